@@ -1,0 +1,63 @@
+"""Which layers get an adapter: presets as patterns over module paths, for UNets and transformers of both naming worlds."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from torch import nn
+
+from ..config import AdapterConfig
+from ..errors import LoomError
+
+_ATTENTION = r"(^|\.)(\w*attn\d*|\w*attention|attn\d*_\w+)\."
+_CROSS = r"(^|\.)(attn2|cross_attn|cross_attention|crossattn)\."
+_SINGLE_STREAM = r"(^|\.)single_(transformer_)?blocks\.\d+\.(linear[12]|attn\.|proj_)"  # attention and MLP share these layers
+_OUTSIDE_BLOCKS = r"(^|\.)(time_embed|label_emb|add_embedding|time_embedding|input_blocks\.0\.0|conv_in|conv_out|out\.\d|final_layer|\w*_embedder)(\.|$)"
+_NUMBERED = r"(^|\.)\w*\.\d+\.|^\w+\.\d+\."
+
+PRESETS = {
+    "attention": lambda path, dims: dims == 2 and bool(re.search(_ATTENTION, path) or re.search(_SINGLE_STREAM, path)),
+    "cross-attention": lambda path, dims: dims == 2 and bool(re.search(_CROSS, path)),
+    "linear": lambda path, dims: dims == 2 and _inside_blocks(path),
+    "conv": lambda path, dims: _inside_blocks(path),
+    "regex": lambda path, dims: True,
+}
+
+
+def _inside_blocks(path: str) -> bool:
+    return bool(re.search(_NUMBERED, path)) and not re.search(_OUTSIDE_BLOCKS, path)
+
+
+def weight_shape(layer: nn.Module) -> tuple[int, ...]:
+    """The layer's logical weight shape, also when the stored weight is packed or quantised."""
+    if hasattr(layer, "kernel_size"):
+        return (layer.out_channels, layer.in_channels // layer.groups, *layer.kernel_size)
+    return (layer.out_features, layer.in_features)
+
+
+def choose_targets(layers: Mapping[str, nn.Module], config: AdapterConfig) -> list[str]:
+    """Paths of `layers` the config selects, sorted. Raises LoomError when none is left or a pattern is no regular expression."""
+    if config.targets == "regex" and not config.include:
+        raise LoomError("adapter.include: targets = regex needs a regular expression of layer paths; give one or choose a preset.")
+    include, exclude = _pattern("include", config.include), _pattern("exclude", config.exclude)
+    wanted = PRESETS[config.targets]
+    chosen = []
+    for path, layer in layers.items():
+        plain = getattr(layer, "groups", 1) == 1
+        if plain and wanted(path, len(weight_shape(layer))) and (not include or include.search(path)) and not (exclude and exclude.search(path)):
+            chosen.append(path)
+    if not chosen:
+        example = next(iter(layers), "none")
+        raise LoomError(
+            f"adapter.targets: {config.targets!r} with include {config.include!r} and exclude {config.exclude!r} selects none of the model's "
+            f"{len(layers)} layers (a path looks like {example}); choose another preset or pattern."
+        )
+    return sorted(chosen)
+
+
+def _pattern(field: str, text: str) -> re.Pattern[str] | None:
+    try:
+        return re.compile(text) if text else None
+    except re.error as error:
+        raise LoomError(f"adapter.{field}: {text!r} is not a regular expression ({error}); correct it or leave it empty.") from error

@@ -1,0 +1,65 @@
+"""What the engine asks of a base model. A backend lends one model and takes it back unchanged when its `training` block ends."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+import torch
+from PIL import Image
+from torch import nn
+
+from ..adapters import AdapterSet
+from ..config import ObjectiveConfig, SampleConfig
+from ..data.batches import Batch
+from ..objectives import Objective
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleJob:
+    """One sample picture to draw; sizes in px."""
+
+    prompt: str
+    width_px: int
+    height_px: int
+    config: SampleConfig
+
+
+class Backend(Protocol):
+    """A frozen text-to-image model."""
+
+    device: torch.device
+    dtype: torch.dtype  # the base model's arithmetic
+    latent_step_px: int  # pictures must be multiples of this
+
+    def layers(self) -> Mapping[str, nn.Module]:
+        """Linear and convolution layers that can carry an adapter, by the model's own module path."""
+
+    def file_name(self, path: str) -> str:
+        """The layer's name in the file that will be written, e.g. lora_unet_mid_block_attentions_0_proj_in."""
+
+    def fingerprint(self) -> str:
+        """Identifies the base weights; two models that differ give different strings."""
+
+    def objective(self, config: ObjectiveConfig) -> Objective:
+        """Noise schedule and prediction type of this model."""
+
+    def encode_picture(self, pixels: torch.Tensor) -> torch.Tensor:
+        """(1, H, W, 3) float32 in [0, 1] -> latents (1, C, [T,] h, w) in the model's own units."""
+
+    def encode_texts(self, captions: Sequence[str], progress: Callable[[int, int], None]) -> None:
+        """Encodes captions ahead of time; `predict` finds them by text."""
+
+    def training(self, layers: Mapping[str, nn.Module], adapters: AdapterSet, checkpointing: bool) -> AbstractContextManager[None]:
+        """Adapters attached and the model ready for `predict`; everything is taken off again on exit, however the block ends."""
+
+    def predict(self, x_t: torch.Tensor, sigma: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """The network's raw output for corrupted latents x_t (B, ...) at sigma (B,), float32, with gradients to the adapters."""
+
+    def sample(self, job: SampleJob) -> list[Image.Image]:
+        """Pictures drawn by the model's own sampler with whatever adapters are attached."""
+
+    def find_non_finite(self) -> str | None:
+        """Name of a base weight that is not finite, or None."""

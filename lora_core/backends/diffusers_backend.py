@@ -1,0 +1,147 @@
+"""Headless training on a model of the Stable Diffusion family in diffusers layout (unet, vae, text_encoder, tokenizer, scheduler folders)."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+import torch.utils.checkpoint
+from PIL import Image
+from torch import nn
+
+from ..adapters import AdapterSet, attach
+from ..config import ObjectiveConfig
+from ..data.batches import Batch
+from ..errors import LoomError
+from ..objectives import DiscreteLevels, Objective, discrete_sigmas, rescale_zero_terminal_snr
+from .base import SampleJob
+
+DTYPES = {"auto": torch.float32, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+KINDS = {"epsilon": "epsilon", "v_prediction": "v"}
+
+
+class DiffusersBackend:
+    """Lends a UNet with one CLIP text encoder. Everything is read from `folder`; nothing is ever downloaded."""
+
+    def __init__(self, folder: Path, precision: str = "auto", device: str = ""):
+        from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+        from transformers import CLIPTextModel, CLIPTokenizer
+
+        missing = [part for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler") if not (folder / part).is_dir()]
+        if missing:
+            raise LoomError(f"base: {folder} has no folder {', '.join(missing)}; give a Stable Diffusion model in diffusers layout, or toy.")
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.dtype = DTYPES[precision]
+        local = {"local_files_only": True}
+        self.unet = self._place(UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=self.dtype, **local))
+        self.vae = self._place(AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32, **local))
+        self.text_encoder = self._place(CLIPTextModel.from_pretrained(folder / "text_encoder", torch_dtype=torch.float32, **local))
+        self.tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", **local)
+        self.scheduler = DDPMScheduler.from_pretrained(folder / "scheduler", **local)
+        self.latent_step_px = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        self._abar = self.scheduler.alphas_cumprod.double()
+        self._texts: dict[str, torch.Tensor] = {}
+
+    def _place(self, module: nn.Module) -> nn.Module:
+        return module.to(self.device).eval().requires_grad_(False)
+
+    def layers(self) -> Mapping[str, nn.Module]:
+        return {path: m for path, m in self.unet.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
+
+    def file_name(self, path: str) -> str:
+        return "lora_unet_" + path.replace(".", "_")
+
+    def fingerprint(self) -> str:
+        return weights_fingerprint(self.unet)
+
+    def objective(self, config: ObjectiveConfig) -> Objective:
+        kind = KINDS.get(self.scheduler.config.prediction_type)
+        if kind is None:
+            raise LoomError(f"base: prediction type {self.scheduler.config.prediction_type!r} cannot be trained; allowed are {', '.join(KINDS)}.")
+        abar = rescale_zero_terminal_snr(self._abar) if config.zero_terminal_snr else self._abar
+        return Objective(kind, DiscreteLevels(discrete_sigmas(abar)), config)
+
+    @torch.no_grad()
+    def encode_picture(self, pixels: torch.Tensor) -> torch.Tensor:
+        x = pixels.permute(0, 3, 1, 2).to(self.device) * 2 - 1
+        return self.vae.encode(x).latent_dist.mean * self.vae.config.scaling_factor
+
+    @torch.no_grad()
+    def encode_texts(self, captions: Sequence[str], progress: Callable[[int, int], None]) -> None:
+        for done, caption in enumerate(captions):
+            progress(done, len(captions))
+            if caption not in self._texts:
+                ids = self.tokenizer(caption, padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
+                self._texts[caption] = self.text_encoder(ids.to(self.device)).last_hidden_state
+
+    def _text(self, caption: str) -> torch.Tensor:
+        if caption not in self._texts:
+            self.encode_texts([caption], lambda n, of: None)
+        return self._texts[caption]
+
+    @contextlib.contextmanager
+    def training(self, layers: Mapping[str, nn.Module], adapters: AdapterSet, checkpointing: bool) -> Iterator[None]:
+        before = self.unet.is_gradient_checkpointing
+        with attach(layers, adapters):
+            try:
+                if checkpointing:
+                    self.unet.enable_gradient_checkpointing(self._checkpoint)
+                    self.unet.train()  # diffusers checkpoints only in training mode; the UNet has neither dropout nor batch norm
+                yield
+            finally:
+                self.unet.eval()
+                if checkpointing and not before:
+                    self.unet.disable_gradient_checkpointing()
+
+    @staticmethod
+    def _checkpoint(module: nn.Module, *args: torch.Tensor) -> torch.Tensor:
+        return torch.utils.checkpoint.checkpoint(module.__call__, *args, use_reentrant=False, preserve_rng_state=False)
+
+    def predict(self, x_t: torch.Tensor, sigma: torch.Tensor, batch: Batch) -> torch.Tensor:
+        cond = torch.cat([self._text(c) for c in batch.captions])
+        return self._network(x_t, sigma, cond)
+
+    def _network(self, x_t: torch.Tensor, sigma: torch.Tensor, cond: torch.Tensor) -> torch.Tensor:
+        sigma = sigma.to(x_t.device, torch.float64)
+        table = discrete_sigmas(self._abar).to(x_t.device)
+        timestep = (sigma.log()[:, None] - table.log()).abs().argmin(1)
+        scaled = x_t / (1 + sigma.square()).sqrt().view(-1, 1, 1, 1).to(x_t.dtype)
+        return self.unet(scaled.to(self.dtype), timestep, cond.to(self.dtype)).sample.float()
+
+    @torch.no_grad()
+    def sample(self, job: SampleJob) -> list[Image.Image]:
+        """Euler with classifier-free guidance on the same sigmas and noise as the host's `euler` and `simple`, so pictures agree."""
+        config, step = job.config, self.latent_step_px
+        shape = (1, self.unet.config.in_channels, job.height_px // step, job.width_px // step)
+        table = discrete_sigmas(self._abar)
+        picks = [len(table) - 1 - int(n * len(table) / config.steps) for n in range(config.steps)]
+        sigmas = [*(float(table[i]) for i in picks), 0.0]
+        noise = torch.randn(shape, generator=torch.Generator().manual_seed(config.seed))
+        x = (noise * (1 + sigmas[0] ** 2) ** 0.5).to(self.device)
+        cond = torch.cat([self._text(job.prompt), self._text(config.negative)])
+        kind = KINDS[self.scheduler.config.prediction_type]
+        for here, there in zip(sigmas, sigmas[1:], strict=False):
+            out = self._network(x.repeat(2, 1, 1, 1), torch.full((2,), here), cond)
+            denoised = x - here * out if kind == "epsilon" else x / (1 + here**2) - out * here / (1 + here**2) ** 0.5
+            guided = denoised[1:] + config.cfg * (denoised[:1] - denoised[1:])
+            x = x + (x - guided) / here * (there - here)
+        pixels = self.vae.decode(x / self.vae.config.scaling_factor).sample
+        array = ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+        return [Image.fromarray(a) for a in array]
+
+    def find_non_finite(self) -> str | None:
+        return next((name for name, p in self.unet.named_parameters() if not torch.isfinite(p).all()), None)
+
+
+def weights_fingerprint(module: nn.Module) -> str:
+    """Hash over names, shapes and a few values of every weight: tells two models apart in milliseconds without reading them whole."""
+    digest = hashlib.sha256()
+    with torch.no_grad():
+        for name, p in module.named_parameters():
+            digest.update(f"{name}{tuple(p.shape)}{p.dtype}".encode())
+            if p.device.type != "meta" and p.numel():
+                digest.update(p.detach().reshape(-1)[:: max(1, p.numel() // 4)][:4].float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:32]

@@ -1,0 +1,191 @@
+"""Every setting of a run with its default, its bounds and its sentence, in one place. A TOML job file and the train node fill the same classes."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from pathlib import Path
+from typing import Any
+
+from .errors import LoomError
+from .names import check_name
+
+
+class ConfigError(LoomError):
+    """A setting is unknown, of the wrong type or out of bounds."""
+
+
+def setting(default: Any, help: str, *, low: float | None = None, high: float | None = None, choices: tuple[str, ...] = ()) -> Any:
+    """A dataclass field that carries its own documentation and bounds (`low` and `high` are allowed values)."""
+    meta = {"help": help, "low": low, "high": high, "choices": choices}
+    if isinstance(default, type):
+        return dataclasses.field(default_factory=default, metadata=meta)
+    return dataclasses.field(default=default, metadata=meta)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    folder: str = setting("", "Folder with pictures and captions. Kohya trees with sub-folders named 12_name are understood.")
+    trigger: str = setting("", "Word that stands for the concept. Put in front of captions that lack it; the caption of pictures without one.")
+    captions: str = setting("auto", "Where captions come from.", choices=("auto", ".txt", ".caption", "file name", "none"))
+    recursive: bool = setting(True, "Look into sub-folders too.")
+    repeats: int = setting(0, "How often each picture counts per epoch; 0 takes the number in front of a Kohya folder name, else 1.", low=0, high=1000)
+    resolution: int = setting(512, "Pictures are scaled down to about this many pixels squared; smaller ones are never scaled up.", low=16, high=4096)
+    bucket_step_px: int = setting(64, "Sides of a bucket are multiples of this.", low=8, high=256)
+    flip: bool = setting(False, "Mirror pictures left to right half of the time. Leave off for faces, text and anything with a side.")
+    shuffle_tags: bool = setting(False, "Shuffle the comma-separated parts of a caption anew each time.")
+    keep_tokens: int = setting(1, "How many leading parts of a caption stay in place when tags are shuffled.", low=0, high=100)
+    caption_dropout: float = setting(0.0, "Share of steps in which a picture is trained with an empty caption.", low=0.0, high=1.0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdapterConfig:
+    rank: int = setting(16, "Size of the low-rank update. More holds more detail and learns unwanted detail sooner.", low=1, high=1024)
+    alpha: float = setting(0.0, "The update is scaled by alpha / rank; 0 means alpha = rank, a scale of 1.", low=0.0, high=4096.0)
+    dropout: float = setting(0.0, "Share of an adapter's inputs set to zero in each step.", low=0.0, high=0.95)
+    init: str = setting("kaiming", "How lora_down starts (lora_up starts at zero).", choices=("kaiming", "gaussian"))
+    targets: str = setting("attention", "Which layers get an adapter.", choices=("attention", "cross-attention", "linear", "conv", "regex"))
+    include: str = setting("", "Regular expression a layer's path must match; used with targets = regex, narrows the other choices.")
+    exclude: str = setting("", "Regular expression of layer paths to leave alone.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    name: str = setting("adamw", "Optimizer.", choices=("adamw",))
+    lr: float = setting(1e-4, "Learning rate at full strength.", low=0.0, high=10.0)
+    beta1: float = setting(0.9, "Decay of the gradient average.", low=0.0, high=0.9999)
+    beta2: float = setting(0.999, "Decay of the squared-gradient average.", low=0.0, high=0.999999)
+    weight_decay: float = setting(0.01, "Decoupled weight decay.", low=0.0, high=1.0)
+    eps: float = setting(1e-8, "Added to the denominator.", low=1e-16, high=1e-2)
+    max_grad_norm: float = setting(1.0, "Gradients are scaled down to this norm; 0 turns clipping off.", low=0.0, high=1e6)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    name: str = setting(
+        "constant", "Course of the learning rate.", choices=("constant", "linear", "cosine", "cosine_with_restarts", "polynomial")
+    )
+    warmup_steps: int = setting(0, "Steps over which the learning rate rises from zero.", low=0, high=1_000_000)
+    cycles: int = setting(1, "Number of restarts of cosine_with_restarts.", low=1, high=1000)
+    power: float = setting(1.0, "Exponent of polynomial.", low=0.1, high=10.0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig:
+    prediction: str = setting("auto", "What the network predicts; auto asks the model.", choices=("auto", "epsilon", "v", "flow"))
+    timesteps: str = setting("auto", "How noise levels are drawn; auto is uniform for eps and v, logit-normal for flow.", choices=("auto", "uniform", "logit_normal"))
+    logit_mean: float = setting(0.0, "Mean of logit_normal.", low=-5.0, high=5.0)
+    logit_std: float = setting(1.0, "Standard deviation of logit_normal.", low=0.05, high=5.0)
+    shift: float = setting(0.0, "Time shift of flow models; 0 takes the model's own.", low=0.0, high=100.0)
+    min_timestep: int = setting(0, "Smallest timestep trained, of 1000.", low=0, high=999)
+    max_timestep: int = setting(1000, "One past the largest timestep trained, of 1000.", low=1, high=1000)
+    zero_terminal_snr: bool = setting(False, "Rescale the schedule so the last step is pure noise (v models; Lin et al. 2023).")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SaveConfig:
+    every: int = setting(250, "Steps between checkpoints.", low=1, high=1_000_000)
+    keep: int = setting(2, "Checkpoints kept. At least 2: the last one may be in the process of being written.", low=2, high=1000)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SampleConfig:
+    prompt: str = setting("", "Prompt of the sample pictures; several separated by new lines. Empty: the trigger or the first caption.")
+    negative: str = setting("", "Negative prompt of the sample pictures.")
+    every: int = setting(250, "Steps between sample pictures; 0 draws none.", low=0, high=1_000_000)
+    steps: int = setting(20, "Sampler steps.", low=1, high=200)
+    cfg: float = setting(7.0, "Guidance scale.", low=0.0, high=100.0)
+    sampler: str = setting("euler", "Sampler, by the host's name.")
+    scheduler: str = setting("simple", "Noise schedule, by the host's name.")
+    width_px: int = setting(0, "Width; 0 takes the training resolution.", low=0, high=8192)
+    height_px: int = setting(0, "Height; 0 takes the training resolution.", low=0, high=8192)
+    seed: int = setting(1, "Seed of the sample noise, the same every time.", low=0, high=2**63 - 1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    name: str = setting("my_lora", "Name of the run and of its result file.")
+    base: str = setting("toy", "Base model of a headless run: toy, or a folder in diffusers layout. ComfyUI uses the wired model.")
+    steps: int = setting(1000, "Weight updates.", low=1, high=10_000_000)
+    batch_size: int = setting(1, "Pictures per forward pass.", low=1, high=1024)
+    grad_accum: int = setting(1, "Forward passes per weight update; the effective batch is batch_size x grad_accum.", low=1, high=1024)
+    seed: int = setting(0, "Fixes adapter start, order, captions, noise, timesteps and dropout.", low=0, high=2**63 - 1)
+    precision: str = setting("auto", "Arithmetic of the base model; adapters are always fp32. auto keeps what is loaded.", choices=("auto", "fp32", "bf16", "fp16"))
+    checkpointing: bool = setting(False, "Recompute blocks in the backward pass: about a third slower, far less memory.")
+    loss: str = setting("mse", "Distance between prediction and target.", choices=("mse",))
+    data: DataConfig = setting(DataConfig, "")
+    adapter: AdapterConfig = setting(AdapterConfig, "")
+    optimizer: OptimizerConfig = setting(OptimizerConfig, "")
+    schedule: ScheduleConfig = setting(ScheduleConfig, "")
+    objective: ObjectiveConfig = setting(ObjectiveConfig, "")
+    save: SaveConfig = setting(SaveConfig, "")
+    samples: SampleConfig = setting(SampleConfig, "")
+
+    def __post_init__(self) -> None:
+        check_name("name", self.name)
+        if self.objective.min_timestep >= self.objective.max_timestep:
+            raise ConfigError(
+                f"objective.min_timestep: {self.objective.min_timestep} is not below max_timestep {self.objective.max_timestep}; "
+                "give a range such as 0 to 1000."
+            )
+
+
+def parse(values: dict[str, Any], cls: type = TrainConfig, where: str = "") -> Any:
+    """The config that `values` (nested dicts, as TOML gives them) describes. Raises ConfigError on the first unknown key, wrong type or bound."""
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    hints = typing.get_type_hints(cls)
+    for key in values:
+        if key not in fields:
+            raise ConfigError(f"{where}{key}: unknown setting; allowed here are {', '.join(fields)}.")
+    checked = {}
+    for key, value in values.items():
+        kind = hints[key]
+        if dataclasses.is_dataclass(kind):
+            if not isinstance(value, dict):
+                raise ConfigError(f"{where}{key}: expected a section with settings, found {value!r}.")
+            checked[key] = parse(value, typing.cast(type, kind), f"{where}{key}.")
+        else:
+            checked[key] = check(f"{where}{key}", value, kind, fields[key].metadata)
+    return cls(**checked)
+
+
+def check(label: str, value: Any, kind: type, meta: types.MappingProxyType | dict) -> Any:
+    """`value` as `kind` when it is of that type and within the bounds of `meta`; else ConfigError."""
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise ConfigError(f"{label}: expected {kind.__name__}, found {value!r}.")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{label}: found {value}, expected a finite number.")
+    low, high, choices = meta["low"], meta["high"], meta["choices"]
+    if choices and value not in choices:
+        raise ConfigError(f"{label}: found {value!r}; allowed are {', '.join(choices)}.")
+    if (low is not None and value < low) or (high is not None and value > high):
+        raise ConfigError(f"{label}: found {value}; allowed are {low:g} to {high:g}.")
+    return value
+
+
+def load(path: Path) -> TrainConfig:
+    """The config of a TOML job file; a relative data folder is taken from the job file's own folder."""
+    try:
+        import tomllib
+    except ModuleNotFoundError:  # Python 3.10
+        import tomli as tomllib
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}).") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: is not a TOML file ({error}).") from error
+    config = parse(values)
+    folder = config.data.folder
+    if folder and not folder.startswith("toy:"):
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, folder=str((path.parent / folder).resolve())))
+    return config
+
+
+def as_dict(config: TrainConfig) -> dict[str, Any]:
+    """Nested plain dicts, ready for JSON; `parse(as_dict(c)) == c`."""
+    return dataclasses.asdict(config)

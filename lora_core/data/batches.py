@@ -1,0 +1,118 @@
+"""From step number to batch: a pure function of (seed, step, micro), so a resumed run sees what the unbroken one saw. Batches never mix buckets."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ..config import TrainConfig
+from ..errors import LoomError
+from ..rng import python_rng
+from . import buckets
+from .captions import vary
+from .folder import Dataset
+from .pictures import PictureError, open_rgb
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """Latents (B, C, [T,] H, W) float32 on the training device in the model's units; one caption, fit and name per sample; weight (B,)."""
+
+    latents: torch.Tensor
+    captions: Sequence[str]
+    fits: Sequence[buckets.Fit]
+    names: Sequence[str]
+    weight: torch.Tensor
+
+
+Encode = Callable[[torch.Tensor], torch.Tensor]  # (1, H, W, 3) float32 in [0, 1] -> (1, C, [T,] h, w)
+
+
+class LatentCache:
+    """Latents of every picture of a dataset, plain and mirrored, encoded once and held in CPU memory."""
+
+    def __init__(self, dataset: Dataset, config: TrainConfig, encode: Encode, progress: Callable[[int, int], None]):
+        self.fits: list[buckets.Fit] = []
+        self.kept = []
+        self.skipped: list[tuple[str, str]] = []
+        self._latents: dict[tuple[int, bool], torch.Tensor] = {}
+        flips = (False, True) if config.data.flip else (False,)
+        for done, picture in enumerate(dataset.pictures):
+            progress(done, len(dataset.pictures))
+            try:
+                image = open_rgb(picture.path)
+            except PictureError as error:
+                self.skipped.append((picture.name, str(error)))
+                continue
+            how = buckets.fit(*image.size, config.data.resolution, config.data.bucket_step_px)
+            cut = buckets.apply(image, how)
+            for flipped in flips:
+                shown = cut.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flipped else cut
+                pixels = torch.from_numpy(np.asarray(shown, np.float32) / 255.0)[None]
+                latent = encode(pixels).detach().float().cpu().clone()
+                if not torch.isfinite(latent).all():
+                    raise LoomError(f"{picture.name}: the VAE returns numbers that are not finite for it; use a VAE that runs in fp32 or bf16.")
+                self._latents[len(self.kept), flipped] = latent
+            self.kept.append(picture)
+            self.fits.append(how)
+        progress(len(dataset.pictures), len(dataset.pictures))
+        if not self.kept:
+            name, why = self.skipped[0]
+            raise LoomError(f"data.folder: no picture could be opened, the first is {name}: {why}; replace the files.")
+
+    def __getitem__(self, key: tuple[int, bool]) -> torch.Tensor:
+        return self._latents[key]
+
+
+class Batches:
+    """`at(step, micro)` is the batch of that pass. An epoch shows every picture `repeats` times, in an order drawn from the seed."""
+
+    def __init__(self, cache: LatentCache, config: TrainConfig, device: torch.device | str):
+        self._cache, self._config, self._device = cache, config, device
+        self._plan = functools.lru_cache(maxsize=2)(self._plan_epoch)
+        self.per_epoch = len(self._plan(0))
+
+    @property
+    def pictures(self) -> list:
+        return self._cache.kept
+
+    def shapes(self) -> list[tuple[int, ...]]:
+        """The latent shapes that occur, largest first."""
+        return sorted({tuple(self._cache[i, False].shape[1:]) for i in range(len(self._cache.kept))}, key=lambda s: -int(np.prod(s)))
+
+    def at(self, step: int, micro: int) -> Batch:
+        number = step * self._config.grad_accum + micro
+        chosen = self._plan(number // self.per_epoch)[number % self.per_epoch]
+        rng, data = python_rng(self._config.seed, step, micro, "captions"), self._config.data
+        latents, captions = [], []
+        for index in chosen:
+            flipped = rng.random() < 0.5 and data.flip
+            latents.append(self._cache[index, flipped])
+            captions.append(vary(self.pictures[index].caption, rng, data.shuffle_tags, data.keep_tokens, data.caption_dropout))
+        return Batch(
+            latents=torch.cat(latents).to(self._device),
+            captions=captions,
+            fits=[self._cache.fits[i] for i in chosen],
+            names=[self.pictures[i].name for i in chosen],
+            weight=torch.ones(len(chosen), device=self._device),
+        )
+
+    def _plan_epoch(self, epoch: int) -> list[list[int]]:
+        """Picture indices of each batch. The last batch of a bucket is filled up from the bucket, so every batch has the same size."""
+        rng, size = python_rng(self._config.seed, epoch, "order"), self._config.batch_size
+        groups: dict[tuple[int, int], list[int]] = {}
+        for index, picture in enumerate(self.pictures):
+            groups.setdefault(self._cache.fits[index].bucket, []).extend([index] * picture.repeats)
+        batches = []
+        for bucket in sorted(groups):
+            order = groups[bucket]
+            rng.shuffle(order)
+            order += [order[k % len(order)] for k in range(-len(order) % size)]
+            batches += [order[k : k + size] for k in range(0, len(order), size)]
+        rng.shuffle(batches)
+        return batches

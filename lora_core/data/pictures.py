@@ -1,0 +1,56 @@
+"""Opening one picture the right way: header first, EXIF applied, alpha on white, 16 bit scaled, RGB out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+MAX_PIXELS = 64_000_000
+EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"})
+
+
+class PictureError(Exception):
+    """Why one picture cannot be used; the message does not repeat its name."""
+
+
+def read_size(path: Path) -> tuple[int, int]:
+    """(width, height) as shown, EXIF rotation applied, from the header alone. Raises PictureError."""
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            turned = image.getexif().get(0x0112, 1) >= 5
+    except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise PictureError(f"cannot be read as a picture ({_reason(error)})") from error
+    if width * height > MAX_PIXELS:
+        raise PictureError(f"has {width} x {height} pixels, more than the {MAX_PIXELS // 10**6} million allowed")
+    return (height, width) if turned else (width, height)
+
+
+def open_rgb(path: Path) -> Image.Image:
+    """The picture as 8-bit RGB. Raises PictureError when its data is broken."""
+    read_size(path)
+    try:
+        with Image.open(path) as image:
+            image.load()
+            shown = ImageOps.exif_transpose(image) or image
+            return _to_rgb(shown)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise PictureError(f"is damaged ({_reason(error)})") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith(("I", "F")):  # 16 and 32 bit grey: scale instead of clipping to white
+        values = np.asarray(image, np.float64)
+        top = 65535.0 if image.mode.startswith("I") else max(1.0, float(values.max()))
+        return Image.fromarray(np.clip(values / top * 255 + 0.5, 0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        ground = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        return Image.alpha_composite(ground, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _reason(error: Exception) -> str:
+    return "not a known picture format" if isinstance(error, UnidentifiedImageError) else str(error).splitlines()[0][:120]

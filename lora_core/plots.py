@@ -1,0 +1,65 @@
+"""Pictures of a run drawn with Pillow alone: the loss curve and labelled grids of samples."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from PIL import Image, ImageDraw, ImageFont
+
+_INK, _FAINT, _RAW, _SMOOTH = (40, 40, 48), (224, 224, 230), (178, 200, 235), (30, 90, 200)
+
+
+def smoothed(values: Sequence[float], decay: float = 0.97) -> list[float]:
+    """Bias-corrected exponential average, as TensorBoard draws it."""
+    out, average = [], 0.0
+    for n, value in enumerate(values, 1):
+        average = decay * average + (1 - decay) * value
+        out.append(average / (1 - decay**n))
+    return out
+
+
+def loss_plot(losses: Sequence[float], width: int = 720, height: int = 360) -> Image.Image:
+    """Raw and smoothed loss against the step, with axes."""
+    image = Image.new("RGB", (width, height), "white")
+    pen, font = ImageDraw.Draw(image), ImageFont.load_default(13)
+    left, top, right, bottom = 62, 18, width - 16, height - 36
+    ordered = sorted(losses)
+    high = ordered[int(0.995 * (len(ordered) - 1))] * 1.05 or 1.0 if ordered else 1.0
+    for n in range(5):
+        y = bottom - (bottom - top) * n / 4
+        pen.line([(left, y), (right, y)], fill=_FAINT)
+        pen.text((8, y - 8), f"{high * n / 4:.3g}", fill=_INK, font=font)
+        pen.text((left + (right - left) * n / 4 - 10, bottom + 8), str(round(len(losses) * n / 4)), fill=_INK, font=font)
+
+    def place(values: Sequence[float]) -> list[tuple[float, float]]:
+        span = max(1, len(values) - 1)
+        return [(left + (right - left) * i / span, bottom - (bottom - top) * min(1.0, v / high)) for i, v in enumerate(values)]
+
+    if len(losses) > 1:
+        pen.line(place(losses), fill=_RAW)
+        pen.line(place(smoothed(losses)), fill=_SMOOTH, width=3)
+    pen.text((right, top), "loss, smoothed in dark blue", fill=_INK, font=font, anchor="ra")
+    return image
+
+
+def grid(images: Sequence[Image.Image], labels: Sequence[str] = (), columns: int = 0, cell_px: int = 192) -> Image.Image:
+    """Pictures in rows on white, each fitted into a square cell with its label (cut to fit) underneath."""
+    columns = columns or min(8, max(1, math.ceil(math.sqrt(len(images)))))
+    rows = math.ceil(len(images) / columns)
+    font, caption_px = ImageFont.load_default(12), 20 if labels else 0
+    pad = 6
+    sheet = Image.new("RGB", (columns * (cell_px + pad) + pad, rows * (cell_px + caption_px + pad) + pad), "white")
+    pen = ImageDraw.Draw(sheet)
+    for n, image in enumerate(images):
+        x, y = pad + n % columns * (cell_px + pad), pad + n // columns * (cell_px + caption_px + pad)
+        scale = cell_px / max(image.size)
+        size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+        small = image.resize(size, Image.Resampling.NEAREST if scale > 1.5 else Image.Resampling.LANCZOS)
+        sheet.paste(small, (x + (cell_px - size[0]) // 2, y + (cell_px - size[1]) // 2))
+        if labels:
+            text = labels[n]
+            while text and pen.textlength(text, font=font) > cell_px:
+                text = text[:-2]
+            pen.text((x, y + cell_px + 3), text, fill=_INK, font=font)
+    return sheet

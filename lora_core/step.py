@@ -1,0 +1,72 @@
+"""One training step. Start reading here: the rest of the engine exists to call these functions."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from .errors import NonFiniteError
+from .losses import LOSSES
+from .rng import randn_like, step_rng
+
+if TYPE_CHECKING:
+    from .data.batches import Batch
+    from .trainer import Run
+
+MAX_SKIPPED = 20  # fp16 overflows in a row before the run gives up
+
+
+@dataclasses.dataclass(frozen=True)
+class StepReport:
+    """What update number `step` (from 1) did: mean loss and gradient norm before clipping."""
+
+    step: int
+    loss: float
+    grad_norm: float
+    lr: float
+    pictures: Sequence[str]
+
+
+def diffusion_loss(predict: Callable, batch: Batch, objective, rng: torch.Generator, loss: str = "mse") -> torch.Tensor:
+    """Weighted float32 loss of each sample, shape (B,)."""
+    x0 = batch.latents  # (B, C, [T,] H, W), in the model's latent units
+    sigma = objective.draw_sigma(len(x0), rng)  # (B,)
+    noise = randn_like(x0, rng)
+    pred = predict(objective.corrupt(x0, noise, sigma), sigma, batch)
+    error = LOSSES[loss](pred, objective.target(x0, noise, sigma))  # (B,)
+    return objective.weight(sigma).to(error) * batch.weight.to(error) * error
+
+
+def optimizer_step(run: Run, step: int) -> StepReport:
+    """Gradients of every micro batch, clip, update. Raises NonFiniteError before the weights move."""
+    config, total, pictures = run.config, torch.zeros((), device=run.device), []
+    for micro in range(config.grad_accum):
+        batch = run.batches.at(step, micro)
+        run.adapters.begin_pass(config.seed, step, micro)
+        rng = step_rng(config.seed, 0, step, micro)
+        share = diffusion_loss(run.backend.predict, batch, run.objective, rng, config.loss).mean() / config.grad_accum
+        run.scaler.scale(share).backward()
+        total = total + share.detach()
+        pictures += batch.names
+    run.scaler.unscale_(run.optimizer)
+    grad_norm = clip_grad_norm(run.adapters.parameters(), config.optimizer.max_grad_norm)
+    norm, loss = run.check_finite(grad_norm, total, step, pictures)  # the step's one device sync, before the weights move
+    with run.updating():
+        run.scaler.step(run.optimizer)
+        run.scaler.update()
+    run.optimizer.zero_grad(set_to_none=True)
+    return StepReport(step + 1, loss, norm, run.optimizer.param_groups[0]["lr"], pictures)
+
+
+def clip_grad_norm(params: list[torch.nn.Parameter], max_norm: float) -> torch.Tensor:
+    """Total gradient norm before clipping; gradients are scaled in place to `max_norm` unless it is 0."""
+    grads = [p.grad for p in params if p.grad is not None]
+    if not grads:
+        raise NonFiniteError("Nothing is being trained: no adapter received a gradient; check the targets.")
+    norm = torch.nn.utils.get_total_norm(grads, foreach=True)
+    if max_norm > 0:
+        torch.nn.utils.clip_grads_with_norm_(params, max_norm, norm, foreach=True)
+    return norm
