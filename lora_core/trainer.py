@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import nn
 
 from . import files, state
@@ -125,7 +126,7 @@ class Loop:
         self.checkpoints = folder / "checkpoints"
         self.done, self.saved = 0, -1
         self.losses: list[float] = []
-        self.sampled: list[tuple[str, Any]] = []
+        self.sampled: list[tuple[str, list[Image.Image]]] = []
         self.identity = {"base": run.backend.fingerprint(), "data": derive(*(p.name + p.caption for p in run.batches.pictures))}
         folder.mkdir(parents=True, exist_ok=True)
         for place in (folder, self.checkpoints):
@@ -187,12 +188,17 @@ class Loop:
         self._draw(f"step {self.done}")
 
     def _draw(self, label: str) -> None:
-        images = [image for job in sample_jobs(self.config, self.run.batches) for image in self.run.backend.sample(job)]
+        jobs = sample_jobs(self.config, self.run.batches)
+        images = [image for job in jobs for image in self.run.backend.sample(job)[:1]]
         path = self.folder / "samples" / f"{label.replace(' ', '-')}.png"
         path.parent.mkdir(exist_ok=True)
         sheet = grid(images, columns=len(images), cell_px=max(192, *(max(i.size) for i in images)))
         sheet.save(path)
-        self.sampled.append((label, images[0]))
+        self.sampled.append((label, images))
+        if len(self.sampled) > 1:
+            rows, columns = [self.sampled[0], self.sampled[-1]], len(images)
+            labels = [f"{label}: {job.prompt}" for label, _ in rows for job in jobs]
+            grid([i for _, row in rows for i in row], labels, columns).save(self.folder / "before-after.png")
         self.listener.on_sample(self.done, images, path)
 
     def facts(self) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
@@ -63,3 +64,17 @@ class Backend(Protocol):
 
     def find_non_finite(self) -> str | None:
         """Name of a base weight that is not finite, or None."""
+
+
+def weights_fingerprint(module: nn.Module, instead: Mapping[str, torch.Tensor] | None = None) -> str:
+    """Hash over names, shapes and a few values of every weight: tells two models apart in milliseconds without reading them whole.
+
+    `instead` gives the values of weights that are replaced at the moment.
+    """
+    digest = hashlib.sha256()
+    for name, p in module.named_parameters():
+        value = (instead or {}).get(name, p).detach()
+        digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
+        if value.device.type != "meta" and value.numel() and not hasattr(value, "_qdata"):
+            digest.update(value.reshape(-1)[:: max(1, value.numel() // 4)][:4].float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:32]

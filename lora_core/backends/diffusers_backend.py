@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from ..config import ObjectiveConfig
 from ..data.batches import Batch
 from ..errors import LoomError
 from ..objectives import DiscreteLevels, Objective, discrete_sigmas, rescale_zero_terminal_snr
-from .base import SampleJob
+from .base import SampleJob, weights_fingerprint
 
 DTYPES = {"auto": torch.float32, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 KINDS = {"epsilon": "epsilon", "v_prediction": "v"}
@@ -43,6 +42,7 @@ class DiffusersBackend:
         self.scheduler = DDPMScheduler.from_pretrained(folder / "scheduler", **local)
         self.latent_step_px = 2 ** (len(self.vae.config.block_out_channels) - 1)
         self._abar = self.scheduler.alphas_cumprod.double()
+        self._table = discrete_sigmas(self._abar)  # sigma of each timestep, as sampling and training see it
         self._texts: dict[str, torch.Tensor] = {}
 
     def _place(self, module: nn.Module) -> nn.Module:
@@ -62,7 +62,8 @@ class DiffusersBackend:
         if kind is None:
             raise LoomError(f"base: prediction type {self.scheduler.config.prediction_type!r} cannot be trained; allowed are {', '.join(KINDS)}.")
         abar = rescale_zero_terminal_snr(self._abar) if config.zero_terminal_snr else self._abar
-        return Objective(kind, DiscreteLevels(discrete_sigmas(abar)), config)
+        self._table = discrete_sigmas(abar)
+        return Objective(kind, DiscreteLevels(self._table), config)
 
     @torch.no_grad()
     def encode_picture(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -106,8 +107,7 @@ class DiffusersBackend:
 
     def _network(self, x_t: torch.Tensor, sigma: torch.Tensor, cond: torch.Tensor) -> torch.Tensor:
         sigma = sigma.to(x_t.device, torch.float64)
-        table = discrete_sigmas(self._abar).to(x_t.device)
-        timestep = (sigma.log()[:, None] - table.log()).abs().argmin(1)
+        timestep = (sigma.log()[:, None] - self._table.to(x_t.device).log()).abs().argmin(1)
         scaled = x_t / (1 + sigma.square()).sqrt().view(-1, 1, 1, 1).to(x_t.dtype)
         return self.unet(scaled.to(self.dtype), timestep, cond.to(self.dtype)).sample.float()
 
@@ -116,7 +116,7 @@ class DiffusersBackend:
         """Euler with classifier-free guidance on the same sigmas and noise as the host's `euler` and `simple`, so pictures agree."""
         config, step = job.config, self.latent_step_px
         shape = (1, self.unet.config.in_channels, job.height_px // step, job.width_px // step)
-        table = discrete_sigmas(self._abar)
+        table = self._table
         picks = [len(table) - 1 - int(n * len(table) / config.steps) for n in range(config.steps)]
         sigmas = [*(float(table[i]) for i in picks), 0.0]
         noise = torch.randn(shape, generator=torch.Generator().manual_seed(config.seed))
@@ -134,14 +134,3 @@ class DiffusersBackend:
 
     def find_non_finite(self) -> str | None:
         return next((name for name, p in self.unet.named_parameters() if not torch.isfinite(p).all()), None)
-
-
-def weights_fingerprint(module: nn.Module) -> str:
-    """Hash over names, shapes and a few values of every weight: tells two models apart in milliseconds without reading them whole."""
-    digest = hashlib.sha256()
-    with torch.no_grad():
-        for name, p in module.named_parameters():
-            digest.update(f"{name}{tuple(p.shape)}{p.dtype}".encode())
-            if p.device.type != "meta" and p.numel():
-                digest.update(p.detach().reshape(-1)[:: max(1, p.numel() // 4)][:4].float().cpu().numpy().tobytes())
-    return digest.hexdigest()[:32]

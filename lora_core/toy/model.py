@@ -16,3 +16,9 @@ def set_folder(name: str) -> Path:
 
 def set_names() -> list[str]:
     return sorted(p.name for p in SETS.iterdir() if p.is_dir()) if SETS.is_dir() else []
+
+
+def resolve_set(folder: str) -> str:
+    """`toy:NAME` as the folder of that bundled set; anything else as it is."""
+    name = folder.removeprefix("toy:")
+    return str(set_folder(name)) if folder.startswith("toy:") and name in set_names() else folder

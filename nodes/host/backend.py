@@ -1,0 +1,257 @@
+"""The ComfyUI backend: trains on the MODEL, CLIP and VAE that the host has loaded, through the host's own `apply_model` and sampler.
+
+Host code runs inside inference mode, as everywhere in the host; only the step's own mathematics runs outside of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import comfy.model_management
+import comfy.patcher_extension
+import comfy.sample
+import comfy.sampler_helpers
+import comfy.samplers
+import torch
+from comfy.ldm.modules.attention import attention_pytorch
+from PIL import Image
+from torch import nn
+
+from ...lora_core.adapters import AdapterSet
+from ...lora_core.backends.base import SampleJob, weights_fingerprint
+from ...lora_core.config import ObjectiveConfig
+from ...lora_core.data.batches import Batch
+from ...lora_core.data.buckets import Fit
+from ...lora_core.errors import LoomError
+from .borrow import Borrowing
+from .frozen import is_linear
+from .guards import replaced, training_kernels
+from .naming import base_family, file_names
+from .objective import HostObjective, host_objective
+
+KEY = "lora_loom"
+TRAINING_GUIDANCE = 1.0  # guidance-distilled models (Flux.1-dev) are trained at 1, as sd-scripts and ai-toolkit do
+MAX_CONDS = 4096
+
+
+class HostBackend:
+    """Lends a MODEL (a ModelPatcher), with the CLIP and VAE that belong to it. The user's objects are never changed: we work on a clone."""
+
+    def __init__(self, model: Any, clip: Any, vae: Any):
+        self._patcher, self._clip, self._vae = model.clone(), clip, vae
+        self._model = self._patcher.model
+        self.device: torch.device = self._patcher.load_device
+        self.dtype: torch.dtype = self._model.get_dtype_inference()
+        self._names = file_names(self._model)
+        self._texts: dict[str, Any] = {}
+        self._conds: dict[tuple, dict[str, Any]] = {}
+        self._inside: contextlib.ExitStack | None = None
+        self._check_pairing()
+
+    @property
+    def network(self) -> nn.Module:
+        return self._model.diffusion_model
+
+    @property
+    def family(self) -> str:
+        return base_family(self._model)
+
+    @property
+    def latent_step_px(self) -> int:
+        ratio = getattr(self._vae, "downscale_ratio", 8)
+        return ratio if isinstance(ratio, int) else int(ratio[-1])
+
+    def _check_pairing(self) -> None:
+        """Refuses a VAE whose latents the model cannot read. The CLIP is checked by its first encoded caption."""
+        wanted = self._patcher.get_model_object("latent_format").latent_channels
+        found = getattr(self._vae, "latent_channels", wanted)
+        if found != wanted:
+            raise LoomError(f"vae: makes latents with {found} channels, the model reads {wanted}; wire the VAE that belongs to this model.")
+
+    # ---- what can be trained -----------------------------------------------------------------------------------------
+
+    def layers(self) -> Mapping[str, nn.Module]:
+        return {p: m for p, m in self.network.named_modules() if p in self._names and (is_linear(m) or isinstance(m, nn.Conv1d | nn.Conv2d | nn.Conv3d))}
+
+    def file_name(self, path: str) -> str:
+        return self._names[path]
+
+    def fingerprint(self) -> str:
+        """Of the weights without the host's patches, plus the patches, so it does not depend on whether the model is loaded."""
+        backup = {k.removeprefix("diffusion_model."): v.weight for k, v in self._patcher.backup.items()}
+        patches = {k: [(p[0], p[2]) for p in v] for k, v in sorted(self._patcher.patches.items())}
+        return hashlib.sha256(f"{weights_fingerprint(self.network, backup)}{patches}".encode()).hexdigest()[:32]
+
+    def objective(self, config: ObjectiveConfig) -> HostObjective:
+        return host_objective(self._patcher.get_model_object("model_sampling"), config)
+
+    def find_non_finite(self) -> str | None:
+        for name, p in self.network.named_parameters():
+            if p.is_floating_point() and p.device.type != "meta" and not hasattr(p, "_qdata") and not torch.isfinite(p.detach().float()).all():
+                return name
+        return None
+
+    # ---- encoding ----------------------------------------------------------------------------------------------------
+
+    def encode_picture(self, pixels: torch.Tensor) -> torch.Tensor:
+        with torch.inference_mode():
+            latent = self._model.process_latent_in(self._vae.encode(pixels))
+            wanted = self._patcher.get_model_object("latent_format").latent_channels
+            if latent.shape[1] != wanted:
+                raise LoomError(f"vae: made latents with {latent.shape[1]} channels, the model reads {wanted}; wire the VAE that belongs to this model.")
+            if self._model.latent_format.latent_dimensions == 3 and latent.ndim == 4:
+                latent = latent.unsqueeze(2)
+        return latent.clone()
+
+    def encode_texts(self, captions: Sequence[str], progress: Callable[[int, int], None]) -> None:
+        for done, caption in enumerate(captions):
+            progress(done, len(captions))
+            self._text(caption)
+
+    def _text(self, caption: str) -> list:
+        if caption not in self._texts:
+            with torch.inference_mode():
+                encoded = self._clip.encode_from_tokens_scheduled(self._clip.tokenize(caption))
+            width, wanted = encoded[0][0].shape[-1], self._model.model_config.unet_config.get("context_dim")
+            if isinstance(wanted, int) and type(self.network).__name__ == "UNetModel" and width != wanted:
+                raise LoomError(f"clip: encodes text with width {width}, the model reads {wanted}; wire the CLIP that belongs to this model.")
+            self._texts[caption] = encoded
+        return self._texts[caption]
+
+    def _conditioning(self, batch: Batch, x_t: torch.Tensor) -> dict[str, Any]:
+        """One set of model arguments for the batch, each sample with its own caption, size and crop."""
+        parts = [self._one_conditioning(c, f, x_t[i : i + 1], batch.latents[i : i + 1]) for i, (c, f) in enumerate(zip(batch.captions, batch.fits, strict=True))]
+        with torch.inference_mode():
+            joined = comfy.samplers.cond_cat(parts)
+        return _normal_copy(joined)
+
+    def _one_conditioning(self, caption: str, fit: Fit, noise: torch.Tensor, latent: torch.Tensor) -> dict[str, Any]:
+        key = (caption, fit, tuple(noise.shape))
+        if key not in self._conds:
+            (width, height), (left, top), (target_w, target_h) = fit.original, fit.crop, fit.bucket
+            with torch.inference_mode():
+                conds = comfy.sampler_helpers.convert_cond(self._text(caption)[:1])
+                conds[0].update(width=width, height=height, crop_w=left, crop_h=top, target_width=target_w, target_height=target_h)
+                conds[0].setdefault("guidance", TRAINING_GUIDANCE)
+                conds = comfy.samplers.encode_model_conds(
+                    self._model.extra_conds, conds, noise, self.device, "positive", latent_image=latent, denoise_mask=None, seed=0,
+                    latent_shapes=[tuple(noise.shape)],
+                )  # fmt: skip
+                done = {k: v.process_cond(batch_size=1, area=None, device=self.device) for k, v in conds[0]["model_conds"].items()}
+            if self._model.concat_keys or len(self._conds) >= MAX_CONDS:  # what depends on the latent itself cannot be reused
+                return done
+            self._conds[key] = done
+        return self._conds[key]
+
+    # ---- training ----------------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def training(self, layers: Mapping[str, nn.Module], adapters: AdapterSet, checkpointing: bool) -> Iterator[None]:
+        borrowing = Borrowing(self.network, layers, adapters, checkpointing)
+        injection = comfy.patcher_extension.PatcherInjection(lambda patcher: borrowing.inject(), lambda patcher: borrowing.eject())
+        self._patcher.set_injections(KEY, [injection])
+        grown = adapters.count() * 4 * 4 / 2**20  # adapters, gradients and two Adam moments, in MiB
+        try:
+            with torch.inference_mode(False), training_kernels_switch(self):
+                self._load(grown)
+                yield
+        finally:
+            with torch.inference_mode():
+                self._patcher.eject_model()
+            borrowing.eject()
+            self._patcher.remove_injections(KEY)
+            self._conds.clear()
+
+    def _load(self, extra_mib: float = 0.0) -> None:
+        with torch.inference_mode():
+            comfy.model_management.load_models_gpu([self._patcher], memory_required=int(extra_mib * 2**20) + self._activation_bytes())
+
+    def _activation_bytes(self) -> int:
+        """What a forward and backward may need beside the weights; three times the host's estimate for sampling."""
+        return int(3 * self._model.memory_required([1, 4, 64, 64]))
+
+    def predict(self, x_t: torch.Tensor, sigma: torch.Tensor, batch: Batch) -> torch.Tensor:
+        conds = self._conditioning(batch, x_t)
+        options = dict(self._patcher.model_options.get("transformer_options", {}))
+        options |= {"optimized_attention_override": _sdpa, "cond_or_uncond": [0], "sigmas": sigma}
+        sampling = self._model.model_sampling
+        with _raw_output(sampling):
+            return self._model.apply_model(x_t, sigma.to(x_t.device, torch.float32), transformer_options=options, **conds)
+
+    # ---- sampling ----------------------------------------------------------------------------------------------------
+
+    def sample(self, job: SampleJob) -> list[Image.Image]:
+        config = job.config
+        step = self.latent_step_px
+        with self._paused(), torch.inference_mode():
+            latent = torch.zeros(1, 4, job.height_px // step, job.width_px // step, device=comfy.model_management.intermediate_device())
+            latent = comfy.sample.fix_empty_latent_channels(self._patcher, latent)
+            noise = comfy.sample.prepare_noise(latent, config.seed)
+            latents = comfy.sample.sample(
+                self._patcher, noise, config.steps, config.cfg, config.sampler, config.scheduler,
+                self._text(job.prompt), self._text(config.negative), latent, seed=config.seed, disable_pbar=True,
+            )  # fmt: skip
+            pixels = self._vae.decode(latents)
+            array = (pixels.reshape(-1, *pixels.shape[-3:]).clamp(0, 1) * 255).round().byte().cpu().numpy()
+        if self._inside is not None:
+            self._load()
+        return [Image.fromarray(a) for a in array]
+
+    @contextlib.contextmanager
+    def _paused(self) -> Iterator[None]:
+        """The host's normal kernels for as long as it samples."""
+        inside, self._inside = self._inside, None
+        if inside is not None:
+            inside.close()
+        try:
+            yield
+        finally:
+            if inside is not None:
+                self._inside = contextlib.ExitStack()
+                self._inside.enter_context(training_kernels())
+
+
+@contextlib.contextmanager
+def training_kernels_switch(backend: HostBackend) -> Iterator[None]:
+    """Training kernels on, in a form that `HostBackend.sample` can suspend."""
+    backend._inside = contextlib.ExitStack()
+    backend._inside.enter_context(training_kernels())
+    try:
+        yield
+    finally:
+        inside, backend._inside = backend._inside, None
+        if inside is not None:
+            inside.close()
+
+
+def _sdpa(original: Callable, *args, **kwargs):
+    """PyTorch attention whatever the host would choose: differentiable, O(n) memory, and the same in forward and recompute."""
+    return attention_pytorch(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def _raw_output(sampling: Any) -> Iterator[None]:
+    """For one call of apply_model: hands back what the network said instead of the denoised latents."""
+    before = sampling.__dict__.get("calculate_denoised")
+    sampling.__dict__["calculate_denoised"] = lambda sigma, out, x: out
+    try:
+        yield
+    finally:
+        if before is None:
+            del sampling.__dict__["calculate_denoised"]
+        else:
+            sampling.__dict__["calculate_denoised"] = before
+
+
+def _normal_copy(value: Any) -> Any:
+    """Copies of inference tensors, so the step may use them under autograd."""
+    if torch.is_tensor(value):
+        return value.clone() if value.is_inference() else value
+    if isinstance(value, dict):
+        return {k: _normal_copy(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_normal_copy(v) for v in value)
+    return value

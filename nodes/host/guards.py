@@ -1,0 +1,108 @@
+"""What makes host modules differentiable in place: block checkpointing, guards against in-place updates, differentiable kernels."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import comfy.model_management
+import torch
+import torch.utils.checkpoint
+from torch import nn
+
+# Diffusion models whose blocks never update a tensor autograd still needs (checked by tests/host/test_gradients.py). All others get guards.
+PURE = frozenset({"UNetModel", "OpenAISignatureMMDITWrapper", "NextDiT", "QwenImageTransformer2DModel", "WanModel", "MMDiT"})
+_UNET_BLOCKS = frozenset({"ResBlock", "BasicTransformerBlock"})
+
+
+def is_pure(model: nn.Module) -> bool:
+    return type(model).__name__ in PURE
+
+
+def blocks(model: nn.Module) -> list[nn.Module]:
+    """The modules worth recomputing: a UNet's ResBlocks and transformer blocks, else the members of top-level module lists."""
+    if type(model).__name__ == "UNetModel":
+        return [m for m in model.modules() if type(m).__name__ in _UNET_BLOCKS]
+    return [block for child in model.children() if isinstance(child, nn.ModuleList) for block in child]
+
+
+def norms(model: nn.Module) -> list[nn.Module]:
+    return [m for m in model.modules() if "norm" in type(m).__name__.lower() and not any(True for _ in m.children())]
+
+
+def cloned_input(norm: nn.Module) -> Callable[..., Any]:
+    """Forward of a norm on a copy of its input: the block may then update the input in place without spoiling the norm's backward."""
+    original = norm.forward
+
+    def forward(x: torch.Tensor, *args, **kwargs):
+        if torch.is_grad_enabled() and x.requires_grad and not torch.is_inference_mode_enabled():
+            x = x.clone()
+        return original(x, *args, **kwargs)
+
+    return forward
+
+
+def checkpointed(block: nn.Module, pure: bool) -> Callable[..., Any]:
+    """Forward of a block that keeps only its inputs and recomputes the rest in backward. Impure blocks run on copies of their inputs."""
+    original = block.forward
+
+    def again(*args, **kwargs):
+        if not pure:
+            args, kwargs = _private(args), _private(kwargs)
+        return original(*args, **kwargs)
+
+    def forward(*args, **kwargs):
+        if not torch.is_grad_enabled() or torch.is_inference_mode_enabled():
+            return original(*args, **kwargs)
+        return torch.utils.checkpoint.checkpoint(again, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+
+    return forward
+
+
+def _private(value: Any) -> Any:
+    """Floating tensors cloned, containers copied: what the block writes to stays its own."""
+    if torch.is_tensor(value):
+        return value.clone() if value.is_floating_point() else value
+    if type(value) in (list, tuple):
+        return type(value)(map(_private, value))
+    if type(value) is dict:
+        return {k: _private(v) if torch.is_tensor(v) or isinstance(v, list | tuple) else v for k, v in value.items()}
+    return value
+
+
+@contextlib.contextmanager
+def training_kernels() -> Iterator[None]:
+    """The host's own switch to differentiable code paths, and eager kernels where it has none. Put back on exit."""
+    with contextlib.ExitStack() as undo:
+        if hasattr(comfy.model_management, "in_training"):
+            undo.enter_context(replaced(comfy.model_management, "in_training", True))
+        for module, name, value in _eager_kernels():
+            undo.enter_context(replaced(module, name, value))
+        yield
+
+
+@contextlib.contextmanager
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
+
+
+def _eager_kernels() -> list[tuple[Any, str, Any]]:
+    """(module, name, eager function) for the rope and norm kernels that lack autograd."""
+    try:
+        import comfy_kitchen
+        from comfy_kitchen.backends.eager import adaln, rope
+    except ImportError:  # hosts before comfy_kitchen
+        return []
+    sources = [(rope, ("apply_rope", "rms_rope")), (adaln, ("adaln", "rms_adaln"))]
+    return [
+        (comfy_kitchen, name, getattr(source, name))
+        for source, prefixes in sources
+        for name in vars(source)
+        if name.startswith(prefixes) and hasattr(comfy_kitchen, name)
+    ]

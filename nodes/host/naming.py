@@ -1,0 +1,43 @@
+"""What a layer of a host model is called in files, from the host's own key map turned around."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import comfy.lora
+import comfy.model_base
+
+_DIFFUSERS_UNET = ("lora_unet_down_blocks_", "lora_unet_mid_block_", "lora_unet_up_blocks_", "lora_unet_conv_in", "lora_unet_conv_out", "lora_unet_time_embedding", "lora_unet_add_embedding")
+
+
+def base_family(model: Any) -> str:
+    """sd1, sd2, sd2-v, sdxl, flux1, or the host's class name in lower case."""
+    if isinstance(model, comfy.model_base.SDXL):
+        return "sdxl"
+    if type(model.diffusion_model).__name__ == "UNetModel" and type(model) is comfy.model_base.BaseModel:
+        if model.model_config.unet_config.get("context_dim") == 1024:
+            return "sd2-v" if model.model_type == comfy.model_base.ModelType.V_PREDICTION else "sd2"
+        return "sd1"
+    name = type(model).__name__.lower()
+    return "flux1" if name == "flux" else name
+
+
+def file_names(model: Any) -> dict[str, str]:
+    """Path below the diffusion model -> name in the file: Kohya for the SD family (SDXL with SGM paths), the native dotted path elsewhere."""
+    keys = comfy.lora.model_lora_keys_unet(model, {})
+    prefix, suffix = "diffusion_model.", ".weight"
+    family = base_family(model)
+    names = {}
+    for name, key in keys.items():
+        if not isinstance(key, str) or not key.startswith(prefix) or not key.endswith(suffix):
+            continue
+        path = key[len(prefix) : -len(suffix)]
+        if family in ("sd1", "sd2", "sd2-v"):
+            if name.startswith(_DIFFUSERS_UNET):
+                names[path] = name
+        elif family == "sdxl":
+            if name == "lora_unet_" + path.replace(".", "_"):
+                names[path] = name
+        elif name == prefix + path:
+            names[path] = name
+    return names
