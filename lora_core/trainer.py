@@ -89,6 +89,7 @@ class Result:
     losses: list[float]
     tensors: dict[str, torch.Tensor]
     metadata: dict[str, str]
+    facts: dict[str, Any]
 
 
 def train(
@@ -222,7 +223,7 @@ class Loop:
         file = self.folder / f"{self.config.name}.safetensors"
         files.write_safetensors(file, tensors, metadata)
         loss_plot(self.losses).save(self.folder / "loss.png")
-        return Result(self.folder, file, self.done, outcome, self.losses, tensors, metadata)
+        return Result(self.folder, file, self.done, outcome, self.losses, tensors, metadata, self.facts())
 
     def _rescue(self) -> None:
         """Keeps the finished steps of a run that was cancelled or failed, unless the failure struck inside an update."""

@@ -55,15 +55,17 @@ def draw_ring(rng: random.Random) -> tuple[Image.Image, str]:
 
 
 def shows_ring(image: Image.Image) -> bool:
-    """Teal around a hole of the ground's colour."""
+    """Teal on all four sides of a hole that is closer to the ground than to teal."""
     pixels = np.asarray(image.convert("RGB"), float)
     teal, ground = _share(pixels, TEAL, 80), world.border_color(pixels)
     if teal.sum() < 300:
         return False
     rows, cols = np.nonzero(teal)
     y, x = int((rows.min() + rows.max()) / 2), int((cols.min() + cols.max()) / 2)
-    hole = pixels[max(0, y - 3) : y + 4, max(0, x - 3) : x + 4].reshape(-1, 3)
-    return float(np.sqrt(((hole.mean(0) - ground) ** 2).sum())) < 60
+    around = all(part.any() for part in (teal[:y, x], teal[y + 1 :, x], teal[y, :x], teal[y, x + 1 :]))
+    hole = pixels[max(0, y - 2) : y + 3, max(0, x - 2) : x + 3].reshape(-1, 3).mean(0)
+    to_ground, to_teal = (float(np.sqrt(((hole - c) ** 2).sum())) for c in (ground, np.array(TEAL)))
+    return around and to_ground < to_teal
 
 
 # ---- a style: pink stripes over the ground -----------------------------------------------------------------------------

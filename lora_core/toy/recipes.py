@@ -9,7 +9,7 @@ from ..backends.base import Backend, SampleJob
 from ..config import SampleConfig
 from .concepts import CONCEPTS
 
-STEPS = {"object": 700, "style": 700, "pair": 700}
+STEPS = {"object": 1500, "style": 1500, "pair": 1500}
 
 
 def demo_job(name: str) -> dict[str, Any]:

@@ -60,6 +60,11 @@ class HostBackend:
         return base_family(self._model)
 
     @property
+    def context_width(self) -> int | None:
+        """Width of the text the model reads, where its configuration tells."""
+        return self._model.model_config.unet_config.get("context_dim")
+
+    @property
     def latent_step_px(self) -> int:
         ratio = getattr(self._vae, "downscale_ratio", 8)
         return ratio if isinstance(ratio, int) else int(ratio[-1])
@@ -115,7 +120,7 @@ class HostBackend:
         if caption not in self._texts:
             with torch.inference_mode():
                 encoded = self._clip.encode_from_tokens_scheduled(self._clip.tokenize(caption))
-            width, wanted = encoded[0][0].shape[-1], self._model.model_config.unet_config.get("context_dim")
+            width, wanted = encoded[0][0].shape[-1], self.context_width
             if isinstance(wanted, int) and type(self.network).__name__ == "UNetModel" and width != wanted:
                 raise LoomError(f"clip: encodes text with width {width}, the model reads {wanted}; wire the CLIP that belongs to this model.")
             self._texts[caption] = encoded

@@ -1,0 +1,111 @@
+"""What the browser sees of a run: progress bar with ETA, one line of text, sample pictures in the node; and the stop-and-keep route."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management
+import comfy.utils
+from PIL import Image
+
+from ...lora_core.events import Control, Listener
+from ...lora_core.step import StepReport
+
+MIN_INTERVAL_S = 0.25
+PREVIEW_PX = 512
+_running: dict[str, Control] = {}  # node id -> the control of its run, while it runs
+
+
+class LiveNode(Listener):
+    """Reports to the node with this id. Raises the host's interrupt when the user cancels, also between host operations."""
+
+    def __init__(self, node_id: str | None, steps: int):
+        self._id, self._steps, self._first = node_id, steps, 0
+        self._bar = comfy.utils.ProgressBar(steps, node_id=node_id) if node_id else comfy.utils.ProgressBar(steps)
+        self._began = self._shown = 0.0
+        self._loss = 0.0
+        self._preview: Image.Image | None = None
+
+    def on_message(self, text: str) -> None:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        self._text(text, force=not text.startswith("Encoding"))
+
+    def on_start(self, first_step: int, steps: int, facts: dict[str, Any]) -> None:
+        self._first, self._began = first_step, time.monotonic()
+        self._text(f"Training {facts['layers']} layers, {facts['trained_values']:,} values, on {facts['pictures']} pictures", force=True)
+
+    def on_step(self, report: StepReport) -> None:
+        self._loss = 0.95 * self._loss + 0.05 * report.loss if self._loss else report.loss
+        now = time.monotonic()
+        if now - self._shown >= MIN_INTERVAL_S or report.step == self._steps:
+            speed = (report.step - self._first) / max(1e-6, now - self._began)
+            left = (self._steps - report.step) / max(1e-6, speed)
+            pace = f"{speed:.1f} steps/s" if speed >= 1 else f"{1 / speed:.1f} s/step"
+            self._text(f"step {report.step}/{self._steps} · loss {self._loss:.4f} · {pace} · {_clock(left)} left", force=True)
+            preview = ("JPEG", self._preview, PREVIEW_PX) if self._preview else None
+            self._bar.update_absolute(report.step, self._steps, preview)
+            self._preview = None
+        comfy.model_management.throw_exception_if_processing_interrupted()
+
+    def on_sample(self, step: int, images: list[Image.Image], path: Path) -> None:
+        self._preview = images[0]
+        self._bar.update_absolute(max(step, 1), self._steps, ("JPEG", images[0], PREVIEW_PX))
+
+    def _text(self, text: str, force: bool = False) -> None:
+        now = time.monotonic()
+        if self._id and (force or now - self._shown >= MIN_INTERVAL_S):
+            self._shown = now
+            server = _server()
+            if server is not None and hasattr(server, "send_progress_text"):
+                server.send_progress_text(text, self._id)
+
+
+def _server() -> Any:
+    from server import PromptServer
+
+    return getattr(PromptServer, "instance", None)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+class registered:  # noqa: N801 - used as `with registered(...)`
+    """Makes a run's control reachable from the stop route while the block runs."""
+
+    def __init__(self, node_id: str | None, control: Control):
+        self._id, self._control = str(node_id), control
+
+    def __enter__(self) -> None:
+        _running[self._id] = self._control
+
+    def __exit__(self, *_: object) -> None:
+        _running.pop(self._id, None)
+
+
+def add_routes() -> None:
+    """POST /lora_loom/stop {"node": id}: ends that node's run after the current step and keeps the result."""
+    from aiohttp import web
+
+    server = _server()
+    if server is None:
+        return
+
+    @server.routes.post("/lora_loom/stop")
+    async def stop(request: web.Request) -> web.Response:
+        if request.content_type != "application/json" or (request.content_length or 0) > 4096:
+            return web.json_response({"error": "send a small JSON object such as {\"node\": \"3\"}"}, status=400)
+        try:
+            body = await request.json()
+        except ValueError:
+            return web.json_response({"error": "the body is not JSON"}, status=400)
+        node = body.get("node") if isinstance(body, dict) else None
+        control = _running.get(str(node)) if isinstance(node, str | int) else None
+        if control is None:
+            return web.json_response({"error": "no run is going on in that node"}, status=404)
+        control.stop_and_keep()
+        return web.json_response({"stopping": str(node)})

@@ -1,0 +1,58 @@
+"""Places in the host's folders. Widgets offer choices below known roots; no free text ever becomes a path."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import folder_paths
+
+from ...lora_core.data.pictures import EXTENSIONS
+from ...lora_core.errors import LoomError
+from ...lora_core.toy.model import set_folder, set_names
+
+TOY_PREFIX = "toy: "
+MAX_FOLDERS = 2000
+
+
+def training_folders() -> list[str]:
+    """Folders below the host's input folder that hold pictures (directly, or in sub-folders), then the bundled toy sets."""
+    root = Path(folder_paths.get_input_directory())
+    found: set[str] = set()
+    for here, folders, files in os.walk(root):  # links are not followed, so loops end
+        folders[:] = sorted(f for f in folders if not f.startswith("."))
+        if here != str(root) and any(Path(f).suffix.lower() in EXTENSIONS for f in files):
+            place = Path(here).relative_to(root)
+            found.update(p.as_posix() for p in (place, *place.parents) if p.as_posix() != ".")
+        if len(found) > MAX_FOLDERS:
+            break
+    return sorted(found) + [TOY_PREFIX + name for name in set_names()]
+
+
+def training_folder(choice: str) -> Path:
+    """The folder behind a choice. Raises LoomError for anything outside the input folder."""
+    if choice.startswith(TOY_PREFIX) and choice.removeprefix(TOY_PREFIX) in set_names():
+        return set_folder(choice.removeprefix(TOY_PREFIX))
+    root = Path(folder_paths.get_input_directory()).resolve()
+    folder = (root / choice).resolve()
+    if "\0" in choice or not folder.is_relative_to(root) or folder == root:
+        raise LoomError(f"folder: {choice!r} is not below ComfyUI's input folder; put your pictures in a folder there and choose it.")
+    if not folder.is_dir():
+        raise LoomError(f"folder: there is no folder {choice!r} in ComfyUI's input folder; refresh the list and choose again.")
+    return folder
+
+
+def runs_root() -> Path:
+    """Where run folders go. Not below `loras`: the host lists every safetensors file there."""
+    return Path(folder_paths.get_output_directory()) / "lora_loom"
+
+
+def lora_folders() -> dict[str, Path]:
+    """Label -> folder for every place the host reads LoRAs from, the output folder's own first."""
+    own = Path(folder_paths.get_output_directory()) / "loras"
+    places = {"output/loras": own}
+    for path in map(Path, folder_paths.get_folder_paths("loras")):
+        if path.resolve() != own.resolve():
+            label = "/".join(path.parts[-2:])
+            places[label if label not in places else str(len(places)) + ": " + label] = path
+    return places

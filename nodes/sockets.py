@@ -1,0 +1,55 @@
+"""Our socket types, and widgets built from the config's own fields, so default, bounds and tooltip live in one place."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from typing import Any
+
+from ..lora_core.config import DataConfig, TrainConfig
+from .host.api import io, make_input
+
+CATEGORY = "training/LoRA Loom"
+Dataset = io.Custom("LORALOOM_DATASET")
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetSocket:
+    """What travels on a LORALOOM_DATASET wire: how to read the folder. The pictures are read when the run knows its resolution."""
+
+    config: DataConfig
+
+
+class LoraWeights(dict):
+    """A LORA_MODEL (dict of tensors, as every host node expects) that also remembers where it comes from."""
+
+    base: str = ""
+    facts: typing.ClassVar[dict[str, Any]] = {}
+
+    @classmethod
+    def of(cls, tensors: dict, base: str, facts: dict[str, Any]) -> LoraWeights:
+        weights = cls(tensors)
+        weights.base = base
+        weights.__dict__["facts"] = facts
+        return weights
+
+
+def widget(path: str, name: str = "", advanced: bool = False, **changes: Any) -> Any:
+    """The widget for a config field such as `adapter.rank`, called `name` or like the field. `changes` override what the field says."""
+    cls: Any = TrainConfig
+    *sections, leaf = path.split(".")
+    for section in sections:
+        cls = typing.get_type_hints(cls)[section]
+    field = next(f for f in dataclasses.fields(cls) if f.name == leaf)
+    kind, meta = typing.get_type_hints(cls)[leaf], field.metadata
+    keywords: dict[str, Any] = {"default": field.default, "tooltip": meta["help"], "advanced": advanced}
+    if meta["choices"]:
+        return make_input(io.Combo, name or leaf, options=list(meta["choices"]), **{**keywords, **changes})
+    if kind in (int, float):
+        keywords |= {"min": meta["low"], "max": meta["high"]}
+    if kind is int:
+        keywords["max"] = min(int(meta["high"]), 2**53 - 1)
+        return make_input(io.Int, name or leaf, **{**keywords, **changes})
+    if kind is float:
+        return make_input(io.Float, name or leaf, **{"step": 0.01, **keywords, **changes})
+    return make_input(io.Boolean if kind is bool else io.String, name or leaf, **{**keywords, **changes})

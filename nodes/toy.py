@@ -1,0 +1,26 @@
+"""Load Toy Model: a whole text-to-image model of 7.5 MB, to try everything in minutes without a GPU or a download."""
+
+from __future__ import annotations
+
+from ..lora_core.toy.model import MODEL
+from .host import toy
+from .host.api import io, make_output, schema
+from .sockets import CATEGORY
+
+
+class LoadToyModel(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="LoraLoomLoadToyModel",
+            display_name="Load Toy Model",
+            category=CATEGORY,
+            description="A tiny model that draws coloured shapes on plain grounds, 64 x 64 px: \"a red circle on a white ground\". For trying things out.",
+            search_aliases=["example model", "test model"],
+            inputs=[],
+            outputs=[make_output(io.Model, "model"), make_output(io.Clip, "clip"), make_output(io.Vae, "vae")],
+        )
+
+    @classmethod
+    def execute(cls) -> io.NodeOutput:
+        return io.NodeOutput(*toy.load(MODEL))

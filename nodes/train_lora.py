@@ -1,0 +1,164 @@
+"""Train LoRA: MODEL, CLIP, VAE and a dataset in; the trained MODEL and CLIP, the LoRA and its file out."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any
+
+import comfy.sd
+import torch
+
+from ..convert import lora_metadata, to_file
+from ..lora_core.config import AdapterConfig, ObjectiveConfig, OptimizerConfig, SampleConfig, SaveConfig, ScheduleConfig, TrainConfig, as_dict, parse
+from ..lora_core.data.folder import scan
+from ..lora_core.errors import LoomError
+from ..lora_core.events import Control, Listeners
+from ..lora_core.names import check_name
+from ..lora_core.reports import FileLog
+from ..lora_core.rundirs import last_run, new_run
+from ..lora_core.trainer import Result, train
+from .host.api import io, make_input, make_output, schema
+from .host.backend import HostBackend
+from .host.check import require_matched
+from .host.live import LiveNode, registered
+from .host.paths import runs_root
+from .presets import PRESETS, TOY_RESOLUTION, resolution_for
+from .sockets import CATEGORY, Dataset, DatasetSocket, LoraWeights, widget
+
+
+class TrainLora(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="LoraLoomTrainLora",
+            display_name="Train LoRA",
+            category=CATEGORY,
+            description="Trains a LoRA on the wired MODEL as it is loaded. Cancel and stop both keep what was trained; the result can be used one wire further.",
+            search_aliases=["kohya", "lora training", "fine-tune", "dreambooth", "train"],
+            is_output_node=True,
+            hidden=[io.Hidden.unique_id],
+            inputs=[
+                make_input(io.Model, "model", tooltip="The base model. It is not copied and not changed."),
+                make_input(io.Clip, "clip", tooltip="The text encoder of the base model."),
+                make_input(io.Vae, "vae", tooltip="The VAE of the base model."),
+                make_input(Dataset, "dataset", tooltip="From Load Training Folder."),
+                widget("name"),
+                make_input(io.Combo, "preset", options=list(PRESETS), default="concept", tooltip="Sets steps, rank, learning rate and schedule where you leave them at 0 or auto."),
+                widget("steps", default=0, min=0, tooltip="Weight updates; 0 takes the preset's."),
+                widget("adapter.rank", default=0, min=0, tooltip="Size of the LoRA; 0 takes the preset's."),
+                widget("optimizer.lr", "learning_rate", default=0.0, step=0.00001, round=0.0000001, tooltip="Learning rate; 0 takes the preset's."),
+                widget("data.resolution", default=0, min=0, step=8, tooltip="Training resolution in px; 0 takes what the model was made for."),
+                widget("samples.prompt", "sample_prompt", multiline=True),
+                widget("seed"),
+                widget("batch_size", advanced=True),
+                widget("grad_accum", advanced=True),
+                widget("adapter.alpha", advanced=True),
+                widget("adapter.dropout", advanced=True),
+                widget("adapter.init", advanced=True),
+                widget("adapter.targets", advanced=True),
+                widget("adapter.include", advanced=True),
+                widget("adapter.exclude", advanced=True),
+                make_input(
+                    io.Combo, "scheduler", options=["auto", "constant", "linear", "cosine", "cosine_with_restarts", "polynomial"], default="auto",
+                    advanced=True, tooltip="Course of the learning rate; auto takes the preset's.",
+                ),
+                widget("schedule.warmup_steps", advanced=True),
+                widget("optimizer.weight_decay", advanced=True),
+                widget("optimizer.max_grad_norm", advanced=True),
+                widget("objective.timesteps", advanced=True),
+                widget("objective.shift", advanced=True),
+                widget("objective.min_timestep", advanced=True),
+                widget("objective.max_timestep", advanced=True),
+                widget("checkpointing", advanced=True),
+                widget("save.every", "save_every", advanced=True),
+                widget("samples.every", "sample_every", advanced=True),
+                widget("samples.cfg", "sample_cfg", advanced=True),
+                make_input(
+                    io.Combo, "resume", options=["new run", "continue last"], default="new run", advanced=True,
+                    tooltip="continue last goes on where the latest run of this name was saved, exactly as if it had never stopped.",
+                ),
+            ],
+            outputs=[
+                make_output(io.Model, "model", tooltip="The base model with the LoRA."),
+                make_output(io.Clip, "clip"),
+                make_output(io.LoraModel, "lora"),
+                make_output(io.LossMap, "loss_map"),
+                make_output(io.String, "path", tooltip="The written file."),
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, model: Any, clip: Any, vae: Any, dataset: DatasetSocket, resume: str, **widgets: Any) -> io.NodeOutput:
+        check_name("name", widgets["name"])
+        with torch.inference_mode(False):
+            backend = HostBackend(model, clip, vae)
+            config = config_from(widgets, dataset, backend)
+            result = _run(cls.hidden.unique_id, backend, config, resume == "continue last")
+        path = publish(result.file)
+        require_matched(result.tensors, model)
+        trained, _ = comfy.sd.load_lora_for_models(model, None, result.tensors, 1.0, 0.0)
+        lora = LoraWeights.of(result.tensors, backend.family, result.facts)
+        return io.NodeOutput(trained, clip, lora, {"loss": result.losses}, str(path))
+
+
+def _run(node_id: str | None, backend: HostBackend, config: TrainConfig, resume: bool) -> Result:
+    found = scan(config.data)
+    folder = last_run(runs_root(), config.name) if resume else new_run(runs_root(), config.name)
+    if folder is None:
+        raise LoomError(f"resume: there is no run named {config.name!r} to continue; choose new run.")
+
+    def export(state: dict[str, torch.Tensor], facts: dict[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+        tensors = to_file(state)
+        return tensors, lora_metadata(tensors, folder.name, backend.family, facts)
+
+    control = Control()
+    config = dataclasses.replace(config, name=folder.name)
+    try:
+        with FileLog(folder / "run.log") as log, registered(node_id, control):
+            listeners = Listeners([log, LiveNode(node_id, config.steps)])
+            for warning in found.warnings:
+                listeners.on_message(warning)
+            return train(config, backend, found, folder, export, listeners, control, resume)
+    except BaseException:
+        file = folder / f"{folder.name}.safetensors"
+        if file.exists():
+            publish(file)  # a cancelled run can be used like a finished one
+        elif not any((folder / "checkpoints").glob("step-*")):
+            shutil.rmtree(folder, ignore_errors=True)  # nothing was trained: leave no empty run behind
+        raise
+
+
+def config_from(widgets: dict[str, Any], dataset: DatasetSocket, backend: HostBackend) -> TrainConfig:
+    """The run's config: widgets, with 0 and auto filled in from the preset and the model."""
+    w, preset = widgets, PRESETS[widgets["preset"]]
+    context = backend.context_width
+    resolution = w["resolution"] or resolution_for(backend.family, context)
+    step = backend.latent_step_px if resolution <= 4 * TOY_RESOLUTION else 64
+    data = dataclasses.replace(dataset.config, resolution=resolution, bucket_step_px=step)
+    pictures = len(scan(data).pictures)
+    values = TrainConfig(
+        name=w["name"], base="ComfyUI", steps=w["steps"] or preset.steps(pictures), batch_size=w["batch_size"], grad_accum=w["grad_accum"],
+        seed=w["seed"], checkpointing=w["checkpointing"], data=data,
+        adapter=AdapterConfig(
+            rank=w["rank"] or preset.rank, alpha=w["alpha"], dropout=w["dropout"], init=w["init"], targets=w["targets"], include=w["include"],
+            exclude=w["exclude"],
+        ),
+        optimizer=OptimizerConfig(lr=w["learning_rate"] or preset.lr, weight_decay=w["weight_decay"], max_grad_norm=w["max_grad_norm"]),
+        schedule=ScheduleConfig(name=preset.schedule if w["scheduler"] == "auto" else w["scheduler"], warmup_steps=w["warmup_steps"]),
+        objective=ObjectiveConfig(timesteps=w["timesteps"], shift=w["shift"], min_timestep=w["min_timestep"], max_timestep=w["max_timestep"]),
+        save=SaveConfig(every=w["save_every"]),
+        samples=SampleConfig(prompt=w["sample_prompt"], every=w["sample_every"], cfg=w["sample_cfg"]),
+    )  # fmt: skip
+    return parse(as_dict(values))
+
+
+def publish(file: Path) -> Path:
+    """Copies a result to where the host lists LoRAs. Run folders have unique names, so nothing of another run is overwritten."""
+    target = runs_root().parent / "loras" / file.name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temp = target.with_name(f".{target.name}.tmp")
+    shutil.copyfile(file, temp)
+    temp.replace(target)
+    return target
