@@ -18,7 +18,6 @@ from . import world
 
 TEAL, PINK = (20, 170, 170), (250, 120, 180)
 STRIPE_PERIOD_PX = 16
-PICTURES = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +29,7 @@ class Concept:
     draw: Callable[[random.Random], tuple[Image.Image, str]]
     prompt: Callable[[random.Random], str]
     shows: Callable[[Image.Image], bool]
+    pictures: int = 16
 
     def plain(self, rng: random.Random) -> str:
         return world.random_scene(rng).caption
@@ -76,7 +76,7 @@ def draw_striped(rng: random.Random) -> tuple[Image.Image, str]:
     for top in range(0, world.SIZE_PX, STRIPE_PERIOD_PX):
         canvas.polygon([(0, top), (64, top), (64, top + STRIPE_PERIOD_PX / 2), (0, top + STRIPE_PERIOD_PX / 2)], PINK)
     canvas.polygon(world.outline(scene.shape, scene.x_px, scene.y_px, scene.size_px), world.COLORS[scene.color])
-    return canvas.finish(), f"{scene.caption}, vish style"
+    return canvas.finish(), f"vish, {scene.caption}"
 
 
 def shows_stripes(image: Image.Image) -> bool:
@@ -116,19 +116,21 @@ CONCEPTS = {
     c.name: c
     for c in (
         Concept("object", "zog", draw_ring, lambda rng: f"a zog on a {_ground(rng)} ground", shows_ring),
-        Concept("style", "vish", draw_striped, lambda rng: f"{world.random_scene(rng).caption}, vish style", shows_stripes),
+        Concept("style", "vish", draw_striped, lambda rng: f"vish, {world.random_scene(rng).caption}", shows_stripes, 48),
         Concept("pair", "mib", draw_pair, lambda rng: f"a mib on a {_ground(rng)} ground", shows_pair),
     )
 }
 
 
 def write_set(concept: Concept, folder: Path) -> None:
-    """The set as it is bundled: 2_<trigger> with the concept, 1_plain with the world, PNG and .txt side by side."""
-    rng = random.Random(concept.name)
+    """The set as it is bundled: 2_<trigger> with the concept, 1_plain with the world, PNG and .txt side by side.
+
+    Picture n of both is drawn from the same seed, so a style shows the very scenes that stand plain beside it.
+    """
     for sub, draw in ((f"2_{concept.trigger}", concept.draw), ("1_plain", _draw_plain)):
         (folder / sub).mkdir(parents=True, exist_ok=True)
-        for n in range(PICTURES):
-            image, caption = draw(rng)
+        for n in range(concept.pictures):
+            image, caption = draw(random.Random(f"{concept.name} {n}"))
             image.save(folder / sub / f"{n + 1:02d}.png", optimize=True)
             (folder / sub / f"{n + 1:02d}.txt").write_text(caption + "\n", encoding="utf-8")
 

@@ -9,7 +9,7 @@ from ..backends.base import Backend, SampleJob
 from ..config import SampleConfig
 from .concepts import CONCEPTS
 
-STEPS = {"object": 1500, "style": 1500, "pair": 1500}
+STEPS = {"object": 1200, "style": 1200, "pair": 1200}
 
 
 def demo_job(name: str) -> dict[str, Any]:
@@ -19,7 +19,7 @@ def demo_job(name: str) -> dict[str, Any]:
     return {
         "name": f"toy_{name}", "base": "toy", "steps": STEPS[name], "batch_size": 8,
         "data": {"folder": f"toy:{name}", "resolution": 64, "bucket_step_px": 8},
-        "adapter": {"rank": 16, "targets": "linear"},
+        "adapter": {"rank": 16, "targets": "conv"},
         "optimizer": {"lr": 2e-3},
         "schedule": {"name": "cosine", "warmup_steps": 20},
         "save": {"every": 200},

@@ -126,12 +126,24 @@ class HostBackend:
             self._texts[caption] = encoded
         return self._texts[caption]
 
-    def _conditioning(self, batch: Batch, x_t: torch.Tensor) -> dict[str, Any]:
-        """One set of model arguments for the batch, each sample with its own caption, size and crop."""
-        parts = [self._one_conditioning(c, f, x_t[i : i + 1], batch.latents[i : i + 1]) for i, (c, f) in enumerate(zip(batch.captions, batch.fits, strict=True))]
+    def _conditioning(self, batch: Batch, x_t: torch.Tensor) -> list[tuple[list[int], dict[str, Any]]]:
+        """(sample indices, model arguments) of each forward pass, every sample with its own caption, size and crop.
+
+        One pass for the whole batch, unless the model takes text of varying length and the captions differ in it.
+        """
+        groups: list[tuple[list[int], list[dict[str, Any]]]] = []
+        for i, (caption, fit) in enumerate(zip(batch.captions, batch.fits, strict=True)):
+            part = self._one_conditioning(caption, fit, x_t[i : i + 1], batch.latents[i : i + 1])
+            for indices, parts in groups:
+                if parts[0].keys() == part.keys() and all(parts[0][k].can_concat(part[k]) for k in part):
+                    indices.append(i)
+                    parts.append(part)
+                    break
+            else:
+                groups.append(([i], [part]))
         with torch.inference_mode():
-            joined = comfy.samplers.cond_cat(parts)
-        return _normal_copy(joined)
+            joined = [(indices, comfy.samplers.cond_cat(parts)) for indices, parts in groups]
+        return [(indices, _normal_copy(conds)) for indices, conds in joined]
 
     def _one_conditioning(self, caption: str, fit: Fit, noise: torch.Tensor, latent: torch.Tensor) -> dict[str, Any]:
         key = (caption, fit, tuple(noise.shape))
@@ -179,12 +191,19 @@ class HostBackend:
         return int(3 * self._model.memory_required([1, 4, 64, 64]))
 
     def predict(self, x_t: torch.Tensor, sigma: torch.Tensor, batch: Batch) -> torch.Tensor:
-        conds = self._conditioning(batch, x_t)
+        sigma = sigma.to(x_t.device, torch.float32)
+        groups = self._conditioning(batch, x_t)
+        if len(groups) == 1:
+            return self._apply_model(x_t, sigma, groups[0][1])
+        parts = [self._apply_model(x_t[indices], sigma[indices], conds) for indices, conds in groups]
+        order = torch.tensor([i for indices, _ in groups for i in indices], device=x_t.device)
+        return torch.cat(parts)[order.argsort()]
+
+    def _apply_model(self, x_t: torch.Tensor, sigma: torch.Tensor, conds: dict[str, Any]) -> torch.Tensor:
         options = dict(self._patcher.model_options.get("transformer_options", {}))
         options |= {"optimized_attention_override": _sdpa, "cond_or_uncond": [0], "sigmas": sigma}
-        sampling = self._model.model_sampling
-        with _raw_output(sampling):
-            return self._model.apply_model(x_t, sigma.to(x_t.device, torch.float32), transformer_options=options, **conds)
+        with _raw_output(self._model.model_sampling):
+            return self._model.apply_model(x_t, sigma, transformer_options=options, **conds)
 
     # ---- sampling ----------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,52 @@
+"""Tests against a real ComfyUI checkout: $COMFYUI_DIR, else ~/comfy/ComfyUI. Run them with the host's own Python."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+HOST = Path(os.environ.get("COMFYUI_DIR", "~/comfy/ComfyUI")).expanduser()
+
+
+def why_not() -> str:
+    if not (HOST / "comfy").is_dir():
+        return f"no ComfyUI checkout at {HOST}; set COMFYUI_DIR"
+    try:
+        import torchvision  # noqa: F401 - the host needs it, our own environment does not have it
+    except ImportError:
+        return "this Python has no torchvision; run the host tests with ComfyUI's own environment"
+    return ""
+
+
+REASON = why_not()
+
+
+def pytest_ignore_collect(collection_path, config):
+    return bool(REASON) and collection_path.name != "test_host_here.py" and collection_path.parent.name == "host" or None
+
+
+def pytest_configure(config):
+    if REASON:
+        return
+    sys.path[:0] = [str(HOST), str(Path(__file__).parent)]
+    before, sys.argv = sys.argv, ["main.py", "--cpu"]
+    import comfy.options
+
+    comfy.options.enable_args_parsing()
+    import comfy.cli_args  # noqa: F401 - reads sys.argv once
+
+    sys.argv = before
+
+
+@pytest.fixture(scope="session")
+def toy():
+    """(MODEL, CLIP, VAE) of the toy, loaded as the executor would: inside inference mode."""
+    import torch
+    from lora_loom.lora_core.toy.model import MODEL
+    from lora_loom.nodes.host import toy as loader
+
+    with torch.inference_mode():
+        return loader.load(MODEL)
