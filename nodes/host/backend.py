@@ -48,6 +48,7 @@ class HostBackend:
         self._names = file_names(self._model)
         self._texts: dict[str, Any] = {}
         self._conds: dict[tuple, dict[str, Any]] = {}
+        self._borrowing: Borrowing | None = None
         self._inside: contextlib.ExitStack | None = None
         self._check_pairing()
 
@@ -170,6 +171,7 @@ class HostBackend:
         borrowing = Borrowing(self.network, layers, adapters, checkpointing)
         injection = comfy.patcher_extension.PatcherInjection(lambda patcher: borrowing.inject(), lambda patcher: borrowing.eject())
         self._patcher.set_injections(KEY, [injection])
+        self._borrowing = borrowing
         grown = adapters.count() * 4 * 4 / 2**20  # adapters, gradients and two Adam moments, in MiB
         try:
             with torch.inference_mode(False), training_kernels_switch(self):
@@ -179,6 +181,7 @@ class HostBackend:
             with torch.inference_mode():
                 self._patcher.eject_model()
             borrowing.eject()
+            self._borrowing = None
             self._patcher.remove_injections(KEY)
             self._conds.clear()
 
@@ -191,6 +194,8 @@ class HostBackend:
         return int(3 * self._model.memory_required([1, 4, 64, 64]))
 
     def predict(self, x_t: torch.Tensor, sigma: torch.Tensor, batch: Batch) -> torch.Tensor:
+        if self._borrowing is not None and not self._borrowing.installed:
+            self._load()  # something else was sampled or loaded since the last step
         sigma = sigma.to(x_t.device, torch.float32)
         groups = self._conditioning(batch, x_t)
         if len(groups) == 1:

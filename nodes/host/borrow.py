@@ -37,6 +37,10 @@ class Borrowing:
             raise
         self._undo = undo
 
+    @property
+    def installed(self) -> bool:
+        return self._undo is not None
+
     def eject(self) -> None:
         if self._undo is not None:
             undo, self._undo = self._undo, None

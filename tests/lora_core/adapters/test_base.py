@@ -30,7 +30,8 @@ def snapshot(model):
 
 
 def same(first, second):
-    return first[0] == second[0] and first[1].keys() == second[1].keys() and all(torch.equal(first[1][k], second[1][k]) for k in first[1]) and first[2] == second[2]
+    weights = first[1].keys() == second[1].keys() and all(torch.equal(first[1][k], second[1][k]) for k in first[1])
+    return weights and first[0] == second[0] and first[2] == second[2]
 
 
 @pytest.mark.parametrize("error", [None, RuntimeError, KeyboardInterrupt])
