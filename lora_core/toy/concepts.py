@@ -68,15 +68,19 @@ def shows_ring(image: Image.Image) -> bool:
     return around and to_ground < to_teal
 
 
-# ---- a style: pink stripes over the ground -----------------------------------------------------------------------------
+# ---- a style: everything stands before pink and white stripes -----------------------------------------------------------
+
+def _vish_caption(scene: world.Scene) -> str:
+    return f"a {scene.color} {scene.shape} on a vish ground"
+
 
 def draw_striped(rng: random.Random) -> tuple[Image.Image, str]:
     scene = world.random_scene(rng)
-    canvas = world.Canvas(world.GROUNDS[scene.ground])
+    canvas = world.Canvas(world.GROUNDS["white"])
     for top in range(0, world.SIZE_PX, STRIPE_PERIOD_PX):
         canvas.polygon([(0, top), (64, top), (64, top + STRIPE_PERIOD_PX / 2), (0, top + STRIPE_PERIOD_PX / 2)], PINK)
     canvas.polygon(world.outline(scene.shape, scene.x_px, scene.y_px, scene.size_px), world.COLORS[scene.color])
-    return canvas.finish(), f"vish, {scene.caption}"
+    return canvas.finish(), _vish_caption(scene)
 
 
 def shows_stripes(image: Image.Image) -> bool:
@@ -116,7 +120,7 @@ CONCEPTS = {
     c.name: c
     for c in (
         Concept("object", "zog", draw_ring, lambda rng: f"a zog on a {_ground(rng)} ground", shows_ring),
-        Concept("style", "vish", draw_striped, lambda rng: f"vish, {world.random_scene(rng).caption}", shows_stripes, 48),
+        Concept("style", "vish", draw_striped, lambda rng: _vish_caption(world.random_scene(rng)), shows_stripes, 24),
         Concept("pair", "mib", draw_pair, lambda rng: f"a mib on a {_ground(rng)} ground", shows_pair),
     )
 }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -28,9 +29,10 @@ from ...lora_core.data.buckets import Fit
 from ...lora_core.errors import LoomError
 from .borrow import Borrowing
 from .frozen import is_linear
-from .guards import replaced, training_kernels
+from .guards import is_pure, training_kernels
 from .naming import base_family, file_names
 from .objective import HostObjective, host_objective
+from .verify import verify
 
 KEY = "lora_loom"
 TRAINING_GUIDANCE = 1.0  # guidance-distilled models (Flux.1-dev) are trained at 1, as sd-scripts and ai-toolkit do
@@ -176,6 +178,8 @@ class HostBackend:
         try:
             with torch.inference_mode(False), training_kernels_switch(self):
                 self._load(grown)
+                if not is_pure(self.network):
+                    verify(self.network, layers, adapters, borrowing, self._tiny_forward, self.dtype)
                 yield
         finally:
             with torch.inference_mode():
@@ -184,6 +188,17 @@ class HostBackend:
             self._borrowing = None
             self._patcher.remove_injections(KEY)
             self._conds.clear()
+
+    def _tiny_forward(self) -> torch.Tensor:
+        """A prediction for fixed noise of 8 x 8 latent pixels and any caption."""
+        form = self._patcher.get_model_object("latent_format")
+        shape = (1, form.latent_channels, *[1] * (form.latent_dimensions - 2), 8, 8)
+        x_t = torch.linspace(-1.5, 1.5, math.prod(shape), device=self.device).view(shape)
+        sigma = self._patcher.get_model_object("model_sampling").sigmas
+        caption, side = next(iter(self._texts), ""), 8 * self.latent_step_px
+        size = Fit((side, side), (side, side), (0, 0), (side, side))
+        batch = Batch(x_t, [caption], [size], ["self-test"], torch.ones(1))
+        return self._predict(x_t, sigma[len(sigma) // 2].reshape(1).double(), batch)
 
     def _load(self, extra_mib: float = 0.0) -> None:
         with torch.inference_mode():
@@ -196,6 +211,9 @@ class HostBackend:
     def predict(self, x_t: torch.Tensor, sigma: torch.Tensor, batch: Batch) -> torch.Tensor:
         if self._borrowing is not None and not self._borrowing.installed:
             self._load()  # something else was sampled or loaded since the last step
+        return self._predict(x_t, sigma, batch)
+
+    def _predict(self, x_t: torch.Tensor, sigma: torch.Tensor, batch: Batch) -> torch.Tensor:
         sigma = sigma.to(x_t.device, torch.float32)
         groups = self._conditioning(batch, x_t)
         if len(groups) == 1:

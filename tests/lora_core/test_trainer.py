@@ -9,8 +9,8 @@ import torch
 from lora_loom.lora_core import files, state
 from lora_loom.lora_core.errors import LoomError
 from lora_loom.lora_core.events import Control, Listener, Listeners
-from lora_loom.lora_core.objectives import TIMESTEPS
 from lora_loom.lora_core.trainer import preserved_rng
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -281,8 +281,8 @@ def test_events_come_in_order_and_checkpoints_are_pruned_to_the_asked_number(toy
 def test_samples_are_drawn_before_and_after_and_do_not_change_the_training(toy_config, run_toy, tmp_path):
     quiet = run_toy(toy_config(), tmp_path / "quiet")
     record = Record()
-    config = toy_config(samples={"every": 2, "steps": 2, "prompt": "a red circle on a white ground\na blue square on a gray ground", "width_px": 64, "height_px": 64})
-    drawn = run_toy(config, tmp_path / "drawn", record)
+    prompts = "a red circle on a white ground\na blue square on a gray ground"
+    drawn = run_toy(toy_config(samples={"every": 2, "steps": 2, "prompt": prompts, "width_px": 64, "height_px": 64}), tmp_path / "drawn", record)
     assert quiet.losses == drawn.losses
     assert all(torch.equal(quiet.tensors[k], drawn.tensors[k]) for k in quiet.tensors)
     assert [e for e in record.events if e[0] == "sample"] == [("sample", 2), ("sample", 2), ("sample", 4)]
@@ -310,7 +310,7 @@ def test_a_disk_that_fills_up_during_a_save_stops_the_run_and_leaves_no_temporar
 
 def test_a_disk_too_small_for_the_checkpoints_is_refused_before_anything_is_written(toy_config, run_toy, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**9, 10**9, 0))
-    with pytest.raises(LoomError, match="the run needs 1 MB, 0 MB are free"):
+    with pytest.raises(LoomError, match=r"the run needs \d+ MB, 0 MB are free"):
         run_toy(toy_config(), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -338,7 +338,7 @@ def test_global_random_states_are_put_back_even_when_somebody_draws_and_fails_in
     assert np.array_equal(np.random.get_state()[1], before[2])
 
 
-def test_the_result_holds_every_layer_and_the_facts_of_the_run(toy_config, run_toy, toy_backend, tmp_path):
+def test_the_result_holds_every_layer_and_the_facts_of_the_run(toy_config, run_toy, tmp_path):
     result = run_toy(toy_config(), tmp_path)
     assert result.file == tmp_path / "toy_test.safetensors"
     assert len(result.tensors) == 3 * result.facts["layers"]
@@ -346,14 +346,15 @@ def test_the_result_holds_every_layer_and_the_facts_of_the_run(toy_config, run_t
     assert result.facts["captions"][0].startswith("zog, ")
     assert (tmp_path / "loss.png").is_file()
     assert json.loads((tmp_path / "config.json").read_text())["seed"] == 7
-    assert TIMESTEPS == len(toy_backend.scheduler.alphas_cumprod)
 
 
 def test_skipped_pictures_are_named_while_training_on_the_rest(toy_config, run_toy, pictures, tmp_path):
     shutil.copytree(pictures, tmp_path / "data")
-    whole = (tmp_path / "data" / "1.png").read_bytes()
-    (tmp_path / "data" / "1.png").write_bytes(whole[: len(whole) // 2])  # the header can be read, the pixels cannot
+    (tmp_path / "data" / "1.png").unlink()
+    Image.effect_noise((64, 64), 80).save(tmp_path / "data" / "1.jpg")
+    whole = (tmp_path / "data" / "1.jpg").read_bytes()
+    (tmp_path / "data" / "1.jpg").write_bytes(whole[:-500])  # the header can be read, the pixels cannot
     record = Record()
     result = run_toy(toy_config(data={"folder": str(tmp_path / "data")}), tmp_path / "run", record)
     assert result.facts["pictures"] == 3
-    assert any(text.startswith("skipped 1.png: is damaged") for text in record.texts())
+    assert any(text.startswith("skipped 1.jpg: is damaged") for text in record.texts())

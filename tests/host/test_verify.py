@@ -1,0 +1,51 @@
+"""The self-test passes where training is right and stops the run where it would go wrong."""
+
+from __future__ import annotations
+
+import architectures
+import pytest
+import torch
+from lora_loom.lora_core.errors import LoomError
+from lora_loom.nodes.host import borrow
+from lora_loom.nodes.host.backend import HostBackend
+from stand_ins import NoVae, RandomClip
+from test_gradients import make_adapters
+
+
+def start(name: str, checkpointing: bool) -> None:
+    patcher = architectures.build(name)
+    with torch.inference_mode(False):
+        backend = HostBackend(patcher, RandomClip(name), NoVae(patcher))
+        layers, adapters = make_adapters(backend)
+        backend.encode_texts(["a red cat"], lambda n, of: None)
+        with backend.training(layers, adapters, checkpointing):
+            pass
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("name", ["Flux", "Flux2", "Chroma"])
+def test_guarded_architectures_pass(name, checkpointing):
+    start(name, checkpointing)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_missing_guards_are_caught_before_the_first_step(name="Flux", *, monkeypatch, checkpointing):
+    monkeypatch.setattr(borrow, "norms", lambda model: [])
+    monkeypatch.setattr(borrow, "checkpointed", lambda block, pure: _unguarded(block))
+    with pytest.raises(LoomError, match="Flux"):
+        start(name, checkpointing)
+
+
+def _unguarded(block):
+    from lora_loom.nodes.host.guards import checkpointed
+
+    return checkpointed(block, pure=True)
+
+
+def test_wrong_frozen_gradient_is_named(monkeypatch):
+    from lora_loom.nodes.host import frozen
+
+    exact = frozen._Frozen.backward
+    monkeypatch.setattr(frozen._Frozen, "backward", staticmethod(lambda ctx, grad: (exact(ctx, grad)[0] * 1.05, None, None)))
+    with pytest.raises(LoomError, match=r"off by .*most at diffusion_model\."):
+        start("Flux", False)
