@@ -16,7 +16,7 @@ from PIL import Image
 
 from . import world
 
-TEAL, PINK = (20, 170, 170), (250, 120, 180)
+TEAL, PINK = (20, 170, 170), (225, 50, 160)
 STRIPE_PERIOD_PX = 16
 
 

@@ -1,0 +1,111 @@
+"""A real ComfyUI server with this checkout as its only custom node, spoken to over HTTP."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+HOST = Path(os.environ.get("COMFYUI_DIR", "~/comfy/ComfyUI")).expanduser()
+
+
+class Server:
+    def __init__(self, base: Path):
+        self.base = base
+        (base / "custom_nodes").mkdir(parents=True)
+        (base / "custom_nodes" / "ComfyUI-LoRA-Loom_1.0").symlink_to(ROOT)  # a folder name with a hyphen and a dot
+        for name in ("input", "output", "temp", "user", "models/checkpoints", "models/loras"):
+            (base / name).mkdir(parents=True)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.log = base / "server.log"
+        command = [sys.executable, str(HOST / "main.py"), "--cpu", "--port", str(self.port), "--base-directory", str(base), "--database-url", f"sqlite:///{base}/user/comfy.db"]
+        self._process = subprocess.Popen(command, cwd=HOST, stdout=open(self.log, "w"), stderr=subprocess.STDOUT)
+
+    def wait_ready(self, seconds: float = 120) -> None:
+        for _ in range(int(seconds * 5)):
+            with contextlib.suppress(OSError):
+                self.get("/system_stats")
+                return
+            if self._process.poll() is not None:
+                break
+            time.sleep(0.2)
+        raise RuntimeError("ComfyUI did not start:\n" + self.log.read_text()[-3000:])
+
+    def stop(self) -> None:
+        self._process.terminate()
+        self._process.wait(20)
+
+    def get(self, path: str) -> Any:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=30) as answer:
+            return json.loads(answer.read())
+
+    def post(self, path: str, body: Any, content_type: str = "application/json") -> tuple[int, Any]:
+        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", json.dumps(body).encode(), {"Content-Type": content_type})
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                text = answer.read()
+                return answer.status, json.loads(text) if text else None
+        except urllib.error.HTTPError as error:
+            return error.code, json.loads(error.read() or b"null")
+
+    def queue(self, prompt: dict) -> str:
+        status, answer = self.post("/prompt", {"prompt": prompt})
+        assert status == 200, answer
+        return answer["prompt_id"]
+
+    def result(self, prompt_id: str, seconds: float = 300) -> dict:
+        for _ in range(int(seconds * 10)):
+            entry = self.get(f"/history/{prompt_id}").get(prompt_id)
+            if entry and entry["status"]["status_str"] in ("success", "error"):
+                return entry
+            time.sleep(0.1)
+        raise TimeoutError(self.log.read_text()[-3000:])
+
+    def execute(self, prompt: dict, seconds: float = 300) -> dict:
+        return self.result(self.queue(prompt), seconds)
+
+    def error_of(self, entry: dict) -> str:
+        return next(m[1]["exception_message"] for m in entry["status"]["messages"] if m[0] == "execution_error")
+
+    def api_prompt(self, workflow: dict) -> dict:
+        """A saved workflow as the frontend would queue it: widgets by position, links by slot."""
+        links = {link[0]: (str(link[1]), link[2]) for link in workflow["links"]}
+        prompt = {}
+        for node in workflow["nodes"]:
+            if node["type"] == "MarkdownNote":
+                continue
+            spec = self.get(f"/object_info/{node['type']}")[node["type"]]["input"]
+            wired = {i["name"]: links[i["link"]] for i in node["inputs"]}
+            inputs: dict[str, Any] = {name: list(source) for name, source in wired.items()}
+            values = iter(node["widgets_values"])
+            for name, kind in {**spec.get("required", {}), **spec.get("optional", {})}.items():
+                is_widget = isinstance(kind[0], list) or kind[0] in ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
+                if is_widget and name not in wired:
+                    inputs[name] = next(values)
+                    if name == "seed":
+                        next(values)  # control after generate
+            assert next(values, None) is None, f"{node['type']}: more values than widgets"
+            prompt[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
+        return prompt
+
+
+@contextlib.contextmanager
+def running(base: Path) -> Iterator[Server]:
+    server = Server(base)
+    try:
+        server.wait_ready()
+        yield server
+    finally:
+        server.stop()

@@ -1,0 +1,101 @@
+"""Writes example_workflows/*.json. Run it when a node's widgets change: python tests/reference/make_workflows.py"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+OUT = Path(__file__).resolve().parents[2] / "example_workflows"
+
+TRAIN = {
+    "name": "my_lora", "preset": "concept", "steps": 0, "rank": 0, "learning_rate": 0.0, "resolution": 0, "sample_prompt": "", "seed": 0, "control": "fixed",
+    "batch_size": 1, "grad_accum": 1, "alpha": 0.0, "dropout": 0.0, "init": "kaiming", "targets": "attention", "include": "", "exclude": "",
+    "scheduler": "auto", "warmup_steps": 0, "weight_decay": 0.01, "max_grad_norm": 1.0, "timesteps": "auto", "shift": 0.0, "min_timestep": 0,
+    "max_timestep": 1000, "checkpointing": False, "save_every": 250, "sample_every": 250, "sample_cfg": 7.0, "resume": "new run",
+}  # fmt: skip
+FOLDER = {"folder": "toy: object", "trigger": "", "captions": "auto", "repeats": 0, "recursive": True, "flip": False, "shuffle_tags": False, "keep_tokens": 1, "caption_dropout": 0.0}
+
+
+class Graph:
+    """A workflow in the frontend's own format, built node by node."""
+
+    def __init__(self) -> None:
+        self.nodes: list[dict[str, Any]] = []
+        self.links: list[list[Any]] = []
+
+    def add(self, kind: str, at: tuple[int, int], size: tuple[int, int], inputs: dict[str, tuple[dict, str, str]], outputs: list[tuple[str, str]], widgets: dict[str, Any]) -> dict:
+        """`inputs`: name -> (source node, its output's name, type); `outputs`: (name, type)."""
+        node: dict[str, Any] = {
+            "id": len(self.nodes) + 1, "type": kind, "pos": list(at), "size": list(size), "flags": {}, "order": len(self.nodes), "mode": 0, "inputs": [],
+            "outputs": [{"name": n, "type": t, "links": []} for n, t in outputs], "properties": {"Node name for S&R": kind}, "widgets_values": list(widgets.values()),
+        }  # fmt: skip
+        for name, (source, output, kind_of_link) in inputs.items():
+            slot = next(i for i, o in enumerate(source["outputs"]) if o["name"] == output)
+            link = len(self.links) + 1
+            self.links.append([link, source["id"], slot, node["id"], len(node["inputs"]), kind_of_link])
+            source["outputs"][slot]["links"].append(link)
+            node["inputs"].append({"name": name, "type": kind_of_link, "link": link})
+        self.nodes.append(node)
+        return node
+
+    def note(self, text: str, at: tuple[int, int], size: tuple[int, int]) -> None:
+        self.add("MarkdownNote", at, size, {}, [], {"text": text})
+
+    def write(self, name: str) -> None:
+        workflow = {"last_node_id": len(self.nodes), "last_link_id": len(self.links), "nodes": self.nodes, "links": self.links, "groups": [], "config": {}, "extra": {}, "version": 0.4}
+        OUT.mkdir(exist_ok=True)
+        (OUT / f"{name}.json").write_text(json.dumps(workflow, indent=1) + "\n", encoding="utf-8")
+
+
+TRAIN_OUTPUTS = [("model", "MODEL"), ("clip", "CLIP"), ("lora", "LORA_MODEL"), ("loss_map", "LOSS_MAP"), ("path", "STRING")]
+FOLDER_OUTPUTS = [("dataset", "LORALOOM_DATASET"), ("preview", "IMAGE"), ("report", "STRING"), ("count", "INT")]
+
+
+def try_out(graph: Graph, train: dict, vae: tuple[dict, str], prompt: str, side: int, cfg: float, pictures: int) -> None:
+    """Prompt, sampler and save nodes behind the trained MODEL and CLIP, and the file for WebUIs."""
+    good = graph.add("CLIPTextEncode", (920, 60), (320, 110), {"clip": (train, "clip", "CLIP")}, [("CONDITIONING", "CONDITIONING")], {"text": prompt})
+    bad = graph.add("CLIPTextEncode", (920, 220), (320, 110), {"clip": (train, "clip", "CLIP")}, [("CONDITIONING", "CONDITIONING")], {"text": ""})
+    size = graph.add("EmptyLatentImage", (920, 380), (320, 110), {}, [("LATENT", "LATENT")], {"width": side, "height": side, "batch_size": pictures})
+    sampler = graph.add(
+        "KSampler", (1280, 60), (300, 480),
+        {"model": (train, "model", "MODEL"), "positive": (good, "CONDITIONING", "CONDITIONING"), "negative": (bad, "CONDITIONING", "CONDITIONING"), "latent_image": (size, "LATENT", "LATENT")},
+        [("LATENT", "LATENT")], {"seed": 1, "control": "fixed", "steps": 20, "cfg": cfg, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0},
+    )  # fmt: skip
+    decode = graph.add("VAEDecode", (1620, 60), (200, 60), {"samples": (sampler, "LATENT", "LATENT"), "vae": (vae[0], vae[1], "VAE")}, [("IMAGE", "IMAGE")], {})
+    graph.add("SaveImage", (1620, 180), (320, 320), {"images": (decode, "IMAGE", "IMAGE")}, [], {"filename_prefix": "lora_loom"})
+    graph.add(
+        "LoraLoomSaveLora", (920, 560), (320, 180), {"lora": (train, "lora", "LORA_MODEL")}, [("path", "STRING")],
+        {"name": "my_lora_webui", "destination": "output/loras", "dtype": "fp16", "on_exists": "new number", "write_captions": False},
+    )  # fmt: skip
+
+
+def toy() -> None:
+    graph = Graph()
+    base = graph.add("LoraLoomLoadToyModel", (40, 60), (260, 80), {}, [("model", "MODEL"), ("clip", "CLIP"), ("vae", "VAE")], {})
+    folder = graph.add("LoraLoomLoadFolder", (40, 200), (360, 520), {}, FOLDER_OUTPUTS, FOLDER)
+    widgets = {**TRAIN, "name": "toy_zog", "steps": 600, "rank": 16, "learning_rate": 0.002, "sample_prompt": "a zog on a white ground", "batch_size": 8, "targets": "conv", "sample_every": 100, "sample_cfg": 4.0}
+    inputs = {name: (base, name, name.upper()) for name in ("model", "clip", "vae")} | {"dataset": (folder, "dataset", "LORALOOM_DATASET")}
+    train = graph.add("LoraLoomTrainLora", (440, 60), (420, 720), inputs, TRAIN_OUTPUTS, widgets)
+    try_out(graph, train, (base, "vae"), "a zog on a white ground", 64, 4.0, 4)
+    graph.note("Teaches a tiny model what a **zog** is, in about a minute on a CPU. Press Run, and watch the sample in Train LoRA.", (40, 760), (360, 110))
+    graph.write("train_and_try_toy")
+
+
+def checkpoint() -> None:
+    graph = Graph()
+    base = graph.add("CheckpointLoaderSimple", (40, 60), (360, 110), {}, [("MODEL", "MODEL"), ("CLIP", "CLIP"), ("VAE", "VAE")], {"ckpt_name": "choose your SD1.5 or SDXL checkpoint"})
+    folder = graph.add("LoraLoomLoadFolder", (40, 220), (360, 520), {}, FOLDER_OUTPUTS, FOLDER)
+    inputs = {name.lower(): (base, name, name) for name in ("MODEL", "CLIP", "VAE")} | {"dataset": (folder, "dataset", "LORALOOM_DATASET")}
+    train = graph.add("LoraLoomTrainLora", (440, 60), (420, 720), inputs, TRAIN_OUTPUTS, TRAIN)
+    try_out(graph, train, (base, "VAE"), "a photo of my subject", 512, 7.0, 1)
+    graph.note(
+        "1. Choose a checkpoint. 2. Put pictures (with captions as .txt if you have them) into a folder inside ComfyUI's **input** folder, press R, choose it, and give it a trigger word. 3. Press Run.",
+        (40, 780), (360, 150),
+    )  # fmt: skip
+    graph.write("train_lora_sd15_sdxl")
+
+
+if __name__ == "__main__":
+    toy()
+    checkpoint()
