@@ -28,7 +28,10 @@ def test_every_key_and_value_is_a_string_that_is_not_empty(base, given):
 
 @pytest.mark.parametrize(
     ("base", "version", "v2"),
-    [("sd1", "sd_v1", "False"), ("sd2", "sd_v2", "True"), ("sd2-v", "sd_v2_v", "True"), ("sdxl", "sdxl_base_v1-0", "False"), ("flux1", "flux1", "False"), ("other", "other", "False")],
+    [
+        ("sd1", "sd_v1", "False"), ("sd2", "sd_v2", "True"), ("sd2-v", "sd_v2_v", "True"), ("sdxl", "sdxl_base_v1-0", "False"),
+        ("flux1", "flux1", "False"), ("other", "other", "False"),
+    ],
 )  # fmt: skip
 def test_the_base_model_version_is_always_written_in_the_words_webuis_know(base, version, v2):
     header = lora_metadata(TENSORS, "x", base, {})
