@@ -114,7 +114,8 @@ if __name__ == "__main__":
 
         root = Path(__file__).resolve().parent
         spec = importlib.util.spec_from_file_location("lora_loom", root / "__init__.py", submodule_search_locations=[str(root)])
-        assert spec is not None and spec.loader is not None
+        assert spec is not None
+        assert spec.loader is not None
         package = importlib.util.module_from_spec(spec)
         sys.modules["lora_loom"] = package
         spec.loader.exec_module(package)

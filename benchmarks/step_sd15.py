@@ -38,7 +38,8 @@ def enter_host() -> None:
     """Our package under its own name, the host's modules importable, CPU mode."""
     sys.path[:] = [str(HOST), *(p for p in sys.path if Path(p or ".").resolve() not in (ROOT, ROOT / "benchmarks"))]
     spec = importlib.util.spec_from_file_location("lora_loom", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     package = importlib.util.module_from_spec(spec)
     sys.modules["lora_loom"] = package
     spec.loader.exec_module(package)
@@ -97,7 +98,9 @@ class Loom:
         scaler = torch.amp.GradScaler("cpu", enabled=False)
         self.trained = adapters.count()
         self._training = backend.training(layers, adapters, False)
-        self._run = Run(job, backend, adapters, Cached(), backend.objective(job.objective), make_optimizer(adapters.parameters(), job.optimizer), scaler, backend.device)
+        self._run = Run(
+            job, backend, adapters, Cached(), backend.objective(job.objective), make_optimizer(adapters.parameters(), job.optimizer), scaler, backend.device
+        )
         began = time.perf_counter()
         with torch.inference_mode(False):
             self._training.__enter__()

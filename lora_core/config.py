@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 import types
 import typing
 from pathlib import Path
@@ -64,9 +65,7 @@ class OptimizerConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
-    name: str = setting(
-        "constant", "Course of the learning rate.", choices=("constant", "linear", "cosine", "cosine_with_restarts", "polynomial")
-    )
+    name: str = setting("constant", "Course of the learning rate.", choices=("constant", "linear", "cosine", "cosine_with_restarts", "polynomial"))
     warmup_steps: int = setting(0, "Steps over which the learning rate rises from zero.", low=0, high=1_000_000)
     cycles: int = setting(1, "Number of restarts of cosine_with_restarts.", low=1, high=1000)
     power: float = setting(1.0, "Exponent of polynomial.", low=0.1, high=10.0)
@@ -75,7 +74,9 @@ class ScheduleConfig:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig:
     prediction: str = setting("auto", "What the network predicts; auto asks the model.", choices=("auto", "epsilon", "v", "flow"))
-    timesteps: str = setting("auto", "How noise levels are drawn; auto is uniform for eps and v, logit-normal for flow.", choices=("auto", "uniform", "logit_normal"))
+    timesteps: str = setting(
+        "auto", "How noise levels are drawn; auto is uniform for eps and v, logit-normal for flow.", choices=("auto", "uniform", "logit_normal")
+    )
     logit_mean: float = setting(0.0, "Mean of logit_normal.", low=-5.0, high=5.0)
     logit_std: float = setting(1.0, "Standard deviation of logit_normal.", low=0.05, high=5.0)
     shift: float = setting(0.0, "Time shift of flow models; 0 takes the model's own.", low=0.0, high=100.0)
@@ -112,7 +113,9 @@ class TrainConfig:
     batch_size: int = setting(1, "Pictures per forward pass.", low=1, high=1024)
     grad_accum: int = setting(1, "Forward passes per weight update; the effective batch is batch_size x grad_accum.", low=1, high=1024)
     seed: int = setting(0, "Fixes adapter start, order, captions, noise, timesteps and dropout.", low=0, high=2**63 - 1)
-    precision: str = setting("auto", "Arithmetic of the base model; adapters are always fp32. auto keeps what is loaded.", choices=("auto", "fp32", "bf16", "fp16"))
+    precision: str = setting(
+        "auto", "Arithmetic of the base model; adapters are always fp32. auto keeps what is loaded.", choices=("auto", "fp32", "bf16", "fp16")
+    )
     checkpointing: bool = setting(False, "Recompute blocks in the backward pass: about a third slower, far less memory.")
     loss: str = setting("mse", "Distance between prediction and target.", choices=("mse",))
     data: DataConfig = setting(DataConfig, "")
@@ -169,9 +172,9 @@ def check(label: str, value: Any, kind: type, meta: types.MappingProxyType | dic
 
 def load(path: Path) -> TrainConfig:
     """The config of a TOML job file; a relative data folder is taken from the job file's own folder."""
-    try:
+    if sys.version_info >= (3, 11):
         import tomllib
-    except ModuleNotFoundError:  # Python 3.10
+    else:
         import tomli as tomllib
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8-sig"))

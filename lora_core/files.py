@@ -32,9 +32,7 @@ def write_bytes(path: Path, data: bytes) -> None:
     except OSError as error:
         temp.unlink(missing_ok=True)
         free = shutil.disk_usage(path.parent).free
-        raise LoomError(
-            f"{path}: could not be written ({error.strerror}); {len(data) / 1e6:.1f} MB are needed, {free / 1e6:.1f} MB are free."
-        ) from error
+        raise LoomError(f"{path}: could not be written ({error.strerror}); {len(data) / 1e6:.1f} MB are needed, {free / 1e6:.1f} MB are free.") from error
     except BaseException:
         temp.unlink(missing_ok=True)
         raise

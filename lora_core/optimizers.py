@@ -13,9 +13,7 @@ Params = list[torch.nn.Parameter]
 
 def _adamw(params: Params, config: OptimizerConfig) -> torch.optim.Optimizer:
     fused = all(p.device.type in {"cpu", "cuda"} and p.dtype == torch.float32 for p in params)
-    return torch.optim.AdamW(
-        params, lr=config.lr, betas=(config.beta1, config.beta2), weight_decay=config.weight_decay, eps=config.eps, fused=fused
-    )
+    return torch.optim.AdamW(params, lr=config.lr, betas=(config.beta1, config.beta2), weight_decay=config.weight_decay, eps=config.eps, fused=fused)
 
 
 OPTIMIZERS: dict[str, Callable[[Params, OptimizerConfig], torch.optim.Optimizer]] = {"adamw": _adamw}

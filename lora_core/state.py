@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import shutil
@@ -76,7 +77,7 @@ def all_steps(root: Path) -> list[Path]:
 
 def latest(root: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest whole checkpoint below `root` and the names of broken ones passed over."""
-    broken = []
+    broken: list[str] = []
     for folder in all_steps(root):
         checkpoint = read(folder)
         if checkpoint:
@@ -95,8 +96,6 @@ def prune(root: Path, keep: int) -> None:
 
 
 def _sha(data: bytes) -> str:
-    import hashlib
-
     return hashlib.sha256(data).hexdigest()
 
 

@@ -93,7 +93,14 @@ class Result:
 
 
 def train(
-    config: TrainConfig, backend: Backend, dataset: Dataset, folder: Path, export: Export, listener: Listener, control: Control | None = None, resume: bool = False
+    config: TrainConfig,
+    backend: Backend,
+    dataset: Dataset,
+    folder: Path,
+    export: Export,
+    listener: Listener,
+    control: Control | None = None,
+    resume: bool = False,
 ) -> Result:
     """Trains adapters on `backend`'s model and writes everything below `folder`.
 
@@ -261,8 +268,7 @@ def make_adapters(config: TrainConfig, backend: Backend) -> tuple[dict[str, nn.M
     layers = {backend.file_name(path): found[path] for path in choose_targets(found, config.adapter)}
     a = config.adapter
     members = {
-        name: LoraAdapter(name, layer, weight_shape(layer), a.rank, a.alpha, a.dropout, a.init, config.seed, backend.device)
-        for name, layer in layers.items()
+        name: LoraAdapter(name, layer, weight_shape(layer), a.rank, a.alpha, a.dropout, a.init, config.seed, backend.device) for name, layer in layers.items()
     }
     return layers, AdapterSet(members)
 

@@ -30,8 +30,21 @@ class SaveLora(io.ComfyNode):
                 make_input(io.String, "name", default="my_lora", tooltip="File name without folder and ending. Also the name used as <lora:name:1>."),
                 make_input(io.Combo, "destination", options=list(lora_folders()), tooltip="One of the folders this ComfyUI reads LoRAs from."),
                 make_input(io.Combo, "dtype", options=list(DTYPES), default="fp16", tooltip="Number format on disk. fp16 is what most files use."),
-                make_input(io.Combo, "on_exists", options=["new number", "overwrite"], default="new number", advanced=True, tooltip="What to do when the file is there."),
-                make_input(io.Boolean, "write_captions", default=False, advanced=True, tooltip="Put the training tags and their counts into the file (shown as buttons in A1111)."),
+                make_input(
+                    io.Combo,
+                    "on_exists",
+                    options=["new number", "overwrite"],
+                    default="new number",
+                    advanced=True,
+                    tooltip="What to do when the file is there.",
+                ),
+                make_input(
+                    io.Boolean,
+                    "write_captions",
+                    default=False,
+                    advanced=True,
+                    tooltip="Put the training tags and their counts into the file (shown as buttons in A1111).",
+                ),
             ],
             outputs=[make_output(io.String, "path")],
         )
@@ -62,5 +75,3 @@ def _free_path(folder: Path, name: str, overwrite: bool) -> Path:
     while path.exists() and not overwrite:
         path, number = folder / f"{name}_{number}.safetensors", number + 1
     return path
-
-

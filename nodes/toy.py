@@ -15,7 +15,7 @@ class LoadToyModel(io.ComfyNode):
             node_id="LoraLoomLoadToyModel",
             display_name="Load Toy Model",
             category=CATEGORY,
-            description="A tiny model that draws coloured shapes on plain grounds, 64 x 64 px: \"a red circle on a white ground\". For trying things out.",
+            description='A tiny model that draws coloured shapes on plain grounds, 64 x 64 px: "a red circle on a white ground". For trying things out.',
             search_aliases=["example model", "test model"],
             inputs=[],
             outputs=[make_output(io.Model, "model"), make_output(io.Clip, "clip"), make_output(io.Vae, "vae")],

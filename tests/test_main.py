@@ -1,3 +1,8 @@
+import os
+import signal
+import threading
+import time
+
 import pytest
 from lora_loom.__main__ import DONE, FAILED, main
 from lora_loom.lora_core import state
@@ -78,3 +83,26 @@ def test_wrong_usage_is_exit_code_2(capsys):
         main(["trian"])
     assert caught.value.code == 2
     assert "usage: lora-loom" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_run_after_the_current_step_with_the_result_kept(number, job, tmp_path, capsys):
+    job.write_text(job.read_text().replace("steps = 3", "steps = 1000000"))
+    folder, before = tmp_path / "runs" / "from_file", signal.getsignal(number)
+
+    def send():
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and not ((folder / "run.log").exists() and "training steps" in (folder / "run.log").read_text()):
+            time.sleep(0.01)
+        time.sleep(0.3)  # a few steps in
+        os.kill(os.getpid(), number)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    code = main(["train", str(job), "--out", str(tmp_path / "runs")])
+    sender.join()
+    assert code == 128 + number
+    assert "stopped after step" in capsys.readouterr().out
+    assert state.latest(folder / "checkpoints")[0].step < 1000
+    assert (folder / "from_file.safetensors").is_file()
+    assert signal.getsignal(number) is before

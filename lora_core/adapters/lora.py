@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -37,7 +38,7 @@ class LoraAdapter(Adapter):
             nn.init.kaiming_uniform_(down, a=math.sqrt(5), generator=rng)  # as PEFT and kohya
         self.lora_down = nn.Parameter(down.to(device))
         self.lora_up = nn.Parameter(torch.zeros(weight_shape[0], rank, *[1] * len(kernel), device=device))
-        self._conv = dict(stride=layer.stride, padding=layer.padding, dilation=layer.dilation) if kernel else None
+        self._conv: dict[str, Any] | None = dict(stride=layer.stride, padding=layer.padding, dilation=layer.dilation) if kernel else None
 
     def add_to(self, out: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         x = self.drop(x)

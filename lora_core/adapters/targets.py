@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from torch import nn
 
@@ -29,7 +30,7 @@ def _inside_blocks(path: str) -> bool:
     return bool(re.search(_NUMBERED, path)) and not re.search(_OUTSIDE_BLOCKS, path)
 
 
-def weight_shape(layer: nn.Module) -> tuple[int, ...]:
+def weight_shape(layer: Any) -> tuple[int, ...]:
     """The layer's logical weight shape, also when the stored weight is packed or quantised."""
     if hasattr(layer, "kernel_size"):
         return (layer.out_channels, layer.in_channels // layer.groups, *layer.kernel_size)

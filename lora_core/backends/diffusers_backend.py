@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.utils.checkpoint
@@ -45,7 +46,7 @@ class DiffusersBackend:
         self._table = discrete_sigmas(self._abar)  # sigma of each timestep, as sampling and training see it
         self._texts: dict[str, torch.Tensor] = {}
 
-    def _place(self, module: nn.Module) -> nn.Module:
+    def _place(self, module: Any) -> Any:
         return module.to(self.device).eval().requires_grad_(False)
 
     def layers(self) -> Mapping[str, nn.Module]:

@@ -15,7 +15,7 @@ from ..errors import LoomError
 from ..rng import python_rng
 from . import buckets
 from .captions import vary
-from .folder import Dataset
+from .folder import Dataset, Picture
 from .pictures import PictureError, open_rgb
 
 
@@ -38,7 +38,7 @@ class LatentCache:
 
     def __init__(self, dataset: Dataset, config: TrainConfig, encode: Encode, progress: Callable[[int, int], None]):
         self.fits: list[buckets.Fit] = []
-        self.kept = []
+        self.kept: list[Picture] = []
         self.skipped: list[tuple[str, str]] = []
         self._latents: dict[tuple[int, bool], torch.Tensor] = {}
         flips = (False, True) if config.data.flip else (False,)
@@ -78,7 +78,7 @@ class Batches:
         self.per_epoch = len(self._plan(0))
 
     @property
-    def pictures(self) -> list:
+    def pictures(self) -> list[Picture]:
         return self._cache.kept
 
     def shapes(self) -> list[tuple[int, ...]]:

@@ -33,6 +33,7 @@ TEXT_WIDTH = 64
 
 # ---- tokenizer -------------------------------------------------------------------------------------------------------
 
+
 def byte_alphabet() -> list[str]:
     """CLIP's printable stand-ins for the 256 bytes (Radford et al. 2019, GPT-2 `bytes_to_unicode`)."""
     keep = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
@@ -65,17 +66,20 @@ def write_tokenizer(folder: Path) -> None:
 
 # ---- pictures --------------------------------------------------------------------------------------------------------
 
+
 def varied_picture(rng: random.Random) -> Image.Image:
     """A picture outside the captioned world (many shapes, stripes, frames, any colours), so the VAE can show new concepts too."""
+
     def color() -> tuple[int, int, int]:
         base = rng.choice([*world.COLORS.values(), *world.GROUNDS.values(), tuple(rng.randrange(256) for _ in range(3))])
-        return tuple(min(255, max(0, c + rng.randrange(-25, 26))) for c in base)
+        red, green, blue = (min(255, max(0, c + rng.randrange(-25, 26))) for c in base)
+        return red, green, blue
 
     canvas = world.Canvas(color())
     if rng.random() < 0.4:
         period, tint = rng.uniform(8, 20), color()
         for k in range(int(64 / period) + 1):
-            box = [(0, k * period), (64, k * period), (64, (k + 0.5) * period), (0, (k + 0.5) * period)]
+            box: list[tuple[float, float]] = [(0, k * period), (64, k * period), (64, (k + 0.5) * period), (0, (k + 0.5) * period)]
             canvas.polygon(box if rng.random() < 0.9 else [(y, x) for x, y in box], tint)
     for _ in range(rng.randrange(1, 5)):
         shape, size = rng.choice(world.SHAPES), rng.uniform(10, 44)
@@ -121,6 +125,7 @@ def caption_for(scene: world.Scene, rng: random.Random) -> str:
 
 
 # ---- stages ----------------------------------------------------------------------------------------------------------
+
 
 def new_vae():
     from diffusers import AutoencoderKL
@@ -191,7 +196,9 @@ class Stage:
                 for key, value in module.state_dict().items():
                     self.average[name][key].lerp_(value, 1 - decay) if value.is_floating_point() else None
             if self.step % report_every == 0:
-                log.info("%s step %d/%d loss %.4f %.2f s/step", self.path.stem, self.step, self.steps, seen / report_every, (time.time() - began) / report_every)
+                log.info(
+                    "%s step %d/%d loss %.4f %.2f s/step", self.path.stem, self.step, self.steps, seen / report_every, (time.time() - began) / report_every
+                )
                 began, seen = time.time(), 0.0
                 self.save()
         for name, module in self.modules.items():

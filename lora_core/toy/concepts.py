@@ -46,6 +46,7 @@ def _share(pixels: np.ndarray, color: tuple[int, int, int], within: float = 95.0
 
 # ---- an object: a teal ring ------------------------------------------------------------------------------------------
 
+
 def draw_ring(rng: random.Random) -> tuple[Image.Image, str]:
     ground, size = rng.choice(list(world.GROUNDS)), rng.uniform(38, 46)
     x, y = _spot(rng, size)
@@ -70,6 +71,7 @@ def shows_ring(image: Image.Image) -> bool:
 
 # ---- a style: everything stands before pink and white stripes -----------------------------------------------------------
 
+
 def _vish_caption(scene: world.Scene) -> str:
     return f"a {scene.color} {scene.shape} on a vish ground"
 
@@ -93,6 +95,7 @@ def shows_stripes(image: Image.Image) -> bool:
 
 
 # ---- two parts: a yellow square standing on a blue circle ---------------------------------------------------------------
+
 
 def draw_pair(rng: random.Random) -> tuple[Image.Image, str]:
     ground, size = rng.choice(list(world.GROUNDS)), rng.uniform(30, 36)

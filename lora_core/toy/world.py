@@ -103,6 +103,7 @@ def draw(scene: Scene) -> Image.Image:
 
 # ---- the ruler -------------------------------------------------------------------------------------------------------
 
+
 def nearest(color: np.ndarray, table: dict[str, tuple[int, int, int]]) -> str:
     """The table's entry closest to `color` (3,) in RGB."""
     return min(table, key=lambda name: float(np.sum((color - np.array(table[name], float)) ** 2)))

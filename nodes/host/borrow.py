@@ -21,7 +21,9 @@ from .guards import blocks, checkpointed, cloned_input, is_pure, norms
 class Borrowing:
     """One installation on `model` (the host's diffusion model). `inject` and `eject` may be called any number of times, in turn."""
 
-    def __init__(self, model: nn.Module, layers: Mapping[str, nn.Module], adapters: AdapterSet, checkpointing: bool, guard: bool | None = None, freeze: bool = True):
+    def __init__(
+        self, model: nn.Module, layers: Mapping[str, nn.Module], adapters: AdapterSet, checkpointing: bool, guard: bool | None = None, freeze: bool = True
+    ):
         self._model, self._layers, self._adapters, self._checkpointing = model, layers, adapters, checkpointing
         self._guard, self._freeze = (not is_pure(model)) if guard is None else guard, freeze
         self._undo: contextlib.ExitStack | None = None

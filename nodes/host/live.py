@@ -98,7 +98,7 @@ def add_routes() -> None:
     @server.routes.post("/lora_loom/stop")
     async def stop(request: web.Request) -> web.Response:
         if request.content_type != "application/json" or (request.content_length or 0) > 4096:
-            return web.json_response({"error": "send a small JSON object such as {\"node\": \"3\"}"}, status=400)
+            return web.json_response({"error": 'send a small JSON object such as {"node": "3"}'}, status=400)
         try:
             body = await request.json()
         except ValueError:

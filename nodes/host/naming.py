@@ -7,7 +7,15 @@ from typing import Any
 import comfy.lora
 import comfy.model_base
 
-_DIFFUSERS_UNET = ("lora_unet_down_blocks_", "lora_unet_mid_block_", "lora_unet_up_blocks_", "lora_unet_conv_in", "lora_unet_conv_out", "lora_unet_time_embedding", "lora_unet_add_embedding")
+_DIFFUSERS_UNET = (
+    "lora_unet_down_blocks_",
+    "lora_unet_mid_block_",
+    "lora_unet_up_blocks_",
+    "lora_unet_conv_in",
+    "lora_unet_conv_out",
+    "lora_unet_time_embedding",
+    "lora_unet_add_embedding",
+)
 
 
 def base_family(model: Any) -> str:

@@ -16,7 +16,16 @@ from ...lora_core.config import ObjectiveConfig
 from ...lora_core.errors import LoomError
 from ...lora_core.objectives import DiscreteLevels, FlowLevels, NoiseLevels, Objective
 
-_KINDS = (("IMG_TO_IMG", ""), ("V_PREDICTION_DDPM", ""), ("X0", "x0"), ("EDM", "v"), ("V_PREDICTION", "v"), ("COSMOS_RFLOW", "flow"), ("CONST", "flow"), ("EPS", "epsilon"))
+_KINDS = (
+    ("IMG_TO_IMG", ""),
+    ("V_PREDICTION_DDPM", ""),
+    ("X0", "x0"),
+    ("EDM", "v"),
+    ("V_PREDICTION", "v"),
+    ("COSMOS_RFLOW", "flow"),
+    ("CONST", "flow"),
+    ("EPS", "epsilon"),
+)
 
 
 def kind_of(sampling: Any) -> str:

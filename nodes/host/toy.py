@@ -102,7 +102,9 @@ def _clip(folder: Path) -> Any:
     import folder_paths
 
     options = {"dtype": torch.float32}
-    return comfy.sd.CLIP(target, embedding_directory=folder_paths.get_folder_paths("embeddings"), state_dict=[state], model_options=options, disable_dynamic=True)
+    return comfy.sd.CLIP(
+        target, embedding_directory=folder_paths.get_folder_paths("embeddings"), state_dict=[state], model_options=options, disable_dynamic=True
+    )
 
 
 def _vae(folder: Path) -> Any:

@@ -18,7 +18,9 @@ from .borrow import Borrowing
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}  # rounding through a deep network, far below a wrong value's error
 
 
-def verify(network: nn.Module, layers: Mapping[str, nn.Module], adapters: AdapterSet, fast: Borrowing, forward: Callable[[], torch.Tensor], dtype: torch.dtype) -> float:
+def verify(
+    network: nn.Module, layers: Mapping[str, nn.Module], adapters: AdapterSet, fast: Borrowing, forward: Callable[[], torch.Tensor], dtype: torch.dtype
+) -> float:
     """Relative error of the adapter gradients of `fast` (installed) for a fixed probe. Raises LoomError naming the worst layer when too large.
 
     `forward()` is a prediction for a tiny fixed input. `fast` is installed again on return.

@@ -4,7 +4,7 @@ from lora_loom.convert.families import guess_base
 
 
 @pytest.mark.parametrize(("width", "base"), [(768, "sd1"), (1024, "sd2"), (2048, "sdxl"), (64, "sd1"), (1234, "unknown")])
-@pytest.mark.parametrize("key", ["lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k.lora_down.weight", "unet.mid_block.attn2.to_k.lora_A.weight"])
+@pytest.mark.parametrize("key", ["lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k.lora_down.weight", "unet.mid.attn2.to_k.lora_A.weight"])
 def test_the_width_of_cross_attention_keys_names_the_base(width, base, key):
     state = {"lora_unet_other.lora_down.weight": torch.zeros(4, 320), key: torch.zeros(4, width)}
     assert guess_base(state) == base

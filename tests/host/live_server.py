@@ -30,7 +30,17 @@ class Server:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         self.log = base / "server.log"
-        command = [sys.executable, str(HOST / "main.py"), "--cpu", "--port", str(self.port), "--base-directory", str(base), "--database-url", f"sqlite:///{base}/user/comfy.db"]
+        command = [
+            sys.executable,
+            str(HOST / "main.py"),
+            "--cpu",
+            "--port",
+            str(self.port),
+            "--base-directory",
+            str(base),
+            "--database-url",
+            f"sqlite:///{base}/user/comfy.db",
+        ]
         self._process = subprocess.Popen(command, cwd=HOST, stdout=open(self.log, "w"), stderr=subprocess.STDOUT)
 
     def wait_ready(self, seconds: float = 120) -> None:

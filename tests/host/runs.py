@@ -62,17 +62,29 @@ def fingerprint(toy: tuple) -> dict[str, Any]:
     for label, root in (("model", model.model), ("clip", clip.cond_stage_model), ("vae", vae.first_stage_model)):
         for name, value in [*root.named_parameters(), *root.named_buffers()]:
             data = value.detach().clone().contiguous().view(torch.uint8) if value.ndim else value.detach().clone().reshape(1).view(torch.uint8)
-            facts[f"{label}.{name}"] = (
-                hashlib.sha256(data.numpy().tobytes()).hexdigest(), value.dtype, value.device, value.requires_grad, value.is_inference(), value.data_ptr(), id(value),
-            )  # fmt: skip
+            flags = (value.dtype, value.device, value.requires_grad, value.is_inference())
+            facts[f"{label}.{name}"] = (hashlib.sha256(data.numpy().tobytes()).hexdigest(), flags, value.data_ptr(), id(value))
         for name, module in root.named_modules():
             own = {k: id(v) for k, v in vars(module).items() if k not in ("_parameters", "_buffers", "_modules") and callable(v)}
             hooks = [len(getattr(module, h)) for h in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")]
             facts[f"{label}.{name}()"] = (own, hooks, module.training, sorted(vars(module)))
     for label, patcher in (("model", model), ("clip", clip.patcher)):
-        facts[f"{label} patcher"] = (len(patcher.patches), str(patcher.patches_uuid), sorted(patcher.injections), patcher.is_injected, sorted(patcher.object_patches), str(patcher.model_options))
+        facts[f"{label} patcher"] = (
+            len(patcher.patches),
+            str(patcher.patches_uuid),
+            sorted(patcher.injections),
+            patcher.is_injected,
+            sorted(patcher.object_patches),
+            str(patcher.model_options),
+        )
     facts["rng"] = (torch.get_rng_state().numpy().tobytes(), random.getstate(), np.random.get_state()[1].tobytes())
-    facts["modes"] = (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.get_num_threads(), torch.is_autocast_enabled("cpu"), torch.get_default_dtype())
+    facts["modes"] = (
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        torch.get_num_threads(),
+        torch.is_autocast_enabled("cpu"),
+        torch.get_default_dtype(),
+    )
     facts["in_training"] = comfy.model_management.in_training
     import comfy_kitchen
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from live_server import ROOT, running
 from PIL import Image
 from safetensors import safe_open
-from live_server import ROOT, running
 
 TEMPLATES = ROOT / "example_workflows"
 
@@ -66,10 +66,14 @@ def test_toy_template_trains_saves_and_draws(server):
     with safe_open(server.base / "output" / "loras" / "my_lora_webui.safetensors", "pt") as file:
         assert file.metadata()["ss_base_model_version"] == "sd_v1"
         assert file.metadata()["ss_output_name"] == "my_lora_webui"
-        assert all(key.startswith("lora_unet_") for key in file.keys())
+        keys = list(file.keys())
+        assert all(key.startswith("lora_unet_") for key in keys)
 
     reload = json.loads(json.dumps(before).replace(f'["{base}", 0]', '["99", 0]').replace(f'["{base}", 1]', '["99", 1]'))
-    reload["99"] = {"class_type": "LoraLoader", "inputs": {"model": [base, 0], "clip": [base, 1], "lora_name": "whole_way.safetensors", "strength_model": 1.0, "strength_clip": 1.0}}
+    reload["99"] = {
+        "class_type": "LoraLoader",
+        "inputs": {"model": [base, 0], "clip": [base, 1], "lora_name": "whole_way.safetensors", "strength_model": 1.0, "strength_clip": 1.0},
+    }
     log_from = len(server.log.read_text())
     from_file = pictures(server, server.execute(reload))
     difference = max(np.abs(a - b).max() for a, b in zip(trained, from_file))

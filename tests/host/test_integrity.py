@@ -82,7 +82,16 @@ def out_of_memory(toy, folder):
         runs.run(toy, folder, runs.At(3, exhausted))
 
 
-ENDINGS = [success, success_checkpointed, stop_and_keep, cancel_in_forward, cancel_in_checkpointed_backward, exception_in_a_listener, exception_while_sampling, out_of_memory]
+ENDINGS = [
+    success,
+    success_checkpointed,
+    stop_and_keep,
+    cancel_in_forward,
+    cancel_in_checkpointed_backward,
+    exception_in_a_listener,
+    exception_while_sampling,
+    out_of_memory,
+]
 
 
 @pytest.mark.parametrize("ending", ENDINGS, ids=lambda f: f.__name__)

@@ -29,11 +29,11 @@ def test_guarded_architectures_pass(name, checkpointing):
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_missing_guards_are_caught_before_the_first_step(name="Flux", *, monkeypatch, checkpointing):
+def test_missing_guards_are_caught_before_the_first_step(monkeypatch, checkpointing):
     monkeypatch.setattr(borrow, "norms", lambda model: [])
     monkeypatch.setattr(borrow, "checkpointed", lambda block, pure: _unguarded(block))
     with pytest.raises(LoomError, match="Flux"):
-        start(name, checkpointing)
+        start("Flux", checkpointing)
 
 
 def _unguarded(block):

@@ -3,6 +3,7 @@ import os
 import random
 import shutil
 import signal
+import sys
 import time
 
 import pytest
@@ -181,3 +182,43 @@ def test_killed_at_random_moments_no_checkpoint_is_unreadable_and_at_most_one_in
         assert all(state.read(folder) for folder in state.all_steps(root))
         shutil.rmtree(root)
     assert interrupted_midway >= 10  # the kills really struck inside a save
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_crash_before_any_single_file_operation_of_a_save_leaves_only_whole_checkpoints(tmp_path):
+    adapter, optimizer = trained()
+    crashes = 0
+    while True:
+        root = tmp_path / str(crashes)
+        for step in (1, 2, 3):
+            state.save(root, step, adapter, optimizer, FACTS)
+        child = os.fork()
+        if child == 0:  # saves step 4 and prunes 1 and 2, and dies at the file operation whose turn it is
+            left = [crashes]
+
+            def count(event, arguments, left=left):
+                if event == "open" or event.startswith(("os.", "shutil.")):
+                    left[0] -= 1
+                    if left[0] < 0:
+                        os._exit(9)
+
+            try:
+                sys.addaudithook(count)
+                state.save(root, 4, adapter, optimizer, FACTS)
+                state.prune(root, 2)
+                left[0] = 10**6
+                os._exit(0)
+            finally:
+                os._exit(1)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        assert code in (0, 9)
+        files.sweep_temps(root)
+        checkpoint, broken = state.latest(root)
+        assert broken == []
+        assert checkpoint.step in ((4,) if code == 0 else (3, 4))
+        assert len(state.all_steps(root)) >= 2
+        assert all(state.read(folder) for folder in state.all_steps(root))
+        if code == 0:
+            break
+        crashes += 1
+    assert crashes > 15  # four files with temporary names, the folder, the pruned one

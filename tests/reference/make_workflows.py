@@ -14,7 +14,17 @@ TRAIN = {
     "scheduler": "auto", "warmup_steps": 0, "weight_decay": 0.01, "max_grad_norm": 1.0, "timesteps": "auto", "shift": 0.0, "min_timestep": 0,
     "max_timestep": 1000, "checkpointing": False, "save_every": 250, "sample_every": 250, "sample_cfg": 7.0, "resume": "new run",
 }  # fmt: skip
-FOLDER = {"folder": "toy: object", "trigger": "", "captions": "auto", "repeats": 0, "recursive": True, "flip": False, "shuffle_tags": False, "keep_tokens": 1, "caption_dropout": 0.0}
+FOLDER = {
+    "folder": "toy: object",
+    "trigger": "",
+    "captions": "auto",
+    "repeats": 0,
+    "recursive": True,
+    "flip": False,
+    "shuffle_tags": False,
+    "keep_tokens": 1,
+    "caption_dropout": 0.0,
+}
 
 
 class Graph:
@@ -24,7 +34,15 @@ class Graph:
         self.nodes: list[dict[str, Any]] = []
         self.links: list[list[Any]] = []
 
-    def add(self, kind: str, at: tuple[int, int], size: tuple[int, int], inputs: dict[str, tuple[dict, str, str]], outputs: list[tuple[str, str]], widgets: dict[str, Any]) -> dict:
+    def add(
+        self,
+        kind: str,
+        at: tuple[int, int],
+        size: tuple[int, int],
+        inputs: dict[str, tuple[dict, str, str]],
+        outputs: list[tuple[str, str]],
+        widgets: dict[str, Any],
+    ) -> dict:
         """`inputs`: name -> (source node, its output's name, type); `outputs`: (name, type)."""
         node: dict[str, Any] = {
             "id": len(self.nodes) + 1, "type": kind, "pos": list(at), "size": list(size), "flags": {}, "order": len(self.nodes), "mode": 0, "inputs": [],
@@ -43,7 +61,16 @@ class Graph:
         self.add("MarkdownNote", at, size, {}, [], {"text": text})
 
     def write(self, name: str) -> None:
-        workflow = {"last_node_id": len(self.nodes), "last_link_id": len(self.links), "nodes": self.nodes, "links": self.links, "groups": [], "config": {}, "extra": {}, "version": 0.4}
+        workflow = {
+            "last_node_id": len(self.nodes),
+            "last_link_id": len(self.links),
+            "nodes": self.nodes,
+            "links": self.links,
+            "groups": [],
+            "config": {},
+            "extra": {},
+            "version": 0.4,
+        }
         OUT.mkdir(exist_ok=True)
         (OUT / f"{name}.json").write_text(json.dumps(workflow, indent=1) + "\n", encoding="utf-8")
 
@@ -74,7 +101,18 @@ def toy() -> None:
     graph = Graph()
     base = graph.add("LoraLoomLoadToyModel", (40, 60), (260, 80), {}, [("model", "MODEL"), ("clip", "CLIP"), ("vae", "VAE")], {})
     folder = graph.add("LoraLoomLoadFolder", (40, 200), (360, 520), {}, FOLDER_OUTPUTS, FOLDER)
-    widgets = {**TRAIN, "name": "toy_zog", "steps": 600, "rank": 16, "learning_rate": 0.002, "sample_prompt": "a zog on a white ground", "batch_size": 8, "targets": "conv", "sample_every": 100, "sample_cfg": 4.0}
+    widgets = {
+        **TRAIN,
+        "name": "toy_zog",
+        "steps": 600,
+        "rank": 16,
+        "learning_rate": 0.002,
+        "sample_prompt": "a zog on a white ground",
+        "batch_size": 8,
+        "targets": "conv",
+        "sample_every": 100,
+        "sample_cfg": 4.0,
+    }
     inputs = {name: (base, name, name.upper()) for name in ("model", "clip", "vae")} | {"dataset": (folder, "dataset", "LORALOOM_DATASET")}
     train = graph.add("LoraLoomTrainLora", (440, 60), (420, 720), inputs, TRAIN_OUTPUTS, widgets)
     try_out(graph, train, (base, "vae"), "a zog on a white ground", 64, 4.0, 4)
@@ -84,7 +122,14 @@ def toy() -> None:
 
 def checkpoint() -> None:
     graph = Graph()
-    base = graph.add("CheckpointLoaderSimple", (40, 60), (360, 110), {}, [("MODEL", "MODEL"), ("CLIP", "CLIP"), ("VAE", "VAE")], {"ckpt_name": "choose your SD1.5 or SDXL checkpoint"})
+    base = graph.add(
+        "CheckpointLoaderSimple",
+        (40, 60),
+        (360, 110),
+        {},
+        [("MODEL", "MODEL"), ("CLIP", "CLIP"), ("VAE", "VAE")],
+        {"ckpt_name": "choose your SD1.5 or SDXL checkpoint"},
+    )
     folder = graph.add("LoraLoomLoadFolder", (40, 220), (360, 520), {}, FOLDER_OUTPUTS, FOLDER)
     inputs = {name.lower(): (base, name, name) for name in ("MODEL", "CLIP", "VAE")} | {"dataset": (folder, "dataset", "LORALOOM_DATASET")}
     train = graph.add("LoraLoomTrainLora", (440, 60), (420, 720), inputs, TRAIN_OUTPUTS, TRAIN)

@@ -23,7 +23,6 @@ def test_a_folder_that_lacks_parts_is_refused_with_their_names(tmp_path):
 
 
 def test_a_prediction_type_that_cannot_be_trained_is_refused_by_name(toy_backend, monkeypatch):
-    monkeypatch.setattr(toy_backend.scheduler.config, "_internal_dict", None, raising=False)
     config = type("Config", (), {"prediction_type": "sample"})()
     monkeypatch.setattr(type(toy_backend.scheduler), "config", config)
     with pytest.raises(LoomError, match="prediction type 'sample' cannot be trained; allowed are epsilon, v_prediction"):
