@@ -58,7 +58,7 @@ def cast(state: Mapping[str, torch.Tensor], dtype: str) -> tuple[State, float]:
     """(state in `dtype`, share of non-zero values that became zero). Alpha stays float32-exact. Raises FormatError on overflow."""
     out, lost, total = {}, 0, 0
     for key, value in state.items():
-        small = value.to(DTYPES[dtype])
+        small = value.float() if key.endswith(".alpha") else value.to(DTYPES[dtype])
         if not torch.isfinite(small).all():
             raise FormatError(f"{key}: holds values that do not fit {dtype}; save as fp32 or bf16.")
         lost += int(((small == 0) & (value != 0)).sum())

@@ -31,7 +31,7 @@ def write_bytes(path: Path, data: bytes) -> None:
         fsync_folder(path.parent)
     except OSError as error:
         temp.unlink(missing_ok=True)
-        free = shutil.disk_usage(path.parent).free
+        free = shutil.disk_usage(existing(path.parent)).free
         raise LoomError(f"{path}: could not be written ({error.strerror}); {len(data) / 1e6:.1f} MB are needed, {free / 1e6:.1f} MB are free.") from error
     except BaseException:
         temp.unlink(missing_ok=True)
@@ -90,6 +90,11 @@ def sweep_temps(folder: Path) -> None:
     """Removes what a killed process left behind in `folder`."""
     for path in folder.glob(f"{TEMP_PREFIX}*"):
         shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def existing(folder: Path) -> Path:
+    """The folder itself or its nearest ancestor that exists."""
+    return folder if folder.exists() else existing(folder.parent)
 
 
 def require_room(folder: Path, needed_bytes: int) -> None:

@@ -59,7 +59,7 @@ def read(folder: Path, verify_only: bool = False) -> Checkpoint | None:
         data = {name: (folder / name).read_bytes() for name in ("adapter.safetensors", "optimizer.safetensors", "state.json")}
     except (OSError, ValueError):
         return None
-    if any(hashes.get(name) != _sha(content) for name, content in data.items()):
+    if not isinstance(hashes, dict) or any(hashes.get(name) != _sha(content) for name, content in data.items()):
         return None
     state = json.loads(data["state.json"])
     if state["format"] != FORMAT:

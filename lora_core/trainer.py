@@ -109,7 +109,7 @@ def train(
     """
     with preserved_rng(config.seed):
         layers, adapters = make_adapters(config, backend)
-        files.require_room(_existing(folder), adapters.count() * 4 * 3 * (config.save.keep + 2))
+        files.require_room(files.existing(folder), adapters.count() * 4 * 3 * (config.save.keep + 2))
         objective = backend.objective(config.objective)
         check_prediction(config.objective, objective.kind)
         cache = LatentCache(dataset, config, backend.encode_picture, lambda n, of: listener.on_message(f"Encoding pictures {n}/{of}"))
@@ -303,7 +303,7 @@ def refuse_changes(config: TrainConfig, facts: dict[str, Any], identity: dict[st
 
 @contextlib.contextmanager
 def preserved_rng(seed: int) -> Iterator[None]:
-    """Seeds the global generators of torch, numpy and Python inside, and puts back what was there."""
+    """Seeds torch's global generators inside; puts back the state of torch, numpy and Python as it was before."""
     python, numpy = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng():
@@ -312,8 +312,3 @@ def preserved_rng(seed: int) -> Iterator[None]:
     finally:
         random.setstate(python)
         np.random.set_state(numpy)
-
-
-def _existing(folder: Path) -> Path:
-    """The nearest existing ancestor."""
-    return folder if folder.exists() else _existing(folder.parent)

@@ -27,6 +27,8 @@ def fit(width: int, height: int, resolution: int, step: int) -> Fit:
         raise ValueError(f"{width} x {height} px is below one step of {step} px")
     scale = min(1.0, math.sqrt(resolution * resolution / (width * height)))
     bucket = tuple(min(side // step * step, max(step, int(side * scale + 1e-6) // step * step)) for side in (width, height))
+    longest = max(step, resolution * resolution // min(bucket) // step * step)  # a panorama's short side may have been raised to one step
+    bucket = tuple(min(side, longest) for side in bucket)
     cover = max(bucket[0] / width, bucket[1] / height)
     scaled = tuple(max(b, round(side * cover)) for b, side in zip(bucket, (width, height), strict=True))
     crop = ((scaled[0] - bucket[0]) // 2, (scaled[1] - bucket[1]) // 2)

@@ -10,6 +10,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 MAX_PIXELS = 64_000_000
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"})
 
+_ORIENTATION = 0x0112
+_BROKEN = (OSError, UnidentifiedImageError, ValueError, SyntaxError, RuntimeError, KeyError, Image.DecompressionBombError)
+
 
 class PictureError(Exception):
     """Why one picture cannot be used; the message does not repeat its name."""
@@ -19,13 +22,22 @@ def read_size(path: Path) -> tuple[int, int]:
     """(width, height) as shown, EXIF rotation applied, from the header alone. Raises PictureError."""
     try:
         with Image.open(path) as image:
-            width, height = image.size
-            turned = image.getexif().get(0x0112, 1) >= 5
-    except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            width, height = _stored_size(image)
+            if width * height > MAX_PIXELS:
+                raise PictureError(f"has {width} x {height} pixels, more than the {MAX_PIXELS // 10**6} million allowed")
+            may_be_turned = image.format != "PNG" or "exif" in image.info  # asking a PNG without EXIF for it would decode the picture
+            turned = may_be_turned and image.getexif().get(_ORIENTATION, 1) >= 5
+    except _BROKEN as error:
         raise PictureError(f"cannot be read as a picture ({_reason(error)})") from error
-    if width * height > MAX_PIXELS:
-        raise PictureError(f"has {width} x {height} pixels, more than the {MAX_PIXELS // 10**6} million allowed")
     return (height, width) if turned else (width, height)
+
+
+def _stored_size(image: Image.Image) -> tuple[int, int]:
+    """Size before rotation; Pillow already turns that of a TIFF."""
+    if image.format == "TIFF":
+        tags = image.tag_v2  # type: ignore[attr-defined]
+        return tags[256], tags[257]
+    return image.size
 
 
 def open_rgb(path: Path) -> Image.Image:
@@ -36,7 +48,7 @@ def open_rgb(path: Path) -> Image.Image:
             image.load()
             shown = ImageOps.exif_transpose(image) or image
             return _to_rgb(shown)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except _BROKEN as error:
         raise PictureError(f"is damaged ({_reason(error)})") from error
 
 
