@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import datetime
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ class FileLog(Listener):
         self._file.close()
 
     def _write(self, text: str) -> None:
-        self._file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+        self._file.write(f"{datetime.datetime.now().isoformat(sep=' ', timespec='milliseconds')} {text}\n")
         self._file.flush()
 
     def on_message(self, text: str) -> None:

@@ -135,7 +135,7 @@ def config_from(widgets: dict[str, Any], dataset: DatasetSocket, backend: HostBa
     w, preset = widgets, PRESETS[widgets["preset"]]
     context = backend.context_width
     resolution = w["resolution"] or resolution_for(backend.family, context)
-    step = backend.latent_step_px if resolution <= 4 * TOY_RESOLUTION else 64
+    step = backend.latent_step_px if resolution <= 2 * TOY_RESOLUTION else 64
     data = dataclasses.replace(dataset.config, resolution=resolution, bucket_step_px=step)
     pictures = len(scan(data).pictures)
     values = TrainConfig(

@@ -178,6 +178,7 @@ class HostBackend:
         try:
             with torch.inference_mode(False), training_kernels_switch(self):
                 self._load(grown)
+                self._check_text()
                 if not is_pure(self.network):
                     verify(self.network, layers, adapters, borrowing, self._tiny_forward, self.dtype)
                 yield
@@ -188,6 +189,19 @@ class HostBackend:
             self._borrowing = None
             self._patcher.remove_injections(KEY)
             self._conds.clear()
+
+    def _check_text(self) -> None:
+        """Refuses a CLIP whose text the model cannot read, by one forward pass on a tiny latent. A UNet's was checked by its width."""
+        if isinstance(self.context_width, int) and type(self.network).__name__ == "UNetModel":
+            return
+        try:
+            with torch.no_grad():
+                self._tiny_forward()
+        except (RuntimeError, TypeError, AttributeError) as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            reason = str(error).splitlines()[0][:120]
+            raise LoomError(f"clip: the model cannot read its text ({reason}); wire the CLIP that belongs to this model.") from error
 
     def _tiny_forward(self) -> torch.Tensor:
         """A prediction for fixed noise of 8 x 8 latent pixels and any caption."""

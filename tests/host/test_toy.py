@@ -1,0 +1,41 @@
+"""The toy is one model in two worlds: ComfyUI's classes and diffusers' modules draw the same pictures."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from lora_loom.lora_core.backends.base import SampleJob
+from lora_loom.lora_core.backends.diffusers_backend import DiffusersBackend
+from lora_loom.lora_core.config import ObjectiveConfig, SampleConfig
+from lora_loom.lora_core.toy.model import MODEL
+from lora_loom.nodes.host.backend import HostBackend
+
+
+@pytest.fixture
+def both(toy):
+    with torch.inference_mode(False):
+        yield HostBackend(*toy), DiffusersBackend(MODEL)
+
+
+@pytest.mark.parametrize("prompt", ["a red circle on a white ground", "a green cross on a black ground", "a zog"])
+def test_same_seed_and_prompt_give_the_same_picture(both, prompt):
+    job = SampleJob(prompt, 64, 64, SampleConfig(seed=3, cfg=4.0))
+    host, headless = (np.asarray(b.sample(job)[0], int) for b in both)
+    assert np.abs(host - headless).max() <= 2  # of 255: fp32 sums in another order, through 20 sampler steps and the rounding to 8 bits
+
+
+def test_layers_have_the_same_names_and_pictures_the_same_latents(both):
+    host, headless = both
+    assert {host.file_name(p) for p in host.layers()} == {headless.file_name(p) for p in headless.layers()}
+    pixels = torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(host.encode_picture(pixels), headless.encode_picture(pixels), atol=1e-5)  # fp32 rounding in the VAE
+
+
+def test_both_draw_the_same_noise_levels_and_targets(both):
+    objectives = [b.objective(ObjectiveConfig()) for b in both]
+    sigmas = [o.draw_sigma(64, torch.Generator().manual_seed(1)) for o in objectives]
+    assert torch.allclose(sigmas[0], sigmas[1], rtol=1e-5)  # the host keeps its table in fp32
+    x0, noise = torch.randn(64, 8, 4, 4), torch.randn(64, 8, 4, 4)
+    a, b = (o.target(x0, noise, sigmas[0]) for o in objectives)
+    assert torch.allclose(a, b, atol=1e-6)  # (x0 - A) / B in fp64 against the formula

@@ -1,0 +1,102 @@
+"""Training through weights that are not plain resident tensors: other storage dtypes, fp8, quantised, patched on the fly."""
+
+from __future__ import annotations
+
+import architectures
+import comfy.model_patcher
+import comfy.ops
+import comfy.supported_models as sm
+import pytest
+import torch
+from lora_loom.nodes.host.backend import HostBackend
+from stand_ins import NoVae, RandomClip
+from test_gradients import loss_and_gradients, make_adapters, make_batch
+
+NAME = "SD15"
+
+
+def model_with(storage: torch.dtype, compute: torch.dtype | None, values: dict[str, torch.Tensor]):
+    """The tiny SD1.5 whose weights are stored as `storage` and computed in `compute`, filled with `values`."""
+    with torch.inference_mode():
+        config = getattr(sm, architectures.MODELS[NAME][0])(dict(architectures.MODELS[NAME][1]))
+        config.set_inference_dtype(storage, compute)
+        model = config.get_model({}, "", device=torch.device("cpu"))
+        for key, p in model.diffusion_model.named_parameters():
+            p.copy_(values[key].to(p.dtype))
+        return comfy.model_patcher.ModelPatcher(model, load_device=torch.device("cpu"), offload_device=torch.device("cpu"))
+
+
+def gradients(patcher, prepare=None) -> dict[str, torch.Tensor]:
+    with torch.inference_mode(False):
+        backend = HostBackend(patcher, RandomClip(NAME), NoVae(patcher))
+        layers, adapters = make_adapters(backend)
+        with backend.training(layers, adapters, False):
+            if prepare:
+                prepare(layers)
+            return loss_and_gradients(backend, adapters, make_batch(NAME))[1]
+
+
+def error_between(found: dict, wanted: dict) -> float:
+    whole = torch.cat([wanted[k].flatten() for k in wanted]).norm()
+    return float(torch.cat([(found[k] - wanted[k]).flatten() for k in wanted]).norm() / whole)
+
+
+@pytest.fixture(scope="module")
+def values() -> dict[str, torch.Tensor]:
+    return {k: p.detach().clone() for k, p in architectures.build(NAME).model.diffusion_model.named_parameters()}
+
+
+@pytest.mark.parametrize("storage", [torch.float16, torch.bfloat16, torch.float8_e4m3fn], ids=["fp16", "bf16", "fp8"])
+def test_stored_low_and_computed_in_fp32(values, storage):
+    rounded = {k: v.to(storage).float() for k, v in values.items()}
+    wanted = gradients(model_with(torch.float32, None, rounded))
+    found = gradients(model_with(storage, torch.float32, values))
+    assert error_between(found, wanted) <= 1e-5  # the same numbers after the cast; only the order of sums may differ
+
+
+def test_computed_in_bf16(values):
+    wanted = gradients(model_with(torch.float32, None, {k: v.bfloat16().float() for k, v in values.items()}))
+    found = gradients(model_with(torch.bfloat16, None, values))
+    assert error_between(found, wanted) <= 0.1  # bf16 keeps 8 bits, through some twenty layers forward and back
+
+
+def test_weights_patched_on_the_fly_are_trained_through(values):
+    """As the host does with a LoRA on a partly loaded model: a function turns the stored weight into the one that is used."""
+    key = next(k for k in values if k.endswith("attn1.to_v.weight"))
+    wanted = gradients(model_with(torch.float32, None, {k: v * 1.5 if k == key else v for k, v in values.items()}))
+    patcher = model_with(torch.float32, None, values)
+    layer = patcher.model.diffusion_model.get_submodule(key.removesuffix(".weight"))
+    layer.weight_function = [lambda w: w * 1.5]
+    plain = gradients(model_with(torch.float32, None, values))
+    found = gradients(patcher)
+    assert error_between(found, wanted) <= 1e-5
+    assert error_between(plain, wanted) > 1e-3  # the patch matters
+
+
+def test_streamed_weights_are_fetched_again_for_backward(values):
+    """As with offloading through one reused buffer: after each forward the buffer holds another layer's weight."""
+    wanted = gradients(model_with(torch.float32, None, values))
+    patcher = model_with(torch.float32, None, values)
+    buffer: dict[torch.Size, torch.Tensor] = {}
+
+    def stream(weight: torch.Tensor) -> torch.Tensor:
+        with torch.inference_mode():
+            place = buffer.setdefault(weight.shape, torch.empty_like(weight))
+            return place.copy_(weight)
+
+    for module in patcher.model.diffusion_model.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.weight_function = [stream]
+    assert error_between(gradients(patcher), wanted) <= 1e-5
+
+
+def test_a_hooked_layer_keeps_its_hook(values):
+    """Another pack's forward override (the host's own bypass LoRA works so) stays in the path and gets its gradient."""
+    key = next(k for k in values if k.endswith("attn1.to_out.0.weight"))
+    wanted = gradients(model_with(torch.float32, None, {k: v * 2 if k in (key, key.replace("weight", "bias")) else v for k, v in values.items()}))
+    patcher = model_with(torch.float32, None, values)
+    layer = patcher.model.diffusion_model.get_submodule(key.removesuffix(".weight"))
+    plain = layer.forward
+    layer.forward = hooked = lambda x: 2 * plain(x)
+    assert error_between(gradients(patcher), wanted) <= 1e-5
+    assert layer.__dict__["forward"] is hooked
