@@ -27,12 +27,13 @@ def model_with(storage: torch.dtype, compute: torch.dtype | None, values: dict[s
 
 
 def gradients(patcher, prepare=None) -> dict[str, torch.Tensor]:
+    """Adapter gradients; `prepare()` runs once the host has loaded the model, since loading resets what is patched on the fly."""
     with torch.inference_mode(False):
         backend = HostBackend(patcher, RandomClip(NAME), NoVae(patcher))
         layers, adapters = make_adapters(backend)
         with backend.training(layers, adapters, False):
             if prepare:
-                prepare(layers)
+                prepare()
             return loss_and_gradients(backend, adapters, make_batch(NAME))[1]
 
 
@@ -66,9 +67,8 @@ def test_weights_patched_on_the_fly_are_trained_through(values):
     wanted = gradients(model_with(torch.float32, None, {k: v * 1.5 if k == key else v for k, v in values.items()}))
     patcher = model_with(torch.float32, None, values)
     layer = patcher.model.diffusion_model.get_submodule(key.removesuffix(".weight"))
-    layer.weight_function = [lambda w: w * 1.5]
     plain = gradients(model_with(torch.float32, None, values))
-    found = gradients(patcher)
+    found = gradients(patcher, lambda: setattr(layer, "weight_function", [lambda w: w * 1.5]))
     assert error_between(found, wanted) <= 1e-5
     assert error_between(plain, wanted) > 1e-3  # the patch matters
 
@@ -84,10 +84,13 @@ def test_streamed_weights_are_fetched_again_for_backward(values):
             place = buffer.setdefault(weight.shape, torch.empty_like(weight))
             return place.copy_(weight)
 
-    for module in patcher.model.diffusion_model.modules():
-        if isinstance(module, torch.nn.Linear):
-            module.weight_function = [stream]
-    assert error_between(gradients(patcher), wanted) <= 1e-5
+    def start_streaming() -> None:
+        for module in patcher.model.diffusion_model.modules():
+            if isinstance(module, torch.nn.Linear):
+                module.weight_function = [stream]
+
+    assert error_between(gradients(patcher, start_streaming), wanted) <= 1e-5
+    assert len(buffer) > 5  # the weights did go through the buffers
 
 
 def test_a_hooked_layer_keeps_its_hook(values):
