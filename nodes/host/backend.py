@@ -46,7 +46,7 @@ class HostBackend:
         self._patcher, self._clip, self._vae = model.clone(), clip, vae
         self._model = self._patcher.model
         self.device: torch.device = self._patcher.load_device
-        self.dtype: torch.dtype = self._model.get_dtype_inference()
+        self.dtype: torch.dtype = self._model.manual_cast_dtype or self._model.get_dtype()
         self._names = file_names(self._model)
         self._texts: dict[str, Any] = {}
         self._conds: dict[tuple, dict[str, Any]] = {}

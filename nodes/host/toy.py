@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,10 @@ import comfy.sd1_clip
 import comfy.supported_models
 import comfy.supported_models_base
 import comfy.utils
+import folder_paths
 import torch
+
+from ...lora_core.errors import LoomError
 
 
 class _Mult(int):
@@ -99,12 +103,14 @@ def _clip(folder: Path) -> Any:
     stored = comfy.utils.load_torch_file(str(folder / "text_encoder" / "model.safetensors"))
     state = {f"text_model.{k.removeprefix('text_model.')}": v.float() for k, v in stored.items()}
     state["text_projection.weight"] = torch.eye(config["hidden_size"])
-    import folder_paths
-
-    options = {"dtype": torch.float32}
-    return comfy.sd.CLIP(
-        target, embedding_directory=folder_paths.get_folder_paths("embeddings"), state_dict=[state], model_options=options, disable_dynamic=True
-    )
+    known = inspect.signature(comfy.sd.CLIP.__init__).parameters
+    options = {"disable_dynamic": True} if "disable_dynamic" in known else {}  # newer hosts may stream weights; these few need not
+    folders = folder_paths.get_folder_paths("embeddings")
+    clip = comfy.sd.CLIP(target, embedding_directory=folders, model_options={"dtype": torch.float32}, **options)
+    missing, unexpected = clip.load_sd(state)
+    if unexpected or [key for key in missing if "logit_scale" not in key]:
+        raise LoomError(f"The toy's text encoder does not fit this ComfyUI: {len(missing)} tensors missing, {len(unexpected)} unknown; please report it.")
+    return clip
 
 
 def _vae(folder: Path) -> Any:

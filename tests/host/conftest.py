@@ -31,7 +31,8 @@ def pytest_ignore_collect(collection_path, config):
 def pytest_configure(config):
     if REASON:
         return
-    sys.path[:0] = [str(HOST), str(Path(__file__).parent)]
+    here = Path(__file__).parent
+    sys.path[:0] = [str(HOST), str(here), str(here.parents[1] / "benchmarks")]
     before, sys.argv = sys.argv, ["main.py", "--cpu"]
     import comfy.options
 

@@ -85,7 +85,7 @@ def fingerprint(toy: tuple) -> dict[str, Any]:
         torch.is_autocast_enabled("cpu"),
         torch.get_default_dtype(),
     )
-    facts["in_training"] = comfy.model_management.in_training
+    facts["in_training"] = getattr(comfy.model_management, "in_training", None)
     import comfy_kitchen
 
     facts["kernels"] = {k: id(v) for k, v in vars(comfy_kitchen).items() if callable(v)}

@@ -16,16 +16,11 @@ from comfy.ldm.models.autoencoder import AutoencoderKL
 from live_server import running
 from PIL import Image
 from safetensors.torch import save_file
+from step_sd15 import UNET
 from test_http import TEMPLATES, id_of, node
 
 pytestmark = pytest.mark.slow
-UNET = {
-    "image_size": 32, "use_spatial_transformer": True, "legacy": False, "adm_in_channels": None, "in_channels": 4, "out_channels": 4,
-    "model_channels": 320, "num_res_blocks": [2, 2, 2, 2], "channel_mult": [1, 2, 4, 4], "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
-    "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0], "transformer_depth_middle": 1, "use_linear_in_transformer": False,
-    "context_dim": 768, "use_temporal_attention": False, "disable_self_attentions": None,
-}  # fmt: skip
-VAE = {"double_z": True, "z_channels": 4, "resolution": 256, "in_channels": 3, "out_ch": 3, "ch": 128, "ch_mult": [1, 2, 4, 4], "num_res_blocks": 2, "attn_resolutions": [], "dropout": 0.0}
+VAE = {"attn_resolutions": [], "dropout": 0.0, "double_z": True, "z_channels": 4, "resolution": 256, "in_channels": 3, "out_ch": 3, "ch": 128, "ch_mult": [1, 2, 4, 4], "num_res_blocks": 2}
 
 
 def write_checkpoint(path) -> None:
@@ -38,7 +33,10 @@ def write_checkpoint(path) -> None:
     rng = torch.Generator().manual_seed(0)
     for module in (model, clip.cond_stage_model, vae):
         for key, p in module.named_parameters():
-            p.data = torch.randn(p.shape, generator=rng).mul_(0.02).to(torch.float16) if p.ndim > 1 else torch.full_like(p, 1.0 if "norm" in key and "weight" in key else 0.0).half()
+            if p.ndim > 1:
+                p.data = torch.randn(p.shape, generator=rng).mul_(0.02).half()
+            else:
+                p.data = torch.full_like(p, 1.0 if "norm" in key and "weight" in key else 0.0).half()
     state = model.state_dict_for_saving(model.diffusion_model.state_dict(), clip.get_sd(), vae.state_dict())
     save_file({k: v.contiguous() for k, v in state.items() if v.numel()}, path)
 
@@ -59,12 +57,14 @@ def test_sd15_template_trains_a_real_size_checkpoint(tmp_path_factory):
         node(prompt, "EmptyLatentImage").update(width=128, height=128)
         node(prompt, "KSampler").update(steps=1)
         loader = {k: v for k, v in prompt.items() if v["class_type"] in ("CheckpointLoaderSimple", "EmptyLatentImage")}
+        checkpoint = id_of(prompt, "CheckpointLoaderSimple")
         text, sampler, decode, save = (str(i) for i in range(90, 94))
+        sampling = node(prompt, "KSampler")
         warm = {
             **loader,
-            text: {"class_type": "CLIPTextEncode", "inputs": {"clip": [id_of(prompt, "CheckpointLoaderSimple"), 1], "text": "x"}},
-            sampler: {"class_type": "KSampler", "inputs": {**node(prompt, "KSampler"), "model": [id_of(prompt, "CheckpointLoaderSimple"), 0], "positive": [text, 0], "negative": [text, 0]}},
-            decode: {"class_type": "VAEDecode", "inputs": {"samples": [sampler, 0], "vae": [id_of(prompt, "CheckpointLoaderSimple"), 2]}},
+            text: {"class_type": "CLIPTextEncode", "inputs": {"clip": [checkpoint, 1], "text": "x"}},
+            sampler: {"class_type": "KSampler", "inputs": {**sampling, "model": [checkpoint, 0], "positive": [text, 0], "negative": [text, 0]}},
+            decode: {"class_type": "VAEDecode", "inputs": {"samples": [sampler, 0], "vae": [checkpoint, 2]}},
             save: {"class_type": "SaveImage", "inputs": {"images": [decode, 0], "filename_prefix": "warm"}},
         }
         assert server.execute(warm, 600)["status"]["status_str"] == "success"  # the model is loaded, as it is for a user who has drawn with it
