@@ -20,7 +20,10 @@ from step_sd15 import UNET
 from test_http import TEMPLATES, id_of, node
 
 pytestmark = pytest.mark.slow
-VAE = {"attn_resolutions": [], "dropout": 0.0, "double_z": True, "z_channels": 4, "resolution": 256, "in_channels": 3, "out_ch": 3, "ch": 128, "ch_mult": [1, 2, 4, 4], "num_res_blocks": 2}
+VAE = {
+    "double_z": True, "z_channels": 4, "resolution": 256, "in_channels": 3, "out_ch": 3, "ch": 128, "ch_mult": [1, 2, 4, 4], "num_res_blocks": 2,
+    "attn_resolutions": [], "dropout": 0.0,
+}  # fmt: skip
 
 
 def write_checkpoint(path) -> None:
