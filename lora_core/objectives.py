@@ -64,8 +64,14 @@ def rescale_zero_terminal_snr(abar: torch.Tensor) -> torch.Tensor:
     return out
 
 
+def widest(x: torch.Tensor) -> torch.Tensor:
+    """float64, or float32 on Apple GPUs, which have no wider numbers."""
+    return x.float() if x.device.type == "mps" else x.double()
+
+
 def _spread(sigma: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    return sigma.to(x.device, torch.float64).view(-1, *[1] * (x.ndim - 1))
+    wide = torch.float32 if x.device.type == "mps" else torch.float64
+    return sigma.to(wide).to(x.device).view(-1, *[1] * (x.ndim - 1))
 
 
 def _corrupt_ve(x0: torch.Tensor, noise: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
@@ -106,11 +112,11 @@ class Objective:
 
     def corrupt(self, x0: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
         """x_t, float32, of x0's shape."""
-        return CORRUPT[self.kind](x0.double(), noise.double(), _spread(sigma, x0)).float()
+        return CORRUPT[self.kind](widest(x0), widest(noise), _spread(sigma, x0)).float()
 
     def target(self, x0: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
         """What the network should answer, float32, of x0's shape."""
-        return TARGETS[self.kind](x0.double(), noise.double(), _spread(sigma, x0)).float()
+        return TARGETS[self.kind](widest(x0), widest(noise), _spread(sigma, x0)).float()
 
     def weight(self, sigma: torch.Tensor) -> torch.Tensor:
         """(B,) loss weights: one everywhere, the loss stays in the network's own target."""

@@ -15,7 +15,7 @@ from torch import nn
 from ...lora_core.adapters import AdapterSet
 from ...lora_core.adapters.base import branch, override_forward
 from .frozen import as_normal, can_freeze, frozen
-from .guards import blocks, checkpointed, cloned_input, is_pure, norms
+from .guards import blocks, checkpointed, cloned_input, fetched_norm, is_pure, norms
 
 
 class Borrowing:
@@ -57,8 +57,10 @@ class Borrowing:
                 undo.enter_context(override_forward(module, frozen(module)))
             if id(module) in adapters:
                 undo.enter_context(override_forward(module, branch(module.forward, adapters[id(module)])))
-        if self._guard:
-            for norm in norms(self._model):
+        for norm in norms(self._model):
+            if self._freeze and hasattr(norm, "weight_function") and hasattr(norm, "weight"):
+                undo.enter_context(override_forward(norm, fetched_norm(norm)))
+            if self._guard:
                 undo.enter_context(override_forward(norm, cloned_input(norm)))
         if self._checkpointing:
             for block in blocks(self._model):

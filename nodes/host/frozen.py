@@ -28,14 +28,14 @@ def as_normal(x: torch.Tensor) -> torch.Tensor:
 
 
 @contextlib.contextmanager
-def fetched_weight(layer: nn.Module, dtype: torch.dtype, device: torch.device) -> Iterator[torch.Tensor]:
-    """The layer's weight as its forward would use it: patched, dequantised, in `dtype` on `device`."""
+def fetched_weights(layer: nn.Module, dtype: torch.dtype, device: torch.device) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+    """The layer's weight and bias as its forward would use them: patched, dequantised, in `dtype` on `device`; valid inside the block."""
     if _OFFLOADABLE:
         weight, bias, stream = comfy.ops.cast_bias_weight(layer, None, dtype=dtype, device=device, bias_dtype=dtype, offloadable=True)
     else:
         weight, bias = comfy.ops.cast_bias_weight(layer, None, dtype=dtype, device=device, bias_dtype=dtype)
     try:
-        yield weight.dequantize() if hasattr(weight, "dequantize") and hasattr(weight, "_qdata") else weight
+        yield (weight.dequantize() if hasattr(weight, "dequantize") and hasattr(weight, "_qdata") else weight), bias
     finally:
         if _OFFLOADABLE:
             comfy.ops.uncast_bias_weight(layer, weight, bias, stream)
@@ -52,7 +52,7 @@ class _Frozen(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: torch.Tensor):
         layer = ctx.layer
-        with torch.inference_mode(), fetched_weight(layer, grad.dtype, grad.device) as weight:
+        with torch.inference_mode(), fetched_weights(layer, grad.dtype, grad.device) as (weight, _):
             if weight.ndim == 2:
                 grad_x = grad @ weight
             else:

@@ -11,6 +11,8 @@ import torch
 import torch.utils.checkpoint
 from torch import nn
 
+from .frozen import as_normal, fetched_weights
+
 # Diffusion models whose blocks never update a tensor autograd still needs (checked by tests/host/test_gradients.py). All others get guards.
 PURE = frozenset({"UNetModel", "OpenAISignatureMMDITWrapper", "NextDiT", "QwenImageTransformer2DModel", "WanModel", "MMDiT"})
 _UNET_BLOCKS = frozenset({"ResBlock", "BasicTransformerBlock"})
@@ -39,6 +41,30 @@ def cloned_input(norm: nn.Module) -> Callable[..., Any]:
         if torch.is_grad_enabled() and x.requires_grad and not torch.is_inference_mode_enabled():
             x = x.clone()
         return original(x, *args, **kwargs)
+
+    return forward
+
+
+def fetched_norm(norm: nn.Module) -> Callable[..., Any]:
+    """Forward of a norm whose weights are streamed or patched on the fly: it runs on small copies of them, which autograd may keep."""
+    original = norm.forward
+
+    def forward(x: torch.Tensor, *args, **kwargs):
+        here = norm.weight is None or (norm.weight.device == x.device and not norm.weight_function and not norm.bias_function)
+        if here or not torch.is_grad_enabled() or torch.is_inference_mode_enabled():
+            return original(x, *args, **kwargs)
+        with torch.inference_mode(), fetched_weights(norm, x.dtype, x.device) as (weight, bias):
+            copies = {"weight": weight.clone(), "bias": None if bias is None else bias.clone()}
+        tables = {key: norm._parameters[key] for key in copies if key in norm._parameters}
+        flags = {"comfy_cast_weights": False, "weight_function": [], "bias_function": []}
+        with contextlib.ExitStack() as undo:
+            for name, value in flags.items():
+                undo.enter_context(replaced(norm, name, value))
+            undo.callback(norm._parameters.update, tables)
+            for key in tables:
+                copy = copies[key]
+                norm._parameters[key] = None if copy is None else nn.Parameter(as_normal(copy), requires_grad=False)
+            return original(x, *args, **kwargs)
 
     return forward
 

@@ -14,7 +14,7 @@ import torch
 
 from ...lora_core.config import ObjectiveConfig
 from ...lora_core.errors import LoomError
-from ...lora_core.objectives import DiscreteLevels, FlowLevels, NoiseLevels, Objective
+from ...lora_core.objectives import DiscreteLevels, FlowLevels, NoiseLevels, Objective, widest
 
 _KINDS = (
     ("IMG_TO_IMG", ""),
@@ -56,17 +56,22 @@ class HostObjective(Objective):
     sampling: Any = None
 
     def corrupt(self, x0: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-        return self._corrupt(x0, noise, sigma.to(x0.device)).float()
+        return self._corrupt(x0, noise, _beside(sigma, x0)).float()
 
     def _corrupt(self, x0: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-        return self.sampling.noise_scaling(sigma, noise.double().clone(), x0.double(), False)  # adds to the noise in place
+        return self.sampling.noise_scaling(sigma, widest(noise).clone(), widest(x0), False)  # adds to the noise in place
 
     def target(self, x0: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-        sigma = sigma.to(x0.device)
+        sigma = _beside(sigma, x0)
         x_t = self._corrupt(x0, noise, sigma)
         zero = self.sampling.calculate_denoised(sigma, torch.zeros_like(x_t), x_t)
         slope = self.sampling.calculate_denoised(sigma, torch.ones_like(x_t), x_t) - zero
-        return ((x0.double() - zero) / slope).float()
+        return ((widest(x0) - zero) / slope).float()
+
+
+def _beside(sigma: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """Noise levels on x's device, as wide as it allows."""
+    return sigma.to(widest(x[:0]).dtype).to(x.device)
 
 
 def host_objective(sampling: Any, config: ObjectiveConfig) -> HostObjective:
