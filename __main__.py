@@ -90,7 +90,7 @@ def run_job(config: TrainConfig, args: argparse.Namespace) -> tuple[Result, int]
 
     def export(state: dict[str, torch.Tensor], facts: dict[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         tensors = to_file(state)
-        return tensors, lora_metadata(tensors, config.name, "sd1", facts)
+        return tensors, lora_metadata(tensors, config.name, backend.family, facts)
 
     control, received = Control(), []
 

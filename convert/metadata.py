@@ -27,6 +27,7 @@ class BaseModel:
     v2: bool = False
     prediction: str = "epsilon"
     resolution: int = 512
+    network_module: str = "networks.lora"
 
 
 BASES = {
@@ -34,8 +35,11 @@ BASES = {
     "sd2": BaseModel("sd_v2", "stable-diffusion-v2-512", "diffusers", v2=True),
     "sd2-v": BaseModel("sd_v2_v", "stable-diffusion-v2-768-v", "diffusers", v2=True, prediction="v", resolution=768),
     "sdxl": BaseModel("sdxl_base_v1-0", "stable-diffusion-xl-v1-base", "https://github.com/Stability-AI/generative-models", resolution=1024),
-    "flux1": BaseModel("flux1", "flux-1-dev", "https://github.com/black-forest-labs/flux", prediction="", resolution=1024),
+    "flux1": BaseModel("flux1", "flux-1-dev", "https://github.com/black-forest-labs/flux", prediction="", resolution=1024, network_module="networks.lora_flux"),
 }
+
+
+_PREDICTION = {"epsilon": "epsilon", "v": "v"}  # what the trained model itself predicts wins over its family's habit
 
 
 def lora_metadata(tensors: Mapping[str, torch.Tensor], name: str, base: str, facts: Mapping[str, Any], with_captions: bool = False) -> dict[str, str]:
@@ -54,7 +58,7 @@ def lora_metadata(tensors: Mapping[str, torch.Tensor], name: str, base: str, fac
         "ss_output_name": name,
         "ss_base_model_version": family.version,
         "ss_v2": str(family.v2),
-        "ss_network_module": "networks.lora",
+        "ss_network_module": family.network_module,
         "ss_network_dim": rank,
         "ss_network_alpha": alpha,
         "ss_network_args": "{}",
@@ -66,14 +70,15 @@ def lora_metadata(tensors: Mapping[str, torch.Tensor], name: str, base: str, fac
         "modelspec.resolution": f"{side}x{side}",
         "modelspec.date": now.replace(microsecond=0, tzinfo=None).isoformat(),
         "modelspec.trigger_phrase": trigger,
-        "modelspec.prediction_type": family.prediction,
+        "modelspec.prediction_type": _PREDICTION.get(facts.get("objective", ""), family.prediction) if family.prediction else "",
     }
     if config:
         header |= {
             "ss_learning_rate": config["optimizer"]["lr"], "ss_optimizer": config["optimizer"]["name"], "ss_lr_scheduler": config["schedule"]["name"],
             "ss_steps": facts["step"], "ss_max_train_steps": config["steps"], "ss_seed": config["seed"], "ss_num_train_images": sum(facts["repeats"]),
             "ss_resolution": f"({side}, {side})", "ss_total_batch_size": config["batch_size"] * config["grad_accum"],
-            "ss_gradient_accumulation_steps": config["grad_accum"], "ss_training_finished_at": now.timestamp(),
+            "ss_gradient_accumulation_steps": config["grad_accum"], "ss_training_started_at": facts.get("started", ""),
+            "ss_training_finished_at": now.timestamp(),
             "ss_epoch": (facts["step"] * config["grad_accum"]) // max(1, facts["per_epoch"]),
         }  # fmt: skip
         if with_captions:

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from .names import check_name
 
 
-def new_run(root: Path, name: str) -> Path:
-    """A fresh folder root/name, or root/name_2, name_3 ... when taken. Created here, so two processes never share one."""
+def new_run(root: Path, name: str, taken: Callable[[str], bool] = lambda name: False) -> Path:
+    """A fresh folder root/name, or root/name_2, name_3 ... when that exists or is `taken`. Created here, so two processes never share one."""
     check_name("name", name)
     root.mkdir(parents=True, exist_ok=True)
     number = 1
     while True:
         folder = root / (name if number == 1 else f"{name}_{number}")
+        number += 1
+        if taken(folder.name):
+            continue
         try:
             folder.mkdir()
             return folder
         except FileExistsError:
-            number += 1
+            continue
 
 
 def last_run(root: Path, name: str) -> Path | None:

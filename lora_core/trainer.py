@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import itertools
 import json
+import logging
 import math
 import random
 import time
@@ -30,12 +31,13 @@ from .events import Control, Listener
 from .objectives import Objective, check_prediction
 from .optimizers import make_optimizer
 from .plots import grid, loss_plot
-from .rng import derive
 from .schedules import lr_factor
 from .step import MAX_SKIPPED, optimizer_step
 
+log = logging.getLogger(__name__)
 Export = Callable[[dict[str, torch.Tensor], dict[str, Any]], tuple[dict[str, torch.Tensor], dict[str, str]]]
 MAX_TEXTS_AHEAD = 2000
+MAX_FAILED_SAMPLES = 2
 CHANGEABLE = ("steps", "save", "samples", "name")  # may differ between a run and its continuation
 
 
@@ -121,7 +123,7 @@ def train(
         scaler = torch.amp.GradScaler(backend.device.type, init_scale=2.0**12, enabled=backend.dtype == torch.float16)
         run = Run(config, backend, adapters, batches, objective, optimizer, scaler, backend.device)
         loop = Loop(run, dataset, folder, export, listener, control or Control(), resume)
-        with backend.training(layers, adapters, config.checkpointing):
+        with backend.training(layers, adapters, config.checkpointing, (config.batch_size, *batches.shapes()[0])):
             return loop.go()
 
 
@@ -132,10 +134,11 @@ class Loop:
         self.run, self.dataset, self.folder, self.export, self.listener, self.control = run, dataset, folder, export, listener, control
         self.config = run.config
         self.checkpoints = folder / "checkpoints"
-        self.done, self.saved = 0, -1
+        self.done, self.saved, self.samples_failed = 0, -1, 0
         self.losses: list[float] = []
+        self.started = time.time()
         self.sampled: list[tuple[str, list[Image.Image]]] = []
-        self.identity = {"base": run.backend.fingerprint(), "data": derive(*(p.name + p.caption for p in run.batches.pictures))}
+        self.identity = {"base": run.backend.fingerprint(), "data": run.batches.fingerprint(), "dtype": str(run.backend.dtype)}
         folder.mkdir(parents=True, exist_ok=True)
         for place in (folder, self.checkpoints):
             files.sweep_temps(place)
@@ -155,6 +158,8 @@ class Loop:
                         outcome = "stopped"
                         break
                     self._step(step, log)
+            if self.done == 0:
+                raise LoomError("The run was stopped before its first step; nothing was trained and nothing written.")
             result = self._finish(outcome)
         except BaseException:
             self._rescue()
@@ -169,7 +174,18 @@ class Loop:
         report = optimizer_step(self.run, step)
         self.done = report.step
         self.losses.append(report.loss)
-        log.write(json.dumps({"step": self.done, "loss": report.loss, "lr": lr, "grad_norm": report.grad_norm, "time": round(time.time(), 3)}) + "\n")
+        log.write(
+            json.dumps(
+                {
+                    "step": self.done,
+                    "loss": report.loss,
+                    "lr": lr,
+                    "grad_norm": report.grad_norm if math.isfinite(report.grad_norm) else None,
+                    "time": round(time.time(), 3),
+                }
+            )
+            + "\n"
+        )
         self.listener.on_step(report)
         last = self.done == self.config.steps
         if self.done % self.config.save.every == 0 and not last:
@@ -190,10 +206,16 @@ class Loop:
 
     def draw_samples(self) -> None:
         """The sample prompts with the adapters as they are; the first time also without them, same seed, to compare against."""
-        if not self.sampled:
-            with self.run.adapters.switched_off():
-                self._draw("before")
-        self._draw(f"step {self.done}")
+        if self.samples_failed >= MAX_FAILED_SAMPLES:
+            return
+        try:
+            if not self.sampled:
+                with self.run.adapters.switched_off():
+                    self._draw("before")
+            self._draw(f"step {self.done}")
+        except torch.OutOfMemoryError:
+            self.samples_failed += 1
+            self.listener.on_message("Not enough memory for a sample picture; training goes on. Lower samples.width_px and height_px.")
 
     def _draw(self, label: str) -> None:
         jobs = sample_jobs(self.config, self.run.batches)
@@ -212,7 +234,8 @@ class Loop:
     def facts(self) -> dict[str, Any]:
         """What the exporter and listeners may want to know about this run."""
         return {
-            "config": as_dict(self.config), "step": self.done, "trained_values": self.run.adapters.count(), "layers": len(self.run.adapters),
+            "config": as_dict(self.config), "started": self.started, "step": self.done, "layers": len(self.run.adapters),
+            "trained_values": self.run.adapters.count(),
             "pictures": len(self.run.batches.pictures), "per_epoch": self.run.batches.per_epoch, "objective": self.run.objective.kind,
             "captions": [p.caption for p in self.run.batches.pictures], "repeats": [p.repeats for p in self.run.batches.pictures], **self.identity,
         }  # fmt: skip
@@ -240,8 +263,10 @@ class Loop:
             if self.done != self.saved:
                 self.save()
             self._write_result("interrupted")
-        except (OSError, LoomError) as error:
-            self.listener.on_message(f"The last steps could not be kept: {error}")
+        except Exception as error:  # noqa: BLE001 - the error that ended the run is the one to show
+            log.exception("The last steps could not be kept")
+            with contextlib.suppress(BaseException):  # a listener may raise a cancel here, which is under way already
+                self.listener.on_message(f"The last steps could not be kept: {error}")
 
     def _restore(self) -> None:
         checkpoint, broken = state.latest(self.checkpoints)
@@ -295,6 +320,8 @@ def refuse_changes(config: TrainConfig, facts: dict[str, Any], identity: dict[st
     changed += [f"data.{k}: {then['data'][k]!r} then, {v!r} now" for k, v in now["data"].items() if k != "folder" and then["data"][k] != v]
     if identity["base"] != facts["base"]:
         changed.append("the base model is another one")
+    if identity["dtype"] != facts.get("dtype"):
+        changed.append(f"the base model computes in {identity['dtype']} now, in {facts.get('dtype')} then")
     if identity["data"] != facts["data"]:
         changed.append("pictures or captions changed")
     if changed:

@@ -1,4 +1,4 @@
-"""Save LoRA for WebUI: a file that ComfyUI, A1111, Forge, kohya and diffusers load, with the header their galleries read."""
+"""Save LoRA for WebUI: SD1, SD2 and SDXL in Kohya form with the header galleries read; other families with the host's native names."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ from pathlib import Path
 
 from ..convert import FormatError, cast, is_lora, lora_metadata, to_file
 from ..convert.families import guess_base
-from ..convert.lora import DTYPES
+from ..convert.lora import DTYPES, KOHYA_PREFIXES
 from ..lora_core.errors import LoomError
 from ..lora_core.files import write_safetensors
 from ..lora_core.names import check_name
 from .host.api import io, make_input, make_output, schema, ui
 from .host.paths import lora_folders
 from .sockets import CATEGORY
+
+SD_FAMILIES = ("sd1", "sd2", "sd2-v", "sdxl")
 
 
 class SaveLora(io.ComfyNode):
@@ -22,7 +24,7 @@ class SaveLora(io.ComfyNode):
             node_id="LoraLoomSaveLora",
             display_name="Save LoRA for WebUI",
             category=CATEGORY,
-            description="Writes a LoRA as one safetensors file in Kohya form with full metadata, so every WebUI lists and loads it.",
+            description="Writes a LoRA as one safetensors file with full metadata; in Kohya form for SD1, SD2 and SDXL, so every WebUI lists and loads it.",
             search_aliases=["export lora", "kohya", "a1111", "forge", "webui"],
             is_output_node=True,
             inputs=[
@@ -61,8 +63,10 @@ class SaveLora(io.ComfyNode):
             tensors, lost = cast(lora if ".lora_A." in next(iter(lora)) else to_file(lora), dtype)
         except FormatError as error:
             raise LoomError(f"lora: {error}") from error
-        path = _free_path(places[destination], name, on_exists == "overwrite")
         base = getattr(lora, "base", "") or guess_base(tensors)
+        if base in SD_FAMILIES and not any(key.startswith(KOHYA_PREFIXES) for key in tensors):
+            raise LoomError("lora: its names are ComfyUI's own, which WebUIs do not read for this model; connect the lora output of LoRA Loom's Train LoRA.")
+        path = _free_path(places[destination], name, on_exists == "overwrite")
         header = lora_metadata(tensors, path.stem, base, getattr(lora, "facts", {}), write_captions)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_safetensors(path, tensors, header)

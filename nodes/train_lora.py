@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import logging
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from ..lora_core.config import AdapterConfig, ObjectiveConfig, OptimizerConfig, 
 from ..lora_core.data.folder import scan
 from ..lora_core.errors import LoomError
 from ..lora_core.events import Control, Listeners
+from ..lora_core.files import sha256, write_bytes, write_json
 from ..lora_core.names import check_name
 from ..lora_core.reports import FileLog
 from ..lora_core.rundirs import last_run, new_run
@@ -26,6 +30,8 @@ from .host.live import LiveNode, registered
 from .host.paths import runs_root
 from .presets import PRESETS, TOY_RESOLUTION, resolution_for
 from .sockets import CATEGORY, Dataset, DatasetSocket, LoraWeights, widget
+
+log = logging.getLogger(__name__)
 
 
 class TrainLora(io.ComfyNode):
@@ -90,6 +96,11 @@ class TrainLora(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
+    def fingerprint_inputs(cls, resume: str = "new run", **_: Any) -> str:
+        """A new run with equal inputs is not trained again; continuing always does something."""
+        return str(time.time_ns()) if resume == "continue last" else ""
+
+    @classmethod
     def execute(cls, model: Any, clip: Any, vae: Any, dataset: DatasetSocket, resume: str, **widgets: Any) -> io.NodeOutput:
         check_name("name", widgets["name"])
         with torch.inference_mode(False):
@@ -105,29 +116,40 @@ class TrainLora(io.ComfyNode):
 
 def _run(node_id: str | None, backend: HostBackend, config: TrainConfig, resume: bool) -> Result:
     found = scan(config.data)
-    folder = last_run(runs_root(), config.name) if resume else new_run(runs_root(), config.name)
-    if folder is None:
-        raise LoomError(f"resume: there is no run named {config.name!r} to continue; choose new run.")
+    if resume:
+        folder = last_run(runs_root(), config.name)
+        if folder is None:
+            raise LoomError(f"resume: there is no run named {config.name!r} to continue; choose new run.")
+    else:
+        folder = new_run(runs_root(), config.name, lambda name: (loras_folder() / f"{name}.safetensors").exists())
 
     def export(state: dict[str, torch.Tensor], facts: dict[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         tensors = to_file(state)
         return tensors, lora_metadata(tensors, folder.name, backend.family, facts)
 
     control = Control()
-    config = dataclasses.replace(config, name=folder.name)
     try:
-        with FileLog(folder / "run.log") as log, registered(node_id, control):
-            listeners = Listeners([log, LiveNode(node_id, config.steps)])
+        config = dataclasses.replace(config, name=folder.name)
+        with FileLog(folder / "run.log") as file_log, registered(node_id, control):
+            listeners = Listeners([file_log, LiveNode(node_id, config.steps)])
             for warning in found.warnings:
                 listeners.on_message(warning)
             return train(config, backend, found, folder, export, listeners, control, resume)
     except BaseException:
-        file = folder / f"{folder.name}.safetensors"
-        if file.exists():
-            publish(file)  # a cancelled run can be used like a finished one
-        elif not any((folder / "checkpoints").glob("step-*")):
-            shutil.rmtree(folder, ignore_errors=True)  # nothing was trained: leave no empty run behind
+        _keep_or_remove(folder, resume)
         raise
+
+
+def _keep_or_remove(folder: Path, resume: bool) -> None:
+    """After a cancel or an error: a result is published like that of a finished run; a new run that trained nothing leaves no folder."""
+    file = folder / f"{folder.name}.safetensors"
+    try:
+        if file.exists():
+            publish(file)
+        elif not resume and not any((folder / "checkpoints").glob("step-*")):
+            shutil.rmtree(folder, ignore_errors=True)
+    except (OSError, LoomError):
+        log.exception("The result stays in %s; it could not be copied to the LoRA folder", folder)
 
 
 def config_from(widgets: dict[str, Any], dataset: DatasetSocket, backend: HostBackend) -> TrainConfig:
@@ -155,10 +177,17 @@ def config_from(widgets: dict[str, Any], dataset: DatasetSocket, backend: HostBa
 
 
 def publish(file: Path) -> Path:
-    """Copies a result to where the host lists LoRAs. Run folders have unique names, so nothing of another run is overwritten."""
-    target = runs_root().parent / "loras" / file.name
+    """Copies a run's result to where the host lists LoRAs. A file there that is not an earlier result of this run is never overwritten."""
+    record = file.parent / "published.json"
+    earlier = json.loads(record.read_text()) if record.exists() else {}
+    target, number = loras_folder() / file.name, 2
     target.parent.mkdir(parents=True, exist_ok=True)
-    temp = target.with_name(f".{target.name}.tmp")
-    shutil.copyfile(file, temp)
-    temp.replace(target)
+    while target.exists() and sha256(target) != earlier.get(target.name):
+        target, number = target.with_name(f"{file.stem}_{number}.safetensors"), number + 1
+    write_bytes(target, file.read_bytes())
+    write_json(record, {target.name: sha256(target)})
     return target
+
+
+def loras_folder() -> Path:
+    return runs_root().parent / "loras"

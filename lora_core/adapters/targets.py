@@ -45,7 +45,7 @@ def choose_targets(layers: Mapping[str, nn.Module], config: AdapterConfig) -> li
     wanted = PRESETS[config.targets]
     chosen = []
     for path, layer in layers.items():
-        plain = getattr(layer, "groups", 1) == 1
+        plain = getattr(layer, "groups", 1) == 1 and getattr(layer, "padding_mode", "zeros") == "zeros"
         if plain and wanted(path, len(weight_shape(layer))) and (not include or include.search(path)) and not (exclude and exclude.search(path)):
             chosen.append(path)
     if not chosen:

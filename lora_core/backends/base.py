@@ -53,8 +53,10 @@ class Backend(Protocol):
     def encode_texts(self, captions: Sequence[str], progress: Callable[[int, int], None]) -> None:
         """Encodes captions ahead of time; `predict` finds them by text."""
 
-    def training(self, layers: Mapping[str, nn.Module], adapters: AdapterSet, checkpointing: bool) -> AbstractContextManager[None]:
-        """Adapters attached and the model ready for `predict`; everything is taken off again on exit, however the block ends."""
+    def training(
+        self, layers: Mapping[str, nn.Module], adapters: AdapterSet, checkpointing: bool, largest: tuple[int, ...] = ()
+    ) -> AbstractContextManager[None]:
+        """Adapters attached and the model ready for `predict` on batches up to the shape `largest`; all taken off again on exit, however the block ends."""
 
     def predict(self, x_t: torch.Tensor, sigma: torch.Tensor, batch: Batch) -> torch.Tensor:
         """The network's raw output for corrupted latents x_t (B, ...) at sigma (B,), float32, with gradients to the adapters."""

@@ -33,6 +33,8 @@ class DiffusersBackend:
         missing = [part for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler") if not (folder / part).is_dir()]
         if missing:
             raise LoomError(f"base: {folder} has no folder {', '.join(missing)}; give a Stable Diffusion model in diffusers layout, or toy.")
+        if (folder / "text_encoder_2").is_dir():
+            raise LoomError(f"base: {folder} has two text encoders; headless training takes models with one (SD1.x, SD2.x), train this one in ComfyUI.")
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.dtype = DTYPES[precision]
         local = {"local_files_only": True}
@@ -45,6 +47,13 @@ class DiffusersBackend:
         self._abar = self.scheduler.alphas_cumprod.double()
         self._table = discrete_sigmas(self._abar)  # sigma of each timestep, as sampling and training see it
         self._texts: dict[str, torch.Tensor] = {}
+
+    @property
+    def family(self) -> str:
+        """sd1, sd2 or sd2-v, by the width of the text and the prediction type."""
+        if self.unet.config.cross_attention_dim != 1024:
+            return "sd1"
+        return "sd2-v" if self.scheduler.config.prediction_type == "v_prediction" else "sd2"
 
     def _place(self, module: Any) -> Any:
         return module.to(self.device).eval().requires_grad_(False)
@@ -85,7 +94,7 @@ class DiffusersBackend:
         return self._texts[caption]
 
     @contextlib.contextmanager
-    def training(self, layers: Mapping[str, nn.Module], adapters: AdapterSet, checkpointing: bool) -> Iterator[None]:
+    def training(self, layers: Mapping[str, nn.Module], adapters: AdapterSet, checkpointing: bool, largest: tuple[int, ...] = ()) -> Iterator[None]:
         before = self.unet.is_gradient_checkpointing
         with attach(layers, adapters):
             try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -38,6 +39,7 @@ class LatentCache:
 
     def __init__(self, dataset: Dataset, config: TrainConfig, encode: Encode, progress: Callable[[int, int], None]):
         self.fits: list[buckets.Fit] = []
+        self.pixels: list[bytes] = []  # sha256 of each picture as it is trained
         self.kept: list[Picture] = []
         self.skipped: list[tuple[str, str]] = []
         self._latents: dict[tuple[int, bool], torch.Tensor] = {}
@@ -58,6 +60,7 @@ class LatentCache:
                 if not torch.isfinite(latent).all():
                     raise LoomError(f"{picture.name}: the VAE returns numbers that are not finite for it; use a VAE that runs in fp32 or bf16.")
                 self._latents[len(self.kept), flipped] = latent
+            self.pixels.append(hashlib.sha256(cut.tobytes()).digest())
             self.kept.append(picture)
             self.fits.append(how)
         progress(len(dataset.pictures), len(dataset.pictures))
@@ -84,6 +87,15 @@ class Batches:
     def shapes(self) -> list[tuple[int, ...]]:
         """The latent shapes that occur, largest first."""
         return sorted({tuple(self._cache[i, False].shape[1:]) for i in range(len(self._cache.kept))}, key=lambda s: -int(np.prod(s)))
+
+    def fingerprint(self) -> str:
+        """Identifies pictures, captions, repeats and sizes, by content."""
+        digest = hashlib.sha256()
+        for index, picture in enumerate(self.pictures):
+            facts = (picture.name, picture.caption, picture.repeats, self._cache.fits[index])
+            digest.update("\x1f".join(map(str, facts)).encode())
+            digest.update(self._cache.pixels[index])
+        return digest.hexdigest()[:32]
 
     def at(self, step: int, micro: int) -> Batch:
         number = step * self._config.grad_accum + micro

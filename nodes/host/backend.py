@@ -37,6 +37,8 @@ from .verify import verify
 KEY = "lora_loom"
 TRAINING_GUIDANCE = 1.0  # guidance-distilled models (Flux.1-dev) are trained at 1, as sd-scripts and ai-toolkit do
 MAX_CONDS = 4096
+MAX_TEXTS_BYTES = 2 * 2**30
+ACTIVATION_FACTOR = 3  # of a forward and backward over the host's estimate for sampling
 
 
 class HostBackend:
@@ -49,8 +51,11 @@ class HostBackend:
         self.dtype: torch.dtype = self._model.manual_cast_dtype or self._model.get_dtype()
         self._names = file_names(self._model)
         self._texts: dict[str, Any] = {}
+        self._texts_bytes = 0
         self._conds: dict[tuple, dict[str, Any]] = {}
         self._borrowing: Borrowing | None = None
+        self._needed_bytes = 0
+        self._reload = False
         self._inside: contextlib.ExitStack | None = None
         self._check_pairing()
 
@@ -90,7 +95,7 @@ class HostBackend:
     def fingerprint(self) -> str:
         """Of the weights without the host's patches, plus the patches, so it does not depend on whether the model is loaded."""
         backup = {k.removeprefix("diffusion_model."): v.weight for k, v in self._patcher.backup.items()}
-        patches = {k: [(p[0], p[2]) for p in v] for k, v in sorted(self._patcher.patches.items())}
+        patches = {k: [(p[0], _patch_values(p[1]), p[2]) for p in v] for k, v in sorted(self._patcher.patches.items())}
         return hashlib.sha256(f"{weights_fingerprint(self.network, backup)}{patches}".encode()).hexdigest()[:32]
 
     def objective(self, config: ObjectiveConfig) -> HostObjective:
@@ -121,12 +126,17 @@ class HostBackend:
 
     def _text(self, caption: str) -> list:
         if caption not in self._texts:
+            if self._texts_bytes > MAX_TEXTS_BYTES:  # only shuffled tags get here; start anew rather than grow without end
+                self._texts.clear()
+                self._conds.clear()
+                self._texts_bytes = 0
             with torch.inference_mode():
                 encoded = self._clip.encode_from_tokens_scheduled(self._clip.tokenize(caption))
             width, wanted = encoded[0][0].shape[-1], self.context_width
             if isinstance(wanted, int) and type(self.network).__name__ == "UNetModel" and width != wanted:
                 raise LoomError(f"clip: encodes text with width {width}, the model reads {wanted}; wire the CLIP that belongs to this model.")
             self._texts[caption] = encoded
+            self._texts_bytes += encoded[0][0].nbytes
         return self._texts[caption]
 
     def _conditioning(self, batch: Batch, x_t: torch.Tensor) -> list[tuple[list[int], dict[str, Any]]]:
@@ -169,15 +179,17 @@ class HostBackend:
     # ---- training ----------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def training(self, layers: Mapping[str, nn.Module], adapters: AdapterSet, checkpointing: bool) -> Iterator[None]:
+    def training(self, layers: Mapping[str, nn.Module], adapters: AdapterSet, checkpointing: bool, largest: tuple[int, ...] = ()) -> Iterator[None]:
         borrowing = Borrowing(self.network, layers, adapters, checkpointing)
         injection = comfy.patcher_extension.PatcherInjection(lambda patcher: borrowing.inject(), lambda patcher: borrowing.eject())
         self._patcher.set_injections(KEY, [injection])
         self._borrowing = borrowing
-        grown = adapters.count() * 4 * 4 / 2**20  # adapters, gradients and two Adam moments, in MiB
+        activations = self._model.memory_required(list(largest or (1, 4, 64, 64))) * (1 if checkpointing else ACTIVATION_FACTOR)
+        self._needed_bytes = int(adapters.count() * 4 * 4 + activations)  # adapters, gradients and two Adam moments in fp32
+        self._text(next(iter(self._texts), ""))  # before the model is loaded: the text encoder might take its place
         try:
             with torch.inference_mode(False), training_kernels_switch(self):
-                self._load(grown)
+                self._load()
                 self._check_text()
                 if not is_pure(self.network):
                     verify(self.network, layers, adapters, borrowing, self._tiny_forward, self.dtype)
@@ -201,7 +213,7 @@ class HostBackend:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
             reason = str(error).splitlines()[0][:120]
-            raise LoomError(f"clip: the model cannot read its text ({reason}); wire the CLIP that belongs to this model.") from error
+            raise LoomError(f"clip: the model cannot run on a test input with its text ({reason}); wire the CLIP that belongs to this model.") from error
 
     def _tiny_forward(self) -> torch.Tensor:
         """A prediction for fixed noise of 8 x 8 latent pixels and any caption."""
@@ -212,19 +224,19 @@ class HostBackend:
         caption, side = next(iter(self._texts), ""), 8 * self.latent_step_px
         size = Fit((side, side), (side, side), (0, 0), (side, side))
         batch = Batch(x_t, [caption], [size], ["self-test"], torch.ones(1))
-        return self._predict(x_t, sigma[len(sigma) // 2].reshape(1).double(), batch)
+        return self._predict(x_t, sigma[len(sigma) // 2].reshape(1), batch)
 
-    def _load(self, extra_mib: float = 0.0) -> None:
+    def _load(self) -> None:
         with torch.inference_mode():
-            comfy.model_management.load_models_gpu([self._patcher], memory_required=int(extra_mib * 2**20) + self._activation_bytes())
-
-    def _activation_bytes(self) -> int:
-        """What a forward and backward may need beside the weights; three times the host's estimate for sampling."""
-        return int(3 * self._model.memory_required([1, 4, 64, 64]))
+            comfy.model_management.load_models_gpu([self._patcher], memory_required=self._needed_bytes)
 
     def predict(self, x_t: torch.Tensor, sigma: torch.Tensor, batch: Batch) -> torch.Tensor:
-        if self._borrowing is not None and not self._borrowing.installed:
-            self._load()  # something else was sampled or loaded since the last step
+        new = [caption for caption in batch.captions if caption not in self._texts]
+        for caption in new:
+            self._text(caption)
+        if self._borrowing is not None and (new or self._reload or not self._borrowing.installed):
+            self._reload = False
+            self._load()  # the text encoder, or something else, may have taken the model's place since the last step
         return self._predict(x_t, sigma, batch)
 
     def _predict(self, x_t: torch.Tensor, sigma: torch.Tensor, batch: Batch) -> torch.Tensor:
@@ -247,7 +259,7 @@ class HostBackend:
     def sample(self, job: SampleJob) -> list[Image.Image]:
         config = job.config
         step = self.latent_step_px
-        with self._paused(), torch.inference_mode():
+        with self._paused(), self._loaded_after(), torch.inference_mode():
             latent = torch.zeros(1, 4, job.height_px // step, job.width_px // step, device=comfy.model_management.intermediate_device())
             latent = comfy.sample.fix_empty_latent_channels(self._patcher, latent)
             noise = comfy.sample.prepare_noise(latent, config.seed)
@@ -257,9 +269,15 @@ class HostBackend:
             )  # fmt: skip
             pixels = self._vae.decode(latents)
             array = (pixels.reshape(-1, *pixels.shape[-3:]).clamp(0, 1) * 255).round().byte().cpu().numpy()
-        if self._inside is not None:
-            self._load()
         return [Image.fromarray(a) for a in array]
+
+    @contextlib.contextmanager
+    def _loaded_after(self) -> Iterator[None]:
+        """Makes the next step load the model again when sampling has taken its place, also after a sample that failed."""
+        try:
+            yield
+        finally:
+            self._reload = self._borrowing is not None
 
     @contextlib.contextmanager
     def _paused(self) -> Iterator[None]:
@@ -286,6 +304,13 @@ def training_kernels_switch(backend: HostBackend) -> Iterator[None]:
         inside, backend._inside = backend._inside, None
         if inside is not None:
             inside.close()
+
+
+def _patch_values(patch: Any) -> list:
+    """A few numbers of every tensor in a host patch, to tell two patches of equal strength apart."""
+    weights = getattr(patch, "weights", patch)
+    tensors = [t for t in (weights if isinstance(weights, list | tuple) else [weights]) if torch.is_tensor(t) and t.numel()]
+    return [t.detach().float().flatten()[:: max(1, t.numel() // 4)][:4].tolist() for t in tensors]
 
 
 def _sdpa(original: Callable, *args, **kwargs):

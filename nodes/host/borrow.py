@@ -79,6 +79,7 @@ def _alias(module: nn.Module) -> list:
                 continue
             alias = as_normal(value)
             table[key] = nn.Parameter(alias, requires_grad=False) if table is module._parameters else alias
+            table[key].__dict__.update(value.__dict__)  # what the host notes on its parameters
             changed.append((table, key, value, table[key]))
     return changed
 

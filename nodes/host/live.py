@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ipaddress
+import json
 import time
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import comfy.model_management
 import comfy.utils
@@ -15,6 +18,7 @@ from ...lora_core.step import StepReport
 
 MIN_INTERVAL_S = 0.25
 PREVIEW_PX = 512
+MAX_BODY_BYTES = 4096
 _running: dict[str, Control] = {}  # node id -> the control of its run, while it runs
 
 
@@ -97,15 +101,35 @@ def add_routes() -> None:
 
     @server.routes.post("/lora_loom/stop")
     async def stop(request: web.Request) -> web.Response:
-        if request.content_type != "application/json" or (request.content_length or 0) > 4096:
+        if not _own_page(request.headers.get("Host", ""), request.headers.get("Origin")):
+            return web.json_response({"error": "only ComfyUI's own page may stop a run"}, status=403)
+        raw = await request.content.read(MAX_BODY_BYTES + 1)
+        if request.content_type != "application/json" or len(raw) > MAX_BODY_BYTES:
             return web.json_response({"error": 'send a small JSON object such as {"node": "3"}'}, status=400)
         try:
-            body = await request.json()
-        except ValueError:
+            body = json.loads(raw)
+        except (ValueError, RecursionError):
             return web.json_response({"error": "the body is not JSON"}, status=400)
         node = body.get("node") if isinstance(body, dict) else None
-        control = _running.get(str(node)) if isinstance(node, str | int) else None
+        control = _find(str(node)) if isinstance(node, str | int) else None
         if control is None:
             return web.json_response({"error": "no run is going on in that node"}, status=404)
         control.stop_and_keep()
         return web.json_response({"stopping": str(node)})
+
+
+def _find(node: str) -> Control | None:
+    """The run of a node; a node inside a subgraph runs under an id such as 12:3, while its own id is 3."""
+    inside = [control for key, control in _running.items() if key.rpartition(":")[2] == node]
+    return _running.get(node) or (inside[0] if len(inside) == 1 else None)
+
+
+def _own_page(host: str, origin: str | None) -> bool:
+    """Whether a request comes from the host's own page: by name only from this machine (no DNS rebinding), and from no other site."""
+    name = urlsplit(f"//{host}").hostname or ""
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        if name != "localhost" and not name.endswith(".localhost"):
+            return False
+    return origin is None or urlsplit(origin).netloc == host

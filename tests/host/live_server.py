@@ -61,14 +61,15 @@ class Server:
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=30) as answer:
             return json.loads(answer.read())
 
-    def post(self, path: str, body: Any, content_type: str = "application/json") -> tuple[int, Any]:
-        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", json.dumps(body).encode(), {"Content-Type": content_type})
+    def post(self, path: str, body: Any, content_type: str = "application/json", headers: dict[str, str] | None = None) -> tuple[int, Any]:
+        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", json.dumps(body).encode(), {"Content-Type": content_type, **(headers or {})})
         try:
             with urllib.request.urlopen(request, timeout=30) as answer:
                 text = answer.read()
                 return answer.status, json.loads(text) if text else None
         except urllib.error.HTTPError as error:
-            return error.code, json.loads(error.read() or b"null")
+            text = error.read()
+            return error.code, json.loads(text) if text.startswith((b"{", b"[")) else None
 
     def queue(self, prompt: dict) -> str:
         status, answer = self.post("/prompt", {"prompt": prompt})

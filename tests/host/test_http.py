@@ -90,6 +90,15 @@ def test_same_name_never_overwrites(server):
     assert {"twice.safetensors", "twice_2.safetensors"} <= {p.name for p in (server.base / "output" / "loras").iterdir()}
 
 
+def test_a_users_file_in_the_lora_folder_is_never_overwritten(server):
+    theirs = server.base / "output" / "loras" / "mine.safetensors"
+    theirs.parent.mkdir(parents=True, exist_ok=True)
+    theirs.write_bytes(b"precious")
+    assert server.execute(toy_prompt(server, name="mine"))["status"]["status_str"] == "success"
+    assert theirs.read_bytes() == b"precious"
+    assert (theirs.parent / "mine_2.safetensors").exists()
+
+
 def test_stop_and_keep_ends_within_a_step_and_keeps_a_loadable_file(server):
     prompt = toy_prompt(server, name="stopped", steps=5000)
     queued = server.queue(prompt)
@@ -128,6 +137,11 @@ def test_cancel_keeps_the_work_and_continue_goes_on(server):
 )
 def test_stop_route_refuses_what_it_does_not_know(server, body, kind, status):
     assert server.post("/lora_loom/stop", body, kind)[0] == status
+
+
+@pytest.mark.parametrize("headers", [{"Host": "evil.example"}, {"Origin": "http://evil.example"}, {"Origin": "null"}])
+def test_stop_route_answers_only_the_hosts_own_page(server, headers):
+    assert server.post("/lora_loom/stop", {"node": "3"}, headers=headers)[0] == 403
 
 
 def make_folder(server, name: str, files: dict[str, bytes]) -> str:

@@ -184,10 +184,23 @@ def test_stop_and_keep_ends_after_the_current_step_with_a_result(toy_config, run
 
 def test_a_stopped_run_goes_on_to_the_same_end(toy_config, run_toy, unbroken, tmp_path):
     config, control = toy_config(**EVERYTHING_RANDOM), Control()
-    control.stop_and_keep()
-    assert run_toy(config, tmp_path, control=control).step == 0
+
+    class StopAfterThree(Listener):
+        def on_step(self, report):
+            if report.step == 3:
+                control.stop_and_keep()
+
+    assert run_toy(config, tmp_path, StopAfterThree(), control=control).step == 3
     assert run_toy(config, tmp_path, resume=True).losses == unbroken[1]
     assert weights(tmp_path) == unbroken[2]
+
+
+def test_a_run_stopped_before_its_first_step_writes_no_result(toy_config, run_toy, tmp_path):
+    control = Control()
+    control.stop_and_keep()
+    with pytest.raises(LoomError, match="stopped before its first step"):
+        run_toy(toy_config(steps=3), tmp_path, control=control)
+    assert not list(tmp_path.rglob("*.safetensors"))
 
 
 def test_a_finished_run_can_be_continued_with_more_steps_and_nothing_is_lost(toy_config, run_toy, tmp_path):
