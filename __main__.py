@@ -73,7 +73,7 @@ def run_job(config: TrainConfig, args: argparse.Namespace) -> tuple[Result, int]
     from .lora_core.errors import LoomError
     from .lora_core.events import Control, Listeners
     from .lora_core.reports import FileLog, ProgressBar
-    from .lora_core.rundirs import last_run, new_run
+    from .lora_core.rundirs import last_run, new_run, remove_if_untrained
     from .lora_core.toy.model import MODEL, resolve_set
     from .lora_core.trainer import train
 
@@ -97,11 +97,19 @@ def run_job(config: TrainConfig, args: argparse.Namespace) -> tuple[Result, int]
     def on_signal(number: int, frame: Any) -> None:
         received.append(number)
         control.stop_and_keep()
+        signal.signal(number, before[number])  # a second one ends the program at once
 
     before = {s: signal.signal(s, on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
         with FileLog(folder / "run.log") as log, ProgressBar() as bar:
             result = train(config, backend, dataset, folder, export, Listeners([log, bar]), control, resume)
+    except BaseException:
+        if not resume:
+            remove_if_untrained(folder)
+        if received:
+            sys.stderr.write("lora-loom: stopped\n")
+            raise SystemExit(128 + received[0]) from None
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

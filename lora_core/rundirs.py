@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,10 +11,10 @@ from .names import check_name
 
 
 def new_run(root: Path, name: str, taken: Callable[[str], bool] = lambda name: False) -> Path:
-    """A fresh folder root/name, or root/name_2, name_3 ... when that exists or is `taken`. Created here, so two processes never share one."""
+    """A fresh folder root/name, or root/name_2, name_3 ... above the highest that exists and is not `taken`. Created here, so two processes never share one."""
     check_name("name", name)
     root.mkdir(parents=True, exist_ok=True)
-    number = 1
+    number = max((n for n, _ in _numbered(root, name)), default=0) + 1
     while True:
         folder = root / (name if number == 1 else f"{name}_{number}")
         number += 1
@@ -26,9 +27,19 @@ def new_run(root: Path, name: str, taken: Callable[[str], bool] = lambda name: F
             continue
 
 
+def _numbered(root: Path, name: str) -> list[tuple[int, Path]]:
+    """(number, folder) of the runs of that name."""
+    pattern = re.compile(re.escape(name) + r"(?:_(\d+))?")
+    return [(int(m[1] or 1), p) for p in root.glob("*") if p.is_dir() and (m := pattern.fullmatch(p.name))] if root.is_dir() else []
+
+
+def remove_if_untrained(folder: Path) -> None:
+    """Removes a run folder that holds no checkpoint: nothing was trained in it."""
+    if not any((folder / "checkpoints").glob("step-*")):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def last_run(root: Path, name: str) -> Path | None:
     """The run of that name with the highest number that holds checkpoints, or None."""
     check_name("name", name)
-    pattern = re.compile(re.escape(name) + r"(?:_(\d+))?")
-    found = [(int(m[1] or 1), p) for p in root.glob("*") if (m := pattern.fullmatch(p.name)) and (p / "checkpoints").is_dir()] if root.is_dir() else []
-    return max(found)[1] if found else None
+    return max(((n, p) for n, p in _numbered(root, name) if (p / "checkpoints").is_dir()), default=(0, None))[1]

@@ -55,7 +55,7 @@ class LoadFolder(io.ComfyNode):
         for here, folders, files in os.walk(training_folder(folder)):
             folders.sort()
             for name in sorted(files):
-                facts = os.stat(os.path.join(here, name))
+                facts = os.lstat(os.path.join(here, name))
                 digest.update(f"{here}/{name} {facts.st_size} {facts.st_mtime_ns}".encode())
         return digest.hexdigest()
 

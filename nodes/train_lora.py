@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import comfy.sd
 import torch
 
 from ..convert import lora_metadata, to_file
+from ..lora_core.adapters.targets import choose_targets, weight_shape
 from ..lora_core.config import AdapterConfig, ObjectiveConfig, OptimizerConfig, SampleConfig, SaveConfig, ScheduleConfig, TrainConfig, as_dict, parse
 from ..lora_core.data.folder import scan
 from ..lora_core.errors import LoomError
@@ -21,7 +21,7 @@ from ..lora_core.events import Control, Listeners
 from ..lora_core.files import sha256, write_bytes, write_json
 from ..lora_core.names import check_name
 from ..lora_core.reports import FileLog
-from ..lora_core.rundirs import last_run, new_run
+from ..lora_core.rundirs import last_run, new_run, remove_if_untrained
 from ..lora_core.trainer import Result, train
 from .host.api import io, make_input, make_output, schema
 from .host.backend import HostBackend
@@ -106,12 +106,22 @@ class TrainLora(io.ComfyNode):
         with torch.inference_mode(False):
             backend = HostBackend(model, clip, vae)
             config = config_from(widgets, dataset, backend)
+            require_matched(to_file(_empty_lora(backend, config)), model)
             result = _run(cls.hidden.unique_id, backend, config, resume == "continue last")
         path = publish(result.file)
         require_matched(result.tensors, model)
         trained, _ = comfy.sd.load_lora_for_models(model, None, result.tensors, 1.0, 0.0)
         lora = LoraWeights.of(result.tensors, backend.family, result.facts)
         return io.NodeOutput(trained, clip, lora, {"loss": result.losses}, str(path))
+
+
+def _empty_lora(backend: HostBackend, config: TrainConfig) -> dict[str, torch.Tensor]:
+    """The names this run will write, with empty weights: what the host cannot read back is found before training."""
+    layers, state = backend.layers(), {}
+    for path in choose_targets(layers, config.adapter):
+        shape, name = weight_shape(layers[path]), backend.file_name(path)
+        state[f"{name}.lora_down"], state[f"{name}.lora_up"] = torch.zeros(1, *shape[1:]), torch.zeros(shape[0], 1, *[1] * (len(shape) - 2))
+    return state
 
 
 def _run(node_id: str | None, backend: HostBackend, config: TrainConfig, resume: bool) -> Result:
@@ -146,8 +156,8 @@ def _keep_or_remove(folder: Path, resume: bool) -> None:
     try:
         if file.exists():
             publish(file)
-        elif not resume and not any((folder / "checkpoints").glob("step-*")):
-            shutil.rmtree(folder, ignore_errors=True)
+        elif not resume:
+            remove_if_untrained(folder)
     except (OSError, LoomError):
         log.exception("The result stays in %s; it could not be copied to the LoRA folder", folder)
 

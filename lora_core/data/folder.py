@@ -50,8 +50,10 @@ def scan(config: DataConfig) -> Dataset:
     root = Path(config.folder)
     if not config.folder or not root.is_dir():
         raise LoomError(f"data.folder: there is no folder {config.folder!r}; choose one that holds your pictures.")
-    files = sorted(_walk(root, config.recursive), key=lambda p: p.relative_to(root).as_posix())
-    pictures, skipped, no_caption = [], [], []
+    pictures: list[Picture] = []
+    skipped: list[tuple[str, str]] = []
+    no_caption: list[str] = []
+    files = sorted(_walk(root, config.recursive, skipped), key=lambda p: p.relative_to(root).as_posix())
     for path in files:
         name = path.relative_to(root).as_posix()
         if path.suffix.lower() not in EXTENSIONS:
@@ -66,10 +68,13 @@ def scan(config: DataConfig) -> Dataset:
             width, height = read_size(path)
             if min(width, height) < config.bucket_step_px:
                 raise PictureError(f"is {width} x {height} px, smaller than the smallest bucket ({config.bucket_step_px} px)")
+            caption, found = _caption(path, config.captions, concept)
         except PictureError as error:
             skipped.append((name, str(error)))
             continue
-        caption, found = _caption(path, config.captions, concept)
+        except OSError as error:
+            skipped.append((name, f"its caption cannot be read ({error.strerror})"))
+            continue
         if not found:
             no_caption.append(name)
         pictures.append(Picture(path, name, width, height, with_trigger(caption, config.trigger), repeats))
@@ -82,8 +87,11 @@ def scan(config: DataConfig) -> Dataset:
     return Dataset(root, tuple(pictures), tuple(skipped), tuple(_warnings(config, pictures, no_caption, files)), config.trigger)
 
 
-def _walk(root: Path, recursive: bool) -> Iterator[Path]:
-    """Regular files below root. Links are followed only while they stay inside; each folder is entered once, so loops end."""
+def _walk(root: Path, recursive: bool, skipped: list[tuple[str, str]]) -> Iterator[Path]:
+    """Regular files below root. Links are followed only while they stay inside; each folder is entered once, so loops end.
+
+    Folders that cannot be opened are added to `skipped`.
+    """
     real_root, seen, queue = root.resolve(), set(), [root]
     while queue:
         folder = queue.pop()
@@ -91,15 +99,20 @@ def _walk(root: Path, recursive: bool) -> Iterator[Path]:
         if real in seen or not real.is_relative_to(real_root):
             continue
         seen.add(real)
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_dir():
-                    if recursive:
-                        queue.append(Path(entry.path))
-                elif entry.is_file() and Path(entry.path).resolve().is_relative_to(real_root):
-                    yield Path(entry.path)
+        try:
+            with os.scandir(folder) as found:
+                entries = sorted(found, key=lambda entry: entry.name)
+        except OSError as error:
+            skipped.append((folder.relative_to(root).as_posix(), f"cannot be opened ({error.strerror})"))
+            continue
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                if recursive:
+                    queue.append(Path(entry.path))
+            elif entry.is_file() and Path(entry.path).resolve().is_relative_to(real_root):
+                yield Path(entry.path)
 
 
 def _kohya(path: Path, root: Path) -> tuple[int, str]:
