@@ -180,13 +180,13 @@ class HostBackend:
 
     @contextlib.contextmanager
     def training(self, layers: Mapping[str, nn.Module], adapters: AdapterSet, checkpointing: bool, largest: tuple[int, ...] = ()) -> Iterator[None]:
+        self._text(next(iter(self._texts), ""))  # before the model is loaded: the text encoder might take its place
         borrowing = Borrowing(self.network, layers, adapters, checkpointing)
         injection = comfy.patcher_extension.PatcherInjection(lambda patcher: borrowing.inject(), lambda patcher: borrowing.eject())
         self._patcher.set_injections(KEY, [injection])
         self._borrowing = borrowing
         activations = self._model.memory_required(list(largest or (1, 4, 64, 64))) * (1 if checkpointing else ACTIVATION_FACTOR)
         self._needed_bytes = int(adapters.count() * 4 * 4 + activations)  # adapters, gradients and two Adam moments in fp32
-        self._text(next(iter(self._texts), ""))  # before the model is loaded: the text encoder might take its place
         try:
             with torch.inference_mode(False), training_kernels_switch(self):
                 self._load()
