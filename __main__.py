@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .lora_core.config import TrainConfig
     from .lora_core.trainer import Result
 
-DONE, FAILED, INTERRUPTED = 0, 1, 130
+DONE, FAILED = 0, 1
 
 
 def main(argv: list[str] | None = None) -> int:

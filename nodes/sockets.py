@@ -23,15 +23,9 @@ class DatasetSocket:
 class LoraWeights(dict):
     """A LORA_MODEL (dict of tensors, as every host node expects) that also remembers where it comes from."""
 
-    base: str = ""
-    facts: typing.ClassVar[dict[str, Any]] = {}
-
-    @classmethod
-    def of(cls, tensors: dict, base: str, facts: dict[str, Any]) -> LoraWeights:
-        weights = cls(tensors)
-        weights.base = base
-        weights.__dict__["facts"] = facts
-        return weights
+    def __init__(self, tensors: dict, base: str, facts: dict[str, Any]):
+        super().__init__(tensors)
+        self.base, self.facts = base, facts
 
 
 def widget(path: str, name: str = "", advanced: bool = False, **changes: Any) -> Any:

@@ -15,6 +15,7 @@ import torch
 from ..convert import lora_metadata, to_file
 from ..lora_core.adapters.targets import choose_targets, weight_shape
 from ..lora_core.config import AdapterConfig, ObjectiveConfig, OptimizerConfig, SampleConfig, SaveConfig, ScheduleConfig, TrainConfig, as_dict, parse
+from ..lora_core.data.folder import Dataset as FoundDataset
 from ..lora_core.data.folder import scan
 from ..lora_core.errors import LoomError
 from ..lora_core.events import Control, Listeners
@@ -105,13 +106,13 @@ class TrainLora(io.ComfyNode):
         check_name("name", widgets["name"])
         with torch.inference_mode(False):
             backend = HostBackend(model, clip, vae)
-            config = config_from(widgets, dataset, backend)
+            config, found = config_from(widgets, dataset, backend)
             require_matched(to_file(_empty_lora(backend, config)), model)
-            result = _run(cls.hidden.unique_id, backend, config, resume == "continue last")
+            result = _run(cls.hidden.unique_id, backend, config, found, resume == "continue last")
         path = publish(result.file)
         require_matched(result.tensors, model)
         trained, _ = comfy.sd.load_lora_for_models(model, None, result.tensors, 1.0, 0.0)
-        lora = LoraWeights.of(result.tensors, backend.family, result.facts)
+        lora = LoraWeights(result.tensors, backend.family, result.facts)
         return io.NodeOutput(trained, clip, lora, {"loss": result.losses}, str(path))
 
 
@@ -124,8 +125,7 @@ def _empty_lora(backend: HostBackend, config: TrainConfig) -> dict[str, torch.Te
     return state
 
 
-def _run(node_id: str | None, backend: HostBackend, config: TrainConfig, resume: bool) -> Result:
-    found = scan(config.data)
+def _run(node_id: str | None, backend: HostBackend, config: TrainConfig, found: FoundDataset, resume: bool) -> Result:
     if resume:
         folder = last_run(runs_root(), config.name)
         if folder is None:
@@ -162,16 +162,16 @@ def _keep_or_remove(folder: Path, resume: bool) -> None:
         log.exception("The result stays in %s; it could not be copied to the LoRA folder", folder)
 
 
-def config_from(widgets: dict[str, Any], dataset: DatasetSocket, backend: HostBackend) -> TrainConfig:
-    """The run's config: widgets, with 0 and auto filled in from the preset and the model."""
+def config_from(widgets: dict[str, Any], dataset: DatasetSocket, backend: HostBackend) -> tuple[TrainConfig, FoundDataset]:
+    """The run's config (widgets, with 0 and auto filled in from the preset and the model) and the pictures it will train on."""
     w, preset = widgets, PRESETS[widgets["preset"]]
     context = backend.context_width
     resolution = w["resolution"] or resolution_for(backend.family, context)
     step = backend.latent_step_px if resolution <= 2 * TOY_RESOLUTION else 64
     data = dataclasses.replace(dataset.config, resolution=resolution, bucket_step_px=step)
-    pictures = len(scan(data).pictures)
+    found = scan(data)
     values = TrainConfig(
-        name=w["name"], base="ComfyUI", steps=w["steps"] or preset.steps(pictures), batch_size=w["batch_size"], grad_accum=w["grad_accum"],
+        name=w["name"], base="ComfyUI", steps=w["steps"] or preset.steps(len(found.pictures)), batch_size=w["batch_size"], grad_accum=w["grad_accum"],
         seed=w["seed"], checkpointing=w["checkpointing"], data=data,
         adapter=AdapterConfig(
             rank=w["rank"] or preset.rank, alpha=w["alpha"], dropout=w["dropout"], init=w["init"], targets=w["targets"], include=w["include"],
@@ -183,7 +183,7 @@ def config_from(widgets: dict[str, Any], dataset: DatasetSocket, backend: HostBa
         save=SaveConfig(every=w["save_every"]),
         samples=SampleConfig(prompt=w["sample_prompt"], every=w["sample_every"], cfg=w["sample_cfg"]),
     )  # fmt: skip
-    return parse(as_dict(values))
+    return parse(as_dict(values)), found
 
 
 def publish(file: Path) -> Path:

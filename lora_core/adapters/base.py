@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from torch import nn
@@ -113,15 +115,21 @@ def branch(base: Forward, adapter: Adapter) -> Forward:
     return forward
 
 
-@contextlib.contextmanager
-def override_forward(module: nn.Module, forward: Forward) -> Iterator[None]:
+def override_forward(module: nn.Module, forward: Forward) -> AbstractContextManager[None]:
     """Replaces `module.forward` on the instance and puts back exactly what was there."""
-    before = module.__dict__.get("forward")
-    module.__dict__["forward"] = forward
+    return override(module, "forward", forward)
+
+
+@contextlib.contextmanager
+def override(instance: Any, name: str, value: Any) -> Iterator[None]:
+    """Shadows an attribute on the instance alone; on exit the instance has again just what it had of its own."""
+    own = instance.__dict__
+    had, before = name in own, own.get(name)
+    own[name] = value
     try:
         yield
     finally:
-        if before is None:
-            module.__dict__.pop("forward", None)
+        if had:
+            own[name] = before
         else:
-            module.__dict__["forward"] = before
+            own.pop(name, None)

@@ -22,6 +22,7 @@ from PIL import Image
 from torch import nn
 
 from ...lora_core.adapters import AdapterSet
+from ...lora_core.adapters.base import override
 from ...lora_core.backends.base import SampleJob, weights_fingerprint
 from ...lora_core.config import ObjectiveConfig
 from ...lora_core.data.batches import Batch
@@ -29,7 +30,7 @@ from ...lora_core.data.buckets import Fit
 from ...lora_core.errors import LoomError
 from .borrow import Borrowing
 from .frozen import is_linear
-from .guards import is_pure, training_kernels
+from .guards import TrainingKernels, is_pure
 from .naming import base_family, file_names
 from .objective import HostObjective, host_objective
 from .verify import verify
@@ -56,7 +57,7 @@ class HostBackend:
         self._borrowing: Borrowing | None = None
         self._needed_bytes = 0
         self._reload = False
-        self._inside: contextlib.ExitStack | None = None
+        self._kernels = TrainingKernels()
         self._check_pairing()
 
     @property
@@ -188,7 +189,7 @@ class HostBackend:
         activations = self._model.memory_required(list(largest or (1, 4, 64, 64))) * (1 if checkpointing else ACTIVATION_FACTOR)
         self._needed_bytes = int(adapters.count() * 4 * 4 + activations)  # adapters, gradients and two Adam moments in fp32
         try:
-            with torch.inference_mode(False), training_kernels_switch(self):
+            with torch.inference_mode(False), self._kernels:
                 self._load()
                 self._check_text()
                 if not is_pure(self.network):
@@ -282,28 +283,13 @@ class HostBackend:
     @contextlib.contextmanager
     def _paused(self) -> Iterator[None]:
         """The host's normal kernels for as long as it samples."""
-        inside, self._inside = self._inside, None
-        if inside is not None:
-            inside.close()
+        was_on = self._kernels.on
+        self._kernels.stop()
         try:
             yield
         finally:
-            if inside is not None:
-                self._inside = contextlib.ExitStack()
-                self._inside.enter_context(training_kernels())
-
-
-@contextlib.contextmanager
-def training_kernels_switch(backend: HostBackend) -> Iterator[None]:
-    """Training kernels on, in a form that `HostBackend.sample` can suspend."""
-    backend._inside = contextlib.ExitStack()
-    backend._inside.enter_context(training_kernels())
-    try:
-        yield
-    finally:
-        inside, backend._inside = backend._inside, None
-        if inside is not None:
-            inside.close()
+            if was_on:
+                self._kernels.start()
 
 
 def _patch_values(patch: Any) -> list:
@@ -318,18 +304,9 @@ def _sdpa(original: Callable, *args, **kwargs):
     return attention_pytorch(*args, **kwargs)
 
 
-@contextlib.contextmanager
-def _raw_output(sampling: Any) -> Iterator[None]:
+def _raw_output(sampling: Any) -> contextlib.AbstractContextManager[None]:
     """For one call of apply_model: hands back what the network said instead of the denoised latents."""
-    before = sampling.__dict__.get("calculate_denoised")
-    sampling.__dict__["calculate_denoised"] = lambda sigma, out, x: out
-    try:
-        yield
-    finally:
-        if before is None:
-            del sampling.__dict__["calculate_denoised"]
-        else:
-            sampling.__dict__["calculate_denoised"] = before
+    return override(sampling, "calculate_denoised", lambda sigma, out, x: out)
 
 
 def _normal_copy(value: Any) -> Any:

@@ -97,15 +97,34 @@ def _private(value: Any) -> Any:
     return value
 
 
-@contextlib.contextmanager
-def training_kernels() -> Iterator[None]:
-    """The host's own switch to differentiable code paths, and eager kernels where it has none. Put back on exit."""
-    with contextlib.ExitStack() as undo:
-        if hasattr(comfy.model_management, "in_training"):
-            undo.enter_context(replaced(comfy.model_management, "in_training", True))
-        for module, name, value in _eager_kernels():
-            undo.enter_context(replaced(module, name, value))
-        yield
+class TrainingKernels:
+    """The host's own switch to differentiable code paths, and eager kernels where it has none. `stop` puts back what was there."""
+
+    def __init__(self) -> None:
+        self._undo: contextlib.ExitStack | None = None
+
+    @property
+    def on(self) -> bool:
+        return self._undo is not None
+
+    def start(self) -> None:
+        with contextlib.ExitStack() as undo:
+            if hasattr(comfy.model_management, "in_training"):
+                undo.enter_context(replaced(comfy.model_management, "in_training", True))
+            for module, name, value in _eager_kernels():
+                undo.enter_context(replaced(module, name, value))
+            self._undo = undo.pop_all()
+
+    def stop(self) -> None:
+        if self._undo is not None:
+            undo, self._undo = self._undo, None
+            undo.close()
+
+    def __enter__(self) -> None:
+        self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
 
 
 @contextlib.contextmanager

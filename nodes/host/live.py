@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -78,17 +80,14 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-class registered:  # noqa: N801 - used as `with registered(...)`
+@contextlib.contextmanager
+def registered(node_id: str | None, control: Control) -> Iterator[None]:
     """Makes a run's control reachable from the stop route while the block runs."""
-
-    def __init__(self, node_id: str | None, control: Control):
-        self._id, self._control = str(node_id), control
-
-    def __enter__(self) -> None:
-        _running[self._id] = self._control
-
-    def __exit__(self, *_: object) -> None:
-        _running.pop(self._id, None)
+    _running[str(node_id)] = control
+    try:
+        yield
+    finally:
+        _running.pop(str(node_id), None)
 
 
 def add_routes() -> None:

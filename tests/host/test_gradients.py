@@ -13,7 +13,7 @@ from lora_loom.lora_core.data.buckets import fit
 from lora_loom.lora_core.rng import generator
 from lora_loom.lora_core.step import diffusion_loss
 from lora_loom.nodes.host.backend import HostBackend
-from lora_loom.nodes.host.guards import training_kernels
+from lora_loom.nodes.host.guards import TrainingKernels
 from stand_ins import NoVae, RandomClip
 
 CAPTIONS = ["a red cat", "two words and three more"]  # different lengths: each sample keeps its own text
@@ -63,7 +63,7 @@ def reference(name: str, batch: Batch) -> tuple[float, dict[str, torch.Tensor]]:
         for key, adapter in adapters:
             weight = layers[key]._parameters.pop("weight")
             layers[key].weight = weight.detach() + adapter.delta_weight().view(weight.shape)
-        with training_kernels(), torch.autograd.graph.allow_mutation_on_saved_tensors():
+        with TrainingKernels(), torch.autograd.graph.allow_mutation_on_saved_tensors():
             return loss_and_gradients(backend, adapters, batch)
 
 
