@@ -98,9 +98,7 @@ class Loom:
         scaler = torch.amp.GradScaler("cpu", enabled=False)
         self.trained = adapters.count()
         self._training = backend.training(layers, adapters, False)
-        self._run = Run(
-            job, backend, adapters, Cached(), backend.objective(job.objective), make_optimizer(adapters.parameters(), job.optimizer), scaler, backend.device
-        )
+        self._run = Run(job, backend, adapters, Cached(), backend.objective(job.objective), make_optimizer(adapters.parameters(), job.optimizer), scaler)
         began = time.perf_counter()
         with torch.inference_mode(False):
             self._training.__enter__()

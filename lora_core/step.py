@@ -42,7 +42,7 @@ def diffusion_loss(predict: Callable, batch: Batch, objective, rng: torch.Genera
 
 def optimizer_step(run: Run, step: int) -> StepReport:
     """Gradients of every micro batch, clip, update. Raises NonFiniteError before the weights move."""
-    config, total = run.config, torch.zeros((), device=run.device)
+    config, total = run.config, torch.zeros((), device=run.backend.device)
     pictures: list[str] = []
     for micro in range(config.grad_accum):
         batch = run.batches.at(step, micro)

@@ -52,7 +52,6 @@ class Run:
     objective: Objective
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
-    device: torch.device
     skipped_in_a_row: int = 0
     mid_update: bool = False
 
@@ -121,8 +120,8 @@ def train(
         backend.encode_texts(captions_ahead(batches, config), lambda n, of: listener.on_message(f"Encoding captions {n}/{of}"))
         optimizer = make_optimizer(adapters.parameters(), config.optimizer)
         scaler = torch.amp.GradScaler(backend.device.type, init_scale=2.0**12, enabled=backend.dtype == torch.float16)
-        run = Run(config, backend, adapters, batches, objective, optimizer, scaler, backend.device)
-        loop = Loop(run, dataset, folder, export, listener, control or Control(), resume)
+        run = Run(config, backend, adapters, batches, objective, optimizer, scaler)
+        loop = Loop(run, folder, export, listener, control or Control(), resume)
         with backend.training(layers, adapters, config.checkpointing, (config.batch_size, *batches.shapes()[0])):
             return loop.go()
 
@@ -130,8 +129,8 @@ def train(
 class Loop:
     """One call of `train`: how far it is, what is saved, what was logged."""
 
-    def __init__(self, run: Run, dataset: Dataset, folder: Path, export: Export, listener: Listener, control: Control, resume: bool):
-        self.run, self.dataset, self.folder, self.export, self.listener, self.control = run, dataset, folder, export, listener, control
+    def __init__(self, run: Run, folder: Path, export: Export, listener: Listener, control: Control, resume: bool):
+        self.run, self.folder, self.export, self.listener, self.control = run, folder, export, listener, control
         self.config = run.config
         self.checkpoints = folder / "checkpoints"
         self.done, self.saved, self.samples_failed = 0, -1, 0
