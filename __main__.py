@@ -1,4 +1,4 @@
-"""The door for the terminal: `lora-loom train job.toml`, `lora-loom demo`. Also `python __main__.py` from a bare checkout."""
+"""The door for the terminal: `lora-loom train`, `demo`, and the commands on files. Also `python __main__.py` from a bare checkout."""
 
 from __future__ import annotations
 
@@ -28,15 +28,28 @@ def main(argv: list[str] | None = None) -> int:
     for command in (train, demo):
         command.add_argument("--out", type=Path, default=Path("runs"), help="where run folders go (default: runs)")
         command.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves it to torch")
+    from .convert.commands import add_commands
+
+    add_commands(commands)
     args = parser.parse_args(argv)
 
+    from .convert import FormatError
     from .lora_core.errors import LoomError
 
     try:
-        return _train(args) if args.command == "train" else _demo(args)
-    except LoomError as error:
+        if args.command in ("train", "demo"):
+            return _train(args) if args.command == "train" else _demo(args)
+        return _on_files(args)
+    except (LoomError, FormatError) as error:
         sys.stderr.write(f"lora-loom: {error}\n")
         return FAILED
+
+
+def _on_files(args: argparse.Namespace) -> int:
+    from .convert.commands import run
+    from .lora_core.plots import bars
+
+    return run(args, lambda report: bars([(block.name, block.norm) for block in report.blocks], "norm of the change, by block"))
 
 
 def _train(args: argparse.Namespace) -> int:
@@ -67,7 +80,7 @@ def run_job(config: TrainConfig, args: argparse.Namespace) -> tuple[Result, int]
     """Trains `config` headless below `args.out`; a signal stops after the current step and keeps the result. Returns (result, exit code)."""
     import torch
 
-    from .convert import lora_metadata, to_file
+    from .convert import lora_metadata, trained
     from .lora_core.backends.diffusers_backend import DiffusersBackend
     from .lora_core.data.folder import scan
     from .lora_core.errors import LoomError
@@ -89,7 +102,7 @@ def run_job(config: TrainConfig, args: argparse.Namespace) -> tuple[Result, int]
         raise LoomError(f"name: there is no run {config.name!r} in {args.out} to continue; start it without --resume.")
 
     def export(state: dict[str, torch.Tensor], facts: dict[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-        tensors = to_file(state)
+        tensors = trained(state, backend.family)
         return tensors, lora_metadata(tensors, config.name, backend.family, facts)
 
     control, received = Control(), []

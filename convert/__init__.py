@@ -1,6 +1,8 @@
-"""File formats as pure functions on state dicts: keys, scale, metadata. Knows no engine, no host, and touches no disk."""
+"""File formats as pure functions on state dicts: keys, scale, metadata. Knows no engine and no host; only disk.py touches the disk."""
 
-from .lora import FormatError, cast, is_lora, to_file
+from .lora import FormatError, Lora, Module, cast, is_lora
 from .metadata import lora_metadata
+from .readers import read
+from .writers import TARGETS, peft_directories, trained, write
 
-__all__ = ["FormatError", "cast", "is_lora", "lora_metadata", "to_file"]
+__all__ = ["TARGETS", "FormatError", "Lora", "Module", "cast", "is_lora", "peft_directories", "lora_metadata", "read", "trained", "write"]

@@ -6,15 +6,22 @@ import dataclasses
 import datetime
 import hashlib
 import json
+import ntpath
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from safetensors.torch import save
 
-from .lora import describe
+from . import disk, keys
+from .embedding import Embedding
 
 MAX_HEADER_BYTES = 256 * 1024
+# Not true of a converted file, or written anew.
+_STALE = ("sshs_", "modelspec.hash_sha256", "lora_adapter_metadata", "ss_network_dim", "ss_network_alpha", "ss_network_module", "ss_network_args",
+          "ss_output_name", "modelspec.title", "modelspec.architecture", "modelspec.implementation", "modelspec.sai_model_spec", "format")  # fmt: skip
+# Captions, folders, graphs: what a user may not want to give away with the file.
+_PRIVATE = ("ss_tag_frequency", "ss_dataset_dirs", "ss_reg_dataset_dirs", "ss_datasets", "ss_bucket_info", "workflow", "prompt", "training_config", "software")
+_PATHS = ("ss_sd_model_name", "ss_vae_name")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,19 +30,29 @@ class BaseModel:
 
     version: str
     architecture: str
-    implementation: str
+    implementation: str = ""
     v2: bool = False
-    prediction: str = "epsilon"
-    resolution: int = 512
+    prediction: str = ""
+    resolution: int = 1024
     network_module: str = "networks.lora"
 
 
+_FLUX = "https://github.com/black-forest-labs/flux"
+_SDXL = "https://github.com/Stability-AI/generative-models"
 BASES = {
-    "sd1": BaseModel("sd_v1", "stable-diffusion-v1", "diffusers"),
-    "sd2": BaseModel("sd_v2", "stable-diffusion-v2-512", "diffusers", v2=True),
+    "sd1": BaseModel("sd_v1", "stable-diffusion-v1", "diffusers", prediction="epsilon", resolution=512),
+    "sd2": BaseModel("sd_v2", "stable-diffusion-v2-512", "diffusers", v2=True, prediction="epsilon", resolution=512),
     "sd2-v": BaseModel("sd_v2_v", "stable-diffusion-v2-768-v", "diffusers", v2=True, prediction="v", resolution=768),
-    "sdxl": BaseModel("sdxl_base_v1-0", "stable-diffusion-xl-v1-base", "https://github.com/Stability-AI/generative-models", resolution=1024),
-    "flux1": BaseModel("flux1", "flux-1-dev", "https://github.com/black-forest-labs/flux", prediction="", resolution=1024, network_module="networks.lora_flux"),
+    "sdxl": BaseModel("sdxl_base_v1-0", "stable-diffusion-xl-v1-base", _SDXL, prediction="epsilon"),
+    "toy": BaseModel("sd_v1", "stable-diffusion-v1", "diffusers", prediction="epsilon", resolution=64),
+    "flux1": BaseModel("flux1", "flux-1-dev", _FLUX, network_module="networks.lora_flux"),
+    "chroma": BaseModel("chroma", "chroma", network_module="networks.lora_flux"),
+    "sd3": BaseModel("sd3", "stable-diffusion-3", "https://github.com/Stability-AI/sd3-ref", network_module="networks.lora_sd3"),
+    "flux2": BaseModel("flux2", "flux-2", "https://github.com/black-forest-labs/flux2", network_module="networks.lora_flux_2"),
+    "lumina2": BaseModel("lumina2", "lumina-2", "https://github.com/Alpha-VLLM/Lumina-Image-2.0", network_module="networks.lora_lumina"),
+    "z-image": BaseModel("z-image", "z-image", "https://github.com/Tongyi-MAI/Z-Image", network_module="networks.lora_zimage"),
+    "qwen-image": BaseModel("qwen-image", "Qwen-Image", "https://github.com/QwenLM/Qwen-Image", network_module="networks.lora_qwen_image"),
+    "wan": BaseModel("wan2.1", "wan2.1", "https://github.com/Wan-Video/Wan2.1", network_module="networks.lora_wan"),
 }
 
 
@@ -48,25 +65,13 @@ def lora_metadata(tensors: Mapping[str, torch.Tensor], name: str, base: str, fac
     `ss_base_model_version` is always written: A1111 hides an SDXL file without it. Hashes cover the tensors as given, so call this last.
     """
     family = BASES.get(base, BaseModel(base, base, ""))
-    rank, alpha = describe(tensors)
     config = facts.get("config", {})
     trigger = config.get("data", {}).get("trigger", "")
     side = config.get("data", {}).get("resolution", family.resolution)
     now = datetime.datetime.now(datetime.timezone.utc)
     header: dict[str, Any] = {
-        "format": "pt",
-        "ss_output_name": name,
-        "ss_base_model_version": family.version,
-        "ss_v2": str(family.v2),
-        "ss_network_module": family.network_module,
-        "ss_network_dim": rank,
-        "ss_network_alpha": alpha,
-        "ss_network_args": "{}",
+        **_identity(tensors, name, family),
         "ss_training_comment": "trained with LoRA Loom",
-        "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": f"{family.architecture}/lora",
-        "modelspec.implementation": family.implementation,
-        "modelspec.title": name,
         "modelspec.resolution": f"{side}x{side}",
         "modelspec.date": now.replace(microsecond=0, tzinfo=None).isoformat(),
         "modelspec.trigger_phrase": trigger,
@@ -83,6 +88,8 @@ def lora_metadata(tensors: Mapping[str, torch.Tensor], name: str, base: str, fac
         }  # fmt: skip
         if with_captions:
             header["ss_tag_frequency"] = json.dumps({name: tag_frequency(facts["captions"])}, ensure_ascii=False)
+            pictures = len(facts["repeats"])
+            header["ss_dataset_dirs"] = json.dumps({name: {"n_repeats": round(sum(facts["repeats"]) / max(1, pictures)), "img_count": pictures}})
     header = {k: str(v) for k, v in header.items() if v != ""}
     return within_limit({**header, **hashes(tensors)})
 
@@ -95,17 +102,80 @@ def tag_frequency(captions: list[str]) -> dict[str, int]:
     return counts
 
 
+def converted_metadata(old: Mapping[str, str], tensors: Mapping[str, torch.Tensor], name: str, base: str, details: bool = False, **new: str) -> dict[str, str]:
+    """Header for a file made from another: what is still true of `old`, the identity and hashes written anew, `new` on top.
+
+    `details`: also keep captions, dataset folders and embedded graphs. Paths in model names are cut to the file's name either way.
+    """
+    version = old.get("ss_base_model_version", "")
+    family = BASES["sd2-v"] if base == "sd2" and version == "sd_v2_v" else BASES.get(base, BaseModel(version or base, base))
+    kept = {k: v for k, v in old.items() if not k.startswith(_STALE) and (details or k not in _PRIVATE)}
+    kept |= {k: ntpath.basename(kept[k]) for k in _PATHS if k in kept}
+    header = {**kept, **_identity(tensors, name, family), **new}
+    if "modelspec.architecture" in old and old["modelspec.architecture"].endswith("/lora") and base in BASES:
+        header["modelspec.architecture"] = old["modelspec.architecture"]
+    return within_limit({**{k: v for k, v in header.items() if v != ""}, **hashes(tensors)})
+
+
+def _identity(tensors: Mapping[str, torch.Tensor], name: str, family: BaseModel) -> dict[str, str]:
+    """What tells a program which file this is and how to read it. A1111 hides an SDXL file without `ss_base_model_version`."""
+    rank, alpha = describe(tensors)
+    algo = next((kind for kind, sign in (("loha", "hada_"), ("lokr", "lokr_")) if any(sign in key for key in tensors)), "")
+    return {
+        "format": "pt", "ss_output_name": name, "ss_base_model_version": family.version, "ss_v2": str(family.v2),
+        "ss_network_module": "lycoris.kohya" if algo else family.network_module, "ss_network_dim": rank, "ss_network_alpha": alpha,
+        "ss_network_args": json.dumps({"algo": algo} if algo else {}), "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": f"{family.architecture}/lora", "modelspec.implementation": family.implementation, "modelspec.title": name,
+    }  # fmt: skip
+
+
+def embedding_metadata(embedding: Embedding, tensors: Mapping[str, torch.Tensor], name: str, negative: bool = False) -> dict[str, str]:
+    """Header for an embedding file whose stem, and so whose trigger, is `name`."""
+    family = BASES.get(embedding.family, BaseModel(embedding.family, embedding.family))
+    header = {
+        "format": "pt", "modelspec.sai_model_spec": "1.0.1", "modelspec.architecture": f"{family.architecture}/textual-inversion", "modelspec.title": name,
+        "modelspec.implementation": family.implementation, "modelspec.trigger_phrase": name, "modelspec.is_negative_embedding": "true" if negative else "",
+        "modelspec.resolution": f"{family.resolution}x{family.resolution}", "ss_output_name": name, "ss_base_model_version": family.version,
+        "ss_v2": str(family.v2), "ss_steps": str(embedding.step or ""),
+    }  # fmt: skip
+    return within_limit({**{k: v for k, v in header.items() if v}, **hashes(tensors)})
+
+
+def describe(tensors: Mapping[str, torch.Tensor]) -> tuple[str, str]:
+    """(rank, alpha) as headers have them: the number all modules share, else "Dynamic", as kohya's resize writes it."""
+    ranks: dict[str, int] = {}
+    alphas: dict[str, float] = {}
+    for key, value in tensors.items():
+        name, part = keys.parse(key) or ("", "")
+        if part in ("down", "hada_w1_b", "lokr_w1_b", "lokr_w2_b"):
+            ranks[name] = value.shape[0]
+        elif part == "alpha":
+            alphas[name] = float(value)
+    if not ranks:
+        return "0", "0"
+    every_alpha = {alphas.get(name, float(rank)) for name, rank in ranks.items()}
+    return str(min(ranks.values()) if len(set(ranks.values())) == 1 else "Dynamic"), str(min(every_alpha) if len(every_alpha) == 1 else "Dynamic")
+
+
 def hashes(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
     """sshs_model_hash: sha256 of the data section, independent of metadata and key order (kohya `precalculate_safetensors_hashes`)."""
-    data = save({k: v.contiguous() for k, v in tensors.items()})
-    start = 8 + int.from_bytes(data[:8], "little")
-    digest = hashlib.sha256(memoryview(data)[start:]).hexdigest()
-    return {"sshs_model_hash": digest, "modelspec.hash_sha256": f"0x{digest}"}
+    digest = hashlib.sha256()
+    parts = disk.chunks({k: (v.dtype, tuple(v.shape)) for k, v in tensors.items()}, tensors.__getitem__)
+    next(parts)  # the header
+    for part in parts:
+        digest.update(part)
+    return {"sshs_model_hash": digest.hexdigest(), "modelspec.hash_sha256": f"0x{digest.hexdigest()}"}
 
 
 def within_limit(header: dict[str, str]) -> dict[str, str]:
-    """The header without its tag table when it would exceed 256 kB, the most a gallery reads."""
-    size = sum(len(k.encode()) + len(v.encode()) for k, v in header.items())
-    if size > MAX_HEADER_BYTES:
-        header = {k: v for k, v in header.items() if k != "ss_tag_frequency"}
+    """The header without its tag table, then without its largest entries, when it would exceed 256 kB, the most a gallery reads."""
+    header = dict(header)
+    if _size(header) > MAX_HEADER_BYTES:
+        header.pop("ss_tag_frequency", None)
+    while _size(header) > MAX_HEADER_BYTES:
+        del header[max(header, key=lambda k: len(header[k]))]
     return header
+
+
+def _size(header: Mapping[str, str]) -> int:
+    return sum(len(k.encode()) + len(v.encode()) for k, v in header.items())

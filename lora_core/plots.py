@@ -43,6 +43,22 @@ def loss_plot(losses: Sequence[float], width: int = 720, height: int = 360) -> I
     return image
 
 
+def bars(rows: Sequence[tuple[str, float]], title: str, width: int = 640) -> Image.Image:
+    """A horizontal bar for each (label, value), longest at the full width, with the value written behind it."""
+    line, left, top = 18, 170, 34
+    image = Image.new("RGB", (width, top + line * len(rows) + 10), "white")
+    pen, font = ImageDraw.Draw(image), ImageFont.load_default(12)
+    pen.text((10, 8), title, fill=_INK, font=ImageFont.load_default(14))
+    longest = max((value for _, value in rows), default=0.0) or 1.0
+    for n, (label, value) in enumerate(rows):
+        y = top + line * n
+        pen.text((left - 8, y + 1), label[-26:], fill=_INK, font=font, anchor="ra")
+        end = left + (width - left - 80) * value / longest
+        pen.rectangle([(left, y + 2), (max(left + 1, end), y + line - 4)], fill=_SMOOTH)
+        pen.text((end + 6, y + 1), f"{value:.3g}", fill=_INK, font=font)
+    return image
+
+
 def grid(images: Sequence[Image.Image], labels: Sequence[str] = (), columns: int = 0, cell_px: int = 192) -> Image.Image:
     """Pictures in rows on white, each fitted into a square cell with its label (cut to fit) underneath."""
     columns = columns or min(8, max(1, math.ceil(math.sqrt(len(images)))))

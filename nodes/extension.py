@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from .combine import ExtractLora, MergeIntoCheckpoint, MergeLoras, ResizeLora
+from .convert_format import ConvertEmbedding, ConvertLora, Inspect
 from .dataset import LoadFolder
 from .host.api import ComfyExtension, io
 from .host.live import add_routes
-from .save import SaveLora
+from .save import SaveEmbedding, SaveLora
 from .toy import LoadToyModel
 from .train_lora import TrainLora
 
-NODES: list[type[io.ComfyNode]] = [LoadFolder, TrainLora, SaveLora, LoadToyModel]
+NODES: list[type[io.ComfyNode]] = [
+    LoadFolder, TrainLora, SaveLora, LoadToyModel, ConvertLora, Inspect, MergeLoras, ResizeLora, ExtractLora, MergeIntoCheckpoint, SaveEmbedding,
+    ConvertEmbedding,
+]  # fmt: skip
 
 
 class LoraLoomExtension(ComfyExtension):

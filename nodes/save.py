@@ -1,20 +1,52 @@
-"""Save LoRA for WebUI: SD1, SD2 and SDXL in Kohya form with the header galleries read; other families with the host's native names."""
+"""Save LoRA and Save Embedding: from the wire into one of the folders this ComfyUI reads, with header, card and preview picture."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from ..convert import FormatError, cast, is_lora, lora_metadata, to_file
-from ..convert.families import guess_base
-from ..convert.lora import DTYPES, KOHYA_PREFIXES
+import numpy as np
+import torch
+from PIL import Image
+
+from ..convert import FormatError, Lora, cast, is_lora, lora_metadata, read, write
+from ..convert.embedding import EMBEDDING_TARGETS, trigger_problems
+from ..convert.families import FAMILIES, UNKNOWN
+from ..convert.jobs import write_card, write_embedding_file
+from ..convert.lora import DTYPES
+from ..convert.metadata import converted_metadata
+from ..convert.report import triggers
+from ..convert.writers import TARGETS
 from ..lora_core.errors import LoomError
 from ..lora_core.files import write_safetensors
 from ..lora_core.names import check_name
 from .host.api import io, make_input, make_output, schema, ui
-from .host.paths import lora_folders
-from .sockets import CATEGORY
+from .host.paths import embedding_folders, file_names_in, lora_folders
+from .previews import write_preview
+from .sockets import CATEGORY, Embedding, EmbeddingSocket, LoraWeights, plain_errors
 
-SD_FAMILIES = ("sd1", "sd2", "sd2-v", "sdxl")
+ON_EXISTS = ("new number", "overwrite")
+LORA_FORMS = tuple(t for t in TARGETS if t != "peft")
+
+
+def destination_input(places: dict[str, Path], what: str) -> Any:
+    return make_input(io.Combo, "destination", options=list(places), tooltip=f"One of the folders this ComfyUI reads {what} from.")
+
+
+def on_exists_input() -> Any:
+    return make_input(io.Combo, "on_exists", options=list(ON_EXISTS), default=ON_EXISTS[0], advanced=True, tooltip="What to do when the file is there.")
+
+
+def place_for(places: dict[str, Path], destination: str, name: str, overwrite: bool, suffix: str = ".safetensors") -> Path:
+    """The file to write in a chosen folder: `name`, with a number where that is taken, unless it may be overwritten. The folder then exists."""
+    check_name("name", name)
+    if destination not in places:
+        raise LoomError(f"destination: {destination!r} is not a folder of this ComfyUI; choose one of {', '.join(places)}.")
+    path, number = places[destination] / f"{name}{suffix}", 2
+    while path.exists() and not overwrite:
+        path, number = path.with_name(f"{name}_{number}{suffix}"), number + 1
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 class SaveLora(io.ComfyNode):
@@ -24,58 +56,108 @@ class SaveLora(io.ComfyNode):
             node_id="LoraLoomSaveLora",
             display_name="Save LoRA for WebUI",
             category=CATEGORY,
-            description="Writes a LoRA as one safetensors file with full metadata; in Kohya form for SD1, SD2 and SDXL, so every WebUI lists and loads it.",
-            search_aliases=["export lora", "kohya", "a1111", "forge", "webui"],
+            description="Writes a LoRA as one safetensors file with full metadata, in the form you choose; universal is what every WebUI lists and loads.",
+            search_aliases=["export lora", "kohya", "a1111", "forge", "webui", "diffusers"],
             is_output_node=True,
             inputs=[
-                make_input(io.LoraModel, "lora", tooltip="From Train LoRA."),
+                make_input(io.LoraModel, "lora", tooltip="From Train LoRA, Merge LoRAs, or ComfyUI's own training node."),
                 make_input(io.String, "name", default="my_lora", tooltip="File name without folder and ending. Also the name used as <lora:name:1>."),
-                make_input(io.Combo, "destination", options=list(lora_folders()), tooltip="One of the folders this ComfyUI reads LoRAs from."),
+                destination_input(lora_folders(), "LoRAs"),
                 make_input(io.Combo, "dtype", options=list(DTYPES), default="fp16", tooltip="Number format on disk. fp16 is what most files use."),
+                make_input(io.Image, "preview", optional=True, tooltip="Picture shown beside the file in model lists; the first one is taken."),
+                on_exists_input(),
                 make_input(
-                    io.Combo,
-                    "on_exists",
-                    options=["new number", "overwrite"],
-                    default="new number",
-                    advanced=True,
-                    tooltip="What to do when the file is there.",
-                ),
-                make_input(
-                    io.Boolean,
-                    "write_captions",
-                    default=False,
-                    advanced=True,
+                    io.Boolean, "write_captions", default=False, advanced=True,
                     tooltip="Put the training tags and their counts into the file (shown as buttons in A1111).",
                 ),
+                make_input(
+                    io.Combo, "form", options=list(LORA_FORMS), default="universal", advanced=True,
+                    tooltip="Names of the layers: universal is read by every program that runs the model; the others are for one program.",
+                ),
+                make_input(io.String, "activation_text", default="", advanced=True, tooltip="Trigger words for the card; empty takes the training's trigger."),
+                make_input(io.Float, "preferred_weight", default=1.0, min=0.0, max=2.0, step=0.05, advanced=True, tooltip="Strength written on the card."),
+                make_input(io.Boolean, "write_card", default=True, advanced=True, tooltip="Write <name>.json for A1111 and Forge. Your edits there stay."),
             ],
             outputs=[make_output(io.String, "path")],
-        )
+        )  # fmt: skip
 
     @classmethod
-    def execute(cls, lora: dict, name: str, destination: str, dtype: str, on_exists: str, write_captions: bool) -> io.NodeOutput:
-        check_name("name", name)
-        places = lora_folders()
-        if destination not in places:
-            raise LoomError(f"destination: {destination!r} is not a LoRA folder of this ComfyUI; choose one of {', '.join(places)}.")
-        if not is_lora(lora):
+    @plain_errors("lora")
+    def execute(
+        cls, lora: dict, name: str, destination: str, dtype: str, form: str = "universal", on_exists: str = ON_EXISTS[0], activation_text: str = "",
+        preferred_weight: float = 1.0, write_card: bool = True, write_captions: bool = False, preview: torch.Tensor | None = None,
+    ) -> io.NodeOutput:  # fmt: skip
+        path = place_for(lora_folders(), destination, name, on_exists == "overwrite")
+        if not is_lora(lora) and not any(".hada_" in k or ".lokr_" in k or k.endswith(".diff") for k in lora):
             raise LoomError("lora: the wired value holds no LoRA weights; connect the lora output of Train LoRA.")
-        try:
-            tensors, lost = cast(lora if ".lora_A." in next(iter(lora)) else to_file(lora), dtype)
-        except FormatError as error:
-            raise LoomError(f"lora: {error}") from error
-        base = getattr(lora, "base", "") or guess_base(tensors)
-        if base in SD_FAMILIES and not any(key.startswith(KOHYA_PREFIXES) for key in tensors):
-            raise LoomError("lora: its names are ComfyUI's own, which WebUIs do not read for this model; connect the lora output of LoRA Loom's Train LoRA.")
-        path = _free_path(places[destination], name, on_exists == "overwrite")
-        header = lora_metadata(tensors, path.stem, base, getattr(lora, "facts", {}), write_captions)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        found = _canonical(lora)
+        tensors, lost = cast(write(found, form), dtype)
+        if isinstance(lora, LoraWeights) and lora.facts:
+            header = lora_metadata(tensors, path.stem, lora.base, lora.facts, write_captions)
+        else:
+            header = converted_metadata({}, tensors, path.stem, found.family)
         write_safetensors(path, tensors, header)
-        note = f"{path.name}: {path.stat().st_size / 1e6:.1f} MB, {dtype}, {lost:.2%} of the values became zero"
-        return io.NodeOutput(str(path), ui=ui.PreviewText(note))
+        notes = [f"{path.name}: {path.stat().st_size / 1e6:.1f} MB, {dtype}, {lost:.2%} of the values became zero", *found.notes]
+        if write_card:
+            words = tuple(w.strip() for w in activation_text.split(",") if w.strip()) or triggers(header)
+            _attempt(notes, lambda: _write_card(path, found.family, words, preferred_weight))
+        if preview is not None:
+            pixels = np.clip(preview[0].detach().float().cpu().numpy() * 255, 0, 255).astype(np.uint8)
+            write_preview(path.with_suffix(".preview.png"), Image.fromarray(pixels[..., :3]))
+        return io.NodeOutput(str(path), ui=ui.PreviewText("\n".join(notes)))
 
 
-def _free_path(folder: Path, name: str, overwrite: bool) -> Path:
-    path, number = folder / f"{name}.safetensors", 2
-    while path.exists() and not overwrite:
-        path, number = folder / f"{name}_{number}.safetensors", number + 1
-    return path
+def _canonical(lora: dict) -> Lora:
+    """The wired LoRA in canonical form. One of our runs on a family without a table keeps the names it was trained under."""
+    base = getattr(lora, "base", "")
+    try:
+        return read(dict(lora), family=base if base in FAMILIES else "")
+    except FormatError:
+        if base:
+            return read(dict(lora), family=UNKNOWN)
+        raise
+
+
+def _attempt(notes: list[str], act: Any) -> None:
+    """Runs what must not lose a file that is written already; a failure becomes a note."""
+    try:
+        act()
+    except FormatError as error:
+        notes.append(str(error))
+
+
+def _write_card(path: Path, family: str, words: tuple[str, ...], weight: float) -> None:
+    write_card(path, family, words, weight)
+
+
+class SaveEmbedding(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="LoraLoomSaveEmbedding",
+            display_name="Save Embedding",
+            category=CATEGORY,
+            description="Writes a textual-inversion embedding. The file's name is its trigger: embedding:name here, just the name in A1111 and Forge.",
+            search_aliases=["textual inversion", "embedding", "export embedding"],
+            is_output_node=True,
+            inputs=[
+                make_input(Embedding, "embedding", tooltip="From Convert Embedding or from training."),
+                make_input(io.String, "name", default="my_emb", tooltip="File name without ending, and the trigger: small letters, digits, _ and -."),
+                destination_input(embedding_folders(), "embeddings"),
+                make_input(
+                    io.Combo, "form", options=list(EMBEDDING_TARGETS), default="webui",
+                    tooltip="webui: A1111, Forge, kohya and ComfyUI. diffusers: for load_textual_inversion.",
+                ),
+                on_exists_input(),
+            ],
+            outputs=[make_output(io.String, "path"), make_output(io.String, "token", tooltip="What to write in a ComfyUI prompt.")],
+        )  # fmt: skip
+
+    @classmethod
+    @plain_errors("embedding")
+    def execute(cls, embedding: EmbeddingSocket, name: str, destination: str, form: str, on_exists: str) -> io.NodeOutput:
+        path = place_for(embedding_folders(), destination, name, on_exists == "overwrite")
+        written = write_embedding_file(embedding.embedding, path, form, overwrite=on_exists == "overwrite")
+        loras = {Path(file).stem for file in file_names_in("loras")}
+        notes = [f"{path.name}: write embedding:{path.stem} in a prompt", *written.notes, *trigger_problems(path.stem, loras)]
+        return io.NodeOutput(str(path), f"embedding:{path.stem}", ui=ui.PreviewText("\n".join(notes)))

@@ -3,14 +3,45 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import typing
+from collections.abc import Callable
 from typing import Any
 
+from ..convert import FormatError
+from ..convert.embedding import Embedding as Vectors
 from ..lora_core.config import DataConfig, TrainConfig
+from ..lora_core.errors import LoomError
 from .host.api import io, make_input
 
 CATEGORY = "training/LoRA Loom"
 Dataset = io.Custom("LORALOOM_DATASET")
+
+
+Embedding = io.Custom("LORALOOM_EMBEDDING")
+
+
+@dataclasses.dataclass(frozen=True)
+class EmbeddingSocket:
+    """What travels on a LORALOOM_EMBEDDING wire: the vectors for each text encoder."""
+
+    embedding: Vectors
+
+
+def plain_errors(field: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Turns an error about a file into the one sentence a node shows, with the field it came in by."""
+
+    def decorate(execute: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(execute)
+        def guarded(cls: Any, *args: Any, **kwargs: Any) -> Any:
+            try:
+                return execute(cls, *args, **kwargs)
+            except FormatError as error:
+                raise LoomError(f"{field}: {error}") from error
+
+        return guarded
+
+    return decorate
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,8 +11,13 @@ from typing import Any
 
 import comfy.sd
 import torch
+from PIL import Image
 
-from ..convert import lora_metadata, to_file
+from ..convert import FormatError, lora_metadata, trained
+from ..convert.disk import header
+from ..convert.jobs import write_card
+from ..convert.readers import declared_family
+from ..convert.report import triggers
 from ..lora_core.adapters.targets import choose_targets, weight_shape
 from ..lora_core.config import AdapterConfig, ObjectiveConfig, OptimizerConfig, SampleConfig, SaveConfig, ScheduleConfig, TrainConfig, as_dict, parse
 from ..lora_core.data.folder import Dataset as FoundDataset
@@ -30,6 +35,7 @@ from .host.check import require_matched
 from .host.live import LiveNode, registered
 from .host.paths import runs_root
 from .presets import PRESETS, TOY_RESOLUTION, resolution_for
+from .previews import write_preview
 from .sockets import CATEGORY, Dataset, DatasetSocket, LoraWeights, widget
 
 log = logging.getLogger(__name__)
@@ -107,13 +113,13 @@ class TrainLora(io.ComfyNode):
         with torch.inference_mode(False):
             backend = HostBackend(model, clip, vae)
             config, found = config_from(widgets, dataset, backend)
-            require_matched(to_file(_empty_lora(backend, config)), model)
+            require_matched(trained(_empty_lora(backend, config), backend.family), model)
             result = _run(cls.hidden.unique_id, backend, config, found, resume == "continue last")
         path = publish(result.file)
         require_matched(result.tensors, model)
-        trained, _ = comfy.sd.load_lora_for_models(model, None, result.tensors, 1.0, 0.0)
+        tuned, _ = comfy.sd.load_lora_for_models(model, None, result.tensors, 1.0, 0.0)
         lora = LoraWeights(result.tensors, backend.family, result.facts)
-        return io.NodeOutput(trained, clip, lora, {"loss": result.losses}, str(path))
+        return io.NodeOutput(tuned, clip, lora, {"loss": result.losses}, str(path))
 
 
 def _empty_lora(backend: HostBackend, config: TrainConfig) -> dict[str, torch.Tensor]:
@@ -134,7 +140,7 @@ def _run(node_id: str | None, backend: HostBackend, config: TrainConfig, found: 
         folder = new_run(runs_root(), config.name, lambda name: (loras_folder() / f"{name}.safetensors").exists())
 
     def export(state: dict[str, torch.Tensor], facts: dict[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-        tensors = to_file(state)
+        tensors = trained(state, backend.family)
         return tensors, lora_metadata(tensors, folder.name, backend.family, facts)
 
     control = Control()
@@ -196,7 +202,21 @@ def publish(file: Path) -> Path:
         target, number = target.with_name(f"{file.stem}_{number}.safetensors"), number + 1
     write_bytes(target, file.read_bytes())
     write_json(record, {target.name: sha256(target)})
+    _dress(target, file.parent)
     return target
+
+
+def _dress(target: Path, folder: Path) -> None:
+    """What galleries show beside a LoRA: the card with its trigger words, and the latest sample as its picture where there is none."""
+    try:
+        metadata = header(target)[1]
+        write_card(target, declared_family(metadata), triggers(metadata))
+        picture = target.with_suffix(".preview.png")
+        samples = sorted((folder / "samples").glob("*.png"), key=lambda p: p.stat().st_mtime_ns)
+        if samples and not picture.exists():
+            write_preview(picture, Image.open(samples[-1]))
+    except (FormatError, OSError):
+        log.exception("%s is written, but not its card or picture", target)
 
 
 def loras_folder() -> Path:

@@ -33,9 +33,9 @@ def merged(first: dict, second: dict) -> dict:
 
 def export(state, facts):
     """The exporter of a headless run, as the terminal door builds it."""
-    from lora_loom.convert import lora_metadata, to_file
+    from lora_loom.convert import lora_metadata, trained
 
-    tensors = to_file(state)
+    tensors = trained(state, "sd1")
     return tensors, lora_metadata(tensors, facts["config"]["name"], "sd1", facts)
 
 

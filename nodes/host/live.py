@@ -6,7 +6,7 @@ import contextlib
 import ipaddress
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -66,6 +66,19 @@ class LiveNode(Listener):
             server = _server()
             if server is not None and hasattr(server, "send_progress_text"):
                 server.send_progress_text(text, self._id)
+
+
+def layer_progress(node_id: str | None) -> Callable[[int, int, str], None]:
+    """A callback (done, total, name) for work that goes layer by layer: moves the node's bar, and raises the host's interrupt on Cancel."""
+    bar: list[Any] = []
+
+    def show(done: int, total: int, name: str) -> None:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        if not bar:
+            bar.append(comfy.utils.ProgressBar(total, node_id=node_id) if node_id else comfy.utils.ProgressBar(total))
+        bar[0].update_absolute(done, total)
+
+    return show
 
 
 def _server() -> Any:

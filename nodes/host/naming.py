@@ -18,16 +18,21 @@ _DIFFUSERS_UNET = (
 )
 
 
+_OUR_NAMES = {"flux": "flux1", "qwenimage": "qwen-image"}
+
+
 def base_family(model: Any) -> str:
-    """sd1, sd2, sd2-v, sdxl, flux1, or the host's class name in lower case."""
+    """The family in the words of `convert` (sd1, sd2-v, sdxl, flux1, z-image, ...), or the host's class name in lower case."""
     if isinstance(model, comfy.model_base.SDXL):
         return "sdxl"
     if type(model.diffusion_model).__name__ == "UNetModel" and type(model) is comfy.model_base.BaseModel:
         if model.model_config.unet_config.get("context_dim") == 1024:
             return "sd2-v" if model.model_type == comfy.model_base.ModelType.V_PREDICTION else "sd2"
         return "sd1"
+    if isinstance(model, comfy.model_base.Lumina2):
+        return "z-image" if model.model_config.unet_config.get("z_image_modulation") else "lumina2"
     name = type(model).__name__.lower()
-    return "flux1" if name == "flux" else name
+    return _OUR_NAMES.get(name, "wan" if name.startswith("wan") else name)
 
 
 def file_names(model: Any) -> dict[str, str]:

@@ -49,10 +49,55 @@ def runs_root() -> Path:
 
 def lora_folders() -> dict[str, Path]:
     """Label -> folder for every place the host reads LoRAs from, the output folder's own first."""
-    own = Path(folder_paths.get_output_directory()) / "loras"
-    places = {"output/loras": own}
-    for path in map(Path, folder_paths.get_folder_paths("loras")):
-        if path.resolve() != own.resolve():
+    return _folders("loras")
+
+
+def embedding_folders() -> dict[str, Path]:
+    """Label -> folder for every place the host reads embeddings from."""
+    return _folders("embeddings", own=False)
+
+
+def checkpoint_folders() -> dict[str, Path]:
+    """Label -> folder for every place the host reads checkpoints and diffusion models from."""
+    return _folders("checkpoints") | _folders("diffusion_models", own=False)
+
+
+def _folders(kind: str, own: bool = True) -> dict[str, Path]:
+    first = Path(folder_paths.get_output_directory()) / kind
+    places = {f"output/{kind}": first} if own else {}
+    for path in map(Path, folder_paths.get_folder_paths(kind)):
+        if path.resolve() != first.resolve():
             label = "/".join(path.parts[-2:])
-            places[label if label not in places else str(len(places)) + ": " + label] = path
+            places[label if label not in places else f"{len(places)}: {label}"] = path
     return places
+
+
+def file_names_in(kind: str) -> list[str]:
+    """The files of a kind the host lists, as its own loaders offer them."""
+    return list(folder_paths.get_filename_list(kind))
+
+
+def model_file(kind: str, choice: str) -> Path:
+    """The file behind a choice of `file_names_in`. Raises LoomError for anything the host does not list."""
+    if choice not in file_names_in(kind):
+        raise LoomError(f"file: {choice!r} is not among this ComfyUI's {kind}; refresh the list and choose again.")
+    path = folder_paths.get_full_path(kind, choice)
+    if path is None:
+        raise LoomError(f"file: {choice!r} has gone from this ComfyUI's {kind}; refresh the list and choose again.")
+    return Path(path)
+
+
+_CHECKPOINT_KINDS = ("checkpoints", "diffusion_models")
+
+
+def checkpoint_names() -> list[str]:
+    """Every model file as `<kind>/<name>`."""
+    return [f"{kind}/{name}" for kind in _CHECKPOINT_KINDS for name in file_names_in(kind)]
+
+
+def checkpoint_file(choice: str) -> Path:
+    """The file behind a choice of `checkpoint_names`."""
+    kind, _, name = choice.partition("/")
+    if kind not in _CHECKPOINT_KINDS:
+        raise LoomError(f"checkpoint: {choice!r} is not among this ComfyUI's models; refresh the list and choose again.")
+    return model_file(kind, name)

@@ -12,7 +12,7 @@ import comfy.model_management
 import comfy.sample
 import numpy as np
 import torch
-from lora_loom.convert import lora_metadata, to_file
+from lora_loom.convert import lora_metadata, trained
 from lora_loom.lora_core.config import parse
 from lora_loom.lora_core.data.folder import scan
 from lora_loom.lora_core.events import Control, Listener
@@ -30,7 +30,7 @@ def toy_config(**changes: Any):
 
 
 def export(state: dict, facts: dict) -> tuple[dict, dict]:
-    tensors = to_file(state)
+    tensors = trained(state, "sd1")
     return tensors, lora_metadata(tensors, "run", "sd1", facts)
 
 

@@ -8,7 +8,7 @@ def test_ordinary_names_pass_unchanged(name):
     assert check_name("name", name) == name
 
 
-@pytest.mark.parametrize("name", ["../x", "a/b", "/etc/x", "a\\b", "C:x", "C:\\x", "x:stream", ".."  + "/"])
+@pytest.mark.parametrize("name", ["../x", "a/b", "/etc/x", "a\\b", "C:x", "C:\\x", "x:stream", ".." + "/"])
 def test_paths_are_refused(name):
     with pytest.raises(LoomError, match="contains a path"):
         check_name("name", name)

@@ -92,8 +92,12 @@ def try_out(graph: Graph, train: dict, vae: tuple[dict, str], prompt: str, side:
     decode = graph.add("VAEDecode", (1620, 60), (200, 60), {"samples": (sampler, "LATENT", "LATENT"), "vae": (vae[0], vae[1], "VAE")}, [("IMAGE", "IMAGE")], {})
     graph.add("SaveImage", (1620, 180), (320, 320), {"images": (decode, "IMAGE", "IMAGE")}, [], {"filename_prefix": "lora_loom"})
     graph.add(
-        "LoraLoomSaveLora", (920, 560), (320, 180), {"lora": (train, "lora", "LORA_MODEL")}, [("path", "STRING")],
-        {"name": "my_lora_webui", "destination": "output/loras", "dtype": "fp16", "on_exists": "new number", "write_captions": False},
+        "LoraLoomSaveLora", (920, 560), (320, 240),
+        {"lora": (train, "lora", "LORA_MODEL"), "preview": (decode, "IMAGE", "IMAGE")}, [("path", "STRING")],
+        {
+            "name": "my_lora_webui", "destination": "output/loras", "dtype": "fp16", "on_exists": "new number", "write_captions": False,
+            "form": "universal", "activation_text": "", "preferred_weight": 1.0, "write_card": True,
+        },
     )  # fmt: skip
 
 

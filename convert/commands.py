@@ -1,0 +1,260 @@
+"""The terminal's commands on files: convert, inspect, merge, resize, extract, bake. Thin: arguments in, one call, one line for each file out."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import glob
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from . import jobs
+from .embedding import Embedding
+from .families import FAMILIES
+from .lora import DTYPES, FormatError
+from .merge import Progress
+from .report import Report, difference, embedding_lines, inspect
+from .writers import TARGETS
+
+DONE, FAILED = 0, 1
+Draw = Callable[[Report], Any]
+_EMBEDDING_TARGETS = {"universal": "webui", "kohya": "webui", "comfyui": "comfyui", "diffusers": "diffusers", "peft": "diffusers"}
+
+
+def add_commands(commands: Any) -> None:
+    """Adds the commands to an argparse sub-parser collection."""
+    convert = commands.add_parser("convert", help="write LoRAs or embeddings in another program's form")
+    convert.add_argument("files", nargs="+", help="files, PEFT directories, or patterns such as 'loras/*.safetensors'")
+    convert.add_argument("--to", default="universal", choices=TARGETS, help="form to write (default: the one every program of that model reads)")
+    convert.add_argument("--scale", type=float, default=1.0, help="multiply the effect")
+    convert.add_argument(
+        "--block", action="append", default=[], metavar="BLOCK=FACTOR", help="factor for a block (IN04, MID, OUT05, BASE) or for names that fit a pattern"
+    )
+    convert.add_argument("--bundle", action="store_true", help="keep bundled embeddings inside the LoRA file")
+    convert.add_argument("--keep-alphas", action="store_true", help="leave alphas that differ between layers as they are (diffusers then misreads SD files)")
+
+    show = commands.add_parser("inspect", help="say what a file is, what it does and which programs read it")
+    show.add_argument("files", nargs="+")
+    show.add_argument("--family", default="", choices=("", *FAMILIES))
+    show.add_argument("--diff", action="store_true", help="compare two LoRAs layer by layer")
+    show.add_argument("--json", action="store_true", help="facts for programs")
+    show.add_argument("--picture", type=Path, help="draw the norm of every block into this PNG file")
+
+    merge = commands.add_parser("merge", help="add LoRAs up")
+    merge.add_argument("files", nargs="+", metavar="FILE[=WEIGHT]")
+    merge.add_argument("--rank", type=int, default=0, help="rank of the result; 0 is exact: the ranks add up")
+
+    resize = commands.add_parser("resize", help="make a LoRA smaller")
+    resize.add_argument("files", nargs="+")
+
+    extract = commands.add_parser("extract", help="a LoRA for the difference of two checkpoints")
+    extract.add_argument("base", type=Path)
+    extract.add_argument("tuned", type=Path)
+    extract.add_argument("--no-text-encoders", action="store_true", help="leave the text encoders out")
+
+    bake = commands.add_parser("bake", help="add LoRAs to a checkpoint for good")
+    bake.add_argument("checkpoint", type=Path)
+    bake.add_argument("files", nargs="+", metavar="LORA[=WEIGHT]")
+    bake.add_argument("--overwrite", action="store_true")
+    for command in (resize, extract):
+        command.add_argument("--rank", type=int, required=True, help="largest rank")
+        command.add_argument("--conv-rank", type=int, default=0, help="largest rank of convolutions (default: as --rank)")
+        command.add_argument("--energy", type=float, default=1.0, help="share of the squared norm to keep, such as 0.95")
+    for command in (merge, resize, extract):
+        command.add_argument("--to", default="universal", choices=TARGETS[:-1])
+    for command in (convert, merge, resize, extract):
+        command.add_argument("--dtype", default="fp16", choices=DTYPES, help="number format on disk")
+        command.add_argument("--approximate", type=int, default=0, metavar="RANK", help="turn LoHa, LoKr and full differences into LoRA of this rank")
+        command.add_argument("--details", action="store_true", help="keep captions and dataset folders of the old header")
+        command.add_argument("--overwrite", action="store_true")
+    for command in (convert, merge, resize):
+        command.add_argument("--family", default="", choices=("", *FAMILIES), help="the base model, where the file does not tell")
+    for command in (convert, resize):
+        command.add_argument("--out", type=Path, help="file to write, or folder for several (default: beside the source)")
+    for command in (merge, extract, bake):
+        command.add_argument("--out", type=Path, required=True)
+
+
+def run(args: argparse.Namespace, draw: Draw) -> int:
+    """Runs one of the commands; several files go on after one that fails. Exit code 0, or 1 when a file failed."""
+    return {"convert": _convert, "inspect": _inspect, "merge": _merge, "resize": _resize, "extract": _extract, "bake": _bake}[args.command](args, draw)
+
+
+def expanded(patterns: Sequence[str]) -> list[Path]:
+    """Files and folders for paths and patterns, in order, each once. A pattern that fits nothing is an error."""
+    out: list[Path] = []
+    for pattern in patterns:
+        found = [Path(pattern)] if Path(pattern).exists() else sorted(map(Path, glob.glob(pattern, recursive=True)))
+        if not found:
+            raise FormatError(f"{pattern}: there is no such file.")
+        out += [p for p in found if p not in out]
+    return out
+
+
+def weighted_files(texts: Sequence[str]) -> list[tuple[Path, float]]:
+    """FILE or FILE=WEIGHT; a file whose own name ends so is taken as it is."""
+    out = []
+    for text in texts:
+        name, equals, number = text.rpartition("=")
+        if Path(text).exists() or not equals:
+            out.append((Path(text), 1.0))
+            continue
+        try:
+            out.append((Path(name), float(number)))
+        except ValueError:
+            raise FormatError(f"{text}: {number!r} is not a weight; write FILE=0.8.") from None
+    for path, _ in out:
+        if not path.exists():
+            raise FormatError(f"{path}: there is no such file.")
+    return out
+
+
+def _each(files: Sequence[Path], act: Callable[[Path], list[jobs.Written]]) -> int:
+    failed = 0
+    for n, file in enumerate(files, 1):
+        count = f"[{n}/{len(files)}] " if len(files) > 1 else ""
+        try:
+            for written in act(file):
+                _say(written, f"{count}{file.name} -> ")
+        except FormatError as error:
+            failed += 1
+            sys.stderr.write(f"lora-loom: {count}{error}\n")
+    return FAILED if failed else DONE
+
+
+def _say(written: jobs.Written, before: str = "") -> None:
+    sys.stdout.write(f"{before}{written.path}\n" + "".join(f"  {note}\n" for note in written.notes))
+
+
+def _target(args: argparse.Namespace, file: Path, files: Sequence[Path], word: str, suffix: str = ".safetensors") -> Path:
+    out: Path | None = args.out
+    if out is None:
+        return file.with_name(f"{file.stem}-{word}{suffix}")
+    if len(files) > 1 or out.is_dir():
+        return out / f"{file.stem}{suffix}"
+    return out if out.suffix or not suffix else out.with_name(out.name + suffix)
+
+
+def _options(args: argparse.Namespace) -> jobs.Options:
+    names = {f.name for f in dataclasses.fields(jobs.Options)}
+    return jobs.Options(target=args.to, **{k: v for k, v in vars(args).items() if k in names})
+
+
+def _convert(args: argparse.Namespace, draw: Draw) -> int:
+    files, blocks = expanded(args.files), _blocks(args.block)
+
+    def one(file: Path) -> list[jobs.Written]:
+        target = _target(args, file, files, args.to, "" if args.to == "peft" else ".safetensors")
+        found = jobs.open_file(file, args.family)
+        if isinstance(found, Embedding):
+            return [jobs.write_embedding_file(found, target.with_suffix(".safetensors"), _EMBEDDING_TARGETS[args.to], args.overwrite, args.dtype)]
+        return jobs.convert(file, target, _options(args), args.family, args.scale, blocks)
+
+    return _each(files, one)
+
+
+def _blocks(texts: Sequence[str]) -> dict[str, float]:
+    out = {}
+    for text in texts:
+        block, _, number = text.rpartition("=")
+        try:
+            out[block] = float(number)
+        except ValueError:
+            raise FormatError(f"--block {text}: write BLOCK=FACTOR, such as OUT05=0.5.") from None
+    return out
+
+
+def _inspect(args: argparse.Namespace, draw: Draw) -> int:
+    files = expanded(args.files)
+    if args.diff:
+        if len(files) != 2:
+            raise FormatError(f"--diff compares two files; {len(files)} were given.")
+        apart = difference(*(jobs.open_lora(f, args.family) for f in files))
+        worst = sorted(apart.items(), key=lambda item: -item[1])
+        sys.stdout.write(f"{len(apart)} modules, {sum(v == 0 for v in apart.values())} equal, largest relative difference {worst[0][1]:.3g}\n")
+        sys.stdout.write("".join(f"  {value:8.3g}  {name}\n" for name, value in worst[:20] if value))
+        return DONE
+    failed = 0
+    for file in files:
+        try:
+            found = jobs.open_file(file, args.family)
+        except FormatError as error:
+            failed += 1
+            sys.stderr.write(f"lora-loom: {error}\n")
+            continue
+        if isinstance(found, Embedding):
+            lines = embedding_lines(found, file.stem)
+            sys.stdout.write(json.dumps({"file": file.name, "facts": lines}) + "\n" if args.json else "\n".join([file.name, *lines]) + "\n")
+            continue
+        report = inspect(found)
+        if args.json:
+            sys.stdout.write(json.dumps({"file": file.name, **dataclasses.asdict(report)}, ensure_ascii=False) + "\n")
+        else:
+            sys.stdout.write("\n".join([file.name, *report.lines()]) + "\n")
+        if args.picture:
+            draw(report).save(args.picture)
+    return FAILED if failed else DONE
+
+
+def _merge(args: argparse.Namespace, draw: Draw) -> int:
+    with _Bar("merging") as progress:
+        written = jobs.merge_files(weighted_files(args.files), _with_suffix(args.out), _options(args), args.rank, args.family, progress)
+    _say(written)
+    return DONE
+
+
+def _resize(args: argparse.Namespace, draw: Draw) -> int:
+    files = expanded(args.files)
+
+    def one(file: Path) -> list[jobs.Written]:
+        with _Bar("resizing") as progress:
+            target = _target(args, file, files, f"rank{args.rank}")
+            return [jobs.resize_file(file, target, _options(args), args.rank, args.conv_rank, args.energy, args.family, progress)]
+
+    return _each(files, one)
+
+
+def _extract(args: argparse.Namespace, draw: Draw) -> int:
+    with _Bar("extracting") as progress:
+        written = jobs.extract_file(
+            args.base, args.tuned, _with_suffix(args.out), _options(args), args.rank, args.conv_rank, args.energy, not args.no_text_encoders, progress
+        )
+    _say(written)
+    return DONE
+
+
+def _bake(args: argparse.Namespace, draw: Draw) -> int:
+    target = args.out if args.checkpoint.is_dir() else _with_suffix(args.out)
+    with _Bar("baking") as progress:
+        written = jobs.bake_file(args.checkpoint, weighted_files(args.files), target, args.overwrite, progress)
+    _say(written)
+    return DONE
+
+
+def _with_suffix(path: Path) -> Path:
+    return path if path.suffix else path.with_name(f"{path.name}.safetensors")
+
+
+class _Bar:
+    """A progress bar on the terminal, made when the first step is known."""
+
+    def __init__(self, label: str):
+        self._label = label
+        self._bar: Any = None
+
+    def __enter__(self) -> Progress:
+        return self._show
+
+    def __exit__(self, *exc: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def _show(self, done: int, total: int, name: str) -> None:
+        if self._bar is None:
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=total, desc=self._label, unit="layer", disable=not sys.stderr.isatty())
+        self._bar.update(done - self._bar.n)

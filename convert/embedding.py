@@ -1,0 +1,169 @@
+"""Textual inversion files: every form in use in, the forms each program reads out. Vectors are (n, width) for each text encoder."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from .lora import FormatError, State
+
+WIDTHS = {768: "clip_l", 1024: "clip_h", 1280: "clip_g", 4096: "t5xxl", 2560: "qwen3_4b", 3584: "qwen25_7b", 64: "clip_l"}  # 64: the bundled toy
+_ENCODERS = ("clip_l", "clip_h", "clip_g", "t5xxl", "qwen3_4b", "qwen25_7b")
+_ALIASES = {"t5": "t5xxl", "text_encoders_0": "clip_l", "text_encoders_1": "clip_g"}
+_EXTRA = re.compile(r"(clip_l|clip_g|clip_h|t5|t5xxl|emp_params)_out")  # OneTrainer's output embeddings; A1111 refuses files that have them
+_SAFE_TRIGGER = re.compile(r"[a-z0-9][a-z0-9_-]*")
+EMBEDDING_TARGETS = ("webui", "comfyui", "diffusers")
+MAX_VECTORS = 4096
+
+
+@dataclasses.dataclass(frozen=True)
+class Embedding:
+    """`vectors`: ComfyUI's encoder name -> (n, width). `token`: the trigger the file itself names, "" when it leaves that to its file name."""
+
+    vectors: State
+    token: str = ""
+    step: int = 0
+    notes: tuple[str, ...] = ()
+
+    @property
+    def family(self) -> str:
+        have = set(self.vectors)
+        if "clip_g" in have:
+            return "sd3" if "t5xxl" in have else "sdxl"
+        if "t5xxl" in have:
+            return "flux1"
+        return "sd2" if "clip_h" in have else "toy" if self.vectors.get("clip_l", torch.zeros(1, 768)).shape[-1] == 64 else "sd1"
+
+
+def is_embedding(data: Mapping[str, Any]) -> bool:
+    """Whether a loaded file looks like an embedding: known keys, or just one tensor of an embedding's width, and nothing of an adapter."""
+    if "string_to_param" in data or set(data) & {"emb_params", *_ENCODERS, *_ALIASES}:
+        return True
+    tensors = [v for v in data.values() if isinstance(v, torch.Tensor)]
+    return len(data) == 1 and len(tensors) == 1 and tensors[0].ndim in (1, 2) and tensors[0].shape[-1] in WIDTHS and "lora" not in next(iter(data))
+
+
+def read_embedding(data: Mapping[str, Any]) -> Embedding:
+    """The embedding in a loaded file of any form: A1111 .pt, diffusers learned_embeds, kohya emb_params, SDXL and Flux pairs, old pivotal files."""
+    if "string_to_param" in data:
+        return _from_a1111(data)
+    notes: list[str] = []
+    extra = [k for k in data if isinstance(k, str) and _EXTRA.fullmatch(k)]
+    if extra:
+        notes.append(f"Output embeddings ({', '.join(extra)}) are left out: no program but OneTrainer reads them, and A1111 refuses the file.")
+    tensors = {k: v for k, v in data.items() if k not in extra}
+    if bad := [k for k, v in tensors.items() if not isinstance(v, torch.Tensor)]:
+        raise FormatError(f"{bad[0]}: is not a tensor; this is not an embedding.")
+    if "emb_params" in tensors and len(tensors) == 1:
+        vectors = {"": tensors["emb_params"]}
+        return _checked(vectors, "", 0, notes)
+    if set(tensors) <= {*_ENCODERS, *_ALIASES} and tensors:
+        return _checked({_ALIASES.get(k, k): v for k, v in tensors.items()}, "", 0, notes)
+    if len(tensors) == 1:
+        token, value = next(iter(tensors.items()))
+        return _checked({"": value}, token, 0, notes)
+    raise FormatError(
+        f"the keys {', '.join(map(str, list(data)[:4]))} are not those of an embedding, which has emb_params, clip_l, clip_g, t5xxl or one token."
+    )
+
+
+def _from_a1111(data: Mapping[str, Any]) -> Embedding:
+    params = data["string_to_param"]
+    try:
+        items = dict(params.items())
+    except AttributeError:
+        raise FormatError("string_to_param: is not a table of tensors.") from None
+    if len(items) != 1:
+        raise FormatError(f"string_to_param: has {len(items)} entries; an embedding has one.")
+    step = data.get("step")
+    name = data.get("name")
+    return _checked({"": next(iter(items.values()))}, name if isinstance(name, str) else "", step if isinstance(step, int) else 0, [])
+
+
+def _checked(vectors: Mapping[str, Any], token: str, step: int, notes: list[str]) -> Embedding:
+    out: State = {}
+    for key, value in vectors.items():
+        label = key or token or "the embedding"
+        if not isinstance(value, torch.Tensor) or not value.is_floating_point() or value.ndim not in (1, 2):
+            raise FormatError(f"{label}: an embedding is a matrix of floating-point numbers, one row for each vector.")
+        value = value.detach().reshape(-1, value.shape[-1])
+        if not 0 < len(value) <= MAX_VECTORS:
+            raise FormatError(f"{label}: has {len(value)} vectors; 1 to {MAX_VECTORS} are allowed.")
+        if not torch.isfinite(value).all():
+            raise FormatError(f"{label}: holds numbers that are not finite.")
+        encoder = key or WIDTHS.get(value.shape[1], "")
+        if not encoder:
+            raise FormatError(f"{label}: vectors of width {value.shape[1]} belong to no text encoder we know; known widths are {', '.join(map(str, WIDTHS))}.")
+        out[encoder] = value.clone()
+    if "clip_l" in out and "clip_g" in out and len(out["clip_l"]) != len(out["clip_g"]):
+        raise FormatError(f"clip_l has {len(out['clip_l'])} vectors and clip_g {len(out['clip_g'])}; both must have as many.")
+    return Embedding(out, token, step, tuple(notes))
+
+
+def write_embedding(embedding: Embedding, target: str = "webui") -> State:
+    """The tensors of one file. "webui": what A1111, Forge, kohya and ComfyUI all read; "comfyui": the same for encoders WebUIs do not know;
+    "diffusers": keys for `load_textual_inversion` (SD1, SD2: the token; SDXL: clip_l, clip_g; Flux: clip_l, t5). Values are float32."""
+    if target not in EMBEDDING_TARGETS:
+        raise FormatError(f"target: {target!r} is not known; choose one of {', '.join(EMBEDDING_TARGETS)}.")
+    vectors = {k: v.float().contiguous() for k, v in embedding.vectors.items()}
+    if target == "diffusers":
+        if len(vectors) == 1:
+            return {embedding.token or "token": next(iter(vectors.values()))}
+        return {("t5" if k == "t5xxl" and "clip_g" not in vectors else k): v for k, v in vectors.items()}
+    if set(vectors) == {"clip_g"}:
+        raise FormatError("the embedding has vectors for CLIP-G alone; WebUIs want clip_l and clip_g together.")
+    if len(vectors) == 1 and set(vectors) <= {"clip_l", "clip_h"}:
+        return {"emb_params": next(iter(vectors.values()))}
+    return vectors
+
+
+def unbundled(state: Mapping[str, torch.Tensor]) -> tuple[State, dict[str, State]]:
+    """(the file without bundled embeddings, token -> its vectors). Bundles: `bundle_emb.<token>.clip_l` or `.string_to_param.*`."""
+    rest: State = {}
+    found: dict[str, State] = {}
+    for key, value in state.items():
+        if not key.startswith("bundle_emb."):
+            rest[key] = value
+            continue
+        token, _, part = key.removeprefix("bundle_emb.").partition(".")
+        if not token or not part:
+            raise FormatError(f"{key}: a bundled embedding has a token and a part.")
+        found.setdefault(token, {})["emb_params" if part.startswith("string_to_param") else part] = value
+    return rest, found
+
+
+def bundled(embeddings: Mapping[str, Embedding]) -> State:
+    """Keys that carry embeddings inside a LoRA file, as A1111 1.7 and later read them."""
+    out: State = {}
+    for token, embedding in embeddings.items():
+        written = write_embedding(embedding)
+        one = set(written) == {"emb_params"}
+        out |= {f"bundle_emb.{token}.{'string_to_param.*' if one else key}": value for key, value in written.items()}
+    return out
+
+
+def trigger_problems(name: str, lora_names: frozenset[str] | set[str] = frozenset()) -> list[str]:
+    """What is wrong with `name` as a trigger that works in every program; the file's stem is the trigger."""
+    problems = []
+    if not _SAFE_TRIGGER.fullmatch(name):
+        problems.append(f"{name!r} does not work everywhere: use small letters, digits, _ and - only, starting with a letter or digit.")
+    if name.isalpha() and len(name) < 12 and name.lower() in _WORDS:
+        problems.append(f"{name!r} is an ordinary word: A1111 would replace it in every prompt; add a number or _emb.")
+    if name in lora_names:
+        problems.append(f"A LoRA is also called {name!r}; call the embedding {name}_emb so prompts stay clear.")
+    return problems
+
+
+_WORDS = frozenset(
+    re.findall(
+        r"\w+",
+        """a and animal art baby background beautiful bird black blue boy car cartoon cat character child city cute day dog dress drawing eye face
+        fantasy fire flower forest girl gold green hair hand head home horse house human illustration image in landscape light little man men model
+        mountain night of old on one painting paper person photo picture portrait purple red river robot sea sky small snow sports street style sun
+        sword the toy tree water white with wolf woman women wood world yellow young""",
+    )
+)

@@ -1,0 +1,32 @@
+"""Text encoders, by the name ComfyUI gives them. On disk a CLIP path always holds `text_model.`, which newer transformers leave out of module names."""
+
+from __future__ import annotations
+
+from ..patterns import Found, Row, Table, fused
+
+_T5_LAYER = (*(f"layer.0.SelfAttention.{n}" for n in "qkvo"), *(f"layer.1.DenseReluDense.{n}" for n in ("wi_0", "wi_1", "wo")))
+_OPENCLIP = {"attn.out_proj": "self_attn.out_proj", "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2"}
+_BLOCK, _OPEN_BLOCK = "text_model.encoder.layers.*", "transformer.resblocks.*"
+CLIP = Table(
+    [
+        *fused(*(f"{_BLOCK}.self_attn.{n}_proj" for n in "qkv"), native=f"{_OPEN_BLOCK}.attn.in_proj"),  # OpenCLIP, in single-file checkpoints
+        *(Row(f"{_BLOCK}.{ours}", f"{_OPEN_BLOCK}.{theirs}") for theirs, ours in _OPENCLIP.items()),
+        Row("text_projection", "text_projection"),
+    ]
+)
+T5 = Table(Row(n, n) for n in (f"encoder.block.*.{n}" for n in _T5_LAYER))
+TABLES = {"clip_l": CLIP, "clip_g": CLIP, "clip_h": CLIP, "t5xxl": T5}
+WIDTHS = {"clip_l": 768, "clip_h": 1024, "clip_g": 1280, "t5xxl": 4096}
+
+
+def layer(encoder: str, name: str) -> Found | None:
+    """The layer of a text encoder called `name`: dotted or flat, with or without `text_model`, in transformers' or OpenCLIP's words."""
+    table = TABLES[encoder]
+    found = table.find(name)
+    return table.find(f"text_model.{name}") if found is None and table is CLIP else found
+
+
+def find(encoder: str, name: str) -> str | None:
+    """Its canonical path, for a name in transformers' words."""
+    found = layer(encoder, name)
+    return found.diffusers(found.rows[0]) if found and len(found.rows) == 1 else None

@@ -1,0 +1,65 @@
+"""The grammar of adapter keys: every spelling of "which layer, which part of its adapter" in use, and the prefixes that say whose layer it is."""
+
+from __future__ import annotations
+
+import re
+
+# Ending -> part of the module. The first match counts, so longer endings stand before shorter ones that end alike.
+_ENDINGS = (
+    ("lora_down", "down"), ("lora_up", "up"), ("lora_mid", "mid"), ("lora_A", "down"), ("lora_B", "up"),
+    ("lora_linear_layer.down", "down"), ("lora_linear_layer.up", "up"), ("lora.down", "down"), ("lora.up", "up"), ("_lora.down", "down"), ("_lora.up", "up"),
+    ("alpha", "alpha"), ("dora_scale", "dora"), ("lora_magnitude_vector", "magnitude"),
+    *((n, n) for n in ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2")),
+    *((n, n) for n in ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2")),
+    *((n, n) for n in ("diff", "diff_b", "w_norm", "b_norm", "set_weight", "reshape_weight", "bias", "scale")),
+    *((n, n) for n in ("oft_blocks", "oft_diag", "oft_R", "rescale", "boft_R", "boft_s", "on_input", "a1", "a2", "b1", "b2")),
+    ("A", "naive_a"), ("B", "naive_b"),
+)  # fmt: skip
+_PART = dict(_ENDINGS)
+_KEY = re.compile(
+    r"(?P<name>.+?)(?:(?<=\w)(?P<old>_lora\.(?:down|up))|\.(?P<part>" + "|".join(re.escape(e) for e, _ in _ENDINGS if not e.startswith("_lora"))
+    + r"))(?:\.(?!weight$)(?P<adapter>\w+))?(?P<weight>\.weight)?"
+)  # fmt: skip
+
+# Old diffusers attention files: processor.to_out_lora is layer to_out.0, and a text encoder's self_attn.to_q_lora is layer self_attn.q_proj.
+WRAPPERS = re.compile(r"(^|\.)(base_model\.model|_orig_mod|module|_fsdp_wrapped_module)(?=\.)")
+DENOISERS = ("lora_unet__", "lora_unet_", "oft_unet_", "lora_transformer_", "lycoris_", "model.diffusion_model.", "diffusion_model.", "unet.", "transformer.")
+TEXT_SLOTS = (
+    ("lora_te1_", 1), ("lora_te2_", 2), ("lora_te3_", 3), ("lora_te_", 1), ("oft_te1_", 1), ("oft_te2_", 2), ("oft_te_", 1),
+    ("text_encoder_3.", 3), ("text_encoder_2.", 2), ("text_encoder.", 1), ("text_encoder_1.", 1),
+)  # fmt: skip
+HOST_TEXT = re.compile(r"text_encoders\.(?:\w+\.)??(clip_l|clip_g|clip_h|t5xxl)\.(?:transformer\.)?")
+
+
+def parse(key: str) -> tuple[str, str] | None:
+    """(layer name without wrappers, part) of an adapter key; None when it has no ending we know.
+
+    `.processor.` of old diffusers attention files is taken out, and their `to_out_lora` is layer `to_out.0`.
+    """
+    match = _KEY.fullmatch(key)
+    if match is None:
+        return None
+    name = unwrapped(match["name"])
+    if match["old"]:
+        head, _, last = name.replace(".processor.", ".").rpartition(".")
+        text_layer = head.endswith(".self_attn") and last.startswith("to_")
+        return f"{head}.{f'{last[3:]}_proj' if text_layer else 'to_out.0' if last == 'to_out' else last}", _PART[match["old"]]
+    return name.replace(".processor.", "."), _PART[match["part"]]
+
+
+def unwrapped(name: str) -> str:
+    """The name without what PEFT, torch.compile and data-parallel wrappers put before it, wherever they did."""
+    while (short := WRAPPERS.sub(r"\1", f"{name}.")[:-1].replace("..", ".").removeprefix(".")) != name:
+        name = short
+    return name
+
+
+def form(key: str) -> str:
+    """The spelling a key is written in, in the words of the program's targets."""
+    if key.startswith(("lora_unet_", "lora_te", "lora_transformer_", "lycoris_", "oft_")):
+        return "kohya"
+    if "base_model.model." in key:
+        return "peft"
+    if key.startswith(("diffusion_model.", "text_encoders.")):
+        return "comfyui"
+    return "diffusers"

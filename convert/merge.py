@@ -1,0 +1,162 @@
+"""Operations on whole LoRAs: weighted sums, smaller ranks, strengths by block. Exact where the mathematics allows it; else the error is told."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+
+from .families import FAMILIES
+from .lora import FormatError, Lora, Module, component, concatenated, delta, low_rank, multiplied, plain, resized
+
+Progress = Callable[[int, int, str], None]
+_BLOCK = re.compile(r"(IN|OUT)(\d\d)|MID|M00|BASE")
+
+
+def quiet(done: int, total: int, name: str) -> None:
+    pass
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """A new LoRA and what it lost: relative error of the change of weights, over all modules and by module (0 where exact)."""
+
+    lora: Lora
+    error: float
+    errors: dict[str, float]
+
+
+def merge(parts: Sequence[tuple[Lora, float]], rank: int = 0, progress: Progress = quiet) -> Outcome:
+    """The sum of LoRAs times their weights. `rank` 0: exact, the ranks add up; else the best approximation of at most that rank.
+
+    Raises FormatError for different families, and for DoRA, whose rescaling does not add up.
+    """
+    if not parts:
+        raise FormatError("nothing to merge: give at least one LoRA.")
+    families = {lora.family for lora, _ in parts}
+    if len(families) > 1:
+        raise FormatError(f"the LoRAs are for different models ({', '.join(sorted(families))}); only LoRAs for the same one can be merged.")
+    names = sorted({name for lora, _ in parts for name in lora.modules})
+    modules, errors, lost, total = {}, {}, 0.0, 0.0
+    for n, name in enumerate(names):
+        progress(n, len(names), name)
+        members = [multiplied(_summable(name, lora.modules[name]), weight) for lora, weight in parts if name in lora.modules and weight]
+        if not members:
+            continue
+        if len({m.shape for m in members}) > 1:
+            raise FormatError(f"{name}: has different shapes in the LoRAs ({', '.join(sorted(str(m.shape) for m in members))}).")
+        module, error = _sum(members, rank)
+        modules[name], errors[name] = module, error
+        if rank:
+            norm = squared_norm(module)
+            full = norm / max(1e-12, 1 - error**2)
+            lost, total = lost + full - norm, total + full
+    first = parts[0][0]
+    return Outcome(Lora(first.family, modules, notes=_notes(parts)), (lost / total) ** 0.5 if total else 0.0, errors)
+
+
+def _summable(name: str, module: Module) -> Module:
+    if "dora" in module.parts:
+        raise FormatError(f"{name}: has DoRA magnitudes, which rescale the base weight and cannot be added; bake it into a checkpoint and extract a LoRA.")
+    if module.kind == "other":
+        raise FormatError(f"{name}: has {', '.join(module.parts)}, which cannot be added to other modules.")
+    return module
+
+
+def _sum(members: list[Module], rank: int) -> tuple[Module, float]:
+    if all(m.kind == "lora" for m in members):
+        joined = concatenated(members) if len(members) > 1 else plain(members[0])
+        return resized(joined, rank) if rank and joined.rank > rank else (joined, 0.0)
+    if len(members) == 1:
+        return members[0], 0.0
+    if all(m.kind == "full" for m in members):
+        keys = {k for m in members for k in m.parts}
+        return Module("full", {k: torch.stack([m.parts[k].float() for m in members if k in m.parts]).sum(0) for k in keys}), 0.0
+    dense = torch.stack([delta(m) for m in members]).sum(0)
+    return low_rank(dense, rank) if rank else (Module("full", {"diff": dense}), 0.0)
+
+
+def _notes(parts: Sequence[tuple[Lora, float]]) -> list[str]:
+    embeddings = sorted({token for lora, _ in parts for token in lora.embeddings})
+    return [f"Bundled embeddings ({', '.join(embeddings)}) are not part of the merged LoRA; convert them on their own."] if embeddings else []
+
+
+def squared_norm(module: Module) -> float:
+    """||delta||^2 without building it for a plain LoRA: the trace of (up^T up)(down down^T)."""
+    if module.kind == "lora" and "mid" not in module.parts:
+        down, up = module.parts["down"].double().flatten(1), module.parts["up"].double().flatten(1)
+        return max(0.0, module.scale**2 * float(((up.t() @ up) * (down @ down.t())).sum()))
+    if module.kind == "other" or not module.shape:
+        return 0.0
+    return float(delta(module).double().square().sum())
+
+
+def resize(lora: Lora, rank: int, conv_rank: int = 0, energy: float = 1.0, progress: Progress = quiet) -> Outcome:
+    """Every LoRA module at most of `rank` (convolutions of `conv_rank`, 0: the same), fewer where `energy` of the squared norm needs fewer."""
+    if rank < 1 or conv_rank < 0:
+        raise FormatError(f"rank: {rank} is not a rank; give 1 or more.")
+    if not 0 < energy <= 1:
+        raise FormatError(f"energy: {energy} is not a share; give a number above 0 and at most 1, such as 0.95.")
+    modules, errors, lost, total = {}, {}, 0.0, 0.0
+    for n, (name, module) in enumerate(lora.modules.items()):
+        progress(n, len(lora.modules), name)
+        limit = (conv_rank or rank) if len(module.shape) > 2 and max(module.shape[2:]) > 1 else rank
+        norm = squared_norm(module)
+        if module.kind != "lora" or "dora" in module.parts or (module.rank <= limit and energy == 1.0):
+            modules[name], error = module, 0.0
+        else:
+            modules[name], error = resized(module, limit, energy)
+        errors[name] = error
+        lost, total = lost + norm * error**2, total + norm
+    out = dataclasses.replace(lora, modules=modules, notes=list(lora.notes))
+    kept = sum("dora" in m.parts or m.kind != "lora" for m in lora.modules.values())
+    if kept:
+        out.notes.append(f"{kept} modules that are not plain LoRA (LoHa, LoKr, full, DoRA) keep their size.")
+    return Outcome(out, (lost / total) ** 0.5 if total else 0.0, errors)
+
+
+def weighted(lora: Lora, factor: float = 1.0, blocks: Mapping[str, float] | None = None) -> Lora:
+    """The LoRA with `factor` times the effect, and further factors by block.
+
+    A block is IN00 to IN11, MID, OUT00 to OUT11 (the UNet's blocks in SGM order, as block-weight extensions call them), BASE (the text
+    encoders), or a regular expression searched in the canonical name. Several that fit a layer multiply. Raises FormatError when one fits none.
+    """
+    modules = {}
+    used = dict.fromkeys(blocks or {}, False)
+    for name, module in lora.modules.items():
+        share = factor
+        for block, value in (blocks or {}).items():
+            if in_block(lora.family, name, block):
+                share, used[block] = share * value, True
+        if share != 1.0 and "dora" in module.parts:
+            raise FormatError(f"{name}: has DoRA magnitudes; its strength can only be set where it is loaded.")
+        modules[name] = module if share == 1.0 else multiplied(module, share)
+    if unused := [block for block, hit in used.items() if not hit]:
+        raise FormatError(f"block weights: {unused[0]!r} fits no layer of this LoRA.")
+    return dataclasses.replace(lora, modules=modules)
+
+
+def in_block(family: str, name: str, block: str) -> bool:
+    """Whether a canonical name lies in a block (see `weighted`)."""
+    if not _BLOCK.fullmatch(block):
+        try:
+            return bool(re.search(block, name))
+        except re.error as error:
+            raise FormatError(f"block weights: {block!r} is neither a block name nor a regular expression ({error}).") from error
+    return block_of(family, name) == ("MID" if block == "M00" else block)
+
+
+def block_of(family: str, name: str) -> str:
+    """BASE for text encoders; IN04, MID, OUT05 for UNets; `double_blocks.3` and the like for transformers; else the first word of the path."""
+    entry = FAMILIES.get(family)
+    path = name.partition(".")[2]
+    if entry is None or component(name) != entry.component:
+        return "BASE" if entry else name.split(".")[0]
+    found = entry.table.find(path)
+    native = (found.rows[0].native if found else path).split(".")
+    if entry.component == "unet":
+        kind = {"input_blocks": "IN", "output_blocks": "OUT"}.get(native[0])
+        return f"{kind}{int(native[1]):02d}" if kind else "MID" if native[0] == "middle_block" else native[0]
+    return f"{native[0]}.{int(found.numbers[0]):02d}" if found and found.numbers else native[0]

@@ -1,0 +1,102 @@
+"""PEFT adapter directories: the scale rules of `adapter_config.json`, and the config for a set of modules. Checked against peft itself."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from .lora import FormatError, Module, multiplied
+
+_UNSUPPORTED = ("modules_to_save", "trainable_token_indices", "layer_replication")
+HEADER = "lora_adapter_metadata"
+
+
+def scaled(name: str, module: Module, config: Mapping[str, Any]) -> Module:
+    """The module with the alpha its config gives it: `alpha_pattern` before `lora_alpha`, times sqrt(rank) for rsLoRA (Kalajdzievski 2023)."""
+    if module.alpha is not None or not config:
+        return module
+    alpha = _by_pattern(name, config.get("alpha_pattern") or {}, config.get("lora_alpha", config.get("alpha")))
+    if alpha is None:
+        return module
+    if not isinstance(alpha, (int, float)) or not math.isfinite(alpha):
+        raise FormatError(f"adapter_config.json: lora_alpha is {alpha!r}; it is a finite number.")
+    if not module.rank:  # a LoKr of two full matrices; PEFT scales it all the same
+        rank = _by_pattern(name, config.get("rank_pattern") or {}, config.get("r"))
+        return multiplied(module, alpha / rank) if module.kind == "lokr" and isinstance(rank, int) and rank > 0 else module
+    if alpha == 0:
+        return multiplied(module, 0.0)
+    return Module(module.kind, module.parts, float(alpha) * math.sqrt(module.rank) if config.get("use_rslora") else float(alpha))
+
+
+def _by_pattern(name: str, patterns: Mapping[str, Any], default: Any) -> Any:
+    """As `peft.utils.other.get_pattern_key`: the first pattern that matches the whole name or its end after a dot."""
+    for pattern, value in patterns.items():
+        try:
+            if re.match(rf"(.*\.)?({pattern})$", name):
+                return value
+        except re.error as error:
+            raise FormatError(f"adapter_config.json: {pattern!r} is not a regular expression ({error}).") from error
+    return default
+
+
+def header_configs(metadata: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """Component -> config from the copy that diffusers keeps in a file's header; {} when there is none."""
+    try:
+        flat = json.loads(metadata.get(HEADER, "{}"))
+    except ValueError:
+        raise FormatError(f"header: {HEADER} is not JSON.") from None
+    out: dict[str, dict[str, Any]] = {}
+    if isinstance(flat, dict):
+        for key, value in flat.items():
+            prefix, _, field = key.rpartition(".")
+            out.setdefault(prefix, {})[field] = value
+    return {prefix: config for prefix, config in out.items() if prefix and ("lora_alpha" in config or "alpha" in config)}
+
+
+def require_supported(config: Mapping[str, Any]) -> None:
+    """Raises FormatError for parts of PEFT that no other LoRA format can hold."""
+    kind = str(config.get("peft_type", "LORA")).rpartition(".")[2].upper()
+    if kind not in ("LORA", "LOHA", "LOKR"):
+        raise FormatError(f"adapter_config.json: peft_type is {kind}; only LORA, LOHA and LOKR have a form in other programs.")
+    for field in _UNSUPPORTED:
+        if config.get(field):
+            raise FormatError(f"adapter_config.json: {field} is set; these weights have no form in other programs.")
+    if config.get("fan_in_fan_out"):
+        raise FormatError("adapter_config.json: fan_in_fan_out is set; diffusion models have no such layers.")
+
+
+def config_for(modules: Mapping[str, Module], model_names: Collection[str]) -> dict[str, Any]:
+    """The adapter_config for modules named by their path in the model: the commonest rank and alpha as defaults, the rest by pattern.
+
+    `model_names`: paths of the model's layers, `*` for numbers, to tell a layer from others whose path ends like it.
+    """
+    kinds = {m.kind for m in modules.values()}
+    kind = kinds.pop() if len(kinds) == 1 else ""
+    if kind not in ("lora", "loha"):
+        raise FormatError("a PEFT adapter holds LoRA or LoHa modules of one kind; convert the others to a LoRA first (--approximate).")
+    alphas = {name: m.scale * m.rank for name, m in modules.items()}
+    rank, alpha = Counter(m.rank for m in modules.values()).most_common(1)[0][0], Counter(alphas.values()).most_common(1)[0][0]
+    dora = {name for name, m in modules.items() if "dora" in m.parts}
+    if dora and len(dora) < len(modules):
+        raise FormatError(f"{min(modules.keys() - dora)}: has no DoRA magnitudes while others have; PEFT wants them on all layers or none.")
+    namesakes = {n for n in modules if any(other.endswith(f".{n}") for other in model_names)}  # PEFT matches names by their ending
+    exact = {n: f"^{n}" if n in namesakes else n for n in modules}
+    common: dict[str, Any] = {
+        "peft_type": kind.upper(), "r": rank, "inference_mode": True, "base_model_name_or_path": None,
+        "target_modules": "|".join(re.escape(n) for n in sorted(modules)) if namesakes else sorted(modules),
+        "rank_pattern": {exact[n]: m.rank for n, m in modules.items() if m.rank != rank},
+        "alpha_pattern": {exact[n]: a for n, a in alphas.items() if a != alpha},
+    }  # fmt: skip
+    if kind == "loha":
+        return {
+            **common,
+            "alpha": alpha,
+            "use_effective_conv2d": any("hada_t1" in m.parts for m in modules.values()),
+            "module_dropout": 0.0,
+            "rank_dropout": 0.0,
+        }
+    return {**common, "lora_alpha": alpha, "use_rslora": False, "use_dora": bool(dora), "bias": "none", "fan_in_fan_out": False, "lora_dropout": 0.0}

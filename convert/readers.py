@@ -1,0 +1,384 @@
+"""Any spelling of a LoRA -> the canonical form. Strict: a key that cannot be understood is an error with its name, never dropped in silence."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from . import fuse, keys, peft
+from .embedding import unbundled
+from .families import FAMILIES, UNKNOWN, Family, text
+from .lora import FormatError, Lora, Module, multiplied
+from .patterns import Found, Row
+
+_WANTED = {
+    "lora": ({"down", "up"}, {"mid", "dora", "diff_b"}),
+    "loha": ({"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}, {"hada_t1", "hada_t2", "dora", "diff_b"}),
+    "full": (set(), {"diff", "diff_b", "w_norm", "b_norm"}),
+}
+MAX_RANK = 65536
+
+
+def read(state: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None, config: Mapping[str, Any] | None = None, family: str = "") -> Lora:
+    """The LoRA in `state`. `config` is a PEFT `adapter_config.json`; `family` overrides detection.
+
+    Scale comes from `.alpha`, else from the PEFT config (or the copy diffusers keeps in the header), else it is 1.
+    Raises FormatError for unknown or repeated keys, incomplete or misshapen modules, numbers that are not finite, and an unknown `family`.
+    """
+    state, embeddings = unbundled(state)
+    metadata = dict(metadata or {})
+    raw, notes = _modules(state), []
+    _require_finite(raw)
+    if config:
+        raw = {name: peft.scaled(name, m, config) for name, m in raw.items()}
+    elif adapters := peft.header_configs(metadata):
+        raw = {name: peft.scaled(*_in_component(name, m, adapters)) for name, m in raw.items()}
+    if family and family not in (*FAMILIES, UNKNOWN):
+        raise FormatError(f"family: {family!r} is not known; choose one of {', '.join(FAMILIES)}.")
+    chosen, doubt = (family, "") if family else detect(raw, metadata)
+    if doubt:
+        notes.append(doubt)
+    named = raw if chosen == UNKNOWN else _canonical(raw, FAMILIES[chosen])
+    if embeddings:
+        notes.append(f"The file bundles {len(embeddings)} embedding(s) ({', '.join(embeddings)}); they are taken out, since several loaders refuse such files.")
+    if any("naive_a" in key or key.endswith((".A", ".B")) for key in state):
+        notes.append("The file stores bare A and B matrices without a scale; scale 1 is assumed. Multiply by the alpha it was trained with (--scale).")
+    notes += _dora_notes(named)
+    return Lora(chosen, dict(sorted(named.items())), metadata, embeddings, notes, keys.form(next(iter(state), "")))
+
+
+def _modules(state: Mapping[str, torch.Tensor]) -> dict[str, Module]:
+    """Modules by their name in the file."""
+    parts: dict[str, dict[str, torch.Tensor]] = {}
+    origin: dict[tuple[str, str], str] = {}
+    for key, value in state.items():
+        parsed = keys.parse(key)
+        if parsed is None:
+            raise FormatError(f"{key}: is not part of any adapter this program knows; remove it from the file, or check that the file is a LoRA.")
+        name, part = parsed
+        if (name, part) in origin:
+            raise FormatError(f"{key}: says the same as {origin[name, part]}; a file must hold each part once.")
+        if value.is_complex() or value.dtype == torch.bool:
+            raise FormatError(f"{key}: has type {value.dtype}; weights are floating-point numbers.")
+        origin[name, part] = key
+        parts.setdefault(name, {})[part] = value
+    if not parts:
+        raise FormatError("the file holds no tensors.")
+    return {name: _module(name, part) for name, part in parts.items()}
+
+
+def _module(name: str, parts: dict[str, torch.Tensor]) -> Module:
+    alpha = None
+    if "alpha" in parts:
+        alpha = _number(f"{name}.alpha", parts.pop("alpha"))
+    if not parts:
+        raise FormatError(f"{name}: has alpha but no weights.")
+    if "naive_a" in parts or "naive_b" in parts:
+        parts = _from_naive(name, parts)
+    _require_sizes(name, parts)
+    factor = 1.0
+    if "scale" in parts and {"down", "up"} <= parts.keys():  # A1111 reads it in place of alpha / rank
+        factor, alpha = _number(f"{name}.scale", parts.pop("scale")), None
+    if "magnitude" in parts and "down" in parts:  # PEFT: one number for each output, in a shape of its own
+        parts["dora"] = parts.pop("magnitude").reshape(-1, *[1] * (parts["down"].ndim - 1))
+    elif "dora" in parts and parts["dora"].ndim == 1:
+        parts["dora"] = parts["dora"].reshape(-1, 1)
+    kind = next((k for k, sign in (("lora", "down"), ("lora", "up"), ("loha", "hada_w1_a"), ("loha", "hada_w2_a")) if sign in parts), "")
+    kind = kind or ("lokr" if any(p.startswith("lokr_") for p in parts) else "full" if set(parts) <= _WANTED["full"][1] and parts else "other")
+    for part, value in parts.items():
+        if not value.is_floating_point() and kind != "other":
+            raise FormatError(f"{name}.{part}: has type {value.dtype}; weights are floating-point numbers.")
+    if kind in _WANTED:
+        needed, allowed = _WANTED[kind]
+        if missing := needed - parts.keys():
+            raise FormatError(f"{name}: has {', '.join(sorted(parts))} but lacks {', '.join(sorted(missing))}.")
+        if extra := parts.keys() - needed - allowed:
+            raise FormatError(f"{name}: has {', '.join(sorted(extra))}, which does not belong to a {kind} module.")
+    if kind == "full":
+        parts = {{"w_norm": "diff", "b_norm": "diff_b"}.get(k, k): v for k, v in parts.items()}
+    module = Module(kind, parts, alpha)
+    if alpha is not None and module.rank == 0 and kind == "lokr":
+        module = Module(kind, parts, None)  # both factors are full: every WebUI ignores alpha there
+    _require_shapes(name, module)
+    return module if factor == 1.0 else multiplied(module, factor)
+
+
+def _number(key: str, value: torch.Tensor) -> float:
+    if value.numel() != 1:
+        raise FormatError(f"{key}: has {value.numel()} values; it is one number.")
+    number = float(value)
+    if not math.isfinite(number):
+        raise FormatError(f"{key}: is {number}; it is a finite number.")
+    return number
+
+
+def _require_sizes(name: str, parts: Mapping[str, torch.Tensor]) -> None:
+    """Every part is a tensor of one to five dimensions with something in it; biases and scales may be any."""
+    for part, value in parts.items():
+        if part in ("scale", "bias", "reshape_weight"):
+            continue
+        if value.numel() == 0 or not 1 <= value.ndim <= 5 or (part == "diff_b" and value.ndim != 1):
+            raise FormatError(f"{name}.{part}: is {_size(value)}; it has one to five dimensions, none of them 0.")
+
+
+def _from_naive(name: str, parts: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A (in, rank) and B (rank, out), used as x @ A @ B."""
+    if set(parts) != {"naive_a", "naive_b"}:
+        raise FormatError(f"{name}: has {', '.join(sorted(parts))}; a bare A needs its B and nothing else.")
+    a, b = parts["naive_a"], parts["naive_b"]
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[0]:
+        raise FormatError(f"{name}: A is {_size(a)} and B is {_size(b)}; expected (in, rank) and (rank, out).")
+    return {"down": a.t().contiguous(), "up": b.t().contiguous()}
+
+
+def _require_shapes(name: str, module: Module) -> None:
+    p = module.parts
+    if module.kind == "lora":
+        down, up = p["down"], p["up"]
+        if not (2 <= down.ndim <= 5 and 2 <= up.ndim <= 5 and math.prod(up.shape[2:]) == 1):
+            raise FormatError(f"{name}: lora_down is {_size(down)} and lora_up is {_size(up)}; expected (rank, in) and (out, rank), kernels after them.")
+        inner = tuple(p["mid"].shape[:2]) if "mid" in p else (down.shape[0], down.shape[0])
+        if inner != (up.shape[1], down.shape[0]):
+            raise FormatError(f"{name}: lora_down is {_size(down)} and lora_up is {_size(up)}; their ranks must be equal.")
+        if not 0 < down.shape[0] <= MAX_RANK or 0 in down.shape or 0 in up.shape:
+            raise FormatError(f"{name}: has rank {down.shape[0]} with lora_down {_size(down)}; a rank is 1 to {MAX_RANK}.")
+        dora = p.get("dora")
+        if dora is not None and dora.numel() not in (up.shape[0], down.shape[1]):
+            raise FormatError(f"{name}: dora_scale has {dora.numel()} values; the layer has {up.shape[0]} outputs and {down.shape[1]} inputs.")
+    elif module.kind in ("loha", "lokr"):
+        try:
+            shape = module.shape
+        except (RuntimeError, KeyError, IndexError) as error:
+            raise FormatError(f"{name}: its {module.kind} factors do not fit together ({', '.join(f'{k} {_size(v)}' for k, v in p.items())}).") from error
+        if not shape or 0 in shape or (module.kind == "loha" and not _loha_fits(p)):
+            raise FormatError(f"{name}: its {module.kind} factors do not fit together ({', '.join(f'{k} {_size(v)}' for k, v in p.items())}).")
+
+
+def _loha_fits(p: Mapping[str, torch.Tensor]) -> bool:
+    one, two = (p["hada_w1_a"], p["hada_w1_b"]), (p["hada_w2_a"], p["hada_w2_b"])
+    if any(t.ndim != 2 for t in (*one, *two)) or ("hada_t1" in p) != ("hada_t2" in p):
+        return False
+    if "hada_t1" in p:
+        return all(t.ndim > 2 and tuple(t.shape[:2]) == (a.shape[0], b.shape[0]) for t, (a, b) in ((p["hada_t1"], one), (p["hada_t2"], two)))
+    return all(a.shape[1] == b.shape[0] for a, b in (one, two)) and one[0].shape[0] == two[0].shape[0] and one[1].shape[1] == two[1].shape[1]
+
+
+def _size(value: torch.Tensor) -> str:
+    return "x".join(map(str, value.shape)) or "a number"
+
+
+def _require_finite(modules: Mapping[str, Module]) -> None:
+    for name, module in modules.items():
+        for part, value in module.parts.items():
+            if value.is_floating_point() and not torch.isfinite(value.float() if value.itemsize == 1 else value).all():
+                raise FormatError(f"{name}.{part}: holds numbers that are not finite; the file is damaged or its training failed.")
+
+
+def _in_component(name: str, module: Module, adapters: Mapping[str, Mapping[str, Any]]) -> tuple[str, Module, Mapping[str, Any]]:
+    """(name within its component, module, the component's config), as a PEFT config's patterns want them."""
+    prefix = next((p for p in adapters if name.startswith(f"{p}.")), "")
+    return (name[len(prefix) + 1 :], module, adapters[prefix]) if prefix else (name, module, {})
+
+
+# --- names --------------------------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class _Score:
+    """How well a family explains a file; compared field by field."""
+
+    matched: int
+    agrees: int  # shapes that only this kind of model has, minus those it cannot have
+    hidden: int
+    declared: int
+
+
+def split_prefix(name: str) -> tuple[str, int | str | None]:
+    """(name without its prefix, text encoder slot 1 to 3 or ComfyUI's encoder name; None for the denoiser)."""
+    if host := keys.HOST_TEXT.match(name):
+        return name[host.end() :], host[1]
+    for prefix, slot in keys.TEXT_SLOTS:
+        if name.startswith(prefix):
+            return name[len(prefix) :], slot
+    for prefix in keys.DENOISERS:
+        if name.startswith(prefix):
+            return name[len(prefix) :], None
+    return name, None
+
+
+def detect(modules: Mapping[str, Module], metadata: Mapping[str, str]) -> tuple[str, str]:
+    """(family, doubt): the family whose layers the names are, told from its likes by shapes, then by the header. `doubt` is a sentence or ""."""
+    denoiser = {rest: m for name, m in modules.items() for rest, slot in [split_prefix(name)] if slot is None}
+    texts = {name: m for name, m in modules.items() if split_prefix(name)[1] is not None}
+    if not denoiser:
+        return _from_text(texts, metadata)
+    declared = declared_family(metadata)
+    scores = {}
+    for family in FAMILIES.values():
+        score = _score(family, denoiser, declared)
+        if score.matched:
+            scores[family.name] = (score.matched, score.agrees, score.hidden, score.declared)
+    if not scores:
+        return UNKNOWN, "No model family with these layer names is known; names are kept as they are and only the spelling of the parts changes."
+    best = max(scores, key=lambda n: scores[n])  # the first of equals: FAMILIES is in order of use
+    matched, agrees, _, _ = scores[best]
+    if agrees < 0:
+        return best, f"The layer names are those of {FAMILIES[best].title}, but some shapes are not; it may be a variant of that model."
+    rivals = [n for n in scores if n != best and scores[n] == scores[best]]
+    if rivals:
+        return best, f"Names and shapes fit {', '.join([best, *rivals])} alike; {best} is assumed. Say which one it is with --family."
+    return best, ""
+
+
+def _score(family: Family, denoiser: Mapping[str, Module], declared: str) -> _Score:
+    matched = agrees = hidden = 0
+    for name, module in denoiser.items():
+        found = family.table.find(name)
+        if found is None:
+            continue
+        matched += 1
+        shape = module.shape
+        if len(shape) < 2:
+            continue
+        row = found.rows[0]
+        if row.limit and int(found.numbers[0]) >= row.limit:
+            agrees -= 1
+        if family.context and row.diffusers.endswith(("attn2.to_k", "attn2.to_v")):
+            agrees += 1 if shape[1] == family.context else -len(denoiser)
+        if row.kernel == (1, 1) and row.diffusers.endswith(("proj_in", "proj_out")) and family.context:
+            agrees += len(shape) > 2
+        if row.ratio:
+            expected = row.ratio if found.native else row.ratio * row.shares[row.part] / sum(row.shares)
+            agrees += 1 if math.isclose(shape[0] / shape[1], expected, rel_tol=0.02) else -1
+        if shape[0] == shape[1] and (row.ratio == 1 or (len(row.shares) > 1 and not found.native)):
+            hidden += shape[0] in family.hidden
+    return _Score(matched, agrees, hidden, declared == family.name)
+
+
+def declared_family(metadata: Mapping[str, str]) -> str:
+    """The family the header names in kohya's or the ModelSpec's words; "" when it names none we know."""
+    version, architecture = metadata.get("ss_base_model_version", "").lower(), metadata.get("modelspec.architecture", "").lower()
+    text_ = f"{version} {architecture}"
+    if metadata.get("ss_v2") == "True" or "stable-diffusion-v2" in text_ or re.search(r"\bsd_v2", text_):
+        return "sd2"
+    signs = (
+        ("sdxl", "sdxl"), ("xl-v1", "sdxl"), ("sd_v1", "sd1"), ("stable-diffusion-v1", "sd1"), ("stable-diffusion-3", "sd3"), ("chroma", "chroma"),
+        ("flux2", "flux2"), ("flux.2", "flux2"), ("flux-2", "flux2"), ("flux", "flux1"), ("lumina", "lumina2"), ("qwen", "qwen-image"), ("wan", "wan"),
+        ("zimage", "z-image"), ("z-image", "z-image"), ("z_image", "z-image"),
+    )  # fmt: skip
+    return next((family for sign, family in signs if sign in text_), "")
+
+
+def _from_text(texts: Mapping[str, Module], metadata: Mapping[str, str]) -> tuple[str, str]:
+    """The family of a file that only holds text encoder layers."""
+    slots = {split_prefix(name)[1] for name in texts}
+    declared = declared_family(metadata)
+    if declared:
+        return declared, ""
+    if any("SelfAttention" in name or "DenseReluDense" in name for name in texts) and not slots & {"clip_g"}:
+        clip_g = any(split_prefix(name)[1] == 2 and "text_model" in name for name in texts)
+        return ("sd3" if clip_g else "flux1"), ""
+    if 2 in slots or "clip_g" in slots:
+        return ("sd3" if "t5xxl" in slots else "sdxl"), ""
+    width = next((m.shape[1] for name, m in texts.items() if "q_proj" in name and m.shape), 768)
+    if width == text.WIDTHS["clip_h"]:
+        return "sd2", ""
+    return "sd1", "Only CLIP-L layers are in the file, which SD1, SDXL and Flux.1 all have; sd1 is assumed. Say which one it is with --family."
+
+
+def _canonical(raw: Mapping[str, Module], family: Family) -> dict[str, Module]:
+    out: dict[str, Module] = {}
+    origin: dict[str, str] = {}
+
+    def put(canonical: str, module: Module | None, name: str) -> None:
+        if module is None:
+            return
+        if canonical in out:
+            raise FormatError(f"{name}: is the same layer as {origin[canonical]}; a file must hold each layer once.")
+        out[canonical], origin[canonical] = module, name
+
+    for name, module in raw.items():
+        rest, slot = split_prefix(name)
+        if slot is None:
+            found = family.table.find(rest)
+            if found is None:
+                raise FormatError(f"{name}: is not a layer of {family.title}; if the file is for another model, name it with --family.")
+            for canonical, part in _unfused(name, found, module):
+                put(f"{family.component}.{canonical}", part, name)
+        else:
+            encoder = _encoder(name, rest, slot, family)
+            path = text.find(encoder, rest)
+            if path is None:
+                raise FormatError(f"{name}: is not a layer of the text encoder {encoder} of {family.title}.")
+            put(f"{encoder}.{path}", module, name)
+    return out
+
+
+def _encoder(name: str, rest: str, slot: int | str, family: Family) -> str:
+    """Which text encoder a slot means in this family. T5 is known by its layer names: some trainers count it as the second encoder of Flux."""
+    if isinstance(slot, str):
+        if family.encoder(slot) is None:
+            raise FormatError(f"{name}: {family.title} has no text encoder {slot}.")
+        return slot
+    if ("SelfAttention" in rest or "DenseReluDense" in rest) and family.encoder("t5xxl"):
+        return "t5xxl"
+    if by_component := [e for e in family.encoders if name.startswith(f"{e.component}.")]:
+        return by_component[0].name
+    clips = [e for e in family.encoders if e.name != "t5xxl"]
+    if slot > len(clips):
+        raise FormatError(f"{name}: {family.title} has no text encoder number {slot}.")
+    return clips[slot - 1].name
+
+
+def _unfused(name: str, found: Found, module: Module) -> list[tuple[str, Module | None]]:
+    try:
+        return unfused(found, _kernel(name, found.rows[0], module))
+    except FormatError as error:
+        raise FormatError(f"{name}: {error}" if not str(error).startswith(name) else str(error)) from error
+
+
+def unfused(found: Found, module: Module) -> list[tuple[str, Module | None]]:
+    """(diffusers path, module) of each layer that a module of a looked-up layer stands for."""
+    row = found.rows[0]
+    if found.native and fuse.swaps(row, module):
+        module = fuse.swapped(module)
+    if found.native and len(row.shares) > 1:
+        return [(found.diffusers(r), part) for r, part in zip(found.rows, fuse.split(module, row.shares))]
+    return [(found.diffusers(row), module)]
+
+
+def _kernel(name: str, row: Row, module: Module) -> Module:
+    """Factors in the shape the layer's own weight has: convolutions saved flat get their kernel back, 1x1 kernels of linear layers go."""
+    if row.kernel is None or module.kind != "lora" or "mid" in module.parts:
+        return module
+    down, up, kernel = module.parts["down"], module.parts["up"], row.kernel
+    if tuple(down.shape[2:]) == kernel:
+        return module
+    area = math.prod(kernel)
+    flat = down.flatten(1)
+    if (down.ndim > 2 and math.prod(down.shape[2:]) != 1) or flat.shape[1] % area:
+        raise FormatError(f"{name}: lora_down is {_size(down)}; the layer is {'linear' if not kernel else 'a convolution of ' + _size_of(kernel)}.")
+    shaped = flat.reshape(len(flat), -1, *kernel)
+    return module.replaced(down=shaped, up=up.reshape(*up.shape[:2], *[1] * len(kernel)))
+
+
+def _size_of(kernel: tuple[int, ...]) -> str:
+    return "x".join(map(str, kernel))
+
+
+def _dora_notes(modules: Mapping[str, Module]) -> list[str]:
+    axes = {"output" if m.parts["dora"].shape[0] > 1 else "input" for m in modules.values() if "dora" in m.parts}
+    notes = []
+    if "output" in axes:
+        notes.append(
+            "DoRA over outputs: PEFT and LyCORIS apply it as trained; ComfyUI and Forge divide by another norm (the change differs by 20 to 80 %); "
+            "A1111 norms over inputs; diffusers ignores dora_scale."
+        )
+    if "input" in axes:
+        notes.append("DoRA over inputs: exact in ComfyUI, Forge and A1111; PEFT has no such form; diffusers ignores dora_scale.")
+    return notes

@@ -1,0 +1,265 @@
+"""The canonical form -> the spelling a program reads. What each of them reads, and what it silently gets wrong, decides the details here.
+
+"kohya" (A1111, Forge, kohya's own tools, ComfyUI), "comfyui" (its native names), "diffusers" (one file for `load_lora_weights`), "peft"
+(a directory for each component) and "universal": the one form all loaders of the family read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+
+from . import fuse, peft
+from .families import FAMILIES, UNKNOWN, Family
+from .lora import FormatError, Lora, Module, State, component, delta, dense_tucker, folded, low_rank, plain
+from .patterns import fill
+from .readers import read
+
+TARGETS = ("universal", "kohya", "comfyui", "diffusers", "peft")
+KOHYA_PREFIXES = ("lora_unet_", "lora_te_", "lora_te1_", "lora_te2_", "lora_te3_")
+_KOHYA_PARTS = {"down": "lora_down.weight", "up": "lora_up.weight", "mid": "lora_mid.weight", "dora": "dora_scale"}
+_PEFT_PARTS = {"down": "lora_A.weight", "up": "lora_B.weight", "dora": "lora_magnitude_vector"}
+
+
+def write(lora: Lora, target: str = "universal", one_alpha: bool | None = None) -> State:
+    """The tensors of one file, float32 wherever arithmetic was needed. See `entries`."""
+    return dict(entries(lora, target, one_alpha))
+
+
+def entries(lora: Lora, target: str = "universal", one_alpha: bool | None = None) -> Iterator[tuple[str, torch.Tensor]]:
+    """(key, tensor) of one file, computed one module at a time.
+
+    `one_alpha`: the same alpha for all modules of a component, the difference folded into the weights. Default: only for the SD families
+    in Kohya form, where diffusers gives every module the commonest alpha. Raises FormatError where the target has no exact form.
+    """
+    if target == "peft":
+        raise FormatError("a PEFT adapter is a directory for each component; use peft_directories.")
+    if target not in TARGETS:
+        raise FormatError(f"target: {target!r} is not known; choose one of {', '.join(TARGETS)}.")
+    if lora.family == UNKNOWN:
+        yield from _unknown(lora)
+        return
+    family = _known(lora)
+    everyone = target == "universal" and family.universal == "diffusers"
+    target = family.universal if target == "universal" else target
+    named = _for_everyone(lora, family) if everyone else {"kohya": _kohya_names, "comfyui": _native_names, "diffusers": _diffusers_names}[target](lora, family)
+    common = _common_alphas(named) if target == "kohya" and (one_alpha or (one_alpha is None and family.component == "unet")) else {}
+    suffixes = {"kohya": _kohya_suffixes, "comfyui": _scale_in_weights_or_alpha, "diffusers": _scale_in_weights}[target]
+    for name, module in named.items():
+        if name in common:
+            module = folded(module, common[name] / module.rank)
+        yield from ((f"{name}.{part}", value) for part, value in suffixes(name, module).items())
+
+
+def peft_directories(lora: Lora, flat_clip: bool = False) -> dict[str, tuple[State, dict[str, Any]]]:
+    """Component (unet, transformer, text_encoder, ...) -> (tensors, adapter_config) of a PEFT directory.
+
+    `flat_clip`: CLIP paths without `text_model.`, as transformers 5.6 and later name the modules of CLIPTextModel.
+    """
+    family = _known(lora)
+    groups: dict[str, dict[str, Module]] = {}
+    for name, module in lora.modules.items():
+        part = component(name)
+        path = name.removeprefix(f"{part}.")
+        encoder = family.encoder(part)
+        if encoder and flat_clip and part != "clip_g":
+            path = path.removeprefix("text_model.")
+        groups.setdefault(encoder.component if encoder else part, {})[path] = plain(module)
+    out = {}
+    for name, modules in groups.items():
+        state: State = {}
+        for path, module in modules.items():
+            _refuse_bias(path, module)
+            parts = module.parts if module.kind != "lora" else {_PEFT_PARTS[k]: v for k, v in _peft_dora(path, module).parts.items()}
+            state |= {f"base_model.model.{path}.{part}": value for part, value in parts.items()}
+        out[name] = state, peft.config_for(modules, [row.diffusers for row in family.table.rows])
+    return out
+
+
+# --- names: canonical -> (name in the file, module) ------------------------------------------------------------------------------------
+
+Named = dict[str, Module]
+
+
+def _known(lora: Lora) -> Family:
+    if lora.family == UNKNOWN:
+        raise FormatError("the model family is unknown, so its layers have no other names; say which one it is with --family.")
+    family = FAMILIES[lora.family]
+    parts = {family.component, *(e.name for e in family.encoders)}
+    if foreign := next((n for n in lora.modules if component(n) not in parts), None):
+        raise FormatError(f"{foreign}: {family.title} has no part called {component(foreign)}; its parts are {', '.join(sorted(parts))}.")
+    return family
+
+
+def _native(lora: Lora, family: Family) -> Named:
+    """Denoiser modules by native path, fused where the native model is."""
+    groups: dict[str, list[tuple[int, Module]]] = {}
+    rows = {}
+    for name, module in _denoiser(lora, family):
+        found = family.table.find(name)
+        if found is None or found.native:
+            raise FormatError(f"{name}: is not a layer of {family.title}.")
+        row = found.rows[0]
+        native = fill(row.native, found.numbers)
+        groups.setdefault(native, []).append((row.part, module))
+        rows[native] = row
+    out = {}
+    for native, parts in groups.items():
+        row = rows[native]
+        try:
+            if len(row.shares) > 1:
+                by_part = dict(parts)
+                module = fuse.join([by_part.get(n) for n in range(len(row.shares))], row.shares)
+            else:
+                module = parts[0][1]
+            out[native] = fuse.swapped(module) if fuse.swaps(row, module) else module
+        except FormatError as error:
+            raise FormatError(f"{native}: {error}") from error
+    return out
+
+
+def _denoiser(lora: Lora, family: Family) -> list[tuple[str, Module]]:
+    prefix = f"{family.component}."
+    return [(name[len(prefix) :], m) for name, m in lora.modules.items() if name.startswith(prefix)]
+
+
+def _texts(lora: Lora, family: Family) -> list[tuple[str, str, Module]]:
+    """(encoder, path, module) of every text encoder layer."""
+    return [(component(n), n.partition(".")[2], m) for n, m in lora.modules.items() if family.encoder(component(n))]
+
+
+def _kohya_names(lora: Lora, family: Family) -> Named:
+    denoiser = _native(lora, family) if family.native_kohya else dict(_denoiser(lora, family))
+    named = {f"lora_unet_{_flat(path)}": module for path, module in denoiser.items()}
+    prefixes = {e.name: e.kohya for e in family.encoders}
+    return named | {f"{prefixes[encoder]}_{_flat(path)}": module for encoder, path, module in _texts(lora, family)}
+
+
+def _native_names(lora: Lora, family: Family) -> Named:
+    named = {f"diffusion_model.{path}": module for path, module in _native(lora, family).items()}
+    return named | {f"text_encoders.{encoder}.transformer.{path}": module for encoder, path, module in _texts(lora, family)}
+
+
+def _diffusers_names(lora: Lora, family: Family) -> Named:
+    components = {e.name: e.component for e in family.encoders}
+    named = {f"{family.component}.{path}": module for path, module in _denoiser(lora, family)}
+    return named | {f"{components[encoder]}.{path}": module for encoder, path, module in _texts(lora, family)}
+
+
+def _for_everyone(lora: Lora, family: Family) -> Named:
+    """diffusers' names, except for layers that diffusers does not load and ComfyUI knows by its own names alone: T5, and rows that say so."""
+    named = {}
+    for name, module in _diffusers_names(lora, family).items():
+        found = family.table.find(name.removeprefix(f"{family.component}.")) if name.startswith(f"{family.component}.") else None
+        native = found is not None and found.rows[0].host_name_only
+        named[f"diffusion_model.{fill(found.rows[0].native, found.numbers)}" if found and native else name] = module
+    for encoder, path, module in _texts(lora, family):
+        if encoder == "t5xxl":
+            entry = family.encoder(encoder)
+            named.pop(f"{entry.component if entry else ''}.{path}")
+            named[f"text_encoders.{encoder}.transformer.{path}"] = module
+    return named
+
+
+def _flat(path: str) -> str:
+    return path.replace(".", "_")
+
+
+# --- suffixes: module -> keys --------------------------------------------------------------------------------------------------------
+
+
+def _kohya_suffixes(name: str, module: Module) -> State:
+    out = {_KOHYA_PARTS.get(k, k): v for k, v in module.parts.items()}
+    if module.rank:
+        out["alpha"] = torch.tensor(float(module.scale * module.rank))
+    elif module.kind == "other" and module.alpha is not None:
+        out["alpha"] = torch.tensor(module.alpha)
+    return out
+
+
+def _scale_in_weights(name: str, module: Module) -> State:
+    """lora_A and lora_B alone. diffusers knows nothing else, and misreads alpha beside them."""
+    if module.kind != "lora":
+        raise FormatError(f"{name}: diffusers has no form for a {module.kind} module; convert it to a LoRA first (--approximate).")
+    _refuse_bias(name, module)
+    return {_PEFT_PARTS[k]: v for k, v in _peft_dora(name, folded(plain(module))).parts.items()}
+
+
+def _scale_in_weights_or_alpha(name: str, module: Module) -> State:
+    """ComfyUI's native names: A and B with the scale inside; other kinds with their own parts and alpha."""
+    if module.kind == "lora" and "dora" not in module.parts:
+        return {_PEFT_PARTS.get(k, k): v for k, v in folded(plain(module)).parts.items()}
+    return _kohya_suffixes(name, dense_tucker(module))
+
+
+def _refuse_bias(name: str, module: Module) -> None:
+    if "diff_b" in module.parts:
+        raise FormatError(f"{name}: changes the layer's bias, which this form cannot hold; --approximate leaves such changes out.")
+
+
+def _peft_dora(name: str, module: Module) -> Module:
+    """DoRA magnitudes in PEFT's shape: (out,) for linear layers, (1, out, 1, ...) for convolutions."""
+    dora = module.parts.get("dora")
+    if dora is None:
+        return module
+    out, kernel = module.shape[0], module.shape[2:]
+    if dora.shape[0] != out:
+        raise FormatError(f"{name}: its DoRA magnitudes belong to inputs; PEFT and diffusers only know magnitudes of outputs.")
+    return module.replaced(dora=dora.reshape(1, out, *[1] * len(kernel)) if kernel else dora.reshape(out))
+
+
+def _common_alphas(named: Named) -> dict[str, float]:
+    """Name -> the commonest alpha of its component, for components whose modules differ."""
+    out: dict[str, float] = {}
+    for prefix in KOHYA_PREFIXES:
+        members = {n: m for n, m in named.items() if n.startswith(prefix) and m.rank}
+        counts = Counter(m.scale * m.rank for m in members.values())
+        common = max(counts, key=lambda a: (counts[a], a), default=0.0)
+        if len(counts) > 1 and common > 0:
+            out |= dict.fromkeys(members, common)
+    return out
+
+
+def _unknown(lora: Lora) -> Iterator[tuple[str, torch.Tensor]]:
+    """Names as they were; Kohya suffixes for flat names, A and B for dotted ones."""
+    for name, module in lora.modules.items():
+        flat = name.startswith(("lora_", "lycoris_", "oft_"))
+        suffixes = (_kohya_suffixes if flat else _scale_in_weights_or_alpha)(name, module)
+        yield from ((f"{name}.{part}", value) for part, value in suffixes.items())
+
+
+def trained(state: Mapping[str, torch.Tensor], base: str) -> State:
+    """What a training run exports, from its own state (`<name>.lora_down`, ...): the universal form of the family called `base`.
+
+    Families and layers without a table keep the names they were trained under, which the host's own key map gave them.
+    """
+    family = "sd2" if base == "sd2-v" else base
+    if family in FAMILIES:
+        with contextlib.suppress(FormatError):
+            return write(read(state, family=family))
+    return write(read(state, family=UNKNOWN))
+
+
+def approximated(lora: Lora, rank: int) -> tuple[Lora, dict[str, float]]:
+    """(the LoRA with every LoHa, LoKr or full difference replaced by its best LoRA of `rank`, relative error of each). DoRA is refused.
+
+    Changes of biases, which only ComfyUI and kohya files can hold, are left out; a note says how many.
+    """
+    modules, errors, biases = {}, {}, 0
+    for name, module in lora.modules.items():
+        if "dora" in module.parts:
+            raise FormatError(f"{name}: DoRA rescales the base weight, so it is no low-rank difference without the base; extract it from a merged checkpoint.")
+        if module.kind in ("lora", "loha", "lokr", "full") and "diff_b" in module.parts:
+            module, biases = dataclasses.replace(module, parts={k: v for k, v in module.parts.items() if k != "diff_b"}), biases + 1
+        if not module.parts:
+            continue
+        modules[name] = module
+        if module.kind in ("loha", "lokr", "full") and len(module.shape) > 1:
+            modules[name], errors[name] = low_rank(delta(module), rank)
+    notes = [*lora.notes, f"Changes of the bias of {biases} layers are left out."] if biases else lora.notes
+    return dataclasses.replace(lora, modules=modules, notes=list(notes)), errors

@@ -1,0 +1,68 @@
+"""The table of formats in convert/README.md: measured against diffusers here, against ComfyUI in tests/host, and up to date."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+import tiny
+from lora_loom.convert import write
+from lora_loom.convert.families import FAMILIES
+from lora_loom.convert.loaders import PROGRAMS, READS
+from safetensors.torch import save_file
+
+spec = importlib.util.spec_from_file_location("format_support", Path(__file__).parents[1] / "reference" / "format_support.py")
+support = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(support)
+
+# diffusers' reader of these has the sizes of the published model in it; test_effect_diffusers.py has tests of their own for flux1.
+NOT_AT_TINY_SIZE = {("flux1", "kohya"), ("chroma", "kohya")}
+
+
+def layers_read(family: str, form: str, only, folder: Path) -> list[int]:
+    """[layers with the right change, layers in the file] for a file in `form`, loaded by diffusers; an error reads nothing."""
+    model = tiny.build(family, "real" if (family, form) == ("lumina2", "comfyui") else "tiny")
+    ref = tiny.reference(model, "uniform", only=only)
+    path = folder / f"{family}-{form}.safetensors"
+    save_file({k: v.contiguous() for k, v in write(ref.lora, form).items()}, path, {"format": "pt"})
+    with tiny.overheard():
+        try:
+            model.pipeline().load_lora_weights(str(path), adapter_name="x")
+        except Exception:  # noqa: BLE001  whatever a reader raises for what it does not know
+            return [0, len(ref.deltas)]
+    got = tiny.lora_layers(model, "x")
+    return [sum(name in got and tiny.error(got[name], want) <= tiny.EXACT for name, want in ref.deltas.items()), len(ref.deltas)]
+
+
+def test_diffusers_reads_what_the_table_says(tmp_path):
+    measured = {
+        family: {
+            form: [layers_read(family, form, only, tmp_path) for only in (support.in_block, None)]
+            for form in ("kohya", "comfyui", "diffusers")
+            if (family, form) not in NOT_AT_TINY_SIZE
+        }
+        for family in READS
+    }
+    support.check("diffusers", measured)
+
+
+@pytest.mark.parametrize("program", ["ComfyUI", "diffusers"])
+def test_what_inspect_says_is_what_was_measured(program):
+    for family, forms in json.loads(support.FILE.read_text())[program].items():
+        for form, cell in forms.items():
+            said = READS[family][form][PROGRAMS.index(program)]
+            assert support.agrees(said, cell), (family, form, said, cell)
+
+
+def test_the_table_in_the_readme_is_up_to_date():
+    assert support.table() in support.README.read_text(), "run tests/reference/format_support.py"
+
+
+def test_the_universal_form_is_read_by_comfyui_and_diffusers_inside_blocks_at_least():
+    kept = json.loads(support.FILE.read_text())
+    for family in READS:
+        if family == "lumina2":
+            continue  # diffusers wants every layer of a block there
+        for program in ("ComfyUI", "diffusers"):
+            inside, of = kept[program][family][FAMILIES[family].universal][0]
+            assert inside == of, (family, program)
