@@ -180,7 +180,7 @@ def _inspect(args: argparse.Namespace, draw: Draw) -> int:
     failed = 0
     for file in files:
         try:
-            found = jobs.open_file(file, args.family)
+            found = jobs.inspected(file, args.family)
         except FormatError as error:
             failed += 1
             sys.stderr.write(f"lora-loom: {error}\n")

@@ -6,6 +6,7 @@ A file is written beside its target and renamed, so a crash leaves the old file 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -24,6 +25,7 @@ from .lora import FormatError, State
 MAX_HEADER_BYTES = 16 << 20
 MAX_TENSORS = 50_000
 MAX_DIMS = 8
+MAX_VALUES = 1 << 44
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 SAFE_PICKLE_TORCH = (2, 10)  # GHSA-53q9-r3pm-6pq6, CVE-2026-24747: weights_only is not a protection before
 _TYPES = {
@@ -44,7 +46,7 @@ def header(path: Path) -> tuple[Header, dict[str, str]]:
             length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
             if length > min(MAX_HEADER_BYTES, size - 8):
                 raise FormatError(f"{path.name}: is not a safetensors file, or is cut off (its header should have {length} bytes).")
-            entries = json.loads(file.read(length))
+            entries = json.loads(file.read(length), object_pairs_hook=_once)
     except OSError as error:
         raise FormatError(f"{path.name}: cannot be read ({error.strerror}).") from error
     except (ValueError, RecursionError) as error:
@@ -61,18 +63,39 @@ def header(path: Path) -> tuple[Header, dict[str, str]]:
     return entries, metadata
 
 
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object whose keys differ."""
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        raise ValueError("a key stands twice")
+    return table
+
+
 def _check_entry(path: Path, key: str, entry: Any, room: int) -> None:
     shape, span = (entry.get("shape"), entry.get("data_offsets")) if isinstance(entry, dict) else (None, None)
     whole = all(isinstance(v, list) and all(type(n) is int and n >= 0 for n in v) for v in (shape, span))
     if not whole or not isinstance(shape, list) or not isinstance(span, list) or len(span) != 2 or len(shape) > MAX_DIMS:
         raise FormatError(f"{path.name}: the entry of {key[:200]} is not a shape of at most {MAX_DIMS} dimensions with two offsets.")
-    width = _BYTES.get(entry.get("dtype"))
+    kind = entry.get("dtype")
+    width = _BYTES.get(kind) if isinstance(kind, str) else None
     if width is None:
-        raise FormatError(f"{path.name}: {key[:200]} has the type {entry.get('dtype')!r}, which is not supported.")
+        raise FormatError(f"{path.name}: {key[:200]} has the type {str(kind)[:50]!r}, which is not supported.")
+    if math.prod(max(1, n) for n in shape) > MAX_VALUES:
+        raise FormatError(f"{path.name}: {key[:200]} has the shape {str(shape)[:80]}; no tensor is that large.")
     if not 0 <= span[0] <= span[1] <= room or math.prod(shape) * width != span[1] - span[0]:
         raise FormatError(
             f"{path.name}: {key[:200]} claims bytes {span[0]} to {span[1]}, which do not fit its shape {shape} or the file; it is cut off or damaged."
         )
+
+
+def data_sha256(path: Path) -> str:
+    """sha256 of the data section of a safetensors file, which is what `sshs_model_hash` in its header should be."""
+    with open(path, "rb") as file:
+        file.seek(8 + struct.unpack("<Q", file.read(8))[0])
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def dtype_of(name: str) -> torch.dtype:
@@ -129,12 +152,24 @@ def _load_pickle(path: Path) -> dict[str, Any]:
         raise FormatError(f"{path.name}: is not a torch file of plain tensors, so it is not opened; ask for a safetensors file.") from error
     if not isinstance(data, dict):
         raise FormatError(f"{path.name}: holds a {type(data).__name__}, not a table of tensors.")
-    nested = data.get("string_to_param")
-    inner = list(nested.values()) if isinstance(nested, (dict, torch.nn.ParameterDict)) else []
-    for key, value in [*data.items(), *(("string_to_param", v) for v in inner)]:
-        if isinstance(value, torch.Tensor) and value.numel() * value.itemsize > size:
-            raise FormatError(f"{path.name}: {str(key)[:200]} claims {value.numel()} values, more than the file can hold.")
-    return {str(k): v.detach() if isinstance(v, torch.Tensor) else v for k, v in data.items()}
+    out = {str(key): _plain(path, str(key), value, size) for key, value in data.items()}
+    return out
+
+
+def _plain(path: Path, key: str, value: Any, size: int) -> Any:
+    """A value out of a pickle: ordinary tensors within the size of the file, tables of them as dicts, other plain values as they are."""
+    if isinstance(value, (dict, torch.nn.ParameterDict)):
+        try:
+            return {str(k): _plain(path, f"{key}.{k}", v, size) for k, v in value.items()}
+        except (AttributeError, TypeError, KeyError, RuntimeError) as error:
+            raise FormatError(f"{path.name}: {key[:200]} is no table of tensors.") from error
+    if not isinstance(value, torch.Tensor):
+        return value
+    if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized or value.dtype not in _TYPES:
+        raise FormatError(f"{path.name}: {key[:200]} is no ordinary tensor ({value.dtype}, {value.layout}, {value.device.type}).")
+    if value.numel() * value.itemsize > size:
+        raise FormatError(f"{path.name}: {key[:200]} claims {value.numel()} values, more than the file can hold.")
+    return value.detach()
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from .lora import FormatError, State
 
 WIDTHS = {768: "clip_l", 1024: "clip_h", 1280: "clip_g", 4096: "t5xxl", 2560: "qwen3_4b", 3584: "qwen25_7b", 64: "clip_l"}  # 64: the bundled toy
 _ENCODERS = ("clip_l", "clip_h", "clip_g", "t5xxl", "qwen3_4b", "qwen25_7b")
+_FAMILY_OF = {"qwen3_4b": "z-image", "qwen25_7b": "qwen-image"}
 _ALIASES = {"t5": "t5xxl", "text_encoders_0": "clip_l", "text_encoders_1": "clip_g"}
 _EXTRA = re.compile(r"(clip_l|clip_g|clip_h|t5|t5xxl|emp_params)_out")  # OneTrainer's output embeddings; A1111 refuses files that have them
 _SAFE_TRIGGER = re.compile(r"[a-z0-9][a-z0-9_-]*")
@@ -36,6 +37,8 @@ class Embedding:
             return "sd3" if "t5xxl" in have else "sdxl"
         if "t5xxl" in have:
             return "flux1"
+        if other := have & _FAMILY_OF.keys():
+            return _FAMILY_OF[min(other)]
         return "sd2" if "clip_h" in have else "toy" if self.vectors.get("clip_l", torch.zeros(1, 768)).shape[-1] == 64 else "sd1"
 
 
@@ -90,14 +93,16 @@ def _checked(vectors: Mapping[str, Any], token: str, step: int, notes: list[str]
         label = key or token or "the embedding"
         if not isinstance(value, torch.Tensor) or not value.is_floating_point() or value.ndim not in (1, 2):
             raise FormatError(f"{label}: an embedding is a matrix of floating-point numbers, one row for each vector.")
-        value = value.detach().reshape(-1, value.shape[-1])
+        value = value.detach()[None] if value.ndim == 1 else value.detach()
         if not 0 < len(value) <= MAX_VECTORS:
             raise FormatError(f"{label}: has {len(value)} vectors; 1 to {MAX_VECTORS} are allowed.")
-        if not torch.isfinite(value).all():
+        if not torch.isfinite(value.float()).all():
             raise FormatError(f"{label}: holds numbers that are not finite.")
         encoder = key or WIDTHS.get(value.shape[1], "")
         if not encoder:
             raise FormatError(f"{label}: vectors of width {value.shape[1]} belong to no text encoder we know; known widths are {', '.join(map(str, WIDTHS))}.")
+        if WIDTHS.get(value.shape[1]) != encoder:
+            raise FormatError(f"{label}: has vectors of width {value.shape[1]}, which are not for {encoder}.")
         out[encoder] = value.clone()
     if "clip_l" in out and "clip_g" in out and len(out["clip_l"]) != len(out["clip_g"]):
         raise FormatError(f"clip_l has {len(out['clip_l'])} vectors and clip_g {len(out['clip_g'])}; both must have as many.")

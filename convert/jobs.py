@@ -44,6 +44,16 @@ def open_file(path: Path, family: str = "") -> Lora | Embedding:
         raise FormatError(f"{path.name}: {error}") from error
 
 
+def inspected(path: Path, family: str = "") -> Lora | Embedding:
+    """As `open_file`, and a note when the hash in the header is not that of the data."""
+    found = open_file(path, family)
+    if isinstance(found, Lora):
+        told = found.metadata.get("sshs_model_hash")
+        if told and path.is_file() and disk.data_sha256(path) != told:
+            found.notes.insert(0, "The hash in the header is not that of the data: another program changed the file and kept the old hash, or it is damaged.")
+    return found
+
+
 def _all_tensors(data: Mapping[str, Any]) -> bool:
     return bool(data) and all(hasattr(v, "is_floating_point") for v in data.values())
 

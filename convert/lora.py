@@ -144,6 +144,8 @@ def plain(module: Module) -> Module:
 def folded(module: Module, keep: float = 1.0) -> Module:
     """The same effect with scale `keep`: the rest goes into the weights, half of it into each factor so neither leaves the range of fp16."""
     factor = module.scale / keep
+    if keep != 1.0 and not module.rank and module.kind != "full":
+        raise FormatError(f"a {module.kind} of full matrices has no rank to scale by.")
     if module.kind == "full" or factor == 1.0:
         return dataclasses.replace(module, alpha=keep * module.rank if module.rank else None)
     root, sign = math.sqrt(abs(factor)), math.copysign(1.0, factor)

@@ -14,6 +14,7 @@ import torch
 
 from . import disk, keys
 from .embedding import Embedding
+from .readers import declared_family
 
 MAX_HEADER_BYTES = 256 * 1024
 # Not true of a converted file, or written anew.
@@ -44,6 +45,7 @@ BASES = {
     "sd2": BaseModel("sd_v2", "stable-diffusion-v2-512", "diffusers", v2=True, prediction="epsilon", resolution=512),
     "sd2-v": BaseModel("sd_v2_v", "stable-diffusion-v2-768-v", "diffusers", v2=True, prediction="v", resolution=768),
     "sdxl": BaseModel("sdxl_base_v1-0", "stable-diffusion-xl-v1-base", _SDXL, prediction="epsilon"),
+    "sdxl-refiner": BaseModel("sdxl_refiner_v1-0", "stable-diffusion-xl-v1-refiner", _SDXL, prediction="epsilon"),
     "toy": BaseModel("sd_v1", "stable-diffusion-v1", "diffusers", prediction="epsilon", resolution=64),
     "flux1": BaseModel("flux1", "flux-1-dev", _FLUX, network_module="networks.lora_flux"),
     "chroma": BaseModel("chroma", "chroma", network_module="networks.lora_flux"),
@@ -112,8 +114,9 @@ def converted_metadata(old: Mapping[str, str], tensors: Mapping[str, torch.Tenso
     kept = {k: v for k, v in old.items() if not k.startswith(_STALE) and (details or k not in _PRIVATE)}
     kept |= {k: ntpath.basename(kept[k]) for k in _PATHS if k in kept}
     header = {**kept, **_identity(tensors, name, family), **new}
-    if "modelspec.architecture" in old and old["modelspec.architecture"].endswith("/lora") and base in BASES:
-        header["modelspec.architecture"] = old["modelspec.architecture"]
+    variant = old.get("modelspec.architecture", "")
+    if variant.endswith("/lora") and declared_family({"modelspec.architecture": variant}) == base:
+        header["modelspec.architecture"] = variant  # flux-1-schnell, stable-diffusion-3-5-large, ...
     return within_limit({**{k: v for k, v in header.items() if v != ""}, **hashes(tensors)})
 
 

@@ -40,8 +40,8 @@ class Report:
     problems: tuple[str, ...]
     metadata: Mapping[str, str]
 
-    def lines(self) -> list[str]:
-        """The report as text, one fact a line."""
+    def lines(self, bars: bool = True) -> list[str]:
+        """The report as text, one fact a line; with `bars`, the norm of every block drawn in characters."""
         title = FAMILIES[self.family].title if self.family in FAMILIES else "unknown model"
         ranks = ", ".join(f"{r} ({n}x)" if len(self.ranks) > 1 else str(r) for r, n in sorted(self.ranks.items())[:8])
         alphas = ", ".join(f"{a:g}" for a in sorted(self.alphas)[:8])
@@ -53,6 +53,8 @@ class Report:
             out.append(f"trigger words: {', '.join(self.triggers)}")
         out += [f"{program}: {verdict}" for program, verdict in self.loaders.items()]
         out += [f"note: {p}" for p in self.problems]
+        if not bars:
+            return out
         widest = max((b.norm for b in self.blocks), default=0.0) or 1.0
         out += [f"{b.name:20} {b.modules:4} modules  norm {b.norm:9.4g}  {'#' * round(30 * b.norm / widest)}" for b in self.blocks]
         return out

@@ -1,4 +1,4 @@
-// LoRA Loom in the browser: a "Stop and keep" entry in the menu of train nodes.
+// LoRA Loom in the browser: a "Stop and keep" entry in the menu of train nodes, and the report of a node shown on the node.
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 
@@ -22,5 +22,38 @@ app.registerExtension({
   getNodeMenuItems(node) {
     if (node.comfyClass !== "LoraLoomTrainLora") return [];
     return [{ content: "Stop and keep", callback: () => stopAndKeep(node) }];
+  },
+});
+
+// What a node says about its result (`ui.text`), as selectable text on the node. The widget is made when there is something to say.
+function showReport(node, text, hasPicture) {
+  if (!node.loomReport) {
+    const box = document.createElement("pre");
+    Object.assign(box.style, {
+      margin: 0, padding: "6px 8px", width: "100%", height: "100%", boxSizing: "border-box", overflow: "auto", whiteSpace: "pre-wrap",
+      font: "11px/1.4 ui-monospace, monospace", userSelect: "text", borderRadius: "6px",
+      color: "var(--input-text, #ddd)", background: "var(--comfy-input-bg, #222)",
+    });
+    const widget = node.addDOMWidget("loom_report", "lora_loom_report", box, {
+      serialize: false, hideOnZoom: false, getMinHeight: () => Math.min(240, 30 + 16 * box.textContent.split("\n").length), getValue: () => undefined, setValue() {},
+    });
+    widget.serialize = false;
+    node.loomReport = box;
+  }
+  node.loomReport.textContent = text;
+  const [width, height] = node.computeSize();
+  node.setSize([Math.max(node.size[0], width, 360), Math.max(node.size[1], height + (hasPicture ? 200 : 0))]);
+  node.setDirtyCanvas?.(true, true);
+}
+
+app.registerExtension({
+  name: "lora_loom.report",
+  nodeCreated(node) {
+    if (!node.comfyClass?.startsWith("LoraLoom")) return;
+    const executed = node.onExecuted;
+    node.onExecuted = function (output) {
+      executed?.apply(this, arguments);
+      if (output?.text?.length) showReport(this, output.text.join("\n"), Boolean(output.images?.length));
+    };
   },
 });

@@ -9,7 +9,7 @@ import torch
 
 from ..convert.embedding import EMBEDDING_TARGETS
 from ..convert.families import FAMILIES
-from ..convert.jobs import Options, convert, open_embedding, open_file, write_embedding_file
+from ..convert.jobs import Options, convert, inspected, open_embedding, open_file, write_embedding_file
 from ..convert.lora import DTYPES, Lora
 from ..convert.report import embedding_lines, inspect
 from ..convert.writers import TARGETS, write
@@ -96,7 +96,7 @@ class ConvertLora(io.ComfyNode):
         found = open_file(path)
         if not isinstance(found, Lora):
             raise LoomError(f"file: {file} was not written as a LoRA; please report this file.")
-        report = "\n".join([*(f"{w.path.name}" for w in written), *(n for w in written for n in w.notes), *inspect(found).lines()])
+        report = "\n".join([*(f"{w.path.name}" for w in written), *(n for w in written for n in w.notes), *inspect(found).lines(bars=False)])
         return io.NodeOutput(LoraWeights(write(found), found.family, {}), str(path), report, ui=ui.PreviewText(report))
 
 
@@ -171,7 +171,12 @@ class Inspect(io.ComfyNode):
             search_aliases=["lora info", "metadata", "trigger words", "lora key not loaded", "embedding info"],
             is_output_node=True,
             inputs=[make_input(io.Combo, "file", options=files, tooltip="A LoRA or embedding this ComfyUI knows."), family_input()],
-            outputs=[make_output(io.String, "report"), make_output(io.String, "trigger"), make_output(io.Image, "picture")],
+            outputs=[
+                make_output(io.String, "report"),
+                make_output(io.String, "trigger"),
+                make_output(io.Image, "picture"),
+                make_output(io.LoraModel, "lora", tooltip="The LoRA itself, for Zip LoRAs or Save LoRA; empty for an embedding."),
+            ],
         )
 
     @classmethod
@@ -184,10 +189,10 @@ class Inspect(io.ComfyNode):
     def execute(cls, file: str, base_model: str) -> io.NodeOutput:
         is_embedding = file.startswith(_EMBEDDING_PREFIX)
         path = model_file("embeddings" if is_embedding else "loras", file.removeprefix(_EMBEDDING_PREFIX))
-        found = open_file(path, chosen_family(base_model))
+        found = inspected(path, chosen_family(base_model))
         if isinstance(found, Lora):
             report = inspect(found)
-            lines, trigger = [path.name, *report.lines()], ", ".join(report.triggers)
+            lines, trigger = [path.name, *report.lines(bars=False)], ", ".join(report.triggers)
             rows, title = [(b.name, b.norm) for b in report.blocks], "Norm of the change of weights, by block"
         else:
             lines, trigger = [path.name, *embedding_lines(found, path.stem)], f"embedding:{path.stem}"
@@ -195,4 +200,5 @@ class Inspect(io.ComfyNode):
             title = "Norm of each vector"
         picture = torch.from_numpy(np.asarray(bars(rows, title)).astype(np.float32) / 255)[None]
         shown = ui.PreviewImage(picture, cls=cls).as_dict() | {"text": ("\n".join(lines),)}
-        return io.NodeOutput("\n".join(lines), trigger, picture, ui=shown)
+        lora = LoraWeights(write(found), found.family, {}) if isinstance(found, Lora) else {}
+        return io.NodeOutput("\n".join(lines), trigger, picture, lora, ui=shown)

@@ -10,10 +10,11 @@ from .host.live import add_routes
 from .save import SaveEmbedding, SaveLora
 from .toy import LoadToyModel
 from .train_lora import TrainLora
+from .zip_loras import ZipLoras
 
 NODES: list[type[io.ComfyNode]] = [
     LoadFolder, TrainLora, SaveLora, LoadToyModel, ConvertLora, Inspect, MergeLoras, ResizeLora, ExtractLora, MergeIntoCheckpoint, SaveEmbedding,
-    ConvertEmbedding,
+    ConvertEmbedding, ZipLoras,
 ]  # fmt: skip
 
 

@@ -129,6 +129,14 @@ def test_multiplying_by_zero_leaves_no_effect(name):
     assert not delta(multiplied(ALL[name], 0.0)).any()
 
 
+@pytest.mark.parametrize("module", [lora(alpha=3.0), loha(), Module("full", {"diff": random(3, 6, 5)})])
+def test_a_change_of_the_bias_is_multiplied_too_and_never_by_alpha(module):
+    bias = random(4, 6)
+    out = multiplied(module.replaced(diff_b=bias), 0.25)
+    assert torch.equal(out.parts["diff_b"], 0.25 * bias)
+    assert torch.equal(folded(module.replaced(diff_b=bias)).parts["diff_b"], bias)
+
+
 @pytest.mark.parametrize("dims", [(6, 5), (6, 5, 3, 3)])
 def test_a_tucker_lora_becomes_an_ordinary_one_of_the_same_rank(dims):
     module = lora(*dims[:2], rank=3, alpha=2.0, kernel=dims[2:] or (1, 1), tucker=True)

@@ -128,7 +128,14 @@ def forge_version(metadata: dict[str, str]) -> str:
 @pytest.mark.parametrize("make", [lambda base: lora_metadata(TENSORS, "x", base, facts()), lambda base: converted_metadata({}, TENSORS, "x", base)])
 @pytest.mark.parametrize(
     ("base", "a1111", "forge"),
-    [("sd1", "SD1", "SD1"), ("sd2", "SD2", "SD2"), ("sd2-v", "SD2", "SD2"), ("sdxl", "SDXL", "SDXL"), ("sdxl-refiner", "SDXL", "SDXL"), ("flux1", "SD1", "Flux")],
+    [
+        ("sd1", "SD1", "SD1"),
+        ("sd2", "SD2", "SD2"),
+        ("sd2-v", "SD2", "SD2"),
+        ("sdxl", "SDXL", "SDXL"),
+        ("sdxl-refiner", "SDXL", "SDXL"),
+        ("flux1", "SD1", "Flux"),
+    ],
 )
 def test_webuis_show_the_file_under_its_base_model(base, a1111, forge, make):
     assert a1111_version(make(base)) == a1111

@@ -115,6 +115,7 @@ def test_inspect_says_what_the_file_is_and_draws_it(server):
     assert "Stable Diffusion 1.x" in text
     assert "rank: 8" in text
     assert "zog" in text
+    assert "hash in the header is not that of the data" in text
     assert "A1111: nothing" in text  # a diffusers spelling
     image = shown["images"][0]
     picture = np.asarray(Image.open(server.base / "temp" / image["filename"]).convert("RGB"))
@@ -219,6 +220,58 @@ def test_a_file_outside_the_lists_is_never_opened(server):
 
     with pytest.raises((urllib.error.HTTPError, AssertionError)):
         run(server, "LoraLoomInspect", file="../../../../etc/passwd", base_model="auto")
+
+
+def a_toy_lora(seed: int) -> dict:
+    """Random, over two layers of the bundled toy."""
+    rng = torch.Generator().manual_seed(seed)
+    block, state = "lora_unet_mid_block_attentions_0_transformer_blocks_0", {}
+    for name, width in (("attn1_to_q", 96), ("attn2_to_k", 64)):
+        state[f"{block}_{name}.lora_down.weight"] = 0.2 * torch.randn(4, width, generator=rng)
+        state[f"{block}_{name}.lora_up.weight"] = 0.2 * torch.randn(96, 4, generator=rng)
+    return state
+
+
+def test_zip_loras_learns_coefficients_on_the_wired_model(server):
+    loras = server.base / "output" / "loras"
+    for n in (1, 2):
+        save(loras / f"toy_{n}.safetensors", a_toy_lora(n))
+    folder = {
+        "captions": "auto",
+        "repeats": 0,
+        "recursive": True,
+        "flip": False,
+        "shuffle_tags": False,
+        "keep_tokens": 1,
+        "caption_dropout": 0.0,
+        "trigger": "",
+    }
+    prompt = {"1": {"class_type": "LoraLoomLoadToyModel", "inputs": {}}}
+    for n, name in ((2, "object"), (3, "pair")):
+        prompt[str(n)] = {"class_type": "LoraLoomLoadFolder", "inputs": {"folder": f"toy: {name}", **folder}}
+        prompt[str(n + 2)] = {"class_type": "LoraLoomInspect", "inputs": {"file": f"toy_{n - 1}.safetensors", "base_model": "auto"}}
+    prompt["6"] = {
+        "class_type": "LoraLoomZipLoras",
+        "inputs": {
+            "model": ["1", 0], "clip": ["1", 1], "vae": ["1", 2], "lora_1": ["4", 3], "lora_2": ["5", 3], "pictures_1": ["2", 0], "pictures_2": ["3", 0],
+            "steps": 8, "learning_rate": 0.05, "similarity": 0.0001, "resolution": 0, "seed": 0, "batch_size": 2, "checkpointing": False,
+        },
+    }  # fmt: skip
+    prompt["7"] = {
+        "class_type": "LoraLoomSaveLora",
+        "inputs": {
+            "lora": ["6", 1], "name": "zipped", "destination": "output/loras", "dtype": "fp32", "form": "universal", "on_exists": "overwrite",
+            "activation_text": "", "preferred_weight": 1.0, "write_card": False, "write_captions": False,
+        },
+    }  # fmt: skip
+    entry = server.execute(prompt)
+    assert entry["status"]["status_str"] == "success", server.error_of(entry)
+    assert "2 layers" in entry["outputs"]["6"]["text"][0]
+    made, one, two = (open_lora(loras / f"{n}.safetensors").modules for n in ("zipped", "toy_1", "toy_2"))
+    for name, module in made.items():
+        assert module.rank == one[name].rank + two[name].rank
+        plain_sum = delta(one[name]) + delta(two[name])
+        assert 1e-3 < (delta(module) - plain_sum).norm() / plain_sum.norm() < 1  # coefficients have moved from 1, but not far in eight steps
 
 
 def test_save_lora_takes_a_native_lora_and_writes_card_and_preview(server):

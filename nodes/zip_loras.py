@@ -1,0 +1,125 @@
+"""Zip LoRAs: a subject LoRA and a style LoRA in one, with coefficients learned on the wired MODEL."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import comfy.sd
+import torch
+
+from ..convert import FormatError, Lora, read, write
+from ..convert.families import FAMILIES, UNKNOWN
+from ..convert.lora import folded, plain
+from ..convert.merge import merge
+from ..lora_core.data.folder import scan
+from ..lora_core.errors import LoomError
+from ..lora_core.events import Control, Listeners
+from ..lora_core.ziplora import Factors, zip_config, zip_loras
+from .host.api import io, make_input, make_output, schema, ui
+from .host.backend import HostBackend
+from .host.live import LiveNode, registered
+from .presets import TOY_RESOLUTION, resolution_for
+from .sockets import CATEGORY, Dataset, DatasetSocket, LoraWeights, plain_errors, widget
+
+
+class ZipLoras(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="LoraLoomZipLoras",
+            display_name="Zip LoRAs",
+            category=CATEGORY,
+            description="ZipLoRA: merges a subject and a style LoRA so that each keeps its effect, by learning a coefficient for every column of every layer.",
+            search_aliases=["ziplora", "merge subject and style", "learned merge"],
+            hidden=[io.Hidden.unique_id],
+            inputs=[
+                make_input(io.Model, "model", tooltip="The base model both LoRAs were made for. It is not copied and not changed."),
+                make_input(io.Clip, "clip", tooltip="The text encoder of the base model."),
+                make_input(io.Vae, "vae", tooltip="The VAE of the base model."),
+                make_input(io.LoraModel, "lora_1", tooltip="The first LoRA, from Train LoRA or Inspect."),
+                make_input(io.LoraModel, "lora_2", tooltip="The second LoRA."),
+                make_input(Dataset, "pictures_1", tooltip="Pictures and captions of what the first LoRA shows, its training set for instance."),
+                make_input(Dataset, "pictures_2", tooltip="The same for the second LoRA."),
+                make_input(io.Int, "steps", default=100, min=1, max=10000, tooltip="Weight updates; the paper uses 100."),
+                make_input(
+                    io.Float, "learning_rate", default=0.01, min=0.00001, max=1.0, step=0.001, round=0.00001,
+                    tooltip="The paper uses 0.01; coefficients start at 1.",
+                ),
+                make_input(
+                    io.Float, "similarity", default=0.01, min=0.0, max=1.0, step=0.001, round=0.000001,
+                    tooltip="How strongly the two are kept from using the same columns (lambda in the paper). Lower it when a concept fades.",
+                ),
+                widget("data.resolution", default=0, min=0, step=8, tooltip="Resolution in px; 0 takes what the model was made for."),
+                widget("seed"),
+                widget("batch_size", advanced=True),
+                widget("checkpointing", advanced=True),
+            ],
+            outputs=[
+                make_output(io.Model, "model", tooltip="The base model with the merged LoRA."),
+                make_output(io.LoraModel, "lora"),
+                make_output(io.LossMap, "loss_map"),
+                make_output(io.String, "report"),
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    @plain_errors("lora")
+    def execute(
+        cls, model: Any, clip: Any, vae: Any, lora_1: dict, lora_2: dict, pictures_1: DatasetSocket, pictures_2: DatasetSocket, steps: int,
+        learning_rate: float, similarity: float, resolution: int, seed: int, batch_size: int, checkpointing: bool,
+    ) -> io.NodeOutput:  # fmt: skip
+        node_id = cls.hidden.unique_id
+        with torch.inference_mode(False):
+            backend = HostBackend(model, clip, vae)
+            family = "sd2" if backend.family == "sd2-v" else backend.family if backend.family in FAMILIES else UNKNOWN
+            canonical = [read({k: v.clone() for k, v in lora.items()}, family=family) for lora in (lora_1, lora_2)]
+            side = resolution or resolution_for(backend.family, backend.context_width)
+            step_px = backend.latent_step_px if side <= 2 * TOY_RESOLUTION else 64
+            data = [dataclasses.replace(p.config, resolution=side, bucket_step_px=step_px) for p in (pictures_1, pictures_2)]
+            control = Control()
+            config = zip_config(data[0], steps, learning_rate, batch_size, seed, checkpointing)
+            with registered(node_id, control):
+                result = zip_loras(
+                    config, similarity, backend, (_denoiser(canonical[0], family), _denoiser(canonical[1], family)), (scan(data[0]), scan(data[1])),
+                    Listeners([LiveNode(node_id, steps)]), control,
+                )  # fmt: skip
+            tensors, notes = _together(result.factors, canonical, family)
+        tuned, _ = comfy.sd.load_lora_for_models(model, None, tensors, 1.0, 0.0)
+        faithful = f"difference to the single LoRAs {result.losses[0]:.4g} at first, {result.losses[-1]:.4g} after {len(result.losses)} steps"
+        report = "\n".join([f"{len(result.factors)} layers", faithful, f"overlap of the coefficients {result.overlap:.3f} (1 at first)", *notes])
+        return io.NodeOutput(tuned, LoraWeights(tensors, backend.family, {}), {"loss": result.losses}, report, ui=ui.PreviewText(report))
+
+
+def _form(family: str) -> str:
+    """The spelling whose names are those of the backend's layers."""
+    return "kohya" if family != UNKNOWN and FAMILIES[family].universal == "kohya" else "comfyui"
+
+
+def _denoiser(lora: Lora, family: str) -> dict[str, Factors]:
+    """(down, up) of the denoiser's layers, by the backend's names. Raises LoomError for what is not a plain LoRA."""
+    out = {}
+    for name, module in read(write(lora, _form(family) if family != UNKNOWN else "universal", one_alpha=False), family=UNKNOWN).modules.items():
+        if name.startswith(("lora_te", "text_encoders.")):
+            continue
+        if module.kind != "lora" or {"dora", "diff_b"} & module.parts.keys():
+            raise LoomError(f"lora: {name} is no plain LoRA ({module.kind}); convert it with Convert LoRA and approximate_rank first.")
+        parts = folded(plain(module)).parts
+        out[name] = parts["down"].float(), parts["up"].float()
+    return out
+
+
+def _together(factors: dict[str, Factors], canonical: list[Lora], family: str) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """The universal file of the zipped denoiser and the summed text encoders, and what to say about it."""
+    state = {f"{name}.{part}": tensor for name, pair in factors.items() for part, tensor in zip(("lora_down", "lora_up"), pair, strict=True)}
+    if family == UNKNOWN:
+        return write(read(state, family=UNKNOWN)), []
+    zipped = read(state, family=family)
+    prefix = FAMILIES[family].component
+    texts = [Lora(family, {n: m for n, m in lora.modules.items() if not n.startswith(f"{prefix}.")}) for lora in canonical]
+    try:
+        summed = merge([(lora, 1.0) for lora in texts]).lora.modules
+    except FormatError as error:
+        raise LoomError(f"lora: text encoder layers cannot be added ({error}).") from error
+    notes = [f"{len(summed)} text encoder layers are added up, not learned."] if summed else []
+    return write(Lora(family, {**zipped.modules, **summed})), notes
