@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -16,8 +17,8 @@ import torch
 
 from . import disk, fuse
 from .families import FAMILIES, Family, text
-from .lora import FormatError, Lora, Module, applied, low_rank
-from .merge import Outcome, Progress, quiet
+from .lora import FormatError, Lora, Module, applied, delta, low_rank
+from .merge import Outcome, Progress, quiet, require_sizes
 from .patterns import Found
 from .readers import detect, unfused
 
@@ -28,6 +29,8 @@ _TEXT = (
     ("text_encoders.clip_g.transformer.", "clip_g"), ("text_encoders.t5xxl.transformer.", "t5xxl"),
 )  # fmt: skip
 _BIAS = re.compile(r"weight$")
+Layout = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
+Read = Callable[[str], torch.Tensor]
 _WEIGHT = re.compile(r"(.+?)(?:\.weight|(?<=in_proj)_weight)")
 
 
@@ -163,7 +166,7 @@ def bake(source: Path, target: Path, loras: list[tuple[Lora, float]], metadata: 
             for key, module in by_key.items():
                 if key not in layout:
                     raise FormatError(f"{key}: is changed by the LoRA, but is not in the checkpoint; it is for another model.")
-                if layout[key][1][:2] != module.shape[:2]:
+                if _without_ones(layout[key][1]) != _without_ones(module.shape):
                     raise FormatError(f"{key}: has the shape {layout[key][1]}, the LoRA is for {module.shape}; it is for another model.")
         done = 0
 
@@ -191,6 +194,11 @@ def bake(source: Path, target: Path, loras: list[tuple[Lora, float]], metadata: 
         else:
             disk.save_folder(source, target, layout, result, where)
     return {"changed": len(changed), "tensors": len(layout)}
+
+
+def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """(out, in, *kernel), a 1x1 kernel counting as none."""
+    return shape if math.prod(shape[2:]) > 1 else shape[:2]
 
 
 def _require_family(family: Family, loras: list[tuple[Lora, float]]) -> None:
@@ -245,37 +253,76 @@ def extract(
     `conv_rank` 0: the same as `rank`. Layers whose relative change is below `min_change` are left out. Biases and norms cannot be part of a
     LoRA; how much they changed is told.
     """
-    if rank < 1 or conv_rank < 0:
-        raise FormatError(f"rank: {rank} is not a rank; give 1 or more.")
+    require_sizes(rank, conv_rank, energy)
     with checkpoint(base) as (old_layout, old, _), checkpoint(tuned) as (new_layout, new, _):
         family = family_of(old_layout)
         if family_of(new_layout) is not family:
             raise FormatError(f"the base is {family.title}, the other checkpoint is {family_of(new_layout).title}; both must be of one family.")
-        ours = {tuple(layer.names()): key for key, layer in layers_of(old_layout, family).items()}
-        theirs = {tuple(layer.names()): layer for layer in layers_of(new_layout, family).values()}
-        common = [(ours[names], layer) for names, layer in theirs.items() if names in ours and (text_encoders or layer.owner == family.component)]
-        if not common:
+        wanted = [c for c in (family.component, *(e.name for e in family.encoders if text_encoders))]
+        ours, theirs = (_by_name(layers_of(layout, family), wanted) for layout in (old_layout, new_layout))
+        pairs = list(dict.fromkeys((ours[name], theirs[name]) for name in theirs if name in ours))
+        if not pairs:
             raise FormatError("the two checkpoints have no layers in common; give both as single files or both as diffusers folders.")
-        modules, errors, lost, total, left_out = {}, {}, 0.0, 0.0, 0
-        for n, (old_key, layer) in enumerate(common):
-            progress(n, len(common), layer.key)
-            before = old(old_key).float()
-            change = new(layer.key).float().reshape(before.shape) - before if new_layout[layer.key][1] == old_layout[old_key][1] else None
-            if change is None:
-                raise FormatError(f"{layer.key}: has the shape {new_layout[layer.key][1]}, in the base {old_layout[old_key][1]}; these are different models.")
-            if not torch.isfinite(change).all():
-                raise FormatError(f"{layer.key}: holds numbers that are not finite.")
-            size = float(change.norm())
-            if change.ndim < 2 or size <= min_change * float(before.norm()):
-                left_out += change.ndim < 2 and size > 0
-                continue
-            limit = (conv_rank or rank) if change.ndim > 2 and max(change.shape[2:]) > 1 else rank
-            module, error = low_rank(change, limit, energy)
-            for path, part in unfused(layer.found, module):
-                if part is not None:
-                    modules[f"{layer.owner}.{path}"], errors[f"{layer.owner}.{path}"] = part, error
-            lost, total = lost + (size * error) ** 2, total + size**2
+        modules, errors, lost, total, norms, biases = {}, {}, 0.0, 0.0, 0, 0
+        for n, (before, after) in enumerate(pairs):
+            progress(n, len(pairs), after.key)
+            biases += _bias_changed(before, after, old_layout, new_layout, old, new)
+            for found, change, size in _changes(before, after, old(before.key), new(after.key)):
+                if change.ndim < 2 or size <= min_change:
+                    norms += change.ndim < 2 and size > 0
+                    continue
+                limit = (conv_rank or rank) if change.ndim > 2 and max(change.shape[2:]) > 1 else rank
+                module, _ = low_rank(change, limit, energy)
+                exact = dict(unfused(found, Module("full", {"diff": change})))
+                for path, part in unfused(found, module):
+                    name, full = f"{after.owner}.{path}", exact[path]
+                    if part is None or full is None:
+                        continue
+                    apart = float((delta(full) - delta(part).reshape(full.shape)).norm())
+                    norm = float(delta(full).norm())
+                    modules[name], errors[name] = part, apart / norm if norm else 0.0
+                    lost, total = lost + apart**2, total + norm**2
     if not modules:
         raise FormatError("the two checkpoints have the same weights; there is nothing to extract.")
-    notes = [f"{left_out} norm layers changed too; a LoRA cannot hold that."] if left_out else []
+    notes = [f"{norms} norm layers changed too; a LoRA cannot hold that."] if norms else []
+    notes += [f"{biases} biases changed too; a LoRA cannot hold that."] if biases else []
+    if lonely := len(ours.keys() ^ theirs.keys()):
+        notes.append(f"{lonely} layers are in only one of the checkpoints and left out.")
     return Outcome(Lora(family.name, dict(sorted(modules.items())), notes=notes), (lost / total) ** 0.5 if total else 0.0, errors)
+
+
+def _by_name(layers: Mapping[str, Layer], owners: list[str]) -> dict[str, Layer]:
+    """Canonical name -> the layer that holds it, several names for a fused one."""
+    return {name: layer for layer in layers.values() if layer.owner in owners for name in layer.names()}
+
+
+def _changes(before: Layer, after: Layer, old: torch.Tensor, new: torch.Tensor) -> Iterator[tuple[Found, torch.Tensor, float]]:
+    """(what it is, change, relative size) of a pair of weights: as a whole where both are stored alike, else of each layer they share."""
+    if before.names() == after.names() and before.found.native == after.found.native:
+        sides = [(after.found, old, new)]
+    else:
+        first, second = (_apart(layer, weight) for layer, weight in ((before, old), (after, new)))
+        sides = [(found, first[name][1], weight) for name, (found, weight) in second.items() if name in first]
+    for found, one, two in sides:
+        if one.shape != two.shape and one.numel() != two.numel() or one.shape[:1] != two.shape[:1]:
+            raise FormatError(f"{after.key}: has the shape {tuple(two.shape)}, in the base {tuple(one.shape)}; these are different models.")
+        change = two.float().reshape(one.shape) - one.float()
+        if not torch.isfinite(change).all():
+            raise FormatError(f"{after.key}: holds numbers that are not finite.")
+        yield found, change, float(change.norm()) / max(float(one.float().norm()), 1e-12)
+
+
+def _apart(layer: Layer, weight: torch.Tensor) -> dict[str, tuple[Found, torch.Tensor]]:
+    """Diffusers path -> (the single layer, its weight), for one weight of a checkpoint."""
+    out = {}
+    for (path, part), row in zip(unfused(layer.found, Module("full", {"diff": weight})), layer.found.rows, strict=True):
+        if part is not None:
+            out[path] = Found((row,), layer.found.numbers, native=False), part.parts["diff"]
+    return out
+
+
+def _bias_changed(before: Layer, after: Layer, old_layout: Layout, new_layout: Layout, old: Read, new: Read) -> bool:
+    keys = _BIAS.sub("bias", before.key), _BIAS.sub("bias", after.key)
+    if keys[0] not in old_layout or keys[1] not in new_layout or old_layout[keys[0]][1] != new_layout[keys[1]][1]:
+        return False
+    return not torch.equal(old(keys[0]).float(), new(keys[1]).float())

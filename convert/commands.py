@@ -13,7 +13,7 @@ from typing import Any
 
 from . import jobs
 from .embedding import Embedding
-from .families import FAMILIES
+from .families import FAMILIES, UNKNOWN
 from .lora import DTYPES, FormatError
 from .merge import Progress
 from .report import Report, difference, embedding_lines, inspect
@@ -34,11 +34,12 @@ def add_commands(commands: Any) -> None:
         "--block", action="append", default=[], metavar="BLOCK=FACTOR", help="factor for a block (IN04, MID, OUT05, BASE) or for names that fit a pattern"
     )
     convert.add_argument("--bundle", action="store_true", help="keep bundled embeddings inside the LoRA file")
+    convert.add_argument("--drop-unknown", action="store_true", help="leave out keys that the model does not have, and say how many")
     convert.add_argument("--keep-alphas", action="store_true", help="leave alphas that differ between layers as they are (diffusers then misreads SD files)")
 
     show = commands.add_parser("inspect", help="say what a file is, what it does and which programs read it")
     show.add_argument("files", nargs="+")
-    show.add_argument("--family", default="", choices=("", *FAMILIES))
+    show.add_argument("--family", default="", choices=("", *FAMILIES, UNKNOWN))
     show.add_argument("--diff", action="store_true", help="compare two LoRAs layer by layer")
     show.add_argument("--json", action="store_true", help="facts for programs")
     show.add_argument("--picture", type=Path, help="draw the norm of every block into this PNG file")
@@ -71,7 +72,7 @@ def add_commands(commands: Any) -> None:
         command.add_argument("--details", action="store_true", help="keep captions and dataset folders of the old header")
         command.add_argument("--overwrite", action="store_true")
     for command in (convert, merge, resize):
-        command.add_argument("--family", default="", choices=("", *FAMILIES), help="the base model, where the file does not tell")
+        command.add_argument("--family", default="", choices=("", *FAMILIES, UNKNOWN), help="the base model, where the file does not tell")
     for command in (convert, resize):
         command.add_argument("--out", type=Path, help="file to write, or folder for several (default: beside the source)")
     for command in (merge, extract, bake):
@@ -121,7 +122,7 @@ def _each(files: Sequence[Path], act: Callable[[Path], list[jobs.Written]]) -> i
                 _say(written, f"{count}{file.name} -> ")
         except FormatError as error:
             failed += 1
-            sys.stderr.write(f"lora-loom: {count}{error}\n")
+            sys.stderr.write(f"lora-loom: {count}{'' if file.name in str(error) else f'{file.name}: '}{error}\n")
     return FAILED if failed else DONE
 
 
@@ -129,13 +130,24 @@ def _say(written: jobs.Written, before: str = "") -> None:
     sys.stdout.write(f"{before}{written.path}\n" + "".join(f"  {note}\n" for note in written.notes))
 
 
-def _target(args: argparse.Namespace, file: Path, files: Sequence[Path], word: str, suffix: str = ".safetensors") -> Path:
-    out: Path | None = args.out
-    if out is None:
-        return file.with_name(f"{file.stem}-{word}{suffix}")
-    if len(files) > 1 or out.is_dir():
-        return out / f"{file.stem}{suffix}"
-    return out if out.suffix or not suffix else out.with_name(out.name + suffix)
+class _Targets:
+    """Where each of several files goes; no two of one run go to the same place."""
+
+    def __init__(self, out: Path | None, files: Sequence[Path], word: str):
+        self._out, self._many, self._word, self._taken = out, len(files) > 1, word, set[Path]()
+
+    def __call__(self, file: Path, suffix: str = ".safetensors") -> Path:
+        stem = file.name if file.is_dir() else file.stem
+        if self._out is None:
+            path = file.with_name(f"{stem}-{self._word}{suffix}")
+        elif self._many or self._out.is_dir():
+            path = self._out / f"{stem}{suffix}"
+        else:
+            path = _with_suffix(self._out) if suffix else self._out
+        if path in self._taken:
+            raise FormatError(f"{file}: {path} was written for another file just now; convert it on its own, under another name.")
+        self._taken.add(path)
+        return path
 
 
 def _options(args: argparse.Namespace) -> jobs.Options:
@@ -145,12 +157,13 @@ def _options(args: argparse.Namespace) -> jobs.Options:
 
 def _convert(args: argparse.Namespace, draw: Draw) -> int:
     files, blocks = expanded(args.files), _blocks(args.block)
+    targets = _Targets(args.out, files, args.to)
 
     def one(file: Path) -> list[jobs.Written]:
-        target = _target(args, file, files, args.to, "" if args.to == "peft" else ".safetensors")
-        found = jobs.open_file(file, args.family)
+        found = jobs.open_file(file, args.family, args.drop_unknown)
         if isinstance(found, Embedding):
-            return [jobs.write_embedding_file(found, target.with_suffix(".safetensors"), _EMBEDDING_TARGETS[args.to], args.overwrite, args.dtype)]
+            return [jobs.write_embedding_file(found, targets(file), _EMBEDDING_TARGETS[args.to], args.overwrite, args.dtype)]
+        target = targets(file, "" if args.to == "peft" else ".safetensors")
         return jobs.convert(file, target, _options(args), args.family, args.scale, blocks)
 
     return _each(files, one)
@@ -195,7 +208,10 @@ def _inspect(args: argparse.Namespace, draw: Draw) -> int:
         else:
             sys.stdout.write("\n".join([file.name, *report.lines()]) + "\n")
         if args.picture:
-            draw(report).save(args.picture)
+            try:
+                draw(report).save(args.picture)
+            except (OSError, ValueError, KeyError) as error:
+                raise FormatError(f"{args.picture}: the picture could not be written ({error}); give a name such as blocks.png.") from error
     return FAILED if failed else DONE
 
 
@@ -208,11 +224,11 @@ def _merge(args: argparse.Namespace, draw: Draw) -> int:
 
 def _resize(args: argparse.Namespace, draw: Draw) -> int:
     files = expanded(args.files)
+    targets = _Targets(args.out, files, f"rank{args.rank}")
 
     def one(file: Path) -> list[jobs.Written]:
         with _Bar("resizing") as progress:
-            target = _target(args, file, files, f"rank{args.rank}")
-            return [jobs.resize_file(file, target, _options(args), args.rank, args.conv_rank, args.energy, args.family, progress)]
+            return [jobs.resize_file(file, targets(file), _options(args), args.rank, args.conv_rank, args.energy, args.family, progress)]
 
     return _each(files, one)
 
@@ -235,7 +251,7 @@ def _bake(args: argparse.Namespace, draw: Draw) -> int:
 
 
 def _with_suffix(path: Path) -> Path:
-    return path if path.suffix else path.with_name(f"{path.name}.safetensors")
+    return path if path.suffix == ".safetensors" else path.with_name(f"{path.name}.safetensors")
 
 
 class _Bar:

@@ -26,6 +26,7 @@ MAX_HEADER_BYTES = 16 << 20
 MAX_TENSORS = 50_000
 MAX_DIMS = 8
 MAX_VALUES = 1 << 44
+_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".ckpt", ".msgpack")
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 SAFE_PICKLE_TORCH = (2, 10)  # GHSA-53q9-r3pm-6pq6, CVE-2026-24747: weights_only is not a protection before
 _TYPES = {
@@ -116,11 +117,8 @@ def load_any(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     if path.suffix.lower() in PICKLE_SUFFIXES and not _starts_like_safetensors(path):
         return _load_pickle(path), {}
     entries, metadata = header(path)
-    try:
-        with safe_open(path, "pt") as file:
-            return {key: file.get_tensor(key) for key in entries}, metadata
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise FormatError(f"{path.name}: cannot be read as safetensors ({error}).") from error
+    with opened(path) as tensor:
+        return {key: tensor(key) for key in entries}, metadata
 
 
 def _starts_like_safetensors(path: Path) -> bool:
@@ -152,8 +150,7 @@ def _load_pickle(path: Path) -> dict[str, Any]:
         raise FormatError(f"{path.name}: is not a torch file of plain tensors, so it is not opened; ask for a safetensors file.") from error
     if not isinstance(data, dict):
         raise FormatError(f"{path.name}: holds a {type(data).__name__}, not a table of tensors.")
-    out = {str(key): _plain(path, str(key), value, size) for key, value in data.items()}
-    return out
+    return {str(key): _plain(path, str(key), value, size) for key, value in data.items()}
 
 
 def _plain(path: Path, key: str, value: Any, size: int) -> Any:
@@ -224,10 +221,13 @@ def save_folder(
         raise FormatError(f"{target.name}: exists already; choose another name.")
     temp = target.with_name(f".loom-tmp-{os.getpid()}-{target.name}")
     written = set(where.values())
+    folders = {file.parent for file in written}
     try:
         for file in sorted(p for p in source.rglob("*") if p.is_file()):
             copy = temp / file.relative_to(source)
             copy.parent.mkdir(parents=True, exist_ok=True)
+            if file not in written and file.parent in folders and file.suffix in _WEIGHT_SUFFIXES:
+                continue  # another copy of these weights, without the change
             if file in written:
                 prefix = f"{file.parent.name}/"
                 own = {key.removeprefix(prefix): layout[key] for key, place in where.items() if place == file}
@@ -270,7 +270,7 @@ def chunks(
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A file beside `path` that takes its place when the block ends well, and disappears when it does not. Durable, with ordinary permissions."""
-    temp = path.with_name(f".loom-tmp-{os.getpid()}-{path.name}")
+    temp = path.with_name(f".loom-tmp-{os.getpid()}-{path.name[:80]}.tmp")  # no ending that a model list would show
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temp, "wb") as file:
@@ -286,7 +286,8 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
                 os.close(folder)
     except OSError as error:
         temp.unlink(missing_ok=True)
-        raise FormatError(f"{path}: could not be written ({error.strerror}).") from error
+        hint = "; another program has the file open, choose another name" if isinstance(error, PermissionError) and path.exists() else ""
+        raise FormatError(f"{path}: could not be written ({error.strerror}{hint}).") from error
     except BaseException:
         temp.unlink(missing_ok=True)
         raise

@@ -42,11 +42,12 @@ def _split_lora(module: Module, shares: Sequence[int]) -> list[Module | None]:
     down, up, rank = module.parts["down"], module.parts["up"], module.rank
     blocks = torch.split(up, sizes(len(up), shares))
     columns = _owned_columns([b.flatten(1) for b in blocks], rank)
+    by_row = any(k in module.parts for k in _BY_ROW)  # then a share without weights still says something about its rows
     trained = bool(up.any())
     out: list[Module | None] = []
     for n, block in enumerate(blocks):
         if columns is None:
-            if trained and not block.any():
+            if trained and not block.any() and not by_row:
                 out.append(None)
                 continue
             out.append(_with_rows_of(module.replaced(up=block.clone()), module, n, shares))
@@ -54,6 +55,9 @@ def _split_lora(module: Module, shares: Sequence[int]) -> list[Module | None]:
             here = slice(columns[n].start, columns[n].stop)
             part = Module("lora", {**module.parts, "down": down[here].clone(), "up": block[:, here].clone()}, module.scale * len(columns[n]))
             out.append(_with_rows_of(part, module, n, shares))
+        elif by_row:
+            nothing = Module("lora", {**module.parts, "down": torch.zeros_like(down[:1]), "up": torch.zeros_like(block[:, :1])}, module.scale)
+            out.append(_with_rows_of(nothing, module, n, shares))
         else:
             out.append(None)
     return out

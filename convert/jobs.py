@@ -6,12 +6,14 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+
+import torch
 
 from . import disk, peft
 from .card import card, merged
-from .checkpoints import bake, extract
+from .checkpoints import bake, checkpoint, extract, family_of
 from .embedding import Embedding, bundled, is_embedding, read_embedding, write_embedding
+from .families import Family
 from .lora import FormatError, Lora, State, cast
 from .merge import Outcome, Progress, merge, quiet, resize, weighted
 from .metadata import converted_metadata, embedding_metadata
@@ -28,16 +30,17 @@ class Written:
     notes: list[str]
 
 
-def open_file(path: Path, family: str = "") -> Lora | Embedding:
+def open_file(path: Path, family: str = "", drop_unknown: bool = False) -> Lora | Embedding:
     """The LoRA or embedding at `path`: a safetensors or torch file, or a PEFT directory (or a directory of PEFT directories)."""
-    if path.is_dir():
-        return open_peft(path, family)
-    data, metadata = disk.load_any(path)
+    data, metadata = ({}, {}) if path.is_dir() else disk.load_any(path)
     try:
+        if path.is_dir():
+            return open_peft(path, family)
         if is_embedding(data):
             return read_embedding(data)
-        state, metadata = disk.load(path) if not _all_tensors(data) else (data, metadata)
-        return read(state, metadata, family=family)
+        if not all(isinstance(v, torch.Tensor) for v in data.values()):
+            raise FormatError("is not a table of tensors.")
+        return read(data, metadata, family=family, drop_unknown=drop_unknown)
     except FormatError as error:
         if str(error).startswith(path.name):
             raise
@@ -54,12 +57,8 @@ def inspected(path: Path, family: str = "") -> Lora | Embedding:
     return found
 
 
-def _all_tensors(data: Mapping[str, Any]) -> bool:
-    return bool(data) and all(hasattr(v, "is_floating_point") for v in data.values())
-
-
-def open_lora(path: Path, family: str = "") -> Lora:
-    found = open_file(path, family)
+def open_lora(path: Path, family: str = "", drop_unknown: bool = False) -> Lora:
+    found = open_file(path, family, drop_unknown)
     if not isinstance(found, Lora):
         raise FormatError(f"{path.name}: is an embedding, not a LoRA.")
     return found
@@ -84,7 +83,7 @@ def open_peft(folder: Path, family: str = "") -> Lora:
         raise FormatError(f"{folder.name}: holds no adapter_config.json, so it is no PEFT adapter; give the adapter's own directory or file.")
     state: State = {}
     metadata: dict[str, str] = {}
-    alphas = {}
+    configs = {}
     for part, place in places.items():
         try:
             config = json.loads((place / "adapter_config.json").read_text(encoding="utf-8"))
@@ -99,11 +98,11 @@ def open_peft(folder: Path, family: str = "") -> Lora:
         tensors, metadata = disk.load(file)
         prefix = f"{part}." if part else ""
         state |= {prefix + key: value for key, value in tensors.items()}
-        alphas[part] = config
-    if "" in alphas:
-        lora = read(state, metadata, alphas[""], family)
+        configs[part] = config
+    if "" in configs:
+        lora = read(state, metadata, configs[""], family)
     else:
-        flat = {f"{part}.{key}": value for part, config in alphas.items() for key, value in config.items() if not isinstance(value, set)}
+        flat = {f"{part}.{key}": value for part, config in configs.items() for key, value in config.items()}
         lora = read(state, {**metadata, peft.HEADER: json.dumps(flat)}, family=family)
         lora.metadata = dict(metadata)
     lora.source = "peft"
@@ -112,7 +111,8 @@ def open_peft(folder: Path, family: str = "") -> Lora:
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """How a LoRA is written. `approximate`: rank for modules the target has no form for, 0 refuses them. `details`: keep captions and paths."""
+    """How a LoRA is written. `approximate`: rank for modules the target has no form for, 0 refuses them. `details`: keep captions and paths.
+    `drop_unknown`: leave out, and count, keys that no layer of the model has."""
 
     target: str = "universal"
     dtype: str = "fp16"
@@ -122,6 +122,7 @@ class Options:
     keep_alphas: bool = False
     flat_clip: bool = False
     bundle: bool = False
+    drop_unknown: bool = False
 
 
 def write_lora(lora: Lora, path: Path, options: Options, extra: Mapping[str, str] | None = None) -> Written:
@@ -146,8 +147,8 @@ def write_lora(lora: Lora, path: Path, options: Options, extra: Mapping[str, str
 
 
 def _write_peft(lora: Lora, path: Path, options: Options, notes: list[str]) -> Written:
-    for component, (state, config) in peft_directories(lora, options.flat_clip).items():
-        tensors, lost = cast(state, options.dtype)
+    parts = {name: (*cast(state, options.dtype), config) for name, (state, config) in peft_directories(lora, options.flat_clip).items()}
+    for component, (tensors, lost, config) in parts.items():
         disk.save(path / component / "adapter_model.safetensors", tensors, {"format": "pt"})
         with disk.replacing(path / component / "adapter_config.json") as file:
             file.write(json.dumps(config, indent=2).encode())
@@ -156,27 +157,39 @@ def _write_peft(lora: Lora, path: Path, options: Options, notes: list[str]) -> W
     return Written(path, notes)
 
 
-def convert(source: Path, target: Path, options: Options, family: str = "", scale: float = 1.0, blocks: Mapping[str, float] | None = None) -> list[Written]:
-    """A LoRA in another spelling; embeddings bundled in it as files of their own beside it, unless they are to stay bundled."""
-    lora = open_lora(source, family)
+def convert(source: Path, target: Path, options: Options, family: str = "", scale: float = 1.0, blocks: Mapping[str, float] | None = None,
+            embeddings_to: Path | None = None) -> list[Written]:  # fmt: skip
+    """A LoRA in another spelling; embeddings bundled in it as files of their own in `embeddings_to` (default: beside it), unless they are to
+    stay bundled. Their names come from the name of the LoRA and never take the place of a file.
+    """
+    lora = open_lora(source, family, options.drop_unknown)
     if scale != 1.0 or blocks:
         lora = weighted(lora, scale, blocks)
     out = [write_lora(lora, target, options)]
     if not options.bundle:
         for token, vectors in lora.embeddings.items():
-            out.append(write_embedding_file(read_embedding(vectors), target.with_name(f"{_safe(token)}.safetensors"), "webui", options.overwrite))
+            stem = f"{target.stem}_emb" + (f"_{_safe(token)}" if len(lora.embeddings) > 1 else "")
+            out.append(write_embedding_file(read_embedding(vectors), _free(embeddings_to or target.parent, stem)))
+            out[-1].notes.append(f"It was bundled under the token {token!r}; its trigger is now {out[-1].path.stem}.")
     return out
 
 
 def _safe(token: str) -> str:
-    return "".join(c if c.isalnum() or c in "-_" else "_" for c in token) or "embedding"
+    return "".join(c if c.isascii() and c.isalnum() or c in "-_" else "_" for c in token.lower())[:40]
+
+
+def _free(folder: Path, stem: str) -> Path:
+    path, number = folder / f"{stem}.safetensors", 2
+    while path.exists():
+        path, number = folder / f"{stem}_{number}.safetensors", number + 1
+    return path
 
 
 def write_embedding_file(embedding: Embedding, path: Path, target: str = "webui", overwrite: bool = False, dtype: str = "fp32") -> Written:
     """Writes an embedding; its file's stem is the trigger."""
     if path.exists() and not overwrite:
         raise FormatError(f"{path.name}: exists already; choose another name, or allow overwriting.")
-    if target == "diffusers" and not embedding.token:
+    if target == "diffusers":
         embedding = dataclasses.replace(embedding, token=path.stem)
     tensors, _ = cast(write_embedding(embedding, target), dtype)
     disk.save(path, tensors, embedding_metadata(embedding, tensors, path.stem))
@@ -224,8 +237,17 @@ def bake_file(source: Path, loras: Sequence[tuple[Path, float]], target: Path, o
     metadata = disk.header(source)[1] if source.is_file() else {}
     metadata = {k: v for k, v in metadata.items() if not k.startswith(("sshs_", "modelspec.hash_sha256"))}
     metadata["modelspec.merged_from"] = ", ".join([source.stem, *(f"{path.stem} ({weight:g})" for path, weight in loras)])
-    counts = bake(source, target, [(open_lora(path), weight) for path, weight in loras], metadata, progress)
+    with checkpoint(source) as (layout, _, _):
+        family = family_of(layout)
+    counts = bake(source, target, [(_for_family(path, family), weight) for path, weight in loras], metadata, progress)
     return Written(target, [f"{counts['changed']} of {counts['tensors']} tensors changed."])
+
+
+def _for_family(path: Path, family: Family) -> Lora:
+    """A LoRA for a known model: one of text encoders alone fits several."""
+    lora = open_lora(path)
+    texts_only = not any(name.startswith(("unet.", "transformer.")) for name in lora.modules)
+    return open_lora(path, family.name) if lora.family != family.name and texts_only else lora
 
 
 def write_card(path: Path, family: str, words: tuple[str, ...], weight: float = 1.0, description: str = "") -> Path:
@@ -234,7 +256,7 @@ def write_card(path: Path, family: str, words: tuple[str, ...], weight: float = 
     try:
         existing = place.read_text(encoding="utf-8") if place.exists() else ""
         text = merged(existing, card(family, words, description, weight))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise FormatError(f"{place.name}: is there but is not a card that can be read; it is left as it is.") from error
     with disk.replacing(place) as file:
         file.write(text.encode())

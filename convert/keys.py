@@ -18,7 +18,7 @@ _ENDINGS = (
 _PART = dict(_ENDINGS)
 _KEY = re.compile(
     r"(?P<name>.+?)(?:(?<=\w)(?P<old>_lora\.(?:down|up))|\.(?P<part>" + "|".join(re.escape(e) for e, _ in _ENDINGS if not e.startswith("_lora"))
-    + r"))(?:\.(?!weight$)(?P<adapter>\w+))?(?P<weight>\.weight)?"
+    + r"))(?:\.(?!weight$|bias$)(?P<adapter>\w+))?(?P<weight>\.weight)?"
 )  # fmt: skip
 
 # Old diffusers attention files: processor.to_out_lora is layer to_out.0, and a text encoder's self_attn.to_q_lora is layer self_attn.q_proj.

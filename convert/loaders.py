@@ -5,7 +5,8 @@ tests; those of A1111, Forge and kohya's tools come from reading their loaders.
 from __future__ import annotations
 
 from .families import FAMILIES
-from .lora import Lora, component
+from .lora import FormatError, Lora, component
+from .writers import write
 
 PROGRAMS = ("ComfyUI", "A1111", "Forge", "kohya", "diffusers", "PEFT")
 ALL, NONE, NO_MODEL, UNCHECKED = "all", "nothing", "nothing (does not run this model)", "not checked"
@@ -48,7 +49,7 @@ READS: dict[str, dict[str, tuple[str, ...]]] = {
 def loaders(lora: Lora) -> dict[str, str]:
     """Program -> what it reads of this file, as it is spelled; {} where that is not known."""
     cells = READS.get(lora.family, {}).get(lora.source)
-    if cells is None:
+    if cells is None or not _spelled_as_now(lora):
         return {}
     out = dict(zip(PROGRAMS, cells))
     if others := sorted({m.kind for m in lora.modules.values()} - {"lora"}):
@@ -58,6 +59,16 @@ def loaders(lora: Lora) -> dict[str, str]:
     if lora.source == "kohya" and FAMILIES[lora.family].component == "unet" and out["diffusers"] == ALL and _mixed_alphas(lora):
         out["diffusers"] = "all, but at wrong strengths: it gives every layer the commonest alpha; convert the file"
     return out
+
+
+def _spelled_as_now(lora: Lora) -> bool:
+    """Whether the file's keys are among those this package writes in that spelling; of others the table says nothing."""
+    if lora.source == "peft":
+        return True
+    try:
+        return lora.keys <= write(lora, lora.source, one_alpha=False).keys()
+    except FormatError:
+        return False
 
 
 def _mixed_alphas(lora: Lora) -> bool:

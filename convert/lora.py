@@ -27,12 +27,13 @@ class Module:
     `kind` and `parts` by kind: "lora": down (rank, in, *kernel), up (out, rank, *1), for Tucker form also mid (rank, rank, *kernel);
     "loha": hada_w1_a ... hada_t2; "lokr": lokr_w1 ... lokr_t2; "full": diff and/or diff_b; each of them optionally with dora
     (magnitudes, (out, 1, ...) or (1, in, ...)) and diff_b, a change of the bias that no alpha scales. "other": parts as found, to be renamed
-    only. `alpha` None means scale 1.
+    only. `alpha` None means scale 1. `kernel`: of a convolution whose LoHa or LoKr factors are stored flat.
     """
 
     kind: str
     parts: Mapping[str, torch.Tensor]
     alpha: float | None = None
+    kernel: tuple[int, ...] = ()
 
     @property
     def rank(self) -> int:
@@ -64,11 +65,15 @@ class Module:
         if self.kind == "loha":
             if "hada_t1" in p:
                 return (p["hada_w1_a"].shape[1], p["hada_w1_b"].shape[1], *p["hada_t1"].shape[2:])
-            return (p["hada_w1_a"].shape[0], p["hada_w1_b"].shape[1])
+            return self._unflattened(p["hada_w1_a"].shape[0], p["hada_w1_b"].shape[1])
         if self.kind == "lokr":
-            one, two = _lokr_factors(p)
-            return (one.shape[0] * two.shape[0], one.shape[1] * two.shape[1], *two.shape[2:])
+            one, two = lokr_factors(p)
+            rows, columns = one.shape[0] * two.shape[0], one.shape[1] * two.shape[1]
+            return (rows, columns, *two.shape[2:]) if two.ndim > 2 else self._unflattened(rows, columns)
         return ()
+
+    def _unflattened(self, rows: int, columns: int) -> tuple[int, ...]:
+        return (rows, columns // math.prod(self.kernel), *self.kernel) if self.kernel else (rows, columns)
 
     def replaced(self, **parts: torch.Tensor) -> Module:
         return dataclasses.replace(self, parts={**self.parts, **parts})
@@ -79,7 +84,7 @@ class Lora:
     """A LoRA file in canonical form: modules by canonical name, `<component>.<diffusers path>` with the components "unet" or "transformer"
     for the denoiser and ComfyUI's names for text encoders (clip_l, clip_g, clip_h, t5xxl). Names nobody knows stay as they were.
 
-    `source`: the spelling it was read from. `embeddings`: bundled textual inversions by token. `notes`: what the user should know.
+    `source`: the spelling it was read from; `keys`: those of the file. `embeddings`: bundled textual inversions by token. `notes`: what the user should know.
     """
 
     family: str
@@ -88,6 +93,7 @@ class Lora:
     embeddings: dict[str, State] = dataclasses.field(default_factory=dict)
     notes: list[str] = dataclasses.field(default_factory=list)
     source: str = ""
+    keys: frozenset[str] = frozenset()
 
     def components(self) -> list[str]:
         return sorted({component(name) for name in self.modules})
@@ -113,15 +119,16 @@ def delta(module: Module) -> torch.Tensor:
             two = torch.einsum("i j ..., j r, i p -> p r ...", p["hada_t2"], p["hada_w2_b"], p["hada_w2_a"])
         else:
             one, two = p["hada_w1_a"] @ p["hada_w1_b"], p["hada_w2_a"] @ p["hada_w2_b"]
-        return module.scale * one * two
+        return (module.scale * one * two).reshape(module.shape)
     if module.kind == "lokr":
-        one, two = _lokr_factors(p)
+        one, two = lokr_factors(p)
         one = one.reshape(*one.shape, *[1] * (two.ndim - 2))
-        return module.scale * torch.kron(one, two.contiguous())
+        return (module.scale * torch.kron(one, two.contiguous())).reshape(module.shape)
     raise FormatError(f"a module of kind {module.kind!r} ({', '.join(module.parts)}) has no weight delta that could be computed.")
 
 
-def _lokr_factors(p: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+def lokr_factors(p: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The two factors whose Kronecker product a LoKr is, their own low-rank parts multiplied out."""
     one = p["lokr_w1"] if "lokr_w1" in p else p["lokr_w1_a"] @ p["lokr_w1_b"]
     if "lokr_w2" in p:
         return one, p["lokr_w2"]
@@ -152,7 +159,7 @@ def folded(module: Module, keep: float = 1.0) -> Module:
     first, second = _ends(module)
     parts = dict(module.parts)
     parts[first], parts[second] = parts[first].float() * root, parts[second].float() * (root * sign)
-    return Module(module.kind, parts, keep * module.rank if module.rank else None)
+    return dataclasses.replace(module, parts=parts, alpha=keep * module.rank if module.rank else None)
 
 
 def multiplied(module: Module, factor: float) -> Module:
@@ -254,9 +261,9 @@ def dense_tucker(module: Module) -> Module:
     """A LoKr in Tucker form with its second factor multiplied out, scale inside. ComfyUI fails on the three-factor form of convolutions."""
     if module.kind != "lokr" or "lokr_t2" not in module.parts:
         return module
-    _, two = _lokr_factors({k: v.float() for k, v in module.parts.items()})
+    _, two = lokr_factors({k: v.float() for k, v in module.parts.items()})
     rest = {k: v for k, v in module.parts.items() if k not in ("lokr_t2", "lokr_w2_a", "lokr_w2_b")}
-    return Module("lokr", {**rest, "lokr_w2": two * module.scale})
+    return Module("lokr", {**rest, "lokr_w2": two * module.scale}, kernel=module.kernel)
 
 
 def cast(state: Mapping[str, torch.Tensor] | Iterable[tuple[str, torch.Tensor]], dtype: str) -> tuple[State, float]:

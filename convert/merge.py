@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 from .families import FAMILIES
-from .lora import FormatError, Lora, Module, component, concatenated, delta, low_rank, multiplied, plain, resized
+from .lora import FormatError, Lora, Module, component, concatenated, delta, lokr_factors, low_rank, multiplied, plain, resized
 
 Progress = Callable[[int, int, str], None]
 _BLOCK = re.compile(r"(IN|OUT)(\d\d)|MID|M00|BASE")
@@ -35,6 +35,8 @@ def merge(parts: Sequence[tuple[Lora, float]], rank: int = 0, progress: Progress
     """
     if not parts:
         raise FormatError("nothing to merge: give at least one LoRA.")
+    if rank < 0:
+        raise FormatError(f"rank: {rank} is not a rank; give 1 or more, or 0 for the exact sum.")
     families = {lora.family for lora, _ in parts}
     if len(families) > 1:
         raise FormatError(f"the LoRAs are for different models ({', '.join(sorted(families))}); only LoRAs for the same one can be merged.")
@@ -45,7 +47,7 @@ def merge(parts: Sequence[tuple[Lora, float]], rank: int = 0, progress: Progress
         members = [multiplied(_summable(name, lora.modules[name]), weight) for lora, weight in parts if name in lora.modules and weight]
         if not members:
             continue
-        if len({m.shape for m in members}) > 1:
+        if len({m.shape for m in members if m.shape}) > 1:
             raise FormatError(f"{name}: has different shapes in the LoRAs ({', '.join(sorted(str(m.shape) for m in members))}).")
         module, error = _sum(members, rank)
         modules[name], errors[name] = module, error
@@ -53,6 +55,8 @@ def merge(parts: Sequence[tuple[Lora, float]], rank: int = 0, progress: Progress
             norm = squared_norm(module)
             full = norm / max(1e-12, 1 - error**2)
             lost, total = lost + full - norm, total + full
+    if not modules:
+        raise FormatError("nothing is left to merge: every weight is 0, or the LoRAs are empty.")
     first = parts[0][0]
     return Outcome(Lora(first.family, modules, notes=_notes(parts)), (lost / total) ** 0.5 if total else 0.0, errors)
 
@@ -66,16 +70,19 @@ def _summable(name: str, module: Module) -> Module:
 
 
 def _sum(members: list[Module], rank: int) -> tuple[Module, float]:
-    if all(m.kind == "lora" for m in members):
+    if all(m.kind == "lora" for m in members):  # concatenated sums their biases too
         joined = concatenated(members) if len(members) > 1 else plain(members[0])
         return resized(joined, rank) if rank and joined.rank > rank else (joined, 0.0)
-    if len(members) == 1:
+    dense_to_do = rank and any(len(m.shape) > 1 for m in members)
+    if len(members) == 1 and not dense_to_do:
         return members[0], 0.0
-    if all(m.kind == "full" for m in members):
+    if all(m.kind == "full" for m in members) and not dense_to_do:
         keys = {k for m in members for k in m.parts}
         return Module("full", {k: torch.stack([m.parts[k].float() for m in members if k in m.parts]).sum(0) for k in keys}), 0.0
-    dense = torch.stack([delta(m) for m in members]).sum(0)
-    return low_rank(dense, rank) if rank else (Module("full", {"diff": dense}), 0.0)
+    dense = torch.stack([delta(m) for m in members if m.shape]).sum(0)
+    module, error = low_rank(dense, rank) if rank else (Module("full", {"diff": dense}), 0.0)
+    biases = [m.parts["diff_b"].float() for m in members if "diff_b" in m.parts]
+    return (module.replaced(diff_b=torch.stack(biases).sum(0)) if biases else module), error
 
 
 def _notes(parts: Sequence[tuple[Lora, float]]) -> list[str]:
@@ -90,15 +97,15 @@ def squared_norm(module: Module) -> float:
         return max(0.0, module.scale**2 * float(((up.t() @ up) * (down @ down.t())).sum()))
     if module.kind == "other" or not module.shape:
         return 0.0
+    if module.kind == "lokr":  # ||A (x) B|| = ||A|| ||B||
+        one, two = lokr_factors({k: v.double() for k, v in module.parts.items()})
+        return module.scale**2 * float(one.square().sum() * two.square().sum())
     return float(delta(module).double().square().sum())
 
 
 def resize(lora: Lora, rank: int, conv_rank: int = 0, energy: float = 1.0, progress: Progress = quiet) -> Outcome:
     """Every LoRA module at most of `rank` (convolutions of `conv_rank`, 0: the same), fewer where `energy` of the squared norm needs fewer."""
-    if rank < 1 or conv_rank < 0:
-        raise FormatError(f"rank: {rank} is not a rank; give 1 or more.")
-    if not 0 < energy <= 1:
-        raise FormatError(f"energy: {energy} is not a share; give a number above 0 and at most 1, such as 0.95.")
+    require_sizes(rank, conv_rank, energy)
     modules, errors, lost, total = {}, {}, 0.0, 0.0
     for n, (name, module) in enumerate(lora.modules.items()):
         progress(n, len(lora.modules), name)
@@ -115,6 +122,14 @@ def resize(lora: Lora, rank: int, conv_rank: int = 0, energy: float = 1.0, progr
     if kept:
         out.notes.append(f"{kept} modules that are not plain LoRA (LoHa, LoKr, full, DoRA) keep their size.")
     return Outcome(out, (lost / total) ** 0.5 if total else 0.0, errors)
+
+
+def require_sizes(rank: int, conv_rank: int, energy: float) -> None:
+    """Raises FormatError for ranks and shares that are none."""
+    if rank < 1 or conv_rank < 0:
+        raise FormatError(f"rank: {rank if rank < 1 else conv_rank} is not a rank; give 1 or more.")
+    if not 0 < energy <= 1:
+        raise FormatError(f"energy: {energy} is not a share; give a number above 0 and at most 1, such as 0.95.")
 
 
 def weighted(lora: Lora, factor: float = 1.0, blocks: Mapping[str, float] | None = None) -> Lora:
@@ -141,6 +156,8 @@ def weighted(lora: Lora, factor: float = 1.0, blocks: Mapping[str, float] | None
 def in_block(family: str, name: str, block: str) -> bool:
     """Whether a canonical name lies in a block (see `weighted`)."""
     if not _BLOCK.fullmatch(block):
+        if block_of(family, name) == block:
+            return True
         try:
             return bool(re.search(block, name))
         except re.error as error:

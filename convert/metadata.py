@@ -21,7 +21,8 @@ MAX_HEADER_BYTES = 256 * 1024
 _STALE = ("sshs_", "modelspec.hash_sha256", "lora_adapter_metadata", "ss_network_dim", "ss_network_alpha", "ss_network_module", "ss_network_args",
           "ss_output_name", "modelspec.title", "modelspec.architecture", "modelspec.implementation", "modelspec.sai_model_spec", "format")  # fmt: skip
 # Captions, folders, graphs: what a user may not want to give away with the file.
-_PRIVATE = ("ss_tag_frequency", "ss_dataset_dirs", "ss_reg_dataset_dirs", "ss_datasets", "ss_bucket_info", "workflow", "prompt", "training_config", "software")
+_PRIVATE = ("ss_tag_frequency", "ss_dataset_dirs", "ss_reg_dataset_dirs", "ss_datasets", "ss_bucket_info", "ss_sample_prompts", "ss_caption", "ss_captions")
+_PUBLIC = ("ss_", "modelspec.", "ssmd_")  # other trainers put whole configurations under names of their own
 _PATHS = ("ss_sd_model_name", "ss_vae_name")
 
 
@@ -111,7 +112,7 @@ def converted_metadata(old: Mapping[str, str], tensors: Mapping[str, torch.Tenso
     """
     version = old.get("ss_base_model_version", "")
     family = BASES["sd2-v"] if base == "sd2" and version == "sd_v2_v" else BASES.get(base, BaseModel(version or base, base))
-    kept = {k: v for k, v in old.items() if not k.startswith(_STALE) and (details or k not in _PRIVATE)}
+    kept = {k: v for k, v in old.items() if not k.startswith(_STALE) and (details or (k.startswith(_PUBLIC) and k not in _PRIVATE))}
     kept |= {k: ntpath.basename(kept[k]) for k in _PATHS if k in kept}
     header = {**kept, **_identity(tensors, name, family), **new}
     variant = old.get("modelspec.architecture", "")

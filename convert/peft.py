@@ -12,6 +12,9 @@ from typing import Any
 from .lora import FormatError, Module, multiplied
 
 _UNSUPPORTED = ("modules_to_save", "trainable_token_indices", "layer_replication")
+_REPEAT, _REPEATED_GROUP = re.compile(r"[*+{]"), re.compile(r"\)[*+{]")  # a file must not be able to choose how long a search takes
+MAX_PATTERN = 400
+_CHANGES_BASE = ("pissa", "olora", "corda", "loftq")
 HEADER = "lora_adapter_metadata"
 
 
@@ -22,8 +25,8 @@ def scaled(name: str, module: Module, config: Mapping[str, Any]) -> Module:
     alpha = _by_pattern(name, config.get("alpha_pattern") or {}, config.get("lora_alpha", config.get("alpha")))
     if alpha is None:
         return module
-    if not isinstance(alpha, (int, float)) or not math.isfinite(alpha):
-        raise FormatError(f"adapter_config.json: lora_alpha is {alpha!r}; it is a finite number.")
+    if not isinstance(alpha, (int, float)) or abs(alpha) > 1e9 or not math.isfinite(alpha):
+        raise FormatError(f"adapter_config.json: lora_alpha is {str(alpha)[:40]}; it is a number below a thousand million.")
     if not module.rank:  # a LoKr of two full matrices; PEFT scales it all the same
         rank = _by_pattern(name, config.get("rank_pattern") or {}, config.get("r"))
         return multiplied(module, alpha / rank) if module.kind == "lokr" and isinstance(rank, int) and rank > 0 else module
@@ -34,12 +37,16 @@ def scaled(name: str, module: Module, config: Mapping[str, Any]) -> Module:
 
 def _by_pattern(name: str, patterns: Mapping[str, Any], default: Any) -> Any:
     """As `peft.utils.other.get_pattern_key`: the first pattern that matches the whole name or its end after a dot."""
+    if not isinstance(patterns, Mapping):
+        raise FormatError(f"adapter_config.json: alpha_pattern and rank_pattern are tables, not {type(patterns).__name__}.")
     for pattern, value in patterns.items():
+        if len(pattern) > MAX_PATTERN or _REPEATED_GROUP.search(pattern) or len(_REPEAT.findall(pattern)) > 2:
+            raise FormatError(f"adapter_config.json: {pattern[:80]!r} is not a layer name or a simple pattern of one.")
         try:
             if re.match(rf"(.*\.)?({pattern})$", name):
                 return value
         except re.error as error:
-            raise FormatError(f"adapter_config.json: {pattern!r} is not a regular expression ({error}).") from error
+            raise FormatError(f"adapter_config.json: {pattern[:80]!r} is not a regular expression ({error}).") from error
     return default
 
 
@@ -47,14 +54,22 @@ def header_configs(metadata: Mapping[str, str]) -> dict[str, dict[str, Any]]:
     """Component -> config from the copy that diffusers keeps in a file's header; {} when there is none."""
     try:
         flat = json.loads(metadata.get(HEADER, "{}"))
-    except ValueError:
+    except (ValueError, RecursionError):
         raise FormatError(f"header: {HEADER} is not JSON.") from None
     out: dict[str, dict[str, Any]] = {}
     if isinstance(flat, dict):
         for key, value in flat.items():
             prefix, _, field = key.rpartition(".")
             out.setdefault(prefix, {})[field] = value
+    for config in out.values():
+        _require_whole_base(config)
     return {prefix: config for prefix, config in out.items() if prefix and ("lora_alpha" in config or "alpha" in config)}
+
+
+def _require_whole_base(config: Mapping[str, Any]) -> None:
+    start = str(config.get("init_lora_weights", "")).lower()
+    if start.startswith(_CHANGES_BASE):
+        raise FormatError(f"adapter_config.json: init_lora_weights is {start[:40]}, which changed the base weights too; convert it with PEFT first.")
 
 
 def require_supported(config: Mapping[str, Any]) -> None:
@@ -62,6 +77,7 @@ def require_supported(config: Mapping[str, Any]) -> None:
     kind = str(config.get("peft_type", "LORA")).rpartition(".")[2].upper()
     if kind not in ("LORA", "LOHA", "LOKR"):
         raise FormatError(f"adapter_config.json: peft_type is {kind}; only LORA, LOHA and LOKR have a form in other programs.")
+    _require_whole_base(config)
     for field in _UNSUPPORTED:
         if config.get(field):
             raise FormatError(f"adapter_config.json: {field} is set; these weights have no form in other programs.")

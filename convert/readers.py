@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
 from . import fuse, keys, peft
+from .embedding import WIDTHS as EMBEDDING_WIDTHS
 from .embedding import unbundled
 from .families import FAMILIES, UNKNOWN, Family, text
 from .lora import FormatError, Lora, Module, multiplied
@@ -18,53 +20,73 @@ from .patterns import Found, Row
 
 _WANTED = {
     "lora": ({"down", "up"}, {"mid", "dora", "diff_b"}),
+    "lokr": (set(), {*(f"lokr_{n}" for n in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")), "dora", "diff_b"}),
     "loha": ({"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}, {"hada_t1", "hada_t2", "dora", "diff_b"}),
     "full": (set(), {"diff", "diff_b", "w_norm", "b_norm"}),
 }
 MAX_RANK = 65536
+MAX_SEARCH_S = 1.5
+MAX_WEIGHT, MAX_SIDE = 1 << 30, 1 << 18  # values and rows of one layer; the largest in use have a third of that
 
 
-def read(state: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None, config: Mapping[str, Any] | None = None, family: str = "") -> Lora:
+def read(state: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None, config: Mapping[str, Any] | None = None, family: str = "",
+         drop_unknown: bool = False) -> Lora:  # fmt: skip
     """The LoRA in `state`. `config` is a PEFT `adapter_config.json`; `family` overrides detection.
 
     Scale comes from `.alpha`, else from the PEFT config (or the copy diffusers keeps in the header), else it is 1.
+    `drop_unknown` leaves out, and counts in a note, keys that are no part of an adapter or of no layer of the model.
     Raises FormatError for unknown or repeated keys, incomplete or misshapen modules, numbers that are not finite, and an unknown `family`.
     """
     state, embeddings = unbundled(state)
     metadata = dict(metadata or {})
-    raw, notes = _modules(state), []
+    dropped: list[str] = []
+    notes: list[str] = []
+    if not state:
+        raise FormatError(f"the file holds no tensors{' of a LoRA, only embeddings; convert it as an embedding' if embeddings else ''}.")
+    raw = _modules(state, dropped if drop_unknown else None)
     _require_finite(raw)
     if config:
-        raw = {name: peft.scaled(name, m, config) for name, m in raw.items()}
+        raw = _scaled(raw, lambda name, m: (name, m, config))
     elif adapters := peft.header_configs(metadata):
-        raw = {name: peft.scaled(*_in_component(name, m, adapters)) for name, m in raw.items()}
+        raw = _scaled(raw, lambda name, m: _in_component(name, m, adapters))
     if family and family not in (*FAMILIES, UNKNOWN):
         raise FormatError(f"family: {family!r} is not known; choose one of {', '.join(FAMILIES)}.")
     chosen, doubt = (family, "") if family else detect(raw, metadata)
     if doubt:
         notes.append(doubt)
-    named = raw if chosen == UNKNOWN else _canonical(raw, FAMILIES[chosen])
+    named = raw if chosen == UNKNOWN else _canonical(raw, FAMILIES[chosen], dropped if drop_unknown else None)
+    if dropped:
+        notes.append(f"{len(dropped)} keys or layers that the model does not have are left out, e.g. {dropped[0]}.")
+    if any(m.alpha == 0 for m in raw.values()):
+        notes.append("Some alphas are 0, which kohya reads as the rank and ComfyUI as no effect; they are taken as the rank.")
     if embeddings:
-        notes.append(f"The file bundles {len(embeddings)} embedding(s) ({', '.join(embeddings)}); they are taken out, since several loaders refuse such files.")
+        notes.append(f"The file bundles {len(embeddings)} embedding(s) ({', '.join(embeddings)}); several loaders refuse such files.")
     if any("naive_a" in key or key.endswith((".A", ".B")) for key in state):
         notes.append("The file stores bare A and B matrices without a scale; scale 1 is assumed. Multiply by the alpha it was trained with (--scale).")
     notes += _dora_notes(named)
-    return Lora(chosen, dict(sorted(named.items())), metadata, embeddings, notes, keys.form(next(iter(state), "")))
+    return Lora(chosen, dict(sorted(named.items())), metadata, embeddings, notes, keys.form(next(iter(state), "")), frozenset(state))
 
 
-def _modules(state: Mapping[str, torch.Tensor]) -> dict[str, Module]:
+def _modules(state: Mapping[str, torch.Tensor], dropped: list[str] | None) -> dict[str, Module]:
     """Modules by their name in the file."""
     parts: dict[str, dict[str, torch.Tensor]] = {}
     origin: dict[tuple[str, str], str] = {}
     for key, value in state.items():
         parsed = keys.parse(key)
+        if parsed is None and dropped is not None:
+            dropped.append(key)
+            continue
         if parsed is None:
-            raise FormatError(f"{key}: is not part of any adapter this program knows; remove it from the file, or check that the file is a LoRA.")
+            widths = value.ndim in (1, 2, 3) and value.shape[-1] in EMBEDDING_WIDTHS
+            what = "an embedding has one tensor of one or two dimensions" if widths else "--drop-unknown or drop_unknown leaves such keys out"
+            raise FormatError(f"{key}: is not part of any adapter this program knows; {what}.")
         name, part = parsed
         if (name, part) in origin:
             raise FormatError(f"{key}: says the same as {origin[name, part]}; a file must hold each part once.")
         if value.is_complex() or value.dtype == torch.bool:
             raise FormatError(f"{key}: has type {value.dtype}; weights are floating-point numbers.")
+        if value.is_floating_point() and value.itemsize == 1:
+            value = value.float()  # torch has hardly any arithmetic for 8-bit numbers
         origin[name, part] = key
         parts.setdefault(name, {})[part] = value
     if not parts:
@@ -105,6 +127,7 @@ def _module(name: str, parts: dict[str, torch.Tensor]) -> Module:
     if alpha is not None and module.rank == 0 and kind == "lokr":
         module = Module(kind, parts, None)  # both factors are full: every WebUI ignores alpha there
     _require_shapes(name, module)
+    _require_layer(name, module)
     return module if factor == 1.0 else multiplied(module, factor)
 
 
@@ -147,9 +170,6 @@ def _require_shapes(name: str, module: Module) -> None:
             raise FormatError(f"{name}: lora_down is {_size(down)} and lora_up is {_size(up)}; their ranks must be equal.")
         if not 0 < down.shape[0] <= MAX_RANK or 0 in down.shape or 0 in up.shape:
             raise FormatError(f"{name}: has rank {down.shape[0]} with lora_down {_size(down)}; a rank is 1 to {MAX_RANK}.")
-        dora = p.get("dora")
-        if dora is not None and dora.numel() not in (up.shape[0], down.shape[1]):
-            raise FormatError(f"{name}: dora_scale has {dora.numel()} values; the layer has {up.shape[0]} outputs and {down.shape[1]} inputs.")
     elif module.kind in ("loha", "lokr"):
         try:
             shape = module.shape
@@ -157,6 +177,17 @@ def _require_shapes(name: str, module: Module) -> None:
             raise FormatError(f"{name}: its {module.kind} factors do not fit together ({', '.join(f'{k} {_size(v)}' for k, v in p.items())}).") from error
         if not shape or 0 in shape or (module.kind == "loha" and not _loha_fits(p)):
             raise FormatError(f"{name}: its {module.kind} factors do not fit together ({', '.join(f'{k} {_size(v)}' for k, v in p.items())}).")
+
+
+def _require_layer(name: str, module: Module) -> None:
+    """What the parts say about the layer's own size: not absurd, and the same in all of them."""
+    shape, p = module.shape, module.parts
+    if shape and (math.prod(shape) > MAX_WEIGHT or max(shape) > MAX_SIDE):
+        raise FormatError(f"{name}: stands for a weight of {'x'.join(map(str, shape))}, which no model has.")
+    if "dora" in p and len(shape) > 1 and p["dora"].numel() != (shape[1] if p["dora"].shape[0] == 1 else shape[0]):
+        raise FormatError(f"{name}: dora_scale is {_size(p['dora'])}; the layer has {shape[0]} outputs and {shape[1]} inputs.")
+    if "diff_b" in p and shape and len(p["diff_b"]) != shape[0]:
+        raise FormatError(f"{name}: diff_b has {len(p['diff_b'])} values; the layer has {shape[0]} outputs.")
 
 
 def _loha_fits(p: Mapping[str, torch.Tensor]) -> bool:
@@ -177,6 +208,16 @@ def _require_finite(modules: Mapping[str, Module]) -> None:
         for part, value in module.parts.items():
             if value.is_floating_point() and not torch.isfinite(value.float() if value.itemsize == 1 else value).all():
                 raise FormatError(f"{name}.{part}: holds numbers that are not finite; the file is damaged or its training failed.")
+
+
+def _scaled(raw: Mapping[str, Module], place: Callable[[str, Module], tuple[str, Module, Mapping[str, Any]]]) -> dict[str, Module]:
+    """Every module with the alpha of its config."""
+    began, out = time.monotonic(), {}
+    for name, module in raw.items():
+        out[name] = peft.scaled(*place(name, module))
+        if time.monotonic() - began > MAX_SEARCH_S:
+            raise FormatError("adapter_config.json: its patterns take too long to match; they are not made for reading.")
+    return out
 
 
 def _in_component(name: str, module: Module, adapters: Mapping[str, Mapping[str, Any]]) -> tuple[str, Module, Mapping[str, Any]]:
@@ -226,10 +267,15 @@ def detect(modules: Mapping[str, Module], metadata: Mapping[str, str]) -> tuple[
     if not scores:
         return UNKNOWN, "No model family with these layer names is known; names are kept as they are and only the spelling of the parts changes."
     best = max(scores, key=lambda n: scores[n])  # the first of equals: FAMILIES is in order of use
-    matched, agrees, _, _ = scores[best]
-    if agrees < 0:
-        return best, f"The layer names are those of {FAMILIES[best].title}, but some shapes are not; it may be a variant of that model."
-    rivals = [n for n in scores if n != best and scores[n] == scores[best]]
+    matched, agrees, hidden, _ = scores[best]
+    if agrees < 0 or 2 * matched < len(denoiser):
+        return (
+            UNKNOWN,
+            f"Some layer names are those of {FAMILIES[best].title}, but it is another model, none this program knows; names are kept as they are.",
+        )
+    if hidden < 0:
+        return best, f"The layers are those of {FAMILIES[best].title}, but not of its published sizes; it may be another model. Say which one with --family."
+    rivals = [n for n in scores if n not in (best, "toy") and scores[n] == scores[best]]
     if rivals:
         return best, f"Names and shapes fit {', '.join([best, *rivals])} alike; {best} is assumed. Say which one it is with --family."
     return best, ""
@@ -247,7 +293,7 @@ def _score(family: Family, denoiser: Mapping[str, Module], declared: str) -> _Sc
             continue
         row = found.rows[0]
         if row.limit and int(found.numbers[0]) >= row.limit:
-            agrees -= 1
+            agrees -= len(denoiser)
         if family.context and row.diffusers.endswith(("attn2.to_k", "attn2.to_v")):
             agrees += 1 if shape[1] == family.context else -len(denoiser)
         if row.kernel == (1, 1) and row.diffusers.endswith(("proj_in", "proj_out")) and family.context:
@@ -256,7 +302,7 @@ def _score(family: Family, denoiser: Mapping[str, Module], declared: str) -> _Sc
             expected = row.ratio if found.native else row.ratio * row.shares[row.part] / sum(row.shares)
             agrees += 1 if math.isclose(shape[0] / shape[1], expected, rel_tol=0.02) else -1
         if shape[0] == shape[1] and (row.ratio == 1 or (len(row.shares) > 1 and not found.native)):
-            hidden += shape[0] in family.hidden
+            hidden += 1 if shape[0] in family.hidden else -1
     return _Score(matched, agrees, hidden, declared == family.name)
 
 
@@ -281,6 +327,8 @@ def _from_text(texts: Mapping[str, Module], metadata: Mapping[str, str]) -> tupl
     if declared:
         return declared, ""
     if any("SelfAttention" in name or "DenseReluDense" in name for name in texts) and not slots & {"clip_g"}:
+        if all("SelfAttention" in name or "DenseReluDense" in name for name in texts):
+            return "flux1", "Only T5 layers are in the file, which Flux.1 and SD3 both have; flux1 is assumed. Say which one it is with --family."
         clip_g = any(split_prefix(name)[1] == 2 and "text_model" in name for name in texts)
         return ("sd3" if clip_g else "flux1"), ""
     if 2 in slots or "clip_g" in slots:
@@ -291,7 +339,7 @@ def _from_text(texts: Mapping[str, Module], metadata: Mapping[str, str]) -> tupl
     return "sd1", "Only CLIP-L layers are in the file, which SD1, SDXL and Flux.1 all have; sd1 is assumed. Say which one it is with --family."
 
 
-def _canonical(raw: Mapping[str, Module], family: Family) -> dict[str, Module]:
+def _canonical(raw: Mapping[str, Module], family: Family, dropped: list[str] | None = None) -> dict[str, Module]:
     out: dict[str, Module] = {}
     origin: dict[str, str] = {}
 
@@ -306,6 +354,9 @@ def _canonical(raw: Mapping[str, Module], family: Family) -> dict[str, Module]:
         rest, slot = split_prefix(name)
         if slot is None:
             found = family.table.find(rest)
+            if found is None and dropped is not None:
+                dropped.append(name)
+                continue
             if found is None:
                 raise FormatError(f"{name}: is not a layer of {family.title}; if the file is for another model, name it with --family.")
             for canonical, part in _unfused(name, found, module):
@@ -313,6 +364,9 @@ def _canonical(raw: Mapping[str, Module], family: Family) -> dict[str, Module]:
         else:
             encoder = _encoder(name, rest, slot, family)
             path = text.find(encoder, rest)
+            if path is None and dropped is not None:
+                dropped.append(name)
+                continue
             if path is None:
                 raise FormatError(f"{name}: is not a layer of the text encoder {encoder} of {family.title}.")
             put(f"{encoder}.{path}", module, name)
@@ -354,6 +408,10 @@ def unfused(found: Found, module: Module) -> list[tuple[str, Module | None]]:
 
 def _kernel(name: str, row: Row, module: Module) -> Module:
     """Factors in the shape the layer's own weight has: convolutions saved flat get their kernel back, 1x1 kernels of linear layers go."""
+    if row.kernel and module.kind in ("loha", "lokr") and len(module.shape) == 2:
+        if module.shape[1] % math.prod(row.kernel):
+            raise FormatError(f"{name}: its {module.kind} factors stand for {_size_of(module.shape)}; the layer is a convolution of {_size_of(row.kernel)}.")
+        return dataclasses.replace(module, kernel=row.kernel)
     if row.kernel is None or module.kind != "lora" or "mid" in module.parts:
         return module
     down, up, kernel = module.parts["down"], module.parts["up"], row.kernel

@@ -7,6 +7,8 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 
+import torch
+
 from .embedding import Embedding
 from .families import FAMILIES
 from .loaders import loaders
@@ -52,6 +54,8 @@ class Report:
         if self.triggers:
             out.append(f"trigger words: {', '.join(self.triggers)}")
         out += [f"{program}: {verdict}" for program, verdict in self.loaders.items()]
+        if not self.loaders:
+            out.append("read by: not known for this model or spelling; Convert LoRA writes a form that is")
         out += [f"note: {p}" for p in self.problems]
         if not bars:
             return out
@@ -71,7 +75,7 @@ def inspect(lora: Lora) -> Report:
         for block, names in sorted(groups.items(), key=_block_order)
     )
     problems = list(lora.notes)
-    if lora.modules and not any(norms.values()):
+    if lora.modules and not any(norms.values()) and not any(m.kind == "other" or "diff_b" in m.parts or "dora" in m.parts for m in lora.modules.values()):
         problems.insert(0, "Every module is zero: this LoRA changes nothing.")
     return Report(
         lora.family, lora.source, len(lora.modules), dict(Counter(m.kind for m in lora.modules.values())), dict(Counter(m.rank for m in lora.modules.values())),
@@ -96,7 +100,7 @@ def triggers(metadata: Mapping[str, str], most: int = 8) -> tuple[str, ...]:
         counts: Counter[str] = Counter()
         for tags in table.values():
             counts.update({tag.strip(): int(n) for tag, n in tags.items()})
-    except (ValueError, AttributeError, TypeError):
+    except (ValueError, AttributeError, TypeError, OverflowError, RecursionError):
         return ()
     return tuple(tag for tag, _ in counts.most_common(most))
 
@@ -108,6 +112,10 @@ def difference(one: Lora, two: Lora) -> dict[str, float]:
         a, b = one.modules.get(name), two.modules.get(name)
         if a is None or b is None or a.shape != b.shape:
             out[name] = 1.0
+            continue
+        if not a.shape or a.kind == "other" or b.kind == "other":  # nothing to multiply out: equal or not
+            same = a.parts.keys() == b.parts.keys() and a.alpha == b.alpha and all(torch.equal(a.parts[k], b.parts[k]) for k in a.parts)
+            out[name] = 0.0 if same else 1.0
             continue
         size = max(squared_norm(a), squared_norm(b)) ** 0.5
         if a.kind == b.kind == "lora" and not ({"mid", "dora"} & {*a.parts, *b.parts}):

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from . import fuse, peft
-from .families import FAMILIES, UNKNOWN, Family
+from .families import FAMILIES, UNKNOWN, Family, known_family
 from .lora import FormatError, Lora, Module, State, component, delta, dense_tucker, folded, low_rank, plain
 from .patterns import fill
 from .readers import read
@@ -238,8 +238,8 @@ def trained(state: Mapping[str, torch.Tensor], base: str) -> State:
 
     Families and layers without a table keep the names they were trained under, which the host's own key map gave them.
     """
-    family = "sd2" if base == "sd2-v" else base
-    if family in FAMILIES:
+    family = known_family(base)
+    if family != UNKNOWN:
         with contextlib.suppress(FormatError):
             return write(read(state, family=family))
     return write(read(state, family=UNKNOWN))
@@ -250,6 +250,8 @@ def approximated(lora: Lora, rank: int) -> tuple[Lora, dict[str, float]]:
 
     Changes of biases, which only ComfyUI and kohya files can hold, are left out; a note says how many.
     """
+    if rank < 1:
+        raise FormatError(f"--approximate: {rank} is not a rank; give 1 or more.")
     modules, errors, biases = {}, {}, 0
     for name, module in lora.modules.items():
         if "dora" in module.parts:

@@ -17,6 +17,7 @@ from torch import nn
 
 from .adapters.base import Adapter, AdapterSet
 from .adapters.lora import CONVS
+from .adapters.targets import weight_shape
 from .backends.base import Backend
 from .config import OptimizerConfig, TrainConfig
 from .data.batches import Batch, Batches, LatentCache
@@ -144,6 +145,11 @@ def _adapters(backend: Backend, loras: tuple[Mapping[str, Factors], Mapping[str,
     names = {*loras[0], *loras[1]}
     if unknown := sorted(names - found.keys()):
         raise LoomError(f"lora: {unknown[0]} is not a layer of this model; use LoRAs that were made for it.")
+    for name, (down, up) in [*loras[0].items(), *loras[1].items()]:
+        if (len(up), *down.shape[1:]) != weight_shape(found[name]):
+            raise LoomError(
+                f"lora: {name} is {len(up)} x {tuple(down.shape[1:])}, the model's layer {weight_shape(found[name])}; use LoRAs that were made for it."
+            )
     if not loras[0].keys() & loras[1].keys():
         raise LoomError("lora: the two LoRAs have no layer in common, so there is nothing to learn; add them up with Merge LoRAs.")
     adapters = AdapterSet({n: ZipAdapter(found[n], loras[0].get(n), loras[1].get(n), backend.device) for n in names})

@@ -6,14 +6,12 @@ from typing import Any
 
 from ..convert.jobs import Options, Written, bake_file, extract_file, merge_files, open_lora, resize_file
 from ..convert.lora import DTYPES
-from ..convert.writers import write
-from ..lora_core.errors import LoomError
-from .convert_format import NO_FILE, approximate_input, chosen_family, family_input, lora_input
+from .convert_format import NO_FILE, approximate_input, chosen_family, family_input, lora_input, stamp
 from .host.api import io, make_input, make_output, schema, ui
 from .host.live import layer_progress
 from .host.paths import checkpoint_file, checkpoint_folders, checkpoint_names, lora_folders, model_file
 from .save import LORA_FORMS, destination_input, on_exists_input, place_for
-from .sockets import CATEGORY, LoraWeights, plain_errors
+from .sockets import CATEGORY, on_the_wire, plain_errors
 
 SLOTS = 4
 
@@ -29,11 +27,18 @@ def _output_inputs(name: str) -> list[Any]:
     ]
 
 
-_OUTPUTS = (("lora", "LoraModel"), ("path", "String"), ("report", "String"))
-
-
 def _lora_outputs() -> list[Any]:
-    return [make_output(getattr(io, kind), name) for name, kind in _OUTPUTS]
+    return [make_output(io.LoraModel, "lora"), make_output(io.String, "path"), make_output(io.String, "report")]
+
+
+class FromFiles(io.ComfyNode):
+    """A node whose result depends on files: it runs again when one of them changes."""
+
+    @classmethod
+    def fingerprint_inputs(cls, **widgets: Any) -> str:
+        loras = [stamp("loras", str(value)) for name, value in widgets.items() if name.startswith("file")]
+        models = [stamp(*value.split("/", 1)) for name, value in widgets.items() if name in ("base", "tuned", "checkpoint") and "/" in str(value)]
+        return " ".join(loras + models)
 
 
 def _options(widgets: dict[str, Any]) -> Options:
@@ -43,7 +48,7 @@ def _options(widgets: dict[str, Any]) -> Options:
 def _result(written: Written) -> io.NodeOutput:
     lora = open_lora(written.path)
     report = "\n".join([written.path.name, f"{len(lora.modules)} modules", *written.notes])
-    return io.NodeOutput(LoraWeights(write(lora), lora.family, {}), str(written.path), report, ui=ui.PreviewText(report))
+    return io.NodeOutput(on_the_wire(lora), str(written.path), report, ui=ui.PreviewText(report))
 
 
 def _weighted_slots(widgets: dict[str, Any]) -> list[tuple[str, float]]:
@@ -59,7 +64,7 @@ def _slots(first_required: bool) -> list[Any]:
     return out
 
 
-class MergeLoras(io.ComfyNode):
+class MergeLoras(FromFiles):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
@@ -89,7 +94,7 @@ class MergeLoras(io.ComfyNode):
         return _result(merge_files(sources, path, _options(widgets), rank, chosen_family(base_model), progress))
 
 
-class ResizeLora(io.ComfyNode):
+class ResizeLora(FromFiles):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
@@ -119,7 +124,7 @@ class ResizeLora(io.ComfyNode):
         return _result(resize_file(model_file("loras", file), path, _options(widgets), rank, conv_rank, energy, chosen_family(base_model), progress))
 
 
-class ExtractLora(io.ComfyNode):
+class ExtractLora(FromFiles):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
@@ -153,7 +158,7 @@ class ExtractLora(io.ComfyNode):
         return _result(extract_file(*files, path, _options(widgets), rank, conv_rank, energy, text_encoders, progress))
 
 
-class MergeIntoCheckpoint(io.ComfyNode):
+class MergeIntoCheckpoint(FromFiles):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
@@ -178,8 +183,6 @@ class MergeIntoCheckpoint(io.ComfyNode):
     @plain_errors("checkpoint")
     def execute(cls, checkpoint: str, name: str, destination: str, on_exists: str, **widgets: Any) -> io.NodeOutput:
         loras = [(model_file("loras", file), strength) for file, strength in _weighted_slots(widgets)]
-        if not loras:
-            raise LoomError("file_1: choose at least one LoRA.")
         overwrite = on_exists == "overwrite"
         path = place_for(checkpoint_folders(), destination, name, overwrite)
         written = bake_file(checkpoint_file(checkpoint), loras, path, overwrite, layer_progress(cls.hidden.unique_id))

@@ -8,17 +8,17 @@ import numpy as np
 import torch
 
 from ..convert.embedding import EMBEDDING_TARGETS
-from ..convert.families import FAMILIES
+from ..convert.families import FAMILIES, UNKNOWN
 from ..convert.jobs import Options, convert, inspected, open_embedding, open_file, write_embedding_file
 from ..convert.lora import DTYPES, Lora
 from ..convert.report import embedding_lines, inspect
-from ..convert.writers import TARGETS, write
+from ..convert.writers import TARGETS
 from ..lora_core.errors import LoomError
 from ..lora_core.plots import bars
 from .host.api import io, make_input, make_output, schema, ui
 from .host.paths import embedding_folders, file_names_in, lora_folders, model_file
 from .save import destination_input, on_exists_input, place_for
-from .sockets import CATEGORY, Embedding, EmbeddingSocket, LoraWeights, plain_errors
+from .sockets import CATEGORY, Embedding, EmbeddingSocket, on_the_wire, plain_errors
 
 AUTO, NO_FILE = "auto", "none"
 _EMBEDDING_PREFIX = "embedding: "
@@ -32,7 +32,12 @@ def lora_input(name: str = "file", optional: bool = False) -> Any:
 
 def family_input() -> Any:
     return make_input(
-        io.Combo, "base_model", options=[AUTO, *FAMILIES], default=AUTO, advanced=True, tooltip="What the LoRA is for; auto finds out, except from a few files."
+        io.Combo,
+        "base_model",
+        options=[AUTO, *FAMILIES, UNKNOWN],
+        default=AUTO,
+        advanced=True,
+        tooltip="What the LoRA is for; auto finds out, except from a few files.",
     )
 
 
@@ -75,29 +80,30 @@ class ConvertLora(io.ComfyNode):
                 approximate_input(),
                 make_input(io.Boolean, "keep_captions", default=False, advanced=True, tooltip="Keep tags and dataset folders of the old header."),
                 on_exists_input(),
+                make_input(io.Boolean, "drop_unknown", default=False, advanced=True, tooltip="Leave out keys that the model does not have, and say how many."),
             ],
             outputs=[make_output(io.LoraModel, "lora"), make_output(io.String, "path"), make_output(io.String, "report")],
         )  # fmt: skip
 
     @classmethod
     def fingerprint_inputs(cls, file: str = "", **_: Any) -> str:
-        return _stamp("loras", file)
+        return stamp("loras", file)
 
     @classmethod
     @plain_errors("file")
     def execute(
         cls, file: str, form: str, name: str, destination: str, dtype: str, scale: float, block_weights: str, base_model: str, approximate_rank: int,
-        keep_captions: bool, on_exists: str,
+        keep_captions: bool, on_exists: str, drop_unknown: bool = False,
     ) -> io.NodeOutput:  # fmt: skip
         source = model_file("loras", file)
         path = place_for(lora_folders(), destination, name, on_exists == "overwrite", "" if form == "peft" else ".safetensors")
-        options = Options(form, dtype, approximate_rank, keep_captions, on_exists == "overwrite")
-        written = convert(source, path, options, chosen_family(base_model), scale, block_factors(block_weights))
+        options = Options(form, dtype, approximate_rank, keep_captions, on_exists == "overwrite", drop_unknown=drop_unknown)
+        written = convert(source, path, options, chosen_family(base_model), scale, block_factors(block_weights), next(iter(embedding_folders().values())))
         found = open_file(path)
         if not isinstance(found, Lora):
             raise LoomError(f"file: {file} was not written as a LoRA; please report this file.")
         report = "\n".join([*(f"{w.path.name}" for w in written), *(n for w in written for n in w.notes), *inspect(found).lines(bars=False)])
-        return io.NodeOutput(LoraWeights(write(found), found.family, {}), str(path), report, ui=ui.PreviewText(report))
+        return io.NodeOutput(on_the_wire(found), str(path), report, ui=ui.PreviewText(report))
 
 
 def block_factors(text: str) -> dict[str, float]:
@@ -114,7 +120,7 @@ def block_factors(text: str) -> dict[str, float]:
     return out
 
 
-def _stamp(kind: str, choice: str) -> str:
+def stamp(kind: str, choice: str) -> str:
     """Changes when the file does, so an edited file is read again."""
     if not choice or choice == NO_FILE:
         return ""
@@ -147,7 +153,7 @@ class ConvertEmbedding(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, file: str = "", **_: Any) -> str:
-        return _stamp("embeddings", file)
+        return stamp("embeddings", file)
 
     @classmethod
     @plain_errors("file")
@@ -182,7 +188,7 @@ class Inspect(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, file: str = "", **_: Any) -> str:
         is_embedding = file.startswith(_EMBEDDING_PREFIX)
-        return _stamp("embeddings" if is_embedding else "loras", file.removeprefix(_EMBEDDING_PREFIX))
+        return stamp("embeddings" if is_embedding else "loras", file.removeprefix(_EMBEDDING_PREFIX))
 
     @classmethod
     @plain_errors("file")
@@ -200,5 +206,5 @@ class Inspect(io.ComfyNode):
             title = "Norm of each vector"
         picture = torch.from_numpy(np.asarray(bars(rows, title)).astype(np.float32) / 255)[None]
         shown = ui.PreviewImage(picture, cls=cls).as_dict() | {"text": ("\n".join(lines),)}
-        lora = LoraWeights(write(found), found.family, {}) if isinstance(found, Lora) else {}
+        lora = on_the_wire(found) if isinstance(found, Lora) else {}
         return io.NodeOutput("\n".join(lines), trigger, picture, lora, ui=shown)

@@ -5,14 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 
 from ..convert import FormatError, Lora, cast, is_lora, lora_metadata, read, write
 from ..convert.embedding import EMBEDDING_TARGETS, trigger_problems
-from ..convert.families import FAMILIES, UNKNOWN
-from ..convert.jobs import write_card, write_embedding_file
+from ..convert.families import UNKNOWN, known_family
+from ..convert.jobs import write_card as write_card_beside
+from ..convert.jobs import write_embedding_file
 from ..convert.lora import DTYPES
 from ..convert.metadata import converted_metadata
 from ..convert.report import triggers
@@ -22,7 +21,7 @@ from ..lora_core.files import write_safetensors
 from ..lora_core.names import check_name
 from .host.api import io, make_input, make_output, schema, ui
 from .host.paths import embedding_folders, file_names_in, lora_folders
-from .previews import write_preview
+from .previews import first_picture, write_preview
 from .sockets import CATEGORY, Embedding, EmbeddingSocket, LoraWeights, plain_errors
 
 ON_EXISTS = ("new number", "overwrite")
@@ -43,7 +42,7 @@ def place_for(places: dict[str, Path], destination: str, name: str, overwrite: b
     if destination not in places:
         raise LoomError(f"destination: {destination!r} is not a folder of this ComfyUI; choose one of {', '.join(places)}.")
     path, number = places[destination] / f"{name}{suffix}", 2
-    while path.exists() and not overwrite:
+    while (path.exists() or (suffix and path.with_suffix(".preview.png").exists())) and not overwrite:
         path, number = path.with_name(f"{name}_{number}{suffix}"), number + 1
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
@@ -100,10 +99,9 @@ class SaveLora(io.ComfyNode):
         notes = [f"{path.name}: {path.stat().st_size / 1e6:.1f} MB, {dtype}, {lost:.2%} of the values became zero", *found.notes]
         if write_card:
             words = tuple(w.strip() for w in activation_text.split(",") if w.strip()) or triggers(header)
-            _attempt(notes, lambda: _write_card(path, found.family, words, preferred_weight))
+            _attempt(notes, lambda: write_card_beside(path, found.family, words, preferred_weight))
         if preview is not None:
-            pixels = np.clip(preview[0].detach().float().cpu().numpy() * 255, 0, 255).astype(np.uint8)
-            write_preview(path.with_suffix(".preview.png"), Image.fromarray(pixels[..., :3]))
+            _attempt(notes, lambda: write_preview(path.with_suffix(".preview.png"), first_picture(preview)))
         return io.NodeOutput(str(path), ui=ui.PreviewText("\n".join(notes)))
 
 
@@ -111,7 +109,7 @@ def _canonical(lora: dict) -> Lora:
     """The wired LoRA in canonical form. One of our runs on a family without a table keeps the names it was trained under."""
     base = getattr(lora, "base", "")
     try:
-        return read(dict(lora), family=base if base in FAMILIES else "")
+        return read(dict(lora), family=known_family(base) if base else "")
     except FormatError:
         if base:
             return read(dict(lora), family=UNKNOWN)
@@ -122,12 +120,8 @@ def _attempt(notes: list[str], act: Any) -> None:
     """Runs what must not lose a file that is written already; a failure becomes a note."""
     try:
         act()
-    except FormatError as error:
+    except (FormatError, LoomError) as error:
         notes.append(str(error))
-
-
-def _write_card(path: Path, family: str, words: tuple[str, ...], weight: float) -> None:
-    write_card(path, family, words, weight)
 
 
 class SaveEmbedding(io.ComfyNode):

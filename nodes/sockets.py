@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import typing
 from collections.abc import Callable
 from typing import Any
 
-from ..convert import FormatError
+from ..convert import FormatError, Lora, write
 from ..convert.embedding import Embedding as Vectors
 from ..lora_core.config import DataConfig, TrainConfig
 from ..lora_core.errors import LoomError
@@ -28,6 +29,9 @@ class EmbeddingSocket:
     embedding: Vectors
 
 
+_WIDGETS = {"--approximate": "approximate_rank", "--family": "base_model", "--drop-unknown or drop_unknown": "drop_unknown", "--scale": "scale"}
+
+
 def plain_errors(field: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Turns an error about a file into the one sentence a node shows, with the field it came in by."""
 
@@ -37,7 +41,10 @@ def plain_errors(field: str) -> Callable[[Callable[..., Any]], Callable[..., Any
             try:
                 return execute(cls, *args, **kwargs)
             except FormatError as error:
-                raise LoomError(f"{field}: {error}") from error
+                sentence = str(error)
+                for option, name in _WIDGETS.items():
+                    sentence = sentence.replace(option, name)
+                raise LoomError(f"{field}: {sentence}") from error
 
         return guarded
 
@@ -57,6 +64,14 @@ class LoraWeights(dict):
     def __init__(self, tensors: dict, base: str, facts: dict[str, Any]):
         super().__init__(tensors)
         self.base, self.facts = base, facts
+
+
+def on_the_wire(lora: Lora) -> LoraWeights:
+    """A LoRA as a LORA_MODEL value, in a form this ComfyUI reads; empty for the few that have no such form."""
+    for form in ("universal", "comfyui", "kohya"):
+        with contextlib.suppress(FormatError):
+            return LoraWeights(write(lora, form), lora.family, {})
+    return LoraWeights({}, lora.family, {})
 
 
 def widget(path: str, name: str = "", advanced: bool = False, **changes: Any) -> Any:

@@ -8,8 +8,8 @@ from typing import Any
 import comfy.sd
 import torch
 
-from ..convert import FormatError, Lora, read, write
-from ..convert.families import FAMILIES, UNKNOWN
+from ..convert import FormatError, Lora, Module, read, write
+from ..convert.families import FAMILIES, UNKNOWN, known_family
 from ..convert.lora import folded, plain
 from ..convert.merge import merge
 from ..lora_core.data.folder import scan
@@ -72,7 +72,7 @@ class ZipLoras(io.ComfyNode):
         node_id = cls.hidden.unique_id
         with torch.inference_mode(False):
             backend = HostBackend(model, clip, vae)
-            family = "sd2" if backend.family == "sd2-v" else backend.family if backend.family in FAMILIES else UNKNOWN
+            family = known_family(backend.family)
             canonical = [read({k: v.clone() for k, v in lora.items()}, family=family) for lora in (lora_1, lora_2)]
             side = resolution or resolution_for(backend.family, backend.context_width)
             step_px = backend.latent_step_px if side <= 2 * TOY_RESOLUTION else 64
@@ -84,6 +84,8 @@ class ZipLoras(io.ComfyNode):
                     config, similarity, backend, (_denoiser(canonical[0], family), _denoiser(canonical[1], family)), (scan(data[0]), scan(data[1])),
                     Listeners([LiveNode(node_id, steps)]), control,
                 )  # fmt: skip
+            if not result.losses:
+                raise LoomError("Stopped before the first step; nothing was learned.")
             tensors, notes = _together(result.factors, canonical, family)
         tuned, _ = comfy.sd.load_lora_for_models(model, None, tensors, 1.0, 0.0)
         faithful = f"difference to the single LoRAs {result.losses[0]:.4g} at first, {result.losses[-1]:.4g} after {len(result.losses)} steps"
@@ -117,9 +119,11 @@ def _together(factors: dict[str, Factors], canonical: list[Lora], family: str) -
     zipped = read(state, family=family)
     prefix = FAMILIES[family].component
     texts = [Lora(family, {n: m for n, m in lora.modules.items() if not n.startswith(f"{prefix}.")}) for lora in canonical]
-    try:
-        summed = merge([(lora, 1.0) for lora in texts]).lora.modules
-    except FormatError as error:
-        raise LoomError(f"lora: text encoder layers cannot be added ({error}).") from error
+    summed: dict[str, Module] = {}
+    if any(lora.modules for lora in texts):
+        try:
+            summed = merge([(lora, 1.0) for lora in texts]).lora.modules
+        except FormatError as error:
+            raise LoomError(f"lora: text encoder layers cannot be added ({error}).") from error
     notes = [f"{len(summed)} text encoder layers are added up, not learned."] if summed else []
     return write(Lora(family, {**zipped.modules, **summed})), notes

@@ -49,7 +49,7 @@ def _unet(name: str, title: str, table: Table, encoders: tuple[Encoder, ...], co
 
 _SD1 = Table(unet_rows(4, (0, 1, 2), conv_proj=True))
 _SD2 = Table(unet_rows(4, (0, 1, 2)))
-_REFINER = Table(unet_rows(4, (1, 2), pooled=True))
+_REFINER = Table(unet_rows(4, (1, 2), pooled=True, depth=10))
 _TE = (Encoder("clip_l", "lora_te", "text_encoder"),)
 _TE_SDXL = (Encoder("clip_l", "lora_te1", "text_encoder"), Encoder("clip_g", "lora_te2", "text_encoder_2"))
 _TE_SD3 = (*_TE_SDXL, Encoder("t5xxl", "lora_te3", "text_encoder_3"))
@@ -58,7 +58,7 @@ _TE_FLUX = (Encoder("clip_l", "lora_te1", "text_encoder"), Encoder("t5xxl", "lor
 _ALL = (
     _unet("sd1", "Stable Diffusion 1.x", _SD1, _TE, 768),
     _unet("sd2", "Stable Diffusion 2.x", _SD2, (Encoder("clip_h", "lora_te", "text_encoder"),), 1024),
-    _unet("sdxl", "Stable Diffusion XL", Table(unet_rows(3, (1, 2), pooled=True)), _TE_SDXL, 2048, native_kohya=True),
+    _unet("sdxl", "Stable Diffusion XL", Table(unet_rows(3, (1, 2), pooled=True, depth=10)), _TE_SDXL, 2048, native_kohya=True),
     _unet("sdxl-refiner", "Stable Diffusion XL refiner", _REFINER, (Encoder("clip_g", "lora_te", "text_encoder_2"),), 1280, True),
     _unet("toy", "LoRA Loom's bundled toy model", Table(unet_rows(2, (0, 1), layers=1, conv_proj=True)), _TE, 64),
     Family("flux1", "Flux.1", "transformer", Table(transformers.FLUX1), _TE_FLUX, hidden=(3072,)),
@@ -72,4 +72,11 @@ _ALL = (
 )  # fmt: skip
 FAMILIES: Mapping[str, Family] = {family.name: family for family in _ALL}
 
-__all__ = ["FAMILIES", "UNKNOWN", "Encoder", "Family", "text"]
+
+def known_family(base: str) -> str:
+    """The key of FAMILIES for what a run calls its base model (sd2-v is sd2 with another objective); UNKNOWN without a table."""
+    base = "sd2" if base == "sd2-v" else base
+    return base if base in FAMILIES else UNKNOWN
+
+
+__all__ = ["FAMILIES", "UNKNOWN", "Encoder", "Family", "known_family", "text"]

@@ -150,6 +150,9 @@ _WAN_ATTENTION = {"to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "o", "add_k
 WAN = [
     *(Row(f"blocks.*.attn1.{a}", f"blocks.*.self_attn.{b}", limit=40) for a, b in list(_WAN_ATTENTION.items())[:4]),
     *(Row(f"blocks.*.attn2.{a}", f"blocks.*.cross_attn.{b}", limit=40) for a, b in _WAN_ATTENTION.items()),
+    *(Row(f"blocks.*.attn1.norm_{p}", f"blocks.*.self_attn.norm_{p}", kernel=None, limit=40) for p in "qk"),
+    *(Row(f"blocks.*.attn2.norm_{p}", f"blocks.*.cross_attn.norm_{p}", kernel=None, limit=40) for p in "qk"),
+    Row("blocks.*.attn2.norm_added_k", "blocks.*.cross_attn.norm_k_img", kernel=None, limit=40), Row("blocks.*.norm2", "blocks.*.norm3", kernel=None, limit=40),
     Row("blocks.*.ffn.net.0.proj", "blocks.*.ffn.0", limit=40), Row("blocks.*.ffn.net.2", "blocks.*.ffn.2", limit=40),
     Row("patch_embedding", "patch_embedding", kernel=(1, 2, 2)), Row("proj_out", "head.head"),
     *(Row(f"condition_embedder.{kind}_embedder.linear_{n}", f"{kind}_embedding.{2 * n - 2}") for kind in ("time", "text") for n in (1, 2)),

@@ -11,11 +11,11 @@ _RESNET = {
 _LINEAR = ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0", "ff.net.0.proj", "ff.net.2")
 
 
-def unet_rows(levels: int, attention: tuple[int, ...], layers: int = 2, conv_proj: bool = False, pooled: bool = False) -> list[Row]:
+def unet_rows(levels: int, attention: tuple[int, ...], layers: int = 2, conv_proj: bool = False, pooled: bool = False, depth: int = 1) -> list[Row]:
     """Rows of a UNet with `levels` resolutions, `layers` resnets in each, and attention at the given levels (0 is the finest).
 
     `conv_proj`: the projections around a transformer are 1x1 convolutions (SD1), not linear layers (SD2, SDXL). `pooled`: the
-    model also reads a pooled text vector and the picture's size (SDXL).
+    model also reads a pooled text vector and the picture's size (SDXL). `depth`: most transformer blocks in one place.
     """
     rows = [
         Row("conv_in", "input_blocks.0.0", kernel=(3, 3)), Row("conv_out", "out.2", kernel=(3, 3)), Row("conv_norm_out", "out.0", kernel=None),
@@ -32,7 +32,7 @@ def unet_rows(levels: int, attention: tuple[int, ...], layers: int = 2, conv_pro
         rows.append(Row(f"{ours}.norm", f"{theirs}.norm", kernel=None))
         rows.extend(Row(f"{ours}.{p}", f"{theirs}.{p}", kernel=proj) for p in ("proj_in", "proj_out"))
         blocks = "transformer_blocks.*"
-        rows.extend(Row(f"{ours}.{blocks}.{p}", f"{theirs}.{blocks}.{p}") for p in _LINEAR)
+        rows.extend(Row(f"{ours}.{blocks}.{p}", f"{theirs}.{blocks}.{p}", limit=depth) for p in _LINEAR)
         rows.extend(Row(f"{ours}.{blocks}.norm{n}", f"{theirs}.{blocks}.norm{n}", kernel=None) for n in (1, 2, 3))
 
     span = layers + 1

@@ -76,7 +76,7 @@ def refused(server, kind: str, **inputs) -> str:
 
 
 OUT = {"destination": "output/loras", "dtype": "fp32", "on_exists": "new number"}
-CONVERT = {**OUT, "scale": 1.0, "block_weights": "", "base_model": "auto", "approximate_rank": 0, "keep_captions": False}
+CONVERT = {**OUT, "scale": 1.0, "block_weights": "", "base_model": "auto", "approximate_rank": 0, "keep_captions": False, "drop_unknown": False}
 SLOTS = {f"file_{n}": "none" for n in (2, 3, 4)} | {f"strength_{n}": 1.0 for n in (1, 2, 3, 4)}
 
 
