@@ -34,6 +34,7 @@ def add_commands(commands: Any) -> None:
         "--block", action="append", default=[], metavar="BLOCK=FACTOR", help="factor for a block (IN04, MID, OUT05, BASE) or for names that fit a pattern"
     )
     convert.add_argument("--bundle", action="store_true", help="keep bundled embeddings inside the LoRA file")
+    convert.add_argument("--embed", action="append", default=[], type=Path, metavar="FILE", help="bundle an embedding into the LoRA (for A1111 from 1.7)")
     convert.add_argument("--drop-unknown", action="store_true", help="leave out keys that the model does not have, and say how many")
     convert.add_argument("--keep-alphas", action="store_true", help="leave alphas that differ between layers as they are (diffusers then misreads SD files)")
 
@@ -164,7 +165,7 @@ def _convert(args: argparse.Namespace, draw: Draw) -> int:
         if isinstance(found, Embedding):
             return [jobs.write_embedding_file(found, targets(file), _EMBEDDING_TARGETS[args.to], args.overwrite, args.dtype)]
         target = targets(file, "" if args.to == "peft" else ".safetensors")
-        return jobs.convert(file, target, _options(args), args.family, args.scale, blocks)
+        return jobs.convert(file, target, _options(args), args.family, args.scale, blocks, embed=args.embed)
 
     return _each(files, one)
 

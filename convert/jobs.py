@@ -158,11 +158,15 @@ def _write_peft(lora: Lora, path: Path, options: Options, notes: list[str]) -> W
 
 
 def convert(source: Path, target: Path, options: Options, family: str = "", scale: float = 1.0, blocks: Mapping[str, float] | None = None,
-            embeddings_to: Path | None = None) -> list[Written]:  # fmt: skip
+            embeddings_to: Path | None = None, embed: Sequence[Path] = ()) -> list[Written]:  # fmt: skip
     """A LoRA in another spelling; embeddings bundled in it as files of their own in `embeddings_to` (default: beside it), unless they are to
-    stay bundled. Their names come from the name of the LoRA and never take the place of a file.
+    stay bundled. Their names come from the name of the LoRA and never take the place of a file. `embed`: embedding files to bundle, each under
+    its stem.
     """
     lora = open_lora(source, family, options.drop_unknown)
+    if embed:
+        lora.embeddings |= {path.stem: write_embedding(open_embedding(path)) for path in embed}
+        options = dataclasses.replace(options, bundle=True)
     if scale != 1.0 or blocks:
         lora = weighted(lora, scale, blocks)
     out = [write_lora(lora, target, options)]

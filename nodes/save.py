@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ..convert import FormatError, Lora, cast, is_lora, lora_metadata, read, write
-from ..convert.embedding import EMBEDDING_TARGETS, trigger_problems
+from ..convert.embedding import EMBEDDING_TARGETS, bundled, trigger_problems
 from ..convert.families import UNKNOWN, known_family
 from ..convert.jobs import write_card as write_card_beside
 from ..convert.jobs import write_embedding_file
@@ -75,6 +75,10 @@ class SaveLora(io.ComfyNode):
                 ),
                 make_input(io.String, "activation_text", default="", advanced=True, tooltip="Trigger words for the card; empty takes the training's trigger."),
                 make_input(io.Float, "preferred_weight", default=1.0, min=0.0, max=2.0, step=0.05, advanced=True, tooltip="Strength written on the card."),
+                make_input(
+                    Embedding, "embedding", optional=True,
+                    tooltip="Bundled into the file as <name>_emb. A1111 from 1.7 loads it with the LoRA; Forge and diffusers may refuse such a file.",
+                ),
                 make_input(io.Boolean, "write_card", default=True, advanced=True, tooltip="Write <name>.json for A1111 and Forge. Your edits there stay."),
             ],
             outputs=[make_output(io.String, "path")],
@@ -85,17 +89,22 @@ class SaveLora(io.ComfyNode):
     def execute(
         cls, lora: dict, name: str, destination: str, dtype: str, form: str = "universal", on_exists: str = ON_EXISTS[0], activation_text: str = "",
         preferred_weight: float = 1.0, write_card: bool = True, write_captions: bool = False, preview: torch.Tensor | None = None,
+        embedding: EmbeddingSocket | None = None,
     ) -> io.NodeOutput:  # fmt: skip
         path = place_for(lora_folders(), destination, name, on_exists == "overwrite")
         if not is_lora(lora) and not any(".hada_" in k or ".lokr_" in k or k.endswith(".diff") for k in lora):
             raise LoomError("lora: the wired value holds no LoRA weights; connect the lora output of Train LoRA.")
         found = _canonical(lora)
         tensors, lost = cast(write(found, form), dtype)
+        if embedding is not None:
+            tensors |= bundled({f"{path.stem}_emb": embedding.embedding})
         if isinstance(lora, LoraWeights) and lora.facts:
             header = lora_metadata(tensors, path.stem, lora.base, lora.facts, write_captions)
         else:
             header = converted_metadata({}, tensors, path.stem, found.family)
         write_safetensors(path, tensors, header)
+        if embedding is not None:
+            found.notes.append(f"It bundles the embedding {path.stem}_emb; Forge and diffusers may refuse such a file.")
         notes = [f"{path.name}: {path.stat().st_size / 1e6:.1f} MB, {dtype}, {lost:.2%} of the values became zero", *found.notes]
         if write_card:
             words = tuple(w.strip() for w in activation_text.split(",") if w.strip()) or triggers(header)

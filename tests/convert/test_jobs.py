@@ -9,7 +9,7 @@ import torch
 from lora_cases import dense, error, kohya, loha, lora, random
 from lora_loom.convert import FormatError, Lora, Module, read
 from lora_loom.convert.disk import header, load, save
-from lora_loom.convert.embedding import Embedding
+from lora_loom.convert.embedding import Embedding, read_embedding
 from lora_loom.convert.jobs import (
     Options,
     convert,
@@ -387,6 +387,15 @@ def test_embeddings_stay_in_the_file_when_asked_for(bundle, tmp_path):
     state, _ = load(out[0].path)
     assert torch.equal(state["bundle_emb.zog.string_to_param.*"], TOKENS["bundle_emb.zog.string_to_param.*"])
     same(again, a_lora().modules)
+
+
+def test_an_embedding_file_can_be_bundled_into_a_lora_and_comes_out_again(two, tmp_path):
+    vectors = torch.randn(2, 768, generator=torch.Generator().manual_seed(4))
+    write_embedding_file(read_embedding({"emb_params": vectors}), tmp_path / "zog_emb.safetensors")
+    convert(two[0], tmp_path / "both.safetensors", FP32, embed=[tmp_path / "zog_emb.safetensors"])
+    assert torch.equal(load(tmp_path / "both.safetensors")[0]["bundle_emb.zog_emb.string_to_param.*"], vectors)
+    again = open_lora(tmp_path / "both.safetensors")
+    assert torch.equal(read_embedding(again.embeddings["zog_emb"]).vectors["clip_l"], vectors)
 
 
 def test_embeddings_that_stay_in_the_file_are_not_said_to_be_taken_out(bundle, tmp_path):

@@ -283,15 +283,19 @@ def test_save_lora_takes_a_native_lora_and_writes_card_and_preview(server):
         "3": {
             "class_type": "LoraLoomSaveLora",
             "inputs": {
-                "lora": ["1", 0], "preview": ["2", 0], "name": "carded", "destination": "output/loras", "dtype": "fp16", "form": "universal",
+                "lora": ["1", 0], "preview": ["2", 0], "embedding": ["4", 0],
+                "name": "carded", "destination": "output/loras", "dtype": "fp16", "form": "universal",
                 "on_exists": "overwrite", "activation_text": "zog", "preferred_weight": 0.8, "write_card": True, "write_captions": False,
             },
         },
     }  # fmt: skip
+    place = {"destination": "models/embeddings", "on_exists": "new number"}
+    prompt["4"] = {"class_type": "LoraLoomConvertEmbedding", "inputs": {"file": "pair.safetensors", "form": "webui", "name": "bundled_emb", **place}}
     card = server.base / "output" / "loras" / "carded.json"
     card.write_text(json.dumps({"notes": "mine", "activation text": "", "preferred weight": 0, "own key": 1}))
     entry = server.execute(prompt)
     assert entry["status"]["status_str"] == "success", server.error_of(entry)
+    assert {k for k in load(card.with_suffix(".safetensors"))[0] if k.startswith("bundle")} == {f"bundle_emb.carded_emb.{e}" for e in ("clip_l", "clip_g")}
     told = json.loads(card.read_text())
     assert (told["notes"], told["own key"], told["activation text"], told["sd version"], told["preferred weight"]) == ("mine", 1, "zog", "SD1", 0.8)
     picture = Image.open(card.with_name("carded.preview.png"))
