@@ -16,11 +16,12 @@ from pathlib import Path
 import torch
 
 from . import disk, fuse
+from .detect import detect
 from .families import FAMILIES, Family, text
 from .lora import FormatError, Lora, Module, applied, delta, low_rank
 from .merge import Outcome, Progress, quiet, require_sizes
 from .patterns import Found
-from .readers import detect, unfused
+from .readers import unfused
 
 _DENOISER = ("model.diffusion_model.", "diffusion_model.", "")
 _TEXT = (

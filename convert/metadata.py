@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from . import disk, keys
+from .detect import declared_family
 from .embedding import Embedding
-from .readers import declared_family
 
 MAX_HEADER_BYTES = 256 * 1024
 # Not true of a converted file, or written anew.

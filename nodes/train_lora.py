@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 
 from ..convert import FormatError, lora_metadata, trained
+from ..convert.detect import declared_family
 from ..convert.disk import header
 from ..convert.jobs import write_card
-from ..convert.readers import declared_family
 from ..convert.report import triggers
 from ..lora_core.adapters.targets import choose_targets, weight_shape
 from ..lora_core.config import AdapterConfig, ObjectiveConfig, OptimizerConfig, SampleConfig, SaveConfig, ScheduleConfig, TrainConfig, as_dict, parse

@@ -6,9 +6,9 @@ import pytest
 import torch
 from lora_cases import FAMILY_MODELS, MODELS, layers, sampled, text_layers
 from lora_loom.convert import Module, read
+from lora_loom.convert.detect import declared_family, detect
 from lora_loom.convert.families import FAMILIES, UNKNOWN, text
 from lora_loom.convert.patterns import fill
-from lora_loom.convert.readers import declared_family, detect
 
 ROWS = [(name, row) for name, family in FAMILIES.items() for row in family.table.rows]
 CLIP = {"clip_l": 12, "clip_h": 23, "clip_g": 32}

@@ -6,11 +6,11 @@ import time
 import pytest
 import torch
 from lora_loom.convert import FormatError, Lora, Module, read, write
+from lora_loom.convert.detect import detect
 from lora_loom.convert.families import UNKNOWN
 from lora_loom.convert.fuse import split
 from lora_loom.convert.lora import delta
 from lora_loom.convert.metadata import converted_metadata
-from lora_loom.convert.readers import detect
 from lora_loom.convert.report import inspect
 from lora_loom.convert.writers import approximated
 
