@@ -82,6 +82,17 @@ class ObjectiveConfig:
     shift: float = setting(0.0, "Time shift of flow models; 0 takes the model's own.", low=0.0, high=100.0)
     min_timestep: int = setting(0, "Smallest timestep trained, of 1000.", low=0, high=999)
     max_timestep: int = setting(1000, "One past the largest timestep trained, of 1000.", low=1, high=1000)
+    weighting: str = setting(
+        "none",
+        "Weight of the loss by noise level. min_snr, debiased and p2 are for eps and v models and do nothing on flow models.",
+        choices=("none", "min_snr", "debiased", "p2"),
+    )
+    min_snr_gamma: float = setting(5.0, "Signal-to-noise ratio above which min_snr lowers the weight.", low=0.01, high=1000.0)
+    p2_gamma: float = setting(1.0, "Exponent of p2.", low=0.0, high=5.0)
+    noise_offset: float = setting(0.0, "Noise added to whole channels, which lets a model learn darker and brighter pictures.", low=0.0, high=1.0)
+    multires_iterations: int = setting(0, "Coarser layers added to the noise (pyramid noise); 0 turns it off.", low=0, high=16)
+    multires_discount: float = setting(0.3, "Strength of each coarser layer relative to the one before.", low=0.0, high=1.0)
+    input_perturbation: float = setting(0.0, "Extra noise on the network's input that the target does not know of (Ning et al. 2023).", low=0.0, high=1.0)
     zero_terminal_snr: bool = setting(False, "Rescale the schedule so the last step is pure noise (v models; Lin et al. 2023).")
 
 
@@ -117,7 +128,11 @@ class TrainConfig:
         "auto", "Arithmetic of the base model; adapters are always fp32. auto keeps what is loaded.", choices=("auto", "fp32", "bf16", "fp16")
     )
     checkpointing: bool = setting(False, "Recompute blocks in the backward pass: about a third slower, far less memory.")
-    loss: str = setting("mse", "Distance between prediction and target.", choices=("mse",))
+    loss: str = setting(
+        "mse", "Distance between prediction and target. huber and smooth_l1 care less about outliers.", choices=("mse", "l1", "huber", "smooth_l1")
+    )
+    huber_delta: float = setting(0.1, "Error at which huber and smooth_l1 turn from square to linear.", low=1e-4, high=10.0)
+    huber_schedule: str = setting("snr", "How that error depends on the noise level.", choices=("constant", "exponential", "snr"))
     data: DataConfig = setting(DataConfig, "")
     adapter: AdapterConfig = setting(AdapterConfig, "")
     optimizer: OptimizerConfig = setting(OptimizerConfig, "")

@@ -8,12 +8,15 @@ Everything here is float64 until the result is handed over, since (x0 - A) / B c
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 
 from .config import ObjectiveConfig
 from .errors import LoomError
+from .rng import randn_like
 
 TIMESTEPS = 1000
 
@@ -33,6 +36,11 @@ class DiscreteLevels:
     def __call__(self, u: torch.Tensor) -> torch.Tensor:
         index = (u * len(self.sigmas)).long().clamp(0, len(self.sigmas) - 1)
         return self.sigmas[index]
+
+    def share(self, sigma: torch.Tensor) -> torch.Tensor:
+        """u of a level in the table."""
+        table = self.sigmas.to(sigma.device)
+        return torch.searchsorted(table, sigma.to(table.dtype)).to(sigma) / len(table)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,9 +126,66 @@ class Objective:
         """What the network should answer, float32, of x0's shape."""
         return TARGETS[self.kind](widest(x0), widest(noise), _spread(sigma, x0)).float()
 
+    def draw_noise(self, x0: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
+        """Gaussian noise of x0's shape; with noise_offset a number for each channel on top, with multires coarser noise, at standard deviation 1."""
+        config, noise = self.config, randn_like(x0, rng)
+        if config.multires_iterations:
+            noise = multires(noise, config.multires_iterations, config.multires_discount, rng)
+        if config.noise_offset:
+            noise = noise + config.noise_offset * randn_like(x0.new_empty(*x0.shape[:2], *[1] * (x0.ndim - 2)), rng)
+        return noise
+
+    def perturbed(self, noise: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
+        """The noise that goes into the network's input; the target keeps to `noise` (Ning et al. 2023, arXiv 2301.11706, algorithm 1)."""
+        return noise + self.config.input_perturbation * randn_like(noise, rng) if self.config.input_perturbation else noise
+
     def weight(self, sigma: torch.Tensor) -> torch.Tensor:
-        """(B,) loss weights: one everywhere, the loss stays in the network's own target."""
-        return torch.ones_like(sigma)
+        """(B,) loss weights. One everywhere, or by the signal-to-noise ratio 1 / sigma^2 of eps and v models; one for all others."""
+        if self.kind not in ("epsilon", "v"):
+            return torch.ones_like(sigma)
+        return WEIGHTS[self.config.weighting](sigma.square().reciprocal(), self.kind == "v", self.config)
+
+    def huber_delta(self, sigma: torch.Tensor, delta: float, schedule: str) -> torch.Tensor:
+        """(B,) thresholds of the Huber losses: the same everywhere, or falling from 1 (clean) to `delta` (pure noise), as kohya schedules them."""
+        if schedule == "constant":
+            return torch.full_like(sigma, delta)
+        share = self.levels.share(sigma) if isinstance(self.levels, DiscreteLevels) else sigma.clamp(max=1.0)
+        if schedule == "exponential":
+            return torch.exp(share * math.log(delta))
+        spread = sigma / (1 - sigma).clamp_min(1e-6) if self.kind == "flow" else sigma
+        return (1 - delta) / (1 + spread).square() + delta
+
+
+def _min_snr(snr: torch.Tensor, v: bool, config: ObjectiveConfig) -> torch.Tensor:
+    return snr.clamp(max=config.min_snr_gamma) / (snr + 1 if v else snr)
+
+
+def _debiased(snr: torch.Tensor, v: bool, config: ObjectiveConfig) -> torch.Tensor:
+    snr = snr.clamp(max=1000.0)  # as kohya
+    return 1 / (snr + 1) if v else snr.rsqrt()
+
+
+def _p2(snr: torch.Tensor, v: bool, config: ObjectiveConfig) -> torch.Tensor:
+    return (1 + snr).pow(-config.p2_gamma)
+
+
+# min-SNR: Hang et al. 2023, arXiv 2303.09556; debiased estimation: Yu et al. 2023, arXiv 2310.08442; P2: Choi et al. 2022, arXiv 2204.00227, k = 1.
+WEIGHTS = {"none": lambda snr, v, config: torch.ones_like(snr), "min_snr": _min_snr, "debiased": _debiased, "p2": _p2}
+
+
+def multires(noise: torch.Tensor, iterations: int, discount: float, rng: torch.Generator) -> torch.Tensor:
+    """Pyramid noise (Whitaker 2023): noise of ever coarser grids, enlarged and added with weight discount^i, scaled back to standard deviation 1."""
+    flat = noise.flatten(0, 1) if noise.ndim == 5 else noise  # frames of a video are drawn one by one
+    height, width = flat.shape[-2:]
+    total = flat
+    for i in range(1, iterations + 1):
+        ratio = float(torch.rand(1, generator=rng)) * 2 + 2
+        size = max(1, int(height / ratio**i)), max(1, int(width / ratio**i))
+        coarse = randn_like(flat.new_empty(*flat.shape[:-2], *size), rng)
+        total = total + F.interpolate(coarse, (height, width), mode="bilinear") * discount**i
+        if 1 in size:
+            break
+    return (total / total.std()).view(noise.shape)
 
 
 def check_prediction(config: ObjectiveConfig, kind: str) -> None:

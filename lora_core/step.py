@@ -10,7 +10,7 @@ import torch
 
 from .errors import NonFiniteError
 from .losses import LOSSES
-from .rng import randn_like, step_rng
+from .rng import step_rng
 
 if TYPE_CHECKING:
     from .data.batches import Batch
@@ -30,13 +30,16 @@ class StepReport:
     pictures: Sequence[str]
 
 
-def diffusion_loss(predict: Callable, batch: Batch, objective, rng: torch.Generator, loss: str = "mse") -> torch.Tensor:
+def diffusion_loss(
+    predict: Callable, batch: Batch, objective, rng: torch.Generator, loss: str = "mse", huber_delta: float = 0.1, huber_schedule: str = "snr"
+) -> torch.Tensor:
     """Weighted float32 loss of each sample, shape (B,)."""
     x0 = batch.latents  # (B, C, [T,] H, W), in the model's latent units
     sigma = objective.draw_sigma(len(x0), rng)  # (B,)
-    noise = randn_like(x0, rng)
-    pred = predict(objective.corrupt(x0, noise, sigma), sigma, batch)
-    error = LOSSES[loss](pred, objective.target(x0, noise, sigma))  # (B,)
+    noise = objective.draw_noise(x0, rng)
+    pred = predict(objective.corrupt(x0, objective.perturbed(noise, rng), sigma), sigma, batch)
+    delta = objective.huber_delta(sigma, huber_delta, huber_schedule)  # (B,)
+    error = LOSSES[loss](pred, objective.target(x0, noise, sigma), delta)  # (B,)
     return objective.weight(sigma).to(error) * batch.weight.to(error) * error
 
 
@@ -48,7 +51,8 @@ def optimizer_step(run: Run, step: int) -> StepReport:
         batch = run.batches.at(step, micro)
         run.adapters.begin_pass(config.seed, step, micro)
         rng = step_rng(config.seed, 0, step, micro)
-        share = diffusion_loss(run.backend.predict, batch, run.objective, rng, config.loss).mean() / config.grad_accum
+        error = diffusion_loss(run.backend.predict, batch, run.objective, rng, config.loss, config.huber_delta, config.huber_schedule)
+        share = error.mean() / config.grad_accum
         run.scaler.scale(share).backward()
         total = total + share.detach()
         pictures += batch.names

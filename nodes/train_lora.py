@@ -92,6 +92,16 @@ class TrainLora(io.ComfyNode):
                     io.Combo, "resume", options=["new run", "continue last"], default="new run", advanced=True,
                     tooltip="continue last goes on where the latest run of this name was saved, exactly as if it had never stopped.",
                 ),
+                widget("loss", advanced=True),
+                widget("huber_delta", advanced=True),
+                widget("huber_schedule", advanced=True),
+                widget("objective.weighting", advanced=True),
+                widget("objective.min_snr_gamma", advanced=True),
+                widget("objective.p2_gamma", advanced=True),
+                widget("objective.noise_offset", advanced=True),
+                widget("objective.multires_iterations", advanced=True),
+                widget("objective.multires_discount", advanced=True),
+                widget("objective.input_perturbation", advanced=True),
             ],
             outputs=[
                 make_output(io.Model, "model", tooltip="The base model with the LoRA."),
@@ -178,14 +188,18 @@ def config_from(widgets: dict[str, Any], dataset: DatasetSocket, backend: HostBa
     found = scan(data)
     values = TrainConfig(
         name=w["name"], base="ComfyUI", steps=w["steps"] or preset.steps(len(found.pictures)), batch_size=w["batch_size"], grad_accum=w["grad_accum"],
-        seed=w["seed"], checkpointing=w["checkpointing"], data=data,
+        seed=w["seed"], checkpointing=w["checkpointing"], data=data, loss=w["loss"], huber_delta=w["huber_delta"], huber_schedule=w["huber_schedule"],
         adapter=AdapterConfig(
             rank=w["rank"] or preset.rank, alpha=w["alpha"], dropout=w["dropout"], init=w["init"], targets=w["targets"], include=w["include"],
             exclude=w["exclude"],
         ),
         optimizer=OptimizerConfig(lr=w["learning_rate"] or preset.lr, weight_decay=w["weight_decay"], max_grad_norm=w["max_grad_norm"]),
         schedule=ScheduleConfig(name=preset.schedule if w["scheduler"] == "auto" else w["scheduler"], warmup_steps=w["warmup_steps"]),
-        objective=ObjectiveConfig(timesteps=w["timesteps"], shift=w["shift"], min_timestep=w["min_timestep"], max_timestep=w["max_timestep"]),
+        objective=ObjectiveConfig(
+            timesteps=w["timesteps"], shift=w["shift"], min_timestep=w["min_timestep"], max_timestep=w["max_timestep"], weighting=w["weighting"],
+            min_snr_gamma=w["min_snr_gamma"], p2_gamma=w["p2_gamma"], noise_offset=w["noise_offset"], multires_iterations=w["multires_iterations"],
+            multires_discount=w["multires_discount"], input_perturbation=w["input_perturbation"],
+        ),
         save=SaveConfig(every=w["save_every"]),
         samples=SampleConfig(prompt=w["sample_prompt"], every=w["sample_every"], cfg=w["sample_cfg"]),
     )  # fmt: skip

@@ -69,7 +69,7 @@ def test_accumulated_gradient_of_four_times_two_equals_one_batch_of_eight(object
     batch, sigmas = make_batch(8), objective.draw_sigma(8, step_rng(2, 0, 0, 0))
     noise = torch.randn(8, 4, 6, 6, generator=torch.Generator().manual_seed(9))
     queue = []
-    monkeypatch.setattr("lora_loom.lora_core.step.randn_like", lambda x, rng: queue.pop(0))
+    monkeypatch.setattr("lora_loom.lora_core.objectives.randn_like", lambda x, rng: queue.pop(0))
     torch.manual_seed(0)
     network = torch.nn.Sequential(torch.nn.Conv2d(4, 8, 3, padding=1), torch.nn.SiLU(), torch.nn.Conv2d(8, 4, 3, padding=1))
 
