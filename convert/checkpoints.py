@@ -17,9 +17,10 @@ import torch
 
 from . import disk, fuse
 from .detect import detect
+from .disk import Layout
 from .families import FAMILIES, Family, text
 from .lora import FormatError, Lora, Module, applied, delta, low_rank
-from .merge import Outcome, Progress, quiet, require_sizes
+from .merge import Outcome, Progress, quiet, rank_limit, require_sizes
 from .patterns import Found
 from .readers import unfused
 
@@ -30,7 +31,6 @@ _TEXT = (
     ("text_encoders.clip_g.transformer.", "clip_g"), ("text_encoders.t5xxl.transformer.", "t5xxl"),
 )  # fmt: skip
 _BIAS = re.compile(r"weight$")
-Layout = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
 Read = Callable[[str], torch.Tensor]
 _WEIGHT = re.compile(r"(.+?)(?:\.weight|(?<=in_proj)_weight)")
 
@@ -49,7 +49,7 @@ class Layer:
 
 
 @contextmanager
-def checkpoint(path: Path) -> Iterator[tuple[dict[str, tuple[torch.dtype, tuple[int, ...]]], Callable[[str], torch.Tensor], dict[str, Path]]]:
+def checkpoint(path: Path) -> Iterator[tuple[Layout, Read, dict[str, Path]]]:
     """(key -> type and shape, reader of one tensor, key -> file) of a single file or of all weights of a diffusers folder.
 
     Keys of a folder begin with the component, as in `unet/down_blocks.0...`.
@@ -57,16 +57,16 @@ def checkpoint(path: Path) -> Iterator[tuple[dict[str, tuple[torch.dtype, tuple[
     files = {path: ""} if path.is_file() else {file: f"{file.parent.name}/" for file in _folder_files(path)}
     if not files:
         raise FormatError(f"{path.name}: is neither a safetensors file nor a diffusers folder with safetensors weights.")
-    layout, where = {}, {}
+    layout, where, headers = {}, {}, {}
     for file, prefix in files.items():
         if file.suffix != ".safetensors":
             raise FormatError(f"{file.name}: checkpoints are read as safetensors only.")
-        entries, _ = disk.header(file)
+        headers[file] = entries = disk.header(file)[0]
         for key, entry in entries.items():
             layout[prefix + key] = (disk.dtype_of(entry["dtype"]), tuple(entry["shape"]))
             where[prefix + key] = file
     with ExitStack() as stack:
-        readers = {file: stack.enter_context(disk.opened(file)) for file in files}
+        readers = {file: stack.enter_context(disk.opened(file, headers[file])) for file in files}
 
         def tensor(key: str) -> torch.Tensor:
             return readers[where[key]](key.removeprefix(files[where[key]]))
@@ -96,7 +96,7 @@ def _folder_files(path: Path) -> list[Path]:
     return found
 
 
-def layers_of(layout: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], family: Family) -> dict[str, Layer]:
+def layers_of(layout: Layout, family: Family) -> dict[str, Layer]:
     """Key -> layer, for every weight the family's tables know."""
     out = {}
     components = {e.component: e.name for e in family.encoders}
@@ -134,7 +134,7 @@ def _in_file(name: str, family: Family) -> tuple[str, Found] | None:
     return (family.component, found) if found else None
 
 
-def family_of(layout: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> Family:
+def family_of(layout: Layout) -> Family:
     """The family of a checkpoint, from its layer names and shapes."""
     raw = {}
     for key, (_, shape) in layout.items():
@@ -221,8 +221,7 @@ def _by_key(lora: Lora, layers: Mapping[str, Layer]) -> dict[str, Module]:
         if any(m.kind == "other" for m in present):
             raise FormatError(f"{layer.names()[0]}: has parts that cannot be baked ({', '.join(present[0].parts)}).")
         try:
-            module = fuse.join(parts, row.shares) if len(layer.found.rows) > 1 else present[0]
-            module = fuse.swapped(module) if layer.found.native and fuse.swaps(row, module) else module
+            module = fuse.native(row, parts) if layer.found.native else present[0]
         except FormatError as error:
             raise FormatError(f"{key}: {error}") from error
         if module.kind != "full" or "diff" in module.parts:
@@ -259,7 +258,7 @@ def extract(
         family = family_of(old_layout)
         if family_of(new_layout) is not family:
             raise FormatError(f"the base is {family.title}, the other checkpoint is {family_of(new_layout).title}; both must be of one family.")
-        wanted = [c for c in (family.component, *(e.name for e in family.encoders if text_encoders))]
+        wanted = [family.component, *(e.name for e in family.encoders if text_encoders)]
         ours, theirs = (_by_name(layers_of(layout, family), wanted) for layout in (old_layout, new_layout))
         pairs = list(dict.fromkeys((ours[name], theirs[name]) for name in theirs if name in ours))
         if not pairs:
@@ -272,8 +271,7 @@ def extract(
                 if change.ndim < 2 or size <= min_change:
                     norms += change.ndim < 2 and size > 0
                     continue
-                limit = (conv_rank or rank) if change.ndim > 2 and max(change.shape[2:]) > 1 else rank
-                module, _ = low_rank(change, limit, energy)
+                module, _ = low_rank(change, rank_limit(change.shape, rank, conv_rank), energy)
                 exact = dict(unfused(found, Module("full", {"diff": change})))
                 for path, part in unfused(found, module):
                     name, full = f"{after.owner}.{path}", exact[path]
@@ -305,7 +303,7 @@ def _changes(before: Layer, after: Layer, old: torch.Tensor, new: torch.Tensor) 
         first, second = (_apart(layer, weight) for layer, weight in ((before, old), (after, new)))
         sides = [(found, first[name][1], weight) for name, (found, weight) in second.items() if name in first]
     for found, one, two in sides:
-        if one.shape != two.shape and one.numel() != two.numel() or one.shape[:1] != two.shape[:1]:
+        if one.numel() != two.numel() or one.shape[:1] != two.shape[:1]:
             raise FormatError(f"{after.key}: has the shape {tuple(two.shape)}, in the base {tuple(one.shape)}; these are different models.")
         change = two.float().reshape(one.shape) - one.float()
         if not torch.isfinite(change).all():

@@ -36,6 +36,7 @@ _TYPES = {
 _BYTES = {name: dtype.itemsize for dtype, name in _TYPES.items()}
 
 Header = dict[str, dict[str, Any]]
+Layout = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
 
 
 def header(path: Path) -> tuple[Header, dict[str, str]]:
@@ -117,7 +118,7 @@ def load_any(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     if path.suffix.lower() in PICKLE_SUFFIXES and not _starts_like_safetensors(path):
         return _load_pickle(path), {}
     entries, metadata = header(path)
-    with opened(path) as tensor:
+    with opened(path, entries) as tensor:
         return {key: tensor(key) for key in entries}, metadata
 
 
@@ -170,9 +171,12 @@ def _plain(path: Path, key: str, value: Any, size: int) -> Any:
 
 
 @contextlib.contextmanager
-def opened(path: Path) -> Iterator[Callable[[str], torch.Tensor]]:
-    """Reads one tensor at a time from a checked safetensors file, into memory of its own: the file is not mapped, so nothing of it stays."""
-    entries, _ = header(path)
+def opened(path: Path, known: Header | None = None) -> Iterator[Callable[[str], torch.Tensor]]:
+    """Reads one tensor at a time from a checked safetensors file, into memory of its own: the file is not mapped, so nothing of it stays.
+
+    `known`: the entries `header` gave, where the caller has them already.
+    """
+    entries = header(path)[0] if known is None else known
     try:
         with safe_open(path, "pt"):
             pass  # the library's own checks: no holes, no overlaps, no repeated keys
@@ -204,18 +208,14 @@ def save(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str,
     save_streamed(path, {k: (v.dtype, tuple(v.shape)) for k, v in tensors.items()}, tensors.__getitem__, metadata)
 
 
-def save_streamed(
-    path: Path, layout: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], tensor: Callable[[str], torch.Tensor], metadata: Mapping[str, str] | None = None
-) -> None:
+def save_streamed(path: Path, layout: Layout, tensor: Callable[[str], torch.Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Writes a safetensors file whose tensors are asked for one after the other, wide types first as the format wants them."""
     with replacing(path) as file:
         for chunk in chunks(layout, tensor, metadata):
             file.write(chunk)
 
 
-def save_folder(
-    source: Path, target: Path, layout: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], tensor: Callable[[str], torch.Tensor], where: Mapping[str, Path]
-) -> None:
+def save_folder(source: Path, target: Path, layout: Layout, tensor: Callable[[str], torch.Tensor], where: Mapping[str, Path]) -> None:
     """A copy of a diffusers folder with the tensors of `layout` (`<component>/<key>`) asked for anew; appears in one piece under its name."""
     if target.exists():
         raise FormatError(f"{target.name}: exists already; choose another name.")
@@ -245,9 +245,7 @@ def _prefixed(tensor: Callable[[str], torch.Tensor], prefix: str) -> Callable[[s
     return lambda key: tensor(prefix + key)
 
 
-def chunks(
-    layout: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], tensor: Callable[[str], torch.Tensor], metadata: Mapping[str, str] | None = None
-) -> Iterator[bytes | memoryview]:
+def chunks(layout: Layout, tensor: Callable[[str], torch.Tensor], metadata: Mapping[str, str] | None = None) -> Iterator[bytes | memoryview]:
     """The bytes of a safetensors file, one tensor at a time: the header first, then the data section."""
     order = sorted(layout, key=lambda key: (-layout[key][0].itemsize, key))
     entries: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}

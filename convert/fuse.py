@@ -173,6 +173,18 @@ def swaps(row: Row, module: Module) -> bool:
     return row.swap == "always" or (row.swap == "last" and len(shape) > 1 and shape[0] == 2 * shape[1])
 
 
+def arranged(row: Row, module: Module) -> Module:
+    """The module with its output rows in the order of the other world, where this layer has another there. Its own inverse."""
+    return swapped(module) if swaps(row, module) else module
+
+
+def native(row: Row, parts: Sequence[Module | None]) -> Module:
+    """The module of a native layer, from the modules of its diffusers parts in the order of the rows."""
+    module = join(parts, row.shares) if len(row.shares) > 1 else parts[0]
+    assert module is not None
+    return arranged(row, module)
+
+
 def swapped(module: Module) -> Module:
     """The two halves of the output rows exchanged: shift, scale in the one world is scale, shift in the other."""
     keys = {"lora": ("up",), "loha": ("hada_w1_a", "hada_w2_a"), "full": tuple(module.parts)}.get(module.kind)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -32,10 +32,10 @@ class Written:
 
 def open_file(path: Path, family: str = "", drop_unknown: bool = False) -> Lora | Embedding:
     """The LoRA or embedding at `path`: a safetensors or torch file, or a PEFT directory (or a directory of PEFT directories)."""
-    data, metadata = ({}, {}) if path.is_dir() else disk.load_any(path)
     try:
         if path.is_dir():
             return open_peft(path, family)
+        data, metadata = disk.load_any(path)
         if is_embedding(data):
             return read_embedding(data)
         if not all(isinstance(v, torch.Tensor) for v in data.values()):
@@ -173,7 +173,7 @@ def convert(source: Path, target: Path, options: Options, family: str = "", scal
     if not options.bundle:
         for token, vectors in lora.embeddings.items():
             stem = f"{target.stem}_emb" + (f"_{_safe(token)}" if len(lora.embeddings) > 1 else "")
-            out.append(write_embedding_file(read_embedding(vectors), _free(embeddings_to or target.parent, stem)))
+            out.append(write_embedding_file(read_embedding(vectors), free_path(embeddings_to or target.parent, stem)))
             out[-1].notes.append(f"It was bundled under the token {token!r}; its trigger is now {out[-1].path.stem}.")
     return out
 
@@ -182,10 +182,11 @@ def _safe(token: str) -> str:
     return "".join(c if c.isascii() and c.isalnum() or c in "-_" else "_" for c in token.lower())[:40]
 
 
-def _free(folder: Path, stem: str) -> Path:
-    path, number = folder / f"{stem}.safetensors", 2
-    while path.exists():
-        path, number = folder / f"{stem}_{number}.safetensors", number + 1
+def free_path(folder: Path, stem: str, suffix: str = ".safetensors", taken: Callable[[Path], bool] = Path.exists) -> Path:
+    """`stem` in the folder, with _2, _3, ... behind it as long as that is taken."""
+    path, number = folder / f"{stem}{suffix}", 2
+    while taken(path):
+        path, number = folder / f"{stem}_{number}{suffix}", number + 1
     return path
 
 

@@ -109,7 +109,7 @@ def resize(lora: Lora, rank: int, conv_rank: int = 0, energy: float = 1.0, progr
     modules, errors, lost, total = {}, {}, 0.0, 0.0
     for n, (name, module) in enumerate(lora.modules.items()):
         progress(n, len(lora.modules), name)
-        limit = (conv_rank or rank) if len(module.shape) > 2 and max(module.shape[2:]) > 1 else rank
+        limit = rank_limit(module.shape, rank, conv_rank)
         norm = squared_norm(module)
         if module.kind != "lora" or "dora" in module.parts or (module.rank <= limit and energy == 1.0):
             modules[name], error = module, 0.0
@@ -122,6 +122,11 @@ def resize(lora: Lora, rank: int, conv_rank: int = 0, energy: float = 1.0, progr
     if kept:
         out.notes.append(f"{kept} modules that are not plain LoRA (LoHa, LoKr, full, DoRA) keep their size.")
     return Outcome(out, (lost / total) ** 0.5 if total else 0.0, errors)
+
+
+def rank_limit(shape: tuple[int, ...], rank: int, conv_rank: int) -> int:
+    """The largest rank of a layer with a weight of `shape`: `conv_rank` (0: the same) for kernels larger than 1x1."""
+    return (conv_rank or rank) if len(shape) > 2 and max(shape[2:]) > 1 else rank
 
 
 def require_sizes(rank: int, conv_rank: int, energy: float) -> None:

@@ -206,7 +206,7 @@ def _size(value: torch.Tensor) -> str:
 def _require_finite(modules: Mapping[str, Module]) -> None:
     for name, module in modules.items():
         for part, value in module.parts.items():
-            if value.is_floating_point() and not torch.isfinite(value.float() if value.itemsize == 1 else value).all():
+            if value.is_floating_point() and not torch.isfinite(value).all():
                 raise FormatError(f"{name}.{part}: holds numbers that are not finite; the file is damaged or its training failed.")
 
 
@@ -286,8 +286,8 @@ def _unfused(name: str, found: Found, module: Module) -> list[tuple[str, Module 
 def unfused(found: Found, module: Module) -> list[tuple[str, Module | None]]:
     """(diffusers path, module) of each layer that a module of a looked-up layer stands for."""
     row = found.rows[0]
-    if found.native and fuse.swaps(row, module):
-        module = fuse.swapped(module)
+    if found.native:
+        module = fuse.arranged(row, module)
     if found.native and len(row.shares) > 1:
         return [(found.diffusers(r), part) for r, part in zip(found.rows, fuse.split(module, row.shares))]
     return [(found.diffusers(row), module)]

@@ -98,28 +98,23 @@ def _known(lora: Lora) -> Family:
 
 def _native(lora: Lora, family: Family) -> Named:
     """Denoiser modules by native path, fused where the native model is."""
-    groups: dict[str, list[tuple[int, Module]]] = {}
+    groups: dict[str, dict[int, Module]] = {}
     rows = {}
     for name, module in _denoiser(lora, family):
         found = family.table.find(name)
         if found is None or found.native:
             raise FormatError(f"{name}: is not a layer of {family.title}.")
         row = found.rows[0]
-        native = fill(row.native, found.numbers)
-        groups.setdefault(native, []).append((row.part, module))
-        rows[native] = row
+        path = fill(row.native, found.numbers)
+        groups.setdefault(path, {})[row.part] = module
+        rows[path] = row
     out = {}
-    for native, parts in groups.items():
-        row = rows[native]
+    for path, parts in groups.items():
+        row = rows[path]
         try:
-            if len(row.shares) > 1:
-                by_part = dict(parts)
-                module = fuse.join([by_part.get(n) for n in range(len(row.shares))], row.shares)
-            else:
-                module = parts[0][1]
-            out[native] = fuse.swapped(module) if fuse.swaps(row, module) else module
+            out[path] = fuse.native(row, [parts.get(n) for n in range(len(row.shares))])
         except FormatError as error:
-            raise FormatError(f"{native}: {error}") from error
+            raise FormatError(f"{path}: {error}") from error
     return out
 
 

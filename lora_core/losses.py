@@ -6,15 +6,15 @@ from collections.abc import Callable
 
 import torch
 
-Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+Loss = Callable[..., torch.Tensor]  # (pred, target, delta)
 
 
-def mse(pred: torch.Tensor, target: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
+def mse(pred: torch.Tensor, target: torch.Tensor, delta: torch.Tensor | None) -> torch.Tensor:
     """Mean squared error of each sample, shape (B,)."""
     return (pred.float() - target.float()).square().flatten(1).mean(1)
 
 
-def l1(pred: torch.Tensor, target: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
+def l1(pred: torch.Tensor, target: torch.Tensor, delta: torch.Tensor | None) -> torch.Tensor:
     """Mean absolute error of each sample, shape (B,)."""
     return (pred.float() - target.float()).abs().flatten(1).mean(1)
 
@@ -39,4 +39,5 @@ def smooth_excess(pred: torch.Tensor, target: torch.Tensor, delta: torch.Tensor)
     return square / ((square + delta.square()).sqrt() + delta)
 
 
+THRESHOLDED = ("huber", "smooth_l1")  # the losses that read `delta`
 LOSSES: dict[str, Loss] = {"mse": mse, "l1": l1, "huber": huber, "smooth_l1": smooth_l1}

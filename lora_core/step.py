@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from .errors import NonFiniteError
-from .losses import LOSSES
+from .losses import LOSSES, THRESHOLDED
 from .rng import step_rng
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def diffusion_loss(
     sigma = objective.draw_sigma(len(x0), rng)  # (B,)
     noise = objective.draw_noise(x0, rng)
     pred = predict(objective.corrupt(x0, objective.perturbed(noise, rng), sigma), sigma, batch)
-    delta = objective.huber_delta(sigma, huber_delta, huber_schedule)  # (B,)
+    delta = objective.huber_delta(sigma, huber_delta, huber_schedule) if loss in THRESHOLDED else None  # (B,)
     error = LOSSES[loss](pred, objective.target(x0, noise, sigma), delta)  # (B,)
     return objective.weight(sigma).to(error) * batch.weight.to(error) * error
 

@@ -8,15 +8,15 @@ similarity * sum over layers of mean |m_1 * m_2|, as in mkshing's ziplora-pytorc
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from .adapters.base import Adapter, AdapterSet
-from .adapters.lora import CONVS
+from .adapters.lora import CONVS, conv_settings
 from .adapters.targets import weight_shape
 from .backends.base import Backend
 from .config import OptimizerConfig, TrainConfig
@@ -44,11 +44,9 @@ class ZipAdapter(Adapter):
         self.mode = MERGED
         self._factors = [None if f is None else tuple(t.to(device, torch.float32) for t in f) for f in (first, second)]
         both = first is not None and second is not None
-        columns = (first or second)[0].shape[1]  # type: ignore[index]
+        columns = next(f for f in self._factors if f is not None)[0].shape[1]
         self.coefficients = nn.ParameterList([nn.Parameter(torch.ones(columns, device=device)) for _ in range(2)] if both else [])
-        self._kernel: dict[str, Any] | None = (
-            dict(stride=layer.stride, padding=layer.padding, dilation=layer.dilation) if hasattr(layer, "kernel_size") else None
-        )
+        self._conv = conv_settings(layer) if hasattr(layer, "kernel_size") else None
 
     def add_to(self, out: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         for n, wanted in enumerate((FIRST, SECOND)):
@@ -56,12 +54,13 @@ class ZipAdapter(Adapter):
             if factors is None or self.mode not in (MERGED, wanted):
                 continue
             down, up = (f.to(x.dtype) for f in factors)
-            if self._kernel is None:
-                scaled = x * self.coefficients[n].to(x.dtype) if self.mode == MERGED and self.coefficients else x
+            learned = self.mode == MERGED and self.coefficients
+            scaled = x * self.coefficients[n].to(x.dtype).view(-1, *[1] * (down.ndim - 2)) if learned else x
+            if self._conv is None:
                 out = out + F.linear(F.linear(scaled, down), up)
             else:
-                scaled = x * self.coefficients[n].to(x.dtype).view(-1, *[1] * (down.ndim - 2)) if self.mode == MERGED and self.coefficients else x
-                out = out + CONVS[down.ndim](CONVS[down.ndim](scaled, down, **self._kernel), up)
+                conv = CONVS[down.ndim]
+                out = out + conv(conv(scaled, down, **self._conv), up)
         return out
 
     def overlap(self) -> torch.Tensor:
@@ -124,7 +123,7 @@ def zip_loras(
                     losses.append(float(loss.detach()) + (losses.pop() if n else 0.0))
                 (similarity * torch.stack([a.overlap() for a in trained]).sum()).backward()
                 norm = float(clip_grad_norm(adapters.parameters(), config.optimizer.max_grad_norm))
-                if not torch.isfinite(torch.tensor([norm, losses[-1]])).all():
+                if not (math.isfinite(norm) and math.isfinite(losses[-1])):
                     raise LoomError(f"Step {step + 1}: loss {losses[-1]}, gradient norm {norm}; lower the learning rate, or use a base model in bf16 or fp32.")
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)

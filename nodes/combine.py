@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from ..convert.jobs import Options, Written, bake_file, extract_file, merge_files, open_lora, resize_file
@@ -24,6 +25,15 @@ def _output_inputs(name: str) -> list[Any]:
         make_input(io.Combo, "dtype", options=list(DTYPES), default="fp16", tooltip="Number format on disk."),
         make_input(io.Combo, "form", options=list(LORA_FORMS), default="universal", advanced=True, tooltip="Names of the layers in the file."),
         on_exists_input(),
+    ]
+
+
+def _size_inputs(rank: int) -> list[Any]:
+    """How large a LoRA made by SVD may be."""
+    return [
+        make_input(io.Int, "rank", default=rank, min=1, max=4096, tooltip="Largest rank."),
+        make_input(io.Float, "energy", default=1.0, min=0.01, max=1.0, step=0.01, tooltip="Share of the squared norm to keep in each layer; 1: all."),
+        make_input(io.Int, "conv_rank", default=0, min=0, max=4096, advanced=True, tooltip="Largest rank of 3x3 convolutions; 0: as rank."),
     ]
 
 
@@ -51,15 +61,19 @@ def _result(written: Written) -> io.NodeOutput:
     return io.NodeOutput(on_the_wire(lora), str(written.path), report, ui=ui.PreviewText(report))
 
 
-def _weighted_slots(widgets: dict[str, Any]) -> list[tuple[str, float]]:
+def _weighted_files(widgets: dict[str, Any]) -> list[tuple[Path, float]]:
     chosen = [(widgets[f"file_{n}"], widgets[f"strength_{n}"]) for n in range(1, SLOTS + 1)]
-    return [(file, strength) for file, strength in chosen if file != NO_FILE]
+    return [(model_file("loras", file), strength) for file, strength in chosen if file != NO_FILE]
 
 
-def _slots(first_required: bool) -> list[Any]:
+def _target(destination: str, name: str, widgets: dict[str, Any]) -> Path:
+    return place_for(lora_folders(), destination, name, widgets["on_exists"] == "overwrite")
+
+
+def _slots() -> list[Any]:
     out = []
     for n in range(1, SLOTS + 1):
-        out.append(lora_input(f"file_{n}", optional=n > 1 or not first_required))
+        out.append(lora_input(f"file_{n}", optional=n > 1))
         out.append(make_input(io.Float, f"strength_{n}", default=1.0, min=-10.0, max=10.0, step=0.05, tooltip="Weight of this LoRA in the sum."))
     return out
 
@@ -76,7 +90,7 @@ class MergeLoras(FromFiles):
             is_output_node=True,
             hidden=[io.Hidden.unique_id],
             inputs=[
-                *_slots(first_required=True),
+                *_slots(),
                 make_input(io.Int, "rank", default=0, min=0, max=4096, tooltip="Rank of the result. 0 is exact: the ranks add up."),
                 *_output_inputs("merged"),
                 family_input(),
@@ -88,8 +102,7 @@ class MergeLoras(FromFiles):
     @classmethod
     @plain_errors("file_1")
     def execute(cls, name: str, destination: str, rank: int, base_model: str, **widgets: Any) -> io.NodeOutput:
-        sources = [(model_file("loras", file), strength) for file, strength in _weighted_slots(widgets)]
-        path = place_for(lora_folders(), destination, name, widgets["on_exists"] == "overwrite")
+        sources, path = _weighted_files(widgets), _target(destination, name, widgets)
         progress = layer_progress(cls.hidden.unique_id)
         return _result(merge_files(sources, path, _options(widgets), rank, chosen_family(base_model), progress))
 
@@ -107,9 +120,7 @@ class ResizeLora(FromFiles):
             hidden=[io.Hidden.unique_id],
             inputs=[
                 lora_input(),
-                make_input(io.Int, "rank", default=16, min=1, max=4096, tooltip="Largest rank."),
-                make_input(io.Float, "energy", default=1.0, min=0.01, max=1.0, step=0.01, tooltip="Share of the squared norm to keep in each layer; 1: all."),
-                make_input(io.Int, "conv_rank", default=0, min=0, max=4096, advanced=True, tooltip="Largest rank of 3x3 convolutions; 0: as rank."),
+                *_size_inputs(16),
                 *_output_inputs("resized"),
                 family_input(),
             ],
@@ -119,7 +130,7 @@ class ResizeLora(FromFiles):
     @classmethod
     @plain_errors("file")
     def execute(cls, file: str, rank: int, energy: float, conv_rank: int, name: str, destination: str, base_model: str, **widgets: Any) -> io.NodeOutput:
-        path = place_for(lora_folders(), destination, name, widgets["on_exists"] == "overwrite")
+        path = _target(destination, name, widgets)
         progress = layer_progress(cls.hidden.unique_id)
         return _result(resize_file(model_file("loras", file), path, _options(widgets), rank, conv_rank, energy, chosen_family(base_model), progress))
 
@@ -138,9 +149,7 @@ class ExtractLora(FromFiles):
             inputs=[
                 make_input(io.Combo, "base", options=checkpoint_names(), tooltip="The model the LoRA will be used on."),
                 make_input(io.Combo, "tuned", options=checkpoint_names(), tooltip="The fine-tuned model to imitate."),
-                make_input(io.Int, "rank", default=32, min=1, max=4096, tooltip="Largest rank."),
-                make_input(io.Float, "energy", default=1.0, min=0.01, max=1.0, step=0.01, tooltip="Share of the squared norm to keep in each layer."),
-                make_input(io.Int, "conv_rank", default=0, min=0, max=4096, advanced=True, tooltip="Largest rank of 3x3 convolutions; 0: as rank."),
+                *_size_inputs(32),
                 make_input(io.Boolean, "text_encoders", default=True, advanced=True, tooltip="Also extract what changed in the text encoders."),
                 *_output_inputs("extracted"),
             ],
@@ -152,7 +161,7 @@ class ExtractLora(FromFiles):
     def execute(
         cls, base: str, tuned: str, rank: int, energy: float, conv_rank: int, text_encoders: bool, name: str, destination: str, **widgets: Any
     ) -> io.NodeOutput:
-        path = place_for(lora_folders(), destination, name, widgets["on_exists"] == "overwrite")
+        path = _target(destination, name, widgets)
         progress = layer_progress(cls.hidden.unique_id)
         files = checkpoint_file(base), checkpoint_file(tuned)
         return _result(extract_file(*files, path, _options(widgets), rank, conv_rank, energy, text_encoders, progress))
@@ -171,7 +180,7 @@ class MergeIntoCheckpoint(FromFiles):
             hidden=[io.Hidden.unique_id],
             inputs=[
                 make_input(io.Combo, "checkpoint", options=checkpoint_names(), tooltip="The model to add to. It is not changed."),
-                *_slots(first_required=True),
+                *_slots(),
                 make_input(io.String, "name", default="merged_checkpoint", tooltip="File name without folder and ending."),
                 destination_input(checkpoint_folders(), "checkpoints"),
                 on_exists_input(),
@@ -182,7 +191,7 @@ class MergeIntoCheckpoint(FromFiles):
     @classmethod
     @plain_errors("checkpoint")
     def execute(cls, checkpoint: str, name: str, destination: str, on_exists: str, **widgets: Any) -> io.NodeOutput:
-        loras = [(model_file("loras", file), strength) for file, strength in _weighted_slots(widgets)]
+        loras = _weighted_files(widgets)
         overwrite = on_exists == "overwrite"
         path = place_for(checkpoint_folders(), destination, name, overwrite)
         written = bake_file(checkpoint_file(checkpoint), loras, path, overwrite, layer_progress(cls.hidden.unique_id))

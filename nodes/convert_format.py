@@ -25,9 +25,10 @@ _EMBEDDING_PREFIX = "embedding: "
 
 
 def lora_input(name: str = "file", optional: bool = False) -> Any:
-    files = file_names_in("loras")
-    tooltip = "A LoRA file this ComfyUI knows."
-    return make_input(io.Combo, name, options=[NO_FILE, *files] if optional else files, tooltip=tooltip, **({"default": NO_FILE} if optional else {}))
+    files, tooltip = file_names_in("loras"), "A LoRA file this ComfyUI knows."
+    if optional:
+        return make_input(io.Combo, name, options=[NO_FILE, *files], default=NO_FILE, tooltip=tooltip)
+    return make_input(io.Combo, name, options=files, tooltip=tooltip)
 
 
 def family_input() -> Any:

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from ..lora_core.config import DataConfig
+
+if TYPE_CHECKING:
+    from .host.backend import HostBackend
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,3 +38,9 @@ def resolution_for(family: str, context_width: int | None) -> int:
     if family == "sd1" and context_width is not None and context_width < 256:
         return TOY_RESOLUTION
     return RESOLUTIONS.get(family, LARGE_RESOLUTION)
+
+
+def fitted(data: DataConfig, resolution: int, backend: HostBackend) -> DataConfig:
+    """`data` at `resolution` px, 0 meaning what the model was made for, in buckets of 64 px; finer ones for the toy's small pictures."""
+    side = resolution or resolution_for(backend.family, backend.context_width)
+    return dataclasses.replace(data, resolution=side, bucket_step_px=backend.latent_step_px if side <= 2 * TOY_RESOLUTION else 64)

@@ -10,8 +10,8 @@ import torch
 from ..convert import FormatError, Lora, cast, is_lora, lora_metadata, read, write
 from ..convert.embedding import EMBEDDING_TARGETS, bundled, trigger_problems
 from ..convert.families import UNKNOWN, known_family
+from ..convert.jobs import free_path, write_embedding_file
 from ..convert.jobs import write_card as write_card_beside
-from ..convert.jobs import write_embedding_file
 from ..convert.lora import DTYPES
 from ..convert.metadata import converted_metadata
 from ..convert.report import triggers
@@ -41,9 +41,11 @@ def place_for(places: dict[str, Path], destination: str, name: str, overwrite: b
     check_name("name", name)
     if destination not in places:
         raise LoomError(f"destination: {destination!r} is not a folder of this ComfyUI; choose one of {', '.join(places)}.")
-    path, number = places[destination] / f"{name}{suffix}", 2
-    while (path.exists() or (suffix and path.with_suffix(".preview.png").exists())) and not overwrite:
-        path, number = path.with_name(f"{name}_{number}{suffix}"), number + 1
+
+    def taken(path: Path) -> bool:
+        return not overwrite and (path.exists() or bool(suffix and path.with_suffix(".preview.png").exists()))
+
+    path = free_path(places[destination], name, suffix, taken)
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
 

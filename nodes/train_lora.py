@@ -16,7 +16,7 @@ from PIL import Image
 from ..convert import FormatError, lora_metadata, trained
 from ..convert.detect import declared_family
 from ..convert.disk import header
-from ..convert.jobs import write_card
+from ..convert.jobs import free_path, write_card
 from ..convert.report import triggers
 from ..lora_core.adapters.targets import choose_targets, weight_shape
 from ..lora_core.config import AdapterConfig, ObjectiveConfig, OptimizerConfig, SampleConfig, SaveConfig, ScheduleConfig, TrainConfig, as_dict, parse
@@ -34,7 +34,7 @@ from .host.backend import HostBackend
 from .host.check import require_matched
 from .host.live import LiveNode, registered
 from .host.paths import runs_root
-from .presets import PRESETS, TOY_RESOLUTION, resolution_for
+from .presets import PRESETS, fitted
 from .previews import write_preview
 from .sockets import CATEGORY, Dataset, DatasetSocket, LoraWeights, widget
 
@@ -181,10 +181,7 @@ def _keep_or_remove(folder: Path, resume: bool) -> None:
 def config_from(widgets: dict[str, Any], dataset: DatasetSocket, backend: HostBackend) -> tuple[TrainConfig, FoundDataset]:
     """The run's config (widgets, with 0 and auto filled in from the preset and the model) and the pictures it will train on."""
     w, preset = widgets, PRESETS[widgets["preset"]]
-    context = backend.context_width
-    resolution = w["resolution"] or resolution_for(backend.family, context)
-    step = backend.latent_step_px if resolution <= 2 * TOY_RESOLUTION else 64
-    data = dataclasses.replace(dataset.config, resolution=resolution, bucket_step_px=step)
+    data = fitted(dataset.config, w["resolution"], backend)
     found = scan(data)
     values = TrainConfig(
         name=w["name"], base="ComfyUI", steps=w["steps"] or preset.steps(len(found.pictures)), batch_size=w["batch_size"], grad_accum=w["grad_accum"],
@@ -210,10 +207,8 @@ def publish(file: Path) -> Path:
     """Copies a run's result to where the host lists LoRAs. A file there that is not an earlier result of this run is never overwritten."""
     record = file.parent / "published.json"
     earlier = json.loads(record.read_text()) if record.exists() else {}
-    target, number = loras_folder() / file.name, 2
+    target = free_path(loras_folder(), file.stem, taken=lambda path: path.exists() and sha256(path) != earlier.get(path.name))
     target.parent.mkdir(parents=True, exist_ok=True)
-    while target.exists() and sha256(target) != earlier.get(target.name):
-        target, number = target.with_name(f"{file.stem}_{number}.safetensors"), number + 1
     write_bytes(target, file.read_bytes())
     write_json(record, {target.name: sha256(target)})
     _dress(target, file.parent)

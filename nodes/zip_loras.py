@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import comfy.sd
@@ -19,7 +18,7 @@ from ..lora_core.ziplora import Factors, zip_config, zip_loras
 from .host.api import io, make_input, make_output, schema, ui
 from .host.backend import HostBackend
 from .host.live import LiveNode, registered
-from .presets import TOY_RESOLUTION, resolution_for
+from .presets import fitted
 from .sockets import CATEGORY, Dataset, DatasetSocket, LoraWeights, plain_errors, widget
 
 
@@ -74,9 +73,7 @@ class ZipLoras(io.ComfyNode):
             backend = HostBackend(model, clip, vae)
             family = known_family(backend.family)
             canonical = [read({k: v.clone() for k, v in lora.items()}, family=family) for lora in (lora_1, lora_2)]
-            side = resolution or resolution_for(backend.family, backend.context_width)
-            step_px = backend.latent_step_px if side <= 2 * TOY_RESOLUTION else 64
-            data = [dataclasses.replace(p.config, resolution=side, bucket_step_px=step_px) for p in (pictures_1, pictures_2)]
+            data = [fitted(pictures.config, resolution, backend) for pictures in (pictures_1, pictures_2)]
             control = Control()
             config = zip_config(data[0], steps, learning_rate, batch_size, seed, checkpointing)
             with registered(node_id, control):

@@ -16,6 +16,11 @@ from .base import Adapter
 CONVS = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
 
 
+def conv_settings(layer: Any) -> dict[str, Any]:
+    """How a convolution layer walks over its input, as the functions of CONVS take it."""
+    return dict(stride=layer.stride, padding=layer.padding, dilation=layer.dilation)
+
+
 class LoraAdapter(Adapter):
     """down (rank, in) or (rank, in, *kernel); up (out, rank) or (out, rank, 1, ...). `up` starts at zero: no effect before step 1."""
 
@@ -38,7 +43,7 @@ class LoraAdapter(Adapter):
             nn.init.kaiming_uniform_(down, a=math.sqrt(5), generator=rng)  # as PEFT and kohya
         self.lora_down = nn.Parameter(down.to(device))
         self.lora_up = nn.Parameter(torch.zeros(weight_shape[0], rank, *[1] * len(kernel), device=device))
-        self._conv: dict[str, Any] | None = dict(stride=layer.stride, padding=layer.padding, dilation=layer.dilation) if kernel else None
+        self._conv: dict[str, Any] | None = conv_settings(layer) if kernel else None
 
     def add_to(self, out: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         x = self.drop(x)
