@@ -80,7 +80,7 @@ def run_job(config: TrainConfig, args: argparse.Namespace) -> tuple[Result, int]
     """Trains `config` headless below `args.out`; a signal stops after the current step and keeps the result. Returns (result, exit code)."""
     import torch
 
-    from .convert import lora_metadata, trained
+    from .convert import products
     from .lora_core.backends.diffusers_backend import DiffusersBackend
     from .lora_core.data.folder import scan
     from .lora_core.errors import LoomError
@@ -101,9 +101,8 @@ def run_job(config: TrainConfig, args: argparse.Namespace) -> tuple[Result, int]
     if folder is None:
         raise LoomError(f"name: there is no run {config.name!r} in {args.out} to continue; start it without --resume.")
 
-    def export(state: dict[str, torch.Tensor], facts: dict[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-        tensors = trained(state, backend.family)
-        return tensors, lora_metadata(tensors, config.name, backend.family, facts)
+    def export(state: dict[str, torch.Tensor], facts: dict[str, Any]) -> dict[str, Any]:
+        return products(state, config.name, backend.family, facts)
 
     control, received = Control(), []
 

@@ -68,11 +68,13 @@ class Loom:
         import comfy.model_patcher
         import comfy.supported_models as sm
         import torch
+        from lora_loom.lora_core.build import make_adapters
         from lora_loom.lora_core.config import AdapterConfig, OptimizerConfig, TrainConfig
         from lora_loom.lora_core.data.batches import Batch
         from lora_loom.lora_core.data.buckets import fit
-        from lora_loom.lora_core.optimizers import make_optimizer
-        from lora_loom.lora_core.trainer import Run, make_adapters
+        from lora_loom.lora_core.groups import make_groups
+        from lora_loom.lora_core.optimizers import filled, make_optimizer
+        from lora_loom.lora_core.trainer import Run
         from lora_loom.nodes.host.backend import HostBackend
 
         with torch.inference_mode():
@@ -85,7 +87,7 @@ class Loom:
         text = torch.randn(1, 77, 768, generator=torch.Generator().manual_seed(1))
         clip = type("Text", (), {"tokenize": lambda s, t: t, "encode_from_tokens_scheduled": lambda s, t: [[text, {"pooled_output": None}]]})()
         vae = type("NoVae", (), {"downscale_ratio": 8, "latent_channels": 4})()
-        job = TrainConfig(steps=10**6, adapter=AdapterConfig(rank=RANK), optimizer=OptimizerConfig(lr=LR))
+        job = filled(TrainConfig(steps=10**6, adapter=AdapterConfig(rank=RANK), optimizer=OptimizerConfig(lr=LR)))
         backend = HostBackend(patcher, clip, vae)
         layers, adapters = make_adapters(job, backend)
         latents = torch.randn(4, 1, 4, 32, 32, generator=torch.Generator().manual_seed(2))
@@ -98,7 +100,7 @@ class Loom:
         scaler = torch.amp.GradScaler("cpu", enabled=False)
         self.trained = adapters.count()
         self._training = backend.training(layers, adapters, False)
-        self._run = Run(job, backend, adapters, Cached(), backend.objective(job.objective), make_optimizer(adapters.parameters(), job.optimizer), scaler)
+        self._run = Run(job, backend, adapters, Cached(), backend.objective(job.objective), make_optimizer(make_groups(job, adapters), job.optimizer), scaler)
         began = time.perf_counter()
         with torch.inference_mode(False):
             self._training.__enter__()

@@ -2,7 +2,8 @@
 
 from .lora import FormatError, Lora, Module, cast, is_lora
 from .metadata import lora_metadata
+from .products import products
 from .readers import read
 from .writers import TARGETS, peft_directories, trained, write
 
-__all__ = ["TARGETS", "FormatError", "Lora", "Module", "cast", "is_lora", "peft_directories", "lora_metadata", "read", "trained", "write"]
+__all__ = ["TARGETS", "FormatError", "Lora", "Module", "cast", "is_lora", "peft_directories", "lora_metadata", "products", "read", "trained", "write"]

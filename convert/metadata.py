@@ -69,7 +69,7 @@ def lora_metadata(tensors: Mapping[str, torch.Tensor], name: str, base: str, fac
     """
     family = BASES.get(base, BaseModel(base, base, ""))
     config = facts.get("config", {})
-    trigger = config.get("data", {}).get("trigger", "")
+    trigger = ", ".join(facts.get("triggers", [])) or config.get("data", {}).get("trigger", "")
     side = config.get("data", {}).get("resolution", family.resolution)
     now = datetime.datetime.now(datetime.timezone.utc)
     header: dict[str, Any] = {

@@ -43,23 +43,65 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AdapterConfig:
+    algorithm: str = setting(
+        "lora", "Kind of adapter; lora with targets = conv is what is called LoCon. Every program reads lora.", choices=("lora", "dora", "loha", "lokr")
+    )
     rank: int = setting(16, "Size of the low-rank update. More holds more detail and learns unwanted detail sooner.", low=1, high=1024)
     alpha: float = setting(0.0, "The update is scaled by alpha / rank; 0 means alpha = rank, a scale of 1.", low=0.0, high=4096.0)
+    conv_rank: int = setting(0, "Rank in convolutions larger than 1x1; 0 takes rank.", low=0, high=1024)
+    conv_alpha: float = setting(0.0, "Alpha in those convolutions, where conv_rank is given; 0 means alpha = conv_rank.", low=0.0, high=4096.0)
+    rank_stabilized: bool = setting(False, "Scale by alpha / sqrt(rank) instead of alpha / rank (rsLoRA), which keeps large ranks learning.")
+    lokr_factor: int = setting(0, "How LoKr splits a layer: the larger, the smaller the file; 0 splits near the root.", low=0, high=256)
     dropout: float = setting(0.0, "Share of an adapter's inputs set to zero in each step.", low=0.0, high=0.95)
     init: str = setting("kaiming", "How lora_down starts (lora_up starts at zero).", choices=("kaiming", "gaussian"))
     targets: str = setting("attention", "Which layers get an adapter.", choices=("attention", "cross-attention", "linear", "conv", "regex"))
     include: str = setting("", "Regular expression a layer's path must match; used with targets = regex, narrows the other choices.")
     exclude: str = setting("", "Regular expression of layer paths to leave alone.")
+    max_norm: float = setting(0.0, "Largest norm of an update; a larger one is scaled down after each step. 1 is common, 0 is off.", low=0.0, high=1000.0)
+    layer_lr: str = setting("", "Factors on the learning rate by layer, one a line: regular expression of layer names = factor; the first that fits counts.")
+    layer_rank: str = setting("", "Ranks by layer, one a line: regular expression of layer names = rank; the first that fits counts, 0 leaves the layer out.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextEncoderConfig:
+    train: bool = setting(False, "Also train a LoRA on the text encoders.")
+    encoders: str = setting("", "Regular expression of the text encoders to train, such as clip_l; empty: all that can be.")
+    targets: str = setting("attention", "Which of their layers get an adapter.", choices=("attention", "attention and mlp"))
+    rank: int = setting(0, "Size of the update; 0 takes adapter.rank.", low=0, high=1024)
+    alpha: float = setting(0.0, "The update is scaled by alpha / rank; 0 means alpha = rank.", low=0.0, high=4096.0)
+    lr: float = setting(0.0, "Learning rate of the text encoders; 0 takes optimizer.lr. Half of it or less is common.", low=0.0, high=10.0)
+    weight_decay: float = setting(-1.0, "Weight decay of the text encoders; -1 takes optimizer.weight_decay.", low=-1.0, high=1.0)
+    stop: float = setting(1.0, "Share of the steps after which the text encoders are frozen.", low=0.01, high=1.0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EmbeddingConfig:
+    tokens: str = setting(
+        "", "New words to learn, one a line: TOK, or TOK = a dog to start from words, or TOK*4 = a dog for four vectors. Empty: the dataset's trigger, or TOK."
+    )
+    vectors: int = setting(1, "Vectors per token. More hold more, and take more of the prompt's 75.", low=1, high=32)
+    init: str = setting("", "Words a token starts from, where its line names none; empty: random, as spread out as the encoder's own words.")
+    lr: float = setting(0.0, "Learning rate of the vectors; 0 takes optimizer.lr. 1e-3 to 5e-3 alone, 3e-4 beside a LoRA.", low=0.0, high=10.0)
+    weight_decay: float = setting(0.0, "Weight decay of the vectors.", low=0.0, high=1.0)
+    stop: float = setting(1.0, "Share of the steps after which the vectors are frozen (the pivot); 0.5 is common beside a LoRA.", low=0.01, high=1.0)
+    keep_norm: bool = setting(False, "Pull the vectors back to the spread of the encoder's own words after each step, until they are frozen.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    name: str = setting("adamw", "Optimizer.", choices=("adamw",))
-    lr: float = setting(1e-4, "Learning rate at full strength.", low=0.0, high=10.0)
+    name: str = setting(
+        "adamw",
+        "Optimizer. prodigy finds the learning rate itself; adamw8bit, prodigy, lion, came, schedule_free and muon need a package of their own.",
+        choices=("adamw", "adamw8bit", "adafactor", "prodigy", "lion", "came", "schedule_free", "muon"),
+    )
+    lr: float = setting(0.0, "Learning rate at full strength; 0 takes the optimizer's usual one (adamw 1e-4, prodigy 1).", low=0.0, high=10.0)
     beta1: float = setting(0.9, "Decay of the gradient average.", low=0.0, high=0.9999)
-    beta2: float = setting(0.999, "Decay of the squared-gradient average.", low=0.0, high=0.999999)
+    beta2: float = setting(0.0, "Decay of the squared-gradient average; 0 takes the optimizer's usual one (adamw 0.999, prodigy 0.99).", low=0.0, high=0.999999)
     weight_decay: float = setting(0.01, "Decoupled weight decay.", low=0.0, high=1.0)
     eps: float = setting(1e-8, "Added to the denominator.", low=1e-16, high=1e-2)
+    lora_plus_ratio: float = setting(1.0, "Learning rate of lora_up over lora_down (LoRA+, Hayou et al. 2024); 16 is common, 1 is off.", low=1.0, high=100.0)
+    prodigy_d_coef: float = setting(1.0, "Factor on the rate Prodigy finds.", low=0.01, high=100.0)
+    prodigy_beta3: float = setting(0.0, "Decay of Prodigy's estimate; 0 takes the square root of beta2.", low=0.0, high=0.999999)
     max_grad_norm: float = setting(1.0, "Gradients are scaled down to this norm; 0 turns clipping off.", low=0.0, high=1e6)
 
 
@@ -128,13 +170,19 @@ class TrainConfig:
         "auto", "Arithmetic of the base model; adapters are always fp32. auto keeps what is loaded.", choices=("auto", "fp32", "bf16", "fp16")
     )
     checkpointing: bool = setting(False, "Recompute blocks in the backward pass: about a third slower, far less memory.")
+    ema_decay: float = setting(0.0, "Keep a moving average of what is trained and save that; 0.99 to 0.9999, 0 turns it off.", low=0.0, high=0.99999)
     loss: str = setting(
         "mse", "Distance between prediction and target. huber and smooth_l1 care less about outliers.", choices=("mse", "l1", "huber", "smooth_l1")
     )
     huber_delta: float = setting(0.1, "Error at which huber and smooth_l1 turn from square to linear.", low=1e-4, high=10.0)
     huber_schedule: str = setting("snr", "How that error depends on the noise level.", choices=("constant", "exponential", "snr"))
+    method: str = setting(
+        "lora", "What is trained: a LoRA, an embedding (textual inversion), or both (pivotal tuning).", choices=("lora", "embedding", "pivotal")
+    )
     data: DataConfig = setting(DataConfig, "")
     adapter: AdapterConfig = setting(AdapterConfig, "")
+    text_encoder: TextEncoderConfig = setting(TextEncoderConfig, "")
+    embedding: EmbeddingConfig = setting(EmbeddingConfig, "")
     optimizer: OptimizerConfig = setting(OptimizerConfig, "")
     schedule: ScheduleConfig = setting(ScheduleConfig, "")
     objective: ObjectiveConfig = setting(ObjectiveConfig, "")
@@ -148,6 +196,16 @@ class TrainConfig:
                 f"objective.min_timestep: {self.objective.min_timestep} is not below max_timestep {self.objective.max_timestep}; "
                 "give a range such as 0 to 1000."
             )
+        if self.method == "embedding" and self.text_encoder.train:
+            raise ConfigError("text_encoder.train: an embedding is trained on frozen text encoders; turn it off, or choose method = pivotal.")
+
+    @property
+    def trains_lora(self) -> bool:
+        return self.method != "embedding"
+
+    @property
+    def trains_tokens(self) -> bool:
+        return self.method != "lora"
 
 
 def parse(values: dict[str, Any], cls: type = TrainConfig, where: str = "") -> Any:

@@ -100,14 +100,21 @@ def _sha(data: bytes) -> str:
 
 
 def _flatten(state: dict[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Optimizer state_dict -> (tensors by "param.key", the rest as JSON)."""
+    """Optimizer state_dict -> (tensors by "param.key" or "param.key/key", the rest as JSON)."""
     tensors, plain = {}, {}
+
+    def sort(name: str, value: Any) -> None:
+        if torch.is_tensor(value):
+            tensors[name] = value.detach().cpu()
+        elif isinstance(value, dict):
+            for key, inner in value.items():
+                sort(f"{name}/{key}", inner)
+        else:
+            plain[name] = value
+
     for index, entries in state["state"].items():
         for key, value in entries.items():
-            if torch.is_tensor(value):
-                tensors[f"{index}.{key}"] = value.detach().cpu()
-            else:
-                plain[f"{index}.{key}"] = value
+            sort(f"{index}.{key}", value)
     return tensors, {"entries": plain, "param_groups": state["param_groups"]}
 
 
@@ -115,5 +122,9 @@ def _unflatten(tensors: dict[str, torch.Tensor], plain: dict[str, Any]) -> dict[
     state: dict[int, dict[str, Any]] = {}
     for name, value in {**tensors, **plain["entries"]}.items():
         index, key = name.split(".", 1)
-        state.setdefault(int(index), {})[key] = value
+        *outer, leaf = key.split("/")
+        place = state.setdefault(int(index), {})
+        for part in outer:
+            place = place.setdefault(part, {})
+        place[leaf] = value
     return {"state": state, "param_groups": plain["param_groups"]}

@@ -10,6 +10,7 @@ import torch
 
 from .errors import NonFiniteError
 from .losses import LOSSES, THRESHOLDED
+from .optimizers import effective_lr
 from .rng import step_rng
 
 if TYPE_CHECKING:
@@ -57,13 +58,14 @@ def optimizer_step(run: Run, step: int) -> StepReport:
         total = total + share.detach()
         pictures += batch.names
     run.scaler.unscale_(run.optimizer)
-    grad_norm = clip_grad_norm(run.adapters.parameters(), config.optimizer.max_grad_norm)
+    grad_norm = clip_grad_norm(run.parameters(), config.optimizer.max_grad_norm)
     norm, loss = run.check_finite(grad_norm, total, step, pictures)  # the step's one device sync, before the weights move
     with run.updating():
         run.scaler.step(run.optimizer)
         run.scaler.update()
+        run.after_update(step)
     run.optimizer.zero_grad(set_to_none=True)
-    return StepReport(step + 1, loss, norm, run.optimizer.param_groups[0]["lr"], pictures)
+    return StepReport(step + 1, loss, norm, effective_lr(run.optimizer), pictures)
 
 
 def clip_grad_norm(params: list[torch.nn.Parameter], max_norm: float) -> torch.Tensor:

@@ -20,22 +20,28 @@ from PIL import Image
 from torch import nn
 
 from . import files, state
-from .adapters import AdapterSet, LoraAdapter, choose_targets
-from .adapters.targets import weight_shape
+from .adapters import AdapterSet
 from .backends.base import Backend, SampleJob
+from .build import make_adapters
 from .config import TrainConfig, as_dict, parse
 from .data.batches import Batches, LatentCache
+from .data.captions import with_trigger
 from .data.folder import Dataset
+from .ema import PREFIX as EMA_PREFIX
+from .ema import Ema
 from .errors import LoomError, NonFiniteError
 from .events import Control, Listener
+from .groups import drop, frozen_at, make_groups
 from .objectives import Objective, check_prediction
-from .optimizers import make_optimizer
+from .optimizers import averaged, check_installed, filled, make_optimizer, settle
 from .plots import grid, loss_plot
 from .schedules import lr_factor
 from .step import MAX_SKIPPED, optimizer_step
+from .tokens import TokenSet
 
 log = logging.getLogger(__name__)
-Export = Callable[[dict[str, torch.Tensor], dict[str, Any]], tuple[dict[str, torch.Tensor], dict[str, str]]]
+Product = tuple[dict[str, torch.Tensor], dict[str, str]]  # (tensors, metadata) of one file
+Export = Callable[[dict[str, torch.Tensor], dict[str, Any]], dict[str, Product]]  # trained values and facts -> file stem -> what is in it, the main one first
 MAX_TEXTS_AHEAD = 2000
 MAX_FAILED_SAMPLES = 2
 CHANGEABLE = ("steps", "save", "samples", "name")  # may differ between a run and its continuation
@@ -52,8 +58,58 @@ class Run:
     objective: Objective
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
+    ema: Ema | None = None
     skipped_in_a_row: int = 0
     mid_update: bool = False
+    frozen: list[str] = dataclasses.field(default_factory=list)  # names of the groups whose time is over
+
+    def parameters(self) -> list[nn.Parameter]:
+        """What this step trains."""
+        return [p for g in self.optimizer.param_groups for p in g["params"]]
+
+    def freeze(self, groups: list[dict[str, Any]]) -> None:
+        """Ends the training of these groups: their averages become their weights, which nothing changes any more."""
+        for group in groups:
+            if self.ema:
+                self.ema.settle(group["params"])
+            settle(self.optimizer, group)
+            drop(self.optimizer, group)
+            self.frozen.append(group["name"])
+        if groups:
+            self.backend.forget_texts()
+
+    def after_update(self, step: int) -> None:
+        """What follows update number `step` (from 0) directly: limits on the weights, and the moving average."""
+        if self.config.adapter.max_norm:
+            for _, adapter in self.adapters:
+                adapter.limit_norm(self.config.adapter.max_norm)
+        if self.config.embedding.keep_norm:
+            for token in self.adapters.tokens:
+                token.pull_back_norm()
+        if self.ema:
+            self.ema.update(step + 1)
+
+    def restore(self, checkpoint: state.Checkpoint) -> None:
+        """Puts everything to where it was when the checkpoint was saved."""
+        own = {k: v for k, v in checkpoint.adapter.items() if not k.startswith(EMA_PREFIX)}
+        self.adapters.load_state_dict(own)
+        if self.ema:
+            self.ema.load_state_dict(checkpoint.adapter)
+        self.frozen = list(checkpoint.facts.get("frozen", []))
+        for group in [g for g in self.optimizer.param_groups if g["name"] in self.frozen]:
+            drop(self.optimizer, group)
+        stops = {g["name"]: g["stop"] for g in self.optimizer.param_groups}
+        self.optimizer.load_state_dict(checkpoint.optimizer)
+        for group in self.optimizer.param_groups:
+            group["stop"] = stops[group["name"]]  # a continued run may have another number of steps
+        self.scaler.load_state_dict(checkpoint.facts["scaler"])
+        self.skipped_in_a_row = checkpoint.facts["skipped_in_a_row"]
+
+    @contextlib.contextmanager
+    def finished_weights(self) -> Iterator[None]:
+        """Inside, the weights are those to sample with and to save; on exit exactly those to go on with."""
+        with averaged(self.optimizer), self.ema.in_place() if self.ema else contextlib.nullcontext():
+            yield
 
     @contextlib.contextmanager
     def updating(self) -> Iterator[None]:
@@ -81,16 +137,29 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What a run leaves: `file` holds the adapter in the chosen format (`tensors`, `metadata`); one float of `losses` per step."""
+    """What a run leaves: `files` by what they hold (`products`, by stem), the main one first; one float of `losses` per step."""
 
     folder: Path
-    file: Path
+    files: list[Path]
     step: int
     outcome: str
     losses: list[float]
-    tensors: dict[str, torch.Tensor]
-    metadata: dict[str, str]
+    products: dict[str, Product]
     facts: dict[str, Any]
+
+    @property
+    def file(self) -> Path:
+        """The main file."""
+        return self.files[0]
+
+    @property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """What is in the main file."""
+        return next(iter(self.products.values()))[0]
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        return next(iter(self.products.values()))[1]
 
 
 def train(
@@ -108,8 +177,11 @@ def train(
     Raises LoomError for bad input before the first step. Cancel and crashes keep the last finished step: the run folder then holds a
     checkpoint and a result file. With `resume`, continues the newest whole checkpoint of `folder`, bit for bit as if never interrupted.
     """
+    config = filled(config)
+    check_installed(config.optimizer.name)
     with preserved_rng(config.seed):
-        layers, adapters = make_adapters(config, backend)
+        layers, adapters = make_adapters(config, backend, dataset.trigger)
+        dataset = with_tokens(dataset, adapters.tokens)
         files.require_room(files.existing(folder), adapters.count() * 4 * 3 * (config.save.keep + 2))
         objective = backend.objective(config.objective)
         check_prediction(config.objective, objective.kind)
@@ -117,13 +189,15 @@ def train(
         for name, why in cache.skipped:
             listener.on_message(f"skipped {name}: {why}")
         batches = Batches(cache, config, backend.device)
-        backend.encode_texts(captions_ahead(batches, config), lambda n, of: listener.on_message(f"Encoding captions {n}/{of}"))
-        optimizer = make_optimizer(adapters.parameters(), config.optimizer)
-        scaler = torch.amp.GradScaler(backend.device.type, init_scale=2.0**12, enabled=backend.dtype == torch.float16)
-        run = Run(config, backend, adapters, batches, objective, optimizer, scaler)
-        loop = Loop(run, folder, export, listener, control or Control(), resume)
+        if not adapters.changes_text:
+            backend.encode_texts(captions_ahead(batches, config), lambda n, of: listener.on_message(f"Encoding captions {n}/{of}"))
         with backend.training(layers, adapters, config.checkpointing, (config.batch_size, *batches.shapes()[0])):
-            return loop.go()
+            adapters.prepare()
+            optimizer = make_optimizer(make_groups(config, adapters), config.optimizer)
+            scaler = torch.amp.GradScaler(backend.device.type, init_scale=2.0**12, enabled=backend.dtype == torch.float16)
+            ema = Ema(adapters, config.ema_decay) if config.ema_decay else None
+            run = Run(config, backend, adapters, batches, objective, optimizer, scaler, ema)
+            return Loop(run, folder, export, listener, control or Control(), resume).go()
 
 
 class Loop:
@@ -138,6 +212,8 @@ class Loop:
         self.started = time.time()
         self.sampled: list[tuple[str, list[Image.Image]]] = []
         self.identity = {"base": run.backend.fingerprint(), "data": run.batches.fingerprint(), "dtype": str(run.backend.dtype)}
+        if run.adapters.changes_text:
+            self.identity["text"] = run.backend.text_fingerprint()
         folder.mkdir(parents=True, exist_ok=True)
         for place in (folder, self.checkpoints):
             files.sweep_temps(place)
@@ -167,9 +243,10 @@ class Loop:
         return result
 
     def _step(self, step: int, log) -> None:
-        lr = self.config.optimizer.lr * lr_factor(self.config.schedule, step, self.config.steps)
+        self.run.freeze(frozen_at(self.run.optimizer, step))
+        factor = lr_factor(self.config.schedule, step, self.config.steps)
         for group in self.run.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = group["base_lr"] * factor
         report = optimizer_step(self.run, step)
         self.done = report.step
         self.losses.append(report.loss)
@@ -178,7 +255,7 @@ class Loop:
                 {
                     "step": self.done,
                     "loss": report.loss,
-                    "lr": lr,
+                    "lr": report.lr,
                     "grad_norm": report.grad_norm if math.isfinite(report.grad_norm) else None,
                     "time": round(time.time(), 3),
                 }
@@ -196,8 +273,9 @@ class Loop:
     def save(self) -> Path:
         """Checkpoint of the steps done so far, then older ones pruned."""
         facts = {**self.identity, "config": as_dict(self.config), "scaler": self.run.scaler.state_dict(), "skipped_in_a_row": self.run.skipped_in_a_row}
-        facts["losses"] = self.losses
-        path = state.save(self.checkpoints, self.done, self.run.adapters.state_dict(), self.run.optimizer, facts)
+        facts |= {"losses": self.losses, "frozen": self.run.frozen}
+        weights = self.run.adapters.state_dict() | (self.run.ema.state_dict() if self.run.ema else {})
+        path = state.save(self.checkpoints, self.done, weights, self.run.optimizer, facts)
         state.prune(self.checkpoints, self.config.save.keep)
         self.saved = self.done
         self.listener.on_save(self.done, path)
@@ -209,12 +287,22 @@ class Loop:
             return
         try:
             if not self.sampled:
-                with self.run.adapters.switched_off():
+                with self.run.adapters.switched_off(), self._texts_apart():
                     self._draw("before")
-            self._draw(f"step {self.done}")
+            with self.run.finished_weights(), self._texts_apart():
+                self._draw(f"step {self.done}")
         except torch.OutOfMemoryError:
             self.samples_failed += 1
             self.listener.on_message("Not enough memory for a sample picture; training goes on. Lower samples.width_px and height_px.")
+
+    @contextlib.contextmanager
+    def _texts_apart(self) -> Iterator[None]:
+        """Texts are encoded anew inside and after it, where other weights of the text encoders act inside."""
+        if self.run.adapters.changes_text:
+            self.run.backend.forget_texts()
+        yield
+        if self.run.adapters.changes_text:
+            self.run.backend.forget_texts()
 
     def _draw(self, label: str) -> None:
         jobs = sample_jobs(self.config, self.run.batches)
@@ -236,6 +324,7 @@ class Loop:
             "config": as_dict(self.config), "started": self.started, "step": self.done, "layers": len(self.run.adapters),
             "trained_values": self.run.adapters.count(),
             "pictures": len(self.run.batches.pictures), "per_epoch": self.run.batches.per_epoch, "objective": self.run.objective.kind,
+            "tokens": [{"placeholder": t.token.placeholder, "vectors": t.token.vectors} for t in self.run.adapters.tokens],
             "captions": [p.caption for p in self.run.batches.pictures], "repeats": [p.repeats for p in self.run.batches.pictures], **self.identity,
         }  # fmt: skip
 
@@ -247,12 +336,15 @@ class Loop:
         return self._write_result(outcome)
 
     def _write_result(self, outcome: str) -> Result:
-        alphas = {f"{name}.alpha": torch.tensor(a.alpha) for name, a in self.run.adapters if isinstance(a, LoraAdapter)}
-        tensors, metadata = self.export({**self.run.adapters.state_dict(), **alphas}, self.facts())
-        file = self.folder / f"{self.config.name}.safetensors"
-        files.write_safetensors(file, tensors, metadata)
+        with self.run.finished_weights():
+            weights = self.run.adapters.state_dict()
+        alphas = {f"{name}.alpha": torch.tensor(a.alpha) for name, a in self.run.adapters if a.alpha}
+        products = self.export({**weights, **alphas}, self.facts())
+        written = [self.folder / f"{stem}.safetensors" for stem in products]
+        for path, (tensors, metadata) in zip(written, products.values(), strict=True):
+            files.write_safetensors(path, tensors, metadata)
         loss_plot(self.losses).save(self.folder / "loss.png")
-        return Result(self.folder, file, self.done, outcome, self.losses, tensors, metadata, self.facts())
+        return Result(self.folder, written, self.done, outcome, self.losses, products, self.facts())
 
     def _rescue(self) -> None:
         """Keeps the finished steps of a run that was cancelled or failed, unless the failure struck inside an update."""
@@ -274,10 +366,7 @@ class Loop:
         if checkpoint is None:
             raise LoomError(f"{self.folder.name}: holds no complete checkpoint to continue from; start a new run.")
         refuse_changes(self.config, checkpoint.facts, self.identity)
-        self.run.adapters.load_state_dict(checkpoint.adapter)
-        self.run.optimizer.load_state_dict(checkpoint.optimizer)
-        self.run.scaler.load_state_dict(checkpoint.facts["scaler"])
-        self.run.skipped_in_a_row = checkpoint.facts["skipped_in_a_row"]
+        self.run.restore(checkpoint)
         self.losses = list(checkpoint.facts["losses"])
         self.done = self.saved = checkpoint.step
         log = self.folder / "log.jsonl"
@@ -286,15 +375,12 @@ class Loop:
             files.write_bytes(log, "".join(line + "\n" for line in kept).encode())
 
 
-def make_adapters(config: TrainConfig, backend: Backend) -> tuple[dict[str, nn.Module], AdapterSet]:
-    """(layers, adapters) by file name, for the layers the config selects."""
-    found = backend.layers()
-    layers = {backend.file_name(path): found[path] for path in choose_targets(found, config.adapter)}
-    a = config.adapter
-    members = {
-        name: LoraAdapter(name, layer, weight_shape(layer), a.rank, a.alpha, a.dropout, a.init, config.seed, backend.device) for name, layer in layers.items()
-    }
-    return layers, AdapterSet(members)
+def with_tokens(dataset: Dataset, tokens: TokenSet) -> Dataset:
+    """The dataset with the first token in front of every caption, when no caption has any; pictures without it are meant to be when some do."""
+    if not len(tokens) or any(tokens.names_in(p.caption) for p in dataset.pictures):
+        return dataset
+    first = next(iter(tokens)).token.placeholder
+    return dataclasses.replace(dataset, pictures=tuple(dataclasses.replace(p, caption=with_trigger(p.caption, first)) for p in dataset.pictures))
 
 
 def captions_ahead(batches: Batches, config: TrainConfig) -> list[str]:
@@ -319,6 +405,8 @@ def refuse_changes(config: TrainConfig, facts: dict[str, Any], identity: dict[st
     changed += [f"data.{k}: {then['data'][k]!r} then, {v!r} now" for k, v in now["data"].items() if k != "folder" and then["data"][k] != v]
     if identity["base"] != facts["base"]:
         changed.append("the base model is another one")
+    if identity.get("text") != facts.get("text"):
+        changed.append("the text encoder is another one")
     if identity["dtype"] != facts.get("dtype"):
         changed.append(f"the base model computes in {identity['dtype']} now, in {facts.get('dtype')} then")
     if identity["data"] != facts["data"]:

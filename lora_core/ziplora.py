@@ -15,8 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .adapters.base import Adapter, AdapterSet
-from .adapters.lora import CONVS, conv_settings
+from .adapters.base import CONVS, Adapter, AdapterSet, Shape, conv_settings
 from .adapters.targets import weight_shape
 from .backends.base import Backend
 from .config import OptimizerConfig, TrainConfig
@@ -25,7 +24,7 @@ from .data.folder import Dataset
 from .errors import LoomError
 from .events import Control, Listener
 from .objectives import Objective
-from .optimizers import make_optimizer
+from .optimizers import filled, make_optimizer
 from .rng import randn_like, step_rng
 from .step import StepReport, clip_grad_norm
 from .trainer import captions_ahead, preserved_rng
@@ -40,7 +39,7 @@ class ZipAdapter(Adapter):
     mode: str
 
     def __init__(self, layer: nn.Module, first: Factors | None, second: Factors | None, device: torch.device):
-        super().__init__()
+        super().__init__(Shape(weight_shape(layer), 1, 1.0))
         self.mode = MERGED
         self._factors = [None if f is None else tuple(t.to(device, torch.float32) for t in f) for f in (first, second)]
         both = first is not None and second is not None
@@ -108,7 +107,8 @@ def zip_loras(
             backend.encode_texts(captions_ahead(batches[-1], config), _told(listener, "Encoding captions"))
         members = [a for _, a in adapters if isinstance(a, ZipAdapter)]
         trained = [a for a in members if a.coefficients]
-        optimizer = make_optimizer(adapters.parameters(), dataclasses.replace(config.optimizer, weight_decay=0.0))
+        group = {"params": adapters.parameters(), "lr": config.optimizer.lr, "weight_decay": 0.0, "name": "coefficients"}
+        optimizer = make_optimizer([group], filled(config).optimizer)
         losses: list[float] = []
         largest = max((b.shapes()[0] for b in batches), key=lambda s: s[-1] * s[-2])
         listener.on_start(0, config.steps, {"layers": len(adapters), "trained_values": adapters.count(), "pictures": sum(len(b.pictures) for b in batches)})

@@ -13,7 +13,7 @@ import comfy.sd
 import torch
 from PIL import Image
 
-from ..convert import FormatError, lora_metadata, trained
+from ..convert import FormatError, products, trained
 from ..convert.detect import declared_family
 from ..convert.disk import header
 from ..convert.jobs import free_path, write_card
@@ -149,9 +149,8 @@ def _run(node_id: str | None, backend: HostBackend, config: TrainConfig, found: 
     else:
         folder = new_run(runs_root(), config.name, lambda name: (loras_folder() / f"{name}.safetensors").exists())
 
-    def export(state: dict[str, torch.Tensor], facts: dict[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-        tensors = trained(state, backend.family)
-        return tensors, lora_metadata(tensors, folder.name, backend.family, facts)
+    def export(state: dict[str, torch.Tensor], facts: dict[str, Any]) -> dict[str, Any]:
+        return products(state, folder.name, backend.family, facts)
 
     control = Control()
     try:

@@ -33,10 +33,9 @@ def merged(first: dict, second: dict) -> dict:
 
 def export(state, facts):
     """The exporter of a headless run, as the terminal door builds it."""
-    from lora_loom.convert import lora_metadata, trained
+    from lora_loom.convert import products
 
-    tensors = trained(state, "sd1")
-    return tensors, lora_metadata(tensors, facts["config"]["name"], "sd1", facts)
+    return products(state, facts["config"]["name"], "sd1", facts)
 
 
 @pytest.fixture(scope="session")

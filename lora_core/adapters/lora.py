@@ -1,4 +1,4 @@
-"""LoRA (Hu et al. 2021, arXiv 2106.09685): W + (alpha / rank) * up @ down, as a branch, on linear and convolution layers."""
+"""LoRA (Hu et al. 2021, arXiv 2106.09685): W + (alpha / rank) * up @ down, as a branch, on linear and convolution layers (LoCon)."""
 
 from __future__ import annotations
 
@@ -11,38 +11,29 @@ from torch import nn
 
 from ..errors import LoomError
 from ..rng import generator
-from .base import Adapter
-
-CONVS = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
-
-
-def conv_settings(layer: Any) -> dict[str, Any]:
-    """How a convolution layer walks over its input, as the functions of CONVS take it."""
-    return dict(stride=layer.stride, padding=layer.padding, dilation=layer.dilation)
+from .base import CONVS, Adapter, Shape, Weight, conv_settings, weight_of
 
 
 class LoraAdapter(Adapter):
     """down (rank, in) or (rank, in, *kernel); up (out, rank) or (out, rank, 1, ...). `up` starts at zero: no effect before step 1."""
 
-    def __init__(self, name: str, layer: nn.Module, weight_shape: tuple[int, ...], rank: int, alpha: float, dropout: float, init: str, seed: int, device):
-        super().__init__()
-        limit = min(weight_shape[0], math.prod(weight_shape[1:]))
-        if rank > limit:
+    def __init__(self, name: str, layer: nn.Module, shape: Shape, seed: int, device: torch.device | str, weight: Weight = weight_of):
+        super().__init__(shape)
+        limit = min(shape.weight[0], math.prod(shape.weight[1:]))
+        if shape.rank > limit:
             raise LoomError(
-                f"adapter.rank: {rank} is larger than layer {name} allows (its weight is {'x'.join(map(str, weight_shape))}, "
+                f"adapter.rank: {shape.rank} is larger than layer {name} allows (its weight is {'x'.join(map(str, shape.weight))}, "
                 f"at most {limit}); choose a smaller rank or fewer targets."
             )
-        self.rank, self.alpha, self.dropout = rank, alpha or float(rank), dropout
-        self.scale = self.alpha / rank
-        kernel = weight_shape[2:]
-        down = torch.empty(rank, *weight_shape[1:])
+        kernel = shape.weight[2:]
+        down = torch.empty(shape.rank, *shape.weight[1:])
         rng = generator(seed, "init", name)
-        if init == "gaussian":
-            down.normal_(std=1 / rank, generator=rng)
+        if shape.init == "gaussian":
+            down.normal_(std=1 / shape.rank, generator=rng)
         else:
             nn.init.kaiming_uniform_(down, a=math.sqrt(5), generator=rng)  # as PEFT and kohya
         self.lora_down = nn.Parameter(down.to(device))
-        self.lora_up = nn.Parameter(torch.zeros(weight_shape[0], rank, *[1] * len(kernel), device=device))
+        self.lora_up = nn.Parameter(torch.zeros(shape.weight[0], shape.rank, *[1] * len(kernel), device=device))
         self._conv: dict[str, Any] | None = conv_settings(layer) if kernel else None
 
     def add_to(self, out: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
@@ -55,5 +46,9 @@ class LoraAdapter(Adapter):
         return torch.add(out, conv(conv(x, down, **self._conv), up), alpha=self.scale)
 
     def delta_weight(self) -> torch.Tensor:
-        """(alpha / rank) * up @ down in the layer's weight shape, float32."""
         return (self.lora_up.flatten(1) @ self.lora_down.flatten(1)).view(len(self.lora_up), *self.lora_down.shape[1:]) * self.scale
+
+    def squared_norm(self) -> torch.Tensor:
+        """Of the update, by the Gram matrices of its factors: tr(B^T B A A^T)."""
+        up, down = self.lora_up.flatten(1), self.lora_down.flatten(1)
+        return ((up.t() @ up) * (down @ down.t())).sum() * self.scale**2

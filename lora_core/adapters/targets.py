@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from ..config import AdapterConfig
+from ..config import AdapterConfig, TextEncoderConfig
 from ..errors import LoomError
 
 _ATTENTION = r"(^|\.)(\w*attn\d*|\w*attention|attn\d*_\w+)\."
@@ -54,6 +54,25 @@ def choose_targets(layers: Mapping[str, nn.Module], config: AdapterConfig) -> li
             f"adapter.targets: {config.targets!r} with include {config.include!r} and exclude {config.exclude!r} selects none of the model's "
             f"{len(layers)} layers (a path looks like {example}); choose another preset or pattern."
         )
+    return sorted(chosen)
+
+
+_TEXT_ATTENTION = r"\.((self_attn|SelfAttention)\.)?(q_proj|k_proj|v_proj|out_proj|q|k|v|o)$"
+_TEXT_MLP = r"\.(fc1|fc2|wi_0|wi_1|wi|wo)$"
+
+
+def choose_text_targets(layers: Mapping[str, nn.Module], config: TextEncoderConfig) -> list[str]:
+    """Paths `<encoder>.<path>` of the text encoders' `layers` the config selects, sorted. Raises LoomError when none is left."""
+    try:
+        encoders = re.compile(config.encoders or ".")
+    except re.error as error:
+        raise LoomError(f"text_encoder.encoders: {config.encoders!r} is not a regular expression ({error}); correct it or leave it empty.") from error
+    patterns = [_TEXT_ATTENTION] + [_TEXT_MLP] * (config.targets != "attention")
+    inside = [p for p in layers if encoders.search(p.split(".", 1)[0]) and "text_projection" not in p]
+    chosen = [p for p in inside if any(re.search(pattern, p) for pattern in patterns)]
+    if not chosen:
+        have = ", ".join(sorted({p.split(".", 1)[0] for p in layers})) or "none that can be trained"
+        raise LoomError(f"text_encoder.train: nothing of {config.encoders or 'the text encoders'!r} can be trained; this model's text encoders are: {have}.")
     return sorted(chosen)
 
 

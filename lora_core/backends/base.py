@@ -16,6 +16,7 @@ from ..adapters import AdapterSet
 from ..config import ObjectiveConfig, SampleConfig
 from ..data.batches import Batch
 from ..objectives import Objective
+from ..tokens import TokenTable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,11 +33,21 @@ class Backend(Protocol):
     """A frozen text-to-image model."""
 
     device: torch.device
+    text_device: torch.device  # where the text encoders run while they are trained
     dtype: torch.dtype  # the base model's arithmetic
     latent_step_px: int  # pictures must be multiples of this
 
     def layers(self) -> Mapping[str, nn.Module]:
         """Linear and convolution layers that can carry an adapter, by the model's own module path."""
+
+    def text_layers(self) -> Mapping[str, nn.Module]:
+        """Linear layers of the text encoders that can carry an adapter, by `<encoder>.<path>`; empty where text encoders cannot be trained."""
+
+    def token_tables(self) -> Mapping[str, TokenTable]:
+        """The input embeddings of each CLIP text encoder, by ComfyUI's name for it (clip_l, clip_g, clip_h)."""
+
+    def weight(self, layer: nn.Module) -> AbstractContextManager[tuple[torch.Tensor, torch.Tensor | None]]:
+        """The layer's (weight, bias) as its forward uses them, float32 on the training device, valid inside the block."""
 
     def file_name(self, path: str) -> str:
         """The layer's name in the file that will be written, e.g. lora_unet_mid_block_attentions_0_proj_in."""
@@ -51,7 +62,13 @@ class Backend(Protocol):
         """(1, H, W, 3) float32 in [0, 1] -> latents (1, C, [T,] h, w) in the model's own units."""
 
     def encode_texts(self, captions: Sequence[str], progress: Callable[[int, int], None]) -> None:
-        """Encodes captions ahead of time; `predict` finds them by text."""
+        """Encodes captions ahead of time; `predict` finds them by text, as long as text encoders and tokens are not trained."""
+
+    def text_fingerprint(self) -> str:
+        """Identifies the weights of the text encoders."""
+
+    def forget_texts(self) -> None:
+        """Drops what was encoded: the text encoders or tokens have changed."""
 
     def training(
         self, layers: Mapping[str, nn.Module], adapters: AdapterSet, checkpointing: bool, largest: tuple[int, ...] = ()

@@ -1,4 +1,4 @@
-"""Headless training on a model of the Stable Diffusion family in diffusers layout (unet, vae, text_encoder, tokenizer, scheduler folders)."""
+"""Headless training on a model of the Stable Diffusion family (SD1.x, SD2.x, SDXL) in diffusers layout: unet, vae, text_encoder(s), tokenizer(s), scheduler."""
 
 from __future__ import annotations
 
@@ -15,42 +15,44 @@ from torch import nn
 from ..adapters import AdapterSet, attach
 from ..config import ObjectiveConfig
 from ..data.batches import Batch
+from ..data.buckets import Fit
 from ..errors import LoomError
 from ..objectives import DiscreteLevels, Objective, discrete_sigmas, rescale_zero_terminal_snr
+from ..tokens import TokenTable
 from .base import SampleJob, weights_fingerprint
+from .clip_text import ClipText, Text
 
 DTYPES = {"auto": torch.float32, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 KINDS = {"epsilon": "epsilon", "v_prediction": "v"}
 
 
 class DiffusersBackend:
-    """Lends a UNet with one CLIP text encoder. Everything is read from `folder`; nothing is ever downloaded."""
+    """Lends a UNet with its CLIP text encoders. Everything is read from `folder`; nothing is ever downloaded."""
 
     def __init__(self, folder: Path, precision: str = "auto", device: str = ""):
         from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-        from transformers import CLIPTextModel, CLIPTokenizer
 
         missing = [part for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler") if not (folder / part).is_dir()]
         if missing:
             raise LoomError(f"base: {folder} has no folder {', '.join(missing)}; give a Stable Diffusion model in diffusers layout, or toy.")
-        if (folder / "text_encoder_2").is_dir():
-            raise LoomError(f"base: {folder} has two text encoders; headless training takes models with one (SD1.x, SD2.x), train this one in ComfyUI.")
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.dtype = DTYPES[precision]
         local = {"local_files_only": True}
         self.unet = self._place(UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=self.dtype, **local))
         self.vae = self._place(AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32, **local))
-        self.text_encoder = self._place(CLIPTextModel.from_pretrained(folder / "text_encoder", torch_dtype=torch.float32, **local))
-        self.tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", **local)
+        self.text, self.text_device = ClipText(folder, self.device), self.device
         self.scheduler = DDPMScheduler.from_pretrained(folder / "scheduler", **local)
         self.latent_step_px = 2 ** (len(self.vae.config.block_out_channels) - 1)
         self._abar = self.scheduler.alphas_cumprod.double()
         self._table = discrete_sigmas(self._abar)  # sigma of each timestep, as sampling and training see it
-        self._texts: dict[str, torch.Tensor] = {}
+        self._texts: dict[str, Text] = {}
+        self._trained = AdapterSet({})
 
     @property
     def family(self) -> str:
-        """sd1, sd2 or sd2-v, by the width of the text and the prediction type."""
+        """sd1, sd2, sd2-v or sdxl, by the text encoders, the width of the text and the prediction type."""
+        if self.text.two:
+            return "sdxl"
         if self.unet.config.cross_attention_dim != 1024:
             return "sd1"
         return "sd2-v" if self.scheduler.config.prediction_type == "v_prediction" else "sd2"
@@ -61,8 +63,19 @@ class DiffusersBackend:
     def layers(self) -> Mapping[str, nn.Module]:
         return {path: m for path, m in self.unet.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
 
+    def text_layers(self) -> Mapping[str, nn.Module]:
+        return self.text.layers()
+
+    def token_tables(self) -> Mapping[str, TokenTable]:
+        return self.text.tables()
+
+    @staticmethod
+    @contextlib.contextmanager
+    def weight(layer: Any) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+        yield layer.weight.detach().float(), None if layer.bias is None else layer.bias.detach().float()
+
     def file_name(self, path: str) -> str:
-        return "lora_unet_" + path.replace(".", "_")
+        return self.text.file_name(path) if path.split(".", 1)[0] in self.text.encoders else "lora_unet_" + path.replace(".", "_")
 
     def fingerprint(self) -> str:
         return weights_fingerprint(self.unet)
@@ -84,18 +97,26 @@ class DiffusersBackend:
     def encode_texts(self, captions: Sequence[str], progress: Callable[[int, int], None]) -> None:
         for done, caption in enumerate(captions):
             progress(done, len(captions))
-            if caption not in self._texts:
-                ids = self.tokenizer(caption, padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
-                self._texts[caption] = self.text_encoder(ids.to(self.device)).last_hidden_state
+            self._texts.setdefault(caption, self.text.encode([caption], self._trained.tokens))
 
-    def _text(self, caption: str) -> torch.Tensor:
-        if caption not in self._texts:
-            self.encode_texts([caption], lambda n, of: None)
-        return self._texts[caption]
+    def text_fingerprint(self) -> str:
+        return " ".join(weights_fingerprint(e.model) for e in self.text.encoders.values())
+
+    def forget_texts(self) -> None:
+        self._texts.clear()
+
+    def _encoded(self, texts: Sequence[str]) -> Text:
+        """One batch of texts: under training, encoded with gradients; else each encoded once."""
+        if self._trained.trains_text:
+            return self.text.encode(texts, self._trained.tokens)
+        self.encode_texts([t for t in dict.fromkeys(texts) if t not in self._texts], lambda n, of: None)
+        return Text.joined([self._texts[t] for t in texts])
 
     @contextlib.contextmanager
     def training(self, layers: Mapping[str, nn.Module], adapters: AdapterSet, checkpointing: bool, largest: tuple[int, ...] = ()) -> Iterator[None]:
-        before = self.unet.is_gradient_checkpointing
+        before, self._trained = self.unet.is_gradient_checkpointing, adapters
+        if adapters.changes_text:
+            self.forget_texts()
         with attach(layers, adapters):
             try:
                 if checkpointing:
@@ -106,20 +127,26 @@ class DiffusersBackend:
                 self.unet.eval()
                 if checkpointing and not before:
                     self.unet.disable_gradient_checkpointing()
+                if adapters.changes_text:
+                    self.forget_texts()
+                self._trained = AdapterSet({})
 
     @staticmethod
     def _checkpoint(module: nn.Module, *args: torch.Tensor) -> torch.Tensor:
         return torch.utils.checkpoint.checkpoint(module.__call__, *args, use_reentrant=False, preserve_rng_state=False)
 
     def predict(self, x_t: torch.Tensor, sigma: torch.Tensor, batch: Batch) -> torch.Tensor:
-        cond = torch.cat([self._text(c) for c in batch.captions])
-        return self._network(x_t, sigma, cond)
+        return self._network(x_t, sigma, self._encoded(batch.captions), batch.fits)
 
-    def _network(self, x_t: torch.Tensor, sigma: torch.Tensor, cond: torch.Tensor) -> torch.Tensor:
+    def _network(self, x_t: torch.Tensor, sigma: torch.Tensor, text: Text, fits: Sequence[Fit]) -> torch.Tensor:
         sigma = sigma.to(x_t.device, torch.float64)
         timestep = (sigma.log()[:, None] - self._table.to(x_t.device).log()).abs().argmin(1)
         scaled = x_t / (1 + sigma.square()).sqrt().view(-1, 1, 1, 1).to(x_t.dtype)
-        return self.unet(scaled.to(self.dtype), timestep, cond.to(self.dtype)).sample.float()
+        added = None
+        if text.pooled is not None:  # SDXL reads (height, width, top, left, target height, target width), Podell et al. 2023, section 2.2
+            sizes = [(*f.original[::-1], *f.crop[::-1], *f.bucket[::-1]) for f in fits]
+            added = {"text_embeds": text.pooled.to(self.dtype), "time_ids": torch.tensor(sizes, device=x_t.device, dtype=self.dtype)}
+        return self.unet(scaled.to(self.dtype), timestep, text.hidden.to(self.dtype), added_cond_kwargs=added).sample.float()
 
     @torch.no_grad()
     def sample(self, job: SampleJob) -> list[Image.Image]:
@@ -131,10 +158,11 @@ class DiffusersBackend:
         sigmas = [*(float(table[i]) for i in picks), 0.0]
         noise = torch.randn(shape, generator=torch.Generator().manual_seed(config.seed))
         x = (noise * (1 + sigmas[0] ** 2) ** 0.5).to(self.device)
-        cond = torch.cat([self._text(job.prompt), self._text(config.negative)])
+        text, size = self._encoded([job.prompt, config.negative]), (job.width_px, job.height_px)
+        fits = [Fit(size, size, (0, 0), size)] * 2
         kind = KINDS[self.scheduler.config.prediction_type]
         for here, there in zip(sigmas, sigmas[1:], strict=False):
-            out = self._network(x.repeat(2, 1, 1, 1), torch.full((2,), here), cond)
+            out = self._network(x.repeat(2, 1, 1, 1), torch.full((2,), here), text, fits)
             denoised = x - here * out if kind == "epsilon" else x / (1 + here**2) - out * here / (1 + here**2) ** 0.5
             guided = denoised[1:] + config.cfg * (denoised[:1] - denoised[1:])
             x = x + (x - guided) / here * (there - here)

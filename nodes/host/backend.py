@@ -28,11 +28,13 @@ from ...lora_core.config import ObjectiveConfig
 from ...lora_core.data.batches import Batch
 from ...lora_core.data.buckets import Fit
 from ...lora_core.errors import LoomError
+from ...lora_core.tokens import TokenTable
 from .borrow import Borrowing
-from .frozen import is_linear
+from .frozen import as_normal, fetched_weights, is_linear
 from .guards import TrainingKernels, is_pure
-from .naming import base_family, file_names
+from .naming import base_family, file_names, text_file_names
 from .objective import HostObjective, host_objective
+from .tokens import for_training, tables, written
 from .verify import verify
 
 KEY = "lora_loom"
@@ -53,6 +55,9 @@ class HostBackend:
         self._names = file_names(self._model)
         self._texts: dict[str, Any] = {}
         self._texts_bytes = 0
+        self._trained = AdapterSet({})
+        self._text_borrowing: Borrowing | None = None
+        self._text_clip = clip  # while text is trained, a clone that carries the adapters and knows the tokens
         self._conds: dict[tuple, dict[str, Any]] = {}
         self._borrowing: Borrowing | None = None
         self._needed_bytes = 0
@@ -90,8 +95,29 @@ class HostBackend:
     def layers(self) -> Mapping[str, nn.Module]:
         return {p: m for p, m in self.network.named_modules() if p in self._names and (is_linear(m) or isinstance(m, nn.Conv1d | nn.Conv2d | nn.Conv3d))}
 
+    def text_layers(self) -> Mapping[str, nn.Module]:
+        names = text_file_names(self._clip, self.family)
+        self._names.update({path: name for path, name in names.items()})
+        modules = dict(self._clip.cond_stage_model.named_modules())
+        return {path: modules[path] for path in names if is_linear(modules[path])}
+
+    def token_tables(self) -> Mapping[str, TokenTable]:
+        return tables(self._clip)
+
+    @property
+    def text_device(self) -> torch.device:
+        return self._clip.patcher.load_device
+
+    @contextlib.contextmanager
+    def weight(self, layer: nn.Module) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+        with torch.inference_mode(), fetched_weights(layer, torch.float32, self.device) as (weight, bias):
+            yield as_normal(weight), None if bias is None else as_normal(bias)
+
     def file_name(self, path: str) -> str:
         return self._names[path]
+
+    def text_fingerprint(self) -> str:
+        return weights_fingerprint(self._clip.cond_stage_model)
 
     def fingerprint(self) -> str:
         """Of the weights without the host's patches, plus the patches, so it does not depend on whether the model is loaded."""
@@ -125,20 +151,39 @@ class HostBackend:
             progress(done, len(captions))
             self._text(caption)
 
+    def forget_texts(self) -> None:
+        self._texts.clear()
+        self._conds.clear()
+        self._texts_bytes = 0
+
     def _text(self, caption: str) -> list:
+        """The caption encoded by the host itself, without gradients; kept, unless text encoders or tokens are being trained."""
+        if self._trained.trains_text:
+            return self._encode(caption)
         if caption not in self._texts:
             if self._texts_bytes > MAX_TEXTS_BYTES:  # only shuffled tags get here; start anew rather than grow without end
-                self._texts.clear()
-                self._conds.clear()
-                self._texts_bytes = 0
-            with torch.inference_mode():
-                encoded = self._clip.encode_from_tokens_scheduled(self._clip.tokenize(caption))
+                self.forget_texts()
+            encoded = self._encode(caption)
             width, wanted = encoded[0][0].shape[-1], self.context_width
             if isinstance(wanted, int) and type(self.network).__name__ == "UNetModel" and width != wanted:
                 raise LoomError(f"clip: encodes text with width {width}, the model reads {wanted}; wire the CLIP that belongs to this model.")
             self._texts[caption] = encoded
             self._texts_bytes += encoded[0][0].nbytes
         return self._texts[caption]
+
+    def _encode(self, caption: str) -> list:
+        with torch.inference_mode():
+            return self._text_clip.encode_from_tokens_scheduled(self._text_clip.tokenize(written(caption, self._trained.tokens)))
+
+    def _encode_live(self, caption: str) -> list:
+        """As the host encodes it (`CLIP.encode_from_tokens`), outside of inference mode, with gradients to adapters and tokens."""
+        clip, encoder = self._text_clip, self._text_clip.cond_stage_model
+        encoder.reset_clip_options()
+        if clip.layer_idx is not None:
+            encoder.set_clip_options({"layer": clip.layer_idx})
+        encoder.set_clip_options({"execution_device": self.text_device})
+        out = encoder.encode_token_weights(clip.tokenize(written(caption, self._trained.tokens)))
+        return [[out[0], {"pooled_output": out[1], **(out[2] if len(out) > 2 else {})}]]
 
     def _conditioning(self, batch: Batch, x_t: torch.Tensor) -> list[tuple[list[int], dict[str, Any]]]:
         """(sample indices, model arguments) of each forward pass, every sample with its own caption, size and crop.
@@ -155,37 +200,54 @@ class HostBackend:
                     break
             else:
                 groups.append(([i], [part]))
-        with torch.inference_mode():
+        with contextlib.nullcontext() if self._live else torch.inference_mode():
             joined = [(indices, comfy.samplers.cond_cat(parts)) for indices, parts in groups]
         return [(indices, _normal_copy(conds)) for indices, conds in joined]
 
+    @property
+    def _live(self) -> bool:
+        """Whether texts are encoded with gradients in this pass."""
+        return self._trained.trains_text and torch.is_grad_enabled()
+
     def _one_conditioning(self, caption: str, fit: Fit, noise: torch.Tensor, latent: torch.Tensor) -> dict[str, Any]:
+        if self._live:
+            return self._model_conds(self._encode_live(caption), fit, noise, latent)
         key = (caption, fit, tuple(noise.shape))
         if key not in self._conds:
-            (width, height), (left, top), (target_w, target_h) = fit.original, fit.crop, fit.bucket
             with torch.inference_mode():
-                conds = comfy.sampler_helpers.convert_cond(self._text(caption)[:1])
-                conds[0].update(width=width, height=height, crop_w=left, crop_h=top, target_width=target_w, target_height=target_h)
-                conds[0].setdefault("guidance", TRAINING_GUIDANCE)
-                conds = comfy.samplers.encode_model_conds(
-                    self._model.extra_conds, conds, noise, self.device, "positive", latent_image=latent, denoise_mask=None, seed=0,
-                    latent_shapes=[tuple(noise.shape)],
-                )  # fmt: skip
-                done = {k: v.process_cond(batch_size=1, area=None, device=self.device) for k, v in conds[0]["model_conds"].items()}
-            if self._model.concat_keys or len(self._conds) >= MAX_CONDS:  # what depends on the latent itself cannot be reused
+                done = self._model_conds(self._text(caption), fit, noise, latent)
+            if self._model.concat_keys or self._trained.trains_text or len(self._conds) >= MAX_CONDS:  # what depends on more than the key
                 return done
             self._conds[key] = done
         return self._conds[key]
+
+    def _model_conds(self, text: list, fit: Fit, noise: torch.Tensor, latent: torch.Tensor) -> dict[str, Any]:
+        """What the model takes for an encoded text, a size and a crop, by the host's own `extra_conds`."""
+        (width, height), (left, top), (target_w, target_h) = fit.original, fit.crop, fit.bucket
+        conds = comfy.sampler_helpers.convert_cond(text[:1])
+        conds[0].update(width=width, height=height, crop_w=left, crop_h=top, target_width=target_w, target_height=target_h)
+        conds[0].setdefault("guidance", TRAINING_GUIDANCE)
+        conds = comfy.samplers.encode_model_conds(
+            self._model.extra_conds, conds, noise, self.device, "positive", latent_image=latent, denoise_mask=None, seed=0, latent_shapes=[tuple(noise.shape)]
+        )
+        return {k: v.process_cond(batch_size=1, area=None, device=self.device) for k, v in conds[0]["model_conds"].items()}
 
     # ---- training ----------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
     def training(self, layers: Mapping[str, nn.Module], adapters: AdapterSet, checkpointing: bool, largest: tuple[int, ...] = ()) -> Iterator[None]:
-        self._text(next(iter(self._texts), ""))  # before the model is loaded: the text encoder might take its place
-        borrowing = Borrowing(self.network, layers, adapters, checkpointing)
-        injection = comfy.patcher_extension.PatcherInjection(lambda patcher: borrowing.inject(), lambda patcher: borrowing.eject())
-        self._patcher.set_injections(KEY, [injection])
-        self._borrowing = borrowing
+        names = set(text_file_names(self._clip, self.family).values()) if adapters.changes_text else set()
+        own, texts = ({n: m for n, m in layers.items() if (n in names) == wanted} for wanted in (False, True))
+        borrowing = Borrowing(self.network, own, adapters.only(own), checkpointing)
+        self._patcher.set_injections(KEY, [_injection(borrowing)])
+        self._trained, self._borrowing = adapters, borrowing
+        if adapters.changes_text:
+            self.forget_texts()
+            self._text_clip = for_training(self._clip, adapters.tokens)
+            self._text_borrowing = Borrowing(self._clip.cond_stage_model, texts, adapters.only(texts), checkpointing=False, guard=True)
+            self._text_clip.patcher.set_injections(KEY, [_injection(self._text_borrowing)])
+        else:
+            self._text(next(iter(self._texts), ""))  # before the model is loaded: the text encoder might take its place
         activations = self._model.memory_required(list(largest or (1, 4, 64, 64))) * (1 if checkpointing else ACTIVATION_FACTOR)
         self._needed_bytes = int(adapters.count() * 4 * 4 + activations)  # adapters, gradients and two Adam moments in fp32
         try:
@@ -193,15 +255,27 @@ class HostBackend:
                 self._load()
                 self._check_text()
                 if not is_pure(self.network):
-                    verify(self.network, layers, adapters, borrowing, self._tiny_forward, self.dtype)
+                    verify(self.network, own, adapters.only(own), borrowing, self._tiny_forward, self.dtype)
                 yield
         finally:
-            with torch.inference_mode():
-                self._patcher.eject_model()
-            borrowing.eject()
-            self._borrowing = None
-            self._patcher.remove_injections(KEY)
-            self._conds.clear()
+            self._hand_back()
+
+    def _hand_back(self) -> None:
+        """Takes everything off again that training put on."""
+        with torch.inference_mode():
+            self._patcher.eject_model()
+            if self._text_borrowing is not None:
+                self._text_clip.patcher.eject_model()
+                self._text_borrowing.eject()
+                self._clip.cond_stage_model.reset_clip_options()
+        if self._borrowing is not None:
+            self._borrowing.eject()
+        self._patcher.remove_injections(KEY)
+        if self._trained.changes_text:
+            self._texts.clear()
+        self._conds.clear()
+        self._borrowing = self._text_borrowing = None
+        self._text_clip, self._trained = self._clip, AdapterSet({})
 
     def _check_text(self) -> None:
         """Refuses a CLIP whose text the model cannot read, by one forward pass on a tiny latent. A UNet's was checked by its width."""
@@ -228,14 +302,16 @@ class HostBackend:
         return self._predict(x_t, sigma[len(sigma) // 2].reshape(1), batch)
 
     def _load(self) -> None:
+        wanted = [self._patcher, self._text_clip.patcher] if self._trained.trains_text else [self._patcher]
         with torch.inference_mode():
-            comfy.model_management.load_models_gpu([self._patcher], memory_required=self._needed_bytes)
+            comfy.model_management.load_models_gpu(wanted, memory_required=self._needed_bytes)
 
     def predict(self, x_t: torch.Tensor, sigma: torch.Tensor, batch: Batch) -> torch.Tensor:
-        new = [caption for caption in batch.captions if caption not in self._texts]
+        new = [] if self._trained.trains_text else [caption for caption in batch.captions if caption not in self._texts]
         for caption in new:
             self._text(caption)
-        if self._borrowing is not None and (new or self._reload or not self._borrowing.installed):
+        needed = [self._borrowing, self._text_borrowing if self._trained.trains_text else None]
+        if self._borrowing is not None and (new or self._reload or any(b is not None and not b.installed for b in needed)):
             self._reload = False
             self._load()  # the text encoder, or something else, may have taken the model's place since the last step
         return self._predict(x_t, sigma, batch)
@@ -290,6 +366,10 @@ class HostBackend:
         finally:
             if was_on:
                 self._kernels.start()
+
+
+def _injection(borrowing: Borrowing) -> comfy.patcher_extension.PatcherInjection:
+    return comfy.patcher_extension.PatcherInjection(lambda patcher: borrowing.inject(), lambda patcher: borrowing.eject())
 
 
 def _patch_values(patch: Any) -> list:

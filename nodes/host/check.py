@@ -12,9 +12,11 @@ import torch
 from ...lora_core.errors import LoomError
 
 
-def require_matched(tensors: Mapping[str, torch.Tensor], model: Any) -> int:
+def require_matched(tensors: Mapping[str, torch.Tensor], model: Any, clip: Any = None) -> int:
     """Number of modules the host's loader matches. Raises LoomError when a key of `tensors` would be left over."""
     keys = comfy.lora.model_lora_keys_unet(model.model, {})
+    if clip is not None:
+        keys = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, keys)
     state = comfy.lora_convert.convert_lora(dict(tensors))
     used: set[str] = set()
     for loaded in comfy.lora.load_lora(state, keys, log_missing=False).values():

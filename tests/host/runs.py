@@ -12,7 +12,7 @@ import comfy.model_management
 import comfy.sample
 import numpy as np
 import torch
-from lora_loom.convert import lora_metadata, trained
+from lora_loom.convert import products
 from lora_loom.lora_core.config import parse
 from lora_loom.lora_core.data.folder import scan
 from lora_loom.lora_core.events import Control, Listener
@@ -29,9 +29,8 @@ def toy_config(**changes: Any):
     return parse({**values, **changes})
 
 
-def export(state: dict, facts: dict) -> tuple[dict, dict]:
-    tensors = trained(state, "sd1")
-    return tensors, lora_metadata(tensors, "run", "sd1", facts)
+def export(state: dict, facts: dict) -> dict:
+    return products(state, "run", "sd1", facts)
 
 
 def run(toy: tuple, folder: Path, listener: Listener | None = None, control: Control | None = None, change=None, **changes: Any) -> Result:

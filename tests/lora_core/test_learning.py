@@ -6,12 +6,12 @@ import random
 import pytest
 from lora_loom.lora_core.adapters import attach
 from lora_loom.lora_core.backends.base import SampleJob
+from lora_loom.lora_core.build import make_adapters
 from lora_loom.lora_core.config import SampleConfig, parse
 from lora_loom.lora_core.toy import world
 from lora_loom.lora_core.toy.concepts import CONCEPTS
 from lora_loom.lora_core.toy.model import resolve_set
 from lora_loom.lora_core.toy.recipes import demo_job, score
-from lora_loom.lora_core.trainer import make_adapters
 
 
 def right(backend, pictures):

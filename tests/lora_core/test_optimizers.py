@@ -9,7 +9,7 @@ def test_adamw_follows_torch_adamw_with_the_configured_numbers():
     start = torch.randn(5, 4, generator=rng)
     ours, plain = (torch.nn.Parameter(start.clone()) for _ in range(2))
     reference = torch.optim.AdamW([plain], lr=3e-3, betas=(0.8, 0.95), weight_decay=0.1, eps=1e-6, foreach=False, fused=False)
-    optimizers = [make_optimizer([ours], config), reference]
+    optimizers = [make_optimizer([{"params": [ours], "lr": 3e-3, "weight_decay": 0.1, "name": "model"}], config), reference]
     for _ in range(10):
         gradient = torch.randn(5, 4, generator=rng)
         for p, optimizer in zip((ours, plain), optimizers):

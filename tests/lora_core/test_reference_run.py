@@ -6,11 +6,11 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 from lora_loom.lora_core.adapters import choose_targets
+from lora_loom.lora_core.build import make_adapters
 from lora_loom.lora_core.data.batches import Batches, LatentCache
 from lora_loom.lora_core.data.folder import scan
 from lora_loom.lora_core.rng import randn_like, step_rng
 from lora_loom.lora_core.toy.model import MODEL
-from lora_loom.lora_core.trainer import make_adapters
 from peft import LoraConfig
 
 STEPS = 20
@@ -48,9 +48,9 @@ def plain_loop(config, backend):
             batch, rng = batches.at(step, micro), step_rng(config.seed, 0, step, micro)
             timesteps = torch.searchsorted(sigmas, objective.draw_sigma(len(batch.latents), rng))
             noise = randn_like(batch.latents, rng)
-            ids = backend.tokenizer(batch.captions, padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
+            ids = backend.text.encoders["clip_l"].tokenizer(batch.captions, padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
             with torch.no_grad():
-                text = backend.text_encoder(ids).last_hidden_state
+                text = backend.text.encoders["clip_l"].model(ids).last_hidden_state
             pred = unet(scheduler.add_noise(batch.latents, noise, timesteps), timesteps, text).sample
             loss = torch.nn.functional.mse_loss(pred, noise) / config.grad_accum
             loss.backward()

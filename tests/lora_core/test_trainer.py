@@ -74,7 +74,7 @@ def unbroken(toy_config, toy_backend, tmp_path_factory):
     from lora_loom.lora_core.trainer import train
 
     config, folder = toy_config(**EVERYTHING_RANDOM), tmp_path_factory.mktemp("unbroken")
-    result = train(config, toy_backend, scan(config.data), folder, lambda tensors, facts: (tensors, {}), Listener())
+    result = train(config, toy_backend, scan(config.data), folder, lambda tensors, facts: {"run": (tensors, {})}, Listener())
     return folder, result.losses, weights(folder)
 
 

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from lora_loom.lora_core.adapters import AdapterSet, LoraAdapter, attach
+from lora_loom.lora_core.adapters import AdapterSet, LoraAdapter, Shape, attach
 from torch import nn
 
 
@@ -17,7 +17,7 @@ def layers(model):
 
 @pytest.fixture
 def adapters(layers):
-    members = {name: LoraAdapter(name, layer, tuple(layer.weight.shape), 2, 0.0, 0.0, "kaiming", 0, "cpu") for name, layer in layers.items()}
+    members = {name: LoraAdapter(name, layer, Shape(tuple(layer.weight.shape), 2, 2.0), 0, "cpu") for name, layer in layers.items()}
     for member in members.values():
         nn.init.ones_(member.lora_up)
     return AdapterSet(members)

@@ -9,6 +9,7 @@ from lora_loom.lora_core.config import ObjectiveConfig, SampleConfig
 from lora_loom.lora_core.data.batches import Batch
 from lora_loom.lora_core.errors import LoomError
 from lora_loom.lora_core.objectives import discrete_sigmas
+from lora_loom.lora_core.tokens import TokenSet
 from lora_loom.lora_core.toy.model import MODEL
 
 
@@ -30,7 +31,7 @@ def test_a_prediction_type_that_cannot_be_trained_is_refused_by_name(toy_backend
 
 
 def test_everything_is_frozen_and_in_evaluation_mode(toy_backend):
-    for module in (toy_backend.unet, toy_backend.vae, toy_backend.text_encoder):
+    for module in (toy_backend.unet, toy_backend.vae, toy_backend.text.encoders["clip_l"].model):
         assert not module.training
         assert not any(p.requires_grad for p in module.parameters())
 
@@ -51,9 +52,9 @@ def test_the_network_sees_the_timestep_and_scale_that_diffusers_would_give_it(to
     objective = toy_backend.objective(ObjectiveConfig())
     sigma = objective.levels.sigmas[timesteps]
     captions = ["a red circle on a white ground", "", "a blue cross on a black ground"]
-    ids = toy_backend.tokenizer(captions, padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
+    ids = toy_backend.text.encoders["clip_l"].tokenizer(captions, padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
     with torch.no_grad():
-        text = toy_backend.text_encoder(ids).last_hidden_state
+        text = toy_backend.text.encoders["clip_l"].model(ids).last_hidden_state
         expected = toy_backend.unet(toy_backend.scheduler.add_noise(x0, noise, timesteps), timesteps, text).sample
         batch = Batch(x0, captions, [None] * 3, ["a", "b", "c"], torch.ones(3))
         ours = toy_backend.predict(objective.corrupt(x0, noise, sigma), sigma, batch)
@@ -103,7 +104,7 @@ def test_sampling_is_the_euler_sampler_of_diffusers_on_the_same_sigmas(toy_backe
     scheduler = EulerDiscreteScheduler.from_config(toy_backend.scheduler.config, timestep_spacing="trailing")
     scheduler.set_timesteps(6)
     x = torch.randn(1, 8, 8, 8, generator=torch.Generator().manual_seed(3)) * (1 + scheduler.sigmas[0] ** 2) ** 0.5
-    cond = torch.cat([toy_backend._text(settings.prompt), toy_backend._text("")])
+    cond = toy_backend.text.encode([settings.prompt, ""], TokenSet()).hidden.detach()
     with torch.no_grad():
         for t in scheduler.timesteps:
             out = toy_backend.unet(scheduler.scale_model_input(x.repeat(2, 1, 1, 1), t), t, cond).sample

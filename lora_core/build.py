@@ -1,0 +1,71 @@
+"""From a config to what is trained: adapters on the chosen layers of model and text encoders, and the vectors of new tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import nn
+
+from .adapters import ADAPTERS, Adapter, AdapterSet, Shape
+from .adapters.base import MODEL, TEXT_ENCODER
+from .adapters.targets import choose_targets, choose_text_targets, weight_shape
+from .backends.base import Backend
+from .config import TrainConfig
+from .errors import LoomError
+from .groups import first_match, lines, unused
+from .tokens import TokenSet, TokenVectors, wanted_tokens
+
+
+def make_adapters(config: TrainConfig, backend: Backend, trigger: str = "") -> tuple[dict[str, nn.Module], AdapterSet]:
+    """(layers, what is trained) by file name, for what the config selects. Raises LoomError when the model lacks what the config asks for."""
+    layers: dict[str, nn.Module] = {}
+    members: dict[str, Adapter] = {}
+    if config.trains_lora:
+        a, t = config.adapter, config.text_encoder
+        found = backend.layers()
+        own = {backend.file_name(path): found[path] for path in choose_targets(found, a)}
+        texts: dict[str, nn.Module] = {}
+        if t.train:
+            text_layers = backend.text_layers()
+            texts = {backend.file_name(path): text_layers[path] for path in choose_text_targets(text_layers, t)}
+        rules = lines("adapter.layer_rank", a.layer_rank)
+        for field, those in (("layer_rank", rules), ("layer_lr", lines("adapter.layer_lr", a.layer_lr))):
+            if idle := unused(those, [*own, *texts]):
+                raise LoomError(
+                    f"adapter.{field}: {idle[0]!r} fits none of the {len(own) + len(texts)} trained layers (a name looks like {next(iter(own))}); correct it."
+                )
+        for part, names, device in ((MODEL, own, backend.device), (TEXT_ENCODER, texts, backend.text_device)):
+            for name, layer in names.items():
+                shape = _shape(config, part, name, layer, rules)
+                if shape.rank:
+                    layers[name] = layer
+                    members[name] = ADAPTERS[a.algorithm](name, layer, shape, config.seed, device, backend.weight)
+                    members[name].part = part
+        if not members:
+            raise LoomError("adapter.layer_rank: leaves every layer out; give one a rank above 0.")
+    return layers, AdapterSet(members, _tokens(config, backend, trigger))
+
+
+def _shape(config: TrainConfig, part: str, name: str, layer: nn.Module, rules: list) -> Shape:
+    """Size and scale of one adapter: the text encoders' own, the convolutions' own, or the general ones; a rule by layer goes before all."""
+    a, t, weight = config.adapter, config.text_encoder, weight_shape(layer)
+    rank, alpha = a.rank, a.alpha
+    if part == TEXT_ENCODER:
+        rank, alpha = t.rank or a.rank, t.alpha or (0.0 if t.rank else a.alpha)
+    elif len(weight) > 2 and max(weight[2:]) > 1 and a.conv_rank:
+        rank, alpha = a.conv_rank, a.conv_alpha
+    ruled = first_match(rules, name, -1.0)
+    if ruled >= 0:
+        if ruled != int(ruled):
+            raise LoomError(f"adapter.layer_rank: {ruled:g} for {name} is no rank; give a whole number.")
+        rank, alpha = int(ruled), alpha * ruled / rank  # the same scale at another rank
+    return Shape(weight, rank, alpha or float(rank), a.dropout, a.init, a.rank_stabilized, a.lokr_factor)
+
+
+def _tokens(config: TrainConfig, backend: Backend, trigger: str) -> TokenSet:
+    if not config.trains_tokens:
+        return TokenSet()
+    tables: Mapping = backend.token_tables()
+    if not tables:
+        raise LoomError("method: this model has no CLIP text encoder, so it has no embeddings to train; choose method = lora.")
+    return TokenSet(TokenVectors(token, tables, config.seed, backend.text_device) for token in wanted_tokens(config.embedding, trigger))
