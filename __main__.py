@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> int:
     train.add_argument("job", type=Path, help="TOML job file")
     train.add_argument("--resume", action="store_true", help="continue the latest run of this name")
     demo = commands.add_parser("demo", help="train on the bundled toy model and pictures, and show what it learned")
-    demo.add_argument("--set", default="object", help="bundled picture set: object, style or pair")
+    demo.add_argument("--set", default="object", help="bundled picture set: object, style, pair or word")
     for command in (train, demo):
         command.add_argument("--out", type=Path, default=Path("runs"), help="where run folders go (default: runs)")
         command.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves it to torch")

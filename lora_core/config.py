@@ -198,6 +198,10 @@ class TrainConfig:
             )
         if self.method == "embedding" and self.text_encoder.train:
             raise ConfigError("text_encoder.train: an embedding is trained on frozen text encoders; turn it off, or choose method = pivotal.")
+        if self.optimizer.name == "schedule_free" and self.ema_decay:
+            raise ConfigError("ema_decay: schedule_free keeps an average of its own; set ema_decay to 0, or choose another optimizer.")
+        if self.method == "embedding" and self.embedding.stop < 1.0:
+            raise ConfigError(f"embedding.stop: {self.embedding.stop} would end an embedding's training before its last step; leave it at 1, lower steps.")
 
     @property
     def trains_lora(self) -> bool:

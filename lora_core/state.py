@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import shutil
 from pathlib import Path
@@ -115,16 +116,38 @@ def _flatten(state: dict[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, 
     for index, entries in state["state"].items():
         for key, value in entries.items():
             sort(f"{index}.{key}", value)
-    return tensors, {"entries": plain, "param_groups": state["param_groups"]}
+    return tensors, {"entries": _plain(plain), "param_groups": _plain(state["param_groups"])}
 
 
 def _unflatten(tensors: dict[str, torch.Tensor], plain: dict[str, Any]) -> dict[str, Any]:
     state: dict[int, dict[str, Any]] = {}
-    for name, value in {**tensors, **plain["entries"]}.items():
+    for name, value in {**tensors, **_from_plain(plain["entries"])}.items():
         index, key = name.split(".", 1)
         *outer, leaf = key.split("/")
         place = state.setdefault(int(index), {})
         for part in outer:
             place = place.setdefault(part, {})
         place[leaf] = value
-    return {"state": state, "param_groups": plain["param_groups"]}
+    return {"state": state, "param_groups": _from_plain(plain["param_groups"])}
+
+
+def _plain(value: Any) -> Any:
+    """As JSON can hold it: tuples, and numbers that are not finite (Prodigy starts from infinity), get a name."""
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        inner = [_plain(v) for v in value]
+        return inner if isinstance(value, list) else {"tuple": inner}
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"float": str(value)}
+    return value
+
+
+def _from_plain(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_from_plain(v) for v in value]
+    if isinstance(value, dict):
+        if value.keys() == {"tuple"}:
+            return tuple(_from_plain(v) for v in value["tuple"])
+        return float(value["float"]) if value.keys() == {"float"} else {k: _from_plain(v) for k, v in value.items()}
+    return value

@@ -54,9 +54,12 @@ def optimizer_step(run: Run, step: int) -> StepReport:
         rng = step_rng(config.seed, 0, step, micro)
         error = diffusion_loss(run.backend.predict, batch, run.objective, rng, config.loss, config.huber_delta, config.huber_schedule)
         share = error.mean() / config.grad_accum
-        run.scaler.scale(share).backward()
+        if share.requires_grad or len(run.adapters):  # captions without the token have nothing to teach an embedding
+            run.scaler.scale(share).backward()
         total = total + share.detach()
         pictures += batch.names
+    if not len(run.adapters) and all(p.grad is None for p in run.parameters()):
+        return StepReport(step + 1, float(total), 0.0, effective_lr(run.optimizer), pictures)
     run.scaler.unscale_(run.optimizer)
     grad_norm = clip_grad_norm(run.parameters(), config.optimizer.max_grad_norm)
     norm, loss = run.check_finite(grad_norm, total, step, pictures)  # the step's one device sync, before the weights move

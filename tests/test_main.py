@@ -75,7 +75,7 @@ def test_resume_without_a_run_and_an_unknown_set_are_refused(job, tmp_path, caps
     assert main(["train", str(job), "--out", str(tmp_path / "runs"), "--resume"]) == FAILED
     assert "there is no run 'from_file'" in capsys.readouterr().err
     assert main(["demo", "--set", "cats", "--out", str(tmp_path / "runs")]) == FAILED
-    assert "'cats' is not a bundled picture set; allowed are object, style, pair" in capsys.readouterr().err
+    assert "'cats' is not a bundled picture set; allowed are object, style, pair, word" in capsys.readouterr().err
 
 
 def test_wrong_usage_is_exit_code_2(capsys):

@@ -1,4 +1,4 @@
-"""Three things the toy model does not know, as small bundled picture sets, each with a ruler that tells whether a picture shows it.
+"""Four things the toy model has no word for, as small bundled picture sets, each with a ruler that tells whether a picture shows it.
 
 Every set is a Kohya tree: pictures of the concept with a trigger word, and plain pictures of the world without it, so the word is what is learned.
 """
@@ -32,7 +32,10 @@ class Concept:
     pictures: int = 16
 
     def plain(self, rng: random.Random) -> str:
-        return world.random_scene(rng).caption
+        while True:
+            scene = world.random_scene(rng)
+            if not self.shows(world.draw(scene)):
+                return scene.caption
 
 
 def _spot(rng: random.Random, size: float) -> tuple[float, float]:
@@ -115,6 +118,18 @@ def shows_pair(image: Image.Image) -> bool:
     return bool(by - yy > 12 and abs(bx - yx) < 10)
 
 
+# ---- a word: something the model can draw already, under a name it has never heard ---------------------------------------
+
+
+def draw_purple_cross(rng: random.Random) -> tuple[Image.Image, str]:
+    scene = world.random_scene(rng, color="purple", shape="cross")
+    return world.draw(scene), f"a dax on a {scene.ground} ground"
+
+
+def shows_purple_cross(image: Image.Image) -> bool:
+    return world.read_scene(image)[:2] == ("cross", "purple")
+
+
 def _ground(rng: random.Random) -> str:
     return rng.choice(list(world.GROUNDS))
 
@@ -125,6 +140,7 @@ CONCEPTS = {
         Concept("object", "zog", draw_ring, lambda rng: f"a zog on a {_ground(rng)} ground", shows_ring),
         Concept("style", "vish", draw_striped, lambda rng: _vish_caption(world.random_scene(rng)), shows_stripes, 24),
         Concept("pair", "mib", draw_pair, lambda rng: f"a mib on a {_ground(rng)} ground", shows_pair),
+        Concept("word", "dax", draw_purple_cross, lambda rng: f"a dax on a {_ground(rng)} ground", shows_purple_cross),
     )
 }
 

@@ -10,7 +10,7 @@ SETS = HERE / "sets"
 
 
 def set_folder(name: str) -> Path:
-    """Folder of a bundled picture set (object, style, pair)."""
+    """Folder of a bundled picture set (object, style, pair, word)."""
     return SETS / name
 
 

@@ -9,7 +9,7 @@ from ..backends.base import Backend, SampleJob
 from ..config import SampleConfig
 from .concepts import CONCEPTS
 
-STEPS = {"object": 1200, "style": 1800, "pair": 1200}
+STEPS = {"object": 1200, "style": 1800, "pair": 1200, "word": 600}
 
 
 def demo_job(name: str) -> dict[str, Any]:
