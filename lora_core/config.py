@@ -38,6 +38,11 @@ class DataConfig:
     flip: bool = setting(False, "Mirror pictures left to right half of the time. Leave off for faces, text and anything with a side.")
     shuffle_tags: bool = setting(False, "Shuffle the comma-separated parts of a caption anew each time.")
     keep_tokens: int = setting(1, "How many leading parts of a caption stay in place when tags are shuffled.", low=0, high=100)
+    masks: str = setting(
+        "none", "Where the loss looks: everywhere, at what is opaque (alpha), or at what is white in <name>.mask.png or mask/<name>.png (file).",
+        choices=("none", "alpha", "file"),
+    )
+    mask_floor: float = setting(0.1, "Weight of what a mask leaves out, relative to the rest.", low=0.0, high=1.0)
     caption_dropout: float = setting(0.0, "Share of steps in which a picture is trained with an empty caption.", low=0.0, high=1.0)
 
 
@@ -119,6 +124,7 @@ class ObjectiveConfig:
     timesteps: str = setting(
         "auto", "How noise levels are drawn; auto is uniform for eps and v, logit-normal for flow.", choices=("auto", "uniform", "logit_normal")
     )
+    timestep_bias: float = setting(0.0, "Above 0 draws noisy levels more often, below 0 clean ones: u becomes u^(2^-bias).", low=-5.0, high=5.0)
     logit_mean: float = setting(0.0, "Mean of logit_normal.", low=-5.0, high=5.0)
     logit_std: float = setting(1.0, "Standard deviation of logit_normal.", low=0.05, high=5.0)
     shift: float = setting(0.0, "Time shift of flow models; 0 takes the model's own.", low=0.0, high=100.0)
@@ -136,6 +142,21 @@ class ObjectiveConfig:
     multires_discount: float = setting(0.3, "Strength of each coarser layer relative to the one before.", low=0.0, high=1.0)
     input_perturbation: float = setting(0.0, "Extra noise on the network's input that the target does not know of (Ning et al. 2023).", low=0.0, high=1.0)
     zero_terminal_snr: bool = setting(False, "Rescale the schedule so the last step is pure noise (v models; Lin et al. 2023).")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PriorConfig:
+    prompt: str = setting("", "Class prompt, such as a dog: the class is trained beside the subject, so it stays what it was (DreamBooth).")
+    class_word: str = setting("", "Instead of one prompt: each training caption with this word in place of the trigger, so captions match.")
+    folder: str = setting("", "Folder of real class pictures; their captions are used, or the class prompt where they have none.")
+    count: int = setting(100, "Class pictures wanted; what the folder lacks is made by the model before it is trained, once.", low=0, high=10_000)
+    weight: float = setting(1.0, "Weight of the class pictures' loss; 0 turns prior preservation off.", low=0.0, high=10.0)
+    steps: int = setting(25, "Sampler steps of class pictures that are made.", low=1, high=200)
+    cfg: float = setting(7.0, "Guidance of class pictures that are made.", low=0.0, high=100.0)
+
+    @property
+    def on(self) -> bool:
+        return self.weight > 0 and bool(self.prompt or self.class_word or self.folder)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -186,6 +207,7 @@ class TrainConfig:
     optimizer: OptimizerConfig = setting(OptimizerConfig, "")
     schedule: ScheduleConfig = setting(ScheduleConfig, "")
     objective: ObjectiveConfig = setting(ObjectiveConfig, "")
+    prior: PriorConfig = setting(PriorConfig, "")
     save: SaveConfig = setting(SaveConfig, "")
     samples: SampleConfig = setting(SampleConfig, "")
 

@@ -1,4 +1,4 @@
-"""Per-sample distances between prediction and target: float32 in, shape (B,) out. A new loss is one function and one table row."""
+"""Distances between prediction and target, element by element in float32; `mean` makes them one number a sample. A new loss is one function and one row."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ Loss = Callable[..., torch.Tensor]  # (pred, target, delta)
 
 
 def mse(pred: torch.Tensor, target: torch.Tensor, delta: torch.Tensor | None) -> torch.Tensor:
-    """Mean squared error of each sample, shape (B,)."""
-    return (pred.float() - target.float()).square().flatten(1).mean(1)
+    """Squared error."""
+    return (pred.float() - target.float()).square()
 
 
 def l1(pred: torch.Tensor, target: torch.Tensor, delta: torch.Tensor | None) -> torch.Tensor:
-    """Mean absolute error of each sample, shape (B,)."""
-    return (pred.float() - target.float()).abs().flatten(1).mean(1)
+    """Absolute error."""
+    return (pred.float() - target.float()).abs()
 
 
 def huber(pred: torch.Tensor, target: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
@@ -24,19 +24,31 @@ def huber(pred: torch.Tensor, target: torch.Tensor, delta: torch.Tensor) -> torc
 
     As in kohya's sd-scripts and diffusers' SDXL LoRA script (`conditional_loss`).
     """
-    return 2 * delta.float() * smooth_excess(pred, target, delta).flatten(1).mean(1)
+    return 2 * _spread(delta, pred) * smooth_excess(pred, target, delta)
 
 
 def smooth_l1(pred: torch.Tensor, target: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
     """2 (sqrt(e^2 + d^2) - d): like e^2 / d for small errors and like 2 |e| for large ones, whatever d is."""
-    return 2 * smooth_excess(pred, target, delta).flatten(1).mean(1)
+    return 2 * smooth_excess(pred, target, delta)
 
 
 def smooth_excess(pred: torch.Tensor, target: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
     """sqrt(e^2 + d^2) - d, without the cancellation of the plain formula: e^2 / (sqrt(e^2 + d^2) + d)."""
     square = (pred.float() - target.float()).square()
-    delta = delta.to(square).view(-1, *[1] * (square.ndim - 1))
+    delta = _spread(delta, square)
     return square / ((square + delta.square()).sqrt() + delta)
+
+
+def _spread(delta: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    return delta.to(x.device, torch.float32).view(-1, *[1] * (x.ndim - 1))
+
+
+def mean(error: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    """(B,) means of (B, C, [T,] H, W); with `mask` (B, 1, [T,] H, W) weighted by it, so a small mask counts as much as a large one."""
+    if mask is None:
+        return error.flatten(1).mean(1)
+    weight = mask.to(error).expand_as(error)
+    return (error * weight).flatten(1).sum(1) / weight.flatten(1).sum(1)
 
 
 THRESHOLDED = ("huber", "smooth_l1")  # the losses that read `delta`

@@ -115,6 +115,7 @@ class Objective:
             u = torch.rand(n, generator=rng, dtype=torch.float64)
         else:
             u = torch.sigmoid(torch.randn(n, generator=rng, dtype=torch.float64) * self.config.logit_std + self.config.logit_mean)
+        u = u.pow(2.0**-self.config.timestep_bias) if self.config.timestep_bias else u
         low, high = self.config.min_timestep / TIMESTEPS, self.config.max_timestep / TIMESTEPS
         return self.levels(low + (high - low) * u)
 

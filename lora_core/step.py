@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from .errors import NonFiniteError
-from .losses import LOSSES, THRESHOLDED
+from .losses import LOSSES, THRESHOLDED, mean
 from .optimizers import effective_lr
 from .rng import step_rng
 
@@ -22,10 +22,11 @@ MAX_SKIPPED = 20  # fp16 overflows in a row before the run gives up
 
 @dataclasses.dataclass(frozen=True)
 class StepReport:
-    """What update number `step` (from 1) did: mean loss and gradient norm before clipping."""
+    """What update number `step` (from 1) did: mean loss on the training pictures and on class pictures (0 without), gradient norm before clipping."""
 
     step: int
     loss: float
+    class_loss: float
     grad_norm: float
     lr: float
     pictures: Sequence[str]
@@ -40,35 +41,38 @@ def diffusion_loss(
     noise = objective.draw_noise(x0, rng)
     pred = predict(objective.corrupt(x0, objective.perturbed(noise, rng), sigma), sigma, batch)
     delta = objective.huber_delta(sigma, huber_delta, huber_schedule) if loss in THRESHOLDED else None  # (B,)
-    error = LOSSES[loss](pred, objective.target(x0, noise, sigma), delta)  # (B,)
+    error = mean(LOSSES[loss](pred, objective.target(x0, noise, sigma), delta), batch.mask)  # (B,)
     return objective.weight(sigma).to(error) * batch.weight.to(error) * error
 
 
 def optimizer_step(run: Run, step: int) -> StepReport:
     """Gradients of every micro batch, clip, update. Raises NonFiniteError before the weights move."""
-    config, total = run.config, torch.zeros((), device=run.backend.device)
+    config = run.config
+    totals = torch.zeros(2, device=run.backend.device)  # loss of the subject, of the class
     pictures: list[str] = []
     for micro in range(config.grad_accum):
-        batch = run.batches.at(step, micro)
-        run.adapters.begin_pass(config.seed, step, micro)
-        rng = step_rng(config.seed, 0, step, micro)
-        error = diffusion_loss(run.backend.predict, batch, run.objective, rng, config.loss, config.huber_delta, config.huber_schedule)
-        share = error.mean() / config.grad_accum
-        if share.requires_grad or len(run.adapters):  # captions without the token have nothing to teach an embedding
-            run.scaler.scale(share).backward()
-        total = total + share.detach()
-        pictures += batch.names
+        for n, (batches, weight, stream) in enumerate(run.sources()):
+            batch = batches.at(step, micro)
+            run.adapters.begin_pass(config.seed, step, micro, stream)
+            rng = step_rng(config.seed, 0, step, micro, f"{stream}noise")
+            error = diffusion_loss(run.backend.predict, batch, run.objective, rng, config.loss, config.huber_delta, config.huber_schedule)
+            share = error.mean() / config.grad_accum
+            if share.requires_grad or len(run.adapters):  # captions without the token have nothing to teach an embedding
+                run.scaler.scale(weight * share).backward()
+            totals[n] += share.detach()
+            pictures += batch.names
     if not len(run.adapters) and all(p.grad is None for p in run.parameters()):
-        return StepReport(step + 1, float(total), 0.0, effective_lr(run.optimizer), pictures)
+        loss, class_loss = totals.tolist()
+        return StepReport(step + 1, loss, class_loss, 0.0, effective_lr(run.optimizer), pictures)
     run.scaler.unscale_(run.optimizer)
     grad_norm = clip_grad_norm(run.parameters(), config.optimizer.max_grad_norm)
-    norm, loss = run.check_finite(grad_norm, total, step, pictures)  # the step's one device sync, before the weights move
+    norm, loss, class_loss = run.check_finite(grad_norm, totals, step, pictures)  # the step's one device sync, before the weights move
     with run.updating():
         run.scaler.step(run.optimizer)
         run.scaler.update()
         run.after_update(step)
     run.optimizer.zero_grad(set_to_none=True)
-    return StepReport(step + 1, loss, norm, effective_lr(run.optimizer), pictures)
+    return StepReport(step + 1, loss, class_loss, norm, effective_lr(run.optimizer), pictures)
 
 
 def clip_grad_norm(params: list[torch.nn.Parameter], max_norm: float) -> torch.Tensor:

@@ -27,6 +27,7 @@ from .config import TrainConfig, as_dict, parse
 from .data.batches import Batches, LatentCache
 from .data.captions import with_trigger
 from .data.folder import Dataset
+from .data.prior import CLASS_PICTURES, class_dataset
 from .ema import PREFIX as EMA_PREFIX
 from .ema import Ema
 from .errors import LoomError, NonFiniteError
@@ -35,6 +36,7 @@ from .groups import drop, frozen_at, make_groups
 from .objectives import Objective, check_prediction
 from .optimizers import averaged, check_installed, filled, make_optimizer, settle
 from .plots import grid, loss_plot
+from .rng import derive
 from .schedules import lr_factor
 from .step import MAX_SKIPPED, optimizer_step
 from .tokens import TokenSet
@@ -59,6 +61,7 @@ class Run:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     ema: Ema | None = None
+    prior: Batches | None = None
     skipped_in_a_row: int = 0
     mid_update: bool = False
     frozen: list[str] = dataclasses.field(default_factory=list)  # names of the groups whose time is over
@@ -66,6 +69,11 @@ class Run:
     def parameters(self) -> list[nn.Parameter]:
         """What this step trains."""
         return [p for g in self.optimizer.param_groups for p in g["params"]]
+
+    def sources(self) -> list[tuple[Batches, float, str]]:
+        """(batches, weight of their loss, name of their random streams): the training pictures, and those of the class."""
+        prior = [(self.prior, self.config.prior.weight, "class ")] if self.prior else []
+        return [(self.batches, 1.0, ""), *prior]
 
     def freeze(self, groups: list[dict[str, Any]]) -> None:
         """Ends the training of these groups: their averages become their weights, which nothing changes any more."""
@@ -118,14 +126,15 @@ class Run:
         yield
         self.mid_update = False
 
-    def check_finite(self, grad_norm: torch.Tensor, loss: torch.Tensor, step: int, pictures: list[str]) -> tuple[float, float]:
-        """(grad_norm, loss) as floats. Raises NonFiniteError naming step and pictures; an fp16 gradient overflow is allowed a few times."""
-        norm_value, loss_value = torch.stack([grad_norm.float(), loss.float()]).tolist()
+    def check_finite(self, grad_norm: torch.Tensor, losses: torch.Tensor, step: int, pictures: list[str]) -> tuple[float, float, float]:
+        """(grad_norm, loss, class loss) as floats. Raises NonFiniteError naming step and pictures; an fp16 gradient overflow is allowed a few times."""
+        norm_value, *both = torch.cat([grad_norm.float().view(1), losses.float()]).tolist()
+        loss_value = sum(both)
         finite = math.isfinite(norm_value) and math.isfinite(loss_value)
         overflow = self.scaler.is_enabled() and math.isfinite(loss_value) and not finite
         self.skipped_in_a_row = self.skipped_in_a_row + 1 if overflow else 0
         if finite or (overflow and self.skipped_in_a_row <= MAX_SKIPPED):
-            return norm_value, loss_value
+            return norm_value, both[0], both[1]
         weight = self.backend.find_non_finite()
         if weight:
             raise NonFiniteError(f"The base model is damaged: weight {weight} is not finite; load another file of it. Step {step + 1} was not made.")
@@ -188,15 +197,23 @@ def train(
         cache = LatentCache(dataset, config, backend.encode_picture, lambda n, of: listener.on_message(f"Encoding pictures {n}/{of}"))
         for name, why in cache.skipped:
             listener.on_message(f"skipped {name}: {why}")
-        batches = Batches(cache, config, backend.device)
+        if config.data.masks != "none" and not cache.masked:
+            raise LoomError(
+                f"data.masks: {config.data.masks} was chosen, but no picture has a mask that leaves anything out ({cache.unmasked} are white everywhere); "
+                "add masks, or choose none."
+            )
+        if cache.unmasked:
+            listener.on_message(f"{cache.unmasked} masks are white everywhere and change nothing")
+        batches, prior = Batches(cache, config, backend.device), _class_batches(config, backend, dataset, adapters.tokens, folder, listener)
         if not adapters.changes_text:
-            backend.encode_texts(captions_ahead(batches, config), lambda n, of: listener.on_message(f"Encoding captions {n}/{of}"))
+            ahead = captions_ahead(batches, config) + (captions_ahead(prior, config) if prior else [])
+            backend.encode_texts(ahead, lambda n, of: listener.on_message(f"Encoding captions {n}/{of}"))
         with backend.training(layers, adapters, config.checkpointing, (config.batch_size, *batches.shapes()[0])):
             adapters.prepare()
             optimizer = make_optimizer(make_groups(config, adapters), config.optimizer)
             scaler = torch.amp.GradScaler(backend.device.type, init_scale=2.0**12, enabled=backend.dtype == torch.float16)
             ema = Ema(adapters, config.ema_decay) if config.ema_decay else None
-            run = Run(config, backend, adapters, batches, objective, optimizer, scaler, ema)
+            run = Run(config, backend, adapters, batches, objective, optimizer, scaler, ema, prior)
             return Loop(run, folder, export, listener, control or Control(), resume).go()
 
 
@@ -212,6 +229,8 @@ class Loop:
         self.started = time.time()
         self.sampled: list[tuple[str, list[Image.Image]]] = []
         self.identity = {"base": run.backend.fingerprint(), "data": run.batches.fingerprint(), "dtype": str(run.backend.dtype)}
+        if run.prior:
+            self.identity["prior"] = run.prior.fingerprint()
         if run.adapters.changes_text:
             self.identity["text"] = run.backend.text_fingerprint()
         folder.mkdir(parents=True, exist_ok=True)
@@ -256,6 +275,7 @@ class Loop:
                     "step": self.done,
                     "loss": report.loss,
                     "lr": report.lr,
+                    **({"class_loss": report.class_loss} if self.run.prior else {}),
                     "grad_norm": report.grad_norm if math.isfinite(report.grad_norm) else None,
                     "time": round(time.time(), 3),
                 }
@@ -305,7 +325,7 @@ class Loop:
             self.run.backend.forget_texts()
 
     def _draw(self, label: str) -> None:
-        jobs = sample_jobs(self.config, self.run.batches)
+        jobs = sample_jobs(self.config, self.run.batches, self.run.prior)
         images = [image for job in jobs for image in self.run.backend.sample(job)[:1]]
         path = self.folder / "samples" / f"{label.replace(' ', '-')}.png"
         path.parent.mkdir(exist_ok=True)
@@ -383,6 +403,18 @@ def with_tokens(dataset: Dataset, tokens: TokenSet) -> Dataset:
     return dataclasses.replace(dataset, pictures=tuple(dataclasses.replace(p, caption=with_trigger(p.caption, first)) for p in dataset.pictures))
 
 
+def _class_batches(config: TrainConfig, backend: Backend, dataset: Dataset, tokens: TokenSet, folder: Path, listener: Listener) -> Batches | None:
+    """The class pictures as batches with an order of their own; None without prior preservation."""
+    found = class_dataset(
+        config, backend, dataset, tokens, folder.parent / CLASS_PICTURES, lambda n, of: listener.on_message(f"Making class pictures {n}/{of}")
+    )
+    if found is None:
+        return None
+    own = dataclasses.replace(config, seed=derive(config.seed, "class"))
+    cache = LatentCache(found, own, backend.encode_picture, lambda n, of: listener.on_message(f"Encoding class pictures {n}/{of}"))
+    return Batches(cache, own, backend.device)
+
+
 def captions_ahead(batches: Batches, config: TrainConfig) -> list[str]:
     """Captions worth encoding before the first step: each picture's own, and the empty one when captions are dropped."""
     captions = dict.fromkeys(p.caption for p in batches.pictures) if not config.data.shuffle_tags else {}
@@ -391,9 +423,10 @@ def captions_ahead(batches: Batches, config: TrainConfig) -> list[str]:
     return list(captions)[:MAX_TEXTS_AHEAD]
 
 
-def sample_jobs(config: TrainConfig, batches: Batches) -> list[SampleJob]:
-    """One job per line of samples.prompt; without prompts, the first caption."""
+def sample_jobs(config: TrainConfig, batches: Batches, prior: Batches | None = None) -> list[SampleJob]:
+    """One job per line of samples.prompt; without prompts, the first caption. With class pictures one for the class, to see whether it drifts."""
     prompts = [line.strip() for line in config.samples.prompt.splitlines() if line.strip()] or [batches.pictures[0].caption]
+    prompts += [config.prior.prompt or prior.pictures[0].caption] if prior else []
     width, height = (side or config.data.resolution for side in (config.samples.width_px, config.samples.height_px))
     return [SampleJob(prompt, width, height, config.samples) for prompt in prompts]
 
@@ -405,6 +438,8 @@ def refuse_changes(config: TrainConfig, facts: dict[str, Any], identity: dict[st
     changed += [f"data.{k}: {then['data'][k]!r} then, {v!r} now" for k, v in now["data"].items() if k != "folder" and then["data"][k] != v]
     if identity["base"] != facts["base"]:
         changed.append("the base model is another one")
+    if identity.get("prior") != facts.get("prior"):
+        changed.append("the class pictures changed")
     if identity.get("text") != facts.get("text"):
         changed.append("the text encoder is another one")
     if identity["dtype"] != facts.get("dtype"):

@@ -127,7 +127,7 @@ def zip_loras(
                     raise LoomError(f"Step {step + 1}: loss {losses[-1]}, gradient norm {norm}; lower the learning rate, or use a base model in bf16 or fp32.")
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
-                listener.on_step(StepReport(step + 1, losses[-1], norm, config.optimizer.lr, batch.names))
+                listener.on_step(StepReport(step + 1, losses[-1], 0.0, norm, config.optimizer.lr, batch.names))
     overlap = float(torch.stack([a.overlap() for a in trained]).mean().detach())
     return ZipResult({name: a.merged() for name, a in adapters if isinstance(a, ZipAdapter)}, losses, overlap)
 

@@ -195,11 +195,11 @@ class AdapterSet:
         for _, adapter in self:
             adapter.prepare()
 
-    def begin_pass(self, seed: int, step: int, micro: int) -> None:
+    def begin_pass(self, seed: int, step: int, micro: int, stream: str = "") -> None:
         """Gives every adapter with dropout the seed of this pass."""
         for name, adapter in self:
             if adapter.dropout:
-                adapter._dropout_seed = derive(seed, step, micro, "dropout", name)
+                adapter._dropout_seed = derive(seed, step, micro, f"{stream}dropout", name)
 
 
 @contextlib.contextmanager

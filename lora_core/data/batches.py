@@ -17,18 +17,23 @@ from ..rng import python_rng
 from . import buckets
 from .captions import vary
 from .folder import Dataset, Picture
+from .masks import latent_mask, open_mask
 from .pictures import PictureError, open_rgb
 
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """Latents (B, C, [T,] H, W) float32 on the training device in the model's units; one caption, fit and name per sample; weight (B,)."""
+    """Latents (B, C, [T,] H, W) float32 on the training device in the model's units; one caption, fit and name per sample; weight (B,).
+
+    `mask` (B, 1, [1,] H, W): weights of places, or None.
+    """
 
     latents: torch.Tensor
     captions: Sequence[str]
     fits: Sequence[buckets.Fit]
     names: Sequence[str]
     weight: torch.Tensor
+    mask: torch.Tensor | None = None
 
 
 Encode = Callable[[torch.Tensor], torch.Tensor]  # (1, H, W, 3) float32 in [0, 1] -> (1, C, [T,] h, w)
@@ -42,17 +47,20 @@ class LatentCache:
         self.pixels: list[bytes] = []  # sha256 of each picture as it is trained
         self.kept: list[Picture] = []
         self.skipped: list[tuple[str, str]] = []
+        self.masked = self.unmasked = 0  # masks that change something, masks that are white everywhere
         self._latents: dict[tuple[int, bool], torch.Tensor] = {}
+        self._masks: dict[tuple[int, bool], torch.Tensor] = {}
         flips = (False, True) if config.data.flip else (False,)
         for done, picture in enumerate(dataset.pictures):
             progress(done, len(dataset.pictures))
             try:
-                image = open_rgb(picture.path)
+                image, mask = open_rgb(picture.path), open_mask(picture, config.data.masks)
             except PictureError as error:
                 self.skipped.append((picture.name, str(error)))
                 continue
             how = buckets.fit(*image.size, config.data.resolution, config.data.bucket_step_px)
             cut = buckets.apply(image, how)
+            masks: dict[bool, torch.Tensor | None] = {}
             for flipped in flips:
                 shown = cut.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flipped else cut
                 pixels = torch.from_numpy(np.asarray(shown, np.float32) / 255.0)[None]
@@ -60,6 +68,16 @@ class LatentCache:
                 if not torch.isfinite(latent).all():
                     raise LoomError(f"{picture.name}: the VAE returns numbers that are not finite for it; use a VAE that runs in fp32 or bf16.")
                 self._latents[len(self.kept), flipped] = latent
+                try:
+                    masks[flipped] = None if mask is None else latent_mask(mask, how, flipped, latent, config.data.mask_floor)
+                except PictureError as error:
+                    self.skipped.append((picture.name, str(error)))
+                    break
+            if len(masks) < len(flips):
+                continue
+            self._masks |= {(len(self.kept), flipped): m for flipped, m in masks.items() if m is not None}
+            self.masked += masks[False] is not None
+            self.unmasked += mask is not None and masks[False] is None
             self.pixels.append(hashlib.sha256(cut.tobytes()).digest())
             self.kept.append(picture)
             self.fits.append(how)
@@ -70,6 +88,10 @@ class LatentCache:
 
     def __getitem__(self, key: tuple[int, bool]) -> torch.Tensor:
         return self._latents[key]
+
+    def mask(self, key: tuple[int, bool]) -> torch.Tensor | None:
+        """Weights of places, where the picture has a mask that says anything."""
+        return self._masks.get(key)
 
 
 class Batches:
@@ -95,16 +117,19 @@ class Batches:
             facts = (picture.name, picture.caption, picture.repeats, self._cache.fits[index])
             digest.update("\x1f".join(map(str, facts)).encode())
             digest.update(self._cache.pixels[index])
+            if (mask := self._cache.mask((index, False))) is not None:
+                digest.update(mask.numpy().tobytes())
         return digest.hexdigest()[:32]
 
     def at(self, step: int, micro: int) -> Batch:
         number = step * self._config.grad_accum + micro
         chosen = self._plan(number // self.per_epoch)[number % self.per_epoch]
         rng, data = python_rng(self._config.seed, step, micro, "captions"), self._config.data
-        latents, captions = [], []
+        latents, captions, masks = [], [], []
         for index in chosen:
             flipped = rng.random() < 0.5 and data.flip
             latents.append(self._cache[index, flipped])
+            masks.append(self._cache.mask((index, flipped)))
             captions.append(vary(self.pictures[index].caption, rng, data.shuffle_tags, data.keep_tokens, data.caption_dropout))
         return Batch(
             latents=torch.cat(latents).to(self._device),
@@ -112,6 +137,7 @@ class Batches:
             fits=[self._cache.fits[i] for i in chosen],
             names=[self.pictures[i].name for i in chosen],
             weight=torch.ones(len(chosen), device=self._device),
+            mask=_stacked(masks, latents, self._device),
         )
 
     def _plan_epoch(self, epoch: int) -> list[list[int]]:
@@ -128,3 +154,10 @@ class Batches:
             batches += [order[k : k + size] for k in range(0, len(order), size)]
         rng.shuffle(batches)
         return batches
+
+
+def _stacked(masks: Sequence[torch.Tensor | None], latents: Sequence[torch.Tensor], device: torch.device | str) -> torch.Tensor | None:
+    """The masks of a batch, ones for pictures without; None when there is none at all."""
+    if all(m is None for m in masks):
+        return None
+    return torch.cat([torch.ones_like(latent[:, :1]) if m is None else m for m, latent in zip(masks, latents, strict=True)]).to(device)

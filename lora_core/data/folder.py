@@ -27,6 +27,7 @@ class Picture:
     height_px: int
     caption: str
     repeats: int = 1
+    mask: Path | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +57,7 @@ def scan(config: DataConfig) -> Dataset:
     files = sorted(_walk(root, config.recursive, skipped), key=lambda p: p.relative_to(root).as_posix())
     for path in files:
         name = path.relative_to(root).as_posix()
-        if path.suffix.lower() not in EXTENSIONS:
+        if path.suffix.lower() not in EXTENSIONS or _is_mask(path, config.masks):
             continue
         repeats, concept = _kohya(path, root)
         if config.repeats:
@@ -77,7 +78,7 @@ def scan(config: DataConfig) -> Dataset:
             continue
         if not found:
             no_caption.append(name)
-        pictures.append(Picture(path, name, width, height, with_trigger(caption, config.trigger), repeats))
+        pictures.append(Picture(path, name, width, height, with_trigger(caption, config.trigger), repeats, _mask(path) if config.masks == "file" else None))
     if not pictures:
         reasons = "; ".join(f"{name} {why}" for name, why in skipped[:3])
         raise LoomError(
@@ -138,10 +139,24 @@ def _caption(path: Path, source: str, concept: str) -> tuple[str, bool]:
     return concept, bool(concept) or source == "none"
 
 
+def _is_mask(path: Path, masks: str) -> bool:
+    """Masks lie beside pictures; they are not pictures to train on."""
+    return path.stem.lower().endswith(".mask") or (masks == "file" and path.parent.name.lower() == "mask")
+
+
+def _mask(path: Path) -> Path | None:
+    """<name>.mask.png beside the picture, or mask/<name>.png."""
+    places = (path.with_name(f"{path.stem}.mask.png"), path.parent / "mask" / f"{path.stem}.png")
+    return next((place for place in places if place.is_file()), None)
+
+
 def _warnings(config: DataConfig, pictures: list[Picture], no_caption: list[str], files: list[Path]) -> Iterator[str]:
     if no_caption:
         use = f"the trigger {config.trigger!r}" if config.trigger else "an empty caption (set a trigger word to give them one)"
         yield f"{len(no_caption)} without caption, e.g. {', '.join(no_caption[:3])}: trained with {use}"
+    unmasked = [p.name for p in pictures if config.masks == "file" and p.mask is None]
+    if unmasked:
+        yield f"{len(unmasked)} without a mask, e.g. {', '.join(unmasked[:3])}: trained everywhere"
     small = [p.name for p in pictures if p.width_px * p.height_px < config.resolution**2]
     if small:
         yield f"{len(small)} smaller than {config.resolution} px squared, e.g. {', '.join(small[:3])}: kept at their size, not scaled up"

@@ -52,6 +52,17 @@ def open_rgb(path: Path) -> Image.Image:
         raise PictureError(f"is damaged ({_reason(error)})") from error
 
 
+def open_alpha(path: Path) -> Image.Image | None:
+    """The picture's opacity as 8-bit grey, turned as the picture is; None when it has none."""
+    try:
+        with Image.open(path) as image:
+            image.load()
+            shown = ImageOps.exif_transpose(image) or image
+            return shown.convert("RGBA").getchannel("A") if shown.mode in ("RGBA", "LA", "PA") or "transparency" in shown.info else None
+    except _BROKEN as error:
+        raise PictureError(f"is damaged ({_reason(error)})") from error
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith(("I", "F")):  # 16 and 32 bit grey: scale instead of clipping to white
         values = np.asarray(image, np.float64)

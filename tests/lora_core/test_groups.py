@@ -1,5 +1,4 @@
 import pytest
-import torch
 from lora_loom.lora_core.build import make_adapters
 from lora_loom.lora_core.config import ConfigError
 from lora_loom.lora_core.errors import LoomError
@@ -33,7 +32,9 @@ def test_parts_without_their_own_numbers_take_the_optimizers(toy_config, toy_bac
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("algorithm, ups", [("lora", ("lora_up",)), ("dora", ("lora_up",)), ("loha", ("hada_w1_a", "hada_w2_a")), ("lokr", ("lokr_w1", "lokr_w2_a"))])
+@pytest.mark.parametrize(("algorithm", "ups"), [
+    ("lora", ("lora_up",)), ("dora", ("lora_up",)), ("loha", ("hada_w1_a", "hada_w2_a")), ("lokr", ("lokr_w1", "lokr_w2_a")),
+])  # fmt: skip
 def test_lora_plus_multiplies_the_rate_of_the_up_matrices(algorithm, ups, toy_config, toy_backend):
     found, adapters = groups(toy_config, toy_backend, adapter={"algorithm": algorithm, "rank": 2}, optimizer={"lr": 1e-4, "lora_plus_ratio": 16.0})
     assert found["model up"]["lr"] == pytest.approx(16e-4)
@@ -46,7 +47,8 @@ def test_rates_and_ranks_by_layer_follow_the_first_rule_that_fits(toy_config, to
     found, adapters = groups(toy_config, toy_backend, adapter={**rules, "alpha": 2.0}, optimizer={"lr": 1e-4})
     assert {n: g["lr"] for n, g in found.items()} == {"model x0.5": pytest.approx(5e-5), "model x2": pytest.approx(2e-4)}
     mid = {name: a for name, a in adapters if "mid_block" in name}
-    assert mid and all("to_q" in name and a.rank == 8 and a.scale == 0.5 for name, a in mid.items())
+    assert mid
+    assert all("to_q" in name and a.rank == 8 and a.scale == 0.5 for name, a in mid.items())
     assert {a.rank for name, a in adapters if "mid_block" not in name} == {4}
 
 
@@ -63,7 +65,7 @@ def test_text_encoders_may_have_a_rank_of_their_own_and_mlp_layers(toy_config, t
     assert {name.rpartition("_layers_")[2][2:] for name in text} == {f"self_attn_{n}_proj" for n in ("q", "k", "v", "out")} | {"mlp_fc1", "mlp_fc2"}
 
 
-@pytest.mark.parametrize("field, text, why", [
+@pytest.mark.parametrize(("field", "text", "why"), [
     ("layer_lr", "mid_block", "is not a rule"), ("layer_lr", "( = 1", "is not a rule"), ("layer_lr", "mid = -1", "the number must be 0 or more"),
     ("layer_lr", "nowhere = 1", "'nowhere' fits none of the"), ("layer_rank", "nowhere = 1", "'nowhere' fits none of the"),
     ("layer_rank", "block = 1.5", "1.5 for .* is no rank"), ("layer_rank", ". = 0", "leaves every layer out"),

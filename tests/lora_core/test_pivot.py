@@ -33,7 +33,7 @@ class StopAt(Listener):
             self.control.stop_and_keep()
 
 
-@pytest.mark.parametrize("optimizer, ema", [(o, e) for o in OPTIMIZERS for e in (0.0, 0.9) if not (e and o["name"] == "schedule_free")])
+@pytest.mark.parametrize(("optimizer", "ema"), [(o, e) for o in OPTIMIZERS for e in (0.0, 0.9) if not (e and o["name"] == "schedule_free")])
 def test_from_the_pivot_on_no_bit_of_the_vectors_moves_and_the_lora_goes_on(optimizer, ema, toy_config, run_toy, tmp_path):
     result = run_toy(toy_config(**PIVOTAL, optimizer=optimizer, ema_decay=ema), tmp_path)
     states = checkpoints(tmp_path)  # after steps 1 to 8; the last step saves its own
@@ -129,4 +129,5 @@ def test_a_pass_without_the_token_teaches_an_embedding_nothing_and_does_not_end_
     states = checkpoints(tmp_path)
     moved = [not equal(a, b) for a, b in zip(states, states[1:])]
     assert moved == [s["grad_norm"] > 0 for s in steps[1:]]
-    assert True in moved and False in moved
+    assert True in moved
+    assert False in moved

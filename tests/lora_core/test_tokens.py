@@ -12,7 +12,7 @@ def token(word="TOK", vectors=2, init="", tables=None, seed=0):
     return TokenVectors(Token(word, vectors, init), tables or {"clip_l": TABLE}, seed, "cpu")
 
 
-@pytest.mark.parametrize("text, trigger, expected", [
+@pytest.mark.parametrize(("text", "trigger", "expected"), [
     ("", "zog", [Token("zog", 1)]),
     ("", "", [Token("TOK", 1)]),
     ("TOK", "zog", [Token("TOK", 1)]),
@@ -66,7 +66,8 @@ def test_texts_are_split_at_whole_placeholders_whatever_their_case():
     assert tokens.split("") == [""]
     assert TokenSet().split("a TOK") == ["a TOK"]
     assert tokens.replaced("a tok (TOK:1.2)", lambda t: "X") == "a X (X:1.2)"
-    assert tokens.names_in("my-TOK!") and not tokens.names_in("TOKS _TOK")
+    assert tokens.names_in("my-TOK!")
+    assert not tokens.names_in("TOKS _TOK")
 
 
 def test_switched_off_a_token_is_what_it_was_before_the_first_step():

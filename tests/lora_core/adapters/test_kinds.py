@@ -143,7 +143,7 @@ def test_dora_in_half_precision_and_a_recomputed_block_use_lengths_of_the_curren
     assert not torch.allclose(adapter.lengths(), first)
 
 
-@pytest.mark.parametrize("dimension, factor, expected", [(128, 0, (8, 16)), (128, 4, (4, 32)), (127, 0, (1, 127)), (320, 0, (16, 20)), (320, 7, (5, 64)),
+@pytest.mark.parametrize(("dimension", "factor", "expected"), [(128, 0, (8, 16)), (128, 4, (4, 32)), (127, 0, (1, 127)), (320, 0, (16, 20)), (320, 7, (5, 64)),
                                                          (4, 16, (2, 2)), (768, 16, (16, 48))])  # fmt: skip
 def test_lokr_splits_as_lycoris_does(dimension, factor, expected):
     from lycoris.functional.general import factorization
