@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 
 from .embedding import Embedding, write_embedding
-from .lora import State
+from .lora import FormatError, Lora, State
 from .metadata import embedding_metadata, lora_metadata
-from .writers import trained
+from .writers import approximated, trained, write
 
 _TOKEN = re.compile(r"token\.(.+)\.([^.]+)")  # token.<placeholder>.<encoder>
 
@@ -48,3 +49,44 @@ def token_stem(name: str, placeholder: str, count: int, beside_lora: bool) -> st
     """The file stem, and so the trigger, of a token."""
     word = "_" + re.sub(r"[^a-z0-9]+", "-", placeholder.lower()).strip("-") if count > 1 else ""
     return f"{name}{word}" + ("_emb" if beside_lora else "")
+
+
+_PARTS = {
+    ".lora_down.weight": "lora_down", ".lora_up.weight": "lora_up", ".lora_A.weight": "lora_down", ".lora_B.weight": "lora_up", ".alpha": "alpha",
+    ".dora_scale": "dora_scale", **{f".{n}": n for n in ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "lokr_w1", "lokr_w2", "lokr_w2_a", "lokr_w2_b")},
+}  # fmt: skip
+
+
+def starting_point(lora: Lora, names: Iterable[str], algorithm: str) -> dict[str, State]:
+    """The LoRA for a run whose layers are called `names`: layer -> lora_down, lora_up, alpha, ... Raises FormatError when a layer finds no place.
+
+    For plain LoRA other kinds are brought into its form by SVD, at the rank of the file's largest module or 16.
+    """
+    wanted = set(names)
+    if algorithm == "lora" and any(m.kind != "lora" for m in lora.modules.values()):
+        lora, _ = approximated(lora, max([m.rank for m in lora.modules.values()] + [16]))
+    best: dict[str, State] = {}
+    missing: list[str] = []
+    for form in ("kohya", "comfyui", "diffusers"):
+        with contextlib.suppress(FormatError):
+            found = _by_layer(write(lora, form), form)
+            placed = {n: parts for n, parts in found.items() if n in wanted}
+            if len(placed) > len(best):
+                best, missing = placed, sorted(found.keys() - wanted)
+    if not best or missing:
+        raise FormatError(f"{(missing or list(lora.modules))[0]}: is not a layer this run trains; widen the targets, or start without this LoRA.")
+    return best
+
+
+def _by_layer(state: State, form: str) -> dict[str, State]:
+    out: dict[str, State] = {}
+    for key, value in state.items():
+        suffix = next((s for s in _PARTS if key.endswith(s)), None)
+        if suffix is None:
+            raise FormatError(f"{key}: is no part a run could start from.")
+        name = key.removesuffix(suffix)
+        if form == "diffusers":  # the headless trainer's own names
+            component, _, path = name.partition(".")
+            name = {"unet": "lora_unet_", "text_encoder": "lora_te_", "text_encoder_2": "lora_te2_"}.get(component, component) + path.replace(".", "_")
+        out.setdefault(name, {})[_PARTS[suffix]] = value
+    return out

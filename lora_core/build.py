@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import nn
 
 from .adapters import ADAPTERS, Adapter, AdapterSet, Shape
@@ -16,8 +17,13 @@ from .groups import first_match, lines, unused
 from .tokens import TokenSet, TokenVectors, wanted_tokens
 
 
-def make_adapters(config: TrainConfig, backend: Backend, trigger: str = "") -> tuple[dict[str, nn.Module], AdapterSet]:
-    """(layers, what is trained) by file name, for what the config selects. Raises LoomError when the model lacks what the config asks for."""
+def make_adapters(
+    config: TrainConfig, backend: Backend, trigger: str = "", start: Mapping[str, Mapping[str, torch.Tensor]] | None = None
+) -> tuple[dict[str, nn.Module], AdapterSet]:
+    """(layers, what is trained) by file name, for what the config selects; adapters named in `start` begin there, with the rank and scale they have.
+
+    Raises LoomError when the model lacks what the config asks for, or `start` does not fit it.
+    """
     layers: dict[str, nn.Module] = {}
     members: dict[str, Adapter] = {}
     if config.trains_lora:
@@ -36,11 +42,19 @@ def make_adapters(config: TrainConfig, backend: Backend, trigger: str = "") -> t
                 )
         for part, names, device in ((MODEL, own, backend.device), (TEXT_ENCODER, texts, backend.text_device)):
             for name, layer in names.items():
-                shape = _shape(config, part, name, layer, rules)
+                given = (start or {}).get(name)
+                shape = _shape(config, part, name, layer, rules) if given is None else _given_shape(config, layer, given)
                 if shape.rank:
                     layers[name] = layer
                     members[name] = ADAPTERS[a.algorithm](name, layer, shape, config.seed, device, backend.weight)
                     members[name].part = part
+                    if given is not None:
+                        _begin_from(members[name], name, given)
+        if start and (lost := sorted(start.keys() - members.keys())):
+            raise LoomError(
+                f"lora: {len(lost)} of the {len(start)} layers of the LoRA to start from are not trained here, e.g. {lost[0]}; widen adapter.targets"
+                + (", turn text encoder training on" if "te" in lost[0].split("_")[:2] or "text_encoder" in lost[0] else "") + ", or start without it."
+            )  # fmt: skip
         if not members:
             raise LoomError("adapter.layer_rank: leaves every layer out; give one a rank above 0.")
     return layers, AdapterSet(members, _tokens(config, backend, trigger))
@@ -60,6 +74,25 @@ def _shape(config: TrainConfig, part: str, name: str, layer: nn.Module, rules: l
             raise LoomError(f"adapter.layer_rank: {ruled:g} for {name} is no rank; give a whole number.")
         rank, alpha = int(ruled), alpha * ruled / rank  # the same scale at another rank
     return Shape(weight, rank, alpha or float(rank), a.dropout, a.init, a.rank_stabilized, a.lokr_factor)
+
+
+def _given_shape(config: TrainConfig, layer: nn.Module, given: Mapping[str, torch.Tensor]) -> Shape:
+    """The size of an adapter to start from, as its tensors say."""
+    rank = next((len(given[key]) for key in ("lora_down", "hada_w1_b", "lokr_w2_b") if key in given), config.adapter.rank)
+    alpha = float(given["alpha"]) if "alpha" in given else float(rank)
+    factor = min(given["lokr_w1"].shape) if "lokr_w1" in given else 0
+    return Shape(weight_shape(layer), rank, alpha, config.adapter.dropout, config.adapter.init, False, factor)
+
+
+@torch.no_grad()
+def _begin_from(adapter: Adapter, name: str, given: Mapping[str, torch.Tensor]) -> None:
+    own = dict(adapter.named_parameters())
+    if own.keys() != given.keys() - {"alpha"}:
+        raise LoomError(f"lora: {name} has {', '.join(sorted(given))}, this run trains {', '.join(sorted(own))}; choose the same algorithm.")
+    for key, p in own.items():
+        if p.numel() != given[key].numel() or len(p) != len(given[key]):
+            raise LoomError(f"lora: {name}.{key} is {tuple(given[key].shape)}, the layer takes {tuple(p.shape)}; use a LoRA that was made for this model.")
+        p.copy_(given[key].reshape(p.shape))
 
 
 def _tokens(config: TrainConfig, backend: Backend, trigger: str) -> TokenSet:

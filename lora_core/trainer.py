@@ -42,6 +42,7 @@ from .step import MAX_SKIPPED, optimizer_step
 from .tokens import TokenSet
 
 log = logging.getLogger(__name__)
+Start = dict[str, dict[str, torch.Tensor]]  # layer name -> what its adapter starts from: lora_down, lora_up, alpha, ...
 Product = tuple[dict[str, torch.Tensor], dict[str, str]]  # (tensors, metadata) of one file
 Export = Callable[[dict[str, torch.Tensor], dict[str, Any]], dict[str, Product]]  # trained values and facts -> file stem -> what is in it, the main one first
 MAX_TEXTS_AHEAD = 2000
@@ -180,8 +181,9 @@ def train(
     listener: Listener,
     control: Control | None = None,
     resume: bool = False,
+    start: Start | None = None,
 ) -> Result:
-    """Trains adapters on `backend`'s model and writes everything below `folder`.
+    """Trains adapters on `backend`'s model, from `start` where given, and writes everything below `folder`.
 
     Raises LoomError for bad input before the first step. Cancel and crashes keep the last finished step: the run folder then holds a
     checkpoint and a result file. With `resume`, continues the newest whole checkpoint of `folder`, bit for bit as if never interrupted.
@@ -189,7 +191,7 @@ def train(
     config = filled(config)
     check_installed(config.optimizer.name)
     with preserved_rng(config.seed):
-        layers, adapters = make_adapters(config, backend, dataset.trigger)
+        layers, adapters = make_adapters(config, backend, dataset.trigger, start or {})
         dataset = with_tokens(dataset, adapters.tokens)
         files.require_room(files.existing(folder), adapters.count() * 4 * 3 * (config.save.keep + 2))
         objective = backend.objective(config.objective)

@@ -8,13 +8,15 @@ from .dataset import LoadFolder
 from .host.api import ComfyExtension, io
 from .host.live import add_routes
 from .save import SaveEmbedding, SaveLora
+from .settings import SETTINGS_NODES
 from .toy import LoadToyModel
+from .train_embedding import TrainEmbedding
 from .train_lora import TrainLora
 from .zip_loras import ZipLoras
 
 NODES: list[type[io.ComfyNode]] = [
     LoadFolder, TrainLora, SaveLora, LoadToyModel, ConvertLora, Inspect, MergeLoras, ResizeLora, ExtractLora, MergeIntoCheckpoint, SaveEmbedding,
-    ConvertEmbedding, ZipLoras,
+    ConvertEmbedding, ZipLoras, TrainEmbedding, *SETTINGS_NODES,
 ]  # fmt: skip
 
 

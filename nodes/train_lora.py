@@ -2,43 +2,30 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import logging
 import time
 from pathlib import Path
 from typing import Any
 
 import comfy.sd
 import torch
-from PIL import Image
 
-from ..convert import FormatError, products, trained
-from ..convert.detect import declared_family
-from ..convert.disk import header
-from ..convert.jobs import free_path, write_card
-from ..convert.report import triggers
-from ..lora_core.adapters.targets import choose_targets, weight_shape
+from ..convert import trained
+from ..convert.embedding import read_embedding
+from ..lora_core.adapters.targets import choose_targets, choose_text_targets, weight_shape
 from ..lora_core.config import AdapterConfig, ObjectiveConfig, OptimizerConfig, SampleConfig, SaveConfig, ScheduleConfig, TrainConfig, as_dict, parse
 from ..lora_core.data.folder import Dataset as FoundDataset
 from ..lora_core.data.folder import scan
 from ..lora_core.errors import LoomError
-from ..lora_core.events import Control, Listeners
-from ..lora_core.files import sha256, write_bytes, write_json
 from ..lora_core.names import check_name
-from ..lora_core.reports import FileLog
-from ..lora_core.rundirs import last_run, new_run, remove_if_untrained
-from ..lora_core.trainer import Result, train
+from ..lora_core.trainer import Result
 from .host.api import io, make_input, make_output, schema
 from .host.backend import HostBackend
 from .host.check import require_matched
-from .host.live import LiveNode, registered
-from .host.paths import runs_root
+from .host.tokens import with_embeddings
 from .presets import PRESETS, fitted
-from .previews import write_preview
-from .sockets import CATEGORY, Dataset, DatasetSocket, LoraWeights, widget
-
-log = logging.getLogger(__name__)
+from .settings import Settings, SettingsSocket, optimizer_of
+from .sockets import CATEGORY, Dataset, DatasetSocket, Embedding, EmbeddingSocket, LoraWeights, plain_errors, widget
+from .training import publish, run, started_from
 
 
 class TrainLora(io.ComfyNode):
@@ -102,13 +89,16 @@ class TrainLora(io.ComfyNode):
                 widget("objective.multires_iterations", advanced=True),
                 widget("objective.multires_discount", advanced=True),
                 widget("objective.input_perturbation", advanced=True),
+                make_input(Settings, "settings", optional=True, tooltip="From the settings nodes: optimizer, adapter, text encoders, tokens, class pictures."),
+                make_input(io.LoraModel, "lora", optional=True, tooltip="A LoRA to go on from instead of starting at zero. Its ranks are kept."),
             ],
             outputs=[
                 make_output(io.Model, "model", tooltip="The base model with the LoRA."),
-                make_output(io.Clip, "clip"),
+                make_output(io.Clip, "clip", tooltip="The text encoder with its part of the LoRA, and with the embeddings: write embedding:<name>_emb."),
                 make_output(io.LoraModel, "lora"),
                 make_output(io.LossMap, "loss_map"),
                 make_output(io.String, "path", tooltip="The written file."),
+                make_output(Embedding, "embedding", tooltip="The first embedding of a pivotal tuning; nothing without one."),
             ],
         )  # fmt: skip
 
@@ -118,68 +108,65 @@ class TrainLora(io.ComfyNode):
         return str(time.time_ns()) if resume == "continue last" else ""
 
     @classmethod
-    def execute(cls, model: Any, clip: Any, vae: Any, dataset: DatasetSocket, resume: str, **widgets: Any) -> io.NodeOutput:
+    @plain_errors("lora")
+    def execute(
+        cls,
+        model: Any,
+        clip: Any,
+        vae: Any,
+        dataset: DatasetSocket,
+        resume: str,
+        settings: SettingsSocket | None = None,
+        lora: dict | None = None,
+        **widgets: Any,
+    ) -> io.NodeOutput:
         check_name("name", widgets["name"])
         with torch.inference_mode(False):
             backend = HostBackend(model, clip, vae)
-            config, found = config_from(widgets, dataset, backend)
-            require_matched(trained(_empty_lora(backend, config), backend.family), model)
-            result = _run(cls.hidden.unique_id, backend, config, found, resume == "continue last")
-        path = publish(result.file)
-        require_matched(result.tensors, model)
-        tuned, _ = comfy.sd.load_lora_for_models(model, None, result.tensors, 1.0, 0.0)
-        lora = LoraWeights(result.tensors, backend.family, result.facts)
-        return io.NodeOutput(tuned, clip, lora, {"loss": result.losses}, str(path))
+            config, found = config_from(widgets, dataset, backend, settings)
+            if not config.trains_lora:
+                raise LoomError("settings: this node trains a LoRA; for an embedding alone use Train Embedding.")
+            start = started_from(lora, backend, config)
+            require_matched(trained(_empty_lora(backend, config), backend.family), model, clip)
+            result = run(cls.hidden.unique_id, backend, config, found, resume == "continue last", start)
+        paths = [publish(file) for file in result.files]
+        require_matched(result.tensors, model, clip)
+        tuned, tuned_clip = comfy.sd.load_lora_for_models(model, clip if config.text_encoder.train else None, result.tensors, 1.0, 1.0)
+        embeddings = embeddings_of(result, paths[1:])
+        wired = LoraWeights(result.tensors, backend.family, result.facts)
+        first = next(iter(embeddings.values()), None)
+        known = with_embeddings(tuned_clip or clip, {n: e.embedding.vectors.get for n, e in embeddings.items()}) if embeddings else tuned_clip or clip
+        return io.NodeOutput(
+            tuned, known, wired, {"loss": result.losses}, str(paths[0]), first,
+        )  # fmt: skip
+
+
+def embeddings_of(result: Result, paths: list[Path]) -> dict[str, EmbeddingSocket]:
+    """The word of each embedding a run has written -> its vectors."""
+    stems = list(result.products)[-len(paths) :] if paths else []
+    return {path.stem: EmbeddingSocket(read_embedding(result.products[stem][0])) for stem, path in zip(stems, paths, strict=True)}
 
 
 def _empty_lora(backend: HostBackend, config: TrainConfig) -> dict[str, torch.Tensor]:
     """The names this run will write, with empty weights: what the host cannot read back is found before training."""
-    layers, state = backend.layers(), {}
-    for path in choose_targets(layers, config.adapter):
+    layers, state = dict(backend.layers()), {}
+    chosen = choose_targets(layers, config.adapter)
+    if config.text_encoder.train:
+        texts = backend.text_layers()
+        chosen += choose_text_targets(texts, config.text_encoder)
+        layers |= texts
+    for path in chosen:
         shape, name = weight_shape(layers[path]), backend.file_name(path)
         state[f"{name}.lora_down"], state[f"{name}.lora_up"] = torch.zeros(1, *shape[1:]), torch.zeros(shape[0], 1, *[1] * (len(shape) - 2))
     return state
 
 
-def _run(node_id: str | None, backend: HostBackend, config: TrainConfig, found: FoundDataset, resume: bool) -> Result:
-    if resume:
-        folder = last_run(runs_root(), config.name)
-        if folder is None:
-            raise LoomError(f"resume: there is no run named {config.name!r} to continue; choose new run.")
-    else:
-        folder = new_run(runs_root(), config.name, lambda name: (loras_folder() / f"{name}.safetensors").exists())
-
-    def export(state: dict[str, torch.Tensor], facts: dict[str, Any]) -> dict[str, Any]:
-        return products(state, folder.name, backend.family, facts)
-
-    control = Control()
-    try:
-        config = dataclasses.replace(config, name=folder.name)
-        with FileLog(folder / "run.log") as file_log, registered(node_id, control):
-            listeners = Listeners([file_log, LiveNode(node_id, config.steps)])
-            for warning in found.warnings:
-                listeners.on_message(warning)
-            return train(config, backend, found, folder, export, listeners, control, resume)
-    except BaseException:
-        _keep_or_remove(folder, resume)
-        raise
-
-
-def _keep_or_remove(folder: Path, resume: bool) -> None:
-    """After a cancel or an error: a result is published like that of a finished run; a new run that trained nothing leaves no folder."""
-    file = folder / f"{folder.name}.safetensors"
-    try:
-        if file.exists():
-            publish(file)
-        elif not resume:
-            remove_if_untrained(folder)
-    except (OSError, LoomError):
-        log.exception("The result stays in %s; it could not be copied to the LoRA folder", folder)
-
-
-def config_from(widgets: dict[str, Any], dataset: DatasetSocket, backend: HostBackend) -> tuple[TrainConfig, FoundDataset]:
-    """The run's config (widgets, with 0 and auto filled in from the preset and the model) and the pictures it will train on."""
+def config_from(
+    widgets: dict[str, Any], dataset: DatasetSocket, backend: HostBackend, settings: SettingsSocket | None = None
+) -> tuple[TrainConfig, FoundDataset]:
+    """The run's config (widgets, with 0 and auto filled in from the preset and the model, wired settings over them) and the pictures it will train on."""
     w, preset = widgets, PRESETS[widgets["preset"]]
+    lr = w["learning_rate"] or (preset.lr if optimizer_of(settings) == "adamw" else 0.0)
     data = fitted(dataset.config, w["resolution"], backend)
     found = scan(data)
     values = TrainConfig(
@@ -189,7 +176,7 @@ def config_from(widgets: dict[str, Any], dataset: DatasetSocket, backend: HostBa
             rank=w["rank"] or preset.rank, alpha=w["alpha"], dropout=w["dropout"], init=w["init"], targets=w["targets"], include=w["include"],
             exclude=w["exclude"],
         ),
-        optimizer=OptimizerConfig(lr=w["learning_rate"] or preset.lr, weight_decay=w["weight_decay"], max_grad_norm=w["max_grad_norm"]),
+        optimizer=OptimizerConfig(lr=lr, weight_decay=w["weight_decay"], max_grad_norm=w["max_grad_norm"]),
         schedule=ScheduleConfig(name=preset.schedule if w["scheduler"] == "auto" else w["scheduler"], warmup_steps=w["warmup_steps"]),
         objective=ObjectiveConfig(
             timesteps=w["timesteps"], shift=w["shift"], min_timestep=w["min_timestep"], max_timestep=w["max_timestep"], weighting=w["weighting"],
@@ -199,33 +186,4 @@ def config_from(widgets: dict[str, Any], dataset: DatasetSocket, backend: HostBa
         save=SaveConfig(every=w["save_every"]),
         samples=SampleConfig(prompt=w["sample_prompt"], every=w["sample_every"], cfg=w["sample_cfg"]),
     )  # fmt: skip
-    return parse(as_dict(values)), found
-
-
-def publish(file: Path) -> Path:
-    """Copies a run's result to where the host lists LoRAs. A file there that is not an earlier result of this run is never overwritten."""
-    record = file.parent / "published.json"
-    earlier = json.loads(record.read_text()) if record.exists() else {}
-    target = free_path(loras_folder(), file.stem, taken=lambda path: path.exists() and sha256(path) != earlier.get(path.name))
-    target.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(target, file.read_bytes())
-    write_json(record, {target.name: sha256(target)})
-    _dress(target, file.parent)
-    return target
-
-
-def _dress(target: Path, folder: Path) -> None:
-    """What galleries show beside a LoRA: the card with its trigger words, and the latest sample as its picture where there is none."""
-    try:
-        metadata = header(target)[1]
-        write_card(target, declared_family(metadata), triggers(metadata))
-        picture = target.with_suffix(".preview.png")
-        samples = sorted((folder / "samples").glob("*.png"), key=lambda p: p.stat().st_mtime_ns)
-        if samples and not picture.exists():
-            write_preview(picture, Image.open(samples[-1]))
-    except (FormatError, OSError):
-        log.exception("%s is written, but not its card or picture", target)
-
-
-def loras_folder() -> Path:
-    return runs_root().parent / "loras"
+    return parse(settings.over(as_dict(values)) if settings else as_dict(values)), found

@@ -33,6 +33,8 @@ def with_embeddings(clip: Any, named: Mapping[str, Vectors], words: Mapping[str,
     An encoder without vectors reads `words[name]` instead, or nothing.
     """
     clone = clip.clone()
+    if not named:
+        return clone
     clone.tokenizer = copy.copy(clip.tokenizer)
     for attribute, tokenizer in vars(clip.tokenizer).items():
         if isinstance(tokenizer, SDTokenizer):

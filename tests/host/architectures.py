@@ -47,11 +47,11 @@ MODELS: dict[str, tuple[str, dict[str, Any], tuple[int, ...], int, dict[str, Any
 }  # fmt: skip
 
 
-def build(name: str, dtype: torch.dtype = torch.float32, seed: int = 0) -> Any:
+def build(name: str, dtype: torch.dtype = torch.float32, seed: int = 0, **changes: Any) -> Any:
     """A MODEL (ModelPatcher) with seeded random weights, made inside inference mode as the executor does."""
     cls, unet_config, _, _, _ = MODELS[name]
     with torch.inference_mode():
-        config = getattr(sm, cls)(dict(unet_config))
+        config = getattr(sm, cls)({**unet_config, **changes})
         config.set_inference_dtype(dtype, None)
         model = config.get_model({}, "", device=torch.device("cpu"))
         rng = torch.Generator().manual_seed(seed)

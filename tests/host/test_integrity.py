@@ -94,6 +94,30 @@ ENDINGS = [
 ]
 
 
+EVERYTHING = {
+    "method": "pivotal", "text_encoder": {"train": True, "stop": 0.9}, "embedding": {"tokens": "zog*2", "stop": 0.4, "keep_norm": True}, "ema_decay": 0.9,
+    "prior": {"prompt": "a red circle on a white ground", "count": 2, "steps": 2}, "adapter": {"rank": 4, "algorithm": "dora", "max_norm": 1.0},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("ending", ENDINGS, ids=lambda f: f.__name__)
+def test_nothing_of_the_host_changes_with_text_tokens_class_pictures_and_dora_either(toy, tmp_path, ending, monkeypatch):
+    plain = runs.run
+    options = {k: v for k, v in EVERYTHING.items() if k != "prior" or ending is not exception_while_sampling}  # that would end it before the first step
+    monkeypatch.setattr(runs, "run", lambda *args, **changes: plain(*args, **{**options, **changes}))
+    picture = runs.picture(toy)
+    torch.manual_seed(11)
+    before = runs.fingerprint(toy)
+    with torch.inference_mode():
+        ending(toy, tmp_path / "run")
+    assert runs.differences(before, runs.fingerprint(toy)) == []
+    assert torch.equal(runs.picture(toy), picture)
+    state = comfy.utils.load_torch_file(str(tmp_path / "run" / "run.safetensors"))
+    keys = comfy.lora.model_lora_keys_clip(toy[1].cond_stage_model, comfy.lora.model_lora_keys_unet(toy[0].model, {}))
+    assert len(comfy.lora.load_lora(state, keys)) == 56 + 8  # two layers of the text encoder with four projections each
+    assert (tmp_path / "run" / "run_emb.safetensors").is_file()
+
+
 @pytest.mark.parametrize("ending", ENDINGS, ids=lambda f: f.__name__)
 def test_nothing_of_the_host_changes_and_the_result_is_kept(toy, tmp_path, ending):
     picture = runs.picture(toy)

@@ -1,0 +1,124 @@
+"""What every training node does around the engine: run folder, listeners, stop and cancel, and copies of the results where the host lists them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from ..convert import FormatError, products, read
+from ..convert.detect import declared_family
+from ..convert.disk import header
+from ..convert.embedding import is_embedding
+from ..convert.families import UNKNOWN, known_family
+from ..convert.jobs import free_path, write_card
+from ..convert.products import starting_point
+from ..convert.report import triggers
+from ..lora_core.build import make_adapters
+from ..lora_core.config import TrainConfig
+from ..lora_core.data.folder import Dataset as FoundDataset
+from ..lora_core.errors import LoomError
+from ..lora_core.events import Control, Listeners
+from ..lora_core.files import sha256, write_bytes, write_json
+from ..lora_core.reports import FileLog
+from ..lora_core.rundirs import last_run, new_run, remove_if_untrained
+from ..lora_core.trainer import Result, Start, train
+from .host.backend import HostBackend
+from .host.live import LiveNode, registered
+from .host.paths import embedding_folders, runs_root
+from .previews import write_preview
+
+log = logging.getLogger(__name__)
+
+
+def run(node_id: str | None, backend: HostBackend, config: TrainConfig, found: FoundDataset, resume: bool, start: Start | None = None) -> Result:
+    """Trains below a run folder of the job's name, or goes on with the latest. Cancel and errors publish what there is and pass on."""
+    if resume:
+        folder = last_run(runs_root(), config.name)
+        if folder is None:
+            raise LoomError(f"resume: there is no run named {config.name!r} to continue; choose new run.")
+    else:
+        places = loras_folder(), embeddings_folder()
+        folder = new_run(runs_root(), config.name, lambda name: any((place / f"{name}.safetensors").exists() for place in places))
+
+    def export(state: dict[str, torch.Tensor], facts: dict[str, Any]) -> dict[str, Any]:
+        return products(state, folder.name, backend.family, facts)
+
+    control = Control()
+    try:
+        config = dataclasses.replace(config, name=folder.name)
+        with FileLog(folder / "run.log") as file_log, registered(node_id, control):
+            listeners = Listeners([file_log, LiveNode(node_id, config.steps)])
+            for warning in found.warnings:
+                listeners.on_message(warning)
+            return train(config, backend, found, folder, export, listeners, control, resume, start)
+    except BaseException:
+        _keep_or_remove(folder, resume)
+        raise
+
+
+def started_from(lora: Mapping[str, torch.Tensor] | None, backend: HostBackend, config: TrainConfig) -> Start | None:
+    """A wired LoRA as the starting point of a run on this model."""
+    if lora is None:
+        return None
+    names = [name for name, _ in make_adapters(config, backend)[1]]
+    try:
+        found = read(dict(lora), family=known_family(backend.family))
+    except FormatError:  # a family without a table, or a model of unusual shape: the names are the model's own
+        found = read(dict(lora), family=UNKNOWN)
+    return starting_point(found, names, config.adapter.algorithm)
+
+
+def _keep_or_remove(folder: Path, resume: bool) -> None:
+    """After a cancel or an error: a result is published like that of a finished run; a new run that trained nothing leaves no folder."""
+    written = sorted(folder.glob("*.safetensors"))
+    try:
+        for file in written:
+            publish(file)
+        if not written and not resume:
+            remove_if_untrained(folder)
+    except (OSError, LoomError):
+        log.exception("The result stays in %s; it could not be copied to where ComfyUI lists it", folder)
+
+
+def publish(file: Path) -> Path:
+    """Copies a run's result to where the host lists such files. A file there that is not an earlier result of this run is never overwritten."""
+    record = file.parent / "published.json"
+    earlier = json.loads(record.read_text()) if record.exists() else {}
+    embedding = is_embedding(header(file)[0])
+    place = embeddings_folder() if embedding else loras_folder()
+    target = free_path(place, file.stem, taken=lambda path: path.exists() and sha256(path) != earlier.get(path.name))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(target, file.read_bytes())
+    write_json(record, {**earlier, target.name: sha256(target)})
+    _dress(target, file.parent, card=not embedding)
+    return target
+
+
+def _dress(target: Path, folder: Path, card: bool) -> None:
+    """What galleries show beside a file: the card with its trigger words, and the latest sample as its picture where there is none."""
+    try:
+        if card:
+            metadata = header(target)[1]
+            write_card(target, declared_family(metadata), triggers(metadata))
+        picture = target.with_suffix(".preview.png")
+        samples = sorted((folder / "samples").glob("*.png"), key=lambda p: p.stat().st_mtime_ns)
+        if samples and not picture.exists():
+            write_preview(picture, Image.open(samples[-1]))
+    except (FormatError, OSError):
+        log.exception("%s is written, but not its card or picture", target)
+
+
+def loras_folder() -> Path:
+    return runs_root().parent / "loras"
+
+
+def embeddings_folder() -> Path:
+    """The first folder the host reads embeddings from, so `embedding:<name>` works at once."""
+    return next(iter(embedding_folders().values()))

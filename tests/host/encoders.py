@@ -1,0 +1,39 @@
+"""The host's own CLIP classes for several families, as wide as the real ones but shallow, with seeded random weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import comfy.sd
+import comfy.supported_models_base
+import torch
+
+SHALLOW = {f"{name}_model_config": {"num_hidden_layers": 3} for name in ("clip_l", "clip_g", "clip_h")}
+T5 = {"t5xxl_model_config": {"num_layers": 1, "d_model": 64, "d_ff": 96, "d_kv": 8, "num_heads": 4, "vocab_size": 32128}}
+
+
+def target(family: str) -> Any:
+    from comfy import sd1_clip, sdxl_clip
+    from comfy.text_encoders import flux, sd2_clip, sd3_clip
+
+    return comfy.supported_models_base.ClipTarget(
+        *{
+            "sd1": (sd1_clip.SD1Tokenizer, sd1_clip.SD1ClipModel),
+            "sd2": (sd2_clip.SD2Tokenizer, sd2_clip.SD2ClipModel),
+            "sdxl": (sdxl_clip.SDXLTokenizer, sdxl_clip.SDXLClipModel),
+            "sd3": (sd3_clip.SD3Tokenizer, sd3_clip.sd3_clip(clip_l=True, clip_g=True, t5=False)),
+            "flux1": (flux.FluxTokenizer, flux.flux_clip()),
+        }[family]
+    )
+
+
+def build(family: str, seed: int = 0) -> Any:
+    """A host CLIP, made inside inference mode as the executor does."""
+    with torch.inference_mode():
+        options = {"dtype": torch.float32, **SHALLOW, **T5}
+        clip = comfy.sd.CLIP(target(family), embedding_directory=[], model_options=options, disable_dynamic=True)
+        rng = torch.Generator().manual_seed(seed)
+        for name, p in clip.cond_stage_model.named_parameters():
+            scale = 0.02 if "embedding" in name or "shared" in name else 0.5 / max(1, p.numel() // max(1, len(p) if p.ndim else 1)) ** 0.5
+            p.copy_(1.0 + 0.1 * torch.randn(p.shape, generator=rng) if p.ndim == 1 and name.endswith("weight") else torch.randn(p.shape, generator=rng) * scale)
+    return clip
