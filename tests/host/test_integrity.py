@@ -155,7 +155,12 @@ def test_trained_weights_are_the_hosts_own_storage(toy, tmp_path):
     assert during == pointers
 
 
-def test_file_through_the_hosts_loader_gives_the_pictures_of_the_live_adapters(toy, tmp_path):
+@pytest.mark.parametrize("changes", [
+    {}, {"adapter": {"algorithm": "dora", "rank": 4}}, {"adapter": {"algorithm": "loha", "rank": 4, "targets": "conv"}},
+    {"adapter": {"algorithm": "lokr", "rank": 4, "targets": "conv"}}, {"adapter": {"rank": 4, "alpha": 2.0, "rank_stabilized": True}},
+    {"text_encoder": {"train": True}}, {"ema_decay": 0.5, "text_encoder": {"train": True, "stop": 0.5}},
+], ids=["lora", "dora", "loha", "lokr", "rank-stabilized", "text encoder", "average"])  # fmt: skip
+def test_file_through_the_hosts_loader_gives_the_pictures_of_the_live_adapters(toy, tmp_path, changes):
     from lora_loom.lora_core.backends.base import SampleJob
     from lora_loom.lora_core.config import SampleConfig
     from lora_loom.nodes.host.backend import HostBackend
@@ -166,12 +171,13 @@ def test_file_through_the_hosts_loader_gives_the_pictures_of_the_live_adapters(t
         sample = backend.sample
         backend.sample = lambda job: live.append(sample(job)[0]) or [live[-1]]
 
-    runs.run(toy, tmp_path / "run", change=draw, optimizer={"lr": 0.01}, samples={"every": 100, "prompt": "a zog on a white ground", "cfg": 4.0})
+    samples = {"every": 100, "prompt": "a zog on a white ground", "cfg": 4.0}
+    runs.run(toy, tmp_path / "run", change=draw, **{"optimizer": {"lr": 0.01}, "samples": samples, **changes})
     state = comfy.utils.load_torch_file(str(tmp_path / "run" / "run.safetensors"))
     with torch.inference_mode():
-        model, _ = comfy.sd.load_lora_for_models(toy[0], None, state, 1.0, 0.0)
+        model, clip = comfy.sd.load_lora_for_models(toy[0], toy[1], state, 1.0, 1.0)
         with torch.inference_mode(False):
-            from_file = HostBackend(model, toy[1], toy[2]).sample(SampleJob("a zog on a white ground", 64, 64, SampleConfig(cfg=4.0)))[0]
+            from_file = HostBackend(model, clip, toy[2]).sample(SampleJob("a zog on a white ground", 64, 64, SampleConfig(cfg=4.0)))[0]
     import numpy as np
 
     difference = np.abs(np.asarray(live[-1], int) - np.asarray(from_file, int)).max()

@@ -1,0 +1,179 @@
+"""Every training method through a real server: what comes out of the node is what its files give through ComfyUI's own loaders."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from live_server import running
+from PIL import Image
+from safetensors.torch import load_file
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with running(tmp_path_factory.mktemp("comfy") / "base") as server:
+        yield server
+
+
+class Graph:
+    """A prompt for the server; widgets that are not named keep their default."""
+
+    def __init__(self, server):
+        self.server, self.nodes = server, {}
+
+    def add(self, kind: str, **inputs: Any) -> str:
+        spec = self.server.get(f"/object_info/{kind}")[kind]["input"]
+        values = {}
+        for name, (type_, *options) in spec.get("required", {}).items():
+            if isinstance(type_, list):
+                values[name] = type_[0]
+            elif type_ in ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"):
+                values[name] = options[0].get("default", (options[0].get("options") or [None])[0])
+        number = str(len(self.nodes) + 1)
+        self.nodes[number] = {"class_type": kind, "inputs": {**values, **inputs}}
+        return number
+
+    def draw(self, model, clip, vae, text: str, name: str) -> None:
+        positive, negative = (self.add("CLIPTextEncode", clip=clip, text=t) for t in (text, ""))
+        latent = self.add("EmptyLatentImage", width=64, height=64, batch_size=1)
+        sampled = self.add("KSampler", model=model, positive=[positive, 0], negative=[negative, 0], latent_image=[latent, 0], seed=3, steps=8, cfg=4.0,
+                           sampler_name="euler", scheduler="simple", denoise=1.0)  # fmt: skip
+        self.add("SaveImage", images=[self.add("VAEDecode", samples=[sampled, 0], vae=vae), 0], filename_prefix=name)
+
+    def run(self) -> dict:
+        entry = self.server.execute(self.nodes)
+        assert entry["status"]["status_str"] == "success", entry["status"]
+        return entry
+
+    def fails(self) -> str:
+        return self.server.error_of(self.server.execute(self.nodes))
+
+
+def picture(server, name: str) -> np.ndarray:
+    """The latest picture of that name; latents of 8 channels come from EmptyLatentImage fixed by the host."""
+    files = sorted((server.base / "output").glob(f"{name}_*.png"))
+    return np.asarray(Image.open(files[-1]).convert("RGB"), int)
+
+
+def toy(graph: Graph, pictures: str = "toy: object", trigger: str = "zog") -> dict:
+    base = graph.add("LoraLoomLoadToyModel")
+    data = graph.add("LoraLoomLoadFolder", folder=pictures, trigger=trigger)
+    return {"model": [base, 0], "clip": [base, 1], "vae": [base, 2], "dataset": [data, 0]}
+
+
+SMALL = {"steps": 20, "sample_every": 0, "batch_size": 2}
+
+
+def test_an_embedding_works_on_the_wire_and_from_its_file_alike(server):
+    graph = Graph(server)
+    wires = toy(graph, "toy: word", "dax")
+    train = graph.add("LoraLoomTrainEmbedding", **wires, **{**SMALL, "name": "purple_cross", "vectors": 3, "learning_rate": 0.02})
+    text = "a (embedding:purple_cross:1.1) on a white ground"
+    graph.draw(wires["model"], wires["clip"], wires["vae"], "a on a white ground", "without")
+    graph.draw(wires["model"], [train, 0], wires["vae"], text, "on_wire")
+    graph.run()
+    file = server.base / "models" / "embeddings" / "purple_cross.safetensors"
+    assert {k: tuple(v.shape) for k, v in load_file(file).items()} == {"emb_params": (3, 64)}
+    again = Graph(server)
+    wires = toy(again)
+    again.draw(wires["model"], wires["clip"], wires["vae"], text, "from_file")
+    again.run()
+    wired, filed, without = (picture(server, n) for n in ("on_wire", "from_file", "without"))
+    assert np.abs(wired - filed).max() == 0
+    assert np.abs(wired - without).max() > 20
+
+
+def test_pivotal_tuning_with_text_encoder_prodigy_and_class_pictures(server):
+    graph = Graph(server)
+    wires = toy(graph)
+    prior = graph.add("LoraLoomPriorSettings", prompt="a red circle on a white ground", count=2, steps=2)
+    pivotal = graph.add("LoraLoomPivotalSettings", tokens="zog*2", settings=[prior, 0])
+    text = graph.add("LoraLoomTextEncoderSettings", settings=[pivotal, 0], stop=0.8)
+    optimizer = graph.add("LoraLoomOptimizerSettings", name="adafactor", settings=[text, 0])
+    adapter = graph.add("LoraLoomAdapterSettings", algorithm="lora", settings=[optimizer, 0], max_norm=1.0)
+    train = graph.add("LoraLoomTrainLora", **wires, **{**SMALL, "name": "pivot", "learning_rate": 0.01}, settings=[adapter, 0])
+    prompt = "a embedding:pivot_emb on a white ground"
+    graph.draw([train, 0], [train, 1], wires["vae"], prompt, "pivot_wire")
+    saved = graph.add("LoraLoomSaveEmbedding", embedding=[train, 5], name="copied_emb", destination="models/embeddings")
+    graph.run()
+    assert saved
+    run = server.base / "output" / "lora_loom" / "pivot"
+    config = json.loads((run / "config.json").read_text())
+    assert (config["method"], config["optimizer"]["name"], config["embedding"]["stop"], config["text_encoder"]["stop"]) == ("pivotal", "adafactor", 0.5, 0.8)
+    keys = load_file(server.base / "output" / "loras" / "pivot.safetensors").keys()
+    assert sum(k.startswith("lora_te") and k.endswith("lora_up.weight") for k in keys) == 8
+    vectors = {n: load_file(server.base / "models" / "embeddings" / f"{n}.safetensors")["emb_params"] for n in ("pivot_emb", "copied_emb")}
+    assert vectors["pivot_emb"].equal(vectors["copied_emb"])
+    assert len(list((server.base / "output" / "lora_loom" / "class_pictures").glob("*.png"))) == 2
+
+    again = Graph(server)
+    wires = toy(again)
+    loader = again.add("LoraLoader", model=wires["model"], clip=wires["clip"], lora_name="pivot.safetensors", strength_model=1.0, strength_clip=1.0)
+    again.draw([loader, 0], [loader, 1], wires["vae"], prompt, "pivot_file")
+    again.run()
+    assert np.abs(picture(server, "pivot_wire") - picture(server, "pivot_file")).max() == 0
+    assert "not loaded" not in server.log.read_text().lower()
+
+
+@pytest.mark.parametrize("algorithm", ["dora", "loha", "lokr"])
+def test_other_adapters_on_the_wire_and_from_their_file_alike(server, algorithm):
+    graph = Graph(server)
+    wires = toy(graph)
+    adapter = graph.add("LoraLoomAdapterSettings", algorithm=algorithm)
+    train = graph.add("LoraLoomTrainLora", **wires, **{**SMALL, "name": f"as_{algorithm}", "learning_rate": 0.02, "targets": "conv"}, settings=[adapter, 0])
+    text = "a zog on a white ground"
+    graph.draw(wires["model"], wires["clip"], wires["vae"], text, f"{algorithm}_without")
+    graph.draw([train, 0], [train, 1], wires["vae"], text, f"{algorithm}_wire")
+    graph.run()
+    again = Graph(server)
+    wires = toy(again)
+    loader = again.add("LoraLoader", model=wires["model"], clip=wires["clip"], lora_name=f"as_{algorithm}.safetensors", strength_model=1.0, strength_clip=1.0)
+    again.draw([loader, 0], [loader, 1], wires["vae"], text, f"{algorithm}_file")
+    again.run()
+    wired, filed, without = (picture(server, f"{algorithm}_{n}") for n in ("wire", "file", "without"))
+    assert np.abs(wired - filed).max() == 0
+    assert np.abs(wired - without).max() > 10
+
+
+def test_a_run_goes_on_from_a_wired_lora(server):
+    graph = Graph(server)
+    wires = toy(graph)
+    first = graph.add("LoraLoomTrainLora", **wires, **{**SMALL, "name": "first", "learning_rate": 0.01, "rank": 3, "steps": 40})
+    graph.add("LoraLoomTrainLora", **wires, **{**SMALL, "name": "second", "learning_rate": 1e-7, "steps": 1}, lora=[first, 2])
+    graph.run()
+    one, two = (load_file(server.base / "output" / "loras" / f"{n}.safetensors") for n in ("first", "second"))
+    assert one.keys() == two.keys()
+    assert max((one[k].float() - two[k].float()).abs().max().item() for k in one) < 1e-5  # one step of 1e-7
+    losses = [json.loads((Path(server.base) / "output" / "lora_loom" / n / "log.jsonl").read_text().splitlines()[0])["loss"] for n in ("first", "second")]
+    assert losses[0] != losses[1]
+
+
+@pytest.mark.parametrize(("settings", "train", "sentence"), [
+    (("LoraLoomOptimizerSettings", {"name": "prodigy"}), {}, "optimizer.name: prodigy needs the package prodigyopt; install it with: pip install prodigyopt"),
+    (("LoraLoomPivotalSettings", {"tokens": "two words"}), {}, "embedding.tokens: 'two words' is no token"),
+    (("LoraLoomTextEncoderSettings", {"encoders": "clip_g"}), {}, "text_encoder.train: nothing of 'clip_g' can be trained"),
+    (("LoraLoomAdapterSettings", {"layer_rank": "nowhere = 2"}), {}, "adapter.layer_rank: 'nowhere' fits none of the"),
+    (("LoraLoomPriorSettings", {"class_word": "ring", "prompt": ""}), {"trigger": ""}, "prior.class_word: no caption has the trigger"),
+])  # fmt: skip
+def test_bad_settings_are_one_sentence_before_the_first_step(server, settings, train, sentence):
+    graph = Graph(server)
+    wires = toy(graph, trigger=train.get("trigger", "zog"))
+    if settings[1].get("name") == "prodigy" and importlib.util.find_spec("prodigyopt"):
+        pytest.skip("prodigyopt is installed here")
+    chosen = graph.add(settings[0], **settings[1])
+    graph.add("LoraLoomTrainLora", **wires, **{**SMALL, "name": "refused"}, settings=[chosen, 0])
+    assert sentence in graph.fails()
+    assert not (server.base / "output" / "lora_loom" / "refused").exists()
+
+
+def test_each_node_says_what_belongs_to_the_other(server):
+    graph = Graph(server)
+    wires = toy(graph)
+    pivotal = graph.add("LoraLoomPivotalSettings", tokens="zog")
+    graph.add("LoraLoomTrainEmbedding", **wires, **{**SMALL, "name": "other"}, settings=[pivotal, 0])
+    assert "Pivotal Tuning Settings belong to Train LoRA" in graph.fails()
