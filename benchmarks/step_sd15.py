@@ -74,7 +74,7 @@ class Loom:
         from lora_loom.lora_core.data.buckets import fit
         from lora_loom.lora_core.groups import make_groups
         from lora_loom.lora_core.optimizers import filled, make_optimizer
-        from lora_loom.lora_core.trainer import Run
+        from lora_loom.lora_core.run import Run
         from lora_loom.nodes.host.backend import HostBackend
 
         with torch.inference_mode():

@@ -160,6 +160,17 @@ class PriorConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ValidationConfig:
+    every: int = setting(0, "Steps between validations on pictures that are not trained; 0 turns it off.", low=0, high=1_000_000)
+    share: float = setting(0.1, "Share of the pictures held out for it, at least one.", low=0.01, high=0.5)
+    folder: str = setting("", "Folder of pictures to validate on instead; then nothing is held out.")
+    pictures: int = setting(16, "Pictures measured, of the held-out and as many of the trained ones.", low=1, high=1000)
+    levels: int = setting(4, "Noise levels each picture is measured at.", low=1, high=100)
+    patience: int = setting(0, "End the run after so many validations without a new best one; 0 never does.", low=0, high=10_000)
+    restore_best: bool = setting(False, "Write the best step's weights as the result instead of the last step's.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class SaveConfig:
     every: int = setting(250, "Steps between checkpoints.", low=1, high=1_000_000)
     keep: int = setting(2, "Checkpoints kept. At least 2: the last one may be in the process of being written.", low=2, high=1000)
@@ -190,6 +201,9 @@ class TrainConfig:
     precision: str = setting(
         "auto", "Arithmetic of the base model; adapters are always fp32. auto keeps what is loaded.", choices=("auto", "fp32", "bf16", "fp16")
     )
+    auto_fit: bool = setting(
+        False, "Run one step on the largest bucket first; where memory does not suffice turn checkpointing on, then halve the batch and accumulate instead."
+    )
     checkpointing: bool = setting(False, "Recompute blocks in the backward pass: about a third slower, far less memory.")
     ema_decay: float = setting(0.0, "Keep a moving average of what is trained and save that; 0.99 to 0.9999, 0 turns it off.", low=0.0, high=0.99999)
     loss: str = setting(
@@ -208,6 +222,7 @@ class TrainConfig:
     schedule: ScheduleConfig = setting(ScheduleConfig, "")
     objective: ObjectiveConfig = setting(ObjectiveConfig, "")
     prior: PriorConfig = setting(PriorConfig, "")
+    validation: ValidationConfig = setting(ValidationConfig, "")
     save: SaveConfig = setting(SaveConfig, "")
     samples: SampleConfig = setting(SampleConfig, "")
 
@@ -222,6 +237,8 @@ class TrainConfig:
             raise ConfigError("text_encoder.train: an embedding is trained on frozen text encoders; turn it off, or choose method = pivotal.")
         if self.optimizer.name == "schedule_free" and self.ema_decay:
             raise ConfigError("ema_decay: schedule_free keeps an average of its own; set ema_decay to 0, or choose another optimizer.")
+        if not self.validation.every and (self.validation.patience or self.validation.restore_best):
+            raise ConfigError("validation.every: is 0, so there is no best step to stop at or to restore; set it to 50 or so.")
         if self.method == "embedding" and self.embedding.stop < 1.0:
             raise ConfigError(f"embedding.stop: {self.embedding.stop} would end an embedding's training before its last step; leave it at 1, lower steps.")
 

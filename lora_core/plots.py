@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
 _INK, _FAINT, _RAW, _SMOOTH = (40, 40, 48), (224, 224, 230), (178, 200, 235), (30, 90, 200)
+_LINES = (_SMOOTH, (200, 90, 30), (60, 150, 70), (140, 60, 170))
 
 
 def smoothed(values: Sequence[float], decay: float = 0.97) -> list[float]:
@@ -40,6 +41,50 @@ def loss_plot(losses: Sequence[float], width: int = 720, height: int = 360) -> I
         pen.line(place(losses), fill=_RAW)
         pen.line(place(smoothed(losses)), fill=_SMOOTH, width=3)
     pen.text((right, top), "loss, smoothed in dark blue", fill=_INK, font=font, anchor="ra")
+    return image
+
+
+def curves(
+    series: Mapping[str, Sequence[tuple[float, float]]], mark: float | None = None, logarithmic: bool = False, width: int = 720, height: int = 360
+) -> Image.Image:
+    """Named lines through (x, y) points on common axes; `mark` draws a vertical line at that x, `logarithmic` spreads x by its logarithm."""
+    image = Image.new("RGB", (width, height), "white")
+    pen, font = ImageDraw.Draw(image), ImageFont.load_default(13)
+    left, top, right, bottom = 70, 18, width - 16, height - 36
+    points = [p for line in series.values() for p in line if math.isfinite(p[1])]
+    if not points:
+        return image
+    along = math.log10 if logarithmic else float
+    (x0, x1), (y0, y1) = ((min(v), max(v)) for v in ([along(x) for x, _ in points], [y for _, y in points]))
+    x1, room = x1 if x1 > x0 else x0 + 1, (y1 - y0) * 0.08 or abs(y1) * 0.1 or 1.0
+    y0, y1 = y0 - room, y1 + room
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        return left + (right - left) * (along(x) - x0) / (x1 - x0), bottom - (bottom - top) * (min(max(y, y0), y1) - y0) / (y1 - y0)
+
+    for n in range(5):
+        y = bottom - (bottom - top) * n / 4
+        pen.line([(left, y), (right, y)], fill=_FAINT)
+        pen.text((6, y - 8), f"{y0 + (y1 - y0) * n / 4:.4g}", fill=_INK, font=font)
+        at = x0 + (x1 - x0) * n / 4
+        pen.text(
+            (left + (right - left) * n / 4, bottom + 8),
+            f"{10**at:.1e}" if logarithmic else f"{at:.0f}",
+            fill=_INK,
+            font=font,
+            anchor="ma" if 0 < n < 4 else "la" if n == 0 else "ra",
+        )
+    if mark is not None:
+        x, _ = place(mark, y0)
+        pen.line([(x, top), (x, bottom)], fill=_INK)
+    for n, (name, line) in enumerate(series.items()):
+        color = _LINES[n % len(_LINES)]
+        drawn = [place(x, y) for x, y in line if math.isfinite(y)]
+        if len(drawn) > 1:
+            pen.line(drawn, fill=color, width=3)
+        for x, y in drawn:
+            pen.ellipse([(x - 3, y - 3), (x + 3, y + 3)], fill=color)
+        pen.text((right, top + 18 * n), name, fill=color, font=font, anchor="ra")
     return image
 
 

@@ -15,7 +15,7 @@ from .rng import step_rng
 
 if TYPE_CHECKING:
     from .data.batches import Batch
-    from .trainer import Run
+    from .run import Run
 
 MAX_SKIPPED = 20  # fp16 overflows in a row before the run gives up
 

@@ -26,8 +26,8 @@ from .events import Control, Listener
 from .objectives import Objective
 from .optimizers import filled, make_optimizer
 from .rng import randn_like, step_rng
+from .run import captions_ahead, preserved_rng
 from .step import StepReport, clip_grad_norm
-from .trainer import captions_ahead, preserved_rng
 
 Factors = tuple[torch.Tensor, torch.Tensor]  # (down, up), the scale inside
 MERGED, FIRST, SECOND = "merged", "first", "second"

@@ -12,11 +12,12 @@ from .settings import SETTINGS_NODES
 from .toy import LoadToyModel
 from .train_embedding import TrainEmbedding
 from .train_lora import TrainLora
+from .trials import CheckTraining, FindLearningRate
 from .zip_loras import ZipLoras
 
 NODES: list[type[io.ComfyNode]] = [
     LoadFolder, TrainLora, SaveLora, LoadToyModel, ConvertLora, Inspect, MergeLoras, ResizeLora, ExtractLora, MergeIntoCheckpoint, SaveEmbedding,
-    ConvertEmbedding, ZipLoras, TrainEmbedding, *SETTINGS_NODES,
+    ConvertEmbedding, ZipLoras, TrainEmbedding, CheckTraining, FindLearningRate, *SETTINGS_NODES,
 ]  # fmt: skip
 
 

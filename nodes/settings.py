@@ -48,10 +48,15 @@ class SettingsNode(io.ComfyNode):
     ADVANCED: tuple[str, ...] = ()
     CHANGES: Mapping[str, dict[str, Any]] = {}
     FIXED: Mapping[str, Any] = {}
+    FOLDER = ""  # config path of a folder that can be chosen
+    FOLDER_TOOLTIP = ""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
         widgets = [widget(path, advanced=path in cls.ADVANCED, **cls.CHANGES.get(path, {})) for path in (*cls.PATHS, *cls.ADVANCED)]
+        if cls.FOLDER:
+            choices = [NO_FOLDER, *training_folders()]
+            widgets.insert(len(cls.PATHS), make_input(io.Combo, "folder", options=choices, default=NO_FOLDER, tooltip=cls.FOLDER_TOOLTIP))
         chain = make_input(Settings, "settings", optional=True, tooltip="Other settings to pass on.")
         return schema(
             node_id=cls.NODE_ID, display_name=cls.TITLE, category=f"{CATEGORY}/settings", description=cls.DESCRIPTION, search_aliases=list(cls.ALIASES),
@@ -61,6 +66,8 @@ class SettingsNode(io.ComfyNode):
     @classmethod
     def execute(cls, settings: SettingsSocket | None = None, **values: Any) -> io.NodeOutput:
         own = {path: values[path.rpartition(".")[2]] for path in (*cls.PATHS, *cls.ADVANCED)}
+        if cls.FOLDER:
+            own[cls.FOLDER] = "" if values["folder"] == NO_FOLDER else str(training_folder(values["folder"]))
         return io.NodeOutput(SettingsSocket({**(settings.values if settings else {}), **cls.FIXED, **own}))
 
 
@@ -114,18 +121,19 @@ class PriorSettings(SettingsNode):
     PATHS = ("prior.prompt", "prior.class_word", "prior.count", "prior.weight")
     ADVANCED = ("prior.steps", "prior.cfg")
 
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        made = super().define_schema()
-        tooltip = "Folder of real class pictures inside ComfyUI's input folder; what it lacks of count is made."
-        made.inputs.insert(4, make_input(io.Combo, "folder", options=[NO_FOLDER, *training_folders()], default=NO_FOLDER, tooltip=tooltip))
-        return made
-
-    @classmethod
-    def execute(cls, folder: str = NO_FOLDER, settings: SettingsSocket | None = None, **values: Any) -> io.NodeOutput:  # type: ignore[override]
-        place = "" if folder == NO_FOLDER else str(training_folder(folder))
-        before = SettingsSocket({**(settings.values if settings else {}), "prior.folder": place})
-        return super().execute(before, **values)
+    FOLDER = "prior.folder"
+    FOLDER_TOOLTIP = "Folder of real class pictures inside ComfyUI's input folder; what it lacks of count is made."
 
 
-SETTINGS_NODES = [OptimizerSettings, AdapterSettings, TextEncoderSettings, PivotalSettings, PriorSettings]
+class ValidationSettings(SettingsNode):
+    NODE_ID, TITLE = "LoraLoomValidationSettings", "Validation Settings"
+    DESCRIPTION = "Measures held-out pictures at fixed noise while training: shows over-training, ends the run, and brings the best step's weights back."
+    ALIASES = ("validation loss", "early stopping", "overfitting", "best checkpoint")
+    PATHS = ("validation.every", "validation.share", "validation.patience", "validation.restore_best")
+    ADVANCED = ("validation.pictures", "validation.levels")
+    CHANGES = {"validation.every": {"default": 50, "min": 1}, "validation.restore_best": {"default": True}}
+    FOLDER = "validation.folder"
+    FOLDER_TOOLTIP = "Folder of pictures to validate on, inside ComfyUI's input folder; (none) holds a share of the dataset out."
+
+
+SETTINGS_NODES = [OptimizerSettings, AdapterSettings, TextEncoderSettings, PivotalSettings, PriorSettings, ValidationSettings]

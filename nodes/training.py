@@ -27,8 +27,9 @@ from ..lora_core.errors import LoomError
 from ..lora_core.events import Control, Listeners
 from ..lora_core.files import sha256, write_bytes, write_json
 from ..lora_core.reports import FileLog
+from ..lora_core.run import Start
 from ..lora_core.rundirs import last_run, new_run, remove_if_untrained
-from ..lora_core.trainer import Result, Start, train
+from ..lora_core.trainer import Result, train
 from .host.backend import HostBackend
 from .host.live import LiveNode, registered
 from .host.paths import embedding_folders, runs_root

@@ -110,6 +110,18 @@ class Batches:
         """The latent shapes that occur, largest first."""
         return sorted({tuple(self._cache[i, False].shape[1:]) for i in range(len(self._cache.kept))}, key=lambda s: -int(np.prod(s)))
 
+    def largest(self, count: int) -> Batch:
+        """`count` times the picture of the largest bucket, for a dry run."""
+        sizes = [int(np.prod(self._cache[i, False].shape)) for i in range(len(self.pictures))]
+        index = sizes.index(max(sizes))
+        latents = self._cache[index, False].repeat(count, *[1] * (self._cache[index, False].ndim - 1)).to(self._device)
+        picture = self.pictures[index]
+        return Batch(latents, [picture.caption] * count, [self._cache.fits[index]] * count, [picture.name] * count, torch.ones(count, device=self._device))
+
+    def with_config(self, config: TrainConfig) -> Batches:
+        """The same pictures under another batch size."""
+        return Batches(self._cache, config, self._device)
+
     def fingerprint(self) -> str:
         """Identifies pictures, captions, repeats and sizes, by content."""
         digest = hashlib.sha256()

@@ -177,3 +177,44 @@ def test_each_node_says_what_belongs_to_the_other(server):
     pivotal = graph.add("LoraLoomPivotalSettings", tokens="zog")
     graph.add("LoraLoomTrainEmbedding", **wires, **{**SMALL, "name": "other"}, settings=[pivotal, 0])
     assert "Pivotal Tuning Settings belong to Train LoRA" in graph.fails()
+
+
+def test_check_says_time_and_memory_and_hands_on_settings_that_fit(server):
+    graph = Graph(server)
+    wires = toy(graph)
+    adapter = graph.add("LoraLoomAdapterSettings", algorithm="dora")
+    check = graph.add("LoraLoomCheck", **wires, batch_size=4, rank=4, steps=100, settings=[adapter, 0])
+    graph.add("PreviewAny", source=[check, 1])
+    graph.add("LoraLoomTrainLora", **wires, **{**SMALL, "name": "checked", "steps": 2}, settings=[check, 4])
+    entry = graph.run()
+    (report,) = entry["outputs"][check]["text"]
+    assert report.startswith("batch 4 x 1: ")
+    assert "for 100 steps" in report
+    assert "GiB at the peak" in report
+    config = json.loads((server.base / "output" / "lora_loom" / "checked" / "config.json").read_text())
+    assert (config["batch_size"], config["checkpointing"], config["adapter"]["algorithm"]) == (4, False, "dora")
+
+
+def test_a_learning_rate_is_found_and_can_be_wired_on(server):
+    graph = Graph(server)
+    wires = toy(graph)
+    find = graph.add("LoraLoomFindLearningRate", **wires, batch_size=4, rank=4, test_steps=20, lowest=1e-5, highest=0.3)
+    graph.add("LoraLoomTrainLora", **wires, **{**SMALL, "name": "with_found_rate", "steps": 2, "learning_rate": [find, 0]})
+    entry = graph.run()
+    (said,) = entry["outputs"][find]["text"]
+    config = json.loads((server.base / "output" / "lora_loom" / "with_found_rate" / "config.json").read_text())
+    assert 1e-5 < config["optimizer"]["lr"] < 0.3
+    assert f"{config['optimizer']['lr']:.1e}" in said
+    assert not [p for p in (server.base / "output" / "lora_loom").iterdir() if p.name == "trial"]
+
+
+def test_validation_is_drawn_and_the_best_weights_are_kept(server):
+    graph = Graph(server)
+    wires = toy(graph)
+    validation = graph.add("LoraLoomValidationSettings", every=5, patience=0, pictures=4, levels=2)
+    graph.add("LoraLoomTrainLora", **wires, **{**SMALL, "name": "watched"}, settings=[validation, 0])
+    graph.run()
+    run = server.base / "output" / "lora_loom" / "watched"
+    assert Image.open(run / "validation.png").size == (720, 360)
+    rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "held_out" in row] == [5, 10, 15, 20]

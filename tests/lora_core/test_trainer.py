@@ -9,7 +9,7 @@ import torch
 from lora_loom.lora_core import files, state
 from lora_loom.lora_core.errors import LoomError
 from lora_loom.lora_core.events import Control, Listener, Listeners
-from lora_loom.lora_core.trainer import preserved_rng
+from lora_loom.lora_core.run import preserved_rng
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file

@@ -14,7 +14,7 @@ TRAIN = {
     "scheduler": "auto", "warmup_steps": 0, "weight_decay": 0.01, "max_grad_norm": 1.0, "timesteps": "auto", "shift": 0.0, "min_timestep": 0,
     "max_timestep": 1000, "checkpointing": False, "save_every": 250, "sample_every": 250, "sample_cfg": 7.0, "resume": "new run",
     "loss": "mse", "huber_delta": 0.1, "huber_schedule": "snr", "weighting": "none", "min_snr_gamma": 5.0, "p2_gamma": 1.0, "noise_offset": 0.0,
-    "multires_iterations": 0, "multires_discount": 0.3, "input_perturbation": 0.0,
+    "multires_iterations": 0, "multires_discount": 0.3, "input_perturbation": 0.0, "timestep_bias": 0.0, "auto_fit": False,
 }  # fmt: skip
 FOLDER = {
     "folder": "toy: object",
@@ -26,6 +26,8 @@ FOLDER = {
     "shuffle_tags": False,
     "keep_tokens": 1,
     "caption_dropout": 0.0,
+    "masks": "none",
+    "mask_floor": 0.1,
 }
 
 

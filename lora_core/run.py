@@ -1,0 +1,267 @@
+"""What a run is made of: adapters on a lent model, batches, probes, optimizer. Assembled for training, for finding a learning rate, for a dry run."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from . import state
+from .adapters import AdapterSet
+from .backends.base import Backend
+from .build import make_adapters
+from .config import TrainConfig
+from .data.batches import Batches, LatentCache
+from .data.captions import with_trigger
+from .data.folder import Dataset
+from .data.prior import CLASS_PICTURES, class_dataset
+from .ema import PREFIX as EMA_PREFIX
+from .ema import Ema
+from .errors import LoomError, NonFiniteError
+from .events import Listener
+from .fitting import Measured, fit
+from .groups import drop, make_groups
+from .objectives import Objective, check_prediction
+from .optimizers import averaged, check_installed, filled, make_optimizer, settle
+from .rng import derive
+from .step import MAX_SKIPPED
+from .tokens import TokenSet
+from .validation import Probes, split
+
+Start = dict[str, dict[str, torch.Tensor]]  # layer name -> what its adapter starts from: lora_down, lora_up, alpha, ...
+MAX_TEXTS_AHEAD = 2000
+
+
+@dataclasses.dataclass
+class Run:
+    """Everything a step needs. Built once by `train`."""
+
+    config: TrainConfig
+    backend: Backend
+    adapters: AdapterSet
+    batches: Batches
+    objective: Objective
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    ema: Ema | None = None
+    prior: Batches | None = None
+    probes: Probes | None = None
+    skipped_in_a_row: int = 0
+    mid_update: bool = False
+    frozen: list[str] = dataclasses.field(default_factory=list)  # names of the groups whose time is over
+
+    def parameters(self) -> list[nn.Parameter]:
+        """What this step trains."""
+        return [p for g in self.optimizer.param_groups for p in g["params"]]
+
+    def sources(self) -> list[tuple[Batches, float, str]]:
+        """(batches, weight of their loss, name of their random streams): the training pictures, and those of the class."""
+        prior = [(self.prior, self.config.prior.weight, "class ")] if self.prior else []
+        return [(self.batches, 1.0, ""), *prior]
+
+    def freeze(self, groups: list[dict[str, Any]]) -> None:
+        """Ends the training of these groups: their averages become their weights, which nothing changes any more."""
+        for group in groups:
+            if self.ema:
+                self.ema.settle(group["params"])
+            settle(self.optimizer, group)
+            drop(self.optimizer, group)
+            self.frozen.append(group["name"])
+        if groups:
+            self.backend.forget_texts()
+
+    def after_update(self, step: int) -> None:
+        """What follows update number `step` (from 0) directly: limits on the weights, and the moving average."""
+        if self.config.adapter.max_norm:
+            for _, adapter in self.adapters:
+                adapter.limit_norm(self.config.adapter.max_norm)
+        if self.config.embedding.keep_norm:
+            for token in self.adapters.tokens:
+                token.pull_back_norm()
+        if self.ema:
+            self.ema.update(step + 1)
+
+    def restore(self, checkpoint: state.Checkpoint) -> None:
+        """Puts everything to where it was when the checkpoint was saved."""
+        own = {k: v for k, v in checkpoint.adapter.items() if not k.startswith(EMA_PREFIX)}
+        self.adapters.load_state_dict(own)
+        if self.ema:
+            self.ema.load_state_dict(checkpoint.adapter)
+        self.frozen = list(checkpoint.facts.get("frozen", []))
+        for group in [g for g in self.optimizer.param_groups if g["name"] in self.frozen]:
+            drop(self.optimizer, group)
+        stops = {g["name"]: g["stop"] for g in self.optimizer.param_groups}
+        self.optimizer.load_state_dict(checkpoint.optimizer)
+        for group in self.optimizer.param_groups:
+            group["stop"] = stops[group["name"]]  # a continued run may have another number of steps
+        self.scaler.load_state_dict(checkpoint.facts["scaler"])
+        self.skipped_in_a_row = checkpoint.facts["skipped_in_a_row"]
+
+    @contextlib.contextmanager
+    def finished_weights(self) -> Iterator[None]:
+        """Inside, the weights are those to sample with and to save; on exit exactly those to go on with."""
+        with averaged(self.optimizer), self.ema.in_place() if self.ema else contextlib.nullcontext():
+            yield
+
+    @contextlib.contextmanager
+    def updating(self) -> Iterator[None]:
+        """Marks the moment in which the adapters lie between two steps; stays marked when the update fails."""
+        self.mid_update = True
+        yield
+        self.mid_update = False
+
+    def check_finite(self, grad_norm: torch.Tensor, losses: torch.Tensor, step: int, pictures: list[str]) -> tuple[float, float, float]:
+        """(grad_norm, loss, class loss) as floats. Raises NonFiniteError naming step and pictures; an fp16 gradient overflow is allowed a few times."""
+        norm_value, *both = torch.cat([grad_norm.float().view(1), losses.float()]).tolist()
+        loss_value = sum(both)
+        finite = math.isfinite(norm_value) and math.isfinite(loss_value)
+        overflow = self.scaler.is_enabled() and math.isfinite(loss_value) and not finite
+        self.skipped_in_a_row = self.skipped_in_a_row + 1 if overflow else 0
+        if finite or (overflow and self.skipped_in_a_row <= MAX_SKIPPED):
+            return norm_value, both[0], both[1]
+        weight = self.backend.find_non_finite()
+        if weight:
+            raise NonFiniteError(f"The base model is damaged: weight {weight} is not finite; load another file of it. Step {step + 1} was not made.")
+        raise NonFiniteError(
+            f"Step {step + 1}: loss {loss_value}, gradient norm {norm_value} with {', '.join(dict.fromkeys(pictures))}; the run stopped before "
+            "the weights moved. Lower optimizer.lr, or use a base model in bf16 or fp32."
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Material:
+    """What is at hand before the model is lent: layers and adapters, encoded pictures, the objective."""
+
+    config: TrainConfig
+    layers: dict[str, nn.Module]
+    adapters: AdapterSet
+    objective: Objective
+    batches: Batches
+    prior: Batches | None
+    probes: Probes | None
+
+
+@contextlib.contextmanager
+def assembled(
+    config: TrainConfig, backend: Backend, dataset: Dataset, cache: Path, listener: Listener, start: Start | None = None,
+    check: Callable[[AdapterSet], None] = lambda adapters: None,
+) -> Iterator[Run]:  # fmt: skip
+    """A run ready for its first step, on the lent model, which gets everything back when the block ends.
+
+    `cache`: below it class pictures are kept. `check`: a last look at what will be trained, before anything is encoded.
+    """
+    with preserved_rng(config.seed):
+        m = _gathered(config, backend, dataset, cache / CLASS_PICTURES, listener, start, check)
+        if m.config.auto_fit:
+            config, measured = fit(m.config, backend, m.layers, m.adapters, m.batches, m.objective)
+            listener.on_message(f"Dry run: {measured.sentence(config.steps)}")
+            m = dataclasses.replace(
+                m, config=config, batches=m.batches.with_config(config), prior=m.prior.with_config(_of_class(config)) if m.prior else None
+            )
+        config = m.config
+        with backend.training(m.layers, m.adapters, config.checkpointing, (config.batch_size, *m.batches.shapes()[0])):
+            m.adapters.prepare()
+            optimizer = make_optimizer(make_groups(config, m.adapters), config.optimizer)
+            scaler = torch.amp.GradScaler(backend.device.type, init_scale=2.0**12, enabled=backend.dtype == torch.float16)
+            ema = Ema(m.adapters, config.ema_decay) if config.ema_decay else None
+            yield Run(config, backend, m.adapters, m.batches, m.objective, optimizer, scaler, ema, m.prior, m.probes)
+
+
+def dry_run(config: TrainConfig, backend: Backend, dataset: Dataset, cache: Path, listener: Listener) -> tuple[TrainConfig, Measured]:
+    """(the job with what fits into memory, what one pass takes). Nothing is trained and nothing written; class pictures are left out."""
+    bare = dataclasses.replace(config, prior=dataclasses.replace(config.prior, weight=0.0))
+    with preserved_rng(config.seed):
+        m = _gathered(bare, backend, dataset, cache, listener, None, lambda adapters: None)
+        chosen, measured = fit(m.config, backend, m.layers, m.adapters, m.batches, m.objective)
+    return dataclasses.replace(config, batch_size=chosen.batch_size, grad_accum=chosen.grad_accum, checkpointing=chosen.checkpointing), measured
+
+
+def _gathered(
+    config: TrainConfig, backend: Backend, dataset: Dataset, class_pictures: Path, listener: Listener, start: Start | None, check: Callable[[AdapterSet], None]
+) -> Material:
+    config = filled(config)
+    check_installed(config.optimizer.name)
+    layers, adapters = make_adapters(config, backend, dataset.trigger, start or {})
+    check(adapters)
+    dataset, held_out = split(with_tokens(dataset, adapters.tokens), config)
+    objective = backend.objective(config.objective)
+    check_prediction(config.objective, objective.kind)
+    latents = _encoded(dataset, config, backend, listener, "pictures")
+    _check_masks(config, latents, listener)
+    batches = Batches(latents, config, backend.device)
+    prior = _class_batches(config, backend, dataset, adapters.tokens, class_pictures, listener)
+    probes = None
+    if held_out is not None:
+        probes = Probes(config, latents, _encoded(held_out, config, backend, listener, "held-out pictures"), backend.device)
+    if not adapters.changes_text:
+        ahead = captions_ahead(batches, config) + (captions_ahead(prior, config) if prior else []) + (probes.captions() if probes else [])
+        backend.encode_texts(list(dict.fromkeys(ahead)), lambda n, of: listener.on_message(f"Encoding captions {n}/{of}"))
+    return Material(config, layers, adapters, objective, batches, prior, probes)
+
+
+def _of_class(config: TrainConfig) -> TrainConfig:
+    """The config of the class pictures: an order of their own."""
+    return dataclasses.replace(config, seed=derive(config.seed, "class"))
+
+
+def _encoded(dataset: Dataset, config: TrainConfig, backend: Backend, listener: Listener, what: str) -> LatentCache:
+    cache = LatentCache(dataset, config, backend.encode_picture, lambda n, of: listener.on_message(f"Encoding {what} {n}/{of}"))
+    for name, why in cache.skipped:
+        listener.on_message(f"skipped {name}: {why}")
+    return cache
+
+
+def _check_masks(config: TrainConfig, cache: LatentCache, listener: Listener) -> None:
+    if config.data.masks != "none" and not cache.masked:
+        raise LoomError(
+            f"data.masks: {config.data.masks} was chosen, but no picture has a mask that leaves anything out ({cache.unmasked} are white everywhere); "
+            "add masks, or choose none."
+        )
+    if cache.unmasked:
+        listener.on_message(f"{cache.unmasked} masks are white everywhere and change nothing")
+
+
+def with_tokens(dataset: Dataset, tokens: TokenSet) -> Dataset:
+    """The dataset with the first token in front of every caption, when no caption has any; pictures without it are meant to be when some do."""
+    if not len(tokens) or any(tokens.names_in(p.caption) for p in dataset.pictures):
+        return dataset
+    first = next(iter(tokens)).token.placeholder
+    return dataclasses.replace(dataset, pictures=tuple(dataclasses.replace(p, caption=with_trigger(p.caption, first)) for p in dataset.pictures))
+
+
+def _class_batches(config: TrainConfig, backend: Backend, dataset: Dataset, tokens: TokenSet, place: Path, listener: Listener) -> Batches | None:
+    """The class pictures as batches with an order of their own; None without prior preservation."""
+    found = class_dataset(config, backend, dataset, tokens, place, lambda n, of: listener.on_message(f"Making class pictures {n}/{of}"))
+    if found is None:
+        return None
+    own = _of_class(config)
+    return Batches(_encoded(found, own, backend, listener, "class pictures"), own, backend.device)
+
+
+def captions_ahead(batches: Batches, config: TrainConfig) -> list[str]:
+    """Captions worth encoding before the first step: each picture's own, and the empty one when captions are dropped."""
+    captions = dict.fromkeys(p.caption for p in batches.pictures) if not config.data.shuffle_tags else {}
+    if config.data.caption_dropout:
+        captions[""] = None
+    return list(captions)[:MAX_TEXTS_AHEAD]
+
+
+@contextlib.contextmanager
+def preserved_rng(seed: int) -> Iterator[None]:
+    """Seeds torch's global generators inside; puts back the state of torch, numpy and Python as it was before."""
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)

@@ -1,0 +1,130 @@
+"""Check Training and Find Learning Rate: real passes on the wired model before a run, of which nothing is kept but the figures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..lora_core.config import AdapterConfig, OptimizerConfig, TrainConfig, as_dict, parse
+from ..lora_core.data.folder import Dataset as FoundDataset
+from ..lora_core.data.folder import scan
+from ..lora_core.data.prior import CLASS_PICTURES
+from ..lora_core.errors import LoomError
+from ..lora_core.events import Control
+from ..lora_core.lr_range import lr_range
+from ..lora_core.plots import curves
+from ..lora_core.run import dry_run
+from .host.api import io, make_input, make_output, schema, ui
+from .host.backend import HostBackend
+from .host.live import LiveNode, registered
+from .host.paths import runs_root
+from .presets import fitted
+from .settings import Settings, SettingsSocket
+from .sockets import CATEGORY, Dataset, DatasetSocket, widget
+
+
+def _inputs() -> list[Any]:
+    return [
+        make_input(io.Model, "model", tooltip="The base model. It is not copied and not changed."),
+        make_input(io.Clip, "clip", tooltip="The text encoder of the base model."),
+        make_input(io.Vae, "vae", tooltip="The VAE of the base model."),
+        make_input(Dataset, "dataset", tooltip="From Load Training Folder."),
+        widget("adapter.rank"),
+        widget("adapter.targets"),
+        widget("data.resolution", default=0, min=0, step=8, tooltip="Training resolution in px; 0 takes what the model was made for."),
+        widget("batch_size"),
+        widget("grad_accum", advanced=True),
+        widget("checkpointing", advanced=True),
+        widget("seed", advanced=True),
+    ]
+
+
+def _config(w: dict[str, Any], dataset: DatasetSocket, backend: HostBackend, settings: SettingsSocket | None, **more: Any) -> tuple[TrainConfig, FoundDataset]:
+    data = fitted(dataset.config, w["resolution"], backend)
+    values = TrainConfig(
+        name="trial", base="ComfyUI", batch_size=w["batch_size"], grad_accum=w["grad_accum"], checkpointing=w["checkpointing"], seed=w["seed"], data=data,
+        adapter=AdapterConfig(rank=w["rank"], targets=w["targets"]), optimizer=OptimizerConfig(), **more,
+    )  # fmt: skip
+    return parse(settings.over(as_dict(values)) if settings else as_dict(values)), scan(data)
+
+
+class CheckTraining(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="LoraLoomCheck",
+            display_name="Check Training",
+            category=CATEGORY,
+            description="Runs one real step on the largest bucket and says how long a run will take, how much memory it needs, and what to change if it fails.",
+            search_aliases=["vram", "memory", "dry run", "estimate", "out of memory"],
+            is_output_node=True,
+            hidden=[io.Hidden.unique_id],
+            inputs=[
+                *_inputs(),
+                widget("steps"),
+                make_input(Settings, "settings", optional=True, tooltip="As they will be wired to Train LoRA."),
+            ],
+            outputs=[
+                make_output(io.String, "report"),
+                make_output(io.Boolean, "ok", tooltip="Whether it runs with the settings as they are."),
+                make_output(io.Float, "peak_gb", tooltip="Peak of memory in GiB."),
+                make_output(io.Float, "seconds_per_step"),
+                make_output(Settings, "settings", tooltip="The same settings with a batch size and checkpointing that fit."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model: Any, clip: Any, vae: Any, dataset: DatasetSocket, steps: int, settings: SettingsSocket | None = None, **w: Any) -> io.NodeOutput:
+        with torch.inference_mode(False):
+            backend = HostBackend(model, clip, vae)
+            config, found = _config(w, dataset, backend, settings, steps=steps)
+            chosen, measured = dry_run(config, backend, found, runs_root() / CLASS_PICTURES, LiveNode(cls.hidden.unique_id, 1))
+        ok = (chosen.batch_size, chosen.checkpointing) == (config.batch_size, config.checkpointing)
+        said = measured.sentence(steps)
+        report = "\n".join([said if ok else f"Memory does not suffice as it is. What fits: {said}", found.summary()])
+        keep = {"batch_size": chosen.batch_size, "grad_accum": chosen.grad_accum, "checkpointing": chosen.checkpointing}
+        passed = SettingsSocket({**(settings.values if settings else {}), **keep})
+        seconds = measured.seconds * measured.grad_accum
+        return io.NodeOutput(report, ok, measured.peak_bytes / 2**30, seconds, passed, ui=ui.PreviewText(report))
+
+
+class FindLearningRate(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="LoraLoomFindLearningRate",
+            display_name="Find Learning Rate",
+            category=CATEGORY,
+            description="Trains a few steps at rising rates, measures fixed pictures at fixed noise, and suggests the rate at which their loss falls fastest.",
+            search_aliases=["lr finder", "learning rate range test"],
+            is_output_node=True,
+            hidden=[io.Hidden.unique_id],
+            inputs=[
+                *_inputs(),
+                make_input(io.Int, "test_steps", default=60, min=10, max=2000, tooltip="Steps of the test; its weights are thrown away."),
+                make_input(io.Float, "lowest", default=1e-6, min=1e-9, max=1.0, step=1e-7, round=1e-9, advanced=True, tooltip="First rate tried."),
+                make_input(io.Float, "highest", default=1e-1, min=1e-8, max=10.0, step=0.01, round=1e-8, advanced=True, tooltip="Last rate tried."),
+                make_input(Settings, "settings", optional=True, tooltip="As they will be wired to Train LoRA."),
+            ],
+            outputs=[make_output(io.Float, "learning_rate"), make_output(io.Image, "plot"), make_output(io.String, "report")],
+        )
+
+    @classmethod
+    def execute(
+        cls, model: Any, clip: Any, vae: Any, dataset: DatasetSocket, test_steps: int, lowest: float, highest: float, settings: SettingsSocket | None = None,
+        **w: Any,
+    ) -> io.NodeOutput:  # fmt: skip
+        if lowest >= highest:
+            raise LoomError(f"lowest: {lowest:g} is not below highest, {highest:g}; give a range such as 1e-6 to 0.1.")
+        control = Control()
+        with torch.inference_mode(False), registered(cls.hidden.unique_id, control):
+            backend = HostBackend(model, clip, vae)
+            config, found = _config(w, dataset, backend, settings)
+            live = LiveNode(cls.hidden.unique_id, test_steps)
+            result = lr_range(config, backend, found, runs_root(), live, control, lowest, highest, test_steps)
+        image = curves({"loss on fixed probes, by learning rate": result.points}, result.suggested, logarithmic=True)
+        sheet = torch.from_numpy(np.asarray(image, np.float32) / 255.0)[None]
+        report = f"The loss falls fastest at a learning rate of {result.suggested:.1e}; that or half of it is a good start."
+        return io.NodeOutput(result.suggested, sheet, report, ui={**ui.PreviewImage(sheet, cls=cls).as_dict(), "text": (report,)})
