@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import signal
 import sys
 from pathlib import Path
@@ -23,9 +24,19 @@ def main(argv: list[str] | None = None) -> int:
     train = commands.add_parser("train", help="train from a job file")
     train.add_argument("job", type=Path, help="TOML job file")
     train.add_argument("--resume", action="store_true", help="continue the latest run of this name")
+    sweep = commands.add_parser("sweep", help="train several variants of a job and compare them on one sheet")
+    sweep.add_argument("job", type=Path, help="TOML file with [[runs]], or the name of a bundled one: y2k")
+    check = commands.add_parser("check", help="run one step of a job: how long will it take, how much memory does it need")
+    check.add_argument("job", type=Path, help="TOML job file")
+    find = commands.add_parser("find-lr", help="find a learning rate for a job by a short test")
+    find.add_argument("job", type=Path, help="TOML job file")
+    find.add_argument("--steps", type=int, default=60, help="steps of the test (default: 60)")
+    commands.add_parser("recipes", help="list the bundled job files a job can start from")
     demo = commands.add_parser("demo", help="train on the bundled toy model and pictures, and show what it learned")
-    demo.add_argument("--set", default="object", help="bundled picture set: object, style, pair or word")
-    for command in (train, demo):
+    demo.add_argument("--set", default="object", help="bundled picture set: object, style, pair or word", dest="picture_set")
+    for command in (train, sweep, check, find):
+        command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="changes", help="change a setting, such as optimizer.lr=2e-4")
+    for command in (train, sweep, check, find, demo):
         command.add_argument("--out", type=Path, default=Path("runs"), help="where run folders go (default: runs)")
         command.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves it to torch")
     from .convert.commands import add_commands
@@ -37,9 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     from .lora_core.errors import LoomError
 
     try:
-        if args.command in ("train", "demo"):
-            return _train(args) if args.command == "train" else _demo(args)
-        return _on_files(args)
+        return {"train": _train, "sweep": _sweep, "check": _check, "find-lr": _find_lr, "recipes": _recipes, "demo": _demo}.get(args.command, _on_files)(args)
     except (LoomError, FormatError) as error:
         sys.stderr.write(f"lora-loom: {error}\n")
         return FAILED
@@ -53,10 +62,93 @@ def _on_files(args: argparse.Namespace) -> int:
 
 
 def _train(args: argparse.Namespace) -> int:
-    from .lora_core.config import load
+    result, code = run_job(_job(args), args)
+    sys.stdout.write(f"{result.outcome} after step {result.step}: {', '.join(map(str, result.files))}\n")
+    return code
 
-    result, code = run_job(load(args.job), args)
-    sys.stdout.write(f"{result.outcome} after step {result.step}: {result.file}\n")
+
+def _job(args: argparse.Namespace) -> TrainConfig:
+    from .lora_core.config import from_values
+
+    return from_values(_values(args.job, args.changes), args.job.parent)
+
+
+def _values(path: Path, changes: list[str]) -> dict[str, Any]:
+    """A job file's values with those of --set over them."""
+    from .lora_core.errors import LoomError
+    from .lora_core.recipes import merged, parse_toml, read_toml
+
+    values = read_toml(path)
+    for change in changes:
+        key, _, value = change.partition("=")
+        try:
+            values = merged(values, parse_toml(f"{key} = {value}"))
+        except ValueError:
+            try:
+                values = merged(values, parse_toml(f"{key} = {json.dumps(value)}"))  # a plain word needs no quotes
+            except ValueError as error:
+                raise LoomError(f"--set: {change!r} is no setting; write section.name=value, such as optimizer.lr=2e-4.") from error
+    return values
+
+
+def _recipes(args: argparse.Namespace) -> int:
+    from .lora_core.recipes import about, names
+
+    for name in names():
+        sys.stdout.write(f"{name:28} {about(name)}\n")
+    return DONE
+
+
+def _check(args: argparse.Namespace) -> int:
+    from .lora_core.events import Listener
+    from .lora_core.run import dry_run
+
+    config, dataset, backend = _prepared(_job(args), args)
+    chosen, measured = dry_run(config, backend, dataset, args.out, Listener())
+    fits = (chosen.batch_size, chosen.checkpointing) == (config.batch_size, config.checkpointing)
+    said = measured.sentence(config.for_pictures(len(dataset.pictures)).steps)
+    sys.stdout.write((said if fits else f"Memory does not suffice as it is. What fits: {said}") + "\n")
+    return DONE if fits else FAILED
+
+
+def _find_lr(args: argparse.Namespace) -> int:
+    from .lora_core.lr_range import lr_range
+    from .lora_core.plots import curves
+    from .lora_core.reports import ProgressBar
+
+    config, dataset, backend = _prepared(_job(args), args)
+    with ProgressBar() as bar:
+        found = lr_range(config, backend, dataset, args.out, bar, steps=args.steps)
+    args.out.mkdir(parents=True, exist_ok=True)
+    plot = args.out / f"{config.name}-learning-rate.png"
+    curves({"loss on fixed probes, by learning rate": found.points}, found.suggested, logarithmic=True).save(plot)
+    sys.stdout.write(f"The loss falls fastest at a learning rate of {found.suggested:.1e}; that or half of it is a good start: {plot}\n")
+    return DONE
+
+
+def _sweep(args: argparse.Namespace) -> int:
+    """Trains each run on the same loaded model and writes comparison.png."""
+    from .lora_core.recipes import HERE
+    from .lora_core.sweep import LastSamples, encoded_once, runs_of, sheet
+    from .lora_core.trainer import sample_prompts
+
+    bundled = HERE / "sweeps" / f"{args.job}.toml"
+    path = bundled if bundled.is_file() and not args.job.exists() else args.job
+    jobs = runs_of(_values(path, args.changes), Path.cwd() if path == bundled else path.parent)
+    _, _, backend = _prepared(jobs[0], args)
+    columns, code = [], DONE
+    with encoded_once(backend):
+        for job in jobs:
+            drawn = LastSamples()
+            result, code = run_job(job, args, backend, drawn)
+            measures = result.facts["validation"]
+            columns.append((job.name, drawn.images, sample_prompts(job, result.facts["captions"]), min(m[1] for m in measures) if measures else None))
+            if code != DONE:
+                break
+    place = args.out / f"{jobs[0].name.rpartition('_')[0]}-comparison.png"
+    if any(images for _, images, _, _ in columns):
+        sheet(columns).save(place)
+        sys.stdout.write(f"{len(columns)} runs compared: {place}\n")
     return code
 
 
@@ -67,35 +159,47 @@ def _demo(args: argparse.Namespace) -> int:
     from .lora_core.toy.concepts import CONCEPTS
     from .lora_core.toy.recipes import demo_job
 
-    if args.set not in CONCEPTS:
-        raise LoomError(f"--set: {args.set!r} is not a bundled picture set; allowed are {', '.join(CONCEPTS)}.")
-    result, code = run_job(parse(demo_job(args.set)), args)
+    if args.picture_set not in CONCEPTS:
+        raise LoomError(f"--set: {args.picture_set!r} is not a bundled picture set; allowed are {', '.join(CONCEPTS)}.")
+    result, code = run_job(parse(demo_job(args.picture_set)), args)
     where = {"LoRA in WebUI form": result.file, "loss plot": result.folder / "loss.png", "before and after": result.folder / "before-after.png"}
     for label, path in where.items():
         sys.stdout.write(f"{label:20} {path}\n")
     return code
 
 
-def run_job(config: TrainConfig, args: argparse.Namespace) -> tuple[Result, int]:
-    """Trains `config` headless below `args.out`; a signal stops after the current step and keeps the result. Returns (result, exit code)."""
+def _prepared(config: TrainConfig, args: argparse.Namespace, backend: Any = None) -> tuple[TrainConfig, Any, Any]:
+    """(config with its folders found, dataset, backend) of a headless job."""
     import torch
 
-    from .convert import products
     from .lora_core.backends.diffusers_backend import DiffusersBackend
     from .lora_core.data.folder import scan
-    from .lora_core.errors import LoomError
-    from .lora_core.events import Control, Listeners
-    from .lora_core.reports import FileLog, ProgressBar
-    from .lora_core.rundirs import last_run, new_run, remove_if_untrained
     from .lora_core.toy.model import MODEL, resolve_set
-    from .lora_core.trainer import train
 
     if args.threads:
         torch.set_num_threads(args.threads)
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, folder=resolve_set(config.data.folder)))
     dataset = scan(config.data)
+    return config, dataset, backend or DiffusersBackend(MODEL if config.base == "toy" else Path(config.base), config.precision)
+
+
+def run_job(config: TrainConfig, args: argparse.Namespace, backend: Any = None, also: Any = None) -> tuple[Result, int]:
+    """Trains `config` headless below `args.out`; a signal stops after the current step and keeps the result. Returns (result, exit code).
+
+    `backend`: a model that is loaded already. `also`: one more listener.
+    """
+    import torch
+
+    from .convert import products
+    from .lora_core.errors import LoomError
+    from .lora_core.events import Control, Listeners
+    from .lora_core.reports import FileLog, ProgressBar
+    from .lora_core.rundirs import last_run, new_run, remove_if_untrained
+    from .lora_core.trainer import train
+
+    config, dataset, backend = _prepared(config, args, backend)
     sys.stdout.write(dataset.summary() + "\n")
-    backend = DiffusersBackend(MODEL if config.base == "toy" else Path(config.base), config.precision)
+    start = _start(config, backend)
     resume = getattr(args, "resume", False)
     folder = last_run(args.out, config.name) if resume else new_run(args.out, config.name)
     if folder is None:
@@ -114,7 +218,7 @@ def run_job(config: TrainConfig, args: argparse.Namespace) -> tuple[Result, int]
     before = {s: signal.signal(s, on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
         with FileLog(folder / "run.log") as log, ProgressBar() as bar:
-            result = train(config, backend, dataset, folder, export, Listeners([log, bar]), control, resume)
+            result = train(config, backend, dataset, folder, export, Listeners([log, bar, *([also] if also else [])]), control, resume, start)
     except BaseException:
         if not resume:
             remove_if_untrained(folder)
@@ -126,6 +230,24 @@ def run_job(config: TrainConfig, args: argparse.Namespace) -> tuple[Result, int]
         for number, handler in before.items():
             signal.signal(number, handler)
     return result, 128 + received[0] if received else DONE
+
+
+def _start(config: TrainConfig, backend: Any) -> Any:
+    """What adapter.start_from names, for the layers of this run; None without it."""
+    if not config.adapter.start_from:
+        return None
+    from .convert import FormatError
+    from .convert.families import UNKNOWN, known_family
+    from .convert.jobs import open_lora
+    from .convert.products import starting_point
+    from .lora_core.build import make_adapters
+
+    names = [name for name, _ in make_adapters(config, backend)[1]]
+    try:
+        lora = open_lora(Path(config.adapter.start_from), known_family(backend.family))
+    except FormatError:  # a model of unusual shape: the names are its own
+        lora = open_lora(Path(config.adapter.start_from), UNKNOWN)
+    return starting_point(lora, names, config.adapter.algorithm)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import sys
 import types
 import typing
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 from .errors import LoomError
 from .names import check_name
+from .recipes import merged, read_toml, recipe
 
 
 class ConfigError(LoomError):
@@ -33,6 +33,7 @@ class DataConfig:
     captions: str = setting("auto", "Where captions come from.", choices=("auto", ".txt", ".caption", "file name", "none"))
     recursive: bool = setting(True, "Look into sub-folders too.")
     repeats: int = setting(0, "How often each picture counts per epoch; 0 takes the number in front of a Kohya folder name, else 1.", low=0, high=1000)
+    limit: int = setting(0, "Use only so many of the pictures, always the same ones; 0 takes all.", low=0, high=1_000_000)
     resolution: int = setting(512, "Pictures are scaled down to about this many pixels squared; smaller ones are never scaled up.", low=16, high=4096)
     bucket_step_px: int = setting(64, "Sides of a bucket are multiples of this.", low=8, high=256)
     flip: bool = setting(False, "Mirror pictures left to right half of the time. Leave off for faces, text and anything with a side.")
@@ -63,6 +64,7 @@ class AdapterConfig:
     include: str = setting("", "Regular expression a layer's path must match; used with targets = regex, narrows the other choices.")
     exclude: str = setting("", "Regular expression of layer paths to leave alone.")
     max_norm: float = setting(0.0, "Largest norm of an update; a larger one is scaled down after each step. 1 is common, 0 is off.", low=0.0, high=1000.0)
+    start_from: str = setting("", "LoRA file to go on from instead of starting at zero, for headless runs. Its ranks are kept.")
     layer_lr: str = setting("", "Factors on the learning rate by layer, one a line: regular expression of layer names = factor; the first that fits counts.")
     layer_rank: str = setting("", "Ranks by layer, one a line: regular expression of layer names = rank; the first that fits counts, 0 leaves the layer out.")
 
@@ -195,6 +197,7 @@ class TrainConfig:
     name: str = setting("my_lora", "Name of the run and of its result file.")
     base: str = setting("toy", "Base model of a headless run: toy, or a folder in diffusers layout. ComfyUI uses the wired model.")
     steps: int = setting(1000, "Weight updates.", low=1, high=10_000_000)
+    steps_per_picture: int = setting(0, "Weight updates for each picture instead of steps; 0 takes steps.", low=0, high=100_000)
     batch_size: int = setting(1, "Pictures per forward pass.", low=1, high=1024)
     grad_accum: int = setting(1, "Forward passes per weight update; the effective batch is batch_size x grad_accum.", low=1, high=1024)
     seed: int = setting(0, "Fixes adapter start, order, captions, noise, timesteps and dropout.", low=0, high=2**63 - 1)
@@ -237,10 +240,12 @@ class TrainConfig:
             raise ConfigError("text_encoder.train: an embedding is trained on frozen text encoders; turn it off, or choose method = pivotal.")
         if self.optimizer.name == "schedule_free" and self.ema_decay:
             raise ConfigError("ema_decay: schedule_free keeps an average of its own; set ema_decay to 0, or choose another optimizer.")
-        if not self.validation.every and (self.validation.patience or self.validation.restore_best):
-            raise ConfigError("validation.every: is 0, so there is no best step to stop at or to restore; set it to 50 or so.")
         if self.method == "embedding" and self.embedding.stop < 1.0:
             raise ConfigError(f"embedding.stop: {self.embedding.stop} would end an embedding's training before its last step; leave it at 1, lower steps.")
+
+    def for_pictures(self, count: int) -> TrainConfig:
+        """With the number of steps that `steps_per_picture` asks for."""
+        return dataclasses.replace(self, steps=self.steps_per_picture * count) if self.steps_per_picture else self
 
     @property
     def trains_lora(self) -> bool:
@@ -287,22 +292,32 @@ def check(label: str, value: Any, kind: type, meta: types.MappingProxyType | dic
 
 
 def load(path: Path) -> TrainConfig:
-    """The config of a TOML job file; a relative data folder is taken from the job file's own folder."""
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
+    """The config of a TOML job file; relative folders are taken from the job file's own folder."""
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}).") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: is not a TOML file ({error}).") from error
-    config = parse(values)
-    folder = config.data.folder
-    if folder and not folder.startswith("toy:"):
-        config = dataclasses.replace(config, data=dataclasses.replace(config.data, folder=str((path.parent / folder).resolve())))
-    return config
+        values = read_toml(path)
+    except LoomError as error:
+        raise ConfigError(str(error)) from error
+    return from_values(values, path.parent)
+
+
+def from_values(values: dict[str, Any], beside: Path) -> TrainConfig:
+    """The config of a job as nested dicts; `recipe` names a job file of ours that it starts from. Relative folders are taken from `beside`."""
+    values = dict(values)
+    name = values.pop("recipe", "")
+    if not isinstance(name, str):
+        raise ConfigError(f"recipe: expected str, found {name!r}.")
+    config = parse(merged(recipe(name), values) if name else values)
+    return dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, folder=_beside(config.data.folder, beside)),
+        prior=dataclasses.replace(config.prior, folder=_beside(config.prior.folder, beside)),
+        validation=dataclasses.replace(config.validation, folder=_beside(config.validation.folder, beside)),
+        adapter=dataclasses.replace(config.adapter, start_from=_beside(config.adapter.start_from, beside)),
+    )
+
+
+def _beside(place: str, folder: Path) -> str:
+    return str((folder / place).resolve()) if place and not place.startswith("toy:") else place
 
 
 def as_dict(config: TrainConfig) -> dict[str, Any]:

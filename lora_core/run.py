@@ -187,7 +187,7 @@ def dry_run(config: TrainConfig, backend: Backend, dataset: Dataset, cache: Path
 def _gathered(
     config: TrainConfig, backend: Backend, dataset: Dataset, class_pictures: Path, listener: Listener, start: Start | None, check: Callable[[AdapterSet], None]
 ) -> Material:
-    config = filled(config)
+    config = filled(config.for_pictures(len(dataset.pictures)))
     check_installed(config.optimizer.name)
     layers, adapters = make_adapters(config, backend, dataset.trigger, start or {})
     check(adapters)

@@ -9,7 +9,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -312,10 +312,15 @@ class Loop:
 
 def sample_jobs(config: TrainConfig, batches: Batches, prior: Batches | None = None) -> list[SampleJob]:
     """One job per line of samples.prompt; without prompts, the first caption. With class pictures one for the class, to see whether it drifts."""
-    prompts = [line.strip() for line in config.samples.prompt.splitlines() if line.strip()] or [batches.pictures[0].caption]
+    prompts = sample_prompts(config, [p.caption for p in batches.pictures])
     prompts += [config.prior.prompt or prior.pictures[0].caption] if prior else []
     width, height = (side or config.data.resolution for side in (config.samples.width_px, config.samples.height_px))
     return [SampleJob(prompt, width, height, config.samples) for prompt in prompts]
+
+
+def sample_prompts(config: TrainConfig, captions: Sequence[str]) -> list[str]:
+    """The lines of samples.prompt, else the first caption."""
+    return [line.strip() for line in config.samples.prompt.splitlines() if line.strip()] or [captions[0]]
 
 
 def refuse_changes(config: TrainConfig, facts: dict[str, Any], identity: dict[str, Any]) -> None:

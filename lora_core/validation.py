@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 def split(dataset: Dataset, config: TrainConfig) -> tuple[Dataset, Dataset | None]:
     """(pictures to train on, pictures to validate on). The second is None when validation is off."""
     if not config.validation.every:
+        if config.validation.patience or config.validation.restore_best:
+            raise LoomError("validation.every: is 0, so there is no best step to stop at or to restore; set it to 50 or so.")
         return dataset, None
     if config.validation.folder:
         return dataset, scan(dataclasses.replace(config.data, folder=config.validation.folder))

@@ -40,6 +40,7 @@ log = logging.getLogger(__name__)
 
 def run(node_id: str | None, backend: HostBackend, config: TrainConfig, found: FoundDataset, resume: bool, start: Start | None = None) -> Result:
     """Trains below a run folder of the job's name, or goes on with the latest. Cancel and errors publish what there is and pass on."""
+    config = config.for_pictures(len(found.pictures))
     if resume:
         folder = last_run(runs_root(), config.name)
         if folder is None:

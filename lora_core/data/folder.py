@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ..config import DataConfig
 from ..errors import LoomError
+from ..rng import derive
 from .captions import read_caption, with_trigger
 from .pictures import EXTENSIONS, PictureError, read_size
 
@@ -79,6 +80,9 @@ def scan(config: DataConfig) -> Dataset:
         if not found:
             no_caption.append(name)
         pictures.append(Picture(path, name, width, height, with_trigger(caption, config.trigger), repeats, _mask(path) if config.masks == "file" else None))
+    if config.limit:
+        chosen = set(sorted((p.name for p in pictures), key=lambda name: derive("limit", name))[: config.limit])
+        pictures = [p for p in pictures if p.name in chosen]
     if not pictures:
         reasons = "; ".join(f"{name} {why}" for name, why in skipped[:3])
         raise LoomError(

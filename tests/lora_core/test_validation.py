@@ -2,7 +2,6 @@ import json
 
 import pytest
 import torch
-from lora_loom.lora_core.config import ConfigError
 from lora_loom.lora_core.data.folder import Dataset, Picture
 from lora_loom.lora_core.errors import LoomError
 from lora_loom.lora_core.events import Control, Listener
@@ -137,9 +136,7 @@ def test_history_knows_its_best_and_how_long_ago_it_was():
     assert History.from_list(history.as_list()) == history
 
 
-def test_patience_without_validation_is_refused():
-    from lora_loom.lora_core.config import parse
-
+def test_patience_without_validation_is_refused(toy_config):
     for setting in ({"patience": 3}, {"restore_best": True}):
-        with pytest.raises(ConfigError, match="validation.every: is 0"):
-            parse({"validation": setting})
+        with pytest.raises(LoomError, match="validation.every: is 0"):
+            split(dataset(5), toy_config(validation=setting))

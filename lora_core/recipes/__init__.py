@@ -1,0 +1,54 @@
+"""Named job files: settings that published experiments found good, as a start for one's own. A job says recipe = "face", and then what differs."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from ..errors import LoomError
+
+HERE = Path(__file__).resolve().parent
+
+
+def names() -> list[str]:
+    return sorted(p.stem for p in HERE.glob("*.toml"))
+
+
+def recipe(name: str) -> dict[str, Any]:
+    """The job of a recipe, as nested dicts. Raises LoomError for an unknown name."""
+    if name not in names():
+        raise LoomError(f"recipe: {name!r} is not known; choose one of {', '.join(names())}.")
+    return read_toml(HERE / f"{name}.toml")
+
+
+def about(name: str) -> str:
+    """The first line of a recipe's file: what it is for and where it comes from."""
+    return (HERE / f"{name}.toml").read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """TOML text as nested dicts. Raises ValueError when it is none."""
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    return tomllib.loads(text)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """A TOML file as nested dicts. Raises LoomError when it cannot be read."""
+    try:
+        return parse_toml(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise LoomError(f"{path}: cannot be read ({error.strerror}).") from error
+    except ValueError as error:  # neither UTF-8 nor TOML
+        raise LoomError(f"{path}: is not a TOML file ({error}).") from error
+
+
+def merged(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    """`first` with the nested values of `second` put over it."""
+    out = dict(first)
+    for key, value in second.items():
+        out[key] = merged(out[key], value) if isinstance(value, dict) and isinstance(out.get(key), dict) else value
+    return out
