@@ -76,19 +76,28 @@ def _job(args: argparse.Namespace) -> TrainConfig:
 def _values(path: Path, changes: list[str]) -> dict[str, Any]:
     """A job file's values with those of --set over them."""
     from .lora_core.errors import LoomError
-    from .lora_core.recipes import merged, parse_toml, read_toml
+    from .lora_core.recipes import merged, read_toml
 
     values = read_toml(path)
     for change in changes:
-        key, _, value = change.partition("=")
+        key, sign, value = change.partition("=")
         try:
-            values = merged(values, parse_toml(f"{key} = {value}"))
-        except ValueError:
-            try:
-                values = merged(values, parse_toml(f"{key} = {json.dumps(value)}"))  # a plain word needs no quotes
-            except ValueError as error:
-                raise LoomError(f"--set: {change!r} is no setting; write section.name=value, such as optimizer.lr=2e-4.") from error
+            if not sign:
+                raise ValueError(change)
+            values = merged(values, _toml(key, value))
+        except ValueError as error:
+            raise LoomError(f"--set: {change!r} is no setting; write section.name=value, such as optimizer.lr=2e-4.") from error
     return values
+
+
+def _toml(key: str, value: str) -> dict[str, Any]:
+    """One setting as TOML reads it; a plain word needs no quotes. Raises ValueError."""
+    from .lora_core.recipes import parse_toml
+
+    try:
+        return parse_toml(f"{key} = {value}")
+    except ValueError:
+        return parse_toml(f"{key} = {json.dumps(value)}")
 
 
 def _recipes(args: argparse.Namespace) -> int:

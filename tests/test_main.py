@@ -1,3 +1,4 @@
+import json
 import os
 import signal
 import threading
@@ -106,3 +107,69 @@ def test_a_signal_ends_the_run_after_the_current_step_with_the_result_kept(numbe
     assert state.latest(folder / "checkpoints")[0].step < 1000
     assert (folder / "from_file.safetensors").is_file()
     assert signal.getsignal(number) is before
+
+
+def test_a_setting_is_changed_from_the_command_line(job, tmp_path):
+    changes = ["--set", "steps=2", "--set", "name=other", "--set", "adapter.algorithm=loha"]
+    assert main(["train", str(job), "--out", str(tmp_path / "runs"), *changes]) == 0
+    config = json.loads((tmp_path / "runs" / "other" / "config.json").read_text())
+    assert (config["steps"], config["adapter"]["algorithm"]) == (2, "loha")
+
+
+@pytest.mark.parametrize("change", ["steps", "a b=3", "=3"])
+def test_a_change_that_is_none_is_quoted(change, job, tmp_path, capsys):
+    assert main(["train", str(job), "--out", str(tmp_path / "runs"), "--set", change]) == 1
+    assert f"--set: {change!r} is no setting; write section.name=value" in capsys.readouterr().err
+
+
+def test_check_and_find_lr_train_nothing_and_say_what_they_found(job, tmp_path, capsys):
+    out = tmp_path / "runs"
+    assert main(["check", str(job), "--out", str(out)]) == 0
+    assert "s a step, about" in capsys.readouterr().out
+    assert not out.exists()
+    assert main(["find-lr", str(job), "--out", str(out), "--steps", "20", "--set", "batch_size=4"]) == 0
+    assert "The loss falls fastest at a learning rate of" in capsys.readouterr().out
+    assert [p.suffix for p in out.iterdir()] == [".png"]
+
+
+def test_recipes_are_listed_with_what_they_are_for(capsys):
+    assert main(["recipes"]) == 0
+    assert "face  " in (said := capsys.readouterr().out)
+    assert "120 steps a picture" in said
+
+
+def test_a_sweep_trains_each_run_on_one_model_and_compares_them(job, tmp_path, capsys, monkeypatch):
+    from lora_loom.lora_core.backends.diffusers_backend import DiffusersBackend
+
+    encoded, plain = [], DiffusersBackend.encode_picture
+    monkeypatch.setattr(DiffusersBackend, "encode_picture", lambda self, pixels: encoded.append(1) or plain(self, pixels))
+    sweep = tmp_path / "sweep.toml"
+    runs = '\n[[runs]]\nname = "low"\noptimizer = { lr = 1e-5 }\n[[runs]]\nname = "high"\noptimizer = { lr = 1e-2 }\n'
+    sweep.write_text('name = "rates"\n' + "\n".join(line for line in job.read_text().splitlines() if not line.startswith("name")) + runs)
+    changes = ["--set", 'samples.prompt="a zog"', "--set", "samples.every=100", "--set", "samples.steps=2"]
+    assert main(["sweep", str(sweep), "--out", str(tmp_path / "runs"), *changes]) == 0
+    assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == ["rates-comparison.png", "rates_high", "rates_low"]
+    assert len(encoded) == 4  # four pictures, once
+    rates = {n: json.loads((tmp_path / "runs" / f"rates_{n}" / "config.json").read_text())["optimizer"]["lr"] for n in ("low", "high")}
+    assert rates == {"low": 1e-5, "high": 1e-2}
+    assert "2 runs compared" in capsys.readouterr().out
+
+
+def test_a_run_goes_on_from_a_lora_file_of_any_kind(job, tmp_path, capsys):
+    out = tmp_path / "runs"
+    assert main(["train", str(job), "--out", str(out), "--set", "name=first", "--set", "adapter.algorithm=loha"]) == 0
+    first = out / "first" / "first.safetensors"
+    assert main(["train", str(job), "--out", str(out), "--set", "name=second", "--set", f"adapter.start_from={first}", "--set", "optimizer.lr=1e-9"]) == 0
+    from lora_loom.convert import read
+    from lora_loom.convert.families import UNKNOWN
+    from lora_loom.convert.lora import delta
+    from safetensors.torch import load_file
+
+    one, two = (read(load_file(p), family=UNKNOWN).modules for p in (first, out / "second" / "second.safetensors"))
+    assert one.keys() == two.keys()
+    assert {m.kind for m in two.values()} == {"lora"}
+    for name, module in one.items():
+        exact, taken = delta(module), delta(two[name])
+        assert (exact - taken).norm() <= 0.05 * exact.norm() + 1e-7  # LoHa of rank 4 is of rank 16: nearly all of it fits
+    assert main(["train", str(job), "--out", str(out), "--set", f"adapter.start_from={first}", "--set", "adapter.targets=cross-attention"]) == 1
+    assert "is not a layer this run trains; widen the targets" in capsys.readouterr().err
