@@ -88,6 +88,7 @@ def lora_metadata(tensors: Mapping[str, torch.Tensor], name: str, base: str, fac
             "ss_gradient_accumulation_steps": config["grad_accum"], "ss_training_started_at": facts.get("started", ""),
             "ss_training_finished_at": now.timestamp(),
             "ss_epoch": (facts["step"] * config["grad_accum"]) // max(1, facts["per_epoch"]),
+            **_options(config),
         }  # fmt: skip
         if with_captions:
             header["ss_tag_frequency"] = json.dumps({name: tag_frequency(facts["captions"])}, ensure_ascii=False)
@@ -95,6 +96,19 @@ def lora_metadata(tensors: Mapping[str, torch.Tensor], name: str, base: str, fac
             header["ss_dataset_dirs"] = json.dumps({name: {"n_repeats": round(sum(facts["repeats"]) / max(1, pictures)), "img_count": pictures}})
     header = {k: str(v) for k, v in header.items() if v != ""}
     return within_limit({**header, **hashes(tensors)})
+
+
+def _options(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What kohya notes of options, for those that were on."""
+    text, prior, objective = (config.get(part, {}) for part in ("text_encoder", "prior", "objective"))
+    trained, on = text.get("train", False), prior.get("weight", 0) > 0 and any(prior.get(k) for k in ("prompt", "class_word", "folder"))
+    return {
+        "ss_unet_lr": config["optimizer"]["lr"],
+        "ss_text_encoder_lr": (text.get("lr") or config["optimizer"]["lr"]) if trained else "",
+        "ss_prior_loss_weight": prior["weight"] if on else "",
+        "ss_min_snr_gamma": objective["min_snr_gamma"] if objective.get("weighting") == "min_snr" else "",
+        "ss_noise_offset": objective.get("noise_offset") or "",
+    }
 
 
 def tag_frequency(captions: list[str]) -> dict[str, int]:

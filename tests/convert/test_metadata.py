@@ -10,13 +10,15 @@ from lora_loom.convert.embedding import Embedding, write_embedding
 from lora_loom.convert.families import FAMILIES
 from lora_loom.convert.metadata import BASES, converted_metadata, describe, embedding_metadata, hashes, tag_frequency, within_limit
 from lora_loom.lora_core.config import TrainConfig, as_dict, parse
+from lora_loom.lora_core.optimizers import filled
 from safetensors.torch import save as library_save
 
 TENSORS = {"lora_unet_a.lora_down.weight": torch.ones(4, 8), "lora_unet_a.lora_up.weight": torch.ones(8, 4), "lora_unet_a.alpha": torch.tensor(2.0)}
 
 
 def facts(**changes):
-    config = as_dict(parse({"steps": 100, "batch_size": 2, "grad_accum": 3, "data": {"trigger": "zog", "folder": "/home/someone/private"}, **changes}))
+    job = {"steps": 100, "batch_size": 2, "grad_accum": 3, "data": {"trigger": "zog", "folder": "/home/someone/private"}, **changes}
+    config = as_dict(filled(parse(job)))
     return {"config": config, "step": 40, "repeats": [2, 1], "captions": ["zog, red", "zog, blue"], "per_epoch": 12}
 
 
@@ -57,6 +59,16 @@ def test_the_facts_of_the_run_are_written_in_kohyas_words():
     assert {k: header[k] for k in expected} == expected
     assert json.loads(header["ss_network_args"]) == {}
     datetime.datetime.fromisoformat(header["modelspec.date"])
+
+
+def test_options_that_were_on_are_noted_and_others_are_not():
+    options = ("ss_text_encoder_lr", "ss_prior_loss_weight", "ss_min_snr_gamma", "ss_noise_offset")
+    assert not set(options) & set(lora_metadata(TENSORS, "x", "sd1", facts()))
+    on = facts(
+        text_encoder={"train": True, "lr": 5e-5}, prior={"prompt": "a dog", "weight": 0.5}, objective={"weighting": "min_snr", "noise_offset": 0.05}
+    )
+    header = lora_metadata(TENSORS, "x", "sd1", on)
+    assert {k: header[k] for k in options} == dict(zip(options, ("5e-05", "0.5", "5.0", "0.05"), strict=True))
 
 
 def test_captions_stay_out_unless_asked_for_and_paths_always():

@@ -4,14 +4,21 @@ import dataclasses
 import random
 
 import pytest
+from lora_loom.convert import read
+from lora_loom.convert.families import UNKNOWN
+from lora_loom.convert.products import starting_point
 from lora_loom.lora_core.adapters import attach
 from lora_loom.lora_core.backends.base import SampleJob
 from lora_loom.lora_core.build import make_adapters
 from lora_loom.lora_core.config import SampleConfig, parse
+from lora_loom.lora_core.data.folder import scan
+from lora_loom.lora_core.events import Listener
+from lora_loom.lora_core.recipes import merged
 from lora_loom.lora_core.toy import world
-from lora_loom.lora_core.toy.concepts import CONCEPTS
+from lora_loom.lora_core.toy.concepts import CONCEPTS, shows_ring
 from lora_loom.lora_core.toy.model import resolve_set
 from lora_loom.lora_core.toy.recipes import demo_job, score
+from lora_loom.lora_core.trainer import train
 
 
 def right(backend, pictures):
@@ -49,3 +56,103 @@ def test_a_demo_teaches_the_concept_to_its_trigger_and_to_nothing_else(name, toy
     assert with_trigger >= 0.8
     assert without <= 0.2
     assert max(score(toy_backend, name)) <= 0.2  # and the base model is as it was
+
+
+class Scored(Listener):
+    """Judges what a run has learned while it is still attached."""
+
+    def __init__(self, judge):
+        self.judge, self.found = judge, None
+
+    def on_end(self, outcome, step):
+        self.found = self.judge()
+
+
+def learned(name, toy_backend, run_toy, folder, judge=None, **changes):
+    """(share with the trigger, share without) after the demo job of a bundled set with these changes."""
+    job = merged(demo_job(name), {"samples": {"every": 0}, "data": {"folder": resolve_set(f"toy:{name}")}, **changes})
+    scored = Scored(judge or (lambda: score(toy_backend, name)))
+    result = run_toy(parse(job), folder, scored)
+    return scored.found, result
+
+
+@pytest.mark.slow
+def test_lora_on_model_and_text_encoder_learns_a_style(toy_backend, run_toy, tmp_path):
+    (with_trigger, without), result = learned("style", toy_backend, run_toy, tmp_path, text_encoder={"train": True, "lr": 5e-4})
+    assert sum(key.startswith("lora_te_") for key in result.tensors) == 24
+    assert with_trigger >= 0.8
+    assert without <= 0.2
+
+
+WORD = {"method": "embedding", "optimizer": {"lr": 1e-2}, "embedding": {"tokens": "dax*2"}}
+
+
+@pytest.mark.slow
+def test_textual_inversion_gives_a_name_to_what_the_model_can_draw(toy_backend, run_toy, tmp_path):
+    (untrained, _), _ = learned("word", toy_backend, run_toy, tmp_path / "control", **{**WORD, "steps": 1})
+    assert untrained <= 0.2
+    (with_word, without), result = learned("word", toy_backend, run_toy, tmp_path / "run", **WORD)
+    assert result.facts["trained_values"] == 128
+    assert with_word >= 0.8
+    assert without <= 0.1
+    assert max(score(toy_backend, "word")) <= 0.2  # nothing stays in the model
+
+
+@pytest.mark.slow
+def test_pivotal_tuning_learns_what_neither_an_embedding_nor_half_the_steps_of_a_lora_can(toy_backend, run_toy, tmp_path):
+    pivotal = {"method": "pivotal", "steps": 600, "embedding": {"tokens": "zog*2", "lr": 5e-3, "stop": 0.5}}
+    (with_token, without), _ = learned("object", toy_backend, run_toy, tmp_path / "pivotal", **pivotal)
+    (embedding_alone, _), _ = learned("object", toy_backend, run_toy, tmp_path / "ti", **{**WORD, "steps": 600, "embedding": {"tokens": "zog*2"}})
+    assert with_token >= 0.8
+    assert without <= 0.2
+    assert embedding_alone <= 0.2
+
+
+def drift(backend):
+    """(share of circles still drawn as asked, share of circles that became the subject, share of the subject drawn for its trigger)."""
+
+    def drawn(text, seed):
+        return backend.sample(SampleJob(text, 64, 64, SampleConfig(seed=900 + seed, cfg=4.0, steps=20)))[0]
+
+    rng, right, leaked, subject = random.Random(5), 0, 0, 0
+    for n in range(24):
+        color, ground = rng.choice(list(world.COLORS)), rng.choice(list(world.GROUNDS))
+        image = drawn(f"a {color} circle on a {ground} ground", n)
+        leaked += shows_ring(image)
+        right += world.read_scene(image)[:2] == ("circle", color) and not shows_ring(image)
+    for n in range(12):
+        subject += shows_ring(drawn(f"a zog on a {rng.choice(list(world.GROUNDS))} ground", n))
+    return right / 24, leaked / 24, subject / 12
+
+
+@pytest.mark.slow
+def test_prior_preservation_keeps_the_class_what_it_was(toy_backend, run_toy, tmp_path):
+    """Pictures of the subject alone: without class pictures circles become rings, with them they stay circles and the subject is learned as well."""
+    subject = {"data": {"folder": resolve_set("toy:object") + "/2_zog", "trigger": "zog", "resolution": 64, "bucket_step_px": 8}, "steps": 500, "batch_size": 4}
+    prior = {"class_word": "circle", "count": 32, "steps": 20, "cfg": 4.0}
+    found = {}
+    for name, changes in (("without", {}), ("with", {"prior": prior})):
+        found[name], _ = learned("object", toy_backend, run_toy, tmp_path / name / "run", lambda: drift(toy_backend), **merged(subject, changes))
+    assert drift(toy_backend)[0] >= 0.9
+    (right, leaked, learned_it), (right_without, leaked_without, _) = found["with"], found["without"]
+    assert learned_it >= 0.8
+    assert right >= 0.75
+    assert leaked <= 0.1
+    assert right_without <= 0.7
+    assert leaked_without >= 0.25
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_from_a_lora_instead_of_starting_anew(toy_backend, run_toy, tmp_path):
+    (half, _), first = learned("pair", toy_backend, run_toy, tmp_path / "first")
+    names = [name for name, _ in make_adapters(parse(demo_job("pair")), toy_backend)[1]]
+    start = starting_point(read(first.tensors, family=UNKNOWN), names, "lora")
+    job = merged(demo_job("pair"), {"samples": {"every": 0}, "data": {"folder": resolve_set("toy:pair")}, "steps": 30, "optimizer": {"lr": 1e-4}})
+    shares = {}
+    for name, begin in (("anew", None), ("on", start)):
+        scored = Scored(lambda: score(toy_backend, "pair"))
+        train(parse(job), toy_backend, scan(parse(job).data), tmp_path / name, lambda state, facts: {"run": (state, {})}, scored, start=begin)
+        shares[name] = scored.found[0]
+    assert half >= 0.8
+    assert shares["on"] >= 0.8
+    assert shares["anew"] <= 0.2
