@@ -1,0 +1,126 @@
+"""What every headless backend does: one frozen network on one device, its layers, texts encoded once, adapters attached for as long as it is lent."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.utils.checkpoint
+from torch import nn
+
+from ..adapters import AdapterSet, attach
+from ..errors import LoomError
+from ..tokens import TokenTable
+from .base import weights_fingerprint
+from .clip_text import Text
+
+DTYPES = {"auto": torch.float32, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+LOCAL: dict[str, Any] = {"local_files_only": True}  # nothing is ever downloaded
+
+
+def require_parts(folder: Path, parts: Sequence[str], what: str) -> None:
+    """Raises LoomError naming the folders a model in diffusers layout lacks."""
+    missing = [part for part in parts if not (folder / part).is_dir()]
+    if missing:
+        raise LoomError(f"base: {folder} has no folder {', '.join(missing)}; give {what}.")
+
+
+class Headless:
+    """A subclass names `network` and says how pictures and texts are encoded, what the network is asked, and how pictures are drawn."""
+
+    network: Any
+    latent_step_px: int
+    prefix: str  # of the network's layers in files
+
+    def __init__(self, precision: str, device: str):
+        self.device = self.text_device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.dtype = DTYPES[precision]
+        self._texts: dict[str, Text] = {}
+        self._trained = AdapterSet({})
+
+    def place(self, module: Any) -> Any:
+        return module.to(self.device).eval().requires_grad_(False)
+
+    # ---- what can be trained -----------------------------------------------------------------------------------------
+
+    def layers(self) -> Mapping[str, nn.Module]:
+        return {path: m for path, m in self.network.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
+
+    def text_layers(self) -> Mapping[str, nn.Module]:
+        return {}
+
+    def token_tables(self) -> Mapping[str, TokenTable]:
+        return {}
+
+    def file_name(self, path: str) -> str:
+        return f"{self.prefix}.{path}"
+
+    @contextlib.contextmanager
+    def weight(self, layer: Any) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+        yield layer.weight.detach().float(), None if layer.bias is None else layer.bias.detach().float()
+
+    def fingerprint(self) -> str:
+        return weights_fingerprint(self.network)
+
+    def find_non_finite(self) -> str | None:
+        return next((name for name, p in self.network.named_parameters() if not torch.isfinite(p).all()), None)
+
+    # ---- texts -------------------------------------------------------------------------------------------------------
+
+    def encode(self, texts: Sequence[str]) -> Text:
+        """A batch of texts, with gradients where the caller has them on."""
+        raise NotImplementedError(f"{type(self).__name__} must say how it encodes texts")
+
+    def text_fingerprint(self) -> str:
+        return ""
+
+    @torch.no_grad()
+    def encode_texts(self, captions: Sequence[str], progress: Callable[[int, int], None]) -> None:
+        for done, caption in enumerate(captions):
+            progress(done, len(captions))
+            if caption not in self._texts:
+                self._texts[caption] = self.encode([caption])
+
+    def forget_texts(self) -> None:
+        self._texts.clear()
+
+    def encoded(self, texts: Sequence[str]) -> Text:
+        """One batch of texts: while text encoders or tokens are trained, encoded anew; else each encoded once."""
+        if self._trained.trains_text:
+            return self.encode(texts)
+        self.encode_texts([t for t in dict.fromkeys(texts) if t not in self._texts], lambda n, of: None)
+        return Text.joined([self._texts[t] for t in texts])
+
+    # ---- training ----------------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def training(self, layers: Mapping[str, nn.Module], adapters: AdapterSet, checkpointing: bool, largest: tuple[int, ...] = ()) -> Iterator[None]:
+        network = self.network
+        before, self._trained = getattr(network, "is_gradient_checkpointing", False), adapters
+        if adapters.changes_text:
+            self.forget_texts()
+        with attach(layers, adapters):
+            try:
+                if checkpointing:
+                    if not hasattr(network, "enable_gradient_checkpointing"):
+                        raise LoomError(f"checkpointing: {type(network).__name__} cannot recompute its blocks; turn it off.")
+                    network.enable_gradient_checkpointing(_checkpoint)
+                    network.train()  # diffusers checkpoints only in training mode
+                    for module in network.modules():
+                        if isinstance(module, nn.Dropout):
+                            module.eval()  # the base model is not regularised, and a recomputed block must be the same
+                yield
+            finally:
+                network.eval()
+                if checkpointing and not before and hasattr(network, "disable_gradient_checkpointing"):
+                    network.disable_gradient_checkpointing()
+                if adapters.changes_text:
+                    self.forget_texts()
+                self._trained = AdapterSet({})
+
+
+def _checkpoint(module: nn.Module, *args: torch.Tensor) -> torch.Tensor:
+    return torch.utils.checkpoint.checkpoint(module.__call__, *args, use_reentrant=False, preserve_rng_state=False)
