@@ -182,6 +182,7 @@ def _prepared(config: TrainConfig, args: argparse.Namespace, backend: Any = None
     import torch
 
     from .lora_core.backends.diffusers_backend import DiffusersBackend
+    from .lora_core.backends.two_stage import kind_of
     from .lora_core.data.folder import scan
     from .lora_core.toy.model import MODEL, resolve_set
 
@@ -189,7 +190,11 @@ def _prepared(config: TrainConfig, args: argparse.Namespace, backend: Any = None
         torch.set_num_threads(args.threads)
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, folder=resolve_set(config.data.folder)))
     dataset = scan(config.data)
-    return config, dataset, backend or DiffusersBackend(MODEL if config.base == "toy" else Path(config.base), config.precision)
+    if backend is None:
+        folder = MODEL if config.base == "toy" else Path(config.base)
+        two_stage = kind_of(folder)
+        backend = two_stage(folder, config.companion, config.precision) if two_stage else DiffusersBackend(folder, config.precision)
+    return config, dataset, backend
 
 
 def run_job(config: TrainConfig, args: argparse.Namespace, backend: Any = None, also: Any = None) -> tuple[Result, int]:

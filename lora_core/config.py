@@ -196,6 +196,7 @@ class SampleConfig:
 class TrainConfig:
     name: str = setting("my_lora", "Name of the run and of its result file.")
     base: str = setting("toy", "Base model of a headless run: toy, or a folder in diffusers layout. ComfyUI uses the wired model.")
+    companion: str = setting("", "Folder of the other stage of a two-stage model (Kandinsky 2.2, Würstchen): the prior of a decoder, the decoder of a prior.")
     steps: int = setting(1000, "Weight updates.", low=1, high=10_000_000)
     steps_per_picture: int = setting(0, "Weight updates for each picture instead of steps; 0 takes steps.", low=0, high=100_000)
     batch_size: int = setting(1, "Pictures per forward pass.", low=1, high=1024)
@@ -312,6 +313,7 @@ def from_values(values: dict[str, Any], beside: Path) -> TrainConfig:
         data=dataclasses.replace(config.data, folder=_beside(config.data.folder, beside)),
         prior=dataclasses.replace(config.prior, folder=_beside(config.prior.folder, beside)),
         validation=dataclasses.replace(config.validation, folder=_beside(config.validation.folder, beside)),
+        companion=_beside(config.companion, beside),
         adapter=dataclasses.replace(config.adapter, start_from=_beside(config.adapter.start_from, beside)),
     )
 

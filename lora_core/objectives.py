@@ -90,17 +90,18 @@ def _corrupt_flow(x0: torch.Tensor, noise: torch.Tensor, s: torch.Tensor) -> tor
     return (1 - s) * x0 + s * noise
 
 
-CORRUPT = {"epsilon": _corrupt_ve, "v": _corrupt_ve, "flow": _corrupt_flow}
+CORRUPT = {"epsilon": _corrupt_ve, "v": _corrupt_ve, "x0": _corrupt_ve, "flow": _corrupt_flow}
 TARGETS = {
     "epsilon": lambda x0, noise, s: noise,
     "v": lambda x0, noise, s: (noise - s * x0) / (1 + s * s).sqrt(),  # Salimans & Ho 2022, v = alpha eps - sigma_vp x0
     "flow": lambda x0, noise, s: noise - x0,
+    "x0": lambda x0, noise, s: x0,
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """Noise schedule and prediction type of one model. `kind` is epsilon, v or flow."""
+    """Noise schedule and prediction type of one model. `kind` is epsilon, v, x0 or flow."""
 
     kind: str
     levels: NoiseLevels

@@ -213,7 +213,8 @@ def _of_class(config: TrainConfig) -> TrainConfig:
 
 
 def _encoded(dataset: Dataset, config: TrainConfig, backend: Backend, listener: Listener, what: str) -> LatentCache:
-    cache = LatentCache(dataset, config, backend.encode_picture, lambda n, of: listener.on_message(f"Encoding {what} {n}/{of}"))
+    beside = getattr(backend, "encode_beside", None)  # two-stage models tell the network more about a picture than its caption
+    cache = LatentCache(dataset, config, backend.encode_picture, lambda n, of: listener.on_message(f"Encoding {what} {n}/{of}"), beside)
     for name, why in cache.skipped:
         listener.on_message(f"skipped {name}: {why}")
     return cache

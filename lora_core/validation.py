@@ -88,7 +88,7 @@ class Probes:
                 u = low + (high - low) * (level + 0.5) / config.validation.levels
                 sigma = run.objective.levels(torch.tensor([u], dtype=torch.float64))
                 noise = randn_like(x0, generator(config.seed, "probe", place, level))
-                batch = Batch(x0, [picture.caption], [cache.fits[index]], [picture.name], torch.ones(1, device=x0.device))
+                batch = Batch(x0, [picture.caption], [cache.fits[index]], [picture.name], torch.ones(1, device=x0.device), None, cache.beside([(index, False)]))
                 pred = run.backend.predict(run.objective.corrupt(x0, noise, sigma), sigma, batch)
                 out.append(float(mean(mse(pred, run.objective.target(x0, noise, sigma), None))))
         return out

@@ -12,13 +12,14 @@ from ..config import AdapterConfig, TextEncoderConfig
 from ..errors import LoomError
 
 _ATTENTION = r"(^|\.)(\w*attn\d*|\w*attention|attn\d*_\w+)\."
+_ADDED = r"(^|\.)attentions\.\d+\.(to_[qkv]|to_out|add_[kv]_proj)"  # Kandinsky's attention blocks, which take the image embedding as added keys
 _CROSS = r"(^|\.)(attn2|cross_attn|cross_attention|crossattn)\."
 _SINGLE_STREAM = r"(^|\.)single_(transformer_)?blocks\.\d+\.(linear[12]|attn\.|proj_)"  # attention and MLP share these layers
 _OUTSIDE_BLOCKS = r"(^|\.)(time_embed|label_emb|add_embedding|time_embedding|input_blocks\.0\.0|conv_in|conv_out|out\.\d|final_layer|\w*_embedder)(\.|$)"
 _NUMBERED = r"(^|\.)\w*\.\d+\.|^\w+\.\d+\."
 
 PRESETS = {
-    "attention": lambda path, dims: dims == 2 and bool(re.search(_ATTENTION, path) or re.search(_SINGLE_STREAM, path)),
+    "attention": lambda path, dims: dims == 2 and bool(re.search(_ATTENTION, path) or re.search(_ADDED, path) or re.search(_SINGLE_STREAM, path)),
     "cross-attention": lambda path, dims: dims == 2 and bool(re.search(_CROSS, path)),
     "linear": lambda path, dims: dims == 2 and _inside_blocks(path),
     "conv": lambda path, dims: _inside_blocks(path),

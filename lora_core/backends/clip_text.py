@@ -20,16 +20,17 @@ _ENCODER_OF_WIDTH = {1024: "clip_h", 1280: "clip_g"}
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-    """`hidden` (B, 77, width); `pooled` (B, width) where the network reads it, else None."""
+    """`hidden` (B, 77, width); `pooled` (B, width) and `mask` (B, 77) where the network reads them, else None."""
 
     hidden: torch.Tensor
     pooled: torch.Tensor | None = None
+    mask: torch.Tensor | None = None
 
     @staticmethod
     def joined(parts: Sequence[Text]) -> Text:
         """Several texts as one batch."""
-        pooled = None if parts[0].pooled is None else torch.cat([p.pooled for p in parts if p.pooled is not None])
-        return Text(torch.cat([p.hidden for p in parts]), pooled)
+        pooled, mask = ([v for v in values if v is not None] for values in ([p.pooled for p in parts], [p.mask for p in parts]))
+        return Text(torch.cat([p.hidden for p in parts]), torch.cat(pooled) if pooled else None, torch.cat(mask) if mask else None)
 
 
 @dataclasses.dataclass(frozen=True)

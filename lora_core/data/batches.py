@@ -25,7 +25,7 @@ from .pictures import PictureError, open_rgb
 class Batch:
     """Latents (B, C, [T,] H, W) float32 on the training device in the model's units; one caption, fit and name per sample; weight (B,).
 
-    `mask` (B, 1, [1,] H, W): weights of places, or None.
+    `mask` (B, 1, [1,] H, W): weights of places, or None. `beside` (B, ...): what else the network is told about each picture, or None.
     """
 
     latents: torch.Tensor
@@ -34,6 +34,7 @@ class Batch:
     names: Sequence[str]
     weight: torch.Tensor
     mask: torch.Tensor | None = None
+    beside: torch.Tensor | None = None
 
 
 Encode = Callable[[torch.Tensor], torch.Tensor]  # (1, H, W, 3) float32 in [0, 1] -> (1, C, [T,] h, w)
@@ -42,7 +43,7 @@ Encode = Callable[[torch.Tensor], torch.Tensor]  # (1, H, W, 3) float32 in [0, 1
 class LatentCache:
     """Latents of every picture of a dataset, plain and mirrored, encoded once and held in CPU memory."""
 
-    def __init__(self, dataset: Dataset, config: TrainConfig, encode: Encode, progress: Callable[[int, int], None]):
+    def __init__(self, dataset: Dataset, config: TrainConfig, encode: Encode, progress: Callable[[int, int], None], beside: Encode | None = None):
         self.fits: list[buckets.Fit] = []
         self.pixels: list[bytes] = []  # sha256 of each picture as it is trained
         self.kept: list[Picture] = []
@@ -50,6 +51,7 @@ class LatentCache:
         self.masked = self.unmasked = 0  # masks that change something, masks that are white everywhere
         self._latents: dict[tuple[int, bool], torch.Tensor] = {}
         self._masks: dict[tuple[int, bool], torch.Tensor] = {}
+        self._beside: dict[tuple[int, bool], torch.Tensor] = {}
         flips = (False, True) if config.data.flip else (False,)
         for done, picture in enumerate(dataset.pictures):
             progress(done, len(dataset.pictures))
@@ -68,6 +70,8 @@ class LatentCache:
                 if not torch.isfinite(latent).all():
                     raise LoomError(f"{picture.name}: the VAE returns numbers that are not finite for it; use a VAE that runs in fp32 or bf16.")
                 self._latents[len(self.kept), flipped] = latent
+                if beside is not None:
+                    self._beside[len(self.kept), flipped] = beside(pixels).detach().float().cpu().clone()
                 try:
                     masks[flipped] = None if mask is None else latent_mask(mask, how, flipped, latent, config.data.mask_floor)
                 except PictureError as error:
@@ -88,6 +92,10 @@ class LatentCache:
 
     def __getitem__(self, key: tuple[int, bool]) -> torch.Tensor:
         return self._latents[key]
+
+    def beside(self, keys: Sequence[tuple[int, bool]]) -> torch.Tensor | None:
+        """What the network is told about these pictures apart from their captions."""
+        return torch.cat([self._beside[key] for key in keys]) if self._beside else None
 
     def mask(self, key: tuple[int, bool]) -> torch.Tensor | None:
         """Weights of places, where the picture has a mask that says anything."""
@@ -116,7 +124,10 @@ class Batches:
         index = sizes.index(max(sizes))
         latents = self._cache[index, False].repeat(count, *[1] * (self._cache[index, False].ndim - 1)).to(self._device)
         picture = self.pictures[index]
-        return Batch(latents, [picture.caption] * count, [self._cache.fits[index]] * count, [picture.name] * count, torch.ones(count, device=self._device))
+        return Batch(
+            latents, [picture.caption] * count, [self._cache.fits[index]] * count, [picture.name] * count, torch.ones(count, device=self._device),
+            beside=self._cache.beside([(index, False)] * count),
+        )  # fmt: skip
 
     def with_config(self, config: TrainConfig) -> Batches:
         """The same pictures under another batch size."""
@@ -137,9 +148,10 @@ class Batches:
         number = step * self._config.grad_accum + micro
         chosen = self._plan(number // self.per_epoch)[number % self.per_epoch]
         rng, data = python_rng(self._config.seed, step, micro, "captions"), self._config.data
-        latents, captions, masks = [], [], []
+        latents, captions, masks, keys = [], [], [], []
         for index in chosen:
             flipped = rng.random() < 0.5 and data.flip
+            keys.append((index, flipped))
             latents.append(self._cache[index, flipped])
             masks.append(self._cache.mask((index, flipped)))
             captions.append(vary(self.pictures[index].caption, rng, data.shuffle_tags, data.keep_tokens, data.caption_dropout))
@@ -150,6 +162,7 @@ class Batches:
             names=[self.pictures[i].name for i in chosen],
             weight=torch.ones(len(chosen), device=self._device),
             mask=_stacked(masks, latents, self._device),
+            beside=self._cache.beside(keys),
         )
 
     def _plan_epoch(self, epoch: int) -> list[list[int]]:

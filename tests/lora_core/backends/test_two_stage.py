@@ -1,0 +1,262 @@
+"""Kandinsky 2.2 and Würstchen v2 with tiny random weights in diffusers layout: the network is asked what diffusers' own training scripts ask it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+
+import pytest
+import torch
+from lora_loom.convert import products, read
+from lora_loom.convert.families import UNKNOWN
+from lora_loom.convert.lora import delta
+from lora_loom.lora_core.backends import two_stage
+from lora_loom.lora_core.backends.base import SampleJob
+from lora_loom.lora_core.backends.two_stage import CosineLevels, KandinskyDecoder, KandinskyPrior, WuerstchenDecoder, WuerstchenPrior, kind_of
+from lora_loom.lora_core.config import ObjectiveConfig, SampleConfig
+from lora_loom.lora_core.data.batches import Batch
+from lora_loom.lora_core.data.buckets import fit
+from lora_loom.lora_core.data.folder import scan
+from lora_loom.lora_core.errors import LoomError
+from lora_loom.lora_core.events import Listener
+from lora_loom.lora_core.toy.model import MODEL
+from lora_loom.lora_core.trainer import train
+from torch import nn
+
+TEXTS = ["a red circle on a white ground", "two blue squares"]
+CLIP = {"vocab_size": 619, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 77, "bos_token_id": 617, "eos_token_id": 618,
+        "pad_token_id": 618}  # fmt: skip
+
+
+def index(folder, name):
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": name}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def kandinsky(tmp_path_factory):
+    from diffusers import DDPMScheduler, PriorTransformer, UnCLIPScheduler, UNet2DConditionModel, VQModel
+    from transformers import CLIPImageProcessor, CLIPTextConfig, CLIPTextModelWithProjection, CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    torch.manual_seed(0)
+    prior, decoder = (tmp_path_factory.mktemp(n) for n in ("prior", "decoder"))
+    network = PriorTransformer(num_attention_heads=2, attention_head_dim=16, num_layers=2, embedding_dim=32, num_embeddings=77)
+    network.clip_mean.data.fill_(0.1)
+    network.clip_std.data.fill_(0.8)
+    network.save_pretrained(prior / "prior")
+    CLIPTextModelWithProjection(CLIPTextConfig(hidden_size=32, intermediate_size=64, projection_dim=32, **CLIP)).save_pretrained(prior / "text_encoder")
+    CLIPVisionModelWithProjection(
+        CLIPVisionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8, projection_dim=32)
+    ).save_pretrained(prior / "image_encoder")
+    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(prior / "image_processor")
+    UnCLIPScheduler(prediction_type="sample", clip_sample=True, clip_sample_range=5.0).save_pretrained(prior / "scheduler")
+    shutil.copytree(MODEL / "tokenizer", prior / "tokenizer")
+    UNet2DConditionModel(
+        in_channels=4, out_channels=8, addition_embed_type="image", down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
+        up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"), mid_block_type="UNetMidBlock2DSimpleCrossAttn", block_out_channels=(32, 64),
+        layers_per_block=1, encoder_hid_dim=32, encoder_hid_dim_type="image_proj", cross_attention_dim=32, attention_head_dim=4,
+        resnet_time_scale_shift="scale_shift", class_embed_type=None,
+    ).save_pretrained(decoder / "unet")  # fmt: skip
+    VQModel(
+        block_out_channels=(32, 64), down_block_types=("DownEncoderBlock2D", "AttnDownEncoderBlock2D"), norm_num_groups=8, norm_type="spatial",
+        up_block_types=("AttnUpDecoderBlock2D", "UpDecoderBlock2D"), num_vq_embeddings=12, vq_embed_dim=4, latent_channels=4,
+    ).save_pretrained(decoder / "movq")  # fmt: skip
+    DDPMScheduler(beta_schedule="linear", beta_start=0.00085, beta_end=0.012, variance_type="learned_range").save_pretrained(decoder / "scheduler")
+    return index(prior, "KandinskyV22PriorPipeline"), index(decoder, "KandinskyV22Pipeline")
+
+
+class TinyEncoder(nn.Module):
+    """In place of EfficientNetV2-S, whose package is not needed here."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 16, 32, stride=32)
+
+    def forward(self, x):
+        return self.conv(x)
+
+
+@pytest.fixture(scope="module")
+def wuerstchen(tmp_path_factory):
+    from diffusers import DDPMWuerstchenScheduler
+    from diffusers.pipelines.deprecated.wuerstchen.modeling_paella_vq_model import PaellaVQModel
+    from diffusers.pipelines.deprecated.wuerstchen.modeling_wuerstchen_diffnext import WuerstchenDiffNeXt
+    from diffusers.pipelines.deprecated.wuerstchen.modeling_wuerstchen_prior import WuerstchenPrior as Network
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    torch.manual_seed(0)
+    prior, decoder = (tmp_path_factory.mktemp(n) for n in ("prior", "decoder"))
+    Network(c_in=16, c=32, c_cond=32, c_r=16, depth=2, nhead=2).save_pretrained(prior / "prior")
+    WuerstchenDiffNeXt(
+        c_cond=32, c_hidden=[32, 32], nhead=[-1, 2], blocks=[1, 1], level_config=["CT", "CTA"], inject_effnet=[False, True], clip_embd=32
+    ).save_pretrained(decoder / "decoder")
+    PaellaVQModel(levels=2, bottleneck_blocks=1, embed_dim=16, latent_channels=4, num_vq_embeddings=12).save_pretrained(decoder / "vqgan")
+    for place in (prior, decoder):
+        CLIPTextModel(CLIPTextConfig(hidden_size=32, intermediate_size=64, **CLIP)).save_pretrained(place / "text_encoder")
+        DDPMWuerstchenScheduler().save_pretrained(place / "scheduler")
+        shutil.copytree(MODEL / "tokenizer", place / "tokenizer")
+    return index(prior, "WuerstchenPriorPipeline"), index(decoder, "WuerstchenDecoderPipeline")
+
+
+@pytest.fixture
+def backends(kandinsky, wuerstchen, monkeypatch):
+    torch.manual_seed(1)
+    encoder = TinyEncoder()
+    monkeypatch.setattr(two_stage.EfficientNet, "read", staticmethod(lambda folder: encoder))
+
+    def make(kind):
+        first, second = kandinsky if kind.startswith("kandinsky") else wuerstchen
+        folder, other = (first, second) if kind.endswith("prior") else (second, first)
+        return kind_of(folder)(folder, str(other), device="cpu")
+
+    return make
+
+
+KINDS = {"kandinsky prior": KandinskyPrior, "kandinsky decoder": KandinskyDecoder, "wuerstchen prior": WuerstchenPrior, "wuerstchen decoder": WuerstchenDecoder}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_folder_is_known_by_its_index(kind, backends):
+    assert type(backends(kind)) is KINDS[kind]
+
+
+def pixels(seed=0):
+    return torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(seed))
+
+
+def batch_for(backend):
+    latents = torch.cat([backend.encode_picture(pixels(n)) for n in range(2)])
+    beside = torch.cat([backend.encode_beside(pixels(n)) for n in range(2)]) if hasattr(backend, "encode_beside") else None
+    return Batch(latents, TEXTS, [fit(64, 64, 64, 32)] * 2, ["a", "b"], torch.ones(2), None, beside)
+
+
+@torch.no_grad()
+def test_the_kandinsky_prior_is_asked_as_in_diffusers_script(backends):
+    backend = backends("kandinsky prior")
+    batch, objective = batch_for(backend), backend.objective(ObjectiveConfig())
+    timesteps = torch.tensor([17, 800])
+    sigma, noise = objective.levels.sigmas[timesteps], torch.randn(2, 32, 1, 1, generator=torch.Generator().manual_seed(2))
+    ours = backend.predict(objective.corrupt(batch.latents, noise, sigma), sigma, batch)
+
+    parts = backend.parts
+    shown = [(pixels(n)[0] * 255).round().byte().numpy() for n in range(2)]
+    image = parts["image_encoder"](parts["image_processor"](shown, return_tensors="pt").pixel_values)
+    clean = (image.image_embeds - parts["prior"].clip_mean) / parts["prior"].clip_std
+    torch.testing.assert_close(batch.latents.flatten(1), clean, rtol=0, atol=1e-5)
+    tokens = parts["tokenizer"](TEXTS, padding="max_length", max_length=77, truncation=True, return_tensors="pt")
+    text = parts["text_encoder"](tokens.input_ids)
+    noisy = parts["scheduler"].add_noise(clean, noise.flatten(1), timesteps)
+    expected = parts["prior"](noisy, timesteps, proj_embedding=text.text_embeds, encoder_hidden_states=text.last_hidden_state,
+                              attention_mask=tokens.attention_mask.bool()).predicted_image_embedding  # fmt: skip
+    torch.testing.assert_close(ours.flatten(1), expected, rtol=0, atol=2e-5)  # one float32 rounding of the input, through two blocks
+    assert torch.equal(objective.target(batch.latents, noise, sigma), batch.latents)  # the clean embedding is what it should answer
+
+
+@torch.no_grad()
+def test_the_kandinsky_decoder_is_asked_as_in_diffusers_script(backends):
+    backend = backends("kandinsky decoder")
+    batch, objective = batch_for(backend), backend.objective(ObjectiveConfig())
+    timesteps = torch.tensor([17, 800])
+    sigma, noise = objective.levels.sigmas[timesteps], torch.randn(batch.latents.shape, generator=torch.Generator().manual_seed(2))
+    ours = backend.predict(objective.corrupt(batch.latents, noise, sigma), sigma, batch)
+    noisy = backend.scheduler.add_noise(batch.latents, noise, timesteps)
+    expected = backend.network(noisy, timesteps, None, added_cond_kwargs={"image_embeds": batch.beside}).sample[:, :4]
+    torch.testing.assert_close(ours, expected, rtol=0, atol=2e-5)
+    assert torch.equal(objective.target(batch.latents, noise, sigma), noise)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("stage", ["prior", "decoder"])
+def test_wuerstchen_is_asked_as_in_diffusers_script(stage, backends):
+    backend = backends(f"wuerstchen {stage}")
+    batch, objective = batch_for(backend), backend.objective(ObjectiveConfig())
+    time = torch.tensor([0.1, 0.7])
+    sigma, noise = objective.levels(time), torch.randn(batch.latents.shape, generator=torch.Generator().manual_seed(2))
+    ours = backend.predict(objective.corrupt(batch.latents, noise, sigma), sigma, batch)
+    tokens = backend.parts["tokenizer"](TEXTS, padding="max_length", max_length=77, truncation=True, return_tensors="pt")
+    text = backend.parts["text_encoder"](tokens.input_ids, attention_mask=tokens.attention_mask).last_hidden_state
+    noisy = backend.parts["scheduler"].add_noise(batch.latents, noise, time)
+    if stage == "prior":
+        expected = backend.network(noisy, time, text)
+    else:
+        expected = backend.network(noisy, time, effnet=batch.beside, clip=text)
+    torch.testing.assert_close(ours, expected, rtol=0, atol=5e-5)
+    assert torch.equal(objective.target(batch.latents, noise, sigma), noise)
+
+
+def test_the_cosine_levels_are_those_of_the_scheduler_and_have_their_inverse():
+    from diffusers import DDPMWuerstchenScheduler
+
+    levels, t = CosineLevels(), torch.linspace(0.02, 0.98, 50, dtype=torch.float64)
+    theirs = DDPMWuerstchenScheduler()._alpha_cumprod(t.float(), torch.device("cpu")).double()
+    torch.testing.assert_close(levels.abar(t), theirs, rtol=1e-5, atol=1e-6)  # theirs is float32
+    torch.testing.assert_close(levels.time(levels(t)), t, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_stage_trains_draws_and_its_lora_acts_in_diffusers_module(kind, backends, toy_config, tmp_path):
+    backend = backends(kind)
+    samples = {"every": 2, "steps": 2, "cfg": 2.0, "width_px": 128, "height_px": 128}
+    config = toy_config(steps=3, samples=samples, data={"resolution": 64, "bucket_step_px": 32}, optimizer={"lr": 1e-2})
+    from PIL import Image
+
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for n in range(3):
+        Image.new("RGB", (64, 64), (60 * n, 90, 200 - 60 * n)).save(pictures / f"{n}.png")
+        (pictures / f"{n}.txt").write_text("a red circle")
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, folder=str(pictures)))
+    before = {k: v.clone() for k, v in backend.network.state_dict().items()}
+    result = train(config, backend, scan(config.data), tmp_path / "run", lambda s, f: products(s, "run", backend.family, f), Listener())
+    assert all(torch.equal(before[k], v) for k, v in backend.network.state_dict().items())
+    assert (tmp_path / "run" / "before-after.png").is_file()
+    modules = read(result.tensors, family=UNKNOWN).modules
+    layers = dict(backend.network.named_modules())
+    assert len(modules) == result.facts["layers"] >= 4
+    for name, module in modules.items():
+        assert delta(module).shape == layers[name.removeprefix(f"{backend.prefix}.")].weight.shape
+    if not hasattr(backend.network, "load_lora_adapter"):
+        return
+    batch, objective = batch_for(backend), backend.objective(ObjectiveConfig())
+    sigma = objective.levels(torch.tensor([0.5, 0.5], dtype=torch.float64))
+    with torch.no_grad():
+        plain = backend.predict(batch.latents, sigma, batch)
+        for name, module in modules.items():
+            layers[name.removeprefix(f"{backend.prefix}.")].weight += delta(module)
+        ours = backend.predict(batch.latents, sigma, batch)
+        backend.network.load_state_dict(before)
+        backend.network.load_lora_adapter(result.tensors, prefix=backend.prefix)
+        theirs = backend.predict(batch.latents, sigma, batch)
+        backend.network.unload_lora()
+    assert (ours - plain).abs().max() > 1e-4
+    torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-5 + 1e-4 * (ours - plain).abs().max().item())
+
+
+def test_what_is_missing_is_named(kandinsky, wuerstchen, tmp_path):
+    with pytest.raises(LoomError, match="companion: this model needs the folder of a Kandinsky 2.2 prior"):
+        KandinskyDecoder(kandinsky[1], device="cpu")
+    alone = KandinskyPrior(kandinsky[0], device="cpu")
+    with pytest.raises(LoomError, match="companion: drawing samples needs the folder of a Kandinsky 2.2 decoder"):
+        alone.sample(SampleJob("x", 64, 64, SampleConfig(steps=1)))
+    with pytest.raises(LoomError, match="has no folder prior, image_encoder"):
+        KandinskyPrior(tmp_path, device="cpu")
+    with pytest.raises(LoomError, match=r"effnet/model.safetensors; save the published effnet_state_dict"):
+        WuerstchenPrior(wuerstchen[0], device="cpu")
+    assert kind_of(tmp_path) is None
+    assert kind_of(MODEL) is None
+
+
+def test_the_real_picture_encoder_reads_its_file(tmp_path):
+    pytest.importorskip("torchvision")
+    from safetensors.torch import save_file
+
+    encoder = two_stage.EfficientNet()
+    (tmp_path / "effnet").mkdir()
+    save_file(encoder.state_dict(), tmp_path / "effnet" / "model.safetensors")
+    again = two_stage.EfficientNet.read(tmp_path).eval()
+    x = torch.randn(1, 3, 128, 96)
+    with torch.no_grad():
+        out = again(x)
+    assert out.shape == (1, 16, 4, 3)
+    assert torch.equal(out, encoder.eval()(x).detach())
