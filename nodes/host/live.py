@@ -40,7 +40,8 @@ class LiveNode(Listener):
 
     def on_start(self, first_step: int, steps: int, facts: dict[str, Any]) -> None:
         self._first, self._began = first_step, time.monotonic()
-        self._text(f"Training {facts['layers']} layers, {facts['trained_values']:,} values, on {facts['pictures']} pictures", force=True)
+        size = f"a file of about {facts['trained_values'] * 4 / 1e6:.1f} MB"
+        self._text(f"Training {facts['layers']} layers, {facts['trained_values']:,} values ({size}), on {facts['pictures']} pictures", force=True)
 
     def on_step(self, report: StepReport) -> None:
         self._loss = 0.95 * self._loss + 0.05 * report.loss if self._loss else report.loss

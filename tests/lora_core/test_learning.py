@@ -15,7 +15,7 @@ from lora_loom.lora_core.data.folder import scan
 from lora_loom.lora_core.events import Listener
 from lora_loom.lora_core.recipes import merged
 from lora_loom.lora_core.toy import world
-from lora_loom.lora_core.toy.concepts import CONCEPTS, shows_ring
+from lora_loom.lora_core.toy.concepts import CONCEPTS, draw_ring, shows_ring
 from lora_loom.lora_core.toy.model import resolve_set
 from lora_loom.lora_core.toy.recipes import demo_job, score
 from lora_loom.lora_core.trainer import train
@@ -156,3 +156,56 @@ def test_a_run_goes_on_from_a_lora_instead_of_starting_anew(toy_backend, run_toy
     assert half >= 0.8
     assert shares["on"] >= 0.8
     assert shares["anew"] <= 0.2
+
+
+def rings(folder, count, name):
+    """Pictures of the subject of "object" that are not in the bundled set."""
+    folder.mkdir()
+    for n in range(count):
+        image, caption = draw_ring(random.Random(f"{name} {n}"))
+        image.save(folder / f"{n}.png")
+        (folder / f"{n}.txt").write_text(caption)
+    return str(folder)
+
+
+@pytest.mark.slow
+def test_over_training_is_seen_and_ended(toy_backend, run_toy, tmp_path):
+    """Four pictures and a high rate: the loss on them falls and falls, on pictures never seen it turns up, and there the run ends."""
+    job = {
+        "name": "few", "steps": 900, "batch_size": 4, "data": {"folder": rings(tmp_path / "few", 4, "few"), "resolution": 64, "bucket_step_px": 8},
+        "adapter": {"rank": 16, "targets": "conv"}, "optimizer": {"lr": 3e-3}, "samples": {"every": 0}, "save": {"every": 10_000},
+        "validation": {"every": 25, "folder": rings(tmp_path / "held", 16, "held"), "levels": 8, "patience": 12, "restore_best": True},
+    }  # fmt: skip
+    result = run_toy(parse(job), tmp_path / "run")
+    assert result.outcome == "stopped early"
+    measures = {m[0]: m for m in result.facts["validation"]}
+    (_, best, trained_then, _), (_, last, trained_last, _) = measures[result.facts["best_step"]], measures[result.step]
+    assert result.facts["best_step"] <= 150
+    assert last >= 1.2 * best
+    assert trained_last <= 0.8 * trained_then
+
+
+@pytest.mark.slow
+def test_the_best_step_draws_no_worse_than_the_last_one_of_a_run_that_goes_wrong(toy_backend, run_toy, tmp_path):
+    """The rate rises until it destroys what was learned. The run is ended, and what it hands out is from before."""
+    drawn = {}
+
+    class Judge(Listener):
+        def on_message(self, text):
+            if text.startswith("The result holds the weights after step"):
+                drawn["last"] = score(toy_backend, "object")[0]
+
+    job = merged(demo_job("object"), {
+        "steps": 600, "batch_size": 4, "data": {"folder": resolve_set("toy:object")}, "optimizer": {"lr": 1e-2}, "samples": {"every": 0},
+        "schedule": {"name": "constant", "warmup_steps": 600},
+        "validation": {"every": 25, "folder": rings(tmp_path / "held", 16, "held"), "levels": 8, "patience": 8, "restore_best": True},
+    })  # fmt: skip
+    result = run_toy(parse(job), tmp_path / "run", Judge())
+    assert result.outcome == "stopped early"
+    layers, adapters = make_adapters(parse(job), toy_backend)
+    adapters.load_state_dict({k.removesuffix(".weight"): v for k, v in result.tensors.items() if not k.endswith(".alpha")})
+    with attach(layers, adapters):
+        chosen = score(toy_backend, "object")[0]
+    print(f"best step {result.facts['best_step']} of {result.step}: {chosen} with its weights, {drawn['last']} with the last ones")
+    assert chosen >= drawn["last"]
+    assert chosen >= 0.3
