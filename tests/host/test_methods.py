@@ -9,9 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from live_server import running
+from live_server import ROOT, running
+from lora_loom.lora_core.toy.world import read_scene
 from PIL import Image
 from safetensors.torch import load_file
+
+TEMPLATES = ROOT / "example_workflows"
 
 
 @pytest.fixture(scope="module")
@@ -218,3 +221,29 @@ def test_validation_is_drawn_and_the_best_weights_are_kept(server):
     assert Image.open(run / "validation.png").size == (720, 360)
     rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "held_out" in row] == [5, 10, 15, 20]
+
+
+def test_the_embedding_template_gives_the_toy_a_word(server):
+    prompt = server.api_prompt(json.loads((TEMPLATES / "train_embedding_toy.json").read_text()))
+    train = next(n["inputs"] for n in prompt.values() if n["class_type"] == "LoraLoomTrainEmbedding")
+    train |= {"sample_every": 0, "steps": 300}
+    entry = server.execute(prompt)
+    assert entry["status"]["status_str"] == "success", entry["status"]
+    files = sorted((server.base / "output").glob("lora_loom_*.png"))
+    scenes = [read_scene(Image.open(f)) for f in files[-4:]]
+    assert sum(scene[:2] == ("cross", "purple") for scene in scenes) >= 3
+
+
+def test_the_pivotal_template_fits_its_nodes(server):
+    """Every widget of the template has its place; the run itself needs a checkpoint, which the tests of real size bring."""
+    prompt = server.api_prompt(json.loads((TEMPLATES / "pivotal_dreambooth.json").read_text()))
+    base = next(number for number, n in prompt.items() if n["class_type"] == "CheckpointLoaderSimple")
+    prompt[base] = {"class_type": "LoraLoomLoadToyModel", "inputs": {}}
+    for n in prompt.values():
+        if n["class_type"] == "LoraLoomTrainLora":
+            n["inputs"] |= {**SMALL, "steps": 4, "sample_prompt": ""}
+        if n["class_type"] == "LoraLoomPriorSettings":
+            n["inputs"] |= {"count": 1, "steps": 2}
+    assert server.execute(prompt)["status"]["status_str"] == "success"
+    names = {p.name for p in (server.base / "output" / "lora_loom" / "my_dog").glob("*.safetensors")}
+    assert names == {"my_dog.safetensors", "my_dog_emb.safetensors"}
