@@ -40,7 +40,8 @@ def make_adapters(
                 raise LoomError(
                     f"adapter.{field}: {idle[0]!r} fits none of the {len(own) + len(texts)} trained layers (a name looks like {next(iter(own))}); correct it."
                 )
-        for part, names, device in ((MODEL, own, backend.device), (TEXT_ENCODER, texts, backend.text_device)):
+        for part, names in ((MODEL, own), (TEXT_ENCODER, texts)):
+            device = backend.text_device if part == TEXT_ENCODER and names else backend.device
             for name, layer in names.items():
                 given = (start or {}).get(name)
                 shape = _shape(config, part, name, layer, rules) if given is None else _given_shape(config, layer, given)

@@ -194,6 +194,9 @@ def _gathered(
     dataset, held_out = split(with_tokens(dataset, adapters.tokens), config)
     objective = backend.objective(config.objective)
     check_prediction(config.objective, objective.kind)
+    if config.objective.weighting != "none" and objective.kind not in ("epsilon", "v"):
+        name = config.objective.weighting
+        listener.on_message(f"objective.weighting: {name} is for eps and v models and changes nothing here; this model predicts {objective.kind}.")
     latents = _encoded(dataset, config, backend, listener, "pictures")
     _check_masks(config, latents, listener)
     batches = Batches(latents, config, backend.device)

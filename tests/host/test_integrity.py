@@ -133,6 +133,57 @@ def test_nothing_of_the_host_changes_and_the_result_is_kept(toy, tmp_path, endin
     assert len(comfy.lora.load_lora(state, keys)) == 56 == len(state) // 3  # 7 transformer blocks with 8 attention layers each
 
 
+def embedding_alone(toy, folder):
+    assert runs.run(toy, folder, method="embedding", embedding={"tokens": "zog*2"}).outcome == "finished"
+
+
+def embedding_cancelled(toy, folder):
+    with pytest.raises(Cancel):
+        runs.run(toy, folder, runs.At(3, cancel_now), method="embedding", embedding={"tokens": "zog*2"})
+
+
+def validated_and_fitted(toy, folder):
+    watch = {"every": 2, "pictures": 2, "levels": 2, "restore_best": True}
+    runs.run(toy, folder, validation=watch, auto_fit=True, text_encoder={"train": True}, optimizer={"name": "adafactor", "lr": 1e-3})
+
+
+def learning_rate_test(toy, folder):
+    from lora_loom.lora_core.data.folder import scan
+    from lora_loom.lora_core.events import Listener
+    from lora_loom.lora_core.lr_range import lr_range
+    from lora_loom.nodes.host.backend import HostBackend
+
+    config = runs.toy_config(text_encoder={"train": True})
+    with torch.inference_mode(False):
+        lr_range(config, HostBackend(*toy), scan(config.data), folder, Listener(), low=1e-4, high=1e-1, steps=8)
+
+
+def dry_run_cancelled(toy, folder):
+    from lora_loom.lora_core.data.folder import scan
+    from lora_loom.lora_core.events import Listener
+    from lora_loom.lora_core.run import dry_run
+    from lora_loom.nodes.host.backend import HostBackend
+
+    config = runs.toy_config(method="pivotal", embedding={"tokens": "zog"})
+    with torch.inference_mode(False), pytest.raises(Cancel):
+        backend = HostBackend(*toy)
+        cancel_in_backward(backend)
+        for _ in range(3):
+            dry_run(config, backend, scan(config.data), folder, Listener())
+            comfy.model_management.throw_exception_if_processing_interrupted()
+
+
+@pytest.mark.parametrize("act", [embedding_alone, embedding_cancelled, validated_and_fitted, learning_rate_test, dry_run_cancelled], ids=lambda f: f.__name__)
+def test_nothing_of_the_host_changes_by_an_embedding_a_validation_or_a_trial(toy, tmp_path, act):
+    picture = runs.picture(toy)
+    torch.manual_seed(11)
+    before = runs.fingerprint(toy)
+    with torch.inference_mode():
+        act(toy, tmp_path / "run")
+    assert runs.differences(before, runs.fingerprint(toy)) == []
+    assert torch.equal(runs.picture(toy), picture)
+
+
 def test_exception_before_the_first_step_leaves_the_host_as_it_was(toy, tmp_path):
     torch.manual_seed(11)
     before = runs.fingerprint(toy)

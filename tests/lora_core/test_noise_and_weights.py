@@ -85,3 +85,24 @@ def test_input_perturbation_reaches_the_input_and_not_the_target():
     shown = made.perturbed(noise, rng)
     assert (shown - noise).std().item() == pytest.approx(0.1, rel=0.1)
     assert torch.equal(made.target(x0, noise, SIGMAS[STEPS[:4]]), noise)
+
+
+def test_a_weight_that_does_nothing_on_this_model_is_said(toy_config, run_toy, tmp_path, toy_backend, monkeypatch):
+    import dataclasses
+
+    from lora_loom.lora_core.events import Listener
+
+    class Heard(Listener):
+        def __init__(self):
+            self.messages = []
+
+        def on_message(self, text):
+            self.messages.append(text)
+
+    said, plain = Heard(), Heard()
+    objective = toy_backend.objective
+    run_toy(toy_config(objective={"weighting": "min_snr"}), tmp_path / "eps", plain)
+    monkeypatch.setattr(toy_backend, "objective", lambda config: dataclasses.replace(objective(config), kind="flow"))
+    run_toy(toy_config(objective={"weighting": "min_snr"}), tmp_path / "flow", said)
+    assert any("min_snr is for eps and v models and changes nothing here; this model predicts flow" in m for m in said.messages)
+    assert not any("changes nothing" in m for m in plain.messages)
