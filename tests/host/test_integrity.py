@@ -165,12 +165,16 @@ def dry_run_cancelled(toy, folder):
     from lora_loom.nodes.host.backend import HostBackend
 
     config = runs.toy_config(method="pivotal", embedding={"tokens": "zog"})
-    with torch.inference_mode(False), pytest.raises(Cancel):
+
+    def trials():
         backend = HostBackend(*toy)
         cancel_in_backward(backend)
         for _ in range(3):
             dry_run(config, backend, scan(config.data), folder, Listener())
             comfy.model_management.throw_exception_if_processing_interrupted()
+
+    with torch.inference_mode(False), pytest.raises(Cancel):
+        trials()
 
 
 @pytest.mark.parametrize("act", [embedding_alone, embedding_cancelled, validated_and_fitted, learning_rate_test, dry_run_cancelled], ids=lambda f: f.__name__)
