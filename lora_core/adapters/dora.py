@@ -29,8 +29,8 @@ class DoraAdapter(LoraAdapter):
     @torch.no_grad()
     def prepare(self) -> None:
         with self._weight(self._layer[0]) as (weight, bias):
-            self._squares = weight.to(self.lora_up.dtype).flatten(1).square().sum(1)
-            self._bias = None if bias is None else bias.to(self.lora_up.dtype).clone()
+            self._squares = weight.to(self.lora_up).flatten(1).square().sum(1)
+            self._bias = None if bias is None else bias.to(self.lora_up).clone()
         if not self.dora_scale.any():  # not taken over from an earlier LoRA
             self.dora_scale.copy_(self._squares.sqrt().view_as(self.dora_scale))
 
@@ -54,7 +54,7 @@ class DoraAdapter(LoraAdapter):
         if self._lengths is None or self._lengths[0] != versions:
             up, down = self.lora_up.flatten(1), self.lora_down.flatten(1)
             with self._weight(self._layer[0]) as (weight, _):
-                cross = weight.to(up.dtype).flatten(1) @ down.t()
+                cross = weight.to(up).flatten(1) @ down.t()
             assert self._squares is not None
             square = self._squares + 2 * self.scale * (cross * up).sum(1) + self.scale**2 * ((up @ (down @ down.t())) * up).sum(1)
             self._lengths = versions, square.clamp_min(torch.finfo(torch.float32).tiny).sqrt()
