@@ -40,8 +40,8 @@ class LoadFolder(io.ComfyNode):
                 widget("data.shuffle_tags", advanced=True),
                 widget("data.keep_tokens", advanced=True),
                 widget("data.caption_dropout", advanced=True),
-                widget("data.masks", advanced=True),
-                widget("data.mask_floor", advanced=True),
+                widget("data.masks", advanced=True, optional=True),
+                widget("data.mask_floor", advanced=True, optional=True),
             ],
             outputs=[
                 make_output(Dataset, "dataset"),

@@ -89,8 +89,8 @@ class TrainLora(io.ComfyNode):
                 widget("objective.multires_iterations", advanced=True),
                 widget("objective.multires_discount", advanced=True),
                 widget("objective.input_perturbation", advanced=True),
-                widget("objective.timestep_bias", advanced=True),
-                widget("auto_fit", advanced=True),
+                widget("objective.timestep_bias", advanced=True, optional=True),
+                widget("auto_fit", advanced=True, optional=True),
                 make_input(Settings, "settings", optional=True, tooltip="From the settings nodes: optimizer, adapter, text encoders, tokens, class pictures."),
                 make_input(io.LoraModel, "lora", optional=True, tooltip="A LoRA to go on from instead of starting at zero. Its ranks are kept."),
             ],
@@ -173,7 +173,7 @@ def config_from(
     found = scan(data)
     values = TrainConfig(
         name=w["name"], base="ComfyUI", steps=w["steps"] or preset.steps(len(found.pictures)), batch_size=w["batch_size"], grad_accum=w["grad_accum"],
-        seed=w["seed"], checkpointing=w["checkpointing"], auto_fit=w["auto_fit"], data=data, loss=w["loss"],
+        seed=w["seed"], checkpointing=w["checkpointing"], auto_fit=w.get("auto_fit", False), data=data, loss=w["loss"],
         huber_delta=w["huber_delta"], huber_schedule=w["huber_schedule"],
         adapter=AdapterConfig(
             rank=w["rank"] or preset.rank, alpha=w["alpha"], dropout=w["dropout"], init=w["init"], targets=w["targets"], include=w["include"],
@@ -184,7 +184,7 @@ def config_from(
         objective=ObjectiveConfig(
             timesteps=w["timesteps"], shift=w["shift"], min_timestep=w["min_timestep"], max_timestep=w["max_timestep"], weighting=w["weighting"],
             min_snr_gamma=w["min_snr_gamma"], p2_gamma=w["p2_gamma"], noise_offset=w["noise_offset"], multires_iterations=w["multires_iterations"],
-            multires_discount=w["multires_discount"], input_perturbation=w["input_perturbation"], timestep_bias=w["timestep_bias"],
+            multires_discount=w["multires_discount"], input_perturbation=w["input_perturbation"], timestep_bias=w.get("timestep_bias", 0.0),
         ),
         save=SaveConfig(every=w["save_every"]),
         samples=SampleConfig(prompt=w["sample_prompt"], every=w["sample_every"], cfg=w["sample_cfg"]),
