@@ -25,7 +25,7 @@ def products(state: Mapping[str, torch.Tensor], name: str, base: str, facts: Map
     """
     layers = {k: v for k, v in state.items() if not _TOKEN.fullmatch(k)}
     found = embeddings(state, facts.get("step", 0))
-    stems = {token: token_stem(name, token, len(found), bool(layers)) for token in found}
+    stems = token_stems(name, list(found), bool(layers))
     out: dict[str, tuple[State, dict[str, str]]] = {}
     if layers:
         tensors = trained(layers, base)
@@ -45,10 +45,10 @@ def embeddings(state: Mapping[str, torch.Tensor], step: int = 0) -> dict[str, Em
     return {token: Embedding(found, step=step) for token, found in vectors.items()}
 
 
-def token_stem(name: str, placeholder: str, count: int, beside_lora: bool) -> str:
-    """The file stem, and so the trigger, of a token."""
-    word = "_" + re.sub(r"[^a-z0-9]+", "-", placeholder.lower()).strip("-") if count > 1 else ""
-    return f"{name}{word}" + ("_emb" if beside_lora else "")
+def token_stems(name: str, placeholders: list[str], beside_lora: bool) -> dict[str, str]:
+    """Placeholder -> the file stem, and so the trigger, of a token."""
+    words = {p: "_" + re.sub(r"[^a-z0-9]+", "-", p.lower()).strip("-") if len(placeholders) > 1 else "" for p in placeholders}
+    return {p: f"{name}{word}" + ("_emb" if beside_lora else "") for p, word in words.items()}
 
 
 _PARTS = {

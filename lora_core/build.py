@@ -81,8 +81,12 @@ def _given_shape(config: TrainConfig, layer: nn.Module, given: Mapping[str, torc
     """The size of an adapter to start from, as its tensors say."""
     rank = next((len(given[key]) for key in ("lora_down", "hada_w1_b", "lokr_w2_b") if key in given), config.adapter.rank)
     alpha = float(given["alpha"]) if "alpha" in given else float(rank)
-    factor = min(given["lokr_w1"].shape) if "lokr_w1" in given else 0
-    return Shape(weight_shape(layer), rank, alpha, config.adapter.dropout, config.adapter.init, False, factor)
+    split = (given["lokr_w1"].shape[0], given["lokr_w1"].shape[1]) if "lokr_w1" in given else None
+    weight = weight_shape(layer)
+    if split and (weight[0] % split[0] or weight[1] % split[1]):
+        raise LoomError(f"lora: a LoKr of {split} does not divide a layer of {weight[:2]}; use a LoRA that was made for this model.")
+    full = "lokr_w2" in given if split else None
+    return Shape(weight, rank, alpha, config.adapter.dropout, config.adapter.init, False, 0, split, full)
 
 
 @torch.no_grad()

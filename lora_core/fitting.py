@@ -7,7 +7,7 @@ import dataclasses
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -44,24 +44,25 @@ def _clock(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def candidates(config: TrainConfig) -> list[TrainConfig]:
-    """The job as it is, then with checkpointing, then with the batch halved again and again and more accumulation instead."""
+def candidates(config: TrainConfig, can_checkpoint: bool = True) -> list[TrainConfig]:
+    """The job as it is, then with checkpointing where the model can, then with the batch halved again and again and more accumulation instead."""
     out = [config]
-    if not config.checkpointing:
+    checkpointing = config.checkpointing or can_checkpoint
+    if checkpointing and not config.checkpointing:
         out.append(dataclasses.replace(config, checkpointing=True))
     batch, accum = config.batch_size, config.grad_accum
     while batch > 1:
         parts = 2 if batch % 2 == 0 else batch  # an odd batch is split whole, so as many pictures make an update as before
         batch, accum = batch // parts, accum * parts
-        out.append(dataclasses.replace(config, checkpointing=True, batch_size=batch, grad_accum=accum))
+        out.append(dataclasses.replace(config, checkpointing=checkpointing, batch_size=batch, grad_accum=accum))
     return out
 
 
 def fit(
-    config: TrainConfig, backend: Backend, layers: Mapping[str, nn.Module], adapters: AdapterSet, batches: Batches, objective: Objective
+    config: TrainConfig, backend: Backend, layers: Mapping[str, nn.Module], adapters: AdapterSet, batches: Sequence[Batches], objective: Objective
 ) -> tuple[TrainConfig, Measured]:
     """The first of `candidates` that runs, and what it took. Raises LoomError when none does."""
-    for choice in candidates(config):
+    for choice in candidates(config, getattr(backend, "can_checkpoint", True)):
         try:
             return choice, measure(choice, backend, layers, adapters, batches, objective)
         except torch.OutOfMemoryError:
@@ -78,10 +79,10 @@ def fit(
 
 
 def measure(
-    config: TrainConfig, backend: Backend, layers: Mapping[str, nn.Module], adapters: AdapterSet, batches: Batches, objective: Objective
+    config: TrainConfig, backend: Backend, layers: Mapping[str, nn.Module], adapters: AdapterSet, batches: Sequence[Batches], objective: Objective
 ) -> Measured:
-    """Two passes on a full batch of the largest bucket, the second one timed. No weight moves."""
-    largest = batches.largest(config.batch_size)
+    """Two passes on a full batch of the largest bucket of all `batches`, the second one timed. No weight moves."""
+    largest = max((b.largest(config.batch_size) for b in batches), key=lambda batch: batch.latents.numel())
     with backend.training(layers, adapters, config.checkpointing, (config.batch_size, *largest.latents.shape[1:])):
         adapters.prepare()
         with _peak(backend.device) as peak:

@@ -46,7 +46,7 @@ def make_groups(config: TrainConfig, adapters: AdapterSet) -> list[dict[str, Any
     settings, factors = parts(config), lines("adapter.layer_lr", config.adapter.layer_lr)
     groups: dict[str, dict[str, Any]] = {}
     for name, part, parameter in adapters.entries():
-        factor = 1.0 if part == EMBEDDING else first_match(factors, name, 1.0)
+        factor = 1.0 if part == EMBEDDING else first_match(factors, name.rpartition(".")[0], 1.0)
         plus = config.optimizer.lora_plus_ratio if part != EMBEDDING and UP_MATRICES.search(name) else 1.0
         label = part + (f" x{factor:g}" if factor != 1.0 else "") + (" up" if plus != 1.0 else "")
         lr = settings[part].lr * factor * plus

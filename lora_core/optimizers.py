@@ -139,8 +139,9 @@ def make_optimizer(groups: Groups, config: OptimizerConfig) -> torch.optim.Optim
 
 
 def effective_lr(optimizer: torch.optim.Optimizer) -> float:
-    """The learning rate of the last group (the model's, where it is trained): Prodigy's d * lr, else lr."""
-    group = optimizer.param_groups[-1]
+    """The learning rate of the model's group, or of the last where there is none: Prodigy's d * lr, else lr."""
+    groups = optimizer.param_groups
+    group = next((g for g in groups if g.get("name") == "model"), groups[-1])
     return float(group["lr"] * group.get("d", 1.0))
 
 

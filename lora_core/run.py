@@ -76,10 +76,12 @@ class Run:
             drop(self.optimizer, group)
             self.frozen.append(group["name"])
         if groups:
+            self.adapters.weights_changed()
             self.backend.forget_texts()
 
     def after_update(self, step: int) -> None:
         """What follows update number `step` (from 0) directly: limits on the weights, and the moving average."""
+        self.adapters.weights_changed()
         if self.config.adapter.max_norm:
             for _, adapter in self.adapters:
                 adapter.limit_norm(self.config.adapter.max_norm)
@@ -108,8 +110,12 @@ class Run:
     @contextlib.contextmanager
     def finished_weights(self) -> Iterator[None]:
         """Inside, the weights are those to sample with and to save; on exit exactly those to go on with."""
-        with averaged(self.optimizer), self.ema.in_place() if self.ema else contextlib.nullcontext():
-            yield
+        try:
+            with averaged(self.optimizer), self.ema.in_place() if self.ema else contextlib.nullcontext():
+                self.adapters.weights_changed()
+                yield
+        finally:
+            self.adapters.weights_changed()
 
     @contextlib.contextmanager
     def updating(self) -> Iterator[None]:
@@ -120,7 +126,7 @@ class Run:
 
     def check_finite(self, grad_norm: torch.Tensor, losses: torch.Tensor, step: int, pictures: list[str]) -> tuple[float, float, float]:
         """(grad_norm, loss, class loss) as floats. Raises NonFiniteError naming step and pictures; an fp16 gradient overflow is allowed a few times."""
-        norm_value, *both = torch.cat([grad_norm.float().view(1), losses.float()]).tolist()
+        norm_value, *both = torch.cat([grad_norm.to(losses).view(1), losses]).tolist()
         loss_value = sum(both)
         finite = math.isfinite(norm_value) and math.isfinite(loss_value)
         overflow = self.scaler.is_enabled() and math.isfinite(loss_value) and not finite
@@ -148,6 +154,13 @@ class Material:
     prior: Batches | None
     probes: Probes | None
 
+    def all_batches(self) -> list[Batches]:
+        return [self.batches, *([self.prior] if self.prior else [])]
+
+    def largest(self) -> tuple[int, ...]:
+        """Shape of the largest latent without batch, of training and class pictures."""
+        return max((b.shapes()[0] for b in self.all_batches()), key=math.prod)
+
 
 @contextlib.contextmanager
 def assembled(
@@ -161,13 +174,13 @@ def assembled(
     with preserved_rng(config.seed):
         m = _gathered(config, backend, dataset, cache / CLASS_PICTURES, listener, start, check)
         if m.config.auto_fit:
-            config, measured = fit(m.config, backend, m.layers, m.adapters, m.batches, m.objective)
+            config, measured = fit(m.config, backend, m.layers, m.adapters, m.all_batches(), m.objective)
             listener.on_message(f"Dry run: {measured.sentence(config.steps)}")
             m = dataclasses.replace(
                 m, config=config, batches=m.batches.with_config(config), prior=m.prior.with_config(_of_class(config)) if m.prior else None
             )
         config = m.config
-        with backend.training(m.layers, m.adapters, config.checkpointing, (config.batch_size, *m.batches.shapes()[0])):
+        with backend.training(m.layers, m.adapters, config.checkpointing, (config.batch_size, *m.largest())):
             m.adapters.prepare()
             optimizer = make_optimizer(make_groups(config, m.adapters), config.optimizer)
             scaler = torch.amp.GradScaler(backend.device.type, init_scale=2.0**12, enabled=backend.dtype == torch.float16)
@@ -180,7 +193,7 @@ def dry_run(config: TrainConfig, backend: Backend, dataset: Dataset, cache: Path
     bare = dataclasses.replace(config, prior=dataclasses.replace(config.prior, weight=0.0))
     with preserved_rng(config.seed):
         m = _gathered(bare, backend, dataset, cache, listener, None, lambda adapters: None)
-        chosen, measured = fit(m.config, backend, m.layers, m.adapters, m.batches, m.objective)
+        chosen, measured = fit(m.config, backend, m.layers, m.adapters, m.all_batches(), m.objective)
     return dataclasses.replace(config, batch_size=chosen.batch_size, grad_accum=chosen.grad_accum, checkpointing=chosen.checkpointing), measured
 
 
@@ -191,7 +204,9 @@ def _gathered(
     check_installed(config.optimizer.name)
     layers, adapters = make_adapters(config, backend, dataset.trigger, start or {})
     check(adapters)
-    dataset, held_out = split(with_tokens(dataset, adapters.tokens), config)
+    named = with_tokens(dataset, adapters.tokens)
+    held_in = (lambda found: with_tokens(found, adapters.tokens)) if named is not dataset else (lambda found: found)
+    dataset, held_out = split(named, config, held_in)
     objective = backend.objective(config.objective)
     check_prediction(config.objective, objective.kind)
     if config.objective.weighting != "none" and objective.kind not in ("epsilon", "v"):

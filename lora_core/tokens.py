@@ -51,7 +51,15 @@ def wanted_tokens(config: EmbeddingConfig, trigger: str = "") -> list[Token]:
         tokens.append(Token(match["word"], vectors, (match["init"] or config.init).strip()))
     if twice := [t.placeholder for n, t in enumerate(tokens) if t.placeholder.lower() in {o.placeholder.lower() for o in tokens[:n]}]:
         raise LoomError(f"embedding.tokens: {twice[0]!r} is there twice; give each token a word of its own.")
+    files = [plain_name(t.placeholder) for t in tokens]
+    if len(tokens) > 1 and (same := [t.placeholder for n, t in enumerate(tokens) if not files[n] or files[n] in files[:n]]):
+        raise LoomError(f"embedding.tokens: {same[0]!r} leaves no file name of its own; tell the tokens apart by the letters a-z and digits in them.")
     return tokens
+
+
+def plain_name(placeholder: str) -> str:
+    """What a placeholder adds to a file name: its letters a-z and digits, the rest as -."""
+    return re.sub(r"[^a-z0-9]+", "-", placeholder.lower()).strip("-")
 
 
 class TokenVectors(nn.Module):

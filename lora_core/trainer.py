@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 Product = tuple[dict[str, torch.Tensor], dict[str, str]]  # (tensors, metadata) of one file
 Export = Callable[[dict[str, torch.Tensor], dict[str, Any]], dict[str, Product]]  # trained values and facts -> file stem -> what is in it, the main one first
 MAX_FAILED_SAMPLES = 2
-CHANGEABLE = ("steps", "save", "samples", "name")  # may differ between a run and its continuation
+CHANGEABLE = ("steps", "save", "samples", "name", "auto_fit")  # may differ between a run and its continuation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,8 +82,18 @@ def train(
     Raises LoomError for bad input before the first step. Cancel and crashes keep the last finished step: the run folder then holds a
     checkpoint and a result file. With `resume`, continues the newest whole checkpoint of `folder`, bit for bit as if never interrupted.
     """
+    if resume and config.auto_fit:
+        config = as_fitted(config, folder / "config.json")
     with assembled(config, backend, dataset, folder.parent, listener, start, lambda adapters: room_for(config, adapters, folder)) as run:
         return Loop(run, folder, export, listener, control or Control(), resume).go()
+
+
+def as_fitted(config: TrainConfig, file: Path) -> TrainConfig:
+    """The job with the batch size, accumulation and checkpointing its run settled on: memory free today must not change a run that goes on."""
+    if not file.is_file():
+        return config
+    then = parse(json.loads(file.read_text(encoding="utf-8")))
+    return dataclasses.replace(config, batch_size=then.batch_size, grad_accum=then.grad_accum, checkpointing=then.checkpointing, auto_fit=False)
 
 
 def room_for(config: TrainConfig, adapters: AdapterSet, folder: Path) -> None:
@@ -232,11 +242,12 @@ class Loop:
     @contextlib.contextmanager
     def _texts_apart(self) -> Iterator[None]:
         """Texts are encoded anew inside and after it, where other weights of the text encoders act inside."""
-        if self.run.adapters.changes_text:
-            self.run.backend.forget_texts()
-        yield
-        if self.run.adapters.changes_text:
-            self.run.backend.forget_texts()
+        forget = self.run.backend.forget_texts if self.run.adapters.changes_text else lambda: None
+        forget()
+        try:
+            yield
+        finally:
+            forget()
 
     def _draw(self, label: str) -> None:
         jobs = sample_jobs(self.config, self.run.batches, self.run.prior)

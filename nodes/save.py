@@ -101,7 +101,8 @@ class SaveLora(io.ComfyNode):
         if embedding is not None:
             tensors |= bundled({f"{path.stem}_emb": embedding.embedding})
         if isinstance(lora, LoraWeights) and lora.facts:
-            header = lora_metadata(tensors, path.stem, lora.base, lora.facts, write_captions)
+            facts = lora.facts if embedding is None else {**lora.facts, "triggers": [f"{path.stem}_emb"]}
+            header = lora_metadata(tensors, path.stem, lora.base, facts, write_captions)
         else:
             header = converted_metadata({}, tensors, path.stem, found.family)
         write_safetensors(path, tensors, header)

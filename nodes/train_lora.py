@@ -135,7 +135,7 @@ class TrainLora(io.ComfyNode):
         require_matched(result.tensors, model, clip)
         tuned, tuned_clip = comfy.sd.load_lora_for_models(model, clip if config.text_encoder.train else None, result.tensors, 1.0, 1.0)
         embeddings = embeddings_of(result, paths[1:])
-        wired = LoraWeights(result.tensors, backend.family, result.facts)
+        wired = LoraWeights(result.tensors, backend.family, {**result.facts, "triggers": list(embeddings)})
         first = next(iter(embeddings.values()), None)
         known = with_embeddings(tuned_clip or clip, {n: e.embedding.vectors.get for n, e in embeddings.items()}) if embeddings else tuned_clip or clip
         return io.NodeOutput(

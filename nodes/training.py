@@ -18,7 +18,7 @@ from ..convert.disk import header
 from ..convert.embedding import is_embedding
 from ..convert.families import UNKNOWN, known_family
 from ..convert.jobs import free_path, write_card
-from ..convert.products import starting_point
+from ..convert.products import starting_point, token_stems
 from ..convert.report import triggers
 from ..lora_core.build import make_adapters
 from ..lora_core.config import TrainConfig
@@ -29,6 +29,7 @@ from ..lora_core.files import sha256, write_bytes, write_json
 from ..lora_core.reports import FileLog
 from ..lora_core.run import Start
 from ..lora_core.rundirs import last_run, new_run, remove_if_untrained
+from ..lora_core.tokens import wanted_tokens
 from ..lora_core.trainer import Result, train
 from .host.backend import HostBackend
 from .host.live import LiveNode, registered
@@ -47,7 +48,13 @@ def run(node_id: str | None, backend: HostBackend, config: TrainConfig, found: F
             raise LoomError(f"resume: there is no run named {config.name!r} to continue; choose new run.")
     else:
         places = loras_folder(), embeddings_folder()
-        folder = new_run(runs_root(), config.name, lambda name: any((place / f"{name}.safetensors").exists() for place in places))
+        tokens = [t.placeholder for t in wanted_tokens(config.embedding, found.trigger)] if config.trains_tokens else []
+
+        def taken(name: str) -> bool:
+            stems = [*([name] if config.trains_lora else []), *token_stems(name, tokens, config.trains_lora).values()]
+            return any((place / f"{stem}.safetensors").exists() for place in places for stem in stems)
+
+        folder = new_run(runs_root(), config.name, taken)
 
     def export(state: dict[str, torch.Tensor], facts: dict[str, Any]) -> dict[str, Any]:
         return products(state, folder.name, backend.family, facts)

@@ -40,6 +40,8 @@ class Shape:
     init: str = "kaiming"
     rank_stabilized: bool = False
     lokr_factor: int = 0
+    lokr_split: tuple[int, int] | None = None  # (a, b) of lokr_w1, where an earlier LoKr says it
+    lokr_full: bool | None = None  # whether lokr_w2 is one full matrix, where an earlier LoKr says it
 
 
 Weight = Callable[[Any], AbstractContextManager[tuple[torch.Tensor, torch.Tensor | None]]]  # layer -> (weight, bias), valid inside the block
@@ -74,6 +76,9 @@ class Adapter(nn.Module):
     def prepare(self) -> None:
         """Called once when the base weights are at hand, before the first step."""
 
+    def weights_changed(self) -> None:
+        """Called when the parameters have other values: what was derived from them is out of date. (Fused optimizers do not count a tensor's version up.)"""
+
     def delta_weight(self) -> torch.Tensor:
         """The change of the layer's weight, in its shape, float32. (For DoRA without the rescaling of rows.)"""
         raise NotImplementedError(f"{type(self).__name__} must give its delta")
@@ -89,6 +94,7 @@ class Adapter(nn.Module):
         norm = self.squared_norm().clamp_min(0).sqrt()
         for p in own:
             p.mul_((largest / norm.clamp_min(largest)) ** (1 / len(own)))
+        self.weights_changed()
 
     def drop(self, x: torch.Tensor) -> torch.Tensor:
         """Dropout whose mask follows from the pass's seed, so a recomputed block draws the same mask."""
@@ -177,6 +183,12 @@ class AdapterSet:
         with torch.no_grad():
             for key, p in own.items():
                 p.copy_(state[key])
+        self.weights_changed()
+
+    def weights_changed(self) -> None:
+        """Tells every adapter that its parameters have other values."""
+        for _, adapter in self:
+            adapter.weights_changed()
 
     @contextlib.contextmanager
     def switched_off(self) -> Iterator[None]:

@@ -5,8 +5,6 @@ As in the paper (section 4.3) and in PEFT, the length is a constant for the grad
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -24,7 +22,7 @@ class DoraAdapter(LoraAdapter):
         self._layer, self._weight = [layer], weight  # in a list, so the layer's own weights are not counted as ours
         self._bias: torch.Tensor | None = None
         self._squares: torch.Tensor | None = None
-        self._lengths: tuple[Any, torch.Tensor] | None = None
+        self._lengths: torch.Tensor | None = None
 
     @torch.no_grad()
     def prepare(self) -> None:
@@ -49,13 +47,15 @@ class DoraAdapter(LoraAdapter):
 
     @torch.no_grad()
     def lengths(self) -> torch.Tensor:
-        """(out,) lengths of the rows of W + update. Computed once per update: |w|^2 + 2 s b (W A^T)_row + s^2 b (A A^T) b^T, without a dense update."""
-        versions = self.lora_down._version, self.lora_up._version
-        if self._lengths is None or self._lengths[0] != versions:
+        """(out,) lengths of the rows of W + update, |w|^2 + 2 s b (W A^T)_row + s^2 b (A A^T) b^T, without a dense update. Kept until the weights change."""
+        if self._lengths is None:
             up, down = self.lora_up.flatten(1), self.lora_down.flatten(1)
             with self._weight(self._layer[0]) as (weight, _):
                 cross = weight.to(up).flatten(1) @ down.t()
             assert self._squares is not None
             square = self._squares + 2 * self.scale * (cross * up).sum(1) + self.scale**2 * ((up @ (down @ down.t())) * up).sum(1)
-            self._lengths = versions, square.clamp_min(torch.finfo(torch.float32).tiny).sqrt()
-        return self._lengths[1]
+            self._lengths = square.clamp_min(torch.finfo(torch.float32).tiny).sqrt()
+        return self._lengths
+
+    def weights_changed(self) -> None:
+        self._lengths = None

@@ -32,9 +32,12 @@ class LokrAdapter(Adapter):
         super().__init__(shape)
         kernel = shape.weight[2:]
         (a, c), (b, d) = (factors(n, shape.lokr_factor) for n in shape.weight[:2])
+        if shape.lokr_split is not None:
+            a, b = shape.lokr_split
+            c, d = shape.weight[0] // a, shape.weight[1] // b
         rng = generator(seed, "init", name)
         self.lokr_w1 = nn.Parameter(nn.init.kaiming_uniform_(torch.empty(a, b), a=math.sqrt(5), generator=rng).to(device))
-        self._low_rank = shape.rank < max(c, d) / 2
+        self._low_rank = shape.rank < max(c, d) / 2 if shape.lokr_full is None else not shape.lokr_full
         if self._low_rank:
             start = nn.init.kaiming_uniform_(torch.empty(c, shape.rank), a=math.sqrt(5), generator=rng)
             self.lokr_w2_a = nn.Parameter(start.to(device))

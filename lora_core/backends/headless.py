@@ -41,6 +41,11 @@ class Headless:
         self._texts: dict[str, Text] = {}
         self._trained = AdapterSet({})
 
+    @property
+    def can_checkpoint(self) -> bool:
+        """Whether the network can recompute its blocks in the backward pass."""
+        return bool(getattr(self.network, "_supports_gradient_checkpointing", False))
+
     def place(self, module: Any) -> Any:
         return module.to(self.device).eval().requires_grad_(False)
 
@@ -105,7 +110,7 @@ class Headless:
         with attach(layers, adapters):
             try:
                 if checkpointing:
-                    if not hasattr(network, "enable_gradient_checkpointing"):
+                    if not self.can_checkpoint:
                         raise LoomError(f"checkpointing: {type(network).__name__} cannot recompute its blocks; turn it off.")
                     network.enable_gradient_checkpointing(_checkpoint)
                     network.train()  # diffusers checkpoints only in training mode
@@ -115,7 +120,7 @@ class Headless:
                 yield
             finally:
                 network.eval()
-                if checkpointing and not before and hasattr(network, "disable_gradient_checkpointing"):
+                if checkpointing and not before and self.can_checkpoint:
                     network.disable_gradient_checkpointing()
                 if adapters.changes_text:
                     self.forget_texts()

@@ -47,11 +47,11 @@ class Dataset:
         return "\n".join([*lines, *self.warnings, *(f"skipped {name}: {why}" for name, why in self.skipped)])
 
 
-def scan(config: DataConfig) -> Dataset:
-    """The dataset in `config.folder`. Raises LoomError when the folder is missing or holds no usable picture."""
+def scan(config: DataConfig, field: str = "data.folder") -> Dataset:
+    """The dataset in `config.folder`, which came in by the setting `field`. Raises LoomError when the folder is missing or holds no usable picture."""
     root = Path(config.folder)
     if not config.folder or not root.is_dir():
-        raise LoomError(f"data.folder: there is no folder {config.folder!r}; choose one that holds your pictures.")
+        raise LoomError(f"{field}: there is no folder {config.folder!r}; choose one that holds your pictures.")
     pictures: list[Picture] = []
     skipped: list[tuple[str, str]] = []
     no_caption: list[str] = []
@@ -86,7 +86,7 @@ def scan(config: DataConfig) -> Dataset:
     if not pictures:
         reasons = "; ".join(f"{name} {why}" for name, why in skipped[:3])
         raise LoomError(
-            f"data.folder: {root.name!r} holds no usable picture" + (f" ({reasons})" if reasons else "")
+            f"{field}: {root.name!r} holds no usable picture" + (f" ({reasons})" if reasons else "")
             + f"; put in pictures of type {', '.join(sorted(e[1:] for e in EXTENSIONS))}."
         )  # fmt: skip
     return Dataset(root, tuple(pictures), tuple(skipped), tuple(_warnings(config, pictures, no_caption, files)), config.trigger)

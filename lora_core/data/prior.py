@@ -45,7 +45,7 @@ def class_dataset(
         return None
     real: tuple[Picture, ...] = ()
     if prior.folder:
-        found = scan(dataclasses.replace(config.data, folder=prior.folder, trigger="", captions="auto", repeats=0))
+        found = scan(dataclasses.replace(config.data, folder=prior.folder, trigger="", captions="auto", repeats=0, limit=0), "prior.folder")
         real = tuple(p if p.caption or not prior.prompt else dataclasses.replace(p, caption=prior.prompt) for p in found.pictures)
     made = _made(wanted(config, subject, tokens, len(real)), config, backend, cache, progress)
     if not real and not made:

@@ -117,13 +117,10 @@ class HostBackend:
         return self._names[path]
 
     def text_fingerprint(self) -> str:
-        return weights_fingerprint(self._clip.cond_stage_model)
+        return _patched_fingerprint(self._clip.patcher, self._clip.cond_stage_model, "")
 
     def fingerprint(self) -> str:
-        """Of the weights without the host's patches, plus the patches, so it does not depend on whether the model is loaded."""
-        backup = {k.removeprefix("diffusion_model."): v.weight for k, v in self._patcher.backup.items()}
-        patches = {k: [(p[0], _patch_values(p[1]), p[2]) for p in v] for k, v in sorted(self._patcher.patches.items())}
-        return hashlib.sha256(f"{weights_fingerprint(self.network, backup)}{patches}".encode()).hexdigest()[:32]
+        return _patched_fingerprint(self._patcher, self.network, "diffusion_model.")
 
     def objective(self, config: ObjectiveConfig) -> HostObjective:
         return host_objective(self._patcher.get_model_object("model_sampling"), config)
@@ -370,6 +367,13 @@ class HostBackend:
 
 def _injection(borrowing: Borrowing) -> comfy.patcher_extension.PatcherInjection:
     return comfy.patcher_extension.PatcherInjection(lambda patcher: borrowing.inject(), lambda patcher: borrowing.eject())
+
+
+def _patched_fingerprint(patcher: Any, module: nn.Module, prefix: str) -> str:
+    """Of the weights without the host's patches, plus the patches, so it does not depend on whether the model is loaded."""
+    backup = {k.removeprefix(prefix): v.weight for k, v in patcher.backup.items()}
+    patches = {k: [(p[0], _patch_values(p[1]), p[2]) for p in v] for k, v in sorted(patcher.patches.items())}
+    return hashlib.sha256(f"{weights_fingerprint(module, backup)}{patches}".encode()).hexdigest()[:32]
 
 
 def _patch_values(patch: Any) -> list:

@@ -77,7 +77,7 @@ def written(text: str, tokens: TokenSet) -> str:
 
 
 def _name(token: TokenVectors) -> str:
-    return "loom-" + re.sub(r"\W", "-", token.token.placeholder.lower())
+    return "loom-" + token.token.placeholder.lower().encode().hex()  # every word has a name of its own, in letters the host splits nowhere
 
 
 def tables(clip: Any) -> dict[str, TokenTable]:

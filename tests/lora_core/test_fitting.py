@@ -78,3 +78,24 @@ def test_times_are_given_in_words(seconds, steps, words):
     assert "3.0 GiB at the peak" in said
     assert "checkpointing" in said
     assert "not measured" in Measured(1, 1, False, 1.0, 0).sentence(1)
+
+
+def test_a_run_that_was_made_to_fit_goes_on_as_it_was_whatever_memory_is_free_now(toy_config, run_toy, toy_backend, tmp_path, monkeypatch):
+    with monkeypatch.context() as short:
+        exhausted_above(toy_backend, short, 1)
+        run_toy(toy_config(auto_fit=True, steps=2), tmp_path)
+    config = run_toy(toy_config(auto_fit=True, steps=4), tmp_path, resume=True).facts["config"]
+    assert (config["batch_size"], config["grad_accum"], config["checkpointing"]) == (1, 2, True)
+
+
+def test_class_pictures_count_when_the_largest_pass_is_looked_for(toy_config, run_toy, toy_backend, tmp_path, monkeypatch):
+    seen = []
+    predict = type(toy_backend).predict
+    monkeypatch.setattr(type(toy_backend), "predict", lambda self, x, s, b: seen.append(x.shape[-1] * x.shape[-2]) or predict(self, x, s, b))
+    run_toy(toy_config(auto_fit=True, data={"resolution": 64}, prior={"prompt": "a red circle", "count": 1, "steps": 1}), tmp_path / "run")
+    assert seen[0] == max(seen) == 64  # pictures of 32 px are not scaled up, class pictures are made at 64
+
+
+def test_a_network_that_cannot_checkpoint_halves_its_batch_instead(toy_config):
+    tried = candidates(toy_config(batch_size=4), can_checkpoint=False)
+    assert [(c.batch_size, c.checkpointing) for c in tried] == [(4, False), (2, False), (1, False)]

@@ -82,3 +82,16 @@ def test_what_does_not_fit_together_is_refused(toy_config, toy_backend):
         toy_config(method="embedding", embedding={"stop": 0.5})
     with pytest.raises(LoomError, match="text_encoder.train: nothing of 'clip_g' can be trained; this model's text encoders are: clip_l"):
         make_adapters(toy_config(text_encoder={"train": True, "encoders": "clip_g"}), toy_backend)
+
+
+def test_a_rate_rule_sees_the_name_of_the_layer_alone(toy_config, toy_backend):
+    found, _ = groups(toy_config, toy_backend, adapter={"layer_lr": "to_k$ = 0.1"}, optimizer={"lr": 1e-4})
+    assert {n: g["lr"] for n, g in found.items()} == {"model": pytest.approx(1e-4), "model x0.1": pytest.approx(1e-5)}
+
+
+def test_the_logged_rate_is_the_models(toy_config, toy_backend):
+    from lora_loom.lora_core.optimizers import effective_lr, make_optimizer
+
+    config = filled(toy_config(**PIVOTAL, optimizer={"lr": 1e-4}, adapter={"layer_lr": "mid_block = 0.5"}, embedding={"lr": 1e-2}))
+    _, adapters = make_adapters(config, toy_backend)
+    assert effective_lr(make_optimizer(make_groups(config, adapters), config.optimizer)) == pytest.approx(1e-4)

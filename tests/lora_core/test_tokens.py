@@ -92,3 +92,10 @@ def test_pulling_back_the_norm_is_the_formula_of_the_diffusers_script():
     frozen = one.vectors["clip_l"].clone()
     one.pull_back_norm()
     assert torch.equal(one.vectors["clip_l"], frozen)  # nothing moves after the pivot
+
+
+@pytest.mark.parametrize("text", ["猫\n狗", "TOK_1\nTOK-1", "<s0>\ns0"])
+def test_tokens_whose_files_would_be_one_are_refused(text):
+    with pytest.raises(LoomError, match="leaves no file name of its own"):
+        wanted_tokens(EmbeddingConfig(tokens=text))
+    assert len(wanted_tokens(EmbeddingConfig(tokens=text.splitlines()[0]))) == 1

@@ -140,3 +140,9 @@ def test_patience_without_validation_is_refused(toy_config):
     for setting in ({"patience": 3}, {"restore_best": True}):
         with pytest.raises(LoomError, match="validation.every: is 0"):
             split(dataset(5), toy_config(validation=setting))
+
+
+def test_pictures_of_a_folder_are_measured_with_the_token_too(toy_config, run_toy, pictures, tmp_path):
+    config = toy_config(method="embedding", embedding={"tokens": "TOK"}, optimizer={"lr": 0.05}, validation={**ON, "folder": str(pictures)})
+    measures = run_toy(config, tmp_path).facts["validation"]
+    assert len({m[1] for m in measures}) == len(measures)  # the word is in their captions, so its training moves the loss

@@ -137,6 +137,7 @@ def test_dora_in_half_precision_and_a_recomputed_block_use_lengths_of_the_curren
     first = adapter.lengths().clone()
     with torch.no_grad():
         adapter.lora_up.fill_(0.5)
+    adapter.weights_changed()
     with weight_of(layer) as (weight, _):
         expected = (weight.float() + adapter.delta_weight()).norm(dim=1)
     torch.testing.assert_close(adapter.lengths(), expected.detach())
@@ -166,3 +167,41 @@ def test_every_kind_trains_and_its_file_has_its_layers(kind, toy_config, run_toy
     assert len(found.modules) == result.facts["layers"] > 50
     assert all(torch.isfinite(v).all() for v in result.tensors.values())
     assert max(delta(m).abs().max() for m in found.modules.values()) > 0
+
+
+@pytest.mark.parametrize("name", ["adamw", "adamw8bit", "prodigy"])
+def test_dora_follows_its_weights_whatever_the_optimizer_does(name, toy_config, run_toy, tmp_path):
+    """Fused optimizers do not count a tensor's version up. A run that was stopped and continued, with samples in between, equals the unbroken one."""
+    from lora_loom.lora_core.events import Control, Listener
+
+    class StopAt(Listener):
+        control = Control()
+
+        def on_step(self, report):
+            if report.step == 2:
+                self.control.stop_and_keep()
+
+    config = toy_config(steps=5, adapter={"algorithm": "dora"}, optimizer={"name": name, "lr": 0.0 if name == "prodigy" else 1e-2})
+    whole = run_toy(config, tmp_path / "whole")
+    stopper = StopAt()
+    stopper.control = Control()
+    run_toy(config, tmp_path / "parts", stopper, control=stopper.control)
+    parts = run_toy(config, tmp_path / "parts", resume=True)
+    assert parts.losses == whole.losses
+    assert all(torch.equal(parts.tensors[k], whole.tensors[k]) for k in whole.tensors)
+
+
+@pytest.mark.parametrize("changes", [{"rank": 1}, {"rank": 64}, {"rank": 2, "lokr_factor": 4}])
+def test_a_lokr_goes_on_from_its_own_file_whatever_its_split(changes, toy_config, toy_backend, run_toy, tmp_path):
+    from lora_loom.convert.products import starting_point
+    from lora_loom.lora_core.build import make_adapters
+
+    config = toy_config(adapter={"algorithm": "lokr", **changes}, steps=2)
+    made = run_toy(config, tmp_path)
+    names = [name for name, _ in make_adapters(config, toy_backend)[1]]
+    start = starting_point(read(made.tensors, family=UNKNOWN), names, "lokr")
+    other = toy_config(adapter={"algorithm": "lokr", "rank": 4})  # what the file says goes before what the job says
+    _, adapters = make_adapters(other, toy_backend, "", start)
+    written = read(made.tensors, family=UNKNOWN).modules
+    for name, adapter in adapters:
+        torch.testing.assert_close(adapter.delta_weight().detach(), delta(written[name]).reshape(adapter.shape.weight), rtol=1e-5, atol=1e-7)

@@ -260,3 +260,12 @@ def test_the_real_picture_encoder_reads_its_file(tmp_path):
         out = again(x)
     assert out.shape == (1, 16, 4, 3)
     assert torch.equal(out, encoder.eval()(x).detach())
+
+
+def test_checkpointing_is_refused_in_words_where_the_network_has_none(backends, toy_config, tmp_path):
+    from lora_loom.lora_core.build import make_adapters
+
+    backend = backends("kandinsky prior")
+    layers, adapters = make_adapters(toy_config(), backend)
+    with pytest.raises(LoomError, match="checkpointing: PriorTransformer cannot recompute its blocks; turn it off"), backend.training(layers, adapters, True):
+        pass
