@@ -212,6 +212,8 @@ def _gathered(
     if config.objective.weighting != "none" and objective.kind not in ("epsilon", "v"):
         name = config.objective.weighting
         listener.on_message(f"objective.weighting: {name} is for eps and v models and changes nothing here; this model predicts {objective.kind}.")
+    if dataset.trigger and not len(adapters.tokens) and any(len(t.rows(dataset.trigger)) == 1 for t in backend.token_tables().values()):
+        listener.on_message(f"data.trigger: {dataset.trigger!r} is one word of the text encoder and may mean something to it already; a made-up one is safer.")
     latents = _encoded(dataset, config, backend, listener, "pictures")
     _check_masks(config, latents, listener)
     batches = Batches(latents, config, backend.device)

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 from . import files, state
 from .adapters import AdapterSet
+from .advice import advice
 from .backends.base import Backend, SampleJob
 from .config import TrainConfig, as_dict, parse
 from .data.batches import Batches
@@ -145,6 +146,8 @@ class Loop:
         except BaseException:
             self._rescue()
             raise
+        for sentence in advice(self.losses, self.history):
+            self.listener.on_message(sentence)
         self.listener.on_end(outcome, self.done)
         return result
 

@@ -24,7 +24,7 @@ Vectors = Callable[[str], torch.Tensor | None]  # encoder -> (n, width)
 
 def tokenizers(clip: Any) -> dict[str, SDTokenizer]:
     """The tokenizer of each text encoder of a host CLIP, by the host's name for the encoder."""
-    return {t.embedding_key: t for t in vars(clip.tokenizer).values() if isinstance(t, SDTokenizer)}
+    return {t.embedding_key: t for t in vars(getattr(clip, "tokenizer", None) or object).values() if isinstance(t, SDTokenizer)}
 
 
 def with_embeddings(clip: Any, named: Mapping[str, Vectors], words: Mapping[str, str] | None = None) -> Any:
