@@ -74,7 +74,7 @@ def _shape(config: TrainConfig, part: str, name: str, layer: nn.Module, rules: l
         if ruled != int(ruled):
             raise LoomError(f"adapter.layer_rank: {ruled:g} for {name} is no rank; give a whole number.")
         rank, alpha = int(ruled), alpha * ruled / rank  # the same scale at another rank
-    return Shape(weight, rank, alpha or float(rank), a.dropout, a.init, a.rank_stabilized, a.lokr_factor)
+    return Shape(weight, rank, alpha or float(rank), a.dropout, a.init, a.rank_stabilized, a.dora_axis, a.lokr_factor)
 
 
 def _given_shape(config: TrainConfig, layer: nn.Module, given: Mapping[str, torch.Tensor]) -> Shape:
@@ -86,7 +86,8 @@ def _given_shape(config: TrainConfig, layer: nn.Module, given: Mapping[str, torc
     if split and (weight[0] % split[0] or weight[1] % split[1]):
         raise LoomError(f"lora: a LoKr of {split} does not divide a layer of {weight[:2]}; use a LoRA that was made for this model.")
     full = "lokr_w2" in given if split else None
-    return Shape(weight, rank, alpha, config.adapter.dropout, config.adapter.init, False, 0, split, full)
+    axis = "input" if "dora_scale" in given and given["dora_scale"].shape[0] == 1 else "output"
+    return Shape(weight, rank, alpha, config.adapter.dropout, config.adapter.init, False, axis, 0, split, full)
 
 
 @torch.no_grad()

@@ -57,6 +57,11 @@ class AdapterConfig:
     conv_rank: int = setting(0, "Rank in convolutions larger than 1x1; 0 takes rank.", low=0, high=1024)
     conv_alpha: float = setting(0.0, "Alpha in those convolutions, where conv_rank is given; 0 means alpha = conv_rank.", low=0.0, high=4096.0)
     rank_stabilized: bool = setting(False, "Scale by alpha / sqrt(rank) instead of alpha / rank (rsLoRA), which keeps large ranks learning.")
+    dora_axis: str = setting(
+        "input",
+        "What DoRA's magnitudes are for: inputs, which ComfyUI, Forge and A1111 apply as trained, or outputs, as PEFT has it.",
+        choices=("input", "output"),
+    )
     lokr_factor: int = setting(0, "How LoKr splits a layer: the larger, the smaller the file; 0 splits near the root.", low=0, high=256)
     dropout: float = setting(0.0, "Share of an adapter's inputs set to zero in each step.", low=0.0, high=0.95)
     init: str = setting("kaiming", "How lora_down starts (lora_up starts at zero).", choices=("kaiming", "gaussian"))

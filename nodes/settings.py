@@ -87,7 +87,7 @@ class AdapterSettings(SettingsNode):
     DESCRIPTION = "Which kind of adapter is trained: LoRA, DoRA, LoHa or LoKr, with ranks and learning rates by layer."
     ALIASES = ("dora", "loha", "lokr", "lycoris", "locon", "rslora", "block weight", "max norm")
     PATHS = ("adapter.algorithm", "adapter.conv_rank", "adapter.conv_alpha", "adapter.rank_stabilized", "adapter.max_norm")
-    ADVANCED = ("adapter.lokr_factor", "adapter.layer_rank", "adapter.layer_lr")
+    ADVANCED = ("adapter.dora_axis", "adapter.lokr_factor", "adapter.layer_rank", "adapter.layer_lr")
     CHANGES = {path: {"multiline": True} for path in ("adapter.layer_rank", "adapter.layer_lr")}
 
 

@@ -39,6 +39,7 @@ class Shape:
     dropout: float = 0.0
     init: str = "kaiming"
     rank_stabilized: bool = False
+    dora_axis: str = "input"
     lokr_factor: int = 0
     lokr_split: tuple[int, int] | None = None  # (a, b) of lokr_w1, where an earlier LoKr says it
     lokr_full: bool | None = None  # whether lokr_w2 is one full matrix, where an earlier LoKr says it
@@ -72,6 +73,10 @@ class Adapter(nn.Module):
     def add_to(self, out: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """`out` plus this adapter's delta for input `x`, in out's dtype; both as the layer's forward sees and returns them."""
         raise NotImplementedError(f"{type(self).__name__} must say how it adds to a layer")
+
+    def before(self, x: torch.Tensor) -> torch.Tensor:
+        """What the layer gets instead of its input `x`."""
+        return x
 
     def prepare(self) -> None:
         """Called once when the base weights are at hand, before the first step."""
@@ -231,8 +236,10 @@ def branch(base: Forward, adapter: Adapter) -> Forward:
     """Forward that adds `adapter`'s delta to `base`'s output."""
 
     def forward(x: torch.Tensor, *args, **kwargs) -> torch.Tensor:
-        out = base(x, *args, **kwargs)
-        return adapter.add_to(out, x) if adapter.active else out
+        if not adapter.active:
+            return base(x, *args, **kwargs)
+        x = adapter.before(x)
+        return adapter.add_to(base(x, *args, **kwargs), x)
 
     return forward
 

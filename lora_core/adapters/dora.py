@@ -1,6 +1,7 @@
-"""DoRA (Liu et al. 2024, arXiv 2402.09353): the rows of W + LoRA are brought to length one and given a trained magnitude m (eq. 5).
+"""DoRA (Liu et al. 2024, arXiv 2402.09353): the columns or rows of W + LoRA are brought to length one and given a trained magnitude m (eq. 5).
 
-As in the paper (section 4.3) and in PEFT, the length is a constant for the gradient.
+Over inputs, m is (1, in) as in the paper, and ComfyUI, Forge and A1111 apply the file just as it was trained. Over outputs, m is (out, 1) as in PEFT; those
+programs divide by another length. As in the paper (section 4.3) and in PEFT, the length is a constant for the gradient.
 """
 
 from __future__ import annotations
@@ -14,11 +15,14 @@ from .lora import LoraAdapter
 
 
 class DoraAdapter(LoraAdapter):
-    """LoRA's factors and `dora_scale`, the magnitudes m, (out, 1, ...) as files hold them. They start as the lengths of W's rows: no effect."""
+    """LoRA's factors and `dora_scale`, the magnitudes m, (1, in, 1, ...) or (out, 1, ...) as files hold them. They start as W's own lengths: no effect."""
 
     def __init__(self, name: str, layer: nn.Module, shape: Shape, seed: int, device: torch.device | str, weight: Weight = weight_of):
         super().__init__(name, layer, shape, seed, device)
-        self.dora_scale = nn.Parameter(torch.zeros(shape.weight[0], *[1] * (len(shape.weight) - 1), device=device))
+        self.over_inputs = shape.dora_axis == "input"
+        ones = [1] * (len(shape.weight) - 2)
+        size = (1, shape.weight[1], *ones) if self.over_inputs else (shape.weight[0], 1, *ones)
+        self.dora_scale = nn.Parameter(torch.zeros(size, device=device))
         self._layer, self._weight = [layer], weight  # in a list, so the layer's own weights are not counted as ours
         self._bias: torch.Tensor | None = None
         self._squares: torch.Tensor | None = None
@@ -27,12 +31,25 @@ class DoraAdapter(LoraAdapter):
     @torch.no_grad()
     def prepare(self) -> None:
         with self._weight(self._layer[0]) as (weight, bias):
-            self._squares = weight.to(self.lora_up).flatten(1).square().sum(1)
+            self._squares = self._summed(weight.to(self.lora_up).square().flatten(1))
             self._bias = None if bias is None else bias.to(self.lora_up).clone()
         if not self.dora_scale.any():  # not taken over from an earlier LoRA
             self.dora_scale.copy_(self._squares.sqrt().view_as(self.dora_scale))
 
+    def _summed(self, table: torch.Tensor) -> torch.Tensor:
+        """(out, in * kernel) summed for each input channel, or for each row."""
+        return table.sum(0).view(self.shape.weight[1], -1).sum(1) if self.over_inputs else table.sum(1)
+
+    def before(self, x: torch.Tensor) -> torch.Tensor:
+        """Over inputs (W + update) diag(r) x is the layer on r * x, r = m / length."""
+        if not self.over_inputs:
+            return x
+        ratio = (self.dora_scale.flatten() / self.lengths()).to(x.dtype)
+        return x * (ratio if self._conv is None else ratio.view(-1, *[1] * (len(self.shape.weight) - 2)))
+
     def add_to(self, out: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        if self.over_inputs:
+            return super().add_to(out, x)
         x = self.drop(x)
         down, up = self.lora_down.to(x.dtype), self.lora_up.to(x.dtype)
         shape = (-1, *[1] * (down.ndim - 2))
@@ -47,14 +64,18 @@ class DoraAdapter(LoraAdapter):
 
     @torch.no_grad()
     def lengths(self) -> torch.Tensor:
-        """(out,) lengths of the rows of W + update, |w|^2 + 2 s b (W A^T)_row + s^2 b (A A^T) b^T, without a dense update. Kept until the weights change."""
+        """Lengths of the columns (by input channel) or rows of W + update, |w|^2 + 2 s <w, b a> + s^2 |b a|^2; kept until the weights change."""
         if self._lengths is None:
             up, down = self.lora_up.flatten(1), self.lora_down.flatten(1)
             with self._weight(self._layer[0]) as (weight, _):
-                cross = weight.to(up).flatten(1) @ down.t()
+                table = weight.to(up).flatten(1)
+                if self.over_inputs:
+                    cross, square = (up.t() @ table) * down, ((up.t() @ up) @ down) * down
+                else:
+                    cross, square = (table @ down.t()) * up, (up @ (down @ down.t())) * up
             assert self._squares is not None
-            square = self._squares + 2 * self.scale * (cross * up).sum(1) + self.scale**2 * ((up @ (down @ down.t())) * up).sum(1)
-            self._lengths = square.clamp_min(torch.finfo(torch.float32).tiny).sqrt()
+            total = self._squares + 2 * self.scale * self._summed(cross) + self.scale**2 * self._summed(square)
+            self._lengths = total.clamp_min(torch.finfo(torch.float32).tiny).sqrt()
         return self._lengths
 
     def weights_changed(self) -> None:

@@ -23,7 +23,7 @@ LAYERS = {
     "conv with stride": (lambda: nn.Conv2d(12, 20, 3, stride=2, padding=1), (2, 12, 9, 8)),
 }
 KINDS = {
-    "dora": (dict(rank=4, alpha=2.0), lambda: LoraConfig(r=4, lora_alpha=2, use_dora=True, target_modules=["layer"]),
+    "dora": (dict(rank=4, alpha=2.0, dora_axis="output"), lambda: LoraConfig(r=4, lora_alpha=2, use_dora=True, target_modules=["layer"]),
              {"lora_down": "lora_A.default.weight", "lora_up": "lora_B.default.weight", "dora_scale": "lora_magnitude_vector.default.weight"}),
     "lora rank-stabilized": (dict(rank=4, alpha=2.0, rank_stabilized=True), lambda: LoraConfig(r=4, lora_alpha=2, use_rslora=True, target_modules=["layer"]),
                              {"lora_down": "lora_A.default.weight", "lora_up": "lora_B.default.weight"}),
@@ -88,6 +88,31 @@ def close(ours, theirs):
 
 
 @pytest.mark.parametrize("place", LAYERS)
+def test_dora_over_inputs_is_equation_5_of_the_paper_with_its_gradients(place):
+    """W' = m V / ||V||_c with V = W + update and the norm, held constant, over everything but the input channel."""
+    torch.manual_seed(1)
+    make, size = LAYERS[place]
+    layer, x = make().double().requires_grad_(False), torch.randn(size, dtype=torch.float64)
+    adapter = fill(build("dora", layer, rank=4, alpha=2.0, dora_axis="input"))
+    with attach({"layer": layer}, AdapterSet({"layer": adapter})):
+        found = layer(x)
+    found.square().sum().backward()
+    ours = {n: p.grad.clone() for n, p in adapter.named_parameters()}
+    adapter.zero_grad()
+    dense = layer.weight + adapter.delta_weight()
+    length = dense.detach().transpose(0, 1).flatten(1).norm(dim=1).view_as(adapter.dora_scale)
+    weight = dense * (adapter.dora_scale / length)
+    if dense.ndim == 2:
+        expected = nn.functional.linear(x, weight, layer.bias)
+    else:
+        expected = nn.functional.conv2d(x, weight, layer.bias, layer.stride, layer.padding)
+    expected.square().sum().backward()
+    close(found, expected)
+    for name, p in adapter.named_parameters():
+        close(ours[name], p.grad)
+
+
+@pytest.mark.parametrize("place", LAYERS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_adapter_has_no_effect_before_the_first_step(kind, place):
     torch.manual_seed(2)
@@ -132,7 +157,7 @@ def test_a_file_read_back_has_the_update_the_training_had(kind, place):
 def test_dora_in_half_precision_and_a_recomputed_block_use_lengths_of_the_current_factors():
     torch.manual_seed(3)
     layer = nn.Linear(16, 16).to(torch.bfloat16).requires_grad_(False)
-    adapter = ADAPTERS["dora"]("layer", layer, Shape((16, 16), 2, 2.0), 0, "cpu")
+    adapter = ADAPTERS["dora"]("layer", layer, Shape((16, 16), 2, 2.0, dora_axis="output"), 0, "cpu")
     adapter.prepare()
     first = adapter.lengths().clone()
     with torch.no_grad():
@@ -170,7 +195,8 @@ def test_every_kind_trains_and_its_file_has_its_layers(kind, toy_config, run_toy
 
 
 @pytest.mark.parametrize("name", ["adamw", "adamw8bit", "prodigy"])
-def test_dora_follows_its_weights_whatever_the_optimizer_does(name, toy_config, run_toy, tmp_path):
+@pytest.mark.parametrize("axis", ["input", "output"])
+def test_dora_follows_its_weights_whatever_the_optimizer_does(axis, name, toy_config, run_toy, tmp_path):
     """Fused optimizers do not count a tensor's version up. A run that was stopped and continued, with samples in between, equals the unbroken one."""
     from lora_loom.lora_core.events import Control, Listener
 
@@ -181,7 +207,7 @@ def test_dora_follows_its_weights_whatever_the_optimizer_does(name, toy_config, 
             if report.step == 2:
                 self.control.stop_and_keep()
 
-    config = toy_config(steps=5, adapter={"algorithm": "dora"}, optimizer={"name": name, "lr": 0.0 if name == "prodigy" else 1e-2})
+    config = toy_config(steps=5, adapter={"algorithm": "dora", "dora_axis": axis}, optimizer={"name": name, "lr": 0.0 if name == "prodigy" else 1e-2})
     whole = run_toy(config, tmp_path / "whole")
     stopper = StopAt()
     stopper.control = Control()
