@@ -179,7 +179,7 @@ def embedding() -> None:
     )  # fmt: skip
     decode = graph.add("VAEDecode", (1620, 60), (200, 60), {"samples": (sampler, "LATENT", "LATENT"), "vae": (base, "vae", "VAE")}, [("IMAGE", "IMAGE")], {})
     graph.add("SaveImage", (1620, 180), (320, 320), {"images": (decode, "IMAGE", "IMAGE")}, [], {"filename_prefix": "lora_loom"})
-    graph.note("Gives the tiny model a word, **dax**, for something it can draw but has no name for. The MODEL is the one it was.", (40, 760), (360, 110))
+    graph.note("Gives the tiny model a word, **dax**, for something it can draw but has no name for. The MODEL is the one it was.", (920, 560), (360, 110))
     graph.write("train_embedding_toy")
 
 
