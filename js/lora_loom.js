@@ -17,10 +17,12 @@ async function stopAndKeep(node) {
   });
 }
 
+const STOPPABLE = ["LoraLoomTrainLora", "LoraLoomTrainEmbedding", "LoraLoomFindLearningRate", "LoraLoomZipLoras"];
+
 app.registerExtension({
   name: "lora_loom.stop",
   getNodeMenuItems(node) {
-    if (node.comfyClass !== "LoraLoomTrainLora") return [];
+    if (!STOPPABLE.includes(node.comfyClass)) return [];
     return [{ content: "Stop and keep", callback: () => stopAndKeep(node) }];
   },
 });
