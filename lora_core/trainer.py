@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 Product = tuple[dict[str, torch.Tensor], dict[str, str]]  # (tensors, metadata) of one file
 Export = Callable[[dict[str, torch.Tensor], dict[str, Any]], dict[str, Product]]  # trained values and facts -> file stem -> what is in it, the main one first
 MAX_FAILED_SAMPLES = 2
+POINTS_DRAWN = 200
 CHANGEABLE = ("steps", "save", "samples", "name", "auto_fit")  # may differ between a run and its continuation
 
 
@@ -114,6 +115,7 @@ class Loop:
         self.started = time.time()
         self.sampled: list[tuple[str, list[Image.Image]]] = []
         self.history = History()
+        self.rates: list[float] = []  # learning rate of each step as it acted, Prodigy's d * lr
         self.identity = {"base": run.backend.fingerprint(), "data": run.batches.fingerprint(), "dtype": str(run.backend.dtype)}
         if run.prior:
             self.identity["prior"] = run.prior.fingerprint()
@@ -159,6 +161,7 @@ class Loop:
         report = optimizer_step(self.run, step)
         self.done = report.step
         self.losses.append(report.loss)
+        self.rates.append(report.lr)
         last = self.done == self.config.steps
         every = self.config.validation.every
         measure = self.validate() if every and (last or self.done % every == 0) else None
@@ -292,6 +295,8 @@ class Loop:
         for path, (tensors, metadata) in zip(written, products.values(), strict=True):
             files.write_safetensors(path, tensors, metadata)
         loss_plot(self.losses).save(self.folder / "loss.png")
+        points = [(float(n), rate) for n, rate in enumerate(self.rates, 1)]
+        curves({"learning rate": points[:: max(1, len(points) // POINTS_DRAWN)]}).save(self.folder / "learning-rate.png")
         return Result(self.folder, written, self.done, outcome, self.losses, products, self.facts())
 
     def _rescue(self) -> None:
@@ -320,8 +325,9 @@ class Loop:
         self.done = self.saved = checkpoint.step
         log = self.folder / "log.jsonl"
         if log.exists():
-            kept = itertools.islice(log.read_text(encoding="utf-8").splitlines(), self.done)
+            kept = list(itertools.islice(log.read_text(encoding="utf-8").splitlines(), self.done))
             files.write_bytes(log, "".join(line + "\n" for line in kept).encode())
+            self.rates = [json.loads(line)["lr"] for line in kept]
 
 
 def sample_jobs(config: TrainConfig, batches: Batches, prior: Batches | None = None) -> list[SampleJob]:

@@ -191,5 +191,8 @@ def test_every_optimizer_runs_on_the_toy_and_a_continued_run_equals_the_unbroken
     parts = run_toy(config, tmp_path / "parts", resume=True)
     assert parts.losses == whole.losses
     assert all(torch.equal(parts.tensors[k], whole.tensors[k]) for k in whole.tensors)
-    lines = [json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()]
-    assert all(line["lr"] > 0 for line in lines)
+    lines, again = ([json.loads(line)["lr"] for line in (tmp_path / n / "log.jsonl").read_text().splitlines()] for n in ("whole", "parts"))
+    assert lines == again
+    assert all(lr > 0 for lr in lines)
+    drawn = [(tmp_path / n / "learning-rate.png").read_bytes() for n in ("whole", "parts")]
+    assert drawn[0] == drawn[1]
