@@ -327,7 +327,8 @@ class Loop:
         if log.exists():
             kept = list(itertools.islice(log.read_text(encoding="utf-8").splitlines(), self.done))
             files.write_bytes(log, "".join(line + "\n" for line in kept).encode())
-            self.rates = [json.loads(line)["lr"] for line in kept]
+            with contextlib.suppress(ValueError, KeyError):  # a log that was damaged costs the drawing, not the run
+                self.rates = [json.loads(line)["lr"] for line in kept]
 
 
 def sample_jobs(config: TrainConfig, batches: Batches, prior: Batches | None = None) -> list[SampleJob]:
