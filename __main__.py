@@ -110,19 +110,18 @@ def _recipes(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> int:
     from .lora_core.events import Listener
+    from .lora_core.fitting import verdict
     from .lora_core.run import dry_run
 
     config, dataset, backend = _prepared(_job(args), args)
     chosen, measured = dry_run(config, backend, dataset, args.out, Listener())
-    fits = (chosen.batch_size, chosen.checkpointing) == (config.batch_size, config.checkpointing)
-    said = measured.sentence(config.for_pictures(len(dataset.pictures)).steps)
-    sys.stdout.write((said if fits else f"Memory does not suffice as it is. What fits: {said}") + "\n")
+    fits, said = verdict(config, chosen, measured, config.for_pictures(len(dataset.pictures)).steps)
+    sys.stdout.write(said + "\n")
     return DONE if fits else FAILED
 
 
 def _find_lr(args: argparse.Namespace) -> int:
     from .lora_core.lr_range import lr_range
-    from .lora_core.plots import curves
     from .lora_core.reports import ProgressBar
 
     config, dataset, backend = _prepared(_job(args), args)
@@ -130,8 +129,8 @@ def _find_lr(args: argparse.Namespace) -> int:
         found = lr_range(config, backend, dataset, args.out, bar, steps=args.steps)
     args.out.mkdir(parents=True, exist_ok=True)
     plot = args.out / f"{config.name}-learning-rate.png"
-    curves({"loss on fixed probes, by learning rate": found.points}, found.suggested, logarithmic=True).save(plot)
-    sys.stdout.write(f"The loss falls fastest at a learning rate of {found.suggested:.1e}; that or half of it is a good start: {plot}\n")
+    found.drawn().save(plot)
+    sys.stdout.write(f"{found.sentence()}: {plot}\n")
     return DONE
 
 
@@ -254,14 +253,14 @@ def _start(config: TrainConfig, backend: Any) -> Any:
     from .convert.families import UNKNOWN, known_family
     from .convert.jobs import open_lora
     from .convert.products import starting_point
-    from .lora_core.build import make_adapters
+    from .lora_core.build import chosen_layers
 
-    names = [name for name, _ in make_adapters(config, backend)[1]]
+    own, texts = chosen_layers(config, backend)
     try:
         lora = open_lora(Path(config.adapter.start_from), known_family(backend.family))
     except FormatError:  # a model of unusual shape: the names are its own
         lora = open_lora(Path(config.adapter.start_from), UNKNOWN)
-    return starting_point(lora, names, config.adapter.algorithm)
+    return starting_point(lora, [*own, *texts], config.adapter.algorithm)
 
 
 if __name__ == "__main__":

@@ -27,13 +27,7 @@ def make_adapters(
     layers: dict[str, nn.Module] = {}
     members: dict[str, Adapter] = {}
     if config.trains_lora:
-        a, t = config.adapter, config.text_encoder
-        found = backend.layers()
-        own = {backend.file_name(path): found[path] for path in choose_targets(found, a)}
-        texts: dict[str, nn.Module] = {}
-        if t.train:
-            text_layers = backend.text_layers()
-            texts = {backend.file_name(path): text_layers[path] for path in choose_text_targets(text_layers, t)}
+        a, (own, texts) = config.adapter, chosen_layers(config, backend)
         rules = lines("adapter.layer_rank", a.layer_rank)
         for field, those in (("layer_rank", rules), ("layer_lr", lines("adapter.layer_lr", a.layer_lr))):
             if idle := unused(those, [*own, *texts]):
@@ -59,6 +53,16 @@ def make_adapters(
         if not members:
             raise LoomError("adapter.layer_rank: leaves every layer out; give one a rank above 0.")
     return layers, AdapterSet(members, _tokens(config, backend, trigger))
+
+
+def chosen_layers(config: TrainConfig, backend: Backend) -> tuple[dict[str, nn.Module], dict[str, nn.Module]]:
+    """(layers of the model, layers of its text encoders) that the config selects for adapters, by file name."""
+    found = backend.layers()
+    own = {backend.file_name(path): found[path] for path in choose_targets(found, config.adapter)}
+    if not config.text_encoder.train:
+        return own, {}
+    texts = backend.text_layers()
+    return own, {backend.file_name(path): texts[path] for path in choose_text_targets(texts, config.text_encoder)}
 
 
 def _shape(config: TrainConfig, part: str, name: str, layer: nn.Module, rules: list) -> Shape:

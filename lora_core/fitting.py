@@ -40,6 +40,17 @@ class Measured:
         return f"{how}: {step:.2f} s a step, about {_clock(step * steps)} for {steps} steps, {memory}"
 
 
+def as_chosen(config: TrainConfig, chosen: TrainConfig) -> TrainConfig:
+    """`config` with the batch size, accumulation and checkpointing of `chosen`."""
+    return dataclasses.replace(config, batch_size=chosen.batch_size, grad_accum=chosen.grad_accum, checkpointing=chosen.checkpointing)
+
+
+def verdict(asked: TrainConfig, chosen: TrainConfig, measured: Measured, steps: int) -> tuple[bool, str]:
+    """(whether the job fits as it was asked for, what to say about it)."""
+    fits, said = as_chosen(asked, chosen) == asked, measured.sentence(steps)
+    return fits, said if fits else f"Memory does not suffice as it is. What fits: {said}"
+
+
 def _clock(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 

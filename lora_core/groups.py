@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
 
 from .adapters.base import EMBEDDING, MODEL, TEXT_ENCODER, AdapterSet
 from .config import TrainConfig
@@ -95,6 +94,3 @@ def unused(rules: Sequence[tuple[re.Pattern[str], float]], names: Sequence[str])
     """The patterns that match none of the names."""
     return [pattern.pattern for pattern, _ in rules if not any(pattern.search(name) for name in names)]
 
-
-def trained(groups: Sequence[dict[str, Any]]) -> list[nn.Parameter]:
-    return [p for g in groups for p in g["params"]]

@@ -10,12 +10,15 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from PIL import Image
+
 from .backends.base import Backend
 from .config import TrainConfig
 from .data.folder import Dataset
 from .errors import LoomError, NonFiniteError
 from .events import Control, Listener
 from .optimizers import OPTIMIZERS
+from .plots import curves
 from .run import assembled
 from .step import optimizer_step
 
@@ -28,6 +31,13 @@ class LrRange:
 
     points: list[tuple[float, float]]
     suggested: float
+
+    def sentence(self) -> str:
+        return f"The loss falls fastest at a learning rate of {self.suggested:.1e}; that or half of it is a good start"
+
+    def drawn(self) -> Image.Image:
+        """The loss by learning rate, with the suggested one marked."""
+        return curves({"loss on fixed probes, by learning rate": self.points}, self.suggested, logarithmic=True)
 
 
 def lr_range(

@@ -27,7 +27,7 @@ from .ema import PREFIX as EMA_PREFIX
 from .ema import Ema
 from .errors import LoomError, NonFiniteError
 from .events import Listener
-from .fitting import Measured, fit
+from .fitting import Measured, as_chosen, fit
 from .groups import drop, make_groups
 from .objectives import Objective, check_prediction
 from .optimizers import averaged, check_installed, filled, make_optimizer, settle
@@ -194,7 +194,7 @@ def dry_run(config: TrainConfig, backend: Backend, dataset: Dataset, cache: Path
     with preserved_rng(config.seed):
         m = _gathered(bare, backend, dataset, cache, listener, None, lambda adapters: None)
         chosen, measured = fit(m.config, backend, m.layers, m.adapters, m.all_batches(), m.objective)
-    return dataclasses.replace(config, batch_size=chosen.batch_size, grad_accum=chosen.grad_accum, checkpointing=chosen.checkpointing), measured
+    return as_chosen(config, chosen), measured
 
 
 def _gathered(

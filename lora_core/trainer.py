@@ -26,6 +26,7 @@ from .data.batches import Batches
 from .data.folder import Dataset
 from .errors import LoomError, NonFiniteError
 from .events import Control, Listener
+from .fitting import as_chosen
 from .groups import frozen_at
 from .plots import curves, grid, loss_plot
 from .run import Run, Start, assembled
@@ -95,7 +96,7 @@ def as_fitted(config: TrainConfig, file: Path) -> TrainConfig:
     if not file.is_file():
         return config
     then = parse(json.loads(file.read_text(encoding="utf-8")))
-    return dataclasses.replace(config, batch_size=then.batch_size, grad_accum=then.grad_accum, checkpointing=then.checkpointing, auto_fit=False)
+    return dataclasses.replace(as_chosen(config, then), auto_fit=False)
 
 
 def room_for(config: TrainConfig, adapters: AdapterSet, folder: Path) -> None:
@@ -276,7 +277,6 @@ class Loop:
             "trained_values": self.run.adapters.count(), "validation": self.history.as_list(),
             "best_step": self.history.best.step if self.history.best else None,
             "pictures": len(self.run.batches.pictures), "per_epoch": self.run.batches.per_epoch, "objective": self.run.objective.kind,
-            "tokens": [{"placeholder": t.token.placeholder, "vectors": t.token.vectors} for t in self.run.adapters.tokens],
             "captions": [p.caption for p in self.run.batches.pictures], "repeats": [p.repeats for p in self.run.batches.pictures], **self.identity,
         }  # fmt: skip
 

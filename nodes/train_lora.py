@@ -11,7 +11,8 @@ import torch
 
 from ..convert import trained
 from ..convert.embedding import read_embedding
-from ..lora_core.adapters.targets import choose_targets, choose_text_targets, weight_shape
+from ..lora_core.adapters.targets import weight_shape
+from ..lora_core.build import chosen_layers
 from ..lora_core.config import AdapterConfig, ObjectiveConfig, OptimizerConfig, SampleConfig, SaveConfig, ScheduleConfig, TrainConfig, as_dict, parse
 from ..lora_core.data.folder import Dataset as FoundDataset
 from ..lora_core.data.folder import scan
@@ -151,14 +152,10 @@ def embeddings_of(result: Result, paths: list[Path]) -> dict[str, EmbeddingSocke
 
 def _empty_lora(backend: HostBackend, config: TrainConfig) -> dict[str, torch.Tensor]:
     """The names this run will write, with empty weights: what the host cannot read back is found before training."""
-    layers, state = dict(backend.layers()), {}
-    chosen = choose_targets(layers, config.adapter)
-    if config.text_encoder.train:
-        texts = backend.text_layers()
-        chosen += choose_text_targets(texts, config.text_encoder)
-        layers |= texts
-    for path in chosen:
-        shape, name = weight_shape(layers[path]), backend.file_name(path)
+    own, texts = chosen_layers(config, backend)
+    state = {}
+    for name, layer in {**own, **texts}.items():
+        shape = weight_shape(layer)
         state[f"{name}.lora_down"], state[f"{name}.lora_up"] = torch.zeros(1, *shape[1:]), torch.zeros(shape[0], 1, *[1] * (len(shape) - 2))
     return state
 

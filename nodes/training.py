@@ -20,7 +20,7 @@ from ..convert.families import UNKNOWN, known_family
 from ..convert.jobs import free_path, write_card
 from ..convert.products import starting_point, token_stems
 from ..convert.report import triggers
-from ..lora_core.build import make_adapters
+from ..lora_core.build import chosen_layers
 from ..lora_core.config import TrainConfig
 from ..lora_core.data.folder import Dataset as FoundDataset
 from ..lora_core.errors import LoomError
@@ -76,12 +76,12 @@ def started_from(lora: Mapping[str, torch.Tensor] | None, backend: HostBackend, 
     """A wired LoRA as the starting point of a run on this model."""
     if lora is None:
         return None
-    names = [name for name, _ in make_adapters(config, backend)[1]]
+    own, texts = chosen_layers(config, backend)
     try:
         found = read(dict(lora), family=known_family(backend.family))
     except FormatError:  # a family without a table, or a model of unusual shape: the names are the model's own
         found = read(dict(lora), family=UNKNOWN)
-    return starting_point(found, names, config.adapter.algorithm)
+    return starting_point(found, [*own, *texts], config.adapter.algorithm)
 
 
 def _keep_or_remove(folder: Path, resume: bool) -> None:

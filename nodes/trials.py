@@ -13,8 +13,8 @@ from ..lora_core.data.folder import scan
 from ..lora_core.data.prior import CLASS_PICTURES
 from ..lora_core.errors import LoomError
 from ..lora_core.events import Control
+from ..lora_core.fitting import verdict
 from ..lora_core.lr_range import lr_range
-from ..lora_core.plots import curves
 from ..lora_core.run import dry_run
 from .host.api import io, make_input, make_output, schema, ui
 from .host.backend import HostBackend
@@ -81,9 +81,8 @@ class CheckTraining(io.ComfyNode):
             backend = HostBackend(model, clip, vae)
             config, found = _config(w, dataset, backend, settings, steps=steps)
             chosen, measured = dry_run(config, backend, found, runs_root() / CLASS_PICTURES, LiveNode(cls.hidden.unique_id, 1))
-        ok = (chosen.batch_size, chosen.checkpointing) == (config.batch_size, config.checkpointing)
-        said = measured.sentence(steps)
-        report = "\n".join([said if ok else f"Memory does not suffice as it is. What fits: {said}", found.summary()])
+        ok, said = verdict(config, chosen, measured, steps)
+        report = "\n".join([said, found.summary()])
         keep = {"batch_size": chosen.batch_size, "grad_accum": chosen.grad_accum, "checkpointing": chosen.checkpointing}
         passed = SettingsSocket({**(settings.values if settings else {}), **keep})
         seconds = measured.seconds * measured.grad_accum
@@ -124,7 +123,6 @@ class FindLearningRate(io.ComfyNode):
             config, found = _config(w, dataset, backend, settings)
             live = LiveNode(cls.hidden.unique_id, test_steps)
             result = lr_range(config, backend, found, runs_root(), live, control, lowest, highest, test_steps)
-        image = curves({"loss on fixed probes, by learning rate": result.points}, result.suggested, logarithmic=True)
-        sheet = torch.from_numpy(np.asarray(image, np.float32) / 255.0)[None]
-        report = f"The loss falls fastest at a learning rate of {result.suggested:.1e}; that or half of it is a good start."
+        sheet = torch.from_numpy(np.asarray(result.drawn(), np.float32) / 255.0)[None]
+        report = f"{result.sentence()}."
         return io.NodeOutput(result.suggested, sheet, report, ui={**ui.PreviewImage(sheet, cls=cls).as_dict(), "text": (report,)})

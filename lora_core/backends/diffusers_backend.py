@@ -17,7 +17,7 @@ from ..objectives import DiscreteLevels, Objective, discrete_sigmas, rescale_zer
 from ..tokens import TokenTable
 from .base import SampleJob, weights_fingerprint
 from .clip_text import ClipText, Text
-from .headless import LOCAL, Headless, require_parts
+from .headless import LOCAL, Headless, nearest_timestep, require_parts
 
 KINDS = {"epsilon": "epsilon", "v_prediction": "v"}
 
@@ -80,7 +80,7 @@ class DiffusersBackend(Headless):
 
     def _network(self, x_t: torch.Tensor, sigma: torch.Tensor, text: Text, fits: Sequence[Fit]) -> torch.Tensor:
         sigma = sigma.to(x_t.device, torch.float64)
-        timestep = (sigma.log()[:, None] - self._table.to(x_t.device).log()).abs().argmin(1)
+        timestep = nearest_timestep(self._table.to(x_t.device), sigma)
         scaled = x_t / (1 + sigma.square()).sqrt().view(-1, 1, 1, 1).to(x_t.dtype)
         added = None
         if text.pooled is not None:  # SDXL reads (height, width, top, left, target height, target width), Podell et al. 2023, section 2.2

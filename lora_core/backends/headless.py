@@ -28,6 +28,11 @@ def require_parts(folder: Path, parts: Sequence[str], what: str) -> None:
         raise LoomError(f"base: {folder} has no folder {', '.join(missing)}; give {what}.")
 
 
+def nearest_timestep(table: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    """(B,) entries of `table` (T,) that are closest to `sigma` (B,), both float64 on one device, on a logarithmic scale."""
+    return (sigma.log()[:, None] - table.log()).abs().argmin(1)
+
+
 class Headless:
     """A subclass names `network` and says how pictures and texts are encoded, what the network is asked, and how pictures are drawn."""
 

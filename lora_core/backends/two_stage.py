@@ -6,6 +6,7 @@ Either stage can be trained; `companion` names the folder of the other one, whic
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ from ..errors import LoomError
 from ..objectives import DiscreteLevels, Objective, discrete_sigmas
 from .base import SampleJob, weights_fingerprint
 from .clip_text import Text
-from .headless import LOCAL, Headless, require_parts
+from .headless import LOCAL, Headless, nearest_timestep, require_parts
 
 
 def _companion(place: str, what: str) -> Path:
@@ -68,13 +69,17 @@ class _Kandinsky(Headless):
     def objective(self, config: ObjectiveConfig) -> Objective:
         if config.zero_terminal_snr:
             raise LoomError("objective.zero_terminal_snr: is for v models; turn it off.")
-        return Objective(self.kind, DiscreteLevels(discrete_sigmas(self.scheduler.alphas_cumprod)), config)
+        return Objective(self.kind, DiscreteLevels(self._table), config)
+
+    @functools.cached_property
+    def _table(self) -> torch.Tensor:
+        """sigma of each timestep; above zero, so its logarithm is finite."""
+        return discrete_sigmas(self.scheduler.alphas_cumprod).clamp_min(1e-12)
 
     def _scaled(self, x_t: torch.Tensor, sigma: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(the network's input, its timesteps) for our x_t = x0 + sigma noise."""
         sigma = sigma.to(x_t.device, torch.float64)
-        table = discrete_sigmas(self.scheduler.alphas_cumprod).to(x_t.device)
-        timestep = (sigma.log()[:, None] - table.clamp_min(1e-12).log()).abs().argmin(1)
+        timestep = nearest_timestep(self._table.to(x_t.device), sigma)
         return (x_t / (1 + sigma.square()).sqrt().view(-1, *[1] * (x_t.ndim - 1)).to(x_t)).to(self.dtype), timestep
 
 
