@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import signal
 import sys
@@ -26,7 +25,7 @@ def main(argv: list[str] | None = None) -> int:
     train.add_argument("--resume", action="store_true", help="continue the latest run of this name")
     sweep = commands.add_parser("sweep", help="train several variants of a job and compare them on one sheet")
     sweep.add_argument("job", type=Path, help="TOML file with [[runs]], or the name of a bundled one: y2k")
-    check = commands.add_parser("check", help="run one step of a job: how long will it take, how much memory does it need")
+    check = commands.add_parser("check", help="look at a job's pictures and captions, and run one step: how long will it take, how much memory")
     check.add_argument("job", type=Path, help="TOML job file")
     find = commands.add_parser("find-lr", help="find a learning rate for a job by a short test")
     find.add_argument("job", type=Path, help="TOML job file")
@@ -109,11 +108,18 @@ def _recipes(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
+    from .lora_core.data.lint import look
+    from .lora_core.data.sheet import sheet
     from .lora_core.events import Listener
     from .lora_core.fitting import verdict
     from .lora_core.run import dry_run
 
     config, dataset, backend = _prepared(_job(args), args)
+    report = look(dataset, backend.text_length, lambda n, of: None)
+    args.out.mkdir(parents=True, exist_ok=True)
+    picture = args.out / f"{config.name}-dataset.png"
+    sheet(report).save(picture)
+    sys.stdout.write(f"{report.text()}\n\nseen at a glance: {picture}\n")
     chosen, measured = dry_run(config, backend, dataset, args.out, Listener())
     fits, said = verdict(config, chosen, measured, config.for_pictures(len(dataset.pictures)).steps)
     sys.stdout.write(said + "\n")
@@ -137,7 +143,7 @@ def _find_lr(args: argparse.Namespace) -> int:
 def _sweep(args: argparse.Namespace) -> int:
     """Trains each run on the same loaded model and writes comparison.png."""
     from .lora_core.recipes import HERE
-    from .lora_core.sweep import LastSamples, encoded_once, runs_of, sheet
+    from .lora_core.sweep import LastSamples, runs_of, sheet
     from .lora_core.trainer import sample_prompts
 
     bundled = HERE / "sweeps" / f"{args.job}.toml"
@@ -145,14 +151,13 @@ def _sweep(args: argparse.Namespace) -> int:
     jobs = runs_of(_values(path, args.changes), Path.cwd() if path == bundled else path.parent)
     _, _, backend = _prepared(jobs[0], args)
     columns, code = [], DONE
-    with encoded_once(backend):
-        for job in jobs:
-            drawn = LastSamples()
-            result, code = run_job(job, args, backend, drawn)
-            measures = result.facts["validation"]
-            columns.append((job.name, drawn.images, sample_prompts(job, result.facts["captions"]), min(m[1] for m in measures) if measures else None))
-            if code != DONE:
-                break
+    for job in jobs:
+        drawn = LastSamples()
+        result, code = run_job(job, args, backend, drawn)
+        measures = result.facts["validation"]
+        columns.append((job.name, drawn.images, sample_prompts(job, result.facts["captions"]), min(m[1] for m in measures) if measures else None))
+        if code != DONE:
+            break
     place = args.out / f"{jobs[0].name.rpartition('_')[0]}-comparison.png"
     if any(images for _, images, _, _ in columns):
         sheet(columns).save(place)
@@ -182,13 +187,12 @@ def _prepared(config: TrainConfig, args: argparse.Namespace, backend: Any = None
 
     from .lora_core.backends.diffusers_backend import DiffusersBackend
     from .lora_core.backends.two_stage import kind_of
-    from .lora_core.data.folder import scan
-    from .lora_core.toy.model import MODEL, resolve_set
+    from .lora_core.data.sources import brought_in
+    from .lora_core.toy.model import MODEL
 
     if args.threads:
         torch.set_num_threads(args.threads)
-    config = dataclasses.replace(config, data=dataclasses.replace(config.data, folder=resolve_set(config.data.folder)))
-    dataset = scan(config.data)
+    config, dataset = brought_in(config, args.out)
     if backend is None:
         folder = MODEL if config.base == "toy" else Path(config.base)
         two_stage = kind_of(folder)

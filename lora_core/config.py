@@ -30,7 +30,10 @@ def setting(default: Any, help: str, *, low: float | None = None, high: float | 
 class DataConfig:
     folder: str = setting("", "Folder with pictures and captions. Kohya trees with sub-folders named 12_name are understood.")
     trigger: str = setting("", "Word that stands for the concept. Put in front of captions that lack it; the caption of pictures without one.")
-    captions: str = setting("auto", "Where captions come from.", choices=("auto", ".txt", ".caption", "file name", "none"))
+    captions: str = setting(
+        "auto", "Where captions come from; auto: a .txt, .caption or .json beside the picture, else a metadata file, else the Kohya folder's name.",
+        choices=("auto", ".txt", ".caption", "metadata", "file name", "none"),
+    )
     recursive: bool = setting(True, "Look into sub-folders too.")
     repeats: int = setting(0, "How often each picture counts per epoch; 0 takes the number in front of a Kohya folder name, else 1.", low=0, high=1000)
     limit: int = setting(0, "Use only so many of the pictures, always the same ones; 0 takes all.", low=0, high=1_000_000)
@@ -45,6 +48,36 @@ class DataConfig:
     )
     mask_floor: float = setting(0.1, "Weight of what a mask leaves out, relative to the rest.", low=0.0, high=1.0)
     caption_dropout: float = setting(0.0, "Share of steps in which a picture is trained with an empty caption.", low=0.0, high=1.0)
+    caption_column: str = setting("", "Column of a metadata file or key of a .json that holds the captions; empty: text, caption, prompt, tags ...")
+    caption_lines: str = setting(
+        "joined", "What the lines of a caption file are: one caption, or alternatives of which one is drawn each time (0.5::text gives a weight).",
+        choices=("joined", "alternatives"),
+    )
+    caption_encoding: str = setting(
+        "auto", "Encoding of caption files; auto knows Unicode in all its forms and takes anything else as Windows-1252.",
+        choices=("auto", "utf-8", "cp1252", "cp932", "gb18030", "big5", "euc-kr", "cp1251"),
+    )
+    prefix: str = setting("", "Put in front of every caption that is there, as it stands.")
+    suffix: str = setting("", "Put behind every caption that is there, as it stands.")
+    replace: str = setting("", "Words to replace in captions, one rule a line: old => new, or /regular expression/ => new.")
+    tag_dropout: float = setting(0.0, "Share of the comma-separated parts left out each time, those kept in place excepted.", low=0.0, high=1.0)
+    wildcards: bool = setting(False, "Read {red|blue|2::green} in captions as a choice made anew each time.")
+    background: str = setting("white", "Colour under what is transparent: a name or #rrggbb.")
+    also_resolutions: str = setting("", "More resolutions to train every picture at, separated by commas, such as 768, 1024.")
+    aspect_buckets: bool = setting(True, "Keep the shape of pictures, in batches of one shape; off: squares.")
+    min_side_px: int = setting(0, "Smallest side of a bucket; 0: one step.", low=0, high=8192)
+    max_side_px: int = setting(0, "Largest side of a bucket; 0: no limit but the area.", low=0, high=8192)
+    upscale: bool = setting(False, "Scale pictures up that are smaller than the resolution.")
+    crop: str = setting(
+        "centre", "What is kept of a picture longer than its bucket: the centre, places drawn anew each time, or where most is to be seen (or the mask is).",
+        choices=("centre", "random", "salient"),
+    )
+    crops: int = setting(4, "How many places random draws from; each is encoded once.", low=1, high=64)
+    loss_weight: float = setting(1.0, "Weight of this set's pictures in the loss.", low=0.0, high=100.0)
+    regularization: bool = setting(False, "Pictures of the class beside the subject (prior preservation); their loss counts by prior.weight.")
+    latents: str = setting("mean", "What is trained of the VAE's answer: its mean, or a sample drawn anew each time.", choices=("mean", "sampled"))
+    split: str = setting("train", "Split of a Hugging Face dataset (folder = hf:owner/name).")
+    image_column: str = setting("", "Column of a Hugging Face dataset that holds the pictures; empty: the first one that does.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -178,6 +211,12 @@ class ValidationConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class CacheConfig:
+    disk: bool = setting(True, "Keep encoded pictures and captions on disk, for the next run too; off: in memory, for this run.")
+    limit_gb: float = setting(20.0, "Size above which what was not used for longest is removed.", low=0.1, high=100_000.0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class SaveConfig:
     every: int = setting(250, "Steps between checkpoints.", low=1, high=1_000_000)
     keep: int = setting(2, "Checkpoints kept. At least 2: the last one may be in the process of being written.", low=2, high=1000)
@@ -234,6 +273,8 @@ class TrainConfig:
     validation: ValidationConfig = setting(ValidationConfig, "")
     save: SaveConfig = setting(SaveConfig, "")
     samples: SampleConfig = setting(SampleConfig, "")
+    cache: CacheConfig = setting(CacheConfig, "")
+    sets: tuple[DataConfig, ...] = setting((), "More folders, each with the settings of data unless it says otherwise.")
 
     def __post_init__(self) -> None:
         check_name("name", self.name)
@@ -252,6 +293,10 @@ class TrainConfig:
     def for_pictures(self, count: int) -> TrainConfig:
         """With the number of steps that `steps_per_picture` asks for."""
         return dataclasses.replace(self, steps=self.steps_per_picture * count) if self.steps_per_picture else self
+
+    def all_sets(self) -> list[DataConfig]:
+        """The folders of the run: that of `data` where it has one, then `sets`."""
+        return [*([self.data] if self.data.folder or not self.sets else []), *self.sets]
 
     @property
     def trains_lora(self) -> bool:
@@ -276,6 +321,10 @@ def parse(values: dict[str, Any], cls: type = TrainConfig, where: str = "") -> A
             if not isinstance(value, dict):
                 raise ConfigError(f"{where}{key}: expected a section with settings, found {value!r}.")
             checked[key] = parse(value, typing.cast(type, kind), f"{where}{key}.")
+        elif typing.get_origin(kind) is tuple:
+            if not isinstance(value, list | tuple) or not all(isinstance(v, dict) for v in value):
+                raise ConfigError(f"{where}{key}: expected [[{where}{key}]] sections with settings, found {value!r}.")
+            checked[key] = tuple(parse(v, typing.get_args(kind)[0], f"{where}{key}[{n}].") for n, v in enumerate(value))
         else:
             checked[key] = check(f"{where}{key}", value, kind, fields[key].metadata)
     return cls(**checked)
@@ -312,10 +361,14 @@ def from_values(values: dict[str, Any], beside: Path) -> TrainConfig:
     name = values.pop("recipe", "")
     if not isinstance(name, str):
         raise ConfigError(f"recipe: expected str, found {name!r}.")
-    config = parse(merged(recipe(name), values) if name else values)
+    values = merged(recipe(name), values) if name else values
+    if isinstance(values.get("sets"), list) and isinstance(common := values.get("data", {}), dict):
+        values["sets"] = [{**common, "folder": "", **own} if isinstance(own, dict) else own for own in values["sets"]]
+    config = parse(values)
     return dataclasses.replace(
         config,
         data=dataclasses.replace(config.data, folder=_beside(config.data.folder, beside)),
+        sets=tuple(dataclasses.replace(s, folder=_beside(s.folder, beside)) for s in config.sets),
         prior=dataclasses.replace(config.prior, folder=_beside(config.prior.folder, beside)),
         validation=dataclasses.replace(config.validation, folder=_beside(config.validation.folder, beside)),
         companion=_beside(config.companion, beside),
@@ -324,6 +377,9 @@ def from_values(values: dict[str, Any], beside: Path) -> TrainConfig:
 
 
 def _beside(place: str, folder: Path) -> str:
+    if place.startswith("hf:"):
+        local = folder / place[3:]
+        return f"hf:{local.resolve()}" if local.exists() else place
     return str((folder / place).resolve()) if place and not place.startswith("toy:") else place
 
 

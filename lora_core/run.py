@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,15 @@ from torch import nn
 
 from . import state
 from .adapters import AdapterSet
-from .backends.base import Backend
+from .backends.base import WINDOW, Backend
 from .build import make_adapters
 from .config import TrainConfig
-from .data.batches import Batches, LatentCache
+from .data.batches import Batches
 from .data.captions import with_trigger
-from .data.folder import Dataset
+from .data.folder import Dataset, Picture
+from .data.latents import Encoder, LatentCache
 from .data.prior import CLASS_PICTURES, class_dataset
+from .data.store import Disk, Memory, open_store
 from .ema import PREFIX as EMA_PREFIX
 from .ema import Ema
 from .errors import LoomError, NonFiniteError
@@ -165,14 +167,14 @@ class Material:
 @contextlib.contextmanager
 def assembled(
     config: TrainConfig, backend: Backend, dataset: Dataset, cache: Path, listener: Listener, start: Start | None = None,
-    check: Callable[[AdapterSet], None] = lambda adapters: None,
+    check: Callable[[AdapterSet], None] = lambda adapters: None, first_step: int = 0,
 ) -> Iterator[Run]:  # fmt: skip
-    """A run ready for its first step, on the lent model, which gets everything back when the block ends.
+    """A run ready for step `first_step`, on the lent model, which gets everything back when the block ends.
 
-    `cache`: below it class pictures are kept. `check`: a last look at what will be trained, before anything is encoded.
+    `cache`: below it class pictures and what was encoded are kept. `check`: a last look at what will be trained, before anything is encoded.
     """
     with preserved_rng(config.seed):
-        m = _gathered(config, backend, dataset, cache / CLASS_PICTURES, listener, start, check)
+        m = _gathered(config, backend, dataset, cache, listener, start, check, first_step)
         if m.config.auto_fit:
             config, measured = fit(m.config, backend, m.layers, m.adapters, m.all_batches(), m.objective)
             listener.on_message(f"Dry run: {measured.sentence(config.steps)}")
@@ -189,7 +191,7 @@ def assembled(
 
 
 def dry_run(config: TrainConfig, backend: Backend, dataset: Dataset, cache: Path, listener: Listener) -> tuple[TrainConfig, Measured]:
-    """(the job with what fits into memory, what one pass takes). Nothing is trained and nothing written; class pictures are left out."""
+    """(the job with what fits into memory, what one pass takes). Nothing is trained; class pictures are left out; only what was encoded is kept."""
     bare = dataclasses.replace(config, prior=dataclasses.replace(config.prior, weight=0.0))
     with preserved_rng(config.seed):
         m = _gathered(bare, backend, dataset, cache, listener, None, lambda adapters: None)
@@ -198,8 +200,9 @@ def dry_run(config: TrainConfig, backend: Backend, dataset: Dataset, cache: Path
 
 
 def _gathered(
-    config: TrainConfig, backend: Backend, dataset: Dataset, class_pictures: Path, listener: Listener, start: Start | None, check: Callable[[AdapterSet], None]
-) -> Material:
+    config: TrainConfig, backend: Backend, dataset: Dataset, cache: Path, listener: Listener, start: Start | None, check: Callable[[AdapterSet], None],
+    first_step: int = 0,
+) -> Material:  # fmt: skip
     config = filled(config.for_pictures(len(dataset.pictures)))
     check_installed(config.optimizer.name)
     layers, adapters = make_adapters(config, backend, dataset.trigger, start or {})
@@ -214,16 +217,25 @@ def _gathered(
         listener.on_message(f"objective.weighting: {name} is for eps and v models and changes nothing here; this model predicts {objective.kind}.")
     if dataset.trigger and not len(adapters.tokens) and any(len(t.rows(dataset.trigger)) == 1 for t in backend.token_tables().values()):
         listener.on_message(f"data.trigger: {dataset.trigger!r} is one word of the text encoder and may mean something to it already; a made-up one is safer.")
-    latents = _encoded(dataset, config, backend, listener, "pictures")
-    _check_masks(config, latents, listener)
+    store = open_store(cache, config.cache.disk, config.cache.limit_gb)
+    backend.keep_texts(store)
+    latents = _encoded(dataset, backend, store, listener, "pictures")
+    _check_masks(dataset, latents, listener)
     batches = Batches(latents, config, backend.device)
-    prior = _class_batches(config, backend, dataset, adapters.tokens, class_pictures, listener)
+    prior = _class_batches(config, backend, dataset, adapters.tokens, cache / CLASS_PICTURES, store, listener)
     probes = None
     if held_out is not None:
-        probes = Probes(config, latents, _encoded(held_out, config, backend, listener, "held-out pictures"), backend.device)
+        probes = Probes(config, latents, _encoded(held_out, backend, store, listener, "held-out pictures"), backend.device)
     if not adapters.changes_text:
-        ahead = captions_ahead(batches, config) + (captions_ahead(prior, config) if prior else []) + (probes.captions() if probes else [])
-        backend.encode_texts(list(dict.fromkeys(ahead)), lambda n, of: listener.on_message(f"Encoding captions {n}/{of}"))
+        ahead = captions_ahead(batches, config, first_step) + (captions_ahead(prior, config, first_step) if prior else [])
+        ahead = list(dict.fromkeys(ahead + (probes.captions() if probes else [])))
+        backend.encode_texts(ahead, lambda n, of: listener.on_message(f"Encoding captions {n}/{of}"))
+        for sentence in long_captions(ahead, backend):
+            listener.on_message(sentence)
+    if isinstance(store, Disk):
+        store.tidy()
+    if store.problem:
+        listener.on_message(store.problem)
     return Material(config, layers, adapters, objective, batches, prior, probes)
 
 
@@ -232,18 +244,20 @@ def _of_class(config: TrainConfig) -> TrainConfig:
     return dataclasses.replace(config, seed=derive(config.seed, "class"))
 
 
-def _encoded(dataset: Dataset, config: TrainConfig, backend: Backend, listener: Listener, what: str) -> LatentCache:
-    beside = getattr(backend, "encode_beside", None)  # two-stage models tell the network more about a picture than its caption
-    cache = LatentCache(dataset, config, backend.encode_picture, lambda n, of: listener.on_message(f"Encoding {what} {n}/{of}"), beside)
+def _encoded(dataset: Dataset, backend: Backend, store: Disk | Memory, listener: Listener, what: str) -> LatentCache:
+    for picture in (p for p in dataset.pictures if p.is_latent):
+        backend.know_text(picture.caption, picture.path)
+    cache = LatentCache(dataset, Encoder.of(backend), lambda n, of: listener.on_message(f"Encoding {what} {n}/{of}"), store)
     for name, why in cache.skipped:
         listener.on_message(f"skipped {name}: {why}")
     return cache
 
 
-def _check_masks(config: TrainConfig, cache: LatentCache, listener: Listener) -> None:
-    if config.data.masks != "none" and not cache.masked:
+def _check_masks(dataset: Dataset, cache: LatentCache, listener: Listener) -> None:
+    asked = next((p.data.masks for p in dataset.pictures if p.data.masks != "none"), None)
+    if asked and not cache.masked:
         raise LoomError(
-            f"data.masks: {config.data.masks} was chosen, but no picture has a mask that leaves anything out ({cache.unmasked} are white everywhere); "
+            f"data.masks: {asked} was chosen, but no picture has a mask that leaves anything out ({cache.unmasked} are white everywhere); "
             "add masks, or choose none."
         )
     if cache.unmasked:
@@ -252,27 +266,59 @@ def _check_masks(config: TrainConfig, cache: LatentCache, listener: Listener) ->
 
 def with_tokens(dataset: Dataset, tokens: TokenSet) -> Dataset:
     """The dataset with the first token in front of every caption, when no caption has any; pictures without it are meant to be when some do."""
-    if not len(tokens) or any(tokens.names_in(p.caption) for p in dataset.pictures):
+    if not len(tokens) or any(tokens.names_in(c.text) for p in dataset.pictures for c in p.captions):
         return dataset
     first = next(iter(tokens)).token.placeholder
-    return dataclasses.replace(dataset, pictures=tuple(dataclasses.replace(p, caption=with_trigger(p.caption, first)) for p in dataset.pictures))
+
+    def named(picture: Picture) -> Picture:
+        return dataclasses.replace(picture, captions=tuple(dataclasses.replace(c, text=with_trigger(c.text, first)) for c in picture.captions))
+
+    return dataclasses.replace(dataset, pictures=tuple(map(named, dataset.pictures)))
 
 
-def _class_batches(config: TrainConfig, backend: Backend, dataset: Dataset, tokens: TokenSet, place: Path, listener: Listener) -> Batches | None:
+def _class_batches(
+    config: TrainConfig, backend: Backend, dataset: Dataset, tokens: TokenSet, place: Path, store: Disk | Memory, listener: Listener
+) -> Batches | None:
     """The class pictures as batches with an order of their own; None without prior preservation."""
     found = class_dataset(config, backend, dataset, tokens, place, lambda n, of: listener.on_message(f"Making class pictures {n}/{of}"))
     if found is None:
         return None
     own = _of_class(config)
-    return Batches(_encoded(found, own, backend, listener, "class pictures"), own, backend.device)
+    return Batches(_encoded(found, backend, store, listener, "class pictures"), own, backend.device)
 
 
-def captions_ahead(batches: Batches, config: TrainConfig) -> list[str]:
-    """Captions worth encoding before the first step: each picture's own, and the empty one when captions are dropped."""
-    captions = dict.fromkeys(p.caption for p in batches.pictures) if not config.data.shuffle_tags else {}
-    if config.data.caption_dropout:
-        captions[""] = None
+def captions_ahead(batches: Batches, config: TrainConfig, first_step: int = 0) -> list[str]:
+    """Captions worth encoding before the first step: each picture's own and the empty one when captions are dropped; where captions vary,
+
+    those the coming steps will draw, so text encoder and model need not take turns on a small card.
+    """
+    captions: dict[str, None] = {}
+    if not batches.vary():
+        captions = dict.fromkeys(p.caption for p in batches.pictures)
+        captions |= dict.fromkeys("" for p in batches.pictures if p.data.caption_dropout)
+        return list(captions)[:MAX_TEXTS_AHEAD]
+    for step in range(first_step, config.steps):
+        for micro in range(config.grad_accum):
+            captions |= dict.fromkeys(batches.captions(step, micro))
+        if len(captions) >= MAX_TEXTS_AHEAD:
+            break
     return list(captions)[:MAX_TEXTS_AHEAD]
+
+
+def long_captions(captions: Sequence[str], backend: Backend) -> Iterator[str]:
+    """A sentence about captions that do not fit into a text encoder's window, and whether anything of them is lost."""
+    lengths = {caption: backend.text_length(caption) for caption in captions if len(caption.encode()) > WINDOW}  # a token has at least one byte
+    longer = [caption for caption, length in lengths.items() if length.pieces > 1]
+    cut = [caption for caption, length in lengths.items() if length.cut]
+    if longer:
+        worst = max(longer, key=lambda caption: lengths[caption].tokens)
+        yield (
+            f"{len(longer)} captions have more than {lengths[worst].window} tokens and are read in pieces, the longest {lengths[worst].tokens} tokens in "
+            f"{lengths[worst].pieces}: {worst[:60]!r}"
+        )
+    if cut:
+        worst = max(cut, key=lambda caption: lengths[caption].cut)
+        yield f"{len(cut)} captions are too long for this model and are cut, the longest by {lengths[worst].cut} tokens: {worst[:60]!r}"
 
 
 @contextlib.contextmanager

@@ -1,18 +1,13 @@
-"""Several runs of one job that differ in a few settings, on one loaded model with one set of encoded pictures, and a sheet that compares them."""
+"""Several runs of one job that differ in a few settings, on one loaded model, and a sheet that compares them."""
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 
-from .adapters.base import override
-from .backends.base import Backend
 from .config import TrainConfig, from_values
 from .errors import LoomError
 from .events import Listener
@@ -44,22 +39,6 @@ class LastSamples(Listener):
 
     def on_sample(self, step: int, images: list[Image.Image], path: Path) -> None:
         self.images = images
-
-
-@contextlib.contextmanager
-def encoded_once(backend: Backend) -> Iterator[None]:
-    """Inside, a picture that was encoded is not encoded again, whichever run asks."""
-    known: dict[str, torch.Tensor] = {}
-    encode = backend.encode_picture
-
-    def remembered(pixels: torch.Tensor) -> torch.Tensor:
-        key = hashlib.sha256(pixels.numpy().tobytes()).hexdigest() + str(tuple(pixels.shape))
-        if key not in known:
-            known[key] = encode(pixels).cpu()
-        return known[key]
-
-    with override(backend, "encode_picture", remembered):
-        yield
 
 
 def sheet(runs: Sequence[tuple[str, Sequence[Image.Image], Sequence[str], float | None]]) -> Image.Image:

@@ -39,7 +39,7 @@ Product = tuple[dict[str, torch.Tensor], dict[str, str]]  # (tensors, metadata) 
 Export = Callable[[dict[str, torch.Tensor], dict[str, Any]], dict[str, Product]]  # trained values and facts -> file stem -> what is in it, the main one first
 MAX_FAILED_SAMPLES = 2
 POINTS_DRAWN = 200
-CHANGEABLE = ("steps", "save", "samples", "name", "auto_fit")  # may differ between a run and its continuation
+CHANGEABLE = ("steps", "save", "samples", "name", "auto_fit", "cache")  # may differ between a run and its continuation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +87,9 @@ def train(
     """
     if resume and config.auto_fit:
         config = as_fitted(config, folder / "config.json")
-    with assembled(config, backend, dataset, folder.parent, listener, start, lambda adapters: room_for(config, adapters, folder)) as run:
+    saved = state.all_steps(folder / "checkpoints") if resume else []
+    first = int(saved[0].name.removeprefix("step-")) if saved else 0
+    with assembled(config, backend, dataset, folder.parent, listener, start, lambda adapters: room_for(config, adapters, folder), first) as run:
         return Loop(run, folder, export, listener, control or Control(), resume).go()
 
 
@@ -347,8 +349,11 @@ def sample_prompts(config: TrainConfig, captions: Sequence[str]) -> list[str]:
 def refuse_changes(config: TrainConfig, facts: dict[str, Any], identity: dict[str, Any]) -> None:
     """Raises LoomError when anything that would change the continued run differs from the saved one."""
     now, then = as_dict(config), as_dict(parse(facts["config"]))
-    changed = [f"{k}: {then[k]!r} then, {now[k]!r} now" for k in now if k not in CHANGEABLE and k not in ("data", "base") and now[k] != then[k]]
-    changed += [f"data.{k}: {then['data'][k]!r} then, {v!r} now" for k, v in now["data"].items() if k != "folder" and then["data"][k] != v]
+    changed = [f"{k}: {then[k]!r} then, {now[k]!r} now" for k in now if k not in (*CHANGEABLE, "data", "sets", "base") and now[k] != then[k]]
+    if len(now["sets"]) != len(then["sets"]):
+        changed.append(f"sets: {len(then['sets'])} then, {len(now['sets'])} now")
+    for label, mine, old in zip(("data", *(f"sets[{n}]" for n in range(len(now["sets"])))), (now["data"], *now["sets"]), (then["data"], *then["sets"])):
+        changed += [f"{label}.{k}: {old[k]!r} then, {v!r} now" for k, v in mine.items() if k != "folder" and old[k] != v]
     if identity["base"] != facts["base"]:
         changed.append("the base model is another one")
     if identity.get("prior") != facts.get("prior"):

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from .config import TrainConfig
-from .data.batches import Batch, LatentCache
+from .data.batches import Batch
 from .data.folder import Dataset, scan
+from .data.latents import LatentCache, View
 from .errors import LoomError
 from .losses import mean, mse
 from .objectives import TIMESTEPS
@@ -32,7 +33,7 @@ def split(dataset: Dataset, config: TrainConfig, same: Callable[[Dataset], Datas
             raise LoomError("validation.every: is 0, so there is no best step to stop at or to restore; set it to 50 or so.")
         return dataset, None
     if config.validation.folder:
-        return dataset, same(scan(dataclasses.replace(config.data, folder=config.validation.folder, limit=0), "validation.folder"))
+        return dataset, same(scan(dataclasses.replace(config.data, folder=config.validation.folder, limit=0, regularization=False), "validation.folder"))
     count = max(1, round(config.validation.share * len(dataset.pictures)))
     if count >= len(dataset.pictures):
         raise LoomError(f"validation.every: one picture cannot be trained on and held out at once; {dataset.folder.name} has {len(dataset.pictures)}.")
@@ -67,7 +68,7 @@ class Probes:
         self._sets = {name: (cache, chosen[:fewest]) for name, (cache, chosen) in self._sets.items()}
 
     def captions(self) -> list[str]:
-        return [cache.kept[i].caption for cache, chosen in self._sets.values() for i in chosen]
+        return [cache.entries[i].picture.caption for cache, chosen in self._sets.values() for i in chosen]
 
     @torch.no_grad()
     def measure(self, run: Run, step: int) -> Measure:
@@ -82,20 +83,21 @@ class Probes:
         config, out = self._config, []
         low, high = config.objective.min_timestep / TIMESTEPS, config.objective.max_timestep / TIMESTEPS
         for place, index in enumerate(chosen):
-            x0 = cache[index, False].to(self._device)
-            picture = cache.kept[index]
+            view = View(index)
+            tensors, picture = cache[view], cache.entries[index].picture
+            x0, beside = tensors["latent"].to(self._device), tensors["beside"].to(self._device) if "beside" in tensors else None
             for level in range(config.validation.levels):
                 u = low + (high - low) * (level + 0.5) / config.validation.levels
                 sigma = run.objective.levels(torch.tensor([u], dtype=torch.float64))
                 noise = randn_like(x0, generator(config.seed, "probe", place, level))
-                batch = Batch(x0, [picture.caption], [cache.fits[index]], [picture.name], torch.ones(1, device=x0.device), None, cache.beside([(index, False)]))
+                batch = Batch(x0, [picture.caption], [cache.fit(view)], [picture.name], torch.ones(1, device=x0.device), None, beside)
                 pred = run.backend.predict(run.objective.corrupt(x0, noise, sigma), sigma, batch)
                 out.append(float(mean(mse(pred, run.objective.target(x0, noise, sigma), None))))
         return out
 
 
 def _some(cache: LatentCache, count: int, seed: int) -> list[int]:
-    order = list(range(len(cache.kept)))
+    order = list(range(len(cache.entries)))
     python_rng(seed, "probes").shuffle(order)
     return order[:count]
 

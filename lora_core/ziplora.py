@@ -19,8 +19,9 @@ from .adapters.base import CONVS, Adapter, AdapterSet, Shape, conv_settings
 from .adapters.targets import weight_shape
 from .backends.base import Backend
 from .config import OptimizerConfig, TrainConfig
-from .data.batches import Batch, Batches, LatentCache
+from .data.batches import Batch, Batches
 from .data.folder import Dataset
+from .data.latents import Encoder, LatentCache
 from .errors import LoomError
 from .events import Control, Listener
 from .objectives import Objective
@@ -102,7 +103,7 @@ def zip_loras(
         objective = backend.objective(config.objective)
         batches = []
         for n, dataset in enumerate(datasets):
-            cache = LatentCache(dataset, config, backend.encode_picture, _told(listener, f"Encoding pictures of LoRA {n + 1}"))
+            cache = LatentCache(dataset, Encoder.of(backend), _told(listener, f"Encoding pictures of LoRA {n + 1}"))
             batches.append(Batches(cache, config, backend.device))
             backend.encode_texts(captions_ahead(batches[-1], config), _told(listener, "Encoding captions"))
         members = [a for _, a in adapters if isinstance(a, ZipAdapter)]

@@ -1,4 +1,4 @@
-"""Load Training Folder: a folder of pictures with captions becomes a dataset, with a preview grid and everything worth a warning."""
+"""Load Training Folder and Load Hugging Face Dataset: pictures with captions become a dataset, with a preview grid and everything worth a warning."""
 
 from __future__ import annotations
 
@@ -8,16 +8,57 @@ import os
 import numpy as np
 import torch
 
-from ..lora_core.config import DataConfig
-from ..lora_core.data.folder import scan
-from ..lora_core.data.pictures import PictureError, open_rgb
+from ..lora_core.config import DataConfig, TrainConfig
+from ..lora_core.data.folder import open_sets
+from ..lora_core.data.pictures import PictureError, thumbnail
+from ..lora_core.data.sources import HUB, as_folder
+from ..lora_core.errors import LoomError
 from ..lora_core.plots import grid
 from .host.api import io, make_input, make_output, schema, ui
-from .host.paths import training_folder, training_folders
+from .host.paths import is_hub_name, runs_root, training_folder, training_folders
 from .sockets import CATEGORY, Dataset, DatasetSocket, widget
 
 SHOWN = 24
+THUMB_PX = 192
 SMALLEST_STEP_PX = 8
+LOOKED_AT = {"resolution": 16, "bucket_step_px": SMALLEST_STEP_PX}  # until a train node says at which size it trains
+
+
+def outputs() -> list:
+    return [
+        make_output(Dataset, "dataset"),
+        make_output(io.Image, "preview", tooltip="The first pictures in a grid."),
+        make_output(io.String, "report"),
+        make_output(io.Int, "count"),
+    ]
+
+
+def shown(cls: type[io.ComfyNode], socket: DatasetSocket) -> io.NodeOutput:
+    """What every node that makes a dataset gives: the dataset, a grid of its first pictures, the report, how many there are."""
+    found = open_sets(TrainConfig(data=socket.sets[0], sets=socket.sets[1:]))
+    images, labels, broken = [], [], []
+    for picture in found.pictures[:SHOWN]:
+        if picture.is_latent:
+            continue
+        try:
+            images.append(thumbnail(picture.path, THUMB_PX, picture.data.background))
+            labels.append(picture.caption)
+        except PictureError as error:
+            broken.append(f"skipped {picture.name}: {error}")
+    report = "\n".join([found.summary(), *broken])
+    sheet = torch.from_numpy(np.asarray(grid(images, labels), np.float32) / 255.0)[None] if images else torch.zeros(1, 64, 64, 3)
+    return io.NodeOutput(socket, sheet, report, len(found.pictures), ui={**ui.PreviewImage(sheet, cls=cls).as_dict(), "text": (report,)})
+
+
+def folder_fingerprint(folder: str | os.PathLike) -> str:
+    """Changes whenever a file below the folder does."""
+    digest = hashlib.sha256()
+    for here, folders, files in os.walk(folder):
+        folders.sort()
+        for name in sorted(files):
+            facts = os.lstat(os.path.join(here, name))
+            digest.update(f"{here}/{name} {facts.st_size} {facts.st_mtime_ns}".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
 
 
 class LoadFolder(io.ComfyNode):
@@ -27,8 +68,8 @@ class LoadFolder(io.ComfyNode):
             node_id="LoraLoomLoadFolder",
             display_name="Load Training Folder",
             category=CATEGORY,
-            description="Reads pictures and captions from a folder inside ComfyUI's input folder. Kohya folders named 12_name count each picture 12 times.",
-            search_aliases=["dataset", "training images", "kohya", "captions", "dreambooth"],
+            description="Reads pictures and captions from a folder inside ComfyUI's input folder: plain, Kohya (12_name), booru, or with a metadata file.",
+            search_aliases=["dataset", "training images", "kohya", "captions", "dreambooth", "imagefolder", "booru"],
             is_output_node=True,
             inputs=[
                 make_input(io.Combo, "folder", options=training_folders(), tooltip="A folder of pictures inside ComfyUI's input folder, or a bundled toy set."),
@@ -42,37 +83,50 @@ class LoadFolder(io.ComfyNode):
                 widget("data.caption_dropout", advanced=True),
                 widget("data.masks", advanced=True, optional=True),
                 widget("data.mask_floor", advanced=True, optional=True),
+                widget("data.caption_column", advanced=True, optional=True),
+                widget("data.caption_lines", advanced=True, optional=True),
+                widget("data.caption_encoding", advanced=True, optional=True),
             ],
-            outputs=[
-                make_output(Dataset, "dataset"),
-                make_output(io.Image, "preview", tooltip="The first pictures in a grid."),
-                make_output(io.String, "report"),
-                make_output(io.Int, "count"),
-            ],
+            outputs=outputs(),
         )
 
     @classmethod
     def fingerprint_inputs(cls, folder: str, **_) -> str:
-        digest = hashlib.sha256()
-        for here, folders, files in os.walk(training_folder(folder)):
-            folders.sort()
-            for name in sorted(files):
-                facts = os.lstat(os.path.join(here, name))
-                digest.update(f"{here}/{name} {facts.st_size} {facts.st_mtime_ns}".encode())
-        return digest.hexdigest()
+        return folder_fingerprint(training_folder(folder))
 
     @classmethod
     def execute(cls, folder: str, trigger: str, **options) -> io.NodeOutput:
-        config = DataConfig(folder=str(training_folder(folder)), trigger=trigger.strip(), resolution=16, bucket_step_px=SMALLEST_STEP_PX, **options)
-        found = scan(config)
-        images, labels, broken = [], [], []
-        for picture in found.pictures[:SHOWN]:
-            try:
-                images.append(open_rgb(picture.path))
-                labels.append(picture.caption)
-            except PictureError as error:
-                broken.append(f"skipped {picture.name}: {error}")
-        report = "\n".join([found.summary(), *broken])
-        sheet = torch.from_numpy(np.asarray(grid(images, labels), np.float32) / 255.0)[None] if images else torch.zeros(1, 64, 64, 3)
-        shown = {**ui.PreviewImage(sheet, cls=cls).as_dict(), "text": (report,)}
-        return io.NodeOutput(DatasetSocket(config), sheet, report, len(found.pictures), ui=shown)
+        config = DataConfig(folder=str(training_folder(folder)), trigger=trigger.strip(), **LOOKED_AT, **options)
+        return shown(cls, DatasetSocket((config,)))
+
+
+class LoadHubDataset(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="LoraLoomLoadHubDataset",
+            display_name="Load Hugging Face Dataset",
+            category=CATEGORY,
+            description="Downloads pictures from the Hugging Face Hub, once. Needs the package datasets; code that comes with a dataset is never run.",
+            search_aliases=["huggingface", "datasets", "hub", "dataset_name"],
+            is_output_node=True,
+            inputs=[
+                make_input(io.String, "name", default="", tooltip="Name on the Hub, such as owner/name."),
+                widget("data.split"),
+                widget("data.image_column"),
+                widget("data.caption_column"),
+                widget("data.trigger"),
+                widget("data.limit"),
+                widget("data.flip", advanced=True),
+                widget("data.shuffle_tags", advanced=True),
+                widget("data.caption_dropout", advanced=True),
+            ],
+            outputs=outputs(),
+        )
+
+    @classmethod
+    def execute(cls, name: str, trigger: str, **options) -> io.NodeOutput:
+        if not is_hub_name(name.strip()):
+            raise LoomError(f"name: {name!r} is no dataset on the Hub; write owner/name. For a folder of your own use Load Training Folder.")
+        config = DataConfig(folder=f"{HUB}{name.strip()}", trigger=trigger.strip(), **LOOKED_AT, **options)
+        return shown(cls, DatasetSocket((as_folder(config, runs_root()),)))

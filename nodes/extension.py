@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from .check_dataset import CheckDataset
 from .combine import ExtractLora, MergeIntoCheckpoint, MergeLoras, ResizeLora
 from .convert_format import ConvertEmbedding, ConvertLora, Inspect
-from .dataset import LoadFolder
+from .dataset import LoadFolder, LoadHubDataset
+from .dataset_editor import DatasetEditor
+from .datasets import DATASET_NODES
 from .host.api import ComfyExtension, io
+from .host.dataset_routes import add_dataset_routes
 from .host.live import add_routes
 from .save import SaveEmbedding, SaveLora
 from .settings import SETTINGS_NODES
@@ -17,13 +21,14 @@ from .zip_loras import ZipLoras
 
 NODES: list[type[io.ComfyNode]] = [
     LoadFolder, TrainLora, SaveLora, LoadToyModel, ConvertLora, Inspect, MergeLoras, ResizeLora, ExtractLora, MergeIntoCheckpoint, SaveEmbedding,
-    ConvertEmbedding, ZipLoras, TrainEmbedding, CheckTraining, FindLearningRate, *SETTINGS_NODES,
+    ConvertEmbedding, ZipLoras, TrainEmbedding, CheckTraining, FindLearningRate, LoadHubDataset, *DATASET_NODES, CheckDataset, DatasetEditor, *SETTINGS_NODES,
 ]  # fmt: skip
 
 
 class LoraLoomExtension(ComfyExtension):
     async def on_load(self) -> None:
         add_routes()
+        add_dataset_routes()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return NODES

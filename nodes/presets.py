@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ..lora_core.config import DataConfig
+from ..lora_core.config import DataConfig, TrainConfig
+from ..lora_core.data.folder import Dataset, open_sets
 
 if TYPE_CHECKING:
     from .host.backend import HostBackend
+    from .sockets import DatasetSocket
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +40,13 @@ def resolution_for(family: str, context_width: int | None) -> int:
     if family == "sd1" and context_width is not None and context_width < 256:
         return TOY_RESOLUTION
     return RESOLUTIONS.get(family, LARGE_RESOLUTION)
+
+
+def opened(dataset: DatasetSocket, resolution: int, backend: HostBackend) -> tuple[dict[str, Any], Dataset]:
+    """(the part of a config that says what is trained on, the pictures) of a wired dataset at `resolution` px."""
+    first, *more = (fitted(data, resolution, backend) for data in dataset.sets)
+    parts = {"data": first, "sets": tuple(more)}
+    return parts, open_sets(TrainConfig(**parts))
 
 
 def fitted(data: DataConfig, resolution: int, backend: HostBackend) -> DataConfig:

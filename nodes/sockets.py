@@ -53,9 +53,13 @@ def plain_errors(field: str) -> Callable[[Callable[..., Any]], Callable[..., Any
 
 @dataclasses.dataclass(frozen=True)
 class DatasetSocket:
-    """What travels on a LORALOOM_DATASET wire: how to read the folder. The pictures are read when the run knows its resolution."""
+    """What travels on a LORALOOM_DATASET wire: how to read each folder. The pictures are read when the run knows its resolution."""
 
-    config: DataConfig
+    sets: tuple[DataConfig, ...]
+
+    def changed(self, **values: Any) -> DatasetSocket:
+        """With these settings in every set."""
+        return DatasetSocket(tuple(dataclasses.replace(data, **values) for data in self.sets))
 
 
 class LoraWeights(dict):

@@ -8,13 +8,12 @@ from typing import Any
 import torch
 
 from ..lora_core.config import EmbeddingConfig, OptimizerConfig, SampleConfig, SaveConfig, ScheduleConfig, TrainConfig, as_dict, parse
-from ..lora_core.data.folder import scan
 from ..lora_core.errors import LoomError
 from ..lora_core.names import check_name
 from .host.api import io, make_input, make_output, schema, ui
 from .host.backend import HostBackend
 from .host.tokens import with_embeddings
-from .presets import fitted
+from .presets import opened
 from .settings import Settings, SettingsSocket, optimizer_of
 from .sockets import CATEGORY, Dataset, DatasetSocket, Embedding, plain_errors, widget
 from .train_lora import embeddings_of
@@ -86,11 +85,10 @@ class TrainEmbedding(io.ComfyNode):
         check_name("name", w["name"])
         with torch.inference_mode(False):
             backend = HostBackend(model, clip, vae)
-            data = fitted(dataset.config, w["resolution"], backend)
-            found = scan(data)
+            parts, found = opened(dataset, w["resolution"], backend)
             values = TrainConfig(
                 name=w["name"], base="ComfyUI", method="embedding", steps=w["steps"] or min(3000, max(500, STEPS_PER_PICTURE * len(found.pictures))),
-                batch_size=w["batch_size"], grad_accum=w["grad_accum"], seed=w["seed"], checkpointing=w["checkpointing"], data=data,
+                batch_size=w["batch_size"], grad_accum=w["grad_accum"], seed=w["seed"], checkpointing=w["checkpointing"], **parts,
                 embedding=EmbeddingConfig(
                     tokens=w["tokens"], vectors=w["vectors"], init=w["init_text"], keep_norm=w["keep_norm"], weight_decay=w["weight_decay"]
                 ),

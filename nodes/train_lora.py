@@ -15,7 +15,6 @@ from ..lora_core.adapters.targets import weight_shape
 from ..lora_core.build import chosen_layers
 from ..lora_core.config import AdapterConfig, ObjectiveConfig, OptimizerConfig, SampleConfig, SaveConfig, ScheduleConfig, TrainConfig, as_dict, parse
 from ..lora_core.data.folder import Dataset as FoundDataset
-from ..lora_core.data.folder import scan
 from ..lora_core.errors import LoomError
 from ..lora_core.names import check_name
 from ..lora_core.trainer import Result
@@ -23,7 +22,7 @@ from .host.api import io, make_input, make_output, schema
 from .host.backend import HostBackend
 from .host.check import require_matched
 from .host.tokens import with_embeddings
-from .presets import PRESETS, fitted
+from .presets import PRESETS, opened
 from .settings import Settings, SettingsSocket, optimizer_of
 from .sockets import CATEGORY, Dataset, DatasetSocket, Embedding, EmbeddingSocket, LoraWeights, plain_errors, widget
 from .training import publish, run, started_from
@@ -166,11 +165,10 @@ def config_from(
     """The run's config (widgets, with 0 and auto filled in from the preset and the model, wired settings over them) and the pictures it will train on."""
     w, preset = widgets, PRESETS[widgets["preset"]]
     lr = w["learning_rate"] or (preset.lr if optimizer_of(settings) == "adamw" else 0.0)
-    data = fitted(dataset.config, w["resolution"], backend)
-    found = scan(data)
+    parts, found = opened(dataset, w["resolution"], backend)
     values = TrainConfig(
         name=w["name"], base="ComfyUI", steps=w["steps"] or preset.steps(len(found.pictures)), batch_size=w["batch_size"], grad_accum=w["grad_accum"],
-        seed=w["seed"], checkpointing=w["checkpointing"], auto_fit=w.get("auto_fit", False), data=data, loss=w["loss"],
+        seed=w["seed"], checkpointing=w["checkpointing"], auto_fit=w.get("auto_fit", False), **parts, loss=w["loss"],
         huber_delta=w["huber_delta"], huber_schedule=w["huber_schedule"],
         adapter=AdapterConfig(
             rank=w["rank"] or preset.rank, alpha=w["alpha"], dropout=w["dropout"], init=w["init"], targets=w["targets"], include=w["include"],

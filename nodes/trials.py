@@ -9,8 +9,6 @@ import torch
 
 from ..lora_core.config import AdapterConfig, OptimizerConfig, TrainConfig, as_dict, parse
 from ..lora_core.data.folder import Dataset as FoundDataset
-from ..lora_core.data.folder import scan
-from ..lora_core.data.prior import CLASS_PICTURES
 from ..lora_core.errors import LoomError
 from ..lora_core.events import Control
 from ..lora_core.fitting import verdict
@@ -20,7 +18,7 @@ from .host.api import io, make_input, make_output, schema, ui
 from .host.backend import HostBackend
 from .host.live import LiveNode, registered
 from .host.paths import runs_root
-from .presets import fitted
+from .presets import opened
 from .settings import Settings, SettingsSocket
 from .sockets import CATEGORY, Dataset, DatasetSocket, widget
 
@@ -42,12 +40,12 @@ def _inputs() -> list[Any]:
 
 
 def _config(w: dict[str, Any], dataset: DatasetSocket, backend: HostBackend, settings: SettingsSocket | None, **more: Any) -> tuple[TrainConfig, FoundDataset]:
-    data = fitted(dataset.config, w["resolution"], backend)
+    parts, found = opened(dataset, w["resolution"], backend)
     values = TrainConfig(
-        name="trial", base="ComfyUI", batch_size=w["batch_size"], grad_accum=w["grad_accum"], checkpointing=w["checkpointing"], seed=w["seed"], data=data,
+        name="trial", base="ComfyUI", batch_size=w["batch_size"], grad_accum=w["grad_accum"], checkpointing=w["checkpointing"], seed=w["seed"], **parts,
         adapter=AdapterConfig(rank=w["rank"], targets=w["targets"]), optimizer=OptimizerConfig(), **more,
     )  # fmt: skip
-    return parse(settings.over(as_dict(values)) if settings else as_dict(values)), scan(data)
+    return parse(settings.over(as_dict(values)) if settings else as_dict(values)), found
 
 
 class CheckTraining(io.ComfyNode):
@@ -80,7 +78,7 @@ class CheckTraining(io.ComfyNode):
         with torch.inference_mode(False):
             backend = HostBackend(model, clip, vae)
             config, found = _config(w, dataset, backend, settings, steps=steps)
-            chosen, measured = dry_run(config, backend, found, runs_root() / CLASS_PICTURES, LiveNode(cls.hidden.unique_id, 1))
+            chosen, measured = dry_run(config, backend, found, runs_root(), LiveNode(cls.hidden.unique_id, 1))
         ok, said = verdict(config, chosen, measured, steps)
         report = "\n".join([said, found.summary()])
         keep = {"batch_size": chosen.batch_size, "grad_accum": chosen.grad_accum, "checkpointing": chosen.checkpointing}

@@ -11,14 +11,13 @@ from ..convert import FormatError, Lora, Module, read, write
 from ..convert.families import FAMILIES, UNKNOWN, known_family
 from ..convert.lora import folded, plain
 from ..convert.merge import merge
-from ..lora_core.data.folder import scan
 from ..lora_core.errors import LoomError
 from ..lora_core.events import Control, Listeners
 from ..lora_core.ziplora import Factors, zip_config, zip_loras
 from .host.api import io, make_input, make_output, schema, ui
 from .host.backend import HostBackend
 from .host.live import LiveNode, registered
-from .presets import fitted
+from .presets import opened
 from .sockets import CATEGORY, Dataset, DatasetSocket, LoraWeights, plain_errors, widget
 
 
@@ -73,12 +72,12 @@ class ZipLoras(io.ComfyNode):
             backend = HostBackend(model, clip, vae)
             family = known_family(backend.family)
             canonical = [read({k: v.clone() for k, v in lora.items()}, family=family) for lora in (lora_1, lora_2)]
-            data = [fitted(pictures.config, resolution, backend) for pictures in (pictures_1, pictures_2)]
+            (parts, first), (_, second) = (opened(pictures, resolution, backend) for pictures in (pictures_1, pictures_2))
             control = Control()
-            config = zip_config(data[0], steps, learning_rate, batch_size, seed, checkpointing)
+            config = zip_config(parts["data"], steps, learning_rate, batch_size, seed, checkpointing)
             with registered(node_id, control):
                 result = zip_loras(
-                    config, similarity, backend, (_denoiser(canonical[0], family), _denoiser(canonical[1], family)), (scan(data[0]), scan(data[1])),
+                    config, similarity, backend, (_denoiser(canonical[0], family), _denoiser(canonical[1], family)), (first, second),
                     Listeners([LiveNode(node_id, steps)]), control,
                 )  # fmt: skip
             if not result.losses:

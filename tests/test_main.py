@@ -50,7 +50,7 @@ def test_train_writes_a_lora_named_after_the_job_and_resume_goes_on(job, tmp_pat
 def test_a_second_run_of_the_same_name_gets_its_own_folder(job, tmp_path):
     for _ in range(2):
         assert main(["train", str(job), "--out", str(tmp_path / "runs")]) == DONE
-    assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == ["from_file", "from_file_2"]
+    assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == ["cache", "from_file", "from_file_2"]
 
 
 @pytest.mark.parametrize(
@@ -125,11 +125,13 @@ def test_a_change_that_is_none_is_quoted(change, job, tmp_path, capsys):
 def test_check_and_find_lr_train_nothing_and_say_what_they_found(job, tmp_path, capsys):
     out = tmp_path / "runs"
     assert main(["check", str(job), "--out", str(out)]) == 0
-    assert "s a step, about" in capsys.readouterr().out
-    assert not out.exists()
+    said = capsys.readouterr().out
+    assert "s a step, about" in said
+    assert "bucket        pictures an epoch\n32 x 32       3\n32 x 16       1\n" in said
+    assert sorted(p.name for p in out.iterdir()) == ["cache", "from_file-dataset.png"]
     assert main(["find-lr", str(job), "--out", str(out), "--steps", "20", "--set", "batch_size=4"]) == 0
     assert "The loss falls fastest at a learning rate of" in capsys.readouterr().out
-    assert [p.suffix for p in out.iterdir()] == [".png"]
+    assert sorted(p.name for p in out.iterdir()) == ["cache", "from_file-dataset.png", "from_file-learning-rate.png"]
 
 
 def test_recipes_are_listed_with_what_they_are_for(capsys):
@@ -148,7 +150,7 @@ def test_a_sweep_trains_each_run_on_one_model_and_compares_them(job, tmp_path, c
     sweep.write_text('name = "rates"\n' + "\n".join(line for line in job.read_text().splitlines() if not line.startswith("name")) + runs)
     changes = ["--set", 'samples.prompt="a zog"', "--set", "samples.every=100", "--set", "samples.steps=2"]
     assert main(["sweep", str(sweep), "--out", str(tmp_path / "runs"), *changes]) == 0
-    assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == ["rates-comparison.png", "rates_high", "rates_low"]
+    assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == ["cache", "rates-comparison.png", "rates_high", "rates_low"]
     assert len(encoded) == 4  # four pictures, once
     rates = {n: json.loads((tmp_path / "runs" / f"rates_{n}" / "config.json").read_text())["optimizer"]["lr"] for n in ("low", "high")}
     assert rates == {"low": 1e-5, "high": 1e-2}

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -15,6 +17,7 @@ from torch import nn
 from ..adapters import AdapterSet
 from ..config import ObjectiveConfig, SampleConfig
 from ..data.batches import Batch
+from ..data.store import Store
 from ..objectives import Objective
 from ..tokens import TokenTable
 
@@ -27,6 +30,19 @@ class SampleJob:
     width_px: int
     height_px: int
     config: SampleConfig
+
+
+WINDOW = 75  # tokens a CLIP text encoder reads at once, without start and end
+
+
+@dataclasses.dataclass(frozen=True)
+class TextLength:
+    """How long a caption is for the text encoder with the smallest window: its tokens, the window, pieces it is read in, tokens that are lost."""
+
+    tokens: int
+    pieces: int = 1
+    cut: int = 0
+    window: int = WINDOW
 
 
 class Backend(Protocol):
@@ -61,6 +77,18 @@ class Backend(Protocol):
     def encode_picture(self, pixels: torch.Tensor) -> torch.Tensor:
         """(1, H, W, 3) float32 in [0, 1] -> latents (1, C, [T,] h, w) in the model's own units."""
 
+    def picture_fingerprint(self) -> str:
+        """Identifies everything `encode_picture` depends on: the weights of the VAE, whole, and how its answer is scaled."""
+
+    def keep_texts(self, store: Store) -> None:
+        """From now on encoded captions are looked up in `store` first and kept there, while text encoders and tokens are the loaded ones."""
+
+    def know_text(self, caption: str, file: Path) -> None:
+        """Takes what stands for `caption` from a file that other nodes' conditioning was written to. Raises LoomError where there is no such thing."""
+
+    def text_length(self, caption: str) -> TextLength:
+        """How much of a caption the text encoders read, and in how many pieces."""
+
     def encode_texts(self, captions: Sequence[str], progress: Callable[[int, int], None]) -> None:
         """Encodes captions ahead of time; `predict` finds them by text, as long as text encoders and tokens are not trained."""
 
@@ -83,6 +111,23 @@ class Backend(Protocol):
 
     def find_non_finite(self) -> str | None:
         """Name of a base weight that is not finite, or None."""
+
+
+_whole: weakref.WeakKeyDictionary[nn.Module, tuple[str, str]] = weakref.WeakKeyDictionary()
+
+
+def whole_fingerprint(module: nn.Module) -> str:
+    """Hash over every byte of every weight and buffer. Remembered for a module whose `weights_fingerprint` has not changed."""
+    quick = weights_fingerprint(module)
+    known = _whole.get(module)
+    if known is None or known[0] != quick:
+        digest = hashlib.sha256()
+        for name, value in module.state_dict().items():
+            digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
+            if value.device.type != "meta":
+                digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        known = _whole[module] = quick, digest.hexdigest()
+    return known[1]
 
 
 def weights_fingerprint(module: nn.Module, instead: Mapping[str, torch.Tensor] | None = None) -> str:

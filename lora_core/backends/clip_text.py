@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,16 @@ from torch import nn
 
 from ..adapters.base import override_forward
 from ..tokens import TokenSet, TokenTable, TokenVectors
+from .base import TextLength
 
 LENGTH = 77
+LARGE = 8  # tokens of a word that may be split over two windows
 _ENCODER_OF_WIDTH = {1024: "clip_h", 1280: "clip_g"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-    """`hidden` (B, 77, width); `pooled` (B, width) and `mask` (B, 77) where the network reads them, else None."""
+    """`hidden` (B, 77 n, width) for texts of n windows; `pooled` (B, width) and `mask` (B, 77) where the network reads them, else None."""
 
     hidden: torch.Tensor
     pooled: torch.Tensor | None = None
@@ -28,9 +31,15 @@ class Text:
 
     @staticmethod
     def joined(parts: Sequence[Text]) -> Text:
-        """Several texts as one batch."""
+        """Several texts as one batch. Shorter ones are repeated to the common length, which changes nothing for what attends to them."""
         pooled, mask = ([v for v in values if v is not None] for values in ([p.pooled for p in parts], [p.mask for p in parts]))
-        return Text(torch.cat([p.hidden for p in parts]), torch.cat(pooled) if pooled else None, torch.cat(mask) if mask else None)
+        length = math.lcm(*(p.hidden.shape[1] for p in parts))
+        hidden = torch.cat([p.hidden.repeat(1, length // p.hidden.shape[1], 1) for p in parts])
+        return Text(hidden, torch.cat(pooled) if pooled else None, torch.cat(mask) if mask else None)
+
+    def on(self, device: torch.device) -> Text:
+        pooled, mask = (None if t is None else t.to(device) for t in (self.pooled, self.mask))
+        return Text(self.hidden.to(device), pooled, mask)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,25 +84,60 @@ class ClipText:
         """With gradients to adapters and tokens where the caller has them on."""
         hidden, pooled = [], None
         for name, encoder in self.encoders.items():
-            rows = [_ids(encoder.tokenizer, text, tokens) for text in texts]
+            windows = [_windows(encoder.tokenizer, text, tokens) for text in texts]
+            rows = [row for rows in windows for row in rows]
             ids = torch.tensor([[0 if isinstance(i, tuple) else i for i in row] for row in rows], device=self.device)
             with _vectors_in_place(encoder.model.get_input_embeddings(), rows, name):
                 out = encoder.model(ids, output_hidden_states=self.two)
-            hidden.append(out.hidden_states[-2] if self.two else out.last_hidden_state)
-            pooled = out.text_embeds if self.two and name == "clip_g" else None
+            flat = out.hidden_states[-2] if self.two else out.last_hidden_state
+            counts = [len(rows) for rows in windows]
+            hidden.append(Text.joined([Text(part.flatten(0, 1)[None]) for part in flat.split(counts)]).hidden)
+            firsts = [sum(counts[:n]) for n in range(len(counts))]
+            pooled = out.text_embeds[firsts] if self.two and name == "clip_g" else None
         return Text(torch.cat(hidden, -1), pooled)
 
+    def length(self, caption: str) -> TextLength:
+        """Of the first encoder: both have the same window and words."""
+        encoder = next(iter(self.encoders.values()))
+        whole = length_of(caption, encoder.tokenizer)
+        return dataclasses.replace(whole, pieces=len(_windows(encoder.tokenizer, caption, TokenSet())), cut=0)
 
-def _ids(tokenizer: Any, text: str, tokens: TokenSet) -> list[int | tuple[TokenVectors, int]]:
-    """77 token ids; a vector of a token stands as (token, its number)."""
-    inner: list[int | tuple[TokenVectors, int]] = []
+
+def length_of(caption: str, tokenizer: Any) -> TextLength:
+    """For an encoder that reads one window and leaves the rest."""
+    tokens = len(tokenizer(caption, add_special_tokens=False).input_ids)
+    window = tokenizer.model_max_length - 2
+    return TextLength(tokens, 1, max(0, tokens - window), window)
+
+
+def _windows(tokenizer: Any, text: str, tokens: TokenSet) -> list[list[int | tuple[TokenVectors, int]]]:
+    """Rows of 77 token ids; a vector of a token stands as (token, its number). A word is split over two rows only from LARGE tokens on,
+
+    which is where ComfyUI splits, so both read a long caption alike.
+    """
+    rows: list[list[int | tuple[TokenVectors, int]]] = [[]]
+    for group in _groups(tokenizer, text, tokens):
+        room = LENGTH - 2 - len(rows[-1])
+        if len(group) > room and len(group) < LARGE:
+            rows.append([])
+            room = LENGTH - 2
+        while len(group) > room:
+            rows[-1] += group[:room]
+            group, room = group[room:], LENGTH - 2
+            rows.append([])
+        rows[-1] += group
+    ends = [[tokenizer.bos_token_id, *row, tokenizer.eos_token_id] for row in rows]
+    return [row + [tokenizer.pad_token_id] * (LENGTH - len(row)) for row in ends]
+
+
+def _groups(tokenizer: Any, text: str, tokens: TokenSet) -> Iterator[list[int | tuple[TokenVectors, int]]]:
+    """The tokens of each word, and the vectors of each trained token."""
     for piece in tokens.split(text):
         if isinstance(piece, str):
-            inner += tokenizer(piece, add_special_tokens=False, truncation=True, max_length=LENGTH).input_ids
+            for word in piece.replace("\\(", "(").replace("\\)", ")").split():  # as captions are written for programs that weigh what is in parentheses
+                yield tokenizer(word, add_special_tokens=False).input_ids
         else:
-            inner += [(piece, n) for n in range(piece.token.vectors)]
-    row = [tokenizer.bos_token_id, *inner[: LENGTH - 2], tokenizer.eos_token_id]
-    return row + [tokenizer.pad_token_id] * (LENGTH - len(row))
+            yield [(piece, n) for n in range(piece.token.vectors)]
 
 
 @contextlib.contextmanager

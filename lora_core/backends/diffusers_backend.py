@@ -15,7 +15,7 @@ from ..data.buckets import Fit
 from ..errors import LoomError
 from ..objectives import DiscreteLevels, Objective, discrete_sigmas, rescale_zero_terminal_snr
 from ..tokens import TokenTable
-from .base import SampleJob, weights_fingerprint
+from .base import SampleJob, TextLength, weights_fingerprint
 from .clip_text import ClipText, Text
 from .headless import LOCAL, Headless, nearest_timestep, require_parts
 
@@ -68,6 +68,21 @@ class DiffusersBackend(Headless):
     def encode_picture(self, pixels: torch.Tensor) -> torch.Tensor:
         x = pixels.permute(0, 3, 1, 2).to(self.device) * 2 - 1
         return self.vae.encode(x).latent_dist.mean * self.vae.config.scaling_factor
+
+    @torch.no_grad()
+    def encode_spread(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(mean, standard deviation) of the latents, both in the model's units."""
+        answer, scale = self.vae.encode(pixels.permute(0, 3, 1, 2).to(self.device) * 2 - 1).latent_dist, self.vae.config.scaling_factor
+        return answer.mean * scale, answer.std * scale
+
+    def picture_encoders(self) -> Sequence[nn.Module]:
+        return [self.vae]
+
+    def picture_fingerprint(self) -> str:
+        return f"{super().picture_fingerprint()} {self.vae.config.scaling_factor}"
+
+    def text_length(self, caption: str) -> TextLength:
+        return self.text.length(caption)
 
     def encode(self, texts: Sequence[str]) -> Text:
         return self.text.encode(texts, self._trained.tokens)

@@ -12,10 +12,11 @@ import torch.utils.checkpoint
 from torch import nn
 
 from ..adapters import AdapterSet, attach
+from ..data.store import Memory, Store, key_of
 from ..errors import LoomError
 from ..tokens import TokenTable
-from .base import weights_fingerprint
-from .clip_text import Text
+from .base import TextLength, weights_fingerprint, whole_fingerprint
+from .clip_text import Text, length_of
 
 DTYPES = {"auto": torch.float32, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 LOCAL: dict[str, Any] = {"local_files_only": True}  # nothing is ever downloaded
@@ -38,6 +39,7 @@ class Headless:
 
     network: Any
     latent_step_px: int
+    parts: dict[str, Any]  # by the name of their folder
     prefix: str  # of the network's layers in files
 
     def __init__(self, precision: str, device: str):
@@ -45,6 +47,7 @@ class Headless:
         self.dtype = DTYPES[precision]
         self._texts: dict[str, Text] = {}
         self._trained = AdapterSet({})
+        self._store: Store = Memory()
 
     @property
     def can_checkpoint(self) -> bool:
@@ -78,6 +81,15 @@ class Headless:
     def find_non_finite(self) -> str | None:
         return next((name for name, p in self.network.named_parameters() if not torch.isfinite(p).all()), None)
 
+    # ---- pictures ----------------------------------------------------------------------------------------------------
+
+    def picture_encoders(self) -> Sequence[nn.Module]:
+        """The modules that `encode_picture` and `encode_beside` run."""
+        raise NotImplementedError(f"{type(self).__name__} must name what encodes its pictures")
+
+    def picture_fingerprint(self) -> str:
+        return " ".join([type(self).__name__, *map(whole_fingerprint, self.picture_encoders())])
+
     # ---- texts -------------------------------------------------------------------------------------------------------
 
     def encode(self, texts: Sequence[str]) -> Text:
@@ -87,12 +99,28 @@ class Headless:
     def text_fingerprint(self) -> str:
         return ""
 
+    def keep_texts(self, store: Store) -> None:
+        self._store = store
+
+    def know_text(self, caption: str, file: Path) -> None:
+        raise LoomError(f"{file.name}: conditioning from other nodes belongs to a model in ComfyUI; train it there, or give pictures.")
+
+    def text_length(self, caption: str) -> TextLength:
+        return length_of(caption, self.parts["tokenizer"])
+
     @torch.no_grad()
     def encode_texts(self, captions: Sequence[str], progress: Callable[[int, int], None]) -> None:
+        own = not self._trained.changes_text
+        made_by = [type(self).__name__, self.text_fingerprint()] if own and captions else []
         for done, caption in enumerate(captions):
             progress(done, len(captions))
-            if caption not in self._texts:
-                self._texts[caption] = self.encode([caption])
+            if caption in self._texts:
+                continue
+            key = key_of("text", *made_by, caption)
+            known = self._store.get(key) if own else None
+            self._texts[caption] = Text(**known) if known else self.encode([caption])
+            if own and not known:
+                self._store.put(key, {name: t for name, t in vars(self._texts[caption]).items() if t is not None})
 
     def forget_texts(self) -> None:
         self._texts.clear()
@@ -102,7 +130,7 @@ class Headless:
         if self._trained.trains_text:
             return self.encode(texts)
         self.encode_texts([t for t in dict.fromkeys(texts) if t not in self._texts], lambda n, of: None)
-        return Text.joined([self._texts[t] for t in texts])
+        return Text.joined([self._texts[t] for t in texts]).on(self.device)
 
     # ---- training ----------------------------------------------------------------------------------------------------
 

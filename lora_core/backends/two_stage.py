@@ -21,7 +21,7 @@ from ..config import ObjectiveConfig
 from ..data.batches import Batch
 from ..errors import LoomError
 from ..objectives import DiscreteLevels, Objective, discrete_sigmas
-from .base import SampleJob, weights_fingerprint
+from .base import SampleJob, TextLength, weights_fingerprint
 from .clip_text import Text
 from .headless import LOCAL, Headless, nearest_timestep, require_parts
 
@@ -94,6 +94,12 @@ class KandinskyPrior(_Kandinsky):
         self.network, self.scheduler = self.parts["prior"], self.parts["scheduler"]
         self._decoder = _decoder_parts(self, Path(companion)) if companion else None
 
+    def picture_encoders(self) -> Sequence[nn.Module]:
+        return [self.parts["image_encoder"]]
+
+    def picture_fingerprint(self) -> str:
+        return f"{super().picture_fingerprint()} {self.network.clip_mean.tolist()} {self.network.clip_std.tolist()}"
+
     def encode_picture(self, pixels: torch.Tensor) -> torch.Tensor:
         mean, std = self.network.clip_mean.float(), self.network.clip_std.float()
         return ((self._embedding(self.parts, pixels) - mean) / std)[:, :, None, None]
@@ -132,6 +138,12 @@ class KandinskyDecoder(_Kandinsky):
         self._own = _decoder_parts(self, folder)
         self.network, self.scheduler = self._own["unet"], self._own["scheduler"]
         self.latent_step_px = 2 ** (len(self._own["movq"].config.block_out_channels) - 1)
+
+    def picture_encoders(self) -> Sequence[nn.Module]:
+        return [self._own["movq"], self.parts["image_encoder"]]
+
+    def text_length(self, caption: str) -> TextLength:
+        return TextLength(0)  # reads no text
 
     @torch.no_grad()
     def encode_picture(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -289,6 +301,9 @@ class WuerstchenPrior(_Wuerstchen):
         self.effnet = self.place(EfficientNet.read(folder))
         self._decoder = WuerstchenDecoder(Path(companion), str(folder), precision, device) if companion else None
 
+    def picture_encoders(self) -> Sequence[nn.Module]:
+        return [self.effnet]
+
     def encode_picture(self, pixels: torch.Tensor) -> torch.Tensor:
         return (self._features(self.effnet, pixels) + 1) / 42
 
@@ -320,6 +335,12 @@ class WuerstchenDecoder(_Wuerstchen):
         self.vqgan = self.place(PaellaVQModel.from_pretrained(folder / "vqgan", torch_dtype=torch.float32, **LOCAL))
         self._prior_folder = _companion(companion, "the folder of a Würstchen prior, whose picture encoder it reads")
         self.effnet = self.place(EfficientNet.read(self._prior_folder))
+
+    def picture_encoders(self) -> Sequence[nn.Module]:
+        return [self.vqgan, self.effnet]
+
+    def picture_fingerprint(self) -> str:
+        return f"{super().picture_fingerprint()} {self.vqgan.config.scale_factor}"
 
     @torch.no_grad()
     def encode_picture(self, pixels: torch.Tensor) -> torch.Tensor:

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
 import functools
 import hashlib
+import threading
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from ..config import TrainConfig
-from ..errors import LoomError
-from ..rng import python_rng
+from ..rng import generator, python_rng, randn_like
 from . import buckets
-from .captions import vary
-from .folder import Dataset, Picture
-from .masks import latent_mask, open_mask
-from .pictures import PictureError, open_rgb
+from .captions import varies, vary
+from .folder import Picture
+from .latents import LatentCache, View
+from .store import Tensors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,141 +37,112 @@ class Batch:
     mask: torch.Tensor | None = None
     beside: torch.Tensor | None = None
 
+    def on(self, device: torch.device) -> Batch:
+        """On the training device; the copy of pinned memory goes on while the step before still computes."""
+        return self._changed(lambda tensor: tensor.to(device, non_blocking=True))
 
-Encode = Callable[[torch.Tensor], torch.Tensor]  # (1, H, W, 3) float32 in [0, 1] -> (1, C, [T,] h, w)
+    def pinned(self) -> Batch:
+        return self._changed(torch.Tensor.pin_memory)
 
-
-class LatentCache:
-    """Latents of every picture of a dataset, plain and mirrored, encoded once and held in CPU memory."""
-
-    def __init__(self, dataset: Dataset, config: TrainConfig, encode: Encode, progress: Callable[[int, int], None], beside: Encode | None = None):
-        self.fits: list[buckets.Fit] = []
-        self.pixels: list[bytes] = []  # sha256 of each picture as it is trained
-        self.kept: list[Picture] = []
-        self.skipped: list[tuple[str, str]] = []
-        self.masked = self.unmasked = 0  # masks that change something, masks that are white everywhere
-        self._latents: dict[tuple[int, bool], torch.Tensor] = {}
-        self._masks: dict[tuple[int, bool], torch.Tensor] = {}
-        self._beside: dict[tuple[int, bool], torch.Tensor] = {}
-        flips = (False, True) if config.data.flip else (False,)
-        for done, picture in enumerate(dataset.pictures):
-            progress(done, len(dataset.pictures))
-            try:
-                image, mask = open_rgb(picture.path), open_mask(picture, config.data.masks)
-            except PictureError as error:
-                self.skipped.append((picture.name, str(error)))
-                continue
-            how = buckets.fit(*image.size, config.data.resolution, config.data.bucket_step_px)
-            cut = buckets.apply(image, how)
-            masks: dict[bool, torch.Tensor | None] = {}
-            for flipped in flips:
-                shown = cut.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flipped else cut
-                pixels = torch.from_numpy(np.asarray(shown, np.float32) / 255.0)[None]
-                latent = encode(pixels).detach().float().cpu().clone()
-                if not torch.isfinite(latent).all():
-                    raise LoomError(f"{picture.name}: the VAE returns numbers that are not finite for it; use a VAE that runs in fp32 or bf16.")
-                self._latents[len(self.kept), flipped] = latent
-                if beside is not None:
-                    self._beside[len(self.kept), flipped] = beside(pixels).detach().float().cpu().clone()
-                try:
-                    masks[flipped] = None if mask is None else latent_mask(mask, how, flipped, latent, config.data.mask_floor)
-                except PictureError as error:
-                    self.skipped.append((picture.name, str(error)))
-                    break
-            if len(masks) < len(flips):
-                continue
-            self._masks |= {(len(self.kept), flipped): m for flipped, m in masks.items() if m is not None}
-            self.masked += masks[False] is not None
-            self.unmasked += mask is not None and masks[False] is None
-            self.pixels.append(hashlib.sha256(cut.tobytes()).digest())
-            self.kept.append(picture)
-            self.fits.append(how)
-        progress(len(dataset.pictures), len(dataset.pictures))
-        if not self.kept:
-            name, why = self.skipped[0]
-            raise LoomError(f"data.folder: no picture could be opened, the first is {name}: {why}; replace the files.")
-
-    def __getitem__(self, key: tuple[int, bool]) -> torch.Tensor:
-        return self._latents[key]
-
-    def beside(self, keys: Sequence[tuple[int, bool]]) -> torch.Tensor | None:
-        """What the network is told about these pictures apart from their captions."""
-        return torch.cat([self._beside[key] for key in keys]) if self._beside else None
-
-    def mask(self, key: tuple[int, bool]) -> torch.Tensor | None:
-        """Weights of places, where the picture has a mask that says anything."""
-        return self._masks.get(key)
+    def _changed(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+        new: dict[str, Any] = {name: change(value) for name, value in vars(self).items() if torch.is_tensor(value)}
+        return dataclasses.replace(self, **new)
 
 
 class Batches:
     """`at(step, micro)` is the batch of that pass. An epoch shows every picture `repeats` times, in an order drawn from the seed."""
 
     def __init__(self, cache: LatentCache, config: TrainConfig, device: torch.device | str):
-        self._cache, self._config, self._device = cache, config, device
-        self._plan = functools.lru_cache(maxsize=2)(self._plan_epoch)
+        self._cache, self._config, self._device = cache, config, torch.device(device)
+        self._plan = functools.lru_cache(maxsize=4)(self._plan_epoch)
+        self._ahead = _Ahead(self._on_cpu) if self._device.type != "cpu" else None
         self.per_epoch = len(self._plan(0))
 
     @property
     def pictures(self) -> list[Picture]:
-        return self._cache.kept
+        return self._cache.pictures
 
     def shapes(self) -> list[tuple[int, ...]]:
         """The latent shapes that occur, largest first."""
-        return sorted({tuple(self._cache[i, False].shape[1:]) for i in range(len(self._cache.kept))}, key=lambda s: -int(np.prod(s)))
+        return sorted({e.shape for e in self._cache.entries}, key=lambda s: -int(np.prod(s)))
 
     def largest(self, count: int) -> Batch:
         """`count` times the picture of the largest bucket, for a dry run."""
-        sizes = [int(np.prod(self._cache[i, False].shape)) for i in range(len(self.pictures))]
-        index = sizes.index(max(sizes))
-        latents = self._cache[index, False].repeat(count, *[1] * (self._cache[index, False].ndim - 1)).to(self._device)
-        picture = self.pictures[index]
-        return Batch(
-            latents, [picture.caption] * count, [self._cache.fits[index]] * count, [picture.name] * count, torch.ones(count, device=self._device),
-            beside=self._cache.beside([(index, False)] * count),
-        )  # fmt: skip
+        sizes = [int(np.prod(e.shape)) for e in self._cache.entries]
+        view = View(sizes.index(max(sizes)))
+        picture = self._cache.entries[view.entry].picture
+        return self._joined([view] * count, [picture.caption] * count, [self._cache[view]["latent"]] * count).on(self._device)
 
     def with_config(self, config: TrainConfig) -> Batches:
         """The same pictures under another batch size."""
         return Batches(self._cache, config, self._device)
 
     def fingerprint(self) -> str:
-        """Identifies pictures, captions, repeats and sizes, by content."""
+        """Identifies pictures, captions, repeats, sizes and masks, by content."""
         digest = hashlib.sha256()
-        for index, picture in enumerate(self.pictures):
-            facts = (picture.name, picture.caption, picture.repeats, self._cache.fits[index])
+        for n, entry in enumerate(self._cache.entries):
+            picture = entry.picture
+            facts = (picture.name, [(c.text, c.weight) for c in picture.captions], picture.repeats, entry.fits)
             digest.update("\x1f".join(map(str, facts)).encode())
-            digest.update(self._cache.pixels[index])
-            if (mask := self._cache.mask((index, False))) is not None:
+            digest.update(entry.pixels)
+            if (mask := self._cache[View(n)].get("mask")) is not None:
                 digest.update(mask.numpy().tobytes())
         return digest.hexdigest()[:32]
 
     def at(self, step: int, micro: int) -> Batch:
+        """Where the device is not the CPU, the batch was put together in a thread while the step before computed."""
+        if self._ahead is None:
+            return self._on_cpu(step, micro).on(self._device)
+        following = (step, micro + 1) if micro + 1 < self._config.grad_accum else (step + 1, 0)
+        return self._ahead.get((step, micro), following).on(self._device)
+
+    def captions(self, step: int, micro: int) -> list[str]:
+        """Those of that pass, without looking at a picture."""
+        return [caption for _, caption in self._drawn(step, micro)]
+
+    def vary(self) -> bool:
+        """Whether captions differ from pass to pass by more than being left out."""
+        return any(varies(p.captions, p.data) for p in self.pictures)
+
+    def _drawn(self, step: int, micro: int) -> list[tuple[View, str]]:
+        """Every choice of a pass: picture, crop, mirrored or not, caption."""
         number = step * self._config.grad_accum + micro
-        chosen = self._plan(number // self.per_epoch)[number % self.per_epoch]
-        rng, data = python_rng(self._config.seed, step, micro, "captions"), self._config.data
-        latents, captions, masks, keys = [], [], [], []
-        for index in chosen:
-            flipped = rng.random() < 0.5 and data.flip
-            keys.append((index, flipped))
-            latents.append(self._cache[index, flipped])
-            masks.append(self._cache.mask((index, flipped)))
-            captions.append(vary(self.pictures[index].caption, rng, data.shuffle_tags, data.keep_tokens, data.caption_dropout))
+        rng = python_rng(self._config.seed, step, micro, "captions")
+        out = []
+        for index in self._plan(number // self.per_epoch)[number % self.per_epoch]:
+            entry = self._cache.entries[index]
+            flipped, crop = rng.random() < 0.5, int(rng.random() * len(entry.fits))
+            view = View(index, crop, flipped and len(entry.keys[crop]) > 1)
+            out.append((view, vary(entry.picture.captions, rng, entry.picture.data)))
+        return out
+
+    def _on_cpu(self, step: int, micro: int) -> Batch:
+        drawn = self._drawn(step, micro)
+        latents = [
+            _sampled(self._cache[view], generator(self._config.seed, step, micro, slot, "latent"), self._cache.entries[view.entry].picture)
+            for slot, (view, _) in enumerate(drawn)
+        ]
+        return self._joined([view for view, _ in drawn], [caption for _, caption in drawn], latents)
+
+    def _joined(self, views: Sequence[View], captions: Sequence[str], latents: Sequence[torch.Tensor]) -> Batch:
+        parts, entries = [self._cache[view] for view in views], [self._cache.entries[view.entry] for view in views]
+        masks = [_floored(part.get("mask"), entry.picture.data.mask_floor) for part, entry in zip(parts, entries, strict=True)]
         return Batch(
-            latents=torch.cat(latents).to(self._device),
-            captions=captions,
-            fits=[self._cache.fits[i] for i in chosen],
-            names=[self.pictures[i].name for i in chosen],
-            weight=torch.ones(len(chosen), device=self._device),
-            mask=_stacked(masks, latents, self._device),
-            beside=self._cache.beside(keys),
+            latents=torch.cat(list(latents)),
+            captions=list(captions),
+            fits=[self._cache.fit(view) for view in views],
+            names=[entry.picture.name for entry in entries],
+            weight=torch.tensor([entry.picture.data.loss_weight for entry in entries]),
+            mask=_stacked(masks, latents),
+            beside=torch.cat([part["beside"] for part in parts]) if all("beside" in part for part in parts) else None,
         )
 
     def _plan_epoch(self, epoch: int) -> list[list[int]]:
-        """Picture indices of each batch. The last batch of a bucket is filled up from the bucket, so every batch has the same size."""
+        """Entries of each batch. The last batch of a bucket is filled up from the bucket, so every batch has the same size."""
         rng, size = python_rng(self._config.seed, epoch, "order"), self._config.batch_size
-        groups: dict[tuple[int, int], list[int]] = {}
-        for index, picture in enumerate(self.pictures):
-            groups.setdefault(self._cache.fits[index].bucket, []).extend([index] * picture.repeats)
+        groups: dict[tuple, list[int]] = {}
+        for index, entry in enumerate(self._cache.entries):
+            groups.setdefault((entry.fits[0].bucket, entry.shape), []).extend([index] * entry.picture.repeats)
         batches = []
         for bucket in sorted(groups):
             order = groups[bucket]
@@ -181,8 +153,37 @@ class Batches:
         return batches
 
 
-def _stacked(masks: Sequence[torch.Tensor | None], latents: Sequence[torch.Tensor], device: torch.device | str) -> torch.Tensor | None:
+class _Ahead:
+    """One thread that makes the next batch while this one is used. What it makes does not depend on when."""
+
+    def __init__(self, make: Callable[[int, int], Batch]):
+        self._make, self._lock = make, threading.Lock()
+        self._next: dict[tuple[int, int], concurrent.futures.Future[Batch]] = {}
+        self._pool = concurrent.futures.ThreadPoolExecutor(1, "lora-loom-batches")
+
+    def get(self, now: tuple[int, int], following: tuple[int, int]) -> Batch:
+        with self._lock:
+            future = self._next.pop(now, None) or self._pool.submit(self._pinned, now)
+            self._next = {following: self._next.get(following) or self._pool.submit(self._pinned, following)}
+        return future.result()
+
+    def _pinned(self, key: tuple[int, int]) -> Batch:
+        batch = self._make(*key)
+        return batch.pinned() if torch.cuda.is_available() else batch
+
+
+def _sampled(tensors: Tensors, rng: torch.Generator, picture: Picture) -> torch.Tensor:
+    """The latent that is trained: what the VAE says, or mean + deviation x noise where the set asks for samples."""
+    latent = tensors["latent"]
+    return latent + tensors["spread"] * randn_like(latent, rng) if picture.data.latents == "sampled" and "spread" in tensors else latent
+
+
+def _floored(mask: torch.Tensor | None, floor: float) -> torch.Tensor | None:
+    return None if mask is None else floor + (1 - floor) * mask
+
+
+def _stacked(masks: Sequence[torch.Tensor | None], latents: Sequence[torch.Tensor]) -> torch.Tensor | None:
     """The masks of a batch, ones for pictures without; None when there is none at all."""
     if all(m is None for m in masks):
         return None
-    return torch.cat([torch.ones_like(latent[:, :1]) if m is None else m for m, latent in zip(masks, latents, strict=True)]).to(device)
+    return torch.cat([torch.ones_like(latent[:, :1]) if m is None else m for m, latent in zip(masks, latents, strict=True)])

@@ -1,11 +1,19 @@
-"""Sizes: which bucket a picture goes to, and how it is cropped to it. Pure integer arithmetic; nothing is ever scaled up."""
+"""Sizes: which bucket a picture goes to, and what is cropped of it. Pure arithmetic; nothing is scaled up unless a set asks for it."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import random
 
+import numpy as np
 from PIL import Image
+
+from ..config import DataConfig
+from ..errors import LoomError
+
+CENTRE = (0.5, 0.5)
+SEEN_PX = 96  # longest side of the small picture on which a salient crop is chosen
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,22 +25,97 @@ class Fit:
     crop: tuple[int, int]
     bucket: tuple[int, int]
 
+    @property
+    def slack(self) -> tuple[int, int]:
+        """How far the crop can move, in px."""
+        return self.scaled[0] - self.bucket[0], self.scaled[1] - self.bucket[1]
 
-def fit(width: int, height: int, resolution: int, step: int) -> Fit:
+    def at(self, place: tuple[float, float]) -> Fit:
+        """The same size, cut at `place`: (0, 0) is the left top, (1, 1) the right bottom."""
+        return dataclasses.replace(self, crop=(round(self.slack[0] * place[0]), round(self.slack[1] * place[1])))
+
+    def mirrored(self) -> Fit:
+        """As the mirrored picture is cut."""
+        return dataclasses.replace(self, crop=(self.slack[0] - self.crop[0], self.crop[1]))
+
+
+def fit(
+    width: int, height: int, resolution: int, step: int, aspect: bool = True, min_side: int = 0, max_side: int = 0, upscale: bool = False
+) -> Fit:
     """The largest bucket of the picture's shape with sides in multiples of `step` and at most resolution^2 pixels, centre-cropped.
 
-    Raises ValueError when a side is below one step.
+    Without `aspect` a square. Sides stay within `min_side` and `max_side` (0: no limit). Raises ValueError when a side is below one step.
     """
-    if min(width, height) < step:
+    if min(width, height) < step and not upscale:
         raise ValueError(f"{width} x {height} px is below one step of {step} px")
-    scale = min(1.0, math.sqrt(resolution * resolution / (width * height)))
-    bucket = tuple(min(side // step * step, max(step, int(side * scale + 1e-6) // step * step)) for side in (width, height))
-    longest = max(step, resolution * resolution // min(bucket) // step * step)  # a panorama's short side may have been raised to one step
-    bucket = tuple(min(side, longest) for side in bucket)
+    low, high = max(step, -(-min_side // step) * step), max_side // step * step or 2**30
+    if aspect:
+        scale = math.sqrt(resolution * resolution / (width * height))
+        scale = scale if upscale else min(1.0, scale)
+        sides = [min(high, max(low, int(side * scale + 1e-6) // step * step)) for side in (width, height)]
+    else:
+        sides = [min(high, max(low, resolution // step * step))] * 2
+    if not upscale:
+        sides = [min(wanted, side // step * step) for wanted, side in zip(sides, (width, height), strict=True)]
+        sides = sides if aspect else [min(sides)] * 2
+    longest = max(low, resolution * resolution // min(sides) // step * step)  # a panorama's short side may have been raised to one step
+    bucket = (min(sides[0], longest), min(sides[1], longest))
     cover = max(bucket[0] / width, bucket[1] / height)
-    scaled = tuple(max(b, round(side * cover)) for b, side in zip(bucket, (width, height), strict=True))
+    scaled = (max(bucket[0], round(width * cover)), max(bucket[1], round(height * cover)))
     crop = ((scaled[0] - bucket[0]) // 2, (scaled[1] - bucket[1]) // 2)
-    return Fit((width, height), (scaled[0], scaled[1]), crop, (bucket[0], bucket[1]))
+    return Fit((width, height), scaled, crop, bucket)
+
+
+def resolutions(config: DataConfig) -> list[int]:
+    """Those a set is trained at, the main one first. Raises LoomError for what is not a list of numbers."""
+    more = []
+    for part in filter(None, (part.strip() for part in config.also_resolutions.split(","))):
+        if not part.isdecimal() or not 16 <= int(part) <= 8192:
+            raise LoomError(f"data.also_resolutions: {part!r} is no resolution; write numbers of px from 16 to 8192, separated by commas.")
+        more.append(int(part))
+    return list(dict.fromkeys([config.resolution, *more]))
+
+
+def fits(width: int, height: int, config: DataConfig) -> list[Fit]:
+    """The bucket of a picture at each resolution of its set, the same bucket once."""
+    found = [
+        fit(width, height, r, config.bucket_step_px, config.aspect_buckets, config.min_side_px, config.max_side_px, config.upscale) for r in resolutions(config)
+    ]
+    return list({f.bucket: f for f in found}.values())
+
+
+def crops(how: Fit, name: str, config: DataConfig) -> list[Fit]:
+    """The places a picture of that name is cut at: one, or for random ones spread evenly along its slack, the same on every machine."""
+    if config.crop != "random" or how.slack == (0, 0):
+        return [how]
+    rng = random.Random(name)
+    places = [((k + rng.random()) / config.crops, (k + rng.random()) / config.crops) for k in range(config.crops)]
+    down = [y for _, y in places]
+    rng.shuffle(down)
+    return list(dict.fromkeys(how.at((x, y)) for (x, _), y in zip(places, down, strict=True)))
+
+
+def salient(image: Image.Image, how: Fit, mask: Image.Image | None = None) -> Fit:
+    """The crop that keeps most of what is to be seen: of the mask where there is one, else of the edges, those near the middle counting twice."""
+    if how.slack == (0, 0):
+        return how
+    shown = (mask or image).convert("L")
+    scale = SEEN_PX / max(shown.size)
+    small = np.asarray(shown.resize((max(2, round(shown.width * scale)), max(2, round(shown.height * scale))), Image.Resampling.BOX), np.float64)
+    if mask is None:
+        down, across = np.gradient(small)
+        small = np.hypot(down, across)
+        y, x = (np.linspace(-1, 1, side) for side in small.shape)
+        small = small * (2 - np.maximum(np.abs(y)[:, None], np.abs(x)[None]))
+    places = []
+    for axis in (0, 1):  # along the width, along the height
+        along = small.sum(axis)
+        window = max(1, round(len(along) * how.bucket[axis] / how.scaled[axis]))
+        sums = np.convolve(along, np.ones(window), "valid")
+        best = np.flatnonzero(sums >= sums.max() - 1e-9 * max(1.0, sums.max()))
+        middle = best[np.abs(best - (len(sums) - 1) / 2).argmin()]
+        places.append(middle / (len(sums) - 1) if len(sums) > 1 else 0.5)
+    return how.at((places[0], places[1]))
 
 
 def apply(image: Image.Image, how: Fit) -> Image.Image:

@@ -1,41 +1,183 @@
-"""Caption files and the edits made to a caption each time a picture is drawn. Pure functions; randomness comes in as an argument."""
+"""Captions: what a text file says, the edits that hold for a whole set, and the choices made anew each time a picture is drawn.
+
+Pure functions; randomness comes in as an argument.
+"""
 
 from __future__ import annotations
 
 import codecs
+import dataclasses
 import random
 import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-_BOMS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
+from ..config import DataConfig
+from ..errors import LoomError
+
+MAX_CAPTION_BYTES = 1_000_000
+_BOMS = (  # UTF-32 first: its mark begins like that of UTF-16
+    (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"),
+)  # fmt: skip
+_WEIGHT = re.compile(r"\s*(\d+(?:\.\d+)?)::")
+_WILDCARD = re.compile(r"\{([^{}]*)\}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Caption:
+    """One of the captions of a picture; `weight` says how often it is drawn beside the others."""
+
+    text: str
+    weight: float = 1.0
+
+
+def decoded(data: bytes, encoding: str = "auto") -> tuple[str, str]:
+    """(text, encoding) of a text file's bytes. With auto: byte-order marks, UTF-8, UTF-16 by its zero bytes, else Windows-1252. Never fails."""
+    if encoding == "auto":
+        encoding = next((name for bom, name in _BOMS if data.startswith(bom)), "")
+    if not encoding:
+        encoding = _utf16_without_mark(data) or "utf-8"
+        try:
+            return data.decode(encoding), encoding
+        except UnicodeDecodeError:
+            encoding = "cp1252"
+    return data.decode(encoding, errors="replace"), encoding
+
+
+def _utf16_without_mark(data: bytes) -> str:
+    """UTF-16 of mostly Latin text has a zero in every second byte; nothing else has."""
+    if len(data) < 4 or len(data) % 2:
+        return ""
+    even, odd = data[::2].count(0), data[1::2].count(0)
+    half = len(data) // 2
+    return "utf-16-le" if odd > 0.7 * half and not even else "utf-16-be" if even > 0.7 * half and not odd else ""
+
+
+def lines_of(text: str) -> list[str]:
+    """The lines that say something, with white space and control characters tidied."""
+    return [line for line in (tidy(raw) for raw in re.split(r"[\r\n\x85\u2028\u2029]+", text)) if line]
+
+
+def tidy(text: str) -> str:
+    """One line: every run of white space, byte-order marks and control characters becomes one space."""
+    return " ".join("".join(" " if c == "\ufeff" or (ord(c) < 32 or 127 <= ord(c) < 160) else c for c in text).split())
+
+
+def captions_in(text: str, lines: str) -> tuple[Caption, ...]:
+    """The captions a text file holds: all of it as one (lines = joined), or each line as one to choose from (lines = alternatives).
+
+    A line may start with its weight, as in `0.5::a cat`. Several short lines without a comma are tags, one a line, and joined as such.
+    """
+    found = lines_of(text)
+    if lines == "alternatives":
+        return tuple(weighted(line) for line in found)
+    tags = len(found) > 2 and not any("," in line or line.endswith((".", "!", "?")) for line in found) and max(map(len, found)) <= 60
+    return (Caption((", " if tags else " ").join(found)),) if found else ()
+
+
+def weighted(line: str) -> Caption:
+    """`0.5::a cat` -> a cat with weight 0.5; without a weight 1."""
+    match = _WEIGHT.match(line)
+    return Caption(line[match.end() :].strip(), float(match[1])) if match else Caption(line)
+
+
+def read_captions(path: Path, encoding: str = "auto", lines: str = "joined") -> tuple[tuple[Caption, ...], str]:
+    """(captions, encoding) of a text file. Raises OSError, and ValueError for a file no caption can be."""
+    if path.stat().st_size > MAX_CAPTION_BYTES:
+        raise ValueError(f"has {path.stat().st_size / 1e6:.0f} MB; a caption has at most {MAX_CAPTION_BYTES // 10**6} MB")
+    text, found = decoded(path.read_bytes(), encoding)
+    return captions_in(text, lines), found
 
 
 def read_caption(path: Path) -> str:
-    """The caption in a text file: byte-order marks and UTF-16 understood, other bytes as UTF-8 or else Windows-1252; one line."""
-    data = path.read_bytes()
-    encoding = next((name for bom, name in _BOMS if data.startswith(bom)), "utf-8")
-    try:
-        text = data.decode(encoding)
-    except UnicodeDecodeError:
-        text = data.decode("cp1252", errors="replace")
-    return " ".join(text.replace("\0", " ").split())
+    """A text file as one caption on one line."""
+    captions, _ = read_captions(path)
+    return captions[0].text if captions else ""
 
 
 def with_trigger(caption: str, trigger: str) -> str:
     """`caption` with the trigger word in front unless it contains the word already; the trigger alone when there is no caption."""
-    if not trigger or re.search(rf"(?<!\w){re.escape(trigger)}(?!\w)", caption, re.IGNORECASE):
+    if not trigger or has_word(caption, trigger):
         return caption
     return f"{trigger}, {caption}" if caption else trigger
 
 
-def vary(caption: str, rng: random.Random, shuffle_tags: bool, keep_tokens: int, dropout: float) -> str:
+def has_word(caption: str, word: str) -> bool:
+    return bool(re.search(rf"(?<!\w){re.escape(word)}(?!\w)", caption, re.IGNORECASE))
+
+
+def editor(config: DataConfig) -> Callable[[Caption], Caption]:
+    """The edits a set asks for on each of its captions: search and replace, prefix, suffix, trigger. Raises LoomError for a rule that cannot be read."""
+    rules = replacements(config.replace)
+
+    def edit(caption: Caption) -> Caption:
+        text = caption.text
+        for pattern, new in rules:
+            text = pattern.sub(new, text)
+        text = tidy(f"{config.prefix}{text}{config.suffix}") if text else tidy(text)
+        return dataclasses.replace(caption, text=with_trigger(text, config.trigger))
+
+    return edit
+
+
+def replacements(rules: str) -> list[tuple[re.Pattern[str], str]]:
+    """One rule a line: `old => new` for words as they stand, `/pattern/ => new` for a regular expression. Raises LoomError."""
+    out = []
+    for line in filter(str.strip, rules.splitlines()):
+        old, arrow, new = line.partition("=>")
+        old, new = old.strip(), new.strip()
+        if not arrow or not old:
+            raise LoomError(f"data.replace: {line.strip()!r} is no rule; write old words => new words, or /pattern/ => new words, one a line.")
+        try:
+            if len(old) > 2 and old[0] == old[-1] == "/":
+                pattern = re.compile(old[1:-1])
+                pattern.sub(new, "")
+                out.append((pattern, new))
+            else:
+                out.append((re.compile(re.escape(old)), new.replace("\\", r"\\")))
+        except (re.error, IndexError) as error:
+            raise LoomError(f"data.replace: {old!r} => {new!r} is no regular expression ({error}); correct it, or leave out the slashes.") from error
+    return out
+
+
+def vary(captions: Sequence[Caption], rng: random.Random, config: DataConfig) -> str:
     """The caption as it is trained this time. Always draws the same count of numbers, so options do not shift each other's randomness."""
-    drop, order = rng.random(), rng.getrandbits(64)
-    if drop < dropout:
+    drop, order, which, tags, wild = rng.random(), rng.getrandbits(64), rng.random(), rng.getrandbits(64), rng.getrandbits(64)
+    if drop < config.caption_dropout:
         return ""
-    if shuffle_tags:
-        tags = [t.strip() for t in caption.split(",") if t.strip()]
-        rest = tags[keep_tokens:]
+    text = chosen(captions, which).text
+    if config.wildcards:
+        text = expanded(text, random.Random(wild))
+    if not config.shuffle_tags and not config.tag_dropout:
+        return text
+    parts = [t.strip() for t in text.split(",") if t.strip()]
+    kept, rest = parts[: config.keep_tokens], parts[config.keep_tokens :]
+    if config.shuffle_tags:
         random.Random(order).shuffle(rest)
-        return ", ".join(tags[:keep_tokens] + rest)
-    return caption
+    if config.tag_dropout:
+        dice = random.Random(tags)
+        rest = [tag for tag in rest if dice.random() >= config.tag_dropout]
+    return ", ".join(kept + rest)
+
+
+def varies(captions: Sequence[Caption], config: DataConfig) -> bool:
+    """Whether `vary` can give more than the first caption and the empty one."""
+    return len(captions) > 1 or config.shuffle_tags or config.tag_dropout > 0 or (config.wildcards and "{" in captions[0].text)
+
+
+def chosen(captions: Sequence[Caption], u: float) -> Caption:
+    """The caption at `u` in [0, 1) of the summed weights; the first when all weights are 0."""
+    total = sum(c.weight for c in captions)
+    for caption in captions:
+        if u * total < caption.weight:
+            return caption
+        u -= caption.weight / total if total else 0.0
+    return captions[0]
+
+
+def expanded(text: str, rng: random.Random) -> str:
+    """`a {red|2::blue} cat` -> one of the choices, as often as its weight says; innermost braces first."""
+    while match := _WILDCARD.search(text):
+        choices = [weighted(part) for part in match[1].split("|")]
+        text = text[: match.start()] + chosen(choices, rng.random()).text + text[match.end() :]
+    return tidy(text)

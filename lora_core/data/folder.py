@@ -1,107 +1,346 @@
-"""Scans a training folder: pictures, captions, Kohya repeats. Reads headers only; every file found is used or named with a reason."""
+"""Scans training folders: pictures, captions, Kohya and Hugging Face layouts. Reads headers only; every file found is used or named with a reason."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import re
-from collections.abc import Iterator
+import stat
+import unicodedata
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ..config import DataConfig
+from ..config import DataConfig, TrainConfig
 from ..errors import LoomError
 from ..rng import derive
-from .captions import read_caption, with_trigger
-from .pictures import EXTENSIONS, PictureError, read_size
+from .buckets import fits
+from .captions import Caption, editor, has_word, read_captions
+from .metadata import TABLES, read_sidecar, read_table
+from .pictures import EXTENSIONS, UNREADABLE, PictureError, read_header
 
 MAX_REPEATS = 1000
+OWN_LIST = ".lora_loom.json"  # what the dataset editor keeps in a folder: pictures left out
+LATENT = ".latent.safetensors"  # a latent with its conditioning, brought in from other nodes
 _KOHYA = re.compile(r"(\d+)_(.*)")
+_TEXTS = (".txt", ".caption")
+_OTHER_SPLITS = frozenset({"test", "validation", "valid", "val", "eval", "dev"})
+_UNICODE = frozenset({"utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"})
 
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """One training picture. `name` is its path below the folder with forward slashes; it identifies the picture on every machine."""
+    """One training picture. `name` is its path below the folder with forward slashes; it identifies the picture on every machine.
+
+    `captions`: those to draw from, the first one standing for the picture. `data`: the settings of its set.
+    """
 
     path: Path
     name: str
     width_px: int
     height_px: int
-    caption: str
+    captions: tuple[Caption, ...] = (Caption(""),)
     repeats: int = 1
     mask: Path | None = None
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+
+    @property
+    def caption(self) -> str:
+        return self.captions[0].text
+
+    @property
+    def is_latent(self) -> bool:
+        """Whether it comes encoded, from other nodes."""
+        return self.path.name.endswith(LATENT)
 
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """The pictures of a folder in a fixed order, what was skipped and why, and what the user should look at."""
+    """The pictures of a run in a fixed order, what was skipped and why, and what the user should look at.
+
+    `class_pictures`: those of regularization sets. `excluded`: how many were left out in the dataset editor.
+    """
 
     folder: Path
     pictures: tuple[Picture, ...]
     skipped: tuple[tuple[str, str], ...]
     warnings: tuple[str, ...]
     trigger: str = ""
+    class_pictures: tuple[Picture, ...] = ()
+    excluded: int = 0
 
     def summary(self) -> str:
         shown = sum(p.repeats for p in self.pictures)
-        lines = [f"{len(self.pictures)} pictures, {shown} per epoch with repeats, {len(self.skipped)} skipped"]
-        return "\n".join([*lines, *self.warnings, *(f"skipped {name}: {why}" for name, why in self.skipped)])
+        counts = [f"{len(self.pictures)} pictures, {shown} per epoch with repeats, {len(self.skipped)} skipped"]
+        counts += [f"{len(self.class_pictures)} of the class for regularization"] if self.class_pictures else []
+        counts += [f"{self.excluded} left out in the editor"] if self.excluded else []
+        return "\n".join([", ".join(counts), *self.warnings, *(f"skipped {name}: {why}" for name, why in self.skipped)])
 
 
-def scan(config: DataConfig, field: str = "data.folder") -> Dataset:
-    """The dataset in `config.folder`, which came in by the setting `field`. Raises LoomError when the folder is missing or holds no usable picture."""
+def open_sets(config: TrainConfig) -> Dataset:
+    """The pictures of all folders of a job. Raises LoomError when a folder is missing, or when there is nothing to train on."""
+    sets = config.all_sets()
+    found = [scan(data, f"sets[{n - (len(sets) - len(config.sets))}].folder" if len(sets) > 1 and data is not config.data else "data.folder")
+             for n, data in enumerate(sets)]  # fmt: skip
+    out = joined(found)
+    if not out.pictures:
+        raise LoomError("data.regularization: every picture is one of the class; add a set with pictures of the subject.")
+    return out
+
+
+def joined(found: Sequence[Dataset]) -> Dataset:
+    """Several sets as one; names are told apart by the name of their folder."""
+    if len(found) == 1:
+        return found[0]
+    labels: list[str] = []
+    for dataset in found:
+        label, n = dataset.folder.name, 2
+        while label in labels:
+            label, n = f"{dataset.folder.name} ({n})", n + 1
+        labels.append(label)
+
+    def named(pictures: Sequence[Picture], label: str) -> list[Picture]:
+        return [dataclasses.replace(p, name=f"{label}/{p.name}") for p in pictures]
+
+    return Dataset(
+        found[0].folder,
+        tuple(p for d, label in zip(found, labels, strict=True) for p in named(d.pictures, label)),
+        tuple((f"{label}/{name}", why) for d, label in zip(found, labels, strict=True) for name, why in d.skipped),
+        tuple(f"{label}: {line}" for d, label in zip(found, labels, strict=True) for line in d.warnings),
+        next((d.trigger for d in found if d.trigger), ""),
+        tuple(p for d, label in zip(found, labels, strict=True) for p in named(d.class_pictures, label)),
+        sum(d.excluded for d in found),
+    )
+
+
+def scan(config: DataConfig, field: str = "data.folder", keep_excluded: bool = False) -> Dataset:
+    """The dataset in `config.folder`, which came in by the setting `field`. Raises LoomError when the folder is missing or holds no usable picture.
+
+    `keep_excluded`: also those that were left out in the dataset editor.
+    """
     root = Path(config.folder)
     if not config.folder or not root.is_dir():
         raise LoomError(f"{field}: there is no folder {config.folder!r}; choose one that holds your pictures.")
-    pictures: list[Picture] = []
     skipped: list[tuple[str, str]] = []
-    no_caption: list[str] = []
     files = sorted(_walk(root, config.recursive, skipped), key=lambda p: p.relative_to(root).as_posix())
+    out, excluded, there = _Found(config, root, files), set(excluded_in(root)), {p.name for p in root.iterdir() if p.is_dir()}
+    found: list[tuple[Picture, bool]] = []  # with whether it is one of the class
+    left_out, elsewhere = 0, 0
     for path in files:
         name = path.relative_to(root).as_posix()
-        if path.suffix.lower() not in EXTENSIONS or _is_mask(path, config.masks):
+        if path.suffix.lower() in UNREADABLE:
+            skipped.append((name, f"is a {path.suffix.lower()} file, which is not read; save it as PNG, JPEG or WebP"))
+        if not _is_picture(path) or _is_mask(path, config.masks):
             continue
-        repeats, concept = _kohya(path, root)
-        if config.repeats:
-            repeats = config.repeats
-        if not 1 <= repeats <= MAX_REPEATS:
-            skipped.append((name, f"its folder asks for {repeats} repeats; 1 to {MAX_REPEATS} are allowed"))
-            continue
-        try:
-            width, height = read_size(path)
-            if min(width, height) < config.bucket_step_px:
-                raise PictureError(f"is {width} x {height} px, smaller than the smallest bucket ({config.bucket_step_px} px)")
-            caption, found = _caption(path, config.captions, concept)
-        except PictureError as error:
-            skipped.append((name, str(error)))
-            continue
-        except OSError as error:
-            skipped.append((name, f"its caption cannot be read ({error.strerror})"))
-            continue
-        if not found:
-            no_caption.append(name)
-        pictures.append(Picture(path, name, width, height, with_trigger(caption, config.trigger), repeats, _mask(path) if config.masks == "file" else None))
+        top = name.split("/")[0] if "/" in name else ""
+        if name in excluded and not keep_excluded:
+            left_out += 1
+        elif config.split in there and top in _OTHER_SPLITS:
+            elsewhere += 1
+        else:
+            try:
+                found.append((out.picture(path, name), config.regularization or (top == "reg" and "img" in there)))  # the layout Kohya's own guide shows
+            except PictureError as error:
+                skipped.append((name, str(error)))
+            except (OSError, ValueError) as error:
+                skipped.append((name, f"its caption cannot be read ({getattr(error, 'strerror', None) or error})"))
     if config.limit:
-        chosen = set(sorted((p.name for p in pictures), key=lambda name: derive("limit", name))[: config.limit])
-        pictures = [p for p in pictures if p.name in chosen]
-    if not pictures:
+        chosen = set(sorted((p.name for p, _ in found), key=lambda name: derive("limit", name))[: config.limit])
+        found = [(p, of_class) for p, of_class in found if p.name in chosen]
+    if not found:
         reasons = "; ".join(f"{name} {why}" for name, why in skipped[:3])
+        shards = sum(f.suffix == ".parquet" and f.name not in TABLES for f in files)
         raise LoomError(
             f"{field}: {root.name!r} holds no usable picture" + (f" ({reasons})" if reasons else "")
+            + (f", but {shards} parquet files; if they are a Hugging Face dataset, write hf: in front of the folder" if shards else "")
             + f"; put in pictures of type {', '.join(sorted(e[1:] for e in EXTENSIONS))}."
         )  # fmt: skip
-    return Dataset(root, tuple(pictures), tuple(skipped), tuple(_warnings(config, pictures, no_caption, files)), config.trigger)
+    warnings = out.warnings([p for p, _ in found])
+    if elsewhere:
+        warnings.append(f"{elsewhere} pictures of other splits than {config.split} are not trained on")
+    subject, of_class = ([p for p, is_class in found if is_class == wanted] for wanted in (False, True))
+    return Dataset(root, tuple(subject), tuple(skipped), tuple(warnings), config.trigger, tuple(of_class), left_out)
+
+
+def excluded_in(folder: Path) -> list[str]:
+    """Names of the pictures that were left out in the dataset editor."""
+    try:
+        names = json.loads((folder / OWN_LIST).read_text(encoding="utf-8"))["excluded"]
+        return [name for name in names if isinstance(name, str)]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return []
+
+
+class _Found:
+    """What the files of one folder say about its pictures, and what was noticed on the way."""
+
+    def __init__(self, config: DataConfig, root: Path, files: Sequence[Path]):
+        self.config, self.root, self.files, self.edit = config, root, files, editor(config)
+        self._by_name = {_folded(f): f for f in reversed(files)}  # caption files are found whatever their case and Unicode form
+        self._by_name |= {str(f): f for f in files}
+        wanted = config.captions in ("auto", "metadata")
+        self.tables = {f.parent: read_table(f, config.caption_column) for f in _tables(files)} if wanted else {}
+        self.used: set[Path] = set()
+        self.encodings: dict[str, str] = {}
+        self.no_caption: list[str] = []
+        self.without_trigger: list[str] = []
+        self.animated: list[str] = []
+        self.profiles: dict[str, list[str]] = {}
+
+    def picture(self, path: Path, name: str) -> Picture:
+        """Raises PictureError, and OSError or ValueError when its caption cannot be read."""
+        config = self.config
+        repeats, concept = _kohya(path, self.root)
+        repeats = config.repeats or repeats
+        if not 1 <= repeats <= MAX_REPEATS:
+            raise PictureError(f"its folder asks for {repeats} repeats; 1 to {MAX_REPEATS} are allowed")
+        if path.name.endswith(LATENT):
+            return _wired_latent(path, name, repeats, config)
+        header = read_header(path)
+        if min(header.width_px, header.height_px) < config.bucket_step_px and not config.upscale:
+            raise PictureError(f"is {header.width_px} x {header.height_px} px, smaller than the smallest bucket ({config.bucket_step_px} px)")
+        fits(header.width_px, header.height_px, config)
+        captions = self._captions(path, name) or ((Caption(concept),) if concept else ())
+        if not captions and config.captions != "none":
+            self.no_caption.append(name)
+        if header.animated:
+            self.animated.append(name)
+        if header.profile:
+            self.profiles.setdefault(header.profile, []).append(name)
+        if config.trigger and captions and not all(has_word(c.text, config.trigger) for c in captions):
+            self.without_trigger.append(name)
+        edited = tuple(self.edit(c) for c in captions or (Caption(""),))
+        mask = self._mask(path) if config.masks == "file" else None
+        return Picture(path, name, header.width_px, header.height_px, edited, repeats, mask, config)
+
+    def _captions(self, path: Path, name: str) -> tuple[Caption, ...]:
+        source = self.config.captions
+        if source == "file name":
+            return (Caption(re.sub(r"[_\-\s]+", " ", re.sub(r"[\s_\-]*\(?\d+\)?$", "", path.stem)).strip()),)
+        for suffix in {"auto": _TEXTS, "none": (), "metadata": ()}.get(source, (source,)):
+            for file in self._beside(path, suffix):
+                captions, encoding = read_captions(file, self.config.caption_encoding, self.config.caption_lines)
+                if encoding not in _UNICODE:
+                    self.encodings[file.relative_to(self.root).as_posix()] = encoding
+                if captions:
+                    return captions
+        if source not in ("auto", "metadata"):
+            return ()
+        for file in self._beside(path, ".json"):
+            if file.name not in TABLES and (captions := read_sidecar(file, self.config.caption_column)):
+                return captions
+        for folder in (path.parent, *path.parent.parents):
+            if folder in self.tables and (row := self.tables[folder].captions(path)):
+                return row
+            if folder == self.root:
+                break
+        return ()
+
+    def _beside(self, path: Path, suffix: str) -> list[Path]:
+        """<name>.png.txt and <name>.txt, in whatever case; the more exact one first."""
+        found = []
+        for wanted in (Path(f"{path}{suffix}"), path.with_suffix(suffix)):
+            file = self._by_name.get(str(wanted)) or self._by_name.get(_folded(wanted))
+            if file:
+                self.used.add(file)
+                found.append(file)
+        return found
+
+    def _mask(self, path: Path) -> Path | None:
+        """<name>.mask.png beside the picture, or mask/<name>.png."""
+        places = (path.with_name(f"{path.stem}.mask.png"), path.parent / "mask" / f"{path.stem}.png")
+        return next((self._by_name[str(place)] for place in places if str(place) in self._by_name), None)
+
+    def warnings(self, pictures: Sequence[Picture]) -> list[str]:
+        return list(self._warnings(pictures))
+
+    def _warnings(self, pictures: Sequence[Picture]) -> Iterator[str]:
+        config = self.config
+        if self.no_caption:
+            use = f"the trigger {config.trigger!r}" if config.trigger else "an empty caption (set a trigger word to give them one)"
+            yield f"{len(self.no_caption)} without caption, {_some(self.no_caption)}: trained with {use}"
+        if self.without_trigger:
+            count = f"{len(self.without_trigger)} of {len(pictures)} captions"
+            yield f"{count} lack the trigger {config.trigger!r}, {_some(self.without_trigger)}: it is put in front"
+        unmasked = [p.name for p in pictures if config.masks == "file" and p.mask is None]
+        if unmasked:
+            yield f"{len(unmasked)} without a mask, {_some(unmasked)}: trained everywhere"
+        small = [p.name for p in pictures if p.width_px * p.height_px < config.resolution**2 and not p.is_latent]
+        if small:
+            what = "scaled up" if config.upscale else "kept at their size, not scaled up"
+            yield f"{len(small)} smaller than {config.resolution} px squared, {_some(small)}: {what}"
+        if self.animated:
+            yield f"{len(self.animated)} animated, {_some(self.animated)}: the first frame is trained"
+        for profile, names in self.profiles.items():
+            what = "read as sRGB, for their colour profile is damaged" if profile == "damaged" else f"converted from {profile} to sRGB"
+            yield f"{len(names)} {what}, {_some(names)}"
+        if self.encodings and config.caption_encoding == "auto":
+            yield f"{len(self.encodings)} captions are no Unicode, {_some(list(self.encodings))}: read as Windows-1252 (set caption_encoding if it is another)"
+        orphans = [f.relative_to(self.root).as_posix() for f in self.files if f.suffix.lower() in _TEXTS and f not in self.used and not self._fits_a_picture(f)]
+        if orphans:
+            yield f"{len(orphans)} caption files without a picture, {_some(orphans)}"
+        for table in self.tables.values():
+            if unused := table.unused():
+                yield f"{len(unused)} rows of {table.path.relative_to(self.root).as_posix()} name no picture that is there, {_some(unused)}"
+            elif table.column:
+                yield f"captions from {table.path.relative_to(self.root).as_posix()}, column {table.column}"
+        others = [f.relative_to(self.root).as_posix() for f in self.files if not self._known(f)]
+        if others:
+            yield f"{len(others)} other files left alone, {_some(others)}"
+
+    def _fits_a_picture(self, file: Path) -> bool:
+        stems = {file.with_suffix(e) for e in EXTENSIONS} | {file.with_suffix("")}
+        return any(_folded(stem) in self._by_name for stem in stems)
+
+    def _known(self, file: Path) -> bool:
+        return _is_picture(file) or file.suffix.lower() in {*_TEXTS, *UNREADABLE} or file.name in TABLES or file in self.used
+
+
+def _some(names: Sequence[str]) -> str:
+    return f"e.g. {', '.join(names[:3])}"
+
+
+def _folded(path: Path) -> str:
+    return unicodedata.normalize("NFC", str(path)).casefold()
+
+
+def _is_picture(path: Path) -> bool:
+    return path.suffix.lower() in EXTENSIONS or path.name.endswith(LATENT)
+
+
+def _tables(files: Sequence[Path]) -> list[Path]:
+    """The metadata file of each folder; the first kind in TABLES where it has several."""
+    found: dict[Path, Path] = {}
+    for file in sorted((f for f in files if f.name in TABLES), key=lambda f: TABLES.index(f.name)):
+        found.setdefault(file.parent, file)
+    return list(found.values())
+
+
+def _wired_latent(path: Path, name: str, repeats: int, config: DataConfig) -> Picture:
+    """A latent that came over a wire; its file says its size in px, and what stands for its text."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            facts = file.metadata() or {}
+        return Picture(path, name, int(facts["width_px"]), int(facts["height_px"]), (Caption(facts["caption"]),), repeats, None, config)
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise PictureError(f"is no latent with its conditioning ({error})") from error
 
 
 def _walk(root: Path, recursive: bool, skipped: list[tuple[str, str]]) -> Iterator[Path]:
     """Regular files below root. Links are followed only while they stay inside; each folder is entered once, so loops end.
 
-    Folders that cannot be opened are added to `skipped`.
+    Folders that cannot be opened, links that lead out, and pictures that are no regular files are added to `skipped`.
     """
     real_root, seen, queue = root.resolve(), set(), [root]
     while queue:
         folder = queue.pop()
         real = folder.resolve()
-        if real in seen or not real.is_relative_to(real_root):
+        if real in seen:
+            continue
+        if not real.is_relative_to(real_root):
+            skipped.append((folder.relative_to(root).as_posix(), "is a link that leads out of the folder"))
             continue
         seen.add(real)
         try:
@@ -111,13 +350,23 @@ def _walk(root: Path, recursive: bool, skipped: list[tuple[str, str]]) -> Iterat
             skipped.append((folder.relative_to(root).as_posix(), f"cannot be opened ({error.strerror})"))
             continue
         for entry in entries:
+            path = Path(entry.path)
             if entry.name.startswith("."):
                 continue
-            if entry.is_dir():
+            try:
+                kind = entry.stat().st_mode  # of what a link leads to
+            except OSError as error:
+                skipped.append((path.relative_to(root).as_posix(), f"cannot be opened ({error.strerror})"))
+                continue
+            if stat.S_ISDIR(kind):
                 if recursive:
-                    queue.append(Path(entry.path))
-            elif entry.is_file() and Path(entry.path).resolve().is_relative_to(real_root):
-                yield Path(entry.path)
+                    queue.append(path)
+            elif entry.is_symlink() and not path.resolve().is_relative_to(real_root):
+                skipped.append((path.relative_to(root).as_posix(), "is a link that leads out of the folder"))
+            elif stat.S_ISREG(kind):
+                yield path
+            elif _is_picture(path):
+                skipped.append((path.relative_to(root).as_posix(), "is no regular file"))
 
 
 def _kohya(path: Path, root: Path) -> tuple[int, str]:
@@ -131,40 +380,6 @@ def _kohya(path: Path, root: Path) -> tuple[int, str]:
     return 1, ""
 
 
-def _caption(path: Path, source: str, concept: str) -> tuple[str, bool]:
-    """(caption, found). The Kohya folder's concept stands in when no caption is found."""
-    if source == "file name":
-        return re.sub(r"[_\-\s]+", " ", re.sub(r"[\s_\-]*\(?\d+\)?$", "", path.stem)).strip(), True
-    wanted = {"auto": (".txt", ".caption"), "none": ()}.get(source, (source,))
-    for suffix in wanted:
-        for candidate in (path.with_suffix(suffix), path.with_suffix(suffix.upper()), Path(f"{path}{suffix}")):
-            if candidate.is_file() and (text := read_caption(candidate)):
-                return text, True
-    return concept, bool(concept) or source == "none"
-
-
 def _is_mask(path: Path, masks: str) -> bool:
     """Masks lie beside pictures; they are not pictures to train on."""
     return path.stem.lower().endswith(".mask") or (masks == "file" and path.parent.name.lower() == "mask")
-
-
-def _mask(path: Path) -> Path | None:
-    """<name>.mask.png beside the picture, or mask/<name>.png."""
-    places = (path.with_name(f"{path.stem}.mask.png"), path.parent / "mask" / f"{path.stem}.png")
-    return next((place for place in places if place.is_file()), None)
-
-
-def _warnings(config: DataConfig, pictures: list[Picture], no_caption: list[str], files: list[Path]) -> Iterator[str]:
-    if no_caption:
-        use = f"the trigger {config.trigger!r}" if config.trigger else "an empty caption (set a trigger word to give them one)"
-        yield f"{len(no_caption)} without caption, e.g. {', '.join(no_caption[:3])}: trained with {use}"
-    unmasked = [p.name for p in pictures if config.masks == "file" and p.mask is None]
-    if unmasked:
-        yield f"{len(unmasked)} without a mask, e.g. {', '.join(unmasked[:3])}: trained everywhere"
-    small = [p.name for p in pictures if p.width_px * p.height_px < config.resolution**2]
-    if small:
-        yield f"{len(small)} smaller than {config.resolution} px squared, e.g. {', '.join(small[:3])}: kept at their size, not scaled up"
-    stems = {(p.path.parent, p.path.stem) for p in pictures} | {(p.path.parent, p.path.name) for p in pictures}
-    orphans = [f.name for f in files if f.suffix.lower() in (".txt", ".caption") and (f.parent, f.stem) not in stems]
-    if orphans:
-        yield f"{len(orphans)} caption files without a picture, e.g. {', '.join(orphans[:3])}"

@@ -1,79 +1,186 @@
-"""Opening one picture the right way: header first, EXIF applied, alpha on white, 16 bit scaled, RGB out."""
+"""Opening one picture the right way: header first, EXIF applied, colours to sRGB, alpha on a chosen ground, 16 bit scaled, RGB out."""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageColor, ImageOps, UnidentifiedImageError
 
 MAX_PIXELS = 64_000_000
-EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"})
+HEIF = frozenset({".heic", ".heif"})
+EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"}) | HEIF
+UNREADABLE = frozenset(  # looks like something to train on, but is not a picture we open: named, not passed over
+    {".jxl", ".psd", ".svg", ".eps", ".pdf", ".ai", ".xcf", ".kra", ".exr", ".hdr", ".dng", ".cr2", ".nef", ".arw", ".mp4", ".webm", ".mov", ".mkv", ".avi"}
+)
 
 _ORIENTATION = 0x0112
-_BROKEN = (OSError, UnidentifiedImageError, ValueError, SyntaxError, RuntimeError, KeyError, Image.DecompressionBombError)
+_BROKEN = (OSError, UnidentifiedImageError, ValueError, SyntaxError, RuntimeError, KeyError, IndexError, TypeError, Image.DecompressionBombError)
 
 
 class PictureError(Exception):
     """Why one picture cannot be used; the message does not repeat its name."""
 
 
-def read_size(path: Path) -> tuple[int, int]:
-    """(width, height) as shown, EXIF rotation applied, from the header alone. Raises PictureError."""
+@dataclasses.dataclass(frozen=True)
+class Header:
+    """Size as shown, EXIF rotation applied; whether the file holds more than one frame; the colour profile converted from, "" for sRGB."""
+
+    width_px: int
+    height_px: int
+    animated: bool = False
+    profile: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """8-bit RGB, and 8-bit opacity of the same size where the file has any."""
+
+    rgb: Image.Image
+    alpha: Image.Image | None
+
+
+def read_header(path: Path) -> Header:
+    """What a file says about its picture, without decoding it. Raises PictureError."""
     try:
-        with Image.open(path) as image:
+        with _image(path, path.suffix) as image:
             width, height = _stored_size(image)
-            if width * height > MAX_PIXELS:
-                raise PictureError(f"has {width} x {height} pixels, more than the {MAX_PIXELS // 10**6} million allowed")
+            _check_size(width, height)
             may_be_turned = image.format != "PNG" or "exif" in image.info  # asking a PNG without EXIF for it would decode the picture
-            turned = may_be_turned and image.getexif().get(_ORIENTATION, 1) >= 5
+            turned = may_be_turned and image.format != "HEIF" and image.getexif().get(_ORIENTATION, 1) >= 5
+            animated = image.format in ("GIF", "PNG", "WEBP", "AVIF") and bool(getattr(image, "is_animated", False))
+            profile = _foreign_profile(image)
     except _BROKEN as error:
         raise PictureError(f"cannot be read as a picture ({_reason(error)})") from error
-    return (height, width) if turned else (width, height)
+    name = _profile_name(profile) if profile else ""
+    return Header(height, width, animated, name) if turned else Header(width, height, animated, name)
+
+
+def read_size(path: Path) -> tuple[int, int]:
+    """(width, height) as shown. Raises PictureError."""
+    header = read_header(path)
+    return header.width_px, header.height_px
+
+
+def open_picture(path: Path, background: str = "white", data: bytes | None = None) -> Opened:
+    """The picture, upright, in sRGB, on `background` where it is transparent. `data`: the file's bytes, where they are read already.
+
+    Raises PictureError when its header promises too much or its data is broken.
+    """
+    try:
+        with _image(path if data is None else io.BytesIO(data), path.suffix) as image:
+            _check_size(*_stored_size(image))
+            image.load()
+            profile = _foreign_profile(image)
+            shown = image if image.format == "HEIF" else ImageOps.exif_transpose(image) or image
+            if shown.mode.startswith(("I", "F")):
+                return Opened(_scaled_down(shown), None)
+            shown = _as_srgb(shown, profile)
+            if shown.mode not in ("RGBA", "LA", "PA", "RGBa", "La") and "transparency" not in shown.info:
+                return Opened(shown.convert("RGB"), None)
+            shown = shown.convert("RGBA")
+            ground = Image.new("RGBA", shown.size, ImageColor.getrgb(background))
+            return Opened(Image.alpha_composite(ground, shown).convert("RGB"), shown.getchannel("A"))
+    except UnidentifiedImageError as error:
+        raise PictureError(f"cannot be read as a picture ({_reason(error)})") from error
+    except _BROKEN as error:
+        raise PictureError(f"is damaged ({_reason(error)})") from error
+
+
+def open_rgb(path: Path, background: str = "white") -> Image.Image:
+    """The picture as 8-bit RGB. Raises PictureError."""
+    return open_picture(path, background).rgb
+
+
+def thumbnail(path: Path, side_px: int, background: str = "white") -> Image.Image:
+    """At most side_px on each side, decoded small where the format allows it: for looking at, not for training."""
+    try:
+        with Image.open(path) as image:
+            if image.format == "JPEG" and not _foreign_profile(image):
+                _check_size(*image.size)
+                image.draft("RGB", (2 * side_px, 2 * side_px))
+                small = (ImageOps.exif_transpose(image) or image).convert("RGB")
+                small.thumbnail((side_px, side_px))
+                return small
+    except _BROKEN:
+        pass
+    small = open_rgb(path, background)
+    small.thumbnail((side_px, side_px))
+    return small
+
+
+def _image(source: Path | io.BytesIO, suffix: str) -> Image.Image:
+    """The file opened, not decoded. HEIF through pillow-heif where it is installed, without registering anything for others."""
+    if suffix.lower() not in HEIF:
+        return Image.open(source)
+    try:
+        from pillow_heif import HeifImageFile
+    except ImportError as error:
+        raise PictureError("is HEIC, which needs the package pillow-heif; install it, or save the picture as PNG or JPEG") from error
+    return HeifImageFile(source)
+
+
+def _check_size(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise PictureError(f"has {width} x {height} pixels, more than the {MAX_PIXELS // 10**6} million allowed")
 
 
 def _stored_size(image: Image.Image) -> tuple[int, int]:
     """Size before rotation; Pillow already turns that of a TIFF."""
     if image.format == "TIFF":
-        tags = image.tag_v2  # type: ignore[attr-defined]
+        tags: Any = image.tag_v2  # type: ignore[attr-defined]
         return tags[256], tags[257]
     return image.size
 
 
-def open_rgb(path: Path) -> Image.Image:
-    """The picture as 8-bit RGB. Raises PictureError when its data is broken."""
-    read_size(path)
+def _scaled_down(image: Image.Image) -> Image.Image:
+    """16 and 32 bit grey, scaled instead of clipped to white."""
+    values = np.asarray(image, np.float64)
+    top = 65535.0 if image.mode.startswith("I") else max(1.0, float(values.max()))
+    return Image.fromarray(np.clip(values / top * 255 + 0.5, 0, 255).astype(np.uint8)).convert("RGB")
+
+
+def _foreign_profile(image: Image.Image) -> bytes:
+    """The colour profile a picture has to be converted from; b"" where there is none, or where it is sRGB already."""
+    data = image.info.get("icc_profile") or b""
+    head = data[:4096]
+    return b"" if not data or b"sRGB" in head or "sRGB".encode("utf-16-be") in head else data
+
+
+@functools.cache
+def _srgb() -> Any:
+    return ImageCms.createProfile("sRGB")
+
+
+def _profile_name(data: bytes) -> str:
     try:
-        with Image.open(path) as image:
-            image.load()
-            shown = ImageOps.exif_transpose(image) or image
-            return _to_rgb(shown)
-    except _BROKEN as error:
-        raise PictureError(f"is damaged ({_reason(error)})") from error
+        return ImageCms.getProfileDescription(ImageCms.ImageCmsProfile(io.BytesIO(data))).strip() or "unnamed"
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+        return "damaged"
 
 
-def open_alpha(path: Path) -> Image.Image | None:
-    """The picture's opacity as 8-bit grey, turned as the picture is; None when it has none."""
+def _as_srgb(image: Image.Image, profile: bytes) -> Image.Image:
+    """Colours as they were meant, in sRGB. A profile that cannot be used leaves the numbers as they are."""
+    if not profile:
+        return image
+    if image.mode in ("P", "PA", "1"):
+        image = image.convert("RGBA" if image.mode == "PA" or "transparency" in image.info else "RGB")
     try:
-        with Image.open(path) as image:
-            image.load()
-            shown = ImageOps.exif_transpose(image) or image
-            return shown.convert("RGBA").getchannel("A") if shown.mode in ("RGBA", "LA", "PA") or "transparency" in shown.info else None
-    except _BROKEN as error:
-        raise PictureError(f"is damaged ({_reason(error)})") from error
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith(("I", "F")):  # 16 and 32 bit grey: scale instead of clipping to white
-        values = np.asarray(image, np.float64)
-        top = 65535.0 if image.mode.startswith("I") else max(1.0, float(values.max()))
-        return Image.fromarray(np.clip(values / top * 255 + 0.5, 0, 255).astype(np.uint8)).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        ground = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        return Image.alpha_composite(ground, image).convert("RGB")
-    return image.convert("RGB")
+        alpha = image.getchannel("A") if image.mode in ("RGBA", "LA") else None
+        plain = image.convert(image.mode[:-1]) if alpha else image
+        out = ImageCms.profileToProfile(plain, ImageCms.ImageCmsProfile(io.BytesIO(profile)), _srgb(), outputMode="RGB")
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+        return image
+    if out is None:
+        return image
+    if alpha:
+        out.putalpha(alpha)
+    return out
 
 
 def _reason(error: Exception) -> str:
-    return "not a known picture format" if isinstance(error, UnidentifiedImageError) else str(error).splitlines()[0][:120]
+    return "not a known picture format" if isinstance(error, UnidentifiedImageError) else (str(error).splitlines() or [type(error).__name__])[0][:120]

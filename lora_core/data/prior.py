@@ -16,11 +16,12 @@ from pathlib import Path
 from PIL import Image
 
 from ..backends.base import Backend, SampleJob
-from ..config import SampleConfig, TrainConfig
+from ..config import DataConfig, SampleConfig, TrainConfig
 from ..errors import LoomError
 from ..files import write_bytes
 from ..rng import derive
 from ..tokens import TokenSet
+from .captions import Caption
 from .folder import Dataset, Picture, scan
 from .pictures import PictureError, open_rgb
 
@@ -41,12 +42,13 @@ def class_dataset(
 ) -> Dataset | None:
     """The class pictures of a run, real ones first, the rest from `cache` or made now; None when prior preservation is off."""
     prior = config.prior
-    if not prior.on:
+    if not prior.on and not (subject.class_pictures and prior.weight):
         return None
-    real: tuple[Picture, ...] = ()
+    real = subject.class_pictures
     if prior.folder:
         found = scan(dataclasses.replace(config.data, folder=prior.folder, trigger="", captions="auto", repeats=0, limit=0), "prior.folder")
-        real = tuple(p if p.caption or not prior.prompt else dataclasses.replace(p, caption=prior.prompt) for p in found.pictures)
+        real += (*found.pictures, *found.class_pictures)
+    real = tuple(p if p.caption or not prior.prompt else dataclasses.replace(p, captions=(Caption(prior.prompt),)) for p in real)
     made = _made(wanted(config, subject, tokens, len(real)), config, backend, cache, progress)
     if not real and not made:
         raise LoomError("prior.count: 0 class pictures are wanted and prior.folder is empty; give a number, or set prior.weight to 0.")
@@ -82,6 +84,7 @@ def matched_captions(subject: Dataset, tokens: TokenSet, word: str) -> list[str]
 
 
 def _made(jobs: Sequence[Wanted], config: TrainConfig, backend: Backend, cache: Path, progress: Callable[[int, int], None]) -> list[Picture]:
+    plain = DataConfig(resolution=config.data.resolution, bucket_step_px=config.data.bucket_step_px, flip=config.data.flip)
     side, base = config.data.resolution, f"{backend.fingerprint()} {backend.text_fingerprint()}" if jobs else ""
     out = []
     for n, job in enumerate(jobs):
@@ -95,7 +98,7 @@ def _made(jobs: Sequence[Wanted], config: TrainConfig, backend: Backend, cache: 
         if not _whole(path):
             cache.mkdir(parents=True, exist_ok=True)
             write_bytes(path, _png(backend.sample(SampleJob(job.prompt, side, side, sampling))[0]))
-        out.append(Picture(path, path.name, side, side, job.caption))
+        out.append(Picture(path, path.name, side, side, (Caption(job.caption),), data=plain))
     return out
 
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import comfy.model_management
@@ -17,16 +19,18 @@ import comfy.sample
 import comfy.sampler_helpers
 import comfy.samplers
 import torch
+from comfy.ldm.models.autoencoder import DiagonalGaussianRegularizer
 from comfy.ldm.modules.attention import attention_pytorch
 from PIL import Image
 from torch import nn
 
 from ...lora_core.adapters import AdapterSet
 from ...lora_core.adapters.base import override
-from ...lora_core.backends.base import SampleJob, weights_fingerprint
+from ...lora_core.backends.base import SampleJob, TextLength, weights_fingerprint, whole_fingerprint
 from ...lora_core.config import ObjectiveConfig
 from ...lora_core.data.batches import Batch
 from ...lora_core.data.buckets import Fit
+from ...lora_core.data.store import Memory, Store, key_of
 from ...lora_core.errors import LoomError
 from ...lora_core.tokens import TokenTable
 from .borrow import Borrowing
@@ -34,12 +38,13 @@ from .frozen import as_normal, fetched_weights, is_linear
 from .guards import TrainingKernels, is_pure
 from .naming import base_family, file_names, text_file_names
 from .objective import HostObjective, host_objective
+from .texts import length_of, literal, packed, unpacked, wired
 from .tokens import for_training, tables, written
 from .verify import verify
 
 KEY = "lora_loom"
 TRAINING_GUIDANCE = 1.0  # guidance-distilled models (Flux.1-dev) are trained at 1, as sd-scripts and ai-toolkit do
-MAX_CONDS = 4096
+MAX_CONDS_BYTES = 2**29  # of conditioning kept on the training device
 MAX_TEXTS_BYTES = 2 * 2**30
 ACTIVATION_FACTOR = 3  # of a forward and backward over the host's estimate for sampling
 
@@ -54,7 +59,10 @@ class HostBackend:
         self.dtype: torch.dtype = self._model.manual_cast_dtype or self._model.get_dtype()
         self._names = file_names(self._model)
         self._texts: dict[str, Any] = {}
-        self._texts_bytes = 0
+        self._texts_bytes = self._conds_bytes = 0
+        self._wired: dict[str, Any] = {}
+        self._store: Store = Memory()
+        self._identity: tuple = ()  # of the text encoders, in the store
         self._trained = AdapterSet({})
         self._text_borrowing: Borrowing | None = None
         self._text_clip = clip  # while text is trained, a clone that carries the adapters and knows the tokens
@@ -143,30 +151,87 @@ class HostBackend:
                 latent = latent.unsqueeze(2)
         return latent.clone()
 
+    def encode_spread(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(mean, standard deviation) of the latents, both in the model's units. Raises LoomError for a VAE that gives one answer only."""
+        form, seen = getattr(getattr(self._vae, "first_stage_model", None), "regularization", None), []
+        if not isinstance(form, DiagonalGaussianRegularizer):
+            raise LoomError("data.latents: this VAE gives one answer, not a mean and a spread; choose mean.")
+        forward = form.forward
+        with override(form, "forward", lambda z: seen.append(z) or forward(z)):
+            mean = self.encode_picture(pixels)
+        if len(seen) != 1:
+            raise LoomError("data.latents: the VAE had to encode in tiles, which have no common spread; choose mean, or lower data.resolution.")
+        with torch.inference_mode():
+            deviation = (0.5 * seen[0].float().chunk(2, 1)[1].clamp(-30, 20)).exp().to(mean.device)
+            raw = self._model.process_latent_out(mean.float())
+            spread = self._model.process_latent_in(raw + deviation.view_as(raw)) - self._model.process_latent_in(raw)
+        return mean, spread.clone()
+
+    def encode_wired(self, samples: torch.Tensor) -> torch.Tensor:
+        """Latents as they travel between nodes -> the model's units."""
+        with torch.inference_mode():
+            wanted = self._patcher.get_model_object("latent_format").latent_channels
+            if samples.shape[1] != wanted:
+                raise LoomError(f"dataset: a latent has {samples.shape[1]} channels, the model reads {wanted}; encode the pictures with this model's VAE.")
+            return self._model.process_latent_in(samples).clone()
+
+    def picture_fingerprint(self) -> str:
+        vae, form = self._vae, self._patcher.get_model_object("latent_format")
+        if not isinstance(getattr(vae, "first_stage_model", None), nn.Module):
+            return f"unknown {uuid.uuid4()}"  # another pack's VAE, which we cannot tell from others: encoded anew each time
+        made_by = (type(vae.first_stage_model).__name__, getattr(vae, "vae_dtype", None), type(form).__name__)
+        scale = tuple(getattr(form, name, None) for name in ("scale_factor", "shift_factor"))
+        return f"{whole_fingerprint(vae.first_stage_model)} {made_by} {scale}"
+
+    def keep_texts(self, store: Store) -> None:
+        self._store = store
+        self._identity = (type(self._clip.tokenizer).__name__, self._clip.layer_idx, str(getattr(self._clip, "tokenizer_options", "")), self.text_fingerprint())
+
+    def know_text(self, caption: str, file: Path) -> None:
+        self._wired[caption] = wired(file)
+
+    def text_length(self, caption: str) -> TextLength:
+        return length_of(literal(caption), self._clip)
+
     def encode_texts(self, captions: Sequence[str], progress: Callable[[int, int], None]) -> None:
         for done, caption in enumerate(captions):
             progress(done, len(captions))
-            self._text(caption)
+            self._text(literal(caption))
 
     def forget_texts(self) -> None:
         self._texts.clear()
         self._conds.clear()
-        self._texts_bytes = 0
+        self._texts_bytes = self._conds_bytes = 0
 
     def _text(self, caption: str) -> list:
         """The caption encoded by the host itself, without gradients; kept, unless text encoders or tokens are being trained."""
+        if caption in self._wired:
+            return self._wired[caption]
         if self._trained.trains_text:
             return self._encode(caption)
         if caption not in self._texts:
-            if self._texts_bytes > MAX_TEXTS_BYTES:  # only shuffled tags get here; start anew rather than grow without end
+            if self._texts_bytes > MAX_TEXTS_BYTES:  # only captions that vary get here; start anew rather than grow without end
                 self.forget_texts()
-            encoded = self._encode(caption)
+            encoded = self._stored(caption) if self._identity and not self._trained.changes_text else self._encode(caption)
             width, wanted = encoded[0][0].shape[-1], self.context_width
             if isinstance(wanted, int) and type(self.network).__name__ == "UNetModel" and width != wanted:
                 raise LoomError(f"clip: encodes text with width {width}, the model reads {wanted}; wire the CLIP that belongs to this model.")
             self._texts[caption] = encoded
             self._texts_bytes += encoded[0][0].nbytes
         return self._texts[caption]
+
+    def _stored(self, caption: str) -> list:
+        """The caption from the store, encoded and put there when it is new. What names an embedding's file is not kept: the file may change."""
+        if "embedding:" in caption:
+            return self._encode(caption)
+        key = key_of("host text", *self._identity, caption)
+        known = self._store.get(key)
+        if known is not None:
+            return unpacked(known)
+        encoded = self._encode(caption)
+        if (whole := packed(encoded)) is not None:
+            self._store.put(key, whole)
+        return encoded
 
     def _encode(self, caption: str) -> list:
         with torch.inference_mode():
@@ -189,7 +254,7 @@ class HostBackend:
         """
         groups: list[tuple[list[int], list[dict[str, Any]]]] = []
         for i, (caption, fit) in enumerate(zip(batch.captions, batch.fits, strict=True)):
-            part = self._one_conditioning(caption, fit, x_t[i : i + 1], batch.latents[i : i + 1])
+            part = self._one_conditioning(literal(caption), fit, x_t[i : i + 1], batch.latents[i : i + 1])
             for indices, parts in groups:
                 if parts[0].keys() == part.keys() and all(parts[0][k].can_concat(part[k]) for k in part):
                     indices.append(i)
@@ -213,9 +278,11 @@ class HostBackend:
         if key not in self._conds:
             with torch.inference_mode():
                 done = self._model_conds(self._text(caption), fit, noise, latent)
-            if self._model.concat_keys or self._trained.trains_text or len(self._conds) >= MAX_CONDS:  # what depends on more than the key
+            size = sum(v.cond.nbytes for v in done.values() if torch.is_tensor(getattr(v, "cond", None)))
+            if self._model.concat_keys or self._trained.trains_text or self._conds_bytes + size > MAX_CONDS_BYTES:  # what depends on more than the key
                 return done
             self._conds[key] = done
+            self._conds_bytes += size
         return self._conds[key]
 
     def _model_conds(self, text: list, fit: Fit, noise: torch.Tensor, latent: torch.Tensor) -> dict[str, Any]:
@@ -233,6 +300,8 @@ class HostBackend:
 
     @contextlib.contextmanager
     def training(self, layers: Mapping[str, nn.Module], adapters: AdapterSet, checkpointing: bool, largest: tuple[int, ...] = ()) -> Iterator[None]:
+        if adapters.changes_text and self._wired:
+            raise LoomError("dataset: its text comes encoded from other nodes, so neither text encoders nor tokens can be trained; give captions.")
         names = set(text_file_names(self._clip, self.family).values()) if adapters.changes_text else set()
         own, texts = ({n: m for n, m in layers.items() if (n in names) == wanted} for wanted in (False, True))
         borrowing = Borrowing(self.network, own, adapters.only(own), checkpointing)
@@ -271,6 +340,7 @@ class HostBackend:
         if self._trained.changes_text:
             self._texts.clear()
         self._conds.clear()
+        self._conds_bytes = 0
         self._borrowing = self._text_borrowing = None
         self._text_clip, self._trained = self._clip, AdapterSet({})
 
@@ -304,7 +374,8 @@ class HostBackend:
             comfy.model_management.load_models_gpu(wanted, memory_required=self._needed_bytes)
 
     def predict(self, x_t: torch.Tensor, sigma: torch.Tensor, batch: Batch) -> torch.Tensor:
-        new = [] if self._trained.trains_text else [caption for caption in batch.captions if caption not in self._texts]
+        captions = [] if self._trained.trains_text else [literal(caption) for caption in batch.captions]
+        new = [caption for caption in captions if caption not in self._texts and caption not in self._wired]
         for caption in new:
             self._text(caption)
         needed = [self._borrowing, self._text_borrowing if self._trained.trains_text else None]

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import ipaddress
-import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import comfy.model_management
 import comfy.utils
@@ -17,10 +14,10 @@ from PIL import Image
 
 from ...lora_core.events import Control, Listener
 from ...lora_core.step import StepReport
+from .routes import PREFIX, Refused, body_of, guarded, server
 
 MIN_INTERVAL_S = 0.25
 PREVIEW_PX = 512
-MAX_BODY_BYTES = 4096
 _running: dict[str, Control] = {}  # node id -> the control of its run, while it runs
 
 
@@ -64,9 +61,9 @@ class LiveNode(Listener):
         now = time.monotonic()
         if self._id and (force or now - self._shown >= MIN_INTERVAL_S):
             self._shown = now
-            server = _server()
-            if server is not None and hasattr(server, "send_progress_text"):
-                server.send_progress_text(text, self._id)
+            host = server()
+            if host is not None and hasattr(host, "send_progress_text"):
+                host.send_progress_text(text, self._id)
 
 
 def layer_progress(node_id: str | None) -> Callable[[int, int, str], None]:
@@ -80,12 +77,6 @@ def layer_progress(node_id: str | None) -> Callable[[int, int, str], None]:
         bar[0].update_absolute(done, total)
 
     return show
-
-
-def _server() -> Any:
-    from server import PromptServer
-
-    return getattr(PromptServer, "instance", None)
 
 
 def _clock(seconds: float) -> str:
@@ -108,25 +99,17 @@ def add_routes() -> None:
     """POST /lora_loom/stop {"node": id}: ends that node's run after the current step and keeps the result."""
     from aiohttp import web
 
-    server = _server()
-    if server is None:
+    host = server()
+    if host is None:
         return
 
-    @server.routes.post("/lora_loom/stop")
+    @host.routes.post(f"{PREFIX}/stop")
+    @guarded
     async def stop(request: web.Request) -> web.Response:
-        if not _own_page(request.headers.get("Host", ""), request.headers.get("Origin")):
-            return web.json_response({"error": "only ComfyUI's own page may stop a run"}, status=403)
-        raw = await request.content.read(MAX_BODY_BYTES + 1)
-        if request.content_type != "application/json" or len(raw) > MAX_BODY_BYTES:
-            return web.json_response({"error": 'send a small JSON object such as {"node": "3"}'}, status=400)
-        try:
-            body = json.loads(raw)
-        except (ValueError, RecursionError):
-            return web.json_response({"error": "the body is not JSON"}, status=400)
-        node = body.get("node") if isinstance(body, dict) else None
+        node = (await body_of(request)).get("node")
         control = _find(str(node)) if isinstance(node, str | int) else None
         if control is None:
-            return web.json_response({"error": "no run is going on in that node"}, status=404)
+            raise Refused(404, "no run is going on in that node")
         control.stop_and_keep()
         return web.json_response({"stopping": str(node)})
 
@@ -135,14 +118,3 @@ def _find(node: str) -> Control | None:
     """The run of a node; a node inside a subgraph runs under an id such as 12:3, while its own id is 3."""
     inside = [control for key, control in _running.items() if key.rpartition(":")[2] == node]
     return _running.get(node) or (inside[0] if len(inside) == 1 else None)
-
-
-def _own_page(host: str, origin: str | None) -> bool:
-    """Whether a request comes from the host's own page: by name only from this machine (no DNS rebinding), and from no other site."""
-    name = urlsplit(f"//{host}").hostname or ""
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        if name != "localhost" and not name.endswith(".localhost"):
-            return False
-    return origin is None or urlsplit(origin).netloc == host

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import folder_paths
@@ -40,6 +41,11 @@ def training_folder(choice: str) -> Path:
     if not folder.is_dir():
         raise LoomError(f"folder: there is no folder {choice!r} in ComfyUI's input folder; refresh the list and choose again.")
     return folder
+
+
+def is_hub_name(name: str) -> bool:
+    """owner/name and nothing that could be a path of this machine."""
+    return bool(re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name)) and ".." not in name and not Path(name).exists()
 
 
 def runs_root() -> Path:

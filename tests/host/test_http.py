@@ -133,7 +133,7 @@ def test_cancel_keeps_the_work_and_continue_goes_on(server):
 
 @pytest.mark.parametrize(
     ("body", "kind", "status"),
-    [([], "application/json", 404), ({"node": "999"}, "application/json", 404), ({"node": {}}, "application/json", 404), ({"node": "3"}, "text/plain", 400)],
+    [([], "application/json", 400), ({"node": "999"}, "application/json", 404), ({"node": {}}, "application/json", 404), ({"node": "3"}, "text/plain", 400)],
 )
 def test_stop_route_refuses_what_it_does_not_know(server, body, kind, status):
     assert server.post("/lora_loom/stop", body, kind)[0] == status

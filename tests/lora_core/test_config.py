@@ -17,7 +17,7 @@ def every_field(cls=TrainConfig, where=()):
     for field in dataclasses.fields(cls):
         if dataclasses.is_dataclass(hints[field.name]):
             yield from every_field(hints[field.name], (*where, field.name))
-        else:
+        elif typing.get_origin(hints[field.name]) is not tuple:  # sets: a list of sections like data
             yield (*where, field.name), hints[field.name], field
 
 
@@ -90,6 +90,25 @@ def test_choices_of_the_config_are_the_tables_of_the_engine():
     choices = {".".join(path): set(field.metadata["choices"]) for path, _, field in FIELDS if field.metadata["choices"]}
     assert choices["schedule.name"] == set(SCHEDULES)
     assert choices["loss"] == set(LOSSES)
+
+
+@pytest.mark.parametrize("value", [3, "text", [1], {"folder": "x"}])
+def test_sets_that_are_no_sections_are_refused(value):
+    with pytest.raises(ConfigError, match=r"sets: expected \[\[sets\]\] sections"):
+        parse({"sets": value})
+
+
+def test_sets_take_over_what_data_says_and_a_mistake_in_one_is_named(tmp_path):
+    sets = [{"folder": "b", "trigger": ""}, {"folder": "c", "repeats": 3}]
+    config = cfg.from_values({"data": {"folder": "a", "flip": True, "trigger": "zog"}, "sets": sets}, tmp_path)
+    assert [(s.folder, s.flip, s.trigger, s.repeats) for s in config.all_sets()] == [
+        (str(tmp_path / "a"), True, "zog", 0), (str(tmp_path / "b"), True, "", 0), (str(tmp_path / "c"), True, "zog", 3)
+    ]  # fmt: skip
+    assert parse(json.loads(json.dumps(as_dict(config)))) == config
+    only = cfg.from_values({"data": {"flip": True}, "sets": [{"folder": "b"}]}, tmp_path)
+    assert [s.folder for s in only.all_sets()] == [str(tmp_path / "b")]
+    with pytest.raises(ConfigError, match=r"sets\[1\].repeats: found 5000"):
+        parse({"sets": [{}, {"repeats": 5000}]})
 
 
 def test_a_config_survives_json_and_comes_back_equal():

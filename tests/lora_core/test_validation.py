@@ -29,7 +29,7 @@ class StopAt(Listener):
 
 
 def dataset(n):
-    return Dataset(None, tuple(Picture(None, f"{k}.png", 64, 64, "") for k in range(n)), (), ())
+    return Dataset(None, tuple(Picture(None, f"{k}.png", 64, 64) for k in range(n)), (), ())
 
 
 @pytest.mark.parametrize(("n", "share", "held"), [(10, 0.1, 1), (10, 0.25, 2), (3, 0.1, 1), (100, 0.1, 10)])

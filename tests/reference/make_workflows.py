@@ -36,6 +36,9 @@ FOLDER = {
     "caption_dropout": 0.0,
     "masks": "none",
     "mask_floor": 0.1,
+    "caption_column": "",
+    "caption_lines": "joined",
+    "caption_encoding": "auto",
 }
 
 

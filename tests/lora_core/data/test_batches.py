@@ -3,8 +3,9 @@ import collections
 import pytest
 import torch
 from lora_loom.lora_core.config import parse
-from lora_loom.lora_core.data.batches import Batches, LatentCache
+from lora_loom.lora_core.data.batches import Batches
 from lora_loom.lora_core.data.folder import scan
+from lora_loom.lora_core.data.latents import Encoder, LatentCache
 from lora_loom.lora_core.errors import LoomError
 from PIL import Image
 
@@ -32,7 +33,7 @@ def tree(tmp_path_factory):
 def make(tree, **changes):
     data = {"folder": str(tree), "resolution": 64, "bucket_step_px": 16, **changes.pop("data", {})}
     config = parse({"batch_size": 2, "seed": 1, "data": data, **changes})
-    return Batches(LatentCache(scan(config.data), config, encode, lambda n, of: None), config, "cpu")
+    return Batches(LatentCache(scan(config.data), Encoder(encode), lambda n, of: None), config, "cpu")
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 5, 40])
@@ -120,7 +121,7 @@ def test_shapes_are_listed_largest_first(tree):
 def test_a_vae_that_returns_nan_is_refused_with_the_pictures_name(tree):
     config = parse({"data": {"folder": str(tree), "resolution": 64, "bucket_step_px": 16}})
     with pytest.raises(LoomError, match=r"00\.png: the VAE returns numbers that are not finite"):
-        LatentCache(scan(config.data), config, lambda pixels: encode(pixels) * float("nan"), lambda n, of: None)
+        LatentCache(scan(config.data), Encoder(lambda pixels: encode(pixels) * float("nan")), lambda n, of: None)
 
 
 def test_pictures_that_all_break_after_the_scan_are_one_sentence(tree, tmp_path):
@@ -129,10 +130,10 @@ def test_pictures_that_all_break_after_the_scan_are_one_sentence(tree, tmp_path)
     dataset = scan(config.data)
     (tmp_path / "a.jpg").write_bytes(b"gone bad")
     with pytest.raises(LoomError, match=r"data\.folder: no picture could be opened, the first is a\.jpg: "):
-        LatentCache(dataset, config, encode, lambda n, of: None)
+        LatentCache(dataset, Encoder(encode), lambda n, of: None)
 
 
 def test_progress_counts_every_picture(tree):
     config, calls = parse({"data": {"folder": str(tree), "resolution": 64, "bucket_step_px": 16}}), []
-    LatentCache(scan(config.data), config, encode, lambda n, of: calls.append((n, of)))
+    LatentCache(scan(config.data), Encoder(encode), lambda n, of: calls.append((n, of)))
     assert calls == [(n, 11) for n in range(12)]

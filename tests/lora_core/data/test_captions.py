@@ -1,7 +1,13 @@
 import random
 
 import pytest
-from lora_loom.lora_core.data.captions import read_caption, vary, with_trigger
+from lora_loom.lora_core.config import DataConfig
+from lora_loom.lora_core.data.captions import Caption, captions_in, editor, read_caption, vary, with_trigger
+from lora_loom.lora_core.errors import LoomError
+
+
+def varied(text, rng, **options):
+    return vary([Caption(text)], rng, DataConfig(**options))
 
 
 @pytest.mark.parametrize(
@@ -46,7 +52,7 @@ def test_the_trigger_is_put_in_front_unless_it_stands_there_as_a_word(caption, t
 def test_shuffling_keeps_every_tag_and_the_first_ones_in_place():
     rng, seen = random.Random(0), set()
     for _ in range(200):
-        tags = vary("zog, a, b,, c , d", rng, True, 2, 0.0).split(", ")
+        tags = varied("zog, a, b,, c , d", rng, shuffle_tags=True, keep_tokens=2).split(", ")
         assert tags[:2] == ["zog", "a"]
         assert sorted(tags[2:]) == ["b", "c", "d"]
         seen.add(tuple(tags[2:]))
@@ -55,19 +61,63 @@ def test_shuffling_keeps_every_tag_and_the_first_ones_in_place():
 
 def test_dropout_empties_the_asked_share_of_captions():
     rng = random.Random(0)
-    share = sum(vary("a, b", rng, False, 1, 0.3) == "" for _ in range(5000)) / 5000
+    share = sum(varied("a, b", rng, caption_dropout=0.3) == "" for _ in range(5000)) / 5000
     assert share == pytest.approx(0.3, abs=0.033)  # five deviations of 5000 coin flips
-    assert vary("a", rng, False, 1, 1.0) == ""
+    assert varied("a", rng, caption_dropout=1.0) == ""
 
 
 def test_a_caption_without_options_is_left_as_it_is():
-    assert vary("b,a ,  c", random.Random(0), False, 1, 0.0) == "b,a ,  c"
+    assert varied("b,a ,  c", random.Random(0)) == "b,a ,  c"
 
 
-@pytest.mark.parametrize("options", [(False, 1, 0.0), (True, 1, 0.0), (True, 0, 0.5), (False, 3, 1.0)])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"shuffle_tags": True}, {"keep_tokens": 0, "caption_dropout": 0.5}, {"caption_dropout": 1.0}, {"tag_dropout": 0.5}, {"wildcards": True}],
+    ids=str,
+)
 def test_options_do_not_shift_the_randomness_of_what_comes_after(options):
-    rng = random.Random(4)
-    vary("a, b, c, d", rng, *options)
-    plain = random.Random(4)
-    plain.random(), plain.getrandbits(64)
+    rng, plain = random.Random(4), random.Random(4)
+    vary([Caption("a, {b|c}, c, d"), Caption("e")], rng, DataConfig(**options))
+    vary([Caption("x")], plain, DataConfig())
     assert rng.getstate() == plain.getstate()
+
+
+def test_one_of_several_captions_is_drawn_as_often_as_its_weight_says():
+    captions, rng = [Caption("a"), Caption("b", 3.0), Caption("never", 0.0)], random.Random(0)
+    drawn = [vary(captions, rng, DataConfig()) for _ in range(8000)]
+    assert drawn.count("b") / 8000 == pytest.approx(0.75, abs=0.025)  # five deviations of 8000 draws
+    assert drawn.count("never") == 0
+
+
+def test_lines_are_one_caption_or_alternatives_with_weights():
+    assert captions_in("a dog,\n sitting", "joined") == (Caption("a dog, sitting"),)
+    assert captions_in("a dog\n\n0.5:: a brown dog \n", "alternatives") == (Caption("a dog"), Caption("a brown dog", 0.5))
+    assert captions_in("\n \n", "alternatives") == ()
+
+
+def test_wildcards_are_choices_and_off_they_are_text():
+    rng, text = random.Random(0), "a {red|2::blue|{dark|light} green} cat"
+    assert varied(text, rng) == text
+    drawn = [varied(text, rng, wildcards=True) for _ in range(8000)]
+    shares = {colour: drawn.count(f"a {colour} cat") / 8000 for colour in ("red", "blue", "dark green", "light green")}
+    assert shares == pytest.approx({"red": 0.25, "blue": 0.5, "dark green": 0.125, "light green": 0.125}, abs=0.028)
+
+
+def test_tag_dropout_spares_the_kept_ones_and_takes_the_asked_share_of_the_rest():
+    rng = random.Random(0)
+    left = [varied("zog, a, b, c, d", rng, tag_dropout=0.25).split(", ") for _ in range(4000)]
+    assert all(tags[0] == "zog" for tags in left)
+    assert sum(len(tags) - 1 for tags in left) / 16_000 == pytest.approx(0.75, abs=0.017)  # five deviations of 16000 coin flips
+    assert all(tags == [t for t in ["zog", "a", "b", "c", "d"] if t in tags] for tags in left)  # in their order
+
+
+def test_the_edits_of_a_set_come_in_their_order():
+    edit = editor(DataConfig(replace="dog => cat\n/(\\d+)girls?/ => \\1 girls\n(x) => y", prefix="photo of ", suffix=", best", trigger="zog"))
+    assert edit(Caption("a dog, 2girls (x)", 0.5)) == Caption("zog, photo of a cat, 2 girls y, best", 0.5)
+    assert edit(Caption("")) == Caption("zog")
+
+
+@pytest.mark.parametrize("rule", ["no arrow", "=> b", "/(/ => b", "/a/ => \\9"])
+def test_a_rule_that_is_none_is_one_sentence(rule):
+    with pytest.raises(LoomError, match="data.replace: "):
+        editor(DataConfig(replace=rule))

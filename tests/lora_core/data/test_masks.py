@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 import torch
 from lora_loom.lora_core.config import DataConfig
-from lora_loom.lora_core.data.batches import Batch, Batches, LatentCache
+from lora_loom.lora_core.data.batches import Batch, Batches
 from lora_loom.lora_core.data.folder import scan
+from lora_loom.lora_core.data.latents import Encoder, LatentCache, View
 from lora_loom.lora_core.errors import LoomError
 from lora_loom.lora_core.objectives import DiscreteLevels, Objective
 from lora_loom.lora_core.rng import step_rng
@@ -34,17 +35,20 @@ def encode(pixels):
 
 def cache_of(folder, toy_config, **data):
     config = toy_config(data={"folder": str(folder), "trigger": "", "bucket_step_px": 8, **data})
-    cache = LatentCache(scan(config.data), config, encode, lambda n, of: None)
+    cache = LatentCache(scan(config.data), Encoder(encode), lambda n, of: None)
     return cache, Batches(cache, config, "cpu")
 
 
 @pytest.mark.parametrize("source", ["alpha", "file"])
 def test_a_mask_says_where_the_loss_looks_and_is_mirrored_with_its_picture(source, toy_config, tmp_path):
     write(tmp_path, "a", **({"alpha": left_white()} if source == "alpha" else {"mask": left_white()}))
-    cache, _ = cache_of(tmp_path, toy_config, masks=source, mask_floor=0.25, flip=True)
-    expected = torch.tensor([1.0, 1.0, 0.25, 0.25]).expand(1, 1, 4, 4)
-    torch.testing.assert_close(cache.mask((0, False)), expected)
-    torch.testing.assert_close(cache.mask((0, True)), expected.flip(-1))
+    cache, batches = cache_of(tmp_path, toy_config, masks=source, mask_floor=0.25, flip=True)
+    expected = torch.tensor([1.0, 1.0, 0.0, 0.0]).expand(1, 1, 4, 4)
+    torch.testing.assert_close(cache[View(0)]["mask"], expected)
+    torch.testing.assert_close(cache[View(0, 0, True)]["mask"], expected.flip(-1))
+    drawn = [batches.at(step, 0) for step in range(20)]  # mirrored in about half: all of one kind has probability 2^-19
+    assert {tuple(b.mask[0, 0, 0].tolist()) for b in drawn} == {(1, 1, 0.25, 0.25), (0.25, 0.25, 1, 1)}
+    assert source == "file" or all((b.mask[0, 0, 0, 0] == 1) == torch.equal(b.latents[0], cache[View(0)]["latent"][0]) for b in drawn)
     assert (cache.masked, cache.unmasked) == (1, 0)
 
 
@@ -55,7 +59,7 @@ def test_masks_in_a_folder_of_their_own_are_found_and_are_no_pictures(toy_config
     found = scan(DataConfig(folder=str(tmp_path), masks="file", bucket_step_px=8))
     assert [p.name for p in found.pictures] == ["a.png"]
     cache, _ = cache_of(tmp_path, toy_config, masks="file", mask_floor=0.0)
-    assert cache.mask((0, False))[0, 0, 0].tolist() == pytest.approx([1, 1, 0, 0], abs=0.1)  # one edge pixel is interpolated
+    assert cache[View(0)]["mask"][0, 0, 0].tolist() == pytest.approx([1, 1, 0, 0], abs=0.1)  # one edge pixel is interpolated
 
 
 def test_mask_files_are_never_trained_on_as_pictures(tmp_path):
@@ -83,7 +87,7 @@ def test_a_black_mask_leaves_its_picture_out_with_the_reason(toy_config, tmp_pat
     write(tmp_path, "a", mask=left_white())
     write(tmp_path, "b", mask=np.zeros((32, 32), np.uint8))
     cache, _ = cache_of(tmp_path, toy_config, masks="file")
-    assert [p.name for p in cache.kept] == ["a.png"]
+    assert [p.name for p in cache.pictures] == ["a.png"]
     assert cache.skipped == [("b.png", "its mask is black everywhere in the part that is trained")]
 
 

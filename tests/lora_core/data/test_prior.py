@@ -3,6 +3,7 @@ import json
 import pytest
 import torch
 from lora_loom.lora_core.config import parse
+from lora_loom.lora_core.data.captions import Caption
 from lora_loom.lora_core.data.folder import Dataset, Picture
 from lora_loom.lora_core.data.prior import matched_captions, wanted
 from lora_loom.lora_core.errors import LoomError
@@ -14,7 +15,7 @@ PRIOR = {"prompt": "a red circle on a white ground", "count": 3, "steps": 2}
 
 
 def subject(*captions, trigger="zog"):
-    return Dataset(None, tuple(Picture(None, f"{n}.png", 64, 64, c) for n, c in enumerate(captions)), (), (), trigger)
+    return Dataset(None, tuple(Picture(None, f"{n}.png", 64, 64, (Caption(c),)) for n, c in enumerate(captions)), (), (), trigger)
 
 
 def tokens(word="TOK", init="ring"):

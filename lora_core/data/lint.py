@@ -1,0 +1,212 @@
+"""Looks at a dataset as a trainer would before starting: near-duplicates, blur, what is small or cut off, captions that teach the wrong thing."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from PIL import Image, ImageFilter
+
+from ..backends.base import TextLength
+from .buckets import Fit, apply, fits, salient
+from .folder import Dataset, Picture
+from .latents import ahead
+from .masks import mask_image
+from .pictures import PictureError, open_picture
+
+HASH_SIDE = 12  # a hash has 2 x 12 x 12 bits
+HASH_BITS = 40  # of them may differ between near-duplicates
+SMALL_SIDE = 16
+SMALL_DIFFERENCE = 12.0  # mean difference of two tiny pictures, of 255, that are near-duplicates
+BLUR_RATIO = 0.12
+CUT_SHARE = 0.1  # of a picture's area that a crop may take without a note
+FEWEST_FOR_TAGS = 5
+MOST_LISTED = 40
+
+
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """What the look at one picture gave; `fit` is how it is cut at the main resolution, `small` a picture of it to show."""
+
+    fit: Fit
+    small: Image.Image
+    bits: np.ndarray
+    tiny: np.ndarray
+    sharpness: float
+    mask: float | None  # share of white in what is trained, None without a mask
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """`notes`: sentences by picture name. `general`: about all of them. `buckets`: (width, height) px -> pictures an epoch."""
+
+    dataset: Dataset
+    seen: dict[str, Seen]
+    notes: dict[str, list[str]]
+    general: list[str]
+    buckets: dict[tuple[int, int], int]
+
+    def text(self) -> str:
+        """Everything there is to say, as lines."""
+        lines = [self.dataset.summary(), *self.general, "", "bucket        pictures an epoch"]
+        lines += [f"{f'{w} x {h}':14}{count}" for (w, h), count in sorted(self.buckets.items(), key=lambda item: -item[1])]
+        if self.notes:
+            lines += ["", f"{len(self.notes)} pictures to look at:"]
+            lines += [f"{name}: {'; '.join(notes)}" for name, notes in list(self.notes.items())[:MOST_LISTED]]
+            lines += [f"... and {len(self.notes) - MOST_LISTED} more"] if len(self.notes) > MOST_LISTED else []
+        return "\n".join(lines)
+
+
+def look(dataset: Dataset, length: Callable[[str], TextLength] | None, progress: Callable[[int, int], None], shown_px: int = 200) -> Report:
+    """Decodes every picture once, in threads. `length`: how long a caption is for the text encoders, where they are known."""
+    pictures = [p for p in (*dataset.pictures, *dataset.class_pictures) if not p.is_latent]
+    seen: dict[str, Seen] = {}
+    notes: dict[str, list[str]] = collections.defaultdict(list)
+    buckets: collections.Counter[tuple[int, int]] = collections.Counter()
+    progress(0, len(pictures))
+    for done, (picture, found) in enumerate(ahead(lambda p: _seen(p, shown_px), pictures), 1):
+        if isinstance(found, Seen):
+            seen[picture.name] = found
+            notes[picture.name] += _about_picture(picture, found)
+            for how in fits(picture.width_px, picture.height_px, picture.data):
+                buckets[how.bucket] += picture.repeats
+        else:
+            notes[picture.name].append(f"left out: {found}")
+        notes[picture.name] += _about_caption(picture, length)
+        progress(done, len(pictures))
+    for group in near_duplicates(seen):
+        for name in group:
+            others = [other for other in group if other != name]
+            notes[name].append(f"near-duplicate of {', '.join(others[:2])}" + (f" and {len(others) - 2} more" if len(others) > 2 else ""))
+    return Report(dataset, seen, {n: v for n, v in notes.items() if v}, list(_general(dataset)), dict(buckets))
+
+
+def _seen(picture: Picture, shown_px: int) -> Seen | str:
+    """Runs in a thread. The reason where the picture cannot be used."""
+    try:
+        opened = open_picture(picture.path, picture.data.background)
+        mask = mask_image(picture, picture.data.masks, opened.alpha)
+    except PictureError as error:
+        return str(error)
+    how = fits(picture.width_px, picture.height_px, picture.data)[0]
+    how = salient(opened.rgb, how, mask) if picture.data.crop == "salient" else how
+    cut, small = apply(opened.rgb, how), opened.rgb.copy()
+    small.thumbnail((shown_px, shown_px))
+    white = float(np.asarray(apply(mask, how), np.float32).mean() / 255) if mask is not None else None
+    return Seen(how, small, difference_hash(cut), _tiny(cut), sharpness(cut), white)
+
+
+def difference_hash(image: Image.Image) -> np.ndarray:
+    """Bits that say where a tiny grey picture gets brighter to the right and downwards (dHash in two directions)."""
+    side = HASH_SIDE + 1
+    grey = np.asarray(image.convert("L").resize((side, side), Image.Resampling.BOX), np.int16)
+    return np.concatenate([(grey[:-1, 1:] > grey[:-1, :-1]).ravel(), (grey[1:, :-1] > grey[:-1, :-1]).ravel()])
+
+
+def _tiny(image: Image.Image) -> np.ndarray:
+    return np.asarray(image.resize((SMALL_SIDE, SMALL_SIDE), Image.Resampling.BOX), np.float32)
+
+
+def sharpness(image: Image.Image) -> float:
+    """The finest detail relative to that four times as coarse, both in the tenth of the picture where there is most of the latter.
+
+    Near 0 for what is out of focus or was scaled up; infinite for a plain picture, which has no detail to judge by.
+    """
+    grey = image.convert("L")
+    one, two, four = (np.asarray(grey.filter(ImageFilter.GaussianBlur(r)) if r else grey, np.float32) for r in (0, 1, 4))
+    fine, coarse = np.abs(one - two), np.abs(two - four)
+    bar = np.quantile(coarse, 0.9)
+    if bar < 1.0:
+        return float("inf")
+    where = coarse >= bar
+    return float(fine[where].mean() / coarse[where].mean())
+
+
+def near_duplicates(seen: dict[str, Seen]) -> list[list[str]]:
+    """Groups of pictures that show the same thing: hashes close, and tiny versions close, so plain pictures of different colour are told apart."""
+    names = list(seen)
+    if len(names) < 2:
+        return []
+    bits = np.stack([seen[n].bits for n in names]).astype(np.float32)
+    tiny = np.stack([seen[n].tiny.ravel() for n in names])
+    parent = list(range(len(names)))
+
+    def root(i: int) -> int:
+        while parent[i] != i:
+            parent[i] = parent[parent[i]]
+            i = parent[i]
+        return i
+
+    ones = bits.sum(1)
+    for start in range(0, len(names), 512):
+        block = slice(start, start + 512)
+        apart = ones[block, None] + ones[None] - 2 * bits[block] @ bits.T  # Hamming distances
+        for i, j in zip(*np.nonzero(apart <= HASH_BITS), strict=True):
+            i = int(i) + start
+            if i < j and np.abs(tiny[i] - tiny[j]).mean() <= SMALL_DIFFERENCE:
+                parent[root(int(j))] = root(i)
+    groups: dict[int, list[str]] = collections.defaultdict(list)
+    for i, name in enumerate(names):
+        groups[root(i)].append(name)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _about_picture(picture: Picture, seen: Seen) -> list[str]:
+    out, config = [], picture.data
+    share = picture.width_px * picture.height_px / config.resolution**2
+    if share < 0.95:
+        what = "scaled up" if config.upscale else "trained at {} x {}".format(*seen.fit.bucket)
+        out.append(f"small: {picture.width_px} x {picture.height_px} px, {what}")
+    lost = 1 - seen.fit.bucket[0] * seen.fit.bucket[1] / (seen.fit.scaled[0] * seen.fit.scaled[1])
+    if lost > CUT_SHARE:
+        out.append(f"the crop takes off {lost:.0%}")
+    if seen.sharpness < BLUR_RATIO:
+        out.append("blurred, or scaled up from less")
+    if seen.mask is not None and seen.mask == 0:
+        out.append("its mask is black: it will be left out")
+    elif seen.mask is not None and seen.mask == 1:
+        out.append("its mask is white everywhere and changes nothing")
+    return out
+
+
+def _about_caption(picture: Picture, length: Callable[[str], TextLength] | None) -> list[str]:
+    out = []
+    if not picture.caption and picture.data.captions != "none":
+        out.append("no caption")
+    longest = max((length(c.text) for c in picture.captions), key=lambda found: found.tokens) if length else None
+    if longest and longest.cut:
+        out.append(f"caption of {longest.tokens} tokens: the last {longest.cut} are lost")
+    elif longest and longest.pieces > 1:
+        out.append(f"caption of {longest.tokens} tokens, read in {longest.pieces} pieces of {longest.window}")
+    return out
+
+
+def _general(dataset: Dataset) -> list[str]:
+    """What holds for the set as a whole."""
+    out, captions = [], [p.caption for p in dataset.pictures if p.caption]
+    tags = [{t.strip().lower() for t in c.split(",") if t.strip()} for c in captions]
+    if len(captions) >= FEWEST_FOR_TAGS:
+        constant = sorted(set.intersection(*tags) - {dataset.trigger.lower(), ""}) if len(set(captions)) > 1 else []
+        if constant:
+            out.append(f"in every caption: {', '.join(constant[:8])}. What is in all of them becomes part of the concept; leave out what should stay free")
+        repeated, count = collections.Counter(captions).most_common(1)[0]
+        if count > len(captions) / 2:
+            out.append(f"{count} of {len(captions)} captions are the same ({repeated[:40]!r}); say what differs, or it becomes part of the concept")
+    if 0 < len(dataset.pictures) < 5:
+        out.append(f"{len(dataset.pictures)} pictures are few: 10 to 30 varied ones are usual for a subject or a style")
+    doubled = [name for name, n in collections.Counter(_stem(p) for p in dataset.pictures).items() if n > 1]
+    if doubled:
+        out.append(f"{len(doubled)} names stand for several pictures ({doubled[0]}.*), which share a caption file")
+    return out
+
+
+def _stem(picture: Picture) -> str:
+    return picture.name.rsplit(".", 1)[0]
+
+
+def flagged_first(report: Report, most: int) -> Sequence[Picture]:
+    """The pictures to show: those with notes first."""
+    pictures = [p for p in (*report.dataset.pictures, *report.dataset.class_pictures) if p.name in report.seen]
+    return sorted(pictures, key=lambda p: p.name not in report.notes)[:most]

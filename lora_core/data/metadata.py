@@ -1,0 +1,164 @@
+"""Captions that come in tables: metadata.jsonl, .csv, .parquet or .json for a folder, or a .json beside each picture (booru exports)."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from ..errors import LoomError
+from .captions import Caption, decoded, tidy
+
+TABLES = ("metadata.jsonl", "metadata.csv", "metadata.parquet", "metadata.json", "captions.json", "captions.jsonl", "captions.csv")
+COLUMNS = ("text", "caption", "captions", "prompt", "description", "tags", "tag_string")
+FILE_COLUMNS = ("file_name", "file", "image", "path", "filename", "image_path")
+MAX_BYTES = 512_000_000
+MAX_SIDECAR_BYTES = 4_000_000
+
+
+@dataclasses.dataclass
+class Table:
+    """The rows of one metadata file, by picture: path relative to the file's folder with forward slashes, or that path without its suffix."""
+
+    path: Path
+    rows: dict[str, tuple[Caption, ...]]
+    column: str
+    used: set[str] = dataclasses.field(default_factory=set)
+
+    def captions(self, picture: Path) -> tuple[Caption, ...] | None:
+        """Of the picture at `picture`; None when no row names it."""
+        inside = PurePosixPath(picture.relative_to(self.path.parent).as_posix())
+        for key in (str(inside), str(inside.with_suffix(""))):
+            if key in self.rows:
+                self.used.add(key)
+                return self.rows[key]
+        return None
+
+    def unused(self) -> list[str]:
+        return [key for key in self.rows if key not in self.used]
+
+
+def read_table(path: Path, column: str = "") -> Table:
+    """The captions in a metadata file, from `column` or the first one of COLUMNS. Raises LoomError naming the file, the row or the column."""
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise LoomError(f"{path.name}: has {path.stat().st_size / 1e6:.0f} MB; at most {MAX_BYTES // 10**6} MB are read. Split the folder.")
+        rows = list(_records(path))
+    except (OSError, ValueError, RecursionError, csv.Error) as error:
+        raise LoomError(f"{path.name}: cannot be read as metadata ({str(error).splitlines()[0][:160]}); correct the file, or move it away.") from error
+    if not rows:
+        return Table(path, {}, "")
+    columns = list(dict.fromkeys(key for _, row in rows for key in row))
+    name = column or next((c for c in COLUMNS if c in columns), "")
+    if name not in columns:
+        found = ", ".join(map(repr, columns[:12]))
+        asked = f"has no column {column!r}" if column else "has no column with captions"
+        raise LoomError(f"data.caption_column: {path.name} {asked}; its columns are {found}. Name one of them.")
+    return Table(path, {_normal(key, path.parent): as_captions(row.get(name), name) for key, row in rows}, name)
+
+
+def read_sidecar(path: Path, column: str = "") -> tuple[Caption, ...]:
+    """The captions in the .json beside a picture, as booru downloaders write it. Raises ValueError."""
+    if path.stat().st_size > MAX_SIDECAR_BYTES:
+        raise ValueError(f"has more than {MAX_SIDECAR_BYTES // 10**6} MB")
+    try:
+        value = json.loads(decoded(path.read_bytes())[0])
+    except RecursionError as error:
+        raise ValueError("is nested too deeply") from error
+    if not isinstance(value, dict):
+        return as_captions(value, column or "caption")
+    name = column or next((c for c in COLUMNS if value.get(c)), "")
+    return as_captions(value.get(name), name)
+
+
+def as_captions(value: Any, column: str) -> tuple[Caption, ...]:
+    """A cell as captions: a text, a list of texts or of {"text", "weight"}, or for columns of tags one text with commas."""
+    if "tag" in column:
+        text = ", ".join(tag for tag in _tags(value) if tag)
+        return (Caption(text),) if text else ()
+    if isinstance(value, str):
+        return (Caption(tidy(value)),) if tidy(value) else ()
+    if isinstance(value, dict):
+        value = [value]
+    if not isinstance(value, list):
+        return ()
+    out = []
+    for item in value:
+        if isinstance(item, str) and tidy(item):
+            out.append(Caption(tidy(item)))
+        elif isinstance(item, dict) and isinstance(item.get("text", item.get("caption")), str):
+            weight = item.get("weight", 1.0)
+            good = isinstance(weight, int | float) and not isinstance(weight, bool) and 0 <= weight < 1e9
+            out.append(Caption(tidy(str(item.get("text", item.get("caption")))), float(weight) if good else 1.0))
+    return tuple(c for c in out if c.text)
+
+
+def _tags(value: Any) -> Iterable[str]:
+    """Tags from a list, from groups of lists (e621), from "a, b" or from "long_hair 1girl" (boorus write spaces as _)."""
+    if isinstance(value, dict):
+        return [tag for group in value.values() for tag in _tags(group)]
+    if isinstance(value, list):
+        return [_spaced(item) for item in value if isinstance(item, str)]
+    if not isinstance(value, str):
+        return []
+    return [tidy(tag) for tag in value.split(",")] if "," in value else [_spaced(tag) for tag in value.split()]
+
+
+def _spaced(tag: str) -> str:
+    """long_hair -> long hair; faces such as ^_^ stay."""
+    return tidy(tag.replace("_", " ")) if sum(c.isalnum() for c in tag) > 2 else tidy(tag)
+
+
+def _records(path: Path) -> Iterable[tuple[str, Mapping[str, Any]]]:
+    """(file, row) of every row that names a file."""
+    if path.suffix == ".parquet":
+        rows: Any = _parquet(path)
+    else:
+        text, _ = decoded(path.read_bytes())
+        if path.suffix == ".csv":
+            rows = list(csv.DictReader(text.splitlines()))
+        elif path.suffix == ".jsonl":
+            rows = [_row(line, n) for n, line in enumerate(text.splitlines(), 1) if line.strip()]
+        else:
+            rows = json.loads(text)
+    if isinstance(rows, dict):  # Kohya's meta files: picture -> facts; also picture -> caption
+        return [(key, row if isinstance(row, dict) else {"caption": row}) for key, row in rows.items()]
+    if not isinstance(rows, list):
+        raise ValueError("expected rows, or pictures with their captions")
+    out = []
+    for row in rows:
+        file = next((row[c] for c in FILE_COLUMNS if isinstance(row.get(c), str)), None) if isinstance(row, dict) else None
+        if file is None:
+            raise ValueError(f"a row has no column file_name: {str(row)[:80]}")
+        out.append((file, {k: v for k, v in row.items() if k not in FILE_COLUMNS and k is not None}))
+    return out
+
+
+def _row(line: str, number: int) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"line {number}: {error}") from error
+
+
+def _parquet(path: Path) -> list[dict[str, Any]]:
+    try:
+        import pyarrow.parquet
+    except ImportError as error:
+        raise LoomError(f"{path.name}: needs the package pyarrow to be read; install lora-loom[datasets], or save it as metadata.jsonl.") from error
+    try:
+        return pyarrow.parquet.read_table(path).to_pylist()
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ValueError(str(error)) from error
+
+
+def _normal(name: str, folder: Path) -> str:
+    """A row's file as it is looked up: forward slashes, relative; of a path elsewhere only the file's own name."""
+    name = name.replace("\\", "/").removeprefix("./")
+    if name.startswith("/") or (len(name) > 1 and name[1] == ":"):
+        base = folder.as_posix().rstrip("/") + "/"
+        return name.removeprefix(base) if name.startswith(base) else name.rsplit("/", 1)[-1]
+    return name

@@ -1,0 +1,139 @@
+"""Where pictures come from before they lie in a folder: bundled sets, Hugging Face datasets, pictures and latents of other nodes.
+
+Whatever comes in is written once to a folder named by its content, so everything behind it (captions, caches, the editor, resume) sees files.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from .. import files
+from ..config import DataConfig, TrainConfig
+from ..errors import LoomError
+from ..toy.model import resolve_set
+from .folder import LATENT, Dataset, open_sets
+from .metadata import COLUMNS
+
+IMPORTED = "imported"
+HUB = "hf:"
+_REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_SUFFIX = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "GIF": ".gif", "BMP": ".bmp", "TIFF": ".tif", "AVIF": ".avif"}
+
+
+def brought_in(config: TrainConfig, place: Path) -> tuple[TrainConfig, Dataset]:
+    """(the job with every source as a folder, its pictures). What has to be written goes below `place`."""
+    config = dataclasses.replace(config, data=as_folder(config.data, place), sets=tuple(as_folder(s, place) for s in config.sets))
+    return config, open_sets(config)
+
+
+def as_folder(data: DataConfig, place: Path) -> DataConfig:
+    """The same set with a folder that is one: toy:NAME and hf:owner/name looked up. Raises LoomError."""
+    if data.folder.startswith(HUB):
+        folder = from_hub(data.folder.removeprefix(HUB), data.split, data.image_column, data.caption_column, place / IMPORTED)
+        return dataclasses.replace(data, folder=str(folder), caption_column="")
+    return dataclasses.replace(data, folder=resolve_set(data.folder))
+
+
+def from_hub(name: str, split: str, image_column: str, caption_column: str, place: Path) -> Path:
+    """The folder a dataset of the Hugging Face Hub, or a local copy of one, was written to: its picture files as they are, and metadata.jsonl.
+
+    Needs the package `datasets`. Code that comes with a dataset is never run.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise LoomError(f"data.folder: {HUB}{name} needs the package datasets; install lora-loom[datasets].") from error
+    if not (name and Path(name).is_dir()) and not _REPO.fullmatch(name):
+        raise LoomError(f"data.folder: {HUB}{name} is neither a dataset's name such as owner/name nor a folder.")
+    try:
+        rows = datasets.load_dataset(name, split=split)
+    except Exception as error:  # noqa: BLE001 - the library raises what it likes; the reader needs one sentence
+        raise LoomError(f"data.folder: {HUB}{name} (split {split}) could not be read: {str(error).splitlines()[0][:200]}") from error
+    pictures = [c for c, kind in rows.features.items() if isinstance(kind, datasets.Image)]
+    if (image_column or "no column") not in pictures and (image_column or not pictures):
+        found = ", ".join(rows.column_names)
+        raise LoomError(f"data.image_column: {name} has no pictures in column {image_column or 'image'}; its columns are {found}.")
+    picture = image_column or pictures[0]
+    texts = [c for c in rows.column_names if c != picture]
+    caption = caption_column or next((c for c in COLUMNS if c in texts), "")
+    if caption_column and caption_column not in texts:
+        raise LoomError(f"data.caption_column: {name} has no column {caption_column!r}; its columns are {', '.join(rows.column_names)}.")
+    rows = rows.cast_column(picture, datasets.Image(decode=False))
+    target = place / hashlib.sha256(f"{name} {rows._fingerprint} {picture} {caption}".encode()).hexdigest()[:24]
+    if target.is_dir():
+        return target
+    place.mkdir(parents=True, exist_ok=True)
+    with files.folder_in_one_piece(target) as folder:
+        lines = []
+        for n, row in enumerate(rows):
+            data = row[picture]["bytes"] or Path(row[picture]["path"]).read_bytes()
+            file = folder / f"{n:06}{_suffix(data)}"
+            file.write_bytes(data)
+            lines.append(json.dumps({"file_name": file.name, "text": row.get(caption, "") if caption else ""}, ensure_ascii=False))
+        (folder / "metadata.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    return target
+
+
+def from_images(images: Sequence[Image.Image], captions: Sequence[str], masks: Sequence[Image.Image], place: Path) -> Path:
+    """The folder that pictures of other nodes were written to, as PNG without loss, with their captions and masks where there are some."""
+    written, white = [_png(image) for image in images], [_png(mask) for mask in masks]
+    digest = hashlib.sha256("\x1f".join(captions).encode())
+    for data in (*written, *white):
+        digest.update(hashlib.sha256(data).digest())
+    target = place / IMPORTED / digest.hexdigest()[:24]
+    if target.is_dir():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with files.folder_in_one_piece(target) as folder:
+        for n, data in enumerate(written):
+            (folder / f"{n:04}.png").write_bytes(data)
+            if n < len(captions) and captions[n]:
+                (folder / f"{n:04}.txt").write_text(captions[n], encoding="utf-8")
+            if n < len(white):
+                (folder / f"{n:04}.mask.png").write_bytes(white[n])
+    return target
+
+
+def from_latents(latents: Sequence[torch.Tensor], texts: Sequence[tuple[dict[str, torch.Tensor], Any]], step_px: int, place: Path) -> Path:
+    """The folder that latents (1, C, [T,] h, w) and encoded texts (tensors, the rest as JSON) of other nodes were written to."""
+    parts = []
+    for latent, (tensors, plain) in zip(latents, texts, strict=True):
+        whole = {"samples": latent.detach().float().cpu().contiguous(), **{f"text.{k}": v.detach().cpu().contiguous() for k, v in tensors.items()}}
+        digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode())
+        for name in sorted(whole):
+            digest.update(f"{name}{tuple(whole[name].shape)}".encode() + whole[name].reshape(-1).view(torch.uint8).numpy().tobytes())
+        name = digest.hexdigest()[:24]
+        height, width = (side * step_px for side in latent.shape[-2:])
+        parts.append((whole, {"width_px": str(width), "height_px": str(height), "caption": f"wired text {name}", "text": json.dumps(plain)}, name))
+    target = place / IMPORTED / hashlib.sha256("".join(name for *_, name in parts).encode()).hexdigest()[:24]
+    if target.is_dir():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with files.folder_in_one_piece(target) as folder:
+        for n, (tensors, facts, _) in enumerate(parts):
+            files.write_safetensors(folder / f"{n:04}{LATENT}", tensors, facts)
+    return target
+
+
+def _suffix(data: bytes) -> str:
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return _SUFFIX.get(image.format or "", ".png")
+    except (OSError, ValueError):
+        return ".png"  # the scan will name it
+
+
+def _png(image: Image.Image) -> bytes:
+    data = io.BytesIO()
+    image.save(data, "PNG", compress_level=1)
+    return data.getvalue()

@@ -1,0 +1,76 @@
+"""Check Dataset: what a good trainer would notice before starting, on one picture sheet and in words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..lora_core.backends.base import TextLength
+from ..lora_core.config import AdapterConfig, TrainConfig
+from ..lora_core.data.folder import open_sets
+from ..lora_core.data.lint import look
+from ..lora_core.data.sheet import sheet
+from ..lora_core.fitting import verdict
+from ..lora_core.run import dry_run
+from .host.api import io, make_input, make_output, schema, ui
+from .host.backend import HostBackend
+from .host.live import LiveNode, layer_progress
+from .host.paths import runs_root
+from .host.texts import length_of, literal
+from .presets import opened
+from .sockets import CATEGORY, Dataset, DatasetSocket, widget
+
+
+class CheckDataset(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="LoraLoomCheckDataset",
+            display_name="Check Dataset",
+            category=CATEGORY,
+            description="Finds near-duplicates, blurred and small pictures, what the crop cuts off, captions that are missing, too long or all alike, masks "
+            "without effect. With MODEL, CLIP and VAE it also measures one step: time and memory.",
+            search_aliases=["lint", "dataset quality", "duplicates", "buckets", "vram estimate"],
+            is_output_node=True,
+            hidden=[io.Hidden.unique_id],
+            inputs=[
+                make_input(Dataset, "dataset"),
+                widget("data.resolution", step=8, tooltip="Training resolution in px; 0 takes what the model was made for."),
+                widget("data.bucket_step_px", advanced=True),
+                make_input(io.Clip, "clip", optional=True, tooltip="To count the tokens of captions."),
+                make_input(io.Model, "model", optional=True, tooltip="With clip and vae: to measure one training step."),
+                make_input(io.Vae, "vae", optional=True),
+            ],
+            outputs=[
+                make_output(io.Image, "sheet"),
+                make_output(io.String, "report"),
+                make_output(io.Boolean, "ok", tooltip="Whether there is nothing to look at."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls, dataset: DatasetSocket, resolution: int, bucket_step_px: int, clip: Any = None, model: Any = None, vae: Any = None
+    ) -> io.NodeOutput:
+        node_id = cls.hidden.unique_id
+        measured = ""
+        if model is not None and clip is not None and vae is not None:
+            with torch.inference_mode(False):
+                backend = HostBackend(model, clip, vae)
+                parts, found = opened(dataset, resolution, backend)
+                config = TrainConfig(name="trial", base="ComfyUI", adapter=AdapterConfig(), **parts)
+                _, measured = verdict(config, *dry_run(config, backend, found, runs_root(), LiveNode(node_id, 1)), config.steps)
+        else:
+            socket = dataset.changed(resolution=resolution, bucket_step_px=bucket_step_px)
+            found = open_sets(TrainConfig(data=socket.sets[0], sets=socket.sets[1:]))
+
+        def length(caption: str) -> TextLength:
+            return length_of(literal(caption), clip)
+
+        show = layer_progress(node_id)
+        report = look(found, length if clip is not None else None, lambda n, of: show(n, of, ""))
+        image = torch.from_numpy(np.asarray(sheet(report), np.float32) / 255.0)[None]
+        text = "\n".join(filter(None, [report.text(), measured and f"\nOne step of a rank {AdapterConfig().rank} LoRA, measured: {measured}"]))
+        return io.NodeOutput(image, text, not report.notes and not report.general, ui={**ui.PreviewImage(image, cls=cls).as_dict(), "text": (text,)})

@@ -1,0 +1,31 @@
+"""Dataset Editor: the pictures of a dataset as a grid in the node, with captions to edit, search and replace, pictures to leave out, and undo."""
+
+from __future__ import annotations
+
+from ..lora_core.config import TrainConfig
+from ..lora_core.data.folder import open_sets
+from .host.api import io, make_input, make_output, schema
+from .host.dataset_routes import open_session
+from .sockets import CATEGORY, Dataset, DatasetSocket
+
+
+class DatasetEditor(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="LoraLoomDatasetEditor",
+            display_name="Dataset Editor",
+            category=CATEGORY,
+            description="Run it to see the pictures here. Captions are written to the .txt files beside them, pictures left out are remembered in the folder; "
+            "nothing is deleted, and every edit can be undone.",
+            search_aliases=["caption editor", "tag editor", "search and replace", "exclude images"],
+            is_output_node=True,
+            inputs=[make_input(Dataset, "dataset")],
+            outputs=[make_output(Dataset, "dataset"), make_output(io.Int, "count")],
+        )
+
+    @classmethod
+    def execute(cls, dataset: DatasetSocket) -> io.NodeOutput:
+        found = open_sets(TrainConfig(data=dataset.sets[0], sets=dataset.sets[1:]))
+        shown = {"loom_dataset": (open_session(dataset.sets),), "text": (found.summary(),)}
+        return io.NodeOutput(dataset, len(found.pictures), ui=shown)

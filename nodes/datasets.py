@@ -1,0 +1,210 @@
+"""Nodes between a folder and training: options, several datasets as one, pictures and latents from other nodes, and back to native types."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ..lora_core.config import DataConfig, TrainConfig
+from ..lora_core.data.buckets import apply, fits, salient
+from ..lora_core.data.folder import open_sets
+from ..lora_core.data.latents import ahead
+from ..lora_core.data.masks import mask_image
+from ..lora_core.data.pictures import PictureError, open_picture
+from ..lora_core.data.sources import from_images, from_latents
+from ..lora_core.errors import LoomError
+from .dataset import LOOKED_AT, outputs, shown
+from .host.api import io, make_input, make_output, schema
+from .host.live import layer_progress
+from .host.paths import runs_root
+from .host.texts import literal, split
+from .sockets import CATEGORY, Dataset, DatasetSocket, widget
+
+LATENT_STEP_PX = 8
+MOST_SETS = 8
+_OPTIONS = (
+    "repeats", "loss_weight", "regularization", "prefix", "suffix", "replace", "shuffle_tags", "keep_tokens", "tag_dropout", "caption_dropout", "wildcards",
+    "flip", "crop", "crops", "aspect_buckets", "also_resolutions", "min_side_px", "max_side_px", "upscale", "background", "latents", "limit",
+)  # fmt: skip
+_LINES = frozenset({"replace"})
+
+
+class DatasetOptions(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        shown_first = {"repeats", "loss_weight", "regularization", "prefix", "suffix", "replace"}
+        return schema(
+            node_id="LoraLoomDatasetOptions",
+            display_name="Dataset Options",
+            category=CATEGORY,
+            description="How the pictures and captions of a dataset are used: weight, caption edits, crop, sizes. Put it behind each dataset before combining.",
+            search_aliases=["buckets", "repeats", "regularization", "caption prefix", "search and replace", "tag dropout", "crop"],
+            inputs=[
+                make_input(Dataset, "dataset"),
+                *(widget(f"data.{n}", advanced=n not in shown_first, **({"multiline": True} if n in _LINES else {})) for n in _OPTIONS),
+            ],
+            outputs=[make_output(Dataset, "dataset")],
+        )
+
+    @classmethod
+    def execute(cls, dataset: DatasetSocket, **options: Any) -> io.NodeOutput:
+        return io.NodeOutput(dataset.changed(**options))
+
+
+class CombineDatasets(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="LoraLoomCombineDatasets",
+            display_name="Combine Datasets",
+            category=CATEGORY,
+            description="Several datasets as one. Each keeps its own repeats, weight and caption settings.",
+            search_aliases=["join datasets", "multiple concepts", "regularization images"],
+            is_output_node=True,
+            inputs=[make_input(Dataset, f"dataset_{n}", optional=n > 2) for n in range(1, MOST_SETS + 1)],
+            outputs=outputs(),
+        )
+
+    @classmethod
+    def execute(cls, **datasets: DatasetSocket | None) -> io.NodeOutput:
+        wired = [datasets[f"dataset_{n}"] for n in range(1, MOST_SETS + 1) if datasets.get(f"dataset_{n}") is not None]
+        return shown(cls, DatasetSocket(tuple(data for socket in wired if socket for data in socket.sets)))
+
+
+class DatasetFromImages(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="LoraLoomDatasetFromImages",
+            display_name="Dataset from Images",
+            category=CATEGORY,
+            description="Pictures of other nodes as a dataset: loaded, generated, captioned. Captions and masks are taken in the order of the pictures.",
+            search_aliases=["image list", "captioner", "wd14", "florence", "image batch to dataset"],
+            is_input_list=True,
+            is_output_node=True,
+            inputs=[
+                make_input(io.Image, "images", tooltip="One picture, a batch, or a list of either."),
+                make_input(io.String, "captions", optional=True, force_input=True, tooltip="One for each picture, or one for all."),
+                make_input(io.Mask, "masks", optional=True, tooltip="Where the loss looks: white counts. One for each picture."),
+                widget("data.trigger"),
+                widget("data.repeats", advanced=True),
+                widget("data.flip", advanced=True),
+            ],
+            outputs=outputs(),
+        )
+
+    @classmethod
+    def execute(
+        cls, images: list, trigger: list, repeats: list, flip: list, captions: list | None = None, masks: list | None = None
+    ) -> io.NodeOutput:
+        pictures = [_image(picture) for batch in images for picture in batch]
+        texts = captions or [""]
+        texts = texts * len(pictures) if len(texts) == 1 else texts
+        if len(texts) != len(pictures):
+            raise LoomError(f"captions: {len(texts)} came with {len(pictures)} pictures; wire one for each picture, or a single one.")
+        data = DataConfig(trigger=trigger[0].strip(), repeats=repeats[0], flip=flip[0], **LOOKED_AT)
+        whites = [mask for batch in masks or [] for mask in (batch if batch.ndim == 3 else batch[None])]
+        if whites and len(whites) != len(pictures):
+            raise LoomError(f"masks: {len(whites)} came with {len(pictures)} pictures; wire one for each picture.")
+        folder = from_images(pictures, [str(t) for t in texts], [_image(mask[..., None]) for mask in whites], runs_root())
+        return shown(cls, DatasetSocket((dataclasses.replace(data, folder=str(folder), masks="file" if whites else "none"),)))
+
+
+class DatasetFromLatents(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="LoraLoomDatasetFromLatents",
+            display_name="Dataset from Latents",
+            category=CATEGORY,
+            description="Latents and conditioning that other nodes have encoded (Make Training Dataset, Load Training Dataset) as a dataset.",
+            search_aliases=["make training dataset", "cached latents", "conditioning list"],
+            is_input_list=True,
+            inputs=[
+                make_input(io.Latent, "latents", tooltip="One latent, a batch, or a list of either, from this model's VAE."),
+                make_input(io.Conditioning, "conditioning", tooltip="One for each latent, or one for all, from this model's CLIP."),
+                widget("data.repeats", advanced=True),
+            ],
+            outputs=[make_output(Dataset, "dataset"), make_output(io.Int, "count")],
+        )
+
+    @classmethod
+    def execute(cls, latents: list, conditioning: list, repeats: list) -> io.NodeOutput:
+        samples = [one[None] for latent in latents for one in latent["samples"]]
+        texts = conditioning * len(samples) if len(conditioning) == 1 else conditioning
+        if len(texts) != len(samples):
+            raise LoomError(f"conditioning: {len(texts)} came with {len(samples)} latents; wire one for each latent, or a single one.")
+        packed = [split(text) for text in texts]
+        if any(p is None for p in packed):
+            raise LoomError("conditioning: holds more than text (a ControlNet, hooks or an area); wire what CLIP Text Encode gives.")
+        folder = from_latents(samples, [p for p in packed if p is not None], LATENT_STEP_PX, runs_root())
+        return io.NodeOutput(DatasetSocket((DataConfig(folder=str(folder), repeats=repeats[0], **LOOKED_AT),)), len(samples))
+
+
+class EncodeDataset(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="LoraLoomEncodeDataset",
+            display_name="Encode Dataset",
+            category=CATEGORY,
+            description="A dataset as lists of LATENT and CONDITIONING for native nodes (Save Training Dataset). Our own train nodes encode by themselves.",
+            search_aliases=["make training dataset", "native train lora"],
+            hidden=[io.Hidden.unique_id],
+            inputs=[
+                make_input(Dataset, "dataset"),
+                make_input(io.Vae, "vae"),
+                make_input(io.Clip, "clip"),
+                widget("data.resolution", step=8),
+                widget("data.bucket_step_px"),
+            ],
+            outputs=[
+                make_output(io.Latent, "latents", is_output_list=True),
+                make_output(io.Conditioning, "conditioning", is_output_list=True),
+                make_output(io.Image, "images", is_output_list=True, tooltip="The pictures as they are cut."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, dataset: DatasetSocket, vae: Any, clip: Any, resolution: int, bucket_step_px: int) -> io.NodeOutput:
+        socket = dataset.changed(resolution=resolution, bucket_step_px=bucket_step_px)
+        found = open_sets(TrainConfig(data=socket.sets[0], sets=socket.sets[1:]))
+        progress = layer_progress(cls.hidden.unique_id)
+        latents, texts, images = [], [], []
+        for n, (picture, pixels) in enumerate(ahead(_cut, found.pictures)):
+            progress(n, len(found.pictures), picture.name)
+            if pixels is None:
+                continue
+            image = torch.from_numpy(pixels.astype(np.float32) / 255.0)[None]
+            latents.append({"samples": vae.encode(image)})
+            texts.append(clip.encode_from_tokens_scheduled(clip.tokenize(literal(picture.caption))))
+            images.append(image)
+        if not images:
+            raise LoomError("dataset: none of its pictures could be opened; look at the report of Check Dataset.")
+        return io.NodeOutput(latents, texts, images)
+
+
+def _cut(picture: Any) -> np.ndarray | None:
+    """(H, W, 3) uint8 as it is trained; None for a picture that is damaged. Runs in a thread."""
+    try:
+        opened = open_picture(picture.path, picture.data.background)
+        how = fits(picture.width_px, picture.height_px, picture.data)[0]
+        if picture.data.crop == "salient":
+            how = salient(opened.rgb, how, mask_image(picture, picture.data.masks, opened.alpha))
+        return np.asarray(apply(opened.rgb, how))
+    except PictureError:
+        return None
+
+
+def _image(picture: torch.Tensor) -> Image.Image:
+    """(H, W, 1, 3 or 4) in [0, 1] as an 8-bit picture."""
+    pixels = (picture.detach().float().cpu().clamp(0, 1) * 255).round().byte().numpy()
+    return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+
+
+DATASET_NODES: Sequence[type[io.ComfyNode]] = (DatasetOptions, CombineDatasets, DatasetFromImages, DatasetFromLatents, EncodeDataset)

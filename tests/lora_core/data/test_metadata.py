@@ -1,0 +1,117 @@
+import json
+
+import pytest
+from lora_loom.lora_core.config import DataConfig
+from lora_loom.lora_core.data.captions import Caption
+from lora_loom.lora_core.data.folder import scan
+from lora_loom.lora_core.data.metadata import as_captions, read_table
+from lora_loom.lora_core.errors import LoomError
+from PIL import Image
+
+
+def picture(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (32, 32)).save(path)
+
+
+def captions(folder, **data):
+    return {p.name: [c.text for c in p.captions] for p in scan(DataConfig(folder=str(folder), resolution=32, bucket_step_px=8, **data)).pictures}
+
+
+def jsonl(rows):
+    return "\n".join(json.dumps(row, ensure_ascii=False) for row in rows).encode()
+
+
+def parquet(rows):
+    import io
+
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet
+
+    data = io.BytesIO()
+    pyarrow.parquet.write_table(pa.Table.from_pylist(rows), data)
+    return data.getvalue()
+
+
+ROWS = [{"file_name": "a.png", "text": "a Café"}, {"file_name": "sub/b.png", "text": "b"}]
+TABLES = {
+    "metadata.jsonl": lambda: jsonl(ROWS),
+    "metadata.csv": lambda: b"\xef\xbb\xbffile_name,text\r\na.png,a Caf\xc3\xa9\r\nsub/b.png,b\r\n",
+    "metadata.parquet": lambda: parquet(ROWS),
+    "metadata.json": lambda: json.dumps(ROWS).encode(),
+    "captions.json": lambda: json.dumps({"a.png": "a Café", "./sub\\b.png": {"caption": "b"}}).encode(),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_table_gives_the_captions_of_its_folder(name, tmp_path):
+    picture(tmp_path / "a.png")
+    picture(tmp_path / "sub" / "b.png")
+    (tmp_path / name).write_bytes(TABLES[name]())
+    assert captions(tmp_path) == {"a.png": ["a Café"], "sub/b.png": ["b"]}
+    assert captions(tmp_path, captions="none") == {"a.png": [""], "sub/b.png": [""]}
+
+
+def test_a_caption_file_beside_the_picture_goes_before_the_table(tmp_path):
+    picture(tmp_path / "a.png")
+    (tmp_path / "metadata.jsonl").write_bytes(jsonl([{"file_name": "a.png", "text": "table"}]))
+    (tmp_path / "a.txt").write_text("beside")
+    assert captions(tmp_path) == {"a.png": ["beside"]}
+    assert captions(tmp_path, captions="metadata") == {"a.png": ["table"]}
+
+
+def test_several_captions_and_their_weights():
+    assert as_captions(["one", "", "two"], "text") == (Caption("one"), Caption("two"))
+    assert as_captions([{"text": "one", "weight": 0.2}, {"caption": "two", "weight": "x"}], "captions") == (Caption("one", 0.2), Caption("two"))
+    assert as_captions(None, "text") == as_captions(3, "text") == as_captions({"no": 1}, "text") == ()
+
+
+def test_the_column_is_chosen_or_the_first_known_one(tmp_path):
+    picture(tmp_path / "a.png")
+    (tmp_path / "metadata.jsonl").write_bytes(jsonl([{"file_name": "a.png", "prompt": "p", "blip": "b", "text": "t"}]))
+    assert captions(tmp_path) == {"a.png": ["t"]}
+    assert captions(tmp_path, caption_column="blip") == {"a.png": ["b"]}
+    with pytest.raises(LoomError, match=r"data.caption_column: metadata.jsonl has no column 'x'; its columns are 'prompt', 'blip', 'text'"):
+        captions(tmp_path, caption_column="x")
+
+
+def test_rows_without_picture_and_pictures_without_row_are_named(tmp_path):
+    picture(tmp_path / "a.png")
+    picture(tmp_path / "c.png")
+    (tmp_path / "metadata.jsonl").write_bytes(jsonl([{"file_name": "a.png", "text": "t"}, {"file_name": "gone.png", "text": "t"}]))
+    said = "\n".join(scan(DataConfig(folder=str(tmp_path), resolution=32, bucket_step_px=8)).warnings)
+    assert "1 without caption, e.g. c.png" in said
+    assert "1 rows of metadata.jsonl name no picture that is there, e.g. gone.png" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [("metadata.jsonl", b'{"file_name": "a.png"'), ("metadata.jsonl", b'{"text": "x"}'), ("metadata.json", b"[" * 100_000), ("metadata.json", b"3"),
+     ("metadata.csv", b"a,b\n1,2"), ("metadata.parquet", b"PAR1")],
+)  # fmt: skip
+def test_a_table_that_is_none_is_one_sentence(name, data, tmp_path):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(LoomError, match=f"^{name}: "):
+        read_table(tmp_path / name)
+
+
+def test_the_layout_of_kohyas_guide_trains_the_subject_and_keeps_the_class_apart(tmp_path):
+    for place in ("img/10_zog dog", "reg/1_dog", "log", "model"):
+        (tmp_path / place).mkdir(parents=True)
+    picture(tmp_path / "img/10_zog dog/a.png")
+    (tmp_path / "img/10_zog dog/a.txt").write_text("zog dog, sitting")
+    picture(tmp_path / "img/10_zog dog/b.png")
+    (tmp_path / "img/10_zog dog/b.npz").write_bytes(b"kohya's latents")
+    picture(tmp_path / "reg/1_dog/c.png")
+    found = scan(DataConfig(folder=str(tmp_path), resolution=32, bucket_step_px=8))
+    assert [(p.caption, p.repeats) for p in found.pictures] == [("zog dog, sitting", 10), ("zog dog", 10)]
+    assert [(p.caption, p.repeats) for p in found.class_pictures] == [("dog", 1)]
+    assert "1 other files left alone, e.g. img/10_zog dog/b.npz" in found.warnings
+
+
+def test_other_splits_of_an_imagefolder_are_not_trained_on(tmp_path):
+    for split in ("train", "test"):
+        picture(tmp_path / split / "a.png")
+        (tmp_path / split / "metadata.jsonl").write_bytes(jsonl([{"file_name": "a.png", "text": split}]))
+    assert captions(tmp_path) == {"train/a.png": ["train"]}
+    assert captions(tmp_path, split="all") == {"train/a.png": ["train"], "test/a.png": ["test"]}

@@ -1,0 +1,103 @@
+import io
+
+import pytest
+import torch
+from lora_loom.lora_core.config import DataConfig, parse
+from lora_loom.lora_core.data.folder import scan
+from lora_loom.lora_core.data.latents import Encoder, LatentCache, View
+from lora_loom.lora_core.data.sources import brought_in, from_images, from_latents
+from lora_loom.lora_core.errors import LoomError
+from PIL import Image
+
+
+def shade(n):
+    return Image.new("RGB", (32, 32), (n * 40, 0, 0))
+
+
+def looked_at(folder, **data):
+    return scan(DataConfig(folder=str(folder), resolution=32, bucket_step_px=8, **data))
+
+
+@pytest.fixture
+def hub(tmp_path):
+    """A dataset as the Hub has them: pictures inside parquet files."""
+    datasets = pytest.importorskip("datasets")
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet
+
+    rows = []
+    for n in range(3):
+        data = io.BytesIO()
+        shade(n).save(data, ("PNG", "JPEG")[n % 2])
+        rows.append({"image": {"bytes": data.getvalue(), "path": f"{n}.png"}, "text": f"picture {n}", "other": f"other {n}"})
+    place = tmp_path / "set" / "data"
+    place.mkdir(parents=True)
+    features = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string"), "other": datasets.Value("string")})
+    table = pa.Table.from_pylist(rows, schema=features.arrow_schema)
+    pyarrow.parquet.write_table(table, place / "train-00000-of-00001.parquet")
+    return tmp_path / "set"
+
+
+def test_a_hugging_face_dataset_becomes_a_folder_once(hub, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "hf"))
+    job = parse({"data": {"folder": f"hf:{hub}", "resolution": 32, "bucket_step_px": 8}})
+    config, found = brought_in(job, tmp_path / "runs")
+    assert [(p.name, p.caption) for p in found.pictures] == [("000000.png", "picture 0"), ("000001.jpg", "picture 1"), ("000002.png", "picture 2")]
+    assert Image.open(found.pictures[2].path).getpixel((0, 0)) == (80, 0, 0)
+    again, _ = brought_in(job, tmp_path / "runs")
+    assert again.data.folder == config.data.folder
+    other, found = brought_in(parse({"data": {**vars(job.data), "caption_column": "other"}}), tmp_path / "runs")
+    assert found.pictures[0].caption == "other 0"
+    assert other.data.folder != config.data.folder
+
+
+@pytest.mark.parametrize(
+    ("data", "sentence"),
+    [({"caption_column": "nope"}, "data.caption_column: .* has no column 'nope'"),
+     ({"image_column": "text"}, "data.image_column: .* has no pictures in column text"),
+     ({"split": "nope"}, r"split nope\) could not be read")],
+)  # fmt: skip
+def test_what_a_dataset_lacks_is_one_sentence(data, sentence, hub, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "hf"))
+    with pytest.raises(LoomError, match=sentence):
+        brought_in(parse({"data": {"folder": f"hf:{hub}", **data}}), tmp_path / "runs")
+
+
+def test_a_folder_of_parquet_files_is_told_how_to_say_so(hub, tmp_path):
+    with pytest.raises(LoomError, match="1 parquet files; if they are a Hugging Face dataset, write hf: in front"):
+        brought_in(parse({"data": {"folder": str(hub)}}), tmp_path / "runs")
+
+
+@pytest.mark.parametrize("name", ["../secret", "a/b/c", "", "no-such-thing", "https://example.org/x"])
+def test_a_name_that_is_no_dataset_is_refused(name, tmp_path):
+    pytest.importorskip("datasets")
+    with pytest.raises(LoomError, match="is neither a dataset's name"):
+        brought_in(parse({"data": {"folder": f"hf:{name}"}}), tmp_path)
+
+
+def test_pictures_of_other_nodes_are_kept_without_loss_under_a_name_of_their_content(tmp_path):
+    images = [shade(n) for n in range(3)]
+    folder = from_images(images, ["a", "", "c"], [], tmp_path)
+    found = looked_at(folder)
+    assert [p.caption for p in found.pictures] == ["a", "", "c"]
+    assert all(Image.open(p.path).tobytes() == image.tobytes() for p, image in zip(found.pictures, images, strict=True))
+    assert from_images(images, ["a", "", "c"], [], tmp_path) == folder
+    assert from_images(images, ["a", "", "d"], [], tmp_path) != folder
+    masked = from_images(images, ["a", "", "c"], [Image.new("L", (32, 32), 255)] * 3, tmp_path)
+    assert masked != folder
+    assert all(p.mask for p in looked_at(masked, masks="file").pictures)
+
+
+def test_latents_of_other_nodes_are_trained_as_they_are(tmp_path):
+    rng = torch.Generator().manual_seed(0)
+    latents = [torch.randn(1, 4, 4, 6, generator=rng) for _ in range(2)]
+    texts = [({"0": torch.randn(1, 77, 8, generator=rng)}, [[{"tensor": "0"}, {"dict": {}}]]) for _ in range(2)]
+    folder = from_latents(latents, texts, 8, tmp_path)
+    found = looked_at(folder, repeats=2)
+    assert [(p.width_px, p.height_px, p.repeats, p.is_latent) for p in found.pictures] == [(48, 32, 2, True)] * 2
+    assert found.pictures[0].caption != found.pictures[1].caption
+    cache = LatentCache(found, Encoder(lambda pixels: pixels, wired=lambda samples: samples * 2), lambda n, of: None)
+    assert torch.equal(cache[View(1)]["latent"], latents[1] * 2)
+    assert from_latents(latents, texts, 8, tmp_path) == folder
+    with pytest.raises(LoomError, match="this model takes no latents from other nodes"):
+        LatentCache(found, Encoder(lambda pixels: pixels), lambda n, of: None)
