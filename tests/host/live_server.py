@@ -120,3 +120,37 @@ def running(base: Path) -> Iterator[Server]:
         yield server
     finally:
         server.stop()
+
+
+class Graph:
+    """A prompt for the server; widgets that are not named keep their default."""
+
+    def __init__(self, server):
+        self.server, self.nodes = server, {}
+
+    def add(self, kind: str, **inputs: Any) -> str:
+        spec = self.server.get(f"/object_info/{kind}")[kind]["input"]
+        values = {}
+        for name, (type_, *options) in spec.get("required", {}).items():
+            if isinstance(type_, list):
+                values[name] = type_[0]
+            elif type_ in ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"):
+                values[name] = options[0].get("default", (options[0].get("options") or [None])[0])
+        number = str(len(self.nodes) + 1)
+        self.nodes[number] = {"class_type": kind, "inputs": {**values, **inputs}}
+        return number
+
+    def draw(self, model, clip, vae, text: str, name: str) -> None:
+        positive, negative = (self.add("CLIPTextEncode", clip=clip, text=t) for t in (text, ""))
+        latent = self.add("EmptyLatentImage", width=64, height=64, batch_size=1)
+        sampled = self.add("KSampler", model=model, positive=[positive, 0], negative=[negative, 0], latent_image=[latent, 0], seed=3, steps=8, cfg=4.0,
+                           sampler_name="euler", scheduler="simple", denoise=1.0)  # fmt: skip
+        self.add("SaveImage", images=[self.add("VAEDecode", samples=[sampled, 0], vae=vae), 0], filename_prefix=name)
+
+    def run(self) -> dict:
+        entry = self.server.execute(self.nodes)
+        assert entry["status"]["status_str"] == "success", entry["status"]
+        return entry
+
+    def fails(self) -> str:
+        return self.server.error_of(self.server.execute(self.nodes))
