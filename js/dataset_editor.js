@@ -69,6 +69,7 @@ class Editor {
 
   async open(session) {
     this.session = session;
+    this.root.style.maxHeight = window.LiteGraph?.vueNodesMode ? "620px" : ""; // Nodes 2.0 lets a widget grow with its content
     await this.load();
   }
 

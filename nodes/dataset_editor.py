@@ -27,5 +27,4 @@ class DatasetEditor(io.ComfyNode):
     @classmethod
     def execute(cls, dataset: DatasetSocket) -> io.NodeOutput:
         found = open_sets(TrainConfig(data=dataset.sets[0], sets=dataset.sets[1:]))
-        shown = {"loom_dataset": (open_session(dataset.sets),), "text": (found.summary(),)}
-        return io.NodeOutput(dataset, len(found.pictures), ui=shown)
+        return io.NodeOutput(dataset, len(found.pictures), ui={"loom_dataset": (open_session(dataset.sets),)})

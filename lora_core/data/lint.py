@@ -23,6 +23,7 @@ SMALL_DIFFERENCE = 12.0  # mean difference of two tiny pictures, of 255, that ar
 BLUR_RATIO = 0.12
 CUT_SHARE = 0.1  # of a picture's area that a crop may take without a note
 FEWEST_FOR_TAGS = 5
+CONSTANT_SHARE = 0.9
 MOST_LISTED = 40
 
 
@@ -188,9 +189,10 @@ def _general(dataset: Dataset) -> list[str]:
     out, captions = [], [p.caption for p in dataset.pictures if p.caption]
     tags = [{t.strip().lower() for t in c.split(",") if t.strip()} for c in captions]
     if len(captions) >= FEWEST_FOR_TAGS:
-        constant = sorted(set.intersection(*tags) - {dataset.trigger.lower(), ""}) if len(set(captions)) > 1 else []
+        counts = collections.Counter(tag for found in tags for tag in found if tag != dataset.trigger.lower())
+        constant = sorted(tag for tag, n in counts.items() if n >= CONSTANT_SHARE * len(tags)) if len(set(captions)) > 1 else []
         if constant:
-            out.append(f"in every caption: {', '.join(constant[:8])}. What is in all of them becomes part of the concept; leave out what should stay free")
+            out.append(f"in nearly every caption: {', '.join(constant[:8])}. The model cannot tell that from the trigger; leave it out, or name what differs")
         repeated, count = collections.Counter(captions).most_common(1)[0]
         if count > len(captions) / 2:
             out.append(f"{count} of {len(captions)} captions are the same ({repeated[:40]!r}); say what differs, or it becomes part of the concept")

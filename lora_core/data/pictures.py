@@ -75,13 +75,14 @@ def open_picture(path: Path, background: str = "white", data: bytes | None = Non
         with _image(path if data is None else io.BytesIO(data), path.suffix) as image:
             _check_size(*_stored_size(image))
             image.load()
-            profile = _foreign_profile(image)
-            shown = image if image.format == "HEIF" else ImageOps.exif_transpose(image) or image
+            profile, shown = _foreign_profile(image), image
+            if image.format != "HEIF":
+                ImageOps.exif_transpose(shown, in_place=True)
             if shown.mode.startswith(("I", "F")):
                 return Opened(_scaled_down(shown), None)
             shown = _as_srgb(shown, profile)
             if shown.mode not in ("RGBA", "LA", "PA", "RGBa", "La") and "transparency" not in shown.info:
-                return Opened(shown.convert("RGB"), None)
+                return Opened(shown if shown.mode == "RGB" else shown.convert("RGB"), None)
             shown = shown.convert("RGBA")
             ground = Image.new("RGBA", shown.size, ImageColor.getrgb(background))
             return Opened(Image.alpha_composite(ground, shown).convert("RGB"), shown.getchannel("A"))

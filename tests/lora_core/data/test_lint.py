@@ -76,7 +76,7 @@ def test_every_kind_of_note(tmp_path):
         "white.png": ["its mask is white everywhere and changes nothing"],
         "cut.png": ["caption of 90 tokens: the last 15 are lost"],
     }
-    assert report.general == ["in every caption: best, zog. What is in all of them becomes part of the concept; leave out what should stay free"]
+    assert report.general == ["in nearly every caption: best, zog. The model cannot tell that from the trigger; leave it out, or name what differs"]
     assert "256 x 256     7" in report.text()
     assert "wide.png: the crop takes off 15%" in report.text()
 
