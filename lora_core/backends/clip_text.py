@@ -17,7 +17,7 @@ from ..tokens import TokenSet, TokenTable, TokenVectors
 from .base import TextLength
 
 LENGTH = 77
-LARGE = 8  # tokens of a word that may be split over two windows
+LARGE = 8  # tokens of a stretch that may be split over two windows
 _ENCODER_OF_WIDTH = {1024: "clip_h", 1280: "clip_g"}
 
 
@@ -111,9 +111,9 @@ def length_of(caption: str, tokenizer: Any) -> TextLength:
 
 
 def _windows(tokenizer: Any, text: str, tokens: TokenSet) -> list[list[int | tuple[TokenVectors, int]]]:
-    """Rows of 77 token ids; a vector of a token stands as (token, its number). A word is split over two rows only from LARGE tokens on,
+    """Rows of 77 token ids; a vector of a token stands as (token, its number). A long caption is split where a row is full, as in ComfyUI,
 
-    which is where ComfyUI splits, so both read a long caption alike.
+    which keeps only stretches of fewer than LARGE tokens between two trained tokens, and those tokens themselves, together.
     """
     rows: list[list[int | tuple[TokenVectors, int]]] = [[]]
     for group in _groups(tokenizer, text, tokens):
@@ -131,11 +131,10 @@ def _windows(tokenizer: Any, text: str, tokens: TokenSet) -> list[list[int | tup
 
 
 def _groups(tokenizer: Any, text: str, tokens: TokenSet) -> Iterator[list[int | tuple[TokenVectors, int]]]:
-    """The tokens of each word, and the vectors of each trained token."""
+    """The tokens of each stretch of text, and the vectors of each trained token."""
     for piece in tokens.split(text):
-        if isinstance(piece, str):
-            for word in piece.replace("\\(", "(").replace("\\)", ")").split():  # as captions are written for programs that weigh what is in parentheses
-                yield tokenizer(word, add_special_tokens=False).input_ids
+        if isinstance(piece, str):  # parentheses may be written as for programs that weigh what is in them
+            yield tokenizer(piece.replace("\\(", "(").replace("\\)", ")"), add_special_tokens=False).input_ids
         else:
             yield [(piece, n) for n in range(piece.token.vectors)]
 

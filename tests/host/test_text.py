@@ -205,3 +205,22 @@ def test_a_run_in_the_host_is_the_headless_run_of_the_same_job(changes, toy, tmp
             apart = (ours[key].float() - value.float()).abs()
             assert apart.max() <= 2 * 6 * 1e-4 + 1e-6, key
             assert apart.mean() <= 2e-5, key
+
+
+LONG = {"word": "red " * 73 + "zyxwv blue", "commas": "a red circle, " * 30, "three": "red " * 70 + "zyxwvutsrq" + " blue" * 160}
+
+
+@pytest.mark.parametrize("text", LONG.values(), ids=LONG)
+def test_long_captions_are_read_in_the_same_pieces_in_the_host_and_headless(text, toy):
+    from lora_loom.lora_core.backends.diffusers_backend import DiffusersBackend
+    from lora_loom.lora_core.toy.model import MODEL
+    from lora_loom.nodes.host.backend import HostBackend
+
+    with torch.inference_mode():
+        host = HostBackend(*toy)
+        theirs = host._text(text)[0][0]
+        ours = DiffusersBackend(MODEL, device="cpu")
+        hidden = ours.encode([text]).hidden
+    assert theirs.shape == hidden.shape
+    assert (theirs - hidden).abs().max() < 1e-4  # fp32 through two implementations of one encoder
+    assert host.text_length(text) == ours.text_length(text)
