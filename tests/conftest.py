@@ -82,11 +82,11 @@ def toy_config(pictures):
 @pytest.fixture
 def run_toy(toy_backend):
     """`run_toy(config, folder, listener, resume=...)` trains on the toy model as the terminal door does and returns the Result."""
-    from lora_loom.lora_core.data.folder import scan
+    from lora_loom.lora_core.data.folder import open_sets
     from lora_loom.lora_core.events import Listener
     from lora_loom.lora_core.trainer import train
 
     def run(config, folder, listener=None, *, control=None, resume=False, backend=toy_backend):
-        return train(config, backend, scan(config.data), folder, export, listener or Listener(), control, resume)
+        return train(config, backend, open_sets(config), folder, export, listener or Listener(), control, resume)
 
     return run

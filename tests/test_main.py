@@ -175,3 +175,24 @@ def test_a_run_goes_on_from_a_lora_file_of_any_kind(job, tmp_path, capsys):
         assert (exact - taken).norm() <= 0.05 * exact.norm() + 1e-7  # LoHa of rank 4 is of rank 16: nearly all of it fits
     assert main(["train", str(job), "--out", str(out), "--set", f"adapter.start_from={first}", "--set", "adapter.targets=cross-attention"]) == 1
     assert "is not a layer this run trains; widen the targets" in capsys.readouterr().err
+
+
+def test_a_job_with_several_sets_trains_and_goes_on(job, pictures, tmp_path):
+    more = [f"[[sets]]\nfolder = {str(pictures)!r}\n{own}\n" for own in ("repeats = 2\nloss_weight = 0.5", "regularization = true")]
+    job.write_text("\n".join([job.read_text(), *more]))
+    runs = ["--out", str(tmp_path / "runs")]
+    assert main(["train", str(job), *runs]) == 0
+    assert main(["train", str(job), "--resume", "--set", "steps=5", *runs]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "runs" / "from_file" / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5]
+    assert all(row["class_loss"] > 0 for row in rows)
+    job.write_text(job.read_text().replace("repeats = 2", "repeats = 3"))
+    assert main(["train", str(job), "--resume", "--set", "steps=6", *runs]) == 1
+
+
+def test_a_changed_set_is_named_when_continuing(job, pictures, tmp_path, capsys):
+    job.write_text(job.read_text() + f"\n[[sets]]\nfolder = {str(pictures)!r}\n")
+    assert main(["train", str(job), "--out", str(tmp_path)]) == 0
+    job.write_text(job.read_text() + "flip = true\n")
+    assert main(["train", str(job), "--resume", "--out", str(tmp_path), "--set", "steps=5"]) == 1
+    assert "sets[0].flip: False then, True now" in capsys.readouterr().err

@@ -116,11 +116,14 @@ class Headless:
             progress(done, len(captions))
             if caption in self._texts:
                 continue
+            if not own:
+                self._texts[caption] = self.encode([caption])
+                continue
             key = key_of("text", *made_by, caption)
-            known = self._store.get(key) if own else None
-            self._texts[caption] = Text(**known) if known else self.encode([caption])
-            if own and not known:
-                self._store.put(key, {name: t for name, t in vars(self._texts[caption]).items() if t is not None})
+            known = self._store.get(key)
+            if known is None:
+                known = self._store.put(key, {name: t for name, t in vars(self.encode([caption])).items() if t is not None})
+            self._texts[caption] = Text(**known)
 
     def forget_texts(self) -> None:
         self._texts.clear()

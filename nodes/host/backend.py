@@ -217,7 +217,7 @@ class HostBackend:
             if isinstance(wanted, int) and type(self.network).__name__ == "UNetModel" and width != wanted:
                 raise LoomError(f"clip: encodes text with width {width}, the model reads {wanted}; wire the CLIP that belongs to this model.")
             self._texts[caption] = encoded
-            self._texts_bytes += encoded[0][0].nbytes
+            self._texts_bytes += 0 if self._identity else encoded[0][0].nbytes  # what is in the store is mapped from there
         return self._texts[caption]
 
     def _stored(self, caption: str) -> list:
@@ -229,9 +229,8 @@ class HostBackend:
         if known is not None:
             return unpacked(known)
         encoded = self._encode(caption)
-        if (whole := packed(encoded)) is not None:
-            self._store.put(key, whole)
-        return encoded
+        whole = packed(encoded)
+        return encoded if whole is None else unpacked(self._store.put(key, whole))
 
     def _encode(self, caption: str) -> list:
         with torch.inference_mode():

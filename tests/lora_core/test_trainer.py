@@ -17,7 +17,10 @@ from safetensors.torch import load_file
 STEPS = 20
 EVERYTHING_RANDOM = dict(
     steps=STEPS, grad_accum=2, schedule={"name": "cosine", "warmup_steps": 3}, adapter={"dropout": 0.2},
-    data={"shuffle_tags": True, "flip": True, "caption_dropout": 0.3},
+    data={
+        "shuffle_tags": True, "flip": True, "caption_dropout": 0.3, "tag_dropout": 0.2, "wildcards": True, "suffix": ", {one|two}", "also_resolutions": "16",
+        "aspect_buckets": False, "crop": "random", "crops": 3, "latents": "sampled",
+    },
 )  # fmt: skip
 
 
