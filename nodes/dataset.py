@@ -11,7 +11,7 @@ import torch
 from ..lora_core.config import DataConfig, TrainConfig
 from ..lora_core.data.folder import open_sets
 from ..lora_core.data.pictures import PictureError, thumbnail
-from ..lora_core.data.sources import HUB, as_folder
+from ..lora_core.data.sources import HUB, as_folder, is_local_copy
 from ..lora_core.errors import LoomError
 from ..lora_core.plots import grid
 from .host.api import io, make_input, make_output, schema, ui
@@ -96,8 +96,9 @@ class LoadFolder(io.ComfyNode):
 
     @classmethod
     def execute(cls, folder: str, trigger: str, **options) -> io.NodeOutput:
-        config = DataConfig(folder=str(training_folder(folder)), trigger=trigger.strip(), **LOOKED_AT, **options)
-        return shown(cls, DatasetSocket((config,)))
+        place = training_folder(folder)
+        config = DataConfig(folder=f"{HUB}{place}" if is_local_copy(place) else str(place), trigger=trigger.strip(), **LOOKED_AT, **options)
+        return shown(cls, DatasetSocket((as_folder(config, runs_root()),)))
 
 
 class LoadHubDataset(io.ComfyNode):

@@ -22,7 +22,8 @@ from ..config import DataConfig, TrainConfig
 from ..errors import LoomError
 from ..toy.model import resolve_set
 from .folder import LATENT, Dataset, open_sets
-from .metadata import COLUMNS
+from .metadata import COLUMNS, TABLES
+from .pictures import EXTENSIONS
 
 IMPORTED = "imported"
 HUB = "hf:"
@@ -42,6 +43,12 @@ def as_folder(data: DataConfig, place: Path) -> DataConfig:
         folder = from_hub(data.folder.removeprefix(HUB), data.split, data.image_column, data.caption_column, place / IMPORTED)
         return dataclasses.replace(data, folder=str(folder), caption_column="")
     return dataclasses.replace(data, folder=resolve_set(data.folder))
+
+
+def is_local_copy(folder: Path) -> bool:
+    """Whether a folder is a Hugging Face dataset on this machine that keeps its pictures inside parquet files."""
+    suffixes = {path.suffix.lower() for path in folder.rglob("*") if path.name not in TABLES}
+    return ".parquet" in suffixes and not suffixes & EXTENSIONS
 
 
 def from_hub(name: str, split: str, image_column: str, caption_column: str, place: Path) -> Path:

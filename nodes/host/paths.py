@@ -22,7 +22,7 @@ def training_folders() -> list[str]:
     found: set[str] = set()
     for here, folders, files in os.walk(root):  # links are not followed, so loops end
         folders[:] = sorted(f for f in folders if not f.startswith("."))
-        if here != str(root) and any(Path(f).suffix.lower() in EXTENSIONS for f in files):
+        if here != str(root) and any(Path(f).suffix.lower() in (*EXTENSIONS, ".parquet") for f in files):
             place = Path(here).relative_to(root)
             found.update(p.as_posix() for p in (place, *place.parents) if p.as_posix() != ".")
         if len(found) > MAX_FOLDERS:

@@ -344,3 +344,27 @@ def test_what_is_base64_in_the_own_list_is_the_file_as_it_was(server):
     server.post("/lora_loom/dataset/edit", {"session": session, "captions": {one["id"]: ["zog, Café", "x"]}})
     kept = json.loads((server.base / "input" / folder / ".lora_loom.json").read_text())["history"][-1]["captions"]["0.png"]["bytes"]
     assert base64.b64decode(kept) == "zog, Café".encode("utf-16")
+
+
+def test_a_local_copy_of_a_hub_dataset_is_a_folder_like_any_other(server):
+    """As the Hub stores them: the picture files inside parquet, a caption column beside."""
+    datasets = pytest.importorskip("datasets")
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet
+
+    features = datasets.Features({"image": datasets.Image(), "prompt": datasets.Value("string")})
+    rows = [{"image": {"bytes": p.read_bytes(), "path": p.name}, "prompt": c} for p, c in zip(TOY, CAPTIONS)]
+    data = io.BytesIO()
+    pyarrow.parquet.write_table(pa.Table.from_pylist(rows, schema=features.arrow_schema), data)
+    folder = put(server, "hub_copy", {"data/train-00000-of-00001.parquet": data.getvalue(), "README.md": b"a card"})
+    graph = Graph(server)
+    base = graph.add("LoraLoomLoadToyModel")
+    node = graph.add("LoraLoomLoadFolder", folder=folder)
+    train(graph, base, [node, 0], name="of_the_hub")
+    text = said(graph.run(), node)
+    assert "6 pictures, 6 per epoch" in text
+    assert "captions from metadata.jsonl, column text" in text
+    status, answer = server.post("/prompt", {"prompt": {"1": {"class_type": "LoraLoomLoadHubDataset", "inputs": {
+        "name": "../../etc", "split": "train", "image_column": "", "caption_column": "", "trigger": "", "limit": 0}}}})  # fmt: skip
+    assert status == 200
+    assert "is no dataset on the Hub; write owner/name" in server.error_of(server.result(answer["prompt_id"]))
