@@ -364,7 +364,6 @@ def test_a_local_copy_of_a_hub_dataset_is_a_folder_like_any_other(server):
     text = said(graph.run(), node)
     assert "6 pictures, 6 per epoch" in text
     assert "captions from metadata.jsonl, column text" in text
-    status, answer = server.post("/prompt", {"prompt": {"1": {"class_type": "LoraLoomLoadHubDataset", "inputs": {
-        "name": "../../etc", "split": "train", "image_column": "", "caption_column": "", "trigger": "", "limit": 0}}}})  # fmt: skip
-    assert status == 200
-    assert "is no dataset on the Hub; write owner/name" in server.error_of(server.result(answer["prompt_id"]))
+    graph = Graph(server)
+    graph.add("LoraLoomLoadHubDataset", name="../../etc")
+    assert "is no dataset on the Hub; write owner/name" in graph.fails()
