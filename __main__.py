@@ -212,6 +212,7 @@ def run_job(config: TrainConfig, args: argparse.Namespace, backend: Any = None, 
     from .lora_core.events import Control, Listeners
     from .lora_core.reports import FileLog, ProgressBar
     from .lora_core.rundirs import last_run, new_run, remove_if_untrained
+    from .lora_core.trackers import Tracker
     from .lora_core.trainer import train
 
     config, dataset, backend = _prepared(config, args, backend)
@@ -235,7 +236,9 @@ def run_job(config: TrainConfig, args: argparse.Namespace, backend: Any = None, 
     before = {s: signal.signal(s, on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
         with FileLog(folder / "run.log") as log, ProgressBar() as bar:
-            result = train(config, backend, dataset, folder, export, Listeners([log, bar, *([also] if also else [])]), control, resume, start)
+            trackers = [Tracker(name.strip(), folder.name, folder) for name in config.trackers.split(",") if name.strip()]
+            listeners = Listeners([log, bar, *trackers, *([also] if also else [])])
+            result = train(config, backend, dataset, folder, export, listeners, control, resume, start)
     except BaseException:
         if not resume:
             remove_if_untrained(folder)

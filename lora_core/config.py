@@ -262,6 +262,7 @@ class TrainConfig:
     method: str = setting(
         "lora", "What is trained: a LoRA, an embedding (textual inversion), or both (pivotal tuning).", choices=("lora", "embedding", "pivotal")
     )
+    trackers: str = setting("", "Experiment trackers of a headless run, separated by commas: tensorboard, wandb and others accelerate knows.")
     data: DataConfig = setting(DataConfig, "")
     adapter: AdapterConfig = setting(AdapterConfig, "")
     text_encoder: TextEncoderConfig = setting(TextEncoderConfig, "")

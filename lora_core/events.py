@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from .step import StepReport
+    from .validation import Measure
 
 
 class Listener:
@@ -21,6 +22,8 @@ class Listener:
     def on_start(self, first_step: int, steps: int, facts: dict[str, Any]) -> None: ...
 
     def on_step(self, report: StepReport) -> None: ...
+
+    def on_validation(self, measure: Measure) -> None: ...
 
     def on_sample(self, step: int, images: list[Image.Image], path: Path) -> None: ...
 
@@ -46,6 +49,10 @@ class Listeners(Listener):
     def on_step(self, report: StepReport) -> None:
         for member in self.members:
             member.on_step(report)
+
+    def on_validation(self, measure: Measure) -> None:
+        for member in self.members:
+            member.on_validation(measure)
 
     def on_sample(self, step: int, images: list[Image.Image], path: Path) -> None:
         for member in self.members:

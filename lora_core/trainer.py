@@ -39,7 +39,7 @@ Product = tuple[dict[str, torch.Tensor], dict[str, str]]  # (tensors, metadata) 
 Export = Callable[[dict[str, torch.Tensor], dict[str, Any]], dict[str, Product]]  # trained values and facts -> file stem -> what is in it, the main one first
 MAX_FAILED_SAMPLES = 2
 POINTS_DRAWN = 200
-CHANGEABLE = ("steps", "save", "samples", "name", "auto_fit", "cache")  # may differ between a run and its continuation
+CHANGEABLE = ("steps", "save", "samples", "name", "auto_fit", "cache", "trackers")  # may differ between a run and its continuation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,6 +198,7 @@ class Loop:
         rows = self.history.measures
         drawn = {"held-out pictures": [(m.step, m.held_out) for m in rows], "trained pictures": [(m.step, m.trained) for m in rows]}
         curves(drawn, best.step).save(self.folder / "validation.png")
+        self.listener.on_validation(measure)
         self.listener.on_message(
             f"After step {measure.step}: loss {measure.held_out:.4f} on held-out pictures, {measure.trained:.4f} on trained ones; best after step {best.step}"
         )
