@@ -37,6 +37,8 @@ class Editor {
     this.pictures = [];
     this.edited = new Map(); // id -> new caption
     this.flipped = new Map(); // id -> left out or not
+    this.seen = new Map(); // id -> caption as it was when it was loaded
+    this.sets = [];
     this.find = make("input", { type: "text", placeholder: "find in captions" });
     this.replacement = make("input", { type: "text", placeholder: "replace by" });
     this.replaceAll = make("button", { textContent: "Replace all", onclick: () => this.replace() });
@@ -79,8 +81,13 @@ class Editor {
       const answer = await this.ask(`/lora_loom/dataset?session=${encodeURIComponent(this.session)}`);
       this.sets = answer.sets;
       this.pictures = answer.pictures;
-      this.edited.clear();
-      this.flipped.clear();
+      const now = new Map(this.pictures.map((p) => [p.id, p]));
+      for (const [id, before] of this.seen) { // what waits to be saved stays, unless it was saved or its caption changed elsewhere
+        if (now.get(id)?.caption !== before || this.edited.get(id) === before) this.edited.delete(id);
+      }
+      for (const id of this.edited.keys()) if (!now.has(id) || now.get(id).caption === this.edited.get(id)) this.edited.delete(id);
+      for (const [id, out] of this.flipped) if (!now.has(id) || now.get(id).excluded === out) this.flipped.delete(id);
+      this.seen = new Map(this.pictures.map((p) => [p.id, p.caption]));
       this.draw();
       this.count();
     } catch (error) {
@@ -117,7 +124,7 @@ class Editor {
 
   card(picture) {
     const editable = this.sets[picture.set].editable;
-    const text = make("textarea", { value: this.caption(picture), readOnly: !editable, spellcheck: false });
+    const text = make("textarea", { value: this.caption(picture), readOnly: !editable || Boolean(picture.locked), title: picture.locked, spellcheck: false });
     const out = make("input", { type: "checkbox", checked: !(this.flipped.get(picture.id) ?? picture.excluded), disabled: !editable });
     const card = make("div", { className: "card" },
       make("img", { loading: "lazy", draggable: false, alt: picture.name,
@@ -149,7 +156,7 @@ class Editor {
     if (!old) return this.say("Write what to find first.", true);
     const pattern = new RegExp(old.replace(/[.*+?^${}()|[\]\\]/g, "\\$&"), "gi");
     let changed = 0;
-    for (const picture of this.pictures.filter((p) => this.sets[p.set].editable)) {
+    for (const picture of this.pictures.filter((p) => this.sets[p.set].editable && !p.locked)) {
       const before = this.caption(picture);
       const after = before.replace(pattern, () => this.replacement.value);
       if (after === before) continue;

@@ -119,7 +119,7 @@ def grid(images: Sequence[Image.Image], labels: Sequence[str] = (), columns: int
         small = image.resize(size, Image.Resampling.NEAREST if scale > 1.5 else Image.Resampling.LANCZOS)
         sheet.paste(small, (x + (cell_px - size[0]) // 2, y + (cell_px - size[1]) // 2))
         if labels:
-            text = labels[n]
+            text = labels[n][:200]
             while text and pen.textlength(text, font=font) > cell_px:
                 text = text[:-2]
             pen.text((x, y + cell_px + 3), text, fill=_INK, font=font)

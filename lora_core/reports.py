@@ -18,7 +18,7 @@ class FileLog(Listener):
 
     def __init__(self, path: Path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(path, "a", encoding="utf-8")
+        self._file = open(path, "a", encoding="utf-8", errors="backslashreplace")
 
     def __enter__(self) -> FileLog:
         return self

@@ -10,7 +10,7 @@ import torch
 
 def derive(*parts: int | str) -> int:
     """A 63-bit seed from the given parts; equal parts give equal seeds on every machine and version."""
-    digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
+    digest = hashlib.sha256("\x1f".join(map(str, parts)).encode("utf-8", "surrogateescape")).digest()
     return int.from_bytes(digest[:8], "little") >> 1
 
 

@@ -7,12 +7,17 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from .errors import LoomError
 from .names import check_name
+
+RESERVED = ("cache", "imported", "class_pictures")
 
 
 def new_run(root: Path, name: str, taken: Callable[[str], bool] = lambda name: False) -> Path:
     """A fresh folder root/name, or root/name_2, name_3 ... above the highest that exists and is not `taken`. Created here, so two processes never share one."""
     check_name("name", name)
+    if name.lower() in RESERVED:
+        raise LoomError(f"name: {name!r} is the name of a folder that runs share; choose another.")
     root.mkdir(parents=True, exist_ok=True)
     number = max((n for n, _ in _numbered(root, name)), default=0) + 1
     while True:

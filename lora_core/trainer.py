@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from . import files, state
 from .adapters import AdapterSet
 from .advice import advice
-from .backends.base import Backend, SampleJob
+from .backends.base import UNKNOWN_ENCODER, Backend, SampleJob
 from .config import TrainConfig, as_dict, parse
 from .data.batches import Batches
 from .data.folder import Dataset
@@ -122,8 +122,9 @@ class Loop:
         self.identity = {"base": run.backend.fingerprint(), "data": run.batches.fingerprint(), "dtype": str(run.backend.dtype)}
         if run.prior:
             self.identity["prior"] = run.prior.fingerprint()
-        if run.adapters.changes_text:
-            self.identity["text"] = run.backend.text_fingerprint()
+        self.identity["text"] = run.backend.text_fingerprint()
+        if not (pictures := run.backend.picture_fingerprint()).startswith(UNKNOWN_ENCODER):
+            self.identity["vae"] = pictures
         folder.mkdir(parents=True, exist_ok=True)
         for place in (folder, self.checkpoints):
             files.sweep_temps(place)
@@ -359,6 +360,8 @@ def refuse_changes(config: TrainConfig, facts: dict[str, Any], identity: dict[st
         changed.append("the base model is another one")
     if identity.get("prior") != facts.get("prior"):
         changed.append("the class pictures changed")
+    if identity.get("vae") != facts.get("vae"):
+        changed.append("the VAE is another one")
     if identity.get("text") != facts.get("text"):
         changed.append("the text encoder is another one")
     if identity["dtype"] != facts.get("dtype"):

@@ -42,7 +42,7 @@ class DatasetOptions(io.ComfyNode):
             node_id="LoraLoomDatasetOptions",
             display_name="Dataset Options",
             category=CATEGORY,
-            description="How the pictures and captions of a dataset are used: weight, caption edits, crop, sizes. Put it behind each dataset before combining.",
+            description="How a dataset is used: weight, caption edits, crop, sizes. What you leave as it is stays as the nodes before have it.",
             search_aliases=["buckets", "repeats", "regularization", "caption prefix", "search and replace", "tag dropout", "crop"],
             inputs=[
                 make_input(Dataset, "dataset"),
@@ -53,7 +53,9 @@ class DatasetOptions(io.ComfyNode):
 
     @classmethod
     def execute(cls, dataset: DatasetSocket, **options: Any) -> io.NodeOutput:
-        return io.NodeOutput(dataset.changed(**options))
+        """What is left as it is here stays as the node before has it."""
+        usual = DataConfig()
+        return io.NodeOutput(dataset.changed(**{name: value for name, value in options.items() if value != getattr(usual, name)}))
 
 
 class CombineDatasets(io.ComfyNode):

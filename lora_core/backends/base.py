@@ -32,6 +32,7 @@ class SampleJob:
     config: SampleConfig
 
 
+UNKNOWN_ENCODER = "unknown"  # how the fingerprint of a picture encoder begins that cannot be told from others
 WINDOW = 75  # tokens a CLIP text encoder reads at once, without start and end
 
 
@@ -111,6 +112,27 @@ class Backend(Protocol):
 
     def find_non_finite(self) -> str | None:
         """Name of a base weight that is not finite, or None."""
+
+
+def weights_checksum(module: nn.Module, instead: Mapping[str, torch.Tensor] | None = None) -> str:
+    """Hash over sums of every weight's bits, so one changed number shows; for encoders too large to be hashed byte by byte at each start.
+
+    `instead` gives the values of weights that are replaced at the moment.
+    """
+    digest = hashlib.sha256()
+    for name, p in module.named_parameters():
+        value = (instead or {}).get(name, p).detach()
+        digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
+        if value.device.type == "meta" or not value.numel() or hasattr(value, "_qdata"):
+            continue
+        bits = value.contiguous().reshape(-1).view(torch.uint8)
+        words = torch.nn.functional.pad(bits, (0, -len(bits) % 4)).view(torch.int32)
+        table = torch.nn.functional.pad(words, (0, -len(words) % 4096)).view(-1, 4096)
+        for axis in (0, 1):  # sums of columns and of rows, so numbers that change places show too
+            sums = table.sum(axis, dtype=torch.int64)
+            where = torch.arange(1, len(sums) + 1, device=sums.device)
+            digest.update(torch.stack([sums.sum(), (sums * where).sum()]).cpu().numpy().tobytes())
+    return digest.hexdigest()[:32]
 
 
 _whole: weakref.WeakKeyDictionary[nn.Module, tuple[str, str]] = weakref.WeakKeyDictionary()

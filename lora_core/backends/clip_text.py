@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -101,6 +103,11 @@ class ClipText:
         encoder = next(iter(self.encoders.values()))
         whole = length_of(caption, encoder.tokenizer)
         return dataclasses.replace(whole, pieces=len(_windows(encoder.tokenizer, caption, TokenSet())), cut=0)
+
+
+def vocabulary(tokenizer: Any) -> str:
+    """Identifies what a tokenizer makes of texts."""
+    return hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()[:16]
 
 
 def length_of(caption: str, tokenizer: Any) -> TextLength:

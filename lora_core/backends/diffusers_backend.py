@@ -15,8 +15,8 @@ from ..data.buckets import Fit
 from ..errors import LoomError
 from ..objectives import DiscreteLevels, Objective, discrete_sigmas, rescale_zero_terminal_snr
 from ..tokens import TokenTable
-from .base import SampleJob, TextLength, weights_fingerprint
-from .clip_text import ClipText, Text
+from .base import SampleJob, TextLength, weights_checksum
+from .clip_text import ClipText, Text, vocabulary
 from .headless import LOCAL, Headless, nearest_timestep, require_parts
 
 KINDS = {"epsilon": "epsilon", "v_prediction": "v"}
@@ -88,7 +88,7 @@ class DiffusersBackend(Headless):
         return self.text.encode(texts, self._trained.tokens)
 
     def text_fingerprint(self) -> str:
-        return " ".join(weights_fingerprint(e.model) for e in self.text.encoders.values())
+        return " ".join(weights_checksum(e.model) + vocabulary(e.tokenizer) for e in self.text.encoders.values())
 
     def predict(self, x_t: torch.Tensor, sigma: torch.Tensor, batch: Batch) -> torch.Tensor:
         return self._network(x_t, sigma, self.encoded(batch.captions), batch.fits)

@@ -19,6 +19,8 @@ from .base import TextLength, weights_fingerprint, whole_fingerprint
 from .clip_text import Text, length_of
 
 DTYPES = {"auto": torch.float32, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+TEXTS = 2  # counted up when the same caption would be read another way
+MAX_TEXTS = 4000
 LOCAL: dict[str, Any] = {"local_files_only": True}  # nothing is ever downloaded
 
 
@@ -110,14 +112,10 @@ class Headless:
 
     @torch.no_grad()
     def encode_texts(self, captions: Sequence[str], progress: Callable[[int, int], None]) -> None:
-        own = not self._trained.changes_text
-        made_by = [type(self).__name__, self.text_fingerprint()] if own and captions else []
+        made_by = [TEXTS, type(self).__name__, self.text_fingerprint()] if captions else []
         for done, caption in enumerate(captions):
             progress(done, len(captions))
             if caption in self._texts:
-                continue
-            if not own:
-                self._texts[caption] = self.encode([caption])
                 continue
             key = key_of("text", *made_by, caption)
             known = self._store.get(key)
@@ -132,7 +130,12 @@ class Headless:
         """One batch of texts: while text encoders or tokens are trained, encoded anew; else each encoded once."""
         if self._trained.trains_text:
             return self.encode(texts)
-        self.encode_texts([t for t in dict.fromkeys(texts) if t not in self._texts], lambda n, of: None)
+        for text in dict.fromkeys(texts):
+            if text not in self._texts:  # only captions that vary get here: kept for a while, in memory
+                if len(self._texts) > MAX_TEXTS:
+                    self._texts.clear()
+                with torch.no_grad():
+                    self._texts[text] = self.encode([text])
         return Text.joined([self._texts[t] for t in texts]).on(self.device)
 
     # ---- training ----------------------------------------------------------------------------------------------------

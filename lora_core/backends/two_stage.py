@@ -21,8 +21,8 @@ from ..config import ObjectiveConfig
 from ..data.batches import Batch
 from ..errors import LoomError
 from ..objectives import DiscreteLevels, Objective, discrete_sigmas
-from .base import SampleJob, TextLength, weights_fingerprint
-from .clip_text import Text
+from .base import SampleJob, TextLength, weights_checksum
+from .clip_text import Text, vocabulary
 from .headless import LOCAL, Headless, nearest_timestep, require_parts
 
 
@@ -112,7 +112,7 @@ class KandinskyPrior(_Kandinsky):
         return Text(out.last_hidden_state, out.text_embeds, tokens.attention_mask.bool().to(self.device))
 
     def text_fingerprint(self) -> str:
-        return weights_fingerprint(self.parts["text_encoder"])
+        return weights_checksum(self.parts["text_encoder"]) + vocabulary(self.parts["tokenizer"])
 
     def predict(self, x_t: torch.Tensor, sigma: torch.Tensor, batch: Batch) -> torch.Tensor:
         (x, timestep), text = self._scaled(x_t, sigma), self.encoded(batch.captions)
@@ -274,7 +274,7 @@ class _Wuerstchen(Headless):
         return Text(self.parts["text_encoder"](tokens.input_ids.to(self.device), attention_mask=mask).last_hidden_state)
 
     def text_fingerprint(self) -> str:
-        return weights_fingerprint(self.parts["text_encoder"])
+        return weights_checksum(self.parts["text_encoder"]) + vocabulary(self.parts["tokenizer"])
 
     @torch.no_grad()
     def _features(self, effnet: nn.Module, pixels: torch.Tensor) -> torch.Tensor:

@@ -83,7 +83,7 @@ class Batches:
         for n, entry in enumerate(self._cache.entries):
             picture = entry.picture
             facts = (picture.name, [(c.text, c.weight) for c in picture.captions], picture.repeats, entry.fits)
-            digest.update("\x1f".join(map(str, facts)).encode())
+            digest.update("\x1f".join(map(str, facts)).encode("utf-8", "surrogateescape"))
             digest.update(entry.pixels)
             if (mask := self._cache[View(n)].get("mask")) is not None:
                 digest.update(mask.numpy().tobytes())

@@ -59,8 +59,8 @@ def lines_of(text: str) -> list[str]:
 
 
 def tidy(text: str) -> str:
-    """One line: every run of white space, byte-order marks and control characters becomes one space."""
-    return " ".join("".join(" " if c == "\ufeff" or (ord(c) < 32 or 127 <= ord(c) < 160) else c for c in text).split())
+    """One line: every run of white space, byte-order marks, control characters and halves of characters becomes one space."""
+    return " ".join("".join(" " if c == "\ufeff" or ord(c) < 32 or 127 <= ord(c) < 160 or 0xD800 <= ord(c) < 0xE000 else c for c in text).split())
 
 
 def captions_in(text: str, lines: str) -> tuple[Caption, ...]:

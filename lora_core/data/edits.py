@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import collections
 import dataclasses
 import hashlib
 import json
@@ -14,12 +15,13 @@ from .. import files
 from ..config import DataConfig
 from ..errors import LoomError
 from .captions import decoded, lines_of
-from .folder import OWN_LIST, Picture, excluded_in, scan
+from .folder import OWN_LIST, TEXTS, Picture, excluded_in, scan
 
 MAX_CAPTION = 20_000  # characters
 MAX_CHANGES = 20_000
 MAX_HISTORY = 50
-_TEXTS = (".txt", ".caption")
+MAX_HISTORY_BYTES = 4_000_000
+_EDITABLE = ("auto", *TEXTS)
 
 
 class Conflict(LoomError):
@@ -28,51 +30,61 @@ class Conflict(LoomError):
 
 @dataclasses.dataclass(frozen=True)
 class Editable:
-    """One picture of a folder as the editor shows it. `caption`: the text as it stands in its file, one line of it a line."""
+    """One picture of a folder as the editor shows it. `caption`: the text as it stands in its file, one line of it a line.
+
+    `file`: the caption file, there or to be made. `locked`: why the caption cannot be edited, "" where it can.
+    """
 
     id: str
     name: str
-    path: Path
     caption: str
     excluded: bool
-    width_px: int
-    height_px: int
+    picture: Picture
+    file: Path
+    locked: str
 
 
 def listed(folder: Path, config: DataConfig) -> list[Editable]:
     """Every picture of a folder, those left out too, with its caption before any trigger or edit of the set."""
     plain = dataclasses.replace(config, folder=str(folder), trigger="", prefix="", suffix="", replace="", limit=0, regularization=False)
-    out = set(excluded_in(folder))
-    found = scan(plain, keep_excluded=True)
+    out, found = set(excluded_in(folder)), scan(plain, keep_excluded=True)
+    pictures = sorted((p for p in (*found.pictures, *found.class_pictures) if not p.is_latent), key=lambda p: p.name)
+    stems = collections.Counter(p.path.with_suffix("") for p in pictures)
     return [
-        Editable(identity(folder, p.name), p.name, p.path, text_of(p, config), p.name in out, p.width_px, p.height_px)
-        for p in sorted((*found.pictures, *found.class_pictures), key=lambda p: p.name) if not p.is_latent
+        Editable(identity(folder, p.name), p.name, text_of(p), p.name in out, p, _file_of(p, stems[p.path.with_suffix("")] > 1), _why_locked(p))
+        for p in pictures
     ]  # fmt: skip
 
 
 def identity(folder: Path, name: str) -> str:
     """What the browser calls a picture by; a path never leaves this machine, and none comes in."""
-    return hashlib.sha256(f"{folder}\0{name}".encode()).hexdigest()[:20]
+    return hashlib.sha256(f"{folder}\0{name}".encode("utf-8", "surrogateescape")).hexdigest()[:20]
 
 
-def text_of(picture: Picture, config: DataConfig) -> str:
-    file = caption_file(picture.path)
-    if file.is_file() and not file.is_symlink():
-        return "\n".join(lines_of(decoded(file.read_bytes(), config.caption_encoding)[0]))
-    return "\n".join(c.text for c in picture.captions)
+def text_of(picture: Picture) -> str:
+    """The caption file as it stands where one is read, else the captions from elsewhere, weights in front of them."""
+    if picture.caption_file is not None:
+        return "\n".join(lines_of(decoded(picture.caption_file.read_bytes(), picture.data.caption_encoding)[0]))
+    return "\n".join(c.text if c.weight == 1 else f"{c.weight:g}::{c.text}" for c in picture.captions)
 
 
-def caption_file(picture: Path) -> Path:
-    """Where the caption of a picture is read from and written to: the file that is there, else <name>.txt; <name>.png.txt where names clash."""
-    own = [Path(f"{picture}{suffix}") for suffix in _TEXTS]
-    shared = [picture.with_suffix(suffix) for suffix in _TEXTS]
-    there = next((file for file in own if file.is_file()), None)
-    if there:
-        return there
-    twins = [p for p in picture.parent.glob(f"{_escaped(picture.stem)}.*") if p != picture and p.suffix.lower() not in (*_TEXTS, ".json")]
-    if twins:
-        return own[0]
-    return next((file for file in shared if file.is_file()), shared[0])
+def _file_of(picture: Picture, shares_its_name: bool) -> Path:
+    """The file that is read, and a new one where there is none; one by the whole name where several pictures share a stem."""
+    suffix = picture.data.captions if picture.data.captions in TEXTS else TEXTS[0]
+    own = Path(f"{picture.path}{suffix}")
+    if picture.caption_file is None:
+        return own if shares_its_name else picture.path.with_suffix(suffix)
+    return own if shares_its_name and picture.caption_file.name != f"{picture.path.name}{picture.caption_file.suffix}" else picture.caption_file
+
+
+def _why_locked(picture: Picture) -> str:
+    if picture.data.captions not in _EDITABLE:
+        return f"captions come from: {picture.data.captions}; choose captions = auto to edit them"
+    if picture.caption_file is not None and picture.caption_file.is_symlink():
+        return "its caption file is a link; edit the file it leads to"
+    if len(picture.captions) > 1 and picture.caption_file is None and picture.data.caption_lines != "alternatives":
+        return "it has several captions; choose caption_lines = alternatives to edit them"
+    return ""
 
 
 def apply_edits(folder: Path, config: DataConfig, captions: Mapping[str, tuple[str, str]], excluded: Mapping[str, bool], edit: int = 0) -> int:
@@ -80,35 +92,48 @@ def apply_edits(folder: Path, config: DataConfig, captions: Mapping[str, tuple[s
 
     `edit`: what tells this edit from others, the same in every folder it touches; later ones have larger numbers.
 
-    All or none: raises Conflict when a caption is another one by now, LoomError for what is not there or too long, before anything is written.
+    All or none: raises Conflict when a caption is another one by now, LoomError for what is not there, too long or cannot be written, before
+    anything is written.
     """
     known = {item.id: item for item in listed(folder, config)}
     unknown = [key for key in (*captions, *excluded) if key not in known]
     if unknown:
         raise Conflict(f"{folder.name}: {len(unknown)} of the pictures are no longer there; load the dataset again.")
-    changes: dict[str, tuple[str, str]] = {}
+    new: dict[str, bytes] = {}
+    changes: dict[str, dict[str, Any]] = {}
     for key, (before, after) in captions.items():
-        after = "\n".join(lines_of(after))
-        if len(after) > MAX_CAPTION:
-            raise LoomError(f"{known[key].name}: its caption has {len(after)} characters; at most {MAX_CAPTION} are allowed.")
-        if known[key].caption != before:
-            raise Conflict(f"{known[key].name}: its caption was changed elsewhere meanwhile; load the dataset again.")
-        if after != before:
-            changes[known[key].name] = before, after
-    by_name = {item.name: item for item in known.values()}
+        item, after = known[key], "\n".join(lines_of(after))
+        if item.caption != before:
+            raise Conflict(f"{item.name}: its caption was changed elsewhere meanwhile; load the dataset again.")
+        if after == before:
+            continue
+        new[item.name] = _encoded(item, after, config.caption_encoding)
+        old = base64.b64encode(item.file.read_bytes()).decode() if item.file.is_file() else None  # undo gives back the very bytes
+        changes[item.name] = {"file": item.file.relative_to(folder).as_posix(), "before": before, "after": after, "bytes": old}
     out = {item.name for item in known.values() if excluded.get(item.id, item.excluded)}
     before_out = {item.name for item in known.values() if item.excluded}
     if not changes and out == before_out:
         return 0
-    entry: dict[str, Any] = {"edit": edit, "excluded": sorted(before_out), "captions": {}}
-    for name, (before, after) in changes.items():
-        file = caption_file(by_name[name].path)
-        old = base64.b64encode(file.read_bytes()).decode() if file.is_file() else None  # undo gives back the very bytes
-        entry["captions"][name] = {"before": before, "after": after, "bytes": old}
-    _write_own(folder, sorted(out), [*_history(folder), entry][-MAX_HISTORY:])
-    for name, (_, after) in changes.items():
-        files.write_bytes(caption_file(by_name[name].path), after.encode())
+    entry = {"edit": edit, "left_out": sorted(out - before_out), "taken_in": sorted(before_out - out), "captions": changes}
+    now_out = (set(excluded_in(folder)) | out) - (before_out - out)  # of pictures that are not seen at the moment nothing is forgotten
+    _write_own(folder, sorted(now_out), [*_history(folder), entry])
+    for item in known.values():
+        if item.name in new:
+            files.write_bytes(item.file, new[item.name])
     return len(changes) + len(out ^ before_out)
+
+
+def _encoded(item: Editable, text: str, encoding: str) -> bytes:
+    """The caption as its file will hold it. Raises LoomError."""
+    if item.locked:
+        raise LoomError(f"{item.name}: {item.locked}.")
+    if len(text) > MAX_CAPTION:
+        raise LoomError(f"{item.name}: its caption has {len(text)} characters; at most {MAX_CAPTION} are allowed.")
+    try:
+        return text.encode("utf-8" if encoding == "auto" else encoding)
+    except UnicodeEncodeError as error:
+        found = text[error.start : error.end]
+        raise LoomError(f"{item.name}: {found!r} cannot be written in {encoding}; leave it out, or set caption_encoding to auto.") from error
 
 
 def last_edit(folder: Path) -> int | None:
@@ -122,35 +147,60 @@ def undo(folder: Path, config: DataConfig) -> int:
     history = _history(folder)
     if not history:
         return 0
-    entry = history[-1]
-    by_name = {item.name: item for item in listed(folder, config)}
-    touched = {name: change for name, change in entry["captions"].items() if name in by_name}
-    for name, change in touched.items():
+    entry, by_name, inside = history[-1], {item.name: item for item in listed(folder, config)}, folder.resolve()
+    touched: dict[Path, dict[str, Any]] = {}
+    for name, change in entry["captions"].items():
+        file = folder / change["file"]
+        if name not in by_name or not file.resolve().is_relative_to(inside) or file.suffix not in TEXTS:
+            continue
         if by_name[name].caption not in (change["after"], change["before"]):  # the latter where a crash came between
             raise Conflict(f"{name}: its caption was changed since; undo would lose that. Edit it by hand.")
-    for name, change in touched.items():
-        file = caption_file(by_name[name].path)
+        touched[file] = change
+    for file, change in touched.items():
         if change["bytes"] is None:
             file.unlink(missing_ok=True)
         else:
             files.write_bytes(file, base64.b64decode(change["bytes"]))
-    now = set(excluded_in(folder))
-    _write_own(folder, entry["excluded"], history[:-1])
-    return len(touched) + len(now ^ set(entry["excluded"]))
+    _write_own(folder, sorted((set(excluded_in(folder)) - set(entry["left_out"])) | set(entry["taken_in"])), history[:-1])
+    return len(touched) + len(entry["left_out"]) + len(entry["taken_in"])
 
 
 def _history(folder: Path) -> list[dict[str, Any]]:
+    """The edits that can be undone, oldest first; entries that are none, in a list somebody changed, are passed over."""
     try:
         history = json.loads((folder / OWN_LIST).read_text(encoding="utf-8"))["history"]
-        return [entry for entry in history if isinstance(entry["captions"], dict) and isinstance(entry["excluded"], list)]
+        return [entry for entry in history if _is_entry(entry)]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return []
 
 
+def _is_entry(entry: Any) -> bool:
+    if not isinstance(entry, dict) or not isinstance(entry.get("captions"), dict) or not isinstance(entry.get("edit"), int):
+        return False
+    if not all(isinstance(entry.get(key), list) and all(isinstance(n, str) for n in entry[key]) for key in ("left_out", "taken_in")):
+        return False
+    texts = ("file", "before", "after")
+    return all(
+        isinstance(c, dict) and all(isinstance(c.get(key), str) for key in texts) and isinstance(c.get("bytes", 0), str | None) and _is_base64(c["bytes"])
+        for c in entry["captions"].values()
+    )
+
+
+def _is_base64(text: str | None) -> bool:
+    try:
+        return text is None or bool(base64.b64decode(text, validate=True) or True)
+    except ValueError:
+        return False
+
+
 def _write_own(folder: Path, excluded: Sequence[str], history: Sequence[Mapping[str, Any]]) -> None:
-    files.write_json(folder / OWN_LIST, {"about": "LoRA Loom's dataset editor: pictures left out of training, and edits that can be undone",
-                                         "excluded": list(excluded), "history": list(history)})  # fmt: skip
-
-
-def _escaped(stem: str) -> str:
-    return "".join(f"[{c}]" if c in "[]*?" else c for c in stem)
+    """The newest edits are kept, as many as MAX_HISTORY and MAX_HISTORY_BYTES allow, the last one always."""
+    kept: list[Mapping[str, Any]] = []
+    size = 0
+    for entry in reversed(history[-MAX_HISTORY:]):
+        size += len(json.dumps(entry))
+        if kept and size > MAX_HISTORY_BYTES:
+            break
+        kept.insert(0, entry)
+    about = "LoRA Loom's dataset editor: pictures left out of training, and edits that can be undone"
+    files.write_json(folder / OWN_LIST, {"about": about, "excluded": list(excluded), "history": kept})

@@ -11,20 +11,22 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from PIL import ImageColor
+
 from ..config import DataConfig, TrainConfig
 from ..errors import LoomError
 from ..rng import derive
 from .buckets import fits
 from .captions import Caption, editor, has_word, read_captions
-from .metadata import TABLES, read_sidecar, read_table
+from .metadata import TABLES, Table, read_sidecar, read_table
 from .pictures import EXTENSIONS, UNREADABLE, PictureError, read_header
 
 MAX_REPEATS = 1000
 OWN_LIST = ".lora_loom.json"  # what the dataset editor keeps in a folder: pictures left out
 LATENT = ".latent.safetensors"  # a latent with its conditioning, brought in from other nodes
 _KOHYA = re.compile(r"(\d+)_(.*)")
-_TEXTS = (".txt", ".caption")
-_OTHER_SPLITS = frozenset({"test", "validation", "valid", "val", "eval", "dev"})
+TEXTS = (".txt", ".caption")
+_SPLITS = frozenset({"train", "test", "validation", "valid", "val", "eval", "dev"})
 _UNICODE = frozenset({"utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"})
 
 
@@ -32,7 +34,8 @@ _UNICODE = frozenset({"utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", 
 class Picture:
     """One training picture. `name` is its path below the folder with forward slashes; it identifies the picture on every machine.
 
-    `captions`: those to draw from, the first one standing for the picture. `data`: the settings of its set.
+    `captions`: those to draw from, the first one standing for the picture. `data`: the settings of its set. `caption_file`: what they were read from,
+    where that is a file beside the picture.
     """
 
     path: Path
@@ -43,6 +46,7 @@ class Picture:
     repeats: int = 1
     mask: Path | None = None
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    caption_file: Path | None = None
 
     @property
     def caption(self) -> str:
@@ -121,6 +125,10 @@ def scan(config: DataConfig, field: str = "data.folder", keep_excluded: bool = F
     root = Path(config.folder)
     if not config.folder or not root.is_dir():
         raise LoomError(f"{field}: there is no folder {config.folder!r}; choose one that holds your pictures.")
+    try:
+        ImageColor.getrgb(config.background)
+    except ValueError as error:
+        raise LoomError(f"data.background: {config.background!r} is no colour; write a name such as white, or #rrggbb.") from error
     skipped: list[tuple[str, str]] = []
     files = sorted(_walk(root, config.recursive, skipped), key=lambda p: p.relative_to(root).as_posix())
     out, excluded, there = _Found(config, root, files), set(excluded_in(root)), {p.name for p in root.iterdir() if p.is_dir()}
@@ -135,7 +143,7 @@ def scan(config: DataConfig, field: str = "data.folder", keep_excluded: bool = F
         top = name.split("/")[0] if "/" in name else ""
         if name in excluded and not keep_excluded:
             left_out += 1
-        elif config.split in there and top in _OTHER_SPLITS:
+        elif config.split in there and top != config.split and top in _SPLITS:
             elsewhere += 1
         else:
             try:
@@ -179,13 +187,24 @@ class _Found:
         self._by_name = {_folded(f): f for f in reversed(files)}  # caption files are found whatever their case and Unicode form
         self._by_name |= {str(f): f for f in files}
         wanted = config.captions in ("auto", "metadata")
-        self.tables = {f.parent: read_table(f, config.caption_column) for f in _tables(files)} if wanted else {}
+        self.other_tables: list[str] = []
+        self.tables = {f.parent: table for f in _tables(files) if (table := self._table(f))} if wanted else {}
         self.used: set[Path] = set()
         self.encodings: dict[str, str] = {}
         self.no_caption: list[str] = []
         self.without_trigger: list[str] = []
         self.animated: list[str] = []
         self.profiles: dict[str, list[str]] = {}
+
+    def _table(self, file: Path) -> Table | None:
+        """What is no table of captions stops the scan only where captions have to come from one."""
+        try:
+            return read_table(file, self.config.caption_column)
+        except LoomError as error:
+            if self.config.captions == "metadata" or self.config.caption_column:
+                raise
+            self.other_tables.append(str(error))
+            return None
 
     def picture(self, path: Path, name: str) -> Picture:
         """Raises PictureError, and OSError or ValueError when its caption cannot be read."""
@@ -200,7 +219,8 @@ class _Found:
         if min(header.width_px, header.height_px) < config.bucket_step_px and not config.upscale:
             raise PictureError(f"is {header.width_px} x {header.height_px} px, smaller than the smallest bucket ({config.bucket_step_px} px)")
         fits(header.width_px, header.height_px, config)
-        captions = self._captions(path, name) or ((Caption(concept),) if concept else ())
+        file, captions = self._captions(path)
+        captions = captions or ((Caption(concept),) if concept else ())
         if not captions and config.captions != "none":
             self.no_caption.append(name)
         if header.animated:
@@ -211,30 +231,31 @@ class _Found:
             self.without_trigger.append(name)
         edited = tuple(self.edit(c) for c in captions or (Caption(""),))
         mask = self._mask(path) if config.masks == "file" else None
-        return Picture(path, name, header.width_px, header.height_px, edited, repeats, mask, config)
+        return Picture(path, name, header.width_px, header.height_px, edited, repeats, mask, config, file)
 
-    def _captions(self, path: Path, name: str) -> tuple[Caption, ...]:
+    def _captions(self, path: Path) -> tuple[Path | None, tuple[Caption, ...]]:
+        """(the caption file that is read, captions); None where they come from elsewhere."""
         source = self.config.captions
         if source == "file name":
-            return (Caption(re.sub(r"[_\-\s]+", " ", re.sub(r"[\s_\-]*\(?\d+\)?$", "", path.stem)).strip()),)
-        for suffix in {"auto": _TEXTS, "none": (), "metadata": ()}.get(source, (source,)):
+            return None, (Caption(re.sub(r"[_\-\s]+", " ", re.sub(r"[\s_\-]*\(?\d+\)?$", "", path.stem)).strip()),)
+        for suffix in {"auto": TEXTS, "none": (), "metadata": ()}.get(source, (source,)):
             for file in self._beside(path, suffix):
                 captions, encoding = read_captions(file, self.config.caption_encoding, self.config.caption_lines)
                 if encoding not in _UNICODE:
                     self.encodings[file.relative_to(self.root).as_posix()] = encoding
                 if captions:
-                    return captions
+                    return file, captions
         if source not in ("auto", "metadata"):
-            return ()
+            return None, ()
         for file in self._beside(path, ".json"):
             if file.name not in TABLES and (captions := read_sidecar(file, self.config.caption_column)):
-                return captions
+                return None, captions
         for folder in (path.parent, *path.parent.parents):
             if folder in self.tables and (row := self.tables[folder].captions(path)):
-                return row
+                return None, row
             if folder == self.root:
                 break
-        return ()
+        return None, ()
 
     def _beside(self, path: Path, suffix: str) -> list[Path]:
         """<name>.png.txt and <name>.txt, in whatever case; the more exact one first."""
@@ -276,7 +297,7 @@ class _Found:
             yield f"{len(names)} {what}, {_some(names)}"
         if self.encodings and config.caption_encoding == "auto":
             yield f"{len(self.encodings)} captions are no Unicode, {_some(list(self.encodings))}: read as Windows-1252 (set caption_encoding if it is another)"
-        orphans = [f.relative_to(self.root).as_posix() for f in self.files if f.suffix.lower() in _TEXTS and f not in self.used and not self._fits_a_picture(f)]
+        orphans = [f.relative_to(self.root).as_posix() for f in self.files if f.suffix.lower() in TEXTS and f not in self.used and not self._fits_a_picture(f)]
         if orphans:
             yield f"{len(orphans)} caption files without a picture, {_some(orphans)}"
         for table in self.tables.values():
@@ -284,6 +305,8 @@ class _Found:
                 yield f"{len(unused)} rows of {table.path.relative_to(self.root).as_posix()} name no picture that is there, {_some(unused)}"
             elif table.column:
                 yield f"captions from {table.path.relative_to(self.root).as_posix()}, column {table.column}"
+        for why in self.other_tables:
+            yield f"no captions from it: {why}"
         others = [f.relative_to(self.root).as_posix() for f in self.files if not self._known(f)]
         if others:
             yield f"{len(others)} other files left alone, {_some(others)}"
@@ -293,7 +316,7 @@ class _Found:
         return any(_folded(stem) in self._by_name for stem in stems)
 
     def _known(self, file: Path) -> bool:
-        return _is_picture(file) or file.suffix.lower() in {*_TEXTS, *UNREADABLE} or file.name in TABLES or file in self.used
+        return _is_picture(file) or file.suffix.lower() in {*TEXTS, *UNREADABLE} or file.name in TABLES or file in self.used
 
 
 def _some(names: Sequence[str]) -> str:
@@ -370,10 +393,10 @@ def _walk(root: Path, recursive: bool, skipped: list[tuple[str, str]]) -> Iterat
 
 
 def _kohya(path: Path, root: Path) -> tuple[int, str]:
-    """(repeats, concept) of a picture inside a folder named like 12_my concept; (1, "") elsewhere."""
+    """(repeats, concept) of a picture inside a folder named like 12_my concept, up to MAX_REPEATS; (1, "") elsewhere."""
     for parent in [path.parent, *path.parent.parents]:
         match = _KOHYA.fullmatch(parent.name)
-        if match:
+        if match and int(match[1]) <= MAX_REPEATS:  # 2024_summer is a year
             return int(match[1]), match[2].strip()
         if parent == root:
             break

@@ -29,10 +29,9 @@ MOST_LISTED = 40
 
 @dataclasses.dataclass(frozen=True)
 class Seen:
-    """What the look at one picture gave; `fit` is how it is cut at the main resolution, `small` a picture of it to show."""
+    """What the look at one picture gave; `fit` is how it is cut at the main resolution."""
 
     fit: Fit
-    small: Image.Image
     bits: np.ndarray
     tiny: np.ndarray
     sharpness: float
@@ -60,14 +59,14 @@ class Report:
         return "\n".join(lines)
 
 
-def look(dataset: Dataset, length: Callable[[str], TextLength] | None, progress: Callable[[int, int], None], shown_px: int = 200) -> Report:
+def look(dataset: Dataset, length: Callable[[str], TextLength] | None, progress: Callable[[int, int], None]) -> Report:
     """Decodes every picture once, in threads. `length`: how long a caption is for the text encoders, where they are known."""
     pictures = [p for p in (*dataset.pictures, *dataset.class_pictures) if not p.is_latent]
     seen: dict[str, Seen] = {}
     notes: dict[str, list[str]] = collections.defaultdict(list)
     buckets: collections.Counter[tuple[int, int]] = collections.Counter()
     progress(0, len(pictures))
-    for done, (picture, found) in enumerate(ahead(lambda p: _seen(p, shown_px), pictures), 1):
+    for done, (picture, found) in enumerate(ahead(_seen, pictures), 1):
         if isinstance(found, Seen):
             seen[picture.name] = found
             notes[picture.name] += _about_picture(picture, found)
@@ -84,7 +83,7 @@ def look(dataset: Dataset, length: Callable[[str], TextLength] | None, progress:
     return Report(dataset, seen, {n: v for n, v in notes.items() if v}, list(_general(dataset)), dict(buckets))
 
 
-def _seen(picture: Picture, shown_px: int) -> Seen | str:
+def _seen(picture: Picture) -> Seen | str:
     """Runs in a thread. The reason where the picture cannot be used."""
     try:
         opened = open_picture(picture.path, picture.data.background)
@@ -93,10 +92,9 @@ def _seen(picture: Picture, shown_px: int) -> Seen | str:
         return str(error)
     how = fits(picture.width_px, picture.height_px, picture.data)[0]
     how = salient(opened.rgb, how, mask) if picture.data.crop == "salient" else how
-    cut, small = apply(opened.rgb, how), opened.rgb.copy()
-    small.thumbnail((shown_px, shown_px))
+    cut = apply(opened.rgb, how)
     white = float(np.asarray(apply(mask, how), np.float32).mean() / 255) if mask is not None else None
-    return Seen(how, small, difference_hash(cut), _tiny(cut), sharpness(cut), white)
+    return Seen(how, difference_hash(cut), _tiny(cut), sharpness(cut), white)
 
 
 def difference_hash(image: Image.Image) -> np.ndarray:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import io
 import json
+import unicodedata
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -13,7 +15,7 @@ from ..errors import LoomError
 from .captions import Caption, decoded, tidy
 
 TABLES = ("metadata.jsonl", "metadata.csv", "metadata.parquet", "metadata.json", "captions.json", "captions.jsonl", "captions.csv")
-COLUMNS = ("text", "caption", "captions", "prompt", "description", "tags", "tag_string")
+COLUMNS = ("text", "caption", "captions", "prompt", "tags", "tag_string", "description")
 FILE_COLUMNS = ("file_name", "file", "image", "path", "filename", "image_path")
 MAX_BYTES = 512_000_000
 MAX_SIDECAR_BYTES = 4_000_000
@@ -31,7 +33,7 @@ class Table:
     def captions(self, picture: Path) -> tuple[Caption, ...] | None:
         """Of the picture at `picture`; None when no row names it."""
         inside = PurePosixPath(picture.relative_to(self.path.parent).as_posix())
-        for key in (str(inside), str(inside.with_suffix(""))):
+        for key in map(_folded, (str(inside), str(inside.with_suffix("")))):
             if key in self.rows:
                 self.used.add(key)
                 return self.rows[key]
@@ -57,7 +59,7 @@ def read_table(path: Path, column: str = "") -> Table:
         found = ", ".join(map(repr, columns[:12]))
         asked = f"has no column {column!r}" if column else "has no column with captions"
         raise LoomError(f"data.caption_column: {path.name} {asked}; its columns are {found}. Name one of them.")
-    return Table(path, {_normal(key, path.parent): as_captions(row.get(name), name) for key, row in rows}, name)
+    return Table(path, {_folded(_normal(key, path.parent)): as_captions(row.get(name), name) for key, row in rows}, name)
 
 
 def read_sidecar(path: Path, column: str = "") -> tuple[Caption, ...]:
@@ -119,9 +121,9 @@ def _records(path: Path) -> Iterable[tuple[str, Mapping[str, Any]]]:
     else:
         text, _ = decoded(path.read_bytes())
         if path.suffix == ".csv":
-            rows = list(csv.DictReader(text.splitlines()))
+            rows = list(csv.DictReader(io.StringIO(text, newline="")))
         elif path.suffix == ".jsonl":
-            rows = [_row(line, n) for n, line in enumerate(text.splitlines(), 1) if line.strip()]
+            rows = [_row(line, n) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
         else:
             rows = json.loads(text)
     if isinstance(rows, dict):  # Kohya's meta files: picture -> facts; also picture -> caption
@@ -153,6 +155,10 @@ def _parquet(path: Path) -> list[dict[str, Any]]:
         return pyarrow.parquet.read_table(path).to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
         raise ValueError(str(error)) from error
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def _normal(name: str, folder: Path) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import io
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,12 @@ UNREADABLE = frozenset(  # looks like something to train on, but is not a pictur
 )
 
 _ORIENTATION = 0x0112
-_BROKEN = (OSError, UnidentifiedImageError, ValueError, SyntaxError, RuntimeError, KeyError, IndexError, TypeError, Image.DecompressionBombError)
+_TURNED_IN = ("exif", "Raw profile type exif", "XML:com.adobe.xmp")  # where a PNG may say how it is turned
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "AVIF")  # nothing that starts another program, as EPS does
+_BROKEN = (
+    OSError, EOFError, ValueError, SyntaxError, RuntimeError, LookupError, TypeError, AttributeError, ArithmeticError, struct.error,
+    Image.DecompressionBombError,
+)  # fmt: skip
 
 
 class PictureError(Exception):
@@ -50,7 +56,7 @@ def read_header(path: Path) -> Header:
         with _image(path, path.suffix) as image:
             width, height = _stored_size(image)
             _check_size(width, height)
-            may_be_turned = image.format != "PNG" or "exif" in image.info  # asking a PNG without EXIF for it would decode the picture
+            may_be_turned = image.format != "PNG" or any(key in image.info for key in _TURNED_IN)  # asking a PNG without EXIF for it would decode the picture
             turned = may_be_turned and image.format != "HEIF" and image.getexif().get(_ORIENTATION, 1) >= 5
             animated = image.format in ("GIF", "PNG", "WEBP", "AVIF") and bool(getattr(image, "is_animated", False))
             profile = _foreign_profile(image)
@@ -100,7 +106,7 @@ def open_rgb(path: Path, background: str = "white") -> Image.Image:
 def thumbnail(path: Path, side_px: int, background: str = "white") -> Image.Image:
     """At most side_px on each side, decoded small where the format allows it: for looking at, not for training."""
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=_formats()) as image:
             if image.format == "JPEG" and not _foreign_profile(image):
                 _check_size(*image.size)
                 image.draft("RGB", (2 * side_px, 2 * side_px))
@@ -117,12 +123,19 @@ def thumbnail(path: Path, side_px: int, background: str = "white") -> Image.Imag
 def _image(source: Path | io.BytesIO, suffix: str) -> Image.Image:
     """The file opened, not decoded. HEIF through pillow-heif where it is installed, without registering anything for others."""
     if suffix.lower() not in HEIF:
-        return Image.open(source)
+        return Image.open(source, formats=_formats())
     try:
         from pillow_heif import HeifImageFile
     except ImportError as error:
         raise PictureError("is HEIC, which needs the package pillow-heif; install it, or save the picture as PNG or JPEG") from error
     return HeifImageFile(source)
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """Those of _FORMATS this Pillow has."""
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
 def _check_size(width: int, height: int) -> None:
@@ -140,16 +153,22 @@ def _stored_size(image: Image.Image) -> tuple[int, int]:
 
 def _scaled_down(image: Image.Image) -> Image.Image:
     """16 and 32 bit grey, scaled instead of clipped to white."""
-    values = np.asarray(image, np.float64)
-    top = 65535.0 if image.mode.startswith("I") else max(1.0, float(values.max()))
+    values = np.nan_to_num(np.asarray(image, np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+    largest = float(values.max())
+    top = max(65535.0, largest) if image.mode.startswith("I") else max(1.0, largest)
     return Image.fromarray(np.clip(values / top * 255 + 0.5, 0, 255).astype(np.uint8)).convert("RGB")
 
 
 def _foreign_profile(image: Image.Image) -> bytes:
     """The colour profile a picture has to be converted from; b"" where there is none, or where it is sRGB already."""
     data = image.info.get("icc_profile") or b""
-    head = data[:4096]
-    return b"" if not data or b"sRGB" in head or "sRGB".encode("utf-16-be") in head else data
+    return b"" if not data or _is_srgb(data) else data
+
+
+@functools.lru_cache(maxsize=64)
+def _is_srgb(data: bytes) -> bool:
+    name = _profile_name(data)
+    return name.startswith("sRGB") and "inear" not in name
 
 
 @functools.cache
@@ -168,7 +187,7 @@ def _as_srgb(image: Image.Image, profile: bytes) -> Image.Image:
     """Colours as they were meant, in sRGB. A profile that cannot be used leaves the numbers as they are."""
     if not profile:
         return image
-    if image.mode in ("P", "PA", "1"):
+    if image.mode in ("P", "PA", "1") or "transparency" in image.info:
         image = image.convert("RGBA" if image.mode == "PA" or "transparency" in image.info else "RGB")
     try:
         alpha = image.getchannel("A") if image.mode in ("RGBA", "LA") else None

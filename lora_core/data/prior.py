@@ -46,7 +46,11 @@ def class_dataset(
         return None
     real = subject.class_pictures
     if prior.folder:
-        found = scan(dataclasses.replace(config.data, folder=prior.folder, trigger="", captions="auto", repeats=0, limit=0), "prior.folder")
+        own = DataConfig(  # nothing that was said about the subject's captions
+            folder=prior.folder, resolution=config.data.resolution, bucket_step_px=config.data.bucket_step_px, flip=config.data.flip,
+            background=config.data.background, aspect_buckets=config.data.aspect_buckets, upscale=config.data.upscale,
+        )  # fmt: skip
+        found = scan(own, "prior.folder")
         real += (*found.pictures, *found.class_pictures)
     real = tuple(p if p.caption or not prior.prompt else dataclasses.replace(p, captions=(Caption(prior.prompt),)) for p in real)
     made = _made(wanted(config, subject, tokens, len(real)), config, backend, cache, progress)

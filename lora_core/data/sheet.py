@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from .buckets import Fit
 from .lint import Report, Seen, flagged_first
+from .pictures import thumbnail
 
 CELL_PX, PAD_PX, LINE_PX = 200, 10, 15
 MOST_LINES = 5
@@ -36,7 +37,7 @@ def sheet(report: Report, columns: int = 6, most: int = 60) -> Image.Image:
             x = PAD_PX + n * (CELL_PX + PAD_PX)
             pen.rectangle([x, y, x + CELL_PX - 1, y + CELL_PX - 1], fill=_FAINT)
             seen = report.seen[picture.name]
-            thumb = veiled(seen)
+            thumb = veiled(thumbnail(picture.path, CELL_PX, picture.data.background), seen)
             out.paste(thumb, (x + (CELL_PX - thumb.width) // 2, y + (CELL_PX - thumb.height) // 2))
             lines = [(_cut(picture.name, pen, small), _INK), (_cut(picture.caption or "(no caption)", pen, small), (110, 110, 120))]
             for k, (text, colour) in enumerate([*lines, *((note, _RED) for note in notes[picture.name])]):
@@ -45,10 +46,8 @@ def sheet(report: Report, columns: int = 6, most: int = 60) -> Image.Image:
     return out
 
 
-def veiled(seen: Seen) -> Image.Image:
+def veiled(image: Image.Image, seen: Seen) -> Image.Image:
     """The thumbnail with what is cut off under red."""
-    image = seen.small.copy()
-    image.thumbnail((CELL_PX, CELL_PX))
     left, top, right, bottom = kept(seen.fit, image.size)
     veil = Image.new("L", image.size, 150)
     veil.paste(0, (left, top, right, bottom))
@@ -78,6 +77,7 @@ def wrapped(text: str, pen: ImageDraw.ImageDraw, font: ImageFont.ImageFont | Ima
 
 
 def _cut(text: str, pen: ImageDraw.ImageDraw, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int = CELL_PX) -> str:
+    text = text[:200]
     if pen.textlength(text, font=font) <= width:
         return text
     while text and pen.textlength(f"{text}...", font=font) > width:

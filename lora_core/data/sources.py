@@ -63,7 +63,8 @@ def from_hub(name: str, split: str, image_column: str, caption_column: str, plac
     if not (name and Path(name).is_dir()) and not _REPO.fullmatch(name):
         raise LoomError(f"data.folder: {HUB}{name} is neither a dataset's name such as owner/name nor a folder.")
     try:
-        rows = datasets.load_dataset(name, split=split)
+        safe = {"trust_remote_code": False} if int(datasets.__version__.split(".")[0]) < 4 else {}  # later versions cannot run any
+        rows = datasets.load_dataset(name, split=split, **safe)
     except Exception as error:  # noqa: BLE001 - the library raises what it likes; the reader needs one sentence
         raise LoomError(f"data.folder: {HUB}{name} (split {split}) could not be read: {str(error).splitlines()[0][:200]}") from error
     pictures = [c for c, kind in rows.features.items() if isinstance(kind, datasets.Image)]
@@ -79,11 +80,15 @@ def from_hub(name: str, split: str, image_column: str, caption_column: str, plac
     target = place / hashlib.sha256(f"{name} {rows._fingerprint} {picture} {caption}".encode()).hexdigest()[:24]
     if target.is_dir():
         return target
+    if not len(rows):
+        raise LoomError(f"data.folder: {HUB}{name} (split {split}) is empty.")
     place.mkdir(parents=True, exist_ok=True)
     with files.folder_in_one_piece(target) as folder:
         lines = []
         for n, row in enumerate(rows):
-            data = row[picture]["bytes"] or Path(row[picture]["path"]).read_bytes()
+            data = _bytes_of(row[picture], Path(name) if Path(name).is_dir() else Path(datasets.config.HF_CACHE_HOME))
+            if data is None:
+                continue
             file = folder / f"{n:06}{_suffix(data)}"
             file.write_bytes(data)
             lines.append(json.dumps({"file_name": file.name, "text": row.get(caption, "") if caption else ""}, ensure_ascii=False))
@@ -115,7 +120,7 @@ def from_latents(latents: Sequence[torch.Tensor], texts: Sequence[tuple[dict[str
     """The folder that latents (1, C, [T,] h, w) and encoded texts (tensors, the rest as JSON) of other nodes were written to."""
     parts = []
     for latent, (tensors, plain) in zip(latents, texts, strict=True):
-        whole = {"samples": latent.detach().float().cpu().contiguous(), **{f"text.{k}": v.detach().cpu().contiguous() for k, v in tensors.items()}}
+        whole = {"samples": latent.detach().float().cpu().contiguous(), **{f"text.{k}": v.detach().cpu().contiguous().clone() for k, v in tensors.items()}}
         digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode())
         for name in sorted(whole):
             digest.update(f"{name}{tuple(whole[name].shape)}".encode() + whole[name].reshape(-1).view(torch.uint8).numpy().tobytes())
@@ -130,6 +135,16 @@ def from_latents(latents: Sequence[torch.Tensor], texts: Sequence[tuple[dict[str
         for n, (tensors, facts, _) in enumerate(parts):
             files.write_safetensors(folder / f"{n:04}{LATENT}", tensors, facts)
     return target
+
+
+def _bytes_of(cell: Any, inside: Path) -> bytes | None:
+    """The picture file in a cell. A path is followed only below `inside`: a dataset may not name files of this machine."""
+    if not isinstance(cell, dict):
+        return None
+    if cell.get("bytes"):
+        return cell["bytes"]
+    path = Path(cell.get("path") or "").resolve()
+    return path.read_bytes() if path.is_file() and path.is_relative_to(inside.resolve()) else None
 
 
 def _suffix(data: bytes) -> str:

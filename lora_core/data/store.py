@@ -12,6 +12,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -31,6 +32,7 @@ SPARED_S = 6 * 3600  # entries used within it are never removed
 TOUCHED_EVERY_S = 1800
 LEFTOVER_S = 3600  # temporary files older than this are those of a killed process
 FOLDER = "cache"
+_ENTRY = re.compile(r"[0-9a-f]{64}\.safetensors")
 
 
 class Store(Protocol):
@@ -83,8 +85,11 @@ class Disk:
         return tensors
 
     def put(self, key: str, tensors: Mapping[str, torch.Tensor]) -> Tensors:
-        plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+        plain = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
         path = self._path(key)
+        if (known := self._mapped(key)) is not None:  # another process was faster
+            self._remember(key, known)
+            return known
         temp = path.with_name(f"{TEMP_PREFIX}{os.getpid()}-{threading.get_ident()}-{next(self._number)}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -108,7 +113,7 @@ class Disk:
             if path.name.startswith(TEMP_PREFIX):
                 if now - facts.st_mtime > LEFTOVER_S:
                     _remove(path)
-            else:
+            elif _ENTRY.fullmatch(path.name):
                 files.append((facts.st_mtime, facts.st_size, path))
         total = sum(size for _, size, _ in files)
         for used, size, path in sorted(files):
@@ -129,8 +134,8 @@ class Disk:
                 os.utime(path)
                 return load_file(path)
             _remove(path)
-        except (OSError, SafetensorError):
-            pass  # not there, or gone between two calls
+        except (OSError, SafetensorError, RuntimeError):
+            pass  # not there, gone between two calls, or no more to be mapped
         return None
 
     def _remember(self, key: str, tensors: Tensors) -> None:

@@ -26,7 +26,8 @@ from torch import nn
 
 from ...lora_core.adapters import AdapterSet
 from ...lora_core.adapters.base import override
-from ...lora_core.backends.base import SampleJob, TextLength, weights_fingerprint, whole_fingerprint
+from ...lora_core.backends.base import UNKNOWN_ENCODER, SampleJob, TextLength, weights_checksum, weights_fingerprint, whole_fingerprint
+from ...lora_core.backends.headless import TEXTS
 from ...lora_core.config import ObjectiveConfig
 from ...lora_core.data.batches import Batch
 from ...lora_core.data.buckets import Fit
@@ -125,7 +126,8 @@ class HostBackend:
         return self._names[path]
 
     def text_fingerprint(self) -> str:
-        return _patched_fingerprint(self._clip.patcher, self._clip.cond_stage_model, "")
+        told = (type(self._clip.tokenizer).__name__, self._clip.layer_idx, str(getattr(self._clip, "tokenizer_options", "")))
+        return f"{_patched_fingerprint(self._clip.patcher, self._clip.cond_stage_model, '', weights_checksum)} {told}"
 
     def fingerprint(self) -> str:
         return _patched_fingerprint(self._patcher, self.network, "diffusion_model.")
@@ -178,14 +180,14 @@ class HostBackend:
     def picture_fingerprint(self) -> str:
         vae, form = self._vae, self._patcher.get_model_object("latent_format")
         if not isinstance(getattr(vae, "first_stage_model", None), nn.Module):
-            return f"unknown {uuid.uuid4()}"  # another pack's VAE, which we cannot tell from others: encoded anew each time
+            return f"{UNKNOWN_ENCODER} {uuid.uuid4()}"  # another pack's VAE, which we cannot tell from others: encoded anew each time
         made_by = (type(vae.first_stage_model).__name__, getattr(vae, "vae_dtype", None), type(form).__name__)
         scale = tuple(getattr(form, name, None) for name in ("scale_factor", "shift_factor"))
         return f"{whole_fingerprint(vae.first_stage_model)} {made_by} {scale}"
 
     def keep_texts(self, store: Store) -> None:
-        self._store = store
-        self._identity = (type(self._clip.tokenizer).__name__, self._clip.layer_idx, str(getattr(self._clip, "tokenizer_options", "")), self.text_fingerprint())
+        hooked = getattr(self._clip.patcher, "forced_hooks", None) is not None or getattr(self._clip, "apply_hooks_to_conds", None) is not None
+        self._store, self._identity = store, () if hooked else (TEXTS, self.text_fingerprint())  # what hooks do is not part of a fingerprint
 
     def know_text(self, caption: str, file: Path) -> None:
         self._wired[caption] = wired(file)
@@ -196,15 +198,15 @@ class HostBackend:
     def encode_texts(self, captions: Sequence[str], progress: Callable[[int, int], None]) -> None:
         for done, caption in enumerate(captions):
             progress(done, len(captions))
-            self._text(literal(caption))
+            self._text(literal(caption), keep=True)
 
     def forget_texts(self) -> None:
         self._texts.clear()
         self._conds.clear()
         self._texts_bytes = self._conds_bytes = 0
 
-    def _text(self, caption: str) -> list:
-        """The caption encoded by the host itself, without gradients; kept, unless text encoders or tokens are being trained."""
+    def _text(self, caption: str, keep: bool = False) -> list:
+        """The caption encoded by the host itself, without gradients; known until text encoders or tokens are trained, with `keep` in the store."""
         if caption in self._wired:
             return self._wired[caption]
         if self._trained.trains_text:
@@ -212,25 +214,25 @@ class HostBackend:
         if caption not in self._texts:
             if self._texts_bytes > MAX_TEXTS_BYTES:  # only captions that vary get here; start anew rather than grow without end
                 self.forget_texts()
-            encoded = self._stored(caption) if self._identity and not self._trained.changes_text else self._encode(caption)
+            kept = self._stored(caption) if keep and self._identity and not self._trained.changes_text else None
+            encoded = kept or self._encode(caption)
             width, wanted = encoded[0][0].shape[-1], self.context_width
             if isinstance(wanted, int) and type(self.network).__name__ == "UNetModel" and width != wanted:
                 raise LoomError(f"clip: encodes text with width {width}, the model reads {wanted}; wire the CLIP that belongs to this model.")
             self._texts[caption] = encoded
-            self._texts_bytes += 0 if self._identity else encoded[0][0].nbytes  # what is in the store is mapped from there
+            self._texts_bytes += 0 if kept else encoded[0][0].nbytes  # what is in the store is mapped from there
         return self._texts[caption]
 
-    def _stored(self, caption: str) -> list:
-        """The caption from the store, encoded and put there when it is new. What names an embedding's file is not kept: the file may change."""
+    def _stored(self, caption: str) -> list | None:
+        """The caption from the store, encoded and put there when it is new; None for what cannot be kept. (The file of an embedding may change.)"""
         if "embedding:" in caption:
-            return self._encode(caption)
+            return None
         key = key_of("host text", *self._identity, caption)
         known = self._store.get(key)
         if known is not None:
             return unpacked(known)
-        encoded = self._encode(caption)
-        whole = packed(encoded)
-        return encoded if whole is None else unpacked(self._store.put(key, whole))
+        whole = packed(self._encode(caption))
+        return None if whole is None else unpacked(self._store.put(key, whole))
 
     def _encode(self, caption: str) -> list:
         with torch.inference_mode():
@@ -439,18 +441,22 @@ def _injection(borrowing: Borrowing) -> comfy.patcher_extension.PatcherInjection
     return comfy.patcher_extension.PatcherInjection(lambda patcher: borrowing.inject(), lambda patcher: borrowing.eject())
 
 
-def _patched_fingerprint(patcher: Any, module: nn.Module, prefix: str) -> str:
+def _patched_fingerprint(patcher: Any, module: nn.Module, prefix: str, of: Callable[..., str] = weights_fingerprint) -> str:
     """Of the weights without the host's patches, plus the patches, so it does not depend on whether the model is loaded."""
     backup = {k.removeprefix(prefix): v.weight for k, v in patcher.backup.items()}
     patches = {k: [(p[0], _patch_values(p[1]), p[2]) for p in v] for k, v in sorted(patcher.patches.items())}
-    return hashlib.sha256(f"{weights_fingerprint(module, backup)}{patches}".encode()).hexdigest()[:32]
+    return hashlib.sha256(f"{of(module, backup)}{patches}".encode()).hexdigest()[:32]
 
 
 def _patch_values(patch: Any) -> list:
-    """A few numbers of every tensor in a host patch, to tell two patches of equal strength apart."""
+    """A few numbers of every tensor in a host patch and everything else in it, to tell two patches of equal strength apart."""
     weights = getattr(patch, "weights", patch)
-    tensors = [t for t in (weights if isinstance(weights, list | tuple) else [weights]) if torch.is_tensor(t) and t.numel()]
-    return [t.detach().float().flatten()[:: max(1, t.numel() // 4)][:4].tolist() for t in tensors]
+    parts = weights if isinstance(weights, list | tuple) else [weights]
+    return [_few(part) if torch.is_tensor(part) else str(part) for part in parts if not torch.is_tensor(part) or part.numel()]
+
+
+def _few(tensor: torch.Tensor) -> list[float]:
+    return [*tensor.detach().float().flatten()[:: max(1, tensor.numel() // 4)][:4].tolist(), float(tensor.detach().float().sum())]
 
 
 def _sdpa(original: Callable, *args, **kwargs):

@@ -56,7 +56,7 @@ def contents(session: Session) -> dict[str, Any]:
     for n, data in enumerate(session.sets):
         folder = Path(data.folder)
         items = listed(folder, data)
-        session.paths |= {item.id: item.path for item in items}
+        session.paths |= {item.id: item.picture.path for item in items}
         sets.append({"label": folder.name, "editable": editable(data), "trigger": data.trigger})
         pictures += [_shown(item, n) for item in items]
     return {"sets": sets, "pictures": pictures}
@@ -64,7 +64,8 @@ def contents(session: Session) -> dict[str, Any]:
 
 def _shown(item: Editable, n: int) -> dict[str, Any]:
     return {
-        "id": item.id, "set": n, "name": item.name, "caption": item.caption, "excluded": item.excluded, "width": item.width_px, "height": item.height_px,
+        "id": item.id, "set": n, "name": item.name, "caption": item.caption, "excluded": item.excluded, "locked": item.locked,
+        "width": item.picture.width_px, "height": item.picture.height_px,
     }  # fmt: skip
 
 

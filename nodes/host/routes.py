@@ -6,6 +6,7 @@ import asyncio
 import functools
 import ipaddress
 import json
+import logging
 import os
 from collections.abc import Awaitable, Callable
 from fnmatch import fnmatch
@@ -14,6 +15,7 @@ from urllib.parse import urlsplit
 
 from ...lora_core.errors import LoomError
 
+log = logging.getLogger(__name__)
 PREFIX = "/lora_loom"
 HOSTS_VARIABLE = "LORA_LOOM_HOSTS"
 SMALL_BODY = 4096
@@ -61,6 +63,9 @@ def guarded(handler: Callable[[Any], Awaitable[Any]]) -> Callable[[Any], Awaitab
             return web.json_response({"error": str(error)}, status=error.status)
         except LoomError as error:
             return web.json_response({"error": str(error)}, status=409)
+        except Exception as error:  # the page shows a sentence, the log the rest
+            log.exception("A request to %s failed", request.path)
+            return web.json_response({"error": f"something went wrong ({type(error).__name__}); the server's log says what"}, status=500)
 
     return answer
 

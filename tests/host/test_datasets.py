@@ -164,7 +164,8 @@ def test_combined_sets_keep_their_options(server):
     one, two = plain(server, "one", 3), plain(server, "two", 2)
     graph = Graph(server)
     base = graph.add("LoraLoomLoadToyModel")
-    first = graph.add("LoraLoomLoadFolder", folder=one, trigger="zog")
+    loaded = graph.add("LoraLoomLoadFolder", folder=one, trigger="zog", flip=True, caption_dropout=0.2)
+    first = graph.add("LoraLoomDatasetOptions", dataset=[loaded, 0], background="black")
     second = graph.add("LoraLoomLoadFolder", folder=two)
     other = graph.add("LoraLoomDatasetOptions", dataset=[second, 0], repeats=5, loss_weight=0.5, prefix="p, ", replace="zog => vish\nwhite => black")
     third = graph.add("LoraLoomDatasetOptions", dataset=[second, 0], regularization=True)
@@ -174,7 +175,8 @@ def test_combined_sets_keep_their_options(server):
     assert "5 pictures, 13 per epoch with repeats, 0 skipped, 2 of the class for regularization" in said(entry, data)
     config = run_of(server, "combined")
     assert [(s["repeats"], s["loss_weight"], s["regularization"]) for s in config["sets"]] == [(5, 0.5, False), (0, 1.0, True)]
-    assert config["data"]["trigger"] == "zog"
+    first_set = config["data"]
+    assert (first_set["trigger"], first_set["flip"], first_set["caption_dropout"], first_set["background"]) == ("zog", True, 0.2, "black")
 
 
 def test_the_check_names_what_is_wrong_and_measures_a_step(server):

@@ -251,6 +251,15 @@ def test_changed_pictures_and_another_base_are_refused_when_continuing(toy_confi
         weight[0, 0, 0, 0] = before
 
 
+def test_another_vae_or_text_encoder_is_refused_when_continuing(toy_config, run_toy, toy_backend, tmp_path, monkeypatch):
+    run_toy(toy_config(steps=2), tmp_path / "run")
+    for name, sentence in (("picture_fingerprint", "the VAE is another one"), ("text_fingerprint", "the text encoder is another one")):
+        with monkeypatch.context() as patch:
+            patch.setattr(type(toy_backend), name, lambda self: "another")
+            with pytest.raises(LoomError, match=sentence):
+                run_toy(toy_config(steps=3), tmp_path / "run", resume=True)
+
+
 def test_a_moved_but_equal_folder_continues(toy_config, run_toy, pictures, tmp_path):
     interrupt(run_toy, toy_config(), tmp_path / "run", 2)
     shutil.copytree(pictures, tmp_path / "moved")

@@ -94,3 +94,37 @@ def test_what_a_model_cuts_is_said_too():
 
     (sentence,) = long_captions(["x" * 100], Cutting())
     assert sentence.startswith("1 captions are too long for this model and are cut, the longest by 15 tokens")
+
+
+def test_one_changed_number_changes_the_checksum_of_an_encoder(toy_backend):
+    from lora_loom.lora_core.backends.base import weights_checksum, weights_fingerprint
+
+    model = next(iter(toy_backend.text.encoders.values())).model
+    before, quick = weights_checksum(model), weights_fingerprint(model)
+    weight = model.get_input_embeddings().weight
+    with torch.no_grad():
+        kept = weight[7, 3].clone()
+        weight[7, 3] += 1e-3
+        assert weights_checksum(model) != before
+        assert weights_fingerprint(model) == quick  # which is why the checksum is there
+        weight[7, 3] = kept
+        assert weights_checksum(model) == before
+        weight[[7, 9]] = weight[[9, 7]]  # the same numbers in other places
+        assert weights_checksum(model) != before
+        weight[[7, 9]] = weight[[9, 7]]
+
+
+def test_captions_that_vary_leave_the_store_alone_and_do_not_pile_up(toy_backend, tmp_path, monkeypatch):
+    from lora_loom.lora_core.backends import headless
+    from lora_loom.lora_core.data.store import Disk, Memory
+
+    monkeypatch.setattr(headless, "MAX_TEXTS", 20)
+    toy_backend.forget_texts()
+    toy_backend.keep_texts(Disk(tmp_path, 10**9))
+    toy_backend.encode_texts(["a red circle"], lambda n, of: None)
+    for n in range(60):
+        toy_backend.encoded([f"a red circle {n}"])
+    assert len(list(tmp_path.rglob("*.safetensors"))) == 1
+    assert len(toy_backend._texts) <= 21
+    toy_backend.keep_texts(Memory())
+    toy_backend.forget_texts()

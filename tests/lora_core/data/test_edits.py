@@ -3,7 +3,7 @@ import json
 import pytest
 from lora_loom.lora_core.config import DataConfig
 from lora_loom.lora_core.data import edits
-from lora_loom.lora_core.data.edits import Conflict, apply_edits, caption_file, identity, listed, undo
+from lora_loom.lora_core.data.edits import Conflict, apply_edits, identity, listed, undo
 from lora_loom.lora_core.data.folder import OWN_LIST, scan
 from lora_loom.lora_core.errors import LoomError
 from PIL import Image
@@ -116,4 +116,94 @@ def test_old_edits_are_forgotten_in_the_end(folder, monkeypatch):
     for n in range(4):
         apply_edits(folder, CONFIG, {key(folder, 2): (str(n - 1) if n else "", str(n))}, {})
     assert [undo(folder, CONFIG) for _ in range(3)] == [1, 1, 0]
-    assert caption_file(folder / "2.png").read_text() == "1"
+    assert (folder / "2.txt").read_text() == "1"
+
+
+def test_captions_are_written_in_the_encoding_they_are_read_in(folder):
+    config = DataConfig(resolution=32, bucket_step_px=8, caption_encoding="cp932")
+    (folder / "0.txt").write_bytes("猫".encode("cp932"))
+    apply_edits(folder, config, {key(folder, 0): ("猫", "白い猫")}, {})
+    assert (folder / "0.txt").read_bytes() == "白い猫".encode("cp932")
+    with pytest.raises(LoomError, match="0.png: '🐕' cannot be written in cp932"):
+        apply_edits(folder, config, {key(folder, 0): ("白い猫", "a 🐕")}, {})
+    assert undo(folder, config) == 1
+    assert (folder / "0.txt").read_bytes() == "猫".encode("cp932")
+
+
+def test_what_is_edited_is_what_training_reads(folder):
+    (folder / "0.caption").write_text("the other")
+    config = DataConfig(resolution=32, bucket_step_px=8, captions=".caption")
+    apply_edits(folder, config, {key(folder, 0): ("the other", "new"), key(folder, 2): ("", "newer")}, {})
+    found = scan(DataConfig(folder=str(folder), resolution=32, bucket_step_px=8, captions=".caption"))
+    assert [p.caption for p in found.pictures] == ["new", "line one line two", "newer"]
+    assert (folder / "0.txt").read_bytes() == "zog, Café".encode("utf-16")
+
+
+@pytest.mark.parametrize("source", ["metadata", "file name", "none"])
+def test_captions_that_come_from_no_text_file_are_shown_and_locked(source, folder):
+    (folder / "metadata.jsonl").write_text('{"file_name": "0.png", "text": "row"}')
+    config = DataConfig(resolution=32, bucket_step_px=8, captions=source)
+    before = state(folder)
+    item = listed(folder, config)[0]
+    with pytest.raises(LoomError, match=f"captions come from: {source}; choose captions = auto"):
+        apply_edits(folder, config, {item.id: (item.caption, "x")}, {})
+    assert state(folder) == before
+
+
+def test_several_captions_from_a_table_are_not_made_one(folder):
+    (folder / "metadata.jsonl").write_text('{"file_name": "2.png", "text": ["one", {"text": "two", "weight": 0.5}]}')
+    item = listed(folder, CONFIG)[2]
+    assert item.caption == "one\n0.5::two"
+    with pytest.raises(LoomError, match="several captions; choose caption_lines = alternatives"):
+        apply_edits(folder, CONFIG, {item.id: (item.caption, "x")}, {})
+    config = DataConfig(resolution=32, bucket_step_px=8, caption_lines="alternatives")
+    apply_edits(folder, config, {item.id: (item.caption, "one\n0.25::two")}, {})
+    found = scan(DataConfig(folder=str(folder), resolution=32, bucket_step_px=8, caption_lines="alternatives"))
+    assert [(c.text, c.weight) for c in found.pictures[2].captions] == [("one", 1.0), ("two", 0.25)]
+
+
+def test_pictures_out_of_sight_stay_left_out(folder):
+    (folder / "sub").mkdir()
+    Image.new("RGB", (32, 32)).save(folder / "sub" / "x.png")
+    apply_edits(folder, CONFIG, {}, {identity(folder, "sub/x.png"): True})
+    flat = DataConfig(resolution=32, bucket_step_px=8, recursive=False)
+    apply_edits(folder, flat, {}, {key(folder, 1): True})
+    assert [i.name for i in listed(folder, CONFIG) if i.excluded] == ["1.png", "sub/x.png"]
+    undo(folder, flat)
+    assert [i.name for i in listed(folder, CONFIG) if i.excluded] == ["sub/x.png"]
+
+
+def test_a_caption_file_that_is_a_link_is_left_alone(folder):
+    (folder / "real.text").write_text("linked")
+    (folder / "2.txt").symlink_to(folder / "real.text")
+    with pytest.raises(LoomError, match="2.png: its caption file is a link"):
+        apply_edits(folder, CONFIG, {key(folder, 2): ("linked", "x")}, {})
+    assert (folder / "2.txt").is_symlink()
+    assert (folder / "real.text").read_text() == "linked"
+
+
+def test_a_history_that_names_files_elsewhere_touches_none(folder, tmp_path):
+    apply_edits(folder, CONFIG, {key(folder, 2): ("", "new")}, {})
+    outside = tmp_path.parent / "outside.txt"
+    outside.write_text("mine")
+    own = json.loads((folder / OWN_LIST).read_text())
+    own["history"][-1]["captions"]["2.png"]["file"] = "../outside.txt"
+    (folder / OWN_LIST).write_text(json.dumps(own))
+    undo(folder, CONFIG)
+    assert outside.read_text() == "mine"
+
+
+def test_masks_are_no_twins_and_two_thousand_pictures_are_listed_at_once(tmp_path):
+    import time
+
+    data = (tmp_path / "x.png", tmp_path / "x.mask.png")
+    for path in data:
+        Image.new("RGB", (32, 32)).save(path)
+    (tmp_path / "x.txt").write_text("the caption")
+    apply_edits(tmp_path, CONFIG, {identity(tmp_path, "x.png"): ("the caption", "new")}, {})
+    assert (tmp_path / "x.txt").read_text() == "new"
+    for n in range(2000):
+        (tmp_path / f"{n}.png").write_bytes(data[0].read_bytes())
+    began = time.perf_counter()
+    assert len(listed(tmp_path, CONFIG)) == 2001
+    assert time.perf_counter() - began < 2

@@ -114,3 +114,14 @@ def test_what_is_kept_lies_where_the_crop_is():
     from lora_loom.lora_core.data.buckets import Fit
 
     assert kept(Fit((400, 200), (200, 100), (50, 0), (100, 100)), (100, 50)) == (25, 0, 75, 50)
+
+
+def test_very_long_captions_do_not_hold_up_the_sheet(tmp_path):
+    import time
+
+    for n in range(6):
+        put(tmp_path, f"{n}.png", natural(n, 64), "word " * 2000)
+    report = looked_at(tmp_path, resolution=64)
+    began = time.perf_counter()
+    sheet(report)
+    assert time.perf_counter() - began < 2

@@ -115,3 +115,39 @@ def test_other_splits_of_an_imagefolder_are_not_trained_on(tmp_path):
         (tmp_path / split / "metadata.jsonl").write_bytes(jsonl([{"file_name": "a.png", "text": split}]))
     assert captions(tmp_path) == {"train/a.png": ["train"]}
     assert captions(tmp_path, split="all") == {"train/a.png": ["train"], "test/a.png": ["test"]}
+
+
+def test_the_split_that_is_asked_for_is_the_one_that_is_read(tmp_path):
+    for split in ("train", "test"):
+        picture(tmp_path / split / "a.png")
+    assert captions(tmp_path, split="test") == {"test/a.png": [""]}
+
+
+def test_line_breaks_inside_of_captions_break_no_table(tmp_path):
+    picture(tmp_path / "a.png")
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "one\u2028two\u0085three"}', encoding="utf-8")
+    assert captions(tmp_path) == {"a.png": ["one two three"]}
+    (tmp_path / "metadata.jsonl").unlink()
+    (tmp_path / "metadata.csv").write_bytes(b'file_name,text\r\na.png,"one\r\ntwo"\r\n')
+    assert captions(tmp_path) == {"a.png": ["one two"]}
+
+
+def test_a_file_that_only_has_the_name_of_a_table_stops_nothing(tmp_path):
+    picture(tmp_path / "A.PNG")
+    (tmp_path / "metadata.json").write_text('{"version": 3, "tool": [1, 2]}')
+    found = scan(DataConfig(folder=str(tmp_path), resolution=32, bucket_step_px=8))
+    assert len(found.pictures) == 1
+    with pytest.raises(LoomError, match="metadata.json"):
+        scan(DataConfig(folder=str(tmp_path), resolution=32, bucket_step_px=8, caption_column="text"))
+
+
+def test_names_in_a_table_match_whatever_their_case(tmp_path):
+    picture(tmp_path / "A.PNG")
+    (tmp_path / "metadata.jsonl").write_bytes(jsonl([{"file_name": "a.png", "text": "t"}]))
+    assert captions(tmp_path) == {"A.PNG": ["t"]}
+
+
+def test_a_background_that_is_no_colour_is_one_sentence(tmp_path):
+    picture(tmp_path / "a.png")
+    with pytest.raises(LoomError, match="data.background: 'whit' is no colour"):
+        captions(tmp_path, background="whit")

@@ -101,3 +101,22 @@ def test_latents_of_other_nodes_are_trained_as_they_are(tmp_path):
     assert from_latents(latents, texts, 8, tmp_path) == folder
     with pytest.raises(LoomError, match="this model takes no latents from other nodes"):
         LatentCache(found, Encoder(lambda pixels: pixels), lambda n, of: None)
+
+
+def test_a_dataset_names_no_files_of_this_machine(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet
+
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "hf"))
+    secret = tmp_path / "secret.png"
+    shade(3).save(secret)
+    data = io.BytesIO()
+    shade(1).save(data, "PNG")
+    cells = [{"bytes": None, "path": str(secret)}, {"bytes": data.getvalue(), "path": None}, None]
+    features = datasets.Features({"image": datasets.Image()})
+    place = tmp_path / "set" / "data"
+    place.mkdir(parents=True)
+    pyarrow.parquet.write_table(pa.Table.from_pylist([{"image": c} for c in cells], schema=features.arrow_schema), place / "train-00000-of-00001.parquet")
+    _, found = brought_in(parse({"data": {"folder": f"hf:{tmp_path / 'set'}", "resolution": 32, "bucket_step_px": 8}}), tmp_path / "runs")
+    assert [Image.open(p.path).getpixel((0, 0)) for p in found.pictures] == [(40, 0, 0)]

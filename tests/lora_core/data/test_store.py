@@ -111,3 +111,23 @@ def test_a_disk_that_refuses_costs_the_place_not_the_run(tmp_path):
     assert equal(store.put(key_of(1), entry(1)), entry(1))
     assert equal(store.get(key_of(1)), entry(1))
     assert "cannot keep what was encoded" in store.problem
+
+
+def test_a_system_that_maps_no_more_files_costs_the_mapping_not_the_run(tmp_path, monkeypatch):
+    def refuses(path):
+        raise RuntimeError("unable to mmap 4096 bytes: Cannot allocate memory (12)")
+
+    monkeypatch.setattr(module, "load_file", refuses)
+    store = Disk(tmp_path, BIG)
+    assert equal(store.put(key_of(1), entry(1)), entry(1))
+    assert equal(store.get(key_of(1)), entry(1))
+
+
+def test_tidying_touches_nothing_that_is_no_entry(tmp_path):
+    old = time.time() - 10 * 3600
+    other = tmp_path / "checkpoints" / "step-00000001" / "adapter.safetensors"
+    other.parent.mkdir(parents=True)
+    other.write_bytes(b"x" * 1000)
+    os.utime(other, (old, old))
+    Disk(tmp_path, 1).tidy()
+    assert other.exists()

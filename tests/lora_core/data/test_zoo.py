@@ -1,5 +1,6 @@
 """A folder as people really have it: every picture is decoded to what a closed form says, or left out by name; every caption is the expected string."""
 
+import contextlib
 import io
 import struct
 import zlib
@@ -275,3 +276,39 @@ def test_a_legacy_encoding_is_read_when_it_is_named(encoding, text, tmp_path):
     (tmp_path / "a.txt").write_bytes(text.encode(encoding))
     assert scan(settings(tmp_path, caption_encoding=encoding)).pictures[0].caption == text
     assert "captions are no Unicode" in "".join(scan(settings(tmp_path)).warnings)
+
+
+def test_a_file_that_would_start_another_program_is_no_picture(tmp_path):
+    (tmp_path / "x.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\nshowpage\n")
+    halves().save(tmp_path / "a.png")
+    assert [name for name, _ in scan(settings(tmp_path)).skipped] == ["x.png"]
+
+
+def test_a_linear_profile_is_converted_though_its_name_says_srgb(tmp_path):
+    linear = wide_profile().replace(b"Wide test", b"sRGB line").replace(b"sRGB line", b"lin-sRGB ")
+    Image.new("RGB", (64, 32), (180, 60, 50)).save(tmp_path / "x.png", icc_profile=linear)
+    assert np.abs(np.array(open_rgb(tmp_path / "x.png").getpixel((8, 16)), int) - ADOBE_RED).max() <= 1
+
+
+def test_transparency_by_colour_survives_a_profile(tmp_path):
+    Image.new("RGB", (64, 32), (180, 60, 50)).save(tmp_path / "x.png", icc_profile=wide_profile(), transparency=(180, 60, 50))
+    assert open_rgb(tmp_path / "x.png").getpixel((8, 16)) == (255, 255, 255)
+
+
+def test_no_mutation_of_a_picture_ends_a_scan(tmp_path):
+    """A thousand files with a few bytes changed: each is read, or left out with a reason."""
+    import random
+
+    from lora_loom.lora_core.data.pictures import PictureError, open_picture, read_header
+
+    rng = random.Random(0)
+    for n in range(1000):
+        name, (data, *_) = rng.choice(list(ZOO.items()))
+        changed = bytearray(data)
+        for _ in range(rng.randint(1, 6)):
+            changed[rng.randrange(min(len(changed), 2000))] = rng.randrange(256)
+        path = tmp_path / f"{n}{name[name.rfind('.'):]}"
+        path.write_bytes(changed)
+        with contextlib.suppress(PictureError):
+            read_header(path)
+            assert open_picture(path).rgb.mode == "RGB"
