@@ -31,6 +31,21 @@ def main(argv: list[str] | None = None) -> int:
     find.add_argument("job", type=Path, help="TOML job file")
     find.add_argument("--steps", type=int, default=60, help="steps of the test (default: 60)")
     commands.add_parser("recipes", help="list the bundled job files a job can start from")
+    sample = commands.add_parser("sample", help="draw pictures with LoRAs, embeddings or the saves of runs, on one sheet beside the base model")
+    sample.add_argument("files", type=Path, nargs="*", help="LoRA and embedding files, run folders")
+    sample.add_argument("--base", default="toy", help="toy, or a folder in diffusers layout (default: toy)")
+    sample.add_argument("--companion", default="", help="folder of the other stage of a two-stage model")
+    sample.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16", "fp16"))
+    sample.add_argument("--prompt", action="append", help="a row of the sheet; give it several times for several rows")
+    sample.add_argument("--negative", default="")
+    sample.add_argument("--strength", type=float, nargs="+", default=[1.0], help="strengths of each LoRA (default: 1)")
+    sample.add_argument("--width", type=int, default=64)
+    sample.add_argument("--height", type=int, default=0, help="0: as the width")
+    sample.add_argument("--steps", type=int, default=20)
+    sample.add_argument("--cfg", type=float, default=7.0)
+    sample.add_argument("--seed", type=int, default=1)
+    sample.add_argument("--out", type=Path, default=Path("samples.png"), help="the sheet (default: samples.png)")
+    sample.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves it to torch")
     demo = commands.add_parser("demo", help="train on the bundled toy model and pictures, and show what it learned")
     demo.add_argument("--set", default="object", help="bundled picture set: object, style, pair or word", dest="picture_set")
     for command in (train, sweep, check, find):
@@ -47,7 +62,8 @@ def main(argv: list[str] | None = None) -> int:
     from .lora_core.errors import LoomError
 
     try:
-        return {"train": _train, "sweep": _sweep, "check": _check, "find-lr": _find_lr, "recipes": _recipes, "demo": _demo}.get(args.command, _on_files)(args)
+        own = {"train": _train, "sweep": _sweep, "check": _check, "find-lr": _find_lr, "recipes": _recipes, "demo": _demo, "sample": _sample}
+        return own.get(args.command, _on_files)(args)
     except (LoomError, FormatError) as error:
         sys.stderr.write(f"lora-loom: {error}\n")
         return FAILED
@@ -181,23 +197,58 @@ def _demo(args: argparse.Namespace) -> int:
     return code
 
 
+def _sample(args: argparse.Namespace) -> int:
+    """Draws prompts with the base model, then with each LoRA or save of a run at each strength, onto one sheet."""
+    from .convert.disk import load_any
+    from .convert.embedding import is_embedding, read_embedding
+    from .lora_core.backends.base import SampleJob
+    from .lora_core.config import SampleConfig, check
+    from .lora_core.errors import LoomError
+    from .lora_core.sampling import drawn, of_run, of_start, sheet
+
+    if not args.prompt or not args.files:
+        raise LoomError("sample: give LoRA or embedding files or run folders, and at least one --prompt.")
+    for strength in args.strength:
+        check("--strength", strength, float, {"low": -10.0, "high": 10.0, "choices": ()})
+    backend = _backend(args.base, args.companion, args.precision)
+    missing = [path for path in args.files if not path.exists()]
+    if missing:
+        raise LoomError(f"sample: there is no file or run folder {missing[0]}.")
+    words = [path for path in args.files if path.is_file() and is_embedding(load_any(path)[0])]
+    embeddings = {path.stem: read_embedding(load_any(path)[0]).vectors for path in words}
+    worn = []
+    for path in (p for p in args.files if p not in words):
+        worn += of_run(path, backend) if path.is_dir() else [of_start(path.stem, backend, _read_lora(path, backend), embeddings)]
+    worn = worn or [of_start(", ".join(embeddings), backend, {}, embeddings)]
+    config = SampleConfig(negative=args.negative, steps=args.steps, cfg=args.cfg, seed=args.seed)
+    columns = drawn(worn, args.strength, [SampleJob(prompt, args.width, args.height or args.width, config) for prompt in args.prompt], backend)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    sheet(columns, args.prompt).save(args.out)
+    sys.stdout.write(f"{len(columns)} x {len(args.prompt)} pictures: {args.out}\n")
+    return DONE
+
+
+def _backend(base: str, companion: str, precision: str) -> Any:
+    """The headless backend of a base model: toy, or a folder in diffusers layout."""
+    from .lora_core.backends.diffusers_backend import DiffusersBackend
+    from .lora_core.backends.two_stage import kind_of
+    from .lora_core.toy.model import MODEL
+
+    folder = MODEL if base == "toy" else Path(base)
+    two_stage = kind_of(folder)
+    return two_stage(folder, companion, precision) if two_stage else DiffusersBackend(folder, precision)
+
+
 def _prepared(config: TrainConfig, args: argparse.Namespace, backend: Any = None) -> tuple[TrainConfig, Any, Any]:
     """(config with its folders found, dataset, backend) of a headless job."""
     import torch
 
-    from .lora_core.backends.diffusers_backend import DiffusersBackend
-    from .lora_core.backends.two_stage import kind_of
     from .lora_core.data.sources import brought_in
-    from .lora_core.toy.model import MODEL
 
     if args.threads:
         torch.set_num_threads(args.threads)
     config, dataset = brought_in(config, args.out)
-    if backend is None:
-        folder = MODEL if config.base == "toy" else Path(config.base)
-        two_stage = kind_of(folder)
-        backend = two_stage(folder, config.companion, config.precision) if two_stage else DiffusersBackend(folder, config.precision)
-    return config, dataset, backend
+    return config, dataset, backend or _backend(config.base, config.companion, config.precision)
 
 
 def run_job(config: TrainConfig, args: argparse.Namespace, backend: Any = None, also: Any = None) -> tuple[Result, int]:
@@ -256,18 +307,24 @@ def _start(config: TrainConfig, backend: Any) -> Any:
     """What adapter.start_from names, for the layers of this run; None without it."""
     if not config.adapter.start_from:
         return None
+    from .lora_core.build import chosen_layers
+
+    own, texts = chosen_layers(config, backend)
+    return _read_lora(Path(config.adapter.start_from), backend, [*own, *texts], config.adapter.algorithm)
+
+
+def _read_lora(path: Path, backend: Any, names: list[str] | None = None, algorithm: str = "") -> Any:
+    """A LoRA file by the layers of the model; `names` are those it may have (all by default), `algorithm` the form it is brought into (its own by default)."""
     from .convert import FormatError
     from .convert.families import UNKNOWN, known_family
     from .convert.jobs import open_lora
     from .convert.products import starting_point
-    from .lora_core.build import chosen_layers
 
-    own, texts = chosen_layers(config, backend)
     try:
-        lora = open_lora(Path(config.adapter.start_from), known_family(backend.family))
+        lora = open_lora(path, known_family(backend.family))
     except FormatError:  # a model of unusual shape: the names are its own
-        lora = open_lora(Path(config.adapter.start_from), UNKNOWN)
-    return starting_point(lora, [*own, *texts], config.adapter.algorithm)
+        lora = open_lora(path, UNKNOWN)
+    return starting_point(lora, names or [backend.file_name(p) for p in (*backend.layers(), *backend.text_layers())], algorithm)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,136 @@
+"""Pictures from finished LoRAs and from the saves of a run, headless: one sheet of file or step x strength x prompt."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from safetensors.torch import load_file
+from torch import nn
+
+from . import state
+from .adapters import AdapterSet
+from .backends.base import Backend, SampleJob
+from .build import make_adapters
+from .config import TrainConfig, parse
+from .ema import PREFIX as EMA_PREFIX
+from .errors import LoomError
+from .run import Start, preserved_rng
+from .tokens import Token, TokenSet, TokenVectors
+
+_ALGORITHMS = {"hada_w1_a": "loha", "lokr_w1": "lokr", "lokr_w1_a": "lokr", "dora_scale": "dora"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Worn:
+    """Adapters ready to be attached; `weights` replaces their values where one set of adapters stands for several saves."""
+
+    label: str
+    layers: Mapping[str, nn.Module]
+    adapters: AdapterSet
+    weights: Mapping[str, torch.Tensor] | None = None
+
+
+def of_start(label: str, backend: Backend, start: Start, embeddings: Mapping[str, Mapping[str, torch.Tensor]] | None = None) -> Worn:
+    """A LoRA given layer by layer, as `convert.starting_point` gives it, and embeddings: word -> vectors (n, width) by text encoder."""
+    kinds = {_ALGORITHMS[part] for parts in start.values() for part in parts if part in _ALGORITHMS} or {"lora"}
+    if len(kinds) > 1:
+        raise LoomError(f"{label}: mixes {' and '.join(sorted(kinds))}; convert it to plain LoRA first (--approximate).")
+    tokens = TokenSet(_token(word, vectors, backend) for word, vectors in (embeddings or {}).items())
+    if not start:
+        return Worn(label, {}, AdapterSet({}, tokens))
+    in_texts = bool({backend.file_name(path) for path in backend.text_layers()} & start.keys())
+    every = {"algorithm": kinds.pop(), "rank": 1, "targets": "regex", "include": "."}
+    layers, adapters = make_adapters(parse({"adapter": every, "text_encoder": {"train": in_texts, "targets": "attention and mlp"}}), backend, "", start)
+    return Worn(label, {name: layers[name] for name in start}, AdapterSet({name: adapters[name] for name in start}, tokens))
+
+
+def _token(word: str, vectors: Mapping[str, torch.Tensor], backend: Backend) -> TokenVectors:
+    tables = {encoder: table for encoder, table in backend.token_tables().items() if encoder in vectors}
+    unfit = [encoder for encoder, table in tables.items() if vectors[encoder].shape[1] != table.width]
+    if not tables or unfit:
+        found = ", ".join(f"{encoder} of width {v.shape[1]}" for encoder, v in vectors.items())
+        wanted = ", ".join(f"{encoder} of width {t.width}" for encoder, t in backend.token_tables().items()) or "none"
+        raise LoomError(f"{word}: is an embedding for {found}, the model reads {wanted}; take one of this model.")
+    token = TokenVectors(Token(word, len(next(iter(vectors.values())))), tables, 0, backend.text_device)
+    with torch.no_grad():
+        for encoder, parameter in token.vectors.items():
+            parameter.copy_(vectors[encoder])
+    return token
+
+
+def of_run(folder: Path, backend: Backend) -> list[Worn]:
+    """Every whole checkpoint of a run folder, oldest first, with its averages where it kept some. Raises LoomError when there is none."""
+    try:
+        config: TrainConfig = parse(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise LoomError(f"{folder}: is no run folder (its config.json cannot be read).") from error
+    saves = [c for c in (state.read(step) for step in reversed(state.all_steps(folder / "checkpoints"))) if c]
+    if not saves:
+        raise LoomError(f"{folder}: holds no whole checkpoint; sample its result file instead.")
+    layers, adapters = make_adapters(config, backend, config.data.trigger)
+    out = []
+    for save in saves:
+        plain = {k: v for k, v in save.adapter.items() if not k.startswith(EMA_PREFIX)}
+        averages = {k.removeprefix(EMA_PREFIX): v for k, v in save.adapter.items() if k.startswith(EMA_PREFIX)}
+        out.append(Worn(f"step {save.step}", layers, adapters, {**plain, **{k: v for k, v in averages.items() if k in plain}}))
+    best = sorted((folder / "checkpoints").glob("best-*.safetensors"))
+    return out + [Worn(f"best, step {int(p.stem.removeprefix('best-'))}", layers, adapters, load_file(p)) for p in best[-1:]]
+
+
+@contextlib.contextmanager
+def attached(worn: Worn, backend: Backend, strength: float) -> Iterator[None]:
+    """The adapters on the model, their change times `strength`."""
+    if any("dora_scale" in dict(a.named_parameters()) for _, a in worn.adapters) and strength not in (0.0, 1.0):
+        raise LoomError(f"strength: {strength:g} is not defined for DoRA alike in all programs; use 0 or 1.")
+    if worn.weights is not None:
+        worn.adapters.load_state_dict(worn.weights)
+    scales = {name: adapter.scale for name, adapter in worn.adapters}
+    with backend.training(worn.layers, worn.adapters, False):
+        worn.adapters.prepare()
+        try:
+            for name, adapter in worn.adapters:
+                adapter.scale = scales[name] * strength
+                adapter.active = strength != 0
+            worn.adapters.weights_changed()
+            yield
+        finally:
+            for name, adapter in worn.adapters:
+                adapter.scale, adapter.active = scales[name], True
+
+
+@torch.no_grad()
+def drawn(worn: Sequence[Worn], strengths: Sequence[float], jobs: Sequence[SampleJob], backend: Backend) -> list[tuple[str, list[Image.Image]]]:
+    """(column's label, one picture a job): the base model first, then each of `worn` at each strength above 0."""
+    out: list[tuple[str, list[Image.Image]]] = []
+    with preserved_rng(0):
+        out.append(("without", [backend.sample(job)[0] for job in jobs]))
+        for one in worn:
+            for strength in (s for s in strengths if s != 0):
+                with attached(one, backend, strength):
+                    label = one.label if len(strengths) == 1 and strength == 1 else f"{one.label} x {strength:g}"
+                    out.append((label, [backend.sample(job)[0] for job in jobs]))
+    return out
+
+
+def sheet(columns: Sequence[tuple[str, Sequence[Image.Image]]], prompts: Sequence[str]) -> Image.Image:
+    """Columns as drawn, prompts as rows, each row under its prompt."""
+    font, pad, line = ImageFont.load_default(14), 8, 22
+    width, height = columns[0][1][0].size
+    cell_w, cell_h = max(width, 192), max(height, 192)
+    out = Image.new("RGB", (pad + len(columns) * (cell_w + pad), line + len(prompts) * (cell_h + line + pad)), "white")
+    pen = ImageDraw.Draw(out)
+    for n, (label, images) in enumerate(columns):
+        x = pad + n * (cell_w + pad)
+        pen.text((x, 4), label, fill=(40, 40, 48), font=font)
+        for row, image in enumerate(images):
+            scaled = image if image.size == (cell_w, cell_h) else image.resize((cell_w, round(image.height * cell_w / image.width)), Image.Resampling.NEAREST)
+            out.paste(scaled, (x, 2 * line + row * (cell_h + line + pad)))
+    for row, prompt in enumerate(prompts):
+        pen.text((pad, line + row * (cell_h + line + pad)), prompt, fill=(90, 90, 100), font=font)
+    return out
