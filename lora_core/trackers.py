@@ -27,7 +27,7 @@ class Tracker(Listener):
         if name not in kinds:
             raise LoomError(f"trackers: {name!r} is not known; allowed are {', '.join(sorted(kinds))}.")
         if name not in {str(kind) for kind in tracking.get_available_trackers()}:
-            raise LoomError(f"trackers: {name} is not installed; install its package ({name}), or leave it out.")
+            raise LoomError(f"trackers: {name} is not installed; install its package (pip install {name}), or leave it out.")
         PartialState()
         kind, place = kinds[name], folder / FOLDER
         if kind.requires_logging_directory:
