@@ -78,7 +78,8 @@ def _on_files(args: argparse.Namespace) -> int:
 
 def _train(args: argparse.Namespace) -> int:
     result, code = run_job(_job(args), args)
-    sys.stdout.write(f"{result.outcome} after step {result.step}: {', '.join(map(str, result.files))}\n")
+    if result.files:  # of several processes only the first one writes
+        sys.stdout.write(f"{result.outcome} after step {result.step}: {', '.join(map(str, result.files))}\n")
     return code
 
 
@@ -228,7 +229,7 @@ def _sample(args: argparse.Namespace) -> int:
     return DONE
 
 
-def _backend(base: str, companion: str, precision: str) -> Any:
+def _backend(base: str, companion: str, precision: str, device: str = "") -> Any:
     """The headless backend of a base model: toy, or a folder in diffusers layout."""
     from .lora_core.backends.diffusers_backend import DiffusersBackend
     from .lora_core.backends.two_stage import kind_of
@@ -236,10 +237,10 @@ def _backend(base: str, companion: str, precision: str) -> Any:
 
     folder = MODEL if base == "toy" else Path(base)
     two_stage = kind_of(folder)
-    return two_stage(folder, companion, precision) if two_stage else DiffusersBackend(folder, precision)
+    return two_stage(folder, companion, precision, device) if two_stage else DiffusersBackend(folder, precision, device)
 
 
-def _prepared(config: TrainConfig, args: argparse.Namespace, backend: Any = None) -> tuple[TrainConfig, Any, Any]:
+def _prepared(config: TrainConfig, args: argparse.Namespace, backend: Any = None, device: str = "") -> tuple[TrainConfig, Any, Any]:
     """(config with its folders found, dataset, backend) of a headless job."""
     import torch
 
@@ -248,7 +249,7 @@ def _prepared(config: TrainConfig, args: argparse.Namespace, backend: Any = None
     if args.threads:
         torch.set_num_threads(args.threads)
     config, dataset = brought_in(config, args.out)
-    return config, dataset, backend or _backend(config.base, config.companion, config.precision)
+    return config, dataset, backend or _backend(config.base, config.companion, config.precision, device)
 
 
 def run_job(config: TrainConfig, args: argparse.Namespace, backend: Any = None, also: Any = None) -> tuple[Result, int]:
@@ -260,17 +261,21 @@ def run_job(config: TrainConfig, args: argparse.Namespace, backend: Any = None, 
 
     from .convert import products
     from .lora_core.errors import LoomError
-    from .lora_core.events import Control, Listeners
+    from .lora_core.events import Control, Listener, Listeners
     from .lora_core.reports import FileLog, ProgressBar
     from .lora_core.rundirs import last_run, new_run, remove_if_untrained
     from .lora_core.trackers import Tracker
     from .lora_core.trainer import train
+    from .lora_core.world import launched
 
-    config, dataset, backend = _prepared(config, args, backend)
-    sys.stdout.write(dataset.summary() + "\n")
+    world = launched()
+    with world.main_first():  # what a job brings in is brought in once
+        config, dataset, backend = _prepared(config, args, backend, world.device)
+    if world.main:
+        sys.stdout.write(dataset.summary() + "\n")
     start = _start(config, backend)
     resume = getattr(args, "resume", False)
-    folder = last_run(args.out, config.name) if resume else new_run(args.out, config.name)
+    folder = world.of_main((last_run(args.out, config.name) if resume else new_run(args.out, config.name)) if world.main else None)
     if folder is None:
         raise LoomError(f"name: there is no run {config.name!r} in {args.out} to continue; start it without --resume.")
 
@@ -286,12 +291,15 @@ def run_job(config: TrainConfig, args: argparse.Namespace, backend: Any = None, 
 
     before = {s: signal.signal(s, on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
-        with FileLog(folder / "run.log") as log, ProgressBar() as bar:
-            trackers = [Tracker(name.strip(), folder.name, folder) for name in config.trackers.split(",") if name.strip()]
-            listeners = Listeners([log, bar, *trackers, *([also] if also else [])])
-            result = train(config, backend, dataset, folder, export, listeners, control, resume, start)
+        if not world.main:
+            result = train(config, backend, dataset, folder, export, Listener(), control, resume, start, world)
+        else:
+            with FileLog(folder / "run.log") as log, ProgressBar() as bar:
+                trackers = [Tracker(name.strip(), folder.name, folder) for name in config.trackers.split(",") if name.strip()]
+                listeners = Listeners([log, bar, *trackers, *([also] if also else [])])
+                result = train(config, backend, dataset, folder, export, listeners, control, resume, start, world)
     except BaseException:
-        if not resume:
+        if not resume and world.main:
             remove_if_untrained(folder)
         if received:
             sys.stderr.write("lora-loom: stopped\n")

@@ -37,6 +37,7 @@ from .rng import derive
 from .step import MAX_SKIPPED
 from .tokens import TokenSet
 from .validation import Probes, split
+from .world import ALONE, World
 
 Start = dict[str, dict[str, torch.Tensor]]  # layer name -> what its adapter starts from: lora_down, lora_up, alpha, ...
 MAX_TEXTS_AHEAD = 2000
@@ -59,6 +60,7 @@ class Run:
     skipped_in_a_row: int = 0
     mid_update: bool = False
     frozen: list[str] = dataclasses.field(default_factory=list)  # names of the groups whose time is over
+    world: World = ALONE
 
     def parameters(self) -> list[nn.Parameter]:
         """What this step trains."""
@@ -167,14 +169,16 @@ class Material:
 @contextlib.contextmanager
 def assembled(
     config: TrainConfig, backend: Backend, dataset: Dataset, cache: Path, listener: Listener, start: Start | None = None,
-    check: Callable[[AdapterSet], None] = lambda adapters: None, first_step: int = 0,
+    check: Callable[[AdapterSet], None] = lambda adapters: None, first_step: int = 0, world: World = ALONE,
 ) -> Iterator[Run]:  # fmt: skip
     """A run ready for step `first_step`, on the lent model, which gets everything back when the block ends.
 
     `cache`: below it class pictures and what was encoded are kept. `check`: a last look at what will be trained, before anything is encoded.
     """
     with preserved_rng(config.seed):
-        m = _gathered(config, backend, dataset, cache, listener, start, check, first_step)
+        m = _gathered(config, backend, dataset, cache, listener, start, check, first_step, world)
+        if m.config.auto_fit and world.size > 1:
+            raise LoomError("auto_fit: several processes could settle on different batches; measure with lora-loom check, and turn it off here.")
         if m.config.auto_fit:
             config, measured = fit(m.config, backend, m.layers, m.adapters, m.all_batches(), m.objective)
             listener.on_message(f"Dry run: {measured.sentence(config.steps)}")
@@ -187,7 +191,7 @@ def assembled(
             optimizer = make_optimizer(make_groups(config, m.adapters), config.optimizer)
             scaler = torch.amp.GradScaler(backend.device.type, init_scale=2.0**12, enabled=backend.dtype == torch.float16)
             ema = Ema(m.adapters, config.ema_decay) if config.ema_decay else None
-            yield Run(config, backend, m.adapters, m.batches, m.objective, optimizer, scaler, ema, m.prior, m.probes)
+            yield Run(config, backend, m.adapters, m.batches, m.objective, optimizer, scaler, ema, m.prior, m.probes, world=world)
 
 
 def dry_run(config: TrainConfig, backend: Backend, dataset: Dataset, cache: Path, listener: Listener) -> tuple[TrainConfig, Measured]:
@@ -201,7 +205,7 @@ def dry_run(config: TrainConfig, backend: Backend, dataset: Dataset, cache: Path
 
 def _gathered(
     config: TrainConfig, backend: Backend, dataset: Dataset, cache: Path, listener: Listener, start: Start | None, check: Callable[[AdapterSet], None],
-    first_step: int = 0,
+    first_step: int = 0, world: World = ALONE,
 ) -> Material:  # fmt: skip
     config = filled(config.for_pictures(len(dataset.pictures)))
     check_installed(config.optimizer.name)
@@ -219,20 +223,21 @@ def _gathered(
         listener.on_message(f"data.trigger: {dataset.trigger!r} is one word of the text encoder and may mean something to it already; a made-up one is safer.")
     store = open_store(cache, config.cache.disk, config.cache.limit_gb)
     backend.keep_texts(store)
-    latents = _encoded(dataset, backend, store, listener, "pictures")
+    latents = _encoded(dataset, backend, store, listener, "pictures", world)
     _check_masks(dataset, latents, listener)
-    batches = Batches(latents, config, backend.device)
-    prior = _class_batches(config, backend, dataset, adapters.tokens, cache / CLASS_PICTURES, store, listener)
+    batches = Batches(latents, config, backend.device, world)
+    prior = _class_batches(config, backend, dataset, adapters.tokens, cache / CLASS_PICTURES, store, listener, world)
     probes = None
     if held_out is not None:
-        probes = Probes(config, latents, _encoded(held_out, backend, store, listener, "held-out pictures"), backend.device)
+        probes = Probes(config, latents, _encoded(held_out, backend, store, listener, "held-out pictures", world), backend.device)
     if not adapters.changes_text:
         ahead = captions_ahead(batches, config, first_step) + (captions_ahead(prior, config, first_step) if prior else [])
         ahead = list(dict.fromkeys(ahead + (probes.captions() if probes else [])))
-        backend.encode_texts(ahead, lambda n, of: listener.on_message(f"Encoding captions {n}/{of}"))
+        with world.main_first():
+            backend.encode_texts(ahead, lambda n, of: listener.on_message(f"Encoding captions {n}/{of}"))
         for sentence in long_captions(ahead, backend):
             listener.on_message(sentence)
-    if isinstance(store, Disk):
+    if isinstance(store, Disk) and world.main:
         store.tidy()
     if store.problem:
         listener.on_message(store.problem)
@@ -244,7 +249,14 @@ def _of_class(config: TrainConfig) -> TrainConfig:
     return dataclasses.replace(config, seed=derive(config.seed, "class"))
 
 
-def _encoded(dataset: Dataset, backend: Backend, store: Disk | Memory, listener: Listener, what: str) -> LatentCache:
+def _encoded(dataset: Dataset, backend: Backend, store: Disk | Memory, listener: Listener, what: str, world: World = ALONE) -> LatentCache:
+    """Each of several processes first encodes its share into the common store, then finds the rest there."""
+    mine = dataset.pictures[world.rank :: world.size]
+    if world.size > 1 and isinstance(store, Disk):
+        if mine:
+            with contextlib.suppress(LoomError):  # what is wrong with a picture is said below
+                LatentCache(dataclasses.replace(dataset, pictures=mine), Encoder.of(backend), lambda n, of: None, store)
+        world.barrier()
     for picture in (p for p in dataset.pictures if p.is_latent):
         backend.know_text(picture.caption, picture.path)
     cache = LatentCache(dataset, Encoder.of(backend), lambda n, of: listener.on_message(f"Encoding {what} {n}/{of}"), store)
@@ -277,14 +289,15 @@ def with_tokens(dataset: Dataset, tokens: TokenSet) -> Dataset:
 
 
 def _class_batches(
-    config: TrainConfig, backend: Backend, dataset: Dataset, tokens: TokenSet, place: Path, store: Disk | Memory, listener: Listener
+    config: TrainConfig, backend: Backend, dataset: Dataset, tokens: TokenSet, place: Path, store: Disk | Memory, listener: Listener, world: World
 ) -> Batches | None:
     """The class pictures as batches with an order of their own; None without prior preservation."""
-    found = class_dataset(config, backend, dataset, tokens, place, lambda n, of: listener.on_message(f"Making class pictures {n}/{of}"))
+    with world.main_first():
+        found = class_dataset(config, backend, dataset, tokens, place, lambda n, of: listener.on_message(f"Making class pictures {n}/{of}"))
     if found is None:
         return None
     own = _of_class(config)
-    return Batches(_encoded(found, backend, store, listener, "class pictures"), own, backend.device)
+    return Batches(_encoded(found, backend, store, listener, "class pictures", world), own, backend.device, world)
 
 
 def captions_ahead(batches: Batches, config: TrainConfig, first_step: int = 0) -> list[str]:

@@ -37,9 +37,12 @@ def diffusion_loss(
 ) -> torch.Tensor:
     """Weighted float32 loss of each sample, shape (B,)."""
     x0 = batch.latents  # (B, C, [T,] H, W), in the model's latent units
-    sigma = objective.draw_sigma(len(x0), rng)  # (B,)
-    noise = objective.draw_noise(x0, rng)
-    pred = predict(objective.corrupt(x0, objective.perturbed(noise, rng), sigma), sigma, batch)
+    mine = batch.world.share(len(x0))  # every process draws for all, and takes its share
+    whole = x0 if batch.world.size == 1 else x0.repeat(batch.world.size, *[1] * (x0.ndim - 1))
+    sigma = objective.draw_sigma(len(whole), rng)[mine]  # (B,)
+    noise = objective.draw_noise(whole, rng)
+    perturbed, noise = objective.perturbed(noise, rng)[mine], noise[mine]
+    pred = predict(objective.corrupt(x0, perturbed, sigma), sigma, batch)
     delta = objective.huber_delta(sigma, huber_delta, huber_schedule) if loss in THRESHOLDED else None  # (B,)
     error = mean(LOSSES[loss](pred, objective.target(x0, noise, sigma), delta), batch.mask)  # (B,)
     return objective.weight(sigma).to(error) * batch.weight.to(error) * error
@@ -53,7 +56,7 @@ def optimizer_step(run: Run, step: int) -> StepReport:
     for micro in range(config.grad_accum):
         for n, (batches, weight, stream) in enumerate(run.sources()):
             batch = batches.at(step, micro)
-            run.adapters.begin_pass(config.seed, step, micro, stream)
+            run.adapters.begin_pass(config.seed, step, micro, f"{stream}{run.world.rank or ''}")
             rng = step_rng(config.seed, 0, step, micro, f"{stream}noise")
             error = diffusion_loss(run.backend.predict, batch, run.objective, rng, config.loss, config.huber_delta, config.huber_schedule)
             share = error.mean() / config.grad_accum
@@ -61,9 +64,14 @@ def optimizer_step(run: Run, step: int) -> StepReport:
                 run.scaler.scale(weight * share).backward()
             totals[n] += share.detach()
             pictures += batch.names
-    if not len(run.adapters) and all(p.grad is None for p in run.parameters()):
+    run.world.average([totals])
+    if not len(run.adapters) and not run.world.any(any(p.grad is not None for p in run.parameters())):
         loss, class_loss = totals.tolist()
         return StepReport(step + 1, loss, class_loss, 0.0, effective_lr(run.optimizer), pictures)
+    if run.world.size > 1:
+        for p in run.parameters():
+            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+        run.world.average([p.grad for p in run.parameters() if p.grad is not None])
     run.scaler.unscale_(run.optimizer)
     grad_norm = clip_grad_norm(run.parameters(), config.optimizer.max_grad_norm)
     norm, loss, class_loss = run.check_finite(grad_norm, totals, step, pictures)  # the step's one device sync, before the weights move

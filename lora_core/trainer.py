@@ -8,6 +8,7 @@ import itertools
 import json
 import logging
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -33,6 +34,7 @@ from .run import Run, Start, assembled
 from .schedules import lr_factor
 from .step import optimizer_step
 from .validation import History, Measure
+from .world import ALONE, World
 
 log = logging.getLogger(__name__)
 Product = tuple[dict[str, torch.Tensor], dict[str, str]]  # (tensors, metadata) of one file
@@ -79,6 +81,7 @@ def train(
     control: Control | None = None,
     resume: bool = False,
     start: Start | None = None,
+    world: World = ALONE,
 ) -> Result:
     """Trains adapters on `backend`'s model, from `start` where given, and writes everything below `folder`.
 
@@ -89,7 +92,7 @@ def train(
         config = as_fitted(config, folder / "config.json")
     saved = state.all_steps(folder / "checkpoints") if resume else []
     first = int(saved[0].name.removeprefix("step-")) if saved else 0
-    with assembled(config, backend, dataset, folder.parent, listener, start, lambda adapters: room_for(config, adapters, folder), first) as run:
+    with assembled(config, backend, dataset, folder.parent, listener, start, lambda adapters: room_for(config, adapters, folder), first, world) as run:
         return Loop(run, folder, export, listener, control or Control(), resume).go()
 
 
@@ -125,25 +128,32 @@ class Loop:
         self.identity["text"] = run.backend.text_fingerprint()
         if not (pictures := run.backend.picture_fingerprint()).startswith(UNKNOWN_ENCODER):
             self.identity["vae"] = pictures
+        self.world = run.world
+        if self.world.size > 1:
+            self.identity["processes"] = str(self.world.size)
         folder.mkdir(parents=True, exist_ok=True)
-        for place in (folder, self.checkpoints):
+        for place in (folder, self.checkpoints) if self.world.main else ():
             files.sweep_temps(place)
+        self.world.barrier()
         if resume:
             self._restore()
         elif state.all_steps(self.checkpoints):
             raise LoomError(f"name: the run folder {folder.name!r} already holds checkpoints; continue it or choose another name.")
-        files.write_json(folder / "config.json", as_dict(self.config))
+        self.world.barrier()
+        if self.world.main:
+            files.write_json(folder / "config.json", as_dict(self.config))
 
     def go(self) -> Result:
         self.listener.on_start(self.done, self.config.steps, self.facts())
         outcome = "finished"
         try:
-            with open(self.folder / "log.jsonl", "a", encoding="utf-8") as log:
+            with open(self.folder / "log.jsonl" if self.world.main else os.devnull, "a", encoding="utf-8") as log:
                 if self.run.probes and not self.history.measures:
                     self.validate()
                 for step in range(self.done, self.config.steps):
-                    if self.control.stopping or self._no_longer_better():
-                        outcome = "stopped" if self.control.stopping else "stopped early"
+                    stopping = self.world.any(self.control.stopping)
+                    if stopping or self._no_longer_better():
+                        outcome = "stopped" if stopping else "stopped early"
                         break
                     self._step(step, log)
             if self.done == 0:
@@ -190,12 +200,14 @@ class Loop:
             if not math.isfinite(measure.held_out):
                 raise NonFiniteError(f"Step {self.done}: the loss on held-out pictures is {measure.held_out}; lower optimizer.lr.")
             self.history.measures.append(measure)
-            if self.history.best is measure:
+            if self.history.best is measure and self.world.main:
                 files.write_safetensors(self._best_file(self.done), self.run.adapters.state_dict())
-        for old in sorted(self.checkpoints.glob("best-*.safetensors"))[:-2]:
-            old.unlink()
         best = self.history.best
         assert best is not None
+        if not self.world.main:
+            return measure
+        for old in sorted(self.checkpoints.glob("best-*.safetensors"))[:-2]:
+            old.unlink()
         rows = self.history.measures
         drawn = {"held-out pictures": [(m.step, m.held_out) for m in rows], "trained pictures": [(m.step, m.trained) for m in rows]}
         curves(drawn, best.step).save(self.folder / "validation.png")
@@ -227,6 +239,9 @@ class Loop:
 
     def save(self) -> Path:
         """Checkpoint of the steps done so far, then older ones pruned."""
+        if not self.world.main:
+            self.saved = self.done
+            return state.folder_of(self.checkpoints, self.done)
         facts = {**self.identity, "config": as_dict(self.config), "scaler": self.run.scaler.state_dict(), "skipped_in_a_row": self.run.skipped_in_a_row}
         facts |= {"losses": self.losses, "frozen": self.run.frozen, "validation": self.history.as_list()}
         weights = self.run.adapters.state_dict() | (self.run.ema.state_dict() if self.run.ema else {})
@@ -238,7 +253,7 @@ class Loop:
 
     def draw_samples(self) -> None:
         """The sample prompts with the adapters as they are; the first time also without them, same seed, to compare against."""
-        if self.samples_failed >= MAX_FAILED_SAMPLES:
+        if self.samples_failed >= MAX_FAILED_SAMPLES or not self.world.main:
             return
         try:
             if not self.sampled:
@@ -292,6 +307,8 @@ class Loop:
         return self._write_result(outcome)
 
     def _write_result(self, outcome: str) -> Result:
+        if not self.world.main:
+            return Result(self.folder, [], self.done, outcome, self.losses, {}, self.facts())
         weights = self._chosen_weights()
         alphas = {f"{name}.alpha": torch.tensor(a.alpha) for name, a in self.run.adapters if a.alpha}
         products = self.export({**weights, **alphas}, self.facts())
@@ -328,7 +345,7 @@ class Loop:
         self.history = History.from_list(checkpoint.facts.get("validation", []))
         self.done = self.saved = checkpoint.step
         log = self.folder / "log.jsonl"
-        if log.exists():
+        if log.exists() and self.world.main:
             kept = list(itertools.islice(log.read_text(encoding="utf-8").splitlines(), self.done))
             files.write_bytes(log, "".join(line + "\n" for line in kept).encode())
             with contextlib.suppress(ValueError, KeyError):  # a log that was damaged costs the drawing, not the run
@@ -364,6 +381,8 @@ def refuse_changes(config: TrainConfig, facts: dict[str, Any], identity: dict[st
         changed.append("the VAE is another one")
     if identity.get("text") != facts.get("text"):
         changed.append("the text encoder is another one")
+    if identity.get("processes", "1") != facts.get("processes", "1"):
+        changed.append(f"{facts.get('processes', '1')} processes trained it, {identity.get('processes', '1')} are here (each has its share of a batch)")
     if identity["dtype"] != facts.get("dtype"):
         changed.append(f"the base model computes in {identity['dtype']} now, in {facts.get('dtype')} then")
     if identity["data"] != facts["data"]:

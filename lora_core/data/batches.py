@@ -15,6 +15,7 @@ import torch
 
 from ..config import TrainConfig
 from ..rng import generator, python_rng, randn_like
+from ..world import ALONE, World
 from . import buckets
 from .captions import varies, vary
 from .folder import Picture
@@ -36,6 +37,7 @@ class Batch:
     weight: torch.Tensor
     mask: torch.Tensor | None = None
     beside: torch.Tensor | None = None
+    world: World = ALONE  # whose share of the whole batch this is
 
     def on(self, device: torch.device) -> Batch:
         """On the training device; the copy of pinned memory goes on while the step before still computes."""
@@ -52,8 +54,8 @@ class Batch:
 class Batches:
     """`at(step, micro)` is the batch of that pass. An epoch shows every picture `repeats` times, in an order drawn from the seed."""
 
-    def __init__(self, cache: LatentCache, config: TrainConfig, device: torch.device | str):
-        self._cache, self._config, self._device = cache, config, torch.device(device)
+    def __init__(self, cache: LatentCache, config: TrainConfig, device: torch.device | str, world: World = ALONE):
+        self._cache, self._config, self._device, self._world = cache, config, torch.device(device), world
         self._plan = functools.lru_cache(maxsize=4)(self._plan_epoch)
         self._ahead = _Ahead(self._on_cpu) if self._device.type != "cpu" else None
         self.per_epoch = len(self._plan(0))
@@ -75,7 +77,7 @@ class Batches:
 
     def with_config(self, config: TrainConfig) -> Batches:
         """The same pictures under another batch size."""
-        return Batches(self._cache, config, self._device)
+        return Batches(self._cache, config, self._device, self._world)
 
     def fingerprint(self) -> str:
         """Identifies pictures, captions, repeats, sizes and masks, by content."""
@@ -105,7 +107,7 @@ class Batches:
         return any(varies(p.captions, p.data) for p in self.pictures)
 
     def _drawn(self, step: int, micro: int) -> list[tuple[View, str]]:
-        """Every choice of a pass: picture, crop, mirrored or not, caption."""
+        """Every choice of a pass, of all processes together: picture, crop, mirrored or not, caption."""
         number = step * self._config.grad_accum + micro
         rng = python_rng(self._config.seed, step, micro, "captions")
         out = []
@@ -117,10 +119,11 @@ class Batches:
         return out
 
     def _on_cpu(self, step: int, micro: int) -> Batch:
-        drawn = self._drawn(step, micro)
+        mine = self._world.share(self._config.batch_size)
+        drawn = self._drawn(step, micro)[mine]
         latents = [
             _sampled(self._cache[view], generator(self._config.seed, step, micro, slot, "latent"), self._cache.entries[view.entry].picture)
-            for slot, (view, _) in enumerate(drawn)
+            for slot, (view, _) in enumerate(drawn, mine.start)
         ]
         return self._joined([view for view, _ in drawn], [caption for _, caption in drawn], latents)
 
@@ -135,11 +138,12 @@ class Batches:
             weight=torch.tensor([entry.picture.data.loss_weight for entry in entries]),
             mask=_stacked(masks, latents),
             beside=torch.cat([part["beside"] for part in parts]) if all("beside" in part for part in parts) else None,
+            world=self._world,
         )
 
     def _plan_epoch(self, epoch: int) -> list[list[int]]:
         """Entries of each batch. The last batch of a bucket is filled up from the bucket, so every batch has the same size."""
-        rng, size = python_rng(self._config.seed, epoch, "order"), self._config.batch_size
+        rng, size = python_rng(self._config.seed, epoch, "order"), self._config.batch_size * self._world.size
         groups: dict[tuple, list[int]] = {}
         for index, entry in enumerate(self._cache.entries):
             groups.setdefault((entry.fits[0].bucket, entry.shape), []).extend([index] * entry.picture.repeats)
