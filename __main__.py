@@ -46,6 +46,14 @@ def main(argv: list[str] | None = None) -> int:
     sample.add_argument("--seed", type=int, default=1)
     sample.add_argument("--out", type=Path, default=Path("samples.png"), help="the sheet (default: samples.png)")
     sample.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves it to torch")
+    push = commands.add_parser("push", help="gather the files of a finished run with a model card, and upload them to the Hugging Face Hub")
+    push.add_argument("run", type=Path, help="run folder")
+    push.add_argument("--base-model", required=True, help="name of the base model on the Hub, such as stabilityai/stable-diffusion-xl-base-1.0")
+    push.add_argument("--repo", default="", help="owner/name to upload to; without it the files are only gathered")
+    push.add_argument("--private", action="store_true", help="make a new repository private")
+    push.add_argument("--license", default="", help="licence of the files, such as creativeml-openrail-m")
+    push.add_argument("--trigger", action="append", help="word to prompt with; by default what the file's header names")
+    push.add_argument("--out", type=Path, default=None, help="where files are gathered (default: hub in the run folder)")
     demo = commands.add_parser("demo", help="train on the bundled toy model and pictures, and show what it learned")
     demo.add_argument("--set", default="object", help="bundled picture set: object, style, pair or word", dest="picture_set")
     for command in (train, sweep, check, find):
@@ -62,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
     from .lora_core.errors import LoomError
 
     try:
-        own = {"train": _train, "sweep": _sweep, "check": _check, "find-lr": _find_lr, "recipes": _recipes, "demo": _demo, "sample": _sample}
+        own = {"train": _train, "sweep": _sweep, "check": _check, "find-lr": _find_lr, "recipes": _recipes, "demo": _demo, "sample": _sample, "push": _push}
         return own.get(args.command, _on_files)(args)
     except (LoomError, FormatError) as error:
         sys.stderr.write(f"lora-loom: {error}\n")
@@ -226,6 +234,22 @@ def _sample(args: argparse.Namespace) -> int:
     args.out.parent.mkdir(parents=True, exist_ok=True)
     sheet(columns, args.prompt).save(args.out)
     sys.stdout.write(f"{len(columns)} x {len(args.prompt)} pictures: {args.out}\n")
+    return DONE
+
+
+def _push(args: argparse.Namespace) -> int:
+    """Gathers what of a run is for others, with a model card, and uploads it where a repository is named."""
+    from .convert.disk import header
+    from .convert.report import triggers
+    from .lora_core.hub import About, gather, push
+
+    results = sorted(args.run.glob("*.safetensors"))
+    words = triggers(header(results[0])[1]) if results else ()
+    target = args.out or args.run / "hub"
+    files = gather(args.run, target, About(args.base_model, args.license, tuple(args.trigger or words)))
+    sys.stdout.write(f"{len(files)} files: {target}\n")
+    if args.repo:
+        sys.stdout.write(f"{push(target, args.repo, args.private)}\n")
     return DONE
 
 
