@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
     for command in (train, sweep, check, find, demo):
         command.add_argument("--out", type=Path, default=Path("runs"), help="where run folders go (default: runs)")
         command.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves it to torch")
-    from .convert.commands import add_commands
+    from .convert.arguments import add_commands
 
     add_commands(commands)
     args = parser.parse_args(argv)
@@ -241,7 +241,7 @@ def _push(args: argparse.Namespace) -> int:
     """Gathers what of a run is for others, with a model card, and uploads it where a repository is named."""
     from .convert.disk import header
     from .convert.report import triggers
-    from .lora_core.hub import About, gather, push
+    from .lora_core.hub import About, gather
 
     results = sorted(args.run.glob("*.safetensors"))
     words = triggers(header(results[0])[1]) if results else ()
@@ -249,8 +249,26 @@ def _push(args: argparse.Namespace) -> int:
     files = gather(args.run, target, About(args.base_model, args.license, tuple(args.trigger or words)))
     sys.stdout.write(f"{len(files)} files: {target}\n")
     if args.repo:
-        sys.stdout.write(f"{push(target, args.repo, args.private)}\n")
+        sys.stdout.write(f"{_uploaded(target, args.repo, args.private)}\n")
     return DONE
+
+
+def _uploaded(folder: Path, repo: str, private: bool) -> str:
+    """Uploads a folder and returns its address. The token is the one huggingface_hub knows (login or HF_TOKEN); it is never read here."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+
+    from .lora_core.errors import LoomError
+
+    api = HfApi()
+    try:
+        url = api.create_repo(repo, private=private, exist_ok=True)
+        api.upload_folder(folder_path=str(folder), repo_id=url.repo_id, commit_message="LoRA trained with LoRA Loom")
+    except LocalTokenNotFoundError as error:
+        raise LoomError("--repo: nobody is logged in to the Hub; run `hf auth login` first.") from error
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise LoomError(f"--repo: {repo} could not be uploaded: {str(error).splitlines()[0][:200]}") from error
+    return str(url)
 
 
 def _backend(base: str, companion: str, precision: str, device: str = "") -> Any:
@@ -350,7 +368,7 @@ def _read_lora(path: Path, backend: Any, names: list[str] | None = None, algorit
     from .convert import FormatError
     from .convert.families import UNKNOWN, known_family
     from .convert.jobs import open_lora
-    from .convert.products import starting_point
+    from .convert.results import starting_point
 
     try:
         lora = open_lora(path, known_family(backend.family))

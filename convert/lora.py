@@ -12,8 +12,10 @@ from collections.abc import Iterable, Mapping
 
 import torch
 
+from .arguments import DTYPE_NAMES
+
 State = dict[str, torch.Tensor]
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+DTYPES = dict(zip(DTYPE_NAMES, (torch.float32, torch.float16, torch.bfloat16), strict=True))
 
 
 class FormatError(ValueError):

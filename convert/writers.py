@@ -15,12 +15,12 @@ from typing import Any
 import torch
 
 from . import fuse, peft
+from .arguments import TARGETS
 from .families import FAMILIES, UNKNOWN, Family, known_family
 from .lora import FormatError, Lora, Module, State, component, delta, dense_tucker, folded, low_rank, plain
 from .patterns import fill
 from .readers import read
 
-TARGETS = ("universal", "kohya", "comfyui", "diffusers", "peft")
 KOHYA_PREFIXES = ("lora_unet_", "lora_te_", "lora_te1_", "lora_te2_", "lora_te3_")
 _KOHYA_PARTS = {"down": "lora_down.weight", "up": "lora_up.weight", "mid": "lora_mid.weight", "dora": "dora_scale"}
 _PEFT_PARTS = {"down": "lora_A.weight", "up": "lora_B.weight", "dora": "lora_magnitude_vector"}

@@ -1,4 +1,4 @@
-"""A finished run on the Hugging Face Hub: its files, a picture for each prompt, and a model card. Nothing that names a path or a token."""
+"""A finished run for the Hugging Face Hub: its files, its pictures and a model card, gathered in a folder. Nothing in it names a path."""
 
 from __future__ import annotations
 
@@ -54,17 +54,16 @@ def gather(run: Path, target: Path, about: About) -> list[Path]:
 
 def card(config: TrainConfig, about: About, files: Sequence[str], pictures: Sequence[str]) -> str:
     """A model card: the header the Hub reads, how to use the file, the settings, the pictures."""
-    from huggingface_hub import ModelCardData
-
     kind = {"lora": "lora", "embedding": "textual_inversion", "pivotal": "lora"}[config.method]
     tags = ["text-to-image", "diffusers", kind, *(["textual_inversion"] if config.method == "pivotal" else []), "template:sd-lora"]
     shown = [{"text": prompt, "output": {"url": pictures[0]}} for prompt in _prompts(config)[:1]] if pictures else None
-    data = ModelCardData(
-        base_model=about.base_model, library_name="diffusers", license=about.license or None, tags=tags, instance_prompt=", ".join(about.triggers) or None,
-        widget=shown,
-    )  # fmt: skip
+    header = {
+        "base_model": about.base_model, "library_name": "diffusers", "license": about.license, "tags": tags, "instance_prompt": ", ".join(about.triggers),
+        "widget": shown,
+    }  # fmt: skip
     base = f"[{about.base_model}](https://huggingface.co/{about.base_model})"
-    lines = ["---", data.to_yaml(), "---", "", f"# {config.name}", "", f"Trained with LoRA Loom on {base}.", ""]
+    written = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in header.items() if value]  # JSON is YAML
+    lines = ["---", *written, "---", "", f"# {config.name}", "", f"Trained with LoRA Loom on {base}.", ""]
     lines += [f"![{name.removesuffix('.png')}]({name})" for name in pictures] + [""] * bool(pictures)
     if about.triggers:
         lines += ["Write " + ", ".join(f"`{t}`" for t in about.triggers) + " in a prompt.", ""]
@@ -77,22 +76,6 @@ def card(config: TrainConfig, about: About, files: Sequence[str], pictures: Sequ
         lines += ["Prompts of the pictures:", "", *(f"- {p}" for p in _prompts(config)), ""]
     lines += ["| setting | value |", "|---|---|", *(f"| {key} | {_value(config, key)} |" for key in _RECIPE), ""]
     return "\n".join(lines)
-
-
-def push(folder: Path, repo: str, private: bool) -> str:
-    """Uploads a gathered folder and returns its address. The token is the one huggingface_hub knows (login or HF_TOKEN); it is never read here."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
-
-    api = HfApi()
-    try:
-        url = api.create_repo(repo, private=private, exist_ok=True)
-        api.upload_folder(folder_path=str(folder), repo_id=url.repo_id, commit_message="LoRA trained with LoRA Loom")
-    except LocalTokenNotFoundError as error:
-        raise LoomError("--repo: nobody is logged in to the Hub; run `hf auth login` first.") from error
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        raise LoomError(f"--repo: {repo} could not be uploaded: {str(error).splitlines()[0][:200]}") from error
-    return str(url)
 
 
 def _prompts(config: TrainConfig) -> list[str]:

@@ -18,8 +18,8 @@ from ..convert.disk import header
 from ..convert.embedding import is_embedding
 from ..convert.families import UNKNOWN, known_family
 from ..convert.jobs import free_path, write_card
-from ..convert.products import starting_point, token_stems
 from ..convert.report import triggers
+from ..convert.results import starting_point, token_stems
 from ..lora_core.build import chosen_layers
 from ..lora_core.config import TrainConfig
 from ..lora_core.data.folder import Dataset as FoundDataset

@@ -142,3 +142,16 @@ def test_no_file_of_the_engine_reaches_the_network(sources):
                 if isinstance(node, ast.ImportFrom) and not node.level:
                     names = [node.module or ""]
                 assert not {n.split(".")[0] for n in names} & network, f"{path}:{node.lineno}"
+
+
+def test_help_comes_at_once_for_it_imports_no_torch():
+    code = "import sys\ntry:\n    from lora_loom.__main__ import main; main(['--help'])\nexcept SystemExit:\n    pass\nprint('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.splitlines()[-1] == "False"
+    assert "train" in done.stdout
+
+
+def test_names_of_the_formats_are_found_however_their_modules_were_imported_before():
+    code = "import lora_loom.convert.results, lora_loom.convert.readers\nfrom lora_loom.convert import __all__\nimport lora_loom.convert as c\n"
+    code += "assert all(getattr(c, name) is not None and type(getattr(c, name)).__name__ != 'module' for name in __all__)"
+    subprocess.run([sys.executable, "-c", code], timeout=60, check=True)

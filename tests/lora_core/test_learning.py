@@ -6,7 +6,7 @@ import random
 import pytest
 from lora_loom.convert import read
 from lora_loom.convert.families import UNKNOWN
-from lora_loom.convert.products import starting_point
+from lora_loom.convert.results import starting_point
 from lora_loom.lora_core.adapters import attach
 from lora_loom.lora_core.backends.base import SampleJob
 from lora_loom.lora_core.build import make_adapters
