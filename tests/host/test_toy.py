@@ -39,3 +39,18 @@ def test_both_draw_the_same_noise_levels_and_targets(both):
     x0, noise = torch.randn(64, 8, 4, 4), torch.randn(64, 8, 4, 4)
     a, b = (o.target(x0, noise, sigmas[0]) for o in objectives)
     assert torch.allclose(a, b, atol=1e-6)  # (x0 - A) / B in fp64 against the formula
+
+
+def test_the_spread_of_latents_is_the_vaes_own_in_the_models_units(toy):
+    """Mean and deviation against diffusers' own distribution of the same VAE; the user's VAE keeps its forward."""
+    pixels = torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(4))
+    headless = DiffusersBackend(MODEL, device="cpu")
+    with torch.inference_mode():
+        host = HostBackend(*toy)
+        mean, spread = host.encode_spread(pixels)
+        form = toy[2].first_stage_model.regularization
+        assert "forward" not in vars(form)
+    expected = headless.encode_spread(pixels)
+    assert torch.allclose(mean, expected[0], atol=1e-5)
+    assert torch.allclose(spread, expected[1], rtol=1e-3, atol=1e-6)  # a difference of two latents in float32
+    assert (spread > 0).all()
