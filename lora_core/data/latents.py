@@ -162,16 +162,22 @@ class LatentCache:
         return found
 
     def _encoded(self, picture: Picture, found: _Views) -> list[Entry]:
-        """The entries of one picture, crops of one bucket together. Raises PictureError when one of its views cannot be used."""
+        """The entries of one picture, crops of one bucket together. A crop without any of the mask is left out; PictureError when none is left."""
         buckets: dict[tuple[int, int], list[tuple[Fit, tuple[str, ...]]]] = {}
         firsts: dict[tuple[int, int], Tensors] = {}
+        refused = PictureError("cannot be used")
         for how, views in found:
-            for n, (key, cut) in enumerate(views):
-                tensors = self._store.get(key) if cut is None else self._store.put(key, self._encode(picture, cut))
-                assert tensors is not None
-                if not n:
-                    firsts.setdefault(how.bucket, tensors)
+            try:
+                kept = [self._store.get(key) if cut is None else self._store.put(key, self._encode(picture, cut)) for key, cut in views]
+            except PictureError as error:
+                refused = error
+                continue
+            first = kept[0]
+            assert first is not None
+            firsts.setdefault(how.bucket, first)
             buckets.setdefault(how.bucket, []).append((how, tuple(key for key, _ in views)))
+        if not buckets:
+            raise refused
         has_mask = picture.data.masks == "alpha" or picture.mask is not None
         self.masked += any("mask" in t for t in firsts.values())
         self.unmasked += has_mask and not any("mask" in t or "no_alpha" in t for t in firsts.values())

@@ -229,3 +229,18 @@ def test_work_ahead_is_bounded_in_order_and_ends_with_its_reader():
     assert [next(reader) for _ in range(3)] == [(0, 0), (1, 1), (2, 4)]
     reader.close()
     assert len(started) < 20
+
+
+def test_random_crops_that_miss_the_mask_are_left_out_and_the_others_used(tmp_path):
+    paint(tmp_path / "wide.png", 3, (256, 64))
+    mask = np.zeros((64, 256), np.uint8)
+    mask[:, :100] = 255
+    Image.fromarray(mask).save(tmp_path / "wide.mask.png")
+    data = DataConfig(folder=str(tmp_path), resolution=64, bucket_step_px=64, aspect_buckets=False, crop="random", crops=6, masks="file")
+    cache = LatentCache(scan(data), Vae().encoder(), lambda n, of: None)
+    lefts = [f.crop[0] for f in cache.entries[0].fits]
+    assert 1 <= len(lefts) < 6
+    assert all(left < 100 for left in lefts)
+    Image.fromarray(mask * 0).save(tmp_path / "wide.mask.png")
+    with pytest.raises(LoomError, match="its mask is black everywhere"):
+        LatentCache(scan(data), Vae().encoder(), lambda n, of: None)
