@@ -197,6 +197,10 @@ class Loop:
         assert self.run.probes is not None
         with self.run.finished_weights():
             measure = self.run.probes.measure(self.run, self.done)
+            if self.world.size > 1:  # the same numbers everywhere, or one process would end the run and the others wait for it
+                both = torch.tensor([measure.held_out, measure.trained, measure.error], device=self.run.backend.device)
+                self.world.average([both])
+                measure = Measure(measure.step, *both.tolist())
             if not math.isfinite(measure.held_out):
                 raise NonFiniteError(f"Step {self.done}: the loss on held-out pictures is {measure.held_out}; lower optimizer.lr.")
             self.history.measures.append(measure)
