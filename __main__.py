@@ -219,12 +219,14 @@ def _sample(args: argparse.Namespace) -> int:
         raise LoomError("sample: give LoRA or embedding files or run folders, and at least one --prompt.")
     for strength in args.strength:
         check("--strength", strength, float, {"low": -10.0, "high": 10.0, "choices": ()})
+    _use_threads(args.threads)
     backend = _backend(args.base, args.companion, args.precision)
     missing = [path for path in args.files if not path.exists()]
     if missing:
         raise LoomError(f"sample: there is no file or run folder {missing[0]}.")
-    words = [path for path in args.files if path.is_file() and is_embedding(load_any(path)[0])]
-    embeddings = {path.stem: read_embedding(load_any(path)[0]).vectors for path in words}
+    loaded = {path: load_any(path)[0] for path in args.files if path.is_file()}
+    words = [path for path, data in loaded.items() if is_embedding(data)]
+    embeddings = {path.stem: read_embedding(loaded[path]).vectors for path in words}
     worn = []
     for path in (p for p in args.files if p not in words):
         worn += of_run(path, backend) if path.is_dir() else [of_start(path.stem, backend, _read_lora(path, backend), embeddings)]
@@ -271,6 +273,13 @@ def _uploaded(folder: Path, repo: str, private: bool) -> str:
     return str(url)
 
 
+def _use_threads(count: int) -> None:
+    if count:
+        import torch
+
+        torch.set_num_threads(count)
+
+
 def _backend(base: str, companion: str, precision: str, device: str = "") -> Any:
     """The headless backend of a base model: toy, or a folder in diffusers layout."""
     from .lora_core.backends.diffusers_backend import DiffusersBackend
@@ -284,12 +293,9 @@ def _backend(base: str, companion: str, precision: str, device: str = "") -> Any
 
 def _prepared(config: TrainConfig, args: argparse.Namespace, backend: Any = None, device: str = "") -> tuple[TrainConfig, Any, Any]:
     """(config with its folders found, dataset, backend) of a headless job."""
-    import torch
-
     from .lora_core.data.sources import brought_in
 
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    _use_threads(args.threads)
     config, dataset = brought_in(config, args.out)
     return config, dataset, backend or _backend(config.base, config.companion, config.precision, device)
 

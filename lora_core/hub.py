@@ -11,8 +11,9 @@ from typing import Any
 
 from PIL import Image
 
-from .config import TrainConfig, parse
+from .config import TrainConfig
 from .errors import LoomError
+from .rundirs import config_of
 
 CARD = "README.md"
 _RECIPE = (
@@ -33,10 +34,7 @@ class About:
 
 def gather(run: Path, target: Path, about: About) -> list[Path]:
     """Copies what is for others from a run folder to `target` and writes the card beside it. Raises LoomError for what is no finished run."""
-    try:
-        config: TrainConfig = parse(json.loads((run / "config.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise LoomError(f"{run}: is no run folder (its config.json cannot be read).") from error
+    config = config_of(run)
     results = sorted(run.glob("*.safetensors"))
     if not results:
         raise LoomError(f"{run}: holds no result file yet; let the run end, or stop it with Ctrl-C, which keeps the result.")

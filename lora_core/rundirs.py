@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from .config import TrainConfig, parse
 from .errors import LoomError
 from .names import check_name
 
@@ -36,6 +38,14 @@ def _numbered(root: Path, name: str) -> list[tuple[int, Path]]:
     """(number, folder) of the runs of that name."""
     pattern = re.compile(re.escape(name) + r"(?:_(\d+))?")
     return [(int(m[1] or 1), p) for p in root.glob("*") if p.is_dir() and (m := pattern.fullmatch(p.name))] if root.is_dir() else []
+
+
+def config_of(folder: Path) -> TrainConfig:
+    """The job of a run folder. Raises LoomError for what is none."""
+    try:
+        return parse(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise LoomError(f"{folder}: is no run folder (its config.json cannot be read).") from error
 
 
 def remove_if_untrained(folder: Path) -> None:

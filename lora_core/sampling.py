@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -17,10 +16,11 @@ from . import state
 from .adapters import AdapterSet
 from .backends.base import Backend, SampleJob
 from .build import make_adapters
-from .config import TrainConfig, parse
+from .config import parse
 from .ema import PREFIX as EMA_PREFIX
 from .errors import LoomError
 from .run import Start, preserved_rng
+from .rundirs import config_of
 from .tokens import Token, TokenSet, TokenVectors
 
 _ALGORITHMS = {"hada_w1_a": "loha", "lokr_w1": "lokr", "lokr_w1_a": "lokr", "dora_scale": "dora"}
@@ -66,10 +66,7 @@ def _token(word: str, vectors: Mapping[str, torch.Tensor], backend: Backend) -> 
 
 def of_run(folder: Path, backend: Backend) -> list[Worn]:
     """Every whole checkpoint of a run folder, oldest first, with its averages where it kept some. Raises LoomError when there is none."""
-    try:
-        config: TrainConfig = parse(json.loads((folder / "config.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise LoomError(f"{folder}: is no run folder (its config.json cannot be read).") from error
+    config = config_of(folder)
     saves = [c for c in (state.read(step) for step in reversed(state.all_steps(folder / "checkpoints"))) if c]
     if not saves:
         raise LoomError(f"{folder}: holds no whole checkpoint; sample its result file instead.")

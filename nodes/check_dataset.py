@@ -9,7 +9,6 @@ import torch
 
 from ..lora_core.backends.base import TextLength
 from ..lora_core.config import AdapterConfig, TrainConfig
-from ..lora_core.data.folder import open_sets
 from ..lora_core.data.lint import look
 from ..lora_core.data.sheet import sheet
 from ..lora_core.fitting import verdict
@@ -63,8 +62,7 @@ class CheckDataset(io.ComfyNode):
                 config = TrainConfig(name="trial", base="ComfyUI", adapter=AdapterConfig(), **parts)
                 _, measured = verdict(config, *dry_run(config, backend, found, runs_root(), LiveNode(node_id, 1)), config.steps)
         else:
-            socket = dataset.changed(resolution=resolution, bucket_step_px=bucket_step_px)
-            found = open_sets(TrainConfig(data=socket.sets[0], sets=socket.sets[1:]))
+            found = dataset.changed(resolution=resolution, bucket_step_px=bucket_step_px).opened()
 
         def length(caption: str) -> TextLength:
             return length_of(literal(caption), clip)

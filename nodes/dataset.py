@@ -8,8 +8,7 @@ import os
 import numpy as np
 import torch
 
-from ..lora_core.config import DataConfig, TrainConfig
-from ..lora_core.data.folder import open_sets
+from ..lora_core.config import DataConfig
 from ..lora_core.data.pictures import PictureError, thumbnail
 from ..lora_core.data.sources import HUB, as_folder, is_local_copy
 from ..lora_core.errors import LoomError
@@ -35,7 +34,7 @@ def outputs() -> list:
 
 def shown(cls: type[io.ComfyNode], socket: DatasetSocket) -> io.NodeOutput:
     """What every node that makes a dataset gives: the dataset, a grid of its first pictures, the report, how many there are."""
-    found = open_sets(TrainConfig(data=socket.sets[0], sets=socket.sets[1:]))
+    found = socket.opened()
     images, labels, broken = [], [], []
     for picture in found.pictures[:SHOWN]:
         if picture.is_latent:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from ..lora_core.config import TrainConfig
-from ..lora_core.data.folder import open_sets
 from .host.api import io, make_input, make_output, schema
 from .host.dataset_routes import open_session
 from .sockets import CATEGORY, Dataset, DatasetSocket
@@ -26,5 +24,5 @@ class DatasetEditor(io.ComfyNode):
 
     @classmethod
     def execute(cls, dataset: DatasetSocket) -> io.NodeOutput:
-        found = open_sets(TrainConfig(data=dataset.sets[0], sets=dataset.sets[1:]))
+        found = dataset.opened()
         return io.NodeOutput(dataset, len(found.pictures), ui={"loom_dataset": (open_session(dataset.sets),)})

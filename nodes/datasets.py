@@ -10,12 +10,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..lora_core.config import DataConfig, TrainConfig
-from ..lora_core.data.buckets import apply, fits, salient
-from ..lora_core.data.folder import open_sets
+from ..lora_core.config import DataConfig
+from ..lora_core.data.buckets import apply, fits
 from ..lora_core.data.latents import ahead
-from ..lora_core.data.masks import mask_image
-from ..lora_core.data.pictures import PictureError, open_picture
+from ..lora_core.data.masks import open_trained, placed
+from ..lora_core.data.pictures import PictureError
 from ..lora_core.data.sources import from_images, from_latents
 from ..lora_core.errors import LoomError
 from .dataset import LOOKED_AT, outputs, shown
@@ -174,8 +173,7 @@ class EncodeDataset(io.ComfyNode):
 
     @classmethod
     def execute(cls, dataset: DatasetSocket, vae: Any, clip: Any, resolution: int, bucket_step_px: int) -> io.NodeOutput:
-        socket = dataset.changed(resolution=resolution, bucket_step_px=bucket_step_px)
-        found = open_sets(TrainConfig(data=socket.sets[0], sets=socket.sets[1:]))
+        found = dataset.changed(resolution=resolution, bucket_step_px=bucket_step_px).opened()
         progress = layer_progress(cls.hidden.unique_id)
         latents, texts, images = [], [], []
         for n, (picture, pixels) in enumerate(ahead(_cut, found.pictures)):
@@ -194,11 +192,8 @@ class EncodeDataset(io.ComfyNode):
 def _cut(picture: Any) -> np.ndarray | None:
     """(H, W, 3) uint8 as it is trained; None for a picture that is damaged. Runs in a thread."""
     try:
-        opened = open_picture(picture.path, picture.data.background)
-        how = fits(picture.width_px, picture.height_px, picture.data)[0]
-        if picture.data.crop == "salient":
-            how = salient(opened.rgb, how, mask_image(picture, picture.data.masks, opened.alpha))
-        return np.asarray(apply(opened.rgb, how))
+        image, mask = open_trained(picture)
+        return np.asarray(apply(image, placed(image, mask, fits(picture.width_px, picture.height_px, picture.data)[0], picture.data)))
     except PictureError:
         return None
 

@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ..lora_core.config import DataConfig, TrainConfig
-from ..lora_core.data.folder import Dataset, open_sets
+from ..lora_core.config import DataConfig
+from ..lora_core.data.folder import Dataset
 
 if TYPE_CHECKING:
     from .host.backend import HostBackend
@@ -44,9 +44,8 @@ def resolution_for(family: str, context_width: int | None) -> int:
 
 def opened(dataset: DatasetSocket, resolution: int, backend: HostBackend) -> tuple[dict[str, Any], Dataset]:
     """(the part of a config that says what is trained on, the pictures) of a wired dataset at `resolution` px."""
-    first, *more = (fitted(data, resolution, backend) for data in dataset.sets)
-    parts = {"data": first, "sets": tuple(more)}
-    return parts, open_sets(TrainConfig(**parts))
+    sized = dataclasses.replace(dataset, sets=tuple(fitted(data, resolution, backend) for data in dataset.sets))
+    return sized.parts(), sized.opened()
 
 
 def fitted(data: DataConfig, resolution: int, backend: HostBackend) -> DataConfig:

@@ -12,6 +12,8 @@ from typing import Any
 from ..convert import FormatError, Lora, write
 from ..convert.embedding import Embedding as Vectors
 from ..lora_core.config import DataConfig, TrainConfig
+from ..lora_core.data.folder import Dataset as FoundDataset
+from ..lora_core.data.folder import open_sets
 from ..lora_core.errors import LoomError
 from .host.api import io, make_input
 
@@ -56,6 +58,14 @@ class DatasetSocket:
     """What travels on a LORALOOM_DATASET wire: how to read each folder. The pictures are read when the run knows its resolution."""
 
     sets: tuple[DataConfig, ...]
+
+    def parts(self) -> dict[str, Any]:
+        """The part of a config that says what is trained on."""
+        return {"data": self.sets[0], "sets": self.sets[1:]}
+
+    def opened(self) -> FoundDataset:
+        """The pictures as they are now."""
+        return open_sets(TrainConfig(**self.parts()))
 
     def changed(self, **values: Any) -> DatasetSocket:
         """With these settings in every set."""

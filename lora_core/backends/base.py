@@ -119,19 +119,29 @@ def weights_checksum(module: nn.Module, instead: Mapping[str, torch.Tensor] | No
 
     `instead` gives the values of weights that are replaced at the moment.
     """
+    return _digest(module, instead, _sums)
+
+
+def _sums(value: torch.Tensor) -> torch.Tensor:
+    """Of the bits as whole numbers in rows of 4096: all, and weighted by column and by row, so numbers that change places show too."""
+    bits = value.contiguous().reshape(-1).view(torch.uint8)
+    words = torch.nn.functional.pad(bits, (0, -len(bits) % 4)).view(torch.int32)
+    table = torch.nn.functional.pad(words, (0, -len(words) % 4096)).view(-1, 4096)
+    out = []
+    for axis in (0, 1):
+        sums = table.sum(axis, dtype=torch.int64)
+        out += [sums.sum(), (sums * torch.arange(1, len(sums) + 1, device=sums.device)).sum()]
+    return torch.stack(out)
+
+
+def _digest(module: nn.Module, instead: Mapping[str, torch.Tensor] | None, of: Callable[[torch.Tensor], torch.Tensor]) -> str:
+    """Hash over names, shapes, types and what `of` makes of the values that are at hand."""
     digest = hashlib.sha256()
     for name, p in module.named_parameters():
         value = (instead or {}).get(name, p).detach()
         digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
-        if value.device.type == "meta" or not value.numel() or hasattr(value, "_qdata"):
-            continue
-        bits = value.contiguous().reshape(-1).view(torch.uint8)
-        words = torch.nn.functional.pad(bits, (0, -len(bits) % 4)).view(torch.int32)
-        table = torch.nn.functional.pad(words, (0, -len(words) % 4096)).view(-1, 4096)
-        for axis in (0, 1):  # sums of columns and of rows, so numbers that change places show too
-            sums = table.sum(axis, dtype=torch.int64)
-            where = torch.arange(1, len(sums) + 1, device=sums.device)
-            digest.update(torch.stack([sums.sum(), (sums * where).sum()]).cpu().numpy().tobytes())
+        if value.device.type != "meta" and value.numel() and not hasattr(value, "_qdata"):
+            digest.update(of(value).cpu().numpy().tobytes())
     return digest.hexdigest()[:32]
 
 
@@ -157,10 +167,4 @@ def weights_fingerprint(module: nn.Module, instead: Mapping[str, torch.Tensor] |
 
     `instead` gives the values of weights that are replaced at the moment.
     """
-    digest = hashlib.sha256()
-    for name, p in module.named_parameters():
-        value = (instead or {}).get(name, p).detach()
-        digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
-        if value.device.type != "meta" and value.numel() and not hasattr(value, "_qdata"):
-            digest.update(value.reshape(-1)[:: max(1, value.numel() // 4)][:4].float().cpu().numpy().tobytes())
-    return digest.hexdigest()[:32]
+    return _digest(module, instead, lambda value: value.reshape(-1)[:: max(1, value.numel() // 4)][:4].float())

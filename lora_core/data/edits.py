@@ -188,9 +188,10 @@ def _is_entry(entry: Any) -> bool:
 
 def _is_base64(text: str | None) -> bool:
     try:
-        return text is None or bool(base64.b64decode(text, validate=True) or True)
+        base64.b64decode(text or "", validate=True)
     except ValueError:
         return False
+    return True
 
 
 def _write_own(folder: Path, excluded: Sequence[str], history: Sequence[Mapping[str, Any]]) -> None:

@@ -17,10 +17,10 @@ from PIL import Image
 from safetensors.torch import load as safetensors_load
 
 from ..errors import LoomError
-from .buckets import Fit, apply, crops, fits, salient
+from .buckets import Fit, apply, crops, fits
 from .folder import Dataset, Picture
-from .masks import mask_image, on_latent
-from .pictures import PictureError, open_picture
+from .masks import on_latent, open_trained, placed
+from .pictures import PictureError
 from .store import Memory, Store, Tensors, key_of
 
 if TYPE_CHECKING:
@@ -139,26 +139,23 @@ class LatentCache:
         if picture.is_latent:
             key = key_of(*made_from)
             return [(_whole(picture), [(key, None if self._store.get(key) else _Cut(key, _whole(picture), np.frombuffer(data, np.uint8), None))])]
-        found, opened, mask = [], None, None
+        found, image, mask = [], None, None
         for base in fits(picture.width_px, picture.height_px, config):
             for how in crops(base, picture.name, config):
                 keys = [key_of(*made_from, dataclasses.astuple(how), config.crop == "salient", f) for f in ((False, True) if config.flip else (False,))]
                 known = [self._store.get(key) for key in keys]
-                if any(k is None for k in known) and opened is None:
-                    opened = open_picture(picture.path, config.background, data)
-                    if opened.rgb.size != (picture.width_px, picture.height_px):
-                        raise PictureError("has changed since the folder was read")
-                    mask = mask_image(picture, config.masks, opened.alpha)
+                if any(k is None for k in known) and image is None:
+                    image, mask = open_trained(picture, data)
                 first = next((k for k in known if k is not None), None)
                 if first is not None:
-                    placed = dataclasses.replace(how, crop=(int(first["crop"][0]), int(first["crop"][1])))
+                    where = dataclasses.replace(how, crop=(int(first["crop"][0]), int(first["crop"][1])))
                 else:
-                    assert opened is not None
-                    placed = salient(opened.rgb, how, mask) if config.crop == "salient" else how
+                    assert image is not None
+                    where = placed(image, mask, how, config)
                 views: list[tuple[str, _Cut | None]] = []
                 for flipped, (key, there) in enumerate(zip(keys, known, strict=True)):
-                    views.append((key, None if there is not None or opened is None else _cut(key, opened.rgb, mask, placed, bool(flipped))))
-                found.append((placed, views))
+                    views.append((key, None if there is not None or image is None else _cut(key, image, mask, where, bool(flipped))))
+                found.append((where, views))
         return found
 
     def _encoded(self, picture: Picture, found: _Views) -> list[Entry]:

@@ -10,11 +10,11 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from ..backends.base import TextLength
-from .buckets import Fit, apply, fits, salient
+from .buckets import Fit, apply, fits
 from .folder import Dataset, Picture
 from .latents import ahead
-from .masks import mask_image
-from .pictures import PictureError, open_picture
+from .masks import open_trained, placed
+from .pictures import PictureError
 
 HASH_SIDE = 12  # a hash has 2 x 12 x 12 bits
 HASH_BITS = 40  # of them may differ between near-duplicates
@@ -86,13 +86,11 @@ def look(dataset: Dataset, length: Callable[[str], TextLength] | None, progress:
 def _seen(picture: Picture) -> Seen | str:
     """Runs in a thread. The reason where the picture cannot be used."""
     try:
-        opened = open_picture(picture.path, picture.data.background)
-        mask = mask_image(picture, picture.data.masks, opened.alpha)
+        image, mask = open_trained(picture)
     except PictureError as error:
         return str(error)
-    how = fits(picture.width_px, picture.height_px, picture.data)[0]
-    how = salient(opened.rgb, how, mask) if picture.data.crop == "salient" else how
-    cut = apply(opened.rgb, how)
+    how = placed(image, mask, fits(picture.width_px, picture.height_px, picture.data)[0], picture.data)
+    cut = apply(image, how)
     white = float(np.asarray(apply(mask, how), np.float32).mean() / 255) if mask is not None else None
     return Seen(how, difference_hash(cut), _tiny(cut), sharpness(cut), white)
 

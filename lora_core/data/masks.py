@@ -7,8 +7,10 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from ..config import DataConfig
+from .buckets import Fit, salient
 from .folder import Picture
-from .pictures import PictureError, open_rgb
+from .pictures import PictureError, open_picture, open_rgb
 
 
 def mask_image(picture: Picture, source: str, alpha: Image.Image | None) -> Image.Image | None:
@@ -21,6 +23,22 @@ def mask_image(picture: Picture, source: str, alpha: Image.Image | None) -> Imag
         return open_rgb(picture.mask).convert("L").resize((picture.width_px, picture.height_px), Image.Resampling.BILINEAR)
     except PictureError as error:
         raise PictureError(f"its mask {picture.mask.name} {error}") from error
+
+
+def open_trained(picture: Picture, data: bytes | None = None) -> tuple[Image.Image, Image.Image | None]:
+    """(the picture, its mask where its set asks for one), both of the size the scan found. `data`: the file's bytes, where they are read already.
+
+    Raises PictureError.
+    """
+    opened = open_picture(picture.path, picture.data.background, data)
+    if opened.rgb.size != (picture.width_px, picture.height_px):
+        raise PictureError("has changed since the folder was read")
+    return opened.rgb, mask_image(picture, picture.data.masks, opened.alpha)
+
+
+def placed(image: Image.Image, mask: Image.Image | None, how: Fit, config: DataConfig) -> Fit:
+    """`how` with the crop moved to where the set wants it."""
+    return salient(image, how, mask) if config.crop == "salient" else how
 
 
 def on_latent(mask: Image.Image, latent: torch.Tensor) -> torch.Tensor | None:

@@ -6,6 +6,7 @@ Host code runs inside inference mode, as everywhere in the host; only the step's
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import math
 import uuid
@@ -126,6 +127,11 @@ class HostBackend:
         return self._names[path]
 
     def text_fingerprint(self) -> str:
+        return self._text_fingerprint
+
+    @functools.cached_property
+    def _text_fingerprint(self) -> str:
+        """Read once a run: the weights are only lent, and a T5 takes seconds."""
         told = (type(self._clip.tokenizer).__name__, self._clip.layer_idx, str(getattr(self._clip, "tokenizer_options", "")))
         return f"{_patched_fingerprint(self._clip.patcher, self._clip.cond_stage_model, '', weights_checksum)} {told}"
 
