@@ -33,7 +33,8 @@ def main(argv: list[str] | None = None) -> int:
     commands.add_parser("recipes", help="list the bundled job files a job can start from")
     sample = commands.add_parser("sample", help="draw pictures with LoRAs, embeddings or the saves of runs, on one sheet beside the base model")
     sample.add_argument("files", type=Path, nargs="*", help="LoRA and embedding files, run folders")
-    sample.add_argument("--base", default="toy", help="toy, or a folder in diffusers layout (default: toy)")
+    sample.add_argument("--base", default="toy", help="toy, a folder in diffusers layout, or a .safetensors file (default: toy)")
+    sample.add_argument("--base-config", default="", help="folder in diffusers layout with the configs and tokenizers of a base that is a file")
     sample.add_argument("--companion", default="", help="folder of the other stage of a two-stage model")
     sample.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16", "fp16"))
     sample.add_argument("--prompt", action="append", help="a row of the sheet; give it several times for several rows")
@@ -211,6 +212,7 @@ def _sample(args: argparse.Namespace) -> int:
     from .convert.disk import load_any
     from .convert.embedding import is_embedding, read_embedding
     from .lora_core.backends.base import SampleJob
+    from .lora_core.backends.opening import open_backend
     from .lora_core.config import SampleConfig, check
     from .lora_core.errors import LoomError
     from .lora_core.sampling import drawn, of_run, of_start, sheet
@@ -220,7 +222,7 @@ def _sample(args: argparse.Namespace) -> int:
     for strength in args.strength:
         check("--strength", strength, float, {"low": -10.0, "high": 10.0, "choices": ()})
     _use_threads(args.threads)
-    backend = _backend(args.base, args.companion, args.precision)
+    backend = open_backend(args.base, args.companion, args.precision, base_config=args.base_config)
     missing = [path for path in args.files if not path.exists()]
     if missing:
         raise LoomError(f"sample: there is no file or run folder {missing[0]}.")
@@ -280,24 +282,14 @@ def _use_threads(count: int) -> None:
         torch.set_num_threads(count)
 
 
-def _backend(base: str, companion: str, precision: str, device: str = "") -> Any:
-    """The headless backend of a base model: toy, or a folder in diffusers layout."""
-    from .lora_core.backends.diffusers_backend import DiffusersBackend
-    from .lora_core.backends.two_stage import kind_of
-    from .lora_core.toy.model import MODEL
-
-    folder = MODEL if base == "toy" else Path(base)
-    two_stage = kind_of(folder)
-    return two_stage(folder, companion, precision, device) if two_stage else DiffusersBackend(folder, precision, device)
-
-
 def _prepared(config: TrainConfig, args: argparse.Namespace, backend: Any = None, device: str = "") -> tuple[TrainConfig, Any, Any]:
     """(config with its folders found, dataset, backend) of a headless job."""
+    from .lora_core.backends.opening import open_backend
     from .lora_core.data.sources import brought_in
 
     _use_threads(args.threads)
     config, dataset = brought_in(config, args.out)
-    return config, dataset, backend or _backend(config.base, config.companion, config.precision, device)
+    return config, dataset, backend or open_backend(config.base, config.companion, config.precision, device, config.base_config)
 
 
 def run_job(config: TrainConfig, args: argparse.Namespace, backend: Any = None, also: Any = None) -> tuple[Result, int]:

@@ -85,8 +85,9 @@ def _by_layer(state: State, form: str) -> dict[str, State]:
         if suffix is None:
             raise FormatError(f"{key}: is no part a run could start from.")
         name = key.removesuffix(suffix)
-        if form == "diffusers":  # the headless trainer's own names
+        if form == "diffusers":  # the headless trainer's own names: flat for the Stable Diffusion family, else as they are
             component, _, path = name.partition(".")
-            name = {"unet": "lora_unet_", "text_encoder": "lora_te_", "text_encoder_2": "lora_te2_"}.get(component, component) + path.replace(".", "_")
+            flat = {"unet": "lora_unet_", "text_encoder": "lora_te_", "text_encoder_2": "lora_te2_"}.get(component)
+            name = flat + path.replace(".", "_") if flat else name
         out.setdefault(name, {})[_PARTS[suffix]] = value
     return out

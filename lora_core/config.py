@@ -239,7 +239,8 @@ class SampleConfig:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     name: str = setting("my_lora", "Name of the run and of its result file.")
-    base: str = setting("toy", "Base model of a headless run: toy, or a folder in diffusers layout. ComfyUI uses the wired model.")
+    base: str = setting("toy", "Base model of a headless run: toy, a folder in diffusers layout, or a .safetensors file. ComfyUI uses the wired model.")
+    base_config: str = setting("", "Folder in diffusers layout with the configs and tokenizers of a base that is a file; empty: the Hugging Face cache.")
     companion: str = setting("", "Folder of the other stage of a two-stage model (Kandinsky 2.2, Würstchen): the prior of a decoder, the decoder of a prior.")
     steps: int = setting(1000, "Weight updates.", low=1, high=10_000_000)
     steps_per_picture: int = setting(0, "Weight updates for each picture instead of steps; 0 takes steps.", low=0, high=100_000)
@@ -372,6 +373,8 @@ def from_values(values: dict[str, Any], beside: Path) -> TrainConfig:
         sets=tuple(dataclasses.replace(s, folder=_beside(s.folder, beside)) for s in config.sets),
         prior=dataclasses.replace(config.prior, folder=_beside(config.prior.folder, beside)),
         validation=dataclasses.replace(config.validation, folder=_beside(config.validation.folder, beside)),
+        base=_beside(config.base, beside) if config.base != "toy" and (beside / config.base).exists() else config.base,
+        base_config=_beside(config.base_config, beside),
         companion=_beside(config.companion, beside),
         adapter=dataclasses.replace(config.adapter, start_from=_beside(config.adapter.start_from, beside)),
     )

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from ..adapters.base import override_forward
@@ -25,7 +26,7 @@ _ENCODER_OF_WIDTH = {1024: "clip_h", 1280: "clip_g"}
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-    """`hidden` (B, 77 n, width) for texts of n windows; `pooled` (B, width) and `mask` (B, 77) where the network reads them, else None."""
+    """`hidden` (B, L, width), L = 77 n for CLIP and n windows; `pooled` (B, width) and `mask` (B, L) where the network reads them, else None."""
 
     hidden: torch.Tensor
     pooled: torch.Tensor | None = None
@@ -33,11 +34,25 @@ class Text:
 
     @staticmethod
     def joined(parts: Sequence[Text]) -> Text:
-        """Several texts as one batch. Shorter ones are repeated to the common length, which changes nothing for what attends to them."""
+        """Several texts as one batch. Shorter ones are filled up under the mask; without one they are repeated to the common length,
+
+        which changes nothing for what attends to them.
+        """
+        if any(p.mask is not None and p.mask.shape != parts[0].hidden.shape[:2] for p in parts):
+            longest = max(p.hidden.shape[1] for p in parts)
+            parts = [p.filled_to(longest) for p in parts]
         pooled, mask = ([v for v in values if v is not None] for values in ([p.pooled for p in parts], [p.mask for p in parts]))
         length = math.lcm(*(p.hidden.shape[1] for p in parts))
         hidden = torch.cat([p.hidden.repeat(1, length // p.hidden.shape[1], 1) for p in parts])
         return Text(hidden, torch.cat(pooled) if pooled else None, torch.cat(mask) if mask else None)
+
+    def filled_to(self, length: int) -> Text:
+        assert self.mask is not None
+        more = length - self.hidden.shape[1]
+        return Text(F.pad(self.hidden, (0, 0, 0, more)), self.pooled, F.pad(self.mask, (0, more)))
+
+    def of(self, dtype: torch.dtype) -> Text:
+        return Text(self.hidden.to(dtype), None if self.pooled is None else self.pooled.to(dtype), self.mask)
 
     def on(self, device: torch.device) -> Text:
         pooled, mask = (None if t is None else t.to(device) for t in (self.pooled, self.mask))
@@ -56,18 +71,22 @@ class Encoder:
 class ClipText:
     """Encodes texts as diffusers' pipelines do: the last layer for one encoder, the last but one of both and the pooled second for SDXL."""
 
-    def __init__(self, folder: Path, device: torch.device):
+    def __init__(self, models: Sequence[Any], tokenizers: Sequence[Any], device: torch.device):
+        self.device, self.two = device, len(models) == 2
+        self.encoders: dict[str, Encoder] = {}
+        for n, (model, tokenizer) in enumerate(zip(models, tokenizers, strict=True)):
+            name = "clip_l" if self.two else _ENCODER_OF_WIDTH.get(model.config.hidden_size, "clip_l")
+            self.encoders["clip_g" if n else name] = Encoder(model, tokenizer, f"lora_te{n + 1}_" if self.two else "lora_te_")
+
+    @staticmethod
+    def parts_of(folder: Path) -> tuple[list[Any], list[Any]]:
+        """(models in float32, tokenizers) of a folder in diffusers layout."""
         from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
         local: dict[str, Any] = {"local_files_only": True}
-        self.device, self.two = device, (folder / "text_encoder_2").is_dir()
-        self.encoders: dict[str, Encoder] = {}
-        for n, part in enumerate(("", "_2") if self.two else ("",)):
-            kind = CLIPTextModelWithProjection if n else CLIPTextModel
-            model = kind.from_pretrained(folder / f"text_encoder{part}", torch_dtype=torch.float32, **local).to(device).eval().requires_grad_(False)
-            name = _ENCODER_OF_WIDTH.get(model.config.hidden_size, "clip_l") if n or not self.two else "clip_l"
-            tokenizer = CLIPTokenizer.from_pretrained(folder / f"tokenizer{part}", **local)
-            self.encoders["clip_g" if n else name] = Encoder(model, tokenizer, f"lora_te{n + 1}_" if self.two else "lora_te_")
+        kinds = {"": CLIPTextModel} | ({"_2": CLIPTextModelWithProjection} if (folder / "text_encoder_2").is_dir() else {})
+        models = [kind.from_pretrained(folder / f"text_encoder{part}", torch_dtype=torch.float32, **local) for part, kind in kinds.items()]
+        return models, [CLIPTokenizer.from_pretrained(folder / f"tokenizer{part}", **local) for part in kinds]
 
     def layers(self) -> Mapping[str, nn.Module]:
         """Linear layers by `<encoder>.<path>`."""
@@ -110,10 +129,10 @@ def vocabulary(tokenizer: Any) -> str:
     return hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()[:16]
 
 
-def length_of(caption: str, tokenizer: Any) -> TextLength:
-    """For an encoder that reads one window and leaves the rest."""
+def length_of(caption: str, tokenizer: Any, window: int = 0) -> TextLength:
+    """For an encoder that reads one window (of as many tokens as the tokenizer says, without start and end) and leaves the rest."""
     tokens = len(tokenizer(caption, add_special_tokens=False).input_ids)
-    window = tokenizer.model_max_length - 2
+    window = window or tokenizer.model_max_length - 2
     return TextLength(tokens, 1, max(0, tokens - window), window)
 
 

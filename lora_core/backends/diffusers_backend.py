@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -17,23 +18,35 @@ from ..objectives import DiscreteLevels, Objective, discrete_sigmas, rescale_zer
 from ..tokens import TokenTable
 from .base import SampleJob, TextLength, weights_checksum
 from .clip_text import ClipText, Text, vocabulary
-from .headless import LOCAL, Headless, nearest_timestep, require_parts
+from .headless import LOCAL, Headless, nearest_timestep, require_parts, stored_dtype
 
 KINDS = {"epsilon": "epsilon", "v_prediction": "v"}
 
 
 class DiffusersBackend(Headless):
-    """Lends a UNet with its CLIP text encoders. Everything is read from `folder`; nothing is ever downloaded."""
+    """Lends a UNet with its CLIP text encoders. Everything is read from `folder`; nothing is ever downloaded.
 
-    def __init__(self, folder: Path, precision: str = "auto", device: str = ""):
+    `pipe`: the same parts read already, from a single file.
+    """
+
+    def __init__(self, folder: Path, precision: str = "auto", device: str = "", pipe: Any = None):
         from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 
-        require_parts(folder, ("unet", "vae", "text_encoder", "tokenizer", "scheduler"), "a Stable Diffusion model in diffusers layout, or toy")
-        super().__init__(precision, device)
-        self.network = self.unet = self.place(UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=self.dtype, **LOCAL))
-        self.vae = self.place(AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32, **LOCAL))
-        self.text = ClipText(folder, self.device)
-        self.scheduler = DDPMScheduler.from_pretrained(folder / "scheduler", **LOCAL)
+        if pipe is None:
+            require_parts(folder, ("unet", "vae", "text_encoder", "tokenizer", "scheduler"), "a Stable Diffusion model in diffusers layout, or toy")
+            super().__init__(precision, device, stored_dtype(folder / "unet"))
+            unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=self.dtype, **LOCAL)
+            vae = AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32, **LOCAL)
+            texts = ClipText.parts_of(folder)
+            self.scheduler = DDPMScheduler.from_pretrained(folder / "scheduler", **LOCAL)
+        else:
+            super().__init__(precision, device, stored_dtype(folder))
+            unet, vae = pipe.unet.to(self.dtype), pipe.vae.float()
+            texts = tuple([part for name, part in sorted(pipe.components.items()) if name.startswith(kind)] for kind in ("text_encoder", "tokenizer"))
+            self.scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
+        self.network = self.unet = self.place(unet)
+        self.vae = self.idle(vae)
+        self.text = ClipText([self.idle(model) for model in texts[0]], texts[1], self.device)
         self.latent_step_px = 2 ** (len(self.vae.config.block_out_channels) - 1)
         self._abar = self.scheduler.alphas_cumprod.double()
         self._table = discrete_sigmas(self._abar)  # sigma of each timestep, as sampling and training see it
@@ -67,12 +80,12 @@ class DiffusersBackend(Headless):
     @torch.no_grad()
     def encode_picture(self, pixels: torch.Tensor) -> torch.Tensor:
         x = pixels.permute(0, 3, 1, 2).to(self.device) * 2 - 1
-        return self.vae.encode(x).latent_dist.mean * self.vae.config.scaling_factor
+        return self.wake(self.vae).encode(x).latent_dist.mean * self.vae.config.scaling_factor
 
     @torch.no_grad()
     def encode_spread(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(mean, standard deviation) of the latents, both in the model's units."""
-        answer, scale = self.vae.encode(pixels.permute(0, 3, 1, 2).to(self.device) * 2 - 1).latent_dist, self.vae.config.scaling_factor
+        answer, scale = self.wake(self.vae).encode(pixels.permute(0, 3, 1, 2).to(self.device) * 2 - 1).latent_dist, self.vae.config.scaling_factor
         return answer.mean * scale, answer.std * scale
 
     def picture_encoders(self) -> Sequence[nn.Module]:
@@ -86,6 +99,9 @@ class DiffusersBackend(Headless):
 
     def encode(self, texts: Sequence[str]) -> Text:
         return self.text.encode(texts, self._trained.tokens)
+
+    def text_encoders(self) -> Sequence[nn.Module]:
+        return [e.model for e in self.text.encoders.values()]
 
     def text_fingerprint(self) -> str:
         return " ".join(weights_checksum(e.model) + vocabulary(e.tokenizer) for e in self.text.encoders.values())
@@ -121,6 +137,8 @@ class DiffusersBackend(Headless):
             denoised = x - here * out if kind == "epsilon" else x / (1 + here**2) - out * here / (1 + here**2) ** 0.5
             guided = denoised[1:] + config.cfg * (denoised[:1] - denoised[1:])
             x = x + (x - guided) / here * (there - here)
-        pixels = self.vae.decode(x / self.vae.config.scaling_factor).sample
+        pixels = self.wake(self.vae).decode(x / self.vae.config.scaling_factor).sample
+        if self.lent:
+            self.rest()
         array = ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
         return [Image.fromarray(a) for a in array]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import torch
 import torch.utils.checkpoint
 from torch import nn
@@ -18,7 +19,8 @@ from ..tokens import TokenTable
 from .base import TextLength, weights_fingerprint, whole_fingerprint
 from .clip_text import Text, length_of
 
-DTYPES = {"auto": torch.float32, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_ON_DISK = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 TEXTS = 2  # counted up when the same caption would be read another way
 MAX_TEXTS = 4000
 LOCAL: dict[str, Any] = {"local_files_only": True}  # nothing is ever downloaded
@@ -29,6 +31,16 @@ def require_parts(folder: Path, parts: Sequence[str], what: str) -> None:
     missing = [part for part in parts if not (folder / part).is_dir()]
     if missing:
         raise LoomError(f"base: {folder} has no folder {', '.join(missing)}; give {what}.")
+
+
+def stored_dtype(place: Path) -> torch.dtype:
+    """The type most weights of a model folder, or of one file, have on disk; float32 where they are in no safetensors file."""
+    file = place if place.is_file() else next(iter(sorted(place.glob("*.safetensors"))), None)
+    if file is None or file.suffix != ".safetensors":
+        return torch.float32
+    with safetensors.safe_open(file, "pt") as opened:
+        kinds = [opened.get_slice(key).get_dtype() for key in opened.keys()]
+    return _ON_DISK.get(max(set(kinds), key=kinds.count), torch.bfloat16)
 
 
 def nearest_timestep(table: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
@@ -44,9 +56,12 @@ class Headless:
     parts: dict[str, Any]  # by the name of their folder
     prefix: str  # of the network's layers in files
 
-    def __init__(self, precision: str, device: str):
+    def __init__(self, precision: str, device: str, stored: torch.dtype = torch.float32):
         self.device = self.text_device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.dtype = DTYPES[precision]
+        slow = stored == torch.float16 and self.device.type == "cpu"
+        self.dtype = DTYPES.get(precision, torch.float32 if slow else stored)  # auto: as it is stored
+        self.lent = False  # to a run, between whose steps encoders are not needed
+        self._idle: list[Any] = []
         self._texts: dict[str, Text] = {}
         self._trained = AdapterSet({})
         self._store: Store = Memory()
@@ -58,6 +73,20 @@ class Headless:
 
     def place(self, module: Any) -> Any:
         return module.to(self.device).eval().requires_grad_(False)
+
+    def idle(self, module: Any) -> Any:
+        """Takes an encoder that is on the device only while it is needed."""
+        self._idle.append(module.eval().requires_grad_(False))
+        return module
+
+    def wake(self, module: Any) -> Any:
+        return module.to(self.device)
+
+    def rest(self) -> None:
+        """Takes all encoders off the device."""
+        if self.device.type != "cpu":
+            for module in self._idle:
+                module.to("cpu")
 
     # ---- what can be trained -----------------------------------------------------------------------------------------
 
@@ -94,6 +123,10 @@ class Headless:
 
     # ---- texts -------------------------------------------------------------------------------------------------------
 
+    def text_encoders(self) -> Sequence[nn.Module]:
+        """The modules that `encode` runs."""
+        return []
+
     def encode(self, texts: Sequence[str]) -> Text:
         """A batch of texts, with gradients where the caller has them on."""
         raise NotImplementedError(f"{type(self).__name__} must say how it encodes texts")
@@ -120,7 +153,7 @@ class Headless:
             key = key_of("text", *made_by, caption)
             known = self._store.get(key)
             if known is None:
-                known = self._store.put(key, {name: t for name, t in vars(self.encode([caption])).items() if t is not None})
+                known = self._store.put(key, {name: t for name, t in vars(self._encode_awake([caption])).items() if t is not None})
             self._texts[caption] = Text(**known)
 
     def forget_texts(self) -> None:
@@ -129,14 +162,21 @@ class Headless:
     def encoded(self, texts: Sequence[str]) -> Text:
         """One batch of texts: while text encoders or tokens are trained, encoded anew; else each encoded once."""
         if self._trained.trains_text:
-            return self.encode(texts)
+            return self._encode_awake(texts)
         for text in dict.fromkeys(texts):
             if text not in self._texts:  # only captions that vary get here: kept for a while, in memory
                 if len(self._texts) > MAX_TEXTS:
                     self._texts.clear()
                 with torch.no_grad():
-                    self._texts[text] = self.encode([text])
+                    self._texts[text] = self._encode_awake([text])
+                if self.lent:
+                    self.rest()
         return Text.joined([self._texts[t] for t in texts]).on(self.device)
+
+    def _encode_awake(self, texts: Sequence[str]) -> Text:
+        for module in self.text_encoders():
+            self.wake(module)
+        return self.encode(texts)
 
     # ---- training ----------------------------------------------------------------------------------------------------
 
@@ -146,6 +186,8 @@ class Headless:
         before, self._trained = getattr(network, "is_gradient_checkpointing", False), adapters
         if adapters.changes_text:
             self.forget_texts()
+        self.rest()
+        self.lent = True
         with attach(layers, adapters):
             try:
                 if checkpointing:
@@ -158,6 +200,7 @@ class Headless:
                             module.eval()  # the base model is not regularised, and a recomputed block must be the same
                 yield
             finally:
+                self.lent = False
                 network.eval()
                 if checkpointing and not before and self.can_checkpoint:
                     network.disable_gradient_checkpointing()

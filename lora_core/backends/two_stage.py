@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -380,12 +379,3 @@ KINDS = {
     "KandinskyV22PriorPipeline": KandinskyPrior, "KandinskyV22Pipeline": KandinskyDecoder, "WuerstchenPriorPipeline": WuerstchenPrior,
     "WuerstchenDecoderPipeline": WuerstchenDecoder,
 }  # fmt: skip
-
-
-def kind_of(folder: Path) -> type[Headless] | None:
-    """The backend for a folder, by the pipeline its model_index.json names; None for any other."""
-    try:
-        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return KINDS.get(index.get("_class_name", "")) if isinstance(index, dict) else None

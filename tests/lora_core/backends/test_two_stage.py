@@ -13,7 +13,8 @@ from lora_loom.convert.families import UNKNOWN
 from lora_loom.convert.lora import delta
 from lora_loom.lora_core.backends import two_stage
 from lora_loom.lora_core.backends.base import SampleJob
-from lora_loom.lora_core.backends.two_stage import CosineLevels, KandinskyDecoder, KandinskyPrior, WuerstchenDecoder, WuerstchenPrior, kind_of
+from lora_loom.lora_core.backends.opening import open_backend, pipeline_name
+from lora_loom.lora_core.backends.two_stage import CosineLevels, KandinskyDecoder, KandinskyPrior, WuerstchenDecoder, WuerstchenPrior
 from lora_loom.lora_core.config import ObjectiveConfig, SampleConfig
 from lora_loom.lora_core.data.batches import Batch
 from lora_loom.lora_core.data.buckets import fit
@@ -108,7 +109,7 @@ def backends(kandinsky, wuerstchen, monkeypatch):
     def make(kind):
         first, second = kandinsky if kind.startswith("kandinsky") else wuerstchen
         folder, other = (first, second) if kind.endswith("prior") else (second, first)
-        return kind_of(folder)(folder, str(other), device="cpu")
+        return open_backend(str(folder), str(other), device="cpu")
 
     return make
 
@@ -243,8 +244,8 @@ def test_what_is_missing_is_named(kandinsky, wuerstchen, tmp_path):
         KandinskyPrior(tmp_path, device="cpu")
     with pytest.raises(LoomError, match=r"effnet/model.safetensors; save the published effnet_state_dict"):
         WuerstchenPrior(wuerstchen[0], device="cpu")
-    assert kind_of(tmp_path) is None
-    assert kind_of(MODEL) is None
+    assert pipeline_name(tmp_path) == ""
+    assert pipeline_name(MODEL) == ""
 
 
 def test_the_real_picture_encoder_reads_its_file(tmp_path):

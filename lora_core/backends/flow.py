@@ -1,0 +1,243 @@
+"""Flow-matching transformers headless: Stable Diffusion 3 and 3.5, Flux.1, Z-Image, Qwen-Image, in diffusers layout.
+
+What differs between them is one row of KINDS. Texts are encoded and pictures drawn by diffusers' own pipelines.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import nn
+
+from ..config import ObjectiveConfig
+from ..data.batches import Batch
+from ..objectives import FlowLevels, Objective
+from .base import SampleJob, TextLength, weights_checksum
+from .clip_text import Text, length_of, vocabulary
+from .headless import LOCAL, Headless, require_parts, stored_dtype
+
+TRAINING_GUIDANCE = 1.0  # guidance-distilled models (Flux.1-dev) are trained at 1, as the host backend does
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """One family. `ask(backend, x, sigma, text)` gives the velocity; `drawing(text, negative, cfg)` what the pipeline takes beside sizes and noise."""
+
+    family: str
+    encode: Callable[[Any, list[str], torch.device], Text]
+    ask: Callable[[FlowBackend, torch.Tensor, torch.Tensor, Text], torch.Tensor]
+    drawing: Callable[[Text, Text, float], dict[str, Any]]
+    reader: tuple[str, int]  # the tokenizer of the encoder the network reads, and how many tokens of it
+
+
+class FlowBackend(Headless):
+    """Lends a transformer. Text encoders stay frozen and, where there is a GPU, are on it only while they encode."""
+
+    prefix = "transformer"
+
+    def __init__(self, folder: Path, precision: str = "auto", device: str = "", transformer: Any = None, stored: torch.dtype | None = None):
+        from diffusers import DiffusionPipeline
+
+        require_parts(folder, ("vae", "tokenizer", "text_encoder", "scheduler"), "a model in diffusers layout")
+        super().__init__(precision, device, stored or stored_dtype(folder / "transformer"))
+        own = {} if transformer is None else {"transformer": transformer}
+        types = {"default": self.dtype, "vae": torch.float32}
+        self.pipe = DiffusionPipeline.from_pretrained(folder, torch_dtype=types, **own, **LOCAL)
+        self.pipe.set_progress_bar_config(disable=True)
+        self.kind = KINDS[type(self.pipe).__name__]
+        self.network = self.place(self.pipe.transformer)
+        self.vae = self.idle(self.pipe.vae)
+        self.encoders = [self.idle(part) for name, part in self.pipe.components.items() if name.startswith("text_encoder") and part is not None]
+        without = {name: None for name in self.pipe.components if name.startswith(("text_encoder", "image_encoder", "feature_extractor"))}
+        self._drawing = type(self.pipe)(**{**self.pipe.components, **without})
+        self._drawing.set_progress_bar_config(disable=True)
+        self.latent_step_px = self.pipe.vae_scale_factor * 2  # the network reads patches of 2 x 2
+
+    @property
+    def family(self) -> str:
+        return self.kind.family
+
+    @property
+    def shift(self) -> float:
+        """The model's own time shift: that of its scheduler, for one that depends on the size the largest, as ComfyUI has it."""
+        config = self.pipe.scheduler.config
+        return math.exp(config.max_shift) if config.use_dynamic_shifting else config.shift
+
+    def objective(self, config: ObjectiveConfig) -> Objective:
+        return Objective("flow", FlowLevels(config.shift or self.shift), config)
+
+    # ---- pictures ----------------------------------------------------------------------------------------------------
+
+    def _latents(self, raw: torch.Tensor, shifted: bool = True) -> torch.Tensor:
+        """What the VAE gives -> the network's units; of a spread only the scale counts."""
+        config = self.vae.config
+        if hasattr(config, "latents_mean") and config.latents_mean is not None:
+            mean, std = (torch.tensor(v, device=raw.device).view(1, -1, 1, 1, 1) for v in (config.latents_mean, config.latents_std))
+            return (raw - mean if shifted else raw) / std
+        return (raw - (config.shift_factor or 0.0) if shifted else raw) * config.scaling_factor
+
+    @torch.no_grad()
+    def _encoded(self, pixels: torch.Tensor) -> Any:
+        x = pixels.permute(0, 3, 1, 2).to(self.device) * 2 - 1
+        return self.wake(self.vae).encode(x.unsqueeze(2) if type(self.vae).__name__ == "AutoencoderKLQwenImage" else x).latent_dist
+
+    def encode_picture(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self._latents(self._encoded(pixels).mean)
+
+    def encode_spread(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(mean, standard deviation) of the latents, both in the model's units."""
+        answer = self._encoded(pixels)
+        return self._latents(answer.mean), self._latents(answer.std, shifted=False)
+
+    def picture_encoders(self) -> Sequence[nn.Module]:
+        return [self.vae]
+
+    def picture_fingerprint(self) -> str:
+        config = self.vae.config
+        scale = [config.get(name) for name in ("scaling_factor", "shift_factor", "latents_mean", "latents_std")]
+        return f"{super().picture_fingerprint()} {scale}"
+
+    # ---- texts -------------------------------------------------------------------------------------------------------
+
+    def text_encoders(self) -> Sequence[nn.Module]:
+        return self.encoders
+
+    def encode(self, texts: Sequence[str]) -> Text:
+        return self.kind.encode(self.pipe, list(texts), self.device)
+
+    def text_fingerprint(self) -> str:
+        tokenizers = [part for name, part in self.pipe.components.items() if name.startswith("tokenizer") and part is not None]
+        return " ".join([*map(weights_checksum, self.encoders), *map(vocabulary, tokenizers)])
+
+    def text_length(self, caption: str) -> TextLength:
+        name, window = self.kind.reader
+        tokenizer = getattr(self.pipe, name) or self.pipe.tokenizer
+        return length_of(caption, tokenizer, window)
+
+    # ---- training and drawing ----------------------------------------------------------------------------------------
+
+    def predict(self, x_t: torch.Tensor, sigma: torch.Tensor, batch: Batch) -> torch.Tensor:
+        return self.kind.ask(self, x_t.to(self.dtype), sigma.to(x_t.device, torch.float32), self.encoded(batch.captions).of(self.dtype)).float()
+
+    def guidance(self, count: int) -> torch.Tensor | None:
+        """(count,) guidance for networks that read it."""
+        return torch.full((count,), TRAINING_GUIDANCE, device=self.device) if getattr(self.network.config, "guidance_embeds", False) else None
+
+    @torch.no_grad()
+    def sample(self, job: SampleJob) -> list[Image.Image]:
+        config = job.config
+        text, negative = (self.encoded([words]).of(self.dtype) for words in (job.prompt, config.negative))
+        self.wake(self.vae)
+        try:
+            return self._drawing(
+                height=job.height_px, width=job.width_px, num_inference_steps=config.steps, generator=torch.Generator().manual_seed(config.seed),
+                output_type="pil", **self.kind.drawing(text, negative, config.cfg),
+            ).images  # fmt: skip
+        finally:
+            if self.lent:
+                self.rest()
+
+
+# ---- the families --------------------------------------------------------------------------------------------------------
+
+
+def _sd3_text(pipe: Any, texts: list[str], device: torch.device) -> Text:
+    hidden, _, pooled, _ = pipe.encode_prompt(texts, texts, texts, device=device, do_classifier_free_guidance=False)
+    return Text(hidden, pooled)
+
+
+def _sd3(backend: FlowBackend, x: torch.Tensor, sigma: torch.Tensor, text: Text) -> torch.Tensor:
+    return backend.network(x, timestep=sigma * 1000, encoder_hidden_states=text.hidden, pooled_projections=text.pooled).sample
+
+
+def _sd3_drawing(text: Text, negative: Text, cfg: float) -> dict[str, Any]:
+    return {
+        "prompt_embeds": text.hidden, "pooled_prompt_embeds": text.pooled, "negative_prompt_embeds": negative.hidden,
+        "negative_pooled_prompt_embeds": negative.pooled, "guidance_scale": cfg,
+    }  # fmt: skip
+
+
+def _flux_text(pipe: Any, texts: list[str], device: torch.device) -> Text:
+    hidden, pooled, _ = pipe.encode_prompt(texts, texts, device=device)
+    return Text(hidden, pooled)
+
+
+def _flux(backend: FlowBackend, x: torch.Tensor, sigma: torch.Tensor, text: Text) -> torch.Tensor:
+    height, width = x.shape[-2:]
+    places = torch.cartesian_prod(torch.arange(1), torch.arange(height // 2), torch.arange(width // 2)).to(x.device, torch.float32)
+    out = backend.network(
+        patches(x), timestep=sigma, guidance=backend.guidance(len(x)), pooled_projections=text.pooled, encoder_hidden_states=text.hidden,
+        txt_ids=places.new_zeros(text.hidden.shape[1], 3), img_ids=places,
+    ).sample  # fmt: skip
+    return pixels(out, height, width)
+
+
+def _flux_drawing(text: Text, negative: Text, cfg: float) -> dict[str, Any]:
+    return {"prompt_embeds": text.hidden, "pooled_prompt_embeds": text.pooled, "guidance_scale": cfg}
+
+
+def _z_image_text(pipe: Any, texts: list[str], device: torch.device) -> Text:
+    found, _ = pipe.encode_prompt(texts, device=device, do_classifier_free_guidance=False)
+    return Text.joined([Text(t[None], None, torch.ones(1, len(t), dtype=torch.bool, device=t.device)) for t in found])
+
+
+def _z_image(backend: FlowBackend, x: torch.Tensor, sigma: torch.Tensor, text: Text) -> torch.Tensor:
+    out = backend.network(list(x.unsqueeze(2)), 1 - sigma, _lists(text), return_dict=False)[0]
+    return -torch.stack(list(out)).squeeze(2)
+
+
+def _z_image_drawing(text: Text, negative: Text, cfg: float) -> dict[str, Any]:
+    return {"prompt_embeds": _lists(text), "negative_prompt_embeds": _lists(negative), "guidance_scale": cfg}
+
+
+def _lists(text: Text) -> list[torch.Tensor]:
+    """Each sample's own tokens, (length, width)."""
+    assert text.mask is not None
+    return [hidden[mask] for hidden, mask in zip(text.hidden, text.mask, strict=True)]
+
+
+def _qwen_text(pipe: Any, texts: list[str], device: torch.device) -> Text:
+    hidden, mask = pipe.encode_prompt(texts, device=device)
+    return Text(hidden, None, torch.ones(hidden.shape[:2], dtype=torch.bool, device=device) if mask is None else mask.bool())
+
+
+def _qwen(backend: FlowBackend, x: torch.Tensor, sigma: torch.Tensor, text: Text) -> torch.Tensor:
+    height, width = x.shape[-2:]
+    out = backend.network(
+        patches(x.squeeze(2)), timestep=sigma, guidance=backend.guidance(len(x)), encoder_hidden_states=text.hidden, encoder_hidden_states_mask=text.mask,
+        img_shapes=[[(1, height // 2, width // 2)]] * len(x),
+    ).sample  # fmt: skip
+    return pixels(out, height, width).unsqueeze(2)
+
+
+def _qwen_drawing(text: Text, negative: Text, cfg: float) -> dict[str, Any]:
+    return {
+        "prompt_embeds": text.hidden, "prompt_embeds_mask": text.mask, "negative_prompt_embeds": negative.hidden,
+        "negative_prompt_embeds_mask": negative.mask, "true_cfg_scale": cfg,
+    }  # fmt: skip
+
+
+def patches(x: torch.Tensor) -> torch.Tensor:
+    """(B, C, H, W) -> (B, H/2 * W/2, 4 C), as Flux and Qwen-Image read latents."""
+    b, c, h, w = x.shape
+    return x.view(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(b, h * w // 4, 4 * c)
+
+
+def pixels(x: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """The inverse of `patches`."""
+    b, _, c = x.shape
+    return x.view(b, height // 2, width // 2, c // 4, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(b, c // 4, height, width)
+
+
+KINDS = {
+    "StableDiffusion3Pipeline": Kind("sd3", _sd3_text, _sd3, _sd3_drawing, ("tokenizer_3", 256)),
+    "FluxPipeline": Kind("flux1", _flux_text, _flux, _flux_drawing, ("tokenizer_2", 512)),
+    "ZImagePipeline": Kind("z-image", _z_image_text, _z_image, _z_image_drawing, ("tokenizer", 512)),
+    "QwenImagePipeline": Kind("qwen-image", _qwen_text, _qwen, _qwen_drawing, ("tokenizer", 1024)),
+}
