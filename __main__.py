@@ -212,7 +212,6 @@ def _sample(args: argparse.Namespace) -> int:
     from .convert.disk import load_any
     from .convert.embedding import is_embedding, read_embedding
     from .lora_core.backends.base import SampleJob
-    from .lora_core.backends.opening import open_backend
     from .lora_core.config import SampleConfig, check
     from .lora_core.errors import LoomError
     from .lora_core.sampling import drawn, of_run, of_start, sheet
@@ -222,7 +221,7 @@ def _sample(args: argparse.Namespace) -> int:
     for strength in args.strength:
         check("--strength", strength, float, {"low": -10.0, "high": 10.0, "choices": ()})
     _use_threads(args.threads)
-    backend = open_backend(args.base, args.companion, args.precision, base_config=args.base_config)
+    backend = _backend(args.base, args.companion, args.precision, base_config=args.base_config)
     missing = [path for path in args.files if not path.exists()]
     if missing:
         raise LoomError(f"sample: there is no file or run folder {missing[0]}.")
@@ -282,14 +281,36 @@ def _use_threads(count: int) -> None:
         torch.set_num_threads(count)
 
 
+def _backend(base: str, companion: str, precision: str, device: str = "", base_config: str = "") -> Any:
+    """The headless backend of a base model, whose layers have the names that files give them."""
+    from .convert.results import kohya_name
+    from .lora_core.backends.diffusers_backend import DiffusersBackend
+    from .lora_core.backends.opening import open_backend
+
+    backend = open_backend(base, companion, precision, device, base_config, _in_hub_cache)
+    if isinstance(backend, DiffusersBackend):
+        backend.name = kohya_name
+    return backend
+
+
+def _in_hub_cache(repo: str) -> str | None:
+    """The folder of a repository that was downloaded earlier; asks nobody."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return snapshot_download(repo, local_files_only=True)
+    except LocalEntryNotFoundError:
+        return None
+
+
 def _prepared(config: TrainConfig, args: argparse.Namespace, backend: Any = None, device: str = "") -> tuple[TrainConfig, Any, Any]:
     """(config with its folders found, dataset, backend) of a headless job."""
-    from .lora_core.backends.opening import open_backend
     from .lora_core.data.sources import brought_in
 
     _use_threads(args.threads)
     config, dataset = brought_in(config, args.out)
-    return config, dataset, backend or open_backend(config.base, config.companion, config.precision, device, config.base_config)
+    return config, dataset, backend or _backend(config.base, config.companion, config.precision, device, config.base_config)
 
 
 def run_job(config: TrainConfig, args: argparse.Namespace, backend: Any = None, also: Any = None) -> tuple[Result, int]:

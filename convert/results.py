@@ -10,8 +10,10 @@ from typing import Any
 import torch
 
 from .embedding import Embedding, write_embedding
+from .families import FAMILIES, known_family
 from .lora import FormatError, Lora, State
 from .metadata import embedding_metadata, lora_metadata
+from .patterns import fill
 from .writers import approximated, trained, write
 
 _TOKEN = re.compile(r"token\.(.+)\.([^.]+)")  # token.<placeholder>.<encoder>
@@ -49,6 +51,13 @@ def token_stems(name: str, placeholders: list[str], beside_lora: bool) -> dict[s
     """Placeholder -> the file stem, and so the trigger, of a token."""
     words = {p: "_" + re.sub(r"[^a-z0-9]+", "-", p.lower()).strip("-") if len(placeholders) > 1 else "" for p in placeholders}
     return {p: f"{name}{word}" + ("_emb" if beside_lora else "") for p, word in words.items()}
+
+
+def kohya_name(base: str, path: str) -> str:
+    """What Kohya's files call the UNet layer at diffusers' `path`: SDXL's have the original model's own names, all others diffusers'."""
+    family = FAMILIES.get(known_family(base))
+    found = family.table.find(path) if family and family.native_kohya else None
+    return "lora_unet_" + (fill(found.rows[0].native, found.numbers) if found else path).replace(".", "_")
 
 
 _PARTS = {

@@ -60,7 +60,7 @@ def test_a_second_run_of_the_same_name_gets_its_own_folder(job, tmp_path):
         ("rank = 2", "rank = 0", "adapter.rank: found 0; allowed are 1 to 1024"),
         ("rank = 2", "rank = 1000", "adapter.rank: 1000 is larger than layer"),
         ("folder = ", "folder = 'nowhere' #", "there is no folder"),
-        ("name = ", "base = 'nowhere'\nname = ", "has no folder unet"),
+        ("name = ", "base = 'nowhere'\nname = ", "there is no folder or file nowhere"),
     ],
 )
 def test_bad_input_is_one_sentence_on_stderr_and_exit_code_1(old, new, sentence, job, tmp_path, capsys):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,10 @@ KINDS = {"epsilon": "epsilon", "v_prediction": "v"}
 class DiffusersBackend(Headless):
     """Lends a UNet with its CLIP text encoders. Everything is read from `folder`; nothing is ever downloaded.
 
-    `pipe`: the same parts read already, from a single file.
+    `pipe`: the same parts read already, from a single file. `name(family, path)`: what files call a layer of the UNet.
     """
+
+    name: Callable[[str, str], str] = staticmethod(lambda family, path: "lora_unet_" + path.replace(".", "_"))
 
     def __init__(self, folder: Path, precision: str = "auto", device: str = "", pipe: Any = None):
         from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
@@ -37,12 +39,13 @@ class DiffusersBackend(Headless):
             super().__init__(precision, device, stored_dtype(folder / "unet"))
             unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=self.dtype, **LOCAL)
             vae = AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32, **LOCAL)
-            texts = ClipText.parts_of(folder)
+            texts: tuple[list[Any], ...] = ClipText.parts_of(folder)
             self.scheduler = DDPMScheduler.from_pretrained(folder / "scheduler", **LOCAL)
         else:
             super().__init__(precision, device, stored_dtype(folder))
             unet, vae = pipe.unet.to(self.dtype), pipe.vae.float()
-            texts = tuple([part for name, part in sorted(pipe.components.items()) if name.startswith(kind)] for kind in ("text_encoder", "tokenizer"))
+            parts = sorted(pipe.components.items())
+            texts = tuple([part for name, part in parts if name.startswith(kind)] for kind in ("text_encoder", "tokenizer"))
             self.scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
         self.network = self.unet = self.place(unet)
         self.vae = self.idle(vae)
@@ -67,7 +70,7 @@ class DiffusersBackend(Headless):
         return self.text.tables()
 
     def file_name(self, path: str) -> str:
-        return self.text.file_name(path) if path.split(".", 1)[0] in self.text.encoders else "lora_unet_" + path.replace(".", "_")
+        return self.text.file_name(path) if path.split(".", 1)[0] in self.text.encoders else self.name(self.family, path)
 
     def objective(self, config: ObjectiveConfig) -> Objective:
         kind = KINDS.get(self.scheduler.config.prediction_type)

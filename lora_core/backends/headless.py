@@ -39,7 +39,8 @@ def stored_dtype(place: Path) -> torch.dtype:
     if file is None or file.suffix != ".safetensors":
         return torch.float32
     with safetensors.safe_open(file, "pt") as opened:
-        kinds = [opened.get_slice(key).get_dtype() for key in opened.keys()]
+        names = opened.keys()
+        kinds = [opened.get_slice(name).get_dtype() for name in names]
     return _ON_DISK.get(max(set(kinds), key=kinds.count), torch.bfloat16)
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from safetensors import safe_open
 
 from ..errors import LoomError
 from ..toy.model import MODEL
@@ -19,11 +22,16 @@ TRANSFORMERS = {
 }  # fmt: skip
 
 
-def open_backend(base: str, companion: str = "", precision: str = "auto", device: str = "", base_config: str = "") -> Any:
-    """Raises LoomError for what is no base model we can train, naming what is missing."""
+def open_backend(
+    base: str, companion: str = "", precision: str = "auto", device: str = "", base_config: str = "", cached: Callable[[str], str | None] = lambda repo: None
+) -> Any:
+    """Raises LoomError for what is no base model we can train, naming what is missing.
+
+    `cached`: where this machine keeps a repository of the Hub, or None.
+    """
     place = MODEL if base == "toy" else Path(base)
     if place.is_file():
-        return _of_file(place, base_config, precision, device)
+        return _of_file(place, Path(base_config) if base_config else None, cached, precision, device)
     if not place.is_dir():
         raise LoomError(f"base: there is no folder or file {place}; give toy, a folder in diffusers layout, or a .safetensors file.")
     name = pipeline_name(place)
@@ -46,10 +54,10 @@ def pipeline_name(folder: Path) -> str:
     return str(index.get("_class_name", "")) if isinstance(index, dict) else ""
 
 
-def _of_file(file: Path, base_config: str, precision: str, device: str) -> Headless:
+def _of_file(file: Path, folder: Path | None, cached: Callable[[str], str | None], precision: str, device: str) -> Headless:
     if file.suffix != ".safetensors":
         raise LoomError(f"base: {file.name} is no .safetensors file; other formats can run code when they are read, convert it first.")
-    folder = Path(base_config) if base_config else _cached_layout(file)
+    folder = folder or _cached_layout(file, cached)
     name = pipeline_name(folder)
     try:
         if name in TRANSFORMERS:
@@ -66,26 +74,25 @@ def _of_file(file: Path, base_config: str, precision: str, device: str) -> Headl
             without = {"safety_checker": None, "feature_extractor": None, "image_encoder": None}
             return DiffusersBackend(file, precision, device, kind.from_single_file(str(file), config=str(folder), **without, **LOCAL))
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise LoomError(f"base: {file.name} cannot be read as the {name} that base_config {folder.name} describes: {str(error).splitlines()[0][:200]}") from error
+        reason = str(error).splitlines()[0][:200]
+        raise LoomError(f"base: {file.name} cannot be read as the {name} that base_config {folder.name} describes: {reason}") from error
     known = ", ".join([*STABLE_DIFFUSION, *TRANSFORMERS])
     raise LoomError(f"base_config: {folder} describes {name or 'no pipeline (model_index.json is missing)'}; allowed are {known}.")
 
 
-def _cached_layout(file: Path) -> Path:
-    """The model's own repository in the Hugging Face cache, where somebody has fetched it."""
+def _cached_layout(file: Path, cached: Callable[[str], str | None]) -> Path:
+    """The folder of the model's own repository, where somebody has fetched it."""
     import torch
     from diffusers.loaders.single_file_utils import fetch_diffusers_config
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-    from safetensors import safe_open
 
     with safe_open(file, "pt") as opened:
-        shapes = {key: torch.empty(opened.get_slice(key).get_shape(), device="meta") for key in opened.keys()}
+        names = opened.keys()
+        shapes = {name: torch.empty(opened.get_slice(name).get_shape(), device="meta") for name in names}
     repo = fetch_diffusers_config(shapes)["pretrained_model_name_or_path"]
-    try:
-        return Path(snapshot_download(repo, local_files_only=True))
-    except LocalEntryNotFoundError as error:
+    place = cached(repo)
+    if place is None:
         raise LoomError(
             f"base_config: {file.name} holds no configs and tokenizers, and nothing is downloaded; give a folder of the same model in diffusers layout "
             f"(SD1, SD2 and SDXL need no weights in it), or fetch {repo} once with `hf download {repo}`."
-        ) from error
+        )
+    return Path(place)

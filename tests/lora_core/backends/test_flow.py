@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import tiny_flow
 import torch
@@ -19,6 +21,7 @@ from lora_loom.lora_core.errors import LoomError
 from lora_loom.lora_core.events import Listener
 from lora_loom.lora_core.sampling import of_start
 from lora_loom.lora_core.trainer import train
+from safetensors.torch import load_file, save_file
 
 TEXTS = ["a red circle on a white ground", "two"]
 FAMILIES = sorted(tiny_flow.MAKERS)
@@ -81,7 +84,8 @@ def test_latents_go_back_through_the_pipelines_own_decoder(backend, monkeypatch)
     backend.sample(SampleJob("x", 64, 64, SampleConfig(steps=1, cfg=1.0)))
     torch.testing.assert_close(handed[0], raw, rtol=1e-5, atol=1e-6)
     mean, spread = backend.encode_spread(torch.rand(1, 32, 32, 3))
-    assert mean.shape == spread.shape and bool((spread > 0).all())
+    assert mean.shape == spread.shape
+    assert bool((spread > 0).all())
 
 
 def test_shifts_are_the_models_own(folders):
@@ -105,7 +109,8 @@ def test_a_lora_is_trained_and_read_by_the_pipeline(family, folders, pictures, t
     result = train(config, backend, scan(config.data), tmp_path / "fl", lambda s, f: products(s, "fl", backend.family, f), Listener())
     assert all(torch.equal(before[name], p) for name, p in backend.network.named_parameters())
     assert not any("forward" in vars(m) for m in backend.network.modules())
-    assert not backend.network.training and not backend.network.is_gradient_checkpointing
+    assert not backend.network.training
+    assert not backend.network.is_gradient_checkpointing
     tensors, _ = load(result.file)
     lora = read(tensors, family=family)
     assert len(lora.modules) > 8
@@ -124,10 +129,6 @@ def test_a_lora_is_trained_and_read_by_the_pipeline(family, folders, pictures, t
 @pytest.mark.parametrize("precision", ["auto", "bf16"])
 def test_weights_stay_as_they_are_stored(folders, precision, tmp_path):
     """auto: the type on disk; a bf16 model is neither widened nor are its adapters narrowed."""
-    import shutil
-
-    from safetensors.torch import load_file, save_file
-
     folder = tmp_path / "half"
     shutil.copytree(folders["flux1"], folder)
     file = next((folder / "transformer").glob("*.safetensors"))
@@ -148,3 +149,26 @@ def test_what_cannot_be_opened_is_said(tmp_path, folders):
     (tmp_path / "model.ckpt").write_bytes(b"x")
     with pytest.raises(LoomError, match="model.ckpt is no .safetensors file"):
         open_backend(str(tmp_path / "model.ckpt"))
+
+
+def test_a_single_file_needs_a_folder_for_its_configs(folders, tmp_path):
+    """The transformer's weights from the file, all else from the folder, which has no transformer weights of its own."""
+    folder, file = tmp_path / "layout", tmp_path / "flux.safetensors"
+    shutil.copytree(folders["flux1"], folder)
+    weights = next((folder / "transformer").glob("*.safetensors"))
+    save_file(load_file(weights), file)
+    weights.unlink()
+    backend, whole = open_backend(str(file), base_config=str(folder), device="cpu"), open_backend(str(folders["flux1"]), device="cpu")
+    x = torch.randn(1, 4, 16, 16)
+    ours, theirs = (b.predict(x, torch.tensor([0.5]), batch_of(x, TEXTS[:1])) for b in (backend, whole))
+    assert torch.equal(ours, theirs)
+    with pytest.raises(LoomError, match=r"base_config: flux.safetensors holds no configs and tokenizers, and nothing is downloaded.*`hf download"):
+        open_backend(str(file))
+    asked = []
+    with pytest.raises(LoomError, match="base_config: .* describes no pipeline"):
+        open_backend(str(file), cached=lambda repo: asked.append(repo) or str(tmp_path))
+    assert len(asked) == 1
+    assert "/" in asked[0]
+    with pytest.raises(LoomError, match="flux.safetensors cannot be read as the StableDiffusionPipeline"):
+        (folder / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "UNet2DConditionModel"]}')
+        open_backend(str(file), base_config=str(folder))
