@@ -331,7 +331,9 @@ def run_job(config: TrainConfig, args: argparse.Namespace, backend: Any = None, 
 
     world = launched()
     with world.main_first():  # what a job brings in is brought in once
-        config, dataset, backend = _prepared(config, args, backend, world.device)
+        config, dataset, backend = _prepared(config, args, backend, "cpu" if world.sharded else world.device)
+    if world.sharded:
+        _shard(backend, world)
     if world.main:
         sys.stdout.write(dataset.summary() + "\n")
     start = _start(config, backend)
@@ -370,6 +372,18 @@ def run_job(config: TrainConfig, args: argparse.Namespace, backend: Any = None, 
         for number, handler in before.items():
             signal.signal(number, handler)
     return result, 128 + received[0] if received else DONE
+
+
+def _shard(backend: Any, world: Any) -> None:
+    """Splits the model over the processes, where its backend can."""
+    from .lora_core.backends.two_stage import KINDS
+    from .lora_core.errors import LoomError
+
+    if isinstance(backend, tuple(KINDS.values())):
+        raise LoomError(f"accelerate: {backend.family} cannot be split over processes; launch without FSDP, each process then holds the whole model.")
+    backend.shard(world.device)
+    if world.main:
+        sys.stdout.write(f"the frozen model is split over {world.size} processes (PyTorch FSDP2)\n")
 
 
 def _start(config: TrainConfig, backend: Any) -> Any:

@@ -257,7 +257,7 @@ class Loop:
 
     def draw_samples(self) -> None:
         """The sample prompts with the adapters as they are; the first time also without them, same seed, to compare against."""
-        if self.samples_failed >= MAX_FAILED_SAMPLES or not self.world.main:
+        if self.samples_failed >= MAX_FAILED_SAMPLES or not (self.world.main or self.world.sharded):
             return
         try:
             if not self.sampled:
@@ -282,6 +282,9 @@ class Loop:
     def _draw(self, label: str) -> None:
         jobs = sample_jobs(self.config, self.run.batches, self.run.prior)
         images = [image for job in jobs for image in self.run.backend.sample(job)[:1]]
+        if not self.world.main:  # it only lent its part of the model
+            self.sampled.append((label, []))
+            return
         path = self.folder / "samples" / f"{label.replace(' ', '-')}.png"
         path.parent.mkdir(exist_ok=True)
         sheet = grid(images, columns=len(images), cell_px=max(192, *(max(i.size) for i in images)))

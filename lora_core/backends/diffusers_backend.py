@@ -54,6 +54,10 @@ class DiffusersBackend(Headless):
         self._abar = self.scheduler.alphas_cumprod.double()
         self._table = discrete_sigmas(self._abar)  # sigma of each timestep, as sampling and training see it
 
+    def to_device(self, device: str) -> None:
+        super().to_device(device)
+        self.text.device = self.device
+
     @property
     def family(self) -> str:
         """sd1, sd2, sd2-v or sdxl, by the text encoders, the width of the text and the prediction type."""

@@ -11,6 +11,7 @@ import safetensors
 import torch
 import torch.utils.checkpoint
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from ..adapters import AdapterSet, attach
 from ..data.store import Memory, Store, key_of
@@ -63,6 +64,7 @@ class Headless:
         self.dtype = DTYPES.get(precision, torch.float32 if slow else stored)  # auto: as it is stored
         self.lent = False  # to a run, between whose steps encoders are not needed
         self._idle: list[Any] = []
+        self._known_fingerprint = ""
         self._texts: dict[str, Text] = {}
         self._trained = AdapterSet({})
         self._store: Store = Memory()
@@ -89,6 +91,25 @@ class Headless:
             for module in self._idle:
                 module.to("cpu")
 
+    def to_device(self, device: str) -> None:
+        """Where everything but the network goes from now on."""
+        self.device = self.text_device = torch.device(device)
+
+    def shard(self, device: str) -> None:
+        """Splits the frozen network over all processes (PyTorch FSDP2): each keeps a part, and a block is whole only while it computes.
+
+        The network has to be on the CPU, so a device never holds more than its part and one block.
+        """
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        self._known_fingerprint = self.fingerprint()
+        self.to_device(device)
+        mesh = init_device_mesh(self.device.type, (torch.distributed.get_world_size(),))
+        for block in blocks(self.network):
+            fully_shard(block, mesh=mesh)
+        fully_shard(self.network, mesh=mesh)
+
     # ---- what can be trained -----------------------------------------------------------------------------------------
 
     def layers(self) -> Mapping[str, nn.Module]:
@@ -105,13 +126,13 @@ class Headless:
 
     @contextlib.contextmanager
     def weight(self, layer: Any) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
-        yield layer.weight.detach().float(), None if layer.bias is None else layer.bias.detach().float()
+        yield _whole(layer.weight), None if layer.bias is None else _whole(layer.bias)
 
     def fingerprint(self) -> str:
-        return weights_fingerprint(self.network)
+        return self._known_fingerprint or weights_fingerprint(self.network)
 
     def find_non_finite(self) -> str | None:
-        return next((name for name, p in self.network.named_parameters() if not torch.isfinite(p).all()), None)
+        return next((name for name, p in self.network.named_parameters() if not torch.isfinite(_own(p)).all()), None)
 
     # ---- pictures ----------------------------------------------------------------------------------------------------
 
@@ -208,6 +229,25 @@ class Headless:
                 if adapters.changes_text:
                     self.forget_texts()
                 self._trained = AdapterSet({})
+
+
+def blocks(network: nn.Module) -> list[nn.Module]:
+    """The repeated parts of a diffusers network, as its own class names them."""
+    kinds = set(getattr(network, "_no_split_modules", None) or ())
+    found = [m for m in network.modules() if type(m).__name__ in kinds]
+    inside = {id(inner) for m in found for inner in m.modules() if inner is not m}
+    return [m for m in found if id(m) not in inside]
+
+
+def _whole(weight: torch.Tensor) -> torch.Tensor:
+    """In float32; put together from all processes where it is split over them."""
+    weight = weight.detach()
+    return (weight.full_tensor() if isinstance(weight, DTensor) else weight).float()
+
+
+def _own(weight: torch.Tensor) -> torch.Tensor:
+    """What this process holds of it."""
+    return weight.to_local() if isinstance(weight, DTensor) else weight
 
 
 def _checkpoint(module: nn.Module, *args: torch.Tensor) -> torch.Tensor:

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -41,8 +42,8 @@ def free_port():
         return one.getsockname()[1]
 
 
-def run(processes, *arguments):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+def run(processes, *arguments, **more):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **more}
     done = subprocess.run(command(processes, *arguments), capture_output=True, text=True, timeout=240, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
@@ -151,3 +152,39 @@ def alive(pid):
         return open(f"/proc/{pid}/stat").read().rsplit(")", 1)[1].split()[0] != "Z"
     except OSError:
         return False
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["toy", "flux1"])
+def test_a_split_model_trains_what_whole_ones_train(family, job, tmp_path):
+    """Samples, validation, checkpointing and DoRA's look at the weights included; the same numbers, for each block is whole while it computes."""
+    sys.path.append(str(Path(__file__).parent / "backends"))
+    import tiny_flow
+
+    base = "" if family == "toy" else f"base = {str(tiny_flow.saved(family, tmp_path / 'base'))!r}\n"
+    out, extra = tmp_path / "runs", "[prior]\nweight = 0.0\n"
+    whole, split = job("whole", 1, steps=6, extra=extra), job("split", 1, steps=6, extra=extra)
+    for path in (whole, split):
+        text = path.read_text().replace("rank = 4", 'rank = 4\nalgorithm = "dora"').replace("[samples]\nevery = 0", "[samples]\nevery = 3\nsteps = 2")
+        path.write_text(base + "checkpointing = true\n" + text)
+    run(2, "train", whole, "--out", out)
+    text = run(2, "train", split, "--out", out, ACCELERATE_USE_FSDP="true")
+    assert "the frozen model is split over 2 processes" in text
+    one, two = (load_file(out / name / f"{name}.safetensors") for name in ("whole", "split"))
+    assert one.keys() == two.keys()
+    assert all(torch.allclose(one[k], two[k], rtol=0, atol=1e-6) for k in one)
+    assert sorted(p.name for p in (out / "split" / "samples").iterdir()) == ["before.png", "step-3.png", "step-6.png"]
+
+
+def test_a_deepspeed_configuration_is_read_for_what_it_asks(tmp_path):
+    from lora_loom.lora_core.errors import LoomError
+    from lora_loom.lora_core.world import _zero_stage
+
+    asked = {"ACCELERATE_USE_DEEPSPEED": "true"}
+    assert (_zero_stage({}), _zero_stage(asked), _zero_stage({**asked, "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"})) == (0, 2, 3)
+    file = tmp_path / "deepspeed.json"
+    file.write_text('{"zero_optimization": {"stage": 3}}')
+    assert _zero_stage({**asked, "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(file)}) == 3
+    file.write_text("{}")
+    with pytest.raises(LoomError, match="names no zero_optimization.stage; write 0 to 3 there"):
+        _zero_stage({**asked, "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(file)})

@@ -169,6 +169,6 @@ def test_a_single_file_needs_a_folder_for_its_configs(folders, tmp_path):
         open_backend(str(file), cached=lambda repo: asked.append(repo) or str(tmp_path))
     assert len(asked) == 1
     assert "/" in asked[0]
+    (folder / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "UNet2DConditionModel"]}')
     with pytest.raises(LoomError, match="flux.safetensors cannot be read as the StableDiffusionPipeline"):
-        (folder / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "UNet2DConditionModel"]}')
         open_backend(str(file), base_config=str(folder))

@@ -10,8 +10,8 @@ from lora_loom.lora_core.toy.model import MODEL
 
 CLIP = {"vocab_size": 619, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 77,
         "bos_token_id": 617, "eos_token_id": 618, "pad_token_id": 618, "projection_dim": 32}  # fmt: skip
-QWEN = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
-        "max_position_embeddings": 2048}  # fmt: skip
+QWEN = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "head_dim": 8, "max_position_embeddings": 2048}  # fmt: skip
 CHAT = "{% for m in messages %}<user>{{ m['content'] }}{% endfor %}<assistant>"
 
 
