@@ -62,33 +62,21 @@ def randomize(module: Any) -> None:
 
 
 class Loom:
-    """Our own step on the host's SD1.5 class, with stand-ins for text and latents."""
+    """Our own step on a backend, with stand-ins for latents; `checkpointing` recomputes blocks."""
 
-    def __init__(self, dtype: Any):
-        import comfy.model_patcher
-        import comfy.supported_models as sm
+    def __init__(self, dtype: Any, checkpointing: bool = False, **more: Any):
         import torch
         from lora_loom.lora_core.build import make_adapters
-        from lora_loom.lora_core.config import AdapterConfig, OptimizerConfig, TrainConfig
+        from lora_loom.lora_core.config import parse
         from lora_loom.lora_core.data.batches import Batch
         from lora_loom.lora_core.data.buckets import fit
         from lora_loom.lora_core.groups import make_groups
         from lora_loom.lora_core.optimizers import filled, make_optimizer
         from lora_loom.lora_core.run import Run
-        from lora_loom.nodes.host.backend import HostBackend
 
-        with torch.inference_mode():
-            config = sm.SD15(dict(UNET))
-            config.set_inference_dtype(dtype, None)
-            model = config.get_model({}, "", device=torch.device("cpu"))
-            randomize(model.diffusion_model)
-            patcher = comfy.model_patcher.ModelPatcher(model, load_device=torch.device("cpu"), offload_device=torch.device("cpu"))
+        backend = self.backend(dtype)
         self.rss_loaded = rss()
-        text = torch.randn(1, 77, 768, generator=torch.Generator().manual_seed(1))
-        clip = type("Text", (), {"tokenize": lambda s, t: t, "encode_from_tokens_scheduled": lambda s, t: [[text, {"pooled_output": None}]]})()
-        vae = type("NoVae", (), {"downscale_ratio": 8, "latent_channels": 4})()
-        job = filled(TrainConfig(steps=10**6, adapter=AdapterConfig(rank=RANK), optimizer=OptimizerConfig(lr=LR)))
-        backend = HostBackend(patcher, clip, vae)
+        job = filled(parse({"steps": 10**6, "adapter": {"rank": RANK}, "optimizer": {"lr": LR}, **more}))
         layers, adapters = make_adapters(job, backend)
         latents = torch.randn(4, 1, 4, 32, 32, generator=torch.Generator().manual_seed(2))
         how = fit(256, 256, 256, 64)
@@ -99,7 +87,7 @@ class Loom:
 
         scaler = torch.amp.GradScaler("cpu", enabled=False)
         self.trained = adapters.count()
-        self._training = backend.training(layers, adapters, False)
+        self._training = backend.training(layers, adapters, checkpointing)
         self._run = Run(job, backend, adapters, Cached(), backend.objective(job.objective), make_optimizer(make_groups(job, adapters), job.optimizer), scaler)
         began = time.perf_counter()
         with torch.inference_mode(False):
@@ -114,19 +102,76 @@ class Loom:
         return optimizer_step(self._run, self._step).loss
 
 
+def text() -> Any:
+    """(1, 77, 768) in place of an encoded caption."""
+    import torch
+
+    return torch.randn(1, 77, 768, generator=torch.Generator().manual_seed(1))
+
+
+class InHost(Loom):
+    """On the host's own SD1.5 class, as the node trains."""
+
+    def backend(self, dtype: Any) -> Any:
+        import comfy.model_patcher
+        import comfy.supported_models as sm
+        import torch
+        from lora_loom.nodes.host.backend import HostBackend
+
+        with torch.inference_mode():
+            config = sm.SD15(dict(UNET))
+            config.set_inference_dtype(dtype, None)
+            model = config.get_model({}, "", device=torch.device("cpu"))
+            randomize(model.diffusion_model)
+            patcher = comfy.model_patcher.ModelPatcher(model, load_device=torch.device("cpu"), offload_device=torch.device("cpu"))
+        known = text()
+        clip = type("Text", (), {"tokenize": lambda s, t: t, "encode_from_tokens_scheduled": lambda s, t: [[known, {"pooled_output": None}]]})()
+        vae = type("NoVae", (), {"downscale_ratio": 8, "latent_channels": 4})()
+        return HostBackend(patcher, clip, vae)
+
+
+class Headless(Loom):
+    """On diffusers' UNet, as the terminal trains."""
+
+    def backend(self, dtype: Any) -> Any:
+        import types
+
+        from diffusers import AutoencoderKL, DDPMScheduler
+        from lora_loom.lora_core.backends.clip_text import Text
+        from lora_loom.lora_core.backends.diffusers_backend import DiffusersBackend
+        from transformers import CLIPTextConfig, CLIPTextModel
+
+        names = {"text_encoder": CLIPTextModel(CLIPTextConfig(num_hidden_layers=1)), "tokenizer": None}
+        schedule = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+        parts = types.SimpleNamespace(unet=diffusers_unet(dtype), vae=AutoencoderKL(block_out_channels=(32,) * 4, down_block_types=("DownEncoderBlock2D",) * 4,
+                                      up_block_types=("UpDecoderBlock2D",) * 4), components=names, scheduler=schedule)  # fmt: skip
+        backend = DiffusersBackend(Path("random"), {"float32": "fp32", "bfloat16": "bf16"}[str(dtype).removeprefix("torch.")], "cpu", parts)
+        backend._texts["a photo"] = Text(text())
+        return backend
+
+
+def diffusers_unet(dtype: Any) -> Any:
+    """SD1.5's UNet with random weights."""
+    import torch
+    from diffusers import UNet2DConditionModel
+
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768)
+    unet = unet.to_empty(device="cpu").to(dtype).requires_grad_(False)
+    randomize(unet)
+    return unet
+
+
 class Minimal:
     """The least a LoRA step can be: diffusers' UNet, hand-written branches, cached inputs, fused AdamW."""
 
     def __init__(self, dtype: Any):
         import torch
         import torch.nn.functional as F
-        from diffusers import DDPMScheduler, UNet2DConditionModel
+        from diffusers import DDPMScheduler
 
         torch.manual_seed(0)
-        with torch.device("meta"):
-            unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768)
-        self._unet = unet.to_empty(device="cpu").to(dtype).requires_grad_(False)
-        randomize(self._unet)
+        self._unet = diffusers_unet(dtype)
         self._dtype, self._params = dtype, []
         for name, layer in self._unet.named_modules():
             if isinstance(layer, torch.nn.Linear) and name.endswith(TARGETS) and ".attn" in name:
@@ -142,7 +187,7 @@ class Minimal:
         self._optimizer = torch.optim.AdamW(self._params, lr=LR, fused=True)
         self._schedule = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
         self._latents = torch.randn(4, 1, 4, 32, 32, generator=torch.Generator().manual_seed(2))
-        self._text = torch.randn(1, 77, 768, generator=torch.Generator().manual_seed(1)).to(dtype)
+        self._text = text().to(dtype)
         self._step = 0
 
     def step(self) -> float:
@@ -175,37 +220,50 @@ def timed(engine: Any, steps: int) -> list[tuple[float, float]]:
 
 
 def compare(dtype_name: str, threads: int, steps: int, rounds: int) -> dict[str, Any]:
+    """Ours on both backends and the minimal loop, taking turns in one process."""
     import torch
 
     torch.set_num_threads(threads)
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype_name]
-    engines = {"loom": Loom(dtype), "minimal": Minimal(dtype)}
-    assert engines["loom"].trained == engines["minimal"].trained
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in engines}
-    for engine in engines.values():
-        timed(engine, 2)  # warm-up
-    for _ in range(rounds):
-        for name, engine in engines.items():
-            times[name] += timed(engine, steps)
-    median = {name: [statistics.median(column) for column in zip(*rows)] for name, rows in times.items()}
+    engines = {"host": InHost(dtype), "headless": Headless(dtype), "minimal": Minimal(dtype)}
+    assert len({engine.trained for engine in engines.values()}) == 1
+    median = turns(engines, steps, rounds)
     return {
-        "dtype": dtype_name, "threads": threads, "trained_values": engines["loom"].trained, "install_s": round(engines["loom"].start_s, 3),
+        "dtype": dtype_name, "threads": threads, "trained_values": engines["host"].trained, "install_s": round(engines["host"].start_s, 3),
         **{f"{name}_{unit}_s": round(value, 3) for name, pair in median.items() for unit, value in zip(("cpu", "wall"), pair)},
-        "ratio_cpu": round(median["loom"][0] / median["minimal"][0], 3), "ratio_wall": round(median["loom"][1] / median["minimal"][1], 3),
+        **{f"{name}_{unit}_ratio": round(median[name][n] / median["minimal"][n], 3) for name in ("host", "headless") for n, unit in enumerate(("cpu", "wall"))},
     }  # fmt: skip
 
 
-def memory(dtype_name: str) -> dict[str, Any]:
+def turns(engines: dict[str, Any], steps: int, rounds: int) -> dict[str, list[float]]:
+    """Median (CPU seconds, wall seconds) of a step of each, after two to warm up."""
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in engines}
+    for engine in engines.values():
+        timed(engine, 2)
+    for _ in range(rounds):
+        for name, engine in engines.items():
+            times[name] += timed(engine, steps)
+    return {name: [statistics.median(column) for column in zip(*rows)] for name, rows in times.items()}
+
+
+def memory(dtype_name: str, kind: str, checkpointing: str) -> dict[str, Any]:
     """Peak resident memory above the loaded model, over start and three steps, in a process of its own."""
     import torch
 
     torch.set_num_threads(1)
-    engine = Loom({"fp32": torch.float32, "bf16": torch.bfloat16}[dtype_name])
+    engine = BACKENDS[kind]({"fp32": torch.float32, "bf16": torch.bfloat16}[dtype_name], checkpointing or False)
     loaded = engine.rss_loaded
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     timed(engine, 3)
     peak = int(next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")).split()[1]) * 1024
-    return {"dtype": dtype_name, "loaded_gb": round(loaded / 1e9, 2), "peak_above_loaded_gb": round((peak - loaded) / 1e9, 2)}
+    seconds = statistics.median(cpu for cpu, _ in timed(engine, 4))
+    return {
+        "dtype": dtype_name, "backend": kind, "recomputed": checkpointing or "nothing", "loaded_gb": round(loaded / 1e9, 2),
+        "peak_above_loaded_gb": round((peak - loaded) / 1e9, 2), "cpu_s": round(seconds, 3),
+    }  # fmt: skip
+
+
+BACKENDS = {"host": InHost, "headless": Headless}
 
 
 def main() -> None:

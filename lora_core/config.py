@@ -254,6 +254,10 @@ class TrainConfig:
         False, "Run one step on the largest bucket first; where memory does not suffice turn checkpointing on, then halve the batch and accumulate instead."
     )
     checkpointing: bool = setting(False, "Recompute blocks in the backward pass: about a third slower, far less memory.")
+    recompute: str = setting(
+        "all", "What checkpointing makes again: all of a block, or what is cheap (norms, activations), which saves less memory and costs a tenth of the time.",
+        choices=("all", "cheap"),
+    )
     ema_decay: float = setting(0.0, "Keep a moving average of what is trained and save that; 0.99 to 0.9999, 0 turns it off.", low=0.0, high=0.99999)
     loss: str = setting(
         "mse", "Distance between prediction and target. huber and smooth_l1 care less about outliers.", choices=("mse", "l1", "huber", "smooth_l1")
@@ -295,6 +299,11 @@ class TrainConfig:
     def for_pictures(self, count: int) -> TrainConfig:
         """With the number of steps that `steps_per_picture` asks for."""
         return dataclasses.replace(self, steps=self.steps_per_picture * count) if self.steps_per_picture else self
+
+    @property
+    def recomputed(self) -> str:
+        """What the backward pass makes again: nothing (empty), cheap or all."""
+        return self.recompute if self.checkpointing else ""
 
     def all_sets(self) -> list[DataConfig]:
         """The folders of the run: that of `data` where it has one, then `sets`."""

@@ -18,6 +18,7 @@ from .config import TrainConfig
 from .data.batches import Batch, Batches
 from .errors import LoomError
 from .objectives import Objective
+from .recompute import ALL, CHEAP
 from .rng import step_rng
 from .step import diffusion_loss
 
@@ -28,7 +29,7 @@ class Measured:
 
     batch_size: int
     grad_accum: int
-    checkpointing: bool
+    recomputed: str
     seconds: float
     peak_bytes: int
 
@@ -36,13 +37,14 @@ class Measured:
         """What it means for a run of `steps`."""
         step = self.seconds * self.grad_accum
         memory = f"{self.peak_bytes / 2**30:.1f} GiB at the peak" if self.peak_bytes else "memory not measured on this system"
-        how = f"batch {self.batch_size} x {self.grad_accum}" + (", checkpointing" if self.checkpointing else "")
+        how = f"batch {self.batch_size} x {self.grad_accum}" + (f", checkpointing ({self.recomputed})" if self.recomputed else "")
         return f"{how}: {step:.2f} s a step, about {_clock(step * steps)} for {steps} steps, {memory}"
 
 
 def as_chosen(config: TrainConfig, chosen: TrainConfig) -> TrainConfig:
-    """`config` with the batch size, accumulation and checkpointing of `chosen`."""
-    return dataclasses.replace(config, batch_size=chosen.batch_size, grad_accum=chosen.grad_accum, checkpointing=chosen.checkpointing)
+    """`config` with the batch size, accumulation, checkpointing and recompute of `chosen`."""
+    names = ("batch_size", "grad_accum", "checkpointing", "recompute")
+    return dataclasses.replace(config, **{name: getattr(chosen, name) for name in names})
 
 
 def verdict(asked: TrainConfig, chosen: TrainConfig, measured: Measured, steps: int) -> tuple[bool, str]:
@@ -55,17 +57,16 @@ def _clock(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def candidates(config: TrainConfig, can_checkpoint: bool = True) -> list[TrainConfig]:
-    """The job as it is, then with checkpointing where the model can, then with the batch halved again and again and more accumulation instead."""
-    out = [config]
-    checkpointing = config.checkpointing or can_checkpoint
-    if checkpointing and not config.checkpointing:
-        out.append(dataclasses.replace(config, checkpointing=True))
+def candidates(config: TrainConfig, recomputes: Sequence[str] = (CHEAP, ALL)) -> list[TrainConfig]:
+    """The job as it is, then with more and more recomputed where the model can, then with the batch halved again and again and more accumulation instead."""
+    ways = ["", *recomputes]
+    more = ways[ways.index(config.recomputed) + 1 :]
+    out = [config, *(dataclasses.replace(config, checkpointing=True, recompute=how) for how in more)]
     batch, accum = config.batch_size, config.grad_accum
     while batch > 1:
         parts = 2 if batch % 2 == 0 else batch  # an odd batch is split whole, so as many pictures make an update as before
         batch, accum = batch // parts, accum * parts
-        out.append(dataclasses.replace(config, checkpointing=checkpointing, batch_size=batch, grad_accum=accum))
+        out.append(dataclasses.replace(out[-1], batch_size=batch, grad_accum=accum))
     return out
 
 
@@ -73,7 +74,7 @@ def fit(
     config: TrainConfig, backend: Backend, layers: Mapping[str, nn.Module], adapters: AdapterSet, batches: Sequence[Batches], objective: Objective
 ) -> tuple[TrainConfig, Measured]:
     """The first of `candidates` that runs, and what it took. Raises LoomError when none does."""
-    for choice in candidates(config, getattr(backend, "can_checkpoint", True)):
+    for choice in candidates(config, backend.recomputes):
         try:
             return choice, measure(choice, backend, layers, adapters, batches, objective)
         except torch.OutOfMemoryError:
@@ -94,7 +95,7 @@ def measure(
 ) -> Measured:
     """Two passes on a full batch of the largest bucket of all `batches`, the second one timed. No weight moves."""
     largest = max((b.largest(config.batch_size) for b in batches), key=lambda batch: batch.latents.numel())
-    with backend.training(layers, adapters, config.checkpointing, (config.batch_size, *largest.latents.shape[1:])):
+    with backend.training(layers, adapters, config.recomputed, (config.batch_size, *largest.latents.shape[1:])):
         adapters.prepare()
         with _peak(backend.device) as peak:
             for _ in range(2):
@@ -103,7 +104,7 @@ def measure(
                 if backend.device.type == "cuda":
                     torch.cuda.synchronize(backend.device)
                 seconds = time.perf_counter() - began
-    return Measured(config.batch_size, config.grad_accum, config.checkpointing, seconds, peak[0])
+    return Measured(config.batch_size, config.grad_accum, config.recomputed, seconds, peak[0])
 
 
 def _pass(config: TrainConfig, backend: Backend, adapters: AdapterSet, batch: Batch, objective: Objective) -> None:

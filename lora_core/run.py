@@ -186,7 +186,7 @@ def assembled(
                 m, config=config, batches=m.batches.with_config(config), prior=m.prior.with_config(_of_class(config)) if m.prior else None
             )
         config = m.config
-        with backend.training(m.layers, m.adapters, config.checkpointing, (config.batch_size, *m.largest())):
+        with backend.training(m.layers, m.adapters, config.recomputed, (config.batch_size, *m.largest())):
             m.adapters.prepare()
             optimizer = make_optimizer(make_groups(config, m.adapters), config.optimizer)
             scaler = torch.amp.GradScaler(backend.device.type, init_scale=2.0**12, enabled=backend.dtype == torch.float16)
@@ -209,6 +209,9 @@ def _gathered(
 ) -> Material:  # fmt: skip
     config = filled(config.for_pictures(len(dataset.pictures)))
     check_installed(config.optimizer.name)
+    if config.recomputed and config.recomputed not in backend.recomputes:
+        ways = f"recompute: {config.recompute} is nothing this model can do; choose {' or '.join(backend.recomputes)}."
+        raise LoomError(ways if backend.recomputes else "checkpointing: this model cannot recompute its blocks; turn it off.")
     layers, adapters = make_adapters(config, backend, dataset.trigger, start or {})
     check(adapters)
     named = with_tokens(dataset, adapters.tokens)

@@ -113,7 +113,7 @@ def zip_loras(
         losses: list[float] = []
         largest = max((b.shapes()[0] for b in batches), key=lambda s: s[-1] * s[-2])
         listener.on_start(0, config.steps, {"layers": len(adapters), "trained_values": adapters.count(), "pictures": sum(len(b.pictures) for b in batches)})
-        with backend.training(layers, adapters, config.checkpointing, (config.batch_size, *largest)):
+        with backend.training(layers, adapters, config.recomputed, (config.batch_size, *largest)):
             for step in range(config.steps):
                 if control.stopping:
                     break

@@ -53,6 +53,7 @@ class Backend(Protocol):
     text_device: torch.device  # where the text encoders run while they are trained
     dtype: torch.dtype  # the base model's arithmetic
     latent_step_px: int  # pictures must be multiples of this
+    recomputes: tuple[str, ...]  # ways of checkpointing it can do, from the one that costs least time
 
     def layers(self) -> Mapping[str, nn.Module]:
         """Linear and convolution layers that can carry an adapter, by the model's own module path."""
@@ -100,9 +101,12 @@ class Backend(Protocol):
         """Drops what was encoded: the text encoders or tokens have changed."""
 
     def training(
-        self, layers: Mapping[str, nn.Module], adapters: AdapterSet, checkpointing: bool, largest: tuple[int, ...] = ()
+        self, layers: Mapping[str, nn.Module], adapters: AdapterSet, checkpointing: bool | str = False, largest: tuple[int, ...] = ()
     ) -> AbstractContextManager[None]:
-        """Adapters attached and the model ready for `predict` on batches up to the shape `largest`; all taken off again on exit, however the block ends."""
+        """Adapters attached and the model ready for `predict` on batches up to the shape `largest`; all taken off again on exit, however the block ends.
+
+        `checkpointing`: false, or what the backward pass makes again: all (or true), cheap (see `recompute`).
+        """
 
     def predict(self, x_t: torch.Tensor, sigma: torch.Tensor, batch: Batch) -> torch.Tensor:
         """The network's raw output for corrupted latents x_t (B, ...) at sigma (B,), float32, with gradients to the adapters."""

@@ -9,13 +9,13 @@ from typing import Any
 
 import safetensors
 import torch
-import torch.utils.checkpoint
 from torch import nn
 from torch.distributed.tensor import DTensor
 
 from ..adapters import AdapterSet, attach
 from ..data.store import Memory, Store, key_of
 from ..errors import LoomError
+from ..recompute import ALL, CHEAP, recomputed
 from ..tokens import TokenTable
 from .base import TextLength, weights_fingerprint, whole_fingerprint
 from .clip_text import Text, length_of
@@ -70,9 +70,8 @@ class Headless:
         self._store: Store = Memory()
 
     @property
-    def can_checkpoint(self) -> bool:
-        """Whether the network can recompute its blocks in the backward pass."""
-        return bool(getattr(self.network, "_supports_gradient_checkpointing", False))
+    def recomputes(self) -> tuple[str, ...]:
+        return (CHEAP, ALL) if getattr(self.network, "_supports_gradient_checkpointing", False) else ()
 
     def place(self, module: Any) -> Any:
         return module.to(self.device).eval().requires_grad_(False)
@@ -203,7 +202,7 @@ class Headless:
     # ---- training ----------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def training(self, layers: Mapping[str, nn.Module], adapters: AdapterSet, checkpointing: bool, largest: tuple[int, ...] = ()) -> Iterator[None]:
+    def training(self, layers: Mapping[str, nn.Module], adapters: AdapterSet, checkpointing: bool | str, largest: tuple[int, ...] = ()) -> Iterator[None]:
         network = self.network
         before, self._trained = getattr(network, "is_gradient_checkpointing", False), adapters
         if adapters.changes_text:
@@ -213,9 +212,7 @@ class Headless:
         with attach(layers, adapters):
             try:
                 if checkpointing:
-                    if not self.can_checkpoint:
-                        raise LoomError(f"checkpointing: {type(network).__name__} cannot recompute its blocks; turn it off.")
-                    network.enable_gradient_checkpointing(_checkpoint)
+                    network.enable_gradient_checkpointing(lambda module, *args: recomputed(module.__call__, checkpointing, *args))
                     network.train()  # diffusers checkpoints only in training mode
                     for module in network.modules():
                         if isinstance(module, nn.Dropout):
@@ -224,7 +221,7 @@ class Headless:
             finally:
                 self.lent = False
                 network.eval()
-                if checkpointing and not before and self.can_checkpoint:
+                if checkpointing and not before:
                     network.disable_gradient_checkpointing()
                 if adapters.changes_text:
                     self.forget_texts()
@@ -248,7 +245,3 @@ def _whole(weight: torch.Tensor) -> torch.Tensor:
 def _own(weight: torch.Tensor) -> torch.Tensor:
     """What this process holds of it."""
     return weight.to_local() if isinstance(weight, DTensor) else weight
-
-
-def _checkpoint(module: nn.Module, *args: torch.Tensor) -> torch.Tensor:
-    return torch.utils.checkpoint.checkpoint(module.__call__, *args, use_reentrant=False, preserve_rng_state=False)

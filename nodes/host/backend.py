@@ -34,6 +34,7 @@ from ...lora_core.data.batches import Batch
 from ...lora_core.data.buckets import Fit
 from ...lora_core.data.store import Memory, Store, key_of
 from ...lora_core.errors import LoomError
+from ...lora_core.recompute import ALL
 from ...lora_core.tokens import TokenTable
 from .borrow import Borrowing
 from .frozen import as_normal, fetched_weights, is_linear
@@ -53,6 +54,8 @@ ACTIVATION_FACTOR = 3  # of a forward and backward over the host's estimate for 
 
 class HostBackend:
     """Lends a MODEL (a ModelPatcher), with the CLIP and VAE that belong to it. The user's objects are never changed: we work on a clone."""
+
+    recomputes = (ALL,)  # frozen layers keep nothing here, and what they give cannot be kept by selective checkpointing
 
     def __init__(self, model: Any, clip: Any, vae: Any):
         self._patcher, self._clip, self._vae = model.clone(), clip, vae
@@ -306,12 +309,14 @@ class HostBackend:
     # ---- training ----------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def training(self, layers: Mapping[str, nn.Module], adapters: AdapterSet, checkpointing: bool, largest: tuple[int, ...] = ()) -> Iterator[None]:
+    def training(
+        self, layers: Mapping[str, nn.Module], adapters: AdapterSet, checkpointing: bool | str = False, largest: tuple[int, ...] = ()
+    ) -> Iterator[None]:
         if adapters.changes_text and self._wired:
             raise LoomError("dataset: its text comes encoded from other nodes, so neither text encoders nor tokens can be trained; give captions.")
         names = set(text_file_names(self._clip, self.family).values()) if adapters.changes_text else set()
         own, texts = ({n: m for n, m in layers.items() if (n in names) == wanted} for wanted in (False, True))
-        borrowing = Borrowing(self.network, own, adapters.only(own), checkpointing)
+        borrowing = Borrowing(self.network, own, adapters.only(own), bool(checkpointing))
         self._patcher.set_injections(KEY, [_injection(borrowing)])
         self._trained, self._borrowing = adapters, borrowing
         if adapters.changes_text:

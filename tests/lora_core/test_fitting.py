@@ -26,12 +26,12 @@ def exhausted_above(backend, monkeypatch, pictures, checkpointed=False):
 
 
 @pytest.mark.parametrize(("batch", "accum", "expected"), [
-    (4, 1, [(4, 1), (4, 1), (2, 2), (1, 4)]), (6, 2, [(6, 2), (6, 2), (3, 4), (1, 12)]), (1, 3, [(1, 3), (1, 3)]),
+    (4, 1, [(4, 1)] * 3 + [(2, 2), (1, 4)]), (6, 2, [(6, 2)] * 3 + [(3, 4), (1, 12)]), (1, 3, [(1, 3)] * 3),
 ])  # fmt: skip
 def test_what_is_tried_keeps_the_pictures_of_an_update(batch, accum, expected, toy_config):
     tried = candidates(toy_config(batch_size=batch, grad_accum=accum))
     assert [(c.batch_size, c.grad_accum) for c in tried] == expected
-    assert [c.checkpointing for c in tried] == [False] + [True] * (len(expected) - 1)
+    assert [c.recomputed for c in tried] == ["", "cheap"] + ["all"] * (len(expected) - 2)
     assert {c.batch_size * c.grad_accum for c in tried} == {batch * accum}
 
 
@@ -97,5 +97,5 @@ def test_class_pictures_count_when_the_largest_pass_is_looked_for(toy_config, ru
 
 
 def test_a_network_that_cannot_checkpoint_halves_its_batch_instead(toy_config):
-    tried = candidates(toy_config(batch_size=4), can_checkpoint=False)
+    tried = candidates(toy_config(batch_size=4), recomputes=())
     assert [(c.batch_size, c.checkpointing) for c in tried] == [(4, False), (2, False), (1, False)]

@@ -264,9 +264,6 @@ def test_the_real_picture_encoder_reads_its_file(tmp_path):
 
 
 def test_checkpointing_is_refused_in_words_where_the_network_has_none(backends, toy_config, tmp_path):
-    from lora_loom.lora_core.build import make_adapters
-
-    backend = backends("kandinsky prior")
-    layers, adapters = make_adapters(toy_config(), backend)
-    with pytest.raises(LoomError, match="checkpointing: PriorTransformer cannot recompute its blocks; turn it off"), backend.training(layers, adapters, True):
-        pass
+    config = toy_config(checkpointing=True)
+    with pytest.raises(LoomError, match="checkpointing: this model cannot recompute its blocks; turn it off"):
+        train(config, backends("kandinsky prior"), scan(config.data), tmp_path / "run", lambda s, f: {}, Listener())
