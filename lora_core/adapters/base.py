@@ -81,6 +81,9 @@ class Adapter(nn.Module):
     def prepare(self) -> None:
         """Called once when the base weights are at hand, before the first step."""
 
+    def begin_pass(self) -> None:
+        """Called before each forward pass. What is derived from the weights is made here: a recomputed block has to do just what it did."""
+
     def weights_changed(self) -> None:
         """Called when the parameters have other values: what was derived from them is out of date. (Fused optimizers do not count a tensor's version up.)"""
 
@@ -213,8 +216,9 @@ class AdapterSet:
             adapter.prepare()
 
     def begin_pass(self, seed: int, step: int, micro: int, stream: str = "") -> None:
-        """Gives every adapter with dropout the seed of this pass."""
+        """Makes every adapter ready for a pass, and gives those with dropout their seed."""
         for name, adapter in self:
+            adapter.begin_pass()
             if adapter.dropout:
                 adapter._dropout_seed = derive(seed, step, micro, f"{stream}dropout", name)
 

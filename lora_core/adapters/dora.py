@@ -78,5 +78,8 @@ class DoraAdapter(LoraAdapter):
             self._lengths = total.clamp_min(torch.finfo(torch.float32).tiny).sqrt()
         return self._lengths
 
+    def begin_pass(self) -> None:
+        self.lengths()
+
     def weights_changed(self) -> None:
         self._lengths = None

@@ -18,6 +18,7 @@ def gradients(backend, config, how):
     x, how_wide = torch.randn(2, 8, 16, 16, generator=torch.Generator().manual_seed(1)), fit(64, 64, 64, 8)
     with backend.training(layers, adapters, how):
         adapters.prepare()
+        adapters.begin_pass(0, 0, 0)
         out = backend.predict(x, torch.tensor([0.5, 2.0]), Batch(x, ["a red circle", ""], [how_wide] * 2, ["a", "b"], torch.ones(2)))
         out.square().mean().backward()
     return [p.grad for p in adapters.parameters()]
