@@ -281,16 +281,26 @@ def _use_threads(count: int) -> None:
         torch.set_num_threads(count)
 
 
-def _backend(base: str, companion: str, precision: str, device: str = "", base_config: str = "") -> Any:
+def _backend(base: str, companion: str, precision: str, device: str = "", base_config: str = "", storage: str = "auto", offload: float = 0.0) -> Any:
     """The headless backend of a base model, whose layers have the names that files give them."""
+    import torch
+
     from .convert.results import kohya_name
     from .lora_core.backends.diffusers_backend import DiffusersBackend
     from .lora_core.backends.opening import open_backend
 
-    backend = open_backend(base, companion, precision, device, base_config, _in_hub_cache)
+    narrow = storage != "auto" or bool(offload)
+    backend = open_backend(base, companion, precision, "cpu" if narrow else device, base_config, _in_hub_cache)
+    if narrow or backend.fp8:
+        backend.store(storage, offload, device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if isinstance(backend, DiffusersBackend):
         backend.name = kohya_name
     return backend
+
+
+def _opened(config: TrainConfig, device: str) -> Any:
+    """The base model of a job."""
+    return _backend(config.base, config.companion, config.precision, device, config.base_config, config.storage, config.offload)
 
 
 def _in_hub_cache(repo: str) -> str | None:
@@ -310,7 +320,7 @@ def _prepared(config: TrainConfig, args: argparse.Namespace, backend: Any = None
 
     _use_threads(args.threads)
     config, dataset = brought_in(config, args.out)
-    return config, dataset, backend or _backend(config.base, config.companion, config.precision, device, config.base_config)
+    return config, dataset, backend or _opened(config, device)
 
 
 def run_job(config: TrainConfig, args: argparse.Namespace, backend: Any = None, also: Any = None) -> tuple[Result, int]:
@@ -379,6 +389,8 @@ def _shard(backend: Any, world: Any) -> None:
     from .lora_core.backends.two_stage import KINDS
     from .lora_core.errors import LoomError
 
+    if backend.stored:
+        raise LoomError("accelerate: storage and offload keep weights in ways that cannot be split over processes; leave them out, or launch without FSDP.")
     if isinstance(backend, tuple(KINDS.values())):
         raise LoomError(f"accelerate: {backend.family} cannot be split over processes; launch without FSDP, each process then holds the whole model.")
     backend.shard(world.device)

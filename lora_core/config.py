@@ -250,6 +250,13 @@ class TrainConfig:
     precision: str = setting(
         "auto", "Arithmetic of the base model; adapters are always fp32. auto keeps what is loaded.", choices=("auto", "fp32", "bf16", "fp16")
     )
+    storage: str = setting(
+        "auto", "How the base model's linear weights lie in memory in a headless run; auto: as the file has them; fp8: in half of bf16's room, rounded.",
+        choices=("auto", "fp8"),
+    )
+    offload: float = setting(
+        0.0, "Share of the base model's blocks that stay in main memory in a headless run and are copied to the GPU when it is their turn.", low=0.0, high=1.0
+    )
     auto_fit: bool = setting(
         False, "Run one step on the largest bucket first; where memory does not suffice turn checkpointing on, then halve the batch and accumulate instead."
     )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,9 +21,10 @@ from ..recompute import ALL, CHEAP, recomputed
 from ..tokens import TokenTable
 from .base import TextLength, weights_fingerprint, whole_fingerprint
 from .clip_text import Text, length_of
+from .stored import FP8, Streamed, as_fp8
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_ON_DISK = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+_ON_DISK = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F8_E4M3": FP8}
 TEXTS = 2  # counted up when the same caption would be read another way
 MAX_TEXTS = 4000
 LOCAL: dict[str, Any] = {"local_files_only": True}  # nothing is ever downloaded
@@ -40,9 +43,11 @@ def stored_dtype(place: Path) -> torch.dtype:
     if file is None or file.suffix != ".safetensors":
         return torch.float32
     with safetensors.safe_open(file, "pt") as opened:
-        names = opened.keys()
-        kinds = [opened.get_slice(name).get_dtype() for name in names]
-    return _ON_DISK.get(max(set(kinds), key=kinds.count), torch.bfloat16)
+        names, values = opened.keys(), Counter[str]()
+        for name in names:
+            part = opened.get_slice(name)
+            values[part.get_dtype()] += math.prod(part.get_shape())
+    return _ON_DISK.get(values.most_common(1)[0][0], torch.bfloat16)
 
 
 def nearest_timestep(table: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
@@ -61,17 +66,22 @@ class Headless:
     def __init__(self, precision: str, device: str, stored: torch.dtype = torch.float32):
         self.device = self.text_device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         slow = stored == torch.float16 and self.device.type == "cpu"
-        self.dtype = DTYPES.get(precision, torch.float32 if slow else stored)  # auto: as it is stored
+        self.fp8 = stored == FP8
+        self.dtype = DTYPES.get(precision, torch.float32 if slow else torch.bfloat16 if self.fp8 else stored)  # auto: as it is stored
         self.lent = False  # to a run, between whose steps encoders are not needed
         self._idle: list[Any] = []
         self._known_fingerprint = ""
+        self.stored = False  # weights are in fp8 or in main memory
+        self._streams = False
         self._texts: dict[str, Text] = {}
         self._trained = AdapterSet({})
         self._store: Store = Memory()
 
     @property
     def recomputes(self) -> tuple[str, ...]:
-        return (CHEAP, ALL) if getattr(self.network, "_supports_gradient_checkpointing", False) else ()
+        if not getattr(self.network, "_supports_gradient_checkpointing", False):
+            return ()
+        return (ALL,) if self._streams else (CHEAP, ALL)  # selective checkpointing would count the copies from main memory as results
 
     def place(self, module: Any) -> Any:
         return module.to(self.device).eval().requires_grad_(False)
@@ -93,6 +103,25 @@ class Headless:
     def to_device(self, device: str) -> None:
         """Where everything but the network goes from now on."""
         self.device = self.text_device = torch.device(device)
+
+    def store(self, storage: str, offload: float, device: str = "") -> None:
+        """Keeps linear weights in fp8 where asked or stored so, the last `offload` of the blocks in main memory, and puts the rest on the device.
+
+        The network has to be on the CPU with nothing attached; it stays so for good.
+        """
+        own = blocks(self.network)
+        if not own:
+            raise LoomError(f"storage: {type(self.network).__name__} does not say which of its parts are blocks; leave storage and offload alone.")
+        self._known_fingerprint, self.stored = self.fingerprint(), True
+        self.to_device(device)
+        if storage == "fp8" or self.fp8:
+            as_fp8(own)
+        self._streams = bool(offload)
+        streamed = Streamed(own[len(own) - round(offload * len(own)) :], self.device) if offload else None
+        for module in self.network.modules():
+            for value in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+                if streamed is None or value is not getattr(module, "weight", None) or module not in streamed:
+                    value.data = value.data.to(self.device)
 
     def shard(self, device: str) -> None:
         """Splits the frozen network over all processes (PyTorch FSDP2): each keeps a part, and a block is whole only while it computes.
@@ -125,13 +154,14 @@ class Headless:
 
     @contextlib.contextmanager
     def weight(self, layer: Any) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
-        yield _whole(layer.weight), None if layer.bias is None else _whole(layer.bias)
+        weight, bias = _whole(layer), None if layer.bias is None else _plain(layer.bias)
+        yield weight.to(self.device, torch.float32), None if bias is None else bias.to(self.device, torch.float32)
 
     def fingerprint(self) -> str:
-        return self._known_fingerprint or weights_fingerprint(self.network)
+        return self._known_fingerprint or weights_fingerprint(self.network)  # as read, before it was split or narrowed
 
     def find_non_finite(self) -> str | None:
-        return next((name for name, p in self.network.named_parameters() if not torch.isfinite(_own(p)).all()), None)
+        return next((name for name, p in self.network.named_parameters() if not torch.isfinite(_own(p).float()).all()), None)
 
     # ---- pictures ----------------------------------------------------------------------------------------------------
 
@@ -236,10 +266,22 @@ def blocks(network: nn.Module) -> list[nn.Module]:
     return [m for m in found if id(m) not in inside]
 
 
-def _whole(weight: torch.Tensor) -> torch.Tensor:
-    """In float32; put together from all processes where it is split over them."""
+def _whole(layer: Any) -> torch.Tensor:
+    """The layer's weight, put together from all processes where it is split over them, and as numbers where bitsandbytes has packed it."""
+    weight = layer.weight
+    if getattr(weight, "quant_state", None) is not None:  # nf4, fp4
+        from bitsandbytes.functional import dequantize_4bit
+
+        return dequantize_4bit(weight.data, weight.quant_state)
+    scales = getattr(weight, "SCB", None)
+    if scales is None and hasattr(layer, "state"):
+        scales = getattr(layer.state, "SCB", None)
+    return _plain(weight) if scales is None else weight.data.float() * scales[:, None] / 127  # int8, a scale for each row
+
+
+def _plain(weight: torch.Tensor) -> torch.Tensor:
     weight = weight.detach()
-    return (weight.full_tensor() if isinstance(weight, DTensor) else weight).float()
+    return weight.full_tensor() if isinstance(weight, DTensor) else weight
 
 
 def _own(weight: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,109 @@
+"""Frozen layers whose weights are not where or what the arithmetic needs: kept in fp8, or in main memory, and fetched for each use.
+
+Nothing of a fetched weight is kept for the backward pass; it is fetched again there. The gradient for the input is exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+FP8 = torch.float8_e4m3fn
+AHEAD = 1  # blocks copied while another one computes; a frozen weight never travels back
+Fetch = Callable[[Any, torch.dtype], torch.Tensor]
+
+
+class _Fetched(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: torch.Tensor, layer: Any, fetch: Fetch) -> torch.Tensor:
+        ctx.layer, ctx.fetch, ctx.shape, ctx.dtype = layer, fetch, x.shape, x.dtype
+        weight, bias = fetch(layer, x.dtype), None if layer.bias is None else layer.bias.to(x.dtype)
+        if weight.ndim == 2:
+            return F.linear(x, weight, bias)
+        return F.conv2d(x, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)
+
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor):
+        layer, weight = ctx.layer, ctx.fetch(ctx.layer, grad.dtype)
+        if weight.ndim == 2:
+            return (grad @ weight).to(ctx.dtype), None, None
+        shape_only = grad.new_empty(1).expand(ctx.shape)
+        parts = [True, False, False]
+        out = torch.ops.aten.convolution_backward(
+            grad, shape_only, weight, None, layer.stride, layer.padding, layer.dilation, False, [0, 0], layer.groups, parts
+        )
+        return out[0].to(ctx.dtype), None, None
+
+
+def fetched(layers: Sequence[nn.Module], fetch: Fetch) -> None:
+    """Makes these layers compute with what `fetch(layer, dtype)` gives instead of their own weight, for good."""
+    for layer in layers:
+        own: Any = layer
+
+        def forward(x: torch.Tensor, layer: Any = own) -> torch.Tensor:
+            return _Fetched.apply(x, layer, fetch)
+
+        own.forward = forward
+
+
+def heavy(block: nn.Module) -> list[Any]:
+    """The linear and convolution layers of a block, which hold nearly all of its weights."""
+    kinds = (nn.Linear, nn.Conv2d)
+    return [m for m in block.modules() if type(m) in kinds and getattr(m, "padding_mode", "zeros") == "zeros"]
+
+
+def as_fp8(blocks: Sequence[nn.Module]) -> None:
+    """Keeps the linear weights of these blocks in fp8 (e4m3), rounded where they were wider: half of bf16's memory."""
+    layers = [m for block in blocks for m in heavy(block) if m.weight.ndim == 2]
+    for layer in layers:
+        layer.weight.data = layer.weight.data.to(FP8)
+    fetched(layers, lambda layer, dtype: layer.weight.detach().to(dtype))
+
+
+class Streamed:
+    """Blocks whose weights stay in main memory. While one computes, the next one in the direction of travel is copied to the device."""
+
+    def __init__(self, blocks: Sequence[nn.Module], device: torch.device):
+        self._layers = [heavy(block) for block in blocks]
+        self._number = {layer: n for n, layers in enumerate(self._layers) for layer in layers}
+        self._device, self._at, self._here = device, -1, dict[int, tuple[dict[Any, torch.Tensor], Any]]()
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        for layer in self._number:
+            weight = layer.weight.data.cpu()
+            layer.weight.data = weight.pin_memory() if self._stream else weight
+        fetched(list(self._number), self.fetch)
+
+    def __contains__(self, layer: Any) -> bool:
+        return layer in self._number
+
+    def fetch(self, layer: Any, dtype: torch.dtype) -> torch.Tensor:
+        number = self._number[layer]
+        if number != self._at:
+            self._arrive(number)
+        return self._here[number][0][layer].to(dtype)
+
+    def _arrive(self, number: int) -> None:
+        step = -1 if number == self._at - 1 or number == len(self._layers) - 1 else 1  # a step ends with the last block, where the way turns
+        self._at = number
+        wanted = [number, *(number + step * n for n in range(1, AHEAD + 1))]
+        self._here = {n: held for n, held in self._here.items() if n in wanted}
+        for n in wanted:
+            if 0 <= n < len(self._layers) and n not in self._here:
+                self._here[n] = self._copied(n)
+        copies, ready = self._here[number]
+        if ready is not None:
+            torch.cuda.current_stream(self._device).wait_event(ready)
+            for copy in copies.values():
+                copy.record_stream(torch.cuda.current_stream(self._device))
+
+    def _copied(self, number: int) -> tuple[dict[Any, torch.Tensor], Any]:
+        """(the block's weights on the device, the event after which they are there)."""
+        if self._stream is None:
+            return {layer: layer.weight.detach().to(self._device, copy=True) for layer in self._layers[number]}, None
+        with torch.cuda.stream(self._stream):
+            copies = {layer: layer.weight.detach().to(self._device, non_blocking=True) for layer in self._layers[number]}
+            return copies, self._stream.record_event()

@@ -1,0 +1,135 @@
+"""Bases whose weights lie in fp8, nf4, int8 or in main memory: what is computed is what the same numbers compute, and gradients follow."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+
+import pytest
+import tiny_flow
+import torch
+from lora_loom.__main__ import _backend
+from lora_loom.convert import products
+from lora_loom.lora_core.backends.headless import blocks
+from lora_loom.lora_core.backends.opening import open_backend
+from lora_loom.lora_core.backends.stored import FP8, Streamed, as_fp8, heavy
+from lora_loom.lora_core.build import make_adapters
+from lora_loom.lora_core.config import parse
+from lora_loom.lora_core.data.batches import Batch
+from lora_loom.lora_core.data.buckets import fit
+from lora_loom.lora_core.data.folder import scan
+from lora_loom.lora_core.events import Listener
+from lora_loom.lora_core.toy.model import MODEL
+from lora_loom.lora_core.trainer import train
+from safetensors.torch import load_file, save_file
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    return {"toy": MODEL, "flux1": tiny_flow.saved("flux1", tmp_path_factory.mktemp("stored"))}
+
+
+def gradients(backend, checkpointing, channels):
+    config = parse({"adapter": {"rank": 4, "targets": "linear"}})
+    layers, adapters = make_adapters(config, backend)
+    for _, p in adapters.named_parameters():
+        torch.nn.init.normal_(p, std=0.05, generator=torch.Generator().manual_seed(p.numel()))
+    x, how = torch.randn(2, channels, 16, 16, generator=torch.Generator().manual_seed(1)), fit(64, 64, 64, 8)
+    with backend.training(layers, adapters, checkpointing):
+        out = backend.predict(x, torch.tensor([0.3, 0.8]), Batch(x, ["a red circle", "two"], [how] * 2, ["a", "b"], torch.ones(2)))
+        out.square().mean().backward()
+    return [out.detach(), *(p.grad for p in adapters.parameters())]
+
+
+@pytest.mark.parametrize("checkpointing", [False, "all", "cheap"])
+@pytest.mark.parametrize(("family", "channels"), [("toy", 8), ("flux1", 4)])
+@pytest.mark.parametrize(("storage", "offload"), [("fp8", 0.0), ("auto", 1.0), ("auto", 0.5), ("fp8", 0.6)])
+def test_gradients_are_those_of_plain_layers_with_the_same_numbers(storage, offload, family, channels, checkpointing, folders):
+    stored = _backend(str(folders[family]), "", "auto", "cpu", storage=storage, offload=offload)
+    plain = open_backend(str(folders[family]), device="cpu")
+    if checkpointing and checkpointing not in stored.recomputes:
+        assert (checkpointing, bool(offload)) == ("cheap", True)
+        return
+    if storage == "fp8":
+        for block in blocks(plain.network):
+            for layer in (m for m in heavy(block) if m.weight.ndim == 2):
+                layer.weight.data = layer.weight.data.to(FP8).float()
+    for ours, theirs in zip(gradients(stored, checkpointing, channels), gradients(plain, checkpointing, channels), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6 * float(theirs.abs().max()))  # one product for two, in another order
+
+
+def test_fp8_halves_the_memory_of_bf16_and_rounds_to_three_bits(folders):
+    backend = open_backend(str(folders["flux1"]), precision="bf16", device="cpu")
+    layer = heavy(blocks(backend.network)[0])[0]
+    before = layer.weight.detach().clone()
+    as_fp8(blocks(backend.network))
+    assert layer.weight.dtype == FP8
+    assert layer.weight.nbytes * 2 == before.nbytes
+    normal = before.abs() > 2**-6  # e4m3: below it numbers have fewer bits
+    assert float(((layer.weight.to(before.dtype) - before).abs() / before.abs())[normal].max()) <= 2**-4 + 1e-3
+
+
+def test_a_model_stored_in_fp8_stays_in_fp8(folders, tmp_path, pictures):
+    folder = tmp_path / "narrow"
+    shutil.copytree(folders["flux1"], folder)
+    file = next((folder / "transformer").glob("*.safetensors"))
+    save_file({k: v.to(FP8) if v.ndim == 2 else v.bfloat16() for k, v in load_file(file).items()}, file, {"format": "pt"})
+    backend = _backend(str(folder), "", "auto", "cpu")
+    stored = load_file(file)
+    assert backend.dtype == torch.bfloat16
+    weight = backend.network.transformer_blocks[0].attn.to_q.weight
+    assert weight.dtype == FP8
+    assert torch.equal(weight.float(), stored["transformer_blocks.0.attn.to_q.weight"].float())  # bit for bit
+    assert trained(backend, pictures, tmp_path)
+
+
+def trained(backend, pictures, tmp_path):
+    """A short run on the backend leaves the base as it was and learns something finite."""
+    config = parse({
+        "name": "st", "steps": 2, "data": {"folder": str(pictures), "resolution": 32, "bucket_step_px": 8}, "adapter": {"rank": 4, "algorithm": "dora"},
+        "samples": {"every": 0},
+    })  # fmt: skip
+    before = {name: copy.deepcopy(p.data) for name, p in backend.network.named_parameters()}
+    result = train(config, backend, scan(config.data), tmp_path / "st", lambda s, f: products(s, "st", backend.family, f), Listener())
+    assert all(torch.equal(before[n].view(torch.uint8), p.data.view(torch.uint8)) for n, p in backend.network.named_parameters())
+    return any(float(v.abs().max()) > 0 for k, v in result.tensors.items() if "lora_B" in k or "lora_up" in k)
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_layers_of_bitsandbytes_are_trained_as_they_are(kind, folders, tmp_path, pictures):
+    """diffusers reads such folders on a GPU only; here the same layers are put in by hand."""
+    bnb = pytest.importorskip("bitsandbytes")
+    backend = open_backend(str(folders["flux1"]), device="cpu")
+    for block in blocks(backend.network):
+        for name, layer in [(n, m) for n, m in block.named_modules() if type(m) is torch.nn.Linear and m.in_features % 32 == 0]:
+            if kind == "nf4":
+                packed = bnb.nn.Linear4bit(layer.in_features, layer.out_features, quant_type="nf4", compute_dtype=torch.float32)
+            else:
+                packed = bnb.nn.Linear8bitLt(layer.in_features, layer.out_features, has_fp16_weights=False)
+            packed.load_state_dict(layer.state_dict())
+            block.set_submodule(name, packed.to("cpu").requires_grad_(False))
+    layer, x = backend.network.transformer_blocks[0].attn.to_q, torch.randn(5, 32)
+    with backend.weight(layer) as (weight, bias):
+        assert weight.shape == (32, 32)
+        error = (torch.nn.functional.linear(x, weight, bias) - layer(x)).abs().max()
+    assert float(error) <= {"nf4": 1e-6, "int8": 0.03}[kind] * float(layer(x).abs().max())  # int8 rounds its input too
+    assert trained(backend, pictures, tmp_path)
+
+
+def test_two_blocks_at_most_are_on_the_device():
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(*(torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.GELU(), torch.nn.Linear(8, 8)) for _ in range(5)))
+    plain = copy.deepcopy(network)
+    streamed, seen, order = Streamed(list(network), torch.device("cpu")), [], []
+    arrive, copied = streamed._arrive, streamed._copied
+    streamed._arrive = lambda n: (arrive(n), seen.append(len(streamed._here)))
+    streamed._copied = lambda n: (order.append(n), copied(n))[1]
+    x = torch.randn(3, 8, requires_grad=True)
+    for _ in range(2):
+        out = network(x)
+        (ours,) = torch.autograd.grad(out.square().sum(), x)
+    assert max(seen) == 2
+    assert order == [0, 1, 2, 3, 4, 2, 1, 0, 1, 2, 3, 4, 2, 1, 0]  # the last two stay for the way back
+    (theirs,) = torch.autograd.grad(plain(x).square().sum(), x)
+    assert torch.equal(out, plain(x))
+    assert torch.equal(ours, theirs)
