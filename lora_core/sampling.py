@@ -122,9 +122,7 @@ def drawn(
     return out
 
 
-def sheet(
-    columns: Sequence[tuple[str, Sequence[Image.Image]]], prompts: Sequence[str], notes: Sequence[str] = (), largest_px: int = 0
-) -> Image.Image:
+def sheet(columns: Sequence[tuple[str, Sequence[Image.Image]]], prompts: Sequence[str], notes: Sequence[str] = (), largest_px: int = 0) -> Image.Image:
     """Columns as drawn, prompts as rows, each row under its prompt; `notes`, one a column, stand under its cells.
 
     Cells are at most `largest_px` wide (0: any), and at least 192.
