@@ -25,14 +25,14 @@ from .rundirs import RESERVED, last_run
 from .state import MANIFEST
 
 CONFIG, LOG, TEXT_LOG, WORKFLOW, BEFORE = "config.json", "log.jsonl", "run.log", "workflow.json", "before.png"
-MAX_JSON_BYTES, MAX_LOG_BYTES, MAX_WORKFLOW_BYTES, TAIL_BYTES, MAX_METADATA_BYTES = 1 << 20, 256 << 20, 8 << 20, 64 << 10, 256 << 10
+MAX_JSON_BYTES, MAX_LOG_BYTES, MAX_WORKFLOW_BYTES, TAIL_BYTES, MAX_METADATA_BYTES = 1 << 20, 256 << 20, 8 << 20, 16 << 10, 256 << 10
 MAX_TEXT = 300
 FRESH_S = 600  # where locks cannot be asked, a run that wrote within this time is taken to be going on
 ABOUT = ("ss_base_model_version", "modelspec.architecture", "modelspec.trigger_phrase", "ss_v2")
 _OUTCOMES = {"finished": "finished", "stopped": "stopped", "stopped early": "stopped", "paused": "paused", "interrupted": "interrupted"}
 _CANCELS = ("InterruptProcessingException", "KeyboardInterrupt", "SystemExit", "GeneratorExit")
 _MARK = re.compile(
-    rf"^\d\S+ [\d:.]+ (?:(?P<begun>training steps) \d+ to |(?P<outcome>{'|'.join(_OUTCOMES)}) after step (?P<step>\d{{1,12}})|"
+    rf"^\d\S+ [\d:.]+ (?:(?P<begun>training steps) \d+ to |(?P<outcome>{'|'.join(_OUTCOMES)}) after step (?P<step>\d{{1,12}})\r?$|"
     r"ended by (?P<error>\w+): ?(?P<said>.*))", re.MULTILINE,
 )  # fmt: skip
 _SAMPLE, _SAVE, _BEST = re.compile(r"step-(\d{1,12})\.png"), re.compile(r"step-(\d{1,12})"), re.compile(r"best-(\d{1,12})\.safetensors")
@@ -175,7 +175,7 @@ def resumable(root: Path, run: str) -> Path:
 def _state(folder: Path, has_result: bool) -> tuple[str, str, int | None]:
     """(state, what an error said, step it ended at or None) from the last beginning or ending in the log."""
     log = folder / TEXT_LOG
-    marks = list(_MARK.finditer(_tail(log).decode("utf-8", "replace").replace("\r\n", "\n")))
+    marks = list(_MARK.finditer(_tail(log).decode("utf-8", "replace")))
     last = marks[-1] if marks else None
     if last and last["outcome"]:
         return _OUTCOMES[last["outcome"]], "", int(last["step"])
@@ -253,7 +253,7 @@ def _header(path: Path) -> dict[str, Any]:
     """The metadata of a safetensors file, which stands first in its header. Nothing where it does not."""
     try:
         with open(path, "rb") as file:
-            head = file.read(8 + MAX_METADATA_BYTES)[8:]
+            head = file.read(min(int.from_bytes(file.read(8), "little"), MAX_METADATA_BYTES))
         at = head.index(b'"__metadata__":', 0, 64) + len(b'"__metadata__":')
         value, _ = json.JSONDecoder().raw_decode(head[at:].decode("utf-8", "ignore").lstrip())
     except (OSError, ValueError, RecursionError):

@@ -62,8 +62,9 @@ def saves_inputs() -> list[Any]:
 
 def after_input() -> Any:
     return make_input(
-        io.String, "after", optional=True, force_input=True, tooltip="Wire the path of Train LoRA here: this node then waits for it; latest run is that one."
-    )
+        io.AnyType, "after", optional=True,
+        tooltip="Wire an output of Train LoRA here, such as path: this node then waits for it, and latest run is that one.",
+    )  # fmt: skip
 
 
 def folder_of(run: str) -> Path:
@@ -151,7 +152,7 @@ class RunCheckpoints(io.ComfyNode):
 
     @classmethod
     @plain_errors("run")
-    def execute(cls, run: str, saves: str, nth: int, strength: float, model: Any = None, clip: Any = None, after: str | None = None) -> io.NodeOutput:
+    def execute(cls, run: str, saves: str, nth: int, strength: float, model: Any = None, clip: Any = None, after: Any = None) -> io.NodeOutput:
         folder = folder_of(run)
         wanted = chosen(all_saves(folder), saves, nth)
         show, rows = layer_progress(cls.hidden.unique_id), []
@@ -223,7 +224,7 @@ class CompareCheckpoints(io.ComfyNode):
     @plain_errors("run")
     def execute(
         cls, model: Any, clip: Any, vae: Any, run: str, saves: str, nth: int, prompts: str, strengths: str, negative: str, width: int, height: int, steps: int,
-        cfg: float, seed: int, cell_px: int, after: str | None = None,
+        cfg: float, seed: int, cell_px: int, after: Any = None,
     ) -> io.NodeOutput:  # fmt: skip
         folder, factors = folder_of(run), strengths_in(strengths)
         wanted, config = chosen(all_saves(folder), saves, nth), config_of(folder)
