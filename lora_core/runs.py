@@ -24,9 +24,9 @@ from .plots import smoothed
 from .rundirs import RESERVED, last_run
 from .state import MANIFEST
 
-CONFIG, LOG, TEXT_LOG, WORKFLOW, BEFORE = "config.json", "log.jsonl", "run.log", "workflow.json", "before.png"
+CONFIG, LOG, TEXT_LOG, WORKFLOW, BEFORE = "config.json", "log.jsonl", "run.log", "workflow.json", "samples/before.png"
 MAX_JSON_BYTES, MAX_LOG_BYTES, MAX_WORKFLOW_BYTES, TAIL_BYTES, MAX_METADATA_BYTES = 1 << 20, 256 << 20, 8 << 20, 16 << 10, 256 << 10
-MAX_TEXT = 300
+MAX_TEXT, MAX_FILES = 300, 20_000
 FRESH_S = 600  # where locks cannot be asked, a run that wrote within this time is taken to be going on
 ABOUT = ("ss_base_model_version", "modelspec.architecture", "modelspec.trigger_phrase", "ss_v2")
 _OUTCOMES = {"finished": "finished", "stopped": "stopped", "stopped early": "stopped", "paused": "paused", "interrupted": "interrupted"}
@@ -35,7 +35,9 @@ _MARK = re.compile(
     rf"^\d\S+ [\d:.]+ (?:(?P<begun>training steps) \d+ to |(?P<outcome>{'|'.join(_OUTCOMES)}) after step (?P<step>\d{{1,12}})\r?$|"
     r"ended by (?P<error>\w+): ?(?P<said>.*))", re.MULTILINE,
 )  # fmt: skip
-_SAMPLE, _SAVE, _BEST = re.compile(r"step-(\d{1,12})\.png"), re.compile(r"step-(\d{1,12})"), re.compile(r"best-(\d{1,12})\.safetensors")
+_SAMPLE = re.compile(r"samples/step-(\d{1,12})\.png")
+_SAVE, _BEST = re.compile(rf"checkpoints/step-(\d{{1,12}})/{re.escape(MANIFEST)}"), re.compile(r"checkpoints/best-(\d{1,12})\.safetensors")
+Files = dict[str, os.stat_result]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,16 +106,17 @@ def read_run(folder: Path) -> RunInfo:
     if not isinstance(config, dict):
         raise LoomError(f"{folder.name}: is no run folder (its {CONFIG} cannot be read).")
     data = config["data"] if isinstance(config.get("data"), dict) else {}
-    size_bytes, changed = size_and_time(folder)
-    saves, best_save = _saves(folder / "checkpoints")
-    results = _results(folder)
-    state, said, ended = _state(folder, bool(results))
+    files = _files(folder)
+    saves, best_save = _saves(files)
+    results = _results(files)
+    state, said, ended = _state(folder, files, bool(results))
     done = max([_last_step(folder / LOG), *saves[-1:]]) if ended is None else ended
     header = _header(folder / results[0]) if results else {}
+    changed = max((f.st_mtime for f in files.values()), default=0.0)
     return RunInfo(
         id=folder.name, method=_text(config.get("method")) or "lora", base=_text(config.get("base")), trigger=_text(data.get("trigger")), step=done,
-        steps=_step(config.get("steps")) or 0, best=_best(folder / LOG), state=state, said=said, changed=changed, size_bytes=size_bytes,
-        picture=max(pictures(folder), default=None), saves=saves, best_save=best_save, results=results,
+        steps=_step(config.get("steps")) or 0, best=_best(folder / LOG, files.get(LOG)), state=state, said=said, changed=changed,
+        size_bytes=sum(f.st_size for f in files.values()), picture=max(_pictures(files), default=None), saves=saves, best_save=best_save, results=results,
         about={key: _text(header.get(key)) for key in ABOUT if header.get(key)},
     )  # fmt: skip
 
@@ -124,13 +127,7 @@ def is_running(folder: Path) -> bool:
 
 def pictures(folder: Path) -> dict[int, Path]:
     """Step -> its sample picture; 0 is the one drawn before training."""
-    found = {}
-    for name, entry in _entries(folder / "samples"):
-        if match := _SAMPLE.fullmatch(name):
-            found[int(match[1])] = Path(entry.path)
-        elif name == BEFORE:
-            found[0] = Path(entry.path)
-    return found
+    return {step: folder / name for step, name in _pictures(_files(folder)).items()}
 
 
 def curve(folder: Path, points: int = 600) -> dict[str, list[list[float]]]:
@@ -164,7 +161,7 @@ def workflow(folder: Path) -> dict[str, Any] | None:
 def resumable(root: Path, run: str) -> Path:
     """The folder of a run that the train node's `continue last` goes on with when it is given this name. Raises LoomError when it would not."""
     folder = find(root, run)
-    if not _saves(folder / "checkpoints")[0]:
+    if not _saves(_files(folder))[0]:
         raise LoomError(f"run: {run!r} holds no whole checkpoint to go on from; train anew.")
     latest = last_run(root, run)
     if latest is not None and latest.name != run:
@@ -172,8 +169,49 @@ def resumable(root: Path, run: str) -> Path:
     return folder
 
 
-def _state(folder: Path, has_result: bool) -> tuple[str, str, int | None]:
+def size_and_time(folder: Path) -> tuple[int, float]:
+    """(bytes of all files, time of the last change of one)."""
+    files = _files(folder).values()
+    return sum(f.st_size for f in files), max((f.st_mtime for f in files), default=0.0)
+
+
+def _files(folder: Path) -> Files:
+    """Every real file in a folder and its real sub-folders, by its path below it."""
+    found: Files = {}
+    waiting = [("", str(folder))]
+    while waiting and len(found) < MAX_FILES:
+        above, place = waiting.pop()
+        with contextlib.suppress(OSError), os.scandir(place) as entries:
+            for entry in entries:
+                with contextlib.suppress(OSError):
+                    if entry.is_dir(follow_symlinks=False):
+                        waiting.append((f"{above}{entry.name}/", entry.path))
+                    elif entry.is_file(follow_symlinks=False):
+                        found[above + entry.name] = entry.stat(follow_symlinks=False)
+    return found
+
+
+def _pictures(files: Files) -> dict[int, str]:
+    named = {int(match[1]): name for name in files if (match := _SAMPLE.fullmatch(name))}
+    return {0: BEFORE, **named} if BEFORE in files else named
+
+
+def _saves(files: Files) -> tuple[list[int], int | None]:
+    """(steps of whole checkpoints in order, step of the best weights that are kept)."""
+    steps = [int(match[1]) for name in files if (match := _SAVE.fullmatch(name))]
+    return sorted(steps), max((int(match[1]) for name in files if (match := _BEST.fullmatch(name))), default=None)
+
+
+def _results(files: Files) -> list[str]:
+    """Names of the result files, the LoRA before its embeddings."""
+    names = [name for name in files if name.endswith(".safetensors") and "/" not in name and not name.startswith(".")]
+    return sorted(names, key=lambda name: (name.endswith("_emb.safetensors"), len(name), name))
+
+
+def _state(folder: Path, files: Files, has_result: bool) -> tuple[str, str, int | None]:
     """(state, what an error said, step it ended at or None) from the last beginning or ending in the log."""
+    if TEXT_LOG not in files:
+        return ("finished" if has_result else "interrupted"), "", None
     log = folder / TEXT_LOG
     marks = list(_MARK.finditer(_tail(log).decode("utf-8", "replace")))
     last = marks[-1] if marks else None
@@ -181,48 +219,20 @@ def _state(folder: Path, has_result: bool) -> tuple[str, str, int | None]:
         return _OUTCOMES[last["outcome"]], "", int(last["step"])
     if last and last["error"]:
         return ("interrupted", "", None) if last["error"] in _CANCELS else ("failed", _text(last["said"]), None)
-    if last is None and not _regular(log):
-        return ("finished" if has_result else "interrupted"), "", None
-    return ("running" if _held(log) else "interrupted"), "", None
-
-
-def _held(log: Path) -> bool:
     held = locks.is_held(log)
     if held is None:
-        return time.time() - max((p.stat().st_mtime for p in (log, log.with_name(LOG)) if _regular(p)), default=0.0) < FRESH_S
-    return held
+        held = time.time() - max(files[name].st_mtime for name in (TEXT_LOG, LOG) if name in files) < FRESH_S
+    return ("running" if held else "interrupted"), "", None
 
 
-def _saves(checkpoints: Path) -> tuple[list[int], int | None]:
-    """(steps of whole checkpoints in order, step of the best weights that are kept)."""
-    steps, best = [], []
-    for name, entry in _entries(checkpoints, folders=True):
-        if (match := _SAVE.fullmatch(name)) and entry.is_dir(follow_symlinks=False) and _regular(Path(entry.path, MANIFEST)):
-            steps.append(int(match[1]))
-        elif (match := _BEST.fullmatch(name)) and entry.is_file(follow_symlinks=False):
-            best.append(int(match[1]))
-    return sorted(steps), max(best, default=None)
-
-
-def _results(folder: Path) -> list[str]:
-    """Names of the result files, the LoRA before its embeddings."""
-    names = [name for name, _ in _entries(folder) if name.endswith(".safetensors") and not name.startswith(".")]
-    return sorted(names, key=lambda name: (name.endswith("_emb.safetensors"), len(name), name))
-
-
-def _best(log: Path) -> tuple[int, float] | None:
-    try:
-        found = os.stat(log)
-    except OSError:
-        return None
-    return _best_of(log, found.st_size, found.st_mtime_ns)
+def _best(log: Path, found: os.stat_result | None) -> tuple[int, float] | None:
+    return _best_of(log, found.st_size, found.st_mtime_ns) if found else None
 
 
 @functools.lru_cache(maxsize=4096)
 def _best_of(log: Path, size: int, mtime_ns: int) -> tuple[int, float] | None:
     """The lowest held-out loss in a log of this size and time."""
-    found = held_out(log.parent)
-    return min(found.items(), key=lambda item: (item[1], item[0]), default=None)
+    return min(held_out(log.parent).items(), key=lambda item: (item[1], item[0]), default=None)
 
 
 def _probe_lines(log: Path) -> bytes:
@@ -259,29 +269,6 @@ def _header(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
-
-
-def size_and_time(folder: Path) -> tuple[int, float]:
-    """(bytes of all files, time of the last change of one)."""
-    size, changed, waiting = 0, 0.0, [folder]
-    while waiting:
-        with contextlib.suppress(OSError), os.scandir(waiting.pop()) as entries:
-            for entry in entries:
-                with contextlib.suppress(OSError):
-                    if entry.is_dir(follow_symlinks=False):
-                        waiting.append(Path(entry.path))
-                    else:
-                        found = entry.stat(follow_symlinks=False)
-                        size, changed = size + found.st_size, max(changed, found.st_mtime)
-    return size, changed
-
-
-def _entries(folder: Path, folders: bool = False) -> Iterator[tuple[str, os.DirEntry[str]]]:
-    """(name, entry) of the real files (and folders) in a real folder."""
-    with contextlib.suppress(OSError):
-        if stat.S_ISDIR(os.lstat(folder).st_mode):
-            with os.scandir(folder) as entries:
-                yield from ((e.name, e) for e in entries if e.is_file(follow_symlinks=False) or (folders and e.is_dir(follow_symlinks=False)))
 
 
 def _regular(path: Path) -> bool:
