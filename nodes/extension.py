@@ -12,7 +12,7 @@ from .host.api import ComfyExtension, io
 from .host.dataset_routes import add_dataset_routes
 from .host.live import add_routes
 from .host.run_routes import add_run_routes
-from .run_checkpoints import RUN_NODES, export_run, title_of
+from .run_checkpoints import RUN_NODES, export_run, told_of
 from .save import SaveEmbedding, SaveLora
 from .settings import SETTINGS_NODES
 from .toy import LoadToyModel
@@ -32,7 +32,7 @@ class LoraLoomExtension(ComfyExtension):
     async def on_load(self) -> None:
         add_routes()
         add_dataset_routes()
-        add_run_routes(export_run, title_of)
+        add_run_routes(export_run, told_of)
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return NODES

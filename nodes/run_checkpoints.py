@@ -98,12 +98,13 @@ def base_of(folder: Path, state: dict[str, torch.Tensor]) -> str:
         return UNKNOWN
 
 
-def title_of(run: runs.RunInfo) -> str:
-    """The base model of a run in words; "" while no result says it."""
+def told_of(run: runs.RunInfo) -> dict[str, str]:
+    """The base model of a run in words ("" while no result says it), and what to write in a prompt to call what it learned."""
     family = declared_family(run.about)
-    if family:
-        return FAMILIES[family].title
-    return run.about.get("ss_base_model_version", "") or ("" if run.base == "ComfyUI" else Path(run.base).name)
+    base = FAMILIES[family].title if family else run.about.get("ss_base_model_version", "") or ("" if run.base == "ComfyUI" else Path(run.base).name)
+    words = [w.strip() for w in (run.about.get("modelspec.trigger_phrase", "") or run.trigger).split(",") if w.strip()]
+    files = {Path(name).stem for name in run.results if run.method != "lora"}
+    return {"base": base, "trigger": ", ".join(f"embedding:{word}" if word in files else word for word in words)}
 
 
 def contents(folder: Path, save: Save, base: str = "") -> tuple[LoraWeights, dict[str, EmbeddingSocket]]:

@@ -23,10 +23,10 @@ from .routes import PREFIX, Refused, body_of, guarded, in_thread, server
 SIZES_PX = (256, 1024)  # of pictures: in the list, side by side
 _FORWARDED = ("Forwarded", "X-Forwarded-For", "X-Real-IP", "Via")
 Export = Callable[[Path, str | int], list[str]]  # (run folder, result, best, last or a step) -> labels of the files written
-Base = Callable[[runs.RunInfo], str]
+Told = Callable[[runs.RunInfo], dict[str, str]]  # base model and trigger in words
 
 
-def add_run_routes(export: Export, base: Base) -> None:
+def add_run_routes(export: Export, told: Told) -> None:
     """GET /lora_loom/runs, /runs/curve, /runs/picture and /runs/resume change nothing.
 
     POST /runs/export writes a LoRA where ComfyUI lists it, /runs/delete and /runs/restore move a run into the trash and back, /runs/open shows its folder.
@@ -40,7 +40,7 @@ def add_run_routes(export: Export, base: Base) -> None:
     @host.routes.get(f"{PREFIX}/runs")
     @guarded
     async def list_runs(request: web.Request) -> web.Response:
-        return web.json_response({**await in_thread(_listed, base), "local": _same_machine(request)})
+        return web.json_response({**await in_thread(_listed, told), "local": _same_machine(request)})
 
     @host.routes.get(f"{PREFIX}/runs/curve")
     @guarded
@@ -93,9 +93,11 @@ def add_run_routes(export: Export, base: Base) -> None:
         return web.json_response({"opened": place})
 
 
-def _listed(base: Base) -> dict[str, Any]:
+def _listed(told: Told) -> dict[str, Any]:
     root = runs_root()
-    rows = [{**dataclasses.asdict(run), "base": base(run), "about": None} for run in runs.listing(root)]
+    rows = [{**vars(run), **told(run)} for run in runs.listing(root)]
+    for row in rows:
+        del row["about"]
     place = root.relative_to(folder_paths.get_output_directory()).as_posix()
     return {"runs": rows, "trash": [dataclasses.asdict(thrown) for thrown in trash.thrown_away(root)], "place": f"output/{place}"}
 
