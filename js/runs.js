@@ -56,20 +56,24 @@ const TRAIN_NODES = { lora: "LoraLoomTrainLora", pivotal: "LoraLoomTrainLora", e
 const COLOURS = ["#4c8dff", "#ff8a3d", "#4bb36b", "#b06ad6", "#e0527a", "#2fb5b5", "#c9a227", "#8a93a6"];
 
 const STYLE = `
-.loom-runs { display: flex; flex-direction: column; gap: 6px; height: 100%; box-sizing: border-box; padding: 8px; font: 12px/1.4 system-ui, sans-serif; color: var(--input-text, #ddd); }
+.loom-runs { display: flex; flex-direction: column; gap: 6px; height: 100%; box-sizing: border-box; padding: 8px;
+  font: 12px/1.4 system-ui, sans-serif; color: var(--input-text, #ddd); }
 .loom-runs .bar { display: flex; flex-wrap: wrap; gap: 4px; align-items: center; }
-.loom-runs input[type=text], .loom-runs select { background: var(--comfy-input-bg, #222); color: inherit; border: 1px solid var(--border-color, #444); border-radius: 4px;
-  padding: 3px 5px; font: inherit; min-width: 0; }
+.loom-runs input[type=text], .loom-runs select { background: var(--comfy-input-bg, #222); color: inherit; border: 1px solid var(--border-color, #444);
+  border-radius: 4px; padding: 3px 5px; font: inherit; min-width: 0; }
 .loom-runs .bar input[type=text] { flex: 1 1 140px; }
-.loom-runs button { background: var(--comfy-input-bg, #333); color: inherit; border: 1px solid var(--border-color, #555); border-radius: 4px; padding: 2px 8px; cursor: pointer; font: inherit; }
+.loom-runs button { background: var(--comfy-input-bg, #333); color: inherit; border: 1px solid var(--border-color, #555); border-radius: 4px;
+  padding: 2px 8px; cursor: pointer; font: inherit; }
 .loom-runs button:disabled { opacity: .45; cursor: default; }
 .loom-runs .said { min-height: 1.4em; overflow-wrap: anywhere; }
 .loom-runs .said.bad { color: #ff7b6b; }
 .loom-runs .list { flex: 1; overflow-y: auto; min-height: 0; }
-.loom-runs .card { display: grid; grid-template-columns: 88px 1fr; gap: 8px; padding: 7px; margin-bottom: 6px; border-radius: 6px; background: rgba(127, 127, 127, .12);
+.loom-runs .card { display: grid; grid-template-columns: 88px 1fr; gap: 8px; padding: 7px; margin-bottom: 6px; border-radius: 6px;
+  background: rgba(127, 127, 127, .12);
   content-visibility: auto; contain-intrinsic-size: auto 128px; }
 .loom-runs .card.chosen { outline: 2px solid #4c8dff; outline-offset: -2px; }
-.loom-runs .card > img, .loom-runs .card > .blank { width: 88px; height: 88px; object-fit: cover; object-position: left; border-radius: 4px; background: rgba(0, 0, 0, .25); }
+.loom-runs .card > img, .loom-runs .card > .blank { width: 88px; height: 88px; object-fit: cover; object-position: left;
+  border-radius: 4px; background: rgba(0, 0, 0, .25); }
 .loom-runs .name { font-weight: 600; overflow-wrap: anywhere; display: flex; gap: 6px; align-items: flex-start; }
 .loom-runs .facts { opacity: .8; overflow-wrap: anywhere; }
 .loom-runs .state { border-radius: 8px; padding: 0 7px; margin-right: 5px; background: rgba(127, 127, 127, .35); white-space: nowrap; }
@@ -269,7 +273,9 @@ class Runs {
   async load() {
     clearTimeout(this.timer);
     try {
-      const answer = await ask("");
+      const answer = await ask(""), told = JSON.stringify(answer);
+      if (told === this.told) return this.wait(); // nothing is drawn anew under the pointer
+      this.told = told;
       Object.assign(this, { runs: answer.runs, trashed: answer.trash, local: answer.local, place: answer.place });
       for (const id of this.chosen) if (!this.runs.some((r) => r.id === id)) this.chosen.delete(id);
       this.draw();
@@ -294,8 +300,9 @@ class Runs {
     this.list.replaceChildren();
     this.more(scroll ? seen : BATCH);
     this.list.scrollTop = scroll;
-    this.say(!this.runs.length ? words("none", { place: this.place }) : this.fitting.length ? words("count", { shown: this.fitting.length, all: this.runs.length })
-      : words("nothing_fits", { text: this.filter.value }));
+    if (!this.runs.length) this.say(words("none", { place: this.place }));
+    else if (!this.fitting.length) this.say(words("nothing_fits", { text: this.filter.value }));
+    else this.say(words("count", { shown: this.fitting.length, all: this.runs.length }));
     this.compare.disabled = this.chosen.size < 2;
     this.drawTrash();
   }
@@ -315,7 +322,8 @@ class Runs {
     const best = run.best ? [words("best", { loss: run.best[1].toPrecision(4), step: run.best[0] })] : [];
     const facts = make("div", {}, make("label", { className: "name" }, tick, run.id),
       make("div", { className: "facts" }, make("span", { className: `state ${run.state}`, textContent: words(`state_${run.state}`) }), figures.join(" · ")),
-      make("div", { className: "facts", textContent: [...best, date(run.changed), size(run.size_bytes)].join(" · ") }));
+      ...best.map((text) => make("div", { className: "facts", textContent: text })),
+      make("div", { className: "facts", textContent: `${date(run.changed)} · ${size(run.size_bytes)}` }));
     if (run.said) facts.append(make("div", { className: "why", textContent: run.said }));
     facts.append(this.actions(run));
     const card = make("div", { className: "card" }, image, facts);
@@ -330,13 +338,16 @@ class Runs {
   }
 
   actions(run) {
-    const button = (key, work, hint = "", disabled = false) => make("button", { textContent: words(key), title: hint && words(hint), disabled, onclick: () => this.act(work) });
+    const button = (key, work, hint = "", disabled = false) =>
+      make("button", { textContent: words(key), title: hint && words(hint), disabled, onclick: () => this.act(work) });
     const path = `${this.place}/${run.id}`;
     const folder = this.local ? button("open", () => ask("/open", { id: run.id })) : button("copy_path", () => this.copy(path));
     folder.title = path;
-    const row = make("div", { className: "actions" }, folder, button("resume", () => this.resume(run), "resume_hint", !run.saves.length || run.state === "running"));
-    const choices = [...(run.results.length ? [["result", words("save_result")]] : []), ...(run.best_save === null ? [] : [["best", words("save_best", { step: run.best_save })]]),
-      ...run.saves.filter((s) => s !== run.best_save).reverse().map((s) => [s, words("save_step", { step: s })])];
+    const resume = button("resume", () => this.resume(run), "resume_hint", !run.saves.length || run.state === "running");
+    const row = make("div", { className: "actions" }, folder, resume);
+    const choices = run.saves.filter((s) => s !== run.best_save).reverse().map((s) => [s, words("save_step", { step: s })]);
+    if (run.best_save !== null) choices.unshift(["best", words("save_best", { step: run.best_save })]);
+    if (run.results.length) choices.unshift(["result", words("save_result")]);
     if (choices.length) {
       const select = make("select", { title: words("export_hint") }, ...choices.map(([value, text]) => make("option", { value, textContent: text })));
       select.value = this.saves.get(run.id) ?? choices[0][0];
