@@ -17,7 +17,6 @@ from ..convert.disk import header, load
 from ..convert.embedding import is_embedding, read_embedding
 from ..convert.families import FAMILIES, UNKNOWN
 from ..convert.metadata import BASES
-from ..convert.results import token_stems
 from ..lora_core import runs
 from ..lora_core.backends.base import SampleJob
 from ..lora_core.config import TrainConfig, as_dict
@@ -26,7 +25,6 @@ from ..lora_core.errors import LoomError
 from ..lora_core.rundirs import config_of
 from ..lora_core.sampling import drawn, of_saves, sheet
 from ..lora_core.saves import WHICH, Save, all_saves, chosen, loss_without, weights
-from ..lora_core.tokens import wanted_tokens
 from .host.api import io, make_input, make_output, schema, ui
 from .host.backend import HostBackend
 from .host.check import require_matched
@@ -273,24 +271,22 @@ def jobs_for(config: TrainConfig, prompts: list[str], negative: str, width: int,
 
 def export_run(folder: Path, save: str | int) -> list[str]:
     """Writes a run's result or one of its saves where ComfyUI lists LoRAs and embeddings, by the Save nodes, never over a file. Returns their labels."""
-    config, name, state = config_of(folder), folder.name, None
+    name = folder.name
     if save == "result":
         lora, embeddings, step = result_of(folder)
     else:
-        state = saved(folder, save)
-        lora, embeddings = contents(folder, state)
-        name, step = f"{folder.name}_{'best' if state.best else f'step{state.step}'}", state.step
-    loras, words = lora_folders(), embedding_folders()
-    place = next((label for label in loras if label != OWN_FOLDER), OWN_FOLDER)
+        found = saved(folder, save)
+        name, step = f"{folder.name}_{'best' if found.best else f'step{found.step}'}", found.step
+        lora, named = contents(folder, found)
+        embeddings = {name + stem.removeprefix(folder.name): embedding for stem, embedding in named.items()}
     written = []
     if lora:
-        done = SaveLora.execute(lora, name, place, "fp16", preview=picture_of(folder, step))
-        written.append((place, done.args[0]))
-    stems = token_stems(name, [t.placeholder for t in wanted_tokens(config.embedding, config.data.trigger)], bool(lora)) if embeddings else {}
-    for stem, embedding in zip(stems.values(), embeddings.values(), strict=False):
-        label = next(iter(words))
-        written.append((label, SaveEmbedding.execute(embedding, stem, label, "webui", "new number").args[0]))
-    return [f"{label}/{Path(path).name}" for label, path in written]
+        place = next((label for label in lora_folders() if label != OWN_FOLDER), OWN_FOLDER)
+        written.append((place, SaveLora.execute(lora, name, place, "fp16", preview=picture_of(folder, step)).args[0]))
+    for stem, embedding in embeddings.items():
+        place = next(iter(embedding_folders()))
+        written.append((place, SaveEmbedding.execute(embedding, stem, place, "webui", "new number").args[0]))
+    return [f"{place}/{Path(path).name}" for place, path in written]
 
 
 def saved(folder: Path, save: str | int) -> Save:

@@ -232,6 +232,30 @@ def test_an_exported_save_draws_what_the_node_draws(server):
     assert np.abs(drawn[0] - drawn[1]).max() <= 2  # the file holds fp16
 
 
+def test_the_saves_of_an_embedding_teach_the_clip_its_word(server):
+    graph = Graph(server)
+    base = graph.add("LoraLoomLoadToyModel")
+    folder = graph.add("LoraLoomLoadFolder", folder="toy: word", trigger="dax")
+    keep = graph.add("LoraLoomSaveSettings", every=2, keep=10)
+    graph.add(
+        "LoraLoomTrainEmbedding", model=[base, 0], clip=[base, 1], vae=[base, 2], dataset=[folder, 0], settings=[keep, 0], name="word", steps=4,
+        learning_rate=0.1, sample_every=0,
+    )  # fmt: skip
+    graph.run()
+    assert row(server, "word")["trigger"] == "embedding:word"
+    graph = Graph(server)
+    base = graph.add("LoraLoomLoadToyModel")
+    saves = graph.add("LoraLoomRunCheckpoints", run="word", model=[base, 0], clip=[base, 1])
+    graph.draw([saves, 0], [saves, 1], [base, 2], "a embedding:word on a white ground", "word_save")
+    graph.add("LoraLoomSaveEmbedding", embedding=[saves, 6], name="word_kept")
+    drawn = pictures(server, graph.run(), "word_save")
+    assert len(drawn) == 2
+    assert np.abs(drawn[0] - drawn[1]).max() > 2
+    status, answer = server.post(f"{RUNS}/export", {"id": "word", "save": 2})
+    assert (status, answer) == (200, {"files": ["models/embeddings/word_step2.safetensors"]})
+    assert server.post(f"{RUNS}/export", {"id": "word", "save": "result"})[1]["files"][0].startswith("models/embeddings/word")
+
+
 def test_a_deleted_run_is_in_the_trash_and_comes_back_whole(server):
     train(server, "thrown", steps=3)
     folder = runs_root(server) / "thrown"
