@@ -75,8 +75,12 @@ def of_saves(folder: Path, saves: Sequence[Save], backend: Backend) -> Iterator[
     """These saves of a run one after the other, each read when its turn comes. They share one set of adapters."""
     config = config_of(folder)
     layers, adapters = make_adapters(config, backend, config.data.trigger)
+    own = {name: p.shape for name, p in adapters.named_parameters()}
     for save in saves:
-        yield Worn(save.label, layers, adapters, {k: v for k, v in weights(folder, save).items() if not k.endswith(".alpha")})
+        values = {k: v for k, v in weights(folder, save).items() if not k.endswith(".alpha")}
+        if own != {k: v.shape for k, v in values.items()}:
+            raise LoomError(f"{folder.name}: its {save.label} does not fit this model; use the one the run was trained on.")
+        yield Worn(save.label, layers, adapters, values)
 
 
 @contextlib.contextmanager

@@ -165,12 +165,15 @@ class RunCheckpoints(io.ComfyNode):
 def worn(model: Any, clip: Any, lora: LoraWeights, embeddings: dict[str, EmbeddingSocket], strength: float) -> tuple[Any, Any]:
     """MODEL and CLIP with a save; None for what is not wired. Raises LoomError when it does not fit them."""
     tuned = model, clip
+    texts = {key for key in lora if key.startswith(("lora_te", "text_encoder"))}
     if lora and model is not None:
-        require_matched(dict(lora), model, clip)
+        try:
+            require_matched({key: value for key, value in lora.items() if clip is not None or key not in texts}, model, clip)
+        except LoomError as error:
+            raise LoomError("model: the saves of this run do not fit it; wire the model and clip the run was trained on.") from error
     if lora and (model is not None or clip is not None):
-        with_text = clip is not None and any(key.startswith(("lora_te", "text_encoder")) for key in lora)
-        tuned_model, tuned_clip = comfy.sd.load_lora_for_models(model, clip if with_text else None, dict(lora), strength, strength)
-        tuned = tuned_model, tuned_clip if with_text else clip
+        tuned_model, tuned_clip = comfy.sd.load_lora_for_models(model, clip if texts else None, dict(lora), strength, strength)
+        tuned = tuned_model, tuned_clip if texts else clip
     if embeddings and clip is not None:
         tuned = tuned[0], with_embeddings(tuned[1], {name: e.embedding.vectors.get for name, e in embeddings.items()})
     return tuned

@@ -40,7 +40,7 @@ def add_run_routes(export: Export, told: Told) -> None:
     @host.routes.get(f"{PREFIX}/runs")
     @guarded
     async def list_runs(request: web.Request) -> web.Response:
-        return web.json_response({**await in_thread(_listed, told), "local": _same_machine(request)})
+        return web.json_response({**await in_thread(_listed, told), "local": _same_machine(request) and _file_manager() is not None})
 
     @host.routes.get(f"{PREFIX}/runs/curve")
     @guarded
@@ -155,12 +155,18 @@ def _is_loopback(address: str) -> bool:
     return (getattr(found, "ipv4_mapped", None) or found).is_loopback
 
 
+def _file_manager() -> str | None:
+    """The program that shows folders; None where nobody sits before a screen."""
+    if sys.platform == "win32":
+        return shutil.which("explorer")
+    if sys.platform == "darwin":
+        return shutil.which("open")
+    return shutil.which("xdg-open") if os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY") else None
+
+
 def _show(folder: Path) -> bool:
     """Opens the folder in the system's file manager. False where there is none."""
-    if sys.platform == "win32":
-        os.startfile(folder)  # type: ignore[attr-defined]
-        return True
-    program = shutil.which("open" if sys.platform == "darwin" else "xdg-open")
+    program = _file_manager()
     if program is None:
         return False
     subprocess.Popen([program, str(folder)], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)

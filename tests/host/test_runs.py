@@ -27,14 +27,13 @@ def server(tmp_path_factory):
     opener = programs / "xdg-open"
     opener.write_text(f'#!/bin/sh\necho "$1" >> {folder}/opened\n')
     opener.chmod(0o755)
-    before, os.environ["PATH"] = os.environ["PATH"], f"{programs}:{os.environ['PATH']}"
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+        patch.setenv("DISPLAY", ":99")
         with running(folder / "base") as server:
             server.opened = folder / "opened"
             train(server, "kept")
             yield server
-    finally:
-        os.environ["PATH"] = before
 
 
 def train(server, name: str, **changes) -> Graph:
@@ -138,6 +137,17 @@ def test_every_save_of_a_run_goes_through_the_sampler_in_one_queue(server):
     assert np.abs(pictures(server, last.run(), "from_file")[0] - drawn[-1]).max() == 0
 
 
+def test_training_and_its_saves_go_through_one_queue(server):
+    graph = train(server, "at_once", steps=6)
+    base, path = "1", next(n for n, node in graph.nodes.items() if node["class_type"] == "LoraLoomTrainLora")
+    graph.nodes[path]["inputs"].update(name="at_once_again", seed=5)
+    saves = graph.add("LoraLoomRunCheckpoints", run="latest run", model=[base, 0], after=[path, 4])
+    graph.add("PreviewAny", source=[saves, 5])
+    entry = graph.run()
+    told = next(out["text"][0] for out in entry["outputs"].values() if "step 6" in str(out.get("text")) and "\n" in out["text"][0])
+    assert told.splitlines()[0] == "at_once_again"
+
+
 @pytest.mark.parametrize(("saves", "nth", "count"), [("last", 2, 1), ("best", 2, 1), ("every nth", 2, 2)])
 def test_saves_can_be_chosen(server, saves, nth, count):
     graph = Graph(server)
@@ -152,7 +162,7 @@ def test_the_sheet_has_base_saves_and_strengths(server):
     graph = Graph(server)
     base = graph.add("LoraLoomLoadToyModel")
     sheet = graph.add(
-        "LoraLoomCompareCheckpoints", model=[base, 0], clip=[base, 1], vae=[base, 2], run="latest run", prompts="a zog on a white ground\na red circle",
+        "LoraLoomCompareCheckpoints", model=[base, 0], clip=[base, 1], vae=[base, 2], run="kept", prompts="a zog on a white ground\na red circle",
         strengths="0.5, 1", steps=2,
     )  # fmt: skip
     graph.add("SaveImage", images=[sheet, 0], filename_prefix="sheet")
@@ -166,6 +176,18 @@ def test_the_sheet_has_base_saves_and_strengths(server):
     assert len(report.splitlines()) == 8
     assert "without: held-out 0." in report
     assert sum("held-out" in line for line in report.splitlines()) == 4  # measured at full strength alone
+
+
+def test_a_save_that_does_not_fit_the_model_is_refused(toy):
+    import torch
+    from lora_loom.lora_core.errors import LoomError
+    from lora_loom.nodes.run_checkpoints import worn
+    from lora_loom.nodes.sockets import LoraWeights
+
+    name = "lora_unet_nowhere"
+    other = LoraWeights({f"{name}.lora_down.weight": torch.zeros(2, 4), f"{name}.lora_up.weight": torch.zeros(4, 2)}, "sd1", {})
+    with pytest.raises(LoomError, match="model: the saves of this run do not fit it; wire the model and clip"):
+        worn(toy[0], None, other, {}, 1.0)
 
 
 def test_a_refused_comparison_is_one_sentence(server):

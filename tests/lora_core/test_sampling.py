@@ -110,6 +110,17 @@ def test_a_sheet_has_a_column_for_each_label():
     assert image.size == (8 + 2 * 200, 22 + 192 + 22 + 8)
 
 
+def test_saves_of_another_model_are_refused(run_toy, toy_config, toy_backend, tmp_path):
+    import json
+
+    run_toy(toy_config(steps=1), tmp_path / "run")
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    config["adapter"]["exclude"] = "mid"  # as if the model had no such layers
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(LoomError, match="run: its step 1 does not fit this model; use the one the run was trained on"):
+        of_run(tmp_path / "run", toy_backend)
+
+
 def test_notes_stand_under_the_cells_of_their_column_and_large_pictures_are_made_smaller():
     columns = [("a", [Image.new("RGB", (400, 200), "red")] * 2), ("b", [Image.new("RGB", (400, 200), "red")] * 2)]
     image = sheet(columns, ["one", "two"], ["", "held-out 0.1"], largest_px=250)
