@@ -226,6 +226,7 @@ class Curves {
 class Runs {
   constructor() {
     this.runs = [];
+    this.fitting = [];
     this.trashed = [];
     this.chosen = new Set();
     this.saves = new Map(); // run -> what its export takes
@@ -258,6 +259,7 @@ class Runs {
 
   // Runs what a button does; the sentence of an error goes where it is seen.
   async act(work) {
+    this.count(); // takes an older error away
     try {
       await work();
     } catch (error) {
@@ -274,7 +276,10 @@ class Runs {
     clearTimeout(this.timer);
     try {
       const answer = await ask(""), told = JSON.stringify(answer);
-      if (told === this.told) return this.wait(); // nothing is drawn anew under the pointer
+      if (told === this.told) { // nothing is drawn anew under the pointer
+        this.count();
+        return this.wait();
+      }
       this.told = told;
       Object.assign(this, { runs: answer.runs, trashed: answer.trash, local: answer.local, place: answer.place });
       for (const id of this.chosen) if (!this.runs.some((r) => r.id === id)) this.chosen.delete(id);
@@ -296,15 +301,18 @@ class Runs {
     const wanted = this.filter.value.trim().toLowerCase(), scroll = this.list.scrollTop, seen = Math.max(BATCH, this.drawn ?? 0);
     this.fitting = this.runs.filter((r) => [r.id, r.base, r.trigger, words(`state_${r.state}`)].some((text) => text.toLowerCase().includes(wanted)));
     this.drawn = 0;
-    this.cards = new Map();
     this.list.replaceChildren();
     this.more(scroll ? seen : BATCH);
     this.list.scrollTop = scroll;
+    this.count();
+    this.compare.disabled = this.chosen.size < 2;
+    this.drawTrash();
+  }
+
+  count() {
     if (!this.runs.length) this.say(words("none", { place: this.place }));
     else if (!this.fitting.length) this.say(words("nothing_fits", { text: this.filter.value }));
     else this.say(words("count", { shown: this.fitting.length, all: this.runs.length }));
-    this.compare.disabled = this.chosen.size < 2;
-    this.drawTrash();
   }
 
   more(count = BATCH) {
