@@ -83,14 +83,15 @@ def lora_metadata(tensors: Mapping[str, torch.Tensor], name: str, base: str, fac
     if config:
         header |= {
             "ss_learning_rate": config["optimizer"]["lr"], "ss_optimizer": config["optimizer"]["name"], "ss_lr_scheduler": config["schedule"]["name"],
-            "ss_steps": facts["step"], "ss_max_train_steps": config["steps"], "ss_seed": config["seed"], "ss_num_train_images": sum(facts["repeats"]),
+            "ss_steps": facts["step"], "ss_max_train_steps": config["steps"], "ss_seed": config["seed"],
+            "ss_num_train_images": sum(facts["repeats"]) if "repeats" in facts else "",
             "ss_resolution": f"({side}, {side})", "ss_total_batch_size": config["batch_size"] * config["grad_accum"],
             "ss_gradient_accumulation_steps": config["grad_accum"], "ss_training_started_at": facts.get("started", ""),
             "ss_training_finished_at": now.timestamp(),
-            "ss_epoch": (facts["step"] * config["grad_accum"]) // max(1, facts["per_epoch"]),
+            "ss_epoch": (facts["step"] * config["grad_accum"]) // max(1, facts["per_epoch"]) if "per_epoch" in facts else "",
             **_options(config),
         }  # fmt: skip
-        if with_captions:
+        if with_captions and "captions" in facts:
             header["ss_tag_frequency"] = json.dumps({name: tag_frequency(facts["captions"])}, ensure_ascii=False)
             pictures = len(facts["repeats"])
             header["ss_dataset_dirs"] = json.dumps({name: {"n_repeats": round(sum(facts["repeats"]) / max(1, pictures)), "img_count": pictures}})

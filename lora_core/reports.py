@@ -9,16 +9,18 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
+from . import locks
 from .events import Listener
 from .step import StepReport
 
 
 class FileLog(Listener):
-    """Writes every message, save and ending with its time to a text file."""
+    """Writes every message, save and ending with its time to a text file, which is held while the run goes on."""
 
     def __init__(self, path: Path):
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = open(path, "a", encoding="utf-8", errors="backslashreplace")
+        locks.hold(self._file)
 
     def __enter__(self) -> FileLog:
         return self

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
-from safetensors.torch import load_file
 from torch import nn
 
 from . import state
@@ -17,10 +16,10 @@ from .adapters import AdapterSet
 from .backends.base import Backend, SampleJob
 from .build import make_adapters
 from .config import parse
-from .ema import PREFIX as EMA_PREFIX
 from .errors import LoomError
 from .run import Start, preserved_rng
 from .rundirs import config_of
+from .saves import Save, all_saves, weights
 from .tokens import Token, TokenSet, TokenVectors
 
 _ALGORITHMS = {"hada_w1_a": "loha", "lokr_w1": "lokr", "lokr_w1_a": "lokr", "dora_scale": "dora"}
@@ -65,19 +64,23 @@ def _token(word: str, vectors: Mapping[str, torch.Tensor], backend: Backend) -> 
 
 
 def of_run(folder: Path, backend: Backend) -> list[Worn]:
-    """Every whole checkpoint of a run folder, oldest first, with its averages where it kept some. Raises LoomError when there is none."""
-    config = config_of(folder)
-    saves = [c for c in (state.read(step) for step in reversed(state.all_steps(folder / "checkpoints"))) if c]
+    """Every whole save of a run folder, oldest first. Raises LoomError when there is none."""
+    saves = [save for save in all_saves(folder) if save.best or state.read(save.path, verify_only=True)]
     if not saves:
         raise LoomError(f"{folder}: holds no whole checkpoint; sample its result file instead.")
+    return list(of_saves(folder, saves, backend))
+
+
+def of_saves(folder: Path, saves: Sequence[Save], backend: Backend) -> Iterator[Worn]:
+    """These saves of a run one after the other, each read when its turn comes. They share one set of adapters."""
+    config = config_of(folder)
     layers, adapters = make_adapters(config, backend, config.data.trigger)
-    out = []
+    own = {name: p.shape for name, p in adapters.named_parameters()}
     for save in saves:
-        plain = {k: v for k, v in save.adapter.items() if not k.startswith(EMA_PREFIX)}
-        averages = {k.removeprefix(EMA_PREFIX): v for k, v in save.adapter.items() if k.startswith(EMA_PREFIX)}
-        out.append(Worn(f"step {save.step}", layers, adapters, {**plain, **{k: v for k, v in averages.items() if k in plain}}))
-    best = sorted((folder / "checkpoints").glob("best-*.safetensors"))
-    return out + [Worn(f"best, step {int(p.stem.removeprefix('best-'))}", layers, adapters, load_file(p)) for p in best[-1:]]
+        values = {k: v for k, v in weights(folder, save).items() if not k.endswith(".alpha")}
+        if own != {k: v.shape for k, v in values.items()}:
+            raise LoomError(f"{folder.name}: its {save.label} does not fit this model; use the one the run was trained on.")
+        yield Worn(save.label, layers, adapters, values)
 
 
 @contextlib.contextmanager
@@ -102,32 +105,49 @@ def attached(worn: Worn, backend: Backend, strength: float) -> Iterator[None]:
 
 
 @torch.no_grad()
-def drawn(worn: Sequence[Worn], strengths: Sequence[float], jobs: Sequence[SampleJob], backend: Backend) -> list[tuple[str, list[Image.Image]]]:
-    """(column's label, one picture a job): the base model first, then each of `worn` at each strength above 0."""
+def drawn(
+    worn: Iterable[Worn], strengths: Sequence[float], jobs: Sequence[SampleJob], backend: Backend, drew: Callable[[Image.Image], None] = lambda image: None
+) -> list[tuple[str, list[Image.Image]]]:
+    """(column's label, one picture a job): the base model first, then each of `worn` at each strength above 0. `drew` is told of each picture."""
     out: list[tuple[str, list[Image.Image]]] = []
+
+    def draw(label: str) -> None:
+        out.append((label, []))
+        for job in jobs:
+            out[-1][1].append(backend.sample(job)[0])
+            drew(out[-1][1][-1])
+
     with preserved_rng(0):
-        out.append(("without", [backend.sample(job)[0] for job in jobs]))
+        draw("without")
         for one in worn:
             for strength in (s for s in strengths if s != 0):
                 with attached(one, backend, strength):
-                    label = one.label if len(strengths) == 1 and strength == 1 else f"{one.label} x {strength:g}"
-                    out.append((label, [backend.sample(job)[0] for job in jobs]))
+                    draw(one.label if len(strengths) == 1 and strength == 1 else f"{one.label} x {strength:g}")
     return out
 
 
-def sheet(columns: Sequence[tuple[str, Sequence[Image.Image]]], prompts: Sequence[str]) -> Image.Image:
-    """Columns as drawn, prompts as rows, each row under its prompt."""
+def sheet(columns: Sequence[tuple[str, Sequence[Image.Image]]], prompts: Sequence[str], notes: Sequence[str] = (), largest_px: int = 0) -> Image.Image:
+    """Columns as drawn, prompts as rows, each row under its prompt; `notes`, one a column, stand under its cells.
+
+    Cells are at most `largest_px` wide (0: any), and at least 192.
+    """
     font, pad, line = ImageFont.load_default(14), 8, 22
     width, height = columns[0][1][0].size
-    cell_w, cell_h = max(width, 192), max(height, 192)
-    out = Image.new("RGB", (pad + len(columns) * (cell_w + pad), line + len(prompts) * (cell_h + line + pad)), "white")
+    if 0 < largest_px < width:
+        width, height = largest_px, max(1, round(height * largest_px / width))
+    cell_w, cell_h, under = max(width, 192), max(height, 192), line if any(notes) else 0
+    row_h = cell_h + line + under + pad
+    out = Image.new("RGB", (pad + len(columns) * (cell_w + pad), line + len(prompts) * row_h), "white")
     pen = ImageDraw.Draw(out)
     for n, (label, images) in enumerate(columns):
         x = pad + n * (cell_w + pad)
         pen.text((x, 4), label, fill=(40, 40, 48), font=font)
         for row, image in enumerate(images):
-            scaled = image if image.size == (cell_w, cell_h) else image.resize((cell_w, round(image.height * cell_w / image.width)), Image.Resampling.NEAREST)
-            out.paste(scaled, (x, 2 * line + row * (cell_h + line + pad)))
+            size = (cell_w, round(image.height * cell_w / image.width))
+            scaled = image if image.size == size else image.resize(size, Image.Resampling.NEAREST if image.width < cell_w else Image.Resampling.LANCZOS)
+            out.paste(scaled, (x, 2 * line + row * row_h))
+            if under:
+                pen.text((x, 2 * line + row * row_h + cell_h + 3), notes[n], fill=(40, 40, 48), font=font)
     for row, prompt in enumerate(prompts):
-        pen.text((pad, line + row * (cell_h + line + pad)), prompt, fill=(90, 90, 100), font=font)
+        pen.text((pad, line + row * row_h), prompt, fill=(90, 90, 100), font=font)
     return out

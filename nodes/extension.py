@@ -11,6 +11,8 @@ from .datasets import DATASET_NODES
 from .host.api import ComfyExtension, io
 from .host.dataset_routes import add_dataset_routes
 from .host.live import add_routes
+from .host.run_routes import add_run_routes
+from .run_checkpoints import RUN_NODES, export_run, told_of
 from .save import SaveEmbedding, SaveLora
 from .settings import SETTINGS_NODES
 from .toy import LoadToyModel
@@ -22,6 +24,7 @@ from .zip_loras import ZipLoras
 NODES: list[type[io.ComfyNode]] = [
     LoadFolder, TrainLora, SaveLora, LoadToyModel, ConvertLora, Inspect, MergeLoras, ResizeLora, ExtractLora, MergeIntoCheckpoint, SaveEmbedding,
     ConvertEmbedding, ZipLoras, TrainEmbedding, CheckTraining, FindLearningRate, LoadHubDataset, *DATASET_NODES, CheckDataset, DatasetEditor, *SETTINGS_NODES,
+    *RUN_NODES,
 ]  # fmt: skip
 
 
@@ -29,6 +32,7 @@ class LoraLoomExtension(ComfyExtension):
     async def on_load(self) -> None:
         add_routes()
         add_dataset_routes()
+        add_run_routes(export_run, told_of)
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return NODES

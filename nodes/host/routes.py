@@ -80,12 +80,16 @@ async def body_of(request: Any, limit: int = SMALL_BODY) -> dict[str, Any]:
         if len(raw) > limit:
             raise Refused(413, f"the body is larger than {limit} bytes")
     try:
-        value = json.loads(raw.decode("utf-8"))
+        value = json.loads(raw.decode("utf-8"), parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
         raise Refused(400, "the body is not JSON") from error
     if not isinstance(value, dict):
         raise Refused(400, "the body is not a JSON object")
     return value
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} is not JSON")
 
 
 async def in_thread(work: Callable[..., Any], *args: Any) -> Any:

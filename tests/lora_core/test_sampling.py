@@ -108,3 +108,35 @@ def test_an_embedding_of_another_model_is_refused(toy_backend):
 def test_a_sheet_has_a_column_for_each_label():
     image = sheet([("a", [Image.new("RGB", (64, 64))]), ("b", [Image.new("RGB", (64, 64))])], ["prompt"])
     assert image.size == (8 + 2 * 200, 22 + 192 + 22 + 8)
+
+
+def test_saves_of_another_model_are_refused(run_toy, toy_config, toy_backend, tmp_path):
+    import json
+
+    run_toy(toy_config(steps=1), tmp_path / "run")
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    config["adapter"]["exclude"] = "mid"  # as if the model had no such layers
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(LoomError, match="run: its step 1 does not fit this model; use the one the run was trained on"):
+        of_run(tmp_path / "run", toy_backend)
+
+
+def test_notes_stand_under_the_cells_of_their_column_and_large_pictures_are_made_smaller():
+    columns = [("a", [Image.new("RGB", (400, 200), "red")] * 2), ("b", [Image.new("RGB", (400, 200), "red")] * 2)]
+    image = sheet(columns, ["one", "two"], ["", "held-out 0.1"], largest_px=250)
+    assert image.size == (8 + 2 * 258, 22 + 2 * (192 + 22 + 22 + 8))
+    pixels = array(image)
+    under = [pixels[44 + 192 : 44 + 192 + 22, x : x + 250] for x in (8, 266)]
+    assert [int(part.min()) < 128 for part in under] == [False, True]
+    assert (pixels[44 : 44 + 125, 8:258] == [255, 0, 0]).all()
+
+
+def test_each_save_is_read_when_its_turn_comes_and_each_picture_is_told(run, toy_backend):
+    from lora_loom.lora_core.sampling import of_saves
+    from lora_loom.lora_core.saves import all_saves
+
+    folder, _ = run
+    told = []
+    columns = drawn(of_saves(folder, all_saves(folder)[-1:], toy_backend), [0.5, 1.0], [JOB], toy_backend, told.append)
+    assert [label for label, _ in columns] == ["without", "step 6 x 0.5", "step 6 x 1"]
+    assert [image for _, images in columns for image in images] == told

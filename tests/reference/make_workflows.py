@@ -210,8 +210,49 @@ def pivotal() -> None:
     graph.write("pivotal_dreambooth")
 
 
+COMPARE = {
+    "run": "latest run", "saves": "all", "nth": 2, "prompts": "", "strengths": "0.6, 1", "negative": "", "width": 0, "height": 0, "steps": 0, "cfg": 0.0,
+    "seed": 1, "control": "fixed", "cell_px": 384,
+}  # fmt: skip
+
+
+def compare_checkpoints() -> None:
+    graph = Graph()
+    base = graph.add("LoraLoomLoadToyModel", (40, 60), (260, 80), {}, [("model", "MODEL"), ("clip", "CLIP"), ("vae", "VAE")], {})
+    wires = {name: (base, name, name.upper()) for name in ("model", "clip", "vae")}
+    sheet = graph.add("LoraLoomCompareCheckpoints", (360, 60), (380, 860), wires, [("sheet", "IMAGE"), ("report", "STRING")], COMPARE)
+    graph.add("SaveImage", (800, 60), (860, 420), {"images": (sheet, "sheet", "IMAGE")}, [], {"filename_prefix": "lora_loom_compared"})
+    outputs = [
+        ("model", "MODEL"), ("clip", "CLIP"), ("lora", "LORA_MODEL"), ("step", "INT"), ("held_out", "FLOAT"), ("label", "STRING"),
+        ("embedding", "LORALOOM_EMBEDDING"),
+    ]  # fmt: skip
+    chosen = {"run": "latest run", "saves": "all", "nth": 2, "strength": 1.0}
+    saves = graph.add("LoraLoomRunCheckpoints", (360, 1000), (380, 420), {n: wires[n] for n in ("model", "clip")}, outputs, chosen)
+    words = "a zog on a blue ground"
+    good = graph.add("CLIPTextEncode", (800, 1000), (320, 110), {"clip": (saves, "clip", "CLIP")}, [("CONDITIONING", "CONDITIONING")], {"text": words})
+    bad = graph.add("CLIPTextEncode", (800, 1160), (320, 110), {"clip": (saves, "clip", "CLIP")}, [("CONDITIONING", "CONDITIONING")], {"text": ""})
+    size = graph.add("EmptyLatentImage", (800, 1320), (320, 110), {}, [("LATENT", "LATENT")], {"width": 64, "height": 64, "batch_size": 4})
+    sampler = graph.add(
+        "KSampler", (1160, 1000), (300, 480),
+        {
+            "model": (saves, "model", "MODEL"), "positive": (good, "CONDITIONING", "CONDITIONING"), "negative": (bad, "CONDITIONING", "CONDITIONING"),
+            "latent_image": (size, "LATENT", "LATENT"),
+        },
+        [("LATENT", "LATENT")], {"seed": 1, "control": "fixed", "steps": 20, "cfg": 4.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0},
+    )  # fmt: skip
+    decode = graph.add("VAEDecode", (1500, 1000), (200, 60), {"samples": (sampler, "LATENT", "LATENT"), "vae": (base, "vae", "VAE")}, [("IMAGE", "IMAGE")], {})
+    graph.add("SaveImage", (1500, 1120), (320, 360), {"images": (decode, "IMAGE", "IMAGE")}, [], {"filename_prefix": "lora_loom_saves"})
+    graph.note(
+        "Run **train_and_try_toy** first, then this. Above: base model, saves and strengths of the latest run on one sheet. Below: the same saves one after the "
+        "other through the usual sampler. For a run of your own put your checkpoint in place of the toy model and choose the run.",
+        (40, 200), (280, 260),
+    )  # fmt: skip
+    graph.write("compare_checkpoints")
+
+
 if __name__ == "__main__":
     toy()
     checkpoint()
     embedding()
     pivotal()
+    compare_checkpoints()
