@@ -300,7 +300,9 @@ def _backend(base: str, companion: str, precision: str, device: str = "", base_c
 
 def _opened(config: TrainConfig, device: str) -> Any:
     """The base model of a job."""
-    return _backend(config.base, config.companion, config.precision, device, config.base_config, config.storage, config.offload)
+    backend = _backend(config.base, config.companion, config.precision, device, config.base_config, config.storage, config.offload)
+    backend.compile = config.compile
+    return backend
 
 
 def _in_hub_cache(repo: str) -> str | None:

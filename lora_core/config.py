@@ -257,6 +257,9 @@ class TrainConfig:
     offload: float = setting(
         0.0, "Share of the base model's blocks that stay in main memory in a headless run and are copied to the GPU when it is their turn.", low=0.0, high=1.0
     )
+    compile: bool = setting(
+        False, "Compile the base model's blocks in a headless run (torch.compile): a minute or more for each shape of picture before it pays."
+    )
     auto_fit: bool = setting(
         False, "Run one step on the largest bucket first; where memory does not suffice turn checkpointing on, then halve the batch and accumulate instead."
     )

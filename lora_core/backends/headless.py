@@ -27,6 +27,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _ON_DISK = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F8_E4M3": FP8}
 TEXTS = 2  # counted up when the same caption would be read another way
 MAX_TEXTS = 4000
+MAX_GRAPHS = 256  # compiled for one kind of block; above it torch would fall back to slow steps without a word
 LOCAL: dict[str, Any] = {"local_files_only": True}  # nothing is ever downloaded
 
 
@@ -73,6 +74,7 @@ class Headless:
         self._known_fingerprint = ""
         self.stored = False  # weights are in fp8 or in main memory
         self._streams = False
+        self.compile = False  # the blocks, while the network is lent
         self._texts: dict[str, Text] = {}
         self._trained = AdapterSet({})
         self._store: Store = Memory()
@@ -239,7 +241,7 @@ class Headless:
             self.forget_texts()
         self.rest()
         self.lent = True
-        with attach(layers, adapters):
+        with attach(layers, adapters), compiled(blocks(network) if self.compile else ()):
             try:
                 if checkpointing:
                     network.enable_gradient_checkpointing(lambda module, *args: recomputed(module.__call__, checkpointing, *args))
@@ -264,6 +266,24 @@ def blocks(network: nn.Module) -> list[nn.Module]:
     found = [m for m in network.modules() if type(m).__name__ in kinds]
     inside = {id(inner) for m in found for inner in m.modules() if inner is not m}
     return [m for m in found if id(m) not in inside]
+
+
+@contextlib.contextmanager
+def compiled(blocks: Sequence[nn.Module]) -> Iterator[None]:
+    """Inside, each of the blocks runs compiled: one graph for each shape, shared by blocks that are alike."""
+    if not blocks:
+        yield
+        return
+    import torch._dynamo
+
+    with torch._dynamo.config.patch(recompile_limit=MAX_GRAPHS, accumulated_recompile_limit=8 * MAX_GRAPHS):
+        try:
+            for block in blocks:
+                block.compile(dynamic=False)
+            yield
+        finally:
+            for block in blocks:
+                block._compiled_call_impl = None
 
 
 def _whole(layer: Any) -> torch.Tensor:

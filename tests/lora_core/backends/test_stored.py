@@ -133,3 +133,19 @@ def test_two_blocks_at_most_are_on_the_device():
     (theirs,) = torch.autograd.grad(plain(x).square().sum(), x)
     assert torch.equal(out, plain(x))
     assert torch.equal(ours, theirs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpointing", [False, "all"])
+def test_compiled_blocks_compute_the_same(folders, checkpointing):
+    pytest.importorskip("torch._inductor")
+    if shutil.which("g++") is None:
+        pytest.skip("compiling for a CPU needs a C++ compiler")
+    backend = open_backend(str(folders["flux1"]), device="cpu")
+    plain = gradients(backend, checkpointing, 4)
+    backend.compile = True
+    fused = gradients(backend, checkpointing, 4)
+    assert all(block._compiled_call_impl is None for block in blocks(backend.network))
+    for ours, theirs in zip(fused, plain, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=3e-5 * float(theirs.abs().max()))  # fused kernels sum in another order
+    assert len(torch._dynamo.utils.counters["graph_break"]) == 0
