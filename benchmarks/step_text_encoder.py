@@ -16,7 +16,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from step_sd15 import UNET, enter_host, randomize
+from engines import UNET, enter_host, randomize
 
 CAPTION = "a photo of a cat on a wooden table in front of a window, soft light"
 

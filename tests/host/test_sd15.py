@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 from comfy.ldm.models.autoencoder import AutoencoderKL
+from engines import UNET
 from live_server import running
 from PIL import Image
 from safetensors.torch import save_file
-from step_sd15 import UNET
 from test_http import TEMPLATES, id_of, node
 
 pytestmark = pytest.mark.slow
