@@ -36,7 +36,7 @@ class CheckDataset(io.ComfyNode):
             hidden=[io.Hidden.unique_id],
             inputs=[
                 dataset_input(),
-                widget("data.resolution", step=8, tooltip="Training resolution in px; 0 takes what the model was made for."),
+                widget("data.resolution", step=8, tooltip="Training resolution in px: the one you will train at."),
                 widget("data.bucket_step_px", advanced=True),
                 make_input(io.Clip, "clip", optional=True, tooltip="To count the tokens of captions."),
                 make_input(io.Model, "model", optional=True, tooltip="With clip and vae: to measure one training step."),
