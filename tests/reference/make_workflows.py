@@ -237,12 +237,12 @@ def resume() -> None:
     graph.note(
         "**Resume** a run that was stopped, cancelled or lost: set **resume** of the same node to *continue last* and press Run. It goes on from the last save as if "
         "it had never stopped; raise **steps** to train longer.",
-        (440, 800), (420, 130),
+        (40, 760), (360, 150),
     )  # fmt: skip
     graph.note(
         "**Continue** from a finished LoRA, with other settings or other pictures: wire it to **lora**. A file works too: Inspect LoRA/Embedding gives it as a wire. "
         "Ranks stay as they are; optimizer and course start anew.",
-        (920, 800), (420, 130),
+        (40, 940), (360, 150),
     )  # fmt: skip
     graph.write("resume_and_continue")
 
