@@ -148,7 +148,7 @@ def checkpoint() -> None:
         [("MODEL", "MODEL"), ("CLIP", "CLIP"), ("VAE", "VAE")],
         {"ckpt_name": CHECKPOINT},
     )
-    folder = graph.add("LoraLoomLoadFolder", (40, 220), (360, 520), {}, FOLDER_OUTPUTS, FOLDER)
+    folder = graph.add("LoraLoomLoadFolder", (40, 220), (360, 520), {}, FOLDER_OUTPUTS, {**FOLDER, "folder": PICTURES})
     inputs = {name.lower(): (base, name, name) for name in ("MODEL", "CLIP", "VAE")} | {"dataset": (folder, "dataset", "LORALOOM_DATASET")}
     train = graph.add("LoraLoomTrainLora", (440, 60), (420, 720), inputs, TRAIN_OUTPUTS, TRAIN)
     try_out(graph, train, (base, "VAE"), "a photo of my subject", 512, 7.0, 1)
@@ -296,7 +296,7 @@ def pivotal() -> None:
         "CheckpointLoaderSimple", (40, 60), (360, 110), {}, [("MODEL", "MODEL"), ("CLIP", "CLIP"), ("VAE", "VAE")],
         {"ckpt_name": CHECKPOINT},
     )  # fmt: skip
-    folder = graph.add("LoraLoomLoadFolder", (40, 220), (360, 520), {}, FOLDER_OUTPUTS, {**FOLDER, "trigger": "TOK"})
+    folder = graph.add("LoraLoomLoadFolder", (40, 220), (360, 520), {}, FOLDER_OUTPUTS, {**FOLDER, "folder": PICTURES, "trigger": "TOK"})
     words = graph.add("LoraLoomPivotalSettings", (440, 60), (320, 300), {}, WIRE, PIVOTAL)
     prior = graph.add("LoraLoomPriorSettings", (440, 400), (320, 300), {"settings": (words, "settings", "LORALOOM_SETTINGS")}, WIRE, PRIOR)
     watch = graph.add("LoraLoomValidationSettings", (440, 740), (320, 260), {"settings": (prior, "settings", "LORALOOM_SETTINGS")}, WIRE, VALIDATION)
