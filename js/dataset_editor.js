@@ -1,6 +1,7 @@
 // The Dataset Editor's grid: captions to edit, search and replace, pictures to leave out, undo. Talks to /lora_loom/dataset*, which checks everything again.
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
+import { said, t } from "./words.js";
 
 const BATCH = 60; // cards added at a time, so ten thousand pictures open at once
 
@@ -39,13 +40,13 @@ class Editor {
     this.flipped = new Map(); // id -> left out or not
     this.seen = new Map(); // id -> caption as it was when it was loaded
     this.sets = [];
-    this.find = make("input", { type: "text", placeholder: "find in captions" });
-    this.replacement = make("input", { type: "text", placeholder: "replace by" });
-    this.replaceAll = make("button", { textContent: "Replace all", onclick: () => this.replace() });
-    this.save = make("button", { textContent: "Save", disabled: true, onclick: () => this.send() });
-    this.back = make("button", { textContent: "Undo", title: "Take the last saved edit back", onclick: () => this.undo() });
-    this.reload = make("button", { textContent: "Reload", onclick: () => this.load() });
-    this.said = make("div", { className: "said", textContent: "Run the graph to open the dataset." });
+    this.find = make("input", { type: "text", placeholder: t("editor.find") });
+    this.replacement = make("input", { type: "text", placeholder: t("editor.replace_by") });
+    this.replaceAll = make("button", { textContent: t("editor.replace_all"), onclick: () => this.replace() });
+    this.save = make("button", { textContent: t("editor.save"), disabled: true, onclick: () => this.send() });
+    this.back = make("button", { textContent: t("editor.undo"), title: t("editor.undo_hint"), onclick: () => this.undo() });
+    this.reload = make("button", { textContent: t("editor.reload"), onclick: () => this.load() });
+    this.said = make("div", { className: "said", textContent: t("editor.run_first") });
     this.grid = make("div", { className: "grid" });
     this.root = make("div", { className: "loom-editor" }, make("style", { textContent: STYLE }),
       make("div", { className: "bar" }, this.find, this.replacement, this.replaceAll, this.save, this.back, this.reload, this.said), this.grid);
@@ -65,7 +66,7 @@ class Editor {
     const options = body ? { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) } : {};
     const response = await api.fetchApi(path, options);
     const answer = await response.json();
-    if (!response.ok) throw new Error(answer.error);
+    if (!response.ok) throw new Error(said(answer.error));
     return answer;
   }
 
@@ -100,8 +101,11 @@ class Editor {
     const locked = this.sets.filter((s) => !s.editable).map((s) => s.label);
     const waiting = this.edited.size + this.flipped.size;
     this.save.disabled = !waiting;
-    this.say(`${this.pictures.length} pictures, ${out} left out${waiting ? `, ${waiting} changes to save` : ""}`
-      + (locked.length ? `. Only to look at: ${locked.join(", ")} (not in the input folder)` : ""));
+    this.say([
+      t("editor.counts", { pictures: this.pictures.length, out }),
+      waiting ? t("editor.waiting", { count: waiting }) : "",
+      locked.length ? t("editor.locked_sets", { sets: locked.join(", ") }) : "",
+    ].filter(Boolean).join(" · "));
   }
 
   caption(picture) {
@@ -130,7 +134,7 @@ class Editor {
       make("img", { loading: "lazy", draggable: false, alt: picture.name,
         src: api.apiURL(`/lora_loom/dataset/thumb?session=${encodeURIComponent(this.session)}&id=${picture.id}`) }),
       make("div", { className: "name", textContent: `${picture.name} · ${picture.width} × ${picture.height}`, title: picture.name }),
-      text, make("label", {}, out, "train on it"));
+      text, make("label", {}, out, t("editor.train_on_it")));
     const mark = () => {
       card.classList.toggle("out", this.flipped.get(picture.id) ?? picture.excluded);
       card.classList.toggle("changed", this.edited.has(picture.id) || this.flipped.has(picture.id));
@@ -153,7 +157,7 @@ class Editor {
 
   replace() {
     const old = this.find.value;
-    if (!old) return this.say("Write what to find first.", true);
+    if (!old) return this.say(t("editor.find_first"), true);
     const pattern = new RegExp(old.replace(/[.*+?^${}()|[\]\\]/g, "\\$&"), "gi");
     let changed = 0;
     for (const picture of this.pictures.filter((p) => this.sets[p.set].editable && !p.locked)) {
@@ -167,17 +171,17 @@ class Editor {
     this.find.value = "";
     this.draw();
     this.count();
-    if (changed) this.said.textContent += ` (${changed} captions replaced, not saved yet)`;
+    if (changed) this.said.textContent += ` · ${t("editor.replaced", { count: changed })}`;
   }
 
   async send() {
     const captions = {}, excluded = Object.fromEntries(this.flipped);
     for (const [id, text] of this.edited) captions[id] = [this.pictures.find((p) => p.id === id).caption, text];
-    await this.change("/lora_loom/dataset/edit", { captions, excluded }, (n) => `${n} changes saved. Run the graph to train with them.`);
+    await this.change("/lora_loom/dataset/edit", { captions, excluded }, (n) => t("editor.saved", { count: n }));
   }
 
   undo() {
-    return this.change("/lora_loom/dataset/undo", {}, (n) => (n ? `${n} changes taken back.` : "There is nothing to take back."));
+    return this.change("/lora_loom/dataset/undo", {}, (n) => t(n ? "editor.taken_back" : "editor.nothing_to_undo", { count: n }));
   }
 
   async change(path, body, sentence) {

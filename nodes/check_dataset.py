@@ -19,7 +19,7 @@ from .host.live import LiveNode, layer_progress
 from .host.paths import runs_root
 from .host.texts import length_of, literal
 from .presets import opened
-from .sockets import CATEGORY, Dataset, DatasetSocket, widget
+from .sockets import CATEGORY, DatasetSocket, dataset_input, report_output, widget
 
 
 class CheckDataset(io.ComfyNode):
@@ -35,16 +35,16 @@ class CheckDataset(io.ComfyNode):
             is_output_node=True,
             hidden=[io.Hidden.unique_id],
             inputs=[
-                make_input(Dataset, "dataset"),
-                widget("data.resolution", step=8, tooltip="Training resolution in px; 0 takes what the model was made for."),
+                dataset_input(),
+                widget("data.resolution", step=8, tooltip="Training resolution in px: the one you will train at."),
                 widget("data.bucket_step_px", advanced=True),
                 make_input(io.Clip, "clip", optional=True, tooltip="To count the tokens of captions."),
                 make_input(io.Model, "model", optional=True, tooltip="With clip and vae: to measure one training step."),
-                make_input(io.Vae, "vae", optional=True),
+                make_input(io.Vae, "vae", optional=True, tooltip="With model and clip: to measure one training step."),
             ],
             outputs=[
-                make_output(io.Image, "sheet"),
-                make_output(io.String, "report"),
+                make_output(io.Image, "sheet", tooltip="The pictures as they will be cut, with what was noticed written on them."),
+                report_output(),
                 make_output(io.Boolean, "ok", tooltip="Whether there is nothing to look at."),
             ],
         )

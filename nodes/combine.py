@@ -8,11 +8,11 @@ from typing import Any
 from ..convert.jobs import Options, Written, bake_file, extract_file, merge_files, open_lora, resize_file
 from ..convert.lora import DTYPES
 from .convert_format import NO_FILE, approximate_input, chosen_family, family_input, lora_input, stamp
-from .host.api import io, make_input, make_output, schema, ui
+from .host.api import io, make_input, schema, ui
 from .host.live import layer_progress
 from .host.paths import checkpoint_file, checkpoint_folders, checkpoint_names, lora_folders, model_file
 from .save import LORA_FORMS, destination_input, on_exists_input, place_for
-from .sockets import CATEGORY, on_the_wire, plain_errors
+from .sockets import CATEGORY, lora_output, on_the_wire, path_output, plain_errors, report_output
 
 SLOTS = 4
 
@@ -38,7 +38,7 @@ def _size_inputs(rank: int) -> list[Any]:
 
 
 def _lora_outputs() -> list[Any]:
-    return [make_output(io.LoraModel, "lora"), make_output(io.String, "path"), make_output(io.String, "report")]
+    return [lora_output(), path_output(), report_output()]
 
 
 class FromFiles(io.ComfyNode):
@@ -185,7 +185,7 @@ class MergeIntoCheckpoint(FromFiles):
                 destination_input(checkpoint_folders(), "checkpoints"),
                 on_exists_input(),
             ],
-            outputs=[make_output(io.String, "path"), make_output(io.String, "report")],
+            outputs=[path_output(), report_output()],
         )
 
     @classmethod

@@ -18,7 +18,7 @@ from ..lora_core.plots import bars
 from .host.api import io, make_input, make_output, schema, ui
 from .host.paths import embedding_folders, file_names_in, lora_folders, model_file
 from .save import destination_input, on_exists_input, place_for
-from .sockets import CATEGORY, Embedding, EmbeddingSocket, on_the_wire, plain_errors
+from .sockets import CATEGORY, Embedding, EmbeddingSocket, lora_output, on_the_wire, path_output, plain_errors, report_output
 
 AUTO, NO_FILE = "auto", "none"
 _EMBEDDING_PREFIX = "embedding: "
@@ -83,7 +83,7 @@ class ConvertLora(io.ComfyNode):
                 on_exists_input(),
                 make_input(io.Boolean, "drop_unknown", default=False, advanced=True, tooltip="Leave out keys that the model does not have, and say how many."),
             ],
-            outputs=[make_output(io.LoraModel, "lora"), make_output(io.String, "path"), make_output(io.String, "report")],
+            outputs=[lora_output(), path_output(), report_output()],
         )  # fmt: skip
 
     @classmethod
@@ -149,7 +149,7 @@ class ConvertEmbedding(io.ComfyNode):
                 destination_input(embedding_folders(), "embeddings"),
                 on_exists_input(),
             ],
-            outputs=[make_output(Embedding, "embedding"), make_output(io.String, "path"), make_output(io.String, "report")],
+            outputs=[make_output(Embedding, "embedding", tooltip="The vectors, for Save Embedding or Save LoRA."), path_output(), report_output()],
         )  # fmt: skip
 
     @classmethod
@@ -179,9 +179,9 @@ class Inspect(io.ComfyNode):
             is_output_node=True,
             inputs=[make_input(io.Combo, "file", options=files, tooltip="A LoRA or embedding this ComfyUI knows."), family_input()],
             outputs=[
-                make_output(io.String, "report"),
-                make_output(io.String, "trigger"),
-                make_output(io.Image, "picture"),
+                report_output(),
+                make_output(io.String, "trigger", tooltip="What to write in a prompt to call it up."),
+                make_output(io.Image, "picture", tooltip="How much each block changes, as bars."),
                 make_output(io.LoraModel, "lora", tooltip="The LoRA itself, for Zip LoRAs or Save LoRA; empty for an embedding."),
             ],
         )

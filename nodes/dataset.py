@@ -15,7 +15,7 @@ from ..lora_core.errors import LoomError
 from ..lora_core.plots import grid
 from .host.api import io, make_input, make_output, schema, ui
 from .host.paths import is_hub_name, runs_root, training_folder, training_folders
-from .sockets import CATEGORY, Dataset, DatasetSocket, widget
+from .sockets import CATEGORY, DatasetSocket, count_output, dataset_output, report_output, widget
 
 SHOWN = 24
 THUMB_PX = 192
@@ -25,10 +25,10 @@ LOOKED_AT = {"resolution": 16, "bucket_step_px": SMALLEST_STEP_PX}  # until a tr
 
 def outputs() -> list:
     return [
-        make_output(Dataset, "dataset"),
+        dataset_output(),
         make_output(io.Image, "preview", tooltip="The first pictures in a grid."),
-        make_output(io.String, "report"),
-        make_output(io.Int, "count"),
+        report_output("How many pictures were found, their sizes and captions, and what was left out and why."),
+        count_output(),
     ]
 
 
@@ -68,7 +68,7 @@ class LoadFolder(io.ComfyNode):
             display_name="Load Training Folder",
             category=CATEGORY,
             description="Reads pictures and captions from a folder inside ComfyUI's input folder: plain, Kohya (12_name), booru, or with a metadata file.",
-            search_aliases=["dataset", "training images", "kohya", "captions", "dreambooth", "imagefolder", "booru"],
+            search_aliases=["dataset", "training images", "train", "kohya", "captions", "dreambooth", "imagefolder", "booru", "finetune", "image folder"],
             is_output_node=True,
             inputs=[
                 make_input(io.Combo, "folder", options=training_folders(), tooltip="A folder of pictures inside ComfyUI's input folder, or a bundled toy set."),

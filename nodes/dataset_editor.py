@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from .host.api import io, make_input, make_output, schema
+from .host.api import io, schema
 from .host.dataset_routes import open_session
-from .sockets import CATEGORY, Dataset, DatasetSocket
+from .sockets import CATEGORY, DatasetSocket, count_output, dataset_input, dataset_output
 
 
 class DatasetEditor(io.ComfyNode):
@@ -18,8 +18,8 @@ class DatasetEditor(io.ComfyNode):
             "nothing is deleted, and every edit can be undone.",
             search_aliases=["caption editor", "tag editor", "search and replace", "exclude images"],
             is_output_node=True,
-            inputs=[make_input(Dataset, "dataset")],
-            outputs=[make_output(Dataset, "dataset"), make_output(io.Int, "count")],
+            inputs=[dataset_input()],
+            outputs=[dataset_output(), count_output()],
         )
 
     @classmethod

@@ -22,7 +22,7 @@ from .host.api import io, make_input, make_output, schema
 from .host.live import layer_progress
 from .host.paths import runs_root
 from .host.texts import literal, split
-from .sockets import CATEGORY, Dataset, DatasetSocket, widget
+from .sockets import CATEGORY, DatasetSocket, count_output, dataset_input, dataset_output, widget
 
 LATENT_STEP_PX = 8
 MOST_SETS = 8
@@ -44,10 +44,10 @@ class DatasetOptions(io.ComfyNode):
             description="How a dataset is used: weight, caption edits, crop, sizes. What you leave as it is stays as the nodes before have it.",
             search_aliases=["buckets", "repeats", "regularization", "caption prefix", "search and replace", "tag dropout", "crop"],
             inputs=[
-                make_input(Dataset, "dataset"),
+                dataset_input(),
                 *(widget(f"data.{n}", advanced=n not in shown_first, **({"multiline": True} if n in _LINES else {})) for n in _OPTIONS),
             ],
-            outputs=[make_output(Dataset, "dataset")],
+            outputs=[dataset_output("The same pictures, used as set here.")],
         )
 
     @classmethod
@@ -67,7 +67,7 @@ class CombineDatasets(io.ComfyNode):
             description="Several datasets as one. Each keeps its own repeats, weight and caption settings.",
             search_aliases=["join datasets", "multiple concepts", "regularization images"],
             is_output_node=True,
-            inputs=[make_input(Dataset, f"dataset_{n}", optional=n > 2) for n in range(1, MOST_SETS + 1)],
+            inputs=[dataset_input(f"dataset_{n}", n > 2, "One of the datasets to train on together.") for n in range(1, MOST_SETS + 1)],
             outputs=outputs(),
         )
 
@@ -131,7 +131,7 @@ class DatasetFromLatents(io.ComfyNode):
                 make_input(io.Conditioning, "conditioning", tooltip="One for each latent, or one for all, from this model's CLIP."),
                 widget("data.repeats", advanced=True),
             ],
-            outputs=[make_output(Dataset, "dataset"), make_output(io.Int, "count")],
+            outputs=[dataset_output(), count_output()],
         )
 
     @classmethod
@@ -158,15 +158,15 @@ class EncodeDataset(io.ComfyNode):
             search_aliases=["make training dataset", "native train lora"],
             hidden=[io.Hidden.unique_id],
             inputs=[
-                make_input(Dataset, "dataset"),
-                make_input(io.Vae, "vae"),
-                make_input(io.Clip, "clip"),
+                dataset_input(),
+                make_input(io.Vae, "vae", tooltip="The VAE of the base model."),
+                make_input(io.Clip, "clip", tooltip="The text encoder of the base model."),
                 widget("data.resolution", step=8),
                 widget("data.bucket_step_px"),
             ],
             outputs=[
-                make_output(io.Latent, "latents", is_output_list=True),
-                make_output(io.Conditioning, "conditioning", is_output_list=True),
+                make_output(io.Latent, "latents", is_output_list=True, tooltip="One encoded picture each."),
+                make_output(io.Conditioning, "conditioning", is_output_list=True, tooltip="One encoded caption for each latent."),
                 make_output(io.Image, "images", is_output_list=True, tooltip="The pictures as they are cut."),
             ],
         )

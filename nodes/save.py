@@ -22,7 +22,7 @@ from ..lora_core.names import check_name
 from .host.api import io, make_input, make_output, schema, ui
 from .host.paths import embedding_folders, file_names_in, lora_folders
 from .previews import first_picture, write_preview
-from .sockets import CATEGORY, Embedding, EmbeddingSocket, LoraWeights, plain_errors
+from .sockets import CATEGORY, Embedding, EmbeddingSocket, LoraWeights, path_output, plain_errors
 
 ON_EXISTS = ("new number", "overwrite")
 LORA_FORMS = tuple(t for t in TARGETS if t != "peft")
@@ -83,7 +83,7 @@ class SaveLora(io.ComfyNode):
                 ),
                 make_input(io.Boolean, "write_card", default=True, advanced=True, tooltip="Write <name>.json for A1111 and Forge. Your edits there stay."),
             ],
-            outputs=[make_output(io.String, "path")],
+            outputs=[path_output()],
         )  # fmt: skip
 
     @classmethod
@@ -144,7 +144,7 @@ class SaveEmbedding(io.ComfyNode):
             display_name="Save Embedding",
             category=CATEGORY,
             description="Writes a textual-inversion embedding. The file's name is its trigger: embedding:name here, just the name in A1111 and Forge.",
-            search_aliases=["textual inversion", "embedding", "export embedding"],
+            search_aliases=["textual inversion", "embedding", "export embedding", "a1111", "webui", "ti"],
             is_output_node=True,
             inputs=[
                 make_input(Embedding, "embedding", tooltip="From Convert Embedding or from training."),
@@ -156,7 +156,7 @@ class SaveEmbedding(io.ComfyNode):
                 ),
                 on_exists_input(),
             ],
-            outputs=[make_output(io.String, "path"), make_output(io.String, "token", tooltip="What to write in a ComfyUI prompt.")],
+            outputs=[path_output(), make_output(io.String, "token", tooltip="What to write in a ComfyUI prompt.")],
         )  # fmt: skip
 
     @classmethod

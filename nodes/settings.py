@@ -60,7 +60,8 @@ class SettingsNode(io.ComfyNode):
         chain = make_input(Settings, "settings", optional=True, tooltip="Other settings to pass on.")
         return schema(
             node_id=cls.NODE_ID, display_name=cls.TITLE, category=f"{CATEGORY}/settings", description=cls.DESCRIPTION, search_aliases=list(cls.ALIASES),
-            inputs=[*widgets, chain], outputs=[make_output(Settings, "settings")],
+            inputs=[*widgets, chain],
+            outputs=[make_output(Settings, "settings", tooltip="For Train LoRA, Train Embedding, Check Training, or the next settings node.")],
         )  # fmt: skip
 
     @classmethod

@@ -15,7 +15,7 @@ from ..lora_core.config import DataConfig, TrainConfig
 from ..lora_core.data.folder import Dataset as FoundDataset
 from ..lora_core.data.folder import open_sets
 from ..lora_core.errors import LoomError
-from .host.api import io, make_input
+from .host.api import io, make_input, make_output
 
 CATEGORY = "training/LoRA Loom"
 Dataset = io.Custom("LORALOOM_DATASET")
@@ -86,6 +86,37 @@ def on_the_wire(lora: Lora) -> LoraWeights:
         with contextlib.suppress(FormatError):
             return LoraWeights(write(lora, form), lora.family, {})
     return LoraWeights({}, lora.family, {})
+
+
+_PICTURES = "Pictures and captions, from Load Training Folder or another dataset node."
+
+
+def dataset_input(name: str = "dataset", optional: bool = False, tooltip: str = _PICTURES) -> Any:
+    return make_input(Dataset, name, optional=optional, tooltip=tooltip)
+
+
+def dataset_output(tooltip: str = "The pictures with their captions, for Train LoRA, Train Embedding or another dataset node.") -> Any:
+    return make_output(Dataset, "dataset", tooltip=tooltip)
+
+
+def lora_output(tooltip: str = "The LoRA's weights, for Save LoRA, Zip LoRAs or ComfyUI's own Load LoRA Model.") -> Any:
+    return make_output(io.LoraModel, "lora", tooltip=tooltip)
+
+
+def loss_output() -> Any:
+    return make_output(io.LossMap, "loss_map", tooltip="The loss of every step, for ComfyUI's own Plot Loss Graph.")
+
+
+def path_output() -> Any:
+    return make_output(io.String, "path", tooltip="The written file.")
+
+
+def report_output(tooltip: str = "What the node has to say, as it stands on the node.") -> Any:
+    return make_output(io.String, "report", tooltip=tooltip)
+
+
+def count_output() -> Any:
+    return make_output(io.Int, "count", tooltip="How many pictures there are.")
 
 
 def widget(path: str, name: str = "", advanced: bool = False, **changes: Any) -> Any:

@@ -16,9 +16,13 @@ class LoadToyModel(io.ComfyNode):
             display_name="Load Toy Model",
             category=CATEGORY,
             description='A tiny model that draws coloured shapes on plain grounds, 64 x 64 px: "a red circle on a white ground". For trying things out.',
-            search_aliases=["example model", "test model"],
+            search_aliases=["example model", "test model", "tiny model", "demo", "train"],
             inputs=[],
-            outputs=[make_output(io.Model, "model"), make_output(io.Clip, "clip"), make_output(io.Vae, "vae")],
+            outputs=[
+                make_output(io.Model, "model", tooltip="The denoiser: a UNet of the Stable Diffusion kind."),
+                make_output(io.Clip, "clip", tooltip="Its text encoder."),
+                make_output(io.Vae, "vae", tooltip="Its VAE."),
+            ],
         )
 
     @classmethod

@@ -15,7 +15,7 @@ from .host.backend import HostBackend
 from .host.tokens import with_embeddings
 from .presets import opened
 from .settings import Settings, SettingsSocket, optimizer_of
-from .sockets import CATEGORY, Dataset, DatasetSocket, Embedding, plain_errors, widget
+from .sockets import CATEGORY, Dataset, DatasetSocket, Embedding, loss_output, path_output, plain_errors, widget
 from .train_lora import embeddings_of
 from .training import publish, run
 
@@ -31,7 +31,7 @@ class TrainEmbedding(io.ComfyNode):
             display_name="Train Embedding",
             category=CATEGORY,
             description="Textual inversion: learns a new word from pictures. Nothing but the word's vectors is trained. Cancel and stop both keep them.",
-            search_aliases=["textual inversion", "embedding", "ti", "train embedding"],
+            search_aliases=["textual inversion", "train", "embedding", "ti", "train embedding", "finetune", "new word"],
             is_output_node=True,
             hidden=[io.Hidden.unique_id],
             inputs=[
@@ -66,9 +66,9 @@ class TrainEmbedding(io.ComfyNode):
             ],
             outputs=[
                 make_output(io.Clip, "clip", tooltip="The text encoder that knows the word: write embedding:<name> in a prompt."),
-                make_output(Embedding, "embedding"),
-                make_output(io.LossMap, "loss_map"),
-                make_output(io.String, "path", tooltip="The written file."),
+                make_output(Embedding, "embedding", tooltip="The vectors of the word, for Save Embedding or Save LoRA."),
+                loss_output(),
+                path_output(),
             ],
         )  # fmt: skip
 

@@ -24,7 +24,19 @@ from .host.check import require_matched
 from .host.tokens import with_embeddings
 from .presets import PRESETS, opened
 from .settings import Settings, SettingsSocket, optimizer_of
-from .sockets import CATEGORY, Dataset, DatasetSocket, Embedding, EmbeddingSocket, LoraWeights, plain_errors, widget
+from .sockets import (
+    CATEGORY,
+    DatasetSocket,
+    Embedding,
+    EmbeddingSocket,
+    LoraWeights,
+    dataset_input,
+    lora_output,
+    loss_output,
+    path_output,
+    plain_errors,
+    widget,
+)
 from .training import publish, run, started_from
 
 
@@ -36,14 +48,14 @@ class TrainLora(io.ComfyNode):
             display_name="Train LoRA",
             category=CATEGORY,
             description="Trains a LoRA on the wired MODEL as it is loaded. Cancel and stop both keep what was trained.",
-            search_aliases=["kohya", "lora training", "fine-tune", "dreambooth", "train"],
+            search_aliases=["kohya", "dreambooth", "train", "lora training", "finetune", "fine-tune", "lora trainer", "sd-scripts", "locon", "pivotal tuning"],
             is_output_node=True,
             hidden=[io.Hidden.unique_id],
             inputs=[
                 make_input(io.Model, "model", tooltip="The base model. It is not copied and not changed."),
                 make_input(io.Clip, "clip", tooltip="The text encoder of the base model."),
                 make_input(io.Vae, "vae", tooltip="The VAE of the base model."),
-                make_input(Dataset, "dataset", tooltip="From Load Training Folder."),
+                dataset_input(),
                 widget("name"),
                 make_input(io.Combo, "preset", options=list(PRESETS), default="concept", tooltip="Fills in what you leave at 0 or auto."),
                 widget("steps", default=0, min=0, tooltip="Weight updates; 0 takes the preset's."),
@@ -97,9 +109,9 @@ class TrainLora(io.ComfyNode):
             outputs=[
                 make_output(io.Model, "model", tooltip="The base model with the LoRA."),
                 make_output(io.Clip, "clip", tooltip="The text encoder with its part of the LoRA, and with the embeddings: write embedding:<name>_emb."),
-                make_output(io.LoraModel, "lora"),
-                make_output(io.LossMap, "loss_map"),
-                make_output(io.String, "path", tooltip="The written file."),
+                lora_output(),
+                loss_output(),
+                path_output(),
                 make_output(Embedding, "embedding", tooltip="The first embedding of a pivotal tuning; nothing without one."),
             ],
         )  # fmt: skip

@@ -20,7 +20,7 @@ from .host.live import LiveNode, registered
 from .host.paths import runs_root
 from .presets import opened
 from .settings import Settings, SettingsSocket
-from .sockets import CATEGORY, Dataset, DatasetSocket, widget
+from .sockets import CATEGORY, DatasetSocket, dataset_input, report_output, widget
 
 
 def _inputs() -> list[Any]:
@@ -28,7 +28,7 @@ def _inputs() -> list[Any]:
         make_input(io.Model, "model", tooltip="The base model. It is not copied and not changed."),
         make_input(io.Clip, "clip", tooltip="The text encoder of the base model."),
         make_input(io.Vae, "vae", tooltip="The VAE of the base model."),
-        make_input(Dataset, "dataset", tooltip="From Load Training Folder."),
+        dataset_input(),
         widget("adapter.rank"),
         widget("adapter.targets"),
         widget("data.resolution", default=0, min=0, step=8, tooltip="Training resolution in px; 0 takes what the model was made for."),
@@ -56,7 +56,7 @@ class CheckTraining(io.ComfyNode):
             display_name="Check Training",
             category=CATEGORY,
             description="Runs one real step on the largest bucket and says how long a run will take, how much memory it needs, and what to change if it fails.",
-            search_aliases=["vram", "memory", "dry run", "estimate", "out of memory"],
+            search_aliases=["vram", "memory", "dry run", "estimate", "out of memory", "oom", "train", "how long"],
             is_output_node=True,
             hidden=[io.Hidden.unique_id],
             inputs=[
@@ -65,10 +65,10 @@ class CheckTraining(io.ComfyNode):
                 make_input(Settings, "settings", optional=True, tooltip="As they will be wired to Train LoRA."),
             ],
             outputs=[
-                make_output(io.String, "report"),
+                report_output(),
                 make_output(io.Boolean, "ok", tooltip="Whether it runs with the settings as they are."),
                 make_output(io.Float, "peak_gb", tooltip="Peak of memory in GiB."),
-                make_output(io.Float, "seconds_per_step"),
+                make_output(io.Float, "seconds_per_step", tooltip="How long one weight update takes."),
                 make_output(Settings, "settings", tooltip="The same settings with a batch size and checkpointing that fit."),
             ],
         )
@@ -95,7 +95,7 @@ class FindLearningRate(io.ComfyNode):
             display_name="Find Learning Rate",
             category=CATEGORY,
             description="Trains a few steps at rising rates, measures fixed pictures at fixed noise, and suggests the rate at which their loss falls fastest.",
-            search_aliases=["lr finder", "learning rate range test"],
+            search_aliases=["lr finder", "learning rate range test", "train", "learning rate"],
             is_output_node=True,
             hidden=[io.Hidden.unique_id],
             inputs=[
@@ -105,7 +105,11 @@ class FindLearningRate(io.ComfyNode):
                 make_input(io.Float, "highest", default=1e-1, min=1e-8, max=10.0, step=0.01, round=1e-8, advanced=True, tooltip="Last rate tried."),
                 make_input(Settings, "settings", optional=True, tooltip="As they will be wired to Train LoRA."),
             ],
-            outputs=[make_output(io.Float, "learning_rate"), make_output(io.Image, "plot"), make_output(io.String, "report")],
+            outputs=[
+                make_output(io.Float, "learning_rate", tooltip="The suggested rate, for learning_rate of Train LoRA."),
+                make_output(io.Image, "plot", tooltip="The loss at each rate tried."),
+                report_output(),
+            ],
         )
 
     @classmethod

@@ -18,7 +18,7 @@ from .host.api import io, make_input, make_output, schema, ui
 from .host.backend import HostBackend
 from .host.live import LiveNode, registered
 from .presets import opened
-from .sockets import CATEGORY, Dataset, DatasetSocket, LoraWeights, plain_errors, widget
+from .sockets import CATEGORY, Dataset, DatasetSocket, LoraWeights, lora_output, loss_output, plain_errors, report_output, widget
 
 
 class ZipLoras(io.ComfyNode):
@@ -55,9 +55,9 @@ class ZipLoras(io.ComfyNode):
             ],
             outputs=[
                 make_output(io.Model, "model", tooltip="The base model with the merged LoRA."),
-                make_output(io.LoraModel, "lora"),
-                make_output(io.LossMap, "loss_map"),
-                make_output(io.String, "report"),
+                lora_output(),
+                loss_output(),
+                report_output(),
             ],
         )  # fmt: skip
 

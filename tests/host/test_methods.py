@@ -207,6 +207,8 @@ def test_the_pivotal_template_fits_its_nodes(server):
     for n in prompt.values():
         if n["class_type"] == "LoraLoomTrainLora":
             n["inputs"] |= {**SMALL, "steps": 4, "sample_prompt": ""}
+        if n["class_type"] == "LoraLoomLoadFolder":
+            n["inputs"]["folder"] = "toy: object"
         if n["class_type"] == "LoraLoomPriorSettings":
             n["inputs"] |= {"count": 1, "steps": 2}
     assert server.execute(prompt)["status"]["status_str"] == "success"

@@ -40,6 +40,21 @@ FOLDER = {
     "caption_lines": "joined",
     "caption_encoding": "auto",
 }
+SAVE = {
+    "name": "my_lora_webui", "destination": "output/loras", "dtype": "fp16", "on_exists": "new number", "write_captions": False,
+    "form": "universal", "activation_text": "", "preferred_weight": 1.0, "write_card": True,
+}  # fmt: skip
+CONVERT = {
+    "form": "universal", "name": "converted", "destination": "output/loras", "dtype": "fp16", "scale": 1.0, "block_weights": "", "base_model": "auto",
+    "approximate_rank": 0, "keep_captions": False, "on_exists": "new number", "drop_unknown": False,
+}  # fmt: skip
+ZOG = {
+    "name": "toy_zog", "steps": 600, "rank": 16, "learning_rate": 0.002, "sample_prompt": "a zog on a white ground", "batch_size": 8, "targets": "conv",
+    "sample_every": 100, "sample_cfg": 4.0,
+}  # fmt: skip
+CHECKPOINT = "choose your SD1.5 or SDXL checkpoint"
+PICTURES = "choose your folder of pictures"
+WIRE = [("settings", "LORALOOM_SETTINGS")]
 
 
 class Graph:
@@ -108,11 +123,7 @@ def try_out(graph: Graph, train: dict, vae: tuple[dict, str], prompt: str, side:
     graph.add("SaveImage", (1620, 180), (320, 320), {"images": (decode, "IMAGE", "IMAGE")}, [], {"filename_prefix": "lora_loom"})
     graph.add(
         "LoraLoomSaveLora", (920, 560), (320, 240),
-        {"lora": (train, "lora", "LORA_MODEL"), "preview": (decode, "IMAGE", "IMAGE")}, [("path", "STRING")],
-        {
-            "name": "my_lora_webui", "destination": "output/loras", "dtype": "fp16", "on_exists": "new number", "write_captions": False,
-            "form": "universal", "activation_text": "", "preferred_weight": 1.0, "write_card": True,
-        },
+        {"lora": (train, "lora", "LORA_MODEL"), "preview": (decode, "IMAGE", "IMAGE")}, [("path", "STRING")], SAVE,
     )  # fmt: skip
 
 
@@ -120,20 +131,8 @@ def toy() -> None:
     graph = Graph()
     base = graph.add("LoraLoomLoadToyModel", (40, 60), (260, 80), {}, [("model", "MODEL"), ("clip", "CLIP"), ("vae", "VAE")], {})
     folder = graph.add("LoraLoomLoadFolder", (40, 200), (360, 520), {}, FOLDER_OUTPUTS, FOLDER)
-    widgets = {
-        **TRAIN,
-        "name": "toy_zog",
-        "steps": 600,
-        "rank": 16,
-        "learning_rate": 0.002,
-        "sample_prompt": "a zog on a white ground",
-        "batch_size": 8,
-        "targets": "conv",
-        "sample_every": 100,
-        "sample_cfg": 4.0,
-    }
     inputs = {name: (base, name, name.upper()) for name in ("model", "clip", "vae")} | {"dataset": (folder, "dataset", "LORALOOM_DATASET")}
-    train = graph.add("LoraLoomTrainLora", (440, 60), (420, 720), inputs, TRAIN_OUTPUTS, widgets)
+    train = graph.add("LoraLoomTrainLora", (440, 60), (420, 720), inputs, TRAIN_OUTPUTS, {**TRAIN, **ZOG})
     try_out(graph, train, (base, "vae"), "a zog on a white ground", 64, 4.0, 4)
     graph.note("Teaches a tiny model what a **zog** is, in about a minute on a CPU. Press Run, and watch the sample in Train LoRA.", (40, 760), (360, 110))
     graph.write("train_and_try_toy")
@@ -147,9 +146,9 @@ def checkpoint() -> None:
         (360, 110),
         {},
         [("MODEL", "MODEL"), ("CLIP", "CLIP"), ("VAE", "VAE")],
-        {"ckpt_name": "choose your SD1.5 or SDXL checkpoint"},
+        {"ckpt_name": CHECKPOINT},
     )
-    folder = graph.add("LoraLoomLoadFolder", (40, 220), (360, 520), {}, FOLDER_OUTPUTS, FOLDER)
+    folder = graph.add("LoraLoomLoadFolder", (40, 220), (360, 520), {}, FOLDER_OUTPUTS, {**FOLDER, "folder": PICTURES})
     inputs = {name.lower(): (base, name, name) for name in ("MODEL", "CLIP", "VAE")} | {"dataset": (folder, "dataset", "LORALOOM_DATASET")}
     train = graph.add("LoraLoomTrainLora", (440, 60), (420, 720), inputs, TRAIN_OUTPUTS, TRAIN)
     try_out(graph, train, (base, "VAE"), "a photo of my subject", 512, 7.0, 1)
@@ -158,6 +157,111 @@ def checkpoint() -> None:
         (40, 780), (360, 150),
     )  # fmt: skip
     graph.write("train_lora_sd15_sdxl")
+
+
+def toy_model(graph: Graph, at: tuple[int, int] = (40, 60)) -> dict[str, tuple[dict, str, str]]:
+    base = graph.add("LoraLoomLoadToyModel", at, (260, 80), {}, [("model", "MODEL"), ("clip", "CLIP"), ("vae", "VAE")], {})
+    return {name: (base, name, name.upper()) for name in ("model", "clip", "vae")}
+
+
+def own_model(graph: Graph) -> dict[str, tuple[dict, str, str]]:
+    outputs = [("MODEL", "MODEL"), ("CLIP", "CLIP"), ("VAE", "VAE")]
+    base = graph.add("CheckpointLoaderSimple", (40, 60), (360, 110), {}, outputs, {"ckpt_name": CHECKPOINT})
+    return {name.lower(): (base, name, name) for name, _ in outputs}
+
+
+def pictures(graph: Graph, at: tuple[int, int] = (40, 220), **widgets: Any) -> dict[str, tuple[dict, str, str]]:
+    folder = graph.add("LoraLoomLoadFolder", at, (360, 520), {}, FOLDER_OUTPUTS, {**FOLDER, **widgets})
+    return {"dataset": (folder, "dataset", "LORALOOM_DATASET")}
+
+
+def first_lora_toy() -> None:
+    graph = Graph()
+    inputs = toy_model(graph) | pictures(graph, (40, 200))
+    graph.add("LoraLoomTrainLora", (440, 60), (420, 720), inputs, TRAIN_OUTPUTS, {**TRAIN, **ZOG})
+    graph.note("Nothing to set: press **Run**. A tiny model learns what a **zog** is, in about a minute on a CPU. The LoRA is in output/loras.", (40, 760), (360, 110))
+    graph.write("first_lora_toy")
+
+
+def first_lora_sdxl() -> None:
+    graph = Graph()
+    inputs = own_model(graph) | pictures(graph, folder=PICTURES)
+    graph.add("LoraLoomTrainLora", (440, 60), (420, 720), inputs, TRAIN_OUTPUTS, TRAIN)
+    graph.note(
+        "Three things to choose: your SDXL (or SD1.5) **checkpoint**; a **folder** of 10 to 30 pictures inside ComfyUI's input folder (press R to refresh the "
+        "list); a **trigger** word for what they show. Then press **Run**. The LoRA is in output/loras, in every loader's list.",
+        (40, 780), (360, 170),
+    )  # fmt: skip
+    graph.write("first_lora_sdxl")
+
+
+def style() -> None:
+    graph = Graph()
+    inputs = own_model(graph) | pictures(graph, folder=PICTURES, trigger="in mystyle style")
+    widgets = {**TRAIN, "name": "my_style", "preset": "style", "sample_prompt": "a lighthouse by the sea, in mystyle style", "noise_offset": 0.03}
+    train = graph.add("LoraLoomTrainLora", (440, 60), (420, 720), inputs, TRAIN_OUTPUTS, widgets)
+    try_out(graph, train, inputs["vae"][:2], "a lighthouse by the sea, in mystyle style", 1024, 7.0, 1)
+    graph.note(
+        "A **style**: 20 to 100 pictures of many different subjects, with captions of what each shows (.txt beside it); what the captions leave unsaid becomes the "
+        "style. The preset brings rank 32, a cosine course and 40 steps a picture. Use 512 in Empty Latent Image for SD1.5.",
+        (40, 780), (360, 190),
+    )  # fmt: skip
+    graph.write("style_lora")
+
+
+def face() -> None:
+    graph = Graph()
+    inputs = own_model(graph) | pictures(graph, folder=PICTURES, trigger="ohwx woman")
+    prior = graph.add("LoraLoomPriorSettings", (440, 60), (320, 300), {}, WIRE, {**PRIOR, "prompt": "a photo of a woman"})
+    watch = graph.add("LoraLoomValidationSettings", (440, 400), (320, 260), {"settings": (prior, "settings", "LORALOOM_SETTINGS")}, WIRE, VALIDATION)
+    inputs |= {"settings": (watch, "settings", "LORALOOM_SETTINGS")}
+    widgets = {**TRAIN, "name": "my_face", "preset": "character", "sample_prompt": "a photo of ohwx woman in a cafe\na photo of a woman in a cafe"}
+    train = graph.add("LoraLoomTrainLora", (820, 60), (420, 720), inputs, TRAIN_OUTPUTS, widgets)
+    graph.add("PreviewAny", (1300, 60), (320, 110), {"source": (train, "path", "STRING")}, [], {})
+    graph.note(
+        "A **face** from 10 to 30 pictures. **Prior Preservation** makes 100 pictures of the class before training and trains them beside the face, so other people "
+        "keep theirs; the second sample prompt shows whether they do. Change **woman** in all four places to the class of your subject. Leave flip off.",
+        (40, 780), (360, 200),
+    )  # fmt: skip
+    graph.write("face_with_prior_pictures")
+
+
+def resume() -> None:
+    graph = Graph()
+    base = toy_model(graph)
+    inputs = base | pictures(graph, (40, 200))
+    first = graph.add("LoraLoomTrainLora", (440, 60), (420, 720), inputs, TRAIN_OUTPUTS, {**TRAIN, **ZOG, "name": "stage_one", "steps": 300})
+    inputs = base | inputs | {"lora": (first, "lora", "LORA_MODEL")}
+    widgets = {**TRAIN, **ZOG, "name": "stage_two", "steps": 300, "learning_rate": 0.0005, "seed": 1}
+    graph.add("LoraLoomTrainLora", (920, 60), (420, 720), inputs, TRAIN_OUTPUTS, widgets)
+    graph.note(
+        "**Resume** a run that was stopped, cancelled or lost: set **resume** of the same node to *continue last* and press Run. It goes on from the last save as if "
+        "it had never stopped; raise **steps** to train longer.",
+        (40, 760), (360, 150),
+    )  # fmt: skip
+    graph.note(
+        "**Continue** from a finished LoRA, with other settings or other pictures: wire it to **lora**. A file works too: Inspect LoRA/Embedding gives it as a wire. "
+        "Ranks stay as they are; optimizer and course start anew.",
+        (40, 940), (360, 150),
+    )  # fmt: skip
+    graph.write("resume_and_continue")
+
+
+def convert() -> None:
+    graph = Graph()
+    outputs = [("lora", "LORA_MODEL"), ("path", "STRING"), ("report", "STRING")]
+    converted = graph.add("LoraLoomConvertLora", (40, 60), (380, 360), {}, outputs, {"file": "choose your LoRA file", **CONVERT})
+    graph.add(
+        "LoraLoomSaveLora", (480, 60), (360, 280), {"lora": (converted, "lora", "LORA_MODEL")}, [("path", "STRING")],
+        {**SAVE, "name": "for_webui", "activation_text": "my trigger word", "preferred_weight": 0.8},
+    )  # fmt: skip
+    graph.add("PreviewAny", (480, 400), (360, 300), {"source": (converted, "report", "STRING")}, [], {})
+    graph.note(
+        "A LoRA of any trainer (diffusers, PEFT, OneTrainer, ai-toolkit, ComfyUI) for **A1111 and Forge**: choose the file, press Run. **universal** is the form all of "
+        "them read. Save LoRA for WebUI also writes the card with the trigger word that they show; take it away if you need no card.",
+        (40, 480), (380, 190),
+    )  # fmt: skip
+    graph.write("convert_for_a1111")
 
 
 def embedding() -> None:
@@ -190,13 +294,12 @@ def pivotal() -> None:
     graph = Graph()
     base = graph.add(
         "CheckpointLoaderSimple", (40, 60), (360, 110), {}, [("MODEL", "MODEL"), ("CLIP", "CLIP"), ("VAE", "VAE")],
-        {"ckpt_name": "choose your SD1.5 or SDXL checkpoint"},
+        {"ckpt_name": CHECKPOINT},
     )  # fmt: skip
-    folder = graph.add("LoraLoomLoadFolder", (40, 220), (360, 520), {}, FOLDER_OUTPUTS, {**FOLDER, "trigger": "TOK"})
-    wire = [("settings", "LORALOOM_SETTINGS")]
-    words = graph.add("LoraLoomPivotalSettings", (440, 60), (320, 300), {}, wire, PIVOTAL)
-    prior = graph.add("LoraLoomPriorSettings", (440, 400), (320, 300), {"settings": (words, "settings", "LORALOOM_SETTINGS")}, wire, PRIOR)
-    watch = graph.add("LoraLoomValidationSettings", (440, 740), (320, 260), {"settings": (prior, "settings", "LORALOOM_SETTINGS")}, wire, VALIDATION)
+    folder = graph.add("LoraLoomLoadFolder", (40, 220), (360, 520), {}, FOLDER_OUTPUTS, {**FOLDER, "folder": PICTURES, "trigger": "TOK"})
+    words = graph.add("LoraLoomPivotalSettings", (440, 60), (320, 300), {}, WIRE, PIVOTAL)
+    prior = graph.add("LoraLoomPriorSettings", (440, 400), (320, 300), {"settings": (words, "settings", "LORALOOM_SETTINGS")}, WIRE, PRIOR)
+    watch = graph.add("LoraLoomValidationSettings", (440, 740), (320, 260), {"settings": (prior, "settings", "LORALOOM_SETTINGS")}, WIRE, VALIDATION)
     inputs = {name.lower(): (base, name, name) for name in ("MODEL", "CLIP", "VAE")} | {
         "dataset": (folder, "dataset", "LORALOOM_DATASET"), "settings": (watch, "settings", "LORALOOM_SETTINGS"),
     }  # fmt: skip
@@ -250,9 +353,10 @@ def compare_checkpoints() -> None:
     graph.write("compare_checkpoints")
 
 
+def main() -> None:
+    for write in (first_lora_toy, first_lora_sdxl, style, face, resume, convert, toy, checkpoint, embedding, pivotal, compare_checkpoints):
+        write()
+
+
 if __name__ == "__main__":
-    toy()
-    checkpoint()
-    embedding()
-    pivotal()
-    compare_checkpoints()
+    main()
