@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .lora_core.trainer import Result
 
 DONE, FAILED = 0, 1
+_WITH_STEPS = ("train", "sweep", "check", "find-lr", "demo")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -67,6 +68,10 @@ def main(argv: list[str] | None = None) -> int:
     add_commands(commands)
     args = parser.parse_args(argv)
 
+    from .lora_core.memory import keep_pages
+
+    if args.command in _WITH_STEPS:
+        keep_pages()
     from .convert import FormatError
     from .lora_core.errors import LoomError
 

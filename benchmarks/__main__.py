@@ -1,0 +1,107 @@
+"""Everything that can be timed on this machine, and the tables of README.md made from the results.
+
+    python benchmarks             times (about an hour on two cores) and writes the tables
+    python benchmarks --tables    only writes the tables from the results that are there
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+SCRIPTS = ("step_sd15", "tricks", "seed_job", "scaling", "encode_dataset", "convert_files", "step_text_encoder", "gpu")
+
+
+def table(head: list[str], rows: list[list[Any]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def step(found: dict[str, Any]) -> str:
+    head = ["base", "threads", "minimal loop, CPU s", "headless", "in ComfyUI"]
+    ours = [[f"{r[f'{b}_cpu_s']} ({r[f'{b}_cpu_ratio']} x)" if f"{b}_cpu_s" in r else "-" for b in ("headless", "host")] for r in found["speed"]]
+    rows = [[r["dtype"], r["threads"], r["minimal_cpu_s"], *columns] for r, columns in zip(found["speed"], ours)]
+    times = {(r["backend"], r["recomputed"]): r["time_ratio"] for r in found["recompute"]}
+    memory = [
+        [r["dtype"], {"host": "in ComfyUI"}.get(r["backend"], r["backend"]), r["recomputed"], r["peak_above_gb"],
+         times.get((r["backend"], r["recomputed"]), 1.0) if r["dtype"] == "fp32" else ""]
+        for r in found["memory"]
+    ]  # fmt: skip
+    return table(head, rows) + "\n\n" + table(["base", "backend", "recomputed", "GB above the loaded base", "time"], memory)
+
+
+def scaling(found: dict[str, Any]) -> str:
+    out = []
+    for kind in ("rank", "resolution", "targets", "batch"):
+        rows = []
+        for r in found[kind]:
+            changed = r["changed"].get("rank") or r["changed"].get("px") or r["changed"].get("batch") or r["changed"]["job"]["adapter"]["targets"]
+            rows.append([changed, r["adapters"], f"{r['trained_values']:,}", r["cpu_s"], f"{r['time_ratio']} x", r["peak_above_gb"]])
+        out.append(table([kind, "adapters", "trained values", "CPU s a step", "time", "GB above the base"], rows))
+    rows = [[f"{r['pictures']:,}", r["first_start_s"], r["batch_us"], r["memory_mb"]] for r in found["pictures"]]
+    return "\n\n".join([*out, table(["pictures", "s to index and cache them", "microseconds a batch", "MB kept"], rows)])
+
+
+def seed(found: dict[str, Any]) -> str:
+    return table(
+        ["px", "base", "pictures an update", "s a step", "15,000 steps", "trained values", "file"],
+        [[found["px"], found["precision"], found["grad_accum"], found["s_per_step"], f"{found['projected_hours']} h", f"{found['trained_values']:,}",
+          f"{found['file_mb']} MB"]],
+    )  # fmt: skip
+
+
+def gpu(found: dict[str, Any]) -> str:
+    names = ("pictures_per_s", "peak_gb", "utilisation")
+    rows = [[r["case"], r["way"], r.get("ms", r.get("failed")), *(r.get(name, "") for name in names)] for r in found["steps"]]
+    return f"bf16 products: {found['rate']['bf16_tflops']} TFLOP/s\n\n" + table(["case", "way", "ms a step", "pictures/s", "peak GB", "utilisation"], rows)
+
+
+def tricks(found: dict[str, Any]) -> str:
+    rows = [[r["trick"], r["dtype"], r["plain_s"], r["with_s"], f"{r['gain']} x"] for r in found["tricks"]]
+    return table(["trick", "base", "plain, CPU s", "with it", "faster by"], rows)
+
+
+SECTIONS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
+    "step_sd15": ("One step of SD1.5 beside the least a step can be", step),
+    "tricks": ("What known tricks gain on a CPU", tricks),
+    "scaling": ("How cost grows", scaling),
+    "seed_job": ("The 15,000-step job of the diffusers guide, on a CPU", seed),
+    "gpu": ("On a GPU", gpu),
+}
+
+
+def write_tables() -> None:
+    """README.md below its marker, from the JSON files that are there."""
+    readme = HERE / "README.md"
+    text, parts = readme.read_text(encoding="utf-8"), []
+    for name, (title, drawn) in SECTIONS.items():
+        file = HERE / "results" / f"{name}.json"
+        if not file.exists():
+            parts.append(f"## {title}\n\nNot measured yet: `python benchmarks/{name}.py`.")
+            continue
+        found = json.loads(file.read_text())
+        on = ", ".join(str(found[k]) for k in ("date", "hardware", "gpu", "torch") if k in found)
+        parts.append(f"## {title}\n\n{found['what']}. {on}.\n\n{drawn(found)}")
+    mark = "<!-- tables -->"
+    readme.write_text(text[: text.index(mark)] + mark + "\n\n" + "\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tables", action="store_true", help="only write the tables")
+    args = parser.parse_args()
+    for name in () if args.tables else SCRIPTS:
+        sys.stdout.write(f"== {name}\n")
+        sys.stdout.flush()
+        subprocess.run([sys.executable, str(HERE / f"{name}.py")], check=False)
+    write_tables()
+
+
+if __name__ == "__main__":
+    main()
