@@ -13,11 +13,12 @@ if {keep}:
     sys.path.insert(0, {root!r})
     from lora_core.memory import keep_pages
     assert keep_pages()
-import torch
+import random, torch
 def faults():
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(20):
-        [torch.ones(1_000_000) for _ in range(12)]
+    sizes, before = random.Random(0), resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        held = [torch.ones(sizes.randint(200_000, 7_000_000)) for _ in range(30)]
+        del held
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 faults()
 print(faults())
