@@ -18,6 +18,7 @@ from torch import nn
 from ..adapters.base import override_forward
 from ..tokens import TokenSet, TokenTable, TokenVectors
 from .base import TextLength
+from .layout import variant_of
 
 LENGTH = 77
 LARGE = 8  # tokens of a stretch that may be split over two windows
@@ -85,7 +86,10 @@ class ClipText:
 
         local: dict[str, Any] = {"local_files_only": True}
         kinds = {"": CLIPTextModel} | ({"_2": CLIPTextModelWithProjection} if (folder / "text_encoder_2").is_dir() else {})
-        models = [kind.from_pretrained(folder / f"text_encoder{part}", torch_dtype=torch.float32, **local) for part, kind in kinds.items()]
+        models = []
+        for part, kind in kinds.items():
+            place = folder / f"text_encoder{part}"
+            models.append(kind.from_pretrained(place, torch_dtype=torch.float32, **variant_of(place), **local))
         return models, [CLIPTokenizer.from_pretrained(folder / f"tokenizer{part}", **local) for part in kinds]
 
     def layers(self) -> Mapping[str, nn.Module]:

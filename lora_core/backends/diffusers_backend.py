@@ -18,7 +18,8 @@ from ..objectives import DiscreteLevels, Objective, discrete_sigmas, rescale_zer
 from ..tokens import TokenTable
 from .base import SampleJob, TextLength, weights_checksum
 from .clip_text import ClipText, Text, vocabulary
-from .headless import LOCAL, Headless, nearest_timestep, require_parts, stored_dtype
+from .headless import LOCAL, Headless, nearest_timestep
+from .layout import require_parts, stored_dtype, variant_of
 
 KINDS = {"epsilon": "epsilon", "v_prediction": "v"}
 
@@ -37,8 +38,8 @@ class DiffusersBackend(Headless):
         if pipe is None:
             require_parts(folder, ("unet", "vae", "text_encoder", "tokenizer", "scheduler"), "a Stable Diffusion model in diffusers layout, or toy")
             super().__init__(precision, device, stored_dtype(folder / "unet"))
-            unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=self.dtype, **LOCAL)
-            vae = AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32, **LOCAL)
+            unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=self.dtype, **variant_of(folder / "unet"), **LOCAL)
+            vae = AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32, **variant_of(folder / "vae"), **LOCAL)
             texts: tuple[list[Any], ...] = ClipText.parts_of(folder)
             self.scheduler = DDPMScheduler.from_pretrained(folder / "scheduler", **LOCAL)
         else:

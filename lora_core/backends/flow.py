@@ -20,7 +20,8 @@ from ..data.batches import Batch
 from ..objectives import FlowLevels, Objective
 from .base import SampleJob, TextLength, weights_checksum
 from .clip_text import Text, length_of, vocabulary
-from .headless import LOCAL, Headless, require_parts, stored_dtype
+from .headless import LOCAL, Headless
+from .layout import require_parts, stored_dtype, variant_of
 
 TRAINING_GUIDANCE = 1.0  # guidance-distilled models (Flux.1-dev) are trained at 1, as the host backend does
 
@@ -48,7 +49,7 @@ class FlowBackend(Headless):
         super().__init__(precision, device, stored or stored_dtype(folder / "transformer"))
         own = {} if transformer is None else {"transformer": transformer}
         types = {"default": self.dtype, "vae": torch.float32}
-        self.pipe = DiffusionPipeline.from_pretrained(folder, torch_dtype=types, **own, **LOCAL)
+        self.pipe = DiffusionPipeline.from_pretrained(folder, torch_dtype=types, **own, **variant_of(folder / "vae"), **LOCAL)
         self.pipe.set_progress_bar_config(disable=True)
         self.kind = KINDS[type(self.pipe).__name__]
         self.network = self.place(self.pipe.transformer)

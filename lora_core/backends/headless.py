@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import math
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
@@ -24,31 +21,10 @@ from .clip_text import Text, length_of
 from .stored import FP8, Streamed, as_fp8
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_ON_DISK = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F8_E4M3": FP8}
 TEXTS = 2  # counted up when the same caption would be read another way
 MAX_TEXTS = 4000
 MAX_GRAPHS = 256  # compiled for one kind of block; above it torch would fall back to slow steps without a word
 LOCAL: dict[str, Any] = {"local_files_only": True}  # nothing is ever downloaded
-
-
-def require_parts(folder: Path, parts: Sequence[str], what: str) -> None:
-    """Raises LoomError naming the folders a model in diffusers layout lacks."""
-    missing = [part for part in parts if not (folder / part).is_dir()]
-    if missing:
-        raise LoomError(f"base: {folder} has no folder {', '.join(missing)}; give {what}.")
-
-
-def stored_dtype(place: Path) -> torch.dtype:
-    """The type most weights of a model folder, or of one file, have on disk; float32 where they are in no safetensors file."""
-    file = place if place.is_file() else next(iter(sorted(place.glob("*.safetensors"))), None)
-    if file is None or file.suffix != ".safetensors":
-        return torch.float32
-    with safetensors.safe_open(file, "pt") as opened:
-        names, values = opened.keys(), Counter[str]()
-        for name in names:
-            part = opened.get_slice(name)
-            values[part.get_dtype()] += math.prod(part.get_shape())
-    return _ON_DISK.get(values.most_common(1)[0][0], torch.bfloat16)
 
 
 def nearest_timestep(table: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:

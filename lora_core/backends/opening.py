@@ -13,7 +13,8 @@ from ..errors import LoomError
 from ..toy.model import MODEL
 from . import flow, two_stage
 from .diffusers_backend import DiffusersBackend
-from .headless import LOCAL, Headless, stored_dtype
+from .headless import LOCAL, Headless
+from .layout import stored_dtype
 
 STABLE_DIFFUSION = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 TRANSFORMERS = {
@@ -35,14 +36,15 @@ def open_backend(
     if not place.is_dir():
         raise LoomError(f"base: there is no folder or file {place}; give toy, a folder in diffusers layout, or a .safetensors file.")
     name = pipeline_name(place)
-    if name in two_stage.KINDS:
-        return two_stage.KINDS[name](place, companion, precision, device)
-    if name in flow.KINDS:
-        return flow.FlowBackend(place, precision, device)
-    if name and name not in STABLE_DIFFUSION and not (place / "unet").is_dir():
+    if name and name not in (*STABLE_DIFFUSION, *flow.KINDS, *two_stage.KINDS) and not (place / "unet").is_dir():
         known = ", ".join([*STABLE_DIFFUSION, *flow.KINDS, *two_stage.KINDS])
         raise LoomError(f"base: {place.name} is a {name}, which cannot be trained without ComfyUI; allowed are {known}.")
-    return DiffusersBackend(place, precision, device)
+    try:
+        if name in two_stage.KINDS:
+            return two_stage.KINDS[name](place, companion, precision, device)
+        return flow.FlowBackend(place, precision, device) if name in flow.KINDS else DiffusersBackend(place, precision, device)
+    except (OSError, ValueError) as error:  # a part without weights, or with some that do not fit its config
+        raise LoomError(f"base: {place.name} cannot be read: {str(error).splitlines()[0][:200]}") from error
 
 
 def pipeline_name(folder: Path) -> str:

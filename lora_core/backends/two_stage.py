@@ -22,7 +22,8 @@ from ..errors import LoomError
 from ..objectives import DiscreteLevels, Objective, discrete_sigmas
 from .base import SampleJob, TextLength, weights_checksum
 from .clip_text import Text, vocabulary
-from .headless import LOCAL, Headless, nearest_timestep, require_parts
+from .headless import LOCAL, Headless, nearest_timestep
+from .layout import require_parts
 
 
 def _companion(place: str, what: str) -> Path:

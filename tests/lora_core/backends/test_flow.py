@@ -20,6 +20,7 @@ from lora_loom.lora_core.data.folder import scan
 from lora_loom.lora_core.errors import LoomError
 from lora_loom.lora_core.events import Listener
 from lora_loom.lora_core.sampling import of_start
+from lora_loom.lora_core.toy.model import MODEL
 from lora_loom.lora_core.trainer import train
 from safetensors.torch import load_file, save_file
 
@@ -146,6 +147,11 @@ def test_what_cannot_be_opened_is_said(tmp_path, folders):
     (tmp_path / "model_index.json").write_text('{"_class_name": "PixArtAlphaPipeline"}')
     with pytest.raises(LoomError, match="is a PixArtAlphaPipeline, which cannot be trained without ComfyUI; allowed are StableDiffusionPipeline"):
         open_backend(str(tmp_path))
+    broken = tmp_path / "broken"
+    shutil.copytree(folders["z-image"], broken)
+    next((broken / "transformer").glob("*.safetensors")).unlink()
+    with pytest.raises(LoomError, match="base: broken cannot be read: "):
+        open_backend(str(broken), device="cpu")
     (tmp_path / "model.ckpt").write_bytes(b"x")
     with pytest.raises(LoomError, match="model.ckpt is no .safetensors file"):
         open_backend(str(tmp_path / "model.ckpt"))
@@ -172,3 +178,14 @@ def test_a_single_file_needs_a_folder_for_its_configs(folders, tmp_path):
     (folder / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "UNet2DConditionModel"]}')
     with pytest.raises(LoomError, match="flux.safetensors cannot be read as the StableDiffusionPipeline"):
         open_backend(str(file), base_config=str(folder))
+
+
+@pytest.mark.parametrize("family", ["toy", "sd3"])
+def test_weights_under_a_variants_name_are_found(family, folders, tmp_path):
+    folder = tmp_path / "variant"
+    shutil.copytree(MODEL if family == "toy" else folders[family], folder)
+    for file in folder.glob("*/*.safetensors"):
+        file.rename(file.with_name(f"{file.stem}.fp16.safetensors"))
+    backend, plain = (open_backend(str(place), device="cpu") for place in (folder, MODEL if family == "toy" else folders[family]))
+    assert all(torch.equal(a, b) for a, b in zip(backend.network.parameters(), plain.network.parameters(), strict=True))
+    assert torch.equal(backend.encode(["zog"]).hidden, plain.encode(["zog"]).hidden)

@@ -1,0 +1,42 @@
+"""What a model folder in diffusers layout holds, looked up without reading its weights."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import safetensors
+import torch
+
+from ..errors import LoomError
+
+_ON_DISK = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F8_E4M3": torch.float8_e4m3fn}
+
+
+def require_parts(folder: Path, parts: Sequence[str], what: str) -> None:
+    """Raises LoomError naming the folders a model in diffusers layout lacks."""
+    missing = [part for part in parts if not (folder / part).is_dir()]
+    if missing:
+        raise LoomError(f"base: {folder} has no folder {', '.join(missing)}; give {what}.")
+
+
+def stored_dtype(place: Path) -> torch.dtype:
+    """The type most weights of a model folder, or of one file, have on disk; float32 where they are in no safetensors file."""
+    file = place if place.is_file() else next(iter(sorted(place.glob("*.safetensors"))), None)
+    if file is None or file.suffix != ".safetensors":
+        return torch.float32
+    with safetensors.safe_open(file, "pt") as opened:
+        names, values = opened.keys(), Counter[str]()
+        for name in names:
+            part = opened.get_slice(name)
+            values[part.get_dtype()] += math.prod(part.get_shape())
+    return _ON_DISK.get(values.most_common(1)[0][0], torch.bfloat16)
+
+
+def variant_of(place: Path) -> dict[str, str]:
+    """`variant` for from_pretrained, where a model folder has its weights under such a name alone (model.fp16.safetensors)."""
+    names = [file.name.removesuffix(".safetensors").split("-0")[0] for file in place.glob("*.safetensors")]
+    variants = [name.rpartition(".")[2] for name in names if "." in name]
+    return {"variant": variants[0]} if variants and len(variants) == len(names) else {}
