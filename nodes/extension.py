@@ -11,6 +11,7 @@ from .datasets import DATASET_NODES
 from .host.api import ComfyExtension, io
 from .host.dataset_routes import add_dataset_routes
 from .host.live import add_routes
+from .host.panel_routes import add_panel_routes
 from .save import SaveEmbedding, SaveLora
 from .settings import SETTINGS_NODES
 from .toy import LoadToyModel
@@ -29,6 +30,7 @@ class LoraLoomExtension(ComfyExtension):
     async def on_load(self) -> None:
         add_routes()
         add_dataset_routes()
+        add_panel_routes()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return NODES
