@@ -34,7 +34,7 @@ export class Chart {
     this.readout = Object.assign(document.createElement("div"), { className: "readout" });
     this.root = Object.assign(document.createElement("div"), { className: "chart" });
     this.root.append(this.canvas, this.readout);
-    Object.assign(this, { rows: [], probes: [], saves: [], samples: [], view: null, hover: null, drag: null, frame: 0, seen: true, drawn: 0 });
+    Object.assign(this, { rows: [], probes: [], saves: [], samples: [], view: null, hover: null, drag: null, frame: 0, seen: true, drawn: 0, risingRate: false });
     this.sizes = new ResizeObserver(() => this.changed());
     this.sizes.observe(this.root);
     this.sight = new IntersectionObserver((entries) => {
@@ -193,7 +193,7 @@ export class Chart {
       if (rate > 0) { low = Math.min(low, rate); high = Math.max(high, rate); }
     }
     if (!high) return;
-    const logarithmic = high / low > 200, bottom = this.height - BOTTOM, span = (bottom - TOP) * 0.92;
+    const logarithmic = this.risingRate && high / low > 200, bottom = this.height - BOTTOM, span = (bottom - TOP) * 0.92;
     const y = (rate) => (logarithmic ? bottom - (Math.log(Math.max(rate, low) / low) / Math.log(high / low)) * span : bottom - (rate / high) * span);
     pen.strokeStyle = COLOURS.rate;
     pen.lineWidth = 1.2;

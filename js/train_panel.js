@@ -109,7 +109,8 @@ class TrainPanel {
     this.controls = make("div", { className: "buttons" }, ...Object.values(this.buttons), this.goOn);
     this.root = make("div", { className: "loom-panel idle" }, make("style", { textContent: STYLE }), make("div", { className: "head" }, this.status, this.line),
       make("div", { className: "bar" }, this.filled), this.controls, this.error, this.chart.root, this.legend, this.pictures, this.messages);
-    if (node.comfyClass === "LoraLoomFindLearningRate") for (const name of ["save", "sample", "pause"]) this.buttons[name].hidden = true;
+    this.chart.risingRate = node.comfyClass === "LoraLoomFindLearningRate";
+    if (this.chart.risingRate) for (const name of ["save", "sample", "pause"]) this.buttons[name].hidden = true;
     for (const scrolled of [this.strip, this.messages]) scrolled.addEventListener("wheel", (e) => !e.ctrlKey && e.stopPropagation());
     for (const element of [this.strip, this.messages, this.error, this.controls]) element.addEventListener("pointerdown", (e) => e.stopPropagation());
   }
@@ -307,9 +308,9 @@ class TrainPanel {
   }
 
   grow() {
-    const [width, height] = this.node.size, needed = this.node.computeSize?.() ?? [0, 0];
-    this.root.style.minHeight = window.LiteGraph?.vueNodesMode ? `${HEIGHT}px` : "";
-    this.node.setSize?.([Math.max(width, WIDTH), Math.max(height, needed[1])]);
+    const [width, height] = this.node.size, grows = Boolean(window.LiteGraph?.vueNodesMode); // Nodes 2.0 gives a widget the room its content needs
+    Object.assign(this.root.style, grows ? { minHeight: `${HEIGHT}px`, maxHeight: `${1.4 * HEIGHT}px` } : { minHeight: "", maxHeight: "" });
+    this.node.setSize?.([Math.max(width, WIDTH), grows ? height : Math.max(height, this.node.computeSize?.()[1] ?? 0)]);
     this.node.setDirtyCanvas?.(true, true);
   }
 

@@ -115,8 +115,9 @@ class Panel:
         """The small part of the state that every event carries."""
         left = (self.steps - self.step) / self.speed if self.speed and self.status == "training" else None
         return {
-            "node": self.node, "kind": self.kind, "workflow": self.workflow, "session": self.session, "changes": self.changes, "run": self.run, "status": self.status,
-            "doing": self.doing, "step": self.step, "steps": self.steps, "speed": number(self.speed), "left_s": number(left), "memory": memory_used(),
+            "node": self.node, "kind": self.kind, "workflow": self.workflow, "session": self.session, "changes": self.changes, "run": self.run,
+            "status": self.status, "doing": self.doing, "step": self.step, "steps": self.steps, "speed": number(self.speed), "left_s": number(left),
+            "memory": memory_used(),
         }  # fmt: skip
 
     def snapshot(self, after: int = 0) -> dict[str, Any]:
