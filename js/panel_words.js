@@ -47,6 +47,7 @@ export const TABLES = {
     made: "{files} is ready",
     trigger: "Trigger: {trigger}",
     in_comfyui: "ComfyUI: {prompt}",
+    in_comfyui_lora: "ComfyUI: Load LoRA {file}, prompt: {prompt}",
     in_a1111: "A1111: {prompt}",
     refused: "It could not be done: {why}",
     field: "Look at {field}",

@@ -42,6 +42,7 @@ const STYLE = `
 .loom-panel .pictures .newest { flex: none; height: 100%; max-width: 60%; object-fit: contain; border-radius: 4px; background: rgba(0, 0, 0, .25); }
 .loom-panel .strip { flex: 1; display: flex; gap: 4px; overflow-x: auto; align-items: flex-start; }
 .loom-panel .strip figure { margin: 0; flex: none; width: 76px; text-align: center; font-size: 10px; cursor: pointer; }
+.loom-panel .strip figure:first-child { position: sticky; left: 0; }
 .loom-panel .strip figure.chosen img { outline: 2px solid #4ea1ff; }
 .loom-panel .strip img { width: 76px; height: 76px; object-fit: cover; object-position: left; border-radius: 3px; background: rgba(0, 0, 0, .25); }
 .loom-panel .messages { max-height: 64px; overflow-y: auto; font-size: 11px; user-select: text; overflow-wrap: anywhere; }
@@ -110,7 +111,8 @@ class TrainPanel {
     this.root = make("div", { className: "loom-panel idle" }, make("style", { textContent: STYLE }), make("div", { className: "head" }, this.status, this.line),
       make("div", { className: "bar" }, this.filled), this.controls, this.error, this.chart.root, this.legend, this.pictures, this.messages);
     this.chart.risingRate = node.comfyClass === "LoraLoomFindLearningRate";
-    if (this.chart.risingRate) for (const name of ["save", "sample", "pause"]) this.buttons[name].hidden = true;
+    this.offered = this.chart.risingRate ? ["stop"] : BUTTONS;
+    for (const name of BUTTONS) this.buttons[name].hidden = !this.offered.includes(name);
     for (const scrolled of [this.strip, this.messages]) scrolled.addEventListener("wheel", (e) => !e.ctrlKey && e.stopPropagation());
     for (const element of [this.strip, this.messages, this.error, this.controls]) element.addEventListener("pointerdown", (e) => e.stopPropagation());
   }
@@ -211,9 +213,11 @@ class TrainPanel {
     this.told = once;
     if (status === "failed") toast("error", sentence, 15000);
     else if (result.files?.length) {
+      const example = result.comfyui ? "" : (this.state.inputs?.sample_prompt ?? "").split("\n")[0].trim(); // no word of its own: what the samples were drawn with
       const lines = [say("made", { files: result.files.join(", ") })];
       if (result.trigger) lines.push(say("trigger", result));
-      lines.push(say("in_comfyui", { prompt: result.comfyui || "–" }), say("in_a1111", { prompt: result.a1111 }));
+      lines.push(say(result.lora ? "in_comfyui_lora" : "in_comfyui", { file: result.files[0], prompt: result.comfyui || example }));
+      lines.push(say("in_a1111", { prompt: [example, result.a1111].filter(Boolean).join(", ") }));
       toast("success", lines.join("\n"), 15000);
     }
   }
@@ -226,7 +230,10 @@ class TrainPanel {
     this.status.textContent = say(s.status);
     this.line.textContent = this.sentence(s);
     this.filled.style.width = `${s.steps ? (100 * s.step) / s.steps : 0}%`;
-    for (const button of Object.values(this.buttons)) button.disabled = s.status !== "training";
+    for (const name of this.offered) {
+      this.buttons[name].disabled = s.status !== "training";
+      this.buttons[name].hidden = !this.active();
+    }
     this.controls.hidden = !this.active() && !s.can_continue;
     this.goOn.hidden = !s.can_continue || this.active();
     this.error.hidden = !s.sentence;

@@ -132,7 +132,9 @@ class _Publisher(Listener):
 
 def prompts_for(published: list[Path]) -> dict[str, Any]:
     """What to tell of published files: their names, the trigger, and what to write in ComfyUI and in A1111."""
-    comfy_words, a1111_words, found = [], [], []
+    comfy_words: list[str] = []
+    a1111_words: list[str] = []
+    found: list[str] = []
     for path in published:
         tensors, metadata = header(path)
         if is_embedding(tensors):
@@ -141,11 +143,10 @@ def prompts_for(published: list[Path]) -> dict[str, Any]:
         else:
             found = list(triggers(metadata))[:1]
             a1111_words.append(f"<lora:{path.stem}:1>")
-    named = any(word.startswith("embedding:") for word in comfy_words)
-    words = [] if named else found
+    words = [] if comfy_words else found  # the trigger of a pivotal tuning is its embedding
     return {
-        "files": [path.name for path in published], "trigger": ", ".join(found), "comfyui": ", ".join([*words, *comfy_words]),
-        "a1111": ", ".join([*words, *a1111_words]),
+        "files": [path.name for path in published], "lora": any(word.startswith("<lora:") for word in a1111_words), "trigger": ", ".join(found),
+        "comfyui": ", ".join([*words, *comfy_words]), "a1111": ", ".join([*words, *a1111_words]),
     }  # fmt: skip
 
 
