@@ -51,7 +51,11 @@ export function mark(found) {
       pen.restore();
     };
   }
-  row(found)?.style.setProperty("outline", `2px solid ${MARK}`);
+  const widget = node.widgets?.find((w) => w.name === name);
+  if (window.LiteGraph?.vueNodesMode && (widget?.advanced ?? widget?.options?.advanced)) node.showAdvanced = true; // a mark on a hidden row is none
+  for (const wait of [0, 300, 1000]) { // a row may be drawn anew, or later
+    setTimeout(() => node.loomMarked === name && row(found)?.style.setProperty("outline", `2px solid ${MARK}`), wait);
+  }
   node.setDirtyCanvas?.(true, true);
 }
 

@@ -10,13 +10,14 @@ const ACTIVE = ["preparing", "training"];
 const BUTTONS = ["stop", "save", "sample", "pause"];
 const CHANGEABLE = ["steps", "save_every", "sample_prompt", "sample_every", "sample_cfg", "auto_fit"]; // taken from the node as it is when a run goes on
 const MOST_ROWS = 20000, SILENCE_MS = 2500, BETWEEN_ASKS_MS = 400, STRIP = 60;
-const IDLE_HEIGHT = 34, HEIGHT = 470, WIDTH = 440;
+const IDLE_HEIGHT = 34, EMPTY_HEIGHT = 130, HEIGHT = 470, WIDTH = 440;
 
 const STYLE = `
 .loom-panel { display: flex; flex-direction: column; gap: 5px; width: 100%; height: 100%; box-sizing: border-box; padding: 6px; overflow: hidden;
   font: 12px/1.35 system-ui, sans-serif; color: var(--input-text, #ddd); }
 .loom-panel > * { flex: none; }
 .loom-panel.idle > :not(.head) { display: none; }
+.loom-panel.empty > .chart, .loom-panel.empty > .legend { display: none; }
 .loom-panel [hidden] { display: none !important; }
 .loom-panel .head { display: flex; flex-wrap: wrap; gap: 3px 8px; align-items: center; }
 .loom-panel .status { padding: 1px 8px; border-radius: 9px; background: rgba(127, 127, 127, .25); font-weight: 600; }
@@ -127,7 +128,7 @@ class TrainPanel {
   }
 
   minHeight() {
-    return this.state ? HEIGHT : IDLE_HEIGHT;
+    return !this.state ? IDLE_HEIGHT : this.root.classList.contains("empty") ? EMPTY_HEIGHT : HEIGHT;
   }
 
   last() {
@@ -223,9 +224,12 @@ class TrainPanel {
   }
 
   show() {
-    const s = this.state, wasIdle = this.root.classList.contains("idle");
-    this.root.classList.remove("idle");
-    if (wasIdle) this.grow();
+    const s = this.state, height = this.minHeight();
+    this.root.classList.toggle("empty", !this.rows.length && !s.probes.length && !this.active()); // failed before it began
+    if (this.root.classList.contains("idle") || height !== this.minHeight()) {
+      this.root.classList.remove("idle");
+      this.grow();
+    }
     this.status.className = `status ${s.status}`;
     this.status.textContent = say(s.status);
     this.line.textContent = this.sentence(s);
@@ -316,7 +320,7 @@ class TrainPanel {
 
   grow() {
     const [width, height] = this.node.size, grows = Boolean(window.LiteGraph?.vueNodesMode); // Nodes 2.0 gives a widget the room its content needs
-    Object.assign(this.root.style, grows ? { minHeight: `${HEIGHT}px`, maxHeight: `${1.4 * HEIGHT}px` } : { minHeight: "", maxHeight: "" });
+    Object.assign(this.root.style, grows ? { minHeight: `${this.minHeight()}px`, maxHeight: `${1.4 * HEIGHT}px` } : { minHeight: "", maxHeight: "" });
     this.node.setSize?.([Math.max(width, WIDTH), grows ? height : Math.max(height, this.node.computeSize?.()[1] ?? 0)]);
     this.node.setDirtyCanvas?.(true, true);
   }

@@ -74,6 +74,10 @@ const until = (body, argument, seconds = 120) => page.waitForFunction(([text, va
   return p && new Function("p", "value", `return ${text}`)(p, value);
 }, [body, argument], { timeout: seconds * 1000, polling: 100 });
 
+const outlined = async () => {
+  await page.waitForTimeout(600);
+  return page.evaluate(() => [...document.querySelectorAll("[data-node-id] *")].some((e) => e.style?.outline && e.getBoundingClientRect().height > 8));
+};
 const run = () => page.evaluate(() => window.app.queuePrompt(0, 1));
 const shot = (name) => page.screenshot({ path: path.join(shots, `${renderer}-${name}.png`) });
 const click = (name) => page.locator(".loom-panel .buttons button", { hasText: name }).first().click();
@@ -174,7 +178,7 @@ const scenarios = {
       const toasts = await page.locator(".p-toast-message").allInnerTexts();
       seen.errors[label] = {
         text: await panel("p.error.textContent"), visible: Boolean(box && box.height > 10 && box.width > 100), toast: toasts.some((t) => t.includes(sentence)),
-        marked: await panel("p.marked?.name ?? null"),
+        marked: await panel("p.marked?.name ?? null"), outlined: renderer === "classic" || (await outlined()),
       };
       if (label === "rank") { await look(); await shot("error"); }
     }
@@ -183,7 +187,7 @@ const scenarios = {
       view.offset = [-node.pos[0] + 420, -node.pos[1] + 90];
       window.app.canvas.setDirty(true, true);
     });
-    await page.waitForTimeout(700);
+    await page.waitForTimeout(1500);
     await shot("marked");
   },
 
