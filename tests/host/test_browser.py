@@ -58,6 +58,7 @@ def test_a_run_is_seen_steered_and_survives_a_reload(server, renderer):
     lines = run_log(server, seen["run"])
     assert seen["chart_at"] - lines[0]["time"] <= 10
     assert seen["first_picture"] == "without"
+    assert seen["second_tab"]
     assert not seen["workflow_has_panel"]
     assert (seen["gaps"], seen["gaps_after_pause"], seen["drawn_while_collapsed"]) == (0, 0, 0)
     assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
@@ -67,6 +68,14 @@ def test_a_run_is_seen_steered_and_survives_a_reload(server, renderer):
     assert load_file(server.base / "output" / "loras" / f"{seen['run']}.safetensors")
     assert seen["listed"]
     assert any(f"{seen['run']}.safetensors" in toast and f"<lora:{seen['run']}:1>" in toast for toast in seen["toasts"])
+
+
+@pytest.mark.parametrize("renderer", RENDERERS)
+def test_a_run_inside_a_subgraph_has_its_panel_too(server, renderer):
+    seen = driven(server, renderer, "subgraph")
+    assert ":" in seen["id"]
+    assert seen["gaps"] == 0
+    assert load_file(server.base / "output" / "loras" / f"{seen['run']}.safetensors")
 
 
 @pytest.mark.parametrize("renderer", RENDERERS)

@@ -1,4 +1,4 @@
-// Drives the panel in a real browser: node panel.mjs <address> <folder for screenshots> <classic|nodes2> <run|cancel|errors|load>
+// Drives the panel in a real browser: node panel.mjs <address> <folder for screenshots> <classic|nodes2> <run|subgraph|cancel|errors|load>
 // Prints one line of JSON with what it saw and measured. playwright-core: $PLAYWRIGHT_CORE or an installed one; the browser: $CHROMIUM or /usr/bin/chromium.
 import fs from "node:fs";
 import path from "node:path";
@@ -18,9 +18,20 @@ const browser = await chromium.launch({
   executablePath: process.env.CHROMIUM || "/usr/bin/chromium",
   args: ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--enable-precise-memory-info", "--js-flags=--expose-gc"],
 });
-const page = await browser.newPage({ viewport: { width: 1500, height: 1180 } });
+const context = await browser.newContext({ viewport: { width: 1500, height: 1180 } });
+const page = await context.newPage();
 const problems = [];
 page.on("pageerror", (error) => problems.push(error.message));
+
+await page.addInitScript(() => { // the training node, in the graph or in a subgraph of it
+  window.loomNode = (graph = window.app?.rootGraph ?? window.app?.graph) => {
+    for (const node of graph?._nodes ?? []) {
+      const found = node.comfyClass === "LoraLoomTrainLora" ? node : node.subgraph && window.loomNode(node.subgraph);
+      if (found) return found;
+    }
+    return null;
+  };
+});
 
 async function opened() {
   await page.goto(address, { waitUntil: "domcontentloaded" });
@@ -47,13 +58,13 @@ async function drop(values) {
 }
 
 const set = (values) => page.evaluate((all) => {
-  const node = window.app.graph._nodes.find((n) => n.comfyClass === "LoraLoomTrainLora");
+  const node = window.loomNode();
   for (const [name, value] of Object.entries(all)) node.widgets.find((w) => w.name === name).value = value;
 }, values);
 
 // Moves the graph so that the panel fills the screen.
 const look = () => page.evaluate(async () => {
-  const node = window.app.graph._nodes.find((n) => n.comfyClass === "LoraLoomTrainLora"), view = window.app.canvas.ds;
+  const node = window.loomNode(), view = window.app.canvas.ds;
   view.scale = 1;
   view.offset = [-node.pos[0] + 420, -node.pos[1] + 90];
   window.app.canvas.setDirty(true, true);
@@ -65,12 +76,12 @@ const look = () => page.evaluate(async () => {
 });
 
 const panel = (body, argument) => page.evaluate(([text, value]) => {
-  const p = window.app.graph._nodes.find((n) => n.comfyClass === "LoraLoomTrainLora").loomPanel;
+  const p = window.loomNode().loomPanel;
   return new Function("p", "value", `return ${text}`)(p, value);
 }, [body, argument]);
 
 const until = (body, argument, seconds = 120) => page.waitForFunction(([text, value]) => {
-  const p = window.app?.graph?._nodes?.find((n) => n.comfyClass === "LoraLoomTrainLora")?.loomPanel;
+  const p = window.loomNode?.()?.loomPanel;
   return p && new Function("p", "value", `return ${text}`)(p, value);
 }, [body, argument], { timeout: seconds * 1000, polling: 100 });
 
@@ -102,6 +113,11 @@ const scenarios = {
     const graph = await page.evaluate(() => JSON.stringify(window.app.graph.serialize()));
     seen.workflow_has_panel = graph.includes("loom_panel") || graph.includes("\"rows\"");
     const before = await panel("p.last()");
+    const second = await page.context().newPage(); // another tab
+    await second.goto(address, { waitUntil: "domcontentloaded" });
+    await second.waitForFunction((step) => window.app?.graph?._nodes?.some((n) => n.loomPanel && n.loomPanel.last() > step && n.loomPanel.rows[0][0] === 1), before, { timeout: 60000 });
+    seen.second_tab = true;
+    await second.close();
     await page.reload({ waitUntil: "domcontentloaded" });
     await ready();
     const came = Date.now();
@@ -113,12 +129,12 @@ const scenarios = {
     seen.gaps = steps.filter((r, n) => r[0] !== (n ? steps[n - 1][1] + 1 : 1)).length;
     seen.points = steps.length;
     await look();
-    await page.evaluate(() => { window.app.graph._nodes.find((n) => n.comfyClass === "LoraLoomTrainLora").collapse(); });
+    await page.evaluate(() => { window.loomNode().collapse(); });
     await page.waitForTimeout(700);
     const still = await panel("p.chart.drawn");
     await page.waitForTimeout(1500);
     seen.drawn_while_collapsed = (await panel("p.chart.drawn")) - still;
-    await page.evaluate(() => { window.app.graph._nodes.find((n) => n.comfyClass === "LoraLoomTrainLora").collapse(); });
+    await page.evaluate(() => { window.loomNode().collapse(); });
     await until("p.chart.drawn > value && p.root.isConnected", still, 20);
     await look();
     await click("Pause");
@@ -148,6 +164,28 @@ const scenarios = {
       return (typeof values === "function" ? values() : values).includes(`${run}.safetensors`);
     }, seen.run);
     await shot("stopped");
+  },
+
+  async subgraph() { // the training node inside a subgraph runs under an id such as 12:3
+    await drop({ ...QUICK, name: NAME, sample_every: 0 });
+    await page.evaluate(() => { window.app.graph.convertToSubgraph(new Set([window.loomNode()])); });
+    await page.waitForTimeout(800);
+    await run();
+    await until("p.rows.length > 3");
+    await page.evaluate(() => window.app.canvas.openSubgraph?.(window.loomNode().graph, window.app.graph._nodes.find((n) => n.subgraph)));
+    await page.waitForTimeout(800);
+    await look();
+    await until("p.chart.drawn > 2");
+    seen.id = await panel("p.state.node");
+    await shot("subgraph");
+    await page.reload({ waitUntil: "domcontentloaded" });
+    await ready();
+    await until("p.rows.length > 3");
+    const steps = await panel("p.rows.map((r) => [r[0], r[1]])");
+    seen.gaps = steps.filter((r, n) => r[0] !== (n ? steps[n - 1][1] + 1 : 1)).length;
+    await panel("p.ask('stop')");
+    await until("p.state.status === 'stopped'");
+    seen.run = await panel("p.state.run");
   },
 
   async cancel() {
@@ -183,7 +221,7 @@ const scenarios = {
       if (label === "rank") { await look(); await shot("error"); }
     }
     await page.evaluate(() => {
-      const node = window.app.graph._nodes.find((n) => n.comfyClass === "LoraLoomTrainLora"), view = window.app.canvas.ds;
+      const node = window.loomNode(), view = window.app.canvas.ds;
       view.offset = [-node.pos[0] + 420, -node.pos[1] + 90];
       window.app.canvas.setDirty(true, true);
     });
@@ -196,7 +234,7 @@ const scenarios = {
     await drop({ name: NAME });
     const heart = { node: "3", kind: "LoraLoomTrainLora", workflow: "", session: "load", changes: 0, run: "", status: "training", doing: "", speed: 5, left_s: 10, memory: { of: "RAM", used: 1, total: 2 } };
     const measure = (points) => page.evaluate(async ([heart, points]) => {
-      const node = window.app.graph._nodes.find((n) => n.comfyClass === "LoraLoomTrainLora"), p = node.loomPanel;
+      const node = window.loomNode(), p = node.loomPanel;
       p.refresh = async () => {};
       p.take({ ...heart, step: points, steps: 40000, rows: [] });
       p.rows = Array.from({ length: points }, (_, n) => { const loss = 0.1 + 0.05 * Math.random() + 1 / (n + 10); return [n + 1, n + 1, loss, loss, loss, 1e-4, 1]; });
@@ -225,7 +263,7 @@ const scenarios = {
     seen.with_points = await measure(20000);
     await shot("load");
     seen.memory_mb = await page.evaluate(async (heart) => {
-      const p = window.app.graph._nodes.find((n) => n.comfyClass === "LoraLoomTrainLora").loomPanel, used = [];
+      const p = window.loomNode().loomPanel, used = [];
       const settle = async () => { for (let n = 0; n < 3; n += 1) { window.gc?.(); await new Promise((done) => setTimeout(done, 150)); } return performance.memory.usedJSHeapSize / 1e6; };
       let step = 0;
       p.rows = [];
