@@ -191,7 +191,7 @@ const scenarios = {
   async cancel() {
     await drop({ ...QUICK, name: NAME, sample_every: 0, save_every: 5 });
     await run();
-    await until("p.state.saves.length >= 1 && p.state.step > 6");
+    await until("p.state?.saves.length >= 1 && p.state.step > 6");
     await page.evaluate(() => fetch("/interrupt", { method: "POST" }));
     await until("p.state && p.state.status === 'cancelled'");
     seen.run = await panel("p.state.run");
@@ -289,6 +289,7 @@ try {
   await shot(`${scenario}-failed`).catch(() => {});
 }
 seen.problems = problems;
+await page.evaluate(() => fetch("/interrupt", { method: "POST" })).catch(() => {}); // nothing of a failed scenario goes on
 console.log(JSON.stringify(seen));
 await browser.close();
 process.exit(seen.failed ? 1 : 0);
