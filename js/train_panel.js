@@ -207,7 +207,7 @@ class TrainPanel {
     if (!live) return;
     if (result.files && JSON.stringify(result.files) + status !== this.listed) {
       this.listed = JSON.stringify(result.files) + status;
-      Promise.resolve(app.refreshComboInNodes?.()).catch(() => {});
+      Promise.resolve((app.reloadNodeDefs ?? app.refreshComboInNodes)?.call(app)).catch(() => {}); // the first says nothing of its own
     }
     const once = `${session} ${status}`;
     if (this.told === once || ACTIVE.includes(status)) return;

@@ -46,6 +46,10 @@ class Server:
     def start(self) -> None:
         self._process = subprocess.Popen(self._command, cwd=HOST, stdout=open(self.log, "a"), stderr=subprocess.STDOUT)
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def wait_ready(self, seconds: float = 120) -> None:
         for _ in range(int(seconds * 5)):
             with contextlib.suppress(OSError):

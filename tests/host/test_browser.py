@@ -101,6 +101,13 @@ def test_twenty_thousand_points_and_an_hour_of_events(server, renderer):
     assert seen["with_points"]["points"] >= 20_000
     assert seen["with_points"]["fps"] >= 30
     assert seen["with_points"]["chart_draw_ms"] < 16
+    assert seen["with_points"]["drawn"] > 0  # it was in sight and had news
+    assert seen["readout"].count("·") >= 3
+    assert seen["alt_wheel"] == {"chart_zoomed": True, "graph_scale": 1}
+    assert seen["double_click_resets"]
+    assert seen["drag_view"]
+    assert seen["drag_view"][1] - seen["drag_view"][0] < 10_000
+    assert seen["plain_wheel_scale"] < 1  # still the graph's
     hour = seen["memory_mb"][1:]
     assert max(hour) - min(hour) < 8
-    assert seen["rows_after_hour"] <= 20_000
+    assert 10_000 <= seen["rows_after_hour"] <= 20_000

@@ -96,7 +96,11 @@ const click = (name) => page.locator(".loom-panel .buttons button", { hasText: n
 const scenarios = {
   async run() { // Run, chart, sample, reload, pause, go on, stop
     await drop({ ...QUICK, name: NAME });
-    seen.changed = Object.keys(QUICK).length;
+    await page.evaluate(() => {
+      const loader = window.LiteGraph.createNode("LoraLoader");
+      loader.pos = [2500, 0];
+      window.app.graph.add(loader);
+    });
     await run();
     await until("p.state");
     await look();
@@ -159,7 +163,7 @@ const scenarios = {
     await page.waitForTimeout(1500);
     seen.toasts = await page.locator(".p-toast-message").allInnerTexts();
     seen.listed = await page.evaluate(async (run) => {
-      const node = window.LiteGraph.createNode("LoraLoader");
+      const node = window.app.graph._nodes.find((n) => n.comfyClass === "LoraLoader");
       const values = node.widgets[0].options.values;
       return (typeof values === "function" ? values() : values).includes(`${run}.safetensors`);
     }, seen.run);
@@ -193,7 +197,7 @@ const scenarios = {
     await run();
     await until("p.state?.saves.length >= 1 && p.state.step > 6");
     await page.evaluate(() => fetch("/interrupt", { method: "POST" }));
-    await until("p.state && p.state.status === 'cancelled'");
+    await until("p.state && p.state.status === 'cancelled' && p.state.can_continue");
     seen.run = await panel("p.state.run");
     seen.step = await panel("p.state.step");
     seen.can_continue = await panel("p.state.can_continue");
@@ -235,7 +239,6 @@ const scenarios = {
     const heart = { node: "3", kind: "LoraLoomTrainLora", workflow: "", session: "load", changes: 0, run: "", status: "training", doing: "", speed: 5, left_s: 10, memory: { of: "RAM", used: 1, total: 2 } };
     const measure = (points) => page.evaluate(async ([heart, points]) => {
       const node = window.loomNode(), p = node.loomPanel;
-      p.refresh = async () => {};
       p.take({ ...heart, step: points, steps: 40000, rows: [] });
       p.rows = Array.from({ length: points }, (_, n) => { const loss = 0.1 + 0.05 * Math.random() + 1 / (n + 10); return [n + 1, n + 1, loss, loss, loss, 1e-4, 1]; });
       p.add([]);
@@ -258,15 +261,42 @@ const scenarios = {
       times.sort((a, b) => a - b);
       return { points: p.rows.length, fps: (1000 * times.length) / times.reduce((a, b) => a + b), slowest_5_percent_ms: times[Math.floor(times.length * 0.95)], chart_draw_ms: draw, drawn: p.chart.drawn - drawn - 20 };
     }, [heart, points]);
+    await page.evaluate((heart) => {
+      const p = window.loomNode().loomPanel;
+      p.refresh = async () => {};
+      p.take({ ...heart, step: 0, steps: 40000, rows: [] });
+    }, heart);
     await look();
     seen.without_points = await measure(2);
     seen.with_points = await measure(20000);
     await shot("load");
+    const box = await page.locator(".loom-panel .chart canvas").boundingBox(), middle = [box.x + box.width / 2, box.y + box.height / 2];
+    const state = () => page.evaluate(() => [window.app.canvas.ds.scale, window.loomNode().loomPanel.chart.view]);
+    await page.mouse.move(...middle);
+    seen.readout = await panel("(p.chart.draw(), p.chart.readout.textContent)");
+    await page.keyboard.down("Alt");
+    await page.mouse.wheel(0, -300);
+    await page.keyboard.up("Alt");
+    await page.waitForTimeout(300);
+    const [scale, zoomed] = await state();
+    seen.alt_wheel = { chart_zoomed: zoomed !== null, graph_scale: scale };
+    await page.mouse.dblclick(...middle);
+    await page.waitForTimeout(300);
+    seen.double_click_resets = (await state())[1] === null;
+    await page.mouse.move(box.x + box.width * 0.3, middle[1]);
+    await page.mouse.down();
+    await page.mouse.move(box.x + box.width * 0.6, middle[1], { steps: 4 });
+    await page.mouse.up();
+    seen.drag_view = (await state())[1];
+    seen.offset_kept = await page.evaluate(() => window.app.canvas.ds.scale === 1);
+    await page.mouse.wheel(0, 240);
+    await page.waitForTimeout(500);
+    seen.plain_wheel_scale = (await state())[0];
     seen.memory_mb = await page.evaluate(async (heart) => {
       const p = window.loomNode().loomPanel, used = [];
       const settle = async () => { for (let n = 0; n < 3; n += 1) { window.gc?.(); await new Promise((done) => setTimeout(done, 150)); } return performance.memory.usedJSHeapSize / 1e6; };
       let step = 0;
-      p.rows = [];
+      p.take({ ...heart, session: "hour", step, steps: 1e6, rows: [] });
       for (let part = 0; part < 9; part += 1) { // 8 times 1800 events: an hour of four a second, after a first part that fills the record
         for (let n = 0; n < (part ? 1800 : 6000); n += 1) {
           const rows = Array.from({ length: 4 }, () => [++step, step, 0.1, 0.12, 0.11, 1e-4, 1]);
