@@ -174,7 +174,7 @@ export class Chart {
     pen.fillStyle = this.ink;
     pen.textBaseline = "middle";
     pen.textAlign = "right";
-    for (const tick of niceTicks(low, high, 4)) {
+    for (const tick of niceTicks(low, high, 5)) {
       pen.globalAlpha = 0.14;
       pen.strokeStyle = this.ink;
       pen.beginPath(); pen.moveTo(LEFT, y(tick)); pen.lineTo(this.width - RIGHT, y(tick)); pen.stroke();
@@ -182,7 +182,7 @@ export class Chart {
       pen.fillText(short(tick), LEFT - 5, y(tick));
     }
     pen.textAlign = "center";
-    for (const tick of niceTicks(from, to, Math.max(2, Math.floor(this.width / 110)))) if (Number.isInteger(tick)) pen.fillText(String(tick), x(tick), this.height - 8);
+    for (const tick of niceTicks(from, to, Math.max(2, Math.floor(this.width / 75)))) if (Number.isInteger(tick)) pen.fillText(String(tick), x(tick), this.height - 8);
     pen.globalAlpha = 1;
   }
 
@@ -304,7 +304,7 @@ export class Chart {
     const raw = low === null ? "–" : low === high ? short(low) : `${short(low)} – ${short(high)}`;
     const parts = [`${first === last ? last : `${first}–${last}`}`, `${say("loss")} ${raw}`];
     if (smooth !== null) parts.push(`${say("smoothed")} ${short(smooth)}`);
-    if (rate !== null) parts.push(`${say("rate")} ${rate.toExponential(2)}`);
+    if (rate !== null) parts.push(`${say("rate_short")} ${rate.toExponential(2)}`);
     if (norm !== null) parts.push(`${say("norm")} ${short(norm)}`);
     const probe = this.probes.find((p) => p[0] >= first && p[0] <= last);
     if (probe) parts.push(`${say("held_out")} ${short(probe[1])}`, `${say("trained")} ${short(probe[2])}`);

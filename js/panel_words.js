@@ -34,6 +34,7 @@ export const TABLES = {
     loss: "loss",
     smoothed: "smoothed",
     rate: "learning rate",
+    rate_short: "lr",
     norm: "gradient",
     held_out: "held-out pictures",
     trained: "trained pictures",

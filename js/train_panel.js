@@ -35,17 +35,16 @@ const STYLE = `
   overflow-wrap: anywhere; }
 .loom-panel .chart { position: relative; flex: 1 1 150px; min-height: 130px; }
 .loom-panel .chart canvas { position: absolute; inset: 0; width: 100%; height: 100%; cursor: crosshair; }
-.loom-panel .chart .readout { position: absolute; left: 48px; right: 48px; bottom: -2px; text-align: center; font-size: 10px; opacity: .8; pointer-events: none;
+.loom-panel .chart .readout { position: absolute; left: 0; right: 0; bottom: -2px; text-align: center; font-size: 10px; opacity: .8; pointer-events: none;
   white-space: nowrap; overflow: hidden; text-overflow: ellipsis; transform: translateY(100%); }
 .loom-panel .legend { display: flex; flex-wrap: wrap; gap: 2px 10px; font-size: 11px; margin-top: 12px; }
 .loom-panel .legend span::before { content: ""; display: inline-block; width: 10px; height: 3px; margin-right: 4px; vertical-align: middle; background: var(--c); }
 .loom-panel .pictures { display: flex; gap: 6px; height: 132px; }
 .loom-panel .pictures .newest { flex: none; height: 100%; max-width: 60%; object-fit: contain; border-radius: 4px; background: rgba(0, 0, 0, .25); }
 .loom-panel .strip { flex: 1; display: flex; gap: 4px; overflow-x: auto; align-items: flex-start; }
-.loom-panel .strip figure { margin: 0; flex: none; width: 76px; text-align: center; font-size: 10px; cursor: pointer; }
-.loom-panel .strip figure:first-child { position: sticky; left: 0; }
-.loom-panel .strip figure.chosen img { outline: 2px solid #4ea1ff; }
-.loom-panel .strip img { width: 76px; height: 76px; object-fit: cover; object-position: left; border-radius: 3px; background: rgba(0, 0, 0, .25); }
+.loom-panel .pictures figure { margin: 0; flex: none; width: 76px; text-align: center; font-size: 10px; cursor: pointer; }
+.loom-panel .pictures figure.chosen img { outline: 2px solid #4ea1ff; }
+.loom-panel .pictures figure img { width: 76px; height: 76px; object-fit: cover; object-position: left; border-radius: 3px; background: rgba(0, 0, 0, .25); }
 .loom-panel .messages { max-height: 64px; overflow-y: auto; font-size: 11px; user-select: text; overflow-wrap: anywhere; }
 .loom-panel .messages div + div { border-top: 1px solid rgba(127, 127, 127, .2); }
 `;
@@ -105,8 +104,9 @@ class TrainPanel {
     this.error = make("div", { className: "error", hidden: true });
     this.legend = make("div", { className: "legend" });
     this.newest = make("img", { className: "newest", draggable: false });
+    this.before = make("div");
     this.strip = make("div", { className: "strip" });
-    this.pictures = make("div", { className: "pictures", hidden: true }, this.newest, this.strip);
+    this.pictures = make("div", { className: "pictures", hidden: true }, this.newest, this.before, this.strip);
     this.messages = make("div", { className: "messages" });
     this.controls = make("div", { className: "buttons" }, ...Object.values(this.buttons), this.goOn);
     this.root = make("div", { className: "loom-panel idle" }, make("style", { textContent: STYLE }), make("div", { className: "head" }, this.status, this.line),
@@ -115,7 +115,7 @@ class TrainPanel {
     this.offered = this.chart.risingRate ? ["stop"] : BUTTONS;
     for (const name of BUTTONS) this.buttons[name].hidden = !this.offered.includes(name);
     for (const scrolled of [this.strip, this.messages]) scrolled.addEventListener("wheel", (e) => !e.ctrlKey && e.stopPropagation());
-    for (const element of [this.strip, this.messages, this.error, this.controls]) element.addEventListener("pointerdown", (e) => e.stopPropagation());
+    for (const element of [this.before, this.strip, this.messages, this.error, this.controls]) element.addEventListener("pointerdown", (e) => e.stopPropagation());
   }
 
   dispose() {
@@ -289,13 +289,14 @@ class TrainPanel {
     this.pictures.hidden = !s.samples.length;
     if (!s.samples.length) return;
     const newest = s.samples[s.samples.length - 1], large = s.samples.find((p) => p[0] === this.chosen) ?? newest;
-    const shown = s.samples.length > STRIP ? [s.samples[0], ...s.samples.slice(1 - STRIP)] : s.samples;
     this.newest.src = this.picture(large, 1024);
     this.newest.title = large[0] ? say("sample_of", { step: large[0] }) : say("before");
-    this.strip.replaceChildren(...shown.map((sample) => make("figure", {
+    const small = (sample) => make("figure", {
       className: sample === large ? "chosen" : "",
       onclick: () => { this.chosen = sample === newest ? null : sample[0]; this.showSamples(this.state); },
-    }, make("img", { src: this.picture(sample, 128), draggable: false }), make("figcaption", { textContent: sample[0] ? String(sample[0]) : say("before") }))));
+    }, make("img", { src: this.picture(sample, 128), draggable: false }), make("figcaption", { textContent: sample[0] ? String(sample[0]) : say("before") }));
+    this.before.replaceChildren(...s.samples.filter((p) => !p[0]).map(small)); // stays in sight beside the newest
+    this.strip.replaceChildren(...s.samples.filter((p) => p[0]).slice(-STRIP).map(small));
     if (this.chosen === null) this.strip.scrollLeft = this.strip.scrollWidth;
   }
 

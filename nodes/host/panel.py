@@ -154,7 +154,7 @@ class PanelListener(Listener):
         if text.startswith(("Encoding", "Drawing")):
             self._panel.doing = text
             self._panel.tell()
-        else:
+        elif not text.startswith("After step"):  # a measure; the chart shows it
             self._panel.say(text)
 
     def on_start(self, first_step: int, steps: int, facts: dict[str, Any]) -> None:

@@ -112,8 +112,8 @@ const scenarios = {
     await page.waitForTimeout(1200);
     await look();
     await shot("training");
-    seen.large = await panel("p.strip.querySelectorAll('figure').length");
-    seen.first_picture = await panel("p.strip.querySelector('figcaption').textContent");
+    seen.large = await panel("p.pictures.querySelectorAll('figure').length");
+    seen.first_picture = await panel("p.pictures.querySelector('figcaption').textContent");
     const graph = await page.evaluate(() => JSON.stringify(window.app.graph.serialize()));
     seen.workflow_has_panel = graph.includes("loom_panel") || graph.includes("\"rows\"");
     const before = await panel("p.last()");
