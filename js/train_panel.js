@@ -115,6 +115,9 @@ class TrainPanel {
     this.offered = this.chart.risingRate ? ["stop"] : BUTTONS;
     for (const name of BUTTONS) this.buttons[name].hidden = !this.offered.includes(name);
     for (const scrolled of [this.strip, this.messages]) scrolled.addEventListener("wheel", (e) => !e.ctrlKey && e.stopPropagation());
+    this.root.addEventListener("wheel", (e) => { // the classic renderer keeps the wheel over a widget from the graph
+      if (!window.LiteGraph?.vueNodesMode && e.isTrusted) app.canvas?.canvas?.dispatchEvent(new WheelEvent("wheel", e));
+    });
     for (const element of [this.before, this.strip, this.messages, this.error, this.controls]) element.addEventListener("pointerdown", (e) => e.stopPropagation());
   }
 

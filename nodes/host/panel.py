@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import json
@@ -218,13 +219,21 @@ def find_panel(node: str, workflow: str) -> Panel | None:
     known = [p for p in _panels.values() if p.node == node and (not workflow or not p.workflow or p.workflow == workflow)]
     if known:
         return known[-1]
-    files = sorted(runs_root().glob(f"*/{FILE}"), key=lambda f: f.stat().st_mtime_ns, reverse=True)
-    for file in files:
-        then = _on_disk(file.parent)
+    for folder in _runs_newest_first():
+        then = _on_disk(folder)
         if then.get("node") == node and (not workflow or then.get("workflow") == workflow):
-            panel = _revived(file.parent, then)
+            panel = _revived(folder, then)
             return _panels.setdefault((panel.workflow, node), panel)
     return None
+
+
+def _runs_newest_first() -> list[Path]:
+    """Run folders that hold a panel's state."""
+    found = []
+    for file in runs_root().glob(f"*/{FILE}"):
+        with contextlib.suppress(OSError):  # removed meanwhile
+            found.append((file.stat().st_mtime_ns, file.parent))
+    return [folder for _, folder in sorted(found, reverse=True)]
 
 
 def _on_disk(folder: Path) -> dict[str, Any]:
@@ -247,12 +256,15 @@ def _revived(folder: Path, then: dict[str, Any]) -> Panel:
     return panel
 
 
-def memory_used() -> dict[str, Any]:
-    """What this process holds of the device it trains on, in bytes."""
+def memory_used() -> dict[str, Any] | None:
+    """What this process holds of the device it trains on, in bytes; None where nobody can say."""
     device = comfy.model_management.get_torch_device()
-    if device.type == "cuda":
-        return {"of": "GPU", "used": torch.cuda.memory_reserved(device), "total": torch.cuda.get_device_properties(device).total_memory}
-    return {"of": "RAM", "used": psutil.Process().memory_info().rss, "total": psutil.virtual_memory().total}
+    try:
+        if device.type == "cuda":
+            return {"of": "GPU", "used": torch.cuda.memory_reserved(device), "total": torch.cuda.get_device_properties(device).total_memory}
+        return {"of": "RAM", "used": psutil.Process().memory_info().rss, "total": psutil.virtual_memory().total}
+    except (RuntimeError, OSError, psutil.Error):  # a figure must not end a run
+        return None
 
 
 def shown(execute: Callable[..., Any]) -> Callable[..., Any]:

@@ -239,7 +239,6 @@ const scenarios = {
     const heart = { node: "3", kind: "LoraLoomTrainLora", workflow: "", session: "load", changes: 0, run: "", status: "training", doing: "", speed: 5, left_s: 10, memory: { of: "RAM", used: 1, total: 2 } };
     const measure = (points) => page.evaluate(async ([heart, points]) => {
       const node = window.loomNode(), p = node.loomPanel;
-      p.take({ ...heart, step: points, steps: 40000, rows: [] });
       p.rows = Array.from({ length: points }, (_, n) => { const loss = 0.1 + 0.05 * Math.random() + 1 / (n + 10); return [n + 1, n + 1, loss, loss, loss, 1e-4, 1]; });
       p.add([]);
       await new Promise((done) => setTimeout(done, 800));
@@ -265,6 +264,7 @@ const scenarios = {
       const p = window.loomNode().loomPanel;
       p.refresh = async () => {};
       p.take({ ...heart, step: 0, steps: 40000, rows: [] });
+      p.state.changes = 0; // as if the server had been asked
     }, heart);
     await look();
     seen.without_points = await measure(2);
@@ -297,6 +297,7 @@ const scenarios = {
       const settle = async () => { for (let n = 0; n < 3; n += 1) { window.gc?.(); await new Promise((done) => setTimeout(done, 150)); } return performance.memory.usedJSHeapSize / 1e6; };
       let step = 0;
       p.take({ ...heart, session: "hour", step, steps: 1e6, rows: [] });
+      p.state.changes = 0;
       for (let part = 0; part < 9; part += 1) { // 8 times 1800 events: an hour of four a second, after a first part that fills the record
         for (let n = 0; n < (part ? 1800 : 6000); n += 1) {
           const rows = Array.from({ length: 4 }, () => [++step, step, 0.1, 0.12, 0.11, 1e-4, 1]);
