@@ -28,6 +28,10 @@ function place(rows, step) {
   return low;
 }
 
+// Nodes 2.0 takes the wheel before an element in a node sees it; only the window is earlier.
+const charts = new WeakMap();
+window.addEventListener("wheel", (event) => charts.get(event.target)?.wheel(event), { capture: true, passive: false });
+
 export class Chart {
   constructor() {
     this.canvas = document.createElement("canvas");
@@ -47,7 +51,7 @@ export class Chart {
     this.canvas.addEventListener("pointerup", (e) => this.release(e));
     this.canvas.addEventListener("pointerleave", () => { this.hover = null; this.changed(); });
     this.canvas.addEventListener("dblclick", (e) => { e.stopPropagation(); this.view = null; this.changed(); });
-    this.canvas.addEventListener("wheel", (e) => this.wheel(e), { passive: false });
+    charts.set(this.canvas, this);
   }
 
   dispose() {
@@ -101,7 +105,7 @@ export class Chart {
   wheel(event) {
     if (!event.ctrlKey && !event.altKey) return; // the graph's own
     event.preventDefault();
-    event.stopPropagation();
+    event.stopImmediatePropagation();
     const [from, to] = this.view ?? this.range();
     const middle = this.step(this.at(event)), factor = 1.2 ** Math.sign(event.deltaY);
     this.zoom(middle - (middle - from) * factor, middle + (to - middle) * factor);

@@ -9,7 +9,7 @@ const PANELS = ["LoraLoomTrainLora", "LoraLoomTrainEmbedding", "LoraLoomFindLear
 const ACTIVE = ["preparing", "training"];
 const BUTTONS = ["stop", "save", "sample", "pause"];
 const CHANGEABLE = ["steps", "save_every", "sample_prompt", "sample_every", "sample_cfg", "auto_fit"]; // taken from the node as it is when a run goes on
-const MOST_ROWS = 20000, SILENCE_MS = 2500, BETWEEN_ASKS_MS = 400, STRIP = 60;
+const MOST_ROWS = 30000, SILENCE_MS = 2500, BETWEEN_ASKS_MS = 400, STRIP = 60;
 const IDLE_HEIGHT = 34, EMPTY_HEIGHT = 130, HEIGHT = 470, WIDTH = 440;
 
 const STYLE = `
@@ -114,7 +114,11 @@ class TrainPanel {
     this.chart.risingRate = node.comfyClass === "LoraLoomFindLearningRate";
     this.offered = this.chart.risingRate ? ["stop"] : BUTTONS;
     for (const name of BUTTONS) this.buttons[name].hidden = !this.offered.includes(name);
-    for (const scrolled of [this.strip, this.messages]) scrolled.addEventListener("wheel", (e) => !e.ctrlKey && e.stopPropagation());
+    for (const scrolled of [this.strip, this.messages]) {
+      scrolled.tabIndex = 0;
+      scrolled.dataset.captureWheel = "true"; // Nodes 2.0: the wheel scrolls here once it was clicked
+      scrolled.addEventListener("wheel", (e) => !e.ctrlKey && e.stopPropagation());
+    }
     this.root.addEventListener("wheel", (e) => { // the classic renderer keeps the wheel over a widget from the graph
       if (!window.LiteGraph?.vueNodesMode && e.isTrusted) app.canvas?.canvas?.dispatchEvent(new WheelEvent("wheel", e));
     });

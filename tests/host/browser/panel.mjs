@@ -299,7 +299,7 @@ const scenarios = {
       p.take({ ...heart, session: "hour", step, steps: 1e6, rows: [] });
       p.state.changes = 0;
       for (let part = 0; part < 9; part += 1) { // 8 times 1800 events: an hour of four a second, after a first part that fills the record
-        for (let n = 0; n < (part ? 1800 : 6000); n += 1) {
+        for (let n = 0; n < (part ? 1800 : 9000); n += 1) {
           const rows = Array.from({ length: 4 }, () => [++step, step, 0.1, 0.12, 0.11, 1e-4, 1]);
           p.take({ ...heart, session: "hour", step, steps: 1e6, rows });
           if (n % 100 === 0) await new Promise((done) => requestAnimationFrame(done));
