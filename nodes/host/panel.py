@@ -167,8 +167,10 @@ class PanelListener(Listener):
         panel.saves = [s for s in then.get("saves", []) if isinstance(s, int) and s <= first_step]
         panel.samples = [s for s in then.get("samples", []) if isinstance(s, list) and s and isinstance(s[0], int) and s[0] <= first_step]
         panel.probes = [[m[0], number(m[1]), number(m[2])] for m in facts.get("validation", [])]
-        size = facts["trained_values"] * 4 / 1e6
-        panel.say(f"Training {facts['layers']} layers, {facts['trained_values']:,} values (a file of about {size:.1f} MB), on {facts['pictures']} pictures")
+        size = facts["trained_values"] * 4
+        layers = f"{facts['layers']} layers, " if facts["layers"] else ""
+        file = f"{size / 1e6:.1f} MB" if size > 1e5 else f"{size / 1e3:.0f} kB"
+        panel.say(f"Training {layers}{facts['trained_values']:,} values (a file of about {file}), on {facts['pictures']} pictures")
         panel.changed(status="training", doing="", step=first_step, steps=steps)
 
     def on_step(self, report: StepReport) -> None:
