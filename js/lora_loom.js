@@ -1,20 +1,16 @@
-// LoRA Loom in the browser: a "Stop and keep" entry in the menu of train nodes, and the report of a node shown on the node.
+// LoRA Loom in the browser: a "Stop and keep" entry in the menu of train nodes, errors as toasts, and the report of a node shown on the node.
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
+import { findField, mark, toast, unmark } from "./fields.js";
 
 async function stopAndKeep(node) {
   const response = await api.fetchApi("/lora_loom/stop", {
     method: "POST",
     headers: { "Content-Type": "application/json" },
-    body: JSON.stringify({ node: String(node.id) }),
+    body: JSON.stringify({ node: node.loomPanel?.state?.node ?? String(node.id) }),
   });
   const answer = await response.json();
-  app.extensionManager?.toast?.add({
-    severity: response.ok ? "success" : "warn",
-    summary: "LoRA Loom",
-    detail: response.ok ? "Stopping after this step; the result is kept." : answer.error,
-    life: 4000,
-  });
+  toast(response.ok ? "success" : "warn", response.ok ? "Stopping after this step; the result is kept." : answer.error, 4000);
 }
 
 const STOPPABLE = ["LoraLoomTrainLora", "LoraLoomTrainEmbedding", "LoraLoomFindLearningRate", "LoraLoomZipLoras"];
@@ -26,6 +22,22 @@ app.registerExtension({
     return [{ content: "Stop and keep", callback: () => stopAndKeep(node) }];
   },
 });
+
+// The sentence of a node that failed as a toast, and its field marked until the next run. A node with a panel sees to that itself.
+const marked = new Set();
+api.addEventListener("execution_error", ({ detail }) => {
+  if (!detail?.node_type?.startsWith("LoraLoom")) return;
+  const path = String(detail.node_id).split(":");
+  let graph = app.rootGraph ?? app.graph;
+  for (const part of path.slice(0, -1)) graph = graph?.getNodeById(Number(part))?.subgraph;
+  const node = graph?.getNodeById(Number(path.at(-1)));
+  if (node?.loomPanel) return;
+  const sentence = String(detail.exception_message ?? "").trim();
+  toast("error", sentence, 15000);
+  const found = node && findField(node, sentence);
+  if (found) { mark(found); marked.add(found); }
+});
+api.addEventListener("execution_start", () => { marked.forEach(unmark); marked.clear(); });
 
 // What a node says about its result (`ui.text`), as selectable text on the node. The widget is made when there is something to say.
 function showReport(node, text, hasPicture) {

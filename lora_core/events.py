@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +27,9 @@ class Listener:
     def on_sample(self, step: int, images: list[Image.Image], path: Path) -> None: ...
 
     def on_save(self, step: int, path: Path) -> None: ...
+
+    def on_result(self, step: int, files: list[Path]) -> None:
+        """The files a person uses were written while the run goes on."""
 
     def on_end(self, outcome: str, step: int) -> None: ...
 
@@ -62,20 +64,49 @@ class Listeners(Listener):
         for member in self.members:
             member.on_save(step, path)
 
+    def on_result(self, step: int, files: list[Path]) -> None:
+        for member in self.members:
+            member.on_result(step, files)
+
     def on_end(self, outcome: str, step: int) -> None:
         for member in self.members:
             member.on_end(outcome, step)
 
 
 class Control:
-    """Lets another thread ask for a stop that keeps the result: the run ends after the current step as if it were the last."""
+    """What another thread asks of a run, looked at between steps. Plain flags, so a step never waits for a lock."""
 
     def __init__(self) -> None:
-        self._stop = threading.Event()
+        self._stop = self._pause = self._save = self._sample = False
 
     def stop_and_keep(self) -> None:
-        self._stop.set()
+        """The run ends after the current step as if it were the last."""
+        self._stop = True
+
+    def pause(self) -> None:
+        """The run ends after the current step, ready to be continued: saved, and without last samples."""
+        self._pause = True
+
+    def save_now(self) -> None:
+        self._save = True
+
+    def sample_now(self) -> None:
+        self._sample = True
 
     @property
     def stopping(self) -> bool:
-        return self._stop.is_set()
+        return self._stop or self._pause
+
+    @property
+    def pausing(self) -> bool:
+        return self._pause and not self._stop
+
+    def take_save(self) -> bool:
+        """Whether a save was asked for since the last look."""
+        wanted, self._save = self._save, False
+        return wanted
+
+    def take_sample(self) -> bool:
+        """Whether sample pictures were asked for since the last look."""
+        wanted, self._sample = self._sample, False
+        return wanted

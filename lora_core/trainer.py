@@ -153,16 +153,17 @@ class Loop:
                 for step in range(self.done, self.config.steps):
                     stopping = self.world.any(self.control.stopping)
                     if stopping or self._no_longer_better():
-                        outcome = "stopped" if stopping else "stopped early"
+                        outcome = ("paused" if self.control.pausing else "stopped") if stopping else "stopped early"
                         break
                     self._step(step, log)
+                    self._as_asked(log)
             if self.done == 0:
                 raise LoomError("The run was stopped before its first step; nothing was trained and nothing written.")
             result = self._finish(outcome)
         except BaseException:
             self._rescue()
             raise
-        for sentence in advice(self.losses, self.history):
+        for sentence in advice(self.losses, self.history) if outcome != "paused" else ():
             self.listener.on_message(sentence)
         self.listener.on_end(outcome, self.done)
         return result
@@ -190,6 +191,16 @@ class Loop:
             log.flush()
             self.save()
         if self.config.samples.every and self.done % self.config.samples.every == 0 and not last:
+            self.draw_samples()
+
+    def _as_asked(self, log) -> None:
+        """Saves and draws samples when another thread has asked for it. A save on request also writes the files a person uses."""
+        if self.control.take_save():
+            log.flush()
+            if self.saved != self.done:
+                self.save()
+            self.listener.on_result(self.done, self._write_result("running").files)
+        if self.control.take_sample():
             self.draw_samples()
 
     def validate(self) -> Measure:
@@ -309,7 +320,7 @@ class Loop:
     def _finish(self, outcome: str) -> Result:
         if self.done != self.saved:
             self.save()
-        if self.config.samples.every:
+        if self.config.samples.every and outcome != "paused":
             self.draw_samples()
         return self._write_result(outcome)
 

@@ -11,6 +11,7 @@ from .datasets import DATASET_NODES
 from .host.api import ComfyExtension, io
 from .host.dataset_routes import add_dataset_routes
 from .host.live import add_routes
+from .host.panel_routes import add_panel_routes
 from .host.run_routes import add_run_routes
 from .run_checkpoints import RUN_NODES, export_run, told_of
 from .save import SaveEmbedding, SaveLora
@@ -33,6 +34,7 @@ class LoraLoomExtension(ComfyExtension):
         add_routes()
         add_dataset_routes()
         add_run_routes(export_run, told_of)
+        add_panel_routes()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return NODES

@@ -12,12 +12,13 @@ from ..lora_core.errors import LoomError
 from ..lora_core.names import check_name
 from .host.api import io, make_input, make_output, schema, ui
 from .host.backend import HostBackend
+from .host.panel import shown
 from .host.tokens import with_embeddings
 from .presets import opened
 from .settings import Settings, SettingsSocket, optimizer_of
 from .sockets import CATEGORY, Dataset, DatasetSocket, Embedding, loss_output, path_output, plain_errors, widget
 from .train_lora import embeddings_of
-from .training import publish, run
+from .training import published, run
 
 USUAL_LR = 5e-3
 STEPS_PER_PICTURE = 100
@@ -33,7 +34,7 @@ class TrainEmbedding(io.ComfyNode):
             description="Textual inversion: learns a new word from pictures. Nothing but the word's vectors is trained. Cancel and stop both keep them.",
             search_aliases=["textual inversion", "train", "embedding", "ti", "train embedding", "finetune", "new word"],
             is_output_node=True,
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
             inputs=[
                 make_input(io.Model, "model", tooltip="The base model. It is not copied and not changed."),
                 make_input(io.Clip, "clip", tooltip="The text encoder of the base model: CLIP-L, CLIP-G, or the CLIP-L beside a T5."),
@@ -78,6 +79,7 @@ class TrainEmbedding(io.ComfyNode):
         return str(time.time_ns()) if resume == "continue last" else ""
 
     @classmethod
+    @shown
     @plain_errors("embedding")
     def execute(
         cls, model: Any, clip: Any, vae: Any, dataset: DatasetSocket, resume: str, settings: SettingsSocket | None = None, **w: Any
@@ -101,7 +103,7 @@ class TrainEmbedding(io.ComfyNode):
             if config.trains_lora:
                 raise LoomError("settings: Pivotal Tuning Settings belong to Train LoRA; this node trains an embedding alone.")
             result = run(cls.hidden.unique_id, backend, config, found, resume == "continue last")
-        paths = [publish(file) for file in result.files]
+        paths = published(cls.hidden.unique_id, result.files)
         embeddings = embeddings_of(result, paths)
         known = with_embeddings(clip, {name: e.embedding.vectors.get for name, e in embeddings.items()})
         words = ", ".join(f"embedding:{name}" for name in embeddings)

@@ -21,6 +21,7 @@ from ..lora_core.trainer import Result
 from .host.api import io, make_input, make_output, schema
 from .host.backend import HostBackend
 from .host.check import require_matched
+from .host.panel import shown
 from .host.tokens import with_embeddings
 from .presets import PRESETS, opened
 from .settings import Settings, SettingsSocket, optimizer_of
@@ -37,7 +38,7 @@ from .sockets import (
     plain_errors,
     widget,
 )
-from .training import publish, run, started_from
+from .training import published, run, started_from
 
 
 class TrainLora(io.ComfyNode):
@@ -50,7 +51,7 @@ class TrainLora(io.ComfyNode):
             description="Trains a LoRA on the wired MODEL as it is loaded. Cancel and stop both keep what was trained.",
             search_aliases=["kohya", "dreambooth", "train", "lora training", "finetune", "fine-tune", "lora trainer", "sd-scripts", "locon", "pivotal tuning"],
             is_output_node=True,
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
             inputs=[
                 make_input(io.Model, "model", tooltip="The base model. It is not copied and not changed."),
                 make_input(io.Clip, "clip", tooltip="The text encoder of the base model."),
@@ -122,6 +123,7 @@ class TrainLora(io.ComfyNode):
         return str(time.time_ns()) if resume == "continue last" else ""
 
     @classmethod
+    @shown
     @plain_errors("lora")
     def execute(
         cls,
@@ -143,7 +145,7 @@ class TrainLora(io.ComfyNode):
             start = started_from(lora, backend, config)
             require_matched(trained(_empty_lora(backend, config), backend.family), model, clip)
             result = run(cls.hidden.unique_id, backend, config, found, resume == "continue last", start)
-        paths = [publish(file) for file in result.files]
+        paths = published(cls.hidden.unique_id, result.files)
         require_matched(result.tensors, model, clip)
         tuned, tuned_clip = comfy.sd.load_lora_for_models(model, clip if config.text_encoder.train else None, result.tensors, 1.0, 1.0)
         embeddings = embeddings_of(result, paths[1:])

@@ -24,7 +24,7 @@ from ..lora_core.build import chosen_layers
 from ..lora_core.config import TrainConfig
 from ..lora_core.data.folder import Dataset as FoundDataset
 from ..lora_core.errors import LoomError
-from ..lora_core.events import Control, Listeners
+from ..lora_core.events import Control, Listener, Listeners
 from ..lora_core.files import sha256, write_bytes, write_json
 from ..lora_core.reports import FileLog
 from ..lora_core.run import Start
@@ -32,7 +32,8 @@ from ..lora_core.rundirs import last_run, new_run, remove_if_untrained
 from ..lora_core.tokens import wanted_tokens
 from ..lora_core.trainer import Result, train
 from .host.backend import HostBackend
-from .host.live import LiveNode, registered
+from .host.live import Cancelled, LiveNode, free_memory, registered
+from .host.panel import Panel, PanelListener, panel_of
 from .host.paths import embedding_folders, runs_root
 from .previews import write_preview
 
@@ -59,16 +60,23 @@ def run(node_id: str | None, backend: HostBackend, config: TrainConfig, found: F
     def export(state: dict[str, torch.Tensor], facts: dict[str, Any]) -> dict[str, Any]:
         return products(state, folder.name, backend.family, facts)
 
-    control = Control()
+    control, panel = Control(), panel_of(node_id)
     try:
         config = dataclasses.replace(config, name=folder.name)
         with FileLog(folder / "run.log") as file_log, registered(node_id, control):
-            listeners = Listeners([file_log, LiveNode(node_id, config.steps)])
+            listeners = Listeners([file_log, _Publisher(panel), LiveNode(node_id, config.steps, bar_only=panel is not None)])
+            if panel is not None:
+                panel.run = folder.name
+                listeners.members.insert(1, PanelListener(panel))
             for warning in found.warnings:
                 listeners.on_message(warning)
-            return train(config, backend, found, folder, export, listeners, control, resume, start)
+            result = train(config, backend, found, folder, export, listeners, control, resume, start)
+            if result.outcome == "paused":  # nothing behind this node runs on half a result
+                free_memory()
+                raise Cancelled()
+            return result
     except BaseException:
-        _keep_or_remove(folder, resume)
+        _keep_or_remove(folder, resume, panel)
         raise
 
 
@@ -84,16 +92,62 @@ def started_from(lora: Mapping[str, torch.Tensor] | None, backend: HostBackend, 
     return starting_point(found, [*own, *texts], config.adapter.algorithm)
 
 
-def _keep_or_remove(folder: Path, resume: bool) -> None:
+def _keep_or_remove(folder: Path, resume: bool, panel: Panel | None) -> None:
     """After a cancel or an error: a result is published like that of a finished run; a new run that trained nothing leaves no folder."""
     written = sorted(folder.glob("*.safetensors"))
     try:
-        for file in written:
-            publish(file)
+        published = [publish(file) for file in written]
+        if panel is not None and published:
+            panel.result = prompts_for(published)
         if not written and not resume:
             remove_if_untrained(folder)
     except (OSError, LoomError):
         log.exception("The result stays in %s; it could not be copied to where ComfyUI lists it", folder)
+
+
+def published(node_id: str | None, files: list[Path]) -> list[Path]:
+    """Copies a finished run's files to where the host lists them, and tells the node's panel."""
+    paths, panel = [publish(file) for file in files], panel_of(node_id)
+    if panel is not None:
+        panel.result = prompts_for(paths)
+    return paths
+
+
+class _Publisher(Listener):
+    """A save on request is listed by the loaders at once."""
+
+    def __init__(self, panel: Panel | None):
+        self._panel = panel
+
+    def on_result(self, step: int, files: list[Path]) -> None:
+        try:
+            published = [publish(file) for file in files]
+        except (OSError, LoomError):
+            log.exception("What was saved after step %s stays in the run folder", step)
+            return
+        if self._panel is not None:
+            self._panel.result = prompts_for(published)
+            self._panel.say(f"Saved after step {step}: {', '.join(p.name for p in published)}")
+
+
+def prompts_for(published: list[Path]) -> dict[str, Any]:
+    """What to tell of published files: their names, the trigger, and what to write in ComfyUI and in A1111."""
+    comfy_words: list[str] = []
+    a1111_words: list[str] = []
+    found: list[str] = []
+    for path in published:
+        tensors, metadata = header(path)
+        if is_embedding(tensors):
+            comfy_words.append(f"embedding:{path.stem}")
+            a1111_words.append(path.stem)
+        else:
+            found = list(triggers(metadata))[:1]
+            a1111_words.append(f"<lora:{path.stem}:1>")
+    words = [] if comfy_words else found  # the trigger of a pivotal tuning is its embedding
+    return {
+        "files": [path.name for path in published], "lora": any(word.startswith("<lora:") for word in a1111_words), "trigger": ", ".join(found),
+        "comfyui": ", ".join([*words, *comfy_words]), "a1111": ", ".join([*words, *a1111_words]),
+    }  # fmt: skip
 
 
 def publish(file: Path) -> Path:

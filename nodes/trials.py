@@ -10,13 +10,14 @@ import torch
 from ..lora_core.config import AdapterConfig, OptimizerConfig, TrainConfig, as_dict, parse
 from ..lora_core.data.folder import Dataset as FoundDataset
 from ..lora_core.errors import LoomError
-from ..lora_core.events import Control
+from ..lora_core.events import Control, Listeners
 from ..lora_core.fitting import verdict
 from ..lora_core.lr_range import lr_range
 from ..lora_core.run import dry_run
 from .host.api import io, make_input, make_output, schema, ui
 from .host.backend import HostBackend
 from .host.live import LiveNode, registered
+from .host.panel import PanelListener, panel_of, shown
 from .host.paths import runs_root
 from .presets import opened
 from .settings import Settings, SettingsSocket
@@ -97,7 +98,7 @@ class FindLearningRate(io.ComfyNode):
             description="Trains a few steps at rising rates, measures fixed pictures at fixed noise, and suggests the rate at which their loss falls fastest.",
             search_aliases=["lr finder", "learning rate range test", "train", "learning rate"],
             is_output_node=True,
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
             inputs=[
                 *_inputs(),
                 make_input(io.Int, "test_steps", default=60, min=10, max=2000, tooltip="Steps of the test; its weights are thrown away."),
@@ -113,6 +114,7 @@ class FindLearningRate(io.ComfyNode):
         )
 
     @classmethod
+    @shown
     def execute(
         cls, model: Any, clip: Any, vae: Any, dataset: DatasetSocket, test_steps: int, lowest: float, highest: float, settings: SettingsSocket | None = None,
         **w: Any,
@@ -123,7 +125,9 @@ class FindLearningRate(io.ComfyNode):
         with torch.inference_mode(False), registered(cls.hidden.unique_id, control):
             backend = HostBackend(model, clip, vae)
             config, found = _config(w, dataset, backend, settings)
-            live = LiveNode(cls.hidden.unique_id, test_steps)
+            live = Listeners([LiveNode(cls.hidden.unique_id, test_steps, bar_only=True)])
+            if (panel := panel_of(cls.hidden.unique_id)) is not None:
+                live.members.append(PanelListener(panel))
             result = lr_range(config, backend, found, runs_root(), live, control, lowest, highest, test_steps)
         sheet = torch.from_numpy(np.asarray(result.drawn(), np.float32) / 255.0)[None]
         report = f"{result.sentence()}."

@@ -1,4 +1,4 @@
-"""What the browser sees of a run: progress bar with ETA, one line of text, sample pictures in the node; and the stop-and-keep route."""
+"""What the browser sees of a run: progress bar with ETA, one line of text, sample pictures in the node; and the routes that ask something of a run."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ from .routes import PREFIX, Refused, body_of, guarded, server
 
 MIN_INTERVAL_S = 0.25
 PREVIEW_PX = 512
+Cancelled = comfy.model_management.InterruptProcessingException  # ends the queue item without an error
 _running: dict[str, Control] = {}  # node id -> the control of its run, while it runs
 
 
 class LiveNode(Listener):
-    """Reports to the node with this id. Raises the host's interrupt when the user cancels, also between host operations."""
+    """Reports to the node with this id; `bar_only` where a panel shows the rest. Raises the host's interrupt when the user cancels."""
 
-    def __init__(self, node_id: str | None, steps: int):
-        self._id, self._steps, self._first = node_id, steps, 0
+    def __init__(self, node_id: str | None, steps: int, bar_only: bool = False):
+        self._id, self._steps, self._first, self._bar_only = node_id, steps, 0, bar_only
         self._bar = comfy.utils.ProgressBar(steps, node_id=node_id) if node_id else comfy.utils.ProgressBar(steps)
         self._began = self._shown = 0.0
         self._loss = 0.0
@@ -54,16 +55,28 @@ class LiveNode(Listener):
         comfy.model_management.throw_exception_if_processing_interrupted()
 
     def on_sample(self, step: int, images: list[Image.Image], path: Path) -> None:
+        if self._bar_only:
+            return
         self._preview = images[0]
         self._bar.update_absolute(max(step, 1), self._steps, ("JPEG", images[0], PREVIEW_PX))
 
     def _text(self, text: str, force: bool = False) -> None:
         now = time.monotonic()
-        if self._id and (force or now - self._shown >= MIN_INTERVAL_S):
+        if self._bar_only:
+            self._shown = now if force else self._shown
+        elif self._id and (force or now - self._shown >= MIN_INTERVAL_S):
             self._shown = now
             host = server()
             if host is not None and hasattr(host, "send_progress_text"):
                 host.send_progress_text(text, self._id)
+
+
+def free_memory() -> None:
+    """Asks the host to take its models off the device once the queue item has ended."""
+    host = server()
+    if host is not None:
+        host.prompt_queue.set_flag("unload_models", True)
+        host.prompt_queue.set_flag("free_memory", True)
 
 
 def layer_progress(node_id: str | None) -> Callable[[int, int, str], None]:
@@ -95,26 +108,36 @@ def registered(node_id: str | None, control: Control) -> Iterator[None]:
         _running.pop(str(node_id), None)
 
 
+ASKED: dict[str, Callable[[Control], None]] = {
+    "stop": Control.stop_and_keep, "save": Control.save_now, "sample": Control.sample_now, "pause": Control.pause,
+}  # fmt: skip
+
+
 def add_routes() -> None:
-    """POST /lora_loom/stop {"node": id}: ends that node's run after the current step and keeps the result."""
+    """POST /lora_loom/stop, save, sample and pause with {"node": id}: asks that of the node's run, which looks between two steps."""
     from aiohttp import web
 
     host = server()
     if host is None:
         return
 
-    @host.routes.post(f"{PREFIX}/stop")
-    @guarded
-    async def stop(request: web.Request) -> web.Response:
-        node = (await body_of(request)).get("node")
-        control = _find(str(node)) if isinstance(node, str | int) else None
-        if control is None:
-            raise Refused(404, "no run is going on in that node")
-        control.stop_and_keep()
-        return web.json_response({"stopping": str(node)})
+    def add(name: str, ask: Callable[[Control], None]) -> None:
+        @host.routes.post(f"{PREFIX}/{name}")
+        @guarded
+        async def answer(request: web.Request) -> web.Response:
+            node = (await body_of(request)).get("node")
+            control = _find(str(node)) if isinstance(node, str | int) else None
+            if control is None:
+                raise Refused(404, "no run is going on in that node")
+            ask(control)
+            return web.json_response({"asked": name, "node": str(node)})
+
+    for name, ask in ASKED.items():
+        add(name, ask)
 
 
 def _find(node: str) -> Control | None:
     """The run of a node; a node inside a subgraph runs under an id such as 12:3, while its own id is 3."""
-    inside = [control for key, control in _running.items() if key.rpartition(":")[2] == node]
-    return _running.get(node) or (inside[0] if len(inside) == 1 else None)
+    running = dict(_running)
+    inside = [control for key, control in running.items() if key.rpartition(":")[2] == node]
+    return running.get(node) or (inside[0] if len(inside) == 1 else None)

@@ -30,7 +30,7 @@ class Server:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         self.log = base / "server.log"
-        command = [
+        self._command = [
             sys.executable,
             str(HOST / "main.py"),
             "--cpu",
@@ -41,7 +41,14 @@ class Server:
             "--database-url",
             f"sqlite:///{base}/user/comfy.db",
         ]
-        self._process = subprocess.Popen(command, cwd=HOST, stdout=open(self.log, "w"), stderr=subprocess.STDOUT)
+        self.start()
+
+    def start(self) -> None:
+        self._process = subprocess.Popen(self._command, cwd=HOST, stdout=open(self.log, "a"), stderr=subprocess.STDOUT)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     def wait_ready(self, seconds: float = 120) -> None:
         for _ in range(int(seconds * 5)):
@@ -55,6 +62,11 @@ class Server:
 
     def stop(self) -> None:
         self._process.terminate()
+        self._process.wait(20)
+
+    def kill(self) -> None:
+        """Ends the server as a crash would."""
+        self._process.kill()
         self._process.wait(20)
 
     def get(self, path: str) -> Any:

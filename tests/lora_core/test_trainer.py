@@ -2,6 +2,7 @@ import dataclasses
 import json
 import random
 import shutil
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -195,6 +196,51 @@ def test_a_stopped_run_goes_on_to_the_same_end(toy_config, run_toy, unbroken, tm
 
     assert run_toy(config, tmp_path, StopAfterThree(), control=control).step == 3
     assert run_toy(config, tmp_path, resume=True).losses == unbroken[1]
+    assert weights(tmp_path) == unbroken[2]
+
+
+@dataclasses.dataclass
+class AskAt(Listener):
+    """Presses a button after a step."""
+
+    step: int
+    ask: Callable[[], None]
+
+    def on_step(self, report):
+        if report.step == self.step:
+            self.ask()
+
+
+def test_a_paused_run_is_saved_without_last_samples_and_goes_on_to_the_same_end(toy_config, run_toy, unbroken, tmp_path):
+    config, control, record = toy_config(**EVERYTHING_RANDOM), Control(), Record()
+    result = run_toy(config, tmp_path, Listeners([AskAt(4, control.pause), record]), control=control)
+    assert (result.outcome, result.step) == ("paused", 4)
+    assert record.events[-2:] == [("save", 4), ("paused", 4)]
+    assert run_toy(config, tmp_path, resume=True).losses == unbroken[1]
+    assert weights(tmp_path) == unbroken[2]
+
+
+def test_pausing_draws_no_samples_where_stopping_does(toy_config, run_toy, tmp_path):
+    for name, expected in (("pause", []), ("stop_and_keep", [2, 2])):  # without the adapter, and with it
+        control, record = Control(), Record()
+        config = toy_config(steps=5, samples={"every": 4, "steps": 1})
+        run_toy(config, tmp_path / name, Listeners([AskAt(2, getattr(control, name)), record]), control=control)
+        assert [step for kind, step in record.events if kind == "sample"] == expected
+
+
+def test_a_save_on_request_leaves_a_checkpoint_and_the_files_and_changes_nothing_of_the_run(toy_config, run_toy, unbroken, tmp_path):
+    control, record, results = Control(), Record(), []
+
+    class Results(Listener):
+        def on_result(self, step, files):
+            results.append((step, [(f.name, len(load_file(f))) for f in files]))
+
+    asked = [AskAt(3, control.save_now), AskAt(3, control.sample_now)]
+    result = run_toy(toy_config(**EVERYTHING_RANDOM), tmp_path, Listeners([*asked, record, Results()]), control=control)
+    assert results == [(3, [(result.file.name, len(result.tensors))])]
+    assert ("save", 3) in record.events
+    assert ("sample", 3) in record.events
+    assert result.losses == unbroken[1]
     assert weights(tmp_path) == unbroken[2]
 
 

@@ -1,0 +1,113 @@
+"""The panel in a real browser against a real server, in both renderers. Needs node, chromium ($CHROMIUM) and playwright-core ($PLAYWRIGHT_CORE)."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from live_server import running
+from safetensors.torch import load_file
+
+DRIVER = Path(__file__).parent / "browser" / "panel.mjs"
+RENDERERS = ("classic", "nodes2")
+
+
+def why_not() -> str:
+    if not shutil.which("node"):
+        return "node is not installed"
+    if not Path(os.environ.get("CHROMIUM", "/usr/bin/chromium")).exists():
+        return "chromium is not installed; set CHROMIUM"
+    found = subprocess.run(["node", "-e", "require(process.env.PLAYWRIGHT_CORE || 'playwright-core')"], cwd=DRIVER.parent, capture_output=True, check=False)
+    return "" if found.returncode == 0 else "playwright-core is not installed; set PLAYWRIGHT_CORE to its folder"
+
+
+pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not() or "-")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with running(tmp_path_factory.mktemp("comfy") / "base") as server:
+        yield server
+
+
+def driven(server, renderer: str, scenario: str, seconds: int = 420) -> dict:
+    """What the browser saw. Screenshots go to $SHOTS, else beside the server's files."""
+    shots = Path(os.environ.get("SHOTS", server.base / "shots"))
+    shots.mkdir(exist_ok=True)
+    command = ["node", str(DRIVER), f"http://127.0.0.1:{server.port}", str(shots), renderer, scenario]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
+    assert done.stdout, done.stderr
+    seen = json.loads(done.stdout.splitlines()[-1])
+    assert "failed" not in seen, seen
+    assert seen["problems"] == []
+    print(renderer, scenario, seen)
+    return seen
+
+
+def run_log(server, run: str) -> list[dict]:
+    return [json.loads(line) for line in (server.base / "output" / "lora_loom" / run / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("renderer", RENDERERS)
+def test_a_run_is_seen_steered_and_survives_a_reload(server, renderer):
+    seen = driven(server, renderer, "run")
+    lines = run_log(server, seen["run"])
+    assert seen["chart_at"] - lines[0]["time"] <= 10
+    assert seen["first_picture"] == "without"
+    assert seen["second_tab"]
+    assert not seen["workflow_has_panel"]
+    assert (seen["gaps"], seen["gaps_after_pause"], seen["drawn_while_collapsed"]) == (0, 0, 0)
+    assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
+    longest = max(b["time"] - a["time"] for a, b in zip(lines, lines[1:], strict=False))
+    print(f"chart {seen['chart_at'] - lines[0]['time']:.1f} s after step 1; last step {lines[-1]['time'] - seen['stop_clicked']:.2f} s after the click")
+    assert lines[-1]["time"] - seen["stop_clicked"] <= longest + 1
+    assert load_file(server.base / "output" / "loras" / f"{seen['run']}.safetensors")
+    assert seen["listed"]
+    assert any(f"{seen['run']}.safetensors" in toast and f"<lora:{seen['run']}:1>" in toast for toast in seen["toasts"])
+
+
+@pytest.mark.parametrize("renderer", RENDERERS)
+def test_a_run_inside_a_subgraph_has_its_panel_too(server, renderer):
+    seen = driven(server, renderer, "subgraph")
+    assert ":" in seen["id"]
+    assert seen["gaps"] == 0
+    assert load_file(server.base / "output" / "loras" / f"{seen['run']}.safetensors")
+
+
+@pytest.mark.parametrize("renderer", RENDERERS)
+def test_cancel_keeps_what_was_trained(server, renderer):
+    seen = driven(server, renderer, "cancel")
+    assert seen["can_continue"]
+    assert len(run_log(server, seen["run"])) == seen["step"]
+    assert load_file(server.base / "output" / "loras" / f"{seen['run']}.safetensors")
+
+
+@pytest.mark.parametrize("renderer", RENDERERS)
+def test_the_sentence_of_five_errors_is_seen_and_its_field_marked(server, renderer):
+    errors = driven(server, renderer, "errors")["errors"]
+    assert {name: error["marked"] for name, error in errors.items()} == {
+        "name": "name", "rank": "rank", "include": "targets", "exclude": "exclude", "resume": "resume",
+    }  # fmt: skip
+    assert all(error["visible"] and error["toast"] and error["outlined"] for error in errors.values())
+
+
+@pytest.mark.parametrize("renderer", RENDERERS)
+def test_twenty_thousand_points_and_an_hour_of_events(server, renderer):
+    seen = driven(server, renderer, "load")
+    assert seen["with_points"]["points"] >= 20_000
+    assert seen["with_points"]["fps"] >= 30
+    assert seen["with_points"]["chart_draw_ms"] < 16
+    assert seen["with_points"]["drawn"] > 0  # it was in sight and had news
+    assert seen["readout"].count("·") >= 3
+    assert seen["alt_wheel"] == {"chart_zoomed": True, "graph_scale": 1}
+    assert seen["double_click_resets"]
+    assert seen["drag_view"]
+    assert seen["drag_view"][1] - seen["drag_view"][0] < 10_000
+    assert seen["plain_wheel_scale"] < 1  # still the graph's
+    hour = seen["memory_mb"][1:]
+    assert max(hour) - min(hour) < 8
+    assert 10_000 <= seen["rows_after_hour"] <= 30_000
