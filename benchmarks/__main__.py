@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
+HERE, MARK = Path(__file__).resolve().parent, "<!-- tables -->"
 SCRIPTS = ("step_sd15", "tricks", "seed_job", "scaling", "encode_dataset", "convert_files", "step_text_encoder", "gpu")
 
 
@@ -76,10 +76,9 @@ SECTIONS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
 }
 
 
-def write_tables() -> None:
-    """README.md below its marker, from the JSON files that are there."""
-    readme = HERE / "README.md"
-    text, parts = readme.read_text(encoding="utf-8"), []
+def with_tables(text: str) -> str:
+    """README.md's text with the tables below its marker made anew from the JSON files that are there."""
+    parts = []
     for name, (title, drawn) in SECTIONS.items():
         file = HERE / "results" / f"{name}.json"
         if not file.exists():
@@ -88,8 +87,7 @@ def write_tables() -> None:
         found = json.loads(file.read_text())
         on = ", ".join(str(found[k]) for k in ("date", "hardware", "gpu", "torch") if k in found)
         parts.append(f"## {title}\n\n{found['what']}. {on}.\n\n{drawn(found)}")
-    mark = "<!-- tables -->"
-    readme.write_text(text[: text.index(mark)] + mark + "\n\n" + "\n\n".join(parts) + "\n", encoding="utf-8")
+    return text[: text.index(MARK)] + MARK + "\n\n" + "\n\n".join(parts) + "\n"
 
 
 def main() -> None:
@@ -100,7 +98,8 @@ def main() -> None:
         sys.stdout.write(f"== {name}\n")
         sys.stdout.flush()
         subprocess.run([sys.executable, str(HERE / f"{name}.py")], check=False)
-    write_tables()
+    readme = HERE / "README.md"
+    readme.write_text(with_tables(readme.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

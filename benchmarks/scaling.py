@@ -56,7 +56,7 @@ def pictures(count: int) -> dict[str, Any]:
         for n in range(count):
             Image.new("RGB", (64, 64), (n % 256, n // 256 % 256, 7)).save(folder / f"{n:05}.png")
         config = parse({"batch_size": 1, "data": {"folder": str(folder), "trigger": "zog", "resolution": 64, "bucket_step_px": 8}})
-        encoder = Encoder(lambda pixels: torch.zeros(1, 4, 8, 8), None, "none", 8)
+        encoder = Encoder(lambda pixels: torch.zeros(1, 4, 8, 8), "none")
         before = engines.rss()
         began = time.perf_counter()
         cache = LatentCache(scan(config.data), encoder, lambda n, of: None, Disk(Path(place) / "cache", 20.0))
