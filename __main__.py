@@ -305,6 +305,10 @@ def _backend(base: str, companion: str, precision: str, device: str = "", base_c
 
 def _opened(config: TrainConfig, device: str) -> Any:
     """The base model of a job."""
+    from .lora_core.errors import LoomError
+
+    if config.compile and config.offload:
+        raise LoomError("compile: blocks that come from main memory cannot be compiled; turn compile off, or set offload to 0.")
     backend = _backend(config.base, config.companion, config.precision, device, config.base_config, config.storage, config.offload)
     backend.compile = config.compile
     return backend

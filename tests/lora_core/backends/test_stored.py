@@ -8,7 +8,7 @@ import shutil
 import pytest
 import tiny_flow
 import torch
-from lora_loom.__main__ import _backend
+from lora_loom.__main__ import _backend, _opened
 from lora_loom.convert import products
 from lora_loom.lora_core.backends.headless import blocks
 from lora_loom.lora_core.backends.opening import open_backend
@@ -18,6 +18,7 @@ from lora_loom.lora_core.config import parse
 from lora_loom.lora_core.data.batches import Batch
 from lora_loom.lora_core.data.buckets import fit
 from lora_loom.lora_core.data.folder import scan
+from lora_loom.lora_core.errors import LoomError
 from lora_loom.lora_core.events import Listener
 from lora_loom.lora_core.toy.model import MODEL
 from lora_loom.lora_core.trainer import train
@@ -135,13 +136,18 @@ def test_two_blocks_at_most_are_on_the_device():
     assert torch.equal(ours, theirs)
 
 
+def test_what_streams_is_not_compiled(folders):
+    with pytest.raises(LoomError, match="compile: blocks that come from main memory cannot be compiled"):
+        _opened(parse({"base": str(folders["flux1"]), "compile": True, "offload": 0.5}), "cpu")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("checkpointing", [False, "all"])
-def test_compiled_blocks_compute_the_same(folders, checkpointing):
+@pytest.mark.parametrize(("checkpointing", "storage"), [(False, "auto"), ("all", "auto"), (False, "fp8")])
+def test_compiled_blocks_compute_the_same(folders, checkpointing, storage):
     pytest.importorskip("torch._inductor")
     if shutil.which("g++") is None:
         pytest.skip("compiling for a CPU needs a C++ compiler")
-    backend = open_backend(str(folders["flux1"]), device="cpu")
+    backend = _backend(str(folders["flux1"]), "", "auto", "cpu", storage=storage)
     plain = gradients(backend, checkpointing, 4)
     backend.compile = True
     fused = gradients(backend, checkpointing, 4)
