@@ -1,6 +1,6 @@
 """What known tricks gain on a CPU, each against the plain headless step in processes of their own, taking turns: full-size random SD1.5, 256 px.
 
-    python benchmarks/tricks.py [--rounds 3] [--steps 4]
+    python benchmarks/tricks.py [--rounds 2] [--steps 3]
 """
 
 from __future__ import annotations
@@ -77,8 +77,8 @@ def shared(engine: Any) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     engines.enter_package()

@@ -71,6 +71,7 @@ class Streamed:
         self._layers = [heavy(block) for block in blocks]
         self._number = {layer: n for n, layers in enumerate(self._layers) for layer in layers}
         self._device, self._at, self._here = device, -1, dict[int, tuple[dict[Any, torch.Tensor], Any]]()
+        self._order: list[int] = []  # as the first pass meets them, which need not be the order they are listed in
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         for layer in self._number:
             weight = layer.weight.data.cpu()
@@ -87,12 +88,16 @@ class Streamed:
         return self._here[number][0][layer].to(dtype)
 
     def _arrive(self, number: int) -> None:
-        step = -1 if number == self._at - 1 or number == len(self._layers) - 1 else 1  # a step ends with the last block, where the way turns
+        if number not in self._order:
+            self._order.append(number)
+        place, last = self._order.index(number), len(self._order) - 1
+        back = place == last or (self._at in self._order and place == self._order.index(self._at) - 1)  # a step turns around at the last block
         self._at = number
-        wanted = [number, *(number + step * n for n in range(1, AHEAD + 1))]
+        places = [place + (-n if back else n) for n in range(AHEAD + 1)]
+        wanted = [self._order[p] for p in places if 0 <= p <= last]
         self._here = {n: held for n, held in self._here.items() if n in wanted}
         for n in wanted:
-            if 0 <= n < len(self._layers) and n not in self._here:
+            if n not in self._here:
                 self._here[n] = self._copied(n)
         copies, ready = self._here[number]
         if ready is not None:

@@ -117,20 +117,21 @@ def test_layers_of_bitsandbytes_are_trained_as_they_are(kind, folders, tmp_path,
     assert trained(backend, pictures, tmp_path)
 
 
-def test_two_blocks_at_most_are_on_the_device():
+@pytest.mark.parametrize("listed", [[0, 1, 2, 3, 4], [3, 0, 4, 1, 2]], ids=["as they run", "in another order"])
+def test_two_blocks_at_most_are_on_the_device_and_the_next_one_is_on_its_way(listed):
     torch.manual_seed(0)
     network = torch.nn.Sequential(*(torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.GELU(), torch.nn.Linear(8, 8)) for _ in range(5)))
     plain = copy.deepcopy(network)
-    streamed, seen, order = Streamed(list(network), torch.device("cpu")), [], []
+    streamed, seen, order = Streamed([network[n] for n in listed], torch.device("cpu")), [], []
     arrive, copied = streamed._arrive, streamed._copied
     streamed._arrive = lambda n: (arrive(n), seen.append(len(streamed._here)))
-    streamed._copied = lambda n: (order.append(n), copied(n))[1]
+    streamed._copied = lambda n: (order.append(listed[n]), copied(n))[1]
     x = torch.randn(3, 8, requires_grad=True)
     for _ in range(2):
         out = network(x)
         (ours,) = torch.autograd.grad(out.square().sum(), x)
     assert max(seen) == 2
-    assert order == [0, 1, 2, 3, 4, 2, 1, 0, 1, 2, 3, 4, 2, 1, 0]  # the last two stay for the way back
+    assert order == [0, 1, 2, 3, 4, 2, 1, 0, 1, 2, 3, 4, 2, 1, 0]  # the last two stay for the way back; none is copied in vain
     (theirs,) = torch.autograd.grad(plain(x).square().sum(), x)
     assert torch.equal(out, plain(x))
     assert torch.equal(ours, theirs)
