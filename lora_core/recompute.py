@@ -10,6 +10,7 @@ import torch
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 ALL, CHEAP = "all", "cheap"
+SMALL_SHARE = 256
 _aten = torch.ops.aten
 _DEAR = {
     op.default if hasattr(op, "default") else op
@@ -26,6 +27,14 @@ def recomputed(function: Callable[..., Any], how: bool | str, *args: Any, **kwar
     """`function(*args, **kwargs)`, of which the backward pass makes all again, or (`cheap`) all but matrix products, convolutions and attention."""
     keep: dict[str, Any] = {"context_fn": functools.partial(create_selective_checkpoint_contexts, _policy)} if how == CHEAP else {}
     return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False, **keep, **kwargs)
+
+
+def worthwhile(module: torch.nn.Module, x: torch.Tensor) -> bool:
+    """Whether recomputing a block for input `x` saves memory worth its time: a few pixels behind large weights cost much and keep little.
+
+    A block keeps some ten tensors of its input's size, so what is not recomputed stays below a twentieth of its weights.
+    """
+    return x.numel() * SMALL_SHARE >= sum(p.numel() for p in module.parameters())
 
 
 def _policy(context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:

@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 from ..adapters import AdapterSet, attach
 from ..data.store import Memory, Store, key_of
 from ..errors import LoomError
-from ..recompute import ALL, CHEAP, recomputed
+from ..recompute import ALL, CHEAP, recomputed, worthwhile
 from ..tokens import TokenTable
 from .base import TextLength, weights_fingerprint, whole_fingerprint
 from .clip_text import Text, length_of
@@ -220,7 +220,9 @@ class Headless:
         with attach(layers, adapters), compiled(blocks(network) if self.compile else ()):
             try:
                 if checkpointing:
-                    network.enable_gradient_checkpointing(lambda module, *args: recomputed(module.__call__, checkpointing, *args))
+                    network.enable_gradient_checkpointing(
+                        lambda module, x, *args: recomputed(module.__call__, checkpointing, x, *args) if worthwhile(module, x) else module(x, *args)
+                    )
                     network.train()  # diffusers checkpoints only in training mode
                     for module in network.modules():
                         if isinstance(module, nn.Dropout):
