@@ -167,10 +167,7 @@ class PanelListener(Listener):
         panel.saves = [s for s in then.get("saves", []) if isinstance(s, int) and s <= first_step]
         panel.samples = [s for s in then.get("samples", []) if isinstance(s, list) and s and isinstance(s[0], int) and s[0] <= first_step]
         panel.probes = [[m[0], number(m[1]), number(m[2])] for m in facts.get("validation", [])]
-        size = facts["trained_values"] * 4
-        layers = f"{facts['layers']} layers, " if facts["layers"] else ""
-        file = f"{size / 1e6:.1f} MB" if size > 1e5 else f"{size / 1e3:.0f} kB"
-        panel.say(f"Training {layers}{facts['trained_values']:,} values (a file of about {file}), on {facts['pictures']} pictures")
+        panel.say(_trained(facts["layers"], facts["trained_values"], facts["pictures"]))
         panel.changed(status="training", doing="", step=first_step, steps=steps)
 
     def on_step(self, report: StepReport) -> None:
@@ -190,6 +187,13 @@ class PanelListener(Listener):
 
     def on_end(self, outcome: str, step: int) -> None:
         self._panel.outcome, self._panel.doing = outcome, ""
+
+
+def _trained(layers: int, values: int, pictures: int) -> str:
+    size = f"{values * 4 / 1e6:.1f} MB" if values * 4 > 1e5 else f"{values * 4 / 1e3:.0f} kB"
+    if not layers:  # an embedding alone
+        return f"Training {values:,} values (a file of about {size}), on {pictures} pictures"
+    return f"Training {layers} layers, {values:,} values (a file of about {size}), on {pictures} pictures"
 
 
 _panels: collections.OrderedDict[tuple[str, str], Panel] = collections.OrderedDict()
