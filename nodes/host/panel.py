@@ -202,17 +202,21 @@ _panels: collections.OrderedDict[tuple[str, str], Panel] = collections.OrderedDi
 def begin(hidden: Any) -> Panel:
     """A new panel for the node that starts now; it takes the place of what the node showed before."""
     node = str(hidden.unique_id)
-    info = hidden.extra_pnginfo if isinstance(hidden.extra_pnginfo, dict) else {}
-    workflow = info.get("workflow")
     mine = hidden.prompt.get(node, {}) if isinstance(hidden.prompt, dict) else {}
     inputs = {key: value for key, value in mine.get("inputs", {}).items() if isinstance(value, str | int | float | bool)}
-    panel = Panel(node, str(workflow.get("id") or "") if isinstance(workflow, dict) else "", mine.get("class_type", ""), inputs)
+    panel = Panel(node, str((workflow_of(hidden) or {}).get("id") or ""), mine.get("class_type", ""), inputs)
     _panels.pop((panel.workflow, node), None)
     _panels[panel.workflow, node] = panel
     while len(_panels) > MAX_PANELS:
         _panels.popitem(last=False)
     panel.tell(force=True)
     return panel
+
+
+def workflow_of(hidden: Any) -> dict[str, Any] | None:
+    """The graph a node was queued from, as the page sends it along; None where it was queued without one."""
+    info = hidden.extra_pnginfo if isinstance(hidden.extra_pnginfo, dict) else {}
+    return workflow if isinstance(workflow := info.get("workflow"), dict) else None
 
 
 def panel_of(node: str | None) -> Panel | None:
