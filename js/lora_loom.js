@@ -68,7 +68,7 @@ app.registerExtension({
     const executed = node.onExecuted;
     node.onExecuted = function (output) {
       executed?.apply(this, arguments);
-      if (output?.text?.length) showReport(this, output.text.map(said).join("\n"), Boolean(output.images?.length));
+      if (output?.text?.length) showReport(this, output.text.join("\n").split("\n").map(said).join("\n"), Boolean(output.images?.length));
     };
   },
 });
