@@ -1,5 +1,5 @@
 // The course of a run as a chart: loss raw and smoothed, probes, learning rate on its own axis, marks. It draws when something changed and can be seen.
-import { say } from "./panel_words.js";
+import { t } from "./words.js";
 
 const FIRST = 0, LAST = 1, LOW = 2, HIGH = 3, SMOOTH = 4, RATE = 5, NORM = 6; // of a row
 const COLOURS = { raw: "rgba(90, 160, 255, .38)", smooth: "#4ea1ff", rate: "#d99a2b", held_out: "#ff7b6b", trained: "#62c370", save: "#62c370", sample: "#c58af9" };
@@ -282,7 +282,7 @@ export class Chart {
       pen.beginPath(); pen.moveTo(x(best[0]), TOP); pen.lineTo(x(best[0]), bottom); pen.stroke();
       pen.setLineDash([]);
       pen.textAlign = x(best[0]) > this.width - RIGHT - 60 ? "right" : "left";
-      pen.fillText(` ${say("best")} ${best[0]} `, x(best[0]), TOP + 6);
+      pen.fillText(` ${t("panel.best")} ${best[0]} `, x(best[0]), TOP + 6);
     }
   }
 
@@ -303,15 +303,15 @@ export class Chart {
 
   read() {
     const row = this.near;
-    if (!row) return void (this.readout.textContent = this.rows.length ? say("zoom_hint") : "");
+    if (!row) return void (this.readout.textContent = this.rows.length ? t("panel.zoom_hint") : "");
     const [first, last, low, high, smooth, rate, norm] = row;
     const raw = low === null ? "–" : low === high ? short(low) : `${short(low)} – ${short(high)}`;
-    const parts = [`${first === last ? last : `${first}–${last}`}`, `${say("loss")} ${raw}`];
-    if (smooth !== null) parts.push(`${say("smoothed")} ${short(smooth)}`);
-    if (rate !== null) parts.push(`${say("rate_short")} ${rate.toExponential(2)}`);
-    if (norm !== null) parts.push(`${say("norm")} ${short(norm)}`);
+    const parts = [`${first === last ? last : `${first}–${last}`}`, `${t("panel.loss")} ${raw}`];
+    if (smooth !== null) parts.push(`${t("panel.smoothed")} ${short(smooth)}`);
+    if (rate !== null) parts.push(`${t("panel.rate")} ${rate.toExponential(2)}`);
+    if (norm !== null) parts.push(`${t("panel.norm")} ${short(norm)}`);
     const probe = this.probes.find((p) => p[0] >= first && p[0] <= last);
-    if (probe) parts.push(`${say("held_out")} ${short(probe[1])}`, `${say("trained")} ${short(probe[2])}`);
+    if (probe) parts.push(`${t("panel.held_out")} ${short(probe[1])}`, `${t("panel.trained")} ${short(probe[2])}`);
     this.readout.textContent = parts.join(" · ");
   }
 }

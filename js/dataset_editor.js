@@ -1,7 +1,7 @@
 // The Dataset Editor's grid: captions to edit, search and replace, pictures to leave out, undo. Talks to /lora_loom/dataset*, which checks everything again.
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
-import { said, t } from "./words.js";
+import { language, said, t } from "./words.js";
 
 const BATCH = 60; // cards added at a time, so ten thousand pictures open at once
 
@@ -48,7 +48,7 @@ class Editor {
     this.reload = make("button", { textContent: t("editor.reload"), onclick: () => this.load() });
     this.said = make("div", { className: "said", textContent: t("editor.run_first") });
     this.grid = make("div", { className: "grid" });
-    this.root = make("div", { className: "loom-editor" }, make("style", { textContent: STYLE }),
+    this.root = make("div", { className: "loom-editor", lang: language }, make("style", { textContent: STYLE }),
       make("div", { className: "bar" }, this.find, this.replacement, this.replaceAll, this.save, this.back, this.reload, this.said), this.grid);
     this.find.addEventListener("input", () => this.draw());
     this.grid.addEventListener("scroll", () => {

@@ -2,6 +2,7 @@
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { findField, mark, toast, unmark } from "./fields.js";
+import { said, t } from "./words.js";
 
 async function stopAndKeep(node) {
   const response = await api.fetchApi("/lora_loom/stop", {
@@ -10,7 +11,7 @@ async function stopAndKeep(node) {
     body: JSON.stringify({ node: node.loomPanel?.state?.node ?? String(node.id) }),
   });
   const answer = await response.json();
-  toast(response.ok ? "success" : "warn", response.ok ? "Stopping after this step; the result is kept." : answer.error, 4000);
+  toast(response.ok ? "success" : "warn", response.ok ? t("panel.asked_stop") : said(answer.error), 4000);
 }
 
 const STOPPABLE = ["LoraLoomTrainLora", "LoraLoomTrainEmbedding", "LoraLoomFindLearningRate", "LoraLoomZipLoras"];
@@ -19,7 +20,7 @@ app.registerExtension({
   name: "lora_loom.stop",
   getNodeMenuItems(node) {
     if (!STOPPABLE.includes(node.comfyClass)) return [];
-    return [{ content: "Stop and keep", callback: () => stopAndKeep(node) }];
+    return [{ content: t("panel.stop"), callback: () => stopAndKeep(node) }];
   },
 });
 
@@ -33,7 +34,7 @@ api.addEventListener("execution_error", ({ detail }) => {
   const node = graph?.getNodeById(Number(path.at(-1)));
   if (node?.loomPanel) return;
   const sentence = String(detail.exception_message ?? "").trim();
-  toast("error", sentence, 15000);
+  toast("error", said(sentence), 15000);
   const found = node && findField(node, sentence);
   if (found) { mark(found); marked.add(found); }
 });
@@ -67,7 +68,7 @@ app.registerExtension({
     const executed = node.onExecuted;
     node.onExecuted = function (output) {
       executed?.apply(this, arguments);
-      if (output?.text?.length) showReport(this, output.text.join("\n"), Boolean(output.images?.length));
+      if (output?.text?.length) showReport(this, output.text.join("\n").split("\n").map(said).join("\n"), Boolean(output.images?.length));
     };
   },
 });

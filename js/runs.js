@@ -1,53 +1,7 @@
 // The Runs tab: runs on disk with their pictures and figures; open, compare, resume, export, copy the trigger, delete and restore. Talks to /lora_loom/runs*.
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
-
-const WORDS = {
-  title: "LoRA Loom",
-  tooltip: "Runs of LoRA Loom",
-  filter: "filter by name, base or trigger",
-  refresh: "Refresh",
-  compare: "Compare",
-  compare_hint: "Tick two runs or more to compare them",
-  back: "Back to the list",
-  none: "No runs yet. Train LoRA puts them into {place}.",
-  nothing_fits: "No run fits {text}.",
-  count: "{shown} of {all} runs",
-  state_running: "running",
-  state_paused: "paused",
-  state_stopped: "stopped",
-  state_finished: "finished",
-  state_failed: "failed",
-  state_interrupted: "interrupted",
-  steps: "{done} of {all} steps",
-  best: "best probe {loss} at step {step}",
-  select: "Select to compare",
-  open: "Open folder",
-  copy_path: "Copy path",
-  copied: "Copied: {text}",
-  not_copied: "The browser does not allow copying; it reads: {text}",
-  resume: "Resume",
-  resume_hint: "Prepares the train node to go on with this run",
-  resumed: "{node} goes on with {name}. Press Run; set more steps first if all are done.",
-  resume_missing: "Open the workflow this run was trained with, set name to {name} and resume to continue last, and press Run.",
-  resume_node: "The train node",
-  export: "Export",
-  export_hint: "Writes the chosen weights into models/loras, never over another file",
-  save_result: "result",
-  save_best: "best, step {step}",
-  save_step: "step {step}",
-  exported: "Written: {files}",
-  trigger: "Copy trigger",
-  delete: "Delete",
-  delete_hint: "Moves the run into the trash below; its files in models/loras stay",
-  deleted: "{name} is in the trash.",
-  trash: "Trash ({count})",
-  restore: "Restore",
-  restored: "{name} is back.",
-  loss: "loss, smoothed (solid); on held-out pictures (dashed)",
-  at_step: "step {step}",
-  unreachable: "The server does not answer; is ComfyUI still running?",
-};
+import { language, said, t } from "./words.js";
 
 const API = "/lora_loom/runs";
 const BATCH = 40; // cards added at a time, so hundreds of runs open at once
@@ -103,12 +57,8 @@ function make(tag, properties = {}, ...children) {
   return element;
 }
 
-function words(key, values = {}) {
-  return (WORDS[key] ?? key).replace(/\{(\w+)\}/g, (whole, name) => (name in values ? String(values[name]) : whole));
-}
-
 const size = (bytes) => (bytes >= 1e9 ? `${(bytes / 1e9).toFixed(1)} GB` : `${(bytes / 1e6).toFixed(bytes < 1e7 ? 1 : 0)} MB`);
-const date = (seconds) => new Date(seconds * 1000).toLocaleString([], { dateStyle: "medium", timeStyle: "short" });
+const date = (seconds) => new Date(seconds * 1000).toLocaleString(language, { dateStyle: "medium", timeStyle: "short" });
 const picture = (run, large = false) =>
   api.apiURL(`${API}/picture?id=${encodeURIComponent(run.id)}&step=${run.picture}${large ? "&large=1" : ""}&of=${Math.round(run.changed)}`);
 
@@ -119,9 +69,9 @@ async function ask(path, body) {
     response = await api.fetchApi(API + path, options);
     answer = await response.json();
   } catch {
-    throw new Error(words("unreachable"));
+    throw new Error(t("runs.unreachable"));
   }
-  if (!response.ok) throw new Error(answer.error ?? response.statusText);
+  if (!response.ok) throw new Error(answer.error ? said(answer.error) : response.statusText);
   return answer;
 }
 
@@ -216,10 +166,10 @@ class Curves {
       const swatch = make("i");
       swatch.style.background = line.colour;
       const loss = step === null || step > (line.loss.at(-1)?.[0] ?? 0) ? null : near(line.loss), held = loss && near(line.held_out);
-      const figures = loss ? ` · ${loss[1].toPrecision(4)}${held ? ` · ${held[1].toPrecision(4)} (${words("at_step", { step: held[0] })})` : ""}` : "";
+      const figures = loss ? ` · ${loss[1].toPrecision(4)}${held ? ` · ${held[1].toPrecision(4)} (${t("runs.at_step", { step: held[0] })})` : ""}` : "";
       return make("div", {}, swatch, line.name + figures);
     });
-    this.legend.replaceChildren(...rows, make("div", { className: "facts", textContent: step === null ? words("loss") : words("at_step", { step }) }));
+    this.legend.replaceChildren(...rows, make("div", { className: "facts", textContent: step === null ? t("runs.loss") : t("runs.at_step", { step }) }));
   }
 }
 
@@ -232,13 +182,13 @@ class Runs {
     this.saves = new Map(); // run -> what its export takes
     this.local = false;
     this.place = "";
-    this.filter = make("input", { type: "text", placeholder: words("filter") });
-    this.compare = make("button", { textContent: words("compare"), disabled: true, title: words("compare_hint"), onclick: () => this.showCompared() });
+    this.filter = make("input", { type: "text", placeholder: t("runs.filter") });
+    this.compare = make("button", { textContent: t("runs.compare"), disabled: true, title: t("runs.compare_hint"), onclick: () => this.showCompared() });
     this.said = make("div", { className: "said" });
     this.list = make("div", { className: "list" });
     this.trash = make("details");
-    this.bar = make("div", { className: "bar" }, this.filter, make("button", { textContent: words("refresh"), onclick: () => this.load() }), this.compare);
-    this.root = make("div", { className: "loom-runs" }, make("style", { textContent: STYLE }), this.bar, this.said, this.list, this.trash);
+    this.bar = make("div", { className: "bar" }, this.filter, make("button", { textContent: t("runs.refresh"), onclick: () => this.load() }), this.compare);
+    this.root = make("div", { className: "loom-runs", lang: language }, make("style", { textContent: STYLE }), this.bar, this.said, this.list, this.trash);
     this.filter.addEventListener("input", () => {
       this.list.scrollTop = 0;
       this.draw();
@@ -254,7 +204,7 @@ class Runs {
   }
 
   toast(detail, severity = "success") {
-    app.extensionManager?.toast?.add({ severity, summary: words("title"), detail, life: 6000 });
+    app.extensionManager?.toast?.add({ severity, summary: "LoRA Loom", detail, life: 6000 });
   }
 
   // Runs what a button does; the sentence of an error goes where it is seen.
@@ -299,7 +249,7 @@ class Runs {
 
   draw() {
     const wanted = this.filter.value.trim().toLowerCase(), scroll = this.list.scrollTop, seen = Math.max(BATCH, this.drawn ?? 0);
-    this.fitting = this.runs.filter((r) => [r.id, r.base, r.trigger, words(`state_${r.state}`)].some((text) => text.toLowerCase().includes(wanted)));
+    this.fitting = this.runs.filter((r) => [r.id, r.base, r.trigger, t(`runs.state_${r.state}`)].some((text) => text.toLowerCase().includes(wanted)));
     this.drawn = 0;
     this.list.replaceChildren();
     this.more(scroll ? seen : BATCH);
@@ -310,9 +260,9 @@ class Runs {
   }
 
   count() {
-    if (!this.runs.length) this.say(words("none", { place: this.place }));
-    else if (!this.fitting.length) this.say(words("nothing_fits", { text: this.filter.value }));
-    else this.say(words("count", { shown: this.fitting.length, all: this.runs.length }));
+    if (!this.runs.length) this.say(t("runs.none", { place: this.place }));
+    else if (!this.fitting.length) this.say(t("runs.nothing_fits", { text: this.filter.value }));
+    else this.say(t("runs.count", { shown: this.fitting.length, all: this.runs.length }));
   }
 
   more(count = BATCH) {
@@ -322,17 +272,17 @@ class Runs {
   }
 
   card(run) {
-    const tick = make("input", { type: "checkbox", checked: this.chosen.has(run.id), title: words("select") });
+    const tick = make("input", { type: "checkbox", checked: this.chosen.has(run.id), title: t("runs.select") });
     const image = run.picture === null ? make("div", { className: "blank" })
       : make("img", { src: picture(run), loading: "lazy", decoding: "async", draggable: false, alt: "" });
     image.onerror = () => image.replaceWith(make("div", { className: "blank" }));
-    const figures = [words("steps", { done: run.step, all: run.steps }), ...(run.base ? [run.base] : [])];
-    const best = run.best ? [words("best", { loss: run.best[1].toPrecision(4), step: run.best[0] })] : [];
+    const figures = [t("runs.steps", { done: run.step, all: run.steps }), ...(run.base ? [run.base] : [])];
+    const best = run.best ? [t("runs.best", { loss: run.best[1].toPrecision(4), step: run.best[0] })] : [];
     const facts = make("div", {}, make("label", { className: "name" }, tick, run.id),
-      make("div", { className: "facts" }, make("span", { className: `state ${run.state}`, textContent: words(`state_${run.state}`) }), figures.join(" · ")),
+      make("div", { className: "facts" }, make("span", { className: `state ${run.state}`, textContent: t(`runs.state_${run.state}`) }), figures.join(" · ")),
       ...best.map((text) => make("div", { className: "facts", textContent: text })),
       make("div", { className: "facts", textContent: `${date(run.changed)} · ${size(run.size_bytes)}` }));
-    if (run.said) facts.append(make("div", { className: "why", textContent: run.said }));
+    if (run.said) facts.append(make("div", { className: "why", textContent: said(run.said) }));
     facts.append(this.actions(run));
     const card = make("div", { className: "card" }, image, facts);
     card.classList.toggle("chosen", tick.checked);
@@ -347,17 +297,17 @@ class Runs {
 
   actions(run) {
     const button = (key, work, hint = "", disabled = false) =>
-      make("button", { textContent: words(key), title: hint && words(hint), disabled, onclick: () => this.act(work) });
+      make("button", { textContent: t(`runs.${key}`), title: hint && t(`runs.${hint}`), disabled, onclick: () => this.act(work) });
     const path = `${this.place}/${run.id}`;
     const folder = this.local ? button("open", () => ask("/open", { id: run.id })) : button("copy_path", () => this.copy(path));
     folder.title = path;
     const resume = button("resume", () => this.resume(run), "resume_hint", !run.saves.length || run.state === "running");
     const row = make("div", { className: "actions" }, folder, resume);
-    const choices = run.saves.filter((s) => s !== run.best_save).reverse().map((s) => [s, words("save_step", { step: s })]);
-    if (run.best_save !== null) choices.unshift(["best", words("save_best", { step: run.best_save })]);
-    if (run.results.length) choices.unshift(["result", words("save_result")]);
+    const choices = run.saves.filter((s) => s !== run.best_save).reverse().map((s) => [s, t("runs.at_step", { step: s })]);
+    if (run.best_save !== null) choices.unshift(["best", t("runs.save_best", { step: run.best_save })]);
+    if (run.results.length) choices.unshift(["result", t("runs.save_result")]);
     if (choices.length) {
-      const select = make("select", { title: words("export_hint") }, ...choices.map(([value, text]) => make("option", { value, textContent: text })));
+      const select = make("select", { title: t("runs.export_hint") }, ...choices.map(([value, text]) => make("option", { value, textContent: text })));
       select.value = this.saves.get(run.id) ?? choices[0][0];
       if (select.selectedIndex < 0) select.selectedIndex = 0;
       select.addEventListener("change", () => this.saves.set(run.id, select.value));
@@ -381,21 +331,21 @@ class Runs {
       area.select();
       const done = document.execCommand("copy");
       area.remove();
-      if (!done) return this.say(words("not_copied", { text }), true);
+      if (!done) return this.say(t("runs.not_copied", { text }), true);
     }
-    this.toast(words("copied", { text }));
+    this.toast(t("runs.copied", { text }));
   }
 
   async export(run, save) {
     const { files } = await ask("/export", { id: run.id, save: /^\d+$/.test(save) ? Number(save) : save });
-    this.toast(words("exported", { files: files.join(", ") }));
+    this.toast(t("runs.exported", { files: files.join(", ") }));
     await app.refreshComboInNodes?.(); // the new file is in every loader's list at once
   }
 
   async delete(run) {
     await ask("/delete", { id: run.id });
     this.chosen.delete(run.id);
-    this.toast(words("deleted", { name: run.id }));
+    this.toast(t("runs.deleted", { name: run.id }));
     await this.load();
   }
 
@@ -406,7 +356,7 @@ class Runs {
     const found = [...nodesOf(app.rootGraph ?? app.graph)].filter((node) => node.comfyClass === kind);
     const own = found.filter((node) => name.startsWith(String(widget(node, "name")?.value)));
     const node = own.length === 1 ? own[0] : found.length === 1 ? found[0] : null;
-    if (!node) return this.toast(words("resume_missing", { name }), "info");
+    if (!node) return this.toast(t("runs.resume_missing", { name }), "info");
     for (const [key, value] of [["name", name], ["resume", "continue last"]]) {
       const target = widget(node, key);
       if (target) {
@@ -416,19 +366,19 @@ class Runs {
     }
     if (node.graph === app.canvas?.graph) app.canvas.centerOnNode(node);
     app.canvas?.setDirty(true, true);
-    this.toast(words("resumed", { node: node.title ?? words("resume_node"), name }));
+    this.toast(t("runs.resumed", { node: node.title ?? t("runs.resume_node"), name }));
   }
 
   drawTrash() {
     this.trash.hidden = !this.trashed.length;
     const rows = this.trashed.map((run) => make("div", {}, make("span", { textContent: `${run.name} · ${date(run.time)} · ${size(run.size_bytes)}` }),
-      make("button", { textContent: words("restore"), onclick: () => this.act(() => this.restore(run)) })));
-    this.trash.replaceChildren(make("summary", { textContent: words("trash", { count: this.trashed.length }) }), ...rows);
+      make("button", { textContent: t("runs.restore"), onclick: () => this.act(() => this.restore(run)) })));
+    this.trash.replaceChildren(make("summary", { textContent: t("runs.trash", { count: this.trashed.length }) }), ...rows);
   }
 
   async restore(run) {
     const { id } = await ask("/restore", { trash: run.id });
-    this.toast(words("restored", { name: id }));
+    this.toast(t("runs.restored", { name: id }));
     await this.load();
   }
 
@@ -437,9 +387,9 @@ class Runs {
     const legend = make("div", { className: "legend" }), curves = new Curves(legend);
     const samples = runs.filter((r) => r.picture !== null).map((run) =>
       make("figure", {}, make("img", { src: picture(run, true), loading: "lazy", decoding: "async", alt: "" }),
-        make("figcaption", { textContent: `${run.id} · ${words("at_step", { step: run.picture })}` })));
+        make("figcaption", { textContent: `${run.id} · ${t("runs.at_step", { step: run.picture })}` })));
     const view = make("div", { className: "compare" }, curves.root, legend, make("div", { className: "samples" }, ...samples));
-    const back = make("button", { textContent: words("back"), onclick: () => {
+    const back = make("button", { textContent: t("runs.back"), onclick: () => {
       curves.dispose();
       this.root.replaceChildren(this.root.firstChild, this.bar, this.said, this.list, this.trash);
     } });
@@ -466,8 +416,8 @@ app.registerExtension({
     app.extensionManager?.registerSidebarTab?.({
       id: "lora_loom_runs",
       icon: "pi pi-chart-line",
-      title: words("title"),
-      tooltip: words("tooltip"),
+      title: "LoRA Loom",
+      tooltip: t("runs.tooltip"),
       type: "custom",
       render(place) { // called again whenever the page lays itself out anew
         if (place.firstChild === tab.root) return;

@@ -3,7 +3,7 @@ import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { Chart } from "./chart.js";
 import { findField, mark, toast, unmark } from "./fields.js";
-import { say } from "./panel_words.js";
+import { language, said, t } from "./words.js";
 
 const PANELS = ["LoraLoomTrainLora", "LoraLoomTrainEmbedding", "LoraLoomFindLearningRate"];
 const ACTIVE = ["preparing", "training"];
@@ -96,11 +96,11 @@ class TrainPanel {
     this.asking = this.askAgain = false;
     this.marked = null;
     this.chart = new Chart();
-    this.status = make("span", { className: "status", textContent: say("idle") });
+    this.status = make("span", { className: "status", textContent: t("panel.idle") });
     this.line = make("span", { className: "line" });
     this.filled = make("div");
-    this.buttons = Object.fromEntries(BUTTONS.map((name) => [name, make("button", { textContent: say(name), title: say(`${name}_tip`), onclick: () => this.ask(name) })]));
-    this.goOn = make("button", { textContent: say("go_on"), title: say("go_on_tip"), onclick: () => this.continue() });
+    this.buttons = Object.fromEntries(BUTTONS.map((name) => [name, make("button", { textContent: t(`panel.${name}`), title: t(`panel.${name}_tip`), onclick: () => this.ask(name) })]));
+    this.goOn = make("button", { textContent: t("panel.go_on"), title: t("panel.go_on_tip"), onclick: () => this.continue() });
     this.error = make("div", { className: "error", hidden: true });
     this.legend = make("div", { className: "legend" });
     this.newest = make("img", { className: "newest", draggable: false });
@@ -109,7 +109,7 @@ class TrainPanel {
     this.pictures = make("div", { className: "pictures", hidden: true }, this.newest, this.before, this.strip);
     this.messages = make("div", { className: "messages" });
     this.controls = make("div", { className: "buttons" }, ...Object.values(this.buttons), this.goOn);
-    this.root = make("div", { className: "loom-panel idle" }, make("style", { textContent: STYLE }), make("div", { className: "head" }, this.status, this.line),
+    this.root = make("div", { className: "loom-panel idle", lang: language }, make("style", { textContent: STYLE }), make("div", { className: "head" }, this.status, this.line),
       make("div", { className: "bar" }, this.filled), this.controls, this.error, this.chart.root, this.legend, this.pictures, this.messages);
     this.chart.risingRate = node.comfyClass === "LoraLoomFindLearningRate";
     this.offered = this.chart.risingRate ? ["stop"] : BUTTONS;
@@ -191,7 +191,7 @@ class TrainPanel {
       }
       this.heard = performance.now();
     } catch {
-      if (this.active()) this.line.textContent = say("server_gone");
+      if (this.active()) this.line.textContent = t("panel.server_gone");
     }
     await new Promise((done) => setTimeout(done, BETWEEN_ASKS_MS));
     this.asking = false;
@@ -219,13 +219,14 @@ class TrainPanel {
     const once = `${session} ${status}`;
     if (this.told === once || ACTIVE.includes(status)) return;
     this.told = once;
-    if (status === "failed") toast("error", sentence, 15000);
+    if (status === "failed") toast("error", said(sentence), 15000);
     else if (result.files?.length) {
       const example = result.comfyui ? "" : (this.state.inputs?.sample_prompt ?? "").split("\n")[0].trim(); // no word of its own: what the samples were drawn with
-      const lines = [say("made", { files: result.files.join(", ") })];
-      if (result.trigger) lines.push(say("trigger", result));
-      lines.push(say(result.lora ? "in_comfyui_lora" : "in_comfyui", { file: result.files[0], prompt: result.comfyui || example }));
-      lines.push(say("in_a1111", { prompt: [example, result.a1111].filter(Boolean).join(", ") }));
+      const lines = [t("panel.made", { files: result.files.join(", ") })];
+      if (result.trigger) lines.push(t("panel.trigger", result));
+      const prompt = result.comfyui || example;
+      lines.push(result.lora ? t("panel.in_comfyui_lora", { file: result.files[0], prompt }) : `ComfyUI: ${prompt}`);
+      lines.push(`A1111: ${[example, result.a1111].filter(Boolean).join(", ")}`);
       toast("success", lines.join("\n"), 15000);
     }
   }
@@ -238,7 +239,7 @@ class TrainPanel {
       this.grow();
     }
     this.status.className = `status ${s.status}`;
-    this.status.textContent = say(s.status);
+    this.status.textContent = t(`panel.${s.status}`);
     this.line.textContent = this.sentence(s);
     this.filled.style.width = `${s.steps ? (100 * s.step) / s.steps : 0}%`;
     for (const name of this.offered) {
@@ -248,7 +249,7 @@ class TrainPanel {
     this.controls.hidden = !this.active() && !s.can_continue;
     this.goOn.hidden = !s.can_continue || this.active();
     this.error.hidden = !s.sentence;
-    this.error.textContent = s.sentence ?? "";
+    this.error.textContent = said(s.sentence ?? "");
     s.status === "failed" ? this.mark() : this.unmark();
     Object.assign(this.chart, { probes: s.probes, saves: s.saves, samples: s.samples.map((p) => p[0]) });
     this.chart.changed();
@@ -259,13 +260,13 @@ class TrainPanel {
 
   sentence(s) {
     const parts = [];
-    if (s.status === "preparing") return s.doing;
-    if (s.steps) parts.push(say("step", s));
+    if (s.status === "preparing") return said(s.doing);
+    if (s.steps) parts.push(t("panel.step", s));
     if (s.status === "training" && s.speed > 0) {
-      parts.push(s.speed >= 1 ? say("per_second", { n: s.speed.toFixed(1) }) : say("per_step", { n: (1 / s.speed).toFixed(1) }));
-      if (s.left_s !== null) parts.push(say("left", { time: clock(s.left_s) }));
+      parts.push(s.speed >= 1 ? t("panel.per_second", { n: s.speed.toFixed(1) }) : t("panel.per_step", { n: (1 / s.speed).toFixed(1) }));
+      if (s.left_s !== null) parts.push(t("panel.left", { time: clock(s.left_s) }));
     }
-    if (s.memory && this.active()) parts.push(say("memory", { of: s.memory.of, used: (s.memory.used / 2 ** 30).toFixed(1), total: (s.memory.total / 2 ** 30).toFixed(1) }));
+    if (s.memory && this.active()) parts.push(t("panel.memory", { of: s.memory.of, used: (s.memory.used / 2 ** 30).toFixed(1), total: (s.memory.total / 2 ** 30).toFixed(1) }));
     if (s.run) parts.push(s.run);
     return parts.join(" · ");
   }
@@ -279,7 +280,7 @@ class TrainPanel {
     if (key === this.legendShown) return;
     this.legendShown = key;
     this.legend.replaceChildren(...parts.map(([name, colour]) => {
-      const entry = make("span", { textContent: say(name) });
+      const entry = make("span", { textContent: t(`panel.${name}`) });
       entry.style.setProperty("--c", colour);
       return entry;
     }));
@@ -297,11 +298,11 @@ class TrainPanel {
     if (!s.samples.length) return;
     const newest = s.samples[s.samples.length - 1], large = s.samples.find((p) => p[0] === this.chosen) ?? newest;
     this.newest.src = this.picture(large, 1024);
-    this.newest.title = large[0] ? say("sample_of", { step: large[0] }) : say("before");
+    this.newest.title = large[0] ? t("panel.sample_of", { step: large[0] }) : t("panel.before");
     const small = (sample) => make("figure", {
       className: sample === large ? "chosen" : "",
       onclick: () => { this.chosen = sample === newest ? null : sample[0]; this.showSamples(this.state); },
-    }, make("img", { src: this.picture(sample, 128), draggable: false }), make("figcaption", { textContent: sample[0] ? String(sample[0]) : say("before") }));
+    }, make("img", { src: this.picture(sample, 128), draggable: false }), make("figcaption", { textContent: sample[0] ? String(sample[0]) : t("panel.before") }));
     this.before.replaceChildren(...s.samples.filter((p) => !p[0]).map(small)); // stays in sight beside the newest
     this.strip.replaceChildren(...s.samples.filter((p) => p[0]).slice(-STRIP).map(small));
     if (this.chosen === null) this.strip.scrollLeft = this.strip.scrollWidth;
@@ -311,7 +312,7 @@ class TrainPanel {
     const key = `${messages.length} ${messages[messages.length - 1] ?? ""}`;
     if (key === this.messagesShown) return;
     this.messagesShown = key;
-    this.messages.replaceChildren(...messages.map((text) => make("div", { textContent: text })));
+    this.messages.replaceChildren(...messages.map((text) => make("div", { textContent: said(text) })));
     this.messages.scrollTop = this.messages.scrollHeight;
   }
 
@@ -338,9 +339,9 @@ class TrainPanel {
       const options = { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ node: this.state.node }) };
       const response = await api.fetchApi(`/lora_loom/${what}`, options);
       const answer = await response.json();
-      toast(response.ok ? "info" : "warn", response.ok ? say(`asked_${what}`) : answer.error, 4000);
+      toast(response.ok ? "info" : "warn", response.ok ? t(`panel.asked_${what}`) : said(answer.error), 4000);
     } catch (error) {
-      toast("error", say("refused", { why: error.message }));
+      toast("error", t("panel.refused", { why: said(error.message) }));
     }
   }
 
@@ -356,7 +357,7 @@ class TrainPanel {
       this.goOn.disabled = true;
       await api.queuePrompt(0, prompt);
     } catch (error) {
-      toast("error", say("refused", { why: error.message }));
+      toast("error", t("panel.refused", { why: said(error.message) }));
     }
     this.goOn.disabled = false;
   }

@@ -37,17 +37,18 @@ export function t(key, values = {}) {
 const escaped = (text) => text.replace(/[.*+?^${}()|[\]\\]/g, "\\$&");
 
 // English sentences of the server, as patterns whose groups are the values in them. More fixed text is tried first.
-const PATTERNS = Object.entries(english).filter(([key]) => key.startsWith("error.")).map(([key, text]) => {
+const PATTERNS = Object.entries(english).filter(([key]) => /^(error|server)\./.test(key)).map(([key, text]) => {
   const parts = text.split(/\{(\w+)\}/); // text, name, text, name, text
   const source = parts.map((part, n) => (n % 2 ? "(.*?)" : escaped(part))).join("");
   return { key, names: parts.filter((_, n) => n % 2), weight: parts.filter((_, n) => n % 2 === 0).join("").length, pattern: new RegExp(`^${source}$`, "s") };
 }).sort((a, b) => b.weight - a.weight);
 
-/** A sentence of the server in the reader's language, or as it is where we have no words for it. */
+/** A sentence of the server in the reader's language, or as it is where we have no words for it. What it holds may itself be such a sentence. */
 export function said(sentence) {
+  if (words === english) return sentence;
   for (const { key, names, pattern } of PATTERNS) {
     const found = pattern.exec(sentence);
-    if (found) return t(key, Object.fromEntries(names.map((name, n) => [name, found[n + 1]])));
+    if (found) return t(key, Object.fromEntries(names.map((name, n) => [name, said(found[n + 1])])));
   }
   return sentence;
 }

@@ -138,7 +138,7 @@ class RunCheckpoints(io.ComfyNode):
                 make_output(io.Model, "model", is_output_list=True, tooltip="The base model with each save."),
                 make_output(io.Clip, "clip", is_output_list=True, tooltip="The text encoder with each save and its embeddings."),
                 make_output(io.LoraModel, "lora", is_output_list=True, tooltip="Each save as a LoRA, for Save LoRA for WebUI or Load LoRA Model."),
-                make_output(io.Int, "step", is_output_list=True),
+                make_output(io.Int, "step", is_output_list=True, tooltip="The step of each save."),
                 make_output(io.Float, "held_out", is_output_list=True, tooltip="Loss on held-out pictures; nan where it was not measured."),
                 make_output(io.String, "label", is_output_list=True, tooltip="Such as: step 500, held-out 0.0421."),
                 make_output(Embedding, "embedding", is_output_list=True, tooltip="The first embedding of each save; nothing without one."),
@@ -215,7 +215,10 @@ class CompareCheckpoints(io.ComfyNode):
                 make_input(io.Int, "cell_px", default=384, min=192, max=2048, step=8, advanced=True, tooltip="Largest width of a picture on the sheet."),
                 after_input(),
             ],
-            outputs=[make_output(io.Image, "sheet"), make_output(io.String, "report", tooltip="The columns with their losses.")],
+            outputs=[
+                make_output(io.Image, "sheet", tooltip="All pictures with their prompts and losses, as one image."),
+                make_output(io.String, "report", tooltip="The columns with their losses."),
+            ],
         )
 
     @classmethod

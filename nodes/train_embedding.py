@@ -102,7 +102,7 @@ class TrainEmbedding(io.ComfyNode):
             config = parse(settings.over(as_dict(values)) if settings else as_dict(values))
             if config.trains_lora:
                 raise LoomError("settings: Pivotal Tuning Settings belong to Train LoRA; this node trains an embedding alone.")
-            result = run(cls.hidden.unique_id, backend, config, found, resume == "continue last")
+            result = run(cls.hidden, backend, config, found, resume == "continue last")
         paths = published(cls.hidden.unique_id, result.files)
         embeddings = embeddings_of(result, paths)
         known = with_embeddings(clip, {name: e.embedding.vectors.get for name, e in embeddings.items()})

@@ -144,7 +144,7 @@ class TrainLora(io.ComfyNode):
                 raise LoomError("settings: this node trains a LoRA; for an embedding alone use Train Embedding.")
             start = started_from(lora, backend, config)
             require_matched(trained(_empty_lora(backend, config), backend.family), model, clip)
-            result = run(cls.hidden.unique_id, backend, config, found, resume == "continue last", start)
+            result = run(cls.hidden, backend, config, found, resume == "continue last", start)
         paths = published(cls.hidden.unique_id, result.files)
         require_matched(result.tensors, model, clip)
         tuned, tuned_clip = comfy.sd.load_lora_for_models(model, clip if config.text_encoder.train else None, result.tensors, 1.0, 1.0)

@@ -29,20 +29,24 @@ from ..lora_core.files import sha256, write_bytes, write_json
 from ..lora_core.reports import FileLog
 from ..lora_core.run import Start
 from ..lora_core.rundirs import last_run, new_run, remove_if_untrained
+from ..lora_core.runs import MAX_WORKFLOW_BYTES, WORKFLOW
 from ..lora_core.tokens import wanted_tokens
 from ..lora_core.trainer import Result, train
 from .host.backend import HostBackend
 from .host.live import Cancelled, LiveNode, free_memory, registered
-from .host.panel import Panel, PanelListener, panel_of
+from .host.panel import Panel, PanelListener, panel_of, workflow_of
 from .host.paths import embedding_folders, runs_root
 from .previews import write_preview
 
 log = logging.getLogger(__name__)
 
 
-def run(node_id: str | None, backend: HostBackend, config: TrainConfig, found: FoundDataset, resume: bool, start: Start | None = None) -> Result:
-    """Trains below a run folder of the job's name, or goes on with the latest. Cancel and errors publish what there is and pass on."""
-    config = config.for_pictures(len(found.pictures))
+def run(hidden: Any, backend: HostBackend, config: TrainConfig, found: FoundDataset, resume: bool, start: Start | None = None) -> Result:
+    """Trains below a run folder of the job's name, or goes on with the latest. Cancel and errors publish what there is and pass on.
+
+    `hidden`: what the host tells a node of itself; the graph in it goes into the run folder.
+    """
+    node_id, config = hidden.unique_id, config.for_pictures(len(found.pictures))
     if resume:
         folder = last_run(runs_root(), config.name)
         if folder is None:
@@ -64,17 +68,18 @@ def run(node_id: str | None, backend: HostBackend, config: TrainConfig, found: F
     try:
         config = dataclasses.replace(config, name=folder.name)
         with FileLog(folder / "run.log") as file_log, registered(node_id, control):
-            listeners = Listeners([file_log, _Publisher(panel), LiveNode(node_id, config.steps, bar_only=panel is not None)])
+            live = LiveNode(node_id, config.steps, bar_only=panel is not None)
+            listeners = Listeners([file_log, _Publisher(panel), _WorkflowKeeper(folder, workflow_of(hidden)), live])
             if panel is not None:
                 panel.run = folder.name
                 listeners.members.insert(1, PanelListener(panel))
             for warning in found.warnings:
                 listeners.on_message(warning)
             result = train(config, backend, found, folder, export, listeners, control, resume, start)
-            if result.outcome == "paused":  # nothing behind this node runs on half a result
-                free_memory()
-                raise Cancelled()
-            return result
+        if result.outcome == "paused":  # nothing behind this node runs on half a result
+            free_memory()
+            raise Cancelled()
+        return result
     except BaseException:
         _keep_or_remove(folder, resume, panel)
         raise
@@ -128,6 +133,21 @@ class _Publisher(Listener):
         if self._panel is not None:
             self._panel.result = prompts_for(published)
             self._panel.say(f"Saved after step {step}: {', '.join(p.name for p in published)}")
+
+
+class _WorkflowKeeper(Listener):
+    """Puts the graph of a run into its folder once the run is known to go, so that it can be opened again from there."""
+
+    def __init__(self, folder: Path, workflow: Any):
+        self._file, self._workflow = folder / WORKFLOW, workflow
+
+    def on_start(self, first_step: int, steps: int, facts: dict[str, Any]) -> None:
+        try:
+            data = json.dumps(self._workflow).encode() if self._workflow else b""
+            if 0 < len(data) <= MAX_WORKFLOW_BYTES:
+                write_bytes(self._file, data)
+        except (LoomError, TypeError, ValueError):
+            log.exception("The workflow was not kept in the run folder")
 
 
 def prompts_for(published: list[Path]) -> dict[str, Any]:

@@ -72,16 +72,35 @@ def test_every_page_text_is_translated_with_its_placeholders(root, language):
 def test_every_text_the_page_asks_for_is_there(root):
     english = page(root, "en")
     sections = "|".join(sorted({key.partition(".")[0] for key in english}))
-    for script in (root / "js").glob("*.js"):
-        code = script.read_text(encoding="utf-8")
+    for name, code in scripts(root).items():
         asked = set(re.findall(r"""\bt\(\s*["']([\w.]+)["']""", code)) | set(re.findall(rf"""["']((?:{sections})\.[a-z_]+)["']""", code))
-        assert asked - english.keys() == set(), script.name
+        assert asked - english.keys() == set(), name
 
 
-def test_the_editor_says_nothing_past_the_translations(root):
-    code = (root / "js" / "dataset_editor.js").read_text(encoding="utf-8")
-    assert re.findall(r"""(?:textContent|placeholder|title|alt|summary|detail)\s*[:=]\s*["'`]([^"'`$]*[A-Za-z]{2}[^"'`]*)""", code) == []
-    assert re.findall(r"""\bsay\(\s*["'`]""", code) == []
+def scripts(root) -> dict[str, str]:
+    """Name -> code without comments and styles."""
+    code = {path.name: path.read_text(encoding="utf-8") for path in sorted((root / "js").glob("*.js"))}
+    assert len(code) >= 6
+    return {name: re.sub(r"const STYLE = `[^`]*`|/\*.*?\*/|(?<!:)//[^\n]*", "", text, flags=re.DOTALL) for name, text in code.items()}
+
+
+def test_the_page_says_nothing_past_the_translations(root):
+    for name, code in scripts(root).items():
+        shown = re.findall(r"""(?:textContent|placeholder|title|alt|tooltip|content|summary|detail)\s*[:=]\s*["'`]([^"'`$]*[A-Za-z]{2}[^"'`]*)""", code)
+        assert set(shown) <= {"LoRA Loom"}, name
+        assert re.findall(r"""\bsay\(["'`]\w|\btoast\("\w+", ["'`]""", code) == [], name
+        assert re.findall(r"""["'`]([A-Z][a-z]+ [a-z]+[^"'`]*)["'`]""", code) == [], f"{name}: a sentence"
+
+
+def test_every_text_of_the_page_is_used(root):
+    """By its key, or by a name that our code puts into a key, as in t(`panel.${name}_tip`)."""
+    code = "".join(scripts(root).values())
+    python = "".join(path.read_text(encoding="utf-8") for part in ("nodes", "lora_core") for path in (root / part).rglob("*.py"))
+    names = set(re.findall(r'"(\w+)"', code + python))
+    made = [re.compile(re.sub(r"\\\$\\{.+\\}", r"(\\w+)", re.escape(key))) for key in re.findall(r"`([a-z]+\.\w*\$\{[^`}]+\}\w*)`", code)]
+    assert len(made) >= 5
+    ours = [key for key in page(root, "en") if not key.startswith(("error.", "server.")) and f'"{key}"' not in code]
+    assert [key for key in ours if not any(found[1] in names for family in made if (found := family.fullmatch(key)))] == []
 
 
 def raised(root) -> set[str]:
@@ -109,4 +128,11 @@ def shape(node: ast.expr) -> str:
 def test_translated_errors_are_sentences_that_our_code_raises(root):
     ours = {key: PLACEHOLDER.sub("{}", text) for key, text in page(root, "en").items() if key.startswith("error.")}
     there = raised(root)
+    assert {key: text for key, text in ours.items() if text not in there} == {}
+
+
+def test_other_translated_sentences_are_somewhere_in_our_code(root):
+    ours = {key: PLACEHOLDER.sub("{}", text) for key, text in page(root, "en").items() if key.startswith("server.")}
+    trees = (ast.parse(path.read_text(encoding="utf-8")) for part in ("lora_core", "nodes") for path in (root / part).rglob("*.py"))
+    there = {shape(node) for tree in trees for node in ast.walk(tree) if isinstance(node, ast.JoinedStr | ast.Constant)}
     assert {key: text for key, text in ours.items() if text not in there} == {}

@@ -167,10 +167,7 @@ class PanelListener(Listener):
         panel.saves = [s for s in then.get("saves", []) if isinstance(s, int) and s <= first_step]
         panel.samples = [s for s in then.get("samples", []) if isinstance(s, list) and s and isinstance(s[0], int) and s[0] <= first_step]
         panel.probes = [[m[0], number(m[1]), number(m[2])] for m in facts.get("validation", [])]
-        size = facts["trained_values"] * 4
-        layers = f"{facts['layers']} layers, " if facts["layers"] else ""
-        file = f"{size / 1e6:.1f} MB" if size > 1e5 else f"{size / 1e3:.0f} kB"
-        panel.say(f"Training {layers}{facts['trained_values']:,} values (a file of about {file}), on {facts['pictures']} pictures")
+        panel.say(_trained(facts["layers"], facts["trained_values"], facts["pictures"]))
         panel.changed(status="training", doing="", step=first_step, steps=steps)
 
     def on_step(self, report: StepReport) -> None:
@@ -192,23 +189,34 @@ class PanelListener(Listener):
         self._panel.outcome, self._panel.doing = outcome, ""
 
 
+def _trained(layers: int, values: int, pictures: int) -> str:
+    size = f"{values * 4 / 1e6:.1f} MB" if values * 4 > 1e5 else f"{values * 4 / 1e3:.0f} kB"
+    if not layers:  # an embedding alone
+        return f"Training {values:,} values (a file of about {size}), on {pictures} pictures"
+    return f"Training {layers} layers, {values:,} values (a file of about {size}), on {pictures} pictures"
+
+
 _panels: collections.OrderedDict[tuple[str, str], Panel] = collections.OrderedDict()
 
 
 def begin(hidden: Any) -> Panel:
     """A new panel for the node that starts now; it takes the place of what the node showed before."""
     node = str(hidden.unique_id)
-    info = hidden.extra_pnginfo if isinstance(hidden.extra_pnginfo, dict) else {}
-    workflow = info.get("workflow")
     mine = hidden.prompt.get(node, {}) if isinstance(hidden.prompt, dict) else {}
     inputs = {key: value for key, value in mine.get("inputs", {}).items() if isinstance(value, str | int | float | bool)}
-    panel = Panel(node, str(workflow.get("id") or "") if isinstance(workflow, dict) else "", mine.get("class_type", ""), inputs)
+    panel = Panel(node, str((workflow_of(hidden) or {}).get("id") or ""), mine.get("class_type", ""), inputs)
     _panels.pop((panel.workflow, node), None)
     _panels[panel.workflow, node] = panel
     while len(_panels) > MAX_PANELS:
         _panels.popitem(last=False)
     panel.tell(force=True)
     return panel
+
+
+def workflow_of(hidden: Any) -> dict[str, Any] | None:
+    """The graph a node was queued from, as the page sends it along; None where it was queued without one."""
+    info = hidden.extra_pnginfo if isinstance(hidden.extra_pnginfo, dict) else {}
+    return workflow if isinstance(workflow := info.get("workflow"), dict) else None
 
 
 def panel_of(node: str | None) -> Panel | None:

@@ -13,6 +13,7 @@ from live_server import running
 from safetensors.torch import load_file
 
 DRIVER = Path(__file__).parent / "browser" / "panel.mjs"
+LOCALES = Path(__file__).parents[2] / "js" / "locales"
 RENDERERS = ("classic", "nodes2")
 
 
@@ -93,6 +94,20 @@ def test_the_sentence_of_five_errors_is_seen_and_its_field_marked(server, render
         "name": "name", "rank": "rank", "include": "targets", "exclude": "exclude", "resume": "resume",
     }  # fmt: skip
     assert all(error["visible"] and error["toast"] and error["outlined"] for error in errors.values())
+
+
+@pytest.mark.parametrize("renderer", RENDERERS)
+def test_the_page_speaks_the_readers_language(server, renderer):
+    seen = driven(server, renderer, "words")
+    for language in ("zh", "ko", "ja"):
+        words, told = json.loads((LOCALES / f"{language}.json").read_text(encoding="utf-8")), seen[language]
+        assert told["idle"].strip() == words["panel.idle"]
+        assert all(words[f"panel.{key}"] in told["finished"]["text"] for key in ("finished", "smoothed", "rate", "saves"))
+        assert any(words["panel.made"].replace("{files}", f"words_{renderer}_{language}.safetensors") in toast for toast in told["finished"]["toasts"])
+        assert told["error"].endswith(words["error.rank_large"].rpartition("{most}")[2])
+        assert told["marked"] == "rank"
+        assert all(words[f"runs.{key}"] in told["runs"] for key in ("refresh", "compare", "state_finished", "resume", "export", "delete"))
+        assert told["over"] == told["finished"]["over"] == []
 
 
 @pytest.mark.parametrize("renderer", RENDERERS)

@@ -217,8 +217,39 @@ def test_pictures_curves_and_resume_are_read(server):
     assert [step for step, _ in curve["loss"]] == list(range(1, 10))
     assert [step for step, _ in curve["held_out"]] == [3, 6, 9]
     assert server.get(f"{RUNS}/resume?id=kept") == {"name": "kept", "workflow": None}
-    (runs_root(server) / "kept" / "workflow.json").write_text('{"nodes": [], "links": []}')
-    assert server.get(f"{RUNS}/resume?id=kept")["workflow"] == {"nodes": [], "links": []}
+
+
+def test_a_run_keeps_the_graph_it_was_queued_from(server):
+    graph, workflow = train(server, "drawn", steps=3), {"id": "w", "nodes": [{"id": 1, "type": "Näh \ud800"}], "links": []}
+    assert not (runs_root(server) / "drawn" / "workflow.json").exists()  # the prompt came without one
+
+    def queued(workflow: dict, **changes) -> str:
+        next(n for n in graph.nodes.values() if n["class_type"] == "LoraLoomTrainLora")["inputs"].update(changes)
+        status, answer = server.post("/prompt", {"prompt": graph.nodes, "extra_data": {"extra_pnginfo": {"workflow": workflow}}})
+        assert status == 200
+        return server.result(answer["prompt_id"])["status"]["status_str"]
+
+    assert queued(workflow, name="graph") == "success"
+    assert server.get(f"{RUNS}/resume?id=graph") == {"name": "graph", "workflow": workflow}
+    assert queued({**workflow, "id": "other"}, resume="continue last", seed=7) == "error"  # a run that does not go on keeps its graph
+    assert server.get(f"{RUNS}/resume?id=graph")["workflow"] == workflow
+    assert queued({**workflow, "id": "x" * (8 << 20)}, name="large", resume="new run") == "success"
+    assert server.get(f"{RUNS}/resume?id=large") == {"name": "large", "workflow": None}
+    assert [path.name for path in runs_root(server).glob("large/*workflow*")] == []
+
+
+def test_a_paused_run_is_listed_as_paused(server):
+    graph = train(server, "short", steps=3)
+    number = next(k for k, n in graph.nodes.items() if n["class_type"] == "LoraLoomTrainLora")
+    graph.nodes[number]["inputs"].update(name="rests", steps=3000, sample_every=0)
+    queued = server.queue(graph.nodes)
+    for _ in range(600):
+        if any(r["id"] == "rests" and r["state"] == "running" and r["step"] > 3 for r in server.get(RUNS)["runs"]):
+            break
+        time.sleep(0.1)
+    assert server.post("/lora_loom/pause", {"node": number})[0] == 200
+    server.result(queued)
+    assert (row(server, "rests")["state"], row(server, "rests")["said"]) == ("paused", "")
 
 
 def test_export_writes_a_loadable_file_and_never_over_another(server):

@@ -16,6 +16,7 @@ FEWER = {
     "LoraLoomTrainEmbedding": {"steps": 4, "sample_every": 0, "batch_size": 2},
     "LoraLoomPriorSettings": {"count": 1, "steps": 2},
     "LoraLoomValidationSettings": {"every": 2, "pictures": 2, "levels": 1},
+    "LoraLoomCompareCheckpoints": {"steps": 2, "prompts": "a zog"},
     "KSampler": {"steps": 2},
     "EmptyLatentImage": {"width": 64, "height": 64, "batch_size": 1},
 }
@@ -42,6 +43,8 @@ def on_the_toy(server, flow: dict) -> dict:
             inputs["folder"] = "toy: object"
         if kind == "LoraLoomConvertLora":
             inputs["file"] = a_diffusers_lora(server)
+        if kind in ("LoraLoomRunCheckpoints", "LoraLoomCompareCheckpoints"):
+            inputs["run"] = a_run_with_saves(server)
         inputs |= FEWER.get(kind, {})
     return prompt
 
@@ -55,6 +58,16 @@ def a_diffusers_lora(server) -> str:
         graph.add("LoraLoomSaveLora", lora=[train, 2], name="foreign", form="diffusers", write_card=False)
         graph.run()
     return "foreign.safetensors"
+
+
+def a_run_with_saves(server) -> str:
+    """A run as train_and_try_toy leaves one, in fewer steps."""
+    if not (server.base / "output" / "lora_loom" / "saved").exists():
+        graph = Graph(server)
+        base, data = graph.add("LoraLoomLoadToyModel"), graph.add("LoraLoomLoadFolder", folder="toy: object")
+        graph.add("LoraLoomTrainLora", model=[base, 0], clip=[base, 1], vae=[base, 2], dataset=[data, 0], name="saved", steps=4, save_every=2, sample_every=0)
+        graph.run()
+    return "saved"
 
 
 @pytest.mark.parametrize("path", TEMPLATES, ids=lambda p: p.stem)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 DOCS = Path(__file__).resolve().parents[2] / "js" / "docs"
-PLACES = frozenset({"folder", "file", "file_1", "file_2", "file_3", "file_4", "checkpoint", "base", "tuned", "destination"})  # what is there differs by machine
+PLACES = frozenset({"folder", "file", "file_1", "file_2", "file_3", "file_4", "checkpoint", "base", "tuned", "destination", "run"})  # what is there differs by machine
 
 
 @dataclasses.dataclass(frozen=True)

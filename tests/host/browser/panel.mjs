@@ -1,4 +1,4 @@
-// Drives the panel in a real browser: node panel.mjs <address> <folder for screenshots> <classic|nodes2> <run|subgraph|cancel|errors|load>
+// Drives the panel in a real browser: node panel.mjs <address> <folder for screenshots> <classic|nodes2> <run|subgraph|cancel|errors|words|load>
 // Prints one line of JSON with what it saw and measured. playwright-core: $PLAYWRIGHT_CORE or an installed one; the browser: $CHROMIUM or /usr/bin/chromium.
 import fs from "node:fs";
 import path from "node:path";
@@ -231,6 +231,32 @@ const scenarios = {
     });
     await page.waitForTimeout(1500);
     await shot("marked");
+  },
+
+  async words() { // the panel, an error and the Runs tab in three languages; nothing runs over its edge
+    const over = () => page.evaluate(() => [...document.querySelectorAll(".loom-panel .head, .loom-panel .buttons, .loom-panel button, .loom-panel .error, .loom-runs, .loom-runs button, .loom-runs .card")]
+      .filter((e) => e.offsetParent && e.scrollWidth > e.clientWidth + 1).map((e) => `${e.className} ${e.textContent.slice(0, 40)}`));
+    for (const language of ["zh", "ko", "ja"]) {
+      await page.evaluate((to) => window.app.extensionManager.setting.set("Comfy.Locale", to), language);
+      await page.reload({ waitUntil: "domcontentloaded" });
+      await ready();
+      await drop({ ...QUICK, name: `${NAME}_${language}`, steps: 6, sample_every: 0 });
+      const idle = await panel("p.root.innerText");
+      await run();
+      await until("p.state?.status === 'finished'");
+      await page.waitForTimeout(1500);
+      const finished = { text: await panel("p.root.innerText"), toasts: await page.locator(".p-toast-message").allInnerTexts(), over: await over() };
+      await set({ rank: 1024 });
+      await run();
+      await until("p.state?.status === 'failed' && p.error.textContent && p.marked");
+      const error = await panel("p.error.textContent"), marked = await panel("p.marked?.name ?? null");
+      await page.locator("[aria-label*='LoRA Loom']").first().click();
+      await page.waitForFunction(() => document.querySelector(".loom-runs .card")?.offsetParent);
+      await page.waitForTimeout(500);
+      seen[language] = { idle, finished, error, marked, runs: await page.locator(".loom-runs").evaluate((e) => e.textContent), over: await over() };
+      await shot(language);
+    }
+    await page.evaluate(() => window.app.extensionManager.setting.set("Comfy.Locale", "en"));
   },
 
   async load() { // 20,000 points while the graph is dragged; an hour of events
