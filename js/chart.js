@@ -1,4 +1,5 @@
 // The course of a run as a chart: loss raw and smoothed, probes, learning rate on its own axis, marks. It draws when something changed and can be seen.
+import { logarithmicLoss } from "./settings.js";
 import { t } from "./words.js";
 
 const FIRST = 0, LAST = 1, LOW = 2, HIGH = 3, SMOOTH = 4, RATE = 5, NORM = 6; // of a row
@@ -15,6 +16,14 @@ function niceTicks(from, to, count) {
   const ticks = [];
   for (let tick = Math.ceil(from / step) * step; tick <= to + step * 1e-6; tick += step) ticks.push(Number(tick.toPrecision(6)));
   return ticks;
+}
+
+// 1, 2 and 5 of each power of ten between two losses; where these are too close, the plain ticks.
+function decades(low, high) {
+  const ticks = [];
+  for (let power = 10 ** Math.floor(Math.log10(low)); power <= high; power *= 10) for (const m of [1, 2, 5]) ticks.push(Number((m * power).toPrecision(2)));
+  const inside = ticks.filter((tick) => tick >= low && tick <= high);
+  return inside.length > 2 ? inside : niceTicks(low, high, 5);
 }
 
 // The first row that ends at `step` or later.
@@ -139,10 +148,11 @@ export class Chart {
     const [from, to] = this.view ?? this.range();
     const begin = place(this.rows, from), end = Math.min(this.rows.length, place(this.rows, to) + 1);
     const probes = this.probes.filter((p) => p[0] >= from && p[0] <= to);
-    const [low, high] = this.losses(begin, end, probes);
+    const [low, high, logarithmic] = this.losses(begin, end, probes);
     const x = (step) => LEFT + ((step - from) / (to - from)) * (width - LEFT - RIGHT);
-    const y = (loss) => TOP + ((high - loss) / (high - low)) * (height - TOP - BOTTOM);
-    this.axes(pen, from, to, low, high, x, y);
+    const scale = logarithmic ? (loss) => Math.log(Math.max(loss, low)) : (loss) => loss;
+    const y = (loss) => TOP + ((scale(high) - scale(loss)) / (scale(high) - scale(low))) * (height - TOP - BOTTOM);
+    this.axes(pen, from, to, x, y, logarithmic ? decades(low, high) : niceTicks(low, high, 5));
     pen.save();
     pen.beginPath();
     pen.rect(LEFT, TOP, width - LEFT - RIGHT, height - TOP - BOTTOM);
@@ -156,7 +166,7 @@ export class Chart {
     this.read();
   }
 
-  // Lowest and highest loss to show: the smoothed course and the probes whole, the raw one without its rarest peaks.
+  // Lowest and highest loss to show, and whether on a logarithmic axis: the smoothed course and the probes whole, the raw one without its rarest peaks.
   losses(begin, end, probes) {
     const raw = [], stride = Math.max(1, Math.floor((end - begin) / 600));
     let low = Infinity, high = -Infinity;
@@ -168,17 +178,18 @@ export class Chart {
     raw.sort((a, b) => a - b);
     if (raw.length) { low = Math.min(low, raw[Math.floor(raw.length * 0.01)]); high = Math.max(high, raw[Math.min(raw.length - 1, Math.floor(raw.length * 0.98))]); }
     for (const p of probes) for (const value of [p[1], p[2]]) if (value !== null) { low = Math.min(low, value); high = Math.max(high, value); }
-    if (!Number.isFinite(low)) return [0, 1];
+    if (!Number.isFinite(low)) return [0, 1, false];
+    if (logarithmicLoss() && low > 0) return [low * 0.94, high * 1.06, true];
     const pad = (high - low) * 0.06 || Math.abs(high) * 0.1 || 1;
-    return [low >= 0 ? Math.max(0, low - pad) : low - pad, high + pad];
+    return [low >= 0 ? Math.max(0, low - pad) : low - pad, high + pad, false];
   }
 
-  axes(pen, from, to, low, high, x, y) {
+  axes(pen, from, to, x, y, ticks) {
     pen.lineWidth = 1;
     pen.fillStyle = this.ink;
     pen.textBaseline = "middle";
     pen.textAlign = "right";
-    for (const tick of niceTicks(low, high, 5)) {
+    for (const tick of ticks) {
       pen.globalAlpha = 0.14;
       pen.strokeStyle = this.ink;
       pen.beginPath(); pen.moveTo(LEFT, y(tick)); pen.lineTo(this.width - RIGHT, y(tick)); pen.stroke();

@@ -2,6 +2,7 @@
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { Chart } from "./chart.js";
+import { MEDIUM, onSettings, sampleHeight } from "./settings.js";
 import { findField, mark, toast, unmark } from "./fields.js";
 import { language, said, t } from "./words.js";
 
@@ -123,9 +124,18 @@ class TrainPanel {
       if (!window.LiteGraph?.vueNodesMode && e.isTrusted) app.canvas?.canvas?.dispatchEvent(new WheelEvent("wheel", e));
     });
     for (const element of [this.before, this.strip, this.messages, this.error, this.controls]) element.addEventListener("pointerdown", (e) => e.stopPropagation());
+    this.pictures.style.height = `${sampleHeight()}px`;
+    this.deaf = onSettings(() => this.rearrange());
+  }
+
+  rearrange() {
+    this.pictures.style.height = `${sampleHeight()}px`;
+    this.chart.changed();
+    if (this.state) this.grow();
   }
 
   dispose() {
+    this.deaf();
     this.chart.dispose();
     this.unmark();
   }
@@ -135,7 +145,7 @@ class TrainPanel {
   }
 
   minHeight() {
-    return !this.state ? IDLE_HEIGHT : this.root.classList.contains("empty") ? EMPTY_HEIGHT : HEIGHT;
+    return !this.state ? IDLE_HEIGHT : this.root.classList.contains("empty") ? EMPTY_HEIGHT : HEIGHT + sampleHeight() - MEDIUM;
   }
 
   last() {
@@ -329,7 +339,7 @@ class TrainPanel {
 
   grow() {
     const [width, height] = this.node.size, grows = Boolean(window.LiteGraph?.vueNodesMode); // Nodes 2.0 gives a widget the room its content needs
-    Object.assign(this.root.style, grows ? { minHeight: `${this.minHeight()}px`, maxHeight: `${1.4 * HEIGHT}px` } : { minHeight: "", maxHeight: "" });
+    Object.assign(this.root.style, grows ? { minHeight: `${this.minHeight()}px`, maxHeight: `${1.4 * this.minHeight()}px` } : { minHeight: "", maxHeight: "" });
     this.node.setSize?.([Math.max(width, WIDTH), grows ? height : Math.max(height, this.node.computeSize?.()[1] ?? 0)]);
     this.node.setDirtyCanvas?.(true, true);
   }

@@ -111,6 +111,16 @@ def test_the_page_speaks_the_readers_language(server, renderer):
 
 
 @pytest.mark.parametrize("renderer", RENDERERS)
+def test_settings_show_at_once(server, renderer):
+    seen = driven(server, renderer, "settings")
+    before, logarithmic, large, after = (seen[name] for name in ("before", "logarithmic", "large", "after"))
+    assert logarithmic["drawn"] > before["drawn"]
+    assert logarithmic["middle"] != before["middle"]  # another picture of the same rows
+    assert (before["pictures"], large["pictures"], after["pictures"]) == ("132px", "220px", "132px")
+    assert large["least"] - before["least"] == 220 - 132
+
+
+@pytest.mark.parametrize("renderer", RENDERERS)
 def test_twenty_thousand_points_and_an_hour_of_events(server, renderer):
     seen = driven(server, renderer, "load")
     assert seen["with_points"]["points"] >= 20_000

@@ -1,4 +1,4 @@
-// Drives the panel in a real browser: node panel.mjs <address> <folder for screenshots> <classic|nodes2> <run|subgraph|cancel|errors|words|load>
+// Drives the panel in a real browser: node panel.mjs <address> <folder for screenshots> <classic|nodes2> <run|subgraph|cancel|errors|words|settings|load>
 // Prints one line of JSON with what it saw and measured. playwright-core: $PLAYWRIGHT_CORE or an installed one; the browser: $CHROMIUM or /usr/bin/chromium.
 import fs from "node:fs";
 import path from "node:path";
@@ -257,6 +257,29 @@ const scenarios = {
       await shot(language);
     }
     await page.evaluate(() => window.app.extensionManager.setting.set("Comfy.Locale", "en"));
+  },
+
+  async settings() { // what a person chooses shows at once
+    await drop({ name: NAME });
+    await page.evaluate(() => {
+      const p = window.loomNode().loomPanel;
+      p.refresh = async () => {};
+      p.take({ node: "3", kind: "LoraLoomTrainLora", workflow: "", session: "s", changes: 0, run: "", status: "training", doing: "", speed: 5, left_s: 10, memory: null, step: 400, steps: 500, rows: [] });
+      p.rows = Array.from({ length: 400 }, (_, n) => { const loss = 0.02 + 2 / (n + 2); return [n + 1, n + 1, loss * 0.9, loss * 1.1, loss, 1e-4, 1]; });
+      p.add([]);
+    });
+    await look();
+    const set = (id, value) => page.evaluate(([id, value]) => window.app.extensionManager.setting.set(id, value), [id, value]);
+    const look2 = async () => { await page.waitForTimeout(700); return panel("({ drawn: p.chart.drawn, middle: p.chart.canvas.toDataURL().length, pictures: p.pictures.style.height, least: p.minHeight() })"); };
+    seen.before = await look2();
+    await set("LoraLoom.panel.lossAxis", "logarithmic");
+    seen.logarithmic = await look2();
+    await shot("settings");
+    await set("LoraLoom.panel.sampleSize", "large");
+    seen.large = await look2();
+    await set("LoraLoom.panel.lossAxis", "linear");
+    await set("LoraLoom.panel.sampleSize", "medium");
+    seen.after = await look2();
   },
 
   async load() { // 20,000 points while the graph is dragged; an hour of events
