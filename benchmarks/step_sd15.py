@@ -67,6 +67,7 @@ def main() -> None:
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--again", default="", help="time only rows with this in their name, such as 'speed bf16 2'; keep the others")
     parser.add_argument("--one", nargs="+", help=argparse.SUPPRESS)
     args = parser.parse_args()
     engines.enter_host() if engines.host_is_there() else engines.enter_package()
@@ -90,11 +91,19 @@ def main() -> None:
         return json.loads(rows[0])
 
     ways = [(b, w) for b in BACKENDS for w in WAYS if (b, w) != ("host", "cheap") and (b != "host" or engines.host_is_there())]
+    rows: dict[str, list[tuple[Any, ...]]] = {
+        "speed": [(d, t) for d in args.dtypes for t in args.threads], "memory": [(d, b, w) for d in args.dtypes for b, w in ways],
+        "recompute": [("fp32", b, w) for b, w in ways if w != "nothing"],
+    }  # fmt: skip
+    file = engines.RESULTS / "step_sd15.json"
+    before = json.loads(file.read_text()) if args.again and file.exists() else {}
+
+    def row(kind: str, number: int, what: tuple[Any, ...]) -> dict[str, Any]:
+        return one(kind, *what) if args.again in " ".join(map(str, (kind, *what))) else before[kind][number]
+
     engines.written(
         "step_sd15", "one training step of full-size random SD1.5, 256 px, batch 1, rank 16 attention, cached latents and text",
-        speed=[one("speed", d, t) for d in args.dtypes for t in args.threads],
-        memory=[one("memory", d, b, w) for d in args.dtypes for b, w in ways],
-        recompute=[one("recompute", "fp32", b, w) for b, w in ways if w != "nothing"],
+        **{kind: [row(kind, n, what) for n, what in enumerate(whats)] for kind, whats in rows.items()},
     )  # fmt: skip
 
 

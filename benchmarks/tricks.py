@@ -79,6 +79,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--again", default="", help="time only tricks with this in their name; keep the others")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     engines.enter_package()
@@ -93,9 +94,14 @@ def main() -> None:
             raise SystemExit(done.stderr[-3000:])
         return json.loads(rows[0])["cpu_s"]
 
+    file = engines.RESULTS / "tricks.json"
+    earlier = json.loads(file.read_text())["tricks"] if args.again and file.exists() else []
     rows = []
     for trick, dtypes in TRICKS.items():
         for dtype in dtypes:
+            if earlier and args.again not in trick:
+                rows.append(next(r for r in earlier if (r["trick"], r["dtype"]) == (trick, dtype)))
+                continue
             plain = "q, k and v apart" if "q, k and v" in trick else "plain"
             pairs = [(run(plain, dtype), run(trick, dtype)) for _ in range(args.rounds)]
             before, after = (statistics.median(column) for column in zip(*pairs))
