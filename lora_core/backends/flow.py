@@ -31,6 +31,7 @@ class Kind:
     """One family. `ask(backend, x, sigma, text)` gives the velocity; `drawing(text, negative, cfg)` what the pipeline takes beside sizes and noise."""
 
     family: str
+    transformer: str  # diffusers' class of the network
     encode: Callable[[Any, list[str], torch.device], Text]
     ask: Callable[[FlowBackend, torch.Tensor, torch.Tensor, Text], torch.Tensor]
     drawing: Callable[[Text, Text, float], dict[str, Any]]
@@ -237,8 +238,8 @@ def pixels(x: torch.Tensor, height: int, width: int) -> torch.Tensor:
 
 
 KINDS = {
-    "StableDiffusion3Pipeline": Kind("sd3", _sd3_text, _sd3, _sd3_drawing, ("tokenizer_3", 256)),
-    "FluxPipeline": Kind("flux1", _flux_text, _flux, _flux_drawing, ("tokenizer_2", 512)),
-    "ZImagePipeline": Kind("z-image", _z_image_text, _z_image, _z_image_drawing, ("tokenizer", 512)),
-    "QwenImagePipeline": Kind("qwen-image", _qwen_text, _qwen, _qwen_drawing, ("tokenizer", 1024)),
+    "StableDiffusion3Pipeline": Kind("sd3", "SD3Transformer2DModel", _sd3_text, _sd3, _sd3_drawing, ("tokenizer_3", 256)),
+    "FluxPipeline": Kind("flux1", "FluxTransformer2DModel", _flux_text, _flux, _flux_drawing, ("tokenizer_2", 512)),
+    "ZImagePipeline": Kind("z-image", "ZImageTransformer2DModel", _z_image_text, _z_image, _z_image_drawing, ("tokenizer", 512)),
+    "QwenImagePipeline": Kind("qwen-image", "QwenImageTransformer2DModel", _qwen_text, _qwen, _qwen_drawing, ("tokenizer", 1024)),
 }

@@ -17,10 +17,6 @@ from .headless import LOCAL, Headless
 from .layout import stored_dtype
 
 STABLE_DIFFUSION = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
-TRANSFORMERS = {
-    "StableDiffusion3Pipeline": "SD3Transformer2DModel", "FluxPipeline": "FluxTransformer2DModel", "ZImagePipeline": "ZImageTransformer2DModel",
-    "QwenImagePipeline": "QwenImageTransformer2DModel",
-}  # fmt: skip
 
 
 def open_backend(
@@ -62,10 +58,10 @@ def _of_file(file: Path, folder: Path | None, cached: Callable[[str], str | None
     folder = folder or _cached_layout(file, cached)
     name = pipeline_name(folder)
     try:
-        if name in TRANSFORMERS:
+        if name in flow.KINDS:
             import diffusers
 
-            kind = getattr(diffusers, TRANSFORMERS[name])
+            kind = getattr(diffusers, flow.KINDS[name].transformer)
             dtype = Headless(precision, device, stored_dtype(file)).dtype
             network = kind.from_single_file(str(file), config=str(folder), subfolder="transformer", torch_dtype=dtype, **LOCAL)
             return flow.FlowBackend(folder, precision, device, network, dtype)
@@ -78,7 +74,7 @@ def _of_file(file: Path, folder: Path | None, cached: Callable[[str], str | None
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = str(error).splitlines()[0][:200]
         raise LoomError(f"base: {file.name} cannot be read as the {name} that base_config {folder.name} describes: {reason}") from error
-    known = ", ".join([*STABLE_DIFFUSION, *TRANSFORMERS])
+    known = ", ".join([*STABLE_DIFFUSION, *flow.KINDS])
     raise LoomError(f"base_config: {folder} describes {name or 'no pipeline (model_index.json is missing)'}; allowed are {known}.")
 
 
