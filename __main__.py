@@ -296,7 +296,7 @@ def _backend(base: str, companion: str, precision: str, device: str = "", base_c
 
     narrow = storage != "auto" or bool(offload)
     backend = open_backend(base, companion, precision, "cpu" if narrow else device, base_config, _in_hub_cache)
-    if narrow or backend.fp8:
+    if narrow:
         backend.store(storage, offload, device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if isinstance(backend, DiffusersBackend):
         backend.name = kohya_name

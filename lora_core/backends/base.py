@@ -101,7 +101,7 @@ class Backend(Protocol):
         """Drops what was encoded: the text encoders or tokens have changed."""
 
     def training(
-        self, layers: Mapping[str, nn.Module], adapters: AdapterSet, checkpointing: bool | str = False, largest: tuple[int, ...] = ()
+        self, layers: Mapping[str, nn.Module], adapters: AdapterSet, checkpointing: bool | str, largest: tuple[int, ...] = ()
     ) -> AbstractContextManager[None]:
         """Adapters attached and the model ready for `predict` on batches up to the shape `largest`; all taken off again on exit, however the block ends.
 

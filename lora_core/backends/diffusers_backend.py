@@ -48,7 +48,7 @@ class DiffusersBackend(Headless):
             parts = sorted(pipe.components.items())
             texts = tuple([part for name, part in parts if name.startswith(kind)] for kind in ("text_encoder", "tokenizer"))
             self.scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
-        self.network = self.unet = self.place(unet)
+        self.network = self.unet = self.place_network(unet)
         self.vae = self.idle(vae)
         self.text = ClipText([self.idle(model) for model in texts[0]], texts[1], self.device)
         self.latent_step_px = 2 ** (len(self.vae.config.block_out_channels) - 1)

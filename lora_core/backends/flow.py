@@ -21,7 +21,7 @@ from ..objectives import FlowLevels, Objective
 from .base import SampleJob, TextLength, weights_checksum
 from .clip_text import Text, length_of, vocabulary
 from .headless import LOCAL, Headless
-from .layout import require_parts, stored_dtype, variant_of
+from .layout import pipeline_name, require_parts, stored_dtype, variant_of
 
 TRAINING_GUIDANCE = 1.0  # guidance-distilled models (Flux.1-dev) are trained at 1, as the host backend does
 
@@ -43,17 +43,20 @@ class FlowBackend(Headless):
 
     prefix = "transformer"
 
-    def __init__(self, folder: Path, precision: str = "auto", device: str = "", transformer: Any = None, stored: torch.dtype | None = None):
-        from diffusers import DiffusionPipeline
+    def __init__(self, folder: Path, precision: str = "auto", device: str = "", file: Path | None = None):
+        """`file`: the transformer's weights, where they lie apart from the folder."""
+        import diffusers
 
         require_parts(folder, ("vae", "tokenizer", "text_encoder", "scheduler"), "a model in diffusers layout")
-        super().__init__(precision, device, stored or stored_dtype(folder / "transformer"))
-        own = {} if transformer is None else {"transformer": transformer}
+        super().__init__(precision, device, stored_dtype(file or folder / "transformer"))
+        self.kind, own = KINDS[pipeline_name(folder)], {}
+        if file is not None:
+            network = getattr(diffusers, self.kind.transformer)
+            own["transformer"] = network.from_single_file(str(file), config=str(folder), subfolder="transformer", torch_dtype=self.dtype, **LOCAL)
         types = {"default": self.dtype, "vae": torch.float32}
-        self.pipe = DiffusionPipeline.from_pretrained(folder, torch_dtype=types, **own, **variant_of(folder / "vae"), **LOCAL)
+        self.pipe = diffusers.DiffusionPipeline.from_pretrained(folder, torch_dtype=types, **own, **variant_of(folder / "vae"), **LOCAL)
         self.pipe.set_progress_bar_config(disable=True)
-        self.kind = KINDS[type(self.pipe).__name__]
-        self.network = self.place(self.pipe.transformer)
+        self.network = self.place_network(self.pipe.transformer)
         self.vae = self.idle(self.pipe.vae)
         self.encoders = [self.idle(part) for name, part in self.pipe.components.items() if name.startswith("text_encoder") and part is not None]
         without = {name: None for name in self.pipe.components if name.startswith(("text_encoder", "image_encoder", "feature_extractor"))}

@@ -48,8 +48,7 @@ class Headless:
         self.lent = False  # to a run, between whose steps encoders are not needed
         self._idle: list[Any] = []
         self._known_fingerprint = ""
-        self.stored = False  # weights are in fp8 or in main memory
-        self._streams = False
+        self._streamed: Streamed | None = None
         self.compile = False  # the blocks, while the network is lent
         self._texts: dict[str, Text] = {}
         self._trained = AdapterSet({})
@@ -59,10 +58,21 @@ class Headless:
     def recomputes(self) -> tuple[str, ...]:
         if not getattr(self.network, "_supports_gradient_checkpointing", False):
             return ()
-        return (ALL,) if self._streams else (CHEAP, ALL)  # selective checkpointing would count the copies from main memory as results
+        return (ALL,) if self._streamed else (CHEAP, ALL)  # selective checkpointing would count the copies from main memory as results
 
     def place(self, module: Any) -> Any:
         return module.to(self.device).eval().requires_grad_(False)
+
+    def place_network(self, network: Any) -> Any:
+        """On the device; linear weights that are stored in fp8 stay so."""
+        if self.fp8:
+            as_fp8(blocks(network))
+        return self.place(network)
+
+    @property
+    def stored(self) -> bool:
+        """Whether weights are in fp8 or in main memory."""
+        return self.fp8 or self._streamed is not None
 
     def idle(self, module: Any) -> Any:
         """Takes an encoder that is on the device only while it is needed."""
@@ -83,19 +93,19 @@ class Headless:
         self.device = self.text_device = torch.device(device)
 
     def store(self, storage: str, offload: float, device: str = "") -> None:
-        """Keeps linear weights in fp8 where asked or stored so, the last `offload` of the blocks in main memory, and puts the rest on the device.
+        """Keeps linear weights in fp8 where asked, the last `offload` of the blocks in main memory, and puts the rest on the device.
 
         The network has to be on the CPU with nothing attached; it stays so for good.
         """
         own = blocks(self.network)
         if not own:
             raise LoomError(f"storage: {type(self.network).__name__} does not say which of its parts are blocks; leave storage and offload alone.")
-        self._known_fingerprint, self.stored = self.fingerprint(), True
+        self._known_fingerprint = self.fingerprint()
         self.to_device(device)
-        if storage == "fp8" or self.fp8:
+        if storage == "fp8" and not self.fp8:
             as_fp8(own)
-        self._streams = bool(offload)
-        streamed = Streamed(own[len(own) - round(offload * len(own)) :], self.device) if offload else None
+            self.fp8 = True
+        self._streamed = streamed = Streamed(own[len(own) - round(offload * len(own)) :], self.device) if offload else None
         for module in self.network.modules():
             for value in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
                 if streamed is None or value is not getattr(module, "weight", None) or module not in streamed:
@@ -216,9 +226,9 @@ class Headless:
         if adapters.changes_text:
             self.forget_texts()
         self.rest()
-        self.lent = True
         with attach(layers, adapters), compiled(blocks(network) if self.compile else ()):
             try:
+                self.lent = True
                 if checkpointing:
                     network.enable_gradient_checkpointing(
                         lambda module, x, *args: recomputed(module.__call__, checkpointing, x, *args) if worthwhile(module, x) else module(x, *args)

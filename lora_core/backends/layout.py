@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -40,3 +41,12 @@ def variant_of(place: Path) -> dict[str, str]:
     names = [file.name.removesuffix(".safetensors").split("-0")[0] for file in place.glob("*.safetensors")]
     variants = [name.rpartition(".")[2] for name in names if "." in name]
     return {"variant": variants[0]} if variants and len(variants) == len(names) else {}
+
+
+def pipeline_name(folder: Path) -> str:
+    """What model_index.json calls the pipeline of a folder; empty where there is none."""
+    try:
+        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return ""
+    return str(index.get("_class_name", "")) if isinstance(index, dict) else ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from ..toy.model import MODEL
 from . import flow, two_stage
 from .diffusers_backend import DiffusersBackend
 from .headless import LOCAL, Headless
-from .layout import stored_dtype
+from .layout import pipeline_name
 
 STABLE_DIFFUSION = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 
@@ -43,15 +42,6 @@ def open_backend(
         raise LoomError(f"base: {place.name} cannot be read: {str(error).splitlines()[0][:200]}") from error
 
 
-def pipeline_name(folder: Path) -> str:
-    """What model_index.json calls the pipeline of a folder; empty where there is none."""
-    try:
-        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return ""
-    return str(index.get("_class_name", "")) if isinstance(index, dict) else ""
-
-
 def _of_file(file: Path, folder: Path | None, cached: Callable[[str], str | None], precision: str, device: str) -> Headless:
     if file.suffix != ".safetensors":
         raise LoomError(f"base: {file.name} is no .safetensors file; other formats can run code when they are read, convert it first.")
@@ -59,12 +49,7 @@ def _of_file(file: Path, folder: Path | None, cached: Callable[[str], str | None
     name = pipeline_name(folder)
     try:
         if name in flow.KINDS:
-            import diffusers
-
-            kind = getattr(diffusers, flow.KINDS[name].transformer)
-            dtype = Headless(precision, device, stored_dtype(file)).dtype
-            network = kind.from_single_file(str(file), config=str(folder), subfolder="transformer", torch_dtype=dtype, **LOCAL)
-            return flow.FlowBackend(folder, precision, device, network, dtype)
+            return flow.FlowBackend(folder, precision, device, file)
         if name in STABLE_DIFFUSION:
             import diffusers
 

@@ -310,7 +310,7 @@ class HostBackend:
 
     @contextlib.contextmanager
     def training(
-        self, layers: Mapping[str, nn.Module], adapters: AdapterSet, checkpointing: bool | str = False, largest: tuple[int, ...] = ()
+        self, layers: Mapping[str, nn.Module], adapters: AdapterSet, checkpointing: bool | str, largest: tuple[int, ...] = ()
     ) -> Iterator[None]:
         if adapters.changes_text and self._wired:
             raise LoomError("dataset: its text comes encoded from other nodes, so neither text encoders nor tokens can be trained; give captions.")

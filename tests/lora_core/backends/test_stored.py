@@ -70,12 +70,15 @@ def test_fp8_halves_the_memory_of_bf16_and_rounds_to_three_bits(folders):
     assert float(((layer.weight.to(before.dtype) - before).abs() / before.abs())[normal].max()) <= 2**-4 + 1e-3
 
 
-def test_a_model_stored_in_fp8_stays_in_fp8(folders, tmp_path, pictures):
+@pytest.mark.parametrize("single", [False, True], ids=["folder", "single file"])
+def test_a_model_stored_in_fp8_stays_in_fp8(single, folders, tmp_path, pictures):
     folder = tmp_path / "narrow"
     shutil.copytree(folders["flux1"], folder)
     file = next((folder / "transformer").glob("*.safetensors"))
     save_file({k: v.to(FP8) if v.ndim == 2 else v.bfloat16() for k, v in load_file(file).items()}, file, {"format": "pt"})
-    backend = _backend(str(folder), "", "auto", "cpu")
+    if single:
+        file = file.rename(tmp_path / "narrow.safetensors")
+    backend = _backend(str(file), "", "auto", "cpu", str(folder)) if single else _backend(str(folder), "", "auto", "cpu")
     stored = load_file(file)
     assert backend.dtype == torch.bfloat16
     weight = backend.network.transformer_blocks[0].attn.to_q.weight

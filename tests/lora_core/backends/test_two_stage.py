@@ -13,7 +13,8 @@ from lora_loom.convert.families import UNKNOWN
 from lora_loom.convert.lora import delta
 from lora_loom.lora_core.backends import two_stage
 from lora_loom.lora_core.backends.base import SampleJob
-from lora_loom.lora_core.backends.opening import open_backend, pipeline_name
+from lora_loom.lora_core.backends.layout import pipeline_name
+from lora_loom.lora_core.backends.opening import open_backend
 from lora_loom.lora_core.backends.two_stage import CosineLevels, KandinskyDecoder, KandinskyPrior, WuerstchenDecoder, WuerstchenPrior
 from lora_loom.lora_core.config import ObjectiveConfig, SampleConfig
 from lora_loom.lora_core.data.batches import Batch
