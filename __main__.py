@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .lora_core.config import TrainConfig
-    from .lora_core.trainer import Result
+    from .lora_core.training.trainer import Result
 
 DONE, FAILED = 0, 1
 _WITH_STEPS = ("train", "sweep", "check", "find-lr", "demo")
@@ -63,17 +63,17 @@ def main(argv: list[str] | None = None) -> int:
     for command in (train, sweep, check, find, demo):
         command.add_argument("--out", type=Path, default=Path("runs"), help="where run folders go (default: runs)")
         command.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves it to torch")
-    from .convert.arguments import add_commands
+    from .convert.files.arguments import add_commands
 
     add_commands(commands)
     args = parser.parse_args(argv)
 
-    from .lora_core.memory import keep_pages
+    from .lora_core.backends.memory import keep_pages
 
     if args.command in _WITH_STEPS:
         keep_pages()
     from .convert import FormatError
-    from .lora_core.errors import LoomError
+    from .lora_core.messages.errors import LoomError
 
     try:
         own = {"train": _train, "sweep": _sweep, "check": _check, "find-lr": _find_lr, "recipes": _recipes, "demo": _demo, "sample": _sample, "push": _push}
@@ -84,8 +84,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _on_files(args: argparse.Namespace) -> int:
-    from .convert.commands import run
-    from .lora_core.plots import bars
+    from .convert.files.commands import run
+    from .lora_core.pictures.plots import bars
 
     return run(args, lambda report: bars([(block.name, block.norm) for block in report.blocks], "norm of the change, by block"))
 
@@ -105,7 +105,7 @@ def _job(args: argparse.Namespace) -> TrainConfig:
 
 def _values(path: Path, changes: list[str]) -> dict[str, Any]:
     """A job file's values with those of --set over them."""
-    from .lora_core.errors import LoomError
+    from .lora_core.messages.errors import LoomError
     from .lora_core.recipes import merged, read_toml
 
     values = read_toml(path)
@@ -142,8 +142,8 @@ def _check(args: argparse.Namespace) -> int:
     from .lora_core.data.lint import look
     from .lora_core.data.sheet import sheet
     from .lora_core.events import Listener
-    from .lora_core.fitting import verdict
-    from .lora_core.run import dry_run
+    from .lora_core.training.assemble import dry_run
+    from .lora_core.training.fitting import verdict
 
     config, dataset, backend = _prepared(_job(args), args)
     report = look(dataset, backend.text_length, lambda n, of: None)
@@ -158,8 +158,8 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _find_lr(args: argparse.Namespace) -> int:
-    from .lora_core.lr_range import lr_range
-    from .lora_core.reports import ProgressBar
+    from .lora_core.runs.reports import ProgressBar
+    from .lora_core.training.lr_range import lr_range
 
     config, dataset, backend = _prepared(_job(args), args)
     with ProgressBar() as bar:
@@ -174,8 +174,8 @@ def _find_lr(args: argparse.Namespace) -> int:
 def _sweep(args: argparse.Namespace) -> int:
     """Trains each run on the same loaded model and writes comparison.png."""
     from .lora_core.recipes import HERE
-    from .lora_core.sweep import LastSamples, runs_of, sheet
-    from .lora_core.trainer import sample_prompts
+    from .lora_core.training.sweep import LastSamples, runs_of, sheet
+    from .lora_core.training.trainer import sample_prompts
 
     bundled = HERE / "sweeps" / f"{args.job}.toml"
     path = bundled if bundled.is_file() and not args.job.exists() else args.job
@@ -199,9 +199,9 @@ def _sweep(args: argparse.Namespace) -> int:
 def _demo(args: argparse.Namespace) -> int:
     """Trains a bundled concept and writes the LoRA, the loss plot and a before/after grid."""
     from .lora_core.config import parse
-    from .lora_core.errors import LoomError
+    from .lora_core.messages.errors import LoomError
     from .lora_core.toy.concepts import CONCEPTS
-    from .lora_core.toy.recipes import demo_job
+    from .lora_core.training.demo import demo_job
 
     if args.picture_set not in CONCEPTS:
         raise LoomError(f"--set: {args.picture_set!r} is not a bundled picture set; allowed are {', '.join(CONCEPTS)}.")
@@ -214,12 +214,12 @@ def _demo(args: argparse.Namespace) -> int:
 
 def _sample(args: argparse.Namespace) -> int:
     """Draws prompts with the base model, then with each LoRA or save of a run at each strength, onto one sheet."""
-    from .convert.disk import load_any
     from .convert.embedding import is_embedding, read_embedding
+    from .convert.files.disk import load_any
     from .lora_core.backends.base import SampleJob
     from .lora_core.config import SampleConfig, check
-    from .lora_core.errors import LoomError
-    from .lora_core.sampling import drawn, of_run, of_start, sheet
+    from .lora_core.messages.errors import LoomError
+    from .lora_core.training.sampling import drawn, of_run, of_start, sheet
 
     if not args.prompt or not args.files:
         raise LoomError("sample: give LoRA or embedding files or run folders, and at least one --prompt.")
@@ -247,9 +247,9 @@ def _sample(args: argparse.Namespace) -> int:
 
 def _push(args: argparse.Namespace) -> int:
     """Gathers what of a run is for others, with a model card, and uploads it where a repository is named."""
-    from .convert.disk import header
+    from .convert.files.disk import header
     from .convert.report import triggers
-    from .lora_core.hub import About, gather
+    from .lora_core.runs.hub import About, gather
 
     results = sorted(args.run.glob("*.safetensors"))
     words = triggers(header(results[0])[1]) if results else ()
@@ -266,7 +266,7 @@ def _uploaded(folder: Path, repo: str, private: bool) -> str:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
-    from .lora_core.errors import LoomError
+    from .lora_core.messages.errors import LoomError
 
     api = HfApi()
     try:
@@ -305,7 +305,7 @@ def _backend(base: str, companion: str, precision: str, device: str = "", base_c
 
 def _opened(config: TrainConfig, device: str) -> Any:
     """The base model of a job."""
-    from .lora_core.errors import LoomError
+    from .lora_core.messages.errors import LoomError
 
     if config.compile and config.offload:
         raise LoomError("compile: blocks that come from main memory cannot be compiled; turn compile off, or set offload to 0.")
@@ -342,13 +342,13 @@ def run_job(config: TrainConfig, args: argparse.Namespace, backend: Any = None, 
     import torch
 
     from .convert import products
-    from .lora_core.errors import LoomError
     from .lora_core.events import Control, Listener, Listeners
-    from .lora_core.reports import FileLog, ProgressBar
-    from .lora_core.rundirs import last_run, new_run, remove_if_untrained
-    from .lora_core.trackers import Tracker
-    from .lora_core.trainer import train
-    from .lora_core.world import launched
+    from .lora_core.messages.errors import LoomError
+    from .lora_core.processes import launched
+    from .lora_core.runs.folders import last_run, new_run, remove_if_untrained
+    from .lora_core.runs.reports import FileLog, ProgressBar
+    from .lora_core.runs.trackers import Tracker
+    from .lora_core.training.trainer import train
 
     world = launched()
     with world.main_first():  # what a job brings in is brought in once
@@ -398,7 +398,7 @@ def run_job(config: TrainConfig, args: argparse.Namespace, backend: Any = None, 
 def _shard(backend: Any, world: Any) -> None:
     """Splits the model over the processes, where its backend can."""
     from .lora_core.backends.two_stage import KINDS
-    from .lora_core.errors import LoomError
+    from .lora_core.messages.errors import LoomError
 
     if backend.stored:
         raise LoomError("accelerate: storage and offload keep weights in ways that cannot be split over processes; leave them out, or launch without FSDP.")
@@ -413,7 +413,7 @@ def _start(config: TrainConfig, backend: Any) -> Any:
     """What adapter.start_from names, for the layers of this run; None without it."""
     if not config.adapter.start_from:
         return None
-    from .lora_core.build import chosen_layers
+    from .lora_core.training.build import chosen_layers
 
     own, texts = chosen_layers(config, backend)
     return _read_lora(Path(config.adapter.start_from), backend, [*own, *texts], config.adapter.algorithm)
@@ -423,7 +423,7 @@ def _read_lora(path: Path, backend: Any, names: list[str] | None = None, algorit
     """A LoRA file by the layers of the model; `names` are those it may have (all by default), `algorithm` the form it is brought into (its own by default)."""
     from .convert import FormatError
     from .convert.families import UNKNOWN, known_family
-    from .convert.jobs import open_lora
+    from .convert.files.jobs import open_lora
     from .convert.results import starting_point
 
     try:

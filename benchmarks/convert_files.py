@@ -47,7 +47,7 @@ def sdxl_layers() -> dict[str, tuple[int, ...]]:
 def make_lora(path: Path, uniform: bool) -> int:
     """A Kohya SDXL file; returns its number of modules."""
     from lora_loom.convert import cast, read, write
-    from lora_loom.convert.disk import save
+    from lora_loom.convert.files.disk import save
 
     rng, state = torch.Generator().manual_seed(0), {}
     for n, (name, shape) in enumerate(sdxl_layers().items()):
@@ -60,13 +60,13 @@ def make_lora(path: Path, uniform: bool) -> int:
 
 
 def convert_job(source: Path, target: Path, form: str) -> None:
-    from lora_loom.convert.jobs import Options, convert
+    from lora_loom.convert.files.jobs import Options, convert
 
     convert(source, target, Options(form, "fp16"))
 
 
 def bake_job(source: Path, lora: Path, target: Path) -> None:
-    from lora_loom.convert.jobs import bake_file
+    from lora_loom.convert.files.jobs import bake_file
 
     bake_file(source, [(lora, 1.0)], target)
 
@@ -87,7 +87,7 @@ def peak_kb() -> int:
 
 
 def _child(pipe, job, args) -> None:
-    import lora_loom.convert.jobs  # noqa: F401
+    import lora_loom.convert.files.jobs  # noqa: F401
 
     before = peak_kb()
     began = time.perf_counter()
@@ -97,8 +97,8 @@ def _child(pipe, job, args) -> None:
 
 def make_checkpoint(path: Path) -> None:
     """A single-file SDXL checkpoint with a VAE-sized rest, fp16, 6.9 GB."""
-    from lora_loom.convert.disk import save_streamed
     from lora_loom.convert.families import FAMILIES
+    from lora_loom.convert.files.disk import save_streamed
 
     layout = {}
     for name, shape in sdxl_layers().items():

@@ -30,8 +30,8 @@ from lora_loom.lora_core.config import DataConfig
 from lora_loom.lora_core.data.buckets import apply, fits
 from lora_loom.lora_core.data.folder import scan
 from lora_loom.lora_core.data.latents import Encoder, LatentCache, ahead
-from lora_loom.lora_core.data.pictures import open_picture
 from lora_loom.lora_core.data.store import Disk
+from lora_loom.lora_core.pictures.reading import open_picture
 from PIL import Image
 
 PHOTO = (1600, 1200)

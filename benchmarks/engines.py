@@ -139,13 +139,13 @@ class Loom:
 
     def __init__(self, case: Case, pictures: int = 4):
         import torch
-        from lora_loom.lora_core.build import make_adapters
         from lora_loom.lora_core.config import parse
         from lora_loom.lora_core.data.batches import Batch
         from lora_loom.lora_core.data.buckets import fit
-        from lora_loom.lora_core.groups import make_groups
-        from lora_loom.lora_core.optimizers import filled, make_optimizer
-        from lora_loom.lora_core.run import Run
+        from lora_loom.lora_core.optim.groups import make_groups
+        from lora_loom.lora_core.optim.optimizers import filled, make_optimizer
+        from lora_loom.lora_core.training.build import make_adapters
+        from lora_loom.lora_core.training.run import Run
 
         backend = self.backend(case)
         self.rss_loaded = rss()
@@ -171,7 +171,7 @@ class Loom:
         self.start_s, self._step = time.perf_counter() - began, 0
 
     def step(self) -> float:
-        from lora_loom.lora_core.step import optimizer_step
+        from lora_loom.lora_core.training.step import optimizer_step
 
         self._step += 1
         return optimizer_step(self._run, self._step).loss
@@ -184,7 +184,7 @@ class InHost(Loom):
         import comfy.model_patcher
         import comfy.supported_models as sm
         import torch
-        from lora_loom.nodes.host.backend import HostBackend
+        from lora_loom.nodes.host.engine.backend import HostBackend
 
         assert case.model == "sd15"
         with torch.inference_mode():

@@ -29,14 +29,14 @@ def build(train_text: bool) -> Any:
     import comfy.supported_models as sm
     import comfy.supported_models_base as base
     import torch
-    from lora_loom.lora_core.build import make_adapters
     from lora_loom.lora_core.config import parse
     from lora_loom.lora_core.data.batches import Batch
     from lora_loom.lora_core.data.buckets import fit
-    from lora_loom.lora_core.groups import make_groups
-    from lora_loom.lora_core.optimizers import filled, make_optimizer
-    from lora_loom.lora_core.run import Run
-    from lora_loom.nodes.host.backend import HostBackend
+    from lora_loom.lora_core.optim.groups import make_groups
+    from lora_loom.lora_core.optim.optimizers import filled, make_optimizer
+    from lora_loom.lora_core.training.build import make_adapters
+    from lora_loom.lora_core.training.run import Run
+    from lora_loom.nodes.host.engine.backend import HostBackend
 
     with torch.inference_mode():
         config = sm.SD15(dict(UNET))
@@ -73,7 +73,7 @@ def main() -> None:
     args = parser.parse_args()
     enter_host()
     import torch
-    from lora_loom.lora_core.step import optimizer_step
+    from lora_loom.lora_core.training.step import optimizer_step
 
     torch.set_num_threads(args.threads)
     (alone, _, first), (both, backend, second) = build(False), build(True)

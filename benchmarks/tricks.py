@@ -23,7 +23,7 @@ TRICKS = {  # name -> number types it is tried on
 
 def one(trick: str, dtype: str, steps: int) -> dict[str, Any]:
     """Median CPU seconds of a step on one thread."""
-    from lora_loom.lora_core.memory import keep_pages
+    from lora_loom.lora_core.backends.memory import keep_pages
 
     if trick == "allocation":
         assert keep_pages()

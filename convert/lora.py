@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 
 import torch
 
-from .arguments import DTYPE_NAMES
+from .forms import DTYPE_NAMES
 
 State = dict[str, torch.Tensor]
 DTYPES = dict(zip(DTYPE_NAMES, (torch.float32, torch.float16, torch.bfloat16), strict=True))

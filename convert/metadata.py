@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 
-from . import disk, keys
+from . import keys
 from .detect import declared_family
 from .embedding import Embedding
+from .serialize import chunks
 
 MAX_HEADER_BYTES = 256 * 1024
 # Not true of a converted file, or written anew.
@@ -179,7 +180,7 @@ def describe(tensors: Mapping[str, torch.Tensor]) -> tuple[str, str]:
 def hashes(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
     """sshs_model_hash: sha256 of the data section, independent of metadata and key order (kohya `precalculate_safetensors_hashes`)."""
     digest = hashlib.sha256()
-    parts = disk.chunks({k: (v.dtype, tuple(v.shape)) for k, v in tensors.items()}, tensors.__getitem__)
+    parts = chunks({k: (v.dtype, tuple(v.shape)) for k, v in tensors.items()}, tensors.__getitem__)
     next(parts)  # the header
     for part in parts:
         digest.update(part)

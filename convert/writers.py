@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from . import fuse, peft
-from .arguments import TARGETS
 from .families import FAMILIES, UNKNOWN, Family, known_family
+from .forms import TARGETS
 from .lora import FormatError, Lora, Module, State, component, delta, dense_tucker, folded, low_rank, plain
 from .patterns import fill
 from .readers import read

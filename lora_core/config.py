@@ -9,7 +9,7 @@ import typing
 from pathlib import Path
 from typing import Any
 
-from .errors import LoomError
+from .messages.errors import LoomError
 from .names import check_name
 from .recipes import merged, read_toml, recipe
 

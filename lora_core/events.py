@@ -3,14 +3,35 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from .step import StepReport
-    from .validation import Measure
+
+
+@dataclasses.dataclass(frozen=True)
+class StepReport:
+    """What update number `step` (from 1) did: mean loss on the training pictures and on class pictures (0 without), gradient norm before clipping."""
+
+    step: int
+    loss: float
+    class_loss: float
+    grad_norm: float
+    lr: float
+    pictures: Sequence[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Measure:
+    """Mean losses after `step` updates, on held-out and on trained pictures, and the standard error of their difference, paired by level and noise."""
+
+    step: int
+    held_out: float
+    trained: float
+    error: float = 0.0
 
 
 class Listener:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from .errors import LoomError
+from .messages.errors import LoomError
 
 _ALLOWED = re.compile(r"[^\W_][\w .()+-]*", re.UNICODE)
 _RESERVED = {"con", "prn", "aux", "nul", *(f"com{n}" for n in range(1, 10)), *(f"lpt{n}" for n in range(1, 10))}

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from .config import ObjectiveConfig
-from .errors import LoomError
+from .messages.errors import LoomError
 from .rng import randn_like
 
 TIMESTEPS = 1000

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import random
+from collections.abc import Iterator
 
+import numpy as np
 import torch
 
 
@@ -30,3 +33,16 @@ def python_rng(*parts: int | str) -> random.Random:
 def randn_like(x: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
     """Standard normal float32 noise of x's shape, drawn on the generator's device and moved to x's."""
     return torch.randn(x.shape, generator=rng, device=rng.device).to(x.device)
+
+
+@contextlib.contextmanager
+def preserved_rng(seed: int) -> Iterator[None]:
+    """Seeds torch's global generators inside; puts back the state of torch, numpy and Python as it was before."""
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)

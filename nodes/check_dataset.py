@@ -7,17 +7,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..lora_core.backends.base import TextLength
 from ..lora_core.config import AdapterConfig, TrainConfig
+from ..lora_core.data.lengths import TextLength
 from ..lora_core.data.lint import look
 from ..lora_core.data.sheet import sheet
-from ..lora_core.fitting import verdict
-from ..lora_core.run import dry_run
-from .host.api import io, make_input, make_output, schema, ui
-from .host.backend import HostBackend
-from .host.live import LiveNode, layer_progress
-from .host.paths import runs_root
-from .host.texts import length_of, literal
+from ..lora_core.training.assemble import dry_run
+from ..lora_core.training.fitting import verdict
+from .host.access.api import io, make_input, make_output, schema, ui
+from .host.access.paths import runs_root
+from .host.engine.backend import HostBackend
+from .host.engine.texts import length_of, literal
+from .host.web.live import LiveNode, layer_progress
 from .presets import opened
 from .sockets import CATEGORY, DatasetSocket, dataset_input, report_output, widget
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..convert.jobs import Options, Written, bake_file, extract_file, merge_files, open_lora, resize_file
+from ..convert.files.jobs import Options, Written, bake_file, extract_file, merge_files, open_lora, resize_file
 from ..convert.lora import DTYPES
 from .convert_format import NO_FILE, approximate_input, chosen_family, family_input, lora_input, stamp
-from .host.api import io, make_input, schema, ui
-from .host.live import layer_progress
-from .host.paths import checkpoint_file, checkpoint_folders, checkpoint_names, lora_folders, model_file
+from .host.access.api import io, make_input, schema, ui
+from .host.access.paths import checkpoint_file, checkpoint_folders, checkpoint_names, lora_folders, model_file
+from .host.web.live import layer_progress
 from .save import LORA_FORMS, destination_input, on_exists_input, place_for
 from .sockets import CATEGORY, lora_output, on_the_wire, path_output, plain_errors, report_output
 

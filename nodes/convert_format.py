@@ -9,14 +9,14 @@ import torch
 
 from ..convert.embedding import EMBEDDING_TARGETS
 from ..convert.families import FAMILIES, UNKNOWN
-from ..convert.jobs import Options, convert, inspected, open_embedding, open_file, write_embedding_file
+from ..convert.files.jobs import Options, convert, inspected, open_embedding, open_file, write_embedding_file
 from ..convert.lora import DTYPES, Lora
 from ..convert.report import embedding_lines, inspect
 from ..convert.writers import TARGETS
-from ..lora_core.errors import LoomError
-from ..lora_core.plots import bars
-from .host.api import io, make_input, make_output, schema, ui
-from .host.paths import embedding_folders, file_names_in, lora_folders, model_file
+from ..lora_core.messages.errors import LoomError
+from ..lora_core.pictures.plots import bars
+from .host.access.api import io, make_input, make_output, schema, ui
+from .host.access.paths import embedding_folders, file_names_in, lora_folders, model_file
 from .save import destination_input, on_exists_input, place_for
 from .sockets import CATEGORY, Embedding, EmbeddingSocket, lora_output, on_the_wire, path_output, plain_errors, report_output
 

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 
 from ..lora_core.config import DataConfig
-from ..lora_core.data.pictures import PictureError, thumbnail
 from ..lora_core.data.sources import HUB, as_folder, is_local_copy
-from ..lora_core.errors import LoomError
-from ..lora_core.plots import grid
-from .host.api import io, make_input, make_output, schema, ui
-from .host.paths import is_hub_name, runs_root, training_folder, training_folders
+from ..lora_core.messages.errors import LoomError
+from ..lora_core.pictures.plots import grid
+from ..lora_core.pictures.reading import PictureError, thumbnail
+from .host.access.api import io, make_input, make_output, schema, ui
+from .host.access.paths import is_hub_name, runs_root, training_folder, training_folders
 from .sockets import CATEGORY, DatasetSocket, count_output, dataset_output, report_output, widget
 
 SHOWN = 24

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .host.api import io, schema
-from .host.dataset_routes import open_session
+from .host.access.api import io, schema
+from .host.web.dataset_routes import open_session
 from .sockets import CATEGORY, DatasetSocket, count_output, dataset_input, dataset_output
 
 

@@ -14,14 +14,14 @@ from ..lora_core.config import DataConfig
 from ..lora_core.data.buckets import apply, fits
 from ..lora_core.data.latents import ahead
 from ..lora_core.data.masks import open_trained, placed
-from ..lora_core.data.pictures import PictureError
 from ..lora_core.data.sources import from_images, from_latents
-from ..lora_core.errors import LoomError
+from ..lora_core.messages.errors import LoomError
+from ..lora_core.pictures.reading import PictureError
 from .dataset import LOOKED_AT, outputs, shown
-from .host.api import io, make_input, make_output, schema
-from .host.live import layer_progress
-from .host.paths import runs_root
-from .host.texts import literal, split
+from .host.access.api import io, make_input, make_output, schema
+from .host.access.paths import runs_root
+from .host.engine.texts import literal, split
+from .host.web.live import layer_progress
 from .sockets import CATEGORY, DatasetSocket, count_output, dataset_input, dataset_output, widget
 
 LATENT_STEP_PX = 8

@@ -8,11 +8,11 @@ from .convert_format import ConvertEmbedding, ConvertLora, Inspect
 from .dataset import LoadFolder, LoadHubDataset
 from .dataset_editor import DatasetEditor
 from .datasets import DATASET_NODES
-from .host.api import ComfyExtension, io
-from .host.dataset_routes import add_dataset_routes
-from .host.live import add_routes
-from .host.panel_routes import add_panel_routes
-from .host.run_routes import add_run_routes
+from .host.access.api import ComfyExtension, io
+from .host.web.dataset_routes import add_dataset_routes
+from .host.web.live import add_routes
+from .host.web.panel_routes import add_panel_routes
+from .host.web.run_routes import add_run_routes
 from .run_checkpoints import RUN_NODES, export_run, told_of
 from .save import SaveEmbedding, SaveLora
 from .settings import SETTINGS_NODES

@@ -10,7 +10,7 @@ from ..lora_core.config import DataConfig
 from ..lora_core.data.folder import Dataset
 
 if TYPE_CHECKING:
-    from .host.backend import HostBackend
+    from .host.engine.backend import HostBackend
     from .sockets import DatasetSocket
 
 

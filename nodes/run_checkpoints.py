@@ -13,25 +13,25 @@ from PIL import Image
 
 from ..convert import FormatError, is_lora, products, read
 from ..convert.detect import declared_family
-from ..convert.disk import header, load
 from ..convert.embedding import is_embedding, read_embedding
 from ..convert.families import FAMILIES, UNKNOWN
+from ..convert.files.disk import header, load
 from ..convert.metadata import BASES
-from ..lora_core import runs
 from ..lora_core.backends.base import SampleJob
 from ..lora_core.config import TrainConfig, as_dict
-from ..lora_core.data.pictures import PictureError, open_rgb
-from ..lora_core.errors import LoomError
-from ..lora_core.rundirs import config_of
-from ..lora_core.sampling import drawn, of_saves, sheet
-from ..lora_core.saves import WHICH, Save, all_saves, chosen, loss_without, weights
-from .host.api import io, make_input, make_output, schema, ui
-from .host.backend import HostBackend
-from .host.check import require_matched
-from .host.live import layer_progress
-from .host.naming import base_family
-from .host.paths import embedding_folders, lora_folders, runs_root
-from .host.tokens import with_embeddings
+from ..lora_core.messages.errors import LoomError
+from ..lora_core.pictures.reading import PictureError, open_rgb
+from ..lora_core.runs import listing
+from ..lora_core.runs.folders import config_of
+from ..lora_core.runs.saves import WHICH, Save, all_saves, chosen, loss_without, weights
+from ..lora_core.training.sampling import drawn, of_saves, sheet
+from .host.access.api import io, make_input, make_output, schema, ui
+from .host.access.check import require_matched
+from .host.access.paths import embedding_folders, lora_folders, runs_root
+from .host.engine.backend import HostBackend
+from .host.engine.naming import base_family
+from .host.engine.tokens import with_embeddings
+from .host.web.live import layer_progress
 from .save import SaveEmbedding, SaveLora
 from .settings import SettingsNode
 from .sockets import CATEGORY, Embedding, EmbeddingSocket, LoraWeights, plain_errors
@@ -43,7 +43,7 @@ MAX_PICTURES = 400
 
 def run_input() -> Any:
     return make_input(
-        io.Combo, "run", options=[LATEST, *(run.id for run in runs.listing(runs_root()) if run.saves or run.best_save is not None)], default=LATEST,
+        io.Combo, "run", options=[LATEST, *(run.id for run in listing.listing(runs_root()) if run.saves or run.best_save is not None)], default=LATEST,
         tooltip="A run below output/lora_loom that has saves; press R for those that are new.",
     )  # fmt: skip
 
@@ -68,8 +68,8 @@ def after_input() -> Any:
 def folder_of(run: str) -> Path:
     """The run folder behind a choice. Raises LoomError."""
     if run != LATEST:
-        return runs.find(runs_root(), run)
-    found = next((info.id for info in runs.listing(runs_root()) if info.saves or info.best_save is not None), None)
+        return listing.find(runs_root(), run)
+    found = next((info.id for info in listing.listing(runs_root()) if info.saves or info.best_save is not None), None)
     if found is None:
         raise LoomError("run: there is no run with saves yet; train one first.")
     return runs_root() / found
@@ -78,7 +78,7 @@ def folder_of(run: str) -> Path:
 def state_of(run: str) -> str:
     """Differs whenever the saves of the chosen run do."""
     try:
-        info = runs.read_run(folder_of(run))
+        info = listing.read_run(folder_of(run))
     except LoomError:
         return ""
     return f"{info.id} {info.saves} {info.best_save} {info.step} {info.changed}"
@@ -86,7 +86,7 @@ def state_of(run: str) -> str:
 
 def base_of(folder: Path, state: dict[str, torch.Tensor]) -> str:
     """What the run's base model is called: as its result says, else as the names of its layers do."""
-    results = runs.read_run(folder).results
+    results = listing.read_run(folder).results
     if results:
         version = header(folder / results[0])[1].get("ss_base_model_version", "")
         return next((name for name, base in BASES.items() if base.version == version), version)
@@ -96,7 +96,7 @@ def base_of(folder: Path, state: dict[str, torch.Tensor]) -> str:
         return UNKNOWN
 
 
-def told_of(run: runs.RunInfo) -> dict[str, str]:
+def told_of(run: listing.RunInfo) -> dict[str, str]:
     """The base model of a run in words ("" while no result says it), and what to write in a prompt to call what it learned."""
     family = declared_family(run.about)
     base = FAMILIES[family].title if family else run.about.get("ss_base_model_version", "") or ("" if run.base == "ComfyUI" else Path(run.base).name)
@@ -308,7 +308,7 @@ def saved(folder: Path, save: str | int) -> Save:
 
 def result_of(folder: Path) -> tuple[LoraWeights, dict[str, EmbeddingSocket], int]:
     """The result files of a run: its LoRA, its embeddings, the steps it was trained."""
-    results = runs.read_run(folder).results
+    results = listing.read_run(folder).results
     if not results:
         raise LoomError(f"save: {folder.name} has no result yet; let it end, or export one of its saves.")
     config, lora, embeddings, step = config_of(folder), LoraWeights({}, "", {}), {}, 0
@@ -330,7 +330,7 @@ def result_of(folder: Path) -> tuple[LoraWeights, dict[str, EmbeddingSocket], in
 
 def picture_of(folder: Path, step: int) -> torch.Tensor | None:
     """The sample picture drawn last up to this step, as an IMAGE; None where there is none that can be read."""
-    drawn_until = {at: path for at, path in runs.pictures(folder).items() if 0 < at <= step}
+    drawn_until = {at: path for at, path in listing.pictures(folder).items() if 0 < at <= step}
     if not drawn_until:
         return None
     try:

@@ -10,18 +10,18 @@ import torch
 from ..convert import FormatError, Lora, cast, is_lora, lora_metadata, read, write
 from ..convert.embedding import EMBEDDING_TARGETS, bundled, trigger_problems
 from ..convert.families import UNKNOWN, known_family
-from ..convert.jobs import free_path, write_embedding_file
-from ..convert.jobs import write_card as write_card_beside
+from ..convert.files.jobs import free_path, write_embedding_file
+from ..convert.files.jobs import write_card as write_card_beside
 from ..convert.lora import DTYPES
 from ..convert.metadata import converted_metadata
 from ..convert.report import triggers
 from ..convert.writers import TARGETS
-from ..lora_core.errors import LoomError
-from ..lora_core.files import write_safetensors
+from ..lora_core.disk.files import write_safetensors
+from ..lora_core.messages.errors import LoomError
 from ..lora_core.names import check_name
-from .host.api import io, make_input, make_output, schema, ui
-from .host.paths import embedding_folders, file_names_in, lora_folders
-from .previews import first_picture, write_preview
+from ..lora_core.pictures.previews import first_picture, write_preview
+from .host.access.api import io, make_input, make_output, schema, ui
+from .host.access.paths import embedding_folders, file_names_in, lora_folders
 from .sockets import CATEGORY, Embedding, EmbeddingSocket, LoraWeights, path_output, plain_errors
 
 ON_EXISTS = ("new number", "overwrite")

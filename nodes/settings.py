@@ -7,8 +7,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from .host.api import io, make_input, make_output, schema
-from .host.paths import training_folder, training_folders
+from .host.access.api import io, make_input, make_output, schema
+from .host.access.paths import training_folder, training_folders
 from .sockets import CATEGORY, widget
 
 Settings = io.Custom("LORALOOM_SETTINGS")

@@ -14,8 +14,8 @@ from ..convert.embedding import Embedding as Vectors
 from ..lora_core.config import DataConfig, TrainConfig
 from ..lora_core.data.folder import Dataset as FoundDataset
 from ..lora_core.data.folder import open_sets
-from ..lora_core.errors import LoomError
-from .host.api import io, make_input, make_output
+from ..lora_core.messages.errors import LoomError
+from .host.access.api import io, make_input, make_output
 
 CATEGORY = "training/LoRA Loom"
 Dataset = io.Custom("LORALOOM_DATASET")

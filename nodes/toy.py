@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from ..lora_core.toy.model import MODEL
-from .host import toy
-from .host.api import io, make_output, schema
+from .host.access import toy
+from .host.access.api import io, make_output, schema
 from .sockets import CATEGORY
 
 

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 
 from ..lora_core.config import EmbeddingConfig, OptimizerConfig, SampleConfig, SaveConfig, ScheduleConfig, TrainConfig, as_dict, parse
-from ..lora_core.errors import LoomError
+from ..lora_core.messages.errors import LoomError
 from ..lora_core.names import check_name
-from .host.api import io, make_input, make_output, schema, ui
-from .host.backend import HostBackend
-from .host.panel import shown
-from .host.tokens import with_embeddings
+from .host.access.api import io, make_input, make_output, schema, ui
+from .host.engine.backend import HostBackend
+from .host.engine.tokens import with_embeddings
+from .host.web.panel import shown
 from .presets import opened
 from .settings import Settings, SettingsSocket, optimizer_of
 from .sockets import CATEGORY, Dataset, DatasetSocket, Embedding, loss_output, path_output, plain_errors, widget

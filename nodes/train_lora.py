@@ -12,17 +12,17 @@ import torch
 from ..convert import trained
 from ..convert.embedding import read_embedding
 from ..lora_core.adapters.targets import weight_shape
-from ..lora_core.build import chosen_layers
 from ..lora_core.config import AdapterConfig, ObjectiveConfig, OptimizerConfig, SampleConfig, SaveConfig, ScheduleConfig, TrainConfig, as_dict, parse
 from ..lora_core.data.folder import Dataset as FoundDataset
-from ..lora_core.errors import LoomError
+from ..lora_core.messages.errors import LoomError
 from ..lora_core.names import check_name
-from ..lora_core.trainer import Result
-from .host.api import io, make_input, make_output, schema
-from .host.backend import HostBackend
-from .host.check import require_matched
-from .host.panel import shown
-from .host.tokens import with_embeddings
+from ..lora_core.training.build import chosen_layers
+from ..lora_core.training.trainer import Result
+from .host.access.api import io, make_input, make_output, schema
+from .host.access.check import require_matched
+from .host.engine.backend import HostBackend
+from .host.engine.tokens import with_embeddings
+from .host.web.panel import shown
 from .presets import PRESETS, opened
 from .settings import Settings, SettingsSocket, optimizer_of
 from .sockets import (

@@ -14,29 +14,29 @@ from PIL import Image
 
 from ..convert import FormatError, products, read
 from ..convert.detect import declared_family
-from ..convert.disk import header
 from ..convert.embedding import is_embedding
 from ..convert.families import UNKNOWN, known_family
-from ..convert.jobs import free_path, write_card
+from ..convert.files.disk import header
+from ..convert.files.jobs import free_path, write_card
 from ..convert.report import triggers
 from ..convert.results import starting_point, token_stems
-from ..lora_core.build import chosen_layers
+from ..lora_core.adapters.tokens import wanted_tokens
 from ..lora_core.config import TrainConfig
 from ..lora_core.data.folder import Dataset as FoundDataset
-from ..lora_core.errors import LoomError
+from ..lora_core.disk.files import sha256, write_bytes, write_json
 from ..lora_core.events import Control, Listener, Listeners
-from ..lora_core.files import sha256, write_bytes, write_json
-from ..lora_core.reports import FileLog
-from ..lora_core.run import Start
-from ..lora_core.rundirs import last_run, new_run, remove_if_untrained
-from ..lora_core.runs import MAX_WORKFLOW_BYTES, WORKFLOW
-from ..lora_core.tokens import wanted_tokens
-from ..lora_core.trainer import Result, train
-from .host.backend import HostBackend
-from .host.live import Cancelled, LiveNode, free_memory, registered
-from .host.panel import Panel, PanelListener, panel_of, workflow_of
-from .host.paths import embedding_folders, runs_root
-from .previews import write_preview
+from ..lora_core.messages.errors import LoomError
+from ..lora_core.pictures.previews import write_preview
+from ..lora_core.runs.folders import last_run, new_run, remove_if_untrained
+from ..lora_core.runs.listing import MAX_WORKFLOW_BYTES, WORKFLOW
+from ..lora_core.runs.reports import FileLog
+from ..lora_core.training.build import chosen_layers
+from ..lora_core.training.run import Start
+from ..lora_core.training.trainer import Result, train
+from .host.access.paths import embedding_folders, runs_root
+from .host.engine.backend import HostBackend
+from .host.web.live import Cancelled, LiveNode, free_memory, registered
+from .host.web.panel import Panel, PanelListener, panel_of, workflow_of
 
 log = logging.getLogger(__name__)
 

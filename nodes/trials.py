@@ -9,16 +9,16 @@ import torch
 
 from ..lora_core.config import AdapterConfig, OptimizerConfig, TrainConfig, as_dict, parse
 from ..lora_core.data.folder import Dataset as FoundDataset
-from ..lora_core.errors import LoomError
 from ..lora_core.events import Control, Listeners
-from ..lora_core.fitting import verdict
-from ..lora_core.lr_range import lr_range
-from ..lora_core.run import dry_run
-from .host.api import io, make_input, make_output, schema, ui
-from .host.backend import HostBackend
-from .host.live import LiveNode, registered
-from .host.panel import PanelListener, panel_of, shown
-from .host.paths import runs_root
+from ..lora_core.messages.errors import LoomError
+from ..lora_core.training.assemble import dry_run
+from ..lora_core.training.fitting import verdict
+from ..lora_core.training.lr_range import lr_range
+from .host.access.api import io, make_input, make_output, schema, ui
+from .host.access.paths import runs_root
+from .host.engine.backend import HostBackend
+from .host.web.live import LiveNode, registered
+from .host.web.panel import PanelListener, panel_of, shown
 from .presets import opened
 from .settings import Settings, SettingsSocket
 from .sockets import CATEGORY, DatasetSocket, dataset_input, report_output, widget

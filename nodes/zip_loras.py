@@ -11,12 +11,12 @@ from ..convert import FormatError, Lora, Module, read, write
 from ..convert.families import FAMILIES, UNKNOWN, known_family
 from ..convert.lora import folded, plain
 from ..convert.merge import merge
-from ..lora_core.errors import LoomError
 from ..lora_core.events import Control, Listeners
-from ..lora_core.ziplora import Factors, zip_config, zip_loras
-from .host.api import io, make_input, make_output, schema, ui
-from .host.backend import HostBackend
-from .host.live import LiveNode, registered
+from ..lora_core.messages.errors import LoomError
+from ..lora_core.training.ziplora import Factors, zip_config, zip_loras
+from .host.access.api import io, make_input, make_output, schema, ui
+from .host.engine.backend import HostBackend
+from .host.web.live import LiveNode, registered
 from .presets import opened
 from .sockets import CATEGORY, Dataset, DatasetSocket, LoraWeights, lora_output, loss_output, plain_errors, report_output, widget
 

@@ -56,7 +56,7 @@ def toy_backend():
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory) -> Path:
     """A folder of four captioned 32 px pictures with several tags each, one of them wide, so two buckets occur."""
-    from lora_loom.lora_core.toy import world
+    from lora_loom.lora_core.toy import shapes as world
 
     folder, rng = tmp_path_factory.mktemp("pictures"), random.Random(5)
     for n in range(4):
@@ -84,7 +84,7 @@ def run_toy(toy_backend):
     """`run_toy(config, folder, listener, resume=...)` trains on the toy model as the terminal door does and returns the Result."""
     from lora_loom.lora_core.data.folder import open_sets
     from lora_loom.lora_core.events import Listener
-    from lora_loom.lora_core.trainer import train
+    from lora_loom.lora_core.training.trainer import train
 
     def run(config, folder, listener=None, *, control=None, resume=False, backend=toy_backend):
         return train(config, backend, open_sets(config), folder, export, listener or Listener(), control, resume)

@@ -6,7 +6,7 @@ import time
 
 import pytest
 from lora_loom.__main__ import DONE, FAILED, main
-from lora_loom.lora_core import state
+from lora_loom.lora_core.runs import checkpoints
 from safetensors import safe_open
 
 
@@ -43,7 +43,7 @@ def test_train_writes_a_lora_named_after_the_job_and_resume_goes_on(job, tmp_pat
 
     job.write_text(job.read_text().replace("steps = 3", "steps = 5"))
     assert main(["train", str(job), "--out", str(out), "--resume"]) == DONE
-    assert state.latest(out / "from_file" / "checkpoints")[0].step == 5
+    assert checkpoints.latest(out / "from_file" / "checkpoints")[0].step == 5
     assert not (out / "from_file_2").exists()
 
 
@@ -104,7 +104,7 @@ def test_a_signal_ends_the_run_after_the_current_step_with_the_result_kept(numbe
     sender.join()
     assert code == 128 + number
     assert "stopped after step" in capsys.readouterr().out
-    assert state.latest(folder / "checkpoints")[0].step < 1000
+    assert checkpoints.latest(folder / "checkpoints")[0].step < 1000
     assert (folder / "from_file.safetensors").is_file()
     assert signal.getsignal(number) is before
 

@@ -15,7 +15,7 @@ import torch.utils.checkpoint
 from torch import nn
 
 from ..rng import derive
-from ..tokens import TokenSet
+from .tokens import TokenSet
 
 Forward = Callable[..., torch.Tensor]
 MODEL, TEXT_ENCODER, EMBEDDING = "model", "text_encoder", "embedding"  # the parts of a model that can be trained

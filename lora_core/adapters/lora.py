@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..errors import LoomError
+from ..messages.errors import LoomError
 from ..rng import generator
 from .base import CONVS, Adapter, Shape, Weight, conv_settings, weight_of
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from ..config import AdapterConfig, TextEncoderConfig
-from ..errors import LoomError
+from ..messages.errors import LoomError
 
 _ATTENTION = r"(^|\.)(\w*attn\d*|\w*attention|attn\d*_\w+)\."
 _ADDED = r"(^|\.)attentions\.\d+\.(to_[qkv]|to_out|add_[kv]_proj)"  # Kandinsky's attention blocks, which take the image embedding as added keys

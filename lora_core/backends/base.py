@@ -8,18 +8,19 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from PIL import Image
 from torch import nn
 
 from ..adapters import AdapterSet
+from ..adapters.tokens import TokenTable
 from ..config import ObjectiveConfig, SampleConfig
 from ..data.batches import Batch
+from ..data.lengths import TextLength
 from ..data.store import Store
 from ..objectives import Objective
-from ..tokens import TokenTable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,17 +34,30 @@ class SampleJob:
 
 
 UNKNOWN_ENCODER = "unknown"  # how the fingerprint of a picture encoder begins that cannot be told from others
-WINDOW = 75  # tokens a CLIP text encoder reads at once, without start and end
 
 
-@dataclasses.dataclass(frozen=True)
-class TextLength:
-    """How long a caption is for the text encoder with the smallest window: its tokens, the window, pieces it is read in, tokens that are lost."""
+@runtime_checkable
+class EncodesSpread(Protocol):
+    """A backend whose picture encoder is a distribution, from which latents can be drawn anew."""
 
-    tokens: int
-    pieces: int = 1
-    cut: int = 0
-    window: int = WINDOW
+    def encode_spread(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(1, H, W, 3) float32 in [0, 1] -> (mean, standard deviation), each (1, C, [T,] h, w) in the model's units."""
+
+
+@runtime_checkable
+class EncodesBeside(Protocol):
+    """A backend whose network is told more about a picture than its latent and caption."""
+
+    def encode_beside(self, pixels: torch.Tensor) -> torch.Tensor:
+        """(1, H, W, 3) float32 in [0, 1] -> what the network gets beside the caption, with a batch dimension of 1."""
+
+
+@runtime_checkable
+class TakesWired(Protocol):
+    """A backend that takes latents as other nodes of its host have them."""
+
+    def encode_wired(self, samples: torch.Tensor) -> torch.Tensor:
+        """(1, C, [T,] h, w) in the host's units -> the model's own units."""
 
 
 class Backend(Protocol):

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..adapters.base import override_forward
-from ..tokens import TokenSet, TokenTable, TokenVectors
-from .base import TextLength
+from ..adapters.tokens import TokenSet, TokenTable, TokenVectors
+from ..data.lengths import TextLength
 from .layout import variant_of
 
 LENGTH = 77

@@ -10,13 +10,14 @@ import torch
 from PIL import Image
 from torch import nn
 
+from ..adapters.tokens import TokenTable
 from ..config import ObjectiveConfig
 from ..data.batches import Batch
 from ..data.buckets import Fit
-from ..errors import LoomError
+from ..data.lengths import TextLength
+from ..messages.errors import LoomError
 from ..objectives import DiscreteLevels, Objective, discrete_sigmas, rescale_zero_terminal_snr
-from ..tokens import TokenTable
-from .base import SampleJob, TextLength, weights_checksum
+from .base import SampleJob, weights_checksum
 from .clip_text import ClipText, Text, vocabulary
 from .headless import LOCAL, Headless, nearest_timestep
 from .layout import require_parts, stored_dtype, variant_of

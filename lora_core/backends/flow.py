@@ -17,8 +17,9 @@ from torch import nn
 
 from ..config import ObjectiveConfig
 from ..data.batches import Batch
+from ..data.lengths import TextLength
 from ..objectives import FlowLevels, Objective
-from .base import SampleJob, TextLength, weights_checksum
+from .base import SampleJob, weights_checksum
 from .clip_text import Text, length_of, vocabulary
 from .headless import LOCAL, Headless
 from .layout import pipeline_name, require_parts, stored_dtype, variant_of

@@ -12,12 +12,13 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from ..adapters import AdapterSet, attach
+from ..adapters.tokens import TokenTable
+from ..data.lengths import TextLength
 from ..data.store import Memory, Store, key_of
-from ..errors import LoomError
-from ..recompute import ALL, CHEAP, recomputed, worthwhile
-from ..tokens import TokenTable
-from .base import TextLength, weights_fingerprint, whole_fingerprint
+from ..messages.errors import LoomError
+from .base import weights_fingerprint, whole_fingerprint
 from .clip_text import Text, length_of
+from .recompute import ALL, CHEAP, recomputed, worthwhile
 from .stored import FP8, Streamed, as_fp8
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

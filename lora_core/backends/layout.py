@@ -11,7 +11,7 @@ from pathlib import Path
 import safetensors
 import torch
 
-from ..errors import LoomError
+from ..messages.errors import LoomError
 
 _ON_DISK = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F8_E4M3": torch.float8_e4m3fn}
 

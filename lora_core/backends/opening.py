@@ -8,7 +8,7 @@ from typing import Any
 
 from safetensors import safe_open
 
-from ..errors import LoomError
+from ..messages.errors import LoomError
 from ..toy.model import MODEL
 from . import flow, two_stage
 from .diffusers_backend import DiffusersBackend

@@ -18,9 +18,10 @@ from torch import nn
 
 from ..config import ObjectiveConfig
 from ..data.batches import Batch
-from ..errors import LoomError
+from ..data.lengths import TextLength
+from ..messages.errors import LoomError
 from ..objectives import DiscreteLevels, Objective, discrete_sigmas
-from .base import SampleJob, TextLength, weights_checksum
+from .base import SampleJob, weights_checksum
 from .clip_text import Text, vocabulary
 from .headless import LOCAL, Headless, nearest_timestep
 from .layout import require_parts

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from ..config import TrainConfig
+from ..processes import ALONE, World
 from ..rng import generator, python_rng, randn_like
-from ..world import ALONE, World
 from . import buckets
 from .captions import varies, vary
 from .folder import Picture

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from ..config import DataConfig
-from ..errors import LoomError
+from ..messages.errors import LoomError
 
 CENTRE = (0.5, 0.5)
 SEEN_PX = 96  # longest side of the small picture on which a salient crop is chosen

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..config import DataConfig
-from ..errors import LoomError
+from ..messages.errors import LoomError
 
 MAX_CAPTION_BYTES = 1_000_000
 _BOMS = (  # UTF-32 first: its mark begins like that of UTF-16

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .. import files
 from ..config import DataConfig
-from ..errors import LoomError
+from ..disk import files
+from ..messages.errors import LoomError
 from .captions import decoded, lines_of
 from .folder import OWN_LIST, TEXTS, Picture, excluded_in, scan
 

@@ -14,12 +14,12 @@ from pathlib import Path
 from PIL import ImageColor
 
 from ..config import DataConfig, TrainConfig
-from ..errors import LoomError
+from ..messages.errors import LoomError
+from ..pictures.reading import EXTENSIONS, UNREADABLE, PictureError, read_header
 from ..rng import derive
 from .buckets import fits
 from .captions import Caption, editor, has_word, read_captions
 from .metadata import TABLES, Table, read_sidecar, read_table
-from .pictures import EXTENSIONS, UNREADABLE, PictureError, read_header
 
 MAX_REPEATS = 1000
 OWN_LIST = ".lora_loom.json"  # what the dataset editor keeps in a folder: pictures left out

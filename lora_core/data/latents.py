@@ -9,22 +9,19 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import load as safetensors_load
 
-from ..errors import LoomError
+from ..messages.errors import LoomError
+from ..pictures.reading import PictureError
 from .buckets import Fit, apply, crops, fits
 from .folder import Dataset, Picture
 from .masks import on_latent, open_trained, placed
-from .pictures import PictureError
 from .store import Memory, Store, Tensors, key_of
-
-if TYPE_CHECKING:
-    from ..backends.base import Backend
 
 THREADS = min(4, os.cpu_count() or 1)
 TRANSFORM = 1  # counted up when the same file would be decoded, scaled or cut another way
@@ -64,11 +61,6 @@ class Encoder:
     spread: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]] | None = None
     beside: Callable[[torch.Tensor], torch.Tensor] | None = None
     wired: Callable[[torch.Tensor], torch.Tensor] | None = None
-
-    @staticmethod
-    def of(backend: Backend) -> Encoder:
-        own = {name: getattr(backend, f"encode_{name}", None) for name in ("spread", "beside", "wired")}
-        return Encoder(backend.encode_picture, backend.picture_fingerprint(), **own)
 
 
 @dataclasses.dataclass(frozen=True)

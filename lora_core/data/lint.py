@@ -9,12 +9,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from PIL import Image, ImageFilter
 
-from ..backends.base import TextLength
+from ..pictures.reading import PictureError
 from .buckets import Fit, apply, fits
 from .folder import Dataset, Picture
 from .latents import ahead
+from .lengths import TextLength
 from .masks import open_trained, placed
-from .pictures import PictureError
 
 HASH_SIDE = 12  # a hash has 2 x 12 x 12 bits
 HASH_BITS = 40  # of them may differ between near-duplicates

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from PIL import Image
 
 from ..config import DataConfig
+from ..pictures.reading import PictureError, open_picture, open_rgb
 from .buckets import Fit, salient
 from .folder import Picture
-from .pictures import PictureError, open_picture, open_rgb
 
 
 def mask_image(picture: Picture, source: str, alpha: Image.Image | None) -> Image.Image | None:

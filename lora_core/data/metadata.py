@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ..errors import LoomError
+from ..messages.errors import LoomError
 from .captions import Caption, decoded, tidy
 
 TABLES = ("metadata.jsonl", "metadata.csv", "metadata.parquet", "metadata.json", "captions.json", "captions.jsonl", "captions.csv")

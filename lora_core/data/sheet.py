@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
+from ..pictures.reading import thumbnail
 from .buckets import Fit
 from .lint import Report, Seen, flagged_first
-from .pictures import thumbnail
 
 CELL_PX, PAD_PX, LINE_PX = 200, 10, 15
 MOST_LINES = 5

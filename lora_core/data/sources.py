@@ -17,13 +17,13 @@ from typing import Any
 import torch
 from PIL import Image
 
-from .. import files
 from ..config import DataConfig, TrainConfig
-from ..errors import LoomError
+from ..disk import files
+from ..messages.errors import LoomError
+from ..pictures.reading import EXTENSIONS
 from ..toy.model import resolve_set
 from .folder import LATENT, Dataset, open_sets
 from .metadata import COLUMNS, TABLES
-from .pictures import EXTENSIONS
 
 IMPORTED = "imported"
 HUB = "hf:"

@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as safetensors_bytes
 
-from ..files import TEMP_PREFIX
+from ..disk.files import TEMP_PREFIX
 
 Tensors = dict[str, torch.Tensor]
 MAX_OPEN = 20_000  # entries kept mapped; the system allows a process about 65,000

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..errors import LoomError
+from ..messages.errors import LoomError
 
 HERE = Path(__file__).resolve().parent
 

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from . import world
+from . import shapes as world
 
 log = logging.getLogger(__name__)
 WORDS = (

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from . import world
+from . import shapes as world
 
 TEAL, PINK = (20, 170, 170), (225, 50, 160)
 STRIPE_PERIOD_PX = 16

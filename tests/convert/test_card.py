@@ -5,7 +5,7 @@ import json
 import pytest
 from lora_loom.convert import FormatError
 from lora_loom.convert.card import card, merged
-from lora_loom.convert.jobs import write_card
+from lora_loom.convert.files.jobs import write_card
 
 OURS = card("sdxl", ("zog", "red hat"), "made of clay", 0.8, "blurry")
 

@@ -8,7 +8,7 @@ import tiny
 import torch
 from lora_loom.convert import FormatError, peft_directories, read, write
 from lora_loom.convert.families import FAMILIES
-from lora_loom.convert.jobs import open_peft
+from lora_loom.convert.files.jobs import open_peft
 from lora_loom.convert.lora import Lora, Module, applied, delta
 from peft import LoHaConfig, LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file

@@ -4,7 +4,6 @@ import pytest
 import torch
 from lora_cases import random
 from lora_loom.convert import FormatError
-from lora_loom.convert.disk import load_any, save
 from lora_loom.convert.embedding import (
     EMBEDDING_TARGETS,
     WIDTHS,
@@ -16,6 +15,7 @@ from lora_loom.convert.embedding import (
     unbundled,
     write_embedding,
 )
+from lora_loom.convert.files.disk import load_any, save
 
 L, H, G, T5 = (random(n, 3, width) for n, width in enumerate((768, 1024, 1280, 4096)))
 

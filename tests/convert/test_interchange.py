@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from lora_loom.lora_core.adapters import attach
-from lora_loom.lora_core.build import make_adapters
+from lora_loom.lora_core.training.build import make_adapters
 from safetensors import safe_open
 from safetensors.torch import load_file
 

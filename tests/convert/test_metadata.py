@@ -5,12 +5,12 @@ import json
 import pytest
 import torch
 from lora_loom.convert import lora_metadata
-from lora_loom.convert.disk import header, save
 from lora_loom.convert.embedding import Embedding, write_embedding
 from lora_loom.convert.families import FAMILIES
+from lora_loom.convert.files.disk import header, save
 from lora_loom.convert.metadata import BASES, converted_metadata, describe, embedding_metadata, hashes, tag_frequency, within_limit
 from lora_loom.lora_core.config import TrainConfig, as_dict, parse
-from lora_loom.lora_core.optimizers import filled
+from lora_loom.lora_core.optim.optimizers import filled
 from safetensors.torch import save as library_save
 
 TENSORS = {"lora_unet_a.lora_down.weight": torch.ones(4, 8), "lora_unet_a.lora_up.weight": torch.ones(8, 4), "lora_unet_a.alpha": torch.tensor(2.0)}

@@ -12,8 +12,8 @@ import torch
 from lora_cases import a_b, kohya, loha, lora
 from lora_cases import random as numbers
 from lora_loom.convert import FormatError, read, write
-from lora_loom.convert.disk import header, load
 from lora_loom.convert.embedding import is_embedding, read_embedding, unbundled
+from lora_loom.convert.files.disk import header, load
 from safetensors import SafetensorError
 from safetensors.torch import load as library_load
 from safetensors.torch import save as library_save

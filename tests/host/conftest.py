@@ -47,7 +47,7 @@ def toy():
     """(MODEL, CLIP, VAE) of the toy, loaded as the executor would: inside inference mode."""
     import torch
     from lora_loom.lora_core.toy.model import MODEL
-    from lora_loom.nodes.host import toy as loader
+    from lora_loom.nodes.host.access import toy as loader
 
     with torch.inference_mode():
         return loader.load(MODEL)

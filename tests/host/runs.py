@@ -17,8 +17,8 @@ from lora_loom.lora_core.config import parse
 from lora_loom.lora_core.data.folder import scan
 from lora_loom.lora_core.events import Control, Listener
 from lora_loom.lora_core.toy.model import set_folder
-from lora_loom.lora_core.trainer import Result, train
-from lora_loom.nodes.host.backend import HostBackend
+from lora_loom.lora_core.training.trainer import Result, train
+from lora_loom.nodes.host.engine.backend import HostBackend
 
 
 def toy_config(**changes: Any):

@@ -8,7 +8,7 @@ import comfy.utils
 import pytest
 import torch
 from lora_loom.convert import read, write
-from lora_loom.convert.checkpoints import bake, checkpoint, family_of, layers_of
+from lora_loom.convert.files.checkpoints import bake, checkpoint, family_of, layers_of
 from lora_loom.convert.lora import Lora, Module
 from test_sd15 import write_checkpoint
 

@@ -323,8 +323,8 @@ def test_a_thousand_pictures_are_listed_while_the_server_goes_on_answering(serve
 def test_captions_with_parentheses_are_read_as_they_stand(toy):
     """Two captions that the host's tokenizer would take for weights encode as the very same text without that meaning."""
     import torch
-    from lora_loom.nodes.host.backend import HostBackend
-    from lora_loom.nodes.host.texts import literal
+    from lora_loom.nodes.host.engine.backend import HostBackend
+    from lora_loom.nodes.host.engine.texts import literal
 
     with torch.inference_mode():
         clip = toy[1]

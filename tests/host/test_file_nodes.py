@@ -9,9 +9,9 @@ import pytest
 import torch
 from live_server import running
 from lora_loom.convert import read, write
-from lora_loom.convert.disk import load, save
 from lora_loom.convert.families import FAMILIES
-from lora_loom.convert.jobs import open_lora
+from lora_loom.convert.files.disk import load, save
+from lora_loom.convert.files.jobs import open_lora
 from lora_loom.convert.lora import applied, delta
 from PIL import Image
 

@@ -9,8 +9,8 @@ import comfy.utils
 import pytest
 import runs
 import torch
-from lora_loom.lora_core.errors import LoomError
 from lora_loom.lora_core.events import Control
+from lora_loom.lora_core.messages.errors import LoomError
 
 Cancel = comfy.model_management.InterruptProcessingException
 
@@ -150,8 +150,8 @@ def validated_and_fitted(toy, folder):
 def learning_rate_test(toy, folder):
     from lora_loom.lora_core.data.folder import scan
     from lora_loom.lora_core.events import Listener
-    from lora_loom.lora_core.lr_range import lr_range
-    from lora_loom.nodes.host.backend import HostBackend
+    from lora_loom.lora_core.training.lr_range import lr_range
+    from lora_loom.nodes.host.engine.backend import HostBackend
 
     config = runs.toy_config(text_encoder={"train": True})
     with torch.inference_mode(False):
@@ -161,8 +161,8 @@ def learning_rate_test(toy, folder):
 def dry_run_cancelled(toy, folder):
     from lora_loom.lora_core.data.folder import scan
     from lora_loom.lora_core.events import Listener
-    from lora_loom.lora_core.run import dry_run
-    from lora_loom.nodes.host.backend import HostBackend
+    from lora_loom.lora_core.training.assemble import dry_run
+    from lora_loom.nodes.host.engine.backend import HostBackend
 
     config = runs.toy_config(method="pivotal", embedding={"tokens": "zog"})
 
@@ -218,7 +218,7 @@ def test_trained_weights_are_the_hosts_own_storage(toy, tmp_path):
 def test_file_through_the_hosts_loader_gives_the_pictures_of_the_live_adapters(toy, tmp_path, changes):
     from lora_loom.lora_core.backends.base import SampleJob
     from lora_loom.lora_core.config import SampleConfig
-    from lora_loom.nodes.host.backend import HostBackend
+    from lora_loom.nodes.host.engine.backend import HostBackend
 
     live = []
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from live_server import ROOT, Graph, running
-from lora_loom.lora_core.toy.world import read_scene
+from lora_loom.lora_core.toy.shapes import read_scene
 from PIL import Image
 from safetensors.torch import load_file
 

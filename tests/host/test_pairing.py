@@ -10,9 +10,9 @@ import pytest
 import runs
 import torch
 from lora_loom.lora_core.data.buckets import fit
-from lora_loom.lora_core.errors import LoomError
-from lora_loom.nodes.host.backend import HostBackend
-from lora_loom.nodes.host.frozen import can_freeze, frozen
+from lora_loom.lora_core.messages.errors import LoomError
+from lora_loom.nodes.host.engine.backend import HostBackend
+from lora_loom.nodes.host.engine.frozen import can_freeze, frozen
 from stand_ins import NoVae, RandomClip
 from test_gradients import make_adapters
 

@@ -6,8 +6,8 @@ import json
 import time
 
 import pytest
-from lora_loom.lora_core.step import StepReport
-from lora_loom.nodes.host import panel as panels
+from lora_loom.lora_core.events import StepReport
+from lora_loom.nodes.host.web import panel as panels
 
 
 class FakeServer:

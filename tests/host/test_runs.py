@@ -180,7 +180,7 @@ def test_the_sheet_has_base_saves_and_strengths(server):
 
 def test_a_save_that_does_not_fit_the_model_is_refused(toy):
     import torch
-    from lora_loom.lora_core.errors import LoomError
+    from lora_loom.lora_core.messages.errors import LoomError
     from lora_loom.nodes.run_checkpoints import worn
     from lora_loom.nodes.sockets import LoraWeights
 

@@ -6,7 +6,7 @@ import json
 import math
 import random
 
-from lora_loom.nodes.host.series import FIRST, HIGH, LAST, LIMIT, LOW, NORM, RATE, SMOOTH, Series
+from lora_loom.nodes.jobs.series import FIRST, HIGH, LAST, LIMIT, LOW, NORM, RATE, SMOOTH, Series
 
 
 def filled(steps: int, loss) -> Series:

@@ -11,16 +11,16 @@ import runs
 import torch
 from lora_loom.convert import products
 from lora_loom.convert.embedding import read_embedding
-from lora_loom.lora_core.build import make_adapters
+from lora_loom.lora_core.adapters.tokens import Token, TokenSet, TokenVectors
 from lora_loom.lora_core.config import parse
 from lora_loom.lora_core.data.batches import Batch
 from lora_loom.lora_core.data.buckets import fit
 from lora_loom.lora_core.rng import generator, step_rng
-from lora_loom.lora_core.step import diffusion_loss
-from lora_loom.lora_core.tokens import Token, TokenSet, TokenVectors
-from lora_loom.nodes.host.backend import HostBackend
-from lora_loom.nodes.host.check import require_matched
-from lora_loom.nodes.host.tokens import for_training, tables, with_embeddings, written
+from lora_loom.lora_core.training.build import make_adapters
+from lora_loom.lora_core.training.step import diffusion_loss
+from lora_loom.nodes.host.access.check import require_matched
+from lora_loom.nodes.host.engine.backend import HostBackend
+from lora_loom.nodes.host.engine.tokens import for_training, tables, with_embeddings, written
 from stand_ins import NoVae
 
 FAMILIES = {
@@ -190,7 +190,7 @@ def test_a_run_in_the_host_is_the_headless_run_of_the_same_job(changes, toy, tmp
     from lora_loom.lora_core.data.folder import scan
     from lora_loom.lora_core.events import Listener
     from lora_loom.lora_core.toy.model import MODEL
-    from lora_loom.lora_core.trainer import train
+    from lora_loom.lora_core.training.trainer import train
 
     changes = {**changes, "optimizer": {"lr": 1e-4}}
     host = runs.run(toy, tmp_path / "host" / "run", **changes)
@@ -214,7 +214,7 @@ LONG = {"word": "red " * 73 + "zyxwv blue", "commas": "a red circle, " * 30, "th
 def test_long_captions_are_read_in_the_same_pieces_in_the_host_and_headless(text, toy):
     from lora_loom.lora_core.backends.diffusers_backend import DiffusersBackend
     from lora_loom.lora_core.toy.model import MODEL
-    from lora_loom.nodes.host.backend import HostBackend
+    from lora_loom.nodes.host.engine.backend import HostBackend
 
     with torch.inference_mode():
         host = HostBackend(*toy)

@@ -9,7 +9,7 @@ from lora_loom.lora_core.backends.base import SampleJob
 from lora_loom.lora_core.backends.diffusers_backend import DiffusersBackend
 from lora_loom.lora_core.config import ObjectiveConfig, SampleConfig
 from lora_loom.lora_core.toy.model import MODEL
-from lora_loom.nodes.host.backend import HostBackend
+from lora_loom.nodes.host.engine.backend import HostBackend
 
 
 @pytest.fixture

@@ -18,8 +18,8 @@ from lora_loom.lora_core.backends.diffusers_backend import DiffusersBackend
 from lora_loom.lora_core.data.folder import scan
 from lora_loom.lora_core.events import Listener
 from lora_loom.lora_core.toy.model import MODEL
-from lora_loom.lora_core.trainer import train
-from lora_loom.nodes.host.backend import HostBackend
+from lora_loom.lora_core.training.trainer import train
+from lora_loom.nodes.host.engine.backend import HostBackend
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 

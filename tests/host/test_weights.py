@@ -8,7 +8,7 @@ import comfy.ops
 import comfy.supported_models as sm
 import pytest
 import torch
-from lora_loom.nodes.host.backend import HostBackend
+from lora_loom.nodes.host.engine.backend import HostBackend
 from stand_ins import NoVae, RandomClip
 from test_gradients import loss_and_gradients, make_adapters, make_batch
 

@@ -6,9 +6,9 @@ import typing
 import pytest
 from lora_loom.lora_core import config as cfg
 from lora_loom.lora_core.config import ConfigError, TrainConfig, as_dict, load, parse
-from lora_loom.lora_core.errors import LoomError
 from lora_loom.lora_core.losses import LOSSES
-from lora_loom.lora_core.schedules import SCHEDULES
+from lora_loom.lora_core.messages.errors import LoomError
+from lora_loom.lora_core.optim.schedules import SCHEDULES
 
 
 def every_field(cls=TrainConfig, where=()):

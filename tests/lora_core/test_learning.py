@@ -9,16 +9,16 @@ from lora_loom.convert.families import UNKNOWN
 from lora_loom.convert.results import starting_point
 from lora_loom.lora_core.adapters import attach
 from lora_loom.lora_core.backends.base import SampleJob
-from lora_loom.lora_core.build import make_adapters
 from lora_loom.lora_core.config import SampleConfig, parse
 from lora_loom.lora_core.data.folder import scan
 from lora_loom.lora_core.events import Listener
 from lora_loom.lora_core.recipes import merged
-from lora_loom.lora_core.toy import world
+from lora_loom.lora_core.toy import shapes as world
 from lora_loom.lora_core.toy.concepts import CONCEPTS, draw_ring, shows_ring
 from lora_loom.lora_core.toy.model import resolve_set
-from lora_loom.lora_core.toy.recipes import demo_job, score
-from lora_loom.lora_core.trainer import train
+from lora_loom.lora_core.training.build import make_adapters
+from lora_loom.lora_core.training.demo import demo_job, score
+from lora_loom.lora_core.training.trainer import train
 
 
 def right(backend, pictures):

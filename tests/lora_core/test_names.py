@@ -1,5 +1,5 @@
 import pytest
-from lora_loom.lora_core.errors import LoomError
+from lora_loom.lora_core.messages.errors import LoomError
 from lora_loom.lora_core.names import check_name
 
 

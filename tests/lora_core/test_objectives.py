@@ -6,7 +6,7 @@ from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr as reference_rescale
 from lora_loom.lora_core import objectives
 from lora_loom.lora_core.config import ObjectiveConfig
-from lora_loom.lora_core.errors import LoomError
+from lora_loom.lora_core.messages.errors import LoomError
 
 # The reference works in float32, ours in float64 until the end, so they differ by float32 rounding of values of order 1.
 ROUNDING = dict(rtol=1e-5, atol=2e-6)

@@ -4,8 +4,8 @@ import json
 
 import pytest
 import torch
-from lora_loom.lora_core.errors import LoomError
 from lora_loom.lora_core.events import Control, Listener
+from lora_loom.lora_core.messages.errors import LoomError
 from safetensors.torch import load_file
 
 OPTIMIZERS = [{"name": "adamw", "lr": 1e-3}, {"name": "prodigy", "lr": 1.0}, {"name": "schedule_free", "lr": 1e-3}]

@@ -1,8 +1,8 @@
 import pytest
 from lora_loom.lora_core.config import ConfigError, from_values, load
-from lora_loom.lora_core.errors import LoomError
+from lora_loom.lora_core.messages.errors import LoomError
 from lora_loom.lora_core.recipes import HERE, about, names, read_toml, recipe
-from lora_loom.lora_core.sweep import runs_of, sheet
+from lora_loom.lora_core.training.sweep import runs_of, sheet
 from PIL import Image
 
 

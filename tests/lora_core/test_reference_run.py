@@ -6,12 +6,13 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 from lora_loom.lora_core.adapters import choose_targets
-from lora_loom.lora_core.build import make_adapters
+from lora_loom.lora_core.backends.encoder import encoder_of
 from lora_loom.lora_core.data.batches import Batches
 from lora_loom.lora_core.data.folder import scan
-from lora_loom.lora_core.data.latents import Encoder, LatentCache
+from lora_loom.lora_core.data.latents import LatentCache
 from lora_loom.lora_core.rng import randn_like, step_rng
 from lora_loom.lora_core.toy.model import MODEL
+from lora_loom.lora_core.training.build import make_adapters
 from peft import LoraConfig
 
 STEPS = 20
@@ -26,7 +27,7 @@ def config(toy_config):
 
 def plain_loop(config, backend):
     """Losses and final weights by file name. Ours gives order, captions, noise levels and noise; theirs is everything that computes."""
-    batches = Batches(LatentCache(scan(config.data), Encoder.of(backend), lambda n, of: None), config, "cpu")
+    batches = Batches(LatentCache(scan(config.data), encoder_of(backend), lambda n, of: None), config, "cpu")
     objective, (_, ours) = backend.objective(config.objective), make_adapters(config, backend)
     scheduler = DDPMScheduler.from_pretrained(MODEL / "scheduler")
     sigmas = ((1 - scheduler.alphas_cumprod.double()) / scheduler.alphas_cumprod.double()).sqrt()

@@ -220,7 +220,7 @@ def test_dora_follows_its_weights_whatever_the_optimizer_does(axis, name, toy_co
 @pytest.mark.parametrize("changes", [{"rank": 1}, {"rank": 64}, {"rank": 2, "lokr_factor": 4}])
 def test_a_lokr_goes_on_from_its_own_file_whatever_its_split(changes, toy_config, toy_backend, run_toy, tmp_path):
     from lora_loom.convert.results import starting_point
-    from lora_loom.lora_core.build import make_adapters
+    from lora_loom.lora_core.training.build import make_adapters
 
     config = toy_config(adapter={"algorithm": "lokr", **changes}, steps=2)
     made = run_toy(config, tmp_path)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 from lora_loom.lora_core.adapters import AdapterSet, LoraAdapter, Shape, attach
-from lora_loom.lora_core.errors import LoomError
+from lora_loom.lora_core.messages.errors import LoomError
 from peft import LoraConfig, get_peft_model
 from torch import nn
 

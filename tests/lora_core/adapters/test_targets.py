@@ -4,7 +4,7 @@ from diffusers import UNet2DConditionModel
 from lora_loom.lora_core.adapters import choose_targets
 from lora_loom.lora_core.adapters.targets import PRESETS, weight_shape
 from lora_loom.lora_core.config import AdapterConfig
-from lora_loom.lora_core.errors import LoomError
+from lora_loom.lora_core.messages.errors import LoomError
 from torch import nn
 
 SD15 = dict(

@@ -3,13 +3,13 @@ import shutil
 import pytest
 import torch
 from diffusers import EulerDiscreteScheduler
+from lora_loom.lora_core.adapters.tokens import TokenSet
 from lora_loom.lora_core.backends.base import SampleJob, weights_fingerprint
 from lora_loom.lora_core.backends.diffusers_backend import DiffusersBackend
 from lora_loom.lora_core.config import ObjectiveConfig, SampleConfig
 from lora_loom.lora_core.data.batches import Batch
-from lora_loom.lora_core.errors import LoomError
+from lora_loom.lora_core.messages.errors import LoomError
 from lora_loom.lora_core.objectives import discrete_sigmas
-from lora_loom.lora_core.tokens import TokenSet
 from lora_loom.lora_core.toy.model import MODEL
 
 
@@ -72,7 +72,7 @@ def test_zero_terminal_snr_reaches_the_network_and_the_next_objective_takes_it_b
 
 
 def test_a_picture_comes_back_from_the_latents_it_was_encoded_to(toy_backend):
-    from lora_loom.lora_core.toy import world
+    from lora_loom.lora_core.toy import shapes as world
 
     for scene in world.all_scenes()[::17]:
         pixels = torch.tensor(list(world.draw(scene).tobytes())).view(1, 64, 64, 3).float() / 255
@@ -84,7 +84,7 @@ def test_a_picture_comes_back_from_the_latents_it_was_encoded_to(toy_backend):
 
 
 def test_latents_have_about_unit_variance(toy_backend):
-    from lora_loom.lora_core.toy import world
+    from lora_loom.lora_core.toy import shapes as world
 
     pixels = [torch.tensor(list(world.draw(s).tobytes())).view(1, 64, 64, 3).float() / 255 for s in world.all_scenes()[::5]]
     deviation = torch.cat([toy_backend.encode_picture(p) for p in pixels]).std().item()

@@ -8,7 +8,7 @@ import pytest
 import tiny_flow
 import torch
 from lora_loom.convert import products, read
-from lora_loom.convert.disk import load
+from lora_loom.convert.files.disk import load
 from lora_loom.convert.results import starting_point
 from lora_loom.lora_core.backends.base import SampleJob
 from lora_loom.lora_core.backends.flow import patches, pixels
@@ -17,11 +17,11 @@ from lora_loom.lora_core.config import ObjectiveConfig, SampleConfig, parse
 from lora_loom.lora_core.data.batches import Batch
 from lora_loom.lora_core.data.buckets import fit
 from lora_loom.lora_core.data.folder import scan
-from lora_loom.lora_core.errors import LoomError
 from lora_loom.lora_core.events import Listener
-from lora_loom.lora_core.sampling import of_start
+from lora_loom.lora_core.messages.errors import LoomError
 from lora_loom.lora_core.toy.model import MODEL
-from lora_loom.lora_core.trainer import train
+from lora_loom.lora_core.training.sampling import of_start
+from lora_loom.lora_core.training.trainer import train
 from safetensors.torch import load_file, save_file
 
 TEXTS = ["a red circle on a white ground", "two"]

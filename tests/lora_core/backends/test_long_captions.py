@@ -1,11 +1,11 @@
 """Captions longer than a CLIP text encoder's window are read in pieces, as ComfyUI reads them; tests/host compares the two."""
 
 import torch
+from lora_loom.lora_core.adapters.tokens import TokenSet
 from lora_loom.lora_core.backends.clip_text import LENGTH, Text, _windows
 from lora_loom.lora_core.data.batches import Batch
 from lora_loom.lora_core.data.buckets import fit
-from lora_loom.lora_core.run import long_captions
-from lora_loom.lora_core.tokens import TokenSet
+from lora_loom.lora_core.training.assemble import long_captions
 
 COLOURS = ["red", "orange", "blue", "white", "black", "gray", "brown", "yellow", "circle", "square"]
 LONG = " ".join(COLOURS[n % 10] for n in range(200))  # each a token of its own
@@ -36,7 +36,7 @@ def test_a_long_caption_loses_no_token(toy_backend):
 
 
 def test_a_trained_token_and_the_few_words_behind_it_stay_together(toy_backend):
-    from lora_loom.lora_core.tokens import Token, TokenVectors
+    from lora_loom.lora_core.adapters.tokens import Token, TokenVectors
 
     tokenizer = tokenizer_of(toy_backend)
     token = TokenVectors(Token("TOK", 4), toy_backend.token_tables(), 0, "cpu")
@@ -86,7 +86,7 @@ def test_long_captions_are_named_before_the_first_step(toy_backend, toy_config, 
 
 
 def test_what_a_model_cuts_is_said_too():
-    from lora_loom.lora_core.backends.base import TextLength
+    from lora_loom.lora_core.data.lengths import TextLength
 
     class Cutting:
         def text_length(self, caption):

@@ -8,12 +8,12 @@ import pytest
 import torch
 from lora_loom.convert import products, read
 from lora_loom.convert.families import UNKNOWN
+from lora_loom.lora_core.adapters.tokens import Token, TokenSet, TokenVectors
 from lora_loom.lora_core.backends.base import SampleJob
 from lora_loom.lora_core.backends.diffusers_backend import DiffusersBackend
 from lora_loom.lora_core.config import ObjectiveConfig, SampleConfig
 from lora_loom.lora_core.data.batches import Batch
 from lora_loom.lora_core.data.buckets import fit
-from lora_loom.lora_core.tokens import Token, TokenSet, TokenVectors
 from lora_loom.lora_core.toy.model import MODEL
 
 TEXTS = ["a red circle on a white ground", "", "two blue squares, and more"]
@@ -168,7 +168,7 @@ def test_adapters_on_the_text_encoders_have_the_gradients_of_peft(backend):
 def test_sdxl_trains_headless_and_its_files_have_both_encoders(changes, backend, toy_config, pictures, tmp_path):
     from lora_loom.lora_core.data.folder import scan
     from lora_loom.lora_core.events import Listener
-    from lora_loom.lora_core.trainer import train
+    from lora_loom.lora_core.training.trainer import train
 
     config = toy_config(**changes, data={"bucket_step_px": 16})
 

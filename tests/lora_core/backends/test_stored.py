@@ -13,15 +13,15 @@ from lora_loom.convert import products
 from lora_loom.lora_core.backends.headless import blocks
 from lora_loom.lora_core.backends.opening import open_backend
 from lora_loom.lora_core.backends.stored import FP8, Streamed, as_fp8, heavy
-from lora_loom.lora_core.build import make_adapters
 from lora_loom.lora_core.config import parse
 from lora_loom.lora_core.data.batches import Batch
 from lora_loom.lora_core.data.buckets import fit
 from lora_loom.lora_core.data.folder import scan
-from lora_loom.lora_core.errors import LoomError
 from lora_loom.lora_core.events import Listener
+from lora_loom.lora_core.messages.errors import LoomError
 from lora_loom.lora_core.toy.model import MODEL
-from lora_loom.lora_core.trainer import train
+from lora_loom.lora_core.training.build import make_adapters
+from lora_loom.lora_core.training.trainer import train
 from safetensors.torch import load_file, save_file
 
 

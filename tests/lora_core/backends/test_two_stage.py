@@ -20,10 +20,10 @@ from lora_loom.lora_core.config import ObjectiveConfig, SampleConfig
 from lora_loom.lora_core.data.batches import Batch
 from lora_loom.lora_core.data.buckets import fit
 from lora_loom.lora_core.data.folder import scan
-from lora_loom.lora_core.errors import LoomError
 from lora_loom.lora_core.events import Listener
+from lora_loom.lora_core.messages.errors import LoomError
 from lora_loom.lora_core.toy.model import MODEL
-from lora_loom.lora_core.trainer import train
+from lora_loom.lora_core.training.trainer import train
 from torch import nn
 
 TEXTS = ["a red circle on a white ground", "two blue squares"]

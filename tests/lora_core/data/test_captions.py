@@ -3,7 +3,7 @@ import random
 import pytest
 from lora_loom.lora_core.config import DataConfig
 from lora_loom.lora_core.data.captions import Caption, captions_in, editor, read_caption, vary, with_trigger
-from lora_loom.lora_core.errors import LoomError
+from lora_loom.lora_core.messages.errors import LoomError
 
 
 def varied(text, rng, **options):

@@ -5,7 +5,7 @@ from lora_loom.lora_core.config import DataConfig
 from lora_loom.lora_core.data import edits
 from lora_loom.lora_core.data.edits import Conflict, apply_edits, identity, listed, undo
 from lora_loom.lora_core.data.folder import OWN_LIST, scan
-from lora_loom.lora_core.errors import LoomError
+from lora_loom.lora_core.messages.errors import LoomError
 from PIL import Image
 
 CONFIG = DataConfig(resolution=32, bucket_step_px=8, trigger="zog", prefix="p ")

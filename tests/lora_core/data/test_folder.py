@@ -9,7 +9,7 @@ import pytest
 from lora_loom.lora_core.config import DataConfig
 from lora_loom.lora_core.data import folder as folder_module
 from lora_loom.lora_core.data.folder import scan
-from lora_loom.lora_core.errors import LoomError
+from lora_loom.lora_core.messages.errors import LoomError
 from PIL import Image
 
 

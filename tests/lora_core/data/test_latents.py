@@ -10,7 +10,7 @@ from lora_loom.lora_core.data.batches import Batches
 from lora_loom.lora_core.data.folder import joined, scan
 from lora_loom.lora_core.data.latents import Encoder, LatentCache, View, ahead
 from lora_loom.lora_core.data.store import Disk
-from lora_loom.lora_core.errors import LoomError
+from lora_loom.lora_core.messages.errors import LoomError
 from PIL import Image
 
 BIG = 10**12

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
-from lora_loom.lora_core.backends.base import TextLength
 from lora_loom.lora_core.config import DataConfig
 from lora_loom.lora_core.data.folder import scan
+from lora_loom.lora_core.data.lengths import TextLength
 from lora_loom.lora_core.data.lint import BLUR_RATIO, look, sharpness
 from lora_loom.lora_core.data.sheet import kept, sheet
 from PIL import Image, ImageEnhance, ImageFilter

@@ -5,10 +5,10 @@ from lora_loom.lora_core.config import DataConfig
 from lora_loom.lora_core.data.batches import Batch, Batches
 from lora_loom.lora_core.data.folder import scan
 from lora_loom.lora_core.data.latents import Encoder, LatentCache, View
-from lora_loom.lora_core.errors import LoomError
+from lora_loom.lora_core.messages.errors import LoomError
 from lora_loom.lora_core.objectives import DiscreteLevels, Objective
 from lora_loom.lora_core.rng import step_rng
-from lora_loom.lora_core.step import diffusion_loss
+from lora_loom.lora_core.training.step import diffusion_loss
 from PIL import Image
 
 

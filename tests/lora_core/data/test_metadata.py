@@ -5,7 +5,7 @@ from lora_loom.lora_core.config import DataConfig
 from lora_loom.lora_core.data.captions import Caption
 from lora_loom.lora_core.data.folder import scan
 from lora_loom.lora_core.data.metadata import as_captions, read_table
-from lora_loom.lora_core.errors import LoomError
+from lora_loom.lora_core.messages.errors import LoomError
 from PIL import Image
 
 

@@ -6,7 +6,7 @@ from lora_loom.lora_core.config import DataConfig, parse
 from lora_loom.lora_core.data.folder import scan
 from lora_loom.lora_core.data.latents import Encoder, LatentCache, View
 from lora_loom.lora_core.data.sources import brought_in, from_images, from_latents
-from lora_loom.lora_core.errors import LoomError
+from lora_loom.lora_core.messages.errors import LoomError
 from PIL import Image
 
 

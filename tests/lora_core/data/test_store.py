@@ -8,7 +8,7 @@ import pytest
 import torch
 from lora_loom.lora_core.data import store as module
 from lora_loom.lora_core.data.store import Disk, Memory, key_of
-from lora_loom.lora_core.files import TEMP_PREFIX
+from lora_loom.lora_core.disk.files import TEMP_PREFIX
 
 BIG = 10**12
 

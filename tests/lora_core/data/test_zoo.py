@@ -10,7 +10,7 @@ import pytest
 from lora_loom.lora_core.config import DataConfig
 from lora_loom.lora_core.data.folder import scan
 from lora_loom.lora_core.data.latents import Encoder, LatentCache
-from lora_loom.lora_core.data.pictures import open_rgb
+from lora_loom.lora_core.pictures.reading import open_rgb
 from PIL import Image
 
 RED, BLUE = (200, 30, 40), (30, 40, 200)
@@ -299,7 +299,7 @@ def test_no_mutation_of_a_picture_ends_a_scan(tmp_path):
     """A thousand files with a few bytes changed: each is read, or left out with a reason."""
     import random
 
-    from lora_loom.lora_core.data.pictures import PictureError, open_picture, read_header
+    from lora_loom.lora_core.pictures.reading import PictureError, open_picture, read_header
 
     rng = random.Random(0)
     for n in range(1000):

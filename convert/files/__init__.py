@@ -1,0 +1,1 @@
+"""Formats on disk: the only part of convert that reads or writes files."""

@@ -1,0 +1,328 @@
+"""Whole base models layer by layer: baking a LoRA in, and extracting one as the difference of two. One tensor at a time, never two copies.
+
+Reads ComfyUI's single files (with or without `model.diffusion_model.`), and diffusers folders; the layout follows from the keys.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import torch
+
+from .. import fuse
+from ..detect import detect
+from ..families import FAMILIES, Family, text
+from ..lora import FormatError, Lora, Module, applied, delta, low_rank
+from ..merge import Outcome, Progress, quiet, rank_limit, require_sizes
+from ..patterns import Found
+from ..readers import unfused
+from ..serialize import Layout
+from . import disk
+
+_DENOISER = ("model.diffusion_model.", "diffusion_model.", "")
+_TEXT = (
+    ("cond_stage_model.transformer.", "clip_l"), ("conditioner.embedders.0.transformer.", "clip_l"), ("conditioner.embedders.1.model.", "clip_g"),
+    ("conditioner.embedders.0.model.", "clip_g"), ("cond_stage_model.model.", "clip_h"), ("text_encoders.clip_l.transformer.", "clip_l"),
+    ("text_encoders.clip_g.transformer.", "clip_g"), ("text_encoders.t5xxl.transformer.", "t5xxl"),
+)  # fmt: skip
+_BIAS = re.compile(r"weight$")
+Read = Callable[[str], torch.Tensor]
+_WEIGHT = re.compile(r"(.+?)(?:\.weight|(?<=in_proj)_weight)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """One weight of a checkpoint: whose (denoiser component or text encoder), its row in the table, and the key it is stored under."""
+
+    owner: str
+    found: Found
+    key: str
+
+    def names(self) -> list[str]:
+        """Canonical names of the layer, several for a fused one."""
+        return [f"{self.owner}.{self.found.diffusers(row)}" for row in self.found.rows]
+
+
+@contextmanager
+def checkpoint(path: Path) -> Iterator[tuple[Layout, Read, dict[str, Path]]]:
+    """(key -> type and shape, reader of one tensor, key -> file) of a single file or of all weights of a diffusers folder.
+
+    Keys of a folder begin with the component, as in `unet/down_blocks.0...`.
+    """
+    files = {path: ""} if path.is_file() else {file: f"{file.parent.name}/" for file in _folder_files(path)}
+    if not files:
+        raise FormatError(f"{path.name}: is neither a safetensors file nor a diffusers folder with safetensors weights.")
+    layout, where, headers = {}, {}, {}
+    for file, prefix in files.items():
+        if file.suffix != ".safetensors":
+            raise FormatError(f"{file.name}: checkpoints are read as safetensors only.")
+        headers[file] = entries = disk.header(file)[0]
+        for key, entry in entries.items():
+            layout[prefix + key] = (disk.dtype_of(entry["dtype"]), tuple(entry["shape"]))
+            where[prefix + key] = file
+    with ExitStack() as stack:
+        readers = {file: stack.enter_context(disk.opened(file, headers[file])) for file in files}
+
+        def tensor(key: str) -> torch.Tensor:
+            return readers[where[key]](key.removeprefix(files[where[key]]))
+
+        yield layout, tensor, where
+
+
+_FOLDERS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3")
+
+
+def _folder_files(path: Path) -> list[Path]:
+    """The weight files of the parts a LoRA can change; a variant (fp16) only where there is nothing else."""
+    found = []
+    for part in _FOLDERS:
+        folder = path / part
+        if not folder.is_dir():
+            continue
+        files = sorted(folder.glob("*.safetensors"))
+        indexes = [i for i in sorted(folder.glob("*.safetensors.index.json")) if ".fp16." not in i.name]
+        if indexes:
+            try:
+                files = sorted({folder / name for name in json.loads(indexes[0].read_text())["weight_map"].values() if Path(name).name == name})
+            except (ValueError, KeyError, AttributeError, TypeError) as error:
+                raise FormatError(f"{indexes[0].name}: is not an index of weights.") from error
+        plain = [f for f in files if ".fp16." not in f.name and "non_ema" not in f.name]
+        found += plain or files
+    return found
+
+
+def layers_of(layout: Layout, family: Family) -> dict[str, Layer]:
+    """Key -> layer, for every weight the family's tables know."""
+    out = {}
+    components = {e.component: e.name for e in family.encoders}
+    for key in layout:
+        match = _WEIGHT.fullmatch(key)
+        if match is None:
+            continue
+        name = match[1]
+        folder, slash, path = name.partition("/")
+        if slash:
+            layer = _in_folder(folder, path, family, components)
+        else:
+            layer = _in_file(name, family)
+        if layer:
+            out[key] = Layer(*layer, key)
+    return out
+
+
+def _in_folder(folder: str, path: str, family: Family, components: Mapping[str, str]) -> tuple[str, Found] | None:
+    if folder == family.component:
+        found = family.table.find(path)
+        return (folder, found) if found else None
+    encoder = components.get(folder, "")
+    found = text.layer(encoder, path) if encoder else None
+    return (encoder, found) if found else None
+
+
+def _in_file(name: str, family: Family) -> tuple[str, Found] | None:
+    for prefix, encoder in _TEXT:
+        if name.startswith(prefix):
+            found = text.layer(encoder, name.removeprefix(prefix)) if family.encoder(encoder) else None
+            return (encoder, found) if found else None
+    prefix = next(p for p in _DENOISER if name.startswith(p))
+    found = family.table.find(name.removeprefix(prefix))
+    return (family.component, found) if found else None
+
+
+def family_of(layout: Layout) -> Family:
+    """The family of a checkpoint, from its layer names and shapes."""
+    raw = {}
+    for key, (_, shape) in layout.items():
+        match = _WEIGHT.fullmatch(key)
+        if match and len(shape) > 1 and not key.startswith(("first_stage_model.", "cond_stage_model.", "conditioner.", "text_encoder", "vae.")):
+            name = match[1].partition("/")[2] or match[1].removeprefix("model.").removeprefix("diffusion_model.")
+            raw[f"diffusion_model.{name}"] = Module("full", {"diff": torch.empty(shape, device="meta")})
+    name, _ = detect(raw, {}) if raw else ("", "")
+    if name not in FAMILIES:
+        raise FormatError("the checkpoint is of no model family this program knows.")
+    return FAMILIES[name]
+
+
+# --- baking --------------------------------------------------------------------------------------------------------------------------
+
+
+def bake(source: Path, target: Path, loras: list[tuple[Lora, float]], metadata: Mapping[str, str] | None = None, progress: Progress = quiet) -> dict[str, int]:
+    """Writes `source` with the LoRAs added at their strengths to `target`, each weight in the type it had; returns counts.
+
+    A folder is written as a folder of the same files; other files in it are copied. Raises FormatError, before writing, when a module of a
+    LoRA has no layer in the checkpoint, and when a result is not finite.
+    """
+    with checkpoint(source) as (layout, tensor, where):
+        family = family_of(layout)
+        _require_family(family, loras)
+        layers = layers_of(layout, family)
+        changes = [(_by_key(lora, layers), strength) for lora, strength in loras]
+        changed = sorted({key for by_key, _ in changes for key in by_key})
+        for by_key, _ in changes:
+            for key, module in by_key.items():
+                if key not in layout:
+                    raise FormatError(f"{key}: is changed by the LoRA, but is not in the checkpoint; it is for another model.")
+                if _without_ones(layout[key][1]) != _without_ones(module.shape):
+                    raise FormatError(f"{key}: has the shape {layout[key][1]}, the LoRA is for {module.shape}; it is for another model.")
+        done = 0
+
+        def result(key: str) -> torch.Tensor:
+            nonlocal done
+            value = tensor(key)
+            mine = [(by_key[key], strength) for by_key, strength in changes if key in by_key]
+            if not mine:
+                return value
+            progress(done, len(changed), key)
+            done += 1
+            new = value
+            for module, strength in mine:
+                new = applied(new, module, strength)
+            new = new.to(value.dtype)
+            if not torch.isfinite(new.float()).all():
+                raise FormatError(f"{key}: would hold numbers that are not finite; nothing was written.")
+            return new
+
+        for key in changed:
+            if layout[key][0].itemsize < 2:
+                raise FormatError(f"{key}: is stored as {layout[key][0]}; bake into the fp16, bf16 or fp32 checkpoint, small types lose the change.")
+        if source.is_file():
+            disk.save_streamed(target, layout, result, metadata)
+        else:
+            disk.save_folder(source, target, layout, result, where)
+    return {"changed": len(changed), "tensors": len(layout)}
+
+
+def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """(out, in, *kernel), a 1x1 kernel counting as none."""
+    return shape if math.prod(shape[2:]) > 1 else shape[:2]
+
+
+def _require_family(family: Family, loras: list[tuple[Lora, float]]) -> None:
+    for lora, _ in loras:
+        if lora.family != family.name:
+            raise FormatError(f"the checkpoint is {family.title}, the LoRA is for {lora.family}; choose a LoRA made for this model.")
+
+
+def _by_key(lora: Lora, layers: Mapping[str, Layer]) -> dict[str, Module]:
+    """Checkpoint key -> module, fused where the checkpoint is, and its bias's key for a change of the bias."""
+    left = dict(lora.modules)
+    out = {}
+    for key, layer in layers.items():
+        parts = [left.pop(name, None) for name in layer.names()]
+        present = [m for m in parts if m is not None]
+        if not present:
+            continue
+        row = layer.found.rows[0]
+        if any(m.kind == "other" for m in present):
+            raise FormatError(f"{layer.names()[0]}: has parts that cannot be baked ({', '.join(present[0].parts)}).")
+        try:
+            module = fuse.native(row, parts) if layer.found.native else present[0]
+        except FormatError as error:
+            raise FormatError(f"{key}: {error}") from error
+        if module.kind != "full" or "diff" in module.parts:
+            out[key] = module
+        if "diff_b" in module.parts:
+            out[_BIAS.sub("bias", key)] = Module("full", {"diff": module.parts["diff_b"]})
+    if left:
+        raise FormatError(
+            f"{len(left)} modules of the LoRA have no layer in this checkpoint, e.g. {next(iter(left))}; the checkpoint may hold only part of a model."
+        )
+    return out
+
+
+# --- extraction ----------------------------------------------------------------------------------------------------------------------
+
+
+def extract(
+    base: Path,
+    tuned: Path,
+    rank: int,
+    conv_rank: int = 0,
+    energy: float = 1.0,
+    text_encoders: bool = True,
+    min_change: float = 1e-6,
+    progress: Progress = quiet,
+) -> Outcome:
+    """A LoRA for the difference of two checkpoints of one family, layer by layer, by SVD, and its relative error.
+
+    `conv_rank` 0: the same as `rank`. Layers whose relative change is below `min_change` are left out. Biases and norms cannot be part of a
+    LoRA; how much they changed is told.
+    """
+    require_sizes(rank, conv_rank, energy)
+    with checkpoint(base) as (old_layout, old, _), checkpoint(tuned) as (new_layout, new, _):
+        family = family_of(old_layout)
+        if family_of(new_layout) is not family:
+            raise FormatError(f"the base is {family.title}, the other checkpoint is {family_of(new_layout).title}; both must be of one family.")
+        wanted = [family.component, *(e.name for e in family.encoders if text_encoders)]
+        ours, theirs = (_by_name(layers_of(layout, family), wanted) for layout in (old_layout, new_layout))
+        pairs = list(dict.fromkeys((ours[name], theirs[name]) for name in theirs if name in ours))
+        if not pairs:
+            raise FormatError("the two checkpoints have no layers in common; give both as single files or both as diffusers folders.")
+        modules, errors, lost, total, norms, biases = {}, {}, 0.0, 0.0, 0, 0
+        for n, (before, after) in enumerate(pairs):
+            progress(n, len(pairs), after.key)
+            biases += _bias_changed(before, after, old_layout, new_layout, old, new)
+            for found, change, size in _changes(before, after, old(before.key), new(after.key)):
+                if change.ndim < 2 or size <= min_change:
+                    norms += change.ndim < 2 and size > 0
+                    continue
+                module, _ = low_rank(change, rank_limit(change.shape, rank, conv_rank), energy)
+                exact = dict(unfused(found, Module("full", {"diff": change})))
+                for path, part in unfused(found, module):
+                    name, full = f"{after.owner}.{path}", exact[path]
+                    if part is None or full is None:
+                        continue
+                    apart = float((delta(full) - delta(part).reshape(full.shape)).norm())
+                    norm = float(delta(full).norm())
+                    modules[name], errors[name] = part, apart / norm if norm else 0.0
+                    lost, total = lost + apart**2, total + norm**2
+    if not modules:
+        raise FormatError("the two checkpoints have the same weights; there is nothing to extract.")
+    notes = [f"{norms} norm layers changed too; a LoRA cannot hold that."] if norms else []
+    notes += [f"{biases} biases changed too; a LoRA cannot hold that."] if biases else []
+    if lonely := len(ours.keys() ^ theirs.keys()):
+        notes.append(f"{lonely} layers are in only one of the checkpoints and left out.")
+    return Outcome(Lora(family.name, dict(sorted(modules.items())), notes=notes), (lost / total) ** 0.5 if total else 0.0, errors)
+
+
+def _by_name(layers: Mapping[str, Layer], owners: list[str]) -> dict[str, Layer]:
+    """Canonical name -> the layer that holds it, several names for a fused one."""
+    return {name: layer for layer in layers.values() if layer.owner in owners for name in layer.names()}
+
+
+def _changes(before: Layer, after: Layer, old: torch.Tensor, new: torch.Tensor) -> Iterator[tuple[Found, torch.Tensor, float]]:
+    """(what it is, change, relative size) of a pair of weights: as a whole where both are stored alike, else of each layer they share."""
+    if before.names() == after.names() and before.found.native == after.found.native:
+        sides = [(after.found, old, new)]
+    else:
+        first, second = (_apart(layer, weight) for layer, weight in ((before, old), (after, new)))
+        sides = [(found, first[name][1], weight) for name, (found, weight) in second.items() if name in first]
+    for found, one, two in sides:
+        if one.numel() != two.numel() or one.shape[:1] != two.shape[:1]:
+            raise FormatError(f"{after.key}: has the shape {tuple(two.shape)}, in the base {tuple(one.shape)}; these are different models.")
+        change = two.float().reshape(one.shape) - one.float()
+        if not torch.isfinite(change).all():
+            raise FormatError(f"{after.key}: holds numbers that are not finite.")
+        yield found, change, float(change.norm()) / max(float(one.float().norm()), 1e-12)
+
+
+def _apart(layer: Layer, weight: torch.Tensor) -> dict[str, tuple[Found, torch.Tensor]]:
+    """Diffusers path -> (the single layer, its weight), for one weight of a checkpoint."""
+    out = {}
+    for (path, part), row in zip(unfused(layer.found, Module("full", {"diff": weight})), layer.found.rows, strict=True):
+        if part is not None:
+            out[path] = Found((row,), layer.found.numbers, native=False), part.parts["diff"]
+    return out
+
+
+def _bias_changed(before: Layer, after: Layer, old_layout: Layout, new_layout: Layout, old: Read, new: Read) -> bool:
+    keys = _BIAS.sub("bias", before.key), _BIAS.sub("bias", after.key)
+    if keys[0] not in old_layout or keys[1] not in new_layout or old_layout[keys[0]][1] != new_layout[keys[1]][1]:
+        return False
+    return not torch.equal(old(keys[0]).float(), new(keys[1]).float())

@@ -1,0 +1,267 @@
+"""The one file of this package that touches the disk: tensors in under limits and without unsafe pickles, safetensors out in one piece.
+
+A file is written beside its target and renamed, so a crash leaves the old file or the new one. Large files are written tensor by tensor.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import shutil
+import struct
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from ..lora import FormatError, State
+from ..serialize import TYPE_NAMES, Layout, chunks
+
+MAX_HEADER_BYTES = 16 << 20
+MAX_TENSORS = 50_000
+MAX_DIMS = 8
+MAX_VALUES = 1 << 44
+_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".ckpt", ".msgpack")
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
+SAFE_PICKLE_TORCH = (2, 10)  # GHSA-53q9-r3pm-6pq6, CVE-2026-24747: weights_only is not a protection before
+_BYTES = {name: dtype.itemsize for dtype, name in TYPE_NAMES.items()}
+
+Header = dict[str, dict[str, Any]]
+
+
+def header(path: Path) -> tuple[Header, dict[str, str]]:
+    """(entries, metadata) of a safetensors file, checked: size, number and shapes of tensors, offsets within the file. Reads no tensor."""
+    try:
+        size = path.stat().st_size
+        with open(path, "rb") as file:
+            start = file.read(8)
+            length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
+            if length > min(MAX_HEADER_BYTES, size - 8):
+                raise FormatError(f"{path.name}: is not a safetensors file, or is cut off (its header should have {length} bytes).")
+            entries = json.loads(file.read(length), object_pairs_hook=_once)
+    except OSError as error:
+        raise FormatError(f"{path.name}: cannot be read ({error.strerror}).") from error
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{path.name}: is not a safetensors file (its header is not JSON).") from error
+    if not isinstance(entries, dict):
+        raise FormatError(f"{path.name}: is not a safetensors file (its header is no table).")
+    metadata = entries.pop("__metadata__", None) or {}
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise FormatError(f"{path.name}: has metadata that is not text.")
+    if len(entries) > MAX_TENSORS:
+        raise FormatError(f"{path.name}: holds {len(entries)} tensors; at most {MAX_TENSORS} are accepted.")
+    for key, entry in entries.items():
+        _check_entry(path, key, entry, size - 8 - length)
+    return entries, metadata
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object whose keys differ."""
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        raise ValueError("a key stands twice")
+    return table
+
+
+def _check_entry(path: Path, key: str, entry: Any, room: int) -> None:
+    shape, span = (entry.get("shape"), entry.get("data_offsets")) if isinstance(entry, dict) else (None, None)
+    whole = all(isinstance(v, list) and all(type(n) is int and n >= 0 for n in v) for v in (shape, span))
+    if not whole or not isinstance(shape, list) or not isinstance(span, list) or len(span) != 2 or len(shape) > MAX_DIMS:
+        raise FormatError(f"{path.name}: the entry of {key[:200]} is not a shape of at most {MAX_DIMS} dimensions with two offsets.")
+    kind = entry.get("dtype")
+    width = _BYTES.get(kind) if isinstance(kind, str) else None
+    if width is None:
+        raise FormatError(f"{path.name}: {key[:200]} has the type {str(kind)[:50]!r}, which is not supported.")
+    if math.prod(max(1, n) for n in shape) > MAX_VALUES:
+        raise FormatError(f"{path.name}: {key[:200]} has the shape {str(shape)[:80]}; no tensor is that large.")
+    if not 0 <= span[0] <= span[1] <= room or math.prod(shape) * width != span[1] - span[0]:
+        raise FormatError(
+            f"{path.name}: {key[:200]} claims bytes {span[0]} to {span[1]}, which do not fit its shape {shape} or the file; it is cut off or damaged."
+        )
+
+
+def data_sha256(path: Path) -> str:
+    """sha256 of the data section of a safetensors file, which is what `sshs_model_hash` in its header should be."""
+    with open(path, "rb") as file:
+        file.seek(8 + struct.unpack("<Q", file.read(8))[0])
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def dtype_of(name: str) -> torch.dtype:
+    """The torch type of a type name in a safetensors header."""
+    return next(dtype for dtype, own in TYPE_NAMES.items() if own == name)
+
+
+def load(path: Path) -> tuple[State, dict[str, str]]:
+    """(tensors, metadata) of a safetensors or torch file. Raises FormatError, and nothing else, for anything wrong with it."""
+    data, metadata = load_any(path)
+    if not data or not all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in data.items()):
+        raise FormatError(f"{path.name}: is not a table of tensors.")
+    return data, metadata
+
+
+def load_any(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """As `load`, but a torch file may hold other plain values beside tensors (A1111 embeddings do)."""
+    if path.suffix.lower() in PICKLE_SUFFIXES and not _starts_like_safetensors(path):
+        return _load_pickle(path), {}
+    entries, metadata = header(path)
+    with opened(path, entries) as tensor:
+        return {key: tensor(key) for key in entries}, metadata
+
+
+def _starts_like_safetensors(path: Path) -> bool:
+    try:
+        with open(path, "rb") as file:
+            return file.read(9)[8:] == b"{"
+    except OSError as error:
+        raise FormatError(f"{path.name}: cannot be read ({error.strerror}).") from error
+
+
+def _load_pickle(path: Path) -> dict[str, Any]:
+    version = tuple(int("".join(filter(str.isdigit, n)) or 0) for n in torch.__version__.split(".")[:2])
+    if version < SAFE_PICKLE_TORCH:
+        raise FormatError(
+            f"{path.name}: is a torch file, which torch {torch.__version__} cannot read safely; convert it to safetensors, or update torch to 2.10."
+        )
+    try:
+        size = path.stat().st_size
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                unpacked = sum(info.file_size for info in archive.infolist())
+            if unpacked > 2 * size + (1 << 20):  # torch stores without compression
+                raise FormatError(f"{path.name}: unpacks to {unpacked} bytes from {size}; it is refused.")
+        with torch.serialization.safe_globals([torch.nn.ParameterDict, torch.nn.modules.container.ParameterDict]):
+            data = torch.load(path, map_location="cpu", weights_only=True)
+    except FormatError:
+        raise
+    except Exception as error:  # noqa: BLE001  the unpickler raises whatever a damaged file leads it to
+        raise FormatError(f"{path.name}: is not a torch file of plain tensors, so it is not opened; ask for a safetensors file.") from error
+    if not isinstance(data, dict):
+        raise FormatError(f"{path.name}: holds a {type(data).__name__}, not a table of tensors.")
+    return {str(key): _plain(path, str(key), value, size) for key, value in data.items()}
+
+
+def _plain(path: Path, key: str, value: Any, size: int) -> Any:
+    """A value out of a pickle: ordinary tensors within the size of the file, tables of them as dicts, other plain values as they are."""
+    if isinstance(value, (dict, torch.nn.ParameterDict)):
+        try:
+            return {str(k): _plain(path, f"{key}.{k}", v, size) for k, v in value.items()}
+        except (AttributeError, TypeError, KeyError, RuntimeError) as error:
+            raise FormatError(f"{path.name}: {key[:200]} is no table of tensors.") from error
+    if not isinstance(value, torch.Tensor):
+        return value
+    if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized or value.dtype not in TYPE_NAMES:
+        raise FormatError(f"{path.name}: {key[:200]} is no ordinary tensor ({value.dtype}, {value.layout}, {value.device.type}).")
+    if value.numel() * value.itemsize > size:
+        raise FormatError(f"{path.name}: {key[:200]} claims {value.numel()} values, more than the file can hold.")
+    return value.detach()
+
+
+@contextlib.contextmanager
+def opened(path: Path, known: Header | None = None) -> Iterator[Callable[[str], torch.Tensor]]:
+    """Reads one tensor at a time from a checked safetensors file, into memory of its own: the file is not mapped, so nothing of it stays.
+
+    `known`: the entries `header` gave, where the caller has them already.
+    """
+    entries = header(path)[0] if known is None else known
+    try:
+        with safe_open(path, "pt"):
+            pass  # the library's own checks: no holes, no overlaps, no repeated keys
+    except (SafetensorError, OSError) as error:
+        raise FormatError(f"{path.name}: cannot be read as safetensors ({error}).") from error
+    with open(path, "rb") as file:
+        start = 8 + struct.unpack("<Q", file.read(8))[0]
+
+        def tensor(key: str) -> torch.Tensor:
+            entry = entries[key]
+            begin, end = entry["data_offsets"]
+            dtype = dtype_of(entry["dtype"])
+            if begin == end:
+                return torch.empty(entry["shape"], dtype=dtype)
+            data = bytearray(end - begin)
+            file.seek(start + begin)
+            if file.readinto(data) != len(data):
+                raise FormatError(f"{path.name}: ends within {key}; it is cut off.")
+            return torch.frombuffer(data, dtype=dtype).reshape(entry["shape"])
+
+        yield tensor
+
+
+def save(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Writes a safetensors file in one piece; refuses numbers that are not finite. See `save_streamed`."""
+    for key, value in tensors.items():
+        if value.is_floating_point() and not torch.isfinite(value.float() if value.itemsize == 1 else value).all():
+            raise FormatError(f"{key}: holds numbers that are not finite; nothing was written.")
+    save_streamed(path, {k: (v.dtype, tuple(v.shape)) for k, v in tensors.items()}, tensors.__getitem__, metadata)
+
+
+def save_streamed(path: Path, layout: Layout, tensor: Callable[[str], torch.Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Writes a safetensors file whose tensors are asked for one after the other, wide types first as the format wants them."""
+    with replacing(path) as file:
+        for chunk in chunks(layout, tensor, metadata):
+            file.write(chunk)
+
+
+def save_folder(source: Path, target: Path, layout: Layout, tensor: Callable[[str], torch.Tensor], where: Mapping[str, Path]) -> None:
+    """A copy of a diffusers folder with the tensors of `layout` (`<component>/<key>`) asked for anew; appears in one piece under its name."""
+    if target.exists():
+        raise FormatError(f"{target.name}: exists already; choose another name.")
+    temp = target.with_name(f".loom-tmp-{os.getpid()}-{target.name}")
+    written = set(where.values())
+    folders = {file.parent for file in written}
+    try:
+        for file in sorted(p for p in source.rglob("*") if p.is_file()):
+            copy = temp / file.relative_to(source)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            if file not in written and file.parent in folders and file.suffix in _WEIGHT_SUFFIXES:
+                continue  # another copy of these weights, without the change
+            if file in written:
+                prefix = f"{file.parent.name}/"
+                own = {key.removeprefix(prefix): layout[key] for key, place in where.items() if place == file}
+                save_streamed(copy, own, _prefixed(tensor, prefix), header(file)[1])
+            else:
+                shutil.copyfile(file, copy)
+        os.rename(temp, target)
+    except OSError as error:
+        raise FormatError(f"{target}: could not be written ({error.strerror}).") from error
+    finally:
+        shutil.rmtree(temp, ignore_errors=True)
+
+
+def _prefixed(tensor: Callable[[str], torch.Tensor], prefix: str) -> Callable[[str], torch.Tensor]:
+    return lambda key: tensor(prefix + key)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file beside `path` that takes its place when the block ends well, and disappears when it does not. Durable, with ordinary permissions."""
+    temp = path.with_name(f".loom-tmp-{os.getpid()}-{path.name[:80]}.tmp")  # no ending that a model list would show
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temp, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temp, path)
+        if os.name != "nt":
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+    except OSError as error:
+        temp.unlink(missing_ok=True)
+        hint = "; another program has the file open, choose another name" if isinstance(error, PermissionError) and path.exists() else ""
+        raise FormatError(f"{path}: could not be written ({error.strerror}{hint}).") from error
+    except BaseException:
+        temp.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,17 @@
+"""What a backend makes of pictures before training, as the cache of latents asks for it."""
+
+from __future__ import annotations
+
+from ..data.latents import Encoder
+from .base import Backend, EncodesBeside, EncodesSpread, TakesWired
+
+
+def encoder_of(backend: Backend) -> Encoder:
+    """The backend's picture encoder, with what it can do beyond the latent itself."""
+    return Encoder(
+        backend.encode_picture,
+        backend.picture_fingerprint(),
+        spread=backend.encode_spread if isinstance(backend, EncodesSpread) else None,
+        beside=backend.encode_beside if isinstance(backend, EncodesBeside) else None,
+        wired=backend.encode_wired if isinstance(backend, TakesWired) else None,
+    )

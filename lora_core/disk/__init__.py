@@ -1,0 +1,1 @@
+"""Files and locks: what is written appears whole or not at all."""

@@ -1,0 +1,1 @@
+"""Run folders: checkpoints, listings, logs, what others read of them."""

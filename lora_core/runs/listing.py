@@ -1,0 +1,322 @@
+"""What run folders say about themselves, for a list of hundreds of them: no model, no tensor, and no trust in what lies there.
+
+A run is known by the name of its folder. Links are not followed, neither to a run nor inside of one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import json
+import math
+import os
+import re
+import stat
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..disk import locks
+from ..messages.errors import LoomError
+from ..pictures.plots import smoothed
+from .folders import RESERVED, last_run
+from .checkpoints import MANIFEST
+
+CONFIG, LOG, TEXT_LOG, WORKFLOW, BEFORE = "config.json", "log.jsonl", "run.log", "workflow.json", "samples/before.png"
+MAX_JSON_BYTES, MAX_LOG_BYTES, MAX_WORKFLOW_BYTES, TAIL_BYTES, MAX_METADATA_BYTES = 1 << 20, 256 << 20, 8 << 20, 16 << 10, 256 << 10
+MAX_TEXT, MAX_FILES = 300, 20_000
+FRESH_S = 600  # where locks cannot be asked, a run that wrote within this time is taken to be going on
+ABOUT = ("ss_base_model_version", "modelspec.architecture", "modelspec.trigger_phrase", "ss_v2")
+_OUTCOMES = {"finished": "finished", "stopped": "stopped", "stopped early": "stopped", "paused": "paused", "interrupted": "interrupted"}
+_CANCELS = ("InterruptProcessingException", "KeyboardInterrupt", "SystemExit", "GeneratorExit")
+_MARK = re.compile(
+    rf"^\d\S+ [\d:.]+ (?:(?P<begun>training steps) \d+ to |(?P<outcome>{'|'.join(_OUTCOMES)}) after step (?P<step>\d{{1,12}})\r?$|"
+    r"ended by (?P<error>\w+): ?(?P<said>.*))", re.MULTILINE,
+)  # fmt: skip
+_SAMPLE = re.compile(r"samples/step-(\d{1,12})\.png")
+_SAVE, _BEST = re.compile(rf"checkpoints/step-(\d{{1,12}})/{re.escape(MANIFEST)}"), re.compile(r"checkpoints/best-(\d{1,12})\.safetensors")
+Files = dict[str, os.stat_result]
+
+
+@dataclasses.dataclass(frozen=True)
+class RunInfo:
+    """One run. `id`: its folder's name; `best`: (step, lowest loss on held-out pictures); `picture`: step of the newest sample, 0 for the one before training.
+
+    `about`: what the result's header says of base and trigger. `saves`: steps of whole checkpoints; `best_save`: the step whose weights are kept as the best.
+    """
+
+    id: str
+    method: str
+    base: str
+    trigger: str
+    step: int
+    steps: int
+    best: tuple[int, float] | None
+    state: str
+    said: str
+    changed: float
+    size_bytes: int
+    picture: int | None
+    saves: list[int]
+    best_save: int | None
+    results: list[str]
+    about: Mapping[str, str]
+
+
+def run_ids(root: Path) -> list[str]:
+    """Names of the run folders below `root`: real folders with a real config.json."""
+    return sorted(name for name in _folder_names(root) if _regular(root / name / CONFIG))
+
+
+def _folder_names(root: Path) -> set[str]:
+    with contextlib.suppress(OSError), os.scandir(root) as entries:
+        return {e.name for e in entries if e.is_dir(follow_symlinks=False) and _is_run_name(e.name)}
+    return set()
+
+
+def _is_run_name(name: str) -> bool:
+    if name.startswith(".") or name.lower() in RESERVED:
+        return False
+    with contextlib.suppress(UnicodeEncodeError):  # bytes that are no text could not travel to a browser and back
+        return bool(name.encode())
+    return False
+
+
+def find(root: Path, run: Any) -> Path:
+    """The folder of the run called `run`. Raises LoomError for everything that is not in the list."""
+    if not isinstance(run, str) or run not in _folder_names(root) or not _regular(root / run / CONFIG):
+        raise LoomError(f"run: there is no run {str(run)[:80]!r}; refresh the list and choose again.")
+    return root / run
+
+
+def listing(root: Path) -> list[RunInfo]:
+    """Every run below `root`, the one that changed last first. Folders that cannot be read are left out."""
+    found = []
+    for name in run_ids(root):
+        with contextlib.suppress(OSError, LoomError):
+            found.append(read_run(root / name))
+    return sorted(found, key=lambda run: (-run.changed, run.id))
+
+
+def read_run(folder: Path) -> RunInfo:
+    """What a run folder says, with blanks where it is damaged. Raises LoomError for what is no run."""
+    config = read_json(folder / CONFIG)
+    if not isinstance(config, dict):
+        raise LoomError(f"{folder.name}: is no run folder (its {CONFIG} cannot be read).")
+    data = config["data"] if isinstance(config.get("data"), dict) else {}
+    files = _files(folder)
+    saves, best_save = _saves(files)
+    results = _results(files)
+    state, said, ended = _state(folder, files, bool(results))
+    done = max([_last_step(folder / LOG), *saves[-1:]]) if ended is None else ended
+    header = _header(folder / results[0]) if results else {}
+    changed = max((f.st_mtime for f in files.values()), default=0.0)
+    return RunInfo(
+        id=folder.name, method=_text(config.get("method")) or "lora", base=_text(config.get("base")), trigger=_text(data.get("trigger")), step=done,
+        steps=_step(config.get("steps")) or 0, best=_best(folder / LOG, files.get(LOG)), state=state, said=said, changed=changed,
+        size_bytes=sum(f.st_size for f in files.values()), picture=max(_pictures(files), default=None), saves=saves, best_save=best_save, results=results,
+        about={key: _text(header.get(key)) for key in ABOUT if header.get(key)},
+    )  # fmt: skip
+
+
+def is_running(folder: Path) -> bool:
+    return read_run(folder).state == "running"
+
+
+def pictures(folder: Path) -> dict[int, Path]:
+    """Step -> its sample picture; 0 is the one drawn before training."""
+    return {step: folder / name for step, name in _pictures(_files(folder)).items()}
+
+
+def curve(folder: Path, points: int = 600) -> dict[str, list[list[float]]]:
+    """`loss` (smoothed) and `held_out` as [step, value], thinned to about `points`."""
+    steps: list[int] = []
+    losses: list[float] = []
+    probes: list[list[float]] = []
+    for row in _rows(_read(folder / LOG, MAX_LOG_BYTES)):
+        step, loss, held = _step(row.get("step")), number(row.get("loss")), number(row.get("held_out"))
+        if step is not None and loss is not None:
+            steps.append(step)
+            losses.append(loss)
+            if held is not None:
+                probes.append([step, held])
+    line = [[step, round(value, 6)] for step, value in zip(steps, smoothed(losses))]
+    return {"loss": _thinned(line, points), "held_out": _thinned(probes, points)}
+
+
+def held_out(folder: Path) -> dict[int, float]:
+    """Step -> loss on held-out pictures, where the run measured any."""
+    rows = ((_step(row.get("step")), number(row.get("held_out"))) for row in _rows(_probe_lines(folder / LOG)))
+    return {step: held for step, held in rows if step is not None and held is not None}
+
+
+def workflow(folder: Path) -> dict[str, Any] | None:
+    """The graph the run was started from, where the folder holds it."""
+    value = read_json(folder / WORKFLOW, MAX_WORKFLOW_BYTES)
+    return value if isinstance(value, dict) and isinstance(value.get("nodes"), list) else None
+
+
+def resumable(root: Path, run: str) -> Path:
+    """The folder of a run that the train node's `continue last` goes on with when it is given this name. Raises LoomError when it would not."""
+    folder = find(root, run)
+    if not _saves(_files(folder))[0]:
+        raise LoomError(f"run: {run!r} holds no whole checkpoint to go on from; train anew.")
+    latest = last_run(root, run)
+    if latest is not None and latest.name != run:
+        raise LoomError(f"run: the train node goes on with the latest run of a name, which here is {latest.name!r}; resume that one, or delete it first.")
+    return folder
+
+
+def size_and_time(folder: Path) -> tuple[int, float]:
+    """(bytes of all files, time of the last change of one)."""
+    files = _files(folder).values()
+    return sum(f.st_size for f in files), max((f.st_mtime for f in files), default=0.0)
+
+
+def _files(folder: Path) -> Files:
+    """Every real file in a folder and its real sub-folders, by its path below it."""
+    found: Files = {}
+    waiting = [("", str(folder))]
+    while waiting and len(found) < MAX_FILES:
+        above, place = waiting.pop()
+        with contextlib.suppress(OSError), os.scandir(place) as entries:
+            for entry in entries:
+                with contextlib.suppress(OSError):
+                    if entry.is_dir(follow_symlinks=False):
+                        waiting.append((f"{above}{entry.name}/", entry.path))
+                    elif entry.is_file(follow_symlinks=False):
+                        found[above + entry.name] = entry.stat(follow_symlinks=False)
+    return found
+
+
+def _pictures(files: Files) -> dict[int, str]:
+    named = {int(match[1]): name for name in files if (match := _SAMPLE.fullmatch(name))}
+    return {0: BEFORE, **named} if BEFORE in files else named
+
+
+def _saves(files: Files) -> tuple[list[int], int | None]:
+    """(steps of whole checkpoints in order, step of the best weights that are kept)."""
+    steps = [int(match[1]) for name in files if (match := _SAVE.fullmatch(name))]
+    return sorted(steps), max((int(match[1]) for name in files if (match := _BEST.fullmatch(name))), default=None)
+
+
+def _results(files: Files) -> list[str]:
+    """Names of the result files, the LoRA before its embeddings."""
+    names = [name for name in files if name.endswith(".safetensors") and "/" not in name and not name.startswith(".")]
+    return sorted(names, key=lambda name: (name.endswith("_emb.safetensors"), len(name), name))
+
+
+def _state(folder: Path, files: Files, has_result: bool) -> tuple[str, str, int | None]:
+    """(state, what an error said, step it ended at or None) from the last beginning or ending in the log."""
+    if TEXT_LOG not in files:
+        return ("finished" if has_result else "interrupted"), "", None
+    log = folder / TEXT_LOG
+    marks = list(_MARK.finditer(_tail(log).decode("utf-8", "replace")))
+    last = marks[-1] if marks else None
+    if last and last["outcome"]:
+        return _OUTCOMES[last["outcome"]], "", int(last["step"])
+    if last and last["error"]:
+        return ("interrupted", "", None) if last["error"] in _CANCELS else ("failed", _text(last["said"]), None)
+    held = locks.is_held(log)
+    if held is None:
+        held = time.time() - max(files[name].st_mtime for name in (TEXT_LOG, LOG) if name in files) < FRESH_S
+    return ("running" if held else "interrupted"), "", None
+
+
+def _best(log: Path, found: os.stat_result | None) -> tuple[int, float] | None:
+    return _best_of(log, found.st_size, found.st_mtime_ns) if found else None
+
+
+@functools.lru_cache(maxsize=4096)
+def _best_of(log: Path, size: int, mtime_ns: int) -> tuple[int, float] | None:
+    """The lowest held-out loss in a log of this size and time."""
+    return min(held_out(log.parent).items(), key=lambda item: (item[1], item[0]), default=None)
+
+
+def _probe_lines(log: Path) -> bytes:
+    """The few lines of the log that hold a validation."""
+    data, lines, at = _read(log, MAX_LOG_BYTES), [], 0
+    while (at := data.find(b'"held_out"', at)) >= 0:
+        start, end = data.rfind(b"\n", 0, at) + 1, data.find(b"\n", at)
+        lines.append(data[start : end if end >= 0 else len(data)])
+        at = end if end >= 0 else len(data)
+    return b"\n".join(lines)
+
+
+def _last_step(log: Path) -> int:
+    rows = list(_rows(b"\n".join(_tail(log, 4096).splitlines()[-3:])))
+    return max((_step(row.get("step")) or 0 for row in rows), default=0)
+
+
+def _rows(data: bytes) -> Iterator[dict[str, Any]]:
+    """The JSON objects of the whole lines; a line that is cut or foreign is passed over."""
+    for line in data.splitlines():
+        with contextlib.suppress(ValueError, RecursionError):
+            row = json.loads(line)
+            if isinstance(row, dict):
+                yield row
+
+
+def _header(path: Path) -> dict[str, Any]:
+    """The metadata of a safetensors file, which stands first in its header. Nothing where it does not."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(min(int.from_bytes(file.read(8), "little"), MAX_METADATA_BYTES))
+        at = head.index(b'"__metadata__":', 0, 64) + len(b'"__metadata__":')
+        value, _ = json.JSONDecoder().raw_decode(head[at:].decode("utf-8", "ignore").lstrip())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _regular(path: Path) -> bool:
+    try:
+        return stat.S_ISREG(os.lstat(path).st_mode)
+    except (OSError, ValueError):
+        return False
+
+
+def _read(path: Path, limit: int) -> bytes:
+    """The file's bytes; none for a link, a file above `limit` or one that cannot be read."""
+    with contextlib.suppress(OSError):
+        if _regular(path) and os.path.getsize(path) <= limit:
+            return path.read_bytes()
+    return b""
+
+
+def _tail(path: Path, size: int = TAIL_BYTES) -> bytes:
+    with contextlib.suppress(OSError):
+        if _regular(path):
+            with open(path, "rb") as file:
+                file.seek(max(0, os.path.getsize(path) - size))
+                return file.read(size)
+    return b""
+
+
+def read_json(path: Path, limit: int = MAX_JSON_BYTES) -> Any:
+    """What a JSON file of at most `limit` bytes holds; None for a link and for what is damaged."""
+    with contextlib.suppress(ValueError, RecursionError):
+        return json.loads(_read(path, limit))
+    return None
+
+
+def _text(value: Any) -> str:
+    """A short text that every browser can show; "" for what is none."""
+    return value.encode("utf-8", "replace").decode()[:MAX_TEXT] if isinstance(value, str) else ""
+
+
+def _step(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 10**12 else None
+
+
+def number(value: Any) -> float | None:
+    """A finite float; None for everything else."""
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300 else None
+
+
+def _thinned(line: list[list[float]], points: int) -> list[list[float]]:
+    """Every nth of the points, the last one always."""
+    every = max(1, math.ceil(len(line) / points))
+    return line[::every] + ([line[-1]] if line and (len(line) - 1) % every else [])

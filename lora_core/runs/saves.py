@@ -1,0 +1,141 @@
+"""The saves of a run as a file or a sampler takes them, read without the model: which there are, their weights, their loss on held-out pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from . import listing, checkpoints
+from ..config import TrainConfig
+from ..optim.ema import PREFIX as EMA_PREFIX
+from ..messages.errors import LoomError
+from ..optim.groups import first_match, lines
+from .folders import config_of
+
+MAX_STATE_BYTES = 256 << 20
+WHICH = ("all", "last", "best", "every nth")
+_RANK_OF = {"lora_down": 0, "hada_w1_b": 0, "lokr_w2_b": 0}  # the parameter and axis that tell an adapter's rank
+
+
+@dataclasses.dataclass(frozen=True)
+class Save:
+    """The weights after `step`. `best`: the ones kept as the best on held-out pictures. `held_out`: their loss there, None where it was not measured."""
+
+    step: int
+    path: Path
+    best: bool = False
+    held_out: float | None = None
+
+    @property
+    def label(self) -> str:
+        return f"best, step {self.step}" if self.best else f"step {self.step}"
+
+
+def all_saves(folder: Path) -> list[Save]:
+    """The saves of a run, oldest first; where the best weights are those of a checkpoint too, they are listed once, as the best."""
+    place, run = folder / "checkpoints", listing.read_run(folder)
+    steps, best, losses = run.saves, run.best_save, _measured(folder, run.saves)
+    found = [Save(step, checkpoints.folder_of(place, step), False, losses.get(step)) for step in steps if step != best]
+    if best is not None:
+        found.append(Save(best, place / f"best-{best:08d}.safetensors", True, losses.get(best)))
+    return sorted(found, key=lambda save: save.step)
+
+
+def _measured(folder: Path, steps: Sequence[int]) -> dict[int, float]:
+    """Step -> loss on held-out pictures; a checkpoint knows that of step 0 too, which the log does not."""
+    facts = listing.read_json(checkpoints.folder_of(folder / "checkpoints", steps[-1]) / "state.json", MAX_STATE_BYTES) if steps else None
+    inner = facts.get("facts") if isinstance(facts, dict) else None
+    rows = inner.get("validation") if isinstance(inner, dict) else None
+    known: dict[int, float] = {}
+    for row in rows if isinstance(rows, list) else []:
+        step, loss = map(listing.number, row[:2]) if isinstance(row, list) and len(row) > 1 else (None, None)
+        if step is not None and loss is not None:
+            known[int(step)] = loss
+    return {**known, **listing.held_out(folder)}
+
+
+def loss_without(folder: Path) -> float | None:
+    """The loss on held-out pictures before the first step."""
+    return _measured(folder, listing.read_run(folder).saves).get(0)
+
+
+def chosen(saves: Sequence[Save], which: str, nth: int = 1) -> list[Save]:
+    """Those to use. Raises LoomError when there is none."""
+    if not saves:
+        raise LoomError("run: holds no whole checkpoint; let it train up to its first save.")
+    if which == "last":
+        return [saves[-1]]
+    if which == "every nth":
+        return list(saves[::-1][:: max(1, nth)])[::-1]  # counted from the last one, which is always wanted
+    if which == "best":
+        marked, measured = [s for s in saves if s.best], [s for s in saves if s.held_out is not None]
+        if not marked and not measured:
+            raise LoomError("saves: this run measured no held-out pictures, so none is the best; wire Validation Settings into the next one, or choose all.")
+        return marked or [min(measured, key=lambda s: s.held_out or 0.0)]
+    return list(saves)
+
+
+def weights(folder: Path, save: Save) -> dict[str, torch.Tensor]:
+    """The run's own state at a save, averages in place of the raw weights, with `<layer>.alpha`: what `convert.products` takes.
+
+    Raises LoomError for a save that is damaged or whose scale the run folder does not tell.
+    """
+    config = config_of(folder)
+    if save.best:
+        try:
+            found = load_file(save.path)
+        except (OSError, SafetensorError) as error:
+            raise LoomError(f"{save.path.name}: cannot be read; choose another save.") from error
+    else:
+        if config.optimizer.name == "schedule_free":
+            raise LoomError(f"{folder.name}: saves of schedule_free hold the weights to go on from, not those to use; choose best, or the result file.")
+        checkpoint = checkpoints.read(save.path)
+        if checkpoint is None:
+            raise LoomError(f"{save.path.name}: is damaged or incomplete; choose another save.")
+        found = finished(checkpoint.adapter)
+    return {**found, **{f"{name}.alpha": torch.tensor(alpha) for name, alpha in alphas(config, found).items()}}
+
+
+def finished(adapter: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The values to sample with out of a checkpoint's: the moving averages where it kept some."""
+    plain = {k: v for k, v in adapter.items() if not k.startswith(EMA_PREFIX)}
+    return {**plain, **{k.removeprefix(EMA_PREFIX): v for k, v in adapter.items() if k.removeprefix(EMA_PREFIX) in plain and k.startswith(EMA_PREFIX)}}
+
+
+def alphas(config: TrainConfig, adapter: Mapping[str, torch.Tensor]) -> dict[str, float]:
+    """Layer -> the alpha its file needs. It is alpha / rank of the config that is kept, whatever the layer's rank."""
+    layers: dict[str, dict[str, torch.Tensor]] = {}
+    for key, value in adapter.items():
+        if not key.startswith("token."):
+            name, _, part = key.rpartition(".")
+            layers.setdefault(name, {})[part] = value
+    rules = lines("adapter.layer_rank", config.adapter.layer_rank)
+    return {name: alpha for name, parts in layers.items() if (alpha := _alpha(config, name, parts, rules)) is not None}
+
+
+def _alpha(config: TrainConfig, name: str, parts: Mapping[str, torch.Tensor], rules: list) -> float | None:
+    rank = next((parts[part].shape[axis] for part, axis in _RANK_OF.items() if part in parts), None)
+    if rank is None:  # LoKr with two full factors: readers ignore alpha
+        return None
+    a, t = config.adapter, config.text_encoder
+    general, given = (a.rank, a.alpha), {a.rank}
+    if name.startswith(("lora_te", "text_encoder")):
+        general = (t.rank or a.rank, t.alpha or (0.0 if t.rank else a.alpha))
+        given = {general[0]}
+    elif a.conv_rank and "lora_down" in parts:
+        if max(parts["lora_down"].shape[2:], default=1) > 1:
+            general, given = (a.conv_rank, a.conv_alpha), {a.conv_rank}
+    elif a.conv_rank:  # LoHa and LoKr do not keep the kernel's shape; the rank tells the two apart, where it can
+        if a.conv_rank == a.rank and (a.conv_alpha or a.conv_rank) != (a.alpha or a.rank):
+            raise LoomError(f"{name}: the run folder does not tell whether alpha or conv_alpha is this layer's; use the result file.")
+        general = (a.conv_rank, a.conv_alpha) if rank == a.conv_rank else general
+        given = {a.conv_rank, a.rank}
+    ruled = first_match(rules, name, -1.0)
+    if rank not in ({int(ruled)} if ruled >= 0 else given):
+        raise LoomError(f"{name}: has rank {rank}, the run's settings say another (it went on from another LoRA); use the result file.")
+    return (general[1] or general[0]) / general[0] * rank * (rank**0.5 if a.rank_stabilized else 1.0)

@@ -1,0 +1,38 @@
+"""Job settings that teach the toy model a bundled concept in under three minutes on two CPU cores, and the score that proves it."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+from ..backends.base import Backend, SampleJob
+from ..config import SampleConfig
+from ..toy.concepts import CONCEPTS
+
+STEPS = {"object": 1200, "style": 1800, "pair": 1200, "word": 600}
+
+
+def demo_job(name: str) -> dict[str, Any]:
+    """The TOML job of a bundled set, as nested dicts."""
+    concept, rng = CONCEPTS[name], random.Random(f"demo {name}")
+    prompts = [concept.prompt(rng) for _ in range(4)] + [concept.plain(rng) for _ in range(4)]
+    return {
+        "name": f"toy_{name}", "base": "toy", "steps": STEPS[name], "batch_size": 8,
+        "data": {"folder": f"toy:{name}", "resolution": 64, "bucket_step_px": 8},
+        "adapter": {"rank": 16, "targets": "conv"},
+        "optimizer": {"lr": 2e-3},
+        "schedule": {"name": "cosine", "warmup_steps": 20},
+        "save": {"every": 200},
+        "samples": {"every": 10_000, "prompt": "\n".join(prompts), "cfg": 4.0, "steps": 20},
+    }  # fmt: skip
+
+
+def score(backend: Backend, name: str, pictures: int = 20, seed: int = 1000) -> tuple[float, float]:
+    """(share of pictures that show the concept when the trigger is in the prompt, share when it is not), by the concept's pixel ruler."""
+    concept, rng = CONCEPTS[name], random.Random(f"score {name}")
+
+    def share(prompts: list[str]) -> float:
+        jobs = [SampleJob(p, 64, 64, SampleConfig(seed=seed + n, cfg=4.0, steps=20)) for n, p in enumerate(prompts)]
+        return sum(concept.shows(backend.sample(job)[0]) for job in jobs) / len(jobs)
+
+    return share([concept.prompt(rng) for _ in range(pictures)]), share([concept.plain(rng) for _ in range(pictures)])

@@ -1,0 +1,148 @@
+"""The dry run: one real forward and backward pass on the largest bucket, measured, before anything is trained; and what to change when it does not fit."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import nn
+
+from ..adapters import AdapterSet
+from ..backends.base import Backend
+from ..backends.recompute import ALL, CHEAP
+from ..config import TrainConfig
+from ..data.batches import Batch, Batches
+from ..messages.errors import LoomError
+from ..objectives import Objective
+from ..rng import step_rng
+from .step import diffusion_loss
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """One pass of `batch_size` pictures: seconds, and the peak of memory in bytes (of the GPU, else of the process; 0 where the system does not tell)."""
+
+    batch_size: int
+    grad_accum: int
+    recomputed: str
+    seconds: float
+    peak_bytes: int
+
+    def sentence(self, steps: int) -> str:
+        """What it means for a run of `steps`."""
+        step = self.seconds * self.grad_accum
+        memory = f"{self.peak_bytes / 2**30:.1f} GiB at the peak" if self.peak_bytes else "memory not measured on this system"
+        how = f"batch {self.batch_size} x {self.grad_accum}" + (f", checkpointing ({self.recomputed})" if self.recomputed else "")
+        return f"{how}: {step:.2f} s a step, about {_clock(step * steps)} for {steps} steps, {memory}"
+
+
+def as_chosen(config: TrainConfig, chosen: TrainConfig) -> TrainConfig:
+    """`config` with the batch size, accumulation, checkpointing and recompute of `chosen`."""
+    names = ("batch_size", "grad_accum", "checkpointing", "recompute")
+    return dataclasses.replace(config, **{name: getattr(chosen, name) for name in names})
+
+
+def verdict(asked: TrainConfig, chosen: TrainConfig, measured: Measured, steps: int) -> tuple[bool, str]:
+    """(whether the job fits as it was asked for, what to say about it)."""
+    fits, said = as_chosen(asked, chosen) == asked, measured.sentence(steps)
+    return fits, said if fits else f"Memory does not suffice as it is. What fits: {said}"
+
+
+def _clock(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def candidates(config: TrainConfig, recomputes: Sequence[str] = (CHEAP, ALL)) -> list[TrainConfig]:
+    """The job as it is, then with more and more recomputed where the model can, then with the batch halved again and again and more accumulation instead."""
+    ways = ["", *recomputes]
+    more = ways[ways.index(config.recomputed) + 1 :]
+    out = [config, *(dataclasses.replace(config, checkpointing=True, recompute=how) for how in more)]
+    batch, accum = config.batch_size, config.grad_accum
+    while batch > 1:
+        parts = 2 if batch % 2 == 0 else batch  # an odd batch is split whole, so as many pictures make an update as before
+        batch, accum = batch // parts, accum * parts
+        out.append(dataclasses.replace(out[-1], batch_size=batch, grad_accum=accum))
+    return out
+
+
+def fit(
+    config: TrainConfig, backend: Backend, layers: Mapping[str, nn.Module], adapters: AdapterSet, batches: Sequence[Batches], objective: Objective
+) -> tuple[TrainConfig, Measured]:
+    """The first of `candidates` that runs, and what it took. Raises LoomError when none does."""
+    for choice in candidates(config, backend.recomputes):
+        try:
+            return choice, measure(choice, backend, layers, adapters, batches, objective)
+        except torch.OutOfMemoryError:
+            pass
+        finally:
+            for p in adapters.parameters():
+                p.grad = None
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+    raise LoomError(
+        f"batch_size: even one picture at {config.data.resolution} px with checkpointing does not fit into memory; lower data.resolution, or use a smaller "
+        "or quantised base model."
+    )
+
+
+def measure(
+    config: TrainConfig, backend: Backend, layers: Mapping[str, nn.Module], adapters: AdapterSet, batches: Sequence[Batches], objective: Objective
+) -> Measured:
+    """Two passes on a full batch of the largest bucket of all `batches`, the second one timed. No weight moves."""
+    largest = max((b.largest(config.batch_size) for b in batches), key=lambda batch: batch.latents.numel())
+    with backend.training(layers, adapters, config.recomputed, (config.batch_size, *largest.latents.shape[1:])):
+        adapters.prepare()
+        with _peak(backend.device) as peak:
+            for _ in range(2):
+                began = time.perf_counter()
+                _pass(config, backend, adapters, largest, objective)
+                if backend.device.type == "cuda":
+                    torch.cuda.synchronize(backend.device)
+                seconds = time.perf_counter() - began
+    return Measured(config.batch_size, config.grad_accum, config.recomputed, seconds, peak[0])
+
+
+def _pass(config: TrainConfig, backend: Backend, adapters: AdapterSet, batch: Batch, objective: Objective) -> None:
+    adapters.begin_pass(config.seed, 0, 0, "dry run")
+    loss = diffusion_loss(backend.predict, batch, objective, step_rng(config.seed, 0, 0, 0, "dry run"), config.loss, config.huber_delta, config.huber_schedule)
+    if loss.requires_grad:
+        loss.mean().backward()
+
+
+@contextlib.contextmanager
+def _peak(device: torch.device) -> Iterator[list[int]]:
+    """A list whose only number is, after the block, the largest amount of memory in use within it."""
+    peak = [0]
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        yield peak
+        peak[0] = torch.cuda.max_memory_allocated(device)
+        return
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.005):
+            peak[0] = max(peak[0], _resident())
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield peak
+    finally:
+        done.set()
+        watcher.join()
+        peak[0] = max(peak[0], _resident())
+
+
+def _resident() -> int:
+    """Bytes of memory this process holds; 0 where there is no /proc."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError):
+        return 0

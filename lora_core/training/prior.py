@@ -1,0 +1,120 @@
+"""Prior preservation (DreamBooth, Ruiz et al. 2022, arXiv 2208.12242, eq. 2): pictures of the class beside those of the subject.
+
+Pictures that are missing are made by the model itself before anything is trained on it. Each is kept under a name that says everything it
+was made from, so it is made once and never taken for another.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from ..adapters.tokens import TokenSet
+from ..backends.base import Backend, SampleJob
+from ..config import DataConfig, SampleConfig, TrainConfig
+from ..data.captions import Caption
+from ..data.folder import Dataset, Picture, scan
+from ..disk.files import write_bytes
+from ..messages.errors import LoomError
+from ..pictures.reading import PictureError, open_rgb
+from ..rng import derive
+
+CLASS_PICTURES = "class_pictures"
+
+
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    """A class picture to make: the caption it is trained with, the prompt it is made from, and its seed."""
+
+    caption: str
+    prompt: str
+    seed: int
+
+
+def class_dataset(
+    config: TrainConfig, backend: Backend, subject: Dataset, tokens: TokenSet, cache: Path, progress: Callable[[int, int], None]
+) -> Dataset | None:
+    """The class pictures of a run, real ones first, the rest from `cache` or made now; None when prior preservation is off."""
+    prior = config.prior
+    if not prior.on and not (subject.class_pictures and prior.weight):
+        return None
+    real = subject.class_pictures
+    if prior.folder:
+        own = DataConfig(  # nothing that was said about the subject's captions
+            folder=prior.folder, resolution=config.data.resolution, bucket_step_px=config.data.bucket_step_px, flip=config.data.flip,
+            background=config.data.background, aspect_buckets=config.data.aspect_buckets, upscale=config.data.upscale,
+        )  # fmt: skip
+        found = scan(own, "prior.folder")
+        real += (*found.pictures, *found.class_pictures)
+    real = tuple(p if p.caption or not prior.prompt else dataclasses.replace(p, captions=(Caption(prior.prompt),)) for p in real)
+    made = _made(wanted(config, subject, tokens, len(real)), config, backend, cache, progress)
+    if not real and not made:
+        raise LoomError("prior.count: 0 class pictures are wanted and prior.folder is empty; give a number, or set prior.weight to 0.")
+    return Dataset(cache, (*real, *made), (), ())
+
+
+def wanted(config: TrainConfig, subject: Dataset, tokens: TokenSet, have: int) -> list[Wanted]:
+    """The pictures to make: `count` less those there are, from the class prompt or from the training captions with the class word for the trigger."""
+    prior, missing = config.prior, max(0, config.prior.count - have)
+    if not prior.prompt and not prior.class_word:
+        return []
+    captions = [prior.prompt] if not prior.class_word else matched_captions(subject, tokens, prior.class_word)
+    out = []
+    for n in range(missing):
+        caption, turn = captions[n % len(captions)], n // len(captions)
+        prompt = " ".join(tokens.replaced(caption, lambda t: t.token.init).split())
+        out.append(Wanted(caption, prompt, derive(config.seed, "class picture", caption, turn)))
+    return out
+
+
+def matched_captions(subject: Dataset, tokens: TokenSet, word: str) -> list[str]:
+    """Each training caption with the class word where the trigger or a token stands; those without either are left out."""
+    trigger = re.compile(rf"(?<!\w){re.escape(subject.trigger)}(?!\w)", re.IGNORECASE) if subject.trigger else None
+    found: dict[str, None] = {}
+    for picture in subject.pictures:
+        caption = tokens.replaced(picture.caption, lambda t: word)
+        caption = trigger.sub(lambda m: word, caption) if trigger else caption
+        if caption != picture.caption:
+            found[caption] = None
+    if not found:
+        raise LoomError("prior.class_word: no caption has the trigger or a token to replace by it; set the dataset's trigger, or use prior.prompt.")
+    return list(found)
+
+
+def _made(jobs: Sequence[Wanted], config: TrainConfig, backend: Backend, cache: Path, progress: Callable[[int, int], None]) -> list[Picture]:
+    plain = DataConfig(resolution=config.data.resolution, bucket_step_px=config.data.bucket_step_px, flip=config.data.flip)
+    side, base = config.data.resolution, f"{backend.fingerprint()} {backend.text_fingerprint()}" if jobs else ""
+    out = []
+    for n, job in enumerate(jobs):
+        progress(n, len(jobs))
+        sampling = SampleConfig(
+            steps=config.prior.steps, cfg=config.prior.cfg, sampler=config.samples.sampler, scheduler=config.samples.scheduler,
+            negative=config.samples.negative, seed=job.seed,
+        )  # fmt: skip
+        name = hashlib.sha256(f"{base}\x1f{job.prompt}\x1f{side}\x1f{sampling}".encode()).hexdigest()[:24]
+        path = cache / f"{name}.png"
+        if not _whole(path):
+            cache.mkdir(parents=True, exist_ok=True)
+            write_bytes(path, _png(backend.sample(SampleJob(job.prompt, side, side, sampling))[0]))
+        out.append(Picture(path, path.name, side, side, (Caption(job.caption),), data=plain))
+    return out
+
+
+def _whole(path: Path) -> bool:
+    try:
+        return path.is_file() and bool(open_rgb(path))
+    except PictureError:
+        return False
+
+
+def _png(image: Image.Image) -> bytes:
+    data = io.BytesIO()
+    image.save(data, "PNG")
+    return data.getvalue()
+

@@ -1,0 +1,154 @@
+"""Pictures from finished LoRAs and from the saves of a run, headless: one sheet of file or step x strength x prompt."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import nn
+
+from ..adapters import AdapterSet
+from ..adapters.tokens import Token, TokenSet, TokenVectors
+from ..backends.base import Backend, SampleJob
+from ..config import parse
+from ..messages.errors import LoomError
+from ..rng import preserved_rng
+from ..runs import checkpoints
+from ..runs.folders import config_of
+from ..runs.saves import Save, all_saves, weights
+from .build import make_adapters
+from .run import Start
+
+_ALGORITHMS = {"hada_w1_a": "loha", "lokr_w1": "lokr", "lokr_w1_a": "lokr", "dora_scale": "dora"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Worn:
+    """Adapters ready to be attached; `weights` replaces their values where one set of adapters stands for several saves."""
+
+    label: str
+    layers: Mapping[str, nn.Module]
+    adapters: AdapterSet
+    weights: Mapping[str, torch.Tensor] | None = None
+
+
+def of_start(label: str, backend: Backend, start: Start, embeddings: Mapping[str, Mapping[str, torch.Tensor]] | None = None) -> Worn:
+    """A LoRA given layer by layer, as `convert.starting_point` gives it, and embeddings: word -> vectors (n, width) by text encoder."""
+    kinds = {_ALGORITHMS[part] for parts in start.values() for part in parts if part in _ALGORITHMS} or {"lora"}
+    if len(kinds) > 1:
+        raise LoomError(f"{label}: mixes {' and '.join(sorted(kinds))}; convert it to plain LoRA first (--approximate).")
+    tokens = TokenSet(_token(word, vectors, backend) for word, vectors in (embeddings or {}).items())
+    if not start:
+        return Worn(label, {}, AdapterSet({}, tokens))
+    in_texts = bool({backend.file_name(path) for path in backend.text_layers()} & start.keys())
+    every = {"algorithm": kinds.pop(), "rank": 1, "targets": "regex", "include": "."}
+    layers, adapters = make_adapters(parse({"adapter": every, "text_encoder": {"train": in_texts, "targets": "attention and mlp"}}), backend, "", start)
+    return Worn(label, {name: layers[name] for name in start}, AdapterSet({name: adapters[name] for name in start}, tokens))
+
+
+def _token(word: str, vectors: Mapping[str, torch.Tensor], backend: Backend) -> TokenVectors:
+    tables = {encoder: table for encoder, table in backend.token_tables().items() if encoder in vectors}
+    unfit = [encoder for encoder, table in tables.items() if vectors[encoder].shape[1] != table.width]
+    if not tables or unfit:
+        found = ", ".join(f"{encoder} of width {v.shape[1]}" for encoder, v in vectors.items())
+        wanted = ", ".join(f"{encoder} of width {t.width}" for encoder, t in backend.token_tables().items()) or "none"
+        raise LoomError(f"{word}: is an embedding for {found}, the model reads {wanted}; take one of this model.")
+    token = TokenVectors(Token(word, len(next(iter(vectors.values())))), tables, 0, backend.text_device)
+    with torch.no_grad():
+        for encoder, parameter in token.vectors.items():
+            parameter.copy_(vectors[encoder])
+    return token
+
+
+def of_run(folder: Path, backend: Backend) -> list[Worn]:
+    """Every whole save of a run folder, oldest first. Raises LoomError when there is none."""
+    saves = [save for save in all_saves(folder) if save.best or checkpoints.read(save.path, verify_only=True)]
+    if not saves:
+        raise LoomError(f"{folder}: holds no whole checkpoint; sample its result file instead.")
+    return list(of_saves(folder, saves, backend))
+
+
+def of_saves(folder: Path, saves: Sequence[Save], backend: Backend) -> Iterator[Worn]:
+    """These saves of a run one after the other, each read when its turn comes. They share one set of adapters."""
+    config = config_of(folder)
+    layers, adapters = make_adapters(config, backend, config.data.trigger)
+    own = {name: p.shape for name, p in adapters.named_parameters()}
+    for save in saves:
+        values = {k: v for k, v in weights(folder, save).items() if not k.endswith(".alpha")}
+        if own != {k: v.shape for k, v in values.items()}:
+            raise LoomError(f"{folder.name}: its {save.label} does not fit this model; use the one the run was trained on.")
+        yield Worn(save.label, layers, adapters, values)
+
+
+@contextlib.contextmanager
+def attached(worn: Worn, backend: Backend, strength: float) -> Iterator[None]:
+    """The adapters on the model, their change times `strength`."""
+    if any("dora_scale" in dict(a.named_parameters()) for _, a in worn.adapters) and strength not in (0.0, 1.0):
+        raise LoomError(f"strength: {strength:g} is not defined for DoRA alike in all programs; use 0 or 1.")
+    if worn.weights is not None:
+        worn.adapters.load_state_dict(worn.weights)
+    scales = {name: adapter.scale for name, adapter in worn.adapters}
+    with backend.training(worn.layers, worn.adapters, False):
+        worn.adapters.prepare()
+        try:
+            for name, adapter in worn.adapters:
+                adapter.scale = scales[name] * strength
+                adapter.active = strength != 0
+            worn.adapters.weights_changed()
+            yield
+        finally:
+            for name, adapter in worn.adapters:
+                adapter.scale, adapter.active = scales[name], True
+
+
+@torch.no_grad()
+def drawn(
+    worn: Iterable[Worn], strengths: Sequence[float], jobs: Sequence[SampleJob], backend: Backend, drew: Callable[[Image.Image], None] = lambda image: None
+) -> list[tuple[str, list[Image.Image]]]:
+    """(column's label, one picture a job): the base model first, then each of `worn` at each strength above 0. `drew` is told of each picture."""
+    out: list[tuple[str, list[Image.Image]]] = []
+
+    def draw(label: str) -> None:
+        out.append((label, []))
+        for job in jobs:
+            out[-1][1].append(backend.sample(job)[0])
+            drew(out[-1][1][-1])
+
+    with preserved_rng(0):
+        draw("without")
+        for one in worn:
+            for strength in (s for s in strengths if s != 0):
+                with attached(one, backend, strength):
+                    draw(one.label if len(strengths) == 1 and strength == 1 else f"{one.label} x {strength:g}")
+    return out
+
+
+def sheet(columns: Sequence[tuple[str, Sequence[Image.Image]]], prompts: Sequence[str], notes: Sequence[str] = (), largest_px: int = 0) -> Image.Image:
+    """Columns as drawn, prompts as rows, each row under its prompt; `notes`, one a column, stand under its cells.
+
+    Cells are at most `largest_px` wide (0: any), and at least 192.
+    """
+    font, pad, line = ImageFont.load_default(14), 8, 22
+    width, height = columns[0][1][0].size
+    if 0 < largest_px < width:
+        width, height = largest_px, max(1, round(height * largest_px / width))
+    cell_w, cell_h, under = max(width, 192), max(height, 192), line if any(notes) else 0
+    row_h = cell_h + line + under + pad
+    out = Image.new("RGB", (pad + len(columns) * (cell_w + pad), line + len(prompts) * row_h), "white")
+    pen = ImageDraw.Draw(out)
+    for n, (label, images) in enumerate(columns):
+        x = pad + n * (cell_w + pad)
+        pen.text((x, 4), label, fill=(40, 40, 48), font=font)
+        for row, image in enumerate(images):
+            size = (cell_w, round(image.height * cell_w / image.width))
+            scaled = image if image.size == size else image.resize(size, Image.Resampling.NEAREST if image.width < cell_w else Image.Resampling.LANCZOS)
+            out.paste(scaled, (x, 2 * line + row * row_h))
+            if under:
+                pen.text((x, 2 * line + row * row_h + cell_h + 3), notes[n], fill=(40, 40, 48), font=font)
+    for row, prompt in enumerate(prompts):
+        pen.text((pad, line + row * row_h), prompt, fill=(90, 90, 100), font=font)
+    return out

@@ -1,0 +1,53 @@
+"""Several runs of one job that differ in a few settings, on one loaded model, and a sheet that compares them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ..config import TrainConfig, from_values
+from ..events import Listener
+from ..messages.errors import LoomError
+from ..pictures.plots import grid
+from ..recipes import merged
+
+
+def runs_of(values: dict[str, Any], beside: Path) -> list[TrainConfig]:
+    """The jobs of a sweep: everything outside of `[[runs]]`, with each run's own values over it, called `<name>_<run's name>`."""
+    common = {k: v for k, v in values.items() if k != "runs"}
+    runs = values.get("runs")
+    if not isinstance(runs, list) or not runs or not all(isinstance(r, dict) and isinstance(r.get("name"), str) for r in runs):
+        raise LoomError('runs: a sweep has a [[runs]] section with a name for each run, such as name = "v1", and what is different in it.')
+    prefix = common.get("name", "sweep")
+    names = [f"{prefix}_{run['name']}" for run in runs]
+    if len(set(names)) < len(names):
+        raise LoomError(f"runs: the name {next(n for n in names if names.count(n) > 1)!r} is there twice; give each run a name of its own.")
+    jobs = [from_values(merged(common, {**run, "name": name}), beside) for run, name in zip(runs, names, strict=True)]
+    if len({job.base for job in jobs}) > 1:
+        raise LoomError("runs: a sweep has one base model; put it outside of [[runs]].")
+    return jobs
+
+
+class LastSamples(Listener):
+    """Keeps the pictures a run drew last."""
+
+    def __init__(self) -> None:
+        self.images: list[Image.Image] = []
+
+    def on_sample(self, step: int, images: list[Image.Image], path: Path) -> None:
+        self.images = images
+
+
+def sheet(runs: Sequence[tuple[str, Sequence[Image.Image], Sequence[str], float | None]]) -> Image.Image:
+    """Runs as columns, prompts as rows, from (run, its pictures, their prompts, lowest loss on held-out pictures or None)."""
+    rows = max(len(images) for _, images, _, _ in runs)
+    cells, labels = [], []
+    for row in range(rows):
+        for name, images, prompts, loss in runs:
+            cells.append(images[row] if row < len(images) else Image.new("RGB", (64, 64), "white"))
+            figure = f" ({loss:.4f})" if loss is not None else ""
+            labels.append(f"{name}{figure}: {prompts[row]}" if row < len(prompts) else name)
+    return grid(cells, labels, columns=len(runs))

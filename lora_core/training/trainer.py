@@ -1,0 +1,413 @@
+"""The loop: when to save, sample, validate, report and stop, and what is kept however it ends. The step itself is in step.py."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from ..adapters import AdapterSet
+from ..backends.base import UNKNOWN_ENCODER, Backend, SampleJob
+from ..config import TrainConfig, as_dict, parse
+from ..data.batches import Batches
+from ..data.folder import Dataset
+from ..disk import files
+from ..events import Control, Listener, Measure
+from ..messages.errors import LoomError, NonFiniteError
+from ..optim.groups import frozen_at
+from ..optim.schedules import lr_factor
+from ..pictures.plots import curves, grid, loss_plot
+from ..processes import ALONE, World
+from ..runs import checkpoints
+from .advice import advice
+from .assemble import assembled
+from .fitting import as_chosen
+from .run import Run, Start
+from .step import optimizer_step
+from .validation import History
+
+log = logging.getLogger(__name__)
+Product = tuple[dict[str, torch.Tensor], dict[str, str]]  # (tensors, metadata) of one file
+Export = Callable[[dict[str, torch.Tensor], dict[str, Any]], dict[str, Product]]  # trained values and facts -> file stem -> what is in it, the main one first
+MAX_FAILED_SAMPLES = 2
+POINTS_DRAWN = 200
+CHANGEABLE = ("steps", "save", "samples", "name", "auto_fit", "cache", "trackers")  # may differ between a run and its continuation
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What a run leaves: `files` by what they hold (`products`, by stem), the main one first; one float of `losses` per step."""
+
+    folder: Path
+    files: list[Path]
+    step: int
+    outcome: str
+    losses: list[float]
+    products: dict[str, Product]
+    facts: dict[str, Any]
+
+    @property
+    def file(self) -> Path:
+        """The main file."""
+        return self.files[0]
+
+    @property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """What is in the main file."""
+        return next(iter(self.products.values()))[0]
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        return next(iter(self.products.values()))[1]
+
+
+def train(
+    config: TrainConfig,
+    backend: Backend,
+    dataset: Dataset,
+    folder: Path,
+    export: Export,
+    listener: Listener,
+    control: Control | None = None,
+    resume: bool = False,
+    start: Start | None = None,
+    world: World = ALONE,
+) -> Result:
+    """Trains adapters on `backend`'s model, from `start` where given, and writes everything below `folder`.
+
+    Raises LoomError for bad input before the first step. Cancel and crashes keep the last finished step: the run folder then holds a
+    checkpoint and a result file. With `resume`, continues the newest whole checkpoint of `folder`, bit for bit as if never interrupted.
+    """
+    if resume and config.auto_fit:
+        config = as_fitted(config, folder / "config.json")
+    saved = checkpoints.all_steps(folder / "checkpoints") if resume else []
+    first = int(saved[0].name.removeprefix("step-")) if saved else 0
+    with assembled(config, backend, dataset, folder.parent, listener, start, lambda adapters: room_for(config, adapters, folder), first, world) as run:
+        return Loop(run, folder, export, listener, control or Control(), resume).go()
+
+
+def as_fitted(config: TrainConfig, file: Path) -> TrainConfig:
+    """The job with the batch size, accumulation and checkpointing its run settled on: memory free today must not change a run that goes on."""
+    if not file.is_file():
+        return config
+    then = parse(json.loads(file.read_text(encoding="utf-8")))
+    return dataclasses.replace(as_chosen(config, then), auto_fit=False)
+
+
+def room_for(config: TrainConfig, adapters: AdapterSet, folder: Path) -> None:
+    """Raises LoomError when the disk has no room for the checkpoints of a run: weights and two moments each, fp32."""
+    files.require_room(files.existing(folder), adapters.count() * 4 * 3 * (config.save.keep + 2))
+
+
+class Loop:
+    """One call of `train`: how far it is, what is saved, what was logged."""
+
+    def __init__(self, run: Run, folder: Path, export: Export, listener: Listener, control: Control, resume: bool):
+        self.run, self.folder, self.export, self.listener, self.control = run, folder, export, listener, control
+        self.config = run.config
+        self.checkpoints = folder / "checkpoints"
+        self.done, self.saved, self.samples_failed = 0, -1, 0
+        self.losses: list[float] = []
+        self.started = time.time()
+        self.sampled: list[tuple[str, list[Image.Image]]] = []
+        self.history = History()
+        self.rates: list[float] = []  # learning rate of each step as it acted, Prodigy's d * lr
+        self.identity = {"base": run.backend.fingerprint(), "data": run.batches.fingerprint(), "dtype": str(run.backend.dtype)}
+        if run.prior:
+            self.identity["prior"] = run.prior.fingerprint()
+        self.identity["text"] = run.backend.text_fingerprint()
+        if not (pictures := run.backend.picture_fingerprint()).startswith(UNKNOWN_ENCODER):
+            self.identity["vae"] = pictures
+        self.world = run.world
+        if self.world.size > 1:
+            self.identity["processes"] = str(self.world.size)
+        folder.mkdir(parents=True, exist_ok=True)
+        for place in (folder, self.checkpoints) if self.world.main else ():
+            files.sweep_temps(place)
+        self.world.barrier()
+        if resume:
+            self._restore()
+        elif checkpoints.all_steps(self.checkpoints):
+            raise LoomError(f"name: the run folder {folder.name!r} already holds checkpoints; continue it or choose another name.")
+        self.world.barrier()
+        if self.world.main:
+            files.write_json(folder / "config.json", as_dict(self.config))
+
+    def go(self) -> Result:
+        self.listener.on_start(self.done, self.config.steps, self.facts())
+        outcome = "finished"
+        try:
+            with open(self.folder / "log.jsonl" if self.world.main else os.devnull, "a", encoding="utf-8") as log:
+                if self.run.probes and not self.history.measures:
+                    self.validate()
+                for step in range(self.done, self.config.steps):
+                    stopping = self.world.any(self.control.stopping)
+                    if stopping or self._no_longer_better():
+                        outcome = ("paused" if self.control.pausing else "stopped") if stopping else "stopped early"
+                        break
+                    self._step(step, log)
+                    self._as_asked(log)
+            if self.done == 0:
+                raise LoomError("The run was stopped before its first step; nothing was trained and nothing written.")
+            result = self._finish(outcome)
+        except BaseException:
+            self._rescue()
+            raise
+        for sentence in advice(self.losses, self.history) if outcome != "paused" else ():
+            self.listener.on_message(sentence)
+        self.listener.on_end(outcome, self.done)
+        return result
+
+    def _step(self, step: int, log) -> None:
+        self.run.freeze(frozen_at(self.run.optimizer, step))
+        factor = lr_factor(self.config.schedule, step, self.config.steps)
+        for group in self.run.optimizer.param_groups:
+            group["lr"] = group["base_lr"] * factor
+        report = optimizer_step(self.run, step)
+        self.done = report.step
+        self.losses.append(report.loss)
+        self.rates.append(report.lr)
+        last = self.done == self.config.steps
+        every = self.config.validation.every
+        measure = self.validate() if every and (last or self.done % every == 0) else None
+        row = {
+            "step": self.done, "loss": report.loss, "lr": report.lr, **({"class_loss": report.class_loss} if self.run.prior else {}),
+            "grad_norm": report.grad_norm if math.isfinite(report.grad_norm) else None, "time": round(time.time(), 3),
+            **({"held_out": measure.held_out, "trained": measure.trained} if measure else {}),
+        }  # fmt: skip
+        log.write(json.dumps(row) + "\n")
+        self.listener.on_step(report)
+        if self.done % self.config.save.every == 0 and not last:
+            log.flush()
+            self.save()
+        if self.config.samples.every and self.done % self.config.samples.every == 0 and not last:
+            self.draw_samples()
+
+    def _as_asked(self, log) -> None:
+        """Saves and draws samples when another thread has asked for it. A save on request also writes the files a person uses."""
+        if self.control.take_save():
+            log.flush()
+            if self.saved != self.done:
+                self.save()
+            self.listener.on_result(self.done, self._write_result("running").files)
+        if self.control.take_sample():
+            self.draw_samples()
+
+    def validate(self) -> Measure:
+        """Measures the probes, keeps the weights when they are the best so far, and draws both curves."""
+        assert self.run.probes is not None
+        with self.run.finished_weights():
+            measure = self.run.probes.measure(self.run.backend, self.run.objective, self.done)
+            if self.world.size > 1:  # the same numbers everywhere, or one process would end the run and the others wait for it
+                both = torch.tensor([measure.held_out, measure.trained, measure.error], device=self.run.backend.device)
+                self.world.average([both])
+                measure = Measure(measure.step, *both.tolist())
+            if not math.isfinite(measure.held_out):
+                raise NonFiniteError(f"Step {self.done}: the loss on held-out pictures is {measure.held_out}; lower optimizer.lr.")
+            self.history.measures.append(measure)
+            if self.history.best is measure and self.world.main:
+                files.write_safetensors(self._best_file(self.done), self.run.adapters.state_dict())
+        best = self.history.best
+        assert best is not None
+        if not self.world.main:
+            return measure
+        for old in sorted(self.checkpoints.glob("best-*.safetensors"))[:-2]:
+            old.unlink()
+        rows = self.history.measures
+        drawn = {"held-out pictures": [(m.step, m.held_out) for m in rows], "trained pictures": [(m.step, m.trained) for m in rows]}
+        curves(drawn, best.step).save(self.folder / "validation.png")
+        self.listener.on_validation(measure)
+        self.listener.on_message(
+            f"After step {measure.step}: loss {measure.held_out:.4f} on held-out pictures, {measure.trained:.4f} on trained ones; best after step {best.step}"
+        )
+        return measure
+
+    def _best_file(self, step: int) -> Path:
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        return self.checkpoints / f"best-{step:08d}.safetensors"
+
+    def _no_longer_better(self) -> bool:
+        patience = self.config.validation.patience
+        return bool(patience) and self.history.since_best() >= patience
+
+    def _chosen_weights(self) -> dict[str, torch.Tensor]:
+        """What the result holds: the weights as they are, or those of the best step where that is wanted and there."""
+        best = self.history.best
+        if self.config.validation.restore_best and best and best.step != self.done:
+            file = self._best_file(best.step)
+            if file.is_file():
+                self.listener.on_message(f"The result holds the weights after step {best.step}, the best on held-out pictures.")
+                return load_file(file)
+            self.listener.on_message(f"The weights after step {best.step}, the best on held-out pictures, are gone; the result holds the last ones.")
+        with self.run.finished_weights():
+            return self.run.adapters.state_dict()
+
+    def save(self) -> Path:
+        """Checkpoint of the steps done so far, then older ones pruned."""
+        if not self.world.main:
+            self.saved = self.done
+            return checkpoints.folder_of(self.checkpoints, self.done)
+        facts = {**self.identity, "config": as_dict(self.config), "scaler": self.run.scaler.state_dict(), "skipped_in_a_row": self.run.skipped_in_a_row}
+        facts |= {"losses": self.losses, "frozen": self.run.frozen, "validation": self.history.as_list()}
+        weights = self.run.adapters.state_dict() | (self.run.ema.state_dict() if self.run.ema else {})
+        path = checkpoints.save(self.checkpoints, self.done, weights, self.run.optimizer, facts)
+        checkpoints.prune(self.checkpoints, self.config.save.keep)
+        self.saved = self.done
+        self.listener.on_save(self.done, path)
+        return path
+
+    def draw_samples(self) -> None:
+        """The sample prompts with the adapters as they are; the first time also without them, same seed, to compare against."""
+        if self.samples_failed >= MAX_FAILED_SAMPLES or not (self.world.main or self.world.sharded):
+            return
+        try:
+            if not self.sampled:
+                with self.run.adapters.switched_off(), self._texts_apart():
+                    self._draw("before")
+            with self.run.finished_weights(), self._texts_apart():
+                self._draw(f"step {self.done}")
+        except torch.OutOfMemoryError:
+            self.samples_failed += 1
+            self.listener.on_message("Not enough memory for a sample picture; training goes on. Lower samples.width_px and height_px.")
+
+    @contextlib.contextmanager
+    def _texts_apart(self) -> Iterator[None]:
+        """Texts are encoded anew inside and after it, where other weights of the text encoders act inside."""
+        forget = self.run.backend.forget_texts if self.run.adapters.changes_text else lambda: None
+        forget()
+        try:
+            yield
+        finally:
+            forget()
+
+    def _draw(self, label: str) -> None:
+        jobs = sample_jobs(self.config, self.run.batches, self.run.prior)
+        images = [image for job in jobs for image in self.run.backend.sample(job)[:1]]
+        if not self.world.main:  # it only lent its part of the model
+            self.sampled.append((label, []))
+            return
+        path = self.folder / "samples" / f"{label.replace(' ', '-')}.png"
+        path.parent.mkdir(exist_ok=True)
+        sheet = grid(images, columns=len(images), cell_px=max(192, *(max(i.size) for i in images)))
+        sheet.save(path)
+        self.sampled.append((label, images))
+        if len(self.sampled) > 1:
+            rows, columns = [self.sampled[0], self.sampled[-1]], len(images)
+            labels = [f"{label}: {job.prompt}" for label, _ in rows for job in jobs]
+            grid([i for _, row in rows for i in row], labels, columns).save(self.folder / "before-after.png")
+        self.listener.on_sample(self.done, images, path)
+
+    def facts(self) -> dict[str, Any]:
+        """What the exporter and listeners may want to know about this run."""
+        return {
+            "config": as_dict(self.config), "started": self.started, "step": self.done, "layers": len(self.run.adapters),
+            "trained_values": self.run.adapters.count(), "validation": self.history.as_list(),
+            "best_step": self.history.best.step if self.history.best else None,
+            "pictures": len(self.run.batches.pictures), "per_epoch": self.run.batches.per_epoch, "objective": self.run.objective.kind,
+            "captions": [p.caption for p in self.run.batches.pictures], "repeats": [p.repeats for p in self.run.batches.pictures], **self.identity,
+        }  # fmt: skip
+
+    def _finish(self, outcome: str) -> Result:
+        if self.done != self.saved:
+            self.save()
+        if self.config.samples.every and outcome != "paused":
+            self.draw_samples()
+        return self._write_result(outcome)
+
+    def _write_result(self, outcome: str) -> Result:
+        if not self.world.main:
+            return Result(self.folder, [], self.done, outcome, self.losses, {}, self.facts())
+        weights = self._chosen_weights()
+        alphas = {f"{name}.alpha": torch.tensor(a.alpha) for name, a in self.run.adapters if a.alpha}
+        products = self.export({**weights, **alphas}, self.facts())
+        written = [self.folder / f"{stem}.safetensors" for stem in products]
+        for path, (tensors, metadata) in zip(written, products.values(), strict=True):
+            files.write_safetensors(path, tensors, metadata)
+        loss_plot(self.losses).save(self.folder / "loss.png")
+        points = [(float(n), rate) for n, rate in enumerate(self.rates, 1)]
+        curves({"learning rate": points[:: max(1, len(points) // POINTS_DRAWN)]}).save(self.folder / "learning-rate.png")
+        return Result(self.folder, written, self.done, outcome, self.losses, products, self.facts())
+
+    def _rescue(self) -> None:
+        """Keeps the finished steps of a run that was cancelled or failed, unless the failure struck inside an update."""
+        if self.run.mid_update or self.done == 0:
+            return
+        try:
+            if self.done != self.saved:
+                self.save()
+            self._write_result("interrupted")
+        except Exception as error:  # noqa: BLE001 - the error that ended the run is the one to show
+            log.exception("The last steps could not be kept")
+            with contextlib.suppress(BaseException):  # a listener may raise a cancel here, which is under way already
+                self.listener.on_message(f"The last steps could not be kept: {error}")
+
+    def _restore(self) -> None:
+        checkpoint, broken = checkpoints.latest(self.checkpoints)
+        for name in broken:
+            self.listener.on_message(f"{name} is damaged or incomplete and was passed over")
+        if checkpoint is None:
+            raise LoomError(f"{self.folder.name}: holds no complete checkpoint to continue from; start a new run.")
+        refuse_changes(self.config, checkpoint.facts, self.identity)
+        self.run.restore(checkpoint)
+        self.losses = list(checkpoint.facts["losses"])
+        self.history = History.from_list(checkpoint.facts.get("validation", []))
+        self.done = self.saved = checkpoint.step
+        log = self.folder / "log.jsonl"
+        if log.exists() and self.world.main:
+            kept = list(itertools.islice(log.read_text(encoding="utf-8").splitlines(), self.done))
+            files.write_bytes(log, "".join(line + "\n" for line in kept).encode())
+            with contextlib.suppress(ValueError, KeyError):  # a log that was damaged costs the drawing, not the run
+                self.rates = [json.loads(line)["lr"] for line in kept]
+
+
+def sample_jobs(config: TrainConfig, batches: Batches, prior: Batches | None = None) -> list[SampleJob]:
+    """One job per line of samples.prompt; without prompts, the first caption. With class pictures one for the class, to see whether it drifts."""
+    prompts = sample_prompts(config, [p.caption for p in batches.pictures])
+    prompts += [config.prior.prompt or prior.pictures[0].caption] if prior else []
+    width, height = (side or config.data.resolution for side in (config.samples.width_px, config.samples.height_px))
+    return [SampleJob(prompt, width, height, config.samples) for prompt in prompts]
+
+
+def sample_prompts(config: TrainConfig, captions: Sequence[str]) -> list[str]:
+    """The lines of samples.prompt, else the first caption."""
+    return [line.strip() for line in config.samples.prompt.splitlines() if line.strip()] or [captions[0]]
+
+
+def refuse_changes(config: TrainConfig, facts: dict[str, Any], identity: dict[str, Any]) -> None:
+    """Raises LoomError when anything that would change the continued run differs from the saved one."""
+    now, then = as_dict(config), as_dict(parse(facts["config"]))
+    changed = [f"{k}: {then[k]!r} then, {now[k]!r} now" for k in now if k not in (*CHANGEABLE, "data", "sets", "base") and now[k] != then[k]]
+    if len(now["sets"]) != len(then["sets"]):
+        changed.append(f"sets: {len(then['sets'])} then, {len(now['sets'])} now")
+    for label, mine, old in zip(("data", *(f"sets[{n}]" for n in range(len(now["sets"])))), (now["data"], *now["sets"]), (then["data"], *then["sets"])):
+        changed += [f"{label}.{k}: {old[k]!r} then, {v!r} now" for k, v in mine.items() if k != "folder" and old[k] != v]
+    if identity["base"] != facts["base"]:
+        changed.append("the base model is another one")
+    if identity.get("prior") != facts.get("prior"):
+        changed.append("the class pictures changed")
+    if identity.get("vae") != facts.get("vae"):
+        changed.append("the VAE is another one")
+    if identity.get("text") != facts.get("text"):
+        changed.append("the text encoder is another one")
+    if identity.get("processes", "1") != facts.get("processes", "1"):
+        changed.append(f"{facts.get('processes', '1')} processes trained it, {identity.get('processes', '1')} are here (each has its share of a batch)")
+    if identity["dtype"] != facts.get("dtype"):
+        changed.append(f"the base model computes in {identity['dtype']} now, in {facts.get('dtype')} then")
+    if identity["data"] != facts["data"]:
+        changed.append("pictures or captions changed")
+    if changed:
+        raise LoomError(f"The run cannot be continued: {'; '.join(changed)}. Put it back, or start a new run.")
+
+

@@ -1,0 +1,1 @@
+"""ComfyUI's API, folders and version differences."""

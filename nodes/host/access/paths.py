@@ -1,0 +1,109 @@
+"""Places in the host's folders. Widgets offer choices below known roots; no free text ever becomes a path."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import folder_paths
+
+from ....lora_core.messages.errors import LoomError
+from ....lora_core.pictures.reading import EXTENSIONS
+from ....lora_core.toy.model import set_folder, set_names
+
+TOY_PREFIX = "toy: "
+MAX_FOLDERS = 2000
+
+
+def training_folders() -> list[str]:
+    """Folders below the host's input folder that hold pictures (directly, or in sub-folders), then the bundled toy sets."""
+    root = Path(folder_paths.get_input_directory())
+    found: set[str] = set()
+    for here, folders, files in os.walk(root):  # links are not followed, so loops end
+        folders[:] = sorted(f for f in folders if not f.startswith("."))
+        if here != str(root) and any(Path(f).suffix.lower() in (*EXTENSIONS, ".parquet") for f in files):
+            place = Path(here).relative_to(root)
+            found.update(p.as_posix() for p in (place, *place.parents) if p.as_posix() != ".")
+        if len(found) > MAX_FOLDERS:
+            break
+    return sorted(found) + [TOY_PREFIX + name for name in set_names()]
+
+
+def training_folder(choice: str) -> Path:
+    """The folder behind a choice. Raises LoomError for anything outside the input folder."""
+    if choice.startswith(TOY_PREFIX) and choice.removeprefix(TOY_PREFIX) in set_names():
+        return set_folder(choice.removeprefix(TOY_PREFIX))
+    root = Path(folder_paths.get_input_directory()).resolve()
+    folder = (root / choice).resolve()
+    if "\0" in choice or not folder.is_relative_to(root) or folder == root:
+        raise LoomError(f"folder: {choice!r} is not below ComfyUI's input folder; put your pictures in a folder there and choose it.")
+    if not folder.is_dir():
+        raise LoomError(f"folder: there is no folder {choice!r} in ComfyUI's input folder; refresh the list and choose again.")
+    return folder
+
+
+def is_hub_name(name: str) -> bool:
+    """owner/name and nothing that could be a path of this machine."""
+    return bool(re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name)) and ".." not in name and not Path(name).exists()
+
+
+def runs_root() -> Path:
+    """Where run folders go. Not below `loras`: the host lists every safetensors file there."""
+    return Path(folder_paths.get_output_directory()) / "lora_loom"
+
+
+def lora_folders() -> dict[str, Path]:
+    """Label -> folder for every place the host reads LoRAs from, the output folder's own first."""
+    return _folders("loras")
+
+
+def embedding_folders() -> dict[str, Path]:
+    """Label -> folder for every place the host reads embeddings from."""
+    return _folders("embeddings", own=False)
+
+
+def checkpoint_folders() -> dict[str, Path]:
+    """Label -> folder for every place the host reads checkpoints and diffusion models from."""
+    return _folders("checkpoints") | _folders("diffusion_models", own=False)
+
+
+def _folders(kind: str, own: bool = True) -> dict[str, Path]:
+    first = Path(folder_paths.get_output_directory()) / kind
+    places = {f"output/{kind}": first} if own else {}
+    for path in map(Path, folder_paths.get_folder_paths(kind)):
+        if path.resolve() != first.resolve():
+            label = "/".join(path.parts[-2:])
+            places[label if label not in places else f"{len(places)}: {label}"] = path
+    return places
+
+
+def file_names_in(kind: str) -> list[str]:
+    """The files of a kind the host lists, as its own loaders offer them."""
+    return list(folder_paths.get_filename_list(kind))
+
+
+def model_file(kind: str, choice: str) -> Path:
+    """The file behind a choice of `file_names_in`. Raises LoomError for anything the host does not list."""
+    if choice not in file_names_in(kind):
+        raise LoomError(f"file: {choice!r} is not among this ComfyUI's {kind}; refresh the list and choose again.")
+    path = folder_paths.get_full_path(kind, choice)
+    if path is None:
+        raise LoomError(f"file: {choice!r} has gone from this ComfyUI's {kind}; refresh the list and choose again.")
+    return Path(path)
+
+
+_CHECKPOINT_KINDS = ("checkpoints", "diffusion_models")
+
+
+def checkpoint_names() -> list[str]:
+    """Every model file as `<kind>/<name>`."""
+    return [f"{kind}/{name}" for kind in _CHECKPOINT_KINDS for name in file_names_in(kind)]
+
+
+def checkpoint_file(choice: str) -> Path:
+    """The file behind a choice of `checkpoint_names`."""
+    kind, _, name = choice.partition("/")
+    if kind not in _CHECKPOINT_KINDS:
+        raise LoomError(f"checkpoint: {choice!r} is not among this ComfyUI's models; refresh the list and choose again.")
+    return model_file(kind, name)

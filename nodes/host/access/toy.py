@@ -1,0 +1,126 @@
+"""The toy model as MODEL, CLIP and VAE made of the host's own classes."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+import comfy.clip_model
+import comfy.latent_formats
+import comfy.model_management
+import comfy.model_patcher
+import comfy.sd
+import comfy.sd1_clip
+import comfy.supported_models
+import comfy.supported_models_base
+import comfy.utils
+import folder_paths
+import torch
+
+from ....lora_core.messages.errors import LoomError
+
+
+class _Mult(int):
+    """A channel multiplier of 1.5: the host multiplies `model_channels` by it and needs a whole number back."""
+
+    def __mul__(self, channels: int) -> int:
+        return channels * 3 // 2
+
+    __rmul__ = __mul__
+
+
+class ToyConfig(comfy.supported_models.SD15):
+    """SD1.5's class of model at toy size, with 8 latent channels."""
+
+    unet_extra_config = {"num_heads": 4, "num_head_channels": -1}
+
+    def inpaint_model(self) -> bool:
+        return False
+
+
+def load(folder: Path) -> tuple[Any, Any, Any]:
+    """(MODEL, CLIP, VAE) from the toy's diffusers folders."""
+    return _model(folder), _clip(folder), _vae(folder)
+
+
+def _model(folder: Path) -> Any:
+    channels = 8
+    config = ToyConfig(
+        {
+            "use_checkpoint": False, "image_size": 32, "use_spatial_transformer": True, "legacy": False, "adm_in_channels": None,
+            "in_channels": channels, "out_channels": channels, "model_channels": 64, "num_res_blocks": [1, 1], "channel_mult": [1, _Mult(1)],
+            "transformer_depth": [1, 1], "transformer_depth_output": [1, 1, 1, 1], "transformer_depth_middle": 1,
+            "use_linear_in_transformer": False, "context_dim": 64, "use_temporal_attention": False, "disable_self_attentions": None,
+        }
+    )  # fmt: skip
+    vae = json.loads((folder / "vae" / "config.json").read_text())
+    config.latent_format = comfy.latent_formats.SD15(scale_factor=vae["scaling_factor"])
+    config.latent_format.latent_channels = channels
+    config.latent_format.latent_rgb_factors = None
+    config.latent_format.taesd_decoder_name = None
+    config.set_inference_dtype(torch.float32, None)
+    names = comfy.utils.unet_to_diffusers(config.unet_config)
+    stored = comfy.utils.load_torch_file(str(folder / "unet" / "diffusion_pytorch_model.safetensors"))
+    state = {names[k]: v.float() for k, v in stored.items()}
+    device = comfy.model_management.get_torch_device()
+    offload = comfy.model_management.unet_offload_device()
+    model = config.get_model(state, "", device=offload)
+    model.diffusion_model.load_state_dict(state, strict=True)
+    return comfy.model_patcher.ModelPatcher(model, load_device=device, offload_device=offload)
+
+
+def _clip(folder: Path) -> Any:
+    config = json.loads((folder / "text_encoder" / "config.json").read_text())
+    vocab = json.loads((folder / "tokenizer" / "vocab.json").read_text(encoding="utf-8"))
+    special = {"start": vocab["<|startoftext|>"], "end": vocab["<|endoftext|>"], "pad": vocab["<|endoftext|>"]}
+
+    class TextModel(comfy.clip_model.CLIPTextModel):
+        def __init__(self, config_dict, dtype, device, operations):
+            super().__init__(config_dict, dtype, device, operations)
+            self.set_input_embeddings(operations.Embedding(len(vocab), config_dict["hidden_size"], dtype=dtype, device=device))
+
+    class ClipModel(comfy.sd1_clip.SDClipModel):
+        def __init__(self, device="cpu", dtype=None, model_options=None):
+            super().__init__(
+                device=device, dtype=dtype, textmodel_json_config=dict(config), model_class=TextModel, special_tokens=special,
+                return_projected_pooled=False, model_options={**(model_options or {}), "model_name": "clip_l"},
+            )  # fmt: skip
+
+    class Tokenizer(comfy.sd1_clip.SDTokenizer):
+        def __init__(self, embedding_directory=None, tokenizer_data=None):
+            super().__init__(str(folder / "tokenizer"), embedding_directory=embedding_directory, embedding_size=config["hidden_size"], embedding_key="clip_l")
+
+    target = comfy.supported_models_base.ClipTarget(
+        lambda embedding_directory=None, tokenizer_data=None: comfy.sd1_clip.SD1Tokenizer(
+            embedding_directory=embedding_directory, tokenizer_data=tokenizer_data or {}, tokenizer=Tokenizer
+        ),
+        lambda device="cpu", dtype=None, model_options=None: comfy.sd1_clip.SD1ClipModel(
+            device=device, dtype=dtype, model_options=model_options or {}, clip_model=ClipModel
+        ),
+    )
+    stored = comfy.utils.load_torch_file(str(folder / "text_encoder" / "model.safetensors"))
+    state = {f"text_model.{k.removeprefix('text_model.')}": v.float() for k, v in stored.items()}
+    state["text_projection.weight"] = torch.eye(config["hidden_size"])
+    known = inspect.signature(comfy.sd.CLIP.__init__).parameters
+    options = {"disable_dynamic": True} if "disable_dynamic" in known else {}  # newer hosts may stream weights; these few need not
+    folders = folder_paths.get_folder_paths("embeddings")
+    clip = comfy.sd.CLIP(target, embedding_directory=folders, model_options={"dtype": torch.float32}, **options)
+    missing, unexpected = clip.load_sd(state)
+    if unexpected or [key for key in missing if "logit_scale" not in key]:
+        raise LoomError(f"The toy's text encoder does not fit this ComfyUI: {len(missing)} tensors missing, {len(unexpected)} unknown; please report it.")
+    return clip
+
+
+def _vae(folder: Path) -> Any:
+    config = json.loads((folder / "vae" / "config.json").read_text())
+    widths = config["block_out_channels"]
+    ddconfig = {
+        "double_z": True, "z_channels": config["latent_channels"], "resolution": 64, "in_channels": 3, "out_ch": 3, "ch": widths[0],
+        "ch_mult": [w // widths[0] for w in widths], "num_res_blocks": config["layers_per_block"], "attn_resolutions": [], "dropout": 0.0,
+    }  # fmt: skip
+    stored = comfy.utils.load_torch_file(str(folder / "vae" / "diffusion_pytorch_model.safetensors"))
+    vae = comfy.sd.VAE(sd=stored, config={"params": {"ddconfig": ddconfig, "embed_dim": config["latent_channels"]}}, dtype=torch.float32)
+    vae.latent_channels = config["latent_channels"]
+    return vae

@@ -1,0 +1,1 @@
+"""Borrows ComfyUI's loaded models for training and gives them back unchanged."""

@@ -1,0 +1,90 @@
+"""Noise schedule and target read off the host's own `model_sampling`, for every model it can load.
+
+`calculate_denoised(sigma, out, x)` is affine in `out`: denoised = A + B * out. So the answer the network should give is (x0 - A) / B,
+computed in float64 because the division cancels at small sigma.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import comfy.model_sampling as ms
+import torch
+
+from ....lora_core.config import ObjectiveConfig
+from ....lora_core.messages.errors import LoomError
+from ....lora_core.objectives import DiscreteLevels, FlowLevels, NoiseLevels, Objective, widest
+
+_KINDS = (
+    ("IMG_TO_IMG", ""),
+    ("V_PREDICTION_DDPM", ""),
+    ("X0", "x0"),
+    ("EDM", "v"),
+    ("V_PREDICTION", "v"),
+    ("COSMOS_RFLOW", "flow"),
+    ("CONST", "flow"),
+    ("EPS", "epsilon"),
+)
+
+
+def kind_of(sampling: Any) -> str:
+    """epsilon, v, flow or x0. Raises LoomError for models that do not denoise."""
+    for name, kind in _KINDS:
+        base = getattr(ms, name, None)
+        if base is not None and isinstance(sampling, base):
+            if kind:
+                return kind
+            break
+    raise LoomError(f"model: its sampling type {type(sampling).__mro__[1].__name__} is not a diffusion target that can be trained; use another base model.")
+
+
+@dataclasses.dataclass(frozen=True)
+class HostLevels:
+    """u -> sigma through the model's own `percent_to_sigma` (continuous models; carries the model's time shift)."""
+
+    sampling: Any
+
+    def __call__(self, u: torch.Tensor) -> torch.Tensor:
+        return torch.tensor([float(self.sampling.percent_to_sigma(min(1.0, max(1e-9, 1.0 - v)))) for v in u.tolist()], dtype=torch.float64)
+
+
+@dataclasses.dataclass(frozen=True)
+class HostObjective(Objective):
+    """An Objective whose corruption and target come from `sampling` instead of a formula."""
+
+    sampling: Any = None
+
+    def corrupt(self, x0: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        return self._corrupt(x0, noise, _beside(sigma, x0)).float()
+
+    def _corrupt(self, x0: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        return self.sampling.noise_scaling(sigma, widest(noise).clone(), widest(x0), False)  # adds to the noise in place
+
+    def target(self, x0: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        sigma = _beside(sigma, x0)
+        x_t = self._corrupt(x0, noise, sigma)
+        zero = self.sampling.calculate_denoised(sigma, torch.zeros_like(x_t), x_t)
+        slope = self.sampling.calculate_denoised(sigma, torch.ones_like(x_t), x_t) - zero
+        return ((widest(x0) - zero) / slope).float()
+
+
+def _beside(sigma: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """Noise levels on x's device, as wide as it allows."""
+    return sigma.to(widest(x[:0]).dtype).to(x.device)
+
+
+def host_objective(sampling: Any, config: ObjectiveConfig) -> HostObjective:
+    """The objective of a model with this `model_sampling`."""
+    kind = kind_of(sampling)
+    if config.zero_terminal_snr and not getattr(sampling, "zsnr", False):
+        raise LoomError("objective.zero_terminal_snr: put a ModelSamplingDiscrete node with zsnr in front, so that sampling uses the same schedule.")
+    return HostObjective(kind, _levels(sampling, kind, config), config, sampling)
+
+
+def _levels(sampling: Any, kind: str, config: ObjectiveConfig) -> NoiseLevels:
+    if isinstance(sampling, ms.ModelSamplingDiscrete) and not isinstance(sampling, ms.ModelSamplingDiscreteEDM):
+        return DiscreteLevels(sampling.sigmas.double().cpu().clone())
+    if kind == "flow" and config.shift:
+        return FlowLevels(config.shift)
+    return HostLevels(sampling)

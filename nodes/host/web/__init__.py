@@ -1,0 +1,1 @@
+"""Routes, panel and live values of ComfyUI's page."""

@@ -1,0 +1,174 @@
+"""The routes of the Runs tab. A run is named by its folder's name, which is looked up in a listing; paths never travel."""
+
+from __future__ import annotations
+
+import dataclasses
+import ipaddress
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import folder_paths
+
+from ....lora_core.messages.errors import LoomError
+from ....lora_core.pictures.reading import PictureError, thumbnail
+from ....lora_core.runs import listing, trash
+from ..access.paths import runs_root
+from .routes import PREFIX, Refused, body_of, guarded, in_thread, server
+
+SIZES_PX = (256, 1024)  # of pictures: in the list, side by side
+_FORWARDED = ("Forwarded", "X-Forwarded-For", "X-Real-IP", "Via")
+Export = Callable[[Path, str | int], list[str]]  # (run folder, result, best, last or a step) -> labels of the files written
+Told = Callable[[listing.RunInfo], dict[str, str]]  # base model and trigger in words
+
+
+def add_run_routes(export: Export, told: Told) -> None:
+    """GET /lora_loom/runs, /runs/curve, /runs/picture and /runs/resume change nothing.
+
+    POST /runs/export writes a LoRA where ComfyUI lists it, /runs/delete and /runs/restore move a run into the trash and back, /runs/open shows its folder.
+    """
+    from aiohttp import web
+
+    host = server()
+    if host is None:
+        return
+
+    @host.routes.get(f"{PREFIX}/runs")
+    @guarded
+    async def list_runs(request: web.Request) -> web.Response:
+        return web.json_response({**await in_thread(_listed, told), "local": _same_machine(request) and _file_manager() is not None})
+
+    @host.routes.get(f"{PREFIX}/runs/curve")
+    @guarded
+    async def curve(request: web.Request) -> web.Response:
+        return web.json_response(await in_thread(lambda: listing.curve(_run(request.query.get("id")))))
+
+    @host.routes.get(f"{PREFIX}/runs/picture")
+    @guarded
+    async def picture(request: web.Request) -> web.Response:
+        side = SIZES_PX[request.query.get("large") == "1"]
+        data = await in_thread(_picture, request.query.get("id"), request.query.get("step", ""), side)
+        return web.Response(body=data, content_type="image/jpeg", headers={"X-Content-Type-Options": "nosniff", "Cache-Control": "private, max-age=60"})
+
+    @host.routes.get(f"{PREFIX}/runs/resume")
+    @guarded
+    async def resume(request: web.Request) -> web.Response:
+        return web.json_response(await in_thread(_resumed, request.query.get("id")))
+
+    @host.routes.post(f"{PREFIX}/runs/export")
+    @guarded
+    async def export_run(request: web.Request) -> web.Response:
+        body = await body_of(request)
+        folder = await in_thread(_run, body.get("id"))
+        return web.json_response({"files": await in_thread(export, folder, _save(body.get("save")))})
+
+    @host.routes.post(f"{PREFIX}/runs/delete")
+    @guarded
+    async def delete(request: web.Request) -> web.Response:
+        run = (await body_of(request)).get("id")
+        await in_thread(_run, run)
+        return web.json_response({"trash": await in_thread(trash.throw_away, runs_root(), run)})
+
+    @host.routes.post(f"{PREFIX}/runs/restore")
+    @guarded
+    async def restore(request: web.Request) -> web.Response:
+        number = (await body_of(request)).get("trash")
+        if not isinstance(number, str):
+            raise Refused(400, "trash is the id of a deleted run, as the list gives it")
+        return web.json_response({"id": await in_thread(trash.take_back, runs_root(), number)})
+
+    @host.routes.post(f"{PREFIX}/runs/open")
+    @guarded
+    async def open_folder(request: web.Request) -> web.Response:
+        folder = await in_thread(_run, (await body_of(request)).get("id"))
+        place = folder.relative_to(folder_paths.get_output_directory()).as_posix()
+        if not _same_machine(request):
+            raise Refused(403, f"the folder is on the server, in ComfyUI's output folder: {place}")
+        if not await in_thread(_show, folder):
+            raise Refused(409, f"no file manager was found; the folder is in ComfyUI's output folder: {place}")
+        return web.json_response({"opened": place})
+
+
+def _listed(told: Told) -> dict[str, Any]:
+    root = runs_root()
+    rows = [{**vars(run), **told(run)} for run in listing.listing(root)]
+    for row in rows:
+        del row["about"]
+    place = root.relative_to(folder_paths.get_output_directory()).as_posix()
+    return {"runs": rows, "trash": [dataclasses.asdict(thrown) for thrown in trash.thrown_away(root)], "place": f"output/{place}"}
+
+
+def _run(run: Any) -> Path:
+    if not isinstance(run, str):
+        raise Refused(400, "id is the name of a run, as the list gives it")
+    try:
+        return listing.find(runs_root(), run)
+    except LoomError as error:
+        raise Refused(404, str(error)) from error
+
+
+def _picture(run: Any, step: str, side_px: int) -> bytes:
+    from io import BytesIO
+
+    found = listing.pictures(_run(run))
+    path = found.get(int(step)) if step.isascii() and step.isdigit() and len(step) < 13 else None
+    if path is None:
+        raise Refused(404, "the run has no sample picture of this step")
+    try:
+        data = BytesIO()
+        thumbnail(path, side_px).save(data, "JPEG", quality=85)
+    except PictureError as error:
+        raise Refused(404, f"the sample picture {error}") from error
+    return data.getvalue()
+
+
+def _resumed(run: Any) -> dict[str, Any]:
+    """The name to go on with, and the graph the run was started from where its folder holds one."""
+    _run(run)
+    folder = listing.resumable(runs_root(), run)
+    return {"name": folder.name, "workflow": listing.workflow(folder)}
+
+
+def _save(save: Any) -> str | int:
+    if save in ("result", "best", "last") or (isinstance(save, int) and not isinstance(save, bool) and 0 <= save < 10**12):
+        return save
+    raise Refused(400, "save is result, best, last or a step")
+
+
+def _same_machine(request: Any) -> bool:
+    """Whether the browser runs where the server runs: both ends are this machine's own address, and no proxy stands between."""
+    if any(header in request.headers for header in _FORWARDED):
+        return False
+    name = urlsplit(f"//{request.headers.get('Host', '')}").hostname or ""
+    return _is_loopback(request.remote or "") and (name == "localhost" or name.endswith(".localhost") or _is_loopback(name))
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        found = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return False
+    return (getattr(found, "ipv4_mapped", None) or found).is_loopback
+
+
+def _file_manager() -> str | None:
+    """The program that shows folders; None where nobody sits before a screen."""
+    if sys.platform == "win32":
+        return shutil.which("explorer")
+    if sys.platform == "darwin":
+        return shutil.which("open")
+    return shutil.which("xdg-open") if os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY") else None
+
+
+def _show(folder: Path) -> bool:
+    """Opens the folder in the system's file manager. False where there is none."""
+    program = _file_manager()
+    if program is None:
+        return False
+    subprocess.Popen([program, str(folder)], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    return True

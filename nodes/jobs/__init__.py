@@ -1,0 +1,1 @@
+"""What every host does around a job, whatever the host."""

@@ -1,0 +1,45 @@
+import pytest
+from lora_loom.lora_core.events import Measure
+from lora_loom.lora_core.training.advice import advice
+from lora_loom.lora_core.training.validation import History
+
+
+def history(*pairs):
+    return History([Measure(25 * n, held, trained) for n, (held, trained) in enumerate(pairs)])
+
+
+@pytest.mark.parametrize(("course", "word"), [
+    (history((1.0, 1.0), (0.5, 0.5), (0.6, 0.4), (0.8, 0.2)), "Over-trained: best on held-out pictures after step 25, 60% worse at the end"),
+    (history((1.0, 1.0), (1.1, 0.9), (1.2, 0.8), (1.3, 0.7)), "never fell below that of the untrained model"),
+    (history((1.0, 1.0), (0.995, 1.0), (0.99, 1.0), (0.985, 0.99)), "has hardly moved: raise the learning rate"),
+])  # fmt: skip
+def test_the_course_on_held_out_pictures_is_put_into_words(course, word):
+    (said,) = advice([1.0] * 100, course)
+    assert word in said
+
+
+def test_a_good_course_needs_no_words():
+    assert advice([1.0] * 100, history((1.0, 1.0), (0.7, 0.7), (0.5, 0.5), (0.45, 0.4))) == []
+    assert advice([1.0] * 100, History()) == []
+
+
+def test_without_probes_only_a_loss_that_rises_clearly_is_said():
+    assert "The loss has risen" in advice([1.0] * 50 + [2.0] * 50, History())[0]
+    assert advice([1.0] * 50 + [1.2] * 50, History()) == []
+    assert advice([1.0, 2.0, 3.0], History()) == []
+
+
+def test_a_trigger_the_text_encoder_knows_as_a_word_is_told(toy_config, run_toy, tmp_path):
+    from lora_loom.lora_core.events import Listener
+
+    class Heard(Listener):
+        def __init__(self):
+            self.messages = []
+
+        def on_message(self, text):
+            self.messages.append(text)
+
+    for trigger, told in (("circle", True), ("qwxz7", False)):
+        heard = Heard()
+        run_toy(toy_config(steps=1, data={"trigger": trigger}), tmp_path / trigger, heard)
+        assert any("is one word of the text encoder" in m for m in heard.messages) == told

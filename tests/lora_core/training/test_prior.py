@@ -1,0 +1,151 @@
+import json
+
+import pytest
+import torch
+from lora_loom.lora_core.adapters.tokens import Token, TokenSet, TokenTable, TokenVectors
+from lora_loom.lora_core.config import parse
+from lora_loom.lora_core.data.captions import Caption
+from lora_loom.lora_core.data.folder import Dataset, Picture
+from lora_loom.lora_core.events import Listener
+from lora_loom.lora_core.messages.errors import LoomError
+from lora_loom.lora_core.training.prior import matched_captions, wanted
+from PIL import Image
+
+PRIOR = {"prompt": "a red circle on a white ground", "count": 3, "steps": 2}
+
+
+def subject(*captions, trigger="zog"):
+    return Dataset(None, tuple(Picture(None, f"{n}.png", 64, 64, (Caption(c),)) for n, c in enumerate(captions)), (), (), trigger)
+
+
+def tokens(word="TOK", init="ring"):
+    return TokenSet([TokenVectors(Token(word, 1, init), {"clip_l": TokenTable(4, 1.0, lambda w: torch.ones(1, 4))}, 0, "cpu")])
+
+
+def made(folder):
+    return sorted((folder.parent / "class_pictures").glob("*.png"))
+
+
+def test_matched_captions_have_the_class_word_where_the_trigger_or_a_token_was():
+    found = subject("a zog on sand", "two zogs", "Zog, tree", "a TOK at sea", "a plain picture", "a zog on sand")
+    assert matched_captions(found, tokens(), "dog") == ["a dog on sand", "dog, tree", "a dog at sea"]
+    with pytest.raises(LoomError, match="prior.class_word: no caption has the trigger or a token"):
+        matched_captions(subject("a cat"), TokenSet(), "dog")
+
+
+def test_each_caption_has_the_same_seed_in_every_run_and_repeats_have_others():
+    config = parse({"prior": {"class_word": "dog", "count": 5}})
+    jobs = wanted(config, subject("a zog", "my zog"), TokenSet(), 0)
+    assert [j.caption for j in jobs] == ["a dog", "my dog", "a dog", "my dog", "a dog"]
+    assert len({j.seed for j in jobs}) == 5
+    assert jobs == wanted(config, subject("a zog", "my zog"), TokenSet(), 0)
+    assert wanted(config, subject("a zog", "my zog"), TokenSet(), 3) == jobs[:2]
+
+
+def test_a_token_in_the_class_prompt_is_made_from_its_words_and_trained_as_the_token():
+    (job,) = wanted(parse({"prior": {"prompt": "a TOK here", "count": 1}}), subject("a TOK"), tokens(), 0)
+    assert (job.caption, job.prompt) == ("a TOK here", "a ring here")
+
+
+def test_class_pictures_are_made_once_and_again_only_when_something_they_depend_on_changes(toy_config, run_toy, toy_backend, tmp_path, monkeypatch):
+    drawn, plain = [], toy_backend.sample
+    monkeypatch.setattr(toy_backend, "sample", lambda job: drawn.append(job) or plain(job))
+    run_toy(toy_config(prior=PRIOR), tmp_path / "one")
+    first = made(tmp_path / "one")
+    assert len(drawn) == len(first) == 3
+    assert len({p.read_bytes() for p in first}) == 3
+    run_toy(toy_config(prior=PRIOR, name="other", seed=7), tmp_path / "two")
+    assert len(drawn) == 3
+    run_toy(toy_config(prior=PRIOR | {"count": 4}), tmp_path / "three")
+    assert len(drawn) == 4
+    first[0].write_bytes(b"damaged")
+    run_toy(toy_config(prior=PRIOR), tmp_path / "four")
+    assert len(drawn) == 5
+    run_toy(toy_config(prior=PRIOR | {"steps": 3}), tmp_path / "five")
+    assert len(drawn) == 8
+
+
+def test_real_class_pictures_come_first_with_their_captions_and_the_rest_is_made(toy_config, run_toy, tmp_path):
+    real = tmp_path / "real"
+    real.mkdir()
+    for n in range(2):
+        Image.new("RGB", (32, 32), (40 * n, 0, 0)).save(real / f"{n}.png")
+    (real / "0.txt").write_text("a photo of a dog")
+    before = sorted(p.name for p in real.iterdir())
+    run_toy(toy_config(prior=PRIOR | {"folder": str(real)}), tmp_path / "run")
+    assert len(made(tmp_path / "run")) == 1
+    assert sorted(p.name for p in real.iterdir()) == before
+    run_toy(toy_config(prior={"folder": str(real), "count": 0}), tmp_path / "run2")
+
+
+def test_without_any_class_picture_the_run_says_so(toy_config, run_toy, tmp_path):
+    with pytest.raises(LoomError, match="prior.count: 0 class pictures are wanted and prior.folder is empty"):
+        run_toy(toy_config(prior={"prompt": "a dog", "count": 0}), tmp_path / "run")
+
+
+def test_weight_zero_or_no_class_is_the_run_without(toy_config, run_toy, tmp_path):
+    plain = run_toy(toy_config(), tmp_path / "plain")
+    off = run_toy(toy_config(prior=PRIOR | {"weight": 0.0}), tmp_path / "off")
+    assert off.losses == plain.losses
+    assert all(torch.equal(off.tensors[k], plain.tensors[k]) for k in plain.tensors)
+    assert not made(tmp_path / "off")
+
+
+def test_the_gradient_is_that_of_the_subject_plus_weight_times_that_of_the_class(toy_config, run_toy, toy_backend, tmp_path, monkeypatch):
+    """Raw gradients of one step at three weights: the part that the class adds is linear in the weight."""
+    from lora_loom.lora_core.training import step as step_module
+
+    seen = []
+
+    def keep(params, max_norm):
+        seen.append(torch.cat([p.grad.flatten().clone() for p in params]))
+        return seen[-1].norm()
+
+    monkeypatch.setattr(step_module, "clip_grad_norm", keep)
+    for weight in (1e-9, 0.5, 1.0):
+        run_toy(toy_config(steps=1, prior=PRIOR | {"weight": weight}), tmp_path / f"run {weight}")
+    alone, half, whole = seen
+    run_toy(toy_config(steps=1), tmp_path / "plain")
+    scale = (whole - alone).abs().max().item()
+    assert scale > 0
+    torch.testing.assert_close(seen[3], alone, rtol=0, atol=1e-5 * scale + 1e-8)
+    torch.testing.assert_close(half - alone, 0.5 * (whole - alone), rtol=0, atol=1e-4 * scale)  # float32 sums over a network's backward
+
+
+def test_the_class_loss_is_logged_and_drawn_samples_show_the_class(toy_config, run_toy, tmp_path):
+    class Seen(Listener):
+        images = 0
+
+        def on_sample(self, step, images, path):
+            self.images = len(images)
+
+    seen = Seen()
+    run_toy(toy_config(prior=PRIOR, samples={"every": 2, "steps": 2, "prompt": "a zog"}), tmp_path / "run", seen)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert all(row["class_loss"] > 0 for row in rows)
+    assert seen.images == 2
+
+
+def test_a_run_with_class_pictures_goes_on_bit_for_bit_and_refuses_other_pictures(toy_config, run_toy, tmp_path):
+    from lora_loom.lora_core.events import Control
+
+    class StopAt(Listener):
+        def __init__(self):
+            self.control = Control()
+
+        def on_step(self, report):
+            if report.step == 2:
+                self.control.stop_and_keep()
+
+    config = toy_config(prior=PRIOR, adapter={"dropout": 0.2}, data={"caption_dropout": 0.3})
+    whole = run_toy(config, tmp_path / "whole")
+    stopper = StopAt()
+    run_toy(config, tmp_path / "parts", stopper, control=stopper.control)
+    parts = run_toy(config, tmp_path / "parts", resume=True)
+    assert parts.losses == whole.losses
+    assert all(torch.equal(parts.tensors[k], whole.tensors[k]) for k in whole.tensors)
+    picture = made(tmp_path / "parts")[0]
+    Image.new("RGB", (32, 32), (1, 2, 3)).save(picture)
+    with pytest.raises(LoomError, match="the class pictures changed"):
+        run_toy(config, tmp_path / "parts", resume=True)
+
