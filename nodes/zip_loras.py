@@ -18,7 +18,8 @@ from .host.access.api import io, make_input, make_output, schema, ui
 from .host.engine.backend import HostBackend
 from .host.web.live import LiveNode, registered
 from .presets import opened
-from .sockets import CATEGORY, Dataset, DatasetSocket, LoraWeights, lora_output, loss_output, plain_errors, report_output, widget
+from .sockets import CATEGORY, Dataset, DatasetSocket, LoraWeights, lora_output, loss_output, plain_errors, report_output
+from .widgets import widget
 
 
 class ZipLoras(io.ComfyNode):
