@@ -36,6 +36,7 @@ from ...lora_core.data.store import Memory, Store, key_of
 from ...lora_core.errors import LoomError
 from ...lora_core.recompute import ALL
 from ...lora_core.tokens import TokenTable
+from .base_model import training_guidance
 from .borrow import Borrowing
 from .frozen import as_normal, fetched_weights, is_linear
 from .guards import TrainingKernels, is_pure
@@ -46,7 +47,6 @@ from .tokens import for_training, tables, written
 from .verify import verify
 
 KEY = "lora_loom"
-TRAINING_GUIDANCE = 1.0  # guidance-distilled models (Flux.1-dev) are trained at 1, as sd-scripts and ai-toolkit do
 MAX_CONDS_BYTES = 2**29  # of conditioning kept on the training device
 MAX_TEXTS_BYTES = 2 * 2**30
 ACTIVATION_FACTOR = 3  # of a forward and backward over the host's estimate for sampling
@@ -300,7 +300,9 @@ class HostBackend:
         (width, height), (left, top), (target_w, target_h) = fit.original, fit.crop, fit.bucket
         conds = comfy.sampler_helpers.convert_cond(text[:1])
         conds[0].update(width=width, height=height, crop_w=left, crop_h=top, target_width=target_w, target_height=target_h)
-        conds[0].setdefault("guidance", TRAINING_GUIDANCE)
+        guidance = training_guidance(self._model)
+        if guidance is not None:
+            conds[0].setdefault("guidance", guidance)
         conds = comfy.samplers.encode_model_conds(
             self._model.extra_conds, conds, noise, self.device, "positive", latent_image=latent, denoise_mask=None, seed=0, latent_shapes=[tuple(noise.shape)]
         )
