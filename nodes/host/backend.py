@@ -38,7 +38,7 @@ from ...lora_core.recompute import ALL
 from ...lora_core.tokens import TokenTable
 from .base_model import further_input, training_guidance
 from .borrow import Borrowing
-from .frozen import as_normal, fetched_weights, is_linear
+from .frozen import as_normal, fetched_weights, input_factor, is_linear
 from .guards import TrainingKernels, is_pure
 from .naming import base_family, file_names, text_file_names
 from .objective import HostObjective, host_objective
@@ -125,7 +125,8 @@ class HostBackend:
     @contextlib.contextmanager
     def weight(self, layer: nn.Module) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
         with torch.inference_mode(), fetched_weights(layer, torch.float32, self.device) as (weight, bias):
-            yield as_normal(weight), None if bias is None else as_normal(bias)
+            factor = input_factor(layer, weight)
+            yield as_normal(weight if factor is None else weight * factor), None if bias is None else as_normal(bias)
 
     def file_name(self, path: str) -> str:
         return self._names[path]
