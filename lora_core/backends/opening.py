@@ -11,6 +11,7 @@ from safetensors import safe_open
 from ..errors import LoomError
 from ..toy.model import MODEL
 from . import flow, two_stage
+from .base_model import require_plain_file
 from .diffusers_backend import DiffusersBackend
 from .headless import LOCAL, Headless
 from .layout import pipeline_name
@@ -45,6 +46,8 @@ def open_backend(
 def _of_file(file: Path, folder: Path | None, cached: Callable[[str], str | None], precision: str, device: str) -> Headless:
     if file.suffix != ".safetensors":
         raise LoomError(f"base: {file.name} is no .safetensors file; other formats can run code when they are read, convert it first.")
+    with safe_open(file, "pt") as opened:
+        require_plain_file(set(opened.keys()), lambda name: opened.get_slice(name).get_shape())
     folder = folder or _cached_layout(file, cached)
     name = pipeline_name(folder)
     try:
