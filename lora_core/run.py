@@ -21,9 +21,9 @@ from .build import make_adapters
 from .config import TrainConfig
 from .data.batches import Batches
 from .data.captions import with_trigger
-from .data.folder import Dataset, Picture
+from .data.folder import Dataset, Picture, require_captions
 from .data.latents import Encoder, LatentCache
-from .data.prior import CLASS_PICTURES, class_dataset
+from .data.prior import CLASS_PICTURES, class_dataset, require_class_pictures
 from .data.store import Disk, Memory, open_store
 from .ema import PREFIX as EMA_PREFIX
 from .ema import Ema
@@ -208,6 +208,7 @@ def _gathered(
     first_step: int = 0, world: World = ALONE,
 ) -> Material:  # fmt: skip
     config = filled(config.for_pictures(len(dataset.pictures)))
+    require_class_pictures(config.prior, dataset)
     check_installed(config.optimizer.name)
     if config.recomputed and config.recomputed not in backend.recomputes:
         ways = f"recompute: {config.recompute} is nothing this model can do; choose {' or '.join(backend.recomputes)}."
@@ -215,6 +216,7 @@ def _gathered(
     layers, adapters = make_adapters(config, backend, dataset.trigger, start or {})
     check(adapters)
     named = with_tokens(dataset, adapters.tokens)
+    require_captions(named)
     held_in = (lambda found: with_tokens(found, adapters.tokens)) if named is not dataset else (lambda found: found)
     dataset, held_out = split(named, config, held_in)
     objective = backend.objective(config.objective)

@@ -121,7 +121,7 @@ class PriorSettings(SettingsNode):
     ALIASES = ("dreambooth", "regularization", "class images", "prior preservation")
     PATHS = ("prior.prompt", "prior.class_word", "prior.count", "prior.weight")
     ADVANCED = ("prior.steps", "prior.cfg")
-
+    FIXED = {"prior.required": True}
     FOLDER = "prior.folder"
     FOLDER_TOOLTIP = "Folder of real class pictures inside ComfyUI's input folder; what it lacks of count is made."
 
