@@ -11,7 +11,7 @@ import torch
 
 from . import disk, peft
 from .card import card, merged
-from .checkpoints import bake, checkpoint, extract, family_of
+from .checkpoints import bake, checkpoint, extract, family_of, require_unscaled
 from .embedding import Embedding, bundled, is_embedding, read_embedding, write_embedding
 from .families import Family
 from .lora import FormatError, Lora, State, cast
@@ -243,6 +243,7 @@ def bake_file(source: Path, loras: Sequence[tuple[Path, float]], target: Path, o
     metadata = {k: v for k, v in metadata.items() if not k.startswith(("sshs_", "modelspec.hash_sha256"))}
     metadata["modelspec.merged_from"] = ", ".join([source.stem, *(f"{path.stem} ({weight:g})" for path, weight in loras)])
     with checkpoint(source) as (layout, _, _):
+        require_unscaled(source.name, layout)
         family = family_of(layout)
     counts = bake(source, target, [(_for_family(path, family), weight) for path, weight in loras], metadata, progress)
     return Written(target, [f"{counts['changed']} of {counts['tensors']} tensors changed."])

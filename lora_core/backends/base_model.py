@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Collection, Mapping
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 from ..errors import LoomError
@@ -15,6 +16,28 @@ _SD_KINDS = {
 _FLUX_KINDS = {384: ("a fill (inpainting) model", "a mask and the masked picture"), 128: ("a control model (such as Canny or Depth)", "a control picture")}
 _ENDS = (("input_blocks.0.0.weight", "out.2.weight"), ("img_in.weight", "final_layer.linear.weight"))  # first and last layer of a single file's network
 _PREFIXES = ("", "diffusion_model.", "model.diffusion_model.")
+
+# Ends of keys of quantised weights: ComfyUI's scaled fp8, MXFP8 and NVFP4, ModelOpt, fp8 with blocks, bitsandbytes, quanto, GPTQ/AWQ, SVDQuant
+_SCALE = re.compile(
+    r"(?:.*\.)?(?:scale_weight|scale_input|scaled_fp8|weight_scales?(?:_2|_inv)?|input_scale|output_scale|pre_quant_scale|comfy_quant|weight_s_rel|"
+    r"weight_s_channel|weight\.(?:absmax|quant_map|nested_absmax|nested_quant_map|quant_state\..*|_data|_scale|_shift)|SCB|weight_format|"
+    r"qweight|qzeros|wscales)"
+)
+
+
+def scaled_keys(names: Iterable[str]) -> list[str]:
+    """The keys of scales, without which the weights beside them are other numbers."""
+    return [name for name in names if _SCALE.fullmatch(name)]
+
+
+def require_unscaled(what: str, names: Iterable[str]) -> None:
+    """Refuses weights that are quantised with scales of their own, which diffusers would leave out. Raises LoomError."""
+    scales = scaled_keys(names)
+    if scales:
+        raise LoomError(
+            f"base: {what} holds weights that are quantised with scales beside them (such as {scales[0]}), which are not applied without ComfyUI; "
+            "give the fp16, bf16 or fp32 model."
+        )
 
 
 def require_plain_network(config: Mapping[str, Any], latent_channels: int) -> None:

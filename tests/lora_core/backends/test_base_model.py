@@ -8,10 +8,11 @@ import tiny_flow
 import torch
 from diffusers import FluxTransformer2DModel, UNet2DConditionModel
 from lora_loom.lora_core.backends.base_model import require_plain_file, require_plain_network
+from lora_loom.lora_core.backends.layout import stored_names
 from lora_loom.lora_core.backends.opening import open_backend
 from lora_loom.lora_core.errors import LoomError
 from lora_loom.lora_core.toy.model import MODEL
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 END = "which a dataset cannot give it yet; give the text-to-image model it was made from"
 
@@ -74,3 +75,22 @@ def test_a_single_file_is_told_by_its_first_and_last_layer_before_anything_else_
 @pytest.mark.parametrize(("first", "last", "channels"), [("input_blocks.0.0.weight", "out.2.weight", 4), ("img_in.weight", "final_layer.linear.weight", 64)])
 def test_a_plain_single_file_is_not_refused(first, last, channels):
     require_plain_file({first, last}, lambda name: [channels, channels])
+
+
+@pytest.mark.parametrize("key", ["model.diffusion_model.a.scale_weight", "scaled_fp8", "double_blocks.0.img_mod.lin.weight_scale", "a.weight.absmax"])
+def test_a_single_file_with_scales_beside_its_weights_is_refused(tmp_path, key):
+    save_file({"model.diffusion_model.a.weight": torch.zeros(4, 4), key: torch.ones(1)}, tmp_path / "base.safetensors")
+    with pytest.raises(LoomError, match=f"^base: base.safetensors holds weights that are quantised with scales beside them .such as {key}., .* give the fp16"):
+        open_backend(str(tmp_path / "base.safetensors"), device="cpu")
+
+
+def test_a_folder_with_scales_is_refused_unless_its_config_says_how_it_is_quantised(tmp_path):
+    folder = shutil.copytree(MODEL, tmp_path / "base")
+    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    save_file({**load_file(file), "conv_in.scale_weight": torch.ones(1)}, file)
+    with pytest.raises(LoomError, match="^base: base holds weights that are quantised with scales beside them .such as conv_in.scale_weight"):
+        open_backend(str(folder), device="cpu")
+    config = json.loads((folder / "unet" / "config.json").read_text())
+    (folder / "unet" / "config.json").write_text(json.dumps({**config, "quantization_config": {}}))
+    assert "conv_in.scale_weight" not in stored_names(folder)
+    assert "encoder.conv_in.weight" in stored_names(folder)  # the VAE is looked at still
