@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
+from ..lora_core.matching.regex import Pattern
 from .families import FAMILIES
 from .lora import FormatError, Lora, Module, component, concatenated, delta, lokr_factors, low_rank, multiplied, plain, resized
 
@@ -163,11 +165,16 @@ def in_block(family: str, name: str, block: str) -> bool:
     if not _BLOCK.fullmatch(block):
         if block_of(family, name) == block:
             return True
-        try:
-            return bool(re.search(block, name))
-        except re.error as error:
-            raise FormatError(f"block weights: {block!r} is neither a block name nor a regular expression ({error}).") from error
+        return _block_pattern(block).search(name)
     return block_of(family, name) == ("MID" if block == "M00" else block)
+
+
+@functools.lru_cache(maxsize=256)
+def _block_pattern(block: str) -> Pattern:
+    try:
+        return Pattern(block, lambda why: FormatError(f"block weights: {block!r} cannot be searched for ({why}); simplify it."))
+    except re.error as error:
+        raise FormatError(f"block weights: {block!r} is neither a block name nor a regular expression ({error}).") from error
 
 
 def block_of(family: str, name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import re
@@ -9,6 +10,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from ..lora_core.matching.regex import Pattern
 from .lora import FormatError, Module, multiplied
 
 _UNSUPPORTED = ("modules_to_save", "trainable_token_indices", "layer_replication")
@@ -42,12 +44,17 @@ def _by_pattern(name: str, patterns: Mapping[str, Any], default: Any) -> Any:
     for pattern, value in patterns.items():
         if len(pattern) > MAX_PATTERN or _REPEATED_GROUP.search(pattern) or len(_REPEAT.findall(pattern)) > 2:
             raise FormatError(f"adapter_config.json: {pattern[:80]!r} is not a layer name or a simple pattern of one.")
-        try:
-            if re.match(rf"(.*\.)?({pattern})$", name):
-                return value
-        except re.error as error:
-            raise FormatError(f"adapter_config.json: {pattern[:80]!r} is not a regular expression ({error}).") from error
+        if _name_pattern(pattern).search(name):
+            return value
     return default
+
+
+@functools.lru_cache(maxsize=1024)
+def _name_pattern(pattern: str) -> Pattern:
+    try:
+        return Pattern(rf"\A(.*\.)?({pattern})$", lambda why: FormatError(f"adapter_config.json: {pattern[:80]!r} cannot be searched for ({why})."))
+    except re.error as error:
+        raise FormatError(f"adapter_config.json: {pattern[:80]!r} is not a regular expression ({error}).") from error
 
 
 def header_configs(metadata: Mapping[str, str]) -> dict[str, dict[str, Any]]:

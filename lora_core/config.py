@@ -78,6 +78,7 @@ class DataConfig:
     latents: str = setting("mean", "What is trained of the VAE's answer: its mean, or a sample drawn anew each time.", choices=("mean", "sampled"))
     split: str = setting("train", "Split of a Hugging Face dataset (folder = hf:owner/name).")
     image_column: str = setting("", "Column of a Hugging Face dataset that holds the pictures; empty: the first one that does.")
+    allow_empty_captions: bool = setting(False, "Train pictures on empty text where none has a caption and there is no trigger; off: they are refused.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -193,6 +194,7 @@ class PriorConfig:
     weight: float = setting(1.0, "Weight of the class pictures' loss; 0 turns prior preservation off.", low=0.0, high=10.0)
     steps: int = setting(25, "Sampler steps of class pictures that are made.", low=1, high=200)
     cfg: float = setting(7.0, "Guidance of class pictures that are made.", low=0.0, high=100.0)
+    required: bool = setting(False, "Refuse to train without class pictures. A job that gives count means them, and has this on unless it says otherwise.")
 
     @property
     def on(self) -> bool:
@@ -383,6 +385,9 @@ def from_values(values: dict[str, Any], beside: Path) -> TrainConfig:
     if not isinstance(name, str):
         raise ConfigError(f"recipe: expected str, found {name!r}.")
     values = merged(recipe(name), values) if name else values
+    prior = values.get("prior")
+    if isinstance(prior, dict) and prior.get("count"):
+        values["prior"] = {"required": True, **prior}
     if isinstance(values.get("sets"), list) and isinstance(common := values.get("data", {}), dict):
         values["sets"] = [{**common, "folder": "", **own} if isinstance(own, dict) else own for own in values["sets"]]
     config = parse(values)

@@ -47,6 +47,7 @@ class DatasetOptions(io.ComfyNode):
             inputs=[
                 dataset_input(),
                 *(widget(f"data.{n}", advanced=n not in shown_first, **({"multiline": True} if n in _LINES else {})) for n in _OPTIONS),
+                widget("data.allow_empty_captions", advanced=True, optional=True),
             ],
             outputs=[dataset_output("The same pictures, used as set here.")],
         )

@@ -139,7 +139,7 @@ class PriorSettings(SettingsNode):
         row("prior.steps", advanced=True),
         row("prior.cfg", advanced=True),
     )
-
+    FIXED = {"prior.required": True}
     FOLDER = "prior.folder"
     FOLDER_TOOLTIP = "Folder of real class pictures inside ComfyUI's input folder; what it lacks of count is made."
 

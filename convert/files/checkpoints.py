@@ -9,7 +9,7 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from ..lora import FormatError, Lora, Module, applied, delta, low_rank
 from ..merge import Outcome, Progress, quiet, rank_limit, require_sizes
 from ..patterns import Found
 from ..readers import unfused
+from ..scales import scaled_layers, sentence
 from ..serialize import Layout
 from . import disk
 
@@ -31,6 +32,7 @@ _TEXT = (
     ("conditioner.embedders.0.model.", "clip_g"), ("cond_stage_model.model.", "clip_h"), ("text_encoders.clip_l.transformer.", "clip_l"),
     ("text_encoders.clip_g.transformer.", "clip_g"), ("text_encoders.t5xxl.transformer.", "t5xxl"),
 )  # fmt: skip
+_NOT_DENOISER = ("first_stage_model.", "cond_stage_model.", "conditioner.", "text_encoder", "vae.")
 _BIAS = re.compile(r"weight$")
 Read = Callable[[str], torch.Tensor]
 _WEIGHT = re.compile(r"(.+?)(?:\.weight|(?<=in_proj)_weight)")
@@ -135,12 +137,21 @@ def _in_file(name: str, family: Family) -> tuple[str, Found] | None:
     return (family.component, found) if found else None
 
 
+def require_unscaled(name: str, layout: Layout, keys: Iterable[str] = ()) -> None:
+    """Refuses a checkpoint whose denoiser is quantised with scales, or one of the weights `keys` in another part. Raises FormatError."""
+    scaled = scaled_layers(layout)
+    found = [scale for scales in scaled.values() for scale in scales if not scale.startswith(_NOT_DENOISER)]
+    found += [scale for key in keys for scale in scaled.get(key.removesuffix(".weight"), ())]
+    if found:
+        raise FormatError(f"{name}: {sentence(found)}")
+
+
 def family_of(layout: Layout) -> Family:
     """The family of a checkpoint, from its layer names and shapes."""
     raw = {}
     for key, (_, shape) in layout.items():
         match = _WEIGHT.fullmatch(key)
-        if match and len(shape) > 1 and not key.startswith(("first_stage_model.", "cond_stage_model.", "conditioner.", "text_encoder", "vae.")):
+        if match and len(shape) > 1 and not key.startswith(_NOT_DENOISER):
             name = match[1].partition("/")[2] or match[1].removeprefix("model.").removeprefix("diffusion_model.")
             raw[f"diffusion_model.{name}"] = Module("full", {"diff": torch.empty(shape, device="meta")})
     name, _ = detect(raw, {}) if raw else ("", "")
@@ -159,11 +170,13 @@ def bake(source: Path, target: Path, loras: list[tuple[Lora, float]], metadata: 
     LoRA has no layer in the checkpoint, and when a result is not finite.
     """
     with checkpoint(source) as (layout, tensor, where):
+        require_unscaled(source.name, layout)
         family = family_of(layout)
         _require_family(family, loras)
         layers = layers_of(layout, family)
         changes = [(_by_key(lora, layers), strength) for lora, strength in loras]
         changed = sorted({key for by_key, _ in changes for key in by_key})
+        require_unscaled(source.name, layout, changed)
         for by_key, _ in changes:
             for key, module in by_key.items():
                 if key not in layout:
@@ -256,12 +269,16 @@ def extract(
     """
     require_sizes(rank, conv_rank, energy)
     with checkpoint(base) as (old_layout, old, _), checkpoint(tuned) as (new_layout, new, _):
+        for place, layout in ((base, old_layout), (tuned, new_layout)):
+            require_unscaled(place.name, layout)
         family = family_of(old_layout)
         if family_of(new_layout) is not family:
             raise FormatError(f"the base is {family.title}, the other checkpoint is {family_of(new_layout).title}; both must be of one family.")
         wanted = [family.component, *(e.name for e in family.encoders if text_encoders)]
         ours, theirs = (_by_name(layers_of(layout, family), wanted) for layout in (old_layout, new_layout))
         pairs = list(dict.fromkeys((ours[name], theirs[name]) for name in theirs if name in ours))
+        require_unscaled(base.name, old_layout, (before.key for before, _ in pairs))
+        require_unscaled(tuned.name, new_layout, (after.key for _, after in pairs))
         if not pairs:
             raise FormatError("the two checkpoints have no layers in common; give both as single files or both as diffusers folders.")
         modules, errors, lost, total, norms, biases = {}, {}, 0.0, 0.0, 0, 0

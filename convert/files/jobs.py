@@ -20,7 +20,7 @@ from ..readers import read
 from ..report import triggers
 from ..writers import approximated, entries, peft_directories
 from . import disk
-from .checkpoints import bake, checkpoint, extract, family_of
+from .checkpoints import bake, checkpoint, extract, family_of, require_unscaled
 
 
 @dataclasses.dataclass
@@ -244,6 +244,7 @@ def bake_file(source: Path, loras: Sequence[tuple[Path, float]], target: Path, o
     metadata = {k: v for k, v in metadata.items() if not k.startswith(("sshs_", "modelspec.hash_sha256"))}
     metadata["modelspec.merged_from"] = ", ".join([source.stem, *(f"{path.stem} ({weight:g})" for path, weight in loras)])
     with checkpoint(source) as (layout, _, _):
+        require_unscaled(source.name, layout)
         family = family_of(layout)
     counts = bake(source, target, [(_for_family(path, family), weight) for path, weight in loras], metadata, progress)
     return Written(target, [f"{counts['changed']} of {counts['tensors']} tensors changed."])

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from ..config import AdapterConfig, TextEncoderConfig
+from ..matching.regex import Pattern
 from ..messages.errors import LoomError
 
 _ATTENTION = r"(^|\.)(\w*attn\d*|\w*attention|attn\d*_\w+)\."
@@ -42,7 +43,7 @@ def choose_targets(layers: Mapping[str, nn.Module], config: AdapterConfig) -> li
     """Paths of `layers` the config selects, sorted. Raises LoomError when none is left or a pattern is no regular expression."""
     if config.targets == "regex" and not config.include:
         raise LoomError("adapter.include: targets = regex needs a regular expression of layer paths; give one or choose a preset.")
-    include, exclude = _pattern("include", config.include), _pattern("exclude", config.exclude)
+    include, exclude = _pattern("adapter.include", config.include), _pattern("adapter.exclude", config.exclude)
     wanted = PRESETS[config.targets]
     chosen = []
     for path, layer in layers.items():
@@ -64,12 +65,9 @@ _TEXT_MLP = r"\.(fc1|fc2|wi_0|wi_1|wi|wo)$"
 
 def choose_text_targets(layers: Mapping[str, nn.Module], config: TextEncoderConfig) -> list[str]:
     """Paths `<encoder>.<path>` of the text encoders' `layers` the config selects, sorted. Raises LoomError when none is left."""
-    try:
-        encoders = re.compile(config.encoders or ".")
-    except re.error as error:
-        raise LoomError(f"text_encoder.encoders: {config.encoders!r} is not a regular expression ({error}); correct it or leave it empty.") from error
+    encoders = _pattern("text_encoder.encoders", config.encoders or ".")
     patterns = [_TEXT_ATTENTION] + [_TEXT_MLP] * (config.targets != "attention")
-    inside = [p for p in layers if encoders.search(p.split(".", 1)[0]) and "text_projection" not in p]
+    inside = [p for p in layers if encoders and encoders.search(p.split(".", 1)[0]) and "text_projection" not in p]
     chosen = [p for p in inside if any(re.search(pattern, p) for pattern in patterns)]
     if not chosen:
         have = ", ".join(sorted({p.split(".", 1)[0] for p in layers})) or "none that can be trained"
@@ -77,8 +75,8 @@ def choose_text_targets(layers: Mapping[str, nn.Module], config: TextEncoderConf
     return sorted(chosen)
 
 
-def _pattern(field: str, text: str) -> re.Pattern[str] | None:
+def _pattern(field: str, text: str) -> Pattern | None:
     try:
-        return re.compile(text) if text else None
+        return Pattern(text, lambda why: LoomError(f"{field}: {text!r} cannot be searched for ({why}); simplify it.")) if text else None
     except re.error as error:
-        raise LoomError(f"adapter.{field}: {text!r} is not a regular expression ({error}); correct it or leave it empty.") from error
+        raise LoomError(f"{field}: {text!r} is not a regular expression ({error}); correct it or leave it empty.") from error

@@ -18,6 +18,7 @@ from ..data.lengths import TextLength
 from ..messages.errors import LoomError
 from ..objectives import DiscreteLevels, Objective, discrete_sigmas, rescale_zero_terminal_snr
 from .base import SampleJob, weights_checksum
+from .base_model import require_plain_network
 from .clip_text import ClipText, Text, vocabulary
 from .headless import LOCAL, Headless, nearest_timestep
 from .layout import require_parts, stored_dtype, variant_of
@@ -49,6 +50,7 @@ class DiffusersBackend(Headless):
             parts = sorted(pipe.components.items())
             texts = tuple([part for name, part in parts if name.startswith(kind)] for kind in ("text_encoder", "tokenizer"))
             self.scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
+        require_plain_network(unet.config, vae.config.latent_channels)
         self.network = self.unet = self.place_network(unet)
         self.vae = self.idle(vae)
         self.text = ClipText([self.idle(model) for model in texts[0]], texts[1], self.device)

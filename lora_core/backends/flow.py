@@ -20,6 +20,7 @@ from ..data.batches import Batch
 from ..data.lengths import TextLength
 from ..objectives import FlowLevels, Objective
 from .base import SampleJob, weights_checksum
+from .base_model import require_plain_network
 from .clip_text import Text, length_of, vocabulary
 from .headless import LOCAL, Headless
 from .layout import pipeline_name, require_parts, stored_dtype, variant_of
@@ -57,6 +58,8 @@ class FlowBackend(Headless):
         types = {"default": self.dtype, "vae": torch.float32}
         self.pipe = diffusers.DiffusionPipeline.from_pretrained(folder, torch_dtype=types, **own, **variant_of(folder / "vae"), **LOCAL)
         self.pipe.set_progress_bar_config(disable=True)
+        config = self.pipe.vae.config
+        require_plain_network(self.pipe.transformer.config, config["z_dim"] if "z_dim" in config else config["latent_channels"])
         self.network = self.place_network(self.pipe.transformer)
         self.vae = self.idle(self.pipe.vae)
         self.encoders = [self.idle(part) for name, part in self.pipe.components.items() if name.startswith("text_encoder") and part is not None]

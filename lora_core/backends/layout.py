@@ -36,6 +36,20 @@ def stored_dtype(place: Path) -> torch.dtype:
     return _ON_DISK.get(values.most_common(1)[0][0], torch.bfloat16)
 
 
+def stored_names(folder: Path) -> list[str]:
+    """Names of the weights of a model folder's networks; those whose config says how they are quantised, which diffusers reads, excepted."""
+    names: list[str] = []
+    for file in sorted(folder.glob("*/*.safetensors")):
+        try:
+            config = json.loads((file.parent / "config.json").read_text(encoding="utf-8"))
+            if "quantization_config" not in config:
+                with safetensors.safe_open(file, "pt") as opened:
+                    names += opened.keys()
+        except (OSError, ValueError, safetensors.SafetensorError):
+            continue  # said by who reads the part
+    return names
+
+
 def variant_of(place: Path) -> dict[str, str]:
     """`variant` for from_pretrained, where a model folder has its weights under such a name alone (model.fp16.safetensors)."""
     names = [file.name.removesuffix(".safetensors").split("-0")[0] for file in place.glob("*.safetensors")]

@@ -11,9 +11,10 @@ from safetensors import safe_open
 from ..messages.errors import LoomError
 from ..toy.model import MODEL
 from . import flow, two_stage
+from .base_model import require_plain_file, require_unscaled
 from .diffusers_backend import DiffusersBackend
 from .headless import LOCAL, Headless
-from .layout import pipeline_name
+from .layout import pipeline_name, stored_names
 
 STABLE_DIFFUSION = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 
@@ -34,6 +35,7 @@ def open_backend(
     if name and name not in (*STABLE_DIFFUSION, *flow.KINDS, *two_stage.KINDS) and not (place / "unet").is_dir():
         known = ", ".join([*STABLE_DIFFUSION, *flow.KINDS, *two_stage.KINDS])
         raise LoomError(f"base: {place.name} is a {name}, which cannot be trained without ComfyUI; allowed are {known}.")
+    require_unscaled(place.name, stored_names(place))
     try:
         if name in two_stage.KINDS:
             return two_stage.KINDS[name](place, companion, precision, device)
@@ -45,6 +47,9 @@ def open_backend(
 def _of_file(file: Path, folder: Path | None, cached: Callable[[str], str | None], precision: str, device: str) -> Headless:
     if file.suffix != ".safetensors":
         raise LoomError(f"base: {file.name} is no .safetensors file; other formats can run code when they are read, convert it first.")
+    with safe_open(file, "pt") as opened:
+        require_unscaled(file.name, opened.keys())
+        require_plain_file(set(opened.keys()), lambda name: opened.get_slice(name).get_shape())
     folder = folder or _cached_layout(file, cached)
     name = pipeline_name(folder)
     try:

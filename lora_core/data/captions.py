@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..config import DataConfig
+from ..matching.regex import Pattern
 from ..messages.errors import LoomError
 
 MAX_CAPTION_BYTES = 1_000_000
@@ -120,9 +121,9 @@ def editor(config: DataConfig) -> Callable[[Caption], Caption]:
     return edit
 
 
-def replacements(rules: str) -> list[tuple[re.Pattern[str], str]]:
+def replacements(rules: str) -> list[tuple[Pattern | re.Pattern[str], str]]:
     """One rule a line: `old => new` for words as they stand, `/pattern/ => new` for a regular expression. Raises LoomError."""
-    out = []
+    out: list[tuple[Pattern | re.Pattern[str], str]] = []
     for line in filter(str.strip, rules.splitlines()):
         old, arrow, new = line.partition("=>")
         old, new = old.strip(), new.strip()
@@ -130,14 +131,18 @@ def replacements(rules: str) -> list[tuple[re.Pattern[str], str]]:
             raise LoomError(f"data.replace: {line.strip()!r} is no rule; write old words => new words, or /pattern/ => new words, one a line.")
         try:
             if len(old) > 2 and old[0] == old[-1] == "/":
-                pattern = re.compile(old[1:-1])
-                pattern.sub(new, "")
+                pattern = Pattern(old[1:-1], _costly(old))
+                pattern.check(new)
                 out.append((pattern, new))
             else:
                 out.append((re.compile(re.escape(old)), new.replace("\\", r"\\")))
         except (re.error, IndexError) as error:
             raise LoomError(f"data.replace: {old!r} => {new!r} is no regular expression ({error}); correct it, or leave out the slashes.") from error
     return out
+
+
+def _costly(pattern: str) -> Callable[[str], LoomError]:
+    return lambda why: LoomError(f"data.replace: {pattern!r} cannot be searched for ({why}); simplify it.")
 
 
 def vary(captions: Sequence[Caption], rng: random.Random, config: DataConfig) -> str:

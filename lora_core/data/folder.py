@@ -92,6 +92,19 @@ def open_sets(config: TrainConfig) -> Dataset:
     return out
 
 
+def require_captions(dataset: Dataset) -> None:
+    """Refuses a set whose pictures would all be trained on empty text, unless it is allowed. Raises LoomError."""
+    sets: dict[DataConfig, list[Picture]] = {}
+    for picture in dataset.pictures:
+        sets.setdefault(picture.data, []).append(picture)
+    for data, pictures in sets.items():
+        if not data.allow_empty_captions and not any(caption.text for picture in pictures for caption in picture.captions):
+            raise LoomError(
+                f"data.trigger: none of the {len(pictures)} pictures of {Path(data.folder).name!r} has a caption and there is no trigger, so they would be "
+                "trained on empty text; give a trigger or captions, or turn data.allow_empty_captions on."
+            )
+
+
 def joined(found: Sequence[Dataset]) -> Dataset:
     """Several sets as one; names are told apart by the name of their folder."""
     if len(found) == 1:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
 from ..adapters.base import EMBEDDING, MODEL, TEXT_ENCODER, AdapterSet
 from ..config import TrainConfig
+from ..matching.regex import Pattern
 from ..messages.errors import LoomError
 
 UP_MATRICES = re.compile(r"\.(lora_up|hada_w[12]_a|lokr_w1|lokr_w2_a)$")  # those that start at zero or scale the update
@@ -71,13 +72,13 @@ def drop(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> None:
     optimizer.param_groups[:] = [g for g in optimizer.param_groups if g is not group]
 
 
-def lines(field: str, text: str) -> list[tuple[re.Pattern[str], float]]:
+def lines(field: str, text: str) -> list[tuple[Pattern, float]]:
     """`pattern = number` per line. Raises LoomError for anything else."""
     out = []
     for line in filter(None, map(str.strip, text.splitlines())):
         pattern, _, number = line.rpartition("=")
         try:
-            out.append((re.compile(pattern.strip()), float(number)))
+            out.append((Pattern(pattern.strip(), _costly(field, line)), float(number)))
         except (re.error, ValueError) as error:
             raise LoomError(f"{field}: {line!r} is not a rule; write one a line, regular expression of layer names = number, as in mid_block = 0.5.") from error
         if not pattern.strip() or not math.isfinite(out[-1][1]) or out[-1][1] < 0:
@@ -85,12 +86,16 @@ def lines(field: str, text: str) -> list[tuple[re.Pattern[str], float]]:
     return out
 
 
-def first_match(rules: Sequence[tuple[re.Pattern[str], float]], name: str, default: float) -> float:
+def _costly(field: str, line: str) -> Callable[[str], LoomError]:
+    return lambda why: LoomError(f"{field}: {line!r} cannot be searched for ({why}); simplify it.")
+
+
+def first_match(rules: Sequence[tuple[Pattern, float]], name: str, default: float) -> float:
     """The number of the first rule whose pattern is found in `name`."""
     return next((value for pattern, value in rules if pattern.search(name)), default)
 
 
-def unused(rules: Sequence[tuple[re.Pattern[str], float]], names: Sequence[str]) -> list[str]:
+def unused(rules: Sequence[tuple[Pattern, float]], names: Sequence[str]) -> list[str]:
     """The patterns that match none of the names."""
     return [pattern.pattern for pattern, _ in rules if not any(pattern.search(name) for name in names)]
 

@@ -16,7 +16,7 @@ from ..backends.encoder import encoder_of
 from ..config import TrainConfig
 from ..data.batches import Batches
 from ..data.captions import with_trigger
-from ..data.folder import Dataset, Picture
+from ..data.folder import Dataset, Picture, require_captions
 from ..data.latents import LatentCache
 from ..data.lengths import WINDOW
 from ..data.store import Disk, Memory, open_store
@@ -30,7 +30,7 @@ from ..processes import ALONE, World
 from ..rng import derive, preserved_rng
 from .build import make_adapters
 from .fitting import Measured, as_chosen, fit
-from .prior import CLASS_PICTURES, class_dataset
+from .prior import CLASS_PICTURES, class_dataset, require_class_pictures
 from .run import Material, Run, Start
 from .validation import Probes, split
 
@@ -79,6 +79,7 @@ def _gathered(
     first_step: int = 0, world: World = ALONE,
 ) -> Material:  # fmt: skip
     config = filled(config.for_pictures(len(dataset.pictures)))
+    require_class_pictures(config.prior, dataset)
     check_installed(config.optimizer.name)
     if config.recomputed and config.recomputed not in backend.recomputes:
         ways = f"recompute: {config.recompute} is nothing this model can do; choose {' or '.join(backend.recomputes)}."
@@ -86,6 +87,7 @@ def _gathered(
     layers, adapters = make_adapters(config, backend, dataset.trigger, start or {})
     check(adapters)
     named = with_tokens(dataset, adapters.tokens)
+    require_captions(named)
     held_in = (lambda found: with_tokens(found, adapters.tokens)) if named is not dataset else (lambda found: found)
     dataset, held_out = split(named, config, held_in)
     objective = backend.objective(config.objective)

@@ -17,7 +17,7 @@ from PIL import Image
 
 from ..adapters.tokens import TokenSet
 from ..backends.base import Backend, SampleJob
-from ..config import DataConfig, SampleConfig, TrainConfig
+from ..config import DataConfig, PriorConfig, SampleConfig, TrainConfig
 from ..data.captions import Caption
 from ..data.folder import Dataset, Picture, scan
 from ..disk.files import write_bytes
@@ -35,6 +35,15 @@ class Wanted:
     caption: str
     prompt: str
     seed: int
+
+
+def require_class_pictures(prior: PriorConfig, subject: Dataset) -> None:
+    """Refuses a job that means class pictures and says nowhere what they are. Raises LoomError."""
+    if prior.required and prior.weight and not prior.on and not subject.class_pictures:
+        raise LoomError(
+            f"prior.prompt: {prior.count} class pictures are wanted (prior.count), but prior.prompt, prior.class_word and prior.folder are all empty; "
+            "give one of them, or set prior.weight to 0 to train without class pictures."
+        )
 
 
 def class_dataset(

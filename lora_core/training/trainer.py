@@ -385,9 +385,19 @@ def sample_prompts(config: TrainConfig, captions: Sequence[str]) -> list[str]:
     return [line.strip() for line in config.samples.prompt.splitlines() if line.strip()] or [captions[0]]
 
 
+def _without_demands(config: dict[str, Any]) -> dict[str, Any]:
+    """A config without the settings that only say what is refused: they change nothing that is trained."""
+    plain = {**config, "prior": {k: v for k, v in config["prior"].items() if k != "required"}}
+    return {**plain, **{part: _allowed(config[part]) for part in ("data", "sets")}}
+
+
+def _allowed(part: Any) -> Any:
+    return [_allowed(one) for one in part] if isinstance(part, list | tuple) else {k: v for k, v in part.items() if k != "allow_empty_captions"}
+
+
 def refuse_changes(config: TrainConfig, facts: dict[str, Any], identity: dict[str, Any]) -> None:
     """Raises LoomError when anything that would change the continued run differs from the saved one."""
-    now, then = as_dict(config), as_dict(parse(facts["config"]))
+    now, then = (_without_demands(as_dict(c)) for c in (config, parse(facts["config"])))
     changed = [f"{k}: {then[k]!r} then, {now[k]!r} now" for k in now if k not in (*CHANGEABLE, "data", "sets", "base") and now[k] != then[k]]
     if len(now["sets"]) != len(then["sets"]):
         changed.append(f"sets: {len(then['sets'])} then, {len(now['sets'])} now")

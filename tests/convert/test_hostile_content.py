@@ -5,7 +5,7 @@ import time
 
 import pytest
 import torch
-from lora_loom.convert import FormatError, Lora, Module, read, write
+from lora_loom.convert import FormatError, Lora, Module, peft, read, write
 from lora_loom.convert.detect import detect
 from lora_loom.convert.families import UNKNOWN
 from lora_loom.convert.fuse import split
@@ -168,3 +168,11 @@ def test_captions_of_other_trainers_stay_out_of_a_converted_header():
     old = {"ss_tag_frequency": "{}", "ss_datasets": "[]", "workflow": "{}"}
     new = converted_metadata(old, write(read(ab(Q))), "x", "sd1")
     assert not old.keys() & new.keys()
+
+
+def test_a_pattern_in_an_adapter_config_over_a_very_long_name_is_answered_at_once():
+    began = time.process_time()
+    assert peft._by_pattern("a" * 20_000, {"a*b*": 1, "a*a*b": 2}, 3) == 1
+    assert peft._by_pattern("a" * 20_000 + ".d", {"a*b*": 1, "a*a*c": 2}, 3) == 3
+    assert peft._by_pattern("blocks.12.attn.to_q", {r"blocks\.\d+\.attn": 1, "to_q": 2}, 3) == 2
+    assert time.process_time() - began < 10  # seconds

@@ -548,3 +548,10 @@ def test_an_exception_from_progress_ends_the_work(operation, kind):
 
     with pytest.raises(kind, match="enough"):
         OPERATIONS[operation](stop)
+
+
+def test_a_block_given_as_a_pattern_that_re_searches_for_ages_is_answered_at_once():
+    assert not in_block("sd1", "unet." + "a" * 200, r"(\w+\.?)+!")
+    assert in_block("sd1", "unet.mid_block.attentions.0.proj_in", r"(\w+\.?)+proj_in$")
+    with pytest.raises(FormatError, match="block weights: .* is neither a block name nor a regular expression"):
+        in_block("sd1", "unet.a", "(")

@@ -46,10 +46,72 @@ MODELS: dict[str, tuple[str, dict[str, Any], tuple[int, ...], int, dict[str, Any
                           "cross_attn_norm": True, "eps": 1e-6}, (16, 1, 8, 8), 48, {}),
 }  # fmt: skip
 
+_WAN, _QWEN, _CHROMA = MODELS["Wan"][1], MODELS["QwenImage"][1], MODELS["Chroma"][1]
+_UNET_SD, _UNET_XL, _FLUX1 = MODELS["SD15"][1], MODELS["SDXL"][1], MODELS["Flux"][1]
+_HUNYUAN = {
+    "image_model": "hunyuan_video", "in_channels": 16, "out_channels": 16, "patch_size": [1, 2, 2], "vec_in_dim": 32, "context_in_dim": 48, "hidden_size": 64,
+    "mlp_ratio": 4.0, "num_heads": 2, "depth": 1, "depth_single_blocks": 1, "axes_dim": [8, 12, 12], "theta": 256, "qkv_bias": True, "byt5": False,
+    "guidance_embed": True, "meanflow": False, "meanflow_sum": False, "use_cond_type_embedding": False, "vision_in_dim": None,
+}  # fmt: skip
+_HUNYUAN15 = {**_HUNYUAN, "patch_size": [1, 1, 1], "out_channels": 32, "vec_in_dim": None, "guidance_embed": False, "vision_in_dim": 40}
+_COSMOS2 = {
+    "image_model": "cosmos_predict2", "max_img_h": 240, "max_img_w": 240, "max_frames": 128, "in_channels": 16, "out_channels": 16, "patch_spatial": 2,
+    "patch_temporal": 1, "model_channels": 64, "num_blocks": 1, "num_heads": 2, "concat_padding_mask": True, "crossattn_emb_channels": 48,
+    "pos_emb_cls": "rope3d", "pos_emb_learnable": True, "pos_emb_interpolation": "crop", "min_fps": 1, "max_fps": 30, "use_adaln_lora": True,
+    "adaln_lora_dim": 16, "extra_per_block_abs_pos_emb": False, "rope_enable_fps_modulation": False,
+}  # fmt: skip
+_KANDINSKY5 = {
+    "image_model": "kandinsky5", "model_dim": 64, "in_visual_dim": 16, "out_visual_dim": 16, "patch_size": (1, 2, 2), "num_text_blocks": 1,
+    "num_visual_blocks": 1, "in_text_dim": 48, "time_dim": 32, "ff_dim": 128, "visual_embed_dim": 132, "axes_dims": (8, 12, 12),
+}  # fmt: skip
+
+# Kin of the models above: distilled ones, those without guidance, and those that read a picture, a mask or a control input beside noise and text.
+KIN: dict[str, tuple[str, dict[str, Any], tuple[int, ...], int, dict[str, Any]]] = {
+    "SD15 inpaint": ("SD15", {**_UNET_SD, "in_channels": 9}, (4, 8, 8), 48, {}),
+    "SDXL inpaint": ("SDXL", {**_UNET_XL, "in_channels": 9}, (4, 8, 8), 48, {"pooled": 1280}),
+    "SD15 ip2p": ("SD15_instructpix2pix", {**_UNET_SD, "in_channels": 8}, (4, 8, 8), 48, {}),
+    "SDXL ip2p": ("SDXL_instructpix2pix", {**_UNET_XL, "in_channels": 8}, (4, 8, 8), 48, {"pooled": 1280}),
+    "SD15 depth": ("SD15", {**_UNET_SD, "in_channels": 5}, (4, 8, 8), 48, {}),
+    "SD2 unCLIP": ("SD21UnclipL", {**_UNET_XL, "adm_in_channels": 1536}, (4, 8, 8), 48, {}),
+    "Flux schnell": ("FluxSchnell", {**_FLUX1, "guidance_embed": False}, (16, 8, 8), 48, {"pooled": 24}),
+    "Flux Fill": ("FluxInpaint", {**_FLUX1, "in_channels": 96}, (16, 8, 8), 48, {"pooled": 24}),
+    "Flux Canny": ("Flux", {**_FLUX1, "in_channels": 32}, (16, 8, 8), 48, {"pooled": 24}),
+    "Flux2 Klein": ("Flux2", {**MODELS["Flux2"][1], "guidance_embed": False}, (128, 4, 4), 48, {}),
+    "Chroma Radiance": ("ChromaRadiance", {**_CHROMA, "image_model": "chroma_radiance", "in_channels": 3, "out_channels": 3, "patch_size": 16,
+                        "nerf_hidden_size": 16, "nerf_mlp_ratio": 2, "nerf_depth": 2, "nerf_max_freqs": 4, "nerf_tile_size": 512,
+                        "nerf_final_head_type": "conv", "nerf_embedder_dtype": torch.float32, "use_x0": False, "use_sequential_txt_ids": False},
+                        (3, 64, 64), 48, {}),
+    "HunyuanVideo": ("HunyuanVideo", _HUNYUAN, (16, 1, 8, 8), 48, {"pooled": 32}),
+    "HunyuanVideo I2V": ("HunyuanVideoI2V", {**_HUNYUAN, "in_channels": 33}, (16, 1, 8, 8), 48, {"pooled": 32}),
+    "SkyReels I2V": ("HunyuanVideoSkyreelsI2V", {**_HUNYUAN, "in_channels": 32}, (16, 1, 8, 8), 48, {"pooled": 32}),
+    "HunyuanVideo 1.5": ("HunyuanVideo15", {**_HUNYUAN15, "in_channels": 65}, (32, 1, 8, 8), 48, {}),
+    "HunyuanVideo 1.5 SR": ("HunyuanVideo15_SR_Distilled", {**_HUNYUAN15, "in_channels": 98}, (32, 1, 8, 8), 48, {}),
+    "HunyuanImage refiner": ("HunyuanImage21Refiner", {**_HUNYUAN15, "in_channels": 128, "out_channels": 64}, (64, 1, 8, 8), 48, {}),
+    "Kandinsky 5": ("Kandinsky5", _KANDINSKY5, (16, 1, 8, 8), 48, {"pooled": 768}),
+    "Cosmos Predict2 video": ("CosmosI2VPredict2", {**_COSMOS2, "in_channels": 17}, (16, 1, 8, 8), 48, {}),
+    "Cosmos Predict2 picture": ("CosmosT2IPredict2", _COSMOS2, (16, 1, 8, 8), 48, {}),
+    "Qwen Layered": ("QwenImage", {**_QWEN, "use_additional_t_cond": True, "default_ref_method": "negative_index"}, (16, 1, 8, 8), 48, {}),
+    "Qwen Edit 2511": ("QwenImage", {**_QWEN, "default_ref_method": "index_timestep_zero"}, (16, 1, 8, 8), 48, {}),
+    "Wan 2.2 TI2V": ("WAN22_T2V", {**_WAN, "in_dim": 48, "out_dim": 48}, (48, 1, 8, 8), 48, {}),
+    "Wan 2.1 I2V": ("WAN21_I2V", {**_WAN, "model_type": "i2v", "in_dim": 36}, (16, 1, 8, 8), 48, {}),
+    "Wan 2.2 I2V": ("WAN21_T2V", {**_WAN, "in_dim": 36}, (16, 1, 8, 8), 48, {}),
+    "Wan Fun-Control": ("WAN21_FunControl2V", {**_WAN, "model_type": "i2v", "in_dim": 48}, (16, 1, 8, 8), 48, {}),
+    "Wan VACE": ("WAN21_Vace", {**_WAN, "model_type": "vace", "vace_layers": 1, "vace_in_dim": 96}, (16, 1, 8, 8), 48, {}),
+    "Wan camera": ("WAN21_Camera", {**_WAN, "model_type": "camera", "in_dim": 32}, (16, 1, 8, 8), 48, {}),
+    "Wan HuMo": ("WAN21_HuMo", {**_WAN, "model_type": "humo", "in_dim": 36}, (16, 1, 8, 8), 48, {}),
+    "Wan S2V": ("WAN22_S2V", {**_WAN, "model_type": "s2v"}, (16, 1, 8, 8), 48, {}),
+    "Wan Animate": ("WAN22_Animate", {**_WAN, "model_type": "animate", "in_dim": 36}, (16, 1, 8, 8), 48, {}),
+    "Wan SCAIL": ("WAN21_SCAIL", {**_WAN, "model_type": "scail", "in_dim": 20}, (16, 1, 8, 8), 48, {}),
+}  # fmt: skip
+
+
+def row_of(name: str) -> tuple[str, dict[str, Any], tuple[int, ...], int, dict[str, Any]]:
+    return MODELS[name] if name in MODELS else KIN[name]
+
 
 def build(name: str, dtype: torch.dtype = torch.float32, seed: int = 0, **changes: Any) -> Any:
     """A MODEL (ModelPatcher) with seeded random weights, made inside inference mode as the executor does."""
-    cls, unet_config, _, _, _ = MODELS[name]
+    cls, unet_config, _, _, _ = row_of(name)
     with torch.inference_mode():
         config = getattr(sm, cls)({**unet_config, **changes})
         config.set_inference_dtype(dtype, None)
@@ -67,7 +129,7 @@ def build(name: str, dtype: torch.dtype = torch.float32, seed: int = 0, **change
 
 def conditioning(name: str, seed: int, tokens: int = 6) -> list:
     """One [[text, extras]] conditioning with random numbers."""
-    _, _, _, width, extras = MODELS[name]
+    _, _, _, width, extras = row_of(name)
     rng = torch.Generator().manual_seed(seed)
     pooled = {"pooled_output": torch.randn(1, extras["pooled"], generator=rng)} if "pooled" in extras else {"pooled_output": None}
     return [[torch.randn(1, tokens, width, generator=rng), pooled]]

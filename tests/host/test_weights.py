@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import architectures
 import comfy.model_patcher
 import comfy.ops
@@ -9,6 +11,7 @@ import comfy.supported_models as sm
 import pytest
 import torch
 from lora_loom.nodes.host.engine.backend import HostBackend
+from lora_loom.nodes.host.engine.frozen import frozen
 from stand_ins import NoVae, RandomClip
 from test_gradients import loss_and_gradients, make_adapters, make_batch
 
@@ -103,3 +106,44 @@ def test_a_hooked_layer_keeps_its_hook(values):
     layer.forward = hooked = lambda x: 2 * plain(x)
     assert error_between(gradients(patcher), wanted) <= 1e-5
     assert layer.__dict__["forward"] is hooked
+
+
+QUANTISED = pytest.mark.skipif(not hasattr(comfy.ops, "mixed_precision_ops"), reason="this host has no quantised layers")
+
+
+def smoothed_layer(quantisation: str, factor: torch.Tensor | None):
+    """A quantised Linear of the host (32 -> 16), as a checkpoint with a factor on its input (ModelOpt's AWQ) fills it, on a device without 4-bit products."""
+    from comfy.quant_ops import QUANT_ALGOS, QuantizedTensor
+
+    rng = torch.Generator().manual_seed(2)
+    quantised = QuantizedTensor.from_float(torch.randn(16, 32, generator=rng).bfloat16(), QUANT_ALGOS[quantisation]["comfy_tensor_layout"])
+    state = {**quantised.state_dict("weight"), "bias": torch.randn(16, generator=rng).bfloat16()}
+    state["comfy_quant"] = torch.tensor(list(json.dumps({"format": quantisation}).encode()), dtype=torch.uint8)
+    layer = comfy.ops.mixed_precision_ops({"mixed_ops": True}, torch.bfloat16, full_precision_mm=True).Linear(32, 16, device="cpu", dtype=torch.bfloat16)
+    layer.load_state_dict(state if factor is None else {**state, "pre_quant_scale": factor})
+    return layer
+
+
+@QUANTISED
+@pytest.mark.parametrize("smoothed", [False, True], ids=["plain", "smoothed"])
+def test_the_input_gradient_of_an_nvfp4_layer_is_that_of_the_dequantised_product(smoothed):
+    factor = (0.25 + 2 * torch.rand(32, generator=torch.Generator().manual_seed(3))).bfloat16() if smoothed else None
+    layer = smoothed_layer("nvfp4", factor)
+    x, probe = torch.randn(5, 32).bfloat16().requires_grad_(), torch.randn(5, 16)
+    with torch.inference_mode(False):
+        (found,) = torch.autograd.grad((frozen(layer)(x).float() * probe).sum(), x)
+        scaled = x if factor is None else x * factor
+        plain = torch.nn.functional.linear(scaled, layer.weight.dequantize().bfloat16(), layer.bias.detach())
+        (wanted,) = torch.autograd.grad((plain.float() * probe).sum(), x)
+    assert float((found - wanted).norm() / wanted.norm()) <= 1e-2  # bf16 through one product
+
+
+@QUANTISED
+def test_the_weight_that_adapters_are_measured_against_holds_the_factor_on_the_layers_input():
+    factor = (0.25 + 2 * torch.rand(32, generator=torch.Generator().manual_seed(3))).bfloat16()
+    layer, x = smoothed_layer("nvfp4", factor), torch.randn(5, 32)
+    backend = HostBackend(architectures.build(NAME), RandomClip(NAME), NoVae(architectures.build(NAME)))
+    with backend.weight(layer) as (weight, bias):
+        ours = torch.nn.functional.linear(x, weight, bias)
+    theirs = torch.nn.functional.linear(x * factor.float(), layer.weight.dequantize().float(), layer.bias.detach().float())
+    assert float((ours - theirs).norm() / theirs.norm()) <= 1e-2  # the host dequantises to bf16

@@ -37,8 +37,9 @@ from ....lora_core.data.buckets import Fit
 from ....lora_core.data.lengths import TextLength
 from ....lora_core.data.store import Memory, Store, key_of
 from ....lora_core.messages.errors import LoomError
+from .base_model import further_input, training_guidance
 from .borrow import Borrowing
-from .frozen import as_normal, fetched_weights, is_linear
+from .frozen import as_normal, fetched_weights, input_factor, is_linear
 from .guards import TrainingKernels, is_pure
 from .naming import base_family, file_names, text_file_names
 from .objective import HostObjective, host_objective
@@ -47,7 +48,6 @@ from .tokens import for_training, tables, written
 from .verify import verify
 
 KEY = "lora_loom"
-TRAINING_GUIDANCE = 1.0  # guidance-distilled models (Flux.1-dev) are trained at 1, as sd-scripts and ai-toolkit do
 MAX_CONDS_BYTES = 2**29  # of conditioning kept on the training device
 MAX_TEXTS_BYTES = 2 * 2**30
 ACTIVATION_FACTOR = 3  # of a forward and backward over the host's estimate for sampling
@@ -63,6 +63,7 @@ class HostBackend:
         self._model = self._patcher.model
         self.device: torch.device = self._patcher.load_device
         self.dtype: torch.dtype = self._model.manual_cast_dtype or self._model.get_dtype()
+        self._further = further_input(self._model)
         self._names = file_names(self._model)
         self._texts: dict[str, Any] = {}
         self._texts_bytes = self._conds_bytes = 0
@@ -125,7 +126,8 @@ class HostBackend:
     @contextlib.contextmanager
     def weight(self, layer: nn.Module) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
         with torch.inference_mode(), fetched_weights(layer, torch.float32, self.device) as (weight, bias):
-            yield as_normal(weight), None if bias is None else as_normal(bias)
+            factor = input_factor(layer, weight)
+            yield as_normal(weight if factor is None else weight * factor), None if bias is None else as_normal(bias)
 
     def file_name(self, path: str) -> str:
         return self._names[path]
@@ -154,6 +156,8 @@ class HostBackend:
     # ---- encoding ----------------------------------------------------------------------------------------------------
 
     def encode_picture(self, pixels: torch.Tensor) -> torch.Tensor:
+        if self._further is not None:  # a picture comes with a caption alone
+            raise self._further.error()
         with torch.inference_mode():
             latent = self._model.process_latent_in(self._vae.encode(pixels))
             wanted = self._patcher.get_model_object("latent_format").latent_channels
@@ -265,7 +269,7 @@ class HostBackend:
         """
         groups: list[tuple[list[int], list[dict[str, Any]]]] = []
         for i, (caption, fit) in enumerate(zip(batch.captions, batch.fits, strict=True)):
-            part = self._one_conditioning(literal(caption), fit, x_t[i : i + 1], batch.latents[i : i + 1])
+            part = self._one_conditioning(literal(caption), fit, x_t[i : i + 1])
             for indices, parts in groups:
                 if parts[0].keys() == part.keys() and all(parts[0][k].can_concat(part[k]) for k in part):
                     indices.append(i)
@@ -282,28 +286,34 @@ class HostBackend:
         """Whether texts are encoded with gradients in this pass."""
         return self._trained.trains_text and torch.is_grad_enabled()
 
-    def _one_conditioning(self, caption: str, fit: Fit, noise: torch.Tensor, latent: torch.Tensor) -> dict[str, Any]:
+    def _one_conditioning(self, caption: str, fit: Fit, noise: torch.Tensor) -> dict[str, Any]:
         if self._live:
-            return self._model_conds(self._encode_live(caption), fit, noise, latent)
+            return self._model_conds(self._encode_live(caption), fit, noise)
         key = (caption, fit, tuple(noise.shape))
         if key not in self._conds:
             with torch.inference_mode():
-                done = self._model_conds(self._text(caption), fit, noise, latent)
+                done = self._model_conds(self._text(caption), fit, noise)
             size = sum(v.cond.nbytes for v in done.values() if torch.is_tensor(getattr(v, "cond", None)))
-            if self._model.concat_keys or self._trained.trains_text or self._conds_bytes + size > MAX_CONDS_BYTES:  # what depends on more than the key
+            if self._trained.trains_text or self._conds_bytes + size > MAX_CONDS_BYTES:  # what depends on more than the key
                 return done
             self._conds[key] = done
             self._conds_bytes += size
         return self._conds[key]
 
-    def _model_conds(self, text: list, fit: Fit, noise: torch.Tensor, latent: torch.Tensor) -> dict[str, Any]:
-        """What the model takes for an encoded text, a size and a crop, by the host's own `extra_conds`."""
+    def _model_conds(self, text: list, fit: Fit, noise: torch.Tensor) -> dict[str, Any]:
+        """What the model takes for an encoded text, a size and a crop, by the host's own `extra_conds`.
+
+        `latent_image` is empty as when a picture is made from text: some models would take it for their picture, and must not see what they learn.
+        """
         (width, height), (left, top), (target_w, target_h) = fit.original, fit.crop, fit.bucket
         conds = comfy.sampler_helpers.convert_cond(text[:1])
         conds[0].update(width=width, height=height, crop_w=left, crop_h=top, target_width=target_w, target_height=target_h)
-        conds[0].setdefault("guidance", TRAINING_GUIDANCE)
+        guidance = training_guidance(self._model)
+        if guidance is not None:
+            conds[0].setdefault("guidance", guidance)
+        empty = torch.zeros_like(noise)
         conds = comfy.samplers.encode_model_conds(
-            self._model.extra_conds, conds, noise, self.device, "positive", latent_image=latent, denoise_mask=None, seed=0, latent_shapes=[tuple(noise.shape)]
+            self._model.extra_conds, conds, noise, self.device, "positive", latent_image=empty, denoise_mask=None, seed=0, latent_shapes=[tuple(noise.shape)]
         )
         return {k: v.process_cond(batch_size=1, area=None, device=self.device) for k, v in conds[0]["model_conds"].items()}
 
@@ -315,6 +325,7 @@ class HostBackend:
     ) -> Iterator[None]:
         if adapters.changes_text and self._wired:
             raise LoomError("dataset: its text comes encoded from other nodes, so neither text encoders nor tokens can be trained; give captions.")
+        self._require_further_input()
         names = set(text_file_names(self._clip, self.family).values()) if adapters.changes_text else set()
         own, texts = ({n: m for n, m in layers.items() if (n in names) == wanted} for wanted in (False, True))
         borrowing = Borrowing(self.network, own, adapters.only(own), bool(checkpointing))
@@ -332,12 +343,21 @@ class HostBackend:
         try:
             with torch.inference_mode(False), self._kernels:
                 self._load()
+                self._require_further_input()
                 self._check_text()
                 if not is_pure(self.network):
                     verify(self.network, own, adapters.only(own), borrowing, self._tiny_forward, self.dtype)
                 yield
         finally:
             self._hand_back()
+
+    def _require_further_input(self, captions: Sequence[str] = ()) -> None:
+        """Refuses a model that reads more than noise and text, unless the conditioning that came from other nodes gives it, for each of `captions`."""
+        if self._further is None:
+            return
+        texts = [self._wired.get(caption) for caption in captions] if captions else [*self._wired.values()] or [None]
+        if not all(text is not None and self._further.given_in(text[0][1]) for text in texts):
+            raise self._further.error()
 
     def _hand_back(self) -> None:
         """Takes everything off again that training put on."""
@@ -385,8 +405,10 @@ class HostBackend:
         wanted = [self._patcher, self._text_clip.patcher] if self._trained.trains_text else [self._patcher]
         with torch.inference_mode():
             comfy.model_management.load_models_gpu(wanted, memory_required=self._needed_bytes)
+        self._further = further_input(self._model)  # a control LoRA widens the first layer when the host loads it
 
     def predict(self, x_t: torch.Tensor, sigma: torch.Tensor, batch: Batch) -> torch.Tensor:
+        self._require_further_input(batch.captions)
         captions = [] if self._trained.trains_text else [literal(caption) for caption in batch.captions]
         new = [caption for caption in captions if caption not in self._texts and caption not in self._wired]
         for caption in new:

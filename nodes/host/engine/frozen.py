@@ -29,7 +29,10 @@ def as_normal(x: torch.Tensor) -> torch.Tensor:
 
 @contextlib.contextmanager
 def fetched_weights(layer: nn.Module, dtype: torch.dtype, device: torch.device) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
-    """The layer's weight and bias as its forward would use them: patched, dequantised, in `dtype` on `device`; valid inside the block."""
+    """The layer's weight and bias as its forward would use them: patched, dequantised, in `dtype` on `device`; valid inside the block.
+
+    Not in the weight: the factor on the layer's input, where there is one (`input_factor`).
+    """
     if _OFFLOADABLE:
         weight, bias, stream = comfy.ops.cast_bias_weight(layer, None, dtype=dtype, device=device, bias_dtype=dtype, offloadable=True)
     else:
@@ -39,6 +42,12 @@ def fetched_weights(layer: nn.Module, dtype: torch.dtype, device: torch.device) 
     finally:
         if _OFFLOADABLE:
             comfy.ops.uncast_bias_weight(layer, weight, bias, stream)
+
+
+def input_factor(layer: nn.Module, like: torch.Tensor) -> torch.Tensor | None:
+    """(in,) what the host multiplies the layer's input by before the weight (smoothing of a quantised layer), in type and place of `like`; None: nothing."""
+    factor = getattr(layer, "pre_quant_scale", None)
+    return None if factor is None else factor.to(like.device, like.dtype)
 
 
 class _Frozen(torch.autograd.Function):
@@ -55,6 +64,9 @@ class _Frozen(torch.autograd.Function):
         with torch.inference_mode(), fetched_weights(layer, grad.dtype, grad.device) as (weight, _):
             if weight.ndim == 2:
                 grad_x = grad @ weight
+                factor = input_factor(layer, grad_x)
+                if factor is not None:
+                    grad_x = grad_x * factor
             else:
                 n = weight.ndim - 2
                 shape_only = grad.new_empty(1).expand(ctx.shape)

@@ -1,10 +1,13 @@
+import time
+
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from lora_loom.lora_core.adapters import choose_targets
-from lora_loom.lora_core.adapters.targets import PRESETS, weight_shape
-from lora_loom.lora_core.config import AdapterConfig
+from lora_loom.lora_core.adapters.targets import PRESETS, choose_text_targets, weight_shape
+from lora_loom.lora_core.config import AdapterConfig, TextEncoderConfig
 from lora_loom.lora_core.messages.errors import LoomError
+from lora_loom.lora_core.optim.groups import first_match, lines, unused
 from torch import nn
 
 SD15 = dict(
@@ -96,3 +99,36 @@ def test_a_choice_that_selects_nothing_is_refused_with_an_example_path(sd15):
 def test_weight_shape_is_the_logical_shape():
     assert weight_shape(nn.Linear(3, 5)) == (5, 3)
     assert weight_shape(nn.Conv2d(4, 6, (3, 1))) == (6, 4, 3, 1)
+
+
+ENDLESS = r"(\w+\.?)+!"
+
+
+@pytest.mark.parametrize("field", ["include", "exclude"])
+def test_a_pattern_that_re_searches_for_ages_is_answered_at_once(sd15, field):
+    began = time.process_time()
+    config = AdapterConfig(targets="linear", **{field: ENDLESS})
+    if field == "include":
+        with pytest.raises(LoomError, match="selects none of the model's"):
+            choose_targets(sd15, config)
+    else:
+        assert choose_targets(sd15, config) == choose_targets(sd15, AdapterConfig(targets="linear"))
+    plain, repeated = (choose_targets(sd15, AdapterConfig(targets="linear", include=pattern)) for pattern in ("to_q$", r"(\w+\.?)+to_q$"))
+    assert plain == repeated
+    assert time.process_time() - began < 20  # seconds
+
+
+def test_text_encoders_and_rules_by_layer_take_such_patterns_too():
+    layers = {"clip_l.text_model.encoder.layers.0.self_attn.q_proj": nn.Linear(2, 2)}
+    with pytest.raises(LoomError, match="nothing of "):
+        choose_text_targets({"a" * 60 + ".self_attn.q_proj": nn.Linear(2, 2)}, TextEncoderConfig(encoders=ENDLESS))
+    assert choose_text_targets(layers, TextEncoderConfig(encoders=r"(\w+_?)+l")) == list(layers)
+    rules = lines("adapter.layer_lr", f"{ENDLESS} = 2\n(a+)+$ = 3")
+    assert first_match(rules, "a" * 60 + "b", 1.0) == 1.0
+    assert first_match(rules, "a" * 60, 1.0) == 3.0
+    assert unused(rules, ["a" * 60 + "b"]) == [ENDLESS, "(a+)+$"]
+
+
+def test_what_cannot_be_searched_in_bounded_time_is_refused_with_its_field():
+    with pytest.raises(LoomError, match="^adapter.include: .* is not a regular expression .look-around together with repeats that can take very long"):
+        choose_targets({"a": nn.Linear(2, 2)}, AdapterConfig(targets="regex", include=ENDLESS + "(?=x)"))

@@ -1,4 +1,5 @@
 import random
+import time
 
 import pytest
 from lora_loom.lora_core.config import DataConfig
@@ -121,3 +122,14 @@ def test_the_edits_of_a_set_come_in_their_order():
 def test_a_rule_that_is_none_is_one_sentence(rule):
     with pytest.raises(LoomError, match="data.replace: "):
         editor(DataConfig(replace=rule))
+
+
+def test_a_rule_that_re_searches_for_ages_is_answered_at_once_and_replaces_as_re_does():
+    edit = editor(DataConfig(replace=r"/(\w+,? ?)+!/ => gone" + "\n" + r"/((\w+), )+(\w+)$/ => \3 and \2"))
+    began = time.process_time()
+    assert edit(Caption("a " * 200)).text == ("a " * 200).strip()
+    assert edit(Caption("one, two, three")).text == "three and two"
+    assert edit(Caption("one, two!")).text == "gone"
+    assert time.process_time() - began < 10  # seconds
+    with pytest.raises(LoomError, match="data.replace: .* is no regular expression"):
+        editor(DataConfig(replace=r"/((a+)+)!/ => \7"))

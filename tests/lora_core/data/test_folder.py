@@ -1,6 +1,7 @@
 import io
 import os
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -8,8 +9,11 @@ import time
 import pytest
 from lora_loom.lora_core.config import DataConfig
 from lora_loom.lora_core.data import folder as folder_module
-from lora_loom.lora_core.data.folder import scan
+from lora_loom.lora_core.data.folder import open_sets, require_captions, scan
 from lora_loom.lora_core.messages.errors import LoomError
+from lora_loom.lora_core.optim.optimizers import filled
+from lora_loom.lora_core.runs.checkpoints import latest
+from lora_loom.lora_core.training.trainer import refuse_changes
 from PIL import Image
 
 
@@ -288,3 +292,47 @@ for step in range(40):
         logs.append(run.stdout)
     assert len(logs[0].splitlines()) == 40
     assert logs[0] == logs[1] == logs[2]
+
+
+def bare(pictures, folder):
+    """The pictures without their captions."""
+    folder.mkdir()
+    for file in sorted(pictures.glob("*.png")):
+        shutil.copy(file, folder / file.name)
+    return folder
+
+
+def test_pictures_without_any_caption_or_trigger_are_refused_before_one_is_encoded(pictures, toy_config, run_toy, toy_backend, tmp_path, monkeypatch):
+    folder = str(bare(pictures, tmp_path / "bare"))
+    with monkeypatch.context() as patch:
+        patch.setattr(toy_backend, "encode_picture", lambda pixels: pytest.fail("a picture was encoded"))
+        for source in ("auto", "none"):
+            sentence = "^data.trigger: none of the 4 pictures of 'bare' has a caption and there is no trigger, .* data.allow_empty_captions on[.]$"
+            with pytest.raises(LoomError, match=sentence):
+                run_toy(toy_config(data={"folder": folder, "captions": source}), tmp_path / "run")
+    assert run_toy(toy_config(steps=1, data={"folder": folder, "trigger": "zog"}), tmp_path / "trigger").step == 1
+    assert run_toy(toy_config(steps=1, data={"folder": folder, "allow_empty_captions": True}), tmp_path / "allowed").step == 1
+
+
+def test_a_set_without_captions_beside_one_with_them_is_refused_by_its_folder_and_one_caption_suffices(pictures, toy_config, tmp_path):
+    folder = bare(pictures, tmp_path / "bare")
+    config = toy_config(sets=[{"folder": str(folder), "resolution": 32, "bucket_step_px": 16}])
+    with pytest.raises(LoomError, match="none of the 4 pictures of 'bare'"):
+        require_captions(open_sets(config))
+    (folder / "0.txt").write_text("a zog")
+    require_captions(open_sets(config))
+
+
+def test_a_word_that_is_learned_is_caption_enough(pictures, toy_config, run_toy, tmp_path):
+    folder = str(bare(pictures, tmp_path / "bare"))
+    assert run_toy(toy_config(steps=1, method="embedding", data={"folder": folder}), tmp_path / "run").step == 1
+
+
+def test_what_is_refused_does_not_keep_a_run_of_an_earlier_version_from_going_on(pictures, toy_config, run_toy, tmp_path):
+    folder = str(bare(pictures, tmp_path / "bare"))
+    run_toy(toy_config(steps=1, data={"folder": folder, "allow_empty_captions": True}), tmp_path / "run")
+    facts = latest(tmp_path / "run" / "checkpoints")[0].facts
+    facts["config"]["data"].pop("allow_empty_captions")
+    facts["config"]["prior"].pop("required")
+    config = toy_config(steps=2, data={"folder": folder, "allow_empty_captions": True}, prior={"required": True})
+    refuse_changes(filled(config), facts, facts)

@@ -1,14 +1,15 @@
+import dataclasses
 import json
 
 import pytest
 import torch
 from lora_loom.lora_core.adapters.tokens import Token, TokenSet, TokenTable, TokenVectors
-from lora_loom.lora_core.config import parse
+from lora_loom.lora_core.config import from_values, parse
 from lora_loom.lora_core.data.captions import Caption
 from lora_loom.lora_core.data.folder import Dataset, Picture
 from lora_loom.lora_core.events import Listener
 from lora_loom.lora_core.messages.errors import LoomError
-from lora_loom.lora_core.training.prior import matched_captions, wanted
+from lora_loom.lora_core.training.prior import matched_captions, require_class_pictures, wanted
 from PIL import Image
 
 PRIOR = {"prompt": "a red circle on a white ground", "count": 3, "steps": 2}
@@ -149,3 +150,24 @@ def test_a_run_with_class_pictures_goes_on_bit_for_bit_and_refuses_other_picture
     with pytest.raises(LoomError, match="the class pictures changed"):
         run_toy(config, tmp_path / "parts", resume=True)
 
+
+
+@pytest.mark.parametrize("job", [{"recipe": "face"}, {"recipe": "dreambooth"}, {"prior": {"count": 5}}])
+def test_a_job_that_names_a_number_of_class_pictures_and_not_what_they_are_is_refused_before_anything_is_encoded(
+    job, pictures, run_toy, tmp_path, toy_backend, monkeypatch
+):
+    def values(**prior):
+        return {**job, "data": {"folder": str(pictures), "resolution": 32, "bucket_step_px": 16}, "prior": {**job.get("prior", {}), **prior}}
+
+    monkeypatch.setattr(toy_backend, "encode_picture", lambda pixels: pytest.fail("a picture was encoded"))
+    sentence = r"^prior.prompt: \d+ class pictures are wanted .* prior.class_word and prior.folder are all empty; .* prior.weight to 0"
+    with pytest.raises(LoomError, match=sentence):
+        run_toy(from_values(values(), tmp_path), tmp_path / "run")
+    for given in ({"weight": 0.0}, {"prompt": "a dog"}, {"class_word": "dog"}, {"folder": "class"}, {"required": False}):
+        require_class_pictures(from_values(values(**given), tmp_path).prior, subject("a zog"))
+    of_class = dataclasses.replace(subject("a zog"), class_pictures=subject("a dog").pictures)
+    require_class_pictures(from_values(values(), tmp_path).prior, of_class)  # those of a regularization set
+
+
+def test_a_run_that_does_not_ask_for_class_pictures_needs_none(toy_config):
+    require_class_pictures(toy_config().prior, subject("a zog"))

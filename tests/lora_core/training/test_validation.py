@@ -75,7 +75,7 @@ def test_both_sets_meet_the_same_levels_and_noise(toy_config, run_toy, tmp_path)
     same.mkdir()
     for n in range(2):
         Image.new("RGB", (32, 32), (90 * n, 20, 200)).save(same / f"{n}.png")
-    config = toy_config(data={"folder": str(same)}, validation={**ON, "folder": str(same)})
+    config = toy_config(data={"folder": str(same), "trigger": "zog"}, validation={**ON, "folder": str(same)})
     for _, held_out, trained, _ in run_toy(config, tmp_path / "run").facts["validation"]:
         assert held_out == trained
 

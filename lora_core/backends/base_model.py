@@ -1,0 +1,70 @@
+"""What a headless base model reads beside noise and text, by the configs and shapes of its network, never by a file's name."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any
+
+from ..messages.errors import LoomError
+
+_SD_KINDS = {
+    9: ("an inpainting model", "a mask and the masked picture"), 8: ("an instruct-pix2pix model", "the picture to edit"),
+    7: ("an upscaler", "the small picture"), 5: ("a depth model", "a depth map"),
+}  # fmt: skip
+_FLUX_KINDS = {384: ("a fill (inpainting) model", "a mask and the masked picture"), 128: ("a control model (such as Canny or Depth)", "a control picture")}
+_ENDS = (("input_blocks.0.0.weight", "out.2.weight"), ("img_in.weight", "final_layer.linear.weight"))  # first and last layer of a single file's network
+_PREFIXES = ("", "diffusion_model.", "model.diffusion_model.")
+
+# Ends of keys of quantised weights: ComfyUI's scaled fp8, MXFP8 and NVFP4, ModelOpt, fp8 with blocks, bitsandbytes, quanto, GPTQ/AWQ, SVDQuant
+_SCALE = re.compile(
+    r"(?:.*\.)?(?:scale_weight|scale_input|scaled_fp8|weight_scales?(?:_2|_inv)?|input_scale|output_scale|pre_quant_scale|comfy_quant|weight_s_rel|"
+    r"weight_s_channel|weight\.(?:absmax|quant_map|nested_absmax|nested_quant_map|quant_state\..*|_data|_scale|_shift)|SCB|weight_format|"
+    r"qweight|qzeros|wscales)"
+)
+
+
+def scaled_keys(names: Iterable[str]) -> list[str]:
+    """The keys of scales, without which the weights beside them are other numbers."""
+    return [name for name in names if _SCALE.fullmatch(name)]
+
+
+def require_unscaled(what: str, names: Iterable[str]) -> None:
+    """Refuses weights that are quantised with scales of their own, which diffusers would leave out. Raises LoomError."""
+    scales = scaled_keys(names)
+    if scales:
+        raise LoomError(
+            f"base: {what} holds weights that are quantised with scales beside them (such as {scales[0]}), which are not applied without ComfyUI; "
+            "give the fp16, bf16 or fp32 model."
+        )
+
+
+def require_plain_network(config: Mapping[str, Any], latent_channels: int) -> None:
+    """Refuses a network in diffusers layout that reads more than noise and text. `config`: its config.json. Raises LoomError."""
+    channels = int(config.get("in_channels", latent_channels))
+    if channels not in (latent_channels, 4 * latent_channels):  # the latter: patches of 2 x 2, as Flux and Qwen-Image read them
+        raise _refused(*_kind(channels))
+    if config.get("class_embed_type") or config.get("num_class_embeds"):
+        raise _refused("a model with class labels (such as unCLIP)", "an image embedding or a noise level")
+    if config.get("encoder_hid_dim_type") or config.get("addition_embed_type") not in (None, "text", "text_time"):
+        raise _refused("a model that reads an image embedding", "one")
+
+
+def require_plain_file(names: Collection[str], shape_of: Callable[[str], list[int]]) -> None:
+    """The same for a single file, whose network reads more channels than it writes. `shape_of(name)` reads no weights. Raises LoomError."""
+    for prefix, (first, last) in itertools.product(_PREFIXES, _ENDS):
+        if prefix + first in names and prefix + last in names:
+            channels, written = shape_of(prefix + first)[1], shape_of(prefix + last)[0]
+            if channels > written:
+                raise _refused(*_kind(channels))
+
+
+
+def _kind(channels: int) -> tuple[str, str]:
+    """(what a model with so many input channels is, what it needs)."""
+    return (_SD_KINDS | _FLUX_KINDS).get(channels, (f"a model with {channels} input channels", "what belongs into them"))
+
+
+def _refused(model: str, needs: str) -> LoomError:
+    return LoomError(f"base: this is {model} and needs {needs}, which a dataset cannot give it yet; give the text-to-image model it was made from.")
