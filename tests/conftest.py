@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import importlib.util
+import os
 import random
+import signal
 import sys
+import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -23,6 +29,13 @@ from PIL import Image  # noqa: E402
 torch.set_num_threads(1)
 
 
+def pytest_collection_finish(session):
+    """What the imports made stays until the end: the collector need not look at a million objects of them again and again (a fifth of the suite's time)."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 50)
+
+
 def merged(first: dict, second: dict) -> dict:
     """`first` with the nested values of `second` put over it."""
     out = dict(first)
@@ -36,6 +49,68 @@ def export(state, facts):
     from lora_loom.convert import products
 
     return products(state, facts["config"]["name"], "sd1", facts)
+
+
+HANG_S = 60.0  # only against hanging: what takes this long on the slowest machine takes forever on all of them; speed is measured in benchmarks/
+
+
+@contextlib.contextmanager
+def not_hanging():
+    """Fails what takes longer than HANG_S seconds, by interrupting it where the system can."""
+
+    def late(*_):
+        raise AssertionError(f"not done after {HANG_S:.0f} s")
+
+    alarm = hasattr(signal, "setitimer")
+    if alarm:
+        before = signal.signal(signal.SIGALRM, late)
+        signal.setitimer(signal.ITIMER_REAL, HANG_S)
+    began = time.monotonic()
+    try:
+        yield
+    finally:
+        if alarm:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+    assert time.monotonic() - began < HANG_S
+
+
+@pytest.fixture(scope="session")
+def hang_guard():
+    """`with hang_guard():` around work that a fault could make endless."""
+    return not_hanging
+
+
+_opened: list[Counter] = []  # the counter of the call that is being counted, if any; an audit hook cannot be taken away again
+
+
+def _note_opened(event, arguments):
+    if event == "open" and _opened and isinstance(arguments[0], (str, bytes, os.PathLike)):
+        _opened[0][os.path.basename(os.fsdecode(arguments[0]))] += 1
+
+
+@pytest.fixture(scope="session")
+def counted():
+    """`counted(function)` -> (its result, how often each file was opened by name, calls of functions): work, on whatever processor."""
+    sys.addaudithook(_note_opened)
+
+    def run(function):
+        calls, files = 0, Counter()
+
+        def note(frame, event, argument):
+            nonlocal calls
+            calls += event in ("call", "c_call")
+
+        _opened.append(files)
+        sys.setprofile(note)
+        try:
+            result = function()
+        finally:
+            sys.setprofile(None)
+            _opened.clear()
+        return result, files, calls
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 """Files that are well-formed and lie: patterns that never end, weights of no size a model has, adapters that changed their base, unknown models."""
 
 import json
-import time
 
 import pytest
 import torch
@@ -22,12 +21,10 @@ def ab(name, out=16, into=16, rank=2):
 
 
 @pytest.mark.parametrize("pattern", ["([a-z_0-9.]+)+!", "(a*)*b", ".*a.*b.*c", "(x+x+)+y", "a" * 5000, "(" * 300])
-def test_a_pattern_in_a_header_cannot_hold_up_reading(pattern):
+def test_a_pattern_in_a_header_cannot_hold_up_reading(pattern, hang_guard):
     header = {"lora_adapter_metadata": json.dumps({"unet.lora_alpha": 4, "unet.alpha_pattern": {pattern: 1}})}
-    began = time.monotonic()
-    with pytest.raises(FormatError, match="adapter_config.json"):
+    with hang_guard(), pytest.raises(FormatError, match="adapter_config.json"):
         read(ab(Q), header)
-    assert time.monotonic() - began < 2
 
 
 @pytest.mark.parametrize("config", [{"unet.alpha_pattern": [1]}, {"unet.alpha_pattern": "x"}, {"unet.lora_alpha": 10**400}, {"unet.lora_alpha": "4"}])
@@ -171,8 +168,6 @@ def test_captions_of_other_trainers_stay_out_of_a_converted_header():
 
 
 def test_a_pattern_in_an_adapter_config_over_a_very_long_name_is_answered_at_once():
-    began = time.process_time()
     assert peft._by_pattern("a" * 20_000, {"a*b*": 1, "a*a*b": 2}, 3) == 1
     assert peft._by_pattern("a" * 20_000 + ".d", {"a*b*": 1, "a*a*c": 2}, 3) == 3
     assert peft._by_pattern("blocks.12.attn.to_q", {r"blocks\.\d+\.attn": 1, "to_q": 2}, 3) == 2
-    assert time.process_time() - began < 10  # seconds
