@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -127,6 +128,8 @@ def test_a_run_goes_on_from_a_wired_lora(server):
     (("LoraLoomTextEncoderSettings", {"encoders": "clip_g"}), {}, "text_encoder.train: nothing of 'clip_g' can be trained"),
     (("LoraLoomAdapterSettings", {"layer_rank": "nowhere = 2"}), {}, "adapter.layer_rank: 'nowhere' fits none of the"),
     (("LoraLoomPriorSettings", {"class_word": "ring", "prompt": ""}), {"trigger": ""}, "prior.class_word: no caption has the trigger"),
+    (("LoraLoomPriorSettings", {"prompt": ""}), {}, "prior.prompt: 100 class pictures are wanted (prior.count), but"),
+    (("LoraLoomAdapterSettings", {"layer_lr": r"(\w+\.?)+! = 2"}), {}, r"adapter.layer_lr: '(\\w+\\.?)+!' fits none of the"),
 ])  # fmt: skip
 def test_bad_settings_are_one_sentence_before_the_first_step(server, settings, train, sentence):
     graph = Graph(server)
@@ -137,6 +140,27 @@ def test_bad_settings_are_one_sentence_before_the_first_step(server, settings, t
     graph.add("LoraLoomTrainLora", **wires, **{**SMALL, "name": "refused"}, settings=[chosen, 0])
     assert sentence in graph.fails()
     assert not (server.base / "output" / "lora_loom" / "refused").exists()
+
+
+def test_a_pattern_that_re_searches_for_ages_does_not_hold_the_server(server):
+    graph = Graph(server)
+    graph.add("LoraLoomTrainLora", **toy(graph), **{**SMALL, "name": "endless", "targets": "linear", "include": r"(\w+\.?)+!"})
+    began = time.monotonic()
+    assert "adapter.targets: 'linear' with include" in graph.fails()
+    assert time.monotonic() - began < 60  # seconds; it was for ever, and nothing else was answered meanwhile
+
+
+def test_pictures_without_captions_and_trigger_are_refused_unless_they_are_allowed(server):
+    folder = server.base / "input" / "bare"
+    folder.mkdir()
+    Image.new("RGB", (64, 64), "red").save(folder / "0.png")
+    graph = Graph(server)
+    wires = toy(graph, "bare", "")
+    train = graph.add("LoraLoomTrainLora", **wires, **{**SMALL, "name": "bare", "steps": 1})
+    assert "data.trigger: none of the 1 pictures of 'bare' has a caption and there is no trigger" in graph.fails()
+    options = graph.add("LoraLoomDatasetOptions", dataset=wires["dataset"], allow_empty_captions=True)
+    graph.nodes[train]["inputs"]["dataset"] = [options, 0]
+    graph.run()
 
 
 def test_each_node_says_what_belongs_to_the_other(server):
