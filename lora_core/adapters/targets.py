@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
@@ -43,7 +43,7 @@ def choose_targets(layers: Mapping[str, nn.Module], config: AdapterConfig) -> li
     """Paths of `layers` the config selects, sorted. Raises LoomError when none is left or a pattern is no regular expression."""
     if config.targets == "regex" and not config.include:
         raise LoomError("adapter.include: targets = regex needs a regular expression of layer paths; give one or choose a preset.")
-    include, exclude = _pattern("adapter.include", config.include), _pattern("adapter.exclude", config.exclude)
+    include, exclude = _pattern("include", config.include), _pattern("exclude", config.exclude)
     wanted = PRESETS[config.targets]
     chosen = []
     for path, layer in layers.items():
@@ -65,9 +65,12 @@ _TEXT_MLP = r"\.(fc1|fc2|wi_0|wi_1|wi|wo)$"
 
 def choose_text_targets(layers: Mapping[str, nn.Module], config: TextEncoderConfig) -> list[str]:
     """Paths `<encoder>.<path>` of the text encoders' `layers` the config selects, sorted. Raises LoomError when none is left."""
-    encoders = _pattern("text_encoder.encoders", config.encoders or ".")
+    try:
+        encoders = Pattern(config.encoders or ".", _costly("text_encoder.encoders", config.encoders))
+    except re.error as error:
+        raise LoomError(f"text_encoder.encoders: {config.encoders!r} is not a regular expression ({error}); correct it or leave it empty.") from error
     patterns = [_TEXT_ATTENTION] + [_TEXT_MLP] * (config.targets != "attention")
-    inside = [p for p in layers if encoders and encoders.search(p.split(".", 1)[0]) and "text_projection" not in p]
+    inside = [p for p in layers if encoders.search(p.split(".", 1)[0]) and "text_projection" not in p]
     chosen = [p for p in inside if any(re.search(pattern, p) for pattern in patterns)]
     if not chosen:
         have = ", ".join(sorted({p.split(".", 1)[0] for p in layers})) or "none that can be trained"
@@ -77,6 +80,10 @@ def choose_text_targets(layers: Mapping[str, nn.Module], config: TextEncoderConf
 
 def _pattern(field: str, text: str) -> Pattern | None:
     try:
-        return Pattern(text, lambda why: LoomError(f"{field}: {text!r} cannot be searched for ({why}); simplify it.")) if text else None
+        return Pattern(text, _costly(f"adapter.{field}", text)) if text else None
     except re.error as error:
-        raise LoomError(f"{field}: {text!r} is not a regular expression ({error}); correct it or leave it empty.") from error
+        raise LoomError(f"adapter.{field}: {text!r} is not a regular expression ({error}); correct it or leave it empty.") from error
+
+
+def _costly(field: str, text: str) -> Callable[[str], LoomError]:
+    return lambda why: LoomError(f"{field}: {text!r} cannot be searched for ({why}); simplify it.")
