@@ -3,7 +3,7 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { jsonClient } from "./api.js";
-import { allNodes, widgetOf } from "./graph.js";
+import { allNodes, trainNode, widgetOf } from "./graph.js";
 
 export { api, app };
 
@@ -66,17 +66,6 @@ export const host = {
     return node.title ?? "";
   },
 };
-
-/**
- * The node a run is trained by: the one whose name the run bears, else the only one there is.
- * @param {ComfyNode[]} nodes
- * @param {string} run
- */
-function trainNode(nodes, run) {
-  const namesakes = nodes.filter((node) => run.startsWith(String(widgetOf(node, "name")?.value)));
-  if (namesakes.length === 1) return namesakes[0];
-  return nodes.length === 1 ? nodes[0] : null;
-}
 
 /**
  * Puts an element into a node, which the workflow does not store.

@@ -2,27 +2,12 @@
 // The panels in ComfyUI's train nodes.
 import { addElement, app, api, host, nodesAreElements, rootGraph } from "./comfyui.js";
 import { findField, mark, unmark } from "./fields.js";
-import { allNodes, executionIds, nodeById } from "./graph.js";
+import { allNodes, continuedInputs, executionIds, nodeById } from "./graph.js";
 import { TrainPanel, watchPanels } from "./train_panel.js";
 
 const PANELS = ["LoraLoomTrainLora", "LoraLoomTrainEmbedding", "LoraLoomFindLearningRate"];
-const CHANGEABLE = ["steps", "save_every", "sample_prompt", "sample_every", "sample_cfg", "auto_fit"];
 const WIDTH = 440; // px, at least
 const GROWTH = 1.4; // how far beyond its least height Nodes 2.0 may stretch a panel
-
-/**
- * The inputs of a node that goes on with a run: the values the run was started with, but for those that may change.
- * @param {Record<string, unknown>} inputs of the node as it is
- * @param {Pick<import("./train_panel.js").PanelState, "inputs" | "run">} state
- */
-export function continuedInputs(inputs, { inputs: started, run }) {
-  const values = { ...inputs };
-  for (const [name, value] of Object.entries(started ?? {})) {
-    const wired = Array.isArray(inputs[name]);
-    if (name in inputs && !wired && !CHANGEABLE.includes(name)) values[name] = value;
-  }
-  return { ...values, name: run, resume: "continue last" };
-}
 
 /**
  * The place of a panel in a node.
