@@ -1,4 +1,5 @@
 import ast
+import datetime
 import re
 import subprocess
 import sys
@@ -35,6 +36,22 @@ def test_dependencies_are_static_and_never_pinned_from_above(project):
     assert "dynamic" not in project["project"]
     for requirement in project["project"]["dependencies"]:
         assert not re.search(r"==|<|~=|@|--", requirement.split(";")[0]), requirement
+
+
+def test_the_tested_set_names_a_version_of_every_dependency_for_every_platform(root, project):
+    lines = (root / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    datetime.date.fromisoformat(re.search(r"made on (\S+) by", lines[0])[1])
+    rows = [re.fullmatch(r"([a-z0-9-]+)==([0-9.]+\w*)( ; .+)?", line) for line in lines[1:]]  # no local version such as +cpu: one index alone has those
+    assert all(rows)
+    extras = project["project"]["optional-dependencies"].values()
+    asked = [re.match(r"[\w-]+", r)[0] for group in (project["project"]["dependencies"], *extras) for r in group]
+    assert {name.lower() for name in asked} - {"lora-loom"} <= {row[1] for row in rows}
+
+
+def test_both_commands_of_the_readme_install_the_tested_set(root):
+    installs = re.findall(r"^.*\bpip install .*-e.*$", (root / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(installs) == 2
+    assert all(" -c constraints.txt " in command for command in installs)
 
 
 def test_the_version_is_that_of_the_top_changelog_entry(root, project):

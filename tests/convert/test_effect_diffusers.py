@@ -17,7 +17,7 @@ from lora_loom.convert import read, write
 from lora_loom.convert.families import FAMILIES
 from lora_loom.convert.lora import delta
 from lora_loom.convert.patterns import fill
-from peft import LoraConfig
+from peft import LoraConfig, inject_adapter_in_model
 from peft.utils import get_peft_model_state_dict
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -216,7 +216,7 @@ def trained_by_peft(model, **settings):
         paths = [path for p, path in model.layers.values() if p == part]
         ranks = {path: 3 for path in paths[1::5]}
         config = LoraConfig(r=4, lora_alpha=6.0, init_lora_weights=False, target_modules=paths, rank_pattern=ranks, **settings)
-        component.add_adapter(config, adapter_name="default")
+        inject_adapter_in_model(config, component, "default")  # what add_adapter of both libraries calls, each behind a demand for a PEFT version of its own
     return tiny.lora_layers(model, "default"), {part: get_peft_model_state_dict(m, adapter_name="default") for part, m in model.models.items()}
 
 
