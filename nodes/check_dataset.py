@@ -19,7 +19,8 @@ from .host.engine.backend import HostBackend
 from .host.engine.texts import length_of, literal
 from .host.web.live import LiveNode, layer_progress
 from .presets import opened
-from .sockets import CATEGORY, DatasetSocket, dataset_input, report_output, widget
+from .sockets import CATEGORY, DatasetSocket, dataset_input, report_output
+from .widgets import widget
 
 
 class CheckDataset(io.ComfyNode):

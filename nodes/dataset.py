@@ -15,7 +15,8 @@ from ..lora_core.pictures.plots import grid
 from ..lora_core.pictures.reading import PictureError, thumbnail
 from .host.access.api import io, make_input, make_output, schema, ui
 from .host.access.paths import is_hub_name, runs_root, training_folder, training_folders
-from .sockets import CATEGORY, DatasetSocket, count_output, dataset_output, report_output, widget
+from .sockets import CATEGORY, DatasetSocket, count_output, dataset_output, report_output
+from .widgets import widget
 
 SHOWN = 24
 THUMB_PX = 192

@@ -22,7 +22,8 @@ from .host.access.api import io, make_input, make_output, schema
 from .host.access.paths import runs_root
 from .host.engine.texts import literal, split
 from .host.web.live import layer_progress
-from .sockets import CATEGORY, DatasetSocket, count_output, dataset_input, dataset_output, widget
+from .sockets import CATEGORY, DatasetSocket, count_output, dataset_input, dataset_output
+from .widgets import widget
 
 LATENT_STEP_PX = 8
 MOST_SETS = 8

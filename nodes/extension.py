@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from . import train_embedding, train_lora, trials
 from .check_dataset import CheckDataset
 from .combine import ExtractLora, MergeIntoCheckpoint, MergeLoras, ResizeLora
 from .convert_format import ConvertEmbedding, ConvertLora, Inspect
@@ -13,13 +14,14 @@ from .host.web.dataset_routes import add_dataset_routes
 from .host.web.live import add_routes
 from .host.web.panel_routes import add_panel_routes
 from .host.web.run_routes import add_run_routes
-from .run_checkpoints import RUN_NODES, export_run, told_of
+from .run_checkpoints import RUN_NODES, SaveSettings, export_run, told_of
 from .save import SaveEmbedding, SaveLora
 from .settings import SETTINGS_NODES
 from .toy import LoadToyModel
 from .train_embedding import TrainEmbedding
 from .train_lora import TrainLora
 from .trials import CheckTraining, FindLearningRate
+from .widgets import widget_names
 from .zip_loras import ZipLoras
 
 NODES: list[type[io.ComfyNode]] = [
@@ -27,6 +29,7 @@ NODES: list[type[io.ComfyNode]] = [
     ConvertEmbedding, ZipLoras, TrainEmbedding, CheckTraining, FindLearningRate, LoadHubDataset, *DATASET_NODES, CheckDataset, DatasetEditor, *SETTINGS_NODES,
     *RUN_NODES,
 ]  # fmt: skip
+WIDGET_NAMES = widget_names([train_lora.INPUTS, train_embedding.INPUTS, trials.SHARED, *(node.ROWS for node in [*SETTINGS_NODES, SaveSettings])])
 
 
 class LoraLoomExtension(ComfyExtension):

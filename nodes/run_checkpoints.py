@@ -35,6 +35,7 @@ from .host.web.live import layer_progress
 from .save import SaveEmbedding, SaveLora
 from .settings import SettingsNode
 from .sockets import CATEGORY, Embedding, EmbeddingSocket, LoraWeights, plain_errors
+from .widgets import row
 
 LATEST = "latest run"
 OWN_FOLDER = "output/loras"
@@ -343,8 +344,7 @@ class SaveSettings(SettingsNode):
     NODE_ID, TITLE = "LoraLoomSaveSettings", "Save Settings"
     DESCRIPTION = "How often a run saves, and how many saves it keeps. Keep more to compare them with Run Checkpoints."
     ALIASES = ("checkpoints", "save every", "keep epochs")
-    PATHS = ("save.every", "save.keep")
-    CHANGES = {"save.keep": {"default": 10}}
+    ROWS = (row("save.every"), row("save.keep", default=10))
 
 
 RUN_NODES = [RunCheckpoints, CompareCheckpoints, SaveSettings]

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 from .host.access.api import io, make_input, make_output, schema
 from .host.access.paths import training_folder, training_folders
-from .sockets import CATEGORY, widget
+from .sockets import CATEGORY
+from .widgets import Row, inputs, row
+from .widgets import settings as values_of
 
 Settings = io.Custom("LORALOOM_SETTINGS")
 NO_FOLDER = "(none)"
@@ -21,42 +22,29 @@ class SettingsSocket:
 
     values: Mapping[str, Any]
 
-    def over(self, config: dict[str, Any]) -> dict[str, Any]:
-        """`config` (nested) with these values in it."""
-        out = copy.deepcopy(config)
-        for path, value in self.values.items():
-            *sections, leaf = path.split(".")
-            place = out
-            for section in sections:
-                place = place[section]
-            place[leaf] = value
-        return out
-
 
 def optimizer_of(settings: SettingsSocket | None) -> str:
     return settings.values.get("optimizer.name", "adamw") if settings else "adamw"
 
 
 class SettingsNode(io.ComfyNode):
-    """One node class per part: a subclass names its widgets by config path, and what choosing the node itself means."""
+    """One node class per part: a subclass lists its rows, and what choosing the node itself means."""
 
     NODE_ID = ""
     TITLE = ""
     DESCRIPTION = ""
     ALIASES: tuple[str, ...] = ()
-    PATHS: tuple[str, ...] = ()
-    ADVANCED: tuple[str, ...] = ()
-    CHANGES: Mapping[str, dict[str, Any]] = {}
+    ROWS: tuple[Row, ...] = ()
     FIXED: Mapping[str, Any] = {}
     FOLDER = ""  # config path of a folder that can be chosen
     FOLDER_TOOLTIP = ""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        widgets = [widget(path, advanced=path in cls.ADVANCED, **cls.CHANGES.get(path, {})) for path in (*cls.PATHS, *cls.ADVANCED)]
+        widgets = inputs(cls.ROWS)
         if cls.FOLDER:
-            choices = [NO_FOLDER, *training_folders()]
-            widgets.insert(len(cls.PATHS), make_input(io.Combo, "folder", options=choices, default=NO_FOLDER, tooltip=cls.FOLDER_TOOLTIP))
+            choices, first_advanced = [NO_FOLDER, *training_folders()], sum(not entry.advanced for entry in cls.ROWS)
+            widgets.insert(first_advanced, make_input(io.Combo, "folder", options=choices, default=NO_FOLDER, tooltip=cls.FOLDER_TOOLTIP))
         chain = make_input(Settings, "settings", optional=True, tooltip="Other settings to pass on.")
         return schema(
             node_id=cls.NODE_ID, display_name=cls.TITLE, category=f"{CATEGORY}/settings", description=cls.DESCRIPTION, search_aliases=list(cls.ALIASES),
@@ -66,7 +54,7 @@ class SettingsNode(io.ComfyNode):
 
     @classmethod
     def execute(cls, settings: SettingsSocket | None = None, **values: Any) -> io.NodeOutput:
-        own = {path: values[path.rpartition(".")[2]] for path in (*cls.PATHS, *cls.ADVANCED)}
+        own = values_of(cls.ROWS, values)
         if cls.FOLDER:
             own[cls.FOLDER] = "" if values["folder"] == NO_FOLDER else str(training_folder(values["folder"]))
         return io.NodeOutput(SettingsSocket({**(settings.values if settings else {}), **cls.FIXED, **own}))
@@ -76,29 +64,50 @@ class OptimizerSettings(SettingsNode):
     NODE_ID, TITLE = "LoraLoomOptimizerSettings", "Optimizer Settings"
     DESCRIPTION = "Which optimizer trains, and how. Leave the learning rate of Train LoRA at 0 for the optimizer's usual one."
     ALIASES = ("prodigy", "adafactor", "lion", "came", "muon", "schedule free", "8bit", "ema", "lora+")
-    PATHS = ("optimizer.name", "ema_decay", "optimizer.lora_plus_ratio")
-    ADVANCED = (
-        "optimizer.beta1", "optimizer.beta2", "optimizer.eps", "optimizer.prodigy_d_coef", "optimizer.prodigy_beta3", "schedule.cycles", "schedule.power",
-    )  # fmt: skip
-    CHANGES = {"optimizer.eps": {"step": 1e-9, "round": 1e-16}, "ema_decay": {"step": 0.001, "round": 0.00001}}
+    ROWS = (
+        row("optimizer.name"),
+        row("ema_decay", step=0.001, round=1e-05),
+        row("optimizer.lora_plus_ratio"),
+        row("optimizer.beta1", advanced=True),
+        row("optimizer.beta2", advanced=True),
+        row("optimizer.eps", advanced=True, step=1e-09, round=1e-16),
+        row("optimizer.prodigy_d_coef", advanced=True),
+        row("optimizer.prodigy_beta3", advanced=True),
+        row("schedule.cycles", advanced=True),
+        row("schedule.power", advanced=True),
+    )
 
 
 class AdapterSettings(SettingsNode):
     NODE_ID, TITLE = "LoraLoomAdapterSettings", "Adapter Settings"
     DESCRIPTION = "Which kind of adapter is trained: LoRA, DoRA, LoHa or LoKr, with ranks and learning rates by layer."
     ALIASES = ("dora", "loha", "lokr", "lycoris", "locon", "rslora", "block weight", "max norm")
-    PATHS = ("adapter.algorithm", "adapter.conv_rank", "adapter.conv_alpha", "adapter.rank_stabilized", "adapter.max_norm")
-    ADVANCED = ("adapter.dora_axis", "adapter.lokr_factor", "adapter.layer_rank", "adapter.layer_lr")
-    CHANGES = {path: {"multiline": True} for path in ("adapter.layer_rank", "adapter.layer_lr")}
+    ROWS = (
+        row("adapter.algorithm"),
+        row("adapter.conv_rank"),
+        row("adapter.conv_alpha"),
+        row("adapter.rank_stabilized"),
+        row("adapter.max_norm"),
+        row("adapter.dora_axis", advanced=True),
+        row("adapter.lokr_factor", advanced=True),
+        row("adapter.layer_rank", advanced=True, multiline=True),
+        row("adapter.layer_lr", advanced=True, multiline=True),
+    )
 
 
 class TextEncoderSettings(SettingsNode):
     NODE_ID, TITLE = "LoraLoomTextEncoderSettings", "Text Encoder Settings"
     DESCRIPTION = "Also trains a LoRA on the text encoders of the wired CLIP."
     ALIASES = ("train text encoder", "te", "clip lora")
-    PATHS = ("text_encoder.lr", "text_encoder.stop", "text_encoder.rank", "text_encoder.targets")
-    ADVANCED = ("text_encoder.alpha", "text_encoder.weight_decay", "text_encoder.encoders")
-    CHANGES = {"text_encoder.lr": {"step": 0.00001, "round": 0.0000001}}
+    ROWS = (
+        row("text_encoder.lr", step=1e-05, round=1e-07),
+        row("text_encoder.stop"),
+        row("text_encoder.rank"),
+        row("text_encoder.targets"),
+        row("text_encoder.alpha", advanced=True),
+        row("text_encoder.weight_decay", advanced=True),
+        row("text_encoder.encoders", advanced=True),
+    )
     FIXED = {"text_encoder.train": True}
 
 
@@ -106,12 +115,15 @@ class PivotalSettings(SettingsNode):
     NODE_ID, TITLE = "LoraLoomPivotalSettings", "Pivotal Tuning Settings"
     DESCRIPTION = "Learns new words beside the LoRA: their vectors are trained up to the pivot and then frozen. Two files: the LoRA and <name>_emb."
     ALIASES = ("pivotal tuning", "textual inversion", "TOK", "embedding")
-    PATHS = ("embedding.tokens", "embedding.vectors", "embedding.init", "embedding.lr", "embedding.stop")
-    ADVANCED = ("embedding.weight_decay", "embedding.keep_norm")
-    CHANGES = {
-        "embedding.tokens": {"multiline": True}, "embedding.stop": {"default": 0.5}, "embedding.vectors": {"default": 2},
-        "embedding.lr": {"step": 0.0001, "round": 0.0000001},
-    }  # fmt: skip
+    ROWS = (
+        row("embedding.tokens", multiline=True),
+        row("embedding.vectors", default=2),
+        row("embedding.init"),
+        row("embedding.lr", step=0.0001, round=1e-07),
+        row("embedding.stop", default=0.5),
+        row("embedding.weight_decay", advanced=True),
+        row("embedding.keep_norm", advanced=True),
+    )
     FIXED = {"method": "pivotal"}
 
 
@@ -119,8 +131,14 @@ class PriorSettings(SettingsNode):
     NODE_ID, TITLE = "LoraLoomPriorSettings", "Prior Preservation Settings"
     DESCRIPTION = "Trains pictures of the class beside the subject (DreamBooth), so the class stays what it was. Missing pictures are made first, once."
     ALIASES = ("dreambooth", "regularization", "class images", "prior preservation")
-    PATHS = ("prior.prompt", "prior.class_word", "prior.count", "prior.weight")
-    ADVANCED = ("prior.steps", "prior.cfg")
+    ROWS = (
+        row("prior.prompt"),
+        row("prior.class_word"),
+        row("prior.count"),
+        row("prior.weight"),
+        row("prior.steps", advanced=True),
+        row("prior.cfg", advanced=True),
+    )
 
     FOLDER = "prior.folder"
     FOLDER_TOOLTIP = "Folder of real class pictures inside ComfyUI's input folder; what it lacks of count is made."
@@ -130,9 +148,14 @@ class ValidationSettings(SettingsNode):
     NODE_ID, TITLE = "LoraLoomValidationSettings", "Validation Settings"
     DESCRIPTION = "Measures held-out pictures at fixed noise while training: shows over-training, ends the run, and brings the best step's weights back."
     ALIASES = ("validation loss", "early stopping", "overfitting", "best checkpoint")
-    PATHS = ("validation.every", "validation.share", "validation.patience", "validation.restore_best")
-    ADVANCED = ("validation.pictures", "validation.levels")
-    CHANGES = {"validation.every": {"default": 50, "min": 1}, "validation.restore_best": {"default": True}}
+    ROWS = (
+        row("validation.every", default=50, min=1),
+        row("validation.share"),
+        row("validation.patience"),
+        row("validation.restore_best", default=True),
+        row("validation.pictures", advanced=True),
+        row("validation.levels", advanced=True),
+    )
     FOLDER = "validation.folder"
     FOLDER_TOOLTIP = "Folder of pictures to validate on, inside ComfyUI's input folder; (none) holds a share of the dataset out."
 

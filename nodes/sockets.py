@@ -1,11 +1,10 @@
-"""Our socket types, and widgets built from the config's own fields, so default, bounds and tooltip live in one place."""
+"""Our socket types, and the inputs and outputs that several nodes share."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import functools
-import typing
 from collections.abc import Callable
 from typing import Any
 
@@ -117,24 +116,3 @@ def report_output(tooltip: str = "What the node has to say, as it stands on the 
 
 def count_output() -> Any:
     return make_output(io.Int, "count", tooltip="How many pictures there are.")
-
-
-def widget(path: str, name: str = "", advanced: bool = False, **changes: Any) -> Any:
-    """The widget for a config field such as `adapter.rank`, called `name` or like the field. `changes` override what the field says."""
-    cls: Any = TrainConfig
-    *sections, leaf = path.split(".")
-    for section in sections:
-        cls = typing.get_type_hints(cls)[section]
-    field = next(f for f in dataclasses.fields(cls) if f.name == leaf)
-    kind, meta = typing.get_type_hints(cls)[leaf], field.metadata
-    keywords: dict[str, Any] = {"default": field.default, "tooltip": meta["help"], "advanced": advanced}
-    if meta["choices"]:
-        return make_input(io.Combo, name or leaf, options=list(meta["choices"]), **{**keywords, **changes})
-    if kind in (int, float):
-        keywords |= {"min": meta["low"], "max": meta["high"]}
-    if kind is int:
-        keywords["max"] = min(int(meta["high"]), 2**53 - 1)
-        return make_input(io.Int, name or leaf, **{**keywords, **changes})
-    if kind is float:
-        return make_input(io.Float, name or leaf, **{"step": 0.01, **keywords, **changes})
-    return make_input(io.Boolean if kind is bool else io.String, name or leaf, **{**keywords, **changes})

@@ -11,7 +11,7 @@ import torch
 from ..convert import trained
 from ..convert.embedding import read_embedding
 from ..lora_core.adapters.targets import weight_shape
-from ..lora_core.config import AdapterConfig, ObjectiveConfig, OptimizerConfig, SampleConfig, SaveConfig, ScheduleConfig, TrainConfig, as_dict, parse
+from ..lora_core.config import TrainConfig
 from ..lora_core.data.folder import Dataset as FoundDataset
 from ..lora_core.messages.errors import LoomError
 from ..lora_core.names import check_name
@@ -36,9 +36,66 @@ from .sockets import (
     loss_output,
     path_output,
     plain_errors,
-    widget,
 )
 from .training import published, run, started_from
+from .widgets import inputs, job, row
+from .widgets import settings as values_of
+
+INPUTS = (
+    make_input(io.Model, "model", tooltip="The base model. It is not copied and not changed."),
+    make_input(io.Clip, "clip", tooltip="The text encoder of the base model."),
+    make_input(io.Vae, "vae", tooltip="The VAE of the base model."),
+    dataset_input(),
+    row("name"),
+    make_input(io.Combo, "preset", options=list(PRESETS), default="concept", tooltip="Fills in what you leave at 0 or auto."),
+    row("steps", automatic=True, default=0, min=0, tooltip="Weight updates; 0 takes the preset's."),
+    row("adapter.rank", automatic=True, default=0, min=0, tooltip="Size of the LoRA; 0 takes the preset's."),
+    row("optimizer.lr", "learning_rate", automatic=True, default=0.0, step=0.00001, round=0.0000001, tooltip="Learning rate; 0 takes the preset's."),
+    row("data.resolution", automatic=True, default=0, min=0, step=8, tooltip="Training resolution in px; 0 takes what the model was made for."),
+    row("samples.prompt", "sample_prompt", multiline=True),
+    row("seed"),
+    row("batch_size", advanced=True),
+    row("grad_accum", advanced=True),
+    row("adapter.alpha", advanced=True),
+    row("adapter.dropout", advanced=True),
+    row("adapter.init", advanced=True),
+    row("adapter.targets", advanced=True),
+    row("adapter.include", advanced=True),
+    row("adapter.exclude", advanced=True),
+    row(
+        "schedule.name", "scheduler", advanced=True, automatic=True, default="auto", tooltip="Course of the learning rate; auto takes the preset's.",
+        options=["auto", "constant", "linear", "cosine", "cosine_with_restarts", "polynomial"],
+    ),
+    row("schedule.warmup_steps", advanced=True),
+    row("optimizer.weight_decay", advanced=True),
+    row("optimizer.max_grad_norm", advanced=True),
+    row("objective.timesteps", advanced=True),
+    row("objective.shift", advanced=True),
+    row("objective.min_timestep", advanced=True),
+    row("objective.max_timestep", advanced=True),
+    row("checkpointing", advanced=True),
+    row("save.every", "save_every", advanced=True),
+    row("samples.every", "sample_every", advanced=True),
+    row("samples.cfg", "sample_cfg", advanced=True),
+    make_input(
+        io.Combo, "resume", options=["new run", "continue last"], default="new run", advanced=True,
+        tooltip="continue last goes on where the latest run of this name was saved, exactly as if it had never stopped.",
+    ),
+    row("loss", advanced=True),
+    row("huber_delta", advanced=True),
+    row("huber_schedule", advanced=True),
+    row("objective.weighting", advanced=True),
+    row("objective.min_snr_gamma", advanced=True),
+    row("objective.p2_gamma", advanced=True),
+    row("objective.noise_offset", advanced=True),
+    row("objective.multires_iterations", advanced=True),
+    row("objective.multires_discount", advanced=True),
+    row("objective.input_perturbation", advanced=True),
+    row("objective.timestep_bias", advanced=True, optional=True),
+    row("auto_fit", advanced=True, optional=True),
+    make_input(Settings, "settings", optional=True, tooltip="From the settings nodes: optimizer, adapter, text encoders, tokens, class pictures."),
+    make_input(io.LoraModel, "lora", optional=True, tooltip="A LoRA to go on from instead of starting at zero. Its ranks are kept."),
+)  # fmt: skip
 
 
 class TrainLora(io.ComfyNode):
@@ -52,61 +109,7 @@ class TrainLora(io.ComfyNode):
             search_aliases=["kohya", "dreambooth", "train", "lora training", "finetune", "fine-tune", "lora trainer", "sd-scripts", "locon", "pivotal tuning"],
             is_output_node=True,
             hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
-            inputs=[
-                make_input(io.Model, "model", tooltip="The base model. It is not copied and not changed."),
-                make_input(io.Clip, "clip", tooltip="The text encoder of the base model."),
-                make_input(io.Vae, "vae", tooltip="The VAE of the base model."),
-                dataset_input(),
-                widget("name"),
-                make_input(io.Combo, "preset", options=list(PRESETS), default="concept", tooltip="Fills in what you leave at 0 or auto."),
-                widget("steps", default=0, min=0, tooltip="Weight updates; 0 takes the preset's."),
-                widget("adapter.rank", default=0, min=0, tooltip="Size of the LoRA; 0 takes the preset's."),
-                widget("optimizer.lr", "learning_rate", default=0.0, step=0.00001, round=0.0000001, tooltip="Learning rate; 0 takes the preset's."),
-                widget("data.resolution", default=0, min=0, step=8, tooltip="Training resolution in px; 0 takes what the model was made for."),
-                widget("samples.prompt", "sample_prompt", multiline=True),
-                widget("seed"),
-                widget("batch_size", advanced=True),
-                widget("grad_accum", advanced=True),
-                widget("adapter.alpha", advanced=True),
-                widget("adapter.dropout", advanced=True),
-                widget("adapter.init", advanced=True),
-                widget("adapter.targets", advanced=True),
-                widget("adapter.include", advanced=True),
-                widget("adapter.exclude", advanced=True),
-                make_input(
-                    io.Combo, "scheduler", options=["auto", "constant", "linear", "cosine", "cosine_with_restarts", "polynomial"], default="auto",
-                    advanced=True, tooltip="Course of the learning rate; auto takes the preset's.",
-                ),
-                widget("schedule.warmup_steps", advanced=True),
-                widget("optimizer.weight_decay", advanced=True),
-                widget("optimizer.max_grad_norm", advanced=True),
-                widget("objective.timesteps", advanced=True),
-                widget("objective.shift", advanced=True),
-                widget("objective.min_timestep", advanced=True),
-                widget("objective.max_timestep", advanced=True),
-                widget("checkpointing", advanced=True),
-                widget("save.every", "save_every", advanced=True),
-                widget("samples.every", "sample_every", advanced=True),
-                widget("samples.cfg", "sample_cfg", advanced=True),
-                make_input(
-                    io.Combo, "resume", options=["new run", "continue last"], default="new run", advanced=True,
-                    tooltip="continue last goes on where the latest run of this name was saved, exactly as if it had never stopped.",
-                ),
-                widget("loss", advanced=True),
-                widget("huber_delta", advanced=True),
-                widget("huber_schedule", advanced=True),
-                widget("objective.weighting", advanced=True),
-                widget("objective.min_snr_gamma", advanced=True),
-                widget("objective.p2_gamma", advanced=True),
-                widget("objective.noise_offset", advanced=True),
-                widget("objective.multires_iterations", advanced=True),
-                widget("objective.multires_discount", advanced=True),
-                widget("objective.input_perturbation", advanced=True),
-                widget("objective.timestep_bias", advanced=True, optional=True),
-                widget("auto_fit", advanced=True, optional=True),
-                make_input(Settings, "settings", optional=True, tooltip="From the settings nodes: optimizer, adapter, text encoders, tokens, class pictures."),
-                make_input(io.LoraModel, "lora", optional=True, tooltip="A LoRA to go on from instead of starting at zero. Its ranks are kept."),
-            ],
+            inputs=inputs(INPUTS),
             outputs=[
                 make_output(io.Model, "model", tooltip="The base model with the LoRA."),
                 make_output(io.Clip, "clip", tooltip="The text encoder with its part of the LoRA, and with the embeddings: write embedding:<name>_emb."),
@@ -177,25 +180,11 @@ def config_from(
     widgets: dict[str, Any], dataset: DatasetSocket, backend: HostBackend, settings: SettingsSocket | None = None
 ) -> tuple[TrainConfig, FoundDataset]:
     """The run's config (widgets, with 0 and auto filled in from the preset and the model, wired settings over them) and the pictures it will train on."""
-    w, preset = widgets, PRESETS[widgets["preset"]]
-    lr = w["learning_rate"] or (preset.lr if optimizer_of(settings) == "adamw" else 0.0)
-    parts, found = opened(dataset, w["resolution"], backend)
-    values = TrainConfig(
-        name=w["name"], base="ComfyUI", steps=w["steps"] or preset.steps(len(found.pictures)), batch_size=w["batch_size"], grad_accum=w["grad_accum"],
-        seed=w["seed"], checkpointing=w["checkpointing"], auto_fit=w.get("auto_fit", False), **parts, loss=w["loss"],
-        huber_delta=w["huber_delta"], huber_schedule=w["huber_schedule"],
-        adapter=AdapterConfig(
-            rank=w["rank"] or preset.rank, alpha=w["alpha"], dropout=w["dropout"], init=w["init"], targets=w["targets"], include=w["include"],
-            exclude=w["exclude"],
-        ),
-        optimizer=OptimizerConfig(lr=lr, weight_decay=w["weight_decay"], max_grad_norm=w["max_grad_norm"]),
-        schedule=ScheduleConfig(name=preset.schedule if w["scheduler"] == "auto" else w["scheduler"], warmup_steps=w["warmup_steps"]),
-        objective=ObjectiveConfig(
-            timesteps=w["timesteps"], shift=w["shift"], min_timestep=w["min_timestep"], max_timestep=w["max_timestep"], weighting=w["weighting"],
-            min_snr_gamma=w["min_snr_gamma"], p2_gamma=w["p2_gamma"], noise_offset=w["noise_offset"], multires_iterations=w["multires_iterations"],
-            multires_discount=w["multires_discount"], input_perturbation=w["input_perturbation"], timestep_bias=w.get("timestep_bias", 0.0),
-        ),
-        save=SaveConfig(every=w["save_every"]),
-        samples=SampleConfig(prompt=w["sample_prompt"], every=w["sample_every"], cfg=w["sample_cfg"]),
-    )  # fmt: skip
-    return parse(settings.over(as_dict(values)) if settings else as_dict(values)), found
+    parts, pictures = opened(dataset, widgets["resolution"], backend)
+    preset = PRESETS[widgets["preset"]]
+    automatic = {
+        "steps": preset.steps(len(pictures.pictures)), "adapter.rank": preset.rank, "schedule.name": preset.schedule,
+        "optimizer.lr": preset.lr if optimizer_of(settings) == "adamw" else 0.0, "data.resolution": parts["data"].resolution,
+    }  # fmt: skip
+    own = values_of(INPUTS, widgets, automatic)
+    return job(own, settings.values if settings else {}, **parts), pictures

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..lora_core.config import AdapterConfig, OptimizerConfig, TrainConfig, as_dict, parse
+from ..lora_core.config import TrainConfig
 from ..lora_core.data.folder import Dataset as FoundDataset
 from ..lora_core.events import Control, Listeners
 from ..lora_core.messages.errors import LoomError
@@ -21,32 +21,31 @@ from .host.web.live import LiveNode, registered
 from .host.web.panel import PanelListener, panel_of, shown
 from .presets import opened
 from .settings import Settings, SettingsSocket
-from .sockets import CATEGORY, DatasetSocket, dataset_input, report_output, widget
+from .sockets import CATEGORY, DatasetSocket, dataset_input, report_output
+from .widgets import inputs, job, row, widget
+from .widgets import settings as values_of
+
+SHARED = (
+    make_input(io.Model, "model", tooltip="The base model. It is not copied and not changed."),
+    make_input(io.Clip, "clip", tooltip="The text encoder of the base model."),
+    make_input(io.Vae, "vae", tooltip="The VAE of the base model."),
+    dataset_input(),
+    row("adapter.rank"),
+    row("adapter.targets"),
+    row("data.resolution", automatic=True, default=0, min=0, step=8, tooltip="Training resolution in px; 0 takes what the model was made for."),
+    row("batch_size"),
+    row("grad_accum", advanced=True),
+    row("checkpointing", advanced=True),
+    row("seed", advanced=True),
+)
 
 
-def _inputs() -> list[Any]:
-    return [
-        make_input(io.Model, "model", tooltip="The base model. It is not copied and not changed."),
-        make_input(io.Clip, "clip", tooltip="The text encoder of the base model."),
-        make_input(io.Vae, "vae", tooltip="The VAE of the base model."),
-        dataset_input(),
-        widget("adapter.rank"),
-        widget("adapter.targets"),
-        widget("data.resolution", default=0, min=0, step=8, tooltip="Training resolution in px; 0 takes what the model was made for."),
-        widget("batch_size"),
-        widget("grad_accum", advanced=True),
-        widget("checkpointing", advanced=True),
-        widget("seed", advanced=True),
-    ]
-
-
-def _config(w: dict[str, Any], dataset: DatasetSocket, backend: HostBackend, settings: SettingsSocket | None, **more: Any) -> tuple[TrainConfig, FoundDataset]:
-    parts, found = opened(dataset, w["resolution"], backend)
-    values = TrainConfig(
-        name="trial", base="ComfyUI", batch_size=w["batch_size"], grad_accum=w["grad_accum"], checkpointing=w["checkpointing"], seed=w["seed"], **parts,
-        adapter=AdapterConfig(rank=w["rank"], targets=w["targets"]), optimizer=OptimizerConfig(), **more,
-    )  # fmt: skip
-    return parse(settings.over(as_dict(values)) if settings else as_dict(values)), found
+def _config(
+    widgets: dict[str, Any], dataset: DatasetSocket, backend: HostBackend, settings: SettingsSocket | None, **fixed: Any
+) -> tuple[TrainConfig, FoundDataset]:
+    parts, pictures = opened(dataset, widgets["resolution"], backend)
+    own = values_of(SHARED, widgets, {"data.resolution": parts["data"].resolution})
+    return job(own, settings.values if settings else {}, name="trial", **parts, **fixed), pictures
 
 
 class CheckTraining(io.ComfyNode):
@@ -61,7 +60,7 @@ class CheckTraining(io.ComfyNode):
             is_output_node=True,
             hidden=[io.Hidden.unique_id],
             inputs=[
-                *_inputs(),
+                *inputs(SHARED),
                 widget("steps"),
                 make_input(Settings, "settings", optional=True, tooltip="As they will be wired to Train LoRA."),
             ],
@@ -100,7 +99,7 @@ class FindLearningRate(io.ComfyNode):
             is_output_node=True,
             hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
             inputs=[
-                *_inputs(),
+                *inputs(SHARED),
                 make_input(io.Int, "test_steps", default=60, min=10, max=2000, tooltip="Steps of the test; its weights are thrown away."),
                 make_input(io.Float, "lowest", default=1e-6, min=1e-9, max=1.0, step=1e-7, round=1e-9, advanced=True, tooltip="First rate tried."),
                 make_input(io.Float, "highest", default=1e-1, min=1e-8, max=10.0, step=0.01, round=1e-8, advanced=True, tooltip="Last rate tried."),

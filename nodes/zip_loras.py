@@ -18,7 +18,8 @@ from .host.access.loras import with_lora
 from .host.engine.backend import HostBackend
 from .host.web.live import LiveNode, registered
 from .presets import opened
-from .sockets import CATEGORY, Dataset, DatasetSocket, LoraWeights, lora_output, loss_output, plain_errors, report_output, widget
+from .sockets import CATEGORY, Dataset, DatasetSocket, LoraWeights, lora_output, loss_output, plain_errors, report_output
+from .widgets import widget
 
 
 class ZipLoras(io.ComfyNode):

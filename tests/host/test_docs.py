@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import sys
 
@@ -14,15 +13,9 @@ REFERENCE, DOCS = ROOT / "tests" / "reference", ROOT / "js" / "docs"
 LANGUAGES = ("zh", "ko", "ja")
 
 
-def script(name: str):
-    spec = importlib.util.spec_from_file_location(name, REFERENCE / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-make_docs, make_locales = script("make_docs"), script("make_locales")
+sys.path.insert(0, str(REFERENCE))
+import make_docs  # noqa: E402
+import make_locales  # noqa: E402
 
 
 def schemas():
@@ -46,7 +39,7 @@ def test_pages_name_every_input_and_output_as_the_schema_has_it(language):
     known = {} if language == "en" else make_locales.translations(language)
     for node_id, schema in schemas().items():
         text = page(node_id, language)
-        assert text == make_docs.page(text, schema, language, known), f"{node_id}: run tests/reference/make_docs.py"
+        assert text == make_docs.page(text, schema, language, known), f"{node_id}: run tests/reference/make_texts.py"
         assert all(f"**{i.id}**" in text for i in schema.inputs)
         assert all(f"**{o.display_name}**" in text for o in schema.outputs)
         assert text.startswith(f"# {known.get(schema.display_name, schema.display_name)}\n"), node_id

@@ -1,16 +1,17 @@
 """Writes the sections Inputs and Outputs of the help pages from the schemas, so that a page names everything its node has.
 
-Pages are js/docs/<NodeId>.md and, in other languages, js/docs/<NodeId>/<language>.md. Run it with ComfyUI's own Python when a node's inputs change:
-python tests/reference/make_docs.py
+Pages are js/docs/<NodeId>.md and, in other languages, js/docs/<NodeId>/<language>.md. `make_texts.py` runs it.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+from make_locales import LANGUAGES, translations
 
 DOCS = Path(__file__).resolve().parents[2] / "js" / "docs"
 PLACES = frozenset({"folder", "file", "file_1", "file_2", "file_3", "file_4", "checkpoint", "base", "tuned", "destination", "run"})  # what is there differs by machine
@@ -108,18 +109,17 @@ def path_of(node_id: str, language: str) -> Path:
     return DOCS / (f"{node_id}.md" if language == "en" else f"{node_id}/{language}.md")
 
 
-def main() -> None:
-    from make_locales import LANGUAGES, start_host, translations
-
-    start_host()
-    from lora_loom.nodes.extension import NODES
-
+def pages(schemas: Mapping[str, Any]) -> dict[Path, str]:
+    """Every page as it should be."""
+    out = {}
     for language in ("en", *LANGUAGES):
         known = {} if language == "en" else translations(language)
-        for schema in (node.GET_SCHEMA() for node in NODES):
-            path = path_of(schema.node_id, language)
-            path.write_text(page(path.read_text(encoding="utf-8"), schema, language, known), encoding="utf-8")
+        for node_id, schema in schemas.items():
+            path = path_of(node_id, language)
+            out[path] = page(path.read_text(encoding="utf-8"), schema, language, known)
+    return out
 
 
-if __name__ == "__main__":
-    main()
+def write(schemas: Mapping[str, Any]) -> None:
+    for path, text in pages(schemas).items():
+        path.write_text(text, encoding="utf-8")

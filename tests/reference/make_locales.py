@@ -1,16 +1,13 @@
 """Writes locales/<language>/ as ComfyUI reads it: English from the schemas of our nodes, the others from translations/<language>.json.
 
-Run it with ComfyUI's own Python when a text of a node changes: python tests/reference/make_locales.py
-A text without a translation is named and stays English; write it into translations/<language>.json and run this again.
+`make_texts.py` runs it. A text without a translation is named and stays English; write it into translations/<language>.json and run it again.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +18,9 @@ CATEGORIES = ("LoRA Loom", "settings")
 SYNTAX = frozenset("{}|@")  # means something to the page's i18n; left out, the page takes the node's own text
 
 
-def node_texts() -> dict[str, dict[str, Any]]:
+def node_texts(schemas: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Node id -> display name, description, inputs by name, outputs by position, as our schemas have them."""
-    from lora_loom.nodes.extension import NODES
-
-    schemas = sorted((node.GET_SCHEMA() for node in NODES), key=lambda schema: schema.node_id)
-    return {schema.node_id: _texts(schema) for schema in schemas}
+    return {node_id: _texts(schemas[node_id]) for node_id in sorted(schemas)}
 
 
 def _texts(schema: Any) -> dict[str, Any]:
@@ -61,29 +55,20 @@ def every_text(texts: Any) -> set[str]:
     return {texts} if isinstance(texts, str) else set().union(*map(every_text, texts.values())) if isinstance(texts, dict) else set()
 
 
-def start_host() -> None:
-    """ComfyUI's modules and this checkout as `lora_loom`, whatever its folder is called."""
-    sys.path.insert(0, str(Path(os.environ.get("COMFYUI_DIR", "~/comfy/ComfyUI")).expanduser()))
-    sys.argv = ["main.py", "--cpu"]
-    import comfy.options
-
-    comfy.options.enable_args_parsing()
-    spec = importlib.util.spec_from_file_location("lora_loom", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
-    module = sys.modules["lora_loom"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+def untranslated(texts: dict[str, Any]) -> list[str]:
+    """`<language>: <text>` for every text that a language lacks."""
+    return [f"{language}: {text!r}" for language in LANGUAGES for text in sorted(every_text(texts) - translations(language).keys())]
 
 
-def main() -> None:
-    start_host()
-    texts = node_texts()
+def write(schemas: Mapping[str, Any]) -> None:
+    texts = node_texts(schemas)
     for name, content in locale_files(texts).items():
         path = LOCALES / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    for language in LANGUAGES:
-        for text in sorted(every_text(texts) - translations(language).keys()):
-            sys.stderr.write(f"{language}: no translation of {text!r}\n")
+        path.write_text(as_text(content), encoding="utf-8")
+    for line in untranslated(texts):
+        sys.stderr.write(f"no translation for {line}\n")
 
 
-if __name__ == "__main__":
-    main()
+def as_text(content: dict[str, Any]) -> str:
+    return json.dumps(content, ensure_ascii=False, indent=1) + "\n"

@@ -1,66 +1,30 @@
-"""Writes example_workflows/*.json. Run it when a node's widgets change: python tests/reference/make_workflows.py"""
+"""Writes example_workflows/*.json: each node with the defaults of its schema, and what a workflow changes. `make_texts.py` runs it."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 OUT = Path(__file__).resolve().parents[2] / "example_workflows"
 
-TRAIN = {
-    "name": "my_lora", "preset": "concept", "steps": 0, "rank": 0, "learning_rate": 0.0, "resolution": 0, "sample_prompt": "", "seed": 0, "control": "fixed",
-    "batch_size": 1, "grad_accum": 1, "alpha": 0.0, "dropout": 0.0, "init": "kaiming", "targets": "attention", "include": "", "exclude": "",
-    "scheduler": "auto", "warmup_steps": 0, "weight_decay": 0.01, "max_grad_norm": 1.0, "timesteps": "auto", "shift": 0.0, "min_timestep": 0,
-    "max_timestep": 1000, "checkpointing": False, "save_every": 250, "sample_every": 250, "sample_cfg": 7.0, "resume": "new run",
-    "loss": "mse", "huber_delta": 0.1, "huber_schedule": "snr", "weighting": "none", "min_snr_gamma": 5.0, "p2_gamma": 1.0, "noise_offset": 0.0,
-    "multires_iterations": 0, "multires_discount": 0.3, "input_perturbation": 0.0, "timestep_bias": 0.0, "auto_fit": False,
-}  # fmt: skip
-EMBEDDING = {
-    "name": "my_emb", "init_text": "", "vectors": 4, "steps": 0, "learning_rate": 0.0, "resolution": 0, "sample_prompt": "", "seed": 0, "control": "fixed",
-    "tokens": "", "keep_norm": False, "batch_size": 1, "grad_accum": 1, "scheduler": "constant", "warmup_steps": 0, "weight_decay": 0.0,
-    "checkpointing": False, "save_every": 250, "sample_every": 250, "sample_cfg": 7.0, "resume": "new run",
-}  # fmt: skip
-PIVOTAL = {"tokens": "", "vectors": 2, "init": "", "lr": 0.0003, "stop": 0.5, "weight_decay": 0.0, "keep_norm": False}
-PRIOR = {"prompt": "a photo of a dog", "class_word": "", "count": 100, "weight": 1.0, "folder": "(none)", "steps": 25, "cfg": 7.0}
-VALIDATION = {"every": 50, "share": 0.1, "patience": 0, "restore_best": True, "folder": "(none)", "pictures": 16, "levels": 4}
-FOLDER = {
-    "folder": "toy: object",
-    "trigger": "",
-    "captions": "auto",
-    "repeats": 0,
-    "recursive": True,
-    "flip": False,
-    "shuffle_tags": False,
-    "keep_tokens": 1,
-    "caption_dropout": 0.0,
-    "masks": "none",
-    "mask_floor": 0.1,
-    "caption_column": "",
-    "caption_lines": "joined",
-    "caption_encoding": "auto",
-}
-SAVE = {
-    "name": "my_lora_webui", "destination": "output/loras", "dtype": "fp16", "on_exists": "new number", "write_captions": False,
-    "form": "universal", "activation_text": "", "preferred_weight": 1.0, "write_card": True,
-}  # fmt: skip
-CONVERT = {
-    "form": "universal", "name": "converted", "destination": "output/loras", "dtype": "fp16", "scale": 1.0, "block_weights": "", "base_model": "auto",
-    "approximate_rank": 0, "keep_captions": False, "on_exists": "new number", "drop_unknown": False,
-}  # fmt: skip
 ZOG = {
     "name": "toy_zog", "steps": 600, "rank": 16, "learning_rate": 0.002, "sample_prompt": "a zog on a white ground", "batch_size": 8, "targets": "conv",
     "sample_every": 100, "sample_cfg": 4.0,
 }  # fmt: skip
+TOY = {"folder": "toy: object"}
+DESTINATION = "output/loras"
 CHECKPOINT = "choose your SD1.5 or SDXL checkpoint"
 PICTURES = "choose your folder of pictures"
-WIRE = [("settings", "LORALOOM_SETTINGS")]
+WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 
 
 class Graph:
     """A workflow in the frontend's own format, built node by node."""
 
-    def __init__(self) -> None:
+    def __init__(self, schemas: Mapping[str, Any]) -> None:
+        self._schemas = schemas
         self.nodes: list[dict[str, Any]] = []
         self.links: list[list[Any]] = []
 
@@ -87,6 +51,14 @@ class Graph:
         self.nodes.append(node)
         return node
 
+    def loom(
+        self, kind: str, at: tuple[int, int], size: tuple[int, int], inputs: dict[str, tuple[dict, str, str]], widgets: dict[str, Any] | None = None
+    ) -> dict:
+        """A node of ours: what `widgets` does not name has the default of its schema."""
+        schema = self._schemas[kind]
+        outputs = [(output.display_name, output.kind) for output in schema.outputs]
+        return self.add(kind, at, size, inputs, outputs, with_defaults(schema, widgets or {}))
+
     def note(self, text: str, at: tuple[int, int], size: tuple[int, int]) -> None:
         self.add("MarkdownNote", at, size, {}, [], {"text": text})
 
@@ -105,8 +77,17 @@ class Graph:
         (OUT / f"{name}.json").write_text(json.dumps(workflow, indent=1) + "\n", encoding="utf-8")
 
 
-TRAIN_OUTPUTS = [("model", "MODEL"), ("clip", "CLIP"), ("lora", "LORA_MODEL"), ("loss_map", "LOSS_MAP"), ("path", "STRING"), ("embedding", "LORALOOM_EMBEDDING")]
-FOLDER_OUTPUTS = [("dataset", "LORALOOM_DATASET"), ("preview", "IMAGE"), ("report", "STRING"), ("count", "INT")]
+def with_defaults(schema: Any, widgets: Mapping[str, Any]) -> dict[str, Any]:
+    """Widget -> value in the order a workflow stores them; the page puts a second widget behind every seed."""
+    out: dict[str, Any] = {}
+    for row in (row for row in schema.inputs if row.kind in WIDGETS):
+        out[row.id] = widgets.get(row.id, row.default)
+        if row.id == "seed":
+            out["control"] = "fixed"
+    unknown = widgets.keys() - out.keys()
+    if unknown:
+        raise KeyError(f"{schema.node_id} has no widget {sorted(unknown)}")
+    return out
 
 
 def try_out(graph: Graph, train: dict, vae: tuple[dict, str], prompt: str, side: int, cfg: float, pictures: int) -> None:
@@ -121,25 +102,23 @@ def try_out(graph: Graph, train: dict, vae: tuple[dict, str], prompt: str, side:
     )  # fmt: skip
     decode = graph.add("VAEDecode", (1620, 60), (200, 60), {"samples": (sampler, "LATENT", "LATENT"), "vae": (vae[0], vae[1], "VAE")}, [("IMAGE", "IMAGE")], {})
     graph.add("SaveImage", (1620, 180), (320, 320), {"images": (decode, "IMAGE", "IMAGE")}, [], {"filename_prefix": "lora_loom"})
-    graph.add(
-        "LoraLoomSaveLora", (920, 560), (320, 240),
-        {"lora": (train, "lora", "LORA_MODEL"), "preview": (decode, "IMAGE", "IMAGE")}, [("path", "STRING")], SAVE,
-    )  # fmt: skip
+    inputs = {"lora": (train, "lora", "LORA_MODEL"), "preview": (decode, "IMAGE", "IMAGE")}
+    graph.loom("LoraLoomSaveLora", (920, 560), (320, 240), inputs, {"name": "my_lora_webui", "destination": DESTINATION})
 
 
-def toy() -> None:
-    graph = Graph()
-    base = graph.add("LoraLoomLoadToyModel", (40, 60), (260, 80), {}, [("model", "MODEL"), ("clip", "CLIP"), ("vae", "VAE")], {})
-    folder = graph.add("LoraLoomLoadFolder", (40, 200), (360, 520), {}, FOLDER_OUTPUTS, FOLDER)
+def toy(schemas: Mapping[str, Any]) -> None:
+    graph = Graph(schemas)
+    base = graph.loom("LoraLoomLoadToyModel", (40, 60), (260, 80), {})
+    folder = graph.loom("LoraLoomLoadFolder", (40, 200), (360, 520), {}, TOY)
     inputs = {name: (base, name, name.upper()) for name in ("model", "clip", "vae")} | {"dataset": (folder, "dataset", "LORALOOM_DATASET")}
-    train = graph.add("LoraLoomTrainLora", (440, 60), (420, 720), inputs, TRAIN_OUTPUTS, {**TRAIN, **ZOG})
+    train = graph.loom("LoraLoomTrainLora", (440, 60), (420, 720), inputs, ZOG)
     try_out(graph, train, (base, "vae"), "a zog on a white ground", 64, 4.0, 4)
     graph.note("Teaches a tiny model what a **zog** is, in about a minute on a CPU. Press Run, and watch the sample in Train LoRA.", (40, 760), (360, 110))
     graph.write("train_and_try_toy")
 
 
-def checkpoint() -> None:
-    graph = Graph()
+def checkpoint(schemas: Mapping[str, Any]) -> None:
+    graph = Graph(schemas)
     base = graph.add(
         "CheckpointLoaderSimple",
         (40, 60),
@@ -148,9 +127,9 @@ def checkpoint() -> None:
         [("MODEL", "MODEL"), ("CLIP", "CLIP"), ("VAE", "VAE")],
         {"ckpt_name": CHECKPOINT},
     )
-    folder = graph.add("LoraLoomLoadFolder", (40, 220), (360, 520), {}, FOLDER_OUTPUTS, {**FOLDER, "folder": PICTURES})
+    folder = graph.loom("LoraLoomLoadFolder", (40, 220), (360, 520), {}, {"folder": PICTURES})
     inputs = {name.lower(): (base, name, name) for name in ("MODEL", "CLIP", "VAE")} | {"dataset": (folder, "dataset", "LORALOOM_DATASET")}
-    train = graph.add("LoraLoomTrainLora", (440, 60), (420, 720), inputs, TRAIN_OUTPUTS, TRAIN)
+    train = graph.loom("LoraLoomTrainLora", (440, 60), (420, 720), inputs)
     try_out(graph, train, (base, "VAE"), "a photo of my subject", 512, 7.0, 1)
     graph.note(
         "1. Choose a checkpoint. 2. Put pictures (with captions as .txt if you have them) into a folder inside ComfyUI's **input** folder, press R, choose it, and give it a trigger word. 3. Press Run.",
@@ -160,7 +139,7 @@ def checkpoint() -> None:
 
 
 def toy_model(graph: Graph, at: tuple[int, int] = (40, 60)) -> dict[str, tuple[dict, str, str]]:
-    base = graph.add("LoraLoomLoadToyModel", at, (260, 80), {}, [("model", "MODEL"), ("clip", "CLIP"), ("vae", "VAE")], {})
+    base = graph.loom("LoraLoomLoadToyModel", at, (260, 80), {})
     return {name: (base, name, name.upper()) for name in ("model", "clip", "vae")}
 
 
@@ -171,22 +150,22 @@ def own_model(graph: Graph) -> dict[str, tuple[dict, str, str]]:
 
 
 def pictures(graph: Graph, at: tuple[int, int] = (40, 220), **widgets: Any) -> dict[str, tuple[dict, str, str]]:
-    folder = graph.add("LoraLoomLoadFolder", at, (360, 520), {}, FOLDER_OUTPUTS, {**FOLDER, **widgets})
+    folder = graph.loom("LoraLoomLoadFolder", at, (360, 520), {}, widgets)
     return {"dataset": (folder, "dataset", "LORALOOM_DATASET")}
 
 
-def first_lora_toy() -> None:
-    graph = Graph()
-    inputs = toy_model(graph) | pictures(graph, (40, 200))
-    graph.add("LoraLoomTrainLora", (440, 60), (420, 720), inputs, TRAIN_OUTPUTS, {**TRAIN, **ZOG})
+def first_lora_toy(schemas: Mapping[str, Any]) -> None:
+    graph = Graph(schemas)
+    inputs = toy_model(graph) | pictures(graph, (40, 200), **TOY)
+    graph.loom("LoraLoomTrainLora", (440, 60), (420, 720), inputs, ZOG)
     graph.note("Nothing to set: press **Run**. A tiny model learns what a **zog** is, in about a minute on a CPU. The LoRA is in output/loras.", (40, 760), (360, 110))
     graph.write("first_lora_toy")
 
 
-def first_lora_sdxl() -> None:
-    graph = Graph()
+def first_lora_sdxl(schemas: Mapping[str, Any]) -> None:
+    graph = Graph(schemas)
     inputs = own_model(graph) | pictures(graph, folder=PICTURES)
-    graph.add("LoraLoomTrainLora", (440, 60), (420, 720), inputs, TRAIN_OUTPUTS, TRAIN)
+    graph.loom("LoraLoomTrainLora", (440, 60), (420, 720), inputs)
     graph.note(
         "Three things to choose: your SDXL (or SD1.5) **checkpoint**; a **folder** of 10 to 30 pictures inside ComfyUI's input folder (press R to refresh the "
         "list); a **trigger** word for what they show. Then press **Run**. The LoRA is in output/loras, in every loader's list.",
@@ -195,11 +174,11 @@ def first_lora_sdxl() -> None:
     graph.write("first_lora_sdxl")
 
 
-def style() -> None:
-    graph = Graph()
+def style(schemas: Mapping[str, Any]) -> None:
+    graph = Graph(schemas)
     inputs = own_model(graph) | pictures(graph, folder=PICTURES, trigger="in mystyle style")
-    widgets = {**TRAIN, "name": "my_style", "preset": "style", "sample_prompt": "a lighthouse by the sea, in mystyle style", "noise_offset": 0.03}
-    train = graph.add("LoraLoomTrainLora", (440, 60), (420, 720), inputs, TRAIN_OUTPUTS, widgets)
+    widgets = {"name": "my_style", "preset": "style", "sample_prompt": "a lighthouse by the sea, in mystyle style", "noise_offset": 0.03}
+    train = graph.loom("LoraLoomTrainLora", (440, 60), (420, 720), inputs, widgets)
     try_out(graph, train, inputs["vae"][:2], "a lighthouse by the sea, in mystyle style", 1024, 7.0, 1)
     graph.note(
         "A **style**: 20 to 100 pictures of many different subjects, with captions of what each shows (.txt beside it); what the captions leave unsaid becomes the "
@@ -209,14 +188,14 @@ def style() -> None:
     graph.write("style_lora")
 
 
-def face() -> None:
-    graph = Graph()
+def face(schemas: Mapping[str, Any]) -> None:
+    graph = Graph(schemas)
     inputs = own_model(graph) | pictures(graph, folder=PICTURES, trigger="ohwx woman")
-    prior = graph.add("LoraLoomPriorSettings", (440, 60), (320, 300), {}, WIRE, {**PRIOR, "prompt": "a photo of a woman"})
-    watch = graph.add("LoraLoomValidationSettings", (440, 400), (320, 260), {"settings": (prior, "settings", "LORALOOM_SETTINGS")}, WIRE, VALIDATION)
+    prior = graph.loom("LoraLoomPriorSettings", (440, 60), (320, 300), {}, {"prompt": "a photo of a woman"})
+    watch = graph.loom("LoraLoomValidationSettings", (440, 400), (320, 260), {"settings": (prior, "settings", "LORALOOM_SETTINGS")})
     inputs |= {"settings": (watch, "settings", "LORALOOM_SETTINGS")}
-    widgets = {**TRAIN, "name": "my_face", "preset": "character", "sample_prompt": "a photo of ohwx woman in a cafe\na photo of a woman in a cafe"}
-    train = graph.add("LoraLoomTrainLora", (820, 60), (420, 720), inputs, TRAIN_OUTPUTS, widgets)
+    widgets = {"name": "my_face", "preset": "character", "sample_prompt": "a photo of ohwx woman in a cafe\na photo of a woman in a cafe"}
+    train = graph.loom("LoraLoomTrainLora", (820, 60), (420, 720), inputs, widgets)
     graph.add("PreviewAny", (1300, 60), (320, 110), {"source": (train, "path", "STRING")}, [], {})
     graph.note(
         "A **face** from 10 to 30 pictures. **Prior Preservation** makes 100 pictures of the class before training and trains them beside the face, so other people "
@@ -226,14 +205,14 @@ def face() -> None:
     graph.write("face_with_prior_pictures")
 
 
-def resume() -> None:
-    graph = Graph()
+def resume(schemas: Mapping[str, Any]) -> None:
+    graph = Graph(schemas)
     base = toy_model(graph)
-    inputs = base | pictures(graph, (40, 200))
-    first = graph.add("LoraLoomTrainLora", (440, 60), (420, 720), inputs, TRAIN_OUTPUTS, {**TRAIN, **ZOG, "name": "stage_one", "steps": 300})
+    inputs = base | pictures(graph, (40, 200), **TOY)
+    first = graph.loom("LoraLoomTrainLora", (440, 60), (420, 720), inputs, {**ZOG, "name": "stage_one", "steps": 300})
     inputs = base | inputs | {"lora": (first, "lora", "LORA_MODEL")}
-    widgets = {**TRAIN, **ZOG, "name": "stage_two", "steps": 300, "learning_rate": 0.0005, "seed": 1}
-    graph.add("LoraLoomTrainLora", (920, 60), (420, 720), inputs, TRAIN_OUTPUTS, widgets)
+    widgets = {**ZOG, "name": "stage_two", "steps": 300, "learning_rate": 0.0005, "seed": 1}
+    graph.loom("LoraLoomTrainLora", (920, 60), (420, 720), inputs, widgets)
     graph.note(
         "**Resume** a run that was stopped, cancelled or lost: set **resume** of the same node to *continue last* and press Run. It goes on from the last save as if "
         "it had never stopped; raise **steps** to train longer.",
@@ -247,14 +226,12 @@ def resume() -> None:
     graph.write("resume_and_continue")
 
 
-def convert() -> None:
-    graph = Graph()
-    outputs = [("lora", "LORA_MODEL"), ("path", "STRING"), ("report", "STRING")]
-    converted = graph.add("LoraLoomConvertLora", (40, 60), (380, 360), {}, outputs, {"file": "choose your LoRA file", **CONVERT})
-    graph.add(
-        "LoraLoomSaveLora", (480, 60), (360, 280), {"lora": (converted, "lora", "LORA_MODEL")}, [("path", "STRING")],
-        {**SAVE, "name": "for_webui", "activation_text": "my trigger word", "preferred_weight": 0.8},
-    )  # fmt: skip
+def convert(schemas: Mapping[str, Any]) -> None:
+    graph = Graph(schemas)
+    choice = {"file": "choose your LoRA file", "destination": DESTINATION}
+    converted = graph.loom("LoraLoomConvertLora", (40, 60), (380, 360), {}, choice)
+    header = {"name": "for_webui", "activation_text": "my trigger word", "preferred_weight": 0.8, "destination": DESTINATION}
+    graph.loom("LoraLoomSaveLora", (480, 60), (360, 280), {"lora": (converted, "lora", "LORA_MODEL")}, header)
     graph.add("PreviewAny", (480, 400), (360, 300), {"source": (converted, "report", "STRING")}, [], {})
     graph.note(
         "A LoRA of any trainer (diffusers, PEFT, OneTrainer, ai-toolkit, ComfyUI) for **A1111 and Forge**: choose the file, press Run. **universal** is the form all of "
@@ -264,17 +241,16 @@ def convert() -> None:
     graph.write("convert_for_a1111")
 
 
-def embedding() -> None:
-    graph = Graph()
-    base = graph.add("LoraLoomLoadToyModel", (40, 60), (260, 80), {}, [("model", "MODEL"), ("clip", "CLIP"), ("vae", "VAE")], {})
-    folder = graph.add("LoraLoomLoadFolder", (40, 200), (360, 520), {}, FOLDER_OUTPUTS, {**FOLDER, "folder": "toy: word", "trigger": "dax"})
+def embedding(schemas: Mapping[str, Any]) -> None:
+    graph = Graph(schemas)
+    base = graph.loom("LoraLoomLoadToyModel", (40, 60), (260, 80), {})
+    folder = graph.loom("LoraLoomLoadFolder", (40, 200), (360, 520), {}, {"folder": "toy: word", "trigger": "dax"})
     widgets = {
-        **EMBEDDING, "name": "dax_emb", "vectors": 2, "steps": 600, "learning_rate": 0.01, "batch_size": 8, "sample_prompt": "a dax on a white ground",
+        "name": "dax_emb", "vectors": 2, "steps": 600, "learning_rate": 0.01, "batch_size": 8, "sample_prompt": "a dax on a white ground",
         "sample_every": 100, "sample_cfg": 4.0,
     }  # fmt: skip
     inputs = {name: (base, name, name.upper()) for name in ("model", "clip", "vae")} | {"dataset": (folder, "dataset", "LORALOOM_DATASET")}
-    outputs = [("clip", "CLIP"), ("embedding", "LORALOOM_EMBEDDING"), ("loss_map", "LOSS_MAP"), ("path", "STRING")]
-    train = graph.add("LoraLoomTrainEmbedding", (440, 60), (420, 620), inputs, outputs, widgets)
+    train = graph.loom("LoraLoomTrainEmbedding", (440, 60), (420, 620), inputs, widgets)
     words = "a embedding:dax_emb on a white ground"
     good = graph.add("CLIPTextEncode", (920, 60), (320, 110), {"clip": (train, "clip", "CLIP")}, [("CONDITIONING", "CONDITIONING")], {"text": words})
     bad = graph.add("CLIPTextEncode", (920, 220), (320, 110), {"clip": (train, "clip", "CLIP")}, [("CONDITIONING", "CONDITIONING")], {"text": ""})
@@ -290,20 +266,20 @@ def embedding() -> None:
     graph.write("train_embedding_toy")
 
 
-def pivotal() -> None:
-    graph = Graph()
+def pivotal(schemas: Mapping[str, Any]) -> None:
+    graph = Graph(schemas)
     base = graph.add(
         "CheckpointLoaderSimple", (40, 60), (360, 110), {}, [("MODEL", "MODEL"), ("CLIP", "CLIP"), ("VAE", "VAE")],
         {"ckpt_name": CHECKPOINT},
     )  # fmt: skip
-    folder = graph.add("LoraLoomLoadFolder", (40, 220), (360, 520), {}, FOLDER_OUTPUTS, {**FOLDER, "folder": PICTURES, "trigger": "TOK"})
-    words = graph.add("LoraLoomPivotalSettings", (440, 60), (320, 300), {}, WIRE, PIVOTAL)
-    prior = graph.add("LoraLoomPriorSettings", (440, 400), (320, 300), {"settings": (words, "settings", "LORALOOM_SETTINGS")}, WIRE, PRIOR)
-    watch = graph.add("LoraLoomValidationSettings", (440, 740), (320, 260), {"settings": (prior, "settings", "LORALOOM_SETTINGS")}, WIRE, VALIDATION)
+    folder = graph.loom("LoraLoomLoadFolder", (40, 220), (360, 520), {}, {"folder": PICTURES, "trigger": "TOK"})
+    words = graph.loom("LoraLoomPivotalSettings", (440, 60), (320, 300), {}, {"lr": 0.0003})
+    prior = graph.loom("LoraLoomPriorSettings", (440, 400), (320, 300), {"settings": (words, "settings", "LORALOOM_SETTINGS")}, {"prompt": "a photo of a dog"})
+    watch = graph.loom("LoraLoomValidationSettings", (440, 740), (320, 260), {"settings": (prior, "settings", "LORALOOM_SETTINGS")})
     inputs = {name.lower(): (base, name, name) for name in ("MODEL", "CLIP", "VAE")} | {
         "dataset": (folder, "dataset", "LORALOOM_DATASET"), "settings": (watch, "settings", "LORALOOM_SETTINGS"),
     }  # fmt: skip
-    train = graph.add("LoraLoomTrainLora", (820, 60), (420, 720), inputs, TRAIN_OUTPUTS, {**TRAIN, "name": "my_dog", "sample_prompt": "a photo of TOK on the beach"})
+    train = graph.loom("LoraLoomTrainLora", (820, 60), (420, 720), inputs, {"name": "my_dog", "sample_prompt": "a photo of TOK on the beach"})
     graph.add("PreviewAny", (1300, 60), (320, 110), {"source": (train, "path", "STRING")}, [], {})
     graph.note(
         "DreamBooth with pivotal tuning: the new word **TOK** is learned beside the LoRA and frozen half-way, pictures of the class are made first and keep it what it "
@@ -313,24 +289,13 @@ def pivotal() -> None:
     graph.write("pivotal_dreambooth")
 
 
-COMPARE = {
-    "run": "latest run", "saves": "all", "nth": 2, "prompts": "", "strengths": "0.6, 1", "negative": "", "width": 0, "height": 0, "steps": 0, "cfg": 0.0,
-    "seed": 1, "control": "fixed", "cell_px": 384,
-}  # fmt: skip
-
-
-def compare_checkpoints() -> None:
-    graph = Graph()
-    base = graph.add("LoraLoomLoadToyModel", (40, 60), (260, 80), {}, [("model", "MODEL"), ("clip", "CLIP"), ("vae", "VAE")], {})
+def compare_checkpoints(schemas: Mapping[str, Any]) -> None:
+    graph = Graph(schemas)
+    base = graph.loom("LoraLoomLoadToyModel", (40, 60), (260, 80), {})
     wires = {name: (base, name, name.upper()) for name in ("model", "clip", "vae")}
-    sheet = graph.add("LoraLoomCompareCheckpoints", (360, 60), (380, 860), wires, [("sheet", "IMAGE"), ("report", "STRING")], COMPARE)
+    sheet = graph.loom("LoraLoomCompareCheckpoints", (360, 60), (380, 860), wires, {"strengths": "0.6, 1"})
     graph.add("SaveImage", (800, 60), (860, 420), {"images": (sheet, "sheet", "IMAGE")}, [], {"filename_prefix": "lora_loom_compared"})
-    outputs = [
-        ("model", "MODEL"), ("clip", "CLIP"), ("lora", "LORA_MODEL"), ("step", "INT"), ("held_out", "FLOAT"), ("label", "STRING"),
-        ("embedding", "LORALOOM_EMBEDDING"),
-    ]  # fmt: skip
-    chosen = {"run": "latest run", "saves": "all", "nth": 2, "strength": 1.0}
-    saves = graph.add("LoraLoomRunCheckpoints", (360, 1000), (380, 420), {n: wires[n] for n in ("model", "clip")}, outputs, chosen)
+    saves = graph.loom("LoraLoomRunCheckpoints", (360, 1000), (380, 420), {n: wires[n] for n in ("model", "clip")})
     words = "a zog on a blue ground"
     good = graph.add("CLIPTextEncode", (800, 1000), (320, 110), {"clip": (saves, "clip", "CLIP")}, [("CONDITIONING", "CONDITIONING")], {"text": words})
     bad = graph.add("CLIPTextEncode", (800, 1160), (320, 110), {"clip": (saves, "clip", "CLIP")}, [("CONDITIONING", "CONDITIONING")], {"text": ""})
@@ -353,10 +318,9 @@ def compare_checkpoints() -> None:
     graph.write("compare_checkpoints")
 
 
-def main() -> None:
-    for write in (first_lora_toy, first_lora_sdxl, style, face, resume, convert, toy, checkpoint, embedding, pivotal, compare_checkpoints):
-        write()
+WORKFLOWS = (first_lora_toy, first_lora_sdxl, style, face, resume, convert, toy, checkpoint, embedding, pivotal, compare_checkpoints)
 
 
-if __name__ == "__main__":
-    main()
+def write(schemas: Mapping[str, Any]) -> None:
+    for workflow in WORKFLOWS:
+        workflow(schemas)

@@ -6,6 +6,7 @@ The host's tokenizers take tensors among the ids, so neither a vocabulary nor an
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 import re
 from collections.abc import Callable, Mapping
@@ -18,8 +19,13 @@ from ....lora_core.adapters.tokens import TokenSet, TokenTable, TokenVectors
 
 CLIP_ENCODERS = ("clip_l", "clip_g", "clip_h")
 _PREFIX = "embedding:"
-_RETURNS_NAME = "return (embed, embedding_name, leftover)" in inspect.getsource(SDTokenizer._try_get_embedding)  # hosts since 2026 also say which
 Vectors = Callable[[str], torch.Tensor | None]  # encoder -> (n, width)
+
+
+@functools.cache
+def _returns_name() -> bool:
+    """Hosts since 2026 also return the name of the embedding they found."""
+    return "return (embed, embedding_name, leftover)" in inspect.getsource(SDTokenizer._try_get_embedding)
 
 
 def tokenizers(clip: Any) -> dict[str, SDTokenizer]:
@@ -54,7 +60,7 @@ def _knowing(tokenizer: SDTokenizer, named: Mapping[str, Vectors], words: Mappin
         if match is None or match[0] not in have:
             return tokenizer._try_get_embedding(text)
         found = have[match[0]](tokenizer.embedding_key), match[0], text[match.end() :].strip()
-        return found if _RETURNS_NAME else (found[0], found[2])
+        return found if _returns_name() else (found[0], found[2])
 
     def tokenize(text: str, *args, **kwargs):
         for name in named.keys() - have.keys():

@@ -1,0 +1,27 @@
+"""Writes everything that is made from the schemas of our nodes: locales/, the tables of the help pages, example_workflows/. Needs no ComfyUI.
+
+Run it when a node, an input or a setting changes: python tests/reference/make_texts.py
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import make_docs  # noqa: E402
+import make_locales  # noqa: E402
+import make_workflows  # noqa: E402
+from schemas import schemas  # noqa: E402
+
+
+def main() -> None:
+    ours = schemas()
+    make_locales.write(ours)
+    make_docs.write(ours)
+    make_workflows.write(ours)
+
+
+if __name__ == "__main__":
+    main()

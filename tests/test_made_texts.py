@@ -1,0 +1,59 @@
+"""locales/, the tables of the help pages and example_workflows/ are what one command makes of the nodes as they are, without ComfyUI."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+
+import pytest
+
+AGAIN = "run tests/reference/make_texts.py"
+
+
+@pytest.fixture(scope="module")
+def scripts(root):
+    """The scripts by name."""
+    sys.path.insert(0, str(root / "tests" / "reference"))
+    yield {name: importlib.import_module(name) for name in ("schemas", "make_locales", "make_docs", "make_workflows")}
+    sys.path.remove(str(root / "tests" / "reference"))
+
+
+@pytest.fixture(scope="module")
+def schemas(scripts):
+    return scripts["schemas"].schemas()
+
+
+def test_no_module_of_the_host_is_left_behind(scripts, schemas):
+    assert len(schemas) > 30
+    kind = scripts["schemas"].StandIn
+    assert [name for name, module in sys.modules.items() if isinstance(module, kind)] == []
+
+
+def test_locales_are_those_of_the_nodes_and_every_text_is_translated(scripts, schemas):
+    script = scripts["make_locales"]
+    texts = script.node_texts(schemas)
+    for name, content in script.locale_files(texts).items():
+        assert json.loads((script.LOCALES / name).read_text(encoding="utf-8")) == content, f"{name}: {AGAIN}"
+    assert script.untranslated(texts) == []
+    for language in script.LANGUAGES:
+        unused = script.translations(language).keys() - script.every_text(texts) - set(script.CATEGORIES)
+        assert unused == set(), f"{language}: no node says this any more"
+
+
+def test_help_pages_name_every_input_and_output(scripts, schemas):
+    for path, text in scripts["make_docs"].pages(schemas).items():
+        assert path.read_text(encoding="utf-8") == text, f"{path.name}: {AGAIN}"
+
+
+def test_workflows_are_what_the_nodes_defaults_and_their_script_make(scripts, schemas, tmp_path, monkeypatch, root):
+    script = scripts["make_workflows"]
+    monkeypatch.setattr(script, "OUT", tmp_path)
+    script.write(schemas)
+    ours = {path.name: path.read_text(encoding="utf-8") for path in (root / "example_workflows").glob("*.json")}
+    assert {path.name: path.read_text(encoding="utf-8") for path in tmp_path.iterdir()} == ours, AGAIN
+
+
+def test_a_workflow_that_names_a_widget_its_node_lacks_is_refused(scripts, schemas):
+    with pytest.raises(KeyError, match="LoraLoomTrainLora has no widget"):
+        scripts["make_workflows"].with_defaults(schemas["LoraLoomTrainLora"], {"no_such_widget": 1})
