@@ -129,3 +129,11 @@ def test_what_the_host_does_not_need_stays_out_of_its_registry(root):
         "LICENSE",
     }
     assert not shipped & {line.rstrip("/") for line in lines}
+
+
+def test_the_tests_named_beside_the_methods_are_there(root):
+    text = (root / "lora_core" / "README.md").read_text(encoding="utf-8")
+    named = re.findall(r"`((?:\w+/)*test_\w+\.py)`", text)
+    assert len(named) > 90
+    ours = {path.relative_to(root / "tests").as_posix() for path in (root / "tests").rglob("test_*.py")}
+    assert [name for name in named if name not in ours and f"lora_core/{name}" not in ours] == []
