@@ -6,7 +6,6 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import comfy.sd
 import numpy as np
 import torch
 from PIL import Image
@@ -27,6 +26,7 @@ from ..lora_core.runs.saves import WHICH, Save, all_saves, chosen, loss_without,
 from ..lora_core.training.sampling import drawn, of_saves, sheet
 from .host.access.api import io, make_input, make_output, schema, ui
 from .host.access.check import require_matched
+from .host.access.loras import with_lora
 from .host.access.paths import embedding_folders, lora_folders, runs_root
 from .host.engine.backend import HostBackend
 from .host.engine.naming import base_family
@@ -173,7 +173,7 @@ def worn(model: Any, clip: Any, lora: LoraWeights, embeddings: dict[str, Embeddi
         except LoomError as error:
             raise LoomError("model: the saves of this run do not fit it; wire the model and clip the run was trained on.") from error
     if lora and (model is not None or clip is not None):
-        tuned_model, tuned_clip = comfy.sd.load_lora_for_models(model, clip if texts else None, dict(lora), strength, strength)
+        tuned_model, tuned_clip = with_lora(model, clip if texts else None, lora, strength)
         tuned = tuned_model, tuned_clip if texts else clip
     if embeddings and clip is not None:
         tuned = tuned[0], with_embeddings(tuned[1], {name: e.embedding.vectors.get for name, e in embeddings.items()})

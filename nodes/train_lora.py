@@ -6,7 +6,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import comfy.sd
 import torch
 
 from ..convert import trained
@@ -20,6 +19,7 @@ from ..lora_core.training.build import chosen_layers
 from ..lora_core.training.trainer import Result
 from .host.access.api import io, make_input, make_output, schema
 from .host.access.check import require_matched
+from .host.access.loras import with_lora
 from .host.engine.backend import HostBackend
 from .host.engine.tokens import with_embeddings
 from .host.web.panel import shown
@@ -150,7 +150,7 @@ class TrainLora(io.ComfyNode):
             result = run(cls.hidden, backend, config, found, resume == "continue last", start)
         paths = published(cls.hidden.unique_id, result.files)
         require_matched(result.tensors, model, clip)
-        tuned, tuned_clip = comfy.sd.load_lora_for_models(model, clip if config.text_encoder.train else None, result.tensors, 1.0, 1.0)
+        tuned, tuned_clip = with_lora(model, clip if config.text_encoder.train else None, result.tensors)
         embeddings = embeddings_of(result, paths[1:])
         wired = LoraWeights(result.tensors, backend.family, {**result.facts, "triggers": list(embeddings)})
         first = next(iter(embeddings.values()), None)

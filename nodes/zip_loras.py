@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import comfy.sd
 import torch
 
 from ..convert import FormatError, Lora, Module, read, write
@@ -15,6 +14,7 @@ from ..lora_core.events import Control, Listeners
 from ..lora_core.messages.errors import LoomError
 from ..lora_core.training.ziplora import Factors, zip_config, zip_loras
 from .host.access.api import io, make_input, make_output, schema, ui
+from .host.access.loras import with_lora
 from .host.engine.backend import HostBackend
 from .host.web.live import LiveNode, registered
 from .presets import opened
@@ -84,7 +84,7 @@ class ZipLoras(io.ComfyNode):
             if not result.losses:
                 raise LoomError("Stopped before the first step; nothing was learned.")
             tensors, notes = _together(result.factors, canonical, family)
-        tuned, _ = comfy.sd.load_lora_for_models(model, None, tensors, 1.0, 0.0)
+        tuned, _ = with_lora(model, None, tensors)
         faithful = f"difference to the single LoRAs {result.losses[0]:.4g} at first, {result.losses[-1]:.4g} after {len(result.losses)} steps"
         report = "\n".join([f"{len(result.factors)} layers", faithful, f"overlap of the coefficients {result.overlap:.3f} (1 at first)", *notes])
         return io.NodeOutput(tuned, LoraWeights(tensors, backend.family, {}), {"loss": result.losses}, report, ui=ui.PreviewText(report))
