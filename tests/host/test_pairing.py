@@ -30,7 +30,7 @@ def test_a_clip_of_another_model_is_refused_before_the_first_step(name):
     with torch.inference_mode(False):
         backend = HostBackend(patcher, WideClip(name), NoVae(patcher))
         layers, adapters = make_adapters(backend)
-        with pytest.raises(LoomError, match="wire the CLIP that belongs to this model"), backend.training(layers, adapters, False):
+        with pytest.raises(LoomError, match="wire the CLIP that belongs to this model"), backend.training(layers, adapters):
             pass
     assert all("forward" not in vars(m) for m in patcher.model.modules())
 

@@ -75,7 +75,7 @@ def test_gradients_of_text_encoders_and_tokens_are_the_slope_of_the_loss(family)
         def loss():
             return diffusion_loss(backend.predict, batch, objective, step_rng(1, 0, 0, 0)).double().mean()
 
-        with backend.training(layers, adapters, checkpointing=False):
+        with backend.training(layers, adapters):
             loss().backward()
             named = adapters.named_parameters()
             parts = {}

@@ -31,7 +31,7 @@ def gradients(patcher, prepare=None) -> dict[str, torch.Tensor]:
     with torch.inference_mode(False):
         backend = HostBackend(patcher, RandomClip(NAME), NoVae(patcher))
         layers, adapters = make_adapters(backend)
-        with backend.training(layers, adapters, False):
+        with backend.training(layers, adapters):
             if prepare:
                 prepare()
             return loss_and_gradients(backend, adapters, make_batch(NAME))[1]

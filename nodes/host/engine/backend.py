@@ -28,10 +28,16 @@ from torch import nn
 from ....lora_core.adapters import AdapterSet
 from ....lora_core.adapters.base import override
 from ....lora_core.adapters.tokens import TokenTable
-from ....lora_core.backends.base import UNKNOWN_ENCODER, SampleJob, weights_checksum, weights_fingerprint, whole_fingerprint
-from ....lora_core.backends.headless import TEXTS
-from ....lora_core.backends.recompute import ALL
-from ....lora_core.config import ObjectiveConfig
+from ....lora_core.backends.base import (
+    TEXT_VERSION,
+    TRAINING_GUIDANCE,
+    UNKNOWN_ENCODER,
+    SampleJob,
+    weights_checksum,
+    weights_fingerprint,
+    whole_fingerprint,
+)
+from ....lora_core.config import ObjectiveConfig, Recompute
 from ....lora_core.data.batches import Batch
 from ....lora_core.data.buckets import Fit
 from ....lora_core.data.lengths import TextLength
@@ -47,7 +53,6 @@ from .tokens import for_training, tables, written
 from .verify import verify
 
 KEY = "lora_loom"
-TRAINING_GUIDANCE = 1.0  # guidance-distilled models (Flux.1-dev) are trained at 1, as sd-scripts and ai-toolkit do
 MAX_CONDS_BYTES = 2**29  # of conditioning kept on the training device
 MAX_TEXTS_BYTES = 2 * 2**30
 ACTIVATION_FACTOR = 3  # of a forward and backward over the host's estimate for sampling
@@ -56,7 +61,7 @@ ACTIVATION_FACTOR = 3  # of a forward and backward over the host's estimate for 
 class HostBackend:
     """Lends a MODEL (a ModelPatcher), with the CLIP and VAE that belong to it. The user's objects are never changed: we work on a clone."""
 
-    recomputes = (ALL,)  # frozen layers keep nothing here, and what they give cannot be kept by selective checkpointing
+    recomputes = (Recompute.ALL,)  # frozen layers keep nothing here, and what they give cannot be kept by selective checkpointing
 
     def __init__(self, model: Any, clip: Any, vae: Any):
         self._patcher, self._clip, self._vae = model.clone(), clip, vae
@@ -197,7 +202,7 @@ class HostBackend:
 
     def keep_texts(self, store: Store) -> None:
         hooked = getattr(self._clip.patcher, "forced_hooks", None) is not None or getattr(self._clip, "apply_hooks_to_conds", None) is not None
-        self._store, self._identity = store, () if hooked else (TEXTS, self.text_fingerprint())  # what hooks do is not part of a fingerprint
+        self._store, self._identity = store, () if hooked else (TEXT_VERSION, self.text_fingerprint())  # what hooks do is not part of a fingerprint
 
     def know_text(self, caption: str, file: Path) -> None:
         self._wired[caption] = wired(file)
@@ -311,13 +316,17 @@ class HostBackend:
 
     @contextlib.contextmanager
     def training(
-        self, layers: Mapping[str, nn.Module], adapters: AdapterSet, checkpointing: bool | str, largest: tuple[int, ...] = ()
+        self,
+        layers: Mapping[str, nn.Module],
+        adapters: AdapterSet,
+        recompute: Recompute = Recompute.NONE,
+        largest: tuple[int, ...] = (),
     ) -> Iterator[None]:
         if adapters.changes_text and self._wired:
             raise LoomError("dataset: its text comes encoded from other nodes, so neither text encoders nor tokens can be trained; give captions.")
         names = set(text_file_names(self._clip, self.family).values()) if adapters.changes_text else set()
         own, texts = ({n: m for n, m in layers.items() if (n in names) == wanted} for wanted in (False, True))
-        borrowing = Borrowing(self.network, own, adapters.only(own), bool(checkpointing))
+        borrowing = Borrowing(self.network, own, adapters.only(own), bool(recompute))
         self._patcher.set_injections(KEY, [_injection(borrowing)])
         self._trained, self._borrowing = adapters, borrowing
         if adapters.changes_text:
@@ -327,7 +336,7 @@ class HostBackend:
             self._text_clip.patcher.set_injections(KEY, [_injection(self._text_borrowing)])
         else:
             self._text(next(iter(self._texts), ""))  # before the model is loaded: the text encoder might take its place
-        activations = self._model.memory_required(list(largest or (1, 4, 64, 64))) * (1 if checkpointing else ACTIVATION_FACTOR)
+        activations = self._model.memory_required(list(largest or (1, 4, 64, 64))) * (1 if recompute else ACTIVATION_FACTOR)
         self._needed_bytes = int(adapters.count() * 4 * 4 + activations)  # adapters, gradients and two Adam moments in fp32
         try:
             with torch.inference_mode(False), self._kernels:
