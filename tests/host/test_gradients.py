@@ -13,7 +13,7 @@ from lora_loom.lora_core.data.buckets import fit
 from lora_loom.lora_core.rng import generator
 from lora_loom.lora_core.training.step import diffusion_loss
 from lora_loom.nodes.host.engine.backend import HostBackend
-from lora_loom.nodes.host.engine.guards import TrainingKernels
+from lora_loom.nodes.host.engine.kernels import TrainingKernels
 from stand_ins import NoVae, RandomClip
 
 CAPTIONS = ["a red cat", "two words and three more"]  # different lengths: each sample keeps its own text

@@ -9,10 +9,11 @@ import comfy.ops
 import pytest
 import runs
 import torch
+from lora_loom.lora_core.borrowing.frozen import can_freeze, frozen
 from lora_loom.lora_core.data.buckets import fit
 from lora_loom.lora_core.messages.errors import LoomError
 from lora_loom.nodes.host.engine.backend import HostBackend
-from lora_loom.nodes.host.engine.frozen import can_freeze, frozen
+from lora_loom.nodes.host.engine.layers import LAYERS
 from stand_ins import NoVae, RandomClip
 from test_gradients import make_adapters
 
@@ -72,9 +73,9 @@ def test_a_quantised_layer_gives_the_gradient_of_its_dequantised_weight():
         layer.load_state_dict({"weight": stored, "weight_scale": scale, "comfy_quant": marker}, strict=False)
     assert hasattr(layer.weight, "_qdata")
     with torch.inference_mode(False):
-        assert can_freeze(layer)
+        assert can_freeze(layer, LAYERS)
         x = torch.randn(4, 32, requires_grad=True)
-        out = frozen(layer)(x)
+        out = frozen(layer, LAYERS.fetched)(x)
         probe = torch.randn(4, 16)
         (grad,) = torch.autograd.grad((out * probe).sum(), x)
     exact = stored.float() * scale

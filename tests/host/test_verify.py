@@ -5,9 +5,9 @@ from __future__ import annotations
 import architectures
 import pytest
 import torch
+from lora_loom.lora_core.borrowing import borrow, frozen, guards
 from lora_loom.lora_core.config import Recompute
 from lora_loom.lora_core.messages.errors import LoomError
-from lora_loom.nodes.host.engine import borrow
 from lora_loom.nodes.host.engine.backend import HostBackend
 from stand_ins import NoVae, RandomClip
 from test_gradients import make_adapters
@@ -38,15 +38,11 @@ def test_missing_guards_are_caught_before_the_first_step(monkeypatch, recompute)
 
 
 def _unguarded(block):
-    from lora_loom.nodes.host.engine.guards import checkpointed
-
-    return checkpointed(block, pure=True)
+    return guards.checkpointed(block, pure=True)
 
 
 def test_wrong_frozen_gradient_is_named(monkeypatch):
-    from lora_loom.nodes.host.engine import frozen
-
     exact = frozen._Frozen.backward
-    monkeypatch.setattr(frozen._Frozen, "backward", staticmethod(lambda ctx, grad: (exact(ctx, grad)[0] * 1.05, None, None)))
+    monkeypatch.setattr(frozen._Frozen, "backward", staticmethod(lambda ctx, grad: (exact(ctx, grad)[0] * 1.05, None, None, None)))
     with pytest.raises(LoomError, match=r"off by .*most at diffusion_model\."):
         start("Flux", Recompute.NONE)

@@ -37,15 +37,16 @@ from ....lora_core.backends.base import (
     weights_fingerprint,
     whole_fingerprint,
 )
+from ....lora_core.borrowing.aliases import as_normal
+from ....lora_core.borrowing.borrow import Borrowing, Measures
 from ....lora_core.config import ObjectiveConfig, Recompute
 from ....lora_core.data.batches import Batch
 from ....lora_core.data.buckets import Fit
 from ....lora_core.data.lengths import TextLength
 from ....lora_core.data.store import Memory, Store, key_of
 from ....lora_core.messages.errors import LoomError
-from .borrow import Borrowing
-from .frozen import as_normal, fetched_weights, is_linear
-from .guards import TrainingKernels, is_pure
+from .kernels import TrainingKernels
+from .layers import LAYERS, fetched_weights, is_linear, is_pure
 from .naming import base_family, file_names, text_file_names
 from .objective import HostObjective, host_objective
 from .texts import length_of, literal, packed, unpacked, wired
@@ -326,13 +327,14 @@ class HostBackend:
             raise LoomError("dataset: its text comes encoded from other nodes, so neither text encoders nor tokens can be trained; give captions.")
         names = set(text_file_names(self._clip, self.family).values()) if adapters.changes_text else set()
         own, texts = ({n: m for n, m in layers.items() if (n in names) == wanted} for wanted in (False, True))
-        borrowing = Borrowing(self.network, own, adapters.only(own), bool(recompute))
+        measures = Measures(checkpointing=bool(recompute), guard=not is_pure(self.network))
+        borrowing = Borrowing(self.network, own, adapters.only(own), LAYERS, measures)
         self._patcher.set_injections(KEY, [_injection(borrowing)])
         self._trained, self._borrowing = adapters, borrowing
         if adapters.changes_text:
             self.forget_texts()
             self._text_clip = for_training(self._clip, adapters.tokens)
-            self._text_borrowing = Borrowing(self._clip.cond_stage_model, texts, adapters.only(texts), checkpointing=False, guard=True)
+            self._text_borrowing = Borrowing(self._clip.cond_stage_model, texts, adapters.only(texts), LAYERS, Measures())
             self._text_clip.patcher.set_injections(KEY, [_injection(self._text_borrowing)])
         else:
             self._text(next(iter(self._texts), ""))  # before the model is loaded: the text encoder might take its place
@@ -343,7 +345,7 @@ class HostBackend:
                 self._load()
                 self._check_text()
                 if not is_pure(self.network):
-                    verify(self.network, own, adapters.only(own), borrowing, self._tiny_forward, self.dtype)
+                    verify(self.network, adapters.only(own), borrowing, self._tiny_forward, self.dtype)
                 yield
         finally:
             self._hand_back()
