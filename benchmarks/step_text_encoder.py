@@ -61,7 +61,7 @@ def build(train_text: bool) -> Any:
 
 def text_pass(backend: Any) -> None:
     """One caption encoded with gradients, and their way back to the adapters."""
-    ((hidden, _),) = backend._encode_live(CAPTION)
+    ((hidden, _),) = backend.texts.encode_live(CAPTION)
     hidden.square().mean().backward()
 
 

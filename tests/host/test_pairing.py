@@ -55,8 +55,8 @@ def test_sdxl_is_told_each_pictures_size_and_crop():
     with torch.inference_mode(False):
         backend = HostBackend(patcher, RandomClip("SDXL"), NoVae(patcher))
         how = fit(700, 500, 256, 64)
-        found = backend._one_conditioning("a red cat", how, torch.zeros(1, 4, 8, 8), torch.zeros(1, 4, 8, 8))["y"].cond
-    pooled = backend._text("a red cat")[0][1]["pooled_output"]
+        found = backend.conditioning._one_conditioning("a red cat", how, torch.zeros(1, 4, 8, 8), torch.zeros(1, 4, 8, 8))["y"].cond
+    pooled = backend.texts.text("a red cat")[0][1]["pooled_output"]
     numbers = (500, 700, how.crop[1], how.crop[0], how.bucket[1], how.bucket[0])  # height before width, as SDXL was trained
     embedded = torch.cat([patcher.model.embedder(torch.tensor([float(n)])) for n in numbers]).flatten()[None]
     assert how.crop != (0, 0)

@@ -218,7 +218,7 @@ def test_long_captions_are_read_in_the_same_pieces_in_the_host_and_headless(text
 
     with torch.inference_mode():
         host = HostBackend(*toy)
-        theirs = host._text(text)[0][0]
+        theirs = host.texts.text(text)[0][0]
         ours = DiffusersBackend(MODEL, device="cpu")
         hidden = ours.encode([text]).hidden
     assert theirs.shape == hidden.shape

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import comfy.model_management
+import torch
+from comfy.ldm.modules.attention import attention_pytorch
 
 from ....lora_core.borrowing.aliases import replaced
 
@@ -33,11 +36,27 @@ class TrainingKernels:
             undo, self._undo = self._undo, None
             undo.close()
 
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """The host's normal kernels, for as long as it samples."""
+        was_on = self.on
+        self.stop()
+        try:
+            yield
+        finally:
+            if was_on:
+                self.start()
+
     def __enter__(self) -> None:
         self.start()
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+
+def torch_attention(original: Callable[..., torch.Tensor], *args: Any, **kwargs: Any) -> torch.Tensor:
+    """PyTorch attention whatever the host would choose: differentiable, O(n) memory, and the same in forward and recompute."""
+    return attention_pytorch(*args, **kwargs)
 
 
 def _eager_kernels() -> list[tuple[Any, str, Any]]:

@@ -15,7 +15,8 @@ from ....lora_core.borrowing.aliases import as_normal
 
 _OFFLOADABLE = "offloadable" in inspect.signature(comfy.ops.cast_bias_weight).parameters  # older hosts do not stream
 
-# Diffusion models whose blocks never update a tensor autograd still needs (checked by tests/host/test_gradients.py). All others get guards.
+# Diffusion models whose blocks never update a tensor autograd still needs (checked by tests/host/test_gradients.py).
+# All others get guards.
 PURE = frozenset(
     {"UNetModel", "OpenAISignatureMMDITWrapper", "NextDiT", "QwenImageTransformer2DModel", "WanModel", "MMDiT"}
 )
