@@ -299,7 +299,7 @@ def _backend(base: str, companion: str, precision: str, device: str = "", base_c
     if narrow:
         backend.store(storage, offload, device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if isinstance(backend, DiffusersBackend):
-        backend.name = kohya_name
+        backend.name_layers(kohya_name)
     return backend
 
 
@@ -310,7 +310,8 @@ def _opened(config: TrainConfig, device: str) -> Any:
     if config.compile and config.offload:
         raise LoomError("compile: blocks that come from main memory cannot be compiled; turn compile off, or set offload to 0.")
     backend = _backend(config.base, config.companion, config.precision, device, config.base_config, config.storage, config.offload)
-    backend.compile = config.compile
+    if config.compile:
+        backend.compile_blocks()
     return backend
 
 
@@ -397,12 +398,12 @@ def run_job(config: TrainConfig, args: argparse.Namespace, backend: Any = None, 
 
 def _shard(backend: Any, world: Any) -> None:
     """Splits the model over the processes, where its backend can."""
-    from .lora_core.backends.two_stage import KINDS
+    from .lora_core.backends.base import Splits
     from .lora_core.messages.errors import LoomError
 
     if backend.stored:
         raise LoomError("accelerate: storage and offload keep weights in ways that cannot be split over processes; leave them out, or launch without FSDP.")
-    if isinstance(backend, tuple(KINDS.values())):
+    if not isinstance(backend, Splits):
         raise LoomError(f"accelerate: {backend.family} cannot be split over processes; launch without FSDP, each process then holds the whole model.")
     backend.shard(world.device)
     if world.main:

@@ -32,6 +32,7 @@ ORDER = [
     "convert/forms convert/keys convert/patterns convert/scales",
     "lora_core/training",
     "lora_core/runs lora_core/backends",
+    "lora_core/borrowing",
     "lora_core/optim lora_core/losses lora_core/events",
     "lora_core/adapters lora_core/data lora_core/objectives",
     "lora_core/config lora_core/pictures lora_core/rng lora_core/toy",

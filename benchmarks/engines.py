@@ -203,7 +203,7 @@ class Headless(Loom):
 
     def backend(self, case: Case) -> Any:
         from lora_loom.lora_core.backends.diffusers_backend import DiffusersBackend
-        from lora_loom.lora_core.backends.flow import KINDS, FlowBackend
+        from lora_loom.lora_core.backends.flow import FLOW_FAMILIES, FlowBackend
         from lora_loom.lora_core.backends.headless import Headless as Base
 
         stored = case.job.get("storage", "auto") != "auto" or case.job.get("offload", 0.0)
@@ -211,13 +211,14 @@ class Headless(Loom):
         if case.model == "flux":
             made = FlowBackend.__new__(FlowBackend)
             Base.__init__(made, case.dtype, case.device)
-            made.kind, made.network, made.latent_step_px = KINDS["FluxPipeline"], network(case_here), 16
+            made.row, made.network, made.latent_step_px = FLOW_FAMILIES["FluxPipeline"], network(case_here), 16
             made.pipe = types.SimpleNamespace(scheduler=_schedule("flux"))
         else:
             made = DiffusersBackend(Path("random"), case.dtype, case.device, _parts(case_here))
         if stored:
             made.store(case.job.get("storage", "auto"), case.job.get("offload", 0.0), case.device)
-        made.compile = bool(case.job.get("compile", False))
+        if case.job.get("compile", False):
+            made.compile_blocks()
         made._texts["a photo"] = text(case)
         return made
 

@@ -56,12 +56,12 @@ def build(train_text: bool) -> Any:
     cached: Any = type("Cached", (), {"at": lambda self, step, micro: batch})()
     optimizer, scaler = make_optimizer(make_groups(job, adapters), job.optimizer), torch.amp.GradScaler("cpu", enabled=False)
     run = Run(job, backend, adapters, cached, backend.objective(job.objective), optimizer, scaler)
-    return run, backend, backend.training(layers, adapters, False)
+    return run, backend, backend.training(layers, adapters)
 
 
 def text_pass(backend: Any) -> None:
     """One caption encoded with gradients, and their way back to the adapters."""
-    ((hidden, _),) = backend._encode_live(CAPTION)
+    ((hidden, _),) = backend.texts.encode_live(CAPTION)
     hidden.square().mean().backward()
 
 

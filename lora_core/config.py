@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import enum
 import math
 import types
 import typing
@@ -12,6 +13,17 @@ from typing import Any
 from .messages.errors import LoomError
 from .names import check_name
 from .recipes import merged, read_toml, recipe
+
+
+class Recompute(str, enum.Enum):
+    """What of a block the backward pass makes again instead of keeping it."""
+
+    NONE = ""
+    CHEAP = "cheap"  # all but matrix products, convolutions and attention
+    ALL = "all"
+
+    def __str__(self) -> str:
+        return self.value
 
 
 class ConfigError(LoomError):
@@ -313,9 +325,9 @@ class TrainConfig:
         return dataclasses.replace(self, steps=self.steps_per_picture * count) if self.steps_per_picture else self
 
     @property
-    def recomputed(self) -> str:
-        """What the backward pass makes again: nothing (empty), cheap or all."""
-        return self.recompute if self.checkpointing else ""
+    def recomputed(self) -> Recompute:
+        """What the backward pass makes again."""
+        return Recompute(self.recompute) if self.checkpointing else Recompute.NONE
 
     def all_sets(self) -> list[DataConfig]:
         """The folders of the run: that of `data` where it has one, then `sets`."""

@@ -16,7 +16,7 @@ from torch import nn
 
 from ..adapters import AdapterSet
 from ..adapters.tokens import TokenTable
-from ..config import ObjectiveConfig, SampleConfig
+from ..config import ObjectiveConfig, Recompute, SampleConfig
 from ..data.batches import Batch
 from ..data.lengths import TextLength
 from ..data.store import Store
@@ -32,8 +32,14 @@ class SampleJob:
     height_px: int
     config: SampleConfig
 
+    def rng(self) -> torch.Generator:
+        """The picture's own noise: on the CPU, so it is the same on every device."""
+        return torch.Generator().manual_seed(self.config.seed)
+
 
 UNKNOWN_ENCODER = "unknown"  # how the fingerprint of a picture encoder begins that cannot be told from others
+TEXT_VERSION = 2  # of encoded captions in a store: counted up when the same caption would be read another way
+TRAINING_GUIDANCE = 1.0  # guidance-distilled models (Flux.1-dev) are trained at 1, as sd-scripts and ai-toolkit do
 
 
 @runtime_checkable
@@ -60,14 +66,40 @@ class TakesWired(Protocol):
         """(1, C, [T,] h, w) in the host's units -> the model's own units."""
 
 
+@runtime_checkable
+class Splits(Protocol):
+    """A backend whose frozen network can be split over several processes."""
+
+    def shard(self, device: str) -> None:
+        """Leaves this process its part of the network, on `device`."""
+
+
 class Backend(Protocol):
     """A frozen text-to-image model."""
 
-    device: torch.device
-    text_device: torch.device  # where the text encoders run while they are trained
-    dtype: torch.dtype  # the base model's arithmetic
-    latent_step_px: int  # pictures must be multiples of this
-    recomputes: tuple[str, ...]  # ways of checkpointing it can do, from the one that costs least time
+    @property
+    def device(self) -> torch.device:
+        """Where the network runs."""
+
+    @property
+    def text_device(self) -> torch.device:
+        """Where the text encoders run while they are trained."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The base model's arithmetic."""
+
+    @property
+    def latent_step_px(self) -> int:
+        """Pictures must be multiples of this."""
+
+    @property
+    def recomputes(self) -> tuple[Recompute, ...]:
+        """What it can make again in the backward pass, from the way that costs least time."""
+
+    @property
+    def family(self) -> str:
+        """The base model's family in the words of the file formats, such as sd1 or flux1."""
 
     def layers(self) -> Mapping[str, nn.Module]:
         """Linear and convolution layers that can carry an adapter, by the model's own module path."""
@@ -115,12 +147,13 @@ class Backend(Protocol):
         """Drops what was encoded: the text encoders or tokens have changed."""
 
     def training(
-        self, layers: Mapping[str, nn.Module], adapters: AdapterSet, checkpointing: bool | str, largest: tuple[int, ...] = ()
+        self,
+        layers: Mapping[str, nn.Module],
+        adapters: AdapterSet,
+        recompute: Recompute = Recompute.NONE,
+        largest: tuple[int, ...] = (),
     ) -> AbstractContextManager[None]:
-        """Adapters attached and the model ready for `predict` on batches up to the shape `largest`; all taken off again on exit, however the block ends.
-
-        `checkpointing`: false, or what the backward pass makes again: all (or true), cheap (see `recompute`).
-        """
+        """Adapters attached and the model ready for `predict` on batches up to the shape `largest`; all taken off again on exit, however the block ends."""
 
     def predict(self, x_t: torch.Tensor, sigma: torch.Tensor, batch: Batch) -> torch.Tensor:
         """The network's raw output for corrupted latents x_t (B, ...) at sigma (B,), float32, with gradients to the adapters."""

@@ -47,6 +47,11 @@ class Text:
         hidden = torch.cat([p.hidden.repeat(1, length // p.hidden.shape[1], 1) for p in parts])
         return Text(hidden, torch.cat(pooled) if pooled else None, torch.cat(mask) if mask else None)
 
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """What is there, by name: the arguments that make the same text again."""
+        named = {"hidden": self.hidden, "pooled": self.pooled, "mask": self.mask}
+        return {name: t for name, t in named.items() if t is not None}
+
     def filled_to(self, length: int) -> Text:
         assert self.mask is not None
         more = length - self.hidden.shape[1]

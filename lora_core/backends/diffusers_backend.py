@@ -20,19 +20,18 @@ from ..objectives import DiscreteLevels, Objective, discrete_sigmas, rescale_zer
 from .base import SampleJob, weights_checksum
 from .base_model import require_plain_network
 from .clip_text import ClipText, Text, vocabulary
-from .headless import LOCAL, Headless, nearest_timestep
+from .headless import LOCAL, nearest_timestep
 from .layout import require_parts, stored_dtype, variant_of
+from .sharded import Sharded
 
-KINDS = {"epsilon": "epsilon", "v_prediction": "v"}
+PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v"}  # our word for each of diffusers'
 
 
-class DiffusersBackend(Headless):
+class DiffusersBackend(Sharded):
     """Lends a UNet with its CLIP text encoders. Everything is read from `folder`; nothing is ever downloaded.
 
-    `pipe`: the same parts read already, from a single file. `name(family, path)`: what files call a layer of the UNet.
+    `pipe`: the same parts read already, from a single file.
     """
-
-    name: Callable[[str, str], str] = staticmethod(lambda family, path: "lora_unet_" + path.replace(".", "_"))
 
     def __init__(self, folder: Path, precision: str = "auto", device: str = "", pipe: Any = None):
         from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
@@ -55,6 +54,7 @@ class DiffusersBackend(Headless):
         self.vae = self.idle(vae)
         self.text = ClipText([self.idle(model) for model in texts[0]], texts[1], self.device)
         self.latent_step_px = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        self._layer_name: Callable[[str, str], str] = _unet_name
         self._abar = self.scheduler.alphas_cumprod.double()
         self._table = discrete_sigmas(self._abar)  # sigma of each timestep, as sampling and training see it
 
@@ -71,6 +71,10 @@ class DiffusersBackend(Headless):
             return "sd1"
         return "sd2-v" if self.scheduler.config.prediction_type == "v_prediction" else "sd2"
 
+    def name_layers(self, name: Callable[[str, str], str]) -> None:
+        """From now on a layer of the UNet is called `name(family, path)` in files."""
+        self._layer_name = name
+
     def text_layers(self) -> Mapping[str, nn.Module]:
         return self.text.layers()
 
@@ -78,12 +82,14 @@ class DiffusersBackend(Headless):
         return self.text.tables()
 
     def file_name(self, path: str) -> str:
-        return self.text.file_name(path) if path.split(".", 1)[0] in self.text.encoders else self.name(self.family, path)
+        if path.split(".", 1)[0] in self.text.encoders:
+            return self.text.file_name(path)
+        return self._layer_name(self.family, path)
 
     def objective(self, config: ObjectiveConfig) -> Objective:
-        kind = KINDS.get(self.scheduler.config.prediction_type)
+        kind = PREDICTIONS.get(self.scheduler.config.prediction_type)
         if kind is None:
-            raise LoomError(f"base: prediction type {self.scheduler.config.prediction_type!r} cannot be trained; allowed are {', '.join(KINDS)}.")
+            raise LoomError(f"base: prediction type {self.scheduler.config.prediction_type!r} cannot be trained; allowed are {', '.join(PREDICTIONS)}.")
         abar = rescale_zero_terminal_snr(self._abar) if config.zero_terminal_snr else self._abar
         self._table = discrete_sigmas(abar)
         return Objective(kind, DiscreteLevels(self._table), config)
@@ -138,11 +144,11 @@ class DiffusersBackend(Headless):
         table = self._table
         picks = [len(table) - 1 - int(n * len(table) / config.steps) for n in range(config.steps)]
         sigmas = [*(float(table[i]) for i in picks), 0.0]
-        noise = torch.randn(shape, generator=torch.Generator().manual_seed(config.seed))
+        noise = torch.randn(shape, generator=job.rng())
         x = (noise * (1 + sigmas[0] ** 2) ** 0.5).to(self.device)
         text, size = self.encoded([job.prompt, config.negative]), (job.width_px, job.height_px)
         fits = [Fit(size, size, (0, 0), size)] * 2
-        kind = KINDS[self.scheduler.config.prediction_type]
+        kind = PREDICTIONS[self.scheduler.config.prediction_type]
         for here, there in zip(sigmas, sigmas[1:], strict=False):
             out = self._network(x.repeat(2, 1, 1, 1), torch.full((2,), here), text, fits)
             denoised = x - here * out if kind == "epsilon" else x / (1 + here**2) - out * here / (1 + here**2) ** 0.5
@@ -153,3 +159,8 @@ class DiffusersBackend(Headless):
             self.rest()
         array = ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
         return [Image.fromarray(a) for a in array]
+
+
+def _unet_name(family: str, path: str) -> str:
+    """As the Kohya scripts call a layer by its diffusers path."""
+    return "lora_unet_" + path.replace(".", "_")

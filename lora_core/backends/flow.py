@@ -1,6 +1,6 @@
 """Flow-matching transformers headless: Stable Diffusion 3 and 3.5, Flux.1, Z-Image, Qwen-Image, in diffusers layout.
 
-What differs between them is one row of KINDS. Texts are encoded and pictures drawn by diffusers' own pipelines.
+What differs between them is one row of FLOW_FAMILIES. Texts are encoded and pictures drawn by diffusers' own pipelines.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ from ..config import ObjectiveConfig
 from ..data.batches import Batch
 from ..data.lengths import TextLength
 from ..objectives import FlowLevels, Objective
-from .base import SampleJob, weights_checksum
+from .base import TRAINING_GUIDANCE, SampleJob, weights_checksum
 from .base_model import require_plain_network
 from .clip_text import Text, length_of, vocabulary
-from .headless import LOCAL, Headless
+from .headless import LOCAL
 from .layout import pipeline_name, require_parts, stored_dtype, variant_of
-
-TRAINING_GUIDANCE = 1.0  # guidance-distilled models (Flux.1-dev) are trained at 1, as the host backend does
+from .sharded import Sharded
 
 
 @dataclasses.dataclass(frozen=True)
-class Kind:
+class FlowFamily:
     """One family. `ask(backend, x, sigma, text)` gives the velocity; `drawing(text, negative, cfg)` what the pipeline takes beside sizes and noise."""
 
-    family: str
+    name: str
     transformer: str  # diffusers' class of the network
     encode: Callable[[Any, list[str], torch.device], Text]
     ask: Callable[[FlowBackend, torch.Tensor, torch.Tensor, Text], torch.Tensor]
     drawing: Callable[[Text, Text, float], dict[str, Any]]
     reader: tuple[str, int]  # the tokenizer of the encoder the network reads, and how many tokens of it
+    takes_frames: bool = False  # the VAE reads a picture as a video of one frame, (B, C, 1, H, W)
 
 
-class FlowBackend(Headless):
+class FlowBackend(Sharded):
     """Lends a transformer. Text encoders stay frozen and, where there is a GPU, are on it only while they encode."""
 
     prefix = "transformer"
@@ -51,12 +51,12 @@ class FlowBackend(Headless):
 
         require_parts(folder, ("vae", "tokenizer", "text_encoder", "scheduler"), "a model in diffusers layout")
         super().__init__(precision, device, stored_dtype(file or folder / "transformer"))
-        self.kind, own = KINDS[pipeline_name(folder)], {}
+        self.row, given = FLOW_FAMILIES[pipeline_name(folder)], {}
         if file is not None:
-            network = getattr(diffusers, self.kind.transformer)
-            own["transformer"] = network.from_single_file(str(file), config=str(folder), subfolder="transformer", torch_dtype=self.dtype, **LOCAL)
+            network = getattr(diffusers, self.row.transformer)
+            given["transformer"] = network.from_single_file(str(file), config=str(folder), subfolder="transformer", torch_dtype=self.dtype, **LOCAL)
         types = {"default": self.dtype, "vae": torch.float32}
-        self.pipe = diffusers.DiffusionPipeline.from_pretrained(folder, torch_dtype=types, **own, **variant_of(folder / "vae"), **LOCAL)
+        self.pipe = diffusers.DiffusionPipeline.from_pretrained(folder, torch_dtype=types, **given, **variant_of(folder / "vae"), **LOCAL)
         self.pipe.set_progress_bar_config(disable=True)
         config = self.pipe.vae.config
         require_plain_network(self.pipe.transformer.config, config["z_dim"] if "z_dim" in config else config["latent_channels"])
@@ -70,7 +70,7 @@ class FlowBackend(Headless):
 
     @property
     def family(self) -> str:
-        return self.kind.family
+        return self.row.name
 
     @property
     def shift(self) -> float:
@@ -94,7 +94,9 @@ class FlowBackend(Headless):
     @torch.no_grad()
     def _encoded(self, pixels: torch.Tensor) -> Any:
         x = pixels.permute(0, 3, 1, 2).to(self.device) * 2 - 1
-        return self.wake(self.vae).encode(x.unsqueeze(2) if type(self.vae).__name__ == "AutoencoderKLQwenImage" else x).latent_dist
+        if self.row.takes_frames:
+            x = x.unsqueeze(2)
+        return self.wake(self.vae).encode(x).latent_dist
 
     def encode_picture(self, pixels: torch.Tensor) -> torch.Tensor:
         return self._latents(self._encoded(pixels).mean)
@@ -118,25 +120,27 @@ class FlowBackend(Headless):
         return self.encoders
 
     def encode(self, texts: Sequence[str]) -> Text:
-        return self.kind.encode(self.pipe, list(texts), self.device)
+        return self.row.encode(self.pipe, list(texts), self.device)
 
     def text_fingerprint(self) -> str:
         tokenizers = [part for name, part in self.pipe.components.items() if name.startswith("tokenizer") and part is not None]
         return " ".join([*map(weights_checksum, self.encoders), *map(vocabulary, tokenizers)])
 
     def text_length(self, caption: str) -> TextLength:
-        name, window = self.kind.reader
+        name, window = self.row.reader
         tokenizer = getattr(self.pipe, name) or self.pipe.tokenizer
         return length_of(caption, tokenizer, window)
 
     # ---- training and drawing ----------------------------------------------------------------------------------------
 
     def predict(self, x_t: torch.Tensor, sigma: torch.Tensor, batch: Batch) -> torch.Tensor:
-        return self.kind.ask(self, x_t.to(self.dtype), sigma.to(x_t.device, torch.float32), self.encoded(batch.captions).of(self.dtype)).float()
+        return self.row.ask(self, x_t.to(self.dtype), sigma.to(x_t.device, torch.float32), self.encoded(batch.captions).of(self.dtype)).float()
 
     def guidance(self, count: int) -> torch.Tensor | None:
         """(count,) guidance for networks that read it."""
-        return torch.full((count,), TRAINING_GUIDANCE, device=self.device) if getattr(self.network.config, "guidance_embeds", False) else None
+        if not getattr(self.network.config, "guidance_embeds", False):
+            return None
+        return torch.full((count,), TRAINING_GUIDANCE, device=self.device)
 
     @torch.no_grad()
     def sample(self, job: SampleJob) -> list[Image.Image]:
@@ -145,8 +149,8 @@ class FlowBackend(Headless):
         self.wake(self.vae)
         try:
             return self._drawing(
-                height=job.height_px, width=job.width_px, num_inference_steps=config.steps, generator=torch.Generator().manual_seed(config.seed),
-                output_type="pil", **self.kind.drawing(text, negative, config.cfg),
+                height=job.height_px, width=job.width_px, num_inference_steps=config.steps, generator=job.rng(),
+                output_type="pil", **self.row.drawing(text, negative, config.cfg),
             ).images  # fmt: skip
         finally:
             if self.lent:
@@ -244,9 +248,17 @@ def pixels(x: torch.Tensor, height: int, width: int) -> torch.Tensor:
     return x.view(b, height // 2, width // 2, c // 4, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(b, c // 4, height, width)
 
 
-KINDS = {
-    "StableDiffusion3Pipeline": Kind("sd3", "SD3Transformer2DModel", _sd3_text, _sd3, _sd3_drawing, ("tokenizer_3", 256)),
-    "FluxPipeline": Kind("flux1", "FluxTransformer2DModel", _flux_text, _flux, _flux_drawing, ("tokenizer_2", 512)),
-    "ZImagePipeline": Kind("z-image", "ZImageTransformer2DModel", _z_image_text, _z_image, _z_image_drawing, ("tokenizer", 512)),
-    "QwenImagePipeline": Kind("qwen-image", "QwenImageTransformer2DModel", _qwen_text, _qwen, _qwen_drawing, ("tokenizer", 1024)),
-}
+FLOW_FAMILIES = {
+    "StableDiffusion3Pipeline": FlowFamily(
+        "sd3", "SD3Transformer2DModel", _sd3_text, _sd3, _sd3_drawing, ("tokenizer_3", 256)
+    ),
+    "FluxPipeline": FlowFamily(
+        "flux1", "FluxTransformer2DModel", _flux_text, _flux, _flux_drawing, ("tokenizer_2", 512)
+    ),
+    "ZImagePipeline": FlowFamily(
+        "z-image", "ZImageTransformer2DModel", _z_image_text, _z_image, _z_image_drawing, ("tokenizer", 512)
+    ),
+    "QwenImagePipeline": FlowFamily(
+        "qwen-image", "QwenImageTransformer2DModel", _qwen_text, _qwen, _qwen_drawing, ("tokenizer", 1024), takes_frames=True
+    ),
+}  # fmt: skip

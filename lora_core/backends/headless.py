@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
+import abc
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
+from PIL import Image
 from torch import nn
-from torch.distributed.tensor import DTensor
 
 from ..adapters import AdapterSet, attach
 from ..adapters.tokens import TokenTable
+from ..config import ObjectiveConfig, Recompute
+from ..data.batches import Batch
 from ..data.lengths import TextLength
 from ..data.store import Memory, Store, key_of
 from ..messages.errors import LoomError
-from .base import weights_fingerprint, whole_fingerprint
+from ..objectives import Objective
+from .base import TEXT_VERSION, Backend, SampleJob, weights_fingerprint, whole_fingerprint
 from .clip_text import Text, length_of
-from .recompute import ALL, CHEAP, recomputed, worthwhile
+from .networks import blocks, compiled, local_part, recomputing, unsplit, whole_weight
 from .stored import FP8, Streamed, as_fp8
 
+Module = TypeVar("Module", bound=nn.Module)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-TEXTS = 2  # counted up when the same caption would be read another way
 MAX_TEXTS = 4000
-MAX_GRAPHS = 256  # compiled for one kind of block; above it torch would fall back to slow steps without a word
 LOCAL: dict[str, Any] = {"local_files_only": True}  # nothing is ever downloaded
 
 
@@ -33,38 +36,64 @@ def nearest_timestep(table: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
     return (sigma.log()[:, None] - table.log()).abs().argmin(1)
 
 
-class Headless:
+class Headless(abc.ABC):
     """A subclass names `network` and says how pictures and texts are encoded, what the network is asked, and how pictures are drawn."""
 
     network: Any
     latent_step_px: int
-    parts: dict[str, Any]  # by the name of their folder
+    parts: Mapping[str, Any]  # by the name of their folder
     prefix: str  # of the network's layers in files
 
     def __init__(self, precision: str, device: str, stored: torch.dtype = torch.float32):
         self.device = self.text_device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        slow = stored == torch.float16 and self.device.type == "cpu"
         self.fp8 = stored == FP8
-        self.dtype = DTYPES.get(precision, torch.float32 if slow else torch.bfloat16 if self.fp8 else stored)  # auto: as it is stored
+        self.dtype = DTYPES.get(precision) or _arithmetic(stored, self.device)
         self.lent = False  # to a run, between whose steps encoders are not needed
-        self._idle: list[Any] = []
-        self._known_fingerprint = ""
+        self._idle: list[nn.Module] = []
+        self._first_fingerprint = ""
         self._streamed: Streamed | None = None
-        self.compile = False  # the blocks, while the network is lent
+        self._compiles = False
         self._texts: dict[str, Text] = {}
         self._trained = AdapterSet({})
         self._store: Store = Memory()
 
     @property
-    def recomputes(self) -> tuple[str, ...]:
+    @abc.abstractmethod
+    def family(self) -> str:
+        """The base model's family in the words of the file formats."""
+
+    @abc.abstractmethod
+    def objective(self, config: ObjectiveConfig) -> Objective:
+        """Noise schedule and prediction type of this model."""
+
+    @abc.abstractmethod
+    def predict(self, x_t: torch.Tensor, sigma: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """The network's raw output, as the protocol says."""
+
+    @abc.abstractmethod
+    def sample(self, job: SampleJob) -> list[Image.Image]:
+        """Pictures drawn by the model's own sampler."""
+
+    @property
+    def recomputes(self) -> tuple[Recompute, ...]:
         if not getattr(self.network, "_supports_gradient_checkpointing", False):
             return ()
-        return (ALL,) if self._streamed else (CHEAP, ALL)  # selective checkpointing would count the copies from main memory as results
+        if self._streamed:  # selective checkpointing would count the copies from main memory as results
+            return (Recompute.ALL,)
+        return (Recompute.CHEAP, Recompute.ALL)
 
-    def place(self, module: Any) -> Any:
+    def compile_blocks(self) -> None:
+        """From now on the network's blocks run compiled while it is lent."""
+        self._compiles = True
+
+    def remember_fingerprint(self) -> None:
+        """The weights are about to be split or narrowed; what they are called stays."""
+        self._first_fingerprint = self.fingerprint()
+
+    def place(self, module: Module) -> Module:
         return module.to(self.device).eval().requires_grad_(False)
 
-    def place_network(self, network: Any) -> Any:
+    def place_network(self, network: Module) -> Module:
         """On the device; linear weights that are stored in fp8 stay so."""
         if self.fp8:
             as_fp8(blocks(network))
@@ -75,12 +104,12 @@ class Headless:
         """Whether weights are in fp8 or in main memory."""
         return self.fp8 or self._streamed is not None
 
-    def idle(self, module: Any) -> Any:
+    def idle(self, module: Module) -> Module:
         """Takes an encoder that is on the device only while it is needed."""
         self._idle.append(module.eval().requires_grad_(False))
         return module
 
-    def wake(self, module: Any) -> Any:
+    def wake(self, module: Module) -> Module:
         return module.to(self.device)
 
     def rest(self) -> None:
@@ -98,34 +127,22 @@ class Headless:
 
         The network has to be on the CPU with nothing attached; it stays so for good.
         """
-        own = blocks(self.network)
-        if not own:
+        repeated = blocks(self.network)
+        if not repeated:
             raise LoomError(f"storage: {type(self.network).__name__} does not say which of its parts are blocks; leave storage and offload alone.")
-        self._known_fingerprint = self.fingerprint()
+        self.remember_fingerprint()
         self.to_device(device)
         if storage == "fp8" and not self.fp8:
-            as_fp8(own)
+            as_fp8(repeated)
             self.fp8 = True
-        self._streamed = streamed = Streamed(own[len(own) - round(offload * len(own)) :], self.device) if offload else None
+        if offload:
+            count = round(offload * len(repeated))
+            self._streamed = Streamed(repeated[len(repeated) - count :], self.device)
+        streamed = self._streamed
         for module in self.network.modules():
             for value in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
                 if streamed is None or value is not getattr(module, "weight", None) or module not in streamed:
                     value.data = value.data.to(self.device)
-
-    def shard(self, device: str) -> None:
-        """Splits the frozen network over all processes (PyTorch FSDP2): each keeps a part, and a block is whole only while it computes.
-
-        The network has to be on the CPU, so a device never holds more than its part and one block.
-        """
-        from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import fully_shard
-
-        self._known_fingerprint = self.fingerprint()
-        self.to_device(device)
-        mesh = init_device_mesh(self.device.type, (torch.distributed.get_world_size(),))
-        for block in blocks(self.network):
-            fully_shard(block, mesh=mesh)
-        fully_shard(self.network, mesh=mesh)
 
     # ---- what can be trained -----------------------------------------------------------------------------------------
 
@@ -143,20 +160,27 @@ class Headless:
 
     @contextlib.contextmanager
     def weight(self, layer: Any) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
-        weight, bias = _whole(layer), None if layer.bias is None else _plain(layer.bias)
-        yield weight.to(self.device, torch.float32), None if bias is None else bias.to(self.device, torch.float32)
+        weight = whole_weight(layer).to(self.device, torch.float32)
+        yield weight, None if layer.bias is None else unsplit(layer.bias).to(self.device, torch.float32)
 
     def fingerprint(self) -> str:
-        return self._known_fingerprint or weights_fingerprint(self.network)  # as read, before it was split or narrowed
+        return self._first_fingerprint or weights_fingerprint(self.network)
 
     def find_non_finite(self) -> str | None:
-        return next((name for name, p in self.network.named_parameters() if not torch.isfinite(_own(p).float()).all()), None)
+        for name, p in self.network.named_parameters():
+            if not torch.isfinite(local_part(p).float()).all():
+                return name
+        return None
 
     # ---- pictures ----------------------------------------------------------------------------------------------------
 
+    @abc.abstractmethod
+    def encode_picture(self, pixels: torch.Tensor) -> torch.Tensor:
+        """(1, H, W, 3) float32 in [0, 1] -> latents (1, C, [T,] h, w) in the model's own units."""
+
+    @abc.abstractmethod
     def picture_encoders(self) -> Sequence[nn.Module]:
         """The modules that `encode_picture` and `encode_beside` run."""
-        raise NotImplementedError(f"{type(self).__name__} must name what encodes its pictures")
 
     def picture_fingerprint(self) -> str:
         return " ".join([type(self).__name__, *map(whole_fingerprint, self.picture_encoders())])
@@ -167,9 +191,9 @@ class Headless:
         """The modules that `encode` runs."""
         return []
 
+    @abc.abstractmethod
     def encode(self, texts: Sequence[str]) -> Text:
         """A batch of texts, with gradients where the caller has them on."""
-        raise NotImplementedError(f"{type(self).__name__} must say how it encodes texts")
 
     def text_fingerprint(self) -> str:
         return ""
@@ -185,16 +209,16 @@ class Headless:
 
     @torch.no_grad()
     def encode_texts(self, captions: Sequence[str], progress: Callable[[int, int], None]) -> None:
-        made_by = [TEXTS, type(self).__name__, self.text_fingerprint()] if captions else []
+        made_by = [TEXT_VERSION, type(self).__name__, self.text_fingerprint()] if captions else []
         for done, caption in enumerate(captions):
             progress(done, len(captions))
             if caption in self._texts:
                 continue
             key = key_of("text", *made_by, caption)
-            known = self._store.get(key)
-            if known is None:
-                known = self._store.put(key, {name: t for name, t in vars(self._encode_awake([caption])).items() if t is not None})
-            self._texts[caption] = Text(**known)
+            stored = self._store.get(key)
+            if stored is None:
+                stored = self._store.put(key, self._encode_awake([caption]).tensors())
+            self._texts[caption] = Text(**stored)
 
     def forget_texts(self) -> None:
         self._texts.clear()
@@ -221,78 +245,38 @@ class Headless:
     # ---- training ----------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def training(self, layers: Mapping[str, nn.Module], adapters: AdapterSet, checkpointing: bool | str, largest: tuple[int, ...] = ()) -> Iterator[None]:
-        network = self.network
-        before, self._trained = getattr(network, "is_gradient_checkpointing", False), adapters
+    def training(
+        self,
+        layers: Mapping[str, nn.Module],
+        adapters: AdapterSet,
+        recompute: Recompute = Recompute.NONE,
+        largest: tuple[int, ...] = (),
+    ) -> Iterator[None]:
+        self._trained = adapters
         if adapters.changes_text:
             self.forget_texts()
         self.rest()
-        with attach(layers, adapters), compiled(blocks(network) if self.compile else ()):
+        with attach(layers, adapters), compiled(blocks(self.network) if self._compiles else ()):
             try:
                 self.lent = True
-                if checkpointing:
-                    network.enable_gradient_checkpointing(
-                        lambda module, x, *args: recomputed(module.__call__, checkpointing, x, *args) if worthwhile(module, x) else module(x, *args)
-                    )
-                    network.train()  # diffusers checkpoints only in training mode
-                    for module in network.modules():
-                        if isinstance(module, nn.Dropout):
-                            module.eval()  # the base model is not regularised, and a recomputed block must be the same
-                yield
+                with recomputing(self.network, recompute):
+                    yield
             finally:
                 self.lent = False
-                network.eval()
-                if checkpointing and not before:
-                    network.disable_gradient_checkpointing()
+                self.network.eval()
                 if adapters.changes_text:
                     self.forget_texts()
                 self._trained = AdapterSet({})
 
 
-def blocks(network: nn.Module) -> list[nn.Module]:
-    """The repeated parts of a diffusers network, as its own class names them."""
-    kinds = set(getattr(network, "_no_split_modules", None) or ())
-    found = [m for m in network.modules() if type(m).__name__ in kinds]
-    inside = {id(inner) for m in found for inner in m.modules() if inner is not m}
-    return [m for m in found if id(m) not in inside]
+def _arithmetic(stored: torch.dtype, device: torch.device) -> torch.dtype:
+    """The type a network computes in that is stored as `stored`: the same, where the device is quick in it."""
+    if stored == FP8:
+        return torch.bfloat16
+    return torch.float32 if stored == torch.float16 and device.type == "cpu" else stored
 
 
-@contextlib.contextmanager
-def compiled(blocks: Sequence[nn.Module]) -> Iterator[None]:
-    """Inside, each of the blocks runs compiled: one graph for each shape, shared by blocks that are alike."""
-    if not blocks:
-        yield
-        return
-    import torch._dynamo
+if TYPE_CHECKING:
 
-    with torch._dynamo.config.patch(recompile_limit=MAX_GRAPHS, accumulated_recompile_limit=8 * MAX_GRAPHS):
-        try:
-            for block in blocks:
-                block.compile(dynamic=False)
-            yield
-        finally:
-            for block in blocks:
-                block._compiled_call_impl = None
-
-
-def _whole(layer: Any) -> torch.Tensor:
-    """The layer's weight, put together from all processes where it is split over them, and as numbers where bitsandbytes has packed it."""
-    weight = layer.weight
-    if getattr(weight, "quant_state", None) is not None:  # nf4, fp4
-        from bitsandbytes.functional import dequantize_4bit
-
-        return dequantize_4bit(weight.data, weight.quant_state)
-    scales = getattr(weight, "SCB", None)
-    if scales is None and hasattr(layer, "state"):
-        scales = getattr(layer.state, "SCB", None)
-    return _plain(weight) if scales is None else weight.data.float() * scales[:, None] / 127  # int8, a scale for each row
-
-
-def _plain(weight: torch.Tensor) -> torch.Tensor:
-    weight = weight.detach()
-    return weight.full_tensor() if isinstance(weight, DTensor) else weight
-
-
-def _own(weight: torch.Tensor) -> torch.Tensor:
-    """What this process holds of it."""
-    return weight.to_local() if isinstance(weight, DTensor) else weight
+    def _fulfils_the_protocol(backend: Headless) -> Backend:
+        return backend

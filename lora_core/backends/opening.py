@@ -4,24 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from safetensors import safe_open
 
 from ..messages.errors import LoomError
 from ..toy.model import MODEL
-from . import flow, two_stage
 from .base_model import require_plain_file, require_unscaled
 from .diffusers_backend import DiffusersBackend
+from .flow import FLOW_FAMILIES, FlowBackend
 from .headless import LOCAL, Headless
+from .kandinsky import KandinskyDecoder, KandinskyPrior
 from .layout import pipeline_name, stored_names
+from .wuerstchen import WuerstchenDecoder, WuerstchenPrior
 
-STABLE_DIFFUSION = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
+# What model_index.json calls a pipeline -> what lends its model.
+ONE_NETWORK: dict[str, Callable[[Path, str, str], Headless]] = {
+    "StableDiffusionPipeline": DiffusersBackend,
+    "StableDiffusionXLPipeline": DiffusersBackend,
+    **dict.fromkeys(FLOW_FAMILIES, FlowBackend),
+}
+TWO_STAGES: dict[str, Callable[[Path, str, str, str], Headless]] = {  # these take the folder of the other stage as well
+    "KandinskyV22PriorPipeline": KandinskyPrior,
+    "KandinskyV22Pipeline": KandinskyDecoder,
+    "WuerstchenPriorPipeline": WuerstchenPrior,
+    "WuerstchenDecoderPipeline": WuerstchenDecoder,
+}
 
 
 def open_backend(
-    base: str, companion: str = "", precision: str = "auto", device: str = "", base_config: str = "", cached: Callable[[str], str | None] = lambda repo: None
-) -> Any:
+    base: str,
+    companion: str = "",
+    precision: str = "auto",
+    device: str = "",
+    base_config: str = "",
+    cached: Callable[[str], str | None] = lambda repo: None,
+) -> Headless:
     """Raises LoomError for what is no base model we can train, naming what is missing.
 
     `cached`: where this machine keeps a repository of the Hub, or None.
@@ -32,14 +49,14 @@ def open_backend(
     if not place.is_dir():
         raise LoomError(f"base: there is no folder or file {place}; give toy, a folder in diffusers layout, or a .safetensors file.")
     name = pipeline_name(place)
-    if name and name not in (*STABLE_DIFFUSION, *flow.KINDS, *two_stage.KINDS) and not (place / "unet").is_dir():
-        known = ", ".join([*STABLE_DIFFUSION, *flow.KINDS, *two_stage.KINDS])
+    if name and name not in (*ONE_NETWORK, *TWO_STAGES) and not (place / "unet").is_dir():
+        known = ", ".join([*ONE_NETWORK, *TWO_STAGES])
         raise LoomError(f"base: {place.name} is a {name}, which cannot be trained without ComfyUI; allowed are {known}.")
     require_unscaled(place.name, stored_names(place))
     try:
-        if name in two_stage.KINDS:
-            return two_stage.KINDS[name](place, companion, precision, device)
-        return flow.FlowBackend(place, precision, device) if name in flow.KINDS else DiffusersBackend(place, precision, device)
+        if name in TWO_STAGES:
+            return TWO_STAGES[name](place, companion, precision, device)
+        return ONE_NETWORK.get(name, DiffusersBackend)(place, precision, device)
     except (OSError, ValueError) as error:  # a part without weights, or with some that do not fit its config
         raise LoomError(f"base: {place.name} cannot be read: {str(error).splitlines()[0][:200]}") from error
 
@@ -53,9 +70,9 @@ def _of_file(file: Path, folder: Path | None, cached: Callable[[str], str | None
     folder = folder or _cached_layout(file, cached)
     name = pipeline_name(folder)
     try:
-        if name in flow.KINDS:
-            return flow.FlowBackend(folder, precision, device, file)
-        if name in STABLE_DIFFUSION:
+        if name in FLOW_FAMILIES:
+            return FlowBackend(folder, precision, device, file)
+        if name in ONE_NETWORK:
             import diffusers
 
             kind = getattr(diffusers, name)
@@ -64,7 +81,7 @@ def _of_file(file: Path, folder: Path | None, cached: Callable[[str], str | None
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = str(error).splitlines()[0][:200]
         raise LoomError(f"base: {file.name} cannot be read as the {name} that base_config {folder.name} describes: {reason}") from error
-    known = ", ".join([*STABLE_DIFFUSION, *flow.KINDS])
+    known = ", ".join(ONE_NETWORK)
     raise LoomError(f"base_config: {folder} describes {name or 'no pipeline (model_index.json is missing)'}; allowed are {known}.")
 
 

@@ -9,23 +9,27 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-ALL, CHEAP = "all", "cheap"
+from ..config import Recompute
+
 SMALL_SHARE = 256
 _aten = torch.ops.aten
 _DEAR = {
     op.default if hasattr(op, "default") else op
     for op in (
-        _aten.mm, _aten.addmm, _aten.bmm, _aten.baddbmm, _aten.convolution, _aten._scaled_mm, _aten._scaled_dot_product_flash_attention,
-        _aten._scaled_dot_product_flash_attention_for_cpu, _aten._scaled_dot_product_efficient_attention, _aten._scaled_dot_product_cudnn_attention,
+        _aten.mm, _aten.addmm, _aten.bmm, _aten.baddbmm, _aten.convolution, _aten._scaled_mm,
+        _aten._scaled_dot_product_flash_attention, _aten._scaled_dot_product_flash_attention_for_cpu,
+        _aten._scaled_dot_product_efficient_attention, _aten._scaled_dot_product_cudnn_attention,
         _aten.mkldnn_linear, _aten._convolution, _aten.linear,
     )
     if op is not None
 }  # fmt: skip
 
 
-def recomputed(function: Callable[..., Any], how: bool | str, *args: Any, **kwargs: Any) -> Any:
-    """`function(*args, **kwargs)`, of which the backward pass makes all again, or (`cheap`) all but matrix products, convolutions and attention."""
-    keep: dict[str, Any] = {"context_fn": functools.partial(create_selective_checkpoint_contexts, _policy)} if how == CHEAP else {}
+def recomputed(function: Callable[..., Any], how: Recompute, *args: Any, **kwargs: Any) -> Any:
+    """`function(*args, **kwargs)`, of which the backward pass makes again what `how` says, which is not nothing."""
+    keep: dict[str, Any] = {}
+    if how == Recompute.CHEAP:
+        keep["context_fn"] = functools.partial(create_selective_checkpoint_contexts, _policy)
     return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False, **keep, **kwargs)
 
 

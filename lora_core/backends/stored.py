@@ -5,12 +5,15 @@ Nothing of a fetched weight is kept for the backward pass; it is fetched again t
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from ..borrowing.frozen import input_gradient
 
 FP8 = torch.float8_e4m3fn
 AHEAD = 1  # blocks copied while another one computes; a frozen weight never travels back
@@ -28,26 +31,18 @@ class _Fetched(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: torch.Tensor):
-        layer, weight = ctx.layer, ctx.fetch(ctx.layer, grad.dtype)
-        if weight.ndim == 2:
-            return (grad @ weight).to(ctx.dtype), None, None
-        shape_only = grad.new_empty(1).expand(ctx.shape)
-        parts = [True, False, False]
-        out = torch.ops.aten.convolution_backward(
-            grad, shape_only, weight, None, layer.stride, layer.padding, layer.dilation, False, [0, 0], layer.groups, parts
-        )
-        return out[0].to(ctx.dtype), None, None
+        weight = ctx.fetch(ctx.layer, grad.dtype)
+        return input_gradient(grad, weight, ctx.layer, ctx.shape).to(ctx.dtype), None, None
 
 
-def fetched(layers: Sequence[nn.Module], fetch: Fetch) -> None:
+def fetched(layers: Sequence[Any], fetch: Fetch) -> None:
     """Makes these layers compute with what `fetch(layer, dtype)` gives instead of their own weight, for good."""
     for layer in layers:
-        own: Any = layer
+        layer.forward = functools.partial(_fetched_forward, layer=layer, fetch=fetch)
 
-        def forward(x: torch.Tensor, layer: Any = own) -> torch.Tensor:
-            return _Fetched.apply(x, layer, fetch)
 
-        own.forward = forward
+def _fetched_forward(x: torch.Tensor, layer: nn.Module, fetch: Fetch) -> torch.Tensor:
+    return _Fetched.apply(x, layer, fetch)
 
 
 def heavy(block: nn.Module) -> list[Any]:
@@ -91,7 +86,8 @@ class Streamed:
         if number not in self._order:
             self._order.append(number)
         place, last = self._order.index(number), len(self._order) - 1
-        back = place == last or (self._at in self._order and place == self._order.index(self._at) - 1)  # a step turns around at the last block
+        before = self._order.index(self._at) if self._at in self._order else -1
+        back = place == last or place == before - 1  # a step turns around at the last block
         self._at = number
         places = [place + (-n if back else n) for n in range(AHEAD + 1)]
         wanted = [self._order[p] for p in places if 0 <= p <= last]
@@ -110,5 +106,7 @@ class Streamed:
         if self._stream is None:
             return {layer: layer.weight.detach().to(self._device, copy=True) for layer in self._layers[number]}, None
         with torch.cuda.stream(self._stream):
-            copies = {layer: layer.weight.detach().to(self._device, non_blocking=True) for layer in self._layers[number]}
+            copies = {
+                layer: layer.weight.detach().to(self._device, non_blocking=True) for layer in self._layers[number]
+            }
             return copies, self._stream.record_event()

@@ -14,8 +14,7 @@ from torch import nn
 
 from ..adapters import AdapterSet
 from ..backends.base import Backend
-from ..backends.recompute import ALL, CHEAP
-from ..config import TrainConfig
+from ..config import Recompute, TrainConfig
 from ..data.batches import Batch, Batches
 from ..messages.errors import LoomError
 from ..objectives import Objective
@@ -29,7 +28,7 @@ class Measured:
 
     batch_size: int
     grad_accum: int
-    recomputed: str
+    recomputed: Recompute
     seconds: float
     peak_bytes: int
 
@@ -57,11 +56,11 @@ def _clock(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def candidates(config: TrainConfig, recomputes: Sequence[str] = (CHEAP, ALL)) -> list[TrainConfig]:
+def candidates(config: TrainConfig, recomputes: Sequence[Recompute] = (Recompute.CHEAP, Recompute.ALL)) -> list[TrainConfig]:
     """The job as it is, then with more and more recomputed where the model can, then with the batch halved again and again and more accumulation instead."""
-    ways = ["", *recomputes]
+    ways = [Recompute.NONE, *recomputes]
     more = ways[ways.index(config.recomputed) + 1 :]
-    out = [config, *(dataclasses.replace(config, checkpointing=True, recompute=how) for how in more)]
+    out = [config, *(dataclasses.replace(config, checkpointing=True, recompute=how.value) for how in more)]
     batch, accum = config.batch_size, config.grad_accum
     while batch > 1:
         parts = 2 if batch % 2 == 0 else batch  # an odd batch is split whole, so as many pictures make an update as before

@@ -92,7 +92,7 @@ def attached(worn: Worn, backend: Backend, strength: float) -> Iterator[None]:
     if worn.weights is not None:
         worn.adapters.load_state_dict(worn.weights)
     scales = {name: adapter.scale for name, adapter in worn.adapters}
-    with backend.training(worn.layers, worn.adapters, False):
+    with backend.training(worn.layers, worn.adapters):
         worn.adapters.prepare()
         try:
             for name, adapter in worn.adapters:

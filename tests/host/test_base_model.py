@@ -11,7 +11,7 @@ import torch
 from lora_loom.lora_core.data.batches import Batch
 from lora_loom.lora_core.data.buckets import Fit
 from lora_loom.lora_core.messages.errors import LoomError
-from lora_loom.nodes.host import base_model
+from lora_loom.nodes.host.engine import base_model
 from lora_loom.nodes.host.engine.backend import HostBackend
 from stand_ins import NoVae, RandomClip
 from test_gradients import loss_and_gradients, make_adapters
@@ -32,14 +32,14 @@ def batch_of(name: str) -> Batch:
 
 def trained_conditioning(backend: HostBackend, batch: Batch) -> dict:
     """What the network is given in a training step."""
-    [(_, conds)] = backend._conditioning(batch, batch.latents)
+    [(_, conds)] = backend.conditioning.of(batch, batch.latents)
     return conds
 
 
 def sampled_conditioning(backend: HostBackend, batch: Batch) -> dict:
     """What the host's own sampler gives the model for the same caption and an empty latent."""
     with torch.inference_mode():
-        conds = comfy.sampler_helpers.convert_cond(backend._text(CAPTION))
+        conds = comfy.sampler_helpers.convert_cond(backend.texts.text(CAPTION))
         noise = batch.latents
         conds = comfy.samplers.encode_model_conds(
             backend._model.extra_conds, conds, noise, backend.device, "positive", latent_image=torch.zeros_like(noise), denoise_mask=None, seed=0
@@ -94,7 +94,7 @@ def test_a_model_that_reads_more_than_noise_and_text_is_refused_before_a_picture
         layers, adapters = make_adapters(backend)
         with pytest.raises(LoomError, match=f"^model: this is {REFUSED[name]}.*, which a dataset cannot give it yet; train [^.]*[.]$"):
             backend.encode_picture(torch.zeros(1, 64, 64, 3))
-        with pytest.raises(LoomError, match=f"^model: this is {REFUSED[name]}"), backend.training(layers, adapters, False):
+        with pytest.raises(LoomError, match=f"^model: this is {REFUSED[name]}"), backend.training(layers, adapters):
             raise AssertionError("training began")
         with pytest.raises(LoomError, match=f"^model: this is {REFUSED[name]}"):
             backend.predict(torch.zeros(1, *architectures.row_of(name)[2]), torch.ones(1), batch_of(name))
@@ -114,10 +114,10 @@ def test_a_conditioning_from_other_nodes_that_holds_the_further_input_is_trained
     picture, mask = torch.randn(batch.latents.shape), torch.ones(1, 1, *batch.latents.shape[-2:])
     text = RandomClip(name).encode_from_tokens_scheduled(CAPTION)
     extra = {"concat_latent_image": picture, "concat_mask": mask}
-    backend._wired = {CAPTION: [[text[0][0], {**text[0][1], **{entry: extra[entry] for entry in entries}}]]}
+    backend.texts._wired = {CAPTION: [[text[0][0], {**text[0][1], **{entry: extra[entry] for entry in entries}}]]}
     with torch.inference_mode(False):
         layers, adapters = make_adapters(backend)
-        with backend.training(layers, adapters, False):
+        with backend.training(layers, adapters):
             loss, gradients = loss_and_gradients(backend, adapters, batch)
             given = trained_conditioning(backend, batch)["c_concat"]
     wanted = backend._model.process_latent_in(picture)
@@ -135,5 +135,5 @@ def test_a_control_lora_that_widens_the_first_layer_when_it_is_loaded_is_refused
     backend = HostBackend(patcher, RandomClip("Flux"), NoVae(patcher))
     with torch.inference_mode(False):
         layers, adapters = make_adapters(backend)
-        with pytest.raises(LoomError, match="^model: this is a control model"), backend.training(layers, adapters, False):
+        with pytest.raises(LoomError, match="^model: this is a control model"), backend.training(layers, adapters):
             raise AssertionError("training began")

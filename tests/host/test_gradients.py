@@ -7,13 +7,13 @@ import pytest
 import torch
 from lora_loom.lora_core.adapters import AdapterSet, LoraAdapter, Shape, choose_targets
 from lora_loom.lora_core.adapters.targets import weight_shape
-from lora_loom.lora_core.config import AdapterConfig, ObjectiveConfig
+from lora_loom.lora_core.config import AdapterConfig, ObjectiveConfig, Recompute
 from lora_loom.lora_core.data.batches import Batch
 from lora_loom.lora_core.data.buckets import fit
 from lora_loom.lora_core.rng import generator
 from lora_loom.lora_core.training.step import diffusion_loss
 from lora_loom.nodes.host.engine.backend import HostBackend
-from lora_loom.nodes.host.engine.guards import TrainingKernels
+from lora_loom.nodes.host.engine.kernels import TrainingKernels
 from stand_ins import NoVae, RandomClip
 
 CAPTIONS = ["a red cat", "two words and three more"]  # different lengths: each sample keeps its own text
@@ -67,21 +67,21 @@ def reference(name: str, batch: Batch) -> tuple[float, dict[str, torch.Tensor]]:
             return loss_and_gradients(backend, adapters, batch)
 
 
-@pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointed"])
+@pytest.mark.parametrize("recompute", [Recompute.NONE, Recompute.ALL], ids=["plain", "checkpointed"])
 @pytest.mark.parametrize("name", list(architectures.MODELS))
-def test_gradients_equal_plain_autograd(name, checkpointing):
+def test_gradients_equal_plain_autograd(name, recompute):
     batch = make_batch(name)
     wanted_loss, wanted = reference(name, batch)
     patcher = architectures.build(name)
     with torch.inference_mode(False):
         backend = HostBackend(patcher, RandomClip(name), NoVae(patcher))
         layers, adapters = make_adapters(backend)
-        with backend.training(layers, adapters, checkpointing):
+        with backend.training(layers, adapters, recompute):
             loss, found = loss_and_gradients(backend, adapters, batch)
     reached = [k for k, g in wanted.items() if g.norm() > 0]
     assert len(reached) > 0.8 * len(wanted)
     whole = torch.cat([wanted[k].flatten() for k in wanted])
     error = torch.cat([(found[k] - wanted[k]).flatten() for k in wanted]).norm() / whole.norm()
-    print(f"{name} {'checkpointed' if checkpointing else 'plain'}: relative error {error:.2e}, loss {loss:.6f} vs {wanted_loss:.6f}")
+    print(f"{name} {recompute or 'plain'}: relative error {error:.2e}, loss {loss:.6f} vs {wanted_loss:.6f}")
     assert loss == pytest.approx(wanted_loss, rel=1e-5)  # the same sums in another order, fp32
     assert error <= 1e-4  # fp32 rounding through a few layers; a wrong in-place value or weight gives 1e-3 and more

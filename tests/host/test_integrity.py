@@ -68,7 +68,7 @@ def exception_in_a_listener(toy, folder):
 
 def exception_while_sampling(toy, folder):
     def change(backend):
-        backend._vae = type("Vae", (), {"decode": fail, "encode": backend._vae.encode, "downscale_ratio": 8, "latent_channels": 8})()
+        backend.pictures.decode = fail
 
     with pytest.raises(ValueError, match="on purpose"):
         runs.run(toy, folder, change=change, samples={"every": 3, "steps": 2})

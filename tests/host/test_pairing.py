@@ -9,10 +9,11 @@ import comfy.ops
 import pytest
 import runs
 import torch
+from lora_loom.lora_core.borrowing.frozen import can_freeze, frozen
 from lora_loom.lora_core.data.buckets import fit
 from lora_loom.lora_core.messages.errors import LoomError
 from lora_loom.nodes.host.engine.backend import HostBackend
-from lora_loom.nodes.host.engine.frozen import can_freeze, frozen
+from lora_loom.nodes.host.engine.layers import LAYERS
 from stand_ins import NoVae, RandomClip
 from test_gradients import make_adapters
 
@@ -30,7 +31,7 @@ def test_a_clip_of_another_model_is_refused_before_the_first_step(name):
     with torch.inference_mode(False):
         backend = HostBackend(patcher, WideClip(name), NoVae(patcher))
         layers, adapters = make_adapters(backend)
-        with pytest.raises(LoomError, match="wire the CLIP that belongs to this model"), backend.training(layers, adapters, False):
+        with pytest.raises(LoomError, match="wire the CLIP that belongs to this model"), backend.training(layers, adapters):
             pass
     assert all("forward" not in vars(m) for m in patcher.model.modules())
 
@@ -54,8 +55,8 @@ def test_sdxl_is_told_each_pictures_size_and_crop():
     with torch.inference_mode(False):
         backend = HostBackend(patcher, RandomClip("SDXL"), NoVae(patcher))
         how = fit(700, 500, 256, 64)
-        found = backend._one_conditioning("a red cat", how, torch.zeros(1, 4, 8, 8))["y"].cond
-    pooled = backend._text("a red cat")[0][1]["pooled_output"]
+        found = backend.conditioning._one_conditioning("a red cat", how, torch.zeros(1, 4, 8, 8))["y"].cond
+    pooled = backend.texts.text("a red cat")[0][1]["pooled_output"]
     numbers = (500, 700, how.crop[1], how.crop[0], how.bucket[1], how.bucket[0])  # height before width, as SDXL was trained
     embedded = torch.cat([patcher.model.embedder(torch.tensor([float(n)])) for n in numbers]).flatten()[None]
     assert how.crop != (0, 0)
@@ -72,9 +73,9 @@ def test_a_quantised_layer_gives_the_gradient_of_its_dequantised_weight():
         layer.load_state_dict({"weight": stored, "weight_scale": scale, "comfy_quant": marker}, strict=False)
     assert hasattr(layer.weight, "_qdata")
     with torch.inference_mode(False):
-        assert can_freeze(layer)
+        assert can_freeze(layer, LAYERS)
         x = torch.randn(4, 32, requires_grad=True)
-        out = frozen(layer)(x)
+        out = frozen(layer, LAYERS)(x)
         probe = torch.randn(4, 16)
         (grad,) = torch.autograd.grad((out * probe).sum(), x)
     exact = stored.float() * scale

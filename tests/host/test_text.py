@@ -75,7 +75,7 @@ def test_gradients_of_text_encoders_and_tokens_are_the_slope_of_the_loss(family)
         def loss():
             return diffusion_loss(backend.predict, batch, objective, step_rng(1, 0, 0, 0)).double().mean()
 
-        with backend.training(layers, adapters, checkpointing=False):
+        with backend.training(layers, adapters):
             loss().backward()
             named = adapters.named_parameters()
             parts = {}
@@ -218,7 +218,7 @@ def test_long_captions_are_read_in_the_same_pieces_in_the_host_and_headless(text
 
     with torch.inference_mode():
         host = HostBackend(*toy)
-        theirs = host._text(text)[0][0]
+        theirs = host.texts.text(text)[0][0]
         ours = DiffusersBackend(MODEL, device="cpu")
         hidden = ours.encode([text]).hidden
     assert theirs.shape == hidden.shape

@@ -10,8 +10,9 @@ import comfy.ops
 import comfy.supported_models as sm
 import pytest
 import torch
+from lora_loom.lora_core.borrowing.frozen import frozen
 from lora_loom.nodes.host.engine.backend import HostBackend
-from lora_loom.nodes.host.engine.frozen import frozen
+from lora_loom.nodes.host.engine.layers import LAYERS
 from stand_ins import NoVae, RandomClip
 from test_gradients import loss_and_gradients, make_adapters, make_batch
 
@@ -34,7 +35,7 @@ def gradients(patcher, prepare=None) -> dict[str, torch.Tensor]:
     with torch.inference_mode(False):
         backend = HostBackend(patcher, RandomClip(NAME), NoVae(patcher))
         layers, adapters = make_adapters(backend)
-        with backend.training(layers, adapters, False):
+        with backend.training(layers, adapters):
             if prepare:
                 prepare()
             return loss_and_gradients(backend, adapters, make_batch(NAME))[1]
@@ -131,7 +132,7 @@ def test_the_input_gradient_of_an_nvfp4_layer_is_that_of_the_dequantised_product
     layer = smoothed_layer("nvfp4", factor)
     x, probe = torch.randn(5, 32).bfloat16().requires_grad_(), torch.randn(5, 16)
     with torch.inference_mode(False):
-        (found,) = torch.autograd.grad((frozen(layer)(x).float() * probe).sum(), x)
+        (found,) = torch.autograd.grad((frozen(layer, LAYERS)(x).float() * probe).sum(), x)
         scaled = x if factor is None else x * factor
         plain = torch.nn.functional.linear(scaled, layer.weight.dequantize().bfloat16(), layer.bias.detach())
         (wanted,) = torch.autograd.grad((plain.float() * probe).sum(), x)

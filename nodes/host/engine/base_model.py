@@ -10,9 +10,8 @@ import comfy.model_base
 import torch
 from torch import nn
 
+from ....lora_core.backends.base import TRAINING_GUIDANCE
 from ....lora_core.messages.errors import LoomError
-
-TRAINING_GUIDANCE = 1.0  # guidance-distilled models (Flux.1-dev) are trained at 1, as sd-scripts and ai-toolkit do
 
 
 @dataclasses.dataclass(frozen=True)

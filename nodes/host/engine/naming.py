@@ -35,18 +35,31 @@ def base_family(model: Any) -> str:
     return _OUR_NAMES.get(name, "wan" if name.startswith("wan") else name)
 
 
-TEXT_ENCODERS = ("clip_l", "clip_g", "clip_h", "t5xxl")  # those that can be trained; language models of newer families stay frozen
+# Those that can be trained; language models of newer families stay frozen.
+TEXT_ENCODERS = ("clip_l", "clip_g", "clip_h", "t5xxl")
+
+# How the names of their layers begin in files: Kohya's for the SD family, the host's own path elsewhere.
+_KOHYA_TEXT = {
+    "sd1": ("lora_te_",),
+    "sd2": ("lora_te_",),
+    "sd2-v": ("lora_te_",),
+    "sdxl": ("lora_te1_", "lora_te2_"),
+}
+_NATIVE_TEXT = ("text_encoders.",)
 
 
 def text_file_names(clip: Any, family: str) -> dict[str, str]:
     """Path below the host's text model -> name in the file, for the text encoders that can be trained: Kohya for the SD family, native elsewhere."""
     keys, suffix, names = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, {}), ".weight", {}
-    wanted = {"sd1": ("lora_te_",), "sd2": ("lora_te_",), "sd2-v": ("lora_te_",), "sdxl": ("lora_te1_", "lora_te2_")}.get(family, ("text_encoders.",))
+    wanted = _KOHYA_TEXT.get(family, _NATIVE_TEXT)
     for name, key in keys.items():
-        if isinstance(key, str) and key.endswith(suffix) and key.split(".", 1)[0] in TEXT_ENCODERS and name.startswith(wanted):
-            path = key[: -len(suffix)]
-            if wanted != ("text_encoders.",) or name == f"text_encoders.{path}":
-                names[path] = name
+        if not isinstance(key, str) or not key.endswith(suffix) or not name.startswith(wanted):
+            continue
+        path = key[: -len(suffix)]
+        if path.split(".", 1)[0] not in TEXT_ENCODERS:
+            continue
+        if wanted != _NATIVE_TEXT or name == f"text_encoders.{path}":
+            names[path] = name
     return names
 
 

@@ -7,16 +7,18 @@ computed in float64 because the division cancels at small sigma.
 from __future__ import annotations
 
 import dataclasses
+from contextlib import AbstractContextManager
 from typing import Any
 
 import comfy.model_sampling as ms
 import torch
 
+from ....lora_core.adapters.base import override
 from ....lora_core.config import ObjectiveConfig
 from ....lora_core.messages.errors import LoomError
 from ....lora_core.objectives import DiscreteLevels, FlowLevels, NoiseLevels, Objective, widest
 
-_KINDS = (
+_PREDICTIONS = (
     ("IMG_TO_IMG", ""),
     ("V_PREDICTION_DDPM", ""),
     ("X0", "x0"),
@@ -30,7 +32,7 @@ _KINDS = (
 
 def kind_of(sampling: Any) -> str:
     """epsilon, v, flow or x0. Raises LoomError for models that do not denoise."""
-    for name, kind in _KINDS:
+    for name, kind in _PREDICTIONS:
         base = getattr(ms, name, None)
         if base is not None and isinstance(sampling, base):
             if kind:
@@ -46,7 +48,8 @@ class HostLevels:
     sampling: Any
 
     def __call__(self, u: torch.Tensor) -> torch.Tensor:
-        return torch.tensor([float(self.sampling.percent_to_sigma(min(1.0, max(1e-9, 1.0 - v)))) for v in u.tolist()], dtype=torch.float64)
+        shares = [min(1.0, max(1e-9, 1.0 - v)) for v in u.tolist()]  # of the way from noise to picture
+        return torch.tensor([float(self.sampling.percent_to_sigma(share)) for share in shares], dtype=torch.float64)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +62,8 @@ class HostObjective(Objective):
         return self._corrupt(x0, noise, _beside(sigma, x0)).float()
 
     def _corrupt(self, x0: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-        return self.sampling.noise_scaling(sigma, widest(noise).clone(), widest(x0), False)  # adds to the noise in place
+        own_noise = widest(noise).clone()  # the host adds to it in place
+        return self.sampling.noise_scaling(sigma, own_noise, widest(x0), False)
 
     def target(self, x0: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
         sigma = _beside(sigma, x0)
@@ -67,6 +71,11 @@ class HostObjective(Objective):
         zero = self.sampling.calculate_denoised(sigma, torch.zeros_like(x_t), x_t)
         slope = self.sampling.calculate_denoised(sigma, torch.ones_like(x_t), x_t) - zero
         return ((widest(x0) - zero) / slope).float()
+
+
+def raw_output(sampling: Any) -> AbstractContextManager[None]:
+    """For one call of apply_model: hands back what the network said instead of the denoised latents."""
+    return override(sampling, "calculate_denoised", lambda sigma, out, x: out)
 
 
 def _beside(sigma: torch.Tensor, x: torch.Tensor) -> torch.Tensor:

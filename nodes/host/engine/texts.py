@@ -86,7 +86,8 @@ def wired(file: Path) -> list:
     """The conditioning in a file that `lora_core.data.sources.from_latents` wrote. Raises LoomError."""
     try:
         with safe_open(file, "pt") as opened:
-            tensors = {key.removeprefix("text."): opened.get_tensor(key) for key in opened.keys() if key.startswith("text.")}  # noqa: SIM118
+            keys = [key for key in opened.keys() if key.startswith("text.")]  # noqa: SIM118
+            tensors = {key.removeprefix("text."): opened.get_tensor(key) for key in keys}
             return whole(tensors, json.loads((opened.metadata() or {})["text"]))
     except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
         raise LoomError(f"{file.name}: holds no conditioning ({error}); bring the latents in again.") from error

@@ -119,7 +119,7 @@ def test_a_lora_is_trained_and_read_by_the_pipeline(family, folders, pictures, t
     plain = backend.predict(x, sigma, batch_of(x, TEXTS[:1]))
     start = starting_point(lora, [backend.file_name(p) for p in backend.layers()], "lora")
     worn = of_start("fl", backend, start)
-    with backend.training(worn.layers, worn.adapters, False), torch.no_grad():
+    with backend.training(worn.layers, worn.adapters), torch.no_grad():
         ours = backend.predict(x, sigma, batch_of(x, TEXTS[:1]))
     backend.pipe.load_lora_weights(str(result.file))
     theirs = backend.predict(x, sigma, batch_of(x, TEXTS[:1]))

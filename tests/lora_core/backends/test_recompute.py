@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from lora_loom.lora_core.backends.recompute import recomputed, worthwhile
+from lora_loom.lora_core.config import Recompute
 from lora_loom.lora_core.data.batches import Batch
 from lora_loom.lora_core.data.buckets import fit
 from lora_loom.lora_core.messages.errors import LoomError
@@ -24,17 +25,17 @@ def gradients(backend, config, how):
     return [p.grad for p in adapters.parameters()]
 
 
-@pytest.mark.parametrize("how", ["cheap", "all"])
+@pytest.mark.parametrize("how", [Recompute.CHEAP, Recompute.ALL])
 @pytest.mark.parametrize("algorithm", ["lora", "dora", "lokr"])
 def test_gradients_are_the_same(how, algorithm, toy_backend, toy_config):
     config = toy_config(adapter={"algorithm": algorithm, "rank": 4, "dropout": 0.2})
-    plain, again = gradients(toy_backend, config, False), gradients(toy_backend, config, how)
+    plain, again = gradients(toy_backend, config, Recompute.NONE), gradients(toy_backend, config, how)
     assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))
 
 
 def test_cheap_keeps_products_and_makes_the_rest_again():
     block = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.LayerNorm(64), torch.nn.GELU(), torch.nn.Linear(64, 64))
-    runs = {"cheap": [], "all": []}
+    runs = {Recompute.CHEAP: [], Recompute.ALL: []}
     for how, calls in runs.items():
         hooks = [m.register_forward_hook(lambda m, args, out, calls=calls: calls.append(type(m).__name__)) for m in block]
         products = []
@@ -43,8 +44,8 @@ def test_cheap_keeps_products_and_makes_the_rest_again():
         calls.append(len(products))
         for hook in hooks:
             hook.remove()
-    assert runs["all"].count("GELU") == runs["cheap"].count("GELU") == 2
-    assert runs["all"][-1] > runs["cheap"][-1]  # matrix products carried out
+    assert runs[Recompute.ALL].count("GELU") == runs[Recompute.CHEAP].count("GELU") == 2
+    assert runs[Recompute.ALL][-1] > runs[Recompute.CHEAP][-1]  # matrix products carried out
 
 
 def test_small_inputs_of_large_blocks_are_not_worth_it():
@@ -67,6 +68,6 @@ class _Products(torch.utils._python_dispatch.TorchDispatchMode):
 
 
 def test_a_way_the_model_cannot_do_is_refused(toy_backend, toy_config, run_toy, tmp_path, monkeypatch):
-    monkeypatch.setattr(type(toy_backend), "recomputes", ("all",))
+    monkeypatch.setattr(type(toy_backend), "recomputes", (Recompute.ALL,))
     with pytest.raises(LoomError, match="recompute: cheap is nothing this model can do; choose all"):
         run_toy(toy_config(checkpointing=True, recompute="cheap"), tmp_path / "run")

@@ -11,10 +11,10 @@ import tiny_flow
 import torch
 from lora_loom.__main__ import _backend, _opened
 from lora_loom.convert import products
-from lora_loom.lora_core.backends.headless import blocks
+from lora_loom.lora_core.backends.networks import blocks
 from lora_loom.lora_core.backends.opening import open_backend
 from lora_loom.lora_core.backends.stored import FP8, Streamed, as_fp8, heavy
-from lora_loom.lora_core.config import parse
+from lora_loom.lora_core.config import Recompute, parse
 from lora_loom.lora_core.data.batches import Batch
 from lora_loom.lora_core.data.buckets import fit
 from lora_loom.lora_core.data.folder import scan
@@ -31,13 +31,13 @@ def folders(tmp_path_factory):
     return {"toy": MODEL, "flux1": tiny_flow.saved("flux1", tmp_path_factory.mktemp("stored"))}
 
 
-def gradients(backend, checkpointing, channels):
+def gradients(backend, recompute, channels):
     config = parse({"adapter": {"rank": 4, "targets": "linear"}})
     layers, adapters = make_adapters(config, backend)
     for _, p in adapters.named_parameters():
         torch.nn.init.normal_(p, std=0.05, generator=torch.Generator().manual_seed(p.numel()))
     x, how = torch.randn(2, channels, 16, 16, generator=torch.Generator().manual_seed(1)), fit(64, 64, 64, 8)
-    with backend.training(layers, adapters, checkpointing):
+    with backend.training(layers, adapters, recompute):
         out = backend.predict(x, torch.tensor([0.3, 0.8]), Batch(x, ["a red circle", "two"], [how] * 2, ["a", "b"], torch.ones(2)))
         out.square().mean().backward()
     return [out.detach(), *(p.grad for p in adapters.parameters())]
@@ -51,18 +51,18 @@ def plain_gradients(folder, rounded, channels):
         for block in blocks(plain.network):
             for layer in (m for m in heavy(block) if m.weight.ndim == 2):
                 layer.weight.data = layer.weight.data.to(FP8).float()
-    return gradients(plain, False, channels)
+    return gradients(plain, Recompute.NONE, channels)
 
 
-@pytest.mark.parametrize("checkpointing", [False, "all", "cheap"])
+@pytest.mark.parametrize("recompute", list(Recompute))
 @pytest.mark.parametrize(("family", "channels"), [("toy", 8), ("flux1", 4)])
 @pytest.mark.parametrize(("storage", "offload"), [("fp8", 0.0), ("auto", 1.0), ("auto", 0.5), ("fp8", 0.6)])
-def test_gradients_are_those_of_plain_layers_with_the_same_numbers(storage, offload, family, channels, checkpointing, folders):
+def test_gradients_are_those_of_plain_layers_with_the_same_numbers(storage, offload, family, channels, recompute, folders):
     stored = _backend(str(folders[family]), "", "auto", "cpu", storage=storage, offload=offload)
-    if checkpointing and checkpointing not in stored.recomputes:
-        assert (checkpointing, bool(offload)) == ("cheap", True)
+    if recompute and recompute not in stored.recomputes:
+        assert (recompute, bool(offload)) == ("cheap", True)
         return
-    for ours, theirs in zip(gradients(stored, checkpointing, channels), plain_gradients(folders[family], storage == "fp8", channels), strict=True):
+    for ours, theirs in zip(gradients(stored, recompute, channels), plain_gradients(folders[family], storage == "fp8", channels), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6 * float(theirs.abs().max()))  # one product for two, in another order
 
 
@@ -153,15 +153,17 @@ def test_what_streams_is_not_compiled(folders):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("checkpointing", "storage"), [(False, "auto"), ("all", "auto"), (False, "fp8")])
-def test_compiled_blocks_compute_the_same(folders, checkpointing, storage):
+@pytest.mark.parametrize(
+    ("recompute", "storage"), [(Recompute.NONE, "auto"), (Recompute.ALL, "auto"), (Recompute.NONE, "fp8")]
+)
+def test_compiled_blocks_compute_the_same(folders, recompute, storage):
     pytest.importorskip("torch._inductor")
     if shutil.which("g++") is None:
         pytest.skip("compiling for a CPU needs a C++ compiler")
     backend = _backend(str(folders["flux1"]), "", "auto", "cpu", storage=storage)
-    plain = gradients(backend, checkpointing, 4)
-    backend.compile = True
-    fused = gradients(backend, checkpointing, 4)
+    plain = gradients(backend, recompute, 4)
+    backend.compile_blocks()
+    fused = gradients(backend, recompute, 4)
     assert all(block._compiled_call_impl is None for block in blocks(backend.network))
     for ours, theirs in zip(fused, plain, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=3e-5 * float(theirs.abs().max()))  # fused kernels sum in another order

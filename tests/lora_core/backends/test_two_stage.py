@@ -11,11 +11,12 @@ import torch
 from lora_loom.convert import products, read
 from lora_loom.convert.families import UNKNOWN
 from lora_loom.convert.lora import delta
-from lora_loom.lora_core.backends import two_stage
-from lora_loom.lora_core.backends.base import SampleJob
+from lora_loom.lora_core.backends.base import EncodesBeside, SampleJob, Splits
+from lora_loom.lora_core.backends.effnet import EfficientNet
+from lora_loom.lora_core.backends.kandinsky import KandinskyDecoder, KandinskyPrior
 from lora_loom.lora_core.backends.layout import pipeline_name
 from lora_loom.lora_core.backends.opening import open_backend
-from lora_loom.lora_core.backends.two_stage import CosineLevels, KandinskyDecoder, KandinskyPrior, WuerstchenDecoder, WuerstchenPrior
+from lora_loom.lora_core.backends.wuerstchen import CosineLevels, WuerstchenDecoder, WuerstchenPrior
 from lora_loom.lora_core.config import ObjectiveConfig, SampleConfig
 from lora_loom.lora_core.data.batches import Batch
 from lora_loom.lora_core.data.buckets import fit
@@ -105,7 +106,7 @@ def wuerstchen(tmp_path_factory):
 def backends(kandinsky, wuerstchen, monkeypatch):
     torch.manual_seed(1)
     encoder = TinyEncoder()
-    monkeypatch.setattr(two_stage.EfficientNet, "read", staticmethod(lambda folder: encoder))
+    monkeypatch.setattr(EfficientNet, "read", staticmethod(lambda folder: encoder))
 
     def make(kind):
         first, second = kandinsky if kind.startswith("kandinsky") else wuerstchen
@@ -119,6 +120,12 @@ KINDS = {"kandinsky prior": KandinskyPrior, "kandinsky decoder": KandinskyDecode
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_a_model_of_two_stages_cannot_be_split_over_processes(kind, backends, toy_backend):
+    assert not isinstance(backends(kind), Splits)
+    assert isinstance(toy_backend, Splits)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_folder_is_known_by_its_index(kind, backends):
     assert type(backends(kind)) is KINDS[kind]
 
@@ -129,7 +136,7 @@ def pixels(seed=0):
 
 def batch_for(backend):
     latents = torch.cat([backend.encode_picture(pixels(n)) for n in range(2)])
-    beside = torch.cat([backend.encode_beside(pixels(n)) for n in range(2)]) if hasattr(backend, "encode_beside") else None
+    beside = torch.cat([backend.encode_beside(pixels(n)) for n in range(2)]) if isinstance(backend, EncodesBeside) else None
     return Batch(latents, TEXTS, [fit(64, 64, 64, 32)] * 2, ["a", "b"], torch.ones(2), None, beside)
 
 
@@ -288,10 +295,10 @@ def test_the_real_picture_encoder_reads_its_file(tmp_path):
     pytest.importorskip("torchvision")
     from safetensors.torch import save_file
 
-    encoder = two_stage.EfficientNet()
+    encoder = EfficientNet()
     (tmp_path / "effnet").mkdir()
     save_file(encoder.state_dict(), tmp_path / "effnet" / "model.safetensors")
-    again = two_stage.EfficientNet.read(tmp_path).eval()
+    again = EfficientNet.read(tmp_path).eval()
     x = torch.randn(1, 3, 128, 96)
     with torch.no_grad():
         out = again(x)

@@ -1,0 +1,101 @@
+"""Lends the modules of a loaded model to the engine: overrides on instances, aliases over the same storage, all taken back.
+
+A host that switches between the model as it is and the one that trains may put this on and take it off at any time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from ..adapters import AdapterSet
+from ..adapters.base import branch, override_forward
+from .aliases import aliased, put_back
+from .frozen import can_freeze, frozen
+from .guards import blocks, checkpointed, cloned_input, fetched_norm, norms
+from .layers import HostLayers
+
+
+@dataclasses.dataclass(frozen=True)
+class Measures:
+    """What is put onto the modules beside adapters."""
+
+    checkpointing: bool = False  # blocks are made again in the backward pass
+    guard: bool = True  # for models whose blocks update tensors in place
+    freeze: bool = True  # weights are fetched for the backward pass, not kept
+
+
+class Borrowing:
+    """One installation on `model`, whose `layers` carry `adapters` of the same names. `inject` and `eject` may be called any number of times, in turn."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Mapping[str, nn.Module],
+        adapters: AdapterSet,
+        host: HostLayers,
+        measures: Measures,
+    ):
+        self._model, self._layers, self._adapters = model, layers, adapters
+        self._host, self._measures = host, measures
+        self._undo: contextlib.ExitStack | None = None
+
+    def with_measures(self, measures: Measures) -> Borrowing:
+        """Another installation on the same modules, not injected."""
+        return Borrowing(self._model, self._layers, self._adapters, self._host, measures)
+
+    @property
+    def installed(self) -> bool:
+        return self._undo is not None
+
+    def inject(self) -> None:
+        """Puts everything on, after taking off what was there."""
+        self.eject()
+        undo = contextlib.ExitStack()
+        try:
+            with torch.inference_mode(False):
+                self._install(undo)
+        except BaseException:
+            undo.close()
+            raise
+        self._undo = undo
+
+    def eject(self) -> None:
+        """Takes everything off again; does nothing where nothing is on."""
+        if self._undo is not None:
+            undo, self._undo = self._undo, None
+            undo.close()
+
+    def _install(self, undo: contextlib.ExitStack) -> None:
+        fetched = self._install_branches(undo)
+        self._install_guards(undo)
+        for module in self._model.modules():
+            if id(module) not in fetched:
+                undo.callback(put_back, aliased(module, self._host.alias))
+
+    def _install_branches(self, undo: contextlib.ExitStack) -> set[int]:
+        """Adapters, over frozen layers where they are fetched. Returns the ids of the latter, whose weights autograd never sees."""
+        adapters = {id(self._layers[name]): adapter for name, adapter in self._adapters}
+        fetched = set()
+        for module in self._model.modules():
+            if self._measures.freeze and can_freeze(module, self._host):
+                fetched.add(id(module))
+                undo.enter_context(override_forward(module, frozen(module, self._host)))
+            if id(module) in adapters:
+                undo.enter_context(override_forward(module, branch(module.forward, adapters[id(module)])))
+        return fetched
+
+    def _install_guards(self, undo: contextlib.ExitStack) -> None:
+        measures = self._measures
+        for norm in norms(self._model):
+            if measures.freeze and self._host.fetches(norm) and hasattr(norm, "weight"):
+                undo.enter_context(override_forward(norm, fetched_norm(norm, self._host)))
+            if measures.guard:
+                undo.enter_context(override_forward(norm, cloned_input(norm)))
+        if measures.checkpointing:
+            for block in blocks(self._model):
+                undo.enter_context(override_forward(block, checkpointed(block, pure=not measures.guard)))

@@ -1,0 +1,98 @@
+"""The arguments of the host's model for a batch, by the host's own `extra_conds`: every sample with its own caption, size and crop."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import comfy.sampler_helpers
+import comfy.samplers
+import torch
+
+from ....lora_core.data.batches import Batch
+from ....lora_core.data.buckets import Fit
+from .base_model import training_guidance
+from .captions import Conds, Encoded, HostTexts
+from .texts import literal
+
+
+class HostConditioning:
+    """Of a loaded `model` (the host's BaseModel), which gets its arguments on `device`."""
+
+    def __init__(self, model: Any, texts: HostTexts, device: torch.device):
+        self._model, self._texts, self._device = model, texts, device
+
+    def of(self, batch: Batch, x_t: torch.Tensor) -> list[tuple[list[int], Conds]]:
+        """(sample indices, model arguments) of each forward pass.
+
+        One pass for the whole batch, unless the model takes text of varying length and the captions differ in it.
+        """
+        groups: list[tuple[list[int], list[Conds]]] = []
+        for i, (caption, fit) in enumerate(zip(batch.captions, batch.fits, strict=True)):
+            part = self._one_conditioning(literal(caption), fit, x_t[i : i + 1])
+            for indices, parts in groups:
+                if _can_join(parts[0], part):
+                    indices.append(i)
+                    parts.append(part)
+                    break
+            else:
+                groups.append(([i], [part]))
+        with contextlib.nullcontext() if self._texts.live else torch.inference_mode():
+            joined = [(indices, comfy.samplers.cond_cat(parts)) for indices, parts in groups]
+        return [(indices, _normal_copy(conds)) for indices, conds in joined]
+
+    def _one_conditioning(self, caption: str, fit: Fit, noise: torch.Tensor) -> Conds:
+        """Of one sample, kept where the same caption, fit and shape always give the same."""
+        if self._texts.live:
+            return self._model_conds(self._texts.encode_live(caption), fit, noise)
+        key, kept = (caption, fit, tuple(noise.shape)), self._texts.conds
+        if key in kept:
+            return kept[key]
+        with torch.inference_mode():
+            done = self._model_conds(self._texts.text(caption), fit, noise)
+        size = sum(v.cond.nbytes for v in done.values() if torch.is_tensor(getattr(v, "cond", None)))
+        if self._texts.trained or not kept.has_room_for(size):
+            return done
+        return kept.put(key, done, size)
+
+    def _model_conds(self, text: Encoded, fit: Fit, noise: torch.Tensor) -> Conds:
+        """What the model takes for an encoded text, a size and a crop.
+
+        `latent_image` is empty as when a picture is made from text: some models would take it for their picture, and must not see what they learn.
+        """
+        (width, height), (left, top), (target_w, target_h) = fit.original, fit.crop, fit.bucket
+        conds = comfy.sampler_helpers.convert_cond(text[:1])
+        conds[0].update(width=width, height=height, crop_w=left, crop_h=top)
+        conds[0].update(target_width=target_w, target_height=target_h)
+        guidance = training_guidance(self._model)
+        if guidance is not None:
+            conds[0].setdefault("guidance", guidance)
+        conds = comfy.samplers.encode_model_conds(
+            self._model.extra_conds,
+            conds,
+            noise,
+            self._device,
+            "positive",
+            latent_image=torch.zeros_like(noise),
+            denoise_mask=None,
+            seed=0,
+            latent_shapes=[tuple(noise.shape)],
+        )
+        made = conds[0]["model_conds"]
+        return {k: v.process_cond(batch_size=1, area=None, device=self._device) for k, v in made.items()}
+
+
+def _can_join(one: Conds, other: Conds) -> bool:
+    """Whether two samples' arguments fit into one batch."""
+    return one.keys() == other.keys() and all(one[k].can_concat(other[k]) for k in other)
+
+
+def _normal_copy(value: Any) -> Any:
+    """Copies of inference tensors, so the step may use them under autograd."""
+    if torch.is_tensor(value):
+        return value.clone() if value.is_inference() else value
+    if isinstance(value, dict):
+        return {k: _normal_copy(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_normal_copy(v) for v in value)
+    return value
