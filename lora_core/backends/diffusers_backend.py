@@ -19,8 +19,8 @@ from ..messages.errors import LoomError
 from ..objectives import DiscreteLevels, Objective, discrete_sigmas, rescale_zero_terminal_snr
 from .base import SampleJob, weights_checksum
 from .clip_text import ClipText, Text, vocabulary
-from .headless import LOCAL, nearest_timestep
-from .layout import require_parts, stored_dtype, variant_of
+from .headless import nearest_timestep
+from .layout import LOCAL, require_parts, stored_dtype, variant_of
 from .sharded import Sharded
 
 PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v"}  # our word for each of diffusers'

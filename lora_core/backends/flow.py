@@ -21,8 +21,7 @@ from ..data.lengths import TextLength
 from ..objectives import FlowLevels, Objective
 from .base import TRAINING_GUIDANCE, SampleJob, weights_checksum
 from .clip_text import Text, length_of, vocabulary
-from .headless import LOCAL
-from .layout import pipeline_name, require_parts, stored_dtype, variant_of
+from .layout import LOCAL, pipeline_name, require_parts, stored_dtype, variant_of
 from .sharded import Sharded
 
 

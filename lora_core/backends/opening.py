@@ -11,9 +11,9 @@ from ..messages.errors import LoomError
 from ..toy.model import MODEL
 from .diffusers_backend import DiffusersBackend
 from .flow import FLOW_FAMILIES, FlowBackend
-from .headless import LOCAL, Headless
+from .headless import Headless
 from .kandinsky import KandinskyDecoder, KandinskyPrior
-from .layout import pipeline_name
+from .layout import LOCAL, pipeline_name
 from .wuerstchen import WuerstchenDecoder, WuerstchenPrior
 
 # What model_index.json calls a pipeline -> what lends its model.
