@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .lora_core.config import TrainConfig
+    from .lora_core.training.sampling import Worn
     from .lora_core.training.trainer import Result
 
 DONE, FAILED = 0, 1
@@ -233,7 +234,7 @@ def _sample(args: argparse.Namespace) -> int:
     loaded = {path: load_any(path)[0] for path in args.files if path.is_file()}
     words = [path for path, data in loaded.items() if is_embedding(data)]
     embeddings = {path.stem: read_embedding(loaded[path]).vectors for path in words}
-    worn = []
+    worn: list[Worn] = []
     for path in (p for p in args.files if p not in words):
         worn += of_run(path, backend) if path.is_dir() else [of_start(path.stem, backend, _read_lora(path, backend), embeddings)]
     worn = worn or [of_start(", ".join(embeddings), backend, {}, embeddings)]
@@ -374,7 +375,7 @@ def run_job(config: TrainConfig, args: argparse.Namespace, backend: Any = None, 
         control.stop_and_keep()
         signal.signal(number, before[number])  # a second one ends the program at once
 
-    before = {s: signal.signal(s, on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
+    before: dict[int, Any] = {s: signal.signal(s, on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
         if not world.main:
             result = train(config, backend, dataset, folder, export, Listener(), control, resume, start, world)
@@ -446,5 +447,7 @@ if __name__ == "__main__":
         sys.modules["lora_loom"] = package
         spec.loader.exec_module(package)
         sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != root]  # our nodes/ must not shadow the host's nodes.py
-        from lora_loom.__main__ import main
+        import lora_loom.__main__ as started
+
+        sys.exit(started.main())
     sys.exit(main())

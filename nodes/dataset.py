@@ -50,10 +50,10 @@ def shown(cls: type[io.ComfyNode], socket: DatasetSocket) -> io.NodeOutput:
     return io.NodeOutput(socket, sheet, report, len(found.pictures), ui={**ui.PreviewImage(sheet, cls=cls).as_dict(), "text": (report,)})
 
 
-def folder_fingerprint(folder: str | os.PathLike) -> str:
+def folder_fingerprint(folder: str | os.PathLike[str]) -> str:
     """Changes whenever a file below the folder does."""
     digest = hashlib.sha256()
-    for here, folders, files in os.walk(folder):
+    for here, folders, files in os.walk(os.fspath(folder)):
         folders.sort()
         for name in sorted(files):
             facts = os.lstat(os.path.join(here, name))

@@ -37,6 +37,7 @@ _LINES = frozenset({"replace"})
 class DatasetOptions(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
+        lines: dict[str, Any] = {"multiline": True}
         shown_first = {"repeats", "loss_weight", "regularization", "prefix", "suffix", "replace"}
         return schema(
             node_id="LoraLoomDatasetOptions",
@@ -46,7 +47,7 @@ class DatasetOptions(io.ComfyNode):
             search_aliases=["buckets", "repeats", "regularization", "caption prefix", "search and replace", "tag dropout", "crop"],
             inputs=[
                 dataset_input(),
-                *(widget(f"data.{n}", advanced=n not in shown_first, **({"multiline": True} if n in _LINES else {})) for n in _OPTIONS),
+                *(widget(f"data.{n}", advanced=n not in shown_first, **(lines if n in _LINES else {})) for n in _OPTIONS),
                 widget("data.allow_empty_captions", advanced=True, optional=True),
             ],
             outputs=[dataset_output("The same pictures, used as set here.")],

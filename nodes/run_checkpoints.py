@@ -113,7 +113,8 @@ def contents(folder: Path, save: Save, base: str = "") -> tuple[LoraWeights, dic
     facts = {"config": as_dict(config), "step": save.step}
     found = products(state, folder.name, base, facts)
     embeddings = {stem: EmbeddingSocket(read_embedding(tensors)) for stem, (tensors, _) in found.items() if is_embedding(tensors)}
-    lora = next((tensors for tensors, _ in found.values() if not is_embedding(tensors)), {})
+    loras = [tensors for tensors, _ in found.values() if not is_embedding(tensors)]
+    lora = loras[0] if loras else {}
     return LoraWeights(lora, base, {**facts, "triggers": list(embeddings)}), embeddings
 
 

@@ -66,6 +66,16 @@ def test_every_package_with_python_files_is_listed_for_the_wheel(root, project, 
     assert set(project["tool"]["setuptools"]["packages"]) == expected
 
 
+def test_the_wheel_says_that_its_types_may_be_checked(root, project):
+    assert (root / "py.typed").is_file()
+    assert "py.typed" in project["tool"]["setuptools"]["package-data"]["lora_loom"]
+
+
+def test_types_are_checked_in_every_room_that_ships(project, sources):
+    rooms = {path.split("/")[0] for path in sources} - {"__init__.py"}
+    assert set(project["tool"]["mypy"]["files"]) == rooms
+
+
 def test_the_engine_and_the_formats_import_without_the_host_and_without_heavy_libraries(root, sources):
     modules = sorted(path.removesuffix(".py").replace("/", ".") for path in sources if path.startswith(("lora_core/", "convert/")))
     names = [f"lora_loom.{name.removesuffix('.__init__')}" for name in modules]

@@ -18,10 +18,11 @@ from torch import nn
 from ..adapters.base import override_forward
 from ..adapters.tokens import TokenSet, TokenTable, TokenVectors
 from ..data.lengths import TextLength
-from .layout import variant_of
+from .layout import LOCAL, variant_of
 
 LENGTH = 77
 LARGE = 8  # tokens of a stretch that may be split over two windows
+Id = int | tuple[TokenVectors, int]  # of a token: a number of the vocabulary, or a trained token and which of its vectors
 _ENCODER_OF_WIDTH = {1024: "clip_h", 1280: "clip_g"}
 
 
@@ -89,13 +90,12 @@ class ClipText:
         """(models in float32, tokenizers) of a folder in diffusers layout."""
         from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-        local: dict[str, Any] = {"local_files_only": True}
         kinds = {"": CLIPTextModel} | ({"_2": CLIPTextModelWithProjection} if (folder / "text_encoder_2").is_dir() else {})
         models = []
         for part, kind in kinds.items():
             place = folder / f"text_encoder{part}"
-            models.append(kind.from_pretrained(place, torch_dtype=torch.float32, **variant_of(place), **local))
-        return models, [CLIPTokenizer.from_pretrained(folder / f"tokenizer{part}", **local) for part in kinds]
+            models.append(kind.from_pretrained(place, torch_dtype=torch.float32, **variant_of(place), **LOCAL))
+        return models, [CLIPTokenizer.from_pretrained(folder / f"tokenizer{part}", **LOCAL) for part in kinds]
 
     def layers(self) -> Mapping[str, nn.Module]:
         """Linear layers by `<encoder>.<path>`."""
@@ -145,12 +145,12 @@ def length_of(caption: str, tokenizer: Any, window: int = 0) -> TextLength:
     return TextLength(tokens, 1, max(0, tokens - window), window)
 
 
-def _windows(tokenizer: Any, text: str, tokens: TokenSet) -> list[list[int | tuple[TokenVectors, int]]]:
+def _windows(tokenizer: Any, text: str, tokens: TokenSet) -> list[list[Id]]:
     """Rows of 77 token ids; a vector of a token stands as (token, its number). A long caption is split where a row is full, as in ComfyUI,
 
     which keeps only stretches of fewer than LARGE tokens between two trained tokens, and those tokens themselves, together.
     """
-    rows: list[list[int | tuple[TokenVectors, int]]] = [[]]
+    rows: list[list[Id]] = [[]]
     for group in _groups(tokenizer, text, tokens):
         room = LENGTH - 2 - len(rows[-1])
         if len(group) > room and len(group) < LARGE:
@@ -165,7 +165,7 @@ def _windows(tokenizer: Any, text: str, tokens: TokenSet) -> list[list[int | tup
     return [row + [tokenizer.pad_token_id] * (LENGTH - len(row)) for row in ends]
 
 
-def _groups(tokenizer: Any, text: str, tokens: TokenSet) -> Iterator[list[int | tuple[TokenVectors, int]]]:
+def _groups(tokenizer: Any, text: str, tokens: TokenSet) -> Iterator[list[Id]]:
     """The tokens of each stretch of text, and the vectors of each trained token."""
     for piece in tokens.split(text):
         if isinstance(piece, str):  # parentheses may be written as for programs that weigh what is in them
@@ -175,7 +175,7 @@ def _groups(tokenizer: Any, text: str, tokens: TokenSet) -> Iterator[list[int | 
 
 
 @contextlib.contextmanager
-def _vectors_in_place(table: nn.Module, rows: Sequence[Sequence[int | tuple[TokenVectors, int]]], encoder: str) -> Iterator[None]:
+def _vectors_in_place(table: nn.Module, rows: Sequence[Sequence[Id]], encoder: str) -> Iterator[None]:
     """Puts the vectors into what the embedding table gives for these rows. The ids keep their order, so the end of the text is found as ever."""
     places = [(b, n, item) for b, row in enumerate(rows) for n, item in enumerate(row) if isinstance(item, tuple)]
     vectors = [(b, n, token.of(encoder), number) for b, n, (token, number) in places]

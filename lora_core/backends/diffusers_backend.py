@@ -20,8 +20,8 @@ from ..objectives import DiscreteLevels, Objective, discrete_sigmas, rescale_zer
 from .base import SampleJob, weights_checksum
 from .base_model import require_plain_network
 from .clip_text import ClipText, Text, vocabulary
-from .headless import LOCAL, nearest_timestep
-from .layout import require_parts, stored_dtype, variant_of
+from .headless import nearest_timestep
+from .layout import LOCAL, require_parts, stored_dtype, variant_of
 from .sharded import Sharded
 
 PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v"}  # our word for each of diffusers'

@@ -22,8 +22,7 @@ from ..objectives import FlowLevels, Objective
 from .base import TRAINING_GUIDANCE, SampleJob, weights_checksum
 from .base_model import require_plain_network
 from .clip_text import Text, length_of, vocabulary
-from .headless import LOCAL
-from .layout import pipeline_name, require_parts, stored_dtype, variant_of
+from .layout import LOCAL, pipeline_name, require_parts, stored_dtype, variant_of
 from .sharded import Sharded
 
 

@@ -28,7 +28,6 @@ from .stored import FP8, Streamed, as_fp8
 Module = TypeVar("Module", bound=nn.Module)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 MAX_TEXTS = 4000
-LOCAL: dict[str, Any] = {"local_files_only": True}  # nothing is ever downloaded
 
 
 def nearest_timestep(table: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:

@@ -18,8 +18,8 @@ from ..messages.errors import LoomError
 from ..objectives import DiscreteLevels, Objective, discrete_sigmas
 from .base import SampleJob
 from .clip_text import Text
-from .headless import LOCAL, Headless, nearest_timestep
-from .layout import require_parts
+from .headless import Headless, nearest_timestep
+from .layout import LOCAL, require_parts
 from .two_stage import TwoStage, companion_folder, require_plain_schedule
 
 _PRIOR_PARTS = ("prior", "image_encoder", "image_processor", "text_encoder", "tokenizer", "scheduler")

@@ -13,6 +13,7 @@ import torch
 
 from ..messages.errors import LoomError
 
+LOCAL = {"local_files_only": True}  # for every from_pretrained: nothing is ever downloaded
 _ON_DISK = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F8_E4M3": torch.float8_e4m3fn}
 
 

@@ -12,9 +12,9 @@ from ..toy.model import MODEL
 from .base_model import require_plain_file, require_unscaled
 from .diffusers_backend import DiffusersBackend
 from .flow import FLOW_FAMILIES, FlowBackend
-from .headless import LOCAL, Headless
+from .headless import Headless
 from .kandinsky import KandinskyDecoder, KandinskyPrior
-from .layout import pipeline_name, stored_names
+from .layout import LOCAL, pipeline_name, stored_names
 from .wuerstchen import WuerstchenDecoder, WuerstchenPrior
 
 # What model_index.json calls a pipeline -> what lends its model.

@@ -17,38 +17,42 @@ from ..borrowing.frozen import input_gradient
 
 FP8 = torch.float8_e4m3fn
 AHEAD = 1  # blocks copied while another one computes; a frozen weight never travels back
-Fetch = Callable[[Any, torch.dtype], torch.Tensor]
+Layer = nn.Linear | nn.Conv2d
+Fetch = Callable[[Layer, torch.dtype], torch.Tensor]
 
 
 class _Fetched(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: torch.Tensor, layer: Any, fetch: Fetch) -> torch.Tensor:
+    def forward(ctx: Any, x: torch.Tensor, layer: Layer, fetch: Fetch) -> torch.Tensor:
         ctx.layer, ctx.fetch, ctx.shape, ctx.dtype = layer, fetch, x.shape, x.dtype
         weight, bias = fetch(layer, x.dtype), None if layer.bias is None else layer.bias.to(x.dtype)
-        if weight.ndim == 2:
+        if isinstance(layer, nn.Linear):
             return F.linear(x, weight, bias)
         return F.conv2d(x, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)
 
     @staticmethod
-    def backward(ctx, grad: torch.Tensor):
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         weight = ctx.fetch(ctx.layer, grad.dtype)
         return input_gradient(grad, weight, ctx.layer, ctx.shape).to(ctx.dtype), None, None
 
 
-def fetched(layers: Sequence[Any], fetch: Fetch) -> None:
+def fetched(layers: Sequence[Layer], fetch: Fetch) -> None:
     """Makes these layers compute with what `fetch(layer, dtype)` gives instead of their own weight, for good."""
     for layer in layers:
-        layer.forward = functools.partial(_fetched_forward, layer=layer, fetch=fetch)
+        layer.forward = functools.partial(_fetched_forward, layer=layer, fetch=fetch)  # type: ignore[method-assign]
 
 
-def _fetched_forward(x: torch.Tensor, layer: nn.Module, fetch: Fetch) -> torch.Tensor:
+def _fetched_forward(x: torch.Tensor, layer: Layer, fetch: Fetch) -> torch.Tensor:
     return _Fetched.apply(x, layer, fetch)
 
 
-def heavy(block: nn.Module) -> list[Any]:
-    """The linear and convolution layers of a block, which hold nearly all of its weights."""
-    kinds = (nn.Linear, nn.Conv2d)
-    return [m for m in block.modules() if type(m) in kinds and getattr(m, "padding_mode", "zeros") == "zeros"]
+def heavy(block: nn.Module) -> list[Layer]:
+    """The plain linear and convolution layers of a block, which hold nearly all of its weights."""
+    out: list[Layer] = []
+    for module in block.modules():
+        if type(module) is nn.Linear or (type(module) is nn.Conv2d and module.padding_mode == "zeros"):
+            out.append(module)
+    return out
 
 
 def as_fp8(blocks: Sequence[nn.Module]) -> None:
@@ -59,13 +63,16 @@ def as_fp8(blocks: Sequence[nn.Module]) -> None:
     fetched(layers, lambda layer, dtype: layer.weight.detach().to(dtype))
 
 
+_Copies = tuple[dict[Layer, torch.Tensor], torch.cuda.Event | None]  # weights on the device, and when they are there
+
+
 class Streamed:
     """Blocks whose weights stay in main memory. While one computes, the next one in the direction of travel is copied to the device."""
 
     def __init__(self, blocks: Sequence[nn.Module], device: torch.device):
         self._layers = [heavy(block) for block in blocks]
         self._number = {layer: n for n, layers in enumerate(self._layers) for layer in layers}
-        self._device, self._at, self._here = device, -1, dict[int, tuple[dict[Any, torch.Tensor], Any]]()
+        self._device, self._at, self._here = device, -1, dict[int, _Copies]()
         self._order: list[int] = []  # as the first pass meets them, which need not be the order they are listed in
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         for layer in self._number:
@@ -73,10 +80,10 @@ class Streamed:
             layer.weight.data = weight.pin_memory() if self._stream else weight
         fetched(list(self._number), self.fetch)
 
-    def __contains__(self, layer: Any) -> bool:
+    def __contains__(self, layer: object) -> bool:
         return layer in self._number
 
-    def fetch(self, layer: Any, dtype: torch.dtype) -> torch.Tensor:
+    def fetch(self, layer: Layer, dtype: torch.dtype) -> torch.Tensor:
         number = self._number[layer]
         if number != self._at:
             self._arrive(number)
@@ -101,7 +108,7 @@ class Streamed:
             for copy in copies.values():
                 copy.record_stream(torch.cuda.current_stream(self._device))
 
-    def _copied(self, number: int) -> tuple[dict[Any, torch.Tensor], Any]:
+    def _copied(self, number: int) -> _Copies:
         """(the block's weights on the device, the event after which they are there)."""
         if self._stream is None:
             return {layer: layer.weight.detach().to(self._device, copy=True) for layer in self._layers[number]}, None

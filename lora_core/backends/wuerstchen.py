@@ -19,8 +19,8 @@ from ..objectives import Objective
 from .base import SampleJob
 from .clip_text import Text
 from .effnet import EfficientNet, features
-from .headless import LOCAL, Headless
-from .layout import require_parts
+from .headless import Headless
+from .layout import LOCAL, require_parts
 from .two_stage import TwoStage, companion_folder, require_plain_schedule
 
 

@@ -29,7 +29,7 @@ from ....lora_core.data.lengths import TextLength
 from ....lora_core.data.store import Store
 from ....lora_core.messages.errors import LoomError
 from .base_model import further_input
-from .captions import KEY, HostTexts, injection
+from .captions import KEY, Conds, HostTexts, injection
 from .conditioning import HostConditioning
 from .fingerprints import patched_fingerprint
 from .kernels import TrainingKernels, torch_attention
@@ -270,7 +270,7 @@ class HostBackend:
         order = torch.tensor([i for indices, _ in groups for i in indices], device=x_t.device)
         return torch.cat(parts)[order.argsort()]
 
-    def _apply_model(self, x_t: torch.Tensor, sigma: torch.Tensor, conds: dict[str, Any]) -> torch.Tensor:
+    def _apply_model(self, x_t: torch.Tensor, sigma: torch.Tensor, conds: Conds) -> torch.Tensor:
         options = dict(self._patcher.model_options.get("transformer_options", {}))
         options |= {"optimized_attention_override": torch_attention, "cond_or_uncond": [0], "sigmas": sigma}
         with raw_output(self._model.model_sampling):

@@ -15,6 +15,7 @@ from ....lora_core.adapters import AdapterSet
 from ....lora_core.adapters.tokens import TokenTable
 from ....lora_core.backends.base import TEXT_VERSION, weights_checksum
 from ....lora_core.borrowing.borrow import Borrowing, Measures
+from ....lora_core.data.buckets import Fit
 from ....lora_core.data.lengths import TextLength
 from ....lora_core.data.store import Memory, Store, key_of
 from ....lora_core.messages.errors import LoomError
@@ -51,9 +52,9 @@ class HostTexts:
         self._wired: dict[str, Encoded] = {}
         self._encoded: Kept[str, Encoded] = Kept(MAX_TEXTS_BYTES)
         # What the model gets for texts, forgotten with them.
-        self.conds: Kept[tuple[Any, ...], Conds] = Kept(MAX_CONDS_BYTES)
+        self.conds: Kept[tuple[str, Fit, tuple[int, ...]], Conds] = Kept(MAX_CONDS_BYTES)
         self._store: Store = Memory()
-        self._identity: tuple[Any, ...] = ()  # of the text encoders, in the store
+        self._identity: tuple[int | str, ...] = ()  # of the text encoders, in the store
 
     # ---- what can be trained -----------------------------------------------------------------------------------------
 

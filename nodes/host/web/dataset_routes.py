@@ -39,7 +39,8 @@ def open_session(sets: tuple[DataConfig, ...]) -> str:
     """The id under which the browser may look at and edit these folders, until the server ends or 50 others were opened."""
     known = next((key for key, session in _open.items() if session.sets == sets), None)
     key = known or secrets.token_urlsafe(16)
-    _open[key] = _open.pop(key, None) or Session(sets)
+    _open.setdefault(key, Session(sets))
+    _open.move_to_end(key)
     while len(_open) > MAX_OPEN:
         _open.popitem(last=False)
     return key

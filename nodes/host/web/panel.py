@@ -56,7 +56,7 @@ class Panel:
     step: int = 0
     steps: int = 0
     speed: float = 0.0
-    probes: list[list[float]] = dataclasses.field(default_factory=list)  # step, held-out loss, loss on trained pictures
+    probes: list[list[float | None]] = dataclasses.field(default_factory=list)  # step, held-out loss, loss on trained pictures
     saves: list[int] = dataclasses.field(default_factory=list)
     samples: list[list[int]] = dataclasses.field(default_factory=list)  # step, 0 without the adapter; time of the picture
     messages: list[str] = dataclasses.field(default_factory=list)
