@@ -15,18 +15,39 @@ from pathlib import Path
 
 import pytest
 
-ROOT, PACKAGE = Path(__file__).resolve().parents[1], "lora_loom"
-if PACKAGE not in sys.modules:
-    spec = importlib.util.spec_from_file_location(PACKAGE, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[PACKAGE] = module
-    spec.loader.exec_module(module)
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def load(name: str, file: Path, **more):
+    """The file as a module of that name, without its folder among the places where modules are looked for."""
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, file, **more)
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
+load("lora_loom", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
+share = load("share_of_tests", ROOT / "tests" / "share_of_tests.py")
 sys.path[:] = [p for p in sys.path if p and Path(p).resolve() != ROOT]  # our nodes/ must not shadow the host's nodes.py
 
 import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 
 torch.set_num_threads(1)
+
+
+def pytest_addoption(parser):
+    share.options(parser)
+
+
+def pytest_sessionstart(session):
+    share.announce(session.config)
+
+
+@pytest.hookimpl(trylast=True)  # after -m and -k have chosen
+def pytest_collection_modifyitems(config, items):
+    share.choose(config, items)
 
 
 def pytest_collection_finish(session):
