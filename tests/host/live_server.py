@@ -116,9 +116,9 @@ class Server:
             for name, kind in {**spec.get("required", {}), **spec.get("optional", {})}.items():
                 is_widget = isinstance(kind[0], list) or kind[0] in ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
                 if is_widget and name not in wired:
-                    inputs[name] = next(values)
+                    inputs[name] = next(values, kind[1].get("default") if len(kind) > 1 else None)  # an older workflow lacks the last ones
                     if name == "seed":
-                        next(values)  # control after generate
+                        next(values, None)  # control after generate
             assert next(values, None) is None, f"{node['type']}: more values than widgets"
             prompt[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
         return prompt

@@ -75,6 +75,13 @@ def test_every_template_runs(server, path):
     assert entry["status"]["status_str"] == "success", entry["status"]
 
 
+@pytest.mark.parametrize("name", ["first_lora_toy", "train_embedding_toy"])
+def test_a_workflow_saved_by_0_1_0_runs(server, name):
+    flow = json.loads((ROOT / "tests" / "data" / "0.1.0" / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
+    entry = server.execute(on_the_toy(server, flow))
+    assert entry["status"]["status_str"] == "success", entry["status"]
+
+
 @pytest.mark.parametrize("path", TEMPLATES, ids=lambda p: p.stem)
 def test_every_template_has_a_thumbnail_and_a_note(path):
     with Image.open(path.with_suffix(".jpg")) as picture:
