@@ -185,7 +185,9 @@ def _sums(value: torch.Tensor) -> torch.Tensor:
     return torch.stack(out)
 
 
-def _digest(module: nn.Module, instead: Mapping[str, torch.Tensor] | None, of: Callable[[torch.Tensor], torch.Tensor]) -> str:
+def _digest(
+    module: nn.Module, instead: Mapping[str, torch.Tensor] | None, of: Callable[[torch.Tensor], torch.Tensor]
+) -> str:
     """Hash over names, shapes, types and what `of` makes of the values that are at hand."""
     digest = hashlib.sha256()
     for name, p in module.named_parameters():
@@ -218,4 +220,9 @@ def weights_fingerprint(module: nn.Module, instead: Mapping[str, torch.Tensor] |
 
     `instead` gives the values of weights that are replaced at the moment.
     """
-    return _digest(module, instead, lambda value: value.reshape(-1)[:: max(1, value.numel() // 4)][:4].float())
+    return _digest(module, instead, _few)
+
+
+def _few(value: torch.Tensor) -> torch.Tensor:
+    """At most four of its values, spread over it, float32."""
+    return value.reshape(-1)[:: max(1, value.numel() // 4)][:4].float()

@@ -22,7 +22,7 @@ from .layout import LOCAL, variant_of
 
 LENGTH = 77
 LARGE = 8  # tokens of a stretch that may be split over two windows
-Id = int | tuple[TokenVectors, int]  # of a token: a number of the vocabulary, or a trained token and which of its vectors
+Id = int | tuple[TokenVectors, int]  # a number of the vocabulary, or a trained token and which of its vectors
 _ENCODER_OF_WIDTH = {1024: "clip_h", 1280: "clip_g"}
 
 
@@ -43,7 +43,8 @@ class Text:
         if any(p.mask is not None and p.mask.shape != parts[0].hidden.shape[:2] for p in parts):
             longest = max(p.hidden.shape[1] for p in parts)
             parts = [p.filled_to(longest) for p in parts]
-        pooled, mask = ([v for v in values if v is not None] for values in ([p.pooled for p in parts], [p.mask for p in parts]))
+        pooled = [p.pooled for p in parts if p.pooled is not None]
+        mask = [p.mask for p in parts if p.mask is not None]
         length = math.lcm(*(p.hidden.shape[1] for p in parts))
         hidden = torch.cat([p.hidden.repeat(1, length // p.hidden.shape[1], 1) for p in parts])
         return Text(hidden, torch.cat(pooled) if pooled else None, torch.cat(mask) if mask else None)
@@ -82,15 +83,20 @@ class ClipText:
         self.device, self.two = device, len(models) == 2
         self.encoders: dict[str, Encoder] = {}
         for n, (model, tokenizer) in enumerate(zip(models, tokenizers, strict=True)):
-            name = "clip_l" if self.two else _ENCODER_OF_WIDTH.get(model.config.hidden_size, "clip_l")
-            self.encoders["clip_g" if n else name] = Encoder(model, tokenizer, f"lora_te{n + 1}_" if self.two else "lora_te_")
+            if self.two:
+                self.encoders[("clip_l", "clip_g")[n]] = Encoder(model, tokenizer, f"lora_te{n + 1}_")
+            else:
+                name = _ENCODER_OF_WIDTH.get(model.config.hidden_size, "clip_l")
+                self.encoders[name] = Encoder(model, tokenizer, "lora_te_")
 
     @staticmethod
     def parts_of(folder: Path) -> tuple[list[Any], list[Any]]:
         """(models in float32, tokenizers) of a folder in diffusers layout."""
         from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-        kinds = {"": CLIPTextModel} | ({"_2": CLIPTextModelWithProjection} if (folder / "text_encoder_2").is_dir() else {})
+        kinds: dict[str, Any] = {"": CLIPTextModel}
+        if (folder / "text_encoder_2").is_dir():
+            kinds["_2"] = CLIPTextModelWithProjection
         models = []
         for part, kind in kinds.items():
             place = folder / f"text_encoder{part}"
@@ -99,11 +105,13 @@ class ClipText:
 
     def layers(self) -> Mapping[str, nn.Module]:
         """Linear layers by `<encoder>.<path>`."""
-        return {f"{name}.{p}": m for name, e in self.encoders.items() for p, m in e.model.named_modules() if isinstance(m, nn.Linear)}
+        modules = {f"{name}.{p}": m for name, e in self.encoders.items() for p, m in e.model.named_modules()}
+        return {path: m for path, m in modules.items() if isinstance(m, nn.Linear)}
 
     def file_name(self, path: str) -> str:
         encoder, inner = path.split(".", 1)
-        inner = inner if inner.startswith("text_") else f"text_model.{inner}"  # newer transformers leave it out, files never do
+        if not inner.startswith("text_"):  # newer transformers leave it out, files never do
+            inner = f"text_model.{inner}"
         return self.encoders[encoder].prefix + inner.replace(".", "_")
 
     def tables(self) -> Mapping[str, TokenTable]:

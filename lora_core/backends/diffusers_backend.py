@@ -37,17 +37,19 @@ class DiffusersBackend(Sharded):
         from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 
         if pipe is None:
-            require_parts(folder, ("unet", "vae", "text_encoder", "tokenizer", "scheduler"), "a Stable Diffusion model in diffusers layout, or toy")
+            wanted = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+            require_parts(folder, wanted, "a Stable Diffusion model in diffusers layout, or toy")
             super().__init__(precision, device, stored_dtype(folder / "unet"))
-            unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=self.dtype, **variant_of(folder / "unet"), **LOCAL)
-            vae = AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32, **variant_of(folder / "vae"), **LOCAL)
+            unet = _read(UNet2DConditionModel, folder / "unet", self.dtype)
+            vae = _read(AutoencoderKL, folder / "vae", torch.float32)
             texts: tuple[list[Any], ...] = ClipText.parts_of(folder)
             self.scheduler = DDPMScheduler.from_pretrained(folder / "scheduler", **LOCAL)
         else:
             super().__init__(precision, device, stored_dtype(folder))
             unet, vae = pipe.unet.to(self.dtype), pipe.vae.float()
             parts = sorted(pipe.components.items())
-            texts = tuple([part for name, part in parts if name.startswith(kind)] for kind in ("text_encoder", "tokenizer"))
+            encoders = [part for name, part in parts if name.startswith("text_encoder")]
+            texts = encoders, [part for name, part in parts if name.startswith("tokenizer")]
             self.scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
         require_plain_network(unet.config, vae.config.latent_channels)
         self.network = self.unet = self.place_network(unet)
@@ -95,14 +97,17 @@ class DiffusersBackend(Sharded):
         return Objective(kind, DiscreteLevels(self._table), config)
 
     @torch.no_grad()
-    def encode_picture(self, pixels: torch.Tensor) -> torch.Tensor:
+    def _encoded(self, pixels: torch.Tensor) -> Any:
+        """What the VAE says of a picture, a distribution, in its own units."""
         x = pixels.permute(0, 3, 1, 2).to(self.device) * 2 - 1
-        return self.wake(self.vae).encode(x).latent_dist.mean * self.vae.config.scaling_factor
+        return self.wake(self.vae).encode(x).latent_dist
 
-    @torch.no_grad()
+    def encode_picture(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self._encoded(pixels).mean * self.vae.config.scaling_factor
+
     def encode_spread(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(mean, standard deviation) of the latents, both in the model's units."""
-        answer, scale = self.wake(self.vae).encode(pixels.permute(0, 3, 1, 2).to(self.device) * 2 - 1).latent_dist, self.vae.config.scaling_factor
+        answer, scale = self._encoded(pixels), self.vae.config.scaling_factor
         return answer.mean * scale, answer.std * scale
 
     def picture_encoders(self) -> Sequence[nn.Module]:
@@ -131,10 +136,13 @@ class DiffusersBackend(Sharded):
         timestep = nearest_timestep(self._table.to(x_t.device), sigma)
         scaled = x_t / (1 + sigma.square()).sqrt().view(-1, 1, 1, 1).to(x_t.dtype)
         added = None
-        if text.pooled is not None:  # SDXL reads (height, width, top, left, target height, target width), Podell et al. 2023, section 2.2
+        if text.pooled is not None:
+            # SDXL reads (height, width, top, left, target height, target width), Podell et al. 2023, section 2.2
             sizes = [(*f.original[::-1], *f.crop[::-1], *f.bucket[::-1]) for f in fits]
-            added = {"text_embeds": text.pooled.to(self.dtype), "time_ids": torch.tensor(sizes, device=x_t.device, dtype=self.dtype)}
-        return self.unet(scaled.to(self.dtype), timestep, text.hidden.to(self.dtype), added_cond_kwargs=added).sample.float()
+            times = torch.tensor(sizes, device=x_t.device, dtype=self.dtype)
+            added = {"text_embeds": text.pooled.to(self.dtype), "time_ids": times}
+        hidden = text.hidden.to(self.dtype)
+        return self.unet(scaled.to(self.dtype), timestep, hidden, added_cond_kwargs=added).sample.float()
 
     @torch.no_grad()
     def sample(self, job: SampleJob) -> list[Image.Image]:
@@ -148,17 +156,25 @@ class DiffusersBackend(Sharded):
         x = (noise * (1 + sigmas[0] ** 2) ** 0.5).to(self.device)
         text, size = self.encoded([job.prompt, config.negative]), (job.width_px, job.height_px)
         fits = [Fit(size, size, (0, 0), size)] * 2
-        kind = PREDICTIONS[self.scheduler.config.prediction_type]
-        for here, there in zip(sigmas, sigmas[1:], strict=False):
-            out = self._network(x.repeat(2, 1, 1, 1), torch.full((2,), here), text, fits)
-            denoised = x - here * out if kind == "epsilon" else x / (1 + here**2) - out * here / (1 + here**2) ** 0.5
+        prediction = PREDICTIONS[self.scheduler.config.prediction_type]
+        for sigma, lower in zip(sigmas, sigmas[1:], strict=False):
+            out = self._network(x.repeat(2, 1, 1, 1), torch.full((2,), sigma), text, fits)
+            if prediction == "epsilon":
+                denoised = x - sigma * out
+            else:
+                denoised = x / (1 + sigma**2) - out * sigma / (1 + sigma**2) ** 0.5
             guided = denoised[1:] + config.cfg * (denoised[:1] - denoised[1:])
-            x = x + (x - guided) / here * (there - here)
+            x = x + (x - guided) / sigma * (lower - sigma)
         pixels = self.wake(self.vae).decode(x / self.vae.config.scaling_factor).sample
         if self.lent:
             self.rest()
         array = ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
         return [Image.fromarray(a) for a in array]
+
+
+def _read(kind: Any, place: Path, dtype: torch.dtype) -> Any:
+    """A model of this class of diffusers from its folder."""
+    return kind.from_pretrained(place, torch_dtype=dtype, **variant_of(place), **LOCAL)
 
 
 def _unet_name(family: str, path: str) -> str:

@@ -53,19 +53,27 @@ class FlowBackend(Sharded):
         self.row, given = FLOW_FAMILIES[pipeline_name(folder)], {}
         if file is not None:
             network = getattr(diffusers, self.row.transformer)
-            given["transformer"] = network.from_single_file(str(file), config=str(folder), subfolder="transformer", torch_dtype=self.dtype, **LOCAL)
+            where = {"config": str(folder), "subfolder": "transformer"}
+            given["transformer"] = network.from_single_file(str(file), torch_dtype=self.dtype, **where, **LOCAL)
         types = {"default": self.dtype, "vae": torch.float32}
-        self.pipe = diffusers.DiffusionPipeline.from_pretrained(folder, torch_dtype=types, **given, **variant_of(folder / "vae"), **LOCAL)
+        given |= variant_of(folder / "vae")
+        self.pipe = diffusers.DiffusionPipeline.from_pretrained(folder, torch_dtype=types, **given, **LOCAL)
         self.pipe.set_progress_bar_config(disable=True)
         config = self.pipe.vae.config
         require_plain_network(self.pipe.transformer.config, config["z_dim"] if "z_dim" in config else config["latent_channels"])
         self.network = self.place_network(self.pipe.transformer)
         self.vae = self.idle(self.pipe.vae)
-        self.encoders = [self.idle(part) for name, part in self.pipe.components.items() if name.startswith("text_encoder") and part is not None]
-        without = {name: None for name in self.pipe.components if name.startswith(("text_encoder", "image_encoder", "feature_extractor"))}
+        self.encoders = [self.idle(encoder) for encoder in self._parts_named("text_encoder")]
+        unneeded = ("text_encoder", "image_encoder", "feature_extractor")
+        without = {name: None for name in self.pipe.components if name.startswith(unneeded)}
         self._drawing = type(self.pipe)(**{**self.pipe.components, **without})
         self._drawing.set_progress_bar_config(disable=True)
         self.latent_step_px = self.pipe.vae_scale_factor * 2  # the network reads patches of 2 x 2
+
+    def _parts_named(self, prefix: str) -> list[Any]:
+        """The parts of the pipeline whose names begin so, where it has them."""
+        named = [part for name, part in self.pipe.components.items() if name.startswith(prefix)]
+        return [part for part in named if part is not None]
 
     @property
     def family(self) -> str:
@@ -86,9 +94,12 @@ class FlowBackend(Sharded):
         """What the VAE gives -> the network's units; of a spread only the scale counts."""
         config = self.vae.config
         if hasattr(config, "latents_mean") and config.latents_mean is not None:
-            mean, std = (torch.tensor(v, device=raw.device).view(1, -1, 1, 1, 1) for v in (config.latents_mean, config.latents_std))
+            statistics = (config.latents_mean, config.latents_std)
+            mean, std = (torch.tensor(v, device=raw.device).view(1, -1, 1, 1, 1) for v in statistics)
             return (raw - mean if shifted else raw) / std
-        return (raw - (config.shift_factor or 0.0) if shifted else raw) * config.scaling_factor
+        if shifted:
+            raw = raw - (config.shift_factor or 0.0)
+        return raw * config.scaling_factor
 
     @torch.no_grad()
     def _encoded(self, pixels: torch.Tensor) -> Any:
@@ -122,7 +133,7 @@ class FlowBackend(Sharded):
         return self.row.encode(self.pipe, list(texts), self.device)
 
     def text_fingerprint(self) -> str:
-        tokenizers = [part for name, part in self.pipe.components.items() if name.startswith("tokenizer") and part is not None]
+        tokenizers = self._parts_named("tokenizer")
         return " ".join([*map(weights_checksum, self.encoders), *map(vocabulary, tokenizers)])
 
     def text_length(self, caption: str) -> TextLength:
@@ -133,7 +144,8 @@ class FlowBackend(Sharded):
     # ---- training and drawing ----------------------------------------------------------------------------------------
 
     def predict(self, x_t: torch.Tensor, sigma: torch.Tensor, batch: Batch) -> torch.Tensor:
-        return self.row.ask(self, x_t.to(self.dtype), sigma.to(x_t.device, torch.float32), self.encoded(batch.captions).of(self.dtype)).float()
+        text = self.encoded(batch.captions).of(self.dtype)
+        return self.row.ask(self, x_t.to(self.dtype), sigma.to(x_t.device, torch.float32), text).float()
 
     def guidance(self, count: int) -> torch.Tensor | None:
         """(count,) guidance for networks that read it."""
@@ -148,15 +160,19 @@ class FlowBackend(Sharded):
         self.wake(self.vae)
         try:
             return self._drawing(
-                height=job.height_px, width=job.width_px, num_inference_steps=config.steps, generator=job.rng(),
-                output_type="pil", **self.row.drawing(text, negative, config.cfg),
-            ).images  # fmt: skip
+                height=job.height_px,
+                width=job.width_px,
+                num_inference_steps=config.steps,
+                generator=job.rng(),
+                output_type="pil",
+                **self.row.drawing(text, negative, config.cfg),
+            ).images
         finally:
             if self.lent:
                 self.rest()
 
 
-# ---- the families --------------------------------------------------------------------------------------------------------
+# ---- the families ----------------------------------------------------------------------------------------------------
 
 
 def _sd3_text(pipe: Any, texts: list[str], device: torch.device) -> Text:
@@ -165,14 +181,18 @@ def _sd3_text(pipe: Any, texts: list[str], device: torch.device) -> Text:
 
 
 def _sd3(backend: FlowBackend, x: torch.Tensor, sigma: torch.Tensor, text: Text) -> torch.Tensor:
-    return backend.network(x, timestep=sigma * 1000, encoder_hidden_states=text.hidden, pooled_projections=text.pooled).sample
+    words = {"encoder_hidden_states": text.hidden, "pooled_projections": text.pooled}
+    return backend.network(x, timestep=sigma * 1000, **words).sample
 
 
 def _sd3_drawing(text: Text, negative: Text, cfg: float) -> dict[str, Any]:
     return {
-        "prompt_embeds": text.hidden, "pooled_prompt_embeds": text.pooled, "negative_prompt_embeds": negative.hidden,
-        "negative_pooled_prompt_embeds": negative.pooled, "guidance_scale": cfg,
-    }  # fmt: skip
+        "prompt_embeds": text.hidden,
+        "pooled_prompt_embeds": text.pooled,
+        "negative_prompt_embeds": negative.hidden,
+        "negative_pooled_prompt_embeds": negative.pooled,
+        "guidance_scale": cfg,
+    }
 
 
 def _flux_text(pipe: Any, texts: list[str], device: torch.device) -> Text:
@@ -182,11 +202,17 @@ def _flux_text(pipe: Any, texts: list[str], device: torch.device) -> Text:
 
 def _flux(backend: FlowBackend, x: torch.Tensor, sigma: torch.Tensor, text: Text) -> torch.Tensor:
     height, width = x.shape[-2:]
-    places = torch.cartesian_prod(torch.arange(1), torch.arange(height // 2), torch.arange(width // 2)).to(x.device, torch.float32)
+    axes = (torch.arange(1), torch.arange(height // 2), torch.arange(width // 2))
+    places = torch.cartesian_prod(*axes).to(x.device, torch.float32)  # (frame, row, column) of each patch
     out = backend.network(
-        patches(x), timestep=sigma, guidance=backend.guidance(len(x)), pooled_projections=text.pooled, encoder_hidden_states=text.hidden,
-        txt_ids=places.new_zeros(text.hidden.shape[1], 3), img_ids=places,
-    ).sample  # fmt: skip
+        patches(x),
+        timestep=sigma,
+        guidance=backend.guidance(len(x)),
+        pooled_projections=text.pooled,
+        encoder_hidden_states=text.hidden,
+        txt_ids=places.new_zeros(text.hidden.shape[1], 3),
+        img_ids=places,
+    ).sample
     return pixels(out, height, width)
 
 
@@ -195,8 +221,9 @@ def _flux_drawing(text: Text, negative: Text, cfg: float) -> dict[str, Any]:
 
 
 def _z_image_text(pipe: Any, texts: list[str], device: torch.device) -> Text:
-    found, _ = pipe.encode_prompt(texts, device=device, do_classifier_free_guidance=False)
-    return Text.joined([Text(t[None], None, torch.ones(1, len(t), dtype=torch.bool, device=t.device)) for t in found])
+    hidden, _ = pipe.encode_prompt(texts, device=device, do_classifier_free_guidance=False)  # (length, width) of each
+    masks = [torch.ones(1, len(t), dtype=torch.bool, device=t.device) for t in hidden]
+    return Text.joined([Text(t[None], None, mask) for t, mask in zip(hidden, masks, strict=True)])
 
 
 def _z_image(backend: FlowBackend, x: torch.Tensor, sigma: torch.Tensor, text: Text) -> torch.Tensor:
@@ -216,23 +243,32 @@ def _lists(text: Text) -> list[torch.Tensor]:
 
 def _qwen_text(pipe: Any, texts: list[str], device: torch.device) -> Text:
     hidden, mask = pipe.encode_prompt(texts, device=device)
-    return Text(hidden, None, torch.ones(hidden.shape[:2], dtype=torch.bool, device=device) if mask is None else mask.bool())
+    if mask is None:
+        mask = torch.ones(hidden.shape[:2], device=device)
+    return Text(hidden, None, mask.bool())
 
 
 def _qwen(backend: FlowBackend, x: torch.Tensor, sigma: torch.Tensor, text: Text) -> torch.Tensor:
     height, width = x.shape[-2:]
     out = backend.network(
-        patches(x.squeeze(2)), timestep=sigma, guidance=backend.guidance(len(x)), encoder_hidden_states=text.hidden, encoder_hidden_states_mask=text.mask,
+        patches(x.squeeze(2)),
+        timestep=sigma,
+        guidance=backend.guidance(len(x)),
+        encoder_hidden_states=text.hidden,
+        encoder_hidden_states_mask=text.mask,
         img_shapes=[[(1, height // 2, width // 2)]] * len(x),
-    ).sample  # fmt: skip
+    ).sample
     return pixels(out, height, width).unsqueeze(2)
 
 
 def _qwen_drawing(text: Text, negative: Text, cfg: float) -> dict[str, Any]:
     return {
-        "prompt_embeds": text.hidden, "prompt_embeds_mask": text.mask, "negative_prompt_embeds": negative.hidden,
-        "negative_prompt_embeds_mask": negative.mask, "true_cfg_scale": cfg,
-    }  # fmt: skip
+        "prompt_embeds": text.hidden,
+        "prompt_embeds_mask": text.mask,
+        "negative_prompt_embeds": negative.hidden,
+        "negative_prompt_embeds_mask": negative.mask,
+        "true_cfg_scale": cfg,
+    }
 
 
 def patches(x: torch.Tensor) -> torch.Tensor:
@@ -258,6 +294,12 @@ FLOW_FAMILIES = {
         "z-image", "ZImageTransformer2DModel", _z_image_text, _z_image, _z_image_drawing, ("tokenizer", 512)
     ),
     "QwenImagePipeline": FlowFamily(
-        "qwen-image", "QwenImageTransformer2DModel", _qwen_text, _qwen, _qwen_drawing, ("tokenizer", 1024), takes_frames=True
+        "qwen-image",
+        "QwenImageTransformer2DModel",
+        _qwen_text,
+        _qwen,
+        _qwen_drawing,
+        ("tokenizer", 1024),
+        takes_frames=True,
     ),
-}  # fmt: skip
+}

@@ -20,4 +20,5 @@ def keep_pages() -> bool:
         return False
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch asks the kernel for large pages
     mallopt = ctypes.CDLL(None).mallopt
-    return all([mallopt(_MMAP_THRESHOLD, _LARGEST_THRESHOLD), mallopt(_TRIM_THRESHOLD, 2**31 - 1), mallopt(_TOP_PAD, 64 * 2**20)])
+    settings = ((_MMAP_THRESHOLD, _LARGEST_THRESHOLD), (_TRIM_THRESHOLD, 2**31 - 1), (_TOP_PAD, 64 * 2**20))
+    return all([mallopt(name, value) for name, value in settings])  # each is set, whatever the one before said

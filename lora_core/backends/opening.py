@@ -61,7 +61,9 @@ def open_backend(
         raise LoomError(f"base: {place.name} cannot be read: {str(error).splitlines()[0][:200]}") from error
 
 
-def _of_file(file: Path, folder: Path | None, cached: Callable[[str], str | None], precision: str, device: str) -> Headless:
+def _of_file(
+    file: Path, folder: Path | None, cached: Callable[[str], str | None], precision: str, device: str
+) -> Headless:
     if file.suffix != ".safetensors":
         raise LoomError(f"base: {file.name} is no .safetensors file; other formats can run code when they are read, convert it first.")
     with safe_open(file, "pt") as opened:
@@ -77,7 +79,8 @@ def _of_file(file: Path, folder: Path | None, cached: Callable[[str], str | None
 
             kind = getattr(diffusers, name)
             without = {"safety_checker": None, "feature_extractor": None, "image_encoder": None}
-            return DiffusersBackend(file, precision, device, kind.from_single_file(str(file), config=str(folder), **without, **LOCAL))
+            pipe = kind.from_single_file(str(file), config=str(folder), **without, **LOCAL)
+            return DiffusersBackend(file, precision, device, pipe)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = str(error).splitlines()[0][:200]
         raise LoomError(f"base: {file.name} cannot be read as the {name} that base_config {folder.name} describes: {reason}") from error

@@ -18,6 +18,7 @@ from ....lora_core.config import ObjectiveConfig
 from ....lora_core.messages.errors import LoomError
 from ....lora_core.objectives import DiscreteLevels, FlowLevels, NoiseLevels, Objective, widest
 
+# Classes of the host's samplings, the most special ones first, and what their networks answer; empty: not to be trained.
 _PREDICTIONS = (
     ("IMG_TO_IMG", ""),
     ("V_PREDICTION_DDPM", ""),
