@@ -14,11 +14,11 @@ from .host.access.api import io, make_input, make_output, schema, ui
 from .host.engine.backend import HostBackend
 from .host.engine.tokens import with_embeddings
 from .host.web.panel import shown
-from .presets import opened
+from .jobs.datasets import PictureSets
 from .settings import Settings, SettingsSocket, optimizer_of
-from .sockets import CATEGORY, Dataset, DatasetSocket, Embedding, loss_output, path_output, plain_errors, widget
+from .sockets import CATEGORY, Dataset, Embedding, loss_output, path_output, plain_errors, widget
 from .train_lora import embeddings_of
-from .training import published, run
+from .training import job_of, published, run
 
 USUAL_LR = 5e-3
 STEPS_PER_PICTURE = 100
@@ -82,15 +82,16 @@ class TrainEmbedding(io.ComfyNode):
     @shown
     @plain_errors("embedding")
     def execute(
-        cls, model: Any, clip: Any, vae: Any, dataset: DatasetSocket, resume: str, settings: SettingsSocket | None = None, **w: Any
+        cls, model: Any, clip: Any, vae: Any, dataset: PictureSets, resume: str, settings: SettingsSocket | None = None, **w: Any
     ) -> io.NodeOutput:
         check_name("name", w["name"])
         with torch.inference_mode(False):
             backend = HostBackend(model, clip, vae)
-            parts, found = opened(dataset, w["resolution"], backend)
+            sets = dataset.sized(w["resolution"], backend)
+            pictures = sets.opened()
             values = TrainConfig(
-                name=w["name"], base="ComfyUI", method="embedding", steps=w["steps"] or min(3000, max(500, STEPS_PER_PICTURE * len(found.pictures))),
-                batch_size=w["batch_size"], grad_accum=w["grad_accum"], seed=w["seed"], checkpointing=w["checkpointing"], **parts,
+                name=w["name"], base="ComfyUI", method="embedding", steps=w["steps"] or min(3000, max(500, STEPS_PER_PICTURE * len(pictures.pictures))),
+                batch_size=w["batch_size"], grad_accum=w["grad_accum"], seed=w["seed"], checkpointing=w["checkpointing"], **sets.parts(),
                 embedding=EmbeddingConfig(
                     tokens=w["tokens"], vectors=w["vectors"], init=w["init_text"], keep_norm=w["keep_norm"], weight_decay=w["weight_decay"]
                 ),
@@ -102,7 +103,7 @@ class TrainEmbedding(io.ComfyNode):
             config = parse(settings.over(as_dict(values)) if settings else as_dict(values))
             if config.trains_lora:
                 raise LoomError("settings: Pivotal Tuning Settings belong to Train LoRA; this node trains an embedding alone.")
-            result = run(cls.hidden, backend, config, found, resume == "continue last")
+            result = run(cls.hidden, job_of(backend, config, pictures), resume == "continue last")
         paths = published(cls.hidden.unique_id, result.files)
         embeddings = embeddings_of(result, paths)
         known = with_embeddings(clip, {name: e.embedding.vectors.get for name, e in embeddings.items()})

@@ -13,7 +13,7 @@ from ..convert import trained
 from ..convert.embedding import read_embedding
 from ..lora_core.adapters.targets import weight_shape
 from ..lora_core.config import AdapterConfig, ObjectiveConfig, OptimizerConfig, SampleConfig, SaveConfig, ScheduleConfig, TrainConfig, as_dict, parse
-from ..lora_core.data.folder import Dataset as FoundDataset
+from ..lora_core.data.folder import Dataset
 from ..lora_core.messages.errors import LoomError
 from ..lora_core.names import check_name
 from ..lora_core.training.build import chosen_layers
@@ -23,11 +23,11 @@ from .host.access.check import require_matched
 from .host.engine.backend import HostBackend
 from .host.engine.tokens import with_embeddings
 from .host.web.panel import shown
-from .presets import PRESETS, opened
+from .jobs.datasets import PictureSets
+from .jobs.presets import PRESETS
 from .settings import Settings, SettingsSocket, optimizer_of
 from .sockets import (
     CATEGORY,
-    DatasetSocket,
     Embedding,
     EmbeddingSocket,
     LoraWeights,
@@ -38,7 +38,7 @@ from .sockets import (
     plain_errors,
     widget,
 )
-from .training import published, run, started_from
+from .training import job_of, published, run, started_from
 
 
 class TrainLora(io.ComfyNode):
@@ -130,7 +130,7 @@ class TrainLora(io.ComfyNode):
         model: Any,
         clip: Any,
         vae: Any,
-        dataset: DatasetSocket,
+        dataset: PictureSets,
         resume: str,
         settings: SettingsSocket | None = None,
         lora: dict | None = None,
@@ -139,12 +139,12 @@ class TrainLora(io.ComfyNode):
         check_name("name", widgets["name"])
         with torch.inference_mode(False):
             backend = HostBackend(model, clip, vae)
-            config, found = config_from(widgets, dataset, backend, settings)
+            config, pictures = config_from(widgets, dataset, backend, settings)
             if not config.trains_lora:
                 raise LoomError("settings: this node trains a LoRA; for an embedding alone use Train Embedding.")
             start = started_from(lora, backend, config)
             require_matched(trained(_empty_lora(backend, config), backend.family), model, clip)
-            result = run(cls.hidden, backend, config, found, resume == "continue last", start)
+            result = run(cls.hidden, job_of(backend, config, pictures, start), resume == "continue last")
         paths = published(cls.hidden.unique_id, result.files)
         require_matched(result.tensors, model, clip)
         tuned, tuned_clip = comfy.sd.load_lora_for_models(model, clip if config.text_encoder.train else None, result.tensors, 1.0, 1.0)
@@ -174,15 +174,16 @@ def _empty_lora(backend: HostBackend, config: TrainConfig) -> dict[str, torch.Te
 
 
 def config_from(
-    widgets: dict[str, Any], dataset: DatasetSocket, backend: HostBackend, settings: SettingsSocket | None = None
-) -> tuple[TrainConfig, FoundDataset]:
+    widgets: dict[str, Any], dataset: PictureSets, backend: HostBackend, settings: SettingsSocket | None = None
+) -> tuple[TrainConfig, Dataset]:
     """The run's config (widgets, with 0 and auto filled in from the preset and the model, wired settings over them) and the pictures it will train on."""
     w, preset = widgets, PRESETS[widgets["preset"]]
     lr = w["learning_rate"] or (preset.lr if optimizer_of(settings) == "adamw" else 0.0)
-    parts, found = opened(dataset, w["resolution"], backend)
+    sets = dataset.sized(w["resolution"], backend)
+    pictures = sets.opened()
     values = TrainConfig(
-        name=w["name"], base="ComfyUI", steps=w["steps"] or preset.steps(len(found.pictures)), batch_size=w["batch_size"], grad_accum=w["grad_accum"],
-        seed=w["seed"], checkpointing=w["checkpointing"], auto_fit=w.get("auto_fit", False), **parts, loss=w["loss"],
+        name=w["name"], base="ComfyUI", steps=w["steps"] or preset.steps(len(pictures.pictures)), batch_size=w["batch_size"], grad_accum=w["grad_accum"],
+        seed=w["seed"], checkpointing=w["checkpointing"], auto_fit=w.get("auto_fit", False), **sets.parts(), loss=w["loss"],
         huber_delta=w["huber_delta"], huber_schedule=w["huber_schedule"],
         adapter=AdapterConfig(
             rank=w["rank"] or preset.rank, alpha=w["alpha"], dropout=w["dropout"], init=w["init"], targets=w["targets"], include=w["include"],
@@ -198,4 +199,4 @@ def config_from(
         save=SaveConfig(every=w["save_every"]),
         samples=SampleConfig(prompt=w["sample_prompt"], every=w["sample_every"], cfg=w["sample_cfg"]),
     )  # fmt: skip
-    return parse(settings.over(as_dict(values)) if settings else as_dict(values)), found
+    return parse(settings.over(as_dict(values)) if settings else as_dict(values)), pictures

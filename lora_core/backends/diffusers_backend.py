@@ -25,17 +25,23 @@ from .layout import require_parts, stored_dtype, variant_of
 KINDS = {"epsilon": "epsilon", "v_prediction": "v"}
 
 
+def plain_name(family: str, path: str) -> str:
+    """A layer of the UNet after its module path."""
+    return "lora_unet_" + path.replace(".", "_")
+
+
 class DiffusersBackend(Headless):
     """Lends a UNet with its CLIP text encoders. Everything is read from `folder`; nothing is ever downloaded.
 
     `pipe`: the same parts read already, from a single file. `name(family, path)`: what files call a layer of the UNet.
     """
 
-    name: Callable[[str, str], str] = staticmethod(lambda family, path: "lora_unet_" + path.replace(".", "_"))
-
-    def __init__(self, folder: Path, precision: str = "auto", device: str = "", pipe: Any = None):
+    def __init__(
+        self, folder: Path, precision: str = "auto", device: str = "", pipe: Any = None, name: Callable[[str, str], str] = plain_name
+    ):
         from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 
+        self._name = name
         if pipe is None:
             require_parts(folder, ("unet", "vae", "text_encoder", "tokenizer", "scheduler"), "a Stable Diffusion model in diffusers layout, or toy")
             super().__init__(precision, device, stored_dtype(folder / "unet"))
@@ -76,7 +82,7 @@ class DiffusersBackend(Headless):
         return self.text.tables()
 
     def file_name(self, path: str) -> str:
-        return self.text.file_name(path) if path.split(".", 1)[0] in self.text.encoders else self.name(self.family, path)
+        return self.text.file_name(path) if path.split(".", 1)[0] in self.text.encoders else self._name(self.family, path)
 
     def objective(self, config: ObjectiveConfig) -> Objective:
         kind = KINDS.get(self.scheduler.config.prediction_type)

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 from lora_cases import dense, error, kohya, loha, lora, random
-from lora_loom.__main__ import DONE, FAILED, main
+from lora_loom.__main__ import main
 from lora_loom.convert import Lora
 from lora_loom.convert.files.disk import load, save
 from lora_loom.convert.files.jobs import Options, open_embedding, open_lora, write_lora
+from lora_loom.nodes.terminal import DONE, FAILED
 from PIL import Image
 
 # Factors and roots of scales are rounded to float32 a few times, 6e-8 each; to fp16 once, 5e-4 each.
