@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # From top to bottom: a room imports only rooms of later lines, and of its own line none but itself.
 ORDER = [
     "door",
-    "nodes",
+    "nodes nodes/terminal",
     "nodes/host/web",
     "nodes/host/engine nodes/host/access nodes/host nodes/jobs",
     "convert/files",

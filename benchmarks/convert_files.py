@@ -60,9 +60,9 @@ def make_lora(path: Path, uniform: bool) -> int:
 
 
 def convert_job(source: Path, target: Path, form: str) -> None:
-    from lora_loom.convert.files.jobs import Options, convert
+    from lora_loom.convert.files.jobs import Options, convert, open_lora
 
-    convert(source, target, Options(form, "fp16"))
+    convert(open_lora(source), target, Options(form, "fp16"))
 
 
 def bake_job(source: Path, lora: Path, target: Path) -> None:

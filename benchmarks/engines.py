@@ -145,7 +145,7 @@ class Loom:
         from lora_loom.lora_core.optim.groups import make_groups
         from lora_loom.lora_core.optim.optimizers import filled, make_optimizer
         from lora_loom.lora_core.training.build import make_adapters
-        from lora_loom.lora_core.training.run import Run
+        from lora_loom.lora_core.training.run import Material, Run, Source
 
         backend = self.backend(case)
         self.rss_loaded = rss()
@@ -163,7 +163,8 @@ class Loom:
         self.trained, self.adapters = adapters.count(), len(adapters)
         self._training = backend.training(layers, adapters, job.recomputed, case.latent)
         optimizer = make_optimizer(make_groups(job, adapters), job.optimizer)
-        self._run = Run(job, backend, adapters, Cached(), backend.objective(job.objective), optimizer, scaler)
+        material = Material(job, backend, layers, adapters, backend.objective(job.objective), [Source(Cached())])
+        self._run = Run(material, optimizer, scaler)
         began = time.perf_counter()
         with torch.inference_mode(False):
             self._training.__enter__()

@@ -35,7 +35,7 @@ def build(train_text: bool) -> Any:
     from lora_loom.lora_core.optim.groups import make_groups
     from lora_loom.lora_core.optim.optimizers import filled, make_optimizer
     from lora_loom.lora_core.training.build import make_adapters
-    from lora_loom.lora_core.training.run import Run
+    from lora_loom.lora_core.training.run import Material, Run, Source
     from lora_loom.nodes.host.engine.backend import HostBackend
 
     with torch.inference_mode():
@@ -55,7 +55,8 @@ def build(train_text: bool) -> Any:
     batch = Batch(latents, [CAPTION], [fit(256, 256, 256, 64)], ["one.png"], torch.ones(1))
     cached: Any = type("Cached", (), {"at": lambda self, step, micro: batch})()
     optimizer, scaler = make_optimizer(make_groups(job, adapters), job.optimizer), torch.amp.GradScaler("cpu", enabled=False)
-    run = Run(job, backend, adapters, cached, backend.objective(job.objective), optimizer, scaler)
+    material = Material(job, backend, layers, adapters, backend.objective(job.objective), [Source(cached)])
+    run = Run(material, optimizer, scaler)
     return run, backend, backend.training(layers, adapters)
 
 

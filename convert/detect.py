@@ -53,10 +53,10 @@ def detect(modules: Mapping[str, Module], metadata: Mapping[str, str]) -> tuple[
     if agrees < 0 or 2 * matched < len(denoiser):
         return UNKNOWN, f"Some layer names are those of {FAMILIES[best].title}, but it is another model, which is not known; names are kept as they are."
     if hidden < 0:
-        return best, f"The layers are those of {FAMILIES[best].title}, but not of its published sizes; it may be another model. Say which one with --family."
+        return best, f"The layers are those of {FAMILIES[best].title}, but not of its published sizes; it may be another model. Say which one with `family`."
     rivals = [n for n in scores if n not in (best, "toy") and scores[n] == scores[best]]
     if rivals:
-        return best, f"Names and shapes fit {', '.join([best, *rivals])} alike; {best} is assumed. Say which one it is with --family."
+        return best, f"Names and shapes fit {', '.join([best, *rivals])} alike; {best} is assumed. Say which one it is with `family`."
     return best, ""
 
 
@@ -107,7 +107,7 @@ def _from_text(texts: Mapping[str, Module], metadata: Mapping[str, str]) -> tupl
         return declared, ""
     if any("SelfAttention" in name or "DenseReluDense" in name for name in texts) and not slots & {"clip_g"}:
         if all("SelfAttention" in name or "DenseReluDense" in name for name in texts):
-            return "flux1", "Only T5 layers are in the file, which Flux.1 and SD3 both have; flux1 is assumed. Say which one it is with --family."
+            return "flux1", "Only T5 layers are in the file, which Flux.1 and SD3 both have; flux1 is assumed. Say which one it is with `family`."
         clip_g = any(split_prefix(name)[1] == 2 and "text_model" in name for name in texts)
         return ("sd3" if clip_g else "flux1"), ""
     if 2 in slots or "clip_g" in slots:
@@ -115,4 +115,4 @@ def _from_text(texts: Mapping[str, Module], metadata: Mapping[str, str]) -> tupl
     width = next((m.shape[1] for name, m in texts.items() if "q_proj" in name and m.shape), 768)
     if width == text.WIDTHS["clip_h"]:
         return "sd2", ""
-    return "sd1", "Only CLIP-L layers are in the file, which SD1, SDXL and Flux.1 all have; sd1 is assumed. Say which one it is with --family."
+    return "sd1", "Only CLIP-L layers are in the file, which SD1, SDXL and Flux.1 all have; sd1 is assumed. Say which one it is with `family`."

@@ -27,7 +27,7 @@ def split(module: Module, shares: Sequence[int]) -> list[Module | None]:
     if module.kind == "full":
         cut = {k: torch.split(v, sizes(len(v), shares)) for k, v in module.parts.items()}
         return [Module("full", {k: v[n].clone() for k, v in cut.items()}) for n in range(len(shares))]
-    raise FormatError(f"a {module.kind} module over a fused layer cannot be divided exactly; convert it to a LoRA first (--approximate).")
+    raise FormatError(f"a {module.kind} module over a fused layer cannot be divided exactly; convert it to a LoRA first (`approximate`).")
 
 
 def sizes(rows: int, shares: Sequence[int]) -> list[int]:
@@ -111,7 +111,7 @@ def join(modules: Sequence[Module | None], shares: Sequence[int]) -> Module:
     elif kind == "full" and len(present) == len(shares) and len({tuple(m.parts) for m in present}) == 1:
         return Module("full", {k: torch.cat([m.parts[k] for m in present]) for k in present[0].parts})
     else:
-        raise FormatError(f"{kind} modules have no exact form over the fused layer; convert them to a LoRA first (--approximate).")
+        raise FormatError(f"{kind} modules have no exact form over the fused layer; convert them to a LoRA first (`approximate`).")
     if any(d is not None for d in dora):
         joined = joined.replaced(dora=torch.cat([d for d in dora if d is not None]))
     if any("diff_b" in m.parts for m in present):
@@ -189,6 +189,6 @@ def swapped(module: Module) -> Module:
     """The two halves of the output rows exchanged: shift, scale in the one world is scale, shift in the other."""
     keys = {"lora": ("up",), "loha": ("hada_w1_a", "hada_w2_a"), "full": tuple(module.parts)}.get(module.kind)
     if keys is None or "hada_t1" in module.parts:
-        raise FormatError(f"the output rows of a {module.kind} module cannot be reordered exactly; convert it to a LoRA first (--approximate).")
+        raise FormatError(f"the output rows of a {module.kind} module cannot be reordered exactly; convert it to a LoRA first (`approximate`).")
     more = [k for k in _BY_ROW if k in module.parts and k not in keys and module.parts[k].shape[0] > 1]
     return dataclasses.replace(module, parts={**module.parts, **{k: module.parts[k].roll(len(module.parts[k]) // 2, 0) for k in (*keys, *more)}})

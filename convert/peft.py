@@ -100,7 +100,7 @@ def config_for(modules: Mapping[str, Module], model_names: Collection[str]) -> d
     kinds = {m.kind for m in modules.values()}
     kind = kinds.pop() if len(kinds) == 1 else ""
     if kind not in ("lora", "loha"):
-        raise FormatError("a PEFT adapter holds LoRA or LoHa modules of one kind; convert the others to a LoRA first (--approximate).")
+        raise FormatError("a PEFT adapter holds LoRA or LoHa modules of one kind; convert the others to a LoRA first (`approximate`).")
     alphas = {name: m.scale * m.rank for name, m in modules.items()}
     rank, alpha = Counter(m.rank for m in modules.values()).most_common(1)[0][0], Counter(alphas.values()).most_common(1)[0][0]
     dora = {name for name, m in modules.items() if "dora" in m.parts}

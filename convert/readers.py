@@ -62,7 +62,7 @@ def read(state: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None =
     if embeddings:
         notes.append(f"The file bundles {len(embeddings)} embedding(s) ({', '.join(embeddings)}); several loaders refuse such files.")
     if any("naive_a" in key or key.endswith((".A", ".B")) for key in state):
-        notes.append("The file stores bare A and B matrices without a scale; scale 1 is assumed. Multiply by the alpha it was trained with (--scale).")
+        notes.append("The file stores bare A and B matrices without a scale; scale 1 is assumed. Multiply by the alpha it was trained with (`scale`).")
     notes += _dora_notes(named)
     return Lora(chosen, dict(sorted(named.items())), metadata, embeddings, notes, keys.form(next(iter(state), "")), frozenset(state))
 
@@ -78,7 +78,7 @@ def _modules(state: Mapping[str, torch.Tensor], dropped: list[str] | None) -> di
             continue
         if parsed is None:
             widths = value.ndim in (1, 2, 3) and value.shape[-1] in EMBEDDING_WIDTHS
-            what = "an embedding has one tensor of one or two dimensions" if widths else "--drop-unknown or drop_unknown leaves such keys out"
+            what = "an embedding has one tensor of one or two dimensions" if widths else "`drop_unknown` leaves such keys out"
             raise FormatError(f"{key}: is not part of any adapter this program knows; {what}.")
         name, part = parsed
         if (name, part) in origin:
@@ -245,7 +245,7 @@ def _canonical(raw: Mapping[str, Module], family: Family, dropped: list[str] | N
                 dropped.append(name)
                 continue
             if found is None:
-                raise FormatError(f"{name}: is not a layer of {family.title}; if the file is for another model, name it with --family.")
+                raise FormatError(f"{name}: is not a layer of {family.title}; if the file is for another model, name it with `family`.")
             for canonical, part in _unfused(name, found, module):
                 put(f"{family.component}.{canonical}", part, name)
         else:

@@ -88,7 +88,7 @@ Named = dict[str, Module]
 
 def _known(lora: Lora) -> Family:
     if lora.family == UNKNOWN:
-        raise FormatError("the model family is unknown, so its layers have no other names; say which one it is with --family.")
+        raise FormatError("the model family is unknown, so its layers have no other names; say which one it is with `family`.")
     family = FAMILIES[lora.family]
     parts = {family.component, *(e.name for e in family.encoders)}
     if foreign := next((n for n in lora.modules if component(n) not in parts), None):
@@ -180,7 +180,7 @@ def _kohya_suffixes(name: str, module: Module) -> State:
 def _scale_in_weights(name: str, module: Module) -> State:
     """lora_A and lora_B alone. diffusers knows nothing else, and misreads alpha beside them."""
     if module.kind != "lora":
-        raise FormatError(f"{name}: diffusers has no form for a {module.kind} module; convert it to a LoRA first (--approximate).")
+        raise FormatError(f"{name}: diffusers has no form for a {module.kind} module; convert it to a LoRA first (`approximate`).")
     _refuse_bias(name, module)
     return {_PEFT_PARTS[k]: v for k, v in _peft_dora(name, folded(plain(module))).parts.items()}
 
@@ -194,7 +194,7 @@ def _scale_in_weights_or_alpha(name: str, module: Module) -> State:
 
 def _refuse_bias(name: str, module: Module) -> None:
     if "diff_b" in module.parts:
-        raise FormatError(f"{name}: changes the layer's bias, which this form cannot hold; --approximate leaves such changes out.")
+        raise FormatError(f"{name}: changes the layer's bias, which this form cannot hold; `approximate` leaves such changes out.")
 
 
 def _peft_dora(name: str, module: Module) -> Module:
@@ -246,7 +246,7 @@ def approximated(lora: Lora, rank: int) -> tuple[Lora, dict[str, float]]:
     Changes of biases, which only ComfyUI and kohya files can hold, are left out; a note says how many.
     """
     if rank < 1:
-        raise FormatError(f"--approximate: {rank} is not a rank; give 1 or more.")
+        raise FormatError(f"`approximate`: {rank} is not a rank; give 1 or more.")
     modules, errors, biases = {}, {}, 0
     for name, module in lora.modules.items():
         if "dora" in module.parts:

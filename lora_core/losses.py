@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import torch
+
+from .config import TrainConfig
+from .objectives import Objective
 
 Loss = Callable[..., torch.Tensor]  # (pred, target, delta)
 
@@ -53,3 +57,24 @@ def mean(error: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
 
 THRESHOLDED = ("huber", "smooth_l1")  # the losses that read `delta`
 LOSSES: dict[str, Loss] = {"mse": mse, "l1": l1, "huber": huber, "smooth_l1": smooth_l1}
+
+
+@dataclasses.dataclass(frozen=True)
+class Distance:
+    """How far a prediction is from its target: a row of LOSSES, and the threshold of those that read one."""
+
+    loss: str = "mse"
+    huber_delta: float = 0.1
+    huber_schedule: str = "snr"
+
+    @staticmethod
+    def of(config: TrainConfig) -> Distance:
+        return Distance(config.loss, config.huber_delta, config.huber_schedule)
+
+    def __call__(self, pred: torch.Tensor, target: torch.Tensor, objective: Objective, sigma: torch.Tensor) -> torch.Tensor:
+        """Element by element, float32, for predictions made at noise levels sigma (B,)."""
+        delta = objective.huber_delta(sigma, self.huber_delta, self.huber_schedule) if self.loss in THRESHOLDED else None  # (B,)
+        return LOSSES[self.loss](pred, target, delta)
+
+
+MSE = Distance()

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 
 from .config import ObjectiveConfig
 from .messages.errors import LoomError
+from .processes import Processes
 from .rng import randn_like
 
 TIMESTEPS = 1000
@@ -156,6 +157,40 @@ class Objective:
             return torch.exp(share * math.log(delta))
         spread = sigma / (1 - sigma).clamp_min(1e-6) if self.kind == "flow" else sigma
         return (1 - delta) / (1 + spread).square() + delta
+
+
+@dataclasses.dataclass(frozen=True)
+class SharedObjective(Objective):
+    """`whole` in one of several processes: each draws for all of them and takes its share, so that together they draw what one would for the whole batch."""
+
+    whole: Objective = dataclasses.field(kw_only=True)
+    processes: Processes = dataclasses.field(kw_only=True)
+
+    @staticmethod
+    def of(objective: Objective, processes: Processes) -> Objective:
+        """The objective itself where a process is alone."""
+        if processes.size == 1:
+            return objective
+        return SharedObjective(objective.kind, objective.levels, objective.config, whole=objective, processes=processes)
+
+    def draw_sigma(self, n: int, rng: torch.Generator) -> torch.Tensor:
+        return self.whole.draw_sigma(n * self.processes.size, rng)[self.processes.share(n)]
+
+    def draw_noise(self, x0: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
+        return self.whole.draw_noise(self._for_all(x0), rng)[self.processes.share(len(x0))]
+
+    def perturbed(self, noise: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
+        return self.whole.perturbed(self._for_all(noise), rng)[self.processes.share(len(noise))]
+
+    def corrupt(self, x0: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        return self.whole.corrupt(x0, noise, sigma)
+
+    def target(self, x0: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        return self.whole.target(x0, noise, sigma)
+
+    def _for_all(self, x: torch.Tensor) -> torch.Tensor:
+        """x (B, ...) once for each process: (B * size, ...)."""
+        return x.repeat(self.processes.size, *[1] * (x.ndim - 1))
 
 
 def _min_snr(snr: torch.Tensor, v: bool, config: ObjectiveConfig) -> torch.Tensor:

@@ -18,7 +18,7 @@ import torch
 from .messages.errors import LoomError
 
 
-class World:
+class Processes:
     """This process, number `rank` of `size`. The methods do nothing where it is alone."""
 
     def __init__(self, rank: int = 0, size: int = 1, device: str = "", sharded: bool = False):
@@ -75,10 +75,10 @@ class World:
             self.barrier()
 
 
-ALONE = World()
+ALONE = Processes()
 
 
-def launched() -> World:
+def launched() -> Processes:
     """As `accelerate launch` has set the environment up; alone without it. Raises LoomError for what it asks and we do not do."""
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         return ALONE
@@ -91,7 +91,7 @@ def launched() -> World:
     state = PartialState(cpu=not found)  # gloo between processes without an accelerator
     if state.num_processes < 2:
         raise LoomError("accelerate: several processes were started, but accelerate sees one; check its configuration (accelerate config).")
-    return World(state.process_index, state.num_processes, str(state.device), sharded)
+    return Processes(state.process_index, state.num_processes, str(state.device), sharded)
 
 
 def _zero_stage(environment: Mapping[str, str]) -> int:

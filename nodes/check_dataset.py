@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -14,12 +15,12 @@ from ..lora_core.data.sheet import sheet
 from ..lora_core.training.assemble import dry_run
 from ..lora_core.training.fitting import verdict
 from .host.access.api import io, make_input, make_output, schema, ui
-from .host.access.paths import runs_root
 from .host.engine.backend import HostBackend
 from .host.engine.texts import length_of, literal
 from .host.web.live import LiveNode, layer_progress
-from .presets import opened
-from .sockets import CATEGORY, DatasetSocket, dataset_input, report_output
+from .jobs.datasets import PictureSets
+from .sockets import CATEGORY, dataset_input, report_output
+from .training import job_of
 from .widgets import widget
 
 
@@ -52,24 +53,26 @@ class CheckDataset(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, dataset: DatasetSocket, resolution: int, bucket_step_px: int, clip: Any = None, model: Any = None, vae: Any = None
+        cls, dataset: PictureSets, resolution: int, bucket_step_px: int, clip: Any = None, model: Any = None, vae: Any = None
     ) -> io.NodeOutput:
         node_id = cls.hidden.unique_id
         measured = ""
         if model is not None and clip is not None and vae is not None:
             with torch.inference_mode(False):
                 backend = HostBackend(model, clip, vae)
-                parts, found = opened(dataset, resolution, backend)
-                config = TrainConfig(name="trial", base="ComfyUI", adapter=AdapterConfig(), **parts)
-                _, measured = verdict(config, *dry_run(config, backend, found, runs_root(), LiveNode(node_id, 1)), config.steps)
+                sets = dataset.sized(resolution, backend)
+                config = TrainConfig(name="trial", base="ComfyUI", adapter=AdapterConfig(), **sets.parts())
+                job = dataclasses.replace(job_of(backend, config, sets.opened()), listener=LiveNode(node_id, 1))
+                _, measured = verdict(config, *dry_run(job), config.steps)
+            pictures = job.dataset
         else:
-            found = dataset.changed(resolution=resolution, bucket_step_px=bucket_step_px).opened()
+            pictures = dataset.changed(resolution=resolution, bucket_step_px=bucket_step_px).opened()
 
         def length(caption: str) -> TextLength:
             return length_of(literal(caption), clip)
 
         show = layer_progress(node_id)
-        report = look(found, length if clip is not None else None, lambda n, of: show(n, of, ""))
+        report = look(pictures, length if clip is not None else None, lambda n, of: show(n, of, ""))
         image = torch.from_numpy(np.asarray(sheet(report), np.float32) / 255.0)[None]
         text = "\n".join(filter(None, [report.text(), measured and f"\nOne step of a rank {AdapterConfig().rank} LoRA, measured: {measured}"]))
         return io.NodeOutput(image, text, not report.notes and not report.general, ui={**ui.PreviewImage(image, cls=cls).as_dict(), "text": (text,)})

@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..convert.files.jobs import Options, Written, bake_file, extract_file, merge_files, open_lora, resize_file
+from ..convert.files.jobs import Options, Size, Written, bake_file, extract_file, merge_files, open_lora, resize_file
 from ..convert.lora import DTYPES
 from .convert_format import NO_FILE, approximate_input, chosen_family, family_input, lora_input, stamp
 from .host.access.api import io, make_input, schema, ui
 from .host.access.paths import checkpoint_file, checkpoint_folders, checkpoint_names, lora_folders, model_file
 from .host.web.live import layer_progress
 from .save import LORA_FORMS, destination_input, on_exists_input, place_for
-from .sockets import CATEGORY, lora_output, on_the_wire, path_output, plain_errors, report_output
+from .sockets import CATEGORY, lora_output, on_the_wire, path_output, plain_errors, report_output, spelled
 
 SLOTS = 4
 
@@ -57,7 +57,7 @@ def _options(widgets: dict[str, Any]) -> Options:
 
 def _result(written: Written) -> io.NodeOutput:
     lora = open_lora(written.path)
-    report = "\n".join([written.path.name, f"{len(lora.modules)} modules", *written.notes])
+    report = "\n".join([written.path.name, f"{len(lora.modules)} modules", *map(spelled, written.notes)])
     return io.NodeOutput(on_the_wire(lora), str(written.path), report, ui=ui.PreviewText(report))
 
 
@@ -132,7 +132,7 @@ class ResizeLora(FromFiles):
     def execute(cls, file: str, rank: int, energy: float, conv_rank: int, name: str, destination: str, base_model: str, **widgets: Any) -> io.NodeOutput:
         path = _target(destination, name, widgets)
         progress = layer_progress(cls.hidden.unique_id)
-        return _result(resize_file(model_file("loras", file), path, _options(widgets), rank, conv_rank, energy, chosen_family(base_model), progress))
+        return _result(resize_file(model_file("loras", file), path, _options(widgets), Size(rank, conv_rank, energy), chosen_family(base_model), progress))
 
 
 class ExtractLora(FromFiles):
@@ -164,7 +164,7 @@ class ExtractLora(FromFiles):
         path = _target(destination, name, widgets)
         progress = layer_progress(cls.hidden.unique_id)
         files = checkpoint_file(base), checkpoint_file(tuned)
-        return _result(extract_file(*files, path, _options(widgets), rank, conv_rank, energy, text_encoders, progress))
+        return _result(extract_file(files, path, _options(widgets), Size(rank, conv_rank, energy), text_encoders, progress))
 
 
 class MergeIntoCheckpoint(FromFiles):

@@ -9,8 +9,9 @@ import torch
 
 from ..convert.embedding import EMBEDDING_TARGETS
 from ..convert.families import FAMILIES, UNKNOWN
-from ..convert.files.jobs import Options, convert, inspected, open_embedding, open_file, write_embedding_file
+from ..convert.files.jobs import Options, convert, inspected, open_embedding, open_file, open_lora, write_embedding_file
 from ..convert.lora import DTYPES, Lora
+from ..convert.merge import weighted
 from ..convert.report import embedding_lines, inspect
 from ..convert.writers import TARGETS
 from ..lora_core.messages.errors import LoomError
@@ -18,7 +19,7 @@ from ..lora_core.pictures.plots import bars
 from .host.access.api import io, make_input, make_output, schema, ui
 from .host.access.paths import embedding_folders, file_names_in, lora_folders, model_file
 from .save import destination_input, on_exists_input, place_for
-from .sockets import CATEGORY, Embedding, EmbeddingSocket, lora_output, on_the_wire, path_output, plain_errors, report_output
+from .sockets import CATEGORY, Embedding, EmbeddingSocket, lora_output, on_the_wire, path_output, plain_errors, report_output, spelled
 
 AUTO, NO_FILE = "auto", "none"
 _EMBEDDING_PREFIX = "embedding: "
@@ -98,12 +99,14 @@ class ConvertLora(io.ComfyNode):
     ) -> io.NodeOutput:  # fmt: skip
         source = model_file("loras", file)
         path = place_for(lora_folders(), destination, name, on_exists == "overwrite", "" if form == "peft" else ".safetensors")
-        options = Options(form, dtype, approximate_rank, keep_captions, on_exists == "overwrite", drop_unknown=drop_unknown)
-        written = convert(source, path, options, chosen_family(base_model), scale, block_factors(block_weights), next(iter(embedding_folders().values())))
+        options = Options(form, dtype, approximate_rank, keep_captions, on_exists == "overwrite")
+        lora = weighted(open_lora(source, chosen_family(base_model), drop_unknown), scale, block_factors(block_weights))
+        written = convert(lora, path, options, next(iter(embedding_folders().values())))
         found = open_file(path)
         if not isinstance(found, Lora):
             raise LoomError(f"file: {file} was not written as a LoRA; please report this file.")
-        report = "\n".join([*(f"{w.path.name}" for w in written), *(n for w in written for n in w.notes), *inspect(found).lines(bars=False)])
+        notes = [*(note for file in written for note in file.notes), *inspect(found).lines(bars=False)]
+        report = "\n".join([*(file.path.name for file in written), *map(spelled, notes)])
         return io.NodeOutput(on_the_wire(found), str(path), report, ui=ui.PreviewText(report))
 
 
@@ -205,6 +208,7 @@ class Inspect(io.ComfyNode):
             lines, trigger = [path.name, *embedding_lines(found, path.stem)], f"embedding:{path.stem}"
             rows = [(f"{encoder} {n}", float(v.float().norm())) for encoder, vectors in found.vectors.items() for n, v in enumerate(vectors)]
             title = "Norm of each vector"
+        lines = list(map(spelled, lines))
         picture = torch.from_numpy(np.asarray(bars(rows, title)).astype(np.float32) / 255)[None]
         shown = ui.PreviewImage(picture, cls=cls).as_dict() | {"text": ("\n".join(lines),)}
         lora = on_the_wire(found) if isinstance(found, Lora) else {}

@@ -15,13 +15,12 @@ from ..lora_core.pictures.plots import grid
 from ..lora_core.pictures.reading import PictureError, thumbnail
 from .host.access.api import io, make_input, make_output, schema, ui
 from .host.access.paths import is_hub_name, runs_root, training_folder, training_folders
-from .sockets import CATEGORY, DatasetSocket, count_output, dataset_output, report_output
+from .jobs.datasets import PictureSets
+from .sockets import CATEGORY, count_output, dataset_output, report_output
 from .widgets import widget
 
 SHOWN = 24
 THUMB_PX = 192
-SMALLEST_STEP_PX = 8
-LOOKED_AT = {"resolution": 16, "bucket_step_px": SMALLEST_STEP_PX}  # until a train node says at which size it trains
 
 
 def outputs() -> list:
@@ -33,7 +32,7 @@ def outputs() -> list:
     ]
 
 
-def shown(cls: type[io.ComfyNode], socket: DatasetSocket) -> io.NodeOutput:
+def shown(cls: type[io.ComfyNode], socket: PictureSets) -> io.NodeOutput:
     """What every node that makes a dataset gives: the dataset, a grid of its first pictures, the report, how many there are."""
     found = socket.opened()
     images, labels, broken = [], [], []
@@ -97,8 +96,8 @@ class LoadFolder(io.ComfyNode):
     @classmethod
     def execute(cls, folder: str, trigger: str, **options) -> io.NodeOutput:
         place = training_folder(folder)
-        config = DataConfig(folder=f"{HUB}{place}" if is_local_copy(place) else str(place), trigger=trigger.strip(), **LOOKED_AT, **options)
-        return shown(cls, DatasetSocket((as_folder(config, runs_root()),)))
+        config = DataConfig(folder=f"{HUB}{place}" if is_local_copy(place) else str(place), trigger=trigger.strip(), **options)
+        return shown(cls, PictureSets.of(as_folder(config, runs_root())))
 
 
 class LoadHubDataset(io.ComfyNode):
@@ -129,5 +128,5 @@ class LoadHubDataset(io.ComfyNode):
     def execute(cls, name: str, trigger: str, **options) -> io.NodeOutput:
         if not is_hub_name(name.strip()):
             raise LoomError(f"name: {name!r} is no dataset on the Hub; write owner/name. For a folder of your own use Load Training Folder.")
-        config = DataConfig(folder=f"{HUB}{name.strip()}", trigger=trigger.strip(), **LOOKED_AT, **options)
-        return shown(cls, DatasetSocket((as_folder(config, runs_root()),)))
+        config = DataConfig(folder=f"{HUB}{name.strip()}", trigger=trigger.strip(), **options)
+        return shown(cls, PictureSets.of(as_folder(config, runs_root())))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from .host.access.api import io, schema
 from .host.web.dataset_routes import open_session
-from .sockets import CATEGORY, DatasetSocket, count_output, dataset_input, dataset_output
+from .jobs.datasets import PictureSets
+from .sockets import CATEGORY, count_output, dataset_input, dataset_output
 
 
 class DatasetEditor(io.ComfyNode):
@@ -23,6 +24,6 @@ class DatasetEditor(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, dataset: DatasetSocket) -> io.NodeOutput:
+    def execute(cls, dataset: PictureSets) -> io.NodeOutput:
         found = dataset.opened()
         return io.NodeOutput(dataset, len(found.pictures), ui={"loom_dataset": (open_session(dataset.sets),)})

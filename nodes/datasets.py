@@ -17,12 +17,13 @@ from ..lora_core.data.masks import open_trained, placed
 from ..lora_core.data.sources import from_images, from_latents
 from ..lora_core.messages.errors import LoomError
 from ..lora_core.pictures.reading import PictureError
-from .dataset import LOOKED_AT, outputs, shown
+from .dataset import outputs, shown
 from .host.access.api import io, make_input, make_output, schema
 from .host.access.paths import runs_root
 from .host.engine.texts import literal, split
 from .host.web.live import layer_progress
-from .sockets import CATEGORY, DatasetSocket, count_output, dataset_input, dataset_output
+from .jobs.datasets import PictureSets
+from .sockets import CATEGORY, count_output, dataset_input, dataset_output
 from .widgets import widget
 
 LATENT_STEP_PX = 8
@@ -54,7 +55,7 @@ class DatasetOptions(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, dataset: DatasetSocket, **options: Any) -> io.NodeOutput:
+    def execute(cls, dataset: PictureSets, **options: Any) -> io.NodeOutput:
         """What is left as it is here stays as the node before has it."""
         usual = DataConfig()
         return io.NodeOutput(dataset.changed(**{name: value for name, value in options.items() if value != getattr(usual, name)}))
@@ -75,9 +76,9 @@ class CombineDatasets(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, **datasets: DatasetSocket | None) -> io.NodeOutput:
+    def execute(cls, **datasets: PictureSets | None) -> io.NodeOutput:
         wired = [datasets[f"dataset_{n}"] for n in range(1, MOST_SETS + 1) if datasets.get(f"dataset_{n}") is not None]
-        return shown(cls, DatasetSocket(tuple(data for socket in wired if socket for data in socket.sets)))
+        return shown(cls, PictureSets(tuple(data for socket in wired if socket for data in socket.sets)))
 
 
 class DatasetFromImages(io.ComfyNode):
@@ -111,12 +112,12 @@ class DatasetFromImages(io.ComfyNode):
         texts = texts * len(pictures) if len(texts) == 1 else texts
         if len(texts) != len(pictures):
             raise LoomError(f"captions: {len(texts)} came with {len(pictures)} pictures; wire one for each picture, or a single one.")
-        data = DataConfig(trigger=trigger[0].strip(), repeats=repeats[0], flip=flip[0], **LOOKED_AT)
+        data = DataConfig(trigger=trigger[0].strip(), repeats=repeats[0], flip=flip[0])
         whites = [mask for batch in masks or [] for mask in (batch if batch.ndim == 3 else batch[None])]
         if whites and len(whites) != len(pictures):
             raise LoomError(f"masks: {len(whites)} came with {len(pictures)} pictures; wire one for each picture.")
         folder = from_images(pictures, [str(t) for t in texts], [_image(mask[..., None]) for mask in whites], runs_root())
-        return shown(cls, DatasetSocket((dataclasses.replace(data, folder=str(folder), masks="file" if whites else "none"),)))
+        return shown(cls, PictureSets.of(dataclasses.replace(data, folder=str(folder), masks="file" if whites else "none")))
 
 
 class DatasetFromLatents(io.ComfyNode):
@@ -147,7 +148,7 @@ class DatasetFromLatents(io.ComfyNode):
         if any(p is None for p in packed):
             raise LoomError("conditioning: holds more than text (a ControlNet, hooks or an area); wire what CLIP Text Encode gives.")
         folder = from_latents(samples, [p for p in packed if p is not None], LATENT_STEP_PX, runs_root())
-        return io.NodeOutput(DatasetSocket((DataConfig(folder=str(folder), repeats=repeats[0], **LOOKED_AT),)), len(samples))
+        return io.NodeOutput(PictureSets.of(DataConfig(folder=str(folder), repeats=repeats[0])), len(samples))
 
 
 class EncodeDataset(io.ComfyNode):
@@ -175,7 +176,7 @@ class EncodeDataset(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, dataset: DatasetSocket, vae: Any, clip: Any, resolution: int, bucket_step_px: int) -> io.NodeOutput:
+    def execute(cls, dataset: PictureSets, vae: Any, clip: Any, resolution: int, bucket_step_px: int) -> io.NodeOutput:
         found = dataset.changed(resolution=resolution, bucket_step_px=bucket_step_px).opened()
         progress = layer_progress(cls.hidden.unique_id)
         latents, texts, images = [], [], []

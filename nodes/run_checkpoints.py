@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,24 @@ def contents(folder: Path, save: Save, base: str = "") -> tuple[LoraWeights, dic
     return LoraWeights(lora, base, {**facts, "triggers": list(embeddings)}), embeddings
 
 
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """One save as Run Checkpoints gives it; the fields are the node's outputs, in their order."""
+
+    model: Any
+    clip: Any
+    lora: LoraWeights
+    step: int
+    held_out: float
+    label: str
+    embedding: EmbeddingSocket | None
+
+    @staticmethod
+    def columns(saves: Sequence[Loaded]) -> list[list[Any]]:
+        """A list for each output."""
+        return [[getattr(save, field.name) for save in saves] for field in dataclasses.fields(Loaded)]
+
+
 class RunCheckpoints(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -156,15 +175,18 @@ class RunCheckpoints(io.ComfyNode):
     def execute(cls, run: str, saves: str, nth: int, strength: float, model: Any = None, clip: Any = None, after: Any = None) -> io.NodeOutput:
         folder = folder_of(run)
         wanted = chosen(all_saves(folder), saves, nth)
-        show, rows = layer_progress(cls.hidden.unique_id), []
+        progress, loaded = layer_progress(cls.hidden.unique_id), []
         for n, save in enumerate(wanted):
             lora, embeddings = contents(folder, save, base_family(model.model) if model is not None else "")
-            rows.append((*worn(model, clip, lora, embeddings, strength), lora, save.step, loss_of(save), label_of(save), next(iter(embeddings.values()), None)))
-            show(n + 1, len(wanted), save.label)
-        return io.NodeOutput(*map(list, zip(*rows)), ui=ui.PreviewText("\n".join([folder.name, *(label_of(save) for save in wanted)])))
+            tuned_model, tuned_clip = applied(model, clip, lora, embeddings, strength)
+            first = next(iter(embeddings.values()), None)
+            loaded.append(Loaded(tuned_model, tuned_clip, lora, save.step, loss_of(save), label_of(save), first))
+            progress(n + 1, len(wanted), save.label)
+        text = "\n".join([folder.name, *(save.label for save in loaded)])
+        return io.NodeOutput(*Loaded.columns(loaded), ui=ui.PreviewText(text))
 
 
-def worn(model: Any, clip: Any, lora: LoraWeights, embeddings: dict[str, EmbeddingSocket], strength: float) -> tuple[Any, Any]:
+def applied(model: Any, clip: Any, lora: LoraWeights, embeddings: dict[str, EmbeddingSocket], strength: float) -> tuple[Any, Any]:
     """MODEL and CLIP with a save; None for what is not wired. Raises LoomError when it does not fit them."""
     tuned = model, clip
     texts = {key for key in lora if key.startswith(("lora_te", "text_encoder"))}

@@ -5,21 +5,17 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import re
 from collections.abc import Callable
 from typing import Any
 
 from ..convert import FormatError, Lora, write
 from ..convert.embedding import Embedding as Vectors
-from ..lora_core.config import DataConfig, TrainConfig
-from ..lora_core.data.folder import Dataset as FoundDataset
-from ..lora_core.data.folder import open_sets
 from ..lora_core.messages.errors import LoomError
 from .host.access.api import io, make_input, make_output
 
 CATEGORY = "training/LoRA Loom"
-Dataset = io.Custom("LORALOOM_DATASET")
-
-
+Dataset = io.Custom("LORALOOM_DATASET")  # PictureSets
 Embedding = io.Custom("LORALOOM_EMBEDDING")
 
 
@@ -30,7 +26,12 @@ class EmbeddingSocket:
     embedding: Vectors
 
 
-_WIDGETS = {"--approximate": "approximate_rank", "--family": "base_model", "--drop-unknown or drop_unknown": "drop_unknown", "--scale": "scale"}
+WIDGETS = {"approximate": "approximate_rank", "family": "base_model"}  # settings of convert that our widgets call otherwise
+
+
+def spelled(sentence: str) -> str:
+    """A sentence with the `fields` it names as our widgets are called."""
+    return re.sub(r"`(\w+)`", lambda field: WIDGETS.get(field[1], field[1]), sentence)
 
 
 def plain_errors(field: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -42,33 +43,11 @@ def plain_errors(field: str) -> Callable[[Callable[..., Any]], Callable[..., Any
             try:
                 return execute(cls, *args, **kwargs)
             except FormatError as error:
-                sentence = str(error)
-                for option, name in _WIDGETS.items():
-                    sentence = sentence.replace(option, name)
-                raise LoomError(f"{field}: {sentence}") from error
+                raise LoomError(f"{field}: {spelled(str(error))}") from error
 
         return guarded
 
     return decorate
-
-
-@dataclasses.dataclass(frozen=True)
-class DatasetSocket:
-    """What travels on a LORALOOM_DATASET wire: how to read each folder. The pictures are read when the run knows its resolution."""
-
-    sets: tuple[DataConfig, ...]
-
-    def parts(self) -> dict[str, Any]:
-        """The part of a config that says what is trained on."""
-        return {"data": self.sets[0], "sets": self.sets[1:]}
-
-    def opened(self) -> FoundDataset:
-        """The pictures as they are now."""
-        return open_sets(TrainConfig(**self.parts()))
-
-    def changed(self, **values: Any) -> DatasetSocket:
-        """With these settings in every set."""
-        return DatasetSocket(tuple(dataclasses.replace(data, **values) for data in self.sets))
 
 
 class LoraWeights(dict):

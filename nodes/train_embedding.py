@@ -13,11 +13,11 @@ from .host.access.api import io, make_input, make_output, schema, ui
 from .host.engine.backend import HostBackend
 from .host.engine.tokens import with_embeddings
 from .host.web.panel import shown
-from .presets import opened
+from .jobs.datasets import PictureSets
 from .settings import Settings, SettingsSocket, optimizer_of
-from .sockets import CATEGORY, Dataset, DatasetSocket, Embedding, loss_output, path_output, plain_errors
+from .sockets import CATEGORY, Dataset, Embedding, loss_output, path_output, plain_errors
 from .train_lora import embeddings_of
-from .training import published, run
+from .training import job_of, published, run
 from .widgets import inputs, job, row
 from .widgets import settings as values_of
 
@@ -86,20 +86,21 @@ class TrainEmbedding(io.ComfyNode):
     @shown
     @plain_errors("embedding")
     def execute(
-        cls, model: Any, clip: Any, vae: Any, dataset: DatasetSocket, resume: str, settings: SettingsSocket | None = None, **w: Any
+        cls, model: Any, clip: Any, vae: Any, dataset: PictureSets, resume: str, settings: SettingsSocket | None = None, **w: Any
     ) -> io.NodeOutput:
         check_name("name", w["name"])
         with torch.inference_mode(False):
             backend = HostBackend(model, clip, vae)
-            parts, found = opened(dataset, w["resolution"], backend)
+            sets = dataset.sized(w["resolution"], backend)
+            pictures = sets.opened()
             automatic = {
-                "steps": min(3000, max(500, STEPS_PER_PICTURE * len(found.pictures))), "data.resolution": parts["data"].resolution,
+                "steps": min(3000, max(500, STEPS_PER_PICTURE * len(pictures.pictures))), "data.resolution": sets.parts()["data"].resolution,
                 "optimizer.lr": USUAL_LR if optimizer_of(settings) == "adamw" else 0.0,
             }  # fmt: skip
-            config = job(values_of(INPUTS, w, automatic), settings.values if settings else {}, method="embedding", **parts)
+            config = job(values_of(INPUTS, w, automatic), settings.values if settings else {}, method="embedding", **sets.parts())
             if config.trains_lora:
                 raise LoomError("settings: Pivotal Tuning Settings belong to Train LoRA; this node trains an embedding alone.")
-            result = run(cls.hidden, backend, config, found, resume == "continue last")
+            result = run(cls.hidden, job_of(backend, config, pictures), resume == "continue last")
         paths = published(cls.hidden.unique_id, result.files)
         embeddings = embeddings_of(result, paths)
         known = with_embeddings(clip, {name: e.embedding.vectors.get for name, e in embeddings.items()})

@@ -12,7 +12,7 @@ from ..convert import trained
 from ..convert.embedding import read_embedding
 from ..lora_core.adapters.targets import weight_shape
 from ..lora_core.config import TrainConfig
-from ..lora_core.data.folder import Dataset as FoundDataset
+from ..lora_core.data.folder import Dataset
 from ..lora_core.messages.errors import LoomError
 from ..lora_core.names import check_name
 from ..lora_core.training.build import chosen_layers
@@ -23,11 +23,11 @@ from .host.access.loras import with_lora
 from .host.engine.backend import HostBackend
 from .host.engine.tokens import with_embeddings
 from .host.web.panel import shown
-from .presets import PRESETS, opened
+from .jobs.datasets import PictureSets
+from .jobs.presets import PRESETS
 from .settings import Settings, SettingsSocket, optimizer_of
 from .sockets import (
     CATEGORY,
-    DatasetSocket,
     Embedding,
     EmbeddingSocket,
     LoraWeights,
@@ -37,7 +37,7 @@ from .sockets import (
     path_output,
     plain_errors,
 )
-from .training import published, run, started_from
+from .training import job_of, published, run, started_from
 from .widgets import inputs, job, row
 from .widgets import settings as values_of
 
@@ -133,7 +133,7 @@ class TrainLora(io.ComfyNode):
         model: Any,
         clip: Any,
         vae: Any,
-        dataset: DatasetSocket,
+        dataset: PictureSets,
         resume: str,
         settings: SettingsSocket | None = None,
         lora: dict | None = None,
@@ -142,12 +142,12 @@ class TrainLora(io.ComfyNode):
         check_name("name", widgets["name"])
         with torch.inference_mode(False):
             backend = HostBackend(model, clip, vae)
-            config, found = config_from(widgets, dataset, backend, settings)
+            config, pictures = config_from(widgets, dataset, backend, settings)
             if not config.trains_lora:
                 raise LoomError("settings: this node trains a LoRA; for an embedding alone use Train Embedding.")
             start = started_from(lora, backend, config)
             require_matched(trained(_empty_lora(backend, config), backend.family), model, clip)
-            result = run(cls.hidden, backend, config, found, resume == "continue last", start)
+            result = run(cls.hidden, job_of(backend, config, pictures, start), resume == "continue last")
         paths = published(cls.hidden.unique_id, result.files)
         require_matched(result.tensors, model, clip)
         tuned, tuned_clip = with_lora(model, clip if config.text_encoder.train else None, result.tensors)
@@ -177,14 +177,15 @@ def _empty_lora(backend: HostBackend, config: TrainConfig) -> dict[str, torch.Te
 
 
 def config_from(
-    widgets: dict[str, Any], dataset: DatasetSocket, backend: HostBackend, settings: SettingsSocket | None = None
-) -> tuple[TrainConfig, FoundDataset]:
+    widgets: dict[str, Any], dataset: PictureSets, backend: HostBackend, settings: SettingsSocket | None = None
+) -> tuple[TrainConfig, Dataset]:
     """The run's config (widgets, with 0 and auto filled in from the preset and the model, wired settings over them) and the pictures it will train on."""
-    parts, pictures = opened(dataset, widgets["resolution"], backend)
+    sets = dataset.sized(widgets["resolution"], backend)
+    pictures = sets.opened()
     preset = PRESETS[widgets["preset"]]
     automatic = {
         "steps": preset.steps(len(pictures.pictures)), "adapter.rank": preset.rank, "schedule.name": preset.schedule,
-        "optimizer.lr": preset.lr if optimizer_of(settings) == "adamw" else 0.0, "data.resolution": parts["data"].resolution,
+        "optimizer.lr": preset.lr if optimizer_of(settings) == "adamw" else 0.0, "data.resolution": sets.parts()["data"].resolution,
     }  # fmt: skip
     own = values_of(INPUTS, widgets, automatic)
-    return job(own, settings.values if settings else {}, **parts), pictures
+    return job(own, settings.values if settings else {}, **sets.parts()), pictures

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
 import torch
 
-from ..lora_core.config import TrainConfig
-from ..lora_core.data.folder import Dataset as FoundDataset
 from ..lora_core.events import Control, Listeners
 from ..lora_core.messages.errors import LoomError
 from ..lora_core.training.assemble import dry_run
 from ..lora_core.training.fitting import verdict
-from ..lora_core.training.lr_range import lr_range
+from ..lora_core.training.job import Job
+from ..lora_core.training.lr_range import Trial, lr_range
 from .host.access.api import io, make_input, make_output, schema, ui
-from .host.access.paths import runs_root
 from .host.engine.backend import HostBackend
 from .host.web.live import LiveNode, registered
-from .host.web.panel import PanelListener, panel_of, shown
-from .presets import opened
+from .host.web.panel import panel_of, shown
+from .jobs.datasets import PictureSets
+from .jobs.panel import PanelListener
 from .settings import Settings, SettingsSocket
-from .sockets import CATEGORY, DatasetSocket, dataset_input, report_output
+from .sockets import CATEGORY, dataset_input, report_output
+from .training import job_of
 from .widgets import inputs, job, row, widget
 from .widgets import settings as values_of
 
@@ -40,12 +41,14 @@ SHARED = (
 )
 
 
-def _config(
-    widgets: dict[str, Any], dataset: DatasetSocket, backend: HostBackend, settings: SettingsSocket | None, **fixed: Any
-) -> tuple[TrainConfig, FoundDataset]:
-    parts, pictures = opened(dataset, widgets["resolution"], backend)
-    own = values_of(SHARED, widgets, {"data.resolution": parts["data"].resolution})
-    return job(own, settings.values if settings else {}, name="trial", **parts, **fixed), pictures
+def _trial(
+    widgets: dict[str, Any], dataset: PictureSets, backend: HostBackend, settings: SettingsSocket | None, **fixed: Any
+) -> Job:
+    """What will be tried, as the widgets say, with wired settings over them."""
+    sets = dataset.sized(widgets["resolution"], backend)
+    own = values_of(SHARED, widgets, {"data.resolution": sets.parts()["data"].resolution})
+    config = job(own, settings.values if settings else {}, name="trial", **sets.parts(), **fixed)
+    return job_of(backend, config, sets.opened())
 
 
 class CheckTraining(io.ComfyNode):
@@ -74,13 +77,12 @@ class CheckTraining(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model: Any, clip: Any, vae: Any, dataset: DatasetSocket, steps: int, settings: SettingsSocket | None = None, **w: Any) -> io.NodeOutput:
+    def execute(cls, model: Any, clip: Any, vae: Any, dataset: PictureSets, steps: int, settings: SettingsSocket | None = None, **w: Any) -> io.NodeOutput:
         with torch.inference_mode(False):
-            backend = HostBackend(model, clip, vae)
-            config, found = _config(w, dataset, backend, settings, steps=steps)
-            chosen, measured = dry_run(config, backend, found, runs_root(), LiveNode(cls.hidden.unique_id, 1))
-        ok, said = verdict(config, chosen, measured, steps)
-        report = "\n".join([said, found.summary()])
+            trial = _trial(w, dataset, HostBackend(model, clip, vae), settings, steps=steps)
+            chosen, measured = dry_run(dataclasses.replace(trial, listener=LiveNode(cls.hidden.unique_id, 1)))
+        ok, sentence = verdict(trial.config, chosen, measured, steps)
+        report = "\n".join([sentence, trial.dataset.summary()])
         keep = {"batch_size": chosen.batch_size, "grad_accum": chosen.grad_accum, "checkpointing": chosen.checkpointing}
         passed = SettingsSocket({**(settings.values if settings else {}), **keep})
         seconds = measured.seconds * measured.grad_accum
@@ -115,19 +117,19 @@ class FindLearningRate(io.ComfyNode):
     @classmethod
     @shown
     def execute(
-        cls, model: Any, clip: Any, vae: Any, dataset: DatasetSocket, test_steps: int, lowest: float, highest: float, settings: SettingsSocket | None = None,
+        cls, model: Any, clip: Any, vae: Any, dataset: PictureSets, test_steps: int, lowest: float, highest: float, settings: SettingsSocket | None = None,
         **w: Any,
     ) -> io.NodeOutput:  # fmt: skip
         if lowest >= highest:
             raise LoomError(f"lowest: {lowest:g} is not below highest, {highest:g}; give a range such as 1e-6 to 0.1.")
         control = Control()
         with torch.inference_mode(False), registered(cls.hidden.unique_id, control):
-            backend = HostBackend(model, clip, vae)
-            config, found = _config(w, dataset, backend, settings)
+            trial = _trial(w, dataset, HostBackend(model, clip, vae), settings)
             live = Listeners([LiveNode(cls.hidden.unique_id, test_steps, bar_only=True)])
             if (panel := panel_of(cls.hidden.unique_id)) is not None:
                 live.members.append(PanelListener(panel))
-            result = lr_range(config, backend, found, runs_root(), live, control, lowest, highest, test_steps)
+            rates = Trial(lowest, highest, test_steps)
+            result = lr_range(dataclasses.replace(trial, listener=live, control=control), rates)
         sheet = torch.from_numpy(np.asarray(result.drawn(), np.float32) / 255.0)[None]
         report = f"{result.sentence()}."
         return io.NodeOutput(result.suggested, sheet, report, ui={**ui.PreviewImage(sheet, cls=cls).as_dict(), "text": (report,)})

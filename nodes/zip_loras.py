@@ -17,8 +17,8 @@ from .host.access.api import io, make_input, make_output, schema, ui
 from .host.access.loras import with_lora
 from .host.engine.backend import HostBackend
 from .host.web.live import LiveNode, registered
-from .presets import opened
-from .sockets import CATEGORY, Dataset, DatasetSocket, LoraWeights, lora_output, loss_output, plain_errors, report_output
+from .jobs.datasets import PictureSets
+from .sockets import CATEGORY, Dataset, LoraWeights, lora_output, loss_output, plain_errors, report_output
 from .widgets import widget
 
 
@@ -65,7 +65,7 @@ class ZipLoras(io.ComfyNode):
     @classmethod
     @plain_errors("lora")
     def execute(
-        cls, model: Any, clip: Any, vae: Any, lora_1: dict, lora_2: dict, pictures_1: DatasetSocket, pictures_2: DatasetSocket, steps: int,
+        cls, model: Any, clip: Any, vae: Any, lora_1: dict, lora_2: dict, pictures_1: PictureSets, pictures_2: PictureSets, steps: int,
         learning_rate: float, similarity: float, resolution: int, seed: int, batch_size: int, checkpointing: bool,
     ) -> io.NodeOutput:  # fmt: skip
         node_id = cls.hidden.unique_id
@@ -73,12 +73,12 @@ class ZipLoras(io.ComfyNode):
             backend = HostBackend(model, clip, vae)
             family = known_family(backend.family)
             canonical = [read({k: v.clone() for k, v in lora.items()}, family=family) for lora in (lora_1, lora_2)]
-            (parts, first), (_, second) = (opened(pictures, resolution, backend) for pictures in (pictures_1, pictures_2))
+            sets = [pictures.sized(resolution, backend) for pictures in (pictures_1, pictures_2)]
             control = Control()
-            config = zip_config(parts["data"], steps, learning_rate, batch_size, seed, checkpointing)
+            config = zip_config(sets[0].parts()["data"], steps, learning_rate, batch_size, seed, checkpointing)
             with registered(node_id, control):
                 result = zip_loras(
-                    config, similarity, backend, (_denoiser(canonical[0], family), _denoiser(canonical[1], family)), (first, second),
+                    config, similarity, backend, (_denoiser(canonical[0], family), _denoiser(canonical[1], family)), (sets[0].opened(), sets[1].opened()),
                     Listeners([LiveNode(node_id, steps)]), control,
                 )  # fmt: skip
             if not result.losses:

@@ -179,10 +179,12 @@ def toy_config(pictures):
 def run_toy(toy_backend):
     """`run_toy(config, folder, listener, resume=...)` trains on the toy model as the terminal door does and returns the Result."""
     from lora_loom.lora_core.data.folder import open_sets
-    from lora_loom.lora_core.events import Listener
+    from lora_loom.lora_core.events import Control, Listener
+    from lora_loom.lora_core.training.job import Job
     from lora_loom.lora_core.training.trainer import train
 
     def run(config, folder, listener=None, *, control=None, resume=False, backend=toy_backend):
-        return train(config, backend, open_sets(config), folder, export, listener or Listener(), control, resume)
+        job = Job(config, backend, open_sets(config), folder.parent, listener or Listener(), control or Control())
+        return train(job, folder, export, resume)
 
     return run

@@ -5,8 +5,9 @@ import threading
 import time
 
 import pytest
-from lora_loom.__main__ import DONE, FAILED, main
+from lora_loom.__main__ import main
 from lora_loom.lora_core.runs import checkpoints
+from lora_loom.nodes.terminal import DONE, FAILED
 from safetensors import safe_open
 
 
@@ -74,7 +75,7 @@ def test_bad_input_is_one_sentence_on_stderr_and_exit_code_1(old, new, sentence,
 
 def test_resume_without_a_run_and_an_unknown_set_are_refused(job, tmp_path, capsys):
     assert main(["train", str(job), "--out", str(tmp_path / "runs"), "--resume"]) == FAILED
-    assert "there is no run 'from_file'" in capsys.readouterr().err
+    assert "resume: there is no run named 'from_file' to continue" in capsys.readouterr().err
     assert main(["demo", "--set", "cats", "--out", str(tmp_path / "runs")]) == FAILED
     assert "'cats' is not a bundled picture set; allowed are object, style, pair, word" in capsys.readouterr().err
 

@@ -14,7 +14,7 @@ from ..card import card, merged
 from ..embedding import Embedding, bundled, is_embedding, read_embedding, write_embedding
 from ..families import Family
 from ..lora import FormatError, Lora, State, cast
-from ..merge import Outcome, Progress, merge, quiet, resize, weighted
+from ..merge import Outcome, Progress, merge, quiet, resize
 from ..metadata import converted_metadata, embedding_metadata
 from ..readers import read
 from ..report import triggers
@@ -112,8 +112,7 @@ def open_peft(folder: Path, family: str = "") -> Lora:
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """How a LoRA is written. `approximate`: rank for modules the target has no form for, 0 refuses them. `details`: keep captions and paths.
-    `drop_unknown`: leave out, and count, keys that no layer of the model has."""
+    """How a LoRA is written. `approximate`: rank for modules the target has no form for, 0 refuses them. `details`: keep captions and paths."""
 
     target: str = "universal"
     dtype: str = "fp16"
@@ -123,7 +122,6 @@ class Options:
     keep_alphas: bool = False
     flat_clip: bool = False
     bundle: bool = False
-    drop_unknown: bool = False
 
 
 def write_lora(lora: Lora, path: Path, options: Options, extra: Mapping[str, str] | None = None) -> Written:
@@ -158,18 +156,15 @@ def _write_peft(lora: Lora, path: Path, options: Options, notes: list[str]) -> W
     return Written(path, notes)
 
 
-def convert(source: Path, target: Path, options: Options, family: str = "", scale: float = 1.0, blocks: Mapping[str, float] | None = None,
-            embeddings_to: Path | None = None, embed: Sequence[Path] = ()) -> list[Written]:  # fmt: skip
+def convert(lora: Lora, target: Path, options: Options, embeddings_to: Path | None = None, embed: Sequence[Path] = ()) -> list[Written]:
     """A LoRA in another spelling; embeddings bundled in it as files of their own in `embeddings_to` (default: beside it), unless they are to
     stay bundled. Their names come from the name of the LoRA and never take the place of a file. `embed`: embedding files to bundle, each under
     its stem.
     """
-    lora = open_lora(source, family, options.drop_unknown)
     if embed:
-        lora.embeddings |= {path.stem: write_embedding(open_embedding(path)) for path in embed}
+        more = {path.stem: write_embedding(open_embedding(path)) for path in embed}
+        lora = dataclasses.replace(lora, embeddings=lora.embeddings | more)
         options = dataclasses.replace(options, bundle=True)
-    if scale != 1.0 or blocks:
-        lora = weighted(lora, scale, blocks)
     out = [write_lora(lora, target, options)]
     if not options.bundle:
         for token, vectors in lora.embeddings.items():
@@ -213,17 +208,27 @@ def merge_files(sources: Sequence[tuple[Path, float]], target: Path, options: Op
     return _write_outcome(outcome, target, options, metadata)
 
 
-def resize_file(
-    source: Path, target: Path, options: Options, rank: int, conv_rank: int = 0, energy: float = 1.0, family: str = "", progress: Progress = quiet
-) -> Written:
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """How small a LoRA becomes: the largest rank, that of convolutions (0: the same), the share of the squared norm to keep."""
+
+    rank: int
+    conv_rank: int = 0
+    energy: float = 1.0
+
+
+def resize_file(source: Path, target: Path, options: Options, size: Size, family: str = "", progress: Progress = quiet) -> Written:
     """A LoRA file with smaller ranks."""
-    return _write_outcome(resize(open_lora(source, family), rank, conv_rank, energy, progress), target, options, {})
+    outcome = resize(open_lora(source, family), size.rank, size.conv_rank, size.energy, progress)
+    return _write_outcome(outcome, target, options, {})
 
 
-def extract_file(base: Path, tuned: Path, target: Path, options: Options, rank: int, conv_rank: int = 0, energy: float = 1.0, text_encoders: bool = True,
-                 progress: Progress = quiet) -> Written:  # fmt: skip
-    """A LoRA for the difference of two checkpoints."""
-    return _write_outcome(extract(base, tuned, rank, conv_rank, energy, text_encoders, progress=progress), target, options, {})
+def extract_file(
+    checkpoints: tuple[Path, Path], target: Path, options: Options, size: Size, text_encoders: bool = True, progress: Progress = quiet
+) -> Written:
+    """A LoRA for the difference of two checkpoints, the base and the tuned one."""
+    outcome = extract(*checkpoints, size.rank, size.conv_rank, size.energy, text_encoders, progress=progress)
+    return _write_outcome(outcome, target, options, {})
 
 
 def _write_outcome(outcome: Outcome, target: Path, options: Options, metadata: Mapping[str, str]) -> Written:

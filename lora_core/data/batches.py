@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from ..config import TrainConfig
-from ..processes import ALONE, World
+from ..processes import ALONE, Processes
 from ..rng import generator, python_rng, randn_like
 from . import buckets
 from .captions import varies, vary
@@ -37,7 +37,6 @@ class Batch:
     weight: torch.Tensor
     mask: torch.Tensor | None = None
     beside: torch.Tensor | None = None
-    world: World = ALONE  # whose share of the whole batch this is
 
     def on(self, device: torch.device) -> Batch:
         """On the training device; the copy of pinned memory goes on while the step before still computes."""
@@ -52,42 +51,46 @@ class Batch:
 
 
 class Batches:
-    """`at(step, micro)` is the batch of that pass. An epoch shows every picture `repeats` times, in an order drawn from the seed."""
+    """`at(step, micro)` is the batch of that pass. An epoch shows every picture `repeats` times, in an order drawn from the seed.
 
-    def __init__(self, cache: LatentCache, config: TrainConfig, device: torch.device | str, world: World = ALONE):
-        self._cache, self._config, self._device, self._world = cache, config, torch.device(device), world
+    Of several processes each draws the pictures of all, and takes its share.
+    """
+
+    def __init__(self, cache: LatentCache, config: TrainConfig, device: torch.device | str, processes: Processes = ALONE):
+        self.cache, self._config, self._device, self._processes = cache, config, torch.device(device), processes
         self._plan = functools.lru_cache(maxsize=4)(self._plan_epoch)
         self._ahead = _Ahead(self._on_cpu) if self._device.type != "cpu" else None
         self.per_epoch = len(self._plan(0))
 
     @property
     def pictures(self) -> list[Picture]:
-        return self._cache.pictures
+        return self.cache.pictures
 
     def shapes(self) -> list[tuple[int, ...]]:
         """The latent shapes that occur, largest first."""
-        return sorted({e.shape for e in self._cache.entries}, key=lambda s: -int(np.prod(s)))
+        return sorted({e.shape for e in self.cache.entries}, key=lambda s: -int(np.prod(s)))
 
     def largest(self, count: int) -> Batch:
         """`count` times the picture of the largest bucket, for a dry run."""
-        sizes = [int(np.prod(e.shape)) for e in self._cache.entries]
+        sizes = [int(np.prod(e.shape)) for e in self.cache.entries]
         view = View(sizes.index(max(sizes)))
-        picture = self._cache.entries[view.entry].picture
-        return self._joined([view] * count, [picture.caption] * count, [self._cache[view]["latent"]] * count).on(self._device)
+        picture = self.cache.entries[view.entry].picture
+        return self._joined([view] * count, [picture.caption] * count, [self.cache[view]["latent"]] * count).on(self._device)
 
-    def with_config(self, config: TrainConfig) -> Batches:
-        """The same pictures under another batch size."""
-        return Batches(self._cache, config, self._device, self._world)
+    def with_sizes(self, config: TrainConfig) -> Batches:
+        """The same pictures in the same order, with the batch size and accumulation of `config`."""
+        sized = dataclasses.replace(self._config, batch_size=config.batch_size, grad_accum=config.grad_accum)
+        return Batches(self.cache, sized, self._device, self._processes)
 
     def fingerprint(self) -> str:
         """Identifies pictures, captions, repeats, sizes and masks, by content."""
         digest = hashlib.sha256()
-        for n, entry in enumerate(self._cache.entries):
+        for n, entry in enumerate(self.cache.entries):
             picture = entry.picture
             facts = (picture.name, [(c.text, c.weight) for c in picture.captions], picture.repeats, entry.fits)
             digest.update("\x1f".join(map(str, facts)).encode("utf-8", "surrogateescape"))
             digest.update(entry.pixels)
-            if (mask := self._cache[View(n)].get("mask")) is not None:
+            if (mask := self.cache[View(n)].get("mask")) is not None:
                 digest.update(mask.numpy().tobytes())
         return digest.hexdigest()[:32]
 
@@ -112,40 +115,40 @@ class Batches:
         rng = python_rng(self._config.seed, step, micro, "captions")
         out = []
         for index in self._plan(number // self.per_epoch)[number % self.per_epoch]:
-            entry = self._cache.entries[index]
+            entry = self.cache.entries[index]
             flipped, crop = rng.random() < 0.5, int(rng.random() * len(entry.fits))
             view = View(index, crop, flipped and len(entry.keys[crop]) > 1)
             out.append((view, vary(entry.picture.captions, rng, entry.picture.data)))
         return out
 
     def _on_cpu(self, step: int, micro: int) -> Batch:
-        mine = self._world.share(self._config.batch_size)
+        mine = self._processes.share(self._config.batch_size)
         drawn = self._drawn(step, micro)[mine]
         latents = [
-            _sampled(self._cache[view], generator(self._config.seed, step, micro, slot, "latent"), self._cache.entries[view.entry].picture)
+            _sampled(self.cache[view], generator(self._config.seed, step, micro, slot, "latent"), self.cache.entries[view.entry].picture)
             for slot, (view, _) in enumerate(drawn, mine.start)
         ]
         return self._joined([view for view, _ in drawn], [caption for _, caption in drawn], latents)
 
     def _joined(self, views: Sequence[View], captions: Sequence[str], latents: Sequence[torch.Tensor]) -> Batch:
-        parts, entries = [self._cache[view] for view in views], [self._cache.entries[view.entry] for view in views]
+        parts, entries = [self.cache[view] for view in views], [self.cache.entries[view.entry] for view in views]
         masks = [_floored(part.get("mask"), entry.picture.data.mask_floor) for part, entry in zip(parts, entries, strict=True)]
         return Batch(
             latents=torch.cat(list(latents)),
             captions=list(captions),
-            fits=[self._cache.fit(view) for view in views],
+            fits=[self.cache.fit(view) for view in views],
             names=[entry.picture.name for entry in entries],
             weight=torch.tensor([entry.picture.data.loss_weight for entry in entries]),
             mask=_stacked(masks, latents),
             beside=torch.cat([part["beside"] for part in parts]) if all("beside" in part for part in parts) else None,
-            world=self._world,
         )
 
     def _plan_epoch(self, epoch: int) -> list[list[int]]:
         """Entries of each batch. The last batch of a bucket is filled up from the bucket, so every batch has the same size."""
-        rng, size = python_rng(self._config.seed, epoch, "order"), self._config.batch_size * self._world.size
+        rng = python_rng(self._config.seed, epoch, "order")
+        size = self._config.batch_size * self._processes.size
         groups: dict[tuple, list[int]] = {}
-        for index, entry in enumerate(self._cache.entries):
+        for index, entry in enumerate(self.cache.entries):
             groups.setdefault((entry.fits[0].bucket, entry.shape), []).extend([index] * entry.picture.repeats)
         batches = []
         for bucket in sorted(groups):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -20,125 +20,209 @@ from ..data.folder import Dataset, Picture, require_captions
 from ..data.latents import LatentCache
 from ..data.lengths import WINDOW
 from ..data.store import Disk, Memory, open_store
+from ..disk import files
 from ..events import Listener
 from ..messages.errors import LoomError
-from ..objectives import check_prediction
+from ..objectives import Objective, SharedObjective, check_prediction
 from ..optim.ema import Ema
 from ..optim.groups import make_groups
 from ..optim.optimizers import check_installed, filled, make_optimizer
-from ..processes import ALONE, World
 from ..rng import derive, preserved_rng
 from .build import make_adapters
 from .fitting import Measured, as_chosen, fit
-from .prior import CLASS_PICTURES, class_dataset, require_class_pictures
-from .run import Material, Run, Start
+from .job import Job
+from .prior import class_dataset, require_class_pictures
+from .run import Material, Run, Source
 from .validation import Probes, split
 
 MAX_TEXTS_AHEAD = 2000
 
 
 @contextlib.contextmanager
-def assembled(
-    config: TrainConfig, backend: Backend, dataset: Dataset, cache: Path, listener: Listener, start: Start | None = None,
-    check: Callable[[AdapterSet], None] = lambda adapters: None, first_step: int = 0, world: World = ALONE,
-) -> Iterator[Run]:  # fmt: skip
+def assembled(job: Job, first_step: int = 0, folder: Path | None = None) -> Iterator[Run]:
     """A run ready for step `first_step`, on the lent model, which gets everything back when the block ends.
 
-    `cache`: below it class pictures and what was encoded are kept. `check`: a last look at what will be trained, before anything is encoded.
+    `folder`: the run folder, whose disk must have room for the checkpoints; None for a trial of which nothing is kept.
     """
-    with preserved_rng(config.seed):
-        m = _gathered(config, backend, dataset, cache, listener, start, check, first_step, world)
-        if m.config.auto_fit and world.size > 1:
-            raise LoomError("auto_fit: several processes could settle on different batches; measure with lora-loom check, and turn it off here.")
-        if m.config.auto_fit:
-            config, measured = fit(m.config, backend, m.layers, m.adapters, m.all_batches(), m.objective)
-            listener.on_message(f"Dry run: {measured.sentence(config.steps)}")
-            m = dataclasses.replace(
-                m, config=config, batches=m.batches.with_config(config), prior=m.prior.with_config(_of_class(config)) if m.prior else None
-            )
-        config = m.config
-        with backend.training(m.layers, m.adapters, config.recomputed, (config.batch_size, *m.largest())):
-            m.adapters.prepare()
-            optimizer = make_optimizer(make_groups(config, m.adapters), config.optimizer)
-            scaler = torch.amp.GradScaler(backend.device.type, init_scale=2.0**12, enabled=backend.dtype == torch.float16)
-            ema = Ema(m.adapters, config.ema_decay) if config.ema_decay else None
-            yield Run(config, backend, m.adapters, m.batches, m.objective, optimizer, scaler, ema, m.prior, m.probes, world=world)
+    with preserved_rng(job.config.seed):
+        material = gathered(job, first_step, folder)
+        if material.config.auto_fit:
+            material = _fitted(material, job.listener)
+        config = material.config
+        with material.lent(material.largest()):
+            material.adapters.prepare()
+            optimizer = make_optimizer(make_groups(config, material.adapters), config.optimizer)
+            half = job.backend.dtype == torch.float16
+            scaler = torch.amp.GradScaler(job.backend.device.type, init_scale=2.0**12, enabled=half)
+            yield Run(material, optimizer, scaler, Ema(material.adapters, config.ema_decay) if config.ema_decay else None)
 
 
-def dry_run(config: TrainConfig, backend: Backend, dataset: Dataset, cache: Path, listener: Listener) -> tuple[TrainConfig, Measured]:
+def dry_run(job: Job) -> tuple[TrainConfig, Measured]:
     """(the job with what fits into memory, what one pass takes). Nothing is trained; class pictures are left out; only what was encoded is kept."""
+    config = job.config
     bare = dataclasses.replace(config, prior=dataclasses.replace(config.prior, weight=0.0))
     with preserved_rng(config.seed):
-        m = _gathered(bare, backend, dataset, cache, listener, None, lambda adapters: None)
-        chosen, measured = fit(m.config, backend, m.layers, m.adapters, m.all_batches(), m.objective)
+        chosen, measured = fit(gathered(dataclasses.replace(job, config=bare, start=None)))
     return as_chosen(config, chosen), measured
 
 
-def _gathered(
-    config: TrainConfig, backend: Backend, dataset: Dataset, cache: Path, listener: Listener, start: Start | None, check: Callable[[AdapterSet], None],
-    first_step: int = 0, world: World = ALONE,
-) -> Material:  # fmt: skip
-    config = filled(config.for_pictures(len(dataset.pictures)))
-    require_class_pictures(config.prior, dataset)
-    check_installed(config.optimizer.name)
-    if config.recomputed and config.recomputed not in backend.recomputes:
-        ways = f"recompute: {config.recompute} is nothing this model can do; choose {' or '.join(backend.recomputes)}."
-        raise LoomError(ways if backend.recomputes else "checkpointing: this model cannot recompute its blocks; turn it off.")
-    layers, adapters = make_adapters(config, backend, dataset.trigger, start or {})
-    check(adapters)
-    named = with_tokens(dataset, adapters.tokens)
-    require_captions(named)
-    held_in = (lambda found: with_tokens(found, adapters.tokens)) if named is not dataset else (lambda found: found)
-    dataset, held_out = split(named, config, held_in)
-    objective = backend.objective(config.objective)
-    check_prediction(config.objective, objective.kind)
-    if config.objective.weighting != "none" and objective.kind not in ("epsilon", "v"):
-        name = config.objective.weighting
-        listener.on_message(f"objective.weighting: {name} is for eps and v models and changes nothing here; this model predicts {objective.kind}.")
-    if dataset.trigger and not len(adapters.tokens) and any(len(t.rows(dataset.trigger)) == 1 for t in backend.token_tables().values()):
-        listener.on_message(f"data.trigger: {dataset.trigger!r} is one word of the text encoder and may mean something to it already; a made-up one is safer.")
-    store = open_store(cache, config.cache.disk, config.cache.limit_gb)
-    backend.keep_texts(store)
-    latents = _encoded(dataset, backend, store, listener, "pictures", world)
-    _check_masks(dataset, latents, listener)
-    batches = Batches(latents, config, backend.device, world)
-    prior = _class_batches(config, backend, dataset, adapters.tokens, cache / CLASS_PICTURES, store, listener, world)
-    probes = None
-    if held_out is not None:
-        probes = Probes(config, latents, _encoded(held_out, backend, store, listener, "held-out pictures", world), backend.device)
+def gathered(job: Job, first_step: int = 0, folder: Path | None = None) -> Material:
+    """Everything a run needs before the model is lent to it, step by step. Raises LoomError for what cannot be trained."""
+    job = job.with_config(settled(job))
+    layers, adapters = make_adapters(job.config, job.backend, job.dataset.trigger, job.start)
+    if folder is not None:
+        require_room(job.config, adapters, folder)
+    training, held_out = held_apart(job, adapters.tokens)
+    objective = objective_of(job)
+    warn_of_trigger(job, adapters.tokens)
+    encoding = Encoding.of(job)
+    sources = [training_pictures(encoding, training)]
+    sources += class_pictures(encoding, training, adapters.tokens)
+    probes = None if held_out is None else probes_of(encoding, sources[0], held_out)
     if not adapters.changes_text:
-        ahead = captions_ahead(batches, config, first_step) + (captions_ahead(prior, config, first_step) if prior else [])
-        ahead = list(dict.fromkeys(ahead + (probes.captions() if probes else [])))
-        with world.main_first():
-            backend.encode_texts(ahead, lambda n, of: listener.on_message(f"Encoding captions {n}/{of}"))
-        for sentence in long_captions(ahead, backend):
-            listener.on_message(sentence)
-    if isinstance(store, Disk) and world.main:
-        store.tidy()
-    if store.problem:
-        listener.on_message(store.problem)
-    return Material(config, layers, adapters, objective, batches, prior, probes)
+        encoding.captions(captions_of(sources, probes, job.config, first_step))
+    encoding.close()
+    return Material(job.config, job.backend, layers, adapters, objective, sources, probes, job.processes)
 
 
-def _of_class(config: TrainConfig) -> TrainConfig:
-    """The config of the class pictures: an order of their own."""
-    return dataclasses.replace(config, seed=derive(config.seed, "class"))
+def settled(job: Job) -> TrainConfig:
+    """The settings with what they leave open filled in. Raises LoomError for what this model or these processes cannot do."""
+    config, ways = filled(job.config.for_pictures(len(job.dataset.pictures))), job.backend.recomputes
+    require_class_pictures(config.prior, job.dataset)
+    check_installed(config.optimizer.name)
+    if config.recomputed and not ways:
+        raise LoomError("checkpointing: this model cannot recompute its blocks; turn it off.")
+    if config.recomputed and config.recomputed not in ways:
+        raise LoomError(f"recompute: {config.recompute} is nothing this model can do; choose {' or '.join(ways)}.")
+    return config
 
 
-def _encoded(dataset: Dataset, backend: Backend, store: Disk | Memory, listener: Listener, what: str, world: World = ALONE) -> LatentCache:
-    """Each of several processes first encodes its share into the common store, then finds the rest there."""
-    mine = dataset.pictures[world.rank :: world.size]
-    if world.size > 1 and isinstance(store, Disk):
+def require_room(config: TrainConfig, adapters: AdapterSet, folder: Path) -> None:
+    """Raises LoomError when the disk has no room for the checkpoints of a run: weights and two moments each, fp32."""
+    files.require_room(files.existing(folder), adapters.count() * 4 * 3 * (config.save.keep + 2))
+
+
+def held_apart(job: Job, tokens: TokenSet) -> tuple[Dataset, Dataset | None]:
+    """(pictures to train on, pictures to validate on or None), both with the first token where no caption of the former has one."""
+    named = with_tokens(job.dataset, tokens)
+    require_captions(named)
+    training, held_out = split(named, job.config)
+    if job.config.validation.folder and held_out is not None and named is not job.dataset:
+        held_out = with_tokens(held_out, tokens)
+    return training, held_out
+
+
+def objective_of(job: Job) -> Objective:
+    """The model's objective, of which each of several processes draws its share; says what of the settings has no effect with it."""
+    objective = job.backend.objective(job.config.objective)
+    check_prediction(job.config.objective, objective.kind)
+    weighting = job.config.objective.weighting
+    if weighting != "none" and objective.kind not in ("epsilon", "v"):
+        job.listener.on_message(
+            f"objective.weighting: {weighting} is for eps and v models and changes nothing here; this model predicts {objective.kind}."
+        )
+    return SharedObjective.of(objective, job.processes)
+
+
+def warn_of_trigger(job: Job, tokens: TokenSet) -> None:
+    """Says so when the trigger is a word that the text encoder has a meaning for."""
+    trigger = job.dataset.trigger
+    if trigger and not len(tokens) and any(len(table.rows(trigger)) == 1 for table in job.backend.token_tables().values()):
+        job.listener.on_message(
+            f"data.trigger: {trigger!r} is one word of the text encoder and may mean something to it already; a made-up one is safer."
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoding:
+    """Pictures and captions of a job on their way through the model's encoders, by a store of what was encoded earlier."""
+
+    job: Job
+    store: Disk | Memory
+
+    @staticmethod
+    def of(job: Job) -> Encoding:
+        store = open_store(job.root, job.config.cache.disk, job.config.cache.limit_gb)
+        job.backend.keep_texts(store)
+        return Encoding(job, store)
+
+    def pictures(self, dataset: Dataset, what: str) -> LatentCache:
+        """The pictures encoded; `what` names them in messages. Each of several processes first encodes its share into the common store."""
+        backend, listener = self.job.backend, self.job.listener
+        self._share(dataset)
+        for picture in (p for p in dataset.pictures if p.is_latent):
+            backend.know_text(picture.caption, picture.path)
+        cache = LatentCache(dataset, encoder_of(backend), lambda n, of: listener.on_message(f"Encoding {what} {n}/{of}"), self.store)
+        for name, why in cache.skipped:
+            listener.on_message(f"skipped {name}: {why}")
+        return cache
+
+    def _share(self, dataset: Dataset) -> None:
+        processes = self.job.processes
+        if processes.size == 1 or not isinstance(self.store, Disk):
+            return
+        mine = dataset.pictures[processes.rank :: processes.size]
         if mine:
-            with contextlib.suppress(LoomError):  # what is wrong with a picture is said below
-                LatentCache(dataclasses.replace(dataset, pictures=mine), encoder_of(backend), lambda n, of: None, store)
-        world.barrier()
-    for picture in (p for p in dataset.pictures if p.is_latent):
-        backend.know_text(picture.caption, picture.path)
-    cache = LatentCache(dataset, encoder_of(backend), lambda n, of: listener.on_message(f"Encoding {what} {n}/{of}"), store)
-    for name, why in cache.skipped:
-        listener.on_message(f"skipped {name}: {why}")
-    return cache
+            with contextlib.suppress(LoomError):  # what is wrong with a picture is said when all are encoded
+                LatentCache(dataclasses.replace(dataset, pictures=mine), encoder_of(self.job.backend), lambda n, of: None, self.store)
+        processes.barrier()
+
+    def batches(self, cache: LatentCache, config: TrainConfig) -> Batches:
+        return Batches(cache, config, self.job.backend.device, self.job.processes)
+
+    def captions(self, captions: Sequence[str]) -> None:
+        """Encodes captions ahead of the first step, and says which are long."""
+        backend, listener = self.job.backend, self.job.listener
+        with self.job.processes.main_first():
+            backend.encode_texts(captions, lambda n, of: listener.on_message(f"Encoding captions {n}/{of}"))
+        for sentence in long_captions(captions, backend):
+            listener.on_message(sentence)
+
+    def close(self) -> None:
+        """Brings the store below its limit, and says what was wrong with it."""
+        if isinstance(self.store, Disk) and self.job.processes.main:
+            self.store.tidy()
+        if self.store.problem:
+            self.job.listener.on_message(self.store.problem)
+
+
+def training_pictures(encoding: Encoding, dataset: Dataset) -> Source:
+    """The pictures to learn from, encoded. Raises LoomError when masks are asked for and none leaves anything out."""
+    cache = encoding.pictures(dataset, "pictures")
+    _check_masks(dataset, cache, encoding.job.listener)
+    return Source(encoding.batches(cache, encoding.job.config))
+
+
+def class_pictures(encoding: Encoding, subject: Dataset, tokens: TokenSet) -> list[Source]:
+    """The class pictures, made where they are missing, with an order and random streams of their own; none without prior preservation."""
+    job = encoding.job
+    with job.processes.main_first():
+        dataset = class_dataset(job, subject, tokens)
+    if dataset is None:
+        return []
+    own = dataclasses.replace(job.config, seed=derive(job.config.seed, "class"))
+    return [Source(encoding.batches(encoding.pictures(dataset, "class pictures"), own), job.config.prior.weight, "class ")]
+
+
+def probes_of(encoding: Encoding, training: Source, held_out: Dataset) -> Probes:
+    """Fixed measurements on held-out pictures and as many trained ones."""
+    job = encoding.job
+    return Probes(job.config, training.batches.cache, encoding.pictures(held_out, "held-out pictures"), job.backend.device)
+
+
+def captions_of(sources: Sequence[Source], probes: Probes | None, config: TrainConfig, first_step: int) -> list[str]:
+    """Every caption worth encoding before the first step, once."""
+    captions = [caption for source in sources for caption in captions_ahead(source.batches, config, first_step)]
+    return list(dict.fromkeys(captions + (probes.captions() if probes else [])))
+
+
+def _fitted(material: Material, listener: Listener) -> Material:
+    """With a batch size, accumulation and checkpointing that fit into memory."""
+    if material.processes.size > 1:
+        raise LoomError("auto_fit: several processes could settle on different batches; measure with lora-loom check, and turn it off here.")
+    config, measured = fit(material)
+    listener.on_message(f"Dry run: {measured.sentence(config.steps)}")
+    return material.with_config(config)
 
 
 def _check_masks(dataset: Dataset, cache: LatentCache, listener: Listener) -> None:
@@ -162,18 +246,6 @@ def with_tokens(dataset: Dataset, tokens: TokenSet) -> Dataset:
         return dataclasses.replace(picture, captions=tuple(dataclasses.replace(c, text=with_trigger(c.text, first)) for c in picture.captions))
 
     return dataclasses.replace(dataset, pictures=tuple(map(named, dataset.pictures)))
-
-
-def _class_batches(
-    config: TrainConfig, backend: Backend, dataset: Dataset, tokens: TokenSet, place: Path, store: Disk | Memory, listener: Listener, world: World
-) -> Batches | None:
-    """The class pictures as batches with an order of their own; None without prior preservation."""
-    with world.main_first():
-        found = class_dataset(config, backend, dataset, tokens, place, lambda n, of: listener.on_message(f"Making class pictures {n}/{of}"))
-    if found is None:
-        return None
-    own = _of_class(config)
-    return Batches(_encoded(found, backend, store, listener, "class pictures", world), own, backend.device, world)
 
 
 def captions_ahead(batches: Batches, config: TrainConfig, first_step: int = 0) -> list[str]:

@@ -7,18 +7,16 @@ import dataclasses
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
-from torch import nn
 
-from ..adapters import AdapterSet
-from ..backends.base import Backend
 from ..config import Recompute, TrainConfig
-from ..data.batches import Batch, Batches
+from ..data.batches import Batch
+from ..losses import Distance
 from ..messages.errors import LoomError
-from ..objectives import Objective
 from ..rng import step_rng
+from .run import Material
 from .step import diffusion_loss
 
 
@@ -69,46 +67,45 @@ def candidates(config: TrainConfig, recomputes: Sequence[Recompute] = (Recompute
     return out
 
 
-def fit(
-    config: TrainConfig, backend: Backend, layers: Mapping[str, nn.Module], adapters: AdapterSet, batches: Sequence[Batches], objective: Objective
-) -> tuple[TrainConfig, Measured]:
+def fit(material: Material) -> tuple[TrainConfig, Measured]:
     """The first of `candidates` that runs, and what it took. Raises LoomError when none does."""
-    for choice in candidates(config, backend.recomputes):
+    for choice in candidates(material.config, material.backend.recomputes):
         try:
-            return choice, measure(choice, backend, layers, adapters, batches, objective)
+            return choice, measure(material.with_config(choice))
         except torch.OutOfMemoryError:
             pass
         finally:
-            for p in adapters.parameters():
+            for p in material.adapters.parameters():
                 p.grad = None
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
     raise LoomError(
-        f"batch_size: even one picture at {config.data.resolution} px with checkpointing does not fit into memory; lower data.resolution, or use a smaller "
-        "or quantised base model."
+        f"batch_size: even one picture at {material.config.data.resolution} px with checkpointing does not fit into memory; lower data.resolution, or use "
+        "a smaller or quantised base model."
     )
 
 
-def measure(
-    config: TrainConfig, backend: Backend, layers: Mapping[str, nn.Module], adapters: AdapterSet, batches: Sequence[Batches], objective: Objective
-) -> Measured:
-    """Two passes on a full batch of the largest bucket of all `batches`, the second one timed. No weight moves."""
-    largest = max((b.largest(config.batch_size) for b in batches), key=lambda batch: batch.latents.numel())
-    with backend.training(layers, adapters, config.recomputed, (config.batch_size, *largest.latents.shape[1:])):
-        adapters.prepare()
-        with _peak(backend.device) as peak:
+def measure(material: Material) -> Measured:
+    """Two passes on a full batch of the largest bucket of all sources, the second one timed. No weight moves."""
+    config, device = material.config, material.backend.device
+    batch = max((source.batches.largest(config.batch_size) for source in material.sources), key=lambda batch: batch.latents.numel())
+    with material.lent(batch.latents.shape[1:]):
+        material.adapters.prepare()
+        with _peak(device) as peak:
             for _ in range(2):
                 began = time.perf_counter()
-                _pass(config, backend, adapters, largest, objective)
-                if backend.device.type == "cuda":
-                    torch.cuda.synchronize(backend.device)
+                _pass(material, batch)
+                if device.type == "cuda":
+                    torch.cuda.synchronize(device)
                 seconds = time.perf_counter() - began
     return Measured(config.batch_size, config.grad_accum, config.recomputed, seconds, peak[0])
 
 
-def _pass(config: TrainConfig, backend: Backend, adapters: AdapterSet, batch: Batch, objective: Objective) -> None:
-    adapters.begin_pass(config.seed, 0, 0, "dry run")
-    loss = diffusion_loss(backend.predict, batch, objective, step_rng(config.seed, 0, 0, 0, "dry run"), config.loss, config.huber_delta, config.huber_schedule)
+def _pass(material: Material, batch: Batch) -> None:
+    config = material.config
+    material.adapters.begin_pass(config.seed, 0, 0, "dry run")
+    rng = step_rng(config.seed, 0, 0, 0, "dry run")
+    loss = diffusion_loss(material.backend.predict, batch, material.objective, rng, Distance.of(config))
     if loss.requires_grad:
         loss.mean().backward()
 

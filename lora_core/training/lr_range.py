@@ -8,18 +8,15 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
 from PIL import Image
 
-from ..backends.base import Backend
-from ..config import TrainConfig
-from ..data.folder import Dataset
-from ..events import Control, Listener
 from ..messages.errors import LoomError, NonFiniteError
 from ..optim.optimizers import OPTIMIZERS
 from ..pictures.plots import curves
 from .assemble import assembled
+from .job import Job
+from .run import Run
 from .step import optimizer_step
 
 WORSE = 1.5  # the test ends when the loss is this much above its start
@@ -40,46 +37,65 @@ class LrRange:
         return curves({"loss on fixed probes, by learning rate": self.points}, self.suggested, logarithmic=True)
 
 
-def lr_range(
-    config: TrainConfig, backend: Backend, dataset: Dataset, cache: Path, listener: Listener, control: Control | None = None,
-    low: float = 1e-6, high: float = 1e-1, steps: int = 60, every: int = 2,
-) -> LrRange:  # fmt: skip
-    """Trains up to `steps` steps at rates from `low` to `high`, evenly spread on a logarithmic scale, and throws the weights away.
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """Rates from `low` to `high` on a logarithmic scale in `steps` steps, the loss measured after `every` of them."""
+
+    low: float = 1e-6
+    high: float = 1e-1
+    steps: int = 60
+    every: int = 2
+
+    def rate(self, step: int) -> float:
+        """The learning rate of step number `step` (from 0)."""
+        return self.low * (self.high / self.low) ** (step / max(1, self.steps - 1))
+
+
+def lr_range(job: Job, trial: Trial = Trial()) -> LrRange:
+    """Trains up to `trial.steps` steps at rising rates, and throws the weights away.
 
     Raises LoomError for optimizers that find their rate themselves, and when the loss never falls.
     """
+    config = job.config
     if OPTIMIZERS[config.optimizer.name].one_lr:
         raise LoomError(f"optimizer.name: {config.optimizer.name} finds its learning rate itself; choose another optimizer for this test.")
-    control = control or Control()
     watched = dataclasses.replace(config.validation, every=config.validation.every or 1, patience=0, restore_best=False)
-    test = dataclasses.replace(config, steps=steps, validation=watched, embedding=dataclasses.replace(config.embedding, stop=1.0))
-    points: list[tuple[float, float]] = []
-    with assembled(test, backend, dataset, cache, listener) as run:
-        assert run.probes is not None
-        listener.on_start(0, steps, {"layers": len(run.adapters), "trained_values": run.adapters.count(), "pictures": len(run.batches.pictures)})
-        relative = [group["lr"] / run.config.optimizer.lr for group in run.optimizer.param_groups]
-        start = _loss(run, 0)
-        for step in range(steps):
-            rate = low * (high / low) ** (step / max(1, steps - 1))
-            for group, factor in zip(run.optimizer.param_groups, relative, strict=True):
-                group["lr"] = rate * factor
-            try:
-                listener.on_step(optimizer_step(run, step))
-            except NonFiniteError:
-                break
-            if (step + 1) % every == 0:
-                points.append((rate, _loss(run, step + 1)))
-                if not math.isfinite(points[-1][1]) or points[-1][1] > WORSE * start:
-                    break
-            if control.stopping:
-                break
-    return LrRange(points, steepest([(low, start), *points]))
+    endless = dataclasses.replace(config.embedding, stop=1.0)
+    test = dataclasses.replace(config, steps=trial.steps, validation=watched, embedding=endless)
+    with assembled(job.with_config(test)) as run:
+        facts = {"layers": len(run.adapters), "trained_values": run.adapters.count(), "pictures": len(run.batches.pictures)}
+        job.listener.on_start(0, trial.steps, facts)
+        return LrRange(*_measured(run, trial, job))
 
 
-def _loss(run, step: int) -> float:
+def _measured(run: Run, trial: Trial, job: Job) -> tuple[list[tuple[float, float]], float]:
+    """(points of (rate, loss), the rate at the steepest fall)."""
+    relative = [group["lr"] / run.config.optimizer.lr for group in run.optimizer.param_groups]
+    start, points = _loss(run, 0), list[tuple[float, float]]()
+    for step in range(trial.steps):
+        for group, factor in zip(run.optimizer.param_groups, relative, strict=True):
+            group["lr"] = trial.rate(step) * factor
+        try:
+            job.listener.on_step(optimizer_step(run, step))
+        except NonFiniteError:
+            break
+        if (step + 1) % trial.every == 0:
+            loss = _loss(run, step + 1)
+            points.append((trial.rate(step), loss))
+            if not math.isfinite(loss) or loss > WORSE * start:
+                break
+        if job.control.stopping:
+            break
+    return points, steepest([(trial.low, start), *points])
+
+
+def _loss(run: Run, step: int) -> float:
+    """Mean over held-out and trained probes."""
+    probes = run.material.probes
+    assert probes is not None
     with run.finished_weights():
-        found = run.probes.measure(run.backend, run.objective, step)
-    return (found.held_out + found.trained) / 2
+        measure = probes.measure(run.backend, run.objective, step)
+    return (measure.held_out + measure.trained) / 2
 
 
 def steepest(points: Sequence[tuple[float, float]]) -> float:

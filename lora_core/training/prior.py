@@ -10,13 +10,13 @@ import dataclasses
 import hashlib
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
 
 from ..adapters.tokens import TokenSet
-from ..backends.base import Backend, SampleJob
+from ..backends.base import SampleJob
 from ..config import DataConfig, PriorConfig, SampleConfig, TrainConfig
 from ..data.captions import Caption
 from ..data.folder import Dataset, Picture, scan
@@ -24,6 +24,7 @@ from ..disk.files import write_bytes
 from ..messages.errors import LoomError
 from ..pictures.reading import PictureError, open_rgb
 from ..rng import derive
+from .job import Job
 
 CLASS_PICTURES = "class_pictures"
 
@@ -46,11 +47,9 @@ def require_class_pictures(prior: PriorConfig, subject: Dataset) -> None:
         )
 
 
-def class_dataset(
-    config: TrainConfig, backend: Backend, subject: Dataset, tokens: TokenSet, cache: Path, progress: Callable[[int, int], None]
-) -> Dataset | None:
-    """The class pictures of a run, real ones first, the rest from `cache` or made now; None when prior preservation is off."""
-    prior = config.prior
+def class_dataset(job: Job, subject: Dataset, tokens: TokenSet) -> Dataset | None:
+    """The class pictures of a run, real ones first, the rest made earlier or now; None when prior preservation is off."""
+    config, prior, cache = job.config, job.config.prior, job.root / CLASS_PICTURES
     if not prior.on and not (subject.class_pictures and prior.weight):
         return None
     real = subject.class_pictures
@@ -62,7 +61,7 @@ def class_dataset(
         found = scan(own, "prior.folder")
         real += (*found.pictures, *found.class_pictures)
     real = tuple(p if p.caption or not prior.prompt else dataclasses.replace(p, captions=(Caption(prior.prompt),)) for p in real)
-    made = _made(wanted(config, subject, tokens, len(real)), config, backend, cache, progress)
+    made = _made(wanted(config, subject, tokens, len(real)), job, cache)
     if not real and not made:
         raise LoomError("prior.count: 0 class pictures are wanted and prior.folder is empty; give a number, or set prior.weight to 0.")
     return Dataset(cache, (*real, *made), (), ())
@@ -96,22 +95,24 @@ def matched_captions(subject: Dataset, tokens: TokenSet, word: str) -> list[str]
     return list(found)
 
 
-def _made(jobs: Sequence[Wanted], config: TrainConfig, backend: Backend, cache: Path, progress: Callable[[int, int], None]) -> list[Picture]:
+def _made(missing: Sequence[Wanted], job: Job, cache: Path) -> list[Picture]:
+    """Each picture from `cache`, or drawn by the model and put there."""
+    config, backend = job.config, job.backend
     plain = DataConfig(resolution=config.data.resolution, bucket_step_px=config.data.bucket_step_px, flip=config.data.flip)
-    side, base = config.data.resolution, f"{backend.fingerprint()} {backend.text_fingerprint()}" if jobs else ""
+    side, base = config.data.resolution, f"{backend.fingerprint()} {backend.text_fingerprint()}" if missing else ""
     out = []
-    for n, job in enumerate(jobs):
-        progress(n, len(jobs))
+    for n, picture in enumerate(missing):
+        job.listener.on_message(f"Making class pictures {n}/{len(missing)}")
         sampling = SampleConfig(
             steps=config.prior.steps, cfg=config.prior.cfg, sampler=config.samples.sampler, scheduler=config.samples.scheduler,
-            negative=config.samples.negative, seed=job.seed,
+            negative=config.samples.negative, seed=picture.seed,
         )  # fmt: skip
-        name = hashlib.sha256(f"{base}\x1f{job.prompt}\x1f{side}\x1f{sampling}".encode()).hexdigest()[:24]
+        name = hashlib.sha256(f"{base}\x1f{picture.prompt}\x1f{side}\x1f{sampling}".encode()).hexdigest()[:24]
         path = cache / f"{name}.png"
         if not _whole(path):
             cache.mkdir(parents=True, exist_ok=True)
-            write_bytes(path, _png(backend.sample(SampleJob(job.prompt, side, side, sampling))[0]))
-        out.append(Picture(path, path.name, side, side, (Caption(job.caption),), data=plain))
+            write_bytes(path, _png(backend.sample(SampleJob(picture.prompt, side, side, sampling))[0]))
+        out.append(Picture(path, path.name, side, side, (Caption(picture.caption),), data=plain))
     return out
 
 

@@ -1,11 +1,12 @@
-"""What a run is made of: adapters on a lent model, batches, probes, optimizer."""
+"""What a run is made of: adapters on a lent model, sources of pictures, probes, optimizer; and what surrounds the formula of a step."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from ..optim.ema import PREFIX as EMA_PREFIX
 from ..optim.ema import Ema
 from ..optim.groups import drop
 from ..optim.optimizers import averaged, settle
-from ..processes import ALONE, World
+from ..processes import ALONE, Processes
 from ..runs import checkpoints
 from .validation import Probes
 
@@ -29,33 +30,121 @@ Start = dict[str, dict[str, torch.Tensor]]  # layer name -> what its adapter sta
 MAX_SKIPPED = 20  # fp16 overflows in a row before the run gives up
 
 
-@dataclasses.dataclass
-class Run:
-    """Everything a step needs. Built once by `train`."""
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Pictures that every step learns from: their batches, the weight of their loss, and what the names of their random streams begin with."""
+
+    batches: Batches
+    weight: float = 1.0
+    stream: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Material:
+    """What is at hand before the model is lent: layers and adapters, the objective, encoded pictures. `sources`: of training, then those of the class."""
 
     config: TrainConfig
     backend: Backend
+    layers: dict[str, nn.Module]
     adapters: AdapterSet
-    batches: Batches
     objective: Objective
+    sources: Sequence[Source]
+    probes: Probes | None = None
+    processes: Processes = ALONE
+
+    def with_config(self, config: TrainConfig) -> Material:
+        """The same under another batch size."""
+        sources = [dataclasses.replace(s, batches=s.batches.with_sizes(config)) for s in self.sources]
+        return dataclasses.replace(self, config=config, sources=sources)
+
+    def largest(self) -> tuple[int, ...]:
+        """Shape of the largest latent of all sources, without batch."""
+        return max((source.batches.shapes()[0] for source in self.sources), key=math.prod)
+
+    def lent(self, shape: tuple[int, ...]) -> AbstractContextManager[None]:
+        """The model with the adapters on, ready for batches of latents of this shape (without batch)."""
+        return self.backend.training(self.layers, self.adapters, self.config.recomputed, (self.config.batch_size, *shape))
+
+
+@dataclasses.dataclass
+class Run:
+    """Everything a step needs, and how far the run is between two steps."""
+
+    material: Material
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     ema: Ema | None = None
-    prior: Batches | None = None
-    probes: Probes | None = None
     skipped_in_a_row: int = 0
     mid_update: bool = False
     frozen: list[str] = dataclasses.field(default_factory=list)  # names of the groups whose time is over
-    world: World = ALONE
+
+    @property
+    def config(self) -> TrainConfig:
+        return self.material.config
+
+    @property
+    def backend(self) -> Backend:
+        return self.material.backend
+
+    @property
+    def adapters(self) -> AdapterSet:
+        return self.material.adapters
+
+    @property
+    def objective(self) -> Objective:
+        return self.material.objective
+
+    @property
+    def sources(self) -> Sequence[Source]:
+        return self.material.sources
+
+    @property
+    def batches(self) -> Batches:
+        """Those of the training pictures."""
+        return self.sources[0].batches
+
+    @property
+    def class_batches(self) -> Batches | None:
+        """Those of the class pictures; None without prior preservation."""
+        return self.sources[1].batches if len(self.sources) > 1 else None
+
+    @property
+    def processes(self) -> Processes:
+        return self.material.processes
 
     def parameters(self) -> list[nn.Parameter]:
         """What this step trains."""
         return [p for g in self.optimizer.param_groups for p in g["params"]]
 
-    def sources(self) -> list[tuple[Batches, float, str]]:
-        """(batches, weight of their loss, name of their random streams): the training pictures, and those of the class."""
-        prior = [(self.prior, self.config.prior.weight, "class ")] if self.prior else []
-        return [(self.batches, 1.0, ""), *prior]
+    def begin_pass(self, source: Source, step: int, micro: int) -> None:
+        """Makes the adapters ready for a pass; dropout differs between sources and processes."""
+        self.adapters.begin_pass(self.config.seed, step, micro, f"{source.stream}{self.processes.rank or ''}")
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Adds the gradients of a loss. Captions without the token have nothing to teach an embedding: their loss leads nowhere."""
+        if loss.requires_grad or len(self.adapters):
+            self.scaler.scale(loss).backward()
+
+    def gather(self, losses: torch.Tensor) -> bool:
+        """Makes `losses` and all gradients the means over the processes, unscaled. False when no process has a gradient to give an embedding."""
+        self.processes.average([losses])
+        parameters = self.parameters()
+        if not len(self.adapters) and not self.processes.any(any(p.grad is not None for p in parameters)):
+            return False
+        if self.processes.size > 1:
+            for p in parameters:
+                p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+            self.processes.average([p.grad for p in parameters if p.grad is not None])
+        self.scaler.unscale_(self.optimizer)
+        return True
+
+    def update(self, step: int) -> None:
+        """Moves the weights, and drops the gradients."""
+        with self._updating():
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            self._after_update(step)
+        self.optimizer.zero_grad(set_to_none=True)
 
     def freeze(self, groups: list[dict[str, Any]]) -> None:
         """Ends the training of these groups: their averages become their weights, which nothing changes any more."""
@@ -69,7 +158,7 @@ class Run:
             self.adapters.weights_changed()
             self.backend.forget_texts()
 
-    def after_update(self, step: int) -> None:
+    def _after_update(self, step: int) -> None:
         """What follows update number `step` (from 0) directly: limits on the weights, and the moving average."""
         self.adapters.weights_changed()
         if self.config.adapter.max_norm:
@@ -108,21 +197,21 @@ class Run:
             self.adapters.weights_changed()
 
     @contextlib.contextmanager
-    def updating(self) -> Iterator[None]:
+    def _updating(self) -> Iterator[None]:
         """Marks the moment in which the adapters lie between two steps; stays marked when the update fails."""
         self.mid_update = True
         yield
         self.mid_update = False
 
-    def check_finite(self, grad_norm: torch.Tensor, losses: torch.Tensor, step: int, pictures: list[str]) -> tuple[float, float, float]:
-        """(grad_norm, loss, class loss) as floats. Raises NonFiniteError naming step and pictures; an fp16 gradient overflow is allowed a few times."""
-        norm_value, *both = torch.cat([grad_norm.to(losses).view(1), losses]).tolist()
-        loss_value = sum(both)
+    def check_finite(self, losses: torch.Tensor, grad_norm: torch.Tensor, step: int, pictures: list[str]) -> tuple[float, float, float]:
+        """(loss, class loss, gradient norm) as floats. Raises NonFiniteError naming step and pictures; an fp16 gradient overflow is allowed a few times."""
+        loss, class_loss, norm_value = torch.cat([losses, grad_norm.to(losses).view(1)]).tolist()
+        loss_value = loss + class_loss
         finite = math.isfinite(norm_value) and math.isfinite(loss_value)
         overflow = self.scaler.is_enabled() and math.isfinite(loss_value) and not finite
         self.skipped_in_a_row = self.skipped_in_a_row + 1 if overflow else 0
         if finite or (overflow and self.skipped_in_a_row <= MAX_SKIPPED):
-            return norm_value, both[0], both[1]
+            return loss, class_loss, norm_value
         weight = self.backend.find_non_finite()
         if weight:
             raise NonFiniteError(f"The base model is damaged: weight {weight} is not finite; load another file of it. Step {step + 1} was not made.")
@@ -130,25 +219,3 @@ class Run:
             f"Step {step + 1}: loss {loss_value}, gradient norm {norm_value} with {', '.join(dict.fromkeys(pictures))}; the run stopped before "
             "the weights moved. Lower optimizer.lr, or use a base model in bf16 or fp32."
         )
-
-
-@dataclasses.dataclass(frozen=True)
-class Material:
-    """What is at hand before the model is lent: layers and adapters, encoded pictures, the objective."""
-
-    config: TrainConfig
-    layers: dict[str, nn.Module]
-    adapters: AdapterSet
-    objective: Objective
-    batches: Batches
-    prior: Batches | None
-    probes: Probes | None
-
-    def all_batches(self) -> list[Batches]:
-        return [self.batches, *([self.prior] if self.prior else [])]
-
-    def largest(self) -> tuple[int, ...]:
-        """Shape of the largest latent without batch, of training and class pictures."""
-        return max((b.shapes()[0] for b in self.all_batches()), key=math.prod)
-
-

@@ -40,7 +40,7 @@ def of_start(label: str, backend: Backend, start: Start, embeddings: Mapping[str
     """A LoRA given layer by layer, as `convert.starting_point` gives it, and embeddings: word -> vectors (n, width) by text encoder."""
     kinds = {_ALGORITHMS[part] for parts in start.values() for part in parts if part in _ALGORITHMS} or {"lora"}
     if len(kinds) > 1:
-        raise LoomError(f"{label}: mixes {' and '.join(sorted(kinds))}; convert it to plain LoRA first (--approximate).")
+        raise LoomError(f"{label}: mixes {' and '.join(sorted(kinds))}; convert it to plain LoRA first (`approximate`).")
     tokens = TokenSet(_token(word, vectors, backend) for word, vectors in (embeddings or {}).items())
     if not start:
         return Worn(label, {}, AdapterSet({}, tokens))

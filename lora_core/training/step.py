@@ -8,61 +8,47 @@ import torch
 
 from ..data.batches import Batch
 from ..events import StepReport
-from ..losses import LOSSES, THRESHOLDED, mean
+from ..losses import MSE, Distance, mean
 from ..messages.errors import NonFiniteError
+from ..objectives import Objective
 from ..optim.optimizers import effective_lr
 from ..rng import step_rng
 from .run import Run
 
+Predict = Callable[[torch.Tensor, torch.Tensor, Batch], torch.Tensor]  # (x_t, sigma, batch) -> the network's raw output
 
-def diffusion_loss(
-    predict: Callable, batch: Batch, objective, rng: torch.Generator, loss: str = "mse", huber_delta: float = 0.1, huber_schedule: str = "snr"
-) -> torch.Tensor:
+
+def diffusion_loss(predict: Predict, batch: Batch, objective: Objective, rng: torch.Generator, distance: Distance = MSE) -> torch.Tensor:
     """Weighted float32 loss of each sample, shape (B,)."""
     x0 = batch.latents  # (B, C, [T,] H, W), in the model's latent units
-    mine = batch.world.share(len(x0))  # every process draws for all, and takes its share
-    whole = x0 if batch.world.size == 1 else x0.repeat(batch.world.size, *[1] * (x0.ndim - 1))
-    sigma = objective.draw_sigma(len(whole), rng)[mine]  # (B,)
-    noise = objective.draw_noise(whole, rng)
-    perturbed, noise = objective.perturbed(noise, rng)[mine], noise[mine]
-    pred = predict(objective.corrupt(x0, perturbed, sigma), sigma, batch)
-    delta = objective.huber_delta(sigma, huber_delta, huber_schedule) if loss in THRESHOLDED else None  # (B,)
-    error = mean(LOSSES[loss](pred, objective.target(x0, noise, sigma), delta), batch.mask)  # (B,)
+    sigma = objective.draw_sigma(len(x0), rng)  # (B,)
+    noise = objective.draw_noise(x0, rng)
+    x_t = objective.corrupt(x0, objective.perturbed(noise, rng), sigma)
+    pred = predict(x_t, sigma, batch)
+    error = mean(distance(pred, objective.target(x0, noise, sigma), objective, sigma), batch.mask)  # (B,)
     return objective.weight(sigma).to(error) * batch.weight.to(error) * error
 
 
 def optimizer_step(run: Run, step: int) -> StepReport:
     """Gradients of every micro batch, clip, update. Raises NonFiniteError before the weights move."""
     config = run.config
-    totals = torch.zeros(2, device=run.backend.device)  # loss of the subject, of the class
+    losses = torch.zeros(2, device=run.backend.device)  # on the training pictures, on those of the class
     pictures: list[str] = []
     for micro in range(config.grad_accum):
-        for n, (batches, weight, stream) in enumerate(run.sources()):
-            batch = batches.at(step, micro)
-            run.adapters.begin_pass(config.seed, step, micro, f"{stream}{run.world.rank or ''}")
-            rng = step_rng(config.seed, 0, step, micro, f"{stream}noise")
-            error = diffusion_loss(run.backend.predict, batch, run.objective, rng, config.loss, config.huber_delta, config.huber_schedule)
-            share = error.mean() / config.grad_accum
-            if share.requires_grad or len(run.adapters):  # captions without the token have nothing to teach an embedding
-                run.scaler.scale(weight * share).backward()
-            totals[n] += share.detach()
+        for n, source in enumerate(run.sources):
+            batch = source.batches.at(step, micro)
+            run.begin_pass(source, step, micro)
+            rng = step_rng(config.seed, 0, step, micro, f"{source.stream}noise")
+            share = diffusion_loss(run.backend.predict, batch, run.objective, rng, Distance.of(config)).mean() / config.grad_accum
+            run.backward(source.weight * share)
+            losses[n] += share.detach()
             pictures += batch.names
-    run.world.average([totals])
-    if not len(run.adapters) and not run.world.any(any(p.grad is not None for p in run.parameters())):
-        loss, class_loss = totals.tolist()
+    if not run.gather(losses):
+        loss, class_loss = losses.tolist()
         return StepReport(step + 1, loss, class_loss, 0.0, effective_lr(run.optimizer), pictures)
-    if run.world.size > 1:
-        for p in run.parameters():
-            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-        run.world.average([p.grad for p in run.parameters() if p.grad is not None])
-    run.scaler.unscale_(run.optimizer)
     grad_norm = clip_grad_norm(run.parameters(), config.optimizer.max_grad_norm)
-    norm, loss, class_loss = run.check_finite(grad_norm, totals, step, pictures)  # the step's one device sync, before the weights move
-    with run.updating():
-        run.scaler.step(run.optimizer)
-        run.scaler.update()
-        run.after_update(step)
-    run.optimizer.zero_grad(set_to_none=True)
+    loss, class_loss, norm = run.check_finite(losses, grad_norm, step, pictures)  # the step's one device sync, before the weights move
+    run.update(step)
     return StepReport(step + 1, loss, class_loss, norm, effective_lr(run.optimizer), pictures)
 
 

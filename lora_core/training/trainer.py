@@ -18,23 +18,21 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from ..adapters import AdapterSet
-from ..backends.base import UNKNOWN_ENCODER, Backend, SampleJob
+from ..backends.base import UNKNOWN_ENCODER, SampleJob
 from ..config import TrainConfig, as_dict, parse
 from ..data.batches import Batches
-from ..data.folder import Dataset
 from ..disk import files
-from ..events import Control, Listener, Measure
+from ..events import Measure
 from ..messages.errors import LoomError, NonFiniteError
 from ..optim.groups import frozen_at
 from ..optim.schedules import lr_factor
 from ..pictures.plots import curves, grid, loss_plot
-from ..processes import ALONE, World
 from ..runs import checkpoints
 from .advice import advice
 from .assemble import assembled
 from .fitting import as_chosen
-from .run import Run, Start
+from .job import Job
+from .run import Run
 from .step import optimizer_step
 from .validation import History
 
@@ -73,29 +71,18 @@ class Result:
         return next(iter(self.products.values()))[1]
 
 
-def train(
-    config: TrainConfig,
-    backend: Backend,
-    dataset: Dataset,
-    folder: Path,
-    export: Export,
-    listener: Listener,
-    control: Control | None = None,
-    resume: bool = False,
-    start: Start | None = None,
-    world: World = ALONE,
-) -> Result:
-    """Trains adapters on `backend`'s model, from `start` where given, and writes everything below `folder`.
+def train(job: Job, folder: Path, export: Export, resume: bool = False) -> Result:
+    """Trains adapters on the job's model, and writes everything into the run folder `folder`.
 
     Raises LoomError for bad input before the first step. Cancel and crashes keep the last finished step: the run folder then holds a
     checkpoint and a result file. With `resume`, continues the newest whole checkpoint of `folder`, bit for bit as if never interrupted.
     """
-    if resume and config.auto_fit:
-        config = as_fitted(config, folder / "config.json")
+    if resume and job.config.auto_fit:
+        job = job.with_config(as_fitted(job.config, folder / "config.json"))
     saved = checkpoints.all_steps(folder / "checkpoints") if resume else []
     first = int(saved[0].name.removeprefix("step-")) if saved else 0
-    with assembled(config, backend, dataset, folder.parent, listener, start, lambda adapters: room_for(config, adapters, folder), first, world) as run:
-        return Loop(run, folder, export, listener, control or Control(), resume).go()
+    with assembled(job, first, folder) as run:
+        return Loop(run, job, folder, export, resume).go()
 
 
 def as_fitted(config: TrainConfig, file: Path) -> TrainConfig:
@@ -106,17 +93,12 @@ def as_fitted(config: TrainConfig, file: Path) -> TrainConfig:
     return dataclasses.replace(as_chosen(config, then), auto_fit=False)
 
 
-def room_for(config: TrainConfig, adapters: AdapterSet, folder: Path) -> None:
-    """Raises LoomError when the disk has no room for the checkpoints of a run: weights and two moments each, fp32."""
-    files.require_room(files.existing(folder), adapters.count() * 4 * 3 * (config.save.keep + 2))
-
-
 class Loop:
     """One call of `train`: how far it is, what is saved, what was logged."""
 
-    def __init__(self, run: Run, folder: Path, export: Export, listener: Listener, control: Control, resume: bool):
-        self.run, self.folder, self.export, self.listener, self.control = run, folder, export, listener, control
-        self.config = run.config
+    def __init__(self, run: Run, job: Job, folder: Path, export: Export, resume: bool):
+        self.run, self.folder, self.export, self.listener, self.control = run, folder, export, job.listener, job.control
+        self.config, self.processes = run.config, run.processes
         self.checkpoints = folder / "checkpoints"
         self.done, self.saved, self.samples_failed = 0, -1, 0
         self.losses: list[float] = []
@@ -124,36 +106,28 @@ class Loop:
         self.sampled: list[tuple[str, list[Image.Image]]] = []
         self.history = History()
         self.rates: list[float] = []  # learning rate of each step as it acted, Prodigy's d * lr
-        self.identity = {"base": run.backend.fingerprint(), "data": run.batches.fingerprint(), "dtype": str(run.backend.dtype)}
-        if run.prior:
-            self.identity["prior"] = run.prior.fingerprint()
-        self.identity["text"] = run.backend.text_fingerprint()
-        if not (pictures := run.backend.picture_fingerprint()).startswith(UNKNOWN_ENCODER):
-            self.identity["vae"] = pictures
-        self.world = run.world
-        if self.world.size > 1:
-            self.identity["processes"] = str(self.world.size)
+        self.identity = identity_of(run)
         folder.mkdir(parents=True, exist_ok=True)
-        for place in (folder, self.checkpoints) if self.world.main else ():
+        for place in (folder, self.checkpoints) if self.processes.main else ():
             files.sweep_temps(place)
-        self.world.barrier()
+        self.processes.barrier()
         if resume:
             self._restore()
         elif checkpoints.all_steps(self.checkpoints):
             raise LoomError(f"name: the run folder {folder.name!r} already holds checkpoints; continue it or choose another name.")
-        self.world.barrier()
-        if self.world.main:
+        self.processes.barrier()
+        if self.processes.main:
             files.write_json(folder / "config.json", as_dict(self.config))
 
     def go(self) -> Result:
         self.listener.on_start(self.done, self.config.steps, self.facts())
         outcome = "finished"
         try:
-            with open(self.folder / "log.jsonl" if self.world.main else os.devnull, "a", encoding="utf-8") as log:
-                if self.run.probes and not self.history.measures:
+            with open(self.folder / "log.jsonl" if self.processes.main else os.devnull, "a", encoding="utf-8") as log:
+                if self.run.material.probes and not self.history.measures:
                     self.validate()
                 for step in range(self.done, self.config.steps):
-                    stopping = self.world.any(self.control.stopping)
+                    stopping = self.processes.any(self.control.stopping)
                     if stopping or self._no_longer_better():
                         outcome = ("paused" if self.control.pausing else "stopped") if stopping else "stopped early"
                         break
@@ -183,7 +157,7 @@ class Loop:
         every = self.config.validation.every
         measure = self.validate() if every and (last or self.done % every == 0) else None
         row = {
-            "step": self.done, "loss": report.loss, "lr": report.lr, **({"class_loss": report.class_loss} if self.run.prior else {}),
+            "step": self.done, "loss": report.loss, "lr": report.lr, **({"class_loss": report.class_loss} if self.run.class_batches else {}),
             "grad_norm": report.grad_norm if math.isfinite(report.grad_norm) else None, "time": round(time.time(), 3),
             **({"held_out": measure.held_out, "trained": measure.trained} if measure else {}),
         }  # fmt: skip
@@ -207,21 +181,21 @@ class Loop:
 
     def validate(self) -> Measure:
         """Measures the probes, keeps the weights when they are the best so far, and draws both curves."""
-        assert self.run.probes is not None
+        assert self.run.material.probes is not None
         with self.run.finished_weights():
-            measure = self.run.probes.measure(self.run.backend, self.run.objective, self.done)
-            if self.world.size > 1:  # the same numbers everywhere, or one process would end the run and the others wait for it
+            measure = self.run.material.probes.measure(self.run.backend, self.run.objective, self.done)
+            if self.processes.size > 1:  # the same numbers everywhere, or one process would end the run and the others wait for it
                 both = torch.tensor([measure.held_out, measure.trained, measure.error], device=self.run.backend.device)
-                self.world.average([both])
+                self.processes.average([both])
                 measure = Measure(measure.step, *both.tolist())
             if not math.isfinite(measure.held_out):
                 raise NonFiniteError(f"Step {self.done}: the loss on held-out pictures is {measure.held_out}; lower optimizer.lr.")
             self.history.measures.append(measure)
-            if self.history.best is measure and self.world.main:
+            if self.history.best is measure and self.processes.main:
                 files.write_safetensors(self._best_file(self.done), self.run.adapters.state_dict())
         best = self.history.best
         assert best is not None
-        if not self.world.main:
+        if not self.processes.main:
             return measure
         for old in sorted(self.checkpoints.glob("best-*.safetensors"))[:-2]:
             old.unlink()
@@ -256,7 +230,7 @@ class Loop:
 
     def save(self) -> Path:
         """Checkpoint of the steps done so far, then older ones pruned."""
-        if not self.world.main:
+        if not self.processes.main:
             self.saved = self.done
             return checkpoints.folder_of(self.checkpoints, self.done)
         facts = {**self.identity, "config": as_dict(self.config), "scaler": self.run.scaler.state_dict(), "skipped_in_a_row": self.run.skipped_in_a_row}
@@ -270,7 +244,7 @@ class Loop:
 
     def draw_samples(self) -> None:
         """The sample prompts with the adapters as they are; the first time also without them, same seed, to compare against."""
-        if self.samples_failed >= MAX_FAILED_SAMPLES or not (self.world.main or self.world.sharded):
+        if self.samples_failed >= MAX_FAILED_SAMPLES or not (self.processes.main or self.processes.sharded):
             return
         try:
             if not self.sampled:
@@ -293,9 +267,9 @@ class Loop:
             forget()
 
     def _draw(self, label: str) -> None:
-        jobs = sample_jobs(self.config, self.run.batches, self.run.prior)
+        jobs = sample_jobs(self.config, self.run.batches, self.run.class_batches)
         images = [image for job in jobs for image in self.run.backend.sample(job)[:1]]
-        if not self.world.main:  # it only lent its part of the model
+        if not self.processes.main:  # it only lent its part of the model
             self.sampled.append((label, []))
             return
         path = self.folder / "samples" / f"{label.replace(' ', '-')}.png"
@@ -327,7 +301,7 @@ class Loop:
         return self._write_result(outcome)
 
     def _write_result(self, outcome: str) -> Result:
-        if not self.world.main:
+        if not self.processes.main:
             return Result(self.folder, [], self.done, outcome, self.losses, {}, self.facts())
         weights = self._chosen_weights()
         alphas = {f"{name}.alpha": torch.tensor(a.alpha) for name, a in self.run.adapters if a.alpha}
@@ -365,7 +339,7 @@ class Loop:
         self.history = History.from_list(checkpoint.facts.get("validation", []))
         self.done = self.saved = checkpoint.step
         log = self.folder / "log.jsonl"
-        if log.exists() and self.world.main:
+        if log.exists() and self.processes.main:
             kept = list(itertools.islice(log.read_text(encoding="utf-8").splitlines(), self.done))
             files.write_bytes(log, "".join(line + "\n" for line in kept).encode())
             with contextlib.suppress(ValueError, KeyError):  # a log that was damaged costs the drawing, not the run
@@ -385,6 +359,20 @@ def sample_prompts(config: TrainConfig, captions: Sequence[str]) -> list[str]:
     return [line.strip() for line in config.samples.prompt.splitlines() if line.strip()] or [captions[0]]
 
 
+def identity_of(run: Run) -> dict[str, Any]:
+    """What must be the same when the run goes on: base, encoders, pictures, arithmetic, number of processes."""
+    backend = run.backend
+    identity = {"base": backend.fingerprint(), "data": run.batches.fingerprint(), "dtype": str(backend.dtype)}
+    if run.class_batches:
+        identity["prior"] = run.class_batches.fingerprint()
+    identity["text"] = backend.text_fingerprint()
+    if not (pictures := backend.picture_fingerprint()).startswith(UNKNOWN_ENCODER):
+        identity["vae"] = pictures
+    if run.processes.size > 1:
+        identity["processes"] = str(run.processes.size)
+    return identity
+
+
 def _without_demands(config: dict[str, Any]) -> dict[str, Any]:
     """A config without the settings that only say what is refused: they change nothing that is trained."""
     plain = {**config, "prior": {k: v for k, v in config["prior"].items() if k != "required"}}
@@ -392,7 +380,9 @@ def _without_demands(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _allowed(part: Any) -> Any:
-    return [_allowed(one) for one in part] if isinstance(part, list | tuple) else {k: v for k, v in part.items() if k != "allow_empty_captions"}
+    if isinstance(part, list | tuple):
+        return [_allowed(one) for one in part]
+    return {k: v for k, v in part.items() if k != "allow_empty_captions"}
 
 
 def refuse_changes(config: TrainConfig, facts: dict[str, Any], identity: dict[str, Any]) -> None:

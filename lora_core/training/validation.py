@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 
@@ -24,14 +24,14 @@ from ..objectives import TIMESTEPS, Objective
 from ..rng import generator, python_rng, randn_like
 
 
-def split(dataset: Dataset, config: TrainConfig, same: Callable[[Dataset], Dataset] = lambda found: found) -> tuple[Dataset, Dataset | None]:
-    """(pictures to train on, pictures to validate on). The second is None when validation is off. `same`: what was done to the captions of the first."""
+def split(dataset: Dataset, config: TrainConfig) -> tuple[Dataset, Dataset | None]:
+    """(pictures to train on, pictures to validate on). The second is None when validation is off."""
     if not config.validation.every:
         if config.validation.patience or config.validation.restore_best:
             raise LoomError("validation.every: is 0, so there is no best step to stop at or to restore; set it to 50 or so.")
         return dataset, None
     if config.validation.folder:
-        return dataset, same(scan(dataclasses.replace(config.data, folder=config.validation.folder, limit=0, regularization=False), "validation.folder"))
+        return dataset, scan(dataclasses.replace(config.data, folder=config.validation.folder, limit=0, regularization=False), "validation.folder")
     count = max(1, round(config.validation.share * len(dataset.pictures)))
     if count >= len(dataset.pictures):
         raise LoomError(f"validation.every: one picture cannot be trained on and held out at once; {dataset.folder.name} has {len(dataset.pictures)}.")

@@ -1,1 +1,1 @@
-"""What every host does around a job, whatever the host."""
+"""What the jobs of every host have in common: presets, opening, publishing, the state of a panel. Knows no host."""

@@ -97,7 +97,7 @@ def test_a_model_with_more_blocks_than_the_family_has_is_not_taken_for_it():
 def test_a_width_no_published_model_has_is_told():
     family, doubt = detect({"transformer.transformer_blocks.0.attn.to_q": Module("lora", {"down": torch.ones(1, 1152), "up": torch.ones(1152, 1)})}, {})
     assert doubt
-    assert family != "flux1" or "--family" in doubt
+    assert family != "flux1" or "`family`" in doubt
 
 
 def test_names_that_mostly_fit_no_family_are_kept():

@@ -17,6 +17,7 @@ from lora_loom.lora_core.config import parse
 from lora_loom.lora_core.data.folder import scan
 from lora_loom.lora_core.events import Control, Listener
 from lora_loom.lora_core.toy.model import set_folder
+from lora_loom.lora_core.training.job import Job
 from lora_loom.lora_core.training.trainer import Result, train
 from lora_loom.nodes.host.engine.backend import HostBackend
 
@@ -40,7 +41,8 @@ def run(toy: tuple, folder: Path, listener: Listener | None = None, control: Con
         backend = HostBackend(*toy)
         if change:
             change(backend)
-        return train(config, backend, scan(config.data), folder, export, listener or Listener(), control)
+        job = Job(config, backend, scan(config.data), folder.parent, listener or Listener(), control or Control())
+        return train(job, folder, export)
 
 
 def picture(toy: tuple, seed: int = 5, text: str = "a zog on a white ground") -> torch.Tensor:

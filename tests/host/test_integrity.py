@@ -149,19 +149,19 @@ def validated_and_fitted(toy, folder):
 
 def learning_rate_test(toy, folder):
     from lora_loom.lora_core.data.folder import scan
-    from lora_loom.lora_core.events import Listener
-    from lora_loom.lora_core.training.lr_range import lr_range
+    from lora_loom.lora_core.training.job import Job
+    from lora_loom.lora_core.training.lr_range import Trial, lr_range
     from lora_loom.nodes.host.engine.backend import HostBackend
 
     config = runs.toy_config(text_encoder={"train": True})
     with torch.inference_mode(False):
-        lr_range(config, HostBackend(*toy), scan(config.data), folder, Listener(), low=1e-4, high=1e-1, steps=8)
+        lr_range(Job(config, HostBackend(*toy), scan(config.data), folder), Trial(1e-4, 1e-1, 8))
 
 
 def dry_run_cancelled(toy, folder):
     from lora_loom.lora_core.data.folder import scan
-    from lora_loom.lora_core.events import Listener
     from lora_loom.lora_core.training.assemble import dry_run
+    from lora_loom.lora_core.training.job import Job
     from lora_loom.nodes.host.engine.backend import HostBackend
 
     config = runs.toy_config(method="pivotal", embedding={"tokens": "zog"})
@@ -170,7 +170,7 @@ def dry_run_cancelled(toy, folder):
         backend = HostBackend(*toy)
         cancel_in_backward(backend)
         for _ in range(3):
-            dry_run(config, backend, scan(config.data), folder, Listener())
+            dry_run(Job(config, backend, scan(config.data), folder))
             comfy.model_management.throw_exception_if_processing_interrupted()
 
     with torch.inference_mode(False), pytest.raises(Cancel):

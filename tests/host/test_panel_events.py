@@ -7,7 +7,8 @@ import time
 
 import pytest
 from lora_loom.lora_core.events import StepReport
-from lora_loom.nodes.host.web import panel as panels
+from lora_loom.nodes.host.web import panel as in_comfyui
+from lora_loom.nodes.jobs import panel as panels
 
 
 class FakeServer:
@@ -27,7 +28,7 @@ class FakeServer:
 @pytest.fixture
 def host(monkeypatch):
     fake = FakeServer()
-    monkeypatch.setattr(panels, "server", lambda: fake)
+    monkeypatch.setattr(in_comfyui, "server", lambda: fake)
     return fake
 
 
@@ -36,7 +37,7 @@ def report(step: int) -> StepReport:
 
 
 def test_a_fast_run_sends_at_most_five_small_events_a_second_and_leaves_no_step_out(host):
-    panel = panels.Panel("3", status="training", steps=10**9)
+    panel = panels.Panel(in_comfyui.COMFYUI, "3", status="training", steps=10**9)
     began, step = time.monotonic(), 0
     while time.monotonic() - began < 3:
         step += 1
@@ -54,7 +55,7 @@ def test_a_fast_run_sends_at_most_five_small_events_a_second_and_leaves_no_step_
 
 def test_no_event_waits_behind_a_tab_that_does_not_read(host):
     host.behind = 1000
-    panel = panels.Panel("3", status="training", steps=5000)
+    panel = panels.Panel(in_comfyui.COMFYUI, "3", status="training", steps=5000)
     for step in range(1, 5001):
         panel.took_step(report(step))
     assert host.sent == []
@@ -64,7 +65,7 @@ def test_no_event_waits_behind_a_tab_that_does_not_read(host):
 
 
 def test_an_event_carries_numbers_and_names_and_no_picture(host):
-    panel = panels.Panel("3", status="training", steps=10, samples=[[0, 1], [5, 2]], messages=["x" * 500] * 100)
+    panel = panels.Panel(in_comfyui.COMFYUI, "3", status="training", steps=10, samples=[[0, 1], [5, 2]], messages=["x" * 500] * 100)
     panel.took_step(report(1))
     ((_, event, data),) = host.sent
     assert event == "lora_loom.panel"
@@ -75,7 +76,7 @@ def test_an_event_carries_numbers_and_names_and_no_picture(host):
 
 
 def test_messages_and_marks_stay_bounded(host):
-    panel = panels.Panel("3")
+    panel = panels.Panel(in_comfyui.COMFYUI, "3")
     for n in range(1000):
         panel.say(f"{n} " + "y" * 5000)
     assert len(panel.messages) == panels.MAX_MESSAGES
@@ -83,7 +84,7 @@ def test_messages_and_marks_stay_bounded(host):
 
 
 def test_a_step_pays_less_than_a_tenth_of_a_millisecond_for_its_panel(host):
-    panel = panels.Panel("3", status="training", steps=10**9)
+    panel = panels.Panel(in_comfyui.COMFYUI, "3", status="training", steps=10**9)
     spent = []
     for step in range(1, 20_001):
         before = time.thread_time()
@@ -92,9 +93,3 @@ def test_a_step_pays_less_than_a_tenth_of_a_millisecond_for_its_panel(host):
     each = sum(spent) / len(spent)
     print(f"{each * 1e6:.1f} us a step of the run's own thread")
     assert each < 1e-4
-
-
-def test_a_state_on_disk_that_someone_changed_is_not_read(tmp_path):
-    for text in ("[]", "{", '{"saves": "all"}', '{"step": null}', "nothing", '{"inputs": 3}'):
-        (tmp_path / panels.FILE).write_text(text)
-        assert panels._on_disk(tmp_path) == {}

@@ -188,14 +188,15 @@ def test_a_run_in_the_host_is_the_headless_run_of_the_same_job(changes, toy, tmp
     """The same weights through two implementations of one network; float32 rounding, a little larger after each of six AdamW steps."""
     from lora_loom.lora_core.backends.diffusers_backend import DiffusersBackend
     from lora_loom.lora_core.data.folder import scan
-    from lora_loom.lora_core.events import Listener
     from lora_loom.lora_core.toy.model import MODEL
+    from lora_loom.lora_core.training.job import Job
     from lora_loom.lora_core.training.trainer import train
 
     changes = {**changes, "optimizer": {"lr": 1e-4}}
     host = runs.run(toy, tmp_path / "host" / "run", **changes)
     config = runs.toy_config(**changes)
-    headless = train(config, DiffusersBackend(MODEL, device="cpu"), scan(config.data), tmp_path / "headless" / "run", runs.export, Listener())
+    job = Job(config, DiffusersBackend(MODEL, device="cpu"), scan(config.data), tmp_path / "headless")
+    headless = train(job, tmp_path / "headless" / "run", runs.export)
     assert host.losses == pytest.approx(headless.losses, rel=2e-4)
     for stem in headless.products:
         ours, theirs = host.products[stem][0], headless.products[stem][0]

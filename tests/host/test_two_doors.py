@@ -12,14 +12,15 @@ import pytest
 import runs
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-from lora_loom.__main__ import _backend
 from lora_loom.convert import products
 from lora_loom.lora_core.backends.diffusers_backend import DiffusersBackend
+from lora_loom.lora_core.config import parse
 from lora_loom.lora_core.data.folder import scan
-from lora_loom.lora_core.events import Listener
 from lora_loom.lora_core.toy.model import MODEL
+from lora_loom.lora_core.training.job import Job
 from lora_loom.lora_core.training.trainer import train
 from lora_loom.nodes.host.engine.backend import HostBackend
+from lora_loom.nodes.jobs.headless import open_base
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
@@ -119,7 +120,7 @@ class TextOf:
 @pytest.mark.parametrize("name", UNETS)
 def test_a_node_run_and_a_headless_run_agree(name, tmp_path):
     base = OneBase(name, tmp_path)
-    headless = _backend(str(base.file), "", "auto", "cpu", str(base.folder))
+    headless = open_base(parse({"base": str(base.file), "base_config": str(base.folder)}), "cpu")
     assert isinstance(headless, DiffusersBackend)
     assert headless.family == ("sdxl" if name == "SDXL" else "sd1")
     config = runs.toy_config(optimizer={"lr": 1e-4}, data={"folder": runs.toy_config().data.folder, "resolution": 128, "bucket_step_px": 64})
@@ -128,10 +129,10 @@ def test_a_node_run_and_a_headless_run_agree(name, tmp_path):
     def export(state, facts):
         return products(state, "run", headless.family, facts)
 
-    first = train(config, headless, dataset, tmp_path / "headless" / "run", export, Listener())
+    first = train(Job(config, headless, dataset, tmp_path / "headless"), tmp_path / "headless" / "run", export)
     with torch.inference_mode(), torch.inference_mode(False):
         host = HostBackend(base.patcher, TextOf(headless), base.vae)
-        second = train(config, host, dataset, tmp_path / "host" / "run", export, Listener())
+        second = train(Job(config, host, dataset, tmp_path / "host"), tmp_path / "host" / "run", export)
     assert max(first.losses) > 0.1
     apart = [abs(a - b) for a, b in zip(first.losses, second.losses, strict=True)]
     worst = max(apart)

@@ -18,6 +18,7 @@ from lora_loom.lora_core.toy.concepts import CONCEPTS, draw_ring, shows_ring
 from lora_loom.lora_core.toy.model import resolve_set
 from lora_loom.lora_core.training.build import make_adapters
 from lora_loom.lora_core.training.demo import demo_job, score
+from lora_loom.lora_core.training.job import Job
 from lora_loom.lora_core.training.trainer import train
 
 
@@ -151,7 +152,8 @@ def test_a_run_goes_on_from_a_lora_instead_of_starting_anew(toy_backend, run_toy
     shares = {}
     for name, begin in (("anew", None), ("on", start)):
         scored = Scored(lambda: score(toy_backend, "pair"))
-        train(parse(job), toy_backend, scan(parse(job).data), tmp_path / name, lambda state, facts: {"run": (state, {})}, scored, start=begin)
+        whole = Job(parse(job), toy_backend, scan(parse(job).data), tmp_path, scored, start=begin)
+        train(whole, tmp_path / name, lambda state, facts: {"run": (state, {})})
         shares[name] = scored.found[0]
     assert half >= 0.8
     assert shares["on"] >= 0.8

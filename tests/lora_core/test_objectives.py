@@ -7,6 +7,9 @@ from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr as re
 from lora_loom.lora_core import objectives
 from lora_loom.lora_core.config import ObjectiveConfig
 from lora_loom.lora_core.messages.errors import LoomError
+from lora_loom.lora_core.objectives import DiscreteLevels, Objective, SharedObjective
+from lora_loom.lora_core.processes import ALONE, Processes
+from lora_loom.lora_core.rng import step_rng
 
 # The reference works in float32, ours in float64 until the end, so they differ by float32 rounding of values of order 1.
 ROUNDING = dict(rtol=1e-5, atol=2e-6)
@@ -162,3 +165,20 @@ def test_zero_terminal_snr_is_refused_where_it_makes_no_sense(kind):
     objectives.check_prediction(ObjectiveConfig(zero_terminal_snr=True), "v")
     with pytest.raises(LoomError, match="zero_terminal_snr"):
         objectives.check_prediction(ObjectiveConfig(zero_terminal_snr=True), kind)
+
+
+def test_the_shares_of_several_processes_are_what_one_draws_for_the_whole_batch():
+    config = ObjectiveConfig(noise_offset=0.1, multires_iterations=3, input_perturbation=0.2)
+    whole = Objective("epsilon", DiscreteLevels(torch.linspace(0.1, 10, 1000, dtype=torch.float64)), config)
+    shared = [SharedObjective.of(whole, Processes(rank, 2)) for rank in range(2)]
+    x0 = torch.zeros(4, 3, 8, 8)
+
+    def drawn(objective, x0):
+        rng = step_rng(1, 0, 2, 3)
+        sigma, noise = objective.draw_sigma(len(x0), rng), objective.draw_noise(x0, rng)
+        return sigma, noise, objective.perturbed(noise, rng)
+
+    together, parts = drawn(whole, x0), [drawn(objective, x0[:2]) for objective in shared]
+    for n, one in enumerate(together):
+        assert torch.equal(one, torch.cat([part[n] for part in parts]))
+    assert SharedObjective.of(whole, ALONE) is whole

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from lora_loom.lora_core.processes import ALONE, World, launched
+from lora_loom.lora_core.processes import ALONE, Processes, launched
+from lora_loom.lora_core.runs import checkpoints
 from safetensors.torch import load_file
 
 HANG_S = 60.0  # only against hanging
@@ -69,7 +70,7 @@ def test_shares_of_a_batch_are_the_batch(toy_config, toy_backend):
     data = {"flip": True, "shuffle_tags": True, "latents": "sampled", "crop": "random", "aspect_buckets": False}
     whole, half = toy_config(batch_size=4, data=data), toy_config(batch_size=2, data=data)
     cache = LatentCache(scan(whole.data), encoder_of(toy_backend), lambda n, of: None)
-    together, parts = Batches(cache, whole, "cpu"), [Batches(cache, half, "cpu", World(rank, 2)) for rank in range(2)]
+    together, parts = Batches(cache, whole, "cpu"), [Batches(cache, half, "cpu", Processes(rank, 2)) for rank in range(2)]
     for step in range(6):
         one, two = together.at(step, 0), [p.at(step, 0) for p in parts]
         assert torch.equal(one.latents, torch.cat([b.latents for b in two]))
@@ -111,9 +112,9 @@ def test_a_killed_process_ends_the_job_with_its_last_checkpoint_whole(job, tmp_p
     launcher = subprocess.Popen(command(2, "train", job("killed", 1, steps=100_000), "--out", out), env=environment, stdout=subprocess.DEVNULL,
                                 stderr=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
     try:
-        checkpoints = out / "killed" / "checkpoints"
+        saves = out / "killed" / "checkpoints"
         for _ in range(1200):
-            if len(checkpoints.all_steps(checkpoints)) >= 2:
+            if len(checkpoints.all_steps(saves)) >= 2:
                 break
             time.sleep(0.1)
         workers = children(launcher.pid)
@@ -127,7 +128,7 @@ def test_a_killed_process_ends_the_job_with_its_last_checkpoint_whole(job, tmp_p
     finally:
         if launcher.poll() is None:
             os.killpg(launcher.pid, signal.SIGKILL)
-    checkpoint, broken = checkpoints.latest(checkpoints)
+    checkpoint, broken = checkpoints.latest(saves)
     assert checkpoint is not None
     assert not broken
     assert checkpoint.step >= 5

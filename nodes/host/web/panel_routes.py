@@ -10,7 +10,7 @@ from typing import Any
 
 from ....lora_core.pictures.reading import PictureError, thumbnail
 from ..access.paths import runs_root
-from .panel import find_panel
+from .panel import PANELS
 from .routes import PREFIX, Refused, guarded, in_thread, server
 
 LONGEST_ID = 200
@@ -36,7 +36,7 @@ def _number(request: Any, name: str, default: int | None = None) -> int:
 
 def snapshot(node: str, workflow: str, after: int, session: str) -> str:
     """The panel of a node as JSON; `after` counts only within the session the browser knows."""
-    panel = find_panel(node, workflow)
+    panel = PANELS.find(node, workflow)
     return json.dumps({"panel": panel.snapshot(after if panel.session == session else 0) if panel else None}, allow_nan=False)
 
 

@@ -16,7 +16,7 @@ from lora_cases import dense, error, kohya, loha, lora, random
 from lora_loom.convert import FormatError, Lora, Module, read
 from lora_loom.convert.files.checkpoints import bake, checkpoint, extract, family_of
 from lora_loom.convert.files.disk import load, save
-from lora_loom.convert.files.jobs import Options, bake_file, extract_file, open_lora, write_lora
+from lora_loom.convert.files.jobs import Options, Size, bake_file, extract_file, open_lora, write_lora
 from safetensors.torch import save_file
 
 
@@ -774,13 +774,13 @@ def test_a_stop_while_extracting_is_passed_on_and_nothing_is_written(tmp_path):
             raise Stop
 
     with pytest.raises(Stop):
-        extract_file(*pair, tmp_path / "made.safetensors", Options(), 4, progress=stop)
+        extract_file(pair, tmp_path / "made.safetensors", Options(), Size(4), progress=stop)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["base.safetensors", "tuned.safetensors"]
 
 
 def test_an_extracted_lora_baked_again_gives_the_tuned_checkpoint(tmp_path):
     base, tuned = tuned_pair("sdxl", Lora("sdxl", matrices_only(a_lora("sdxl"))), tmp_path)
-    extract_file(base, tuned, tmp_path / "made.safetensors", Options(dtype="fp32"), 8)
+    extract_file((base, tuned), tmp_path / "made.safetensors", Options(dtype="fp32"), Size(8))
     bake(base, tmp_path / "again.safetensors", [(open_lora(tmp_path / "made.safetensors"), 1.0)])
     again, wanted = stored(tmp_path / "again.safetensors"), stored(tuned)
     for key, value in wanted.items():

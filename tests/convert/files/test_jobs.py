@@ -12,6 +12,7 @@ from lora_loom.convert.embedding import Embedding, read_embedding
 from lora_loom.convert.files.disk import header, load, save
 from lora_loom.convert.files.jobs import (
     Options,
+    Size,
     convert,
     extract_file,
     inspected,
@@ -23,6 +24,7 @@ from lora_loom.convert.files.jobs import (
     write_embedding_file,
     write_lora,
 )
+from lora_loom.convert.merge import weighted
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
@@ -350,7 +352,7 @@ def test_a_header_stays_within_what_galleries_read(tmp_path):
 def test_an_unheard_of_model_keeps_its_names(tmp_path):
     state = {f"model.blocks.3.q.lora_{part}.weight": random(1, *shape) for part, shape in (("A", (2, 5)), ("B", (6, 2)))}
     save(tmp_path / "x.safetensors", state)
-    convert(tmp_path / "x.safetensors", tmp_path / "y.safetensors", Options("universal", "fp32"))
+    convert(open_lora(tmp_path / "x.safetensors"), tmp_path / "y.safetensors", Options("universal", "fp32"))
     assert set(load(tmp_path / "y.safetensors")[0]) == set(state)
 
 
@@ -366,7 +368,7 @@ def bundle(tmp_path):
 
 
 def test_bundled_embeddings_become_files_beside_the_lora(bundle, tmp_path):
-    out = convert(bundle, tmp_path / "out" / "made.safetensors", FP32)
+    out = convert(open_lora(bundle), tmp_path / "out" / "made.safetensors", FP32)
     assert out[0].path.name == "made.safetensors"
     assert names(tmp_path / "out") == ["made.safetensors", "made_emb_my_hat.safetensors", "made_emb_zog.safetensors"]
     assert not any("bundle" in k for k in load(out[0].path)[0])
@@ -380,7 +382,7 @@ def test_bundled_embeddings_become_files_beside_the_lora(bundle, tmp_path):
 
 
 def test_embeddings_stay_in_the_file_when_asked_for(bundle, tmp_path):
-    out = convert(bundle, tmp_path / "out" / "made.safetensors", Options("kohya", "fp32", bundle=True))
+    out = convert(open_lora(bundle), tmp_path / "out" / "made.safetensors", Options("kohya", "fp32", bundle=True))
     assert names(tmp_path / "out") == ["made.safetensors"]
     again = open_lora(out[0].path)
     assert set(again.embeddings) == {"zog", "my hat"}
@@ -392,14 +394,14 @@ def test_embeddings_stay_in_the_file_when_asked_for(bundle, tmp_path):
 def test_an_embedding_file_can_be_bundled_into_a_lora_and_comes_out_again(two, tmp_path):
     vectors = torch.randn(2, 768, generator=torch.Generator().manual_seed(4))
     write_embedding_file(read_embedding({"emb_params": vectors}), tmp_path / "zog_emb.safetensors")
-    convert(two[0], tmp_path / "both.safetensors", FP32, embed=[tmp_path / "zog_emb.safetensors"])
+    convert(open_lora(two[0]), tmp_path / "both.safetensors", FP32, embed=[tmp_path / "zog_emb.safetensors"])
     assert torch.equal(load(tmp_path / "both.safetensors")[0]["bundle_emb.zog_emb.string_to_param.*"], vectors)
     again = open_lora(tmp_path / "both.safetensors")
     assert torch.equal(read_embedding(again.embeddings["zog_emb"]).vectors["clip_l"], vectors)
 
 
 def test_embeddings_that_stay_in_the_file_are_not_said_to_be_taken_out(bundle, tmp_path):
-    out = convert(bundle, tmp_path / "made.safetensors", Options("kohya", "fp32", bundle=True))
+    out = convert(open_lora(bundle), tmp_path / "made.safetensors", Options("kohya", "fp32", bundle=True))
     assert not any("taken out" in note for note in out[0].notes)
 
 
@@ -408,7 +410,7 @@ def test_an_embedding_never_takes_the_place_of_the_lora_it_came_with(overwrite, 
     target = tmp_path / "out" / "zog.safetensors"  # also the name of a token in it
     (tmp_path / "out").mkdir()
     with contextlib.suppress(FormatError):  # a refusal is fine, as long as it leaves no embedding where the LoRA belongs
-        convert(bundle, target, Options("kohya", "fp32", overwrite=overwrite))
+        convert(open_lora(bundle), target, Options("kohya", "fp32", overwrite=overwrite))
     if target.exists():
         same(open_lora(target), a_lora().modules)
 
@@ -419,7 +421,7 @@ def test_an_embedding_of_the_user_is_not_replaced_by_a_bundled_one(overwrite, bu
     mine = [tmp_path / "out" / f"{name}.safetensors" for name in ("zog", "made_emb_zog", "made_emb_zog_2")]
     for place in mine:
         place.write_bytes(b"mine")
-    out = convert(bundle, tmp_path / "out" / "made.safetensors", Options("kohya", "fp32", overwrite=overwrite))
+    out = convert(open_lora(bundle), tmp_path / "out" / "made.safetensors", Options("kohya", "fp32", overwrite=overwrite))
     assert all(place.read_bytes() == b"mine" for place in mine)
     made = next(w.path for w in out if "zog" in w.path.stem)
     assert torch.equal(open_embedding(made).vectors["clip_l"], TOKENS["bundle_emb.zog.string_to_param.*"])
@@ -427,13 +429,14 @@ def test_an_embedding_of_the_user_is_not_replaced_by_a_bundled_one(overwrite, bu
 
 def test_bundled_embeddings_go_to_a_folder_of_their_own_when_one_is_named(tmp_path):
     save(tmp_path / "x.safetensors", {**keys(), "bundle_emb.zog.string_to_param.*": random(1, 2, 768)})
-    convert(tmp_path / "x.safetensors", tmp_path / "loras" / "made.safetensors", FP32, embeddings_to=tmp_path / "embeddings")
+    convert(open_lora(tmp_path / "x.safetensors"), tmp_path / "loras" / "made.safetensors", FP32, embeddings_to=tmp_path / "embeddings")
     assert names(tmp_path) == ["embeddings/made_emb.safetensors", "loras/made.safetensors", "x.safetensors"]
 
 
 def test_scale_and_blocks_are_converted_along(tmp_path):
     save(tmp_path / "x.safetensors", keys())
-    convert(tmp_path / "x.safetensors", tmp_path / "y.safetensors", FP32, scale=0.5, blocks={"BASE": -1.0, "attn2": 0.0})
+    lora = weighted(open_lora(tmp_path / "x.safetensors"), 0.5, {"BASE": -1.0, "attn2": 0.0})
+    convert(lora, tmp_path / "y.safetensors", FP32)
     made = open_lora(tmp_path / "y.safetensors").modules
     for name, module in a_lora().modules.items():
         factor = -0.5 if name == TEXT else 0.0 if name == K else 0.5
@@ -442,9 +445,9 @@ def test_scale_and_blocks_are_converted_along(tmp_path):
 
 def test_the_source_is_never_touched(bundle, tmp_path):
     before = bundle.read_bytes()
-    convert(bundle, tmp_path / "made.safetensors", FP32)
+    convert(open_lora(bundle), tmp_path / "made.safetensors", FP32)
     with pytest.raises(FormatError, match="pack.safetensors: exists already"):
-        convert(bundle, bundle, FP32)
+        convert(open_lora(bundle), bundle, FP32)
     assert bundle.read_bytes() == before
 
 
@@ -524,13 +527,13 @@ def test_a_merge_that_is_stopped_writes_nothing(two, tmp_path):
 
 
 def test_a_resized_file_keeps_its_header_and_tells_its_error(two, tmp_path):
-    written = resize_file(two[0], tmp_path / "small.safetensors", FP32, 1, conv_rank=2)
+    written = resize_file(two[0], tmp_path / "small.safetensors", FP32, Size(1, conv_rank=2))
     made = open_lora(written.path)
     assert {n: m.rank for n, m in made.modules.items()} == {Q: 1, K: 1, CONV: 2, TEXT: 1}
     assert (made.metadata["ss_own"], made.metadata["modelspec.trigger_phrase"]) == ("kept", "zog, hat")
     assert made.metadata["ss_network_dim"] == "Dynamic"
     assert any(n.startswith("Relative error") for n in written.notes)
-    exact = resize_file(two[0], tmp_path / "same.safetensors", FP32, 8)
+    exact = resize_file(two[0], tmp_path / "same.safetensors", FP32, Size(8))
     assert not any("error" in n for n in exact.notes)
     same(open_lora(exact.path), a_lora(1).modules)
 
@@ -540,7 +543,7 @@ def test_an_extracted_file_reads_as_the_difference(tmp_path):
     base, change = random(1, 16, 768), dense(lora(16, 768, 2)).float()
     save(tmp_path / "base.safetensors", {key: base})
     save(tmp_path / "tuned.safetensors", {key: base + change})
-    written = extract_file(tmp_path / "base.safetensors", tmp_path / "tuned.safetensors", tmp_path / "made.safetensors", FP32, 4)
+    written = extract_file((tmp_path / "base.safetensors", tmp_path / "tuned.safetensors"), tmp_path / "made.safetensors", FP32, Size(4))
     made = open_lora(written.path)
     assert (made.family, made.source) == ("sd1", "kohya")
     assert error(dense(made.modules[K]), change) < 1e-4  # the difference of two float32 numbers of order 1 to 10

@@ -17,9 +17,9 @@ from lora_loom.lora_core.config import ObjectiveConfig, SampleConfig, parse
 from lora_loom.lora_core.data.batches import Batch
 from lora_loom.lora_core.data.buckets import fit
 from lora_loom.lora_core.data.folder import scan
-from lora_loom.lora_core.events import Listener
 from lora_loom.lora_core.messages.errors import LoomError
 from lora_loom.lora_core.toy.model import MODEL
+from lora_loom.lora_core.training.job import Job
 from lora_loom.lora_core.training.sampling import of_start
 from lora_loom.lora_core.training.trainer import train
 from safetensors.torch import load_file, save_file
@@ -107,7 +107,7 @@ def test_a_lora_is_trained_and_read_by_the_pipeline(family, folders, pictures, t
         "adapter": {"rank": 4}, "optimizer": {"lr": 0.02}, "samples": {"every": 0}, "save": {"every": 100},
     })  # fmt: skip
     before = {name: p.clone() for name, p in backend.network.named_parameters()}
-    result = train(config, backend, scan(config.data), tmp_path / "fl", lambda s, f: products(s, "fl", backend.family, f), Listener())
+    result = train(Job(config, backend, scan(config.data), tmp_path), tmp_path / "fl", lambda s, f: products(s, "fl", backend.family, f))
     assert all(torch.equal(before[name], p) for name, p in backend.network.named_parameters())
     assert not any("forward" in vars(m) for m in backend.network.modules())
     assert not backend.network.training

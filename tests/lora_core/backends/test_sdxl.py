@@ -167,7 +167,7 @@ def test_adapters_on_the_text_encoders_have_the_gradients_of_peft(backend):
 @pytest.mark.parametrize("changes", [{"text_encoder": {"train": True}}, {"method": "pivotal", "embedding": {"tokens": "zog*2"}}, {"method": "embedding"}])
 def test_sdxl_trains_headless_and_its_files_have_both_encoders(changes, backend, toy_config, pictures, tmp_path):
     from lora_loom.lora_core.data.folder import scan
-    from lora_loom.lora_core.events import Listener
+    from lora_loom.lora_core.training.job import Job
     from lora_loom.lora_core.training.trainer import train
 
     config = toy_config(**changes, data={"bucket_step_px": 16})
@@ -175,7 +175,7 @@ def test_sdxl_trains_headless_and_its_files_have_both_encoders(changes, backend,
     def export(state, facts):
         return products(state, "run", "sdxl", facts)
 
-    result = train(config, backend, scan(config.data), tmp_path / "run", export, Listener())
+    result = train(Job(config, backend, scan(config.data), tmp_path), tmp_path / "run", export)
     if config.trains_lora:
         found = read(result.products["run"][0], family=UNKNOWN)
         assert len(found.modules) == result.facts["layers"]

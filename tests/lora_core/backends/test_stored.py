@@ -9,7 +9,6 @@ import shutil
 import pytest
 import tiny_flow
 import torch
-from lora_loom.__main__ import _backend, _opened
 from lora_loom.convert import products
 from lora_loom.lora_core.backends.networks import blocks
 from lora_loom.lora_core.backends.opening import open_backend
@@ -18,17 +17,22 @@ from lora_loom.lora_core.config import Recompute, parse
 from lora_loom.lora_core.data.batches import Batch
 from lora_loom.lora_core.data.buckets import fit
 from lora_loom.lora_core.data.folder import scan
-from lora_loom.lora_core.events import Listener
 from lora_loom.lora_core.messages.errors import LoomError
 from lora_loom.lora_core.toy.model import MODEL
 from lora_loom.lora_core.training.build import make_adapters
+from lora_loom.lora_core.training.job import Job
 from lora_loom.lora_core.training.trainer import train
+from lora_loom.nodes.jobs.headless import open_base
 from safetensors.torch import load_file, save_file
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     return {"toy": MODEL, "flux1": tiny_flow.saved("flux1", tmp_path_factory.mktemp("stored"))}
+
+
+def opened(base, **settings):
+    return open_base(parse({"base": str(base), **settings}), "cpu")
 
 
 def gradients(backend, recompute, channels):
@@ -58,7 +62,7 @@ def plain_gradients(folder, rounded, channels):
 @pytest.mark.parametrize(("family", "channels"), [("toy", 8), ("flux1", 4)])
 @pytest.mark.parametrize(("storage", "offload"), [("fp8", 0.0), ("auto", 1.0), ("auto", 0.5), ("fp8", 0.6)])
 def test_gradients_are_those_of_plain_layers_with_the_same_numbers(storage, offload, family, channels, recompute, folders):
-    stored = _backend(str(folders[family]), "", "auto", "cpu", storage=storage, offload=offload)
+    stored = opened(folders[family], storage=storage, offload=offload)
     if recompute and recompute not in stored.recomputes:
         assert (recompute, bool(offload)) == ("cheap", True)
         return
@@ -85,7 +89,7 @@ def test_a_model_stored_in_fp8_stays_in_fp8(single, folders, tmp_path, pictures)
     save_file({k: v.to(FP8) if v.ndim == 2 else v.bfloat16() for k, v in load_file(file).items()}, file, {"format": "pt"})
     if single:
         file = file.rename(tmp_path / "narrow.safetensors")
-    backend = _backend(str(file), "", "auto", "cpu", str(folder)) if single else _backend(str(folder), "", "auto", "cpu")
+    backend = opened(file, base_config=str(folder)) if single else opened(folder)
     stored = load_file(file)
     assert backend.dtype == torch.bfloat16
     weight = backend.network.transformer_blocks[0].attn.to_q.weight
@@ -101,7 +105,7 @@ def trained(backend, pictures, tmp_path):
         "samples": {"every": 0},
     })  # fmt: skip
     before = {name: copy.deepcopy(p.data) for name, p in backend.network.named_parameters()}
-    result = train(config, backend, scan(config.data), tmp_path / "st", lambda s, f: products(s, "st", backend.family, f), Listener())
+    result = train(Job(config, backend, scan(config.data), tmp_path), tmp_path / "st", lambda s, f: products(s, "st", backend.family, f))
     assert all(torch.equal(before[n].view(torch.uint8), p.data.view(torch.uint8)) for n, p in backend.network.named_parameters())
     return any(float(v.abs().max()) > 0 for k, v in result.tensors.items() if "lora_B" in k or "lora_up" in k)
 
@@ -149,7 +153,7 @@ def test_two_blocks_at_most_are_on_the_device_and_the_next_one_is_on_its_way(lis
 
 def test_what_streams_is_not_compiled(folders):
     with pytest.raises(LoomError, match="compile: blocks that come from main memory cannot be compiled"):
-        _opened(parse({"base": str(folders["flux1"]), "compile": True, "offload": 0.5}), "cpu")
+        opened(folders["flux1"], compile=True, offload=0.5)
 
 
 @pytest.mark.slow
@@ -160,7 +164,7 @@ def test_compiled_blocks_compute_the_same(folders, recompute, storage):
     pytest.importorskip("torch._inductor")
     if shutil.which("g++") is None:
         pytest.skip("compiling for a CPU needs a C++ compiler")
-    backend = _backend(str(folders["flux1"]), "", "auto", "cpu", storage=storage)
+    backend = opened(folders["flux1"], storage=storage)
     plain = gradients(backend, recompute, 4)
     backend.compile_blocks()
     fused = gradients(backend, recompute, 4)

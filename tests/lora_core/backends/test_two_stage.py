@@ -21,9 +21,9 @@ from lora_loom.lora_core.config import ObjectiveConfig, SampleConfig
 from lora_loom.lora_core.data.batches import Batch
 from lora_loom.lora_core.data.buckets import fit
 from lora_loom.lora_core.data.folder import scan
-from lora_loom.lora_core.events import Listener
 from lora_loom.lora_core.messages.errors import LoomError
 from lora_loom.lora_core.toy.model import MODEL
+from lora_loom.lora_core.training.job import Job
 from lora_loom.lora_core.training.trainer import train
 from torch import nn
 
@@ -249,7 +249,7 @@ def test_each_stage_trains_draws_and_its_lora_acts_in_diffusers_module(kind, bac
         (pictures / f"{n}.txt").write_text("a red circle")
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, folder=str(pictures)))
     before = {k: v.clone() for k, v in backend.network.state_dict().items()}
-    result = train(config, backend, scan(config.data), tmp_path / "run", lambda s, f: products(s, "run", backend.family, f), Listener())
+    result = train(Job(config, backend, scan(config.data), tmp_path), tmp_path / "run", lambda s, f: products(s, "run", backend.family, f))
     assert all(torch.equal(before[k], v) for k, v in backend.network.state_dict().items())
     assert (tmp_path / "run" / "before-after.png").is_file()
     modules = read(result.tensors, family=UNKNOWN).modules
@@ -309,4 +309,4 @@ def test_the_real_picture_encoder_reads_its_file(tmp_path):
 def test_checkpointing_is_refused_in_words_where_the_network_has_none(backends, toy_config, tmp_path):
     config = toy_config(checkpointing=True)
     with pytest.raises(LoomError, match="checkpointing: this model cannot recompute its blocks; turn it off"):
-        train(config, backends("kandinsky prior"), scan(config.data), tmp_path / "run", lambda s, f: {}, Listener())
+        train(Job(config, backends("kandinsky prior"), scan(config.data), tmp_path), tmp_path / "run", lambda s, f: {})

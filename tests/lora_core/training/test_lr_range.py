@@ -3,9 +3,9 @@ import math
 import pytest
 import torch
 from lora_loom.lora_core.data.folder import scan
-from lora_loom.lora_core.events import Listener
 from lora_loom.lora_core.messages.errors import LoomError
-from lora_loom.lora_core.training.lr_range import lr_range, steepest
+from lora_loom.lora_core.training.job import Job
+from lora_loom.lora_core.training.lr_range import Trial, lr_range, steepest
 
 
 def test_the_steepest_fall_of_a_known_curve_is_found():
@@ -24,18 +24,18 @@ def test_a_loss_that_never_falls_gives_no_rate(points):
 def test_the_test_runs_on_the_toy_suggests_a_rate_that_trains_and_leaves_nothing(toy_config, toy_backend, tmp_path):
     config = toy_config(batch_size=4, validation={"share": 0.25, "levels": 4})
     before = {k: v.clone() for k, v in toy_backend.unet.state_dict().items()}
-    found = lr_range(config, toy_backend, scan(config.data), tmp_path, Listener(), low=1e-5, high=0.3, steps=24)
+    found = lr_range(Job(config, toy_backend, scan(config.data), tmp_path), Trial(1e-5, 0.3, 24))
     assert 1e-4 < found.suggested < 0.1
     rates = [rate for rate, _ in found.points]
     assert rates == sorted(rates)
     assert min(loss for _, loss in found.points) < found.points[0][1]
     assert all(torch.equal(before[k], v) for k, v in toy_backend.unet.state_dict().items())
     assert [p.name for p in tmp_path.iterdir()] == ["cache"]  # what was encoded serves the run that follows
-    again = lr_range(config, toy_backend, scan(config.data), tmp_path, Listener(), low=1e-5, high=0.3, steps=24)
+    again = lr_range(Job(config, toy_backend, scan(config.data), tmp_path), Trial(1e-5, 0.3, 24))
     assert again == found
 
 
 def test_an_optimizer_that_finds_its_rate_is_refused(toy_config, toy_backend, tmp_path):
     config = toy_config(optimizer={"name": "prodigy"})
     with pytest.raises(LoomError, match="prodigy finds its learning rate itself"):
-        lr_range(config, toy_backend, scan(config.data), tmp_path, Listener())
+        lr_range(Job(config, toy_backend, scan(config.data), tmp_path))

@@ -21,21 +21,22 @@ def array(image):
 @pytest.fixture(scope="module")
 def run(toy_config, toy_backend, tmp_path_factory):
     from lora_loom.lora_core.data.folder import open_sets
-    from lora_loom.lora_core.events import Listener
+    from lora_loom.lora_core.training.job import Job
     from lora_loom.lora_core.training.trainer import train
 
     folder = tmp_path_factory.mktemp("sampled") / "run"
     config = toy_config(steps=6, save={"every": 3}, optimizer={"lr": 0.02}, adapter={"targets": "conv"}, samples={"every": 6, "steps": 2, "prompt": JOB.prompt})
     from lora_loom.convert import products
 
-    result = train(config, toy_backend, open_sets(config), folder, lambda state, facts: products(state, "run", "sd1", facts), Listener())
+    job = Job(config, toy_backend, open_sets(config), folder.parent)
+    result = train(job, folder, lambda state, facts: products(state, "run", "sd1", facts))
     return folder, result
 
 
 def start_of(path, backend):
-    from lora_loom.__main__ import _read_lora
+    from lora_loom.nodes.jobs.headless import lora_of
 
-    return _read_lora(path, backend)
+    return lora_of(path, backend)
 
 
 def test_the_saves_of_a_run_draw_what_the_run_and_its_file_draw(run, toy_backend):

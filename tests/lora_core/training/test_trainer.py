@@ -85,10 +85,12 @@ def interrupt(run_toy, config, folder, step):
 def unbroken(toy_config, toy_backend, tmp_path_factory):
     """(folder, losses, sha256 of the adapter and of the optimizer state) of the run that every continued run must equal."""
     from lora_loom.lora_core.data.folder import scan
+    from lora_loom.lora_core.training.job import Job
     from lora_loom.lora_core.training.trainer import train
 
     config, folder = toy_config(**EVERYTHING_RANDOM), tmp_path_factory.mktemp("unbroken")
-    result = train(config, toy_backend, scan(config.data), folder, lambda tensors, facts: {"run": (tensors, {})}, Listener())
+    job = Job(config, toy_backend, scan(config.data), folder.parent)
+    result = train(job, folder, lambda tensors, facts: {"run": (tensors, {})})
     return folder, result.losses, weights(folder)
 
 

@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from lora_cases import dense, error, kohya, loha, lora, random
-from lora_loom.__main__ import DONE, FAILED, main
+from lora_loom.__main__ import main
 from lora_loom.convert import Lora
+from lora_loom.convert.files import disk
 from lora_loom.convert.files.disk import load, save
 from lora_loom.convert.files.jobs import Options, open_embedding, open_lora, write_lora
+from lora_loom.nodes.terminal import DONE, FAILED
 from PIL import Image
 
 # Factors and roots of scales are rounded to float32 a few times, 6e-8 each; to fp16 once, 5e-4 each.
@@ -339,6 +341,13 @@ def test_a_file_and_its_conversion_are_equal_but_for_rounding(here, capsys):
     capsys.readouterr()
     assert main(["inspect", "--diff", "in/one.safetensors", "x.safetensors"]) == DONE
     assert float(said(capsys)[0].splitlines()[0].split()[-1]) < ROUNDING
+
+
+def test_a_file_that_is_converted_is_opened_once(here, monkeypatch):
+    opened, load_any = [], disk.load_any
+    monkeypatch.setattr(disk, "load_any", lambda path: opened.append(path.name) or load_any(path))
+    assert main(["convert", "in/one.safetensors", "emb/pair.safetensors", "--out", "out"]) == DONE
+    assert opened == ["one.safetensors", "pair.safetensors"]
 
 
 # --- merge, resize, extract, bake ---------------------------------------------------------------------------------------------------------

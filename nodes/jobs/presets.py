@@ -4,14 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
-
-from ..lora_core.config import DataConfig
-from ..lora_core.data.folder import Dataset
-
-if TYPE_CHECKING:
-    from .host.engine.backend import HostBackend
-    from .sockets import DatasetSocket
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,15 +32,3 @@ def resolution_for(family: str, context_width: int | None) -> int:
     if family == "sd1" and context_width is not None and context_width < 256:
         return TOY_RESOLUTION
     return RESOLUTIONS.get(family, LARGE_RESOLUTION)
-
-
-def opened(dataset: DatasetSocket, resolution: int, backend: HostBackend) -> tuple[dict[str, Any], Dataset]:
-    """(the part of a config that says what is trained on, the pictures) of a wired dataset at `resolution` px."""
-    sized = dataclasses.replace(dataset, sets=tuple(fitted(data, resolution, backend) for data in dataset.sets))
-    return sized.parts(), sized.opened()
-
-
-def fitted(data: DataConfig, resolution: int, backend: HostBackend) -> DataConfig:
-    """`data` at `resolution` px, 0 meaning what the model was made for, in buckets of 64 px; finer ones for the toy's small pictures."""
-    side = resolution or resolution_for(backend.family, backend.context_width)
-    return dataclasses.replace(data, resolution=side, bucket_step_px=backend.latent_step_px if side <= 2 * TOY_RESOLUTION else 64)

@@ -1,0 +1,85 @@
+"""Jobs outside of a host: the base model and the pictures of a job file, for one process or several."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import torch
+
+from ...convert.files.jobs import open_lora
+from ...convert.results import kohya_name
+from ...lora_core.backends.base import Splits
+from ...lora_core.backends.diffusers_backend import DiffusersBackend
+from ...lora_core.backends.headless import Headless
+from ...lora_core.backends.opening import open_backend
+from ...lora_core.config import TrainConfig
+from ...lora_core.data.sources import brought_in
+from ...lora_core.messages.errors import LoomError
+from ...lora_core.processes import ALONE, Processes
+from ...lora_core.training.job import Job
+from ...lora_core.training.run import Start
+from .formats import by_layer, start_of
+
+
+def open_base(config: TrainConfig, device: str = "") -> Headless:
+    """The base model a job names, whose layers have the names that files give them. Raises LoomError."""
+    if config.compile and config.offload:
+        raise LoomError("compile: blocks that come from main memory cannot be compiled; turn compile off, or set offload to 0.")
+    narrow = config.storage != "auto" or bool(config.offload)
+    place = "cpu" if narrow else device
+    backend = open_backend(
+        config.base, config.companion, config.precision, place, config.base_config, folder_in_hub_cache
+    )
+    if isinstance(backend, DiffusersBackend):
+        backend.name_layers(kohya_name)
+    if narrow:
+        backend.store(config.storage, config.offload, device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if config.compile:
+        backend.compile_blocks()
+    return backend
+
+
+def folder_in_hub_cache(repo: str) -> str | None:
+    """The folder of a repository that was downloaded earlier; asks nobody."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return snapshot_download(repo, local_files_only=True)
+    except LocalEntryNotFoundError:
+        return None
+
+
+def prepared(config: TrainConfig, root: Path, backend: Headless | None = None, processes: Processes = ALONE) -> Job:
+    """A job with its pictures found and its base model loaded, unless `backend` is there already. Of several processes the first one goes ahead."""
+    with processes.main_first():  # what a job brings in is brought in once
+        config, dataset = brought_in(config, root)
+        backend = backend or open_base(config, "cpu" if processes.sharded else processes.device)
+    if processes.sharded:
+        _shard(backend, processes)
+    return Job(config, backend, dataset, root, processes=processes)
+
+
+def _shard(backend: Headless, processes: Processes) -> None:
+    """Splits the model over the processes, where its backend can."""
+    if backend.stored:
+        raise LoomError("accelerate: storage and offload keep weights in ways that cannot be split over processes; leave them out, or launch without FSDP.")
+    if not isinstance(backend, Splits):
+        raise LoomError(f"accelerate: {backend.family} cannot be split over processes; launch without FSDP, each process then holds the whole model.")
+    backend.shard(processes.device)
+
+
+def with_start(job: Job) -> Job:
+    """The job with what adapter.start_from names, for the layers it trains."""
+    file, family = job.config.adapter.start_from, job.backend.family
+    if not file:
+        return job
+    start = start_of(lambda known: open_lora(Path(file), known), job.backend, family, job.config)
+    return dataclasses.replace(job, start=start)
+
+
+def lora_of(file: Path, backend: Headless) -> Start:
+    """A LoRA file by the layers of the model."""
+    names = [backend.file_name(path) for path in (*backend.layers(), *backend.text_layers())]
+    return by_layer(lambda family: open_lora(file, family), backend.family, names)

@@ -1,0 +1,117 @@
+"""Results of runs where a host lists such files, and what to write in a prompt to call them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ...convert import FormatError
+from ...convert.detect import declared_family
+from ...convert.embedding import is_embedding
+from ...convert.files.disk import header
+from ...convert.files.jobs import free_path, write_card
+from ...convert.report import triggers
+from ...convert.results import token_stems
+from ...lora_core.adapters.tokens import wanted_tokens
+from ...lora_core.config import TrainConfig
+from ...lora_core.disk.files import sha256, write_bytes, write_json
+from ...lora_core.events import Listener
+from ...lora_core.messages.errors import LoomError
+from ...lora_core.pictures.previews import write_preview
+from .panel import Panel
+
+log = logging.getLogger(__name__)
+RECORD = "published.json"  # in a run folder: what was published -> the hash it had
+
+
+@dataclasses.dataclass(frozen=True)
+class Shelf:
+    """The folders in which a host lists what runs write."""
+
+    loras: Path
+    embeddings: Path
+
+    def publish(self, file: Path) -> Path:
+        """Copies a run's result here. A file that is not an earlier result of this run is never overwritten."""
+        record = file.parent / RECORD
+        earlier = json.loads(record.read_text()) if record.exists() else {}
+        embedding = is_embedding(header(file)[0])
+        place = self.embeddings if embedding else self.loras
+        target = free_path(place, file.stem, taken=lambda path: path.exists() and sha256(path) != earlier.get(path.name))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(target, file.read_bytes())
+        write_json(record, {**earlier, target.name: sha256(target)})
+        _dress(target, file.parent, card=not embedding)
+        return target
+
+    def publish_all(self, files: Sequence[Path], panel: Panel | None) -> list[Path]:
+        """Copies files of a run here, and tells its panel."""
+        paths = [self.publish(file) for file in files]
+        if panel is not None and paths:
+            panel.result = prompts_for(paths)
+        return paths
+
+    def holds(self, name: str, config: TrainConfig, trigger: str) -> bool:
+        """Whether a file lies here that a run called `name` would write."""
+        tokens = [token.placeholder for token in wanted_tokens(config.embedding, trigger)] if config.trains_tokens else []
+        stems = [*([name] if config.trains_lora else []), *token_stems(name, tokens, config.trains_lora).values()]
+        return any((place / f"{stem}.safetensors").exists() for place in (self.loras, self.embeddings) for stem in stems)
+
+
+class Publisher(Listener):
+    """A save on request is listed by the loaders at once."""
+
+    def __init__(self, shelf: Shelf, panel: Panel | None):
+        self._shelf, self._panel = shelf, panel
+
+    def on_result(self, step: int, files: list[Path]) -> None:
+        try:
+            paths = self._shelf.publish_all(files, self._panel)
+        except (OSError, LoomError):
+            log.exception("What was saved after step %s stays in the run folder", step)
+            return
+        if self._panel is not None:
+            self._panel.say(f"Saved after step {step}: {', '.join(p.name for p in paths)}")
+
+
+def prompts_for(published: Sequence[Path]) -> dict[str, Any]:
+    """What to tell of published files: their names, the trigger, and what to write in ComfyUI and in A1111."""
+    comfy_words: list[str] = []
+    a1111_words: list[str] = []
+    trigger: list[str] = []
+    for path in published:
+        tensors, metadata = header(path)
+        if is_embedding(tensors):
+            comfy_words.append(f"embedding:{path.stem}")
+            a1111_words.append(path.stem)
+        else:
+            trigger = list(triggers(metadata))[:1]
+            a1111_words.append(f"<lora:{path.stem}:1>")
+    words = [] if comfy_words else trigger  # the trigger of a pivotal tuning is its embedding
+    return {
+        "files": [path.name for path in published],
+        "lora": any(word.startswith("<lora:") for word in a1111_words),
+        "trigger": ", ".join(trigger),
+        "comfyui": ", ".join([*words, *comfy_words]),
+        "a1111": ", ".join([*words, *a1111_words]),
+    }
+
+
+def _dress(target: Path, folder: Path, card: bool) -> None:
+    """What galleries show beside a file: the card with its trigger words, and the latest sample as its picture where there is none."""
+    try:
+        if card:
+            metadata = header(target)[1]
+            write_card(target, declared_family(metadata), triggers(metadata))
+        picture = target.with_suffix(".preview.png")
+        samples = sorted((folder / "samples").glob("*.png"), key=lambda p: p.stat().st_mtime_ns)
+        if samples and not picture.exists():
+            write_preview(picture, Image.open(samples[-1]))
+    except (FormatError, OSError):
+        log.exception("%s is written, but not its card or picture", target)

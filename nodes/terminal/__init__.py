@@ -1,0 +1,32 @@
+"""The commands of the terminal: a file each, with what it takes and what it does. Looking at one costs nothing: what is heavy is imported when it runs.
+
+A command's module has `add_arguments(parser)` and `run(args)`, which returns an exit code: 0 done, 1 the input needs a change.
+"""
+
+from __future__ import annotations
+
+import re
+
+DONE, FAILED = 0, 1
+STEPPING = ("train", "sweep", "check", "find-lr", "demo")  # commands that make training steps
+COMMANDS = {
+    "train": "train from a job file",
+    "sweep": "train several variants of a job and compare them on one sheet",
+    "check": "look at a job's pictures and captions, and run one step: how long will it take, how much memory",
+    "find-lr": "find a learning rate for a job by a short test",
+    "recipes": "list the bundled job files a job can start from",
+    "sample": "draw pictures with LoRAs, embeddings or the saves of runs, on one sheet beside the base model",
+    "push": "gather the files of a finished run with a model card, and upload them to the Hugging Face Hub",
+    "demo": "train on the bundled toy model and pictures, and show what it learned",
+    "convert": "write LoRAs or embeddings in another program's form",
+    "inspect": "say what a file is, what it does and which programs read it",
+    "merge": "add LoRAs up",
+    "resize": "make a LoRA smaller",
+    "extract": "a LoRA for the difference of two checkpoints",
+    "bake": "add LoRAs to a checkpoint for good",
+}
+
+
+def spelled(sentence: str) -> str:
+    """A sentence with the `fields` it names as the terminal calls them: `drop_unknown` is --drop-unknown."""
+    return re.sub(r"`(\w+)`", lambda field: "--" + field[1].replace("_", "-"), sentence)

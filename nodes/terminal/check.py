@@ -1,0 +1,33 @@
+"""lora-loom check: what a good trainer would notice in a job's pictures, and one real step of it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from . import DONE, FAILED
+from .arguments import add_job as add_arguments
+
+__all__ = ["add_arguments", "run"]
+
+
+def run(args: argparse.Namespace) -> int:
+    from ...lora_core.data.lint import look
+    from ...lora_core.data.sheet import sheet
+    from ...lora_core.training.assemble import dry_run
+    from ...lora_core.training.fitting import verdict
+    from ..jobs.headless import prepared
+    from .running import use_threads
+    from .settings import job_of
+
+    use_threads(args.threads)
+    job = prepared(job_of(args), args.out)
+    report = look(job.dataset, job.backend.text_length, lambda n, of: None)
+    args.out.mkdir(parents=True, exist_ok=True)
+    picture = args.out / f"{job.config.name}-dataset.png"
+    sheet(report).save(picture)
+    sys.stdout.write(f"{report.text()}\n\nseen at a glance: {picture}\n")
+    chosen, measured = dry_run(job)
+    fits, sentence = verdict(job.config, chosen, measured, job.config.for_pictures(len(job.dataset.pictures)).steps)
+    sys.stdout.write(sentence + "\n")
+    return DONE if fits else FAILED

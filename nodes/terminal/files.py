@@ -1,0 +1,117 @@
+"""What the commands on files share: which files, where the results go, one line for each, a bar for what takes time."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import glob
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ...convert import FormatError
+from ...convert.files import jobs
+from ...convert.merge import Progress
+from . import DONE, FAILED, spelled
+
+
+def expanded(patterns: Sequence[str]) -> list[Path]:
+    """Files and folders for paths and patterns, in order, each once. A pattern that fits nothing is an error."""
+    out: list[Path] = []
+    for pattern in patterns:
+        paths = [Path(pattern)] if Path(pattern).exists() else sorted(map(Path, glob.glob(pattern, recursive=True)))
+        if not paths:
+            raise FormatError(f"{pattern}: there is no such file.")
+        out += [p for p in paths if p not in out]
+    return out
+
+
+def weighted_files(texts: Sequence[str]) -> list[tuple[Path, float]]:
+    """FILE or FILE=WEIGHT; a file whose own name ends so is taken as it is."""
+    out = []
+    for text in texts:
+        name, equals, number = text.rpartition("=")
+        if Path(text).exists() or not equals:
+            out.append((Path(text), 1.0))
+            continue
+        try:
+            out.append((Path(name), float(number)))
+        except ValueError:
+            raise FormatError(f"{text}: {number!r} is not a weight; write FILE=0.8.") from None
+    for path, _ in out:
+        if not path.exists():
+            raise FormatError(f"{path}: there is no such file.")
+    return out
+
+
+def options_of(args: argparse.Namespace) -> jobs.Options:
+    """How the results are written, as a command was told."""
+    names = {field.name for field in dataclasses.fields(jobs.Options)}
+    return jobs.Options(target=args.to, **{name: value for name, value in vars(args).items() if name in names})
+
+
+def with_suffix(path: Path) -> Path:
+    return path if path.suffix == ".safetensors" else path.with_name(f"{path.name}.safetensors")
+
+
+class Targets:
+    """Where each of several files goes; no two of one run go to the same place."""
+
+    def __init__(self, out: Path | None, files: Sequence[Path], word: str):
+        self._out, self._many, self._word, self._taken = out, len(files) > 1, word, set[Path]()
+
+    def __call__(self, file: Path, suffix: str = ".safetensors") -> Path:
+        stem = file.name if file.is_dir() else file.stem
+        if self._out is None:
+            path = file.with_name(f"{stem}-{self._word}{suffix}")
+        elif self._many or self._out.is_dir():
+            path = self._out / f"{stem}{suffix}"
+        else:
+            path = with_suffix(self._out) if suffix else self._out
+        if path in self._taken:
+            raise FormatError(f"{file}: {path} was written for another file just now; convert it on its own, under another name.")
+        self._taken.add(path)
+        return path
+
+
+def each(files: Sequence[Path], act: Callable[[Path], Sequence[jobs.Written]]) -> int:
+    """Does it to every file, also after one that fails. Returns the exit code."""
+    failed = 0
+    for n, file in enumerate(files, 1):
+        count = f"[{n}/{len(files)}] " if len(files) > 1 else ""
+        try:
+            for written in act(file):
+                say(written, f"{count}{file.name} -> ")
+        except FormatError as error:
+            failed += 1
+            sentence = spelled(str(error))
+            sys.stderr.write(f"lora-loom: {count}{'' if file.name in sentence else f'{file.name}: '}{sentence}\n")
+    return FAILED if failed else DONE
+
+
+def say(written: jobs.Written, before: str = "") -> None:
+    """The file that was written, and what there is to say about it."""
+    sys.stdout.write(f"{before}{written.path}\n" + "".join(f"  {spelled(note)}\n" for note in written.notes))
+
+
+class Bar:
+    """A progress bar on the terminal, made when the first step is known."""
+
+    def __init__(self, label: str):
+        self._label = label
+        self._bar: Any = None
+
+    def __enter__(self) -> Progress:
+        return self._show
+
+    def __exit__(self, *exc: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def _show(self, done: int, total: int, name: str) -> None:
+        if self._bar is None:
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=total, desc=self._label, unit="layer", disable=not sys.stderr.isatty())
+        self._bar.update(done - self._bar.n)

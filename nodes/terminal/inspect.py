@@ -1,0 +1,90 @@
+"""lora-loom inspect: what files are, or how two LoRAs differ."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from . import DONE, FAILED, spelled
+from .arguments import add_family
+
+if TYPE_CHECKING:
+    from ...convert.report import Report
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("files", nargs="+")
+    add_family(parser)
+    parser.add_argument("--diff", action="store_true", help="compare two LoRAs layer by layer")
+    parser.add_argument("--json", action="store_true", help="facts for programs")
+    parser.add_argument("--picture", type=Path, help="draw the norm of every block into this PNG file")
+
+
+def run(args: argparse.Namespace) -> int:
+    from ...convert import FormatError
+    from .files import expanded
+
+    files = expanded(args.files)
+    if args.diff:
+        return _compare(files, args.family)
+    failed = 0
+    for file in files:
+        try:
+            report = _show(file, args)
+        except FormatError as error:
+            failed += 1
+            sys.stderr.write(f"lora-loom: {spelled(str(error))}\n")
+            continue
+        if report is not None and args.picture:
+            _draw(report, args.picture)
+    return FAILED if failed else DONE
+
+
+def _compare(files: Sequence[Path], family: str) -> int:
+    from ...convert import FormatError
+    from ...convert.files.jobs import open_lora
+    from ...convert.report import difference
+
+    if len(files) != 2:
+        raise FormatError(f"--diff compares two files; {len(files)} were given.")
+    apart = difference(*(open_lora(file, family) for file in files))
+    worst = sorted(apart.items(), key=lambda item: -item[1])
+    equal = sum(value == 0 for value in apart.values())
+    sys.stdout.write(f"{len(apart)} modules, {equal} equal, largest relative difference {worst[0][1]:.3g}\n")
+    sys.stdout.write("".join(f"  {value:8.3g}  {name}\n" for name, value in worst[:20] if value))
+    return DONE
+
+
+def _show(file: Path, args: argparse.Namespace) -> Report | None:
+    """Writes what a file is; returns the report on a LoRA, None for an embedding."""
+    from ...convert.embedding import Embedding
+    from ...convert.files.jobs import inspected
+    from ...convert.report import embedding_lines, inspect
+
+    content = inspected(file, args.family)
+    if isinstance(content, Embedding):
+        lines = embedding_lines(content, file.stem)
+        text = json.dumps({"file": file.name, "facts": lines}) if args.json else "\n".join([file.name, *map(spelled, lines)])
+        sys.stdout.write(text + "\n")
+        return None
+    report = inspect(content)
+    if args.json:
+        sys.stdout.write(json.dumps({"file": file.name, **dataclasses.asdict(report)}, ensure_ascii=False) + "\n")
+    else:
+        sys.stdout.write("\n".join([file.name, *map(spelled, report.lines())]) + "\n")
+    return report
+
+
+def _draw(report: Report, picture: Path) -> None:
+    from ...convert import FormatError
+    from ...lora_core.pictures.plots import bars
+
+    try:
+        bars([(block.name, block.norm) for block in report.blocks], "norm of the change, by block").save(picture)
+    except (OSError, ValueError, KeyError) as error:
+        raise FormatError(f"{picture}: the picture could not be written ({error}); give a name such as blocks.png.") from error

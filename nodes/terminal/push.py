@@ -1,0 +1,52 @@
+"""lora-loom push: what of a finished run is for others, with a model card, and its upload where a repository is named."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from . import DONE
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, help="run folder")
+    parser.add_argument("--base-model", required=True, help="name of the base model on the Hub, such as stabilityai/stable-diffusion-xl-base-1.0")
+    parser.add_argument("--repo", default="", help="owner/name to upload to; without it the files are only gathered")
+    parser.add_argument("--private", action="store_true", help="make a new repository private")
+    parser.add_argument("--license", default="", help="licence of the files, such as creativeml-openrail-m")
+    parser.add_argument("--trigger", action="append", help="word to prompt with; by default what the file's header names")
+    parser.add_argument("--out", type=Path, default=None, help="where files are gathered (default: hub in the run folder)")
+
+
+def run(args: argparse.Namespace) -> int:
+    from ...convert.files.disk import header
+    from ...convert.report import triggers
+    from ...lora_core.runs.hub import About, gather
+
+    results = sorted(args.run.glob("*.safetensors"))
+    words = triggers(header(results[0])[1]) if results else ()
+    target = args.out or args.run / "hub"
+    files = gather(args.run, target, About(args.base_model, args.license, tuple(args.trigger or words)))
+    sys.stdout.write(f"{len(files)} files: {target}\n")
+    if args.repo:
+        sys.stdout.write(f"{_uploaded(target, args.repo, args.private)}\n")
+    return DONE
+
+
+def _uploaded(folder: Path, repo: str, private: bool) -> str:
+    """Uploads a folder and returns its address. The token is the one huggingface_hub knows (login or HF_TOKEN); it is never read here."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+
+    from ...lora_core.messages.errors import LoomError
+
+    api = HfApi()
+    try:
+        url = api.create_repo(repo, private=private, exist_ok=True)
+        api.upload_folder(folder_path=str(folder), repo_id=url.repo_id, commit_message="LoRA trained with LoRA Loom")
+    except LocalTokenNotFoundError as error:
+        raise LoomError("--repo: nobody is logged in to the Hub; run `hf auth login` first.") from error
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise LoomError(f"--repo: {repo} could not be uploaded: {str(error).splitlines()[0][:200]}") from error
+    return str(url)

@@ -1,0 +1,82 @@
+"""A job trained before a terminal: a progress bar, and a signal that stops after the current step and keeps the result."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import signal
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from ...lora_core.backends.headless import Headless
+from ...lora_core.config import TrainConfig
+from ...lora_core.events import Control, Listener, Listeners
+from ...lora_core.processes import launched
+from ...lora_core.runs.reports import ProgressBar
+from ...lora_core.training.session import Session, run_folder
+from ...lora_core.training.trainer import Result
+from ..jobs.formats import exporter
+from ..jobs.headless import prepared, with_start
+from . import DONE
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def use_threads(count: int) -> None:
+    if count:
+        torch.set_num_threads(count)
+
+
+def run_job(
+    config: TrainConfig,
+    args: argparse.Namespace,
+    resume: bool = False,
+    backend: Headless | None = None,
+    listener: Listener | None = None,
+) -> tuple[Result, int]:
+    """Trains `config` headless below `args.out`, or goes on with its latest run. Returns (result, exit code).
+
+    `backend`: a model that is loaded already. `listener`: one more.
+    """
+    use_threads(args.threads)
+    processes = launched()
+    job = prepared(config, args.out, backend, processes)
+    if processes.main and processes.sharded:
+        sys.stdout.write(f"the frozen model is split over {processes.size} processes (PyTorch FSDP2)\n")
+    if processes.main:
+        sys.stdout.write(job.dataset.summary() + "\n")
+    job = with_start(job)
+    folder = run_folder(args.out, job.config.name, resume, processes)
+    with stopping_on_signal(job.control) as received, ProgressBar() as bar:
+        job = dataclasses.replace(job, listener=Listeners([bar, *([listener] if listener else [])]))
+        try:
+            result = Session(job, folder, exporter(job.config.name, job.backend.family), resume).run()
+        except BaseException:
+            if received:
+                sys.stderr.write("lora-loom: stopped\n")
+                raise SystemExit(128 + received[0]) from None
+            raise
+    return result, 128 + received[0] if received else DONE
+
+
+@contextlib.contextmanager
+def stopping_on_signal(control: Control) -> Iterator[list[int]]:
+    """Inside, the first signal lets the run end after its step, a second one ends the program at once. Gives the signals that came."""
+    received: list[int] = []
+    before: dict[int, Any] = {}
+
+    def on_signal(number: int, frame: Any) -> None:
+        received.append(number)
+        control.stop_and_keep()
+        signal.signal(number, before[number])
+
+    before |= {number: signal.signal(number, on_signal) for number in SIGNALS}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,23 @@
+"""lora-loom train: a job file is trained below a folder of runs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from .arguments import add_job
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_job(parser)
+    parser.add_argument("--resume", action="store_true", help="continue the latest run of this name")
+
+
+def run(args: argparse.Namespace) -> int:
+    from .running import run_job
+    from .settings import job_of
+
+    result, code = run_job(job_of(args), args, args.resume)
+    if result.files:  # of several processes only the first one writes
+        sys.stdout.write(f"{result.outcome} after step {result.step}: {', '.join(map(str, result.files))}\n")
+    return code

@@ -1,0 +1,81 @@
+"""What every door relies on: a folder for each run, a log in it, nothing left of a run that trained nothing."""
+
+import pytest
+from lora_loom.lora_core.data.folder import open_sets
+from lora_loom.lora_core.events import Listener
+from lora_loom.lora_core.messages.errors import LoomError
+from lora_loom.lora_core.processes import ALONE, Processes
+from lora_loom.lora_core.training.job import Job
+from lora_loom.lora_core.training.session import LOG, Session, run_folder
+
+
+class CancelAt(Listener):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step(self, report):
+        if report.step == self.step:
+            raise KeyboardInterrupt
+
+
+def export(state, facts):
+    return {"made": (state, {})}
+
+
+@pytest.fixture
+def session(toy_config, toy_backend, tmp_path):
+    def build(listener=None, resume=False, notes=(), processes=ALONE, **changes):
+        config = toy_config(**changes)
+        job = Job(config, toy_backend, open_sets(config), tmp_path, listener or Listener(), processes=processes)
+        return Session(job, run_folder(tmp_path, config.name, resume, processes), export, resume, notes)
+
+    return build
+
+
+def test_a_run_leaves_its_log_and_goes_on_in_the_same_folder(session):
+    first = session(notes=["said before"], steps=3)
+    assert first.run().files[0].name == "made.safetensors"
+    text = (first.folder / LOG).read_text()
+    assert text.index("said before") < text.index("training steps 1 to 3") < text.index("finished after step 3")
+    again = session(resume=True, steps=5)
+    assert again.folder == first.folder
+    assert again.run().step == 5
+    assert session(steps=3).folder != first.folder
+
+
+def test_a_run_that_trained_nothing_leaves_no_folder(session):
+    refused = session(adapter={"rank": 1000})
+    with pytest.raises(LoomError, match=r"adapter\.rank: 1000"):
+        refused.run()
+    assert not refused.folder.exists()
+
+
+def test_a_cancelled_run_keeps_what_it_trained(session):
+    cancelled = session(CancelAt(2))
+    with pytest.raises(KeyboardInterrupt):
+        cancelled.run()
+    assert (cancelled.folder / "made.safetensors").is_file()
+    assert "ended by KeyboardInterrupt" in (cancelled.folder / LOG).read_text()
+
+
+def test_a_failed_continuation_never_removes_the_folder(session):
+    empty = session(steps=3)
+    (empty.folder / "checkpoints").mkdir()
+    with pytest.raises(LoomError, match="holds no complete checkpoint"):
+        session(resume=True, steps=3).run()
+    assert empty.folder.is_dir()
+
+
+def test_nothing_to_go_on_with_is_said_in_one_sentence(session):
+    with pytest.raises(LoomError, match="resume: there is no run named 'toy_test' to continue; start a new run"):
+        session(resume=True)
+
+
+def test_only_the_first_process_makes_a_folder_and_speaks(tmp_path):
+    class Second(Processes):
+        def of_main(self, value):
+            assert value is None
+            return tmp_path / "of_the_first"
+
+    assert run_folder(tmp_path, "x", False, Second(1, 2)) == tmp_path / "of_the_first"
+    assert list(tmp_path.iterdir()) == []

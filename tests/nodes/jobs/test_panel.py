@@ -1,0 +1,67 @@
+"""The state of a panel without any host: what it remembers, what a restart finds, what it does not believe."""
+
+import json
+
+import pytest
+from lora_loom.lora_core.events import StepReport
+from lora_loom.nodes.jobs import panel as panels
+from lora_loom.nodes.jobs.panel import PanelHost, PanelListener, Panels
+
+
+@pytest.fixture
+def host(tmp_path):
+    """A host whose runs lie in a folder, and the events it was sent."""
+    sent = []
+    return PanelHost(lambda: tmp_path, sent.append, lambda: None), sent
+
+
+def trained(host, folder, steps):
+    """A panel after some steps of a run called `run`."""
+    folder.mkdir()
+    panel = Panels(host).begin("7", "flow", "LoraLoomTrainLora", {"steps": steps})
+    panel.run = folder.name
+    listener = PanelListener(panel)
+    listener.on_start(0, 10, {"layers": 2, "trained_values": 100, "pictures": 3})
+    lines = []
+    for step in range(1, steps + 1):
+        listener.on_step(StepReport(step, 1.0 / step, 0.0, 1.0, 1e-4, ["a.png"]))
+        lines.append(json.dumps({"step": step, "loss": 1.0 / step, "lr": 1e-4, "grad_norm": 1.0}))
+    (folder / "log.jsonl").write_text("\n".join(lines))
+    panel.write(force=True)
+    return panel
+
+
+def test_a_server_that_comes_back_finds_the_run_it_was_ended_in(host, tmp_path):
+    before = trained(host[0], tmp_path / "run", 4)
+    assert {event["run"] for event in host[1]} >= {"run"}
+    found = Panels(host[0]).find("7", "flow")
+    assert (found.status, found.sentence) == ("interrupted", "The server ended while this run was going on.")
+    assert (found.step, found.steps, found.inputs) == (4, 10, {"steps": 4})
+    assert found.series.rows == before.series.rows
+    assert Panels(host[0]).find("7", "another workflow") is None
+    assert Panels(host[0]).find("8", "flow") is None
+
+
+def test_only_a_run_that_goes_on_is_the_running_one(host):
+    known = Panels(host[0])
+    first = known.begin("7")
+    assert known.running("7") is first
+    first.changed(status="finished")
+    assert known.running("7") is None
+    assert known.find("7", "") is first
+
+
+def test_old_panels_are_forgotten(host):
+    known = Panels(host[0])
+    for n in range(panels.MAX_PANELS + 5):
+        known.begin(str(n)).changed(status="finished")
+    assert known.find("4", "") is None
+    assert known.find("5", "") is not None
+
+
+@pytest.mark.parametrize("text", ["[]", "{", '{"saves": "all"}', '{"step": null}', "nothing", '{"inputs": 3}'])
+def test_a_state_on_disk_that_someone_changed_is_not_read(text, host, tmp_path):
+    trained(host[0], tmp_path / "run", 1)
+    assert panels._on_disk(tmp_path / "run")["node"] == "7"
+    (tmp_path / "run" / panels.FILE).write_text(text)
+    assert panels._on_disk(tmp_path / "run") == {}
