@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 HERE, MARK = Path(__file__).resolve().parent, "<!-- tables -->"
-SCRIPTS = ("step_sd15", "tricks", "seed_job", "scaling", "encode_dataset", "convert_files", "step_text_encoder", "gpu")
+SCRIPTS = ("step_sd15", "tricks", "seed_job", "scaling", "encode_dataset", "convert_files", "reading", "step_text_encoder", "gpu")
 
 
 def table(head: list[str], rows: list[list[Any]]) -> str:
@@ -67,11 +67,16 @@ def tricks(found: dict[str, Any]) -> str:
     return table(["trick", "base", "plain, CPU s", "with it", "faster by"], rows)
 
 
+def reading(found: dict[str, Any]) -> str:
+    return table(["what", "s"], [[row["what"], row["s"]] for row in found["rows"]])
+
+
 SECTIONS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "step_sd15": ("One step of SD1.5 beside the least a step can be", step),
     "tricks": ("What known tricks gain on a CPU", tricks),
     "scaling": ("How cost grows", scaling),
     "seed_job": ("The 15,000-step job of the diffusers guide, on a CPU", seed),
+    "reading": ("Reading", reading),
     "gpu": ("On a GPU", gpu),
 }
 

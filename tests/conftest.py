@@ -2,25 +2,59 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import importlib.util
+import os
 import random
+import signal
 import sys
+import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
-ROOT, PACKAGE = Path(__file__).resolve().parents[1], "lora_loom"
-if PACKAGE not in sys.modules:
-    spec = importlib.util.spec_from_file_location(PACKAGE, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[PACKAGE] = module
-    spec.loader.exec_module(module)
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def load(name: str, file: Path, **more):
+    """The file as a module of that name, without its folder among the places where modules are looked for."""
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, file, **more)
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
+load("lora_loom", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
+share = load("share_of_tests", ROOT / "tests" / "share_of_tests.py")
 sys.path[:] = [p for p in sys.path if p and Path(p).resolve() != ROOT]  # our nodes/ must not shadow the host's nodes.py
 
 import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 
 torch.set_num_threads(1)
+
+
+def pytest_addoption(parser):
+    share.options(parser)
+
+
+def pytest_sessionstart(session):
+    share.announce(session.config)
+
+
+@pytest.hookimpl(trylast=True)  # after -m and -k have chosen
+def pytest_collection_modifyitems(config, items):
+    share.choose(config, items)
+
+
+def pytest_collection_finish(session):
+    """What the imports made stays until the end: the collector need not look at a million objects of them again and again (a fifth of the suite's time)."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 50)
 
 
 def merged(first: dict, second: dict) -> dict:
@@ -36,6 +70,68 @@ def export(state, facts):
     from lora_loom.convert import products
 
     return products(state, facts["config"]["name"], "sd1", facts)
+
+
+HANG_S = 60.0  # only against hanging: what takes this long on the slowest machine takes forever on all of them; speed is measured in benchmarks/
+
+
+@contextlib.contextmanager
+def not_hanging():
+    """Fails what takes longer than HANG_S seconds, by interrupting it where the system can."""
+
+    def late(*_):
+        raise AssertionError(f"not done after {HANG_S:.0f} s")
+
+    alarm = hasattr(signal, "setitimer")
+    if alarm:
+        before = signal.signal(signal.SIGALRM, late)
+        signal.setitimer(signal.ITIMER_REAL, HANG_S)
+    began = time.monotonic()
+    try:
+        yield
+    finally:
+        if alarm:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+    assert time.monotonic() - began < HANG_S
+
+
+@pytest.fixture(scope="session")
+def hang_guard():
+    """`with hang_guard():` around work that a fault could make endless."""
+    return not_hanging
+
+
+_opened: list[Counter] = []  # the counter of the call that is being counted, if any; an audit hook cannot be taken away again
+
+
+def _note_opened(event, arguments):
+    if event == "open" and _opened and isinstance(arguments[0], (str, bytes, os.PathLike)):
+        _opened[0][os.path.basename(os.fsdecode(arguments[0]))] += 1
+
+
+@pytest.fixture(scope="session")
+def counted():
+    """`counted(function)` -> (its result, how often each file was opened by name, calls of functions): work, on whatever processor."""
+    sys.addaudithook(_note_opened)
+
+    def run(function):
+        calls, files = 0, Counter()
+
+        def note(frame, event, argument):
+            nonlocal calls
+            calls += event in ("call", "c_call")
+
+        _opened.append(files)
+        sys.setprofile(note)
+        try:
+            result = function()
+        finally:
+            sys.setprofile(None)
+            _opened.clear()
+        return result, files, calls
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -132,21 +132,31 @@ PATTERNS = {
 }
 
 
-@pytest.mark.parametrize("settings", PATTERNS)
-@pytest.mark.parametrize("family", ["sd1", "sdxl", "flux1", "lumina2"])
-def test_an_adapter_trained_by_peft_has_the_change_peft_gives_it(family, settings, tmp_path):
+WITH_ENCODERS = ("sd1", "sdxl", "flux1", "lumina2")
+
+
+@pytest.fixture(scope="module", params=[(family, settings) for family in tiny.NAMES for settings in PATTERNS], ids=lambda p: f"{p[0]}-{p[1]}")
+def saved(request, tmp_path_factory):
+    """(family, deltas, directory of directories): the denoiser, and in WITH_ENCODERS the encoders, with an adapter of these settings."""
+    family, settings = request.param
     model = tiny.build(family)
-    wanted, folder = trained(model, lambda paths: LoraConfig(r=4, init_lora_weights=False, target_modules=paths, **PATTERNS[settings]), tmp_path)
+    if family not in WITH_ENCODERS:
+        part = FAMILIES[family].component
+        model.models = {part: model.models[part]}
+    folder = tmp_path_factory.mktemp("saved")
+    wanted, _ = trained(model, lambda paths: LoraConfig(r=4, init_lora_weights=False, target_modules=paths, **PATTERNS[settings]), folder)
+    return family, wanted, folder
+
+
+def test_an_adapter_trained_by_peft_has_the_change_peft_gives_it(saved):
+    family, wanted, folder = saved
     worst, name = tiny.worst({n: delta(m) for n, m in open_peft(folder, family).modules.items()}, wanted)
     assert worst <= EXACT, name
 
 
-@pytest.mark.parametrize("settings", PATTERNS)
-@pytest.mark.parametrize("family", tiny.NAMES)
-def test_the_tensors_and_config_of_a_denoiser_are_enough(family, settings, tmp_path):
-    model = tiny.build(family)
+def test_the_tensors_and_config_of_a_denoiser_are_enough(saved):
+    family, wanted, folder = saved
     part = FAMILIES[family].component
-    wanted, folder = trained(model, lambda paths: LoraConfig(r=4, init_lora_weights=False, target_modules=paths, **PATTERNS[settings]), tmp_path)
     config = json.loads((folder / part / "adapter_config.json").read_text(encoding="utf-8"))
     lora = read(load_file(folder / part / "adapter_model.safetensors"), config=config, family=family)
     worst, name = tiny.worst({n: delta(m) for n, m in lora.modules.items()}, {n: d for n, d in wanted.items() if n.startswith(f"{part}.")})

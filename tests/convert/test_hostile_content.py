@@ -1,7 +1,6 @@
 """Files that are well-formed and lie: patterns that never end, weights of no size a model has, adapters that changed their base, unknown models."""
 
 import json
-import time
 
 import pytest
 import torch
@@ -22,12 +21,10 @@ def ab(name, out=16, into=16, rank=2):
 
 
 @pytest.mark.parametrize("pattern", ["([a-z_0-9.]+)+!", "(a*)*b", ".*a.*b.*c", "(x+x+)+y", "a" * 5000, "(" * 300])
-def test_a_pattern_in_a_header_cannot_hold_up_reading(pattern):
+def test_a_pattern_in_a_header_cannot_hold_up_reading(pattern, hang_guard):
     header = {"lora_adapter_metadata": json.dumps({"unet.lora_alpha": 4, "unet.alpha_pattern": {pattern: 1}})}
-    began = time.monotonic()
-    with pytest.raises(FormatError, match="adapter_config.json"):
+    with hang_guard(), pytest.raises(FormatError, match="adapter_config.json"):
         read(ab(Q), header)
-    assert time.monotonic() - began < 2
 
 
 @pytest.mark.parametrize("config", [{"unet.alpha_pattern": [1]}, {"unet.alpha_pattern": "x"}, {"unet.lora_alpha": 10**400}, {"unet.lora_alpha": "4"}])

@@ -1,11 +1,10 @@
-"""Ten thousand damaged copies of good files: each is refused with the one error type, or read as the safetensors library itself reads it."""
+"""Ten thousand damaged copies of good files, in four parts: each is refused with the one error type, or read as the safetensors library reads it."""
 
 import json
 import random
 import re
 import resource
 import struct
-import time
 
 import pytest
 import torch
@@ -18,7 +17,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load as library_load
 from safetensors.torch import save as library_save
 
-COUNT = 10_000
+COUNT, PARTS = 10_000, 4
+IN_PARTS = [pytest.param(part, marks=[pytest.mark.slow] if part else []) for part in range(PARTS)]  # the first in every run
 Q = "mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
 BLOCK = "transformer.transformer_blocks.0"
 KOHYA = {
@@ -116,31 +116,37 @@ def test_the_files_are_good_before_they_are_damaged(name, tmp_path):
         assert write(read(tensors, metadata), "kohya")
 
 
+def taken_in(path):
+    """The tensors of a file that is read, understood and written again."""
+    tensors, metadata = load(path)
+    if is_embedding(tensors):
+        read_embedding(tensors)
+        return tensors
+    lora = read(tensors, metadata)
+    for state in lora.embeddings.values():
+        read_embedding(state)
+    write(lora, "universal")
+    return tensors
+
+
+@pytest.mark.parametrize("part", IN_PARTS)
 @pytest.mark.parametrize("name", FILES)
-def test_a_damaged_file_is_refused_in_our_words_or_read_as_the_library_reads_it(name, tmp_path):
-    rng = random.Random(name)
+def test_a_damaged_file_is_refused_in_our_words_or_read_as_the_library_reads_it(name, part, tmp_path, hang_guard):
+    rng = random.Random(f"{name} {part}")
     path = tmp_path / "x.safetensors"
-    memory, worst, refused = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, 0.0, 0
-    count = -(-COUNT // len(FILES))
+    memory, refused = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, 0
+    count = -(-COUNT // len(FILES) // PARTS)
     for n in range(count):
         data = mutated(ORIGINALS[name], rng)
         path.write_bytes(data)
-        started = time.perf_counter()
         try:
-            tensors, metadata = load(path)
-            if is_embedding(tensors):
-                read_embedding(tensors)
-            else:
-                lora_ = read(tensors, metadata)
-                for state in lora_.embeddings.values():
-                    read_embedding(state)
-                write(lora_, "universal")
+            with hang_guard():
+                tensors = taken_in(path)
         except FormatError as error:
             refused += bool(str(error))
             tensors = None
         except Exception as error:
             raise AssertionError(f"mutation {n} of {name} raised {type(error).__name__}: {error}") from error
-        worst = max(worst, time.perf_counter() - started)
         if tensors is None:
             continue
         try:
@@ -151,7 +157,6 @@ def test_a_damaged_file_is_refused_in_our_words_or_read_as_the_library_reads_it(
         for key, value in theirs.items():
             assert (tensors[key].dtype, tensors[key].shape) == (value.dtype, value.shape), n
             assert torch.equal(bits(tensors[key]), bits(value)), n
-    assert worst < 2.0
     assert refused > count // 3  # the damage is real; what is left are flips in the numbers and edits that keep the file valid
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory) << 10 < (256 << 20) + 3 * len(ORIGINALS[name])
 

@@ -2,7 +2,6 @@
 
 import json
 import re
-import time
 
 import pytest
 import torch
@@ -502,12 +501,10 @@ def test_names_of_an_unknown_model_are_kept():
     assert value(only(lora_)[1]) == 6.0
 
 
-def test_a_key_of_a_million_characters_is_answered_at_once():
-    started = time.perf_counter()
+def test_a_key_of_a_million_characters_cannot_hold_up_reading(hang_guard):
     for key in ("a" * 1_000_000, "module." * 150_000 + "x.lora_up.weight", ".A" * 500_000, "_lora.down" * 100_000):
-        with pytest.raises(FormatError):
+        with hang_guard(), pytest.raises(FormatError):  # what goes back and forth over such a key takes hours
             read({key: torch.ones(1)})
-    assert time.perf_counter() - started < 4.0  # four keys
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn, torch.float8_e5m2])

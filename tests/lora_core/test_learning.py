@@ -32,7 +32,7 @@ def right(backend, pictures):
 
 
 def test_the_toy_model_draws_the_shape_and_colour_it_is_asked_for(toy_backend):
-    assert right(toy_backend, 40) >= 0.9
+    assert right(toy_backend, 16) >= 0.9
 
 
 @pytest.mark.slow

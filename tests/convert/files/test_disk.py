@@ -9,7 +9,6 @@ import resource
 import stat
 import struct
 import tarfile
-import time
 import zipfile
 
 import pytest
@@ -266,13 +265,12 @@ HOSTILE["a zip archive behind the data"] = polyglot()
 
 @pytest.mark.parametrize("case", HOSTILE)
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_a_hostile_file_is_refused_by_its_name_at_once(case, suffix, tmp_path):
+def test_a_hostile_file_is_refused_by_its_name_at_once(case, suffix, tmp_path, hang_guard):
     path = tmp_path / f"evil{suffix}"
     path.write_bytes(HOSTILE[case])
-    memory, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
-    with pytest.raises(FormatError, match="evil"):
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with hang_guard(), pytest.raises(FormatError, match="evil"):
         load(path)
-    assert time.perf_counter() - started < 2.0
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 256 << 10  # kB: 256 MB
 
 
@@ -328,12 +326,16 @@ def test_a_file_that_may_not_be_read_is_refused_by_its_name(tmp_path):
         load(tmp_path / "x.safetensors")
 
 
-def test_the_largest_number_of_tensors_is_read_in_time(tmp_path):
-    path = tmp_path / "many.safetensors"
-    path.write_bytes(raw({str(n): entry(shape=[0], offsets=[0, 0]) for n in range(MAX_TENSORS)}))
-    started = time.perf_counter()
-    assert len(load(path)[0]) == MAX_TENSORS
-    assert time.perf_counter() - started < 5.0
+def test_the_largest_number_of_tensors_is_read_with_work_in_step_with_their_number(tmp_path, counted):
+    work = []
+    for count in (MAX_TENSORS // 2, MAX_TENSORS):
+        path = tmp_path / f"{count}.safetensors"
+        path.write_bytes(raw({str(n): entry(shape=[0], offsets=[0, 0]) for n in range(count)}))
+        (tensors, _), opened, calls = counted(lambda file=path: load(file))
+        assert len(tensors) == count
+        work.append((calls, sum(opened.values())))
+    assert work[1][0] < 2.1 * work[0][0]
+    assert work[1][1] == work[0][1]
 
 
 # --- pickles ------------------------------------------------------------------------------------------------------------------------------
@@ -468,13 +470,12 @@ BOMBS = {
 
 @pytest.mark.parametrize("legacy", [False, True])
 @pytest.mark.parametrize("case", BOMBS)
-def test_a_pickle_that_is_no_table_of_plain_tensors_is_refused_by_its_name(case, legacy, tmp_path):
+def test_a_pickle_that_is_no_table_of_plain_tensors_is_refused_by_its_name(case, legacy, tmp_path, hang_guard):
     path = tmp_path / "evil.pt"
     torch.save(BOMBS[case](), path, _use_new_zipfile_serialization=not legacy)
-    memory, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
-    with pytest.raises(FormatError, match="evil"):
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with hang_guard(), pytest.raises(FormatError, match="evil"):
         load(path)
-    assert time.perf_counter() - started < 2.0
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 256 << 10
 
 
@@ -495,15 +496,19 @@ def test_a_storage_that_claims_more_than_its_file_is_refused(tmp_path):
         load(path)
 
 
-def test_a_compressed_archive_that_unpacks_to_gigabytes_is_refused_before_it_is_unpacked(tmp_path):
+def test_a_compressed_archive_that_unpacks_to_gigabytes_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
     path = tmp_path / "evil.pt"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file, file.open("archive/data.pkl", "w") as out:
         for _ in range(64):
             out.write(b"\0" * (1 << 20))
-    started = time.perf_counter()
+
+    def unpacked(*_, **__):
+        raise AssertionError("unpacked")
+
+    monkeypatch.setattr(zipfile.ZipFile, "open", unpacked)  # ZipFile.read goes through it
+    monkeypatch.setattr(torch, "load", unpacked)
     with pytest.raises(FormatError, match="evil.pt: unpacks to"):
         load(path)
-    assert time.perf_counter() - started < 1.0
 
 
 # --- good torch files ---------------------------------------------------------------------------------------------------------------------

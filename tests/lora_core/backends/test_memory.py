@@ -16,8 +16,8 @@ if {keep}:
 import random, torch
 def faults():
     sizes, before = random.Random(0), resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(10):
-        held = [torch.ones(sizes.randint(200_000, 7_000_000)) for _ in range(30)]
+    for _ in range(4):
+        held = [torch.ones(sizes.randint(200_000, 7_000_000)) for _ in range(15)]
         del held
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 faults()

@@ -133,25 +133,53 @@ def batch_for(backend):
     return Batch(latents, TEXTS, [fit(64, 64, 64, 32)] * 2, ["a", "b"], torch.ones(2), None, beside)
 
 
+# What a network is handed is compared, not what it answers: Würstchen's divides by numbers near zero, which makes a rounding of its input as large as
+# the processor likes. A wrong mask, level or order of texts is an error of 0.1 and more.
+ROUNDING = {"rtol": 1e-4, "atol": 1e-4}
+
+
+@dataclasses.dataclass
+class Asked:
+    """One call of a network: what it was handed by place and by name, what it answered, and what the backend made of that."""
+
+    given: tuple
+    named: dict
+    answer: object
+    prediction: torch.Tensor
+
+
+def asked(backend, batch, sigma, noise):
+    calls = []
+    hook = backend.network.register_forward_hook(lambda _, given, named, answer: calls.append((given, named, answer)), with_kwargs=True)
+    try:
+        prediction = backend.predict(backend.objective(ObjectiveConfig()).corrupt(batch.latents, noise, sigma), sigma, batch)
+    finally:
+        hook.remove()
+    assert len(calls) == 1
+    return Asked(*calls[0], prediction)
+
+
 @torch.no_grad()
 def test_the_kandinsky_prior_is_asked_as_in_diffusers_script(backends):
     backend = backends("kandinsky prior")
     batch, objective = batch_for(backend), backend.objective(ObjectiveConfig())
     timesteps = torch.tensor([17, 800])
     sigma, noise = objective.levels.sigmas[timesteps], torch.randn(2, 32, 1, 1, generator=torch.Generator().manual_seed(2))
-    ours = backend.predict(objective.corrupt(batch.latents, noise, sigma), sigma, batch)
+    call = asked(backend, batch, sigma, noise)
 
     parts = backend.parts
     shown = [(pixels(n)[0] * 255).round().byte().numpy() for n in range(2)]
     image = parts["image_encoder"](parts["image_processor"](shown, return_tensors="pt").pixel_values)
     clean = (image.image_embeds - parts["prior"].clip_mean) / parts["prior"].clip_std
-    torch.testing.assert_close(batch.latents.flatten(1), clean, rtol=0, atol=1e-5)
+    torch.testing.assert_close(batch.latents.flatten(1), clean, **ROUNDING)
     tokens = parts["tokenizer"](TEXTS, padding="max_length", max_length=77, truncation=True, return_tensors="pt")
     text = parts["text_encoder"](tokens.input_ids)
     noisy = parts["scheduler"].add_noise(clean, noise.flatten(1), timesteps)
-    expected = parts["prior"](noisy, timesteps, proj_embedding=text.text_embeds, encoder_hidden_states=text.last_hidden_state,
-                              attention_mask=tokens.attention_mask.bool()).predicted_image_embedding  # fmt: skip
-    torch.testing.assert_close(ours.flatten(1), expected, rtol=0, atol=2e-5)  # one float32 rounding of the input, through two blocks
+    torch.testing.assert_close(call.given[0], noisy, **ROUNDING)
+    torch.testing.assert_close(call.given[1].float(), timesteps.float(), **ROUNDING)
+    assert torch.equal(call.named.pop("attention_mask"), tokens.attention_mask.bool())
+    torch.testing.assert_close(call.named, {"proj_embedding": text.text_embeds, "encoder_hidden_states": text.last_hidden_state}, **ROUNDING)
+    assert torch.equal(call.prediction.flatten(1), call.answer.predicted_image_embedding)
     assert torch.equal(objective.target(batch.latents, noise, sigma), batch.latents)  # the clean embedding is what it should answer
 
 
@@ -161,10 +189,13 @@ def test_the_kandinsky_decoder_is_asked_as_in_diffusers_script(backends):
     batch, objective = batch_for(backend), backend.objective(ObjectiveConfig())
     timesteps = torch.tensor([17, 800])
     sigma, noise = objective.levels.sigmas[timesteps], torch.randn(batch.latents.shape, generator=torch.Generator().manual_seed(2))
-    ours = backend.predict(objective.corrupt(batch.latents, noise, sigma), sigma, batch)
-    noisy = backend.scheduler.add_noise(batch.latents, noise, timesteps)
-    expected = backend.network(noisy, timesteps, None, added_cond_kwargs={"image_embeds": batch.beside}).sample[:, :4]
-    torch.testing.assert_close(ours, expected, rtol=0, atol=2e-5)
+    call = asked(backend, batch, sigma, noise)
+    torch.testing.assert_close(call.given[0], backend.scheduler.add_noise(batch.latents, noise, timesteps), **ROUNDING)
+    torch.testing.assert_close(call.given[1].float(), timesteps.float(), **ROUNDING)
+    assert call.given[2:] == (None,)
+    assert call.named.keys() == {"added_cond_kwargs"}
+    assert torch.equal(call.named["added_cond_kwargs"]["image_embeds"], batch.beside)
+    assert torch.equal(call.prediction, call.answer.sample[:, :4])
     assert torch.equal(objective.target(batch.latents, noise, sigma), noise)
 
 
@@ -175,15 +206,16 @@ def test_wuerstchen_is_asked_as_in_diffusers_script(stage, backends):
     batch, objective = batch_for(backend), backend.objective(ObjectiveConfig())
     time = torch.tensor([0.1, 0.7])
     sigma, noise = objective.levels(time), torch.randn(batch.latents.shape, generator=torch.Generator().manual_seed(2))
-    ours = backend.predict(objective.corrupt(batch.latents, noise, sigma), sigma, batch)
+    call = asked(backend, batch, sigma, noise)
     tokens = backend.parts["tokenizer"](TEXTS, padding="max_length", max_length=77, truncation=True, return_tensors="pt")
     text = backend.parts["text_encoder"](tokens.input_ids, attention_mask=tokens.attention_mask).last_hidden_state
     noisy = backend.parts["scheduler"].add_noise(batch.latents, noise, time)
-    if stage == "prior":
-        expected = backend.network(noisy, time, text)
-    else:
-        expected = backend.network(noisy, time, effnet=batch.beside, clip=text)
-    torch.testing.assert_close(ours, expected, rtol=0, atol=5e-5)
+    given = [*call.given, call.named["clip"]] if stage == "decoder" else call.given
+    torch.testing.assert_close(list(given), [noisy, time, text], **ROUNDING)
+    if stage == "decoder":
+        assert torch.equal(call.named["effnet"], batch.beside)
+    assert call.named.keys() == ({"clip", "effnet"} if stage == "decoder" else set())
+    assert torch.equal(call.prediction, call.answer)
     assert torch.equal(objective.target(batch.latents, noise, sigma), noise)
 
 
@@ -229,10 +261,13 @@ def test_each_stage_trains_draws_and_its_lora_acts_in_diffusers_module(kind, bac
         ours = backend.predict(batch.latents, sigma, batch)
         backend.network.load_state_dict(before)
         backend.network.load_lora_adapter(result.tensors, prefix=backend.prefix)
+        for name, module in modules.items():
+            change = backend.network.get_submodule(name.removeprefix(f"{backend.prefix}.")).get_delta_weight("default_0")
+            torch.testing.assert_close(change, delta(module), rtol=1e-4, atol=1e-4 * delta(module).abs().max().item(), msg=name)  # one float32 product
         theirs = backend.predict(batch.latents, sigma, batch)
         backend.network.unload_lora()
     assert (ours - plain).abs().max() > 1e-4
-    torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-5 + 1e-4 * (ours - plain).abs().max().item())
+    assert (theirs - ours).norm() < 0.01 * (ours - plain).norm()  # and they are all in use; their own roundings come out of Würstchen much enlarged
 
 
 def test_what_is_missing_is_named(kandinsky, wuerstchen, tmp_path):

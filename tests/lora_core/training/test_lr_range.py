@@ -24,14 +24,14 @@ def test_a_loss_that_never_falls_gives_no_rate(points):
 def test_the_test_runs_on_the_toy_suggests_a_rate_that_trains_and_leaves_nothing(toy_config, toy_backend, tmp_path):
     config = toy_config(batch_size=4, validation={"share": 0.25, "levels": 4})
     before = {k: v.clone() for k, v in toy_backend.unet.state_dict().items()}
-    found = lr_range(config, toy_backend, scan(config.data), tmp_path, Listener(), low=1e-5, high=0.3, steps=40)
+    found = lr_range(config, toy_backend, scan(config.data), tmp_path, Listener(), low=1e-5, high=0.3, steps=24)
     assert 1e-4 < found.suggested < 0.1
     rates = [rate for rate, _ in found.points]
     assert rates == sorted(rates)
     assert min(loss for _, loss in found.points) < found.points[0][1]
     assert all(torch.equal(before[k], v) for k, v in toy_backend.unet.state_dict().items())
     assert [p.name for p in tmp_path.iterdir()] == ["cache"]  # what was encoded serves the run that follows
-    again = lr_range(config, toy_backend, scan(config.data), tmp_path, Listener(), low=1e-5, high=0.3, steps=40)
+    again = lr_range(config, toy_backend, scan(config.data), tmp_path, Listener(), low=1e-5, high=0.3, steps=24)
     assert again == found
 
 

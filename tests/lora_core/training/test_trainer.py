@@ -39,6 +39,15 @@ class CancelAt(Listener):
             raise Cancelled
 
 
+class StopAt(Listener):
+    def __init__(self, step):
+        self.step, self.control = step, Control()
+
+    def on_step(self, report):
+        if report.step == self.step:
+            self.control.stop_and_keep()
+
+
 @dataclasses.dataclass
 class Record(Listener):
     """Every event in order."""
@@ -88,11 +97,24 @@ def weights(folder):
     return files.sha256(last / "adapter.safetensors"), files.sha256(last / "optimizer.safetensors")
 
 
-@pytest.mark.parametrize("step", range(1, STEPS))
-def test_a_run_continued_at_any_step_equals_the_unbroken_run_bit_for_bit(step, unbroken, toy_config, run_toy, tmp_path):
+def test_a_run_stopped_and_continued_after_every_step_equals_the_unbroken_run_bit_for_bit(unbroken, toy_config, run_toy, tmp_path):
+    """Each continuation begins at another step, and what one of them loses shows in the end."""
+    config = toy_config(**EVERYTHING_RANDOM)
+    for step in range(1, STEPS):
+        torch.manual_seed(step)  # whatever the global generators hold, the continued run must not care
+        random.seed(step)
+        with pytest.raises(Cancelled):
+            run_toy(config, tmp_path, CancelAt(step), resume=step > 1)
+    result = run_toy(config, tmp_path, resume=True)
+    assert result.losses == unbroken[1]
+    assert weights(tmp_path) == unbroken[2]
+
+
+@pytest.mark.parametrize("step", [1, 4, 9, 14])
+def test_a_run_continued_once_equals_the_unbroken_run_bit_for_bit(step, unbroken, toy_config, run_toy, tmp_path):
     config = toy_config(**EVERYTHING_RANDOM)
     interrupt(run_toy, config, tmp_path, step)
-    torch.manual_seed(step)  # whatever the global generators hold, the continued run must not care
+    torch.manual_seed(step)
     random.seed(step)
     result = run_toy(config, tmp_path, resume=True)
     assert result.losses == unbroken[1]
@@ -104,7 +126,8 @@ def test_a_run_continued_at_any_step_equals_the_unbroken_run_bit_for_bit(step, u
 def test_the_random_parts_of_the_continued_run_are_really_on(unbroken, toy_config, run_toy, tmp_path):
     plain = EVERYTHING_RANDOM | {"adapter": {"dropout": 0.0}}
     for n, change in enumerate((plain, EVERYTHING_RANDOM | {"data": {}}, EVERYTHING_RANDOM | {"seed": 8}, EVERYTHING_RANDOM | {"schedule": {}})):
-        assert run_toy(toy_config(**change), tmp_path / str(n)).losses != unbroken[1]
+        stop = StopAt(6)
+        assert run_toy(toy_config(**change), tmp_path / str(n), stop, control=stop.control).losses != unbroken[1][:6]
 
 
 def test_two_runs_of_one_config_write_equal_tensors(toy_config, run_toy, tmp_path):
