@@ -1,4 +1,4 @@
-"""File formats as pure functions on state dicts: keys, scale, metadata. Knows no engine and no host; only disk.py touches the disk.
+"""File formats as pure functions on state dicts: keys, scale, metadata. Knows no engine and no host; only `files` touches the disk.
 
 Names are imported when they are asked for, so that looking at one small module does not import torch.
 """
