@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
     for command in (train, sweep, check, find, demo):
         command.add_argument("--out", type=Path, default=Path("runs"), help="where run folders go (default: runs)")
         command.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves it to torch")
-    from .convert.files.arguments import add_commands
+    from .convert.files.arguments import FLAGS, add_commands
 
     add_commands(commands)
     args = parser.parse_args(argv)
@@ -72,14 +72,13 @@ def main(argv: list[str] | None = None) -> int:
 
     if args.command in _WITH_STEPS:
         keep_pages()
-    from .convert import FormatError
-    from .lora_core.messages.errors import LoomError
+    from .lora_core.messages.errors import Problem
 
     try:
         own = {"train": _train, "sweep": _sweep, "check": _check, "find-lr": _find_lr, "recipes": _recipes, "demo": _demo, "sample": _sample, "push": _push}
         return own.get(args.command, _on_files)(args)
-    except (LoomError, FormatError) as error:
-        sys.stderr.write(f"lora-loom: {error}\n")
+    except Problem as error:
+        sys.stderr.write(f"lora-loom: {error.message.named(FLAGS)}\n")
         return FAILED
 
 
@@ -116,7 +115,7 @@ def _values(path: Path, changes: list[str]) -> dict[str, Any]:
                 raise ValueError(change)
             values = merged(values, _toml(key, value))
         except ValueError as error:
-            raise LoomError(f"--set: {change!r} is no setting; write section.name=value, such as optimizer.lr=2e-4.") from error
+            raise LoomError("cli.set", field="--set", change=repr(change)) from error
     return values
 
 
@@ -153,7 +152,7 @@ def _check(args: argparse.Namespace) -> int:
     sys.stdout.write(f"{report.text()}\n\nseen at a glance: {picture}\n")
     chosen, measured = dry_run(config, backend, dataset, args.out, Listener())
     fits, said = verdict(config, chosen, measured, config.for_pictures(len(dataset.pictures)).steps)
-    sys.stdout.write(said + "\n")
+    sys.stdout.write(f"{said}\n")
     return DONE if fits else FAILED
 
 
@@ -167,7 +166,7 @@ def _find_lr(args: argparse.Namespace) -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     plot = args.out / f"{config.name}-learning-rate.png"
     found.drawn().save(plot)
-    sys.stdout.write(f"{found.sentence()}: {plot}\n")
+    sys.stdout.write(f"{found.message()} {plot}\n")
     return DONE
 
 
@@ -204,7 +203,7 @@ def _demo(args: argparse.Namespace) -> int:
     from .lora_core.training.demo import demo_job
 
     if args.picture_set not in CONCEPTS:
-        raise LoomError(f"--set: {args.picture_set!r} is not a bundled picture set; allowed are {', '.join(CONCEPTS)}.")
+        raise LoomError("demo.no_set", field="--set", name=repr(args.picture_set), allowed=CONCEPTS)
     result, code = run_job(parse(demo_job(args.picture_set)), args)
     where = {"LoRA in WebUI form": result.file, "loss plot": result.folder / "loss.png", "before and after": result.folder / "before-after.png"}
     for label, path in where.items():
@@ -222,14 +221,14 @@ def _sample(args: argparse.Namespace) -> int:
     from .lora_core.training.sampling import drawn, of_run, of_start, sheet
 
     if not args.prompt or not args.files:
-        raise LoomError("sample: give LoRA or embedding files or run folders, and at least one --prompt.")
+        raise LoomError("sample.nothing_given", field="sample")
     for strength in args.strength:
         check("--strength", strength, float, {"low": -10.0, "high": 10.0, "choices": ()})
     _use_threads(args.threads)
     backend = _backend(args.base, args.companion, args.precision, base_config=args.base_config)
     missing = [path for path in args.files if not path.exists()]
     if missing:
-        raise LoomError(f"sample: there is no file or run folder {missing[0]}.")
+        raise LoomError("sample.file_missing", field="sample", file=missing[0])
     loaded = {path: load_any(path)[0] for path in args.files if path.is_file()}
     words = [path for path, data in loaded.items() if is_embedding(data)]
     embeddings = {path.stem: read_embedding(loaded[path]).vectors for path in words}
@@ -273,9 +272,11 @@ def _uploaded(folder: Path, repo: str, private: bool) -> str:
         url = api.create_repo(repo, private=private, exist_ok=True)
         api.upload_folder(folder_path=str(folder), repo_id=url.repo_id, commit_message="LoRA trained with LoRA Loom")
     except LocalTokenNotFoundError as error:
-        raise LoomError("--repo: nobody is logged in to the Hub; run `hf auth login` first.") from error
+        raise LoomError("hub.no_login", field="--repo") from error
     except (HfHubHTTPError, OSError, ValueError) as error:
-        raise LoomError(f"--repo: {repo} could not be uploaded: {str(error).splitlines()[0][:200]}") from error
+        raise LoomError(
+            "hub.not_uploaded", field="--repo", repo=repo, reason=str(error).splitlines()[0][:200]
+        ) from error
     return str(url)
 
 
@@ -308,7 +309,7 @@ def _opened(config: TrainConfig, device: str) -> Any:
     from .lora_core.messages.errors import LoomError
 
     if config.compile and config.offload:
-        raise LoomError("compile: blocks that come from main memory cannot be compiled; turn compile off, or set offload to 0.")
+        raise LoomError("compile.with_offload", field="compile")
     backend = _backend(config.base, config.companion, config.precision, device, config.base_config, config.storage, config.offload)
     backend.compile = config.compile
     return backend
@@ -346,7 +347,8 @@ def run_job(config: TrainConfig, args: argparse.Namespace, backend: Any = None, 
     from .lora_core.messages.errors import LoomError
     from .lora_core.processes import launched
     from .lora_core.runs.folders import last_run, new_run, remove_if_untrained
-    from .lora_core.runs.reports import FileLog, ProgressBar
+    from .lora_core.runs.reports import ProgressBar
+    from .lora_core.runs.state import recorded
     from .lora_core.runs.trackers import Tracker
     from .lora_core.training.trainer import train
 
@@ -361,7 +363,7 @@ def run_job(config: TrainConfig, args: argparse.Namespace, backend: Any = None, 
     resume = getattr(args, "resume", False)
     folder = world.of_main((last_run(args.out, config.name) if resume else new_run(args.out, config.name)) if world.main else None)
     if folder is None:
-        raise LoomError(f"name: there is no run {config.name!r} in {args.out} to continue; start it without --resume.")
+        raise LoomError("resume.no_run_in", field="name", name=repr(config.name), folder=args.out)
 
     def export(state: dict[str, torch.Tensor], facts: dict[str, Any]) -> dict[str, Any]:
         return products(state, config.name, backend.family, facts)
@@ -378,9 +380,9 @@ def run_job(config: TrainConfig, args: argparse.Namespace, backend: Any = None, 
         if not world.main:
             result = train(config, backend, dataset, folder, export, Listener(), control, resume, start, world)
         else:
-            with FileLog(folder / "run.log") as log, ProgressBar() as bar:
+            with recorded(folder) as record, ProgressBar() as bar:
                 trackers = [Tracker(name.strip(), folder.name, folder) for name in config.trackers.split(",") if name.strip()]
-                listeners = Listeners([log, bar, *trackers, *([also] if also else [])])
+                listeners = Listeners([record, bar, *trackers, *([also] if also else [])])
                 result = train(config, backend, dataset, folder, export, listeners, control, resume, start, world)
     except BaseException:
         if not resume and world.main:
@@ -401,9 +403,9 @@ def _shard(backend: Any, world: Any) -> None:
     from .lora_core.messages.errors import LoomError
 
     if backend.stored:
-        raise LoomError("accelerate: storage and offload keep weights in ways that cannot be split over processes; leave them out, or launch without FSDP.")
+        raise LoomError("accelerate.stored", field="accelerate")
     if isinstance(backend, tuple(KINDS.values())):
-        raise LoomError(f"accelerate: {backend.family} cannot be split over processes; launch without FSDP, each process then holds the whole model.")
+        raise LoomError("accelerate.family", field="accelerate", family=backend.family)
     backend.shard(world.device)
     if world.main:
         sys.stdout.write(f"the frozen model is split over {world.size} processes (PyTorch FSDP2)\n")

@@ -60,7 +60,7 @@ def read_embedding(data: Mapping[str, Any]) -> Embedding:
         notes.append(f"Output embeddings ({', '.join(extra)}) are left out: no program but OneTrainer reads them, and A1111 refuses the file.")
     tensors = {k: v for k, v in data.items() if k not in extra}
     if bad := [k for k, v in tensors.items() if not isinstance(v, torch.Tensor)]:
-        raise FormatError(f"{bad[0]}: is not a tensor; this is not an embedding.")
+        raise FormatError("embedding.no_tensor", key=bad[0])
     if "emb_params" in tensors and len(tensors) == 1:
         vectors = {"": tensors["emb_params"]}
         return _checked(vectors, "", 0, notes)
@@ -69,9 +69,7 @@ def read_embedding(data: Mapping[str, Any]) -> Embedding:
     if len(tensors) == 1:
         token, value = next(iter(tensors.items()))
         return _checked({"": value}, token, 0, notes)
-    raise FormatError(
-        f"the keys {', '.join(map(str, list(data)[:4]))} are not those of an embedding, which has emb_params, clip_l, clip_g, t5xxl or one token."
-    )
+    raise FormatError("embedding.unknown_keys", keys=[*map(str, list(data)[:4])])
 
 
 def _from_a1111(data: Mapping[str, Any]) -> Embedding:
@@ -79,9 +77,9 @@ def _from_a1111(data: Mapping[str, Any]) -> Embedding:
     try:
         items = dict(params.items())
     except AttributeError:
-        raise FormatError("string_to_param: is not a table of tensors.") from None
+        raise FormatError("embedding.no_table", field="string_to_param") from None
     if len(items) != 1:
-        raise FormatError(f"string_to_param: has {len(items)} entries; an embedding has one.")
+        raise FormatError("embedding.several_entries", field="string_to_param", count=len(items))
     step = data.get("step")
     name = data.get("name")
     return _checked({"": next(iter(items.values()))}, name if isinstance(name, str) else "", step if isinstance(step, int) else 0, [])
@@ -92,20 +90,20 @@ def _checked(vectors: Mapping[str, Any], token: str, step: int, notes: list[str]
     for key, value in vectors.items():
         label = key or token or "the embedding"
         if not isinstance(value, torch.Tensor) or not value.is_floating_point() or value.ndim not in (1, 2):
-            raise FormatError(f"{label}: an embedding is a matrix of floating-point numbers, one row for each vector.")
+            raise FormatError("embedding.no_matrix", key=label)
         value = value.detach()[None] if value.ndim == 1 else value.detach()
         if not 0 < len(value) <= MAX_VECTORS:
-            raise FormatError(f"{label}: has {len(value)} vectors; 1 to {MAX_VECTORS} are allowed.")
+            raise FormatError("embedding.vectors", key=label, count=len(value), limit=MAX_VECTORS)
         if not torch.isfinite(value.float()).all():
-            raise FormatError(f"{label}: holds numbers that are not finite.")
+            raise FormatError("tensor.not_finite", key=label)
         encoder = key or WIDTHS.get(value.shape[1], "")
         if not encoder:
-            raise FormatError(f"{label}: vectors of width {value.shape[1]} belong to no text encoder we know; known widths are {', '.join(map(str, WIDTHS))}.")
+            raise FormatError("embedding.unknown_width", key=label, width=value.shape[1], allowed=[*map(str, WIDTHS)])
         if WIDTHS.get(value.shape[1]) != encoder:
-            raise FormatError(f"{label}: has vectors of width {value.shape[1]}, which are not for {encoder}.")
+            raise FormatError("embedding.width_of_other", key=label, width=value.shape[1], encoder=encoder)
         out[encoder] = value.clone()
     if "clip_l" in out and "clip_g" in out and len(out["clip_l"]) != len(out["clip_g"]):
-        raise FormatError(f"clip_l has {len(out['clip_l'])} vectors and clip_g {len(out['clip_g'])}; both must have as many.")
+        raise FormatError("embedding.unequal", clip_l=len(out["clip_l"]), clip_g=len(out["clip_g"]))
     return Embedding(out, token, step, tuple(notes))
 
 
@@ -113,14 +111,14 @@ def write_embedding(embedding: Embedding, target: str = "webui") -> State:
     """The tensors of one file. "webui": what A1111, Forge, kohya and ComfyUI all read; "comfyui": the same for encoders WebUIs do not know;
     "diffusers": keys for `load_textual_inversion` (SD1, SD2: the token; SDXL: clip_l, clip_g; Flux: clip_l, t5). Values are float32."""
     if target not in EMBEDDING_TARGETS:
-        raise FormatError(f"target: {target!r} is not known; choose one of {', '.join(EMBEDDING_TARGETS)}.")
+        raise FormatError("target.unknown", field="target", target=repr(target), allowed=EMBEDDING_TARGETS)
     vectors = {k: v.float().contiguous() for k, v in embedding.vectors.items()}
     if target == "diffusers":
         if len(vectors) == 1:
             return {embedding.token or "token": next(iter(vectors.values()))}
         return {("t5" if k == "t5xxl" and "clip_g" not in vectors else k): v for k, v in vectors.items()}
     if set(vectors) == {"clip_g"}:
-        raise FormatError("the embedding has vectors for CLIP-G alone; WebUIs want clip_l and clip_g together.")
+        raise FormatError("embedding.clip_g_alone")
     if len(vectors) == 1 and set(vectors) <= {"clip_l", "clip_h"}:
         return {"emb_params": next(iter(vectors.values()))}
     return vectors
@@ -136,7 +134,7 @@ def unbundled(state: Mapping[str, torch.Tensor]) -> tuple[State, dict[str, State
             continue
         token, _, part = key.removeprefix("bundle_emb.").partition(".")
         if not token or not part:
-            raise FormatError(f"{key}: a bundled embedding has a token and a part.")
+            raise FormatError("embedding.bundle_key", key=key)
         found.setdefault(token, {})["emb_params" if part.startswith("string_to_param") else part] = value
     return rest, found
 

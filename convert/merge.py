@@ -34,12 +34,12 @@ def merge(parts: Sequence[tuple[Lora, float]], rank: int = 0, progress: Progress
     Raises FormatError for different families, and for DoRA, whose rescaling does not add up.
     """
     if not parts:
-        raise FormatError("nothing to merge: give at least one LoRA.")
+        raise FormatError("merge.nothing")
     if rank < 0:
-        raise FormatError(f"rank: {rank} is not a rank; give 1 or more, or 0 for the exact sum.")
+        raise FormatError("rank.unusable_or_exact", field="rank", rank=rank)
     families = {lora.family for lora, _ in parts}
     if len(families) > 1:
-        raise FormatError(f"the LoRAs are for different models ({', '.join(sorted(families))}); only LoRAs for the same one can be merged.")
+        raise FormatError("merge.other_families", families=sorted(families))
     names = sorted({name for lora, _ in parts for name in lora.modules})
     modules, errors, lost, total = {}, {}, 0.0, 0.0
     for n, name in enumerate(names):
@@ -48,7 +48,7 @@ def merge(parts: Sequence[tuple[Lora, float]], rank: int = 0, progress: Progress
         if not members:
             continue
         if len({m.shape for m in members if m.shape}) > 1:
-            raise FormatError(f"{name}: has different shapes in the LoRAs ({', '.join(sorted(str(m.shape) for m in members))}).")
+            raise FormatError("merge.shapes", name=name, shapes=sorted(str(m.shape) for m in members))
         module, error = _sum(members, rank)
         modules[name], errors[name] = module, error
         if rank:
@@ -56,16 +56,16 @@ def merge(parts: Sequence[tuple[Lora, float]], rank: int = 0, progress: Progress
             full = norm / max(1e-12, 1 - error**2)
             lost, total = lost + full - norm, total + full
     if not modules:
-        raise FormatError("nothing is left to merge: every weight is 0, or the LoRAs are empty.")
+        raise FormatError("merge.nothing_left")
     first = parts[0][0]
     return Outcome(Lora(first.family, modules, notes=_notes(parts)), (lost / total) ** 0.5 if total else 0.0, errors)
 
 
 def _summable(name: str, module: Module) -> Module:
     if "dora" in module.parts:
-        raise FormatError(f"{name}: has DoRA magnitudes, which rescale the base weight and cannot be added; bake it into a checkpoint and extract a LoRA.")
+        raise FormatError("merge.dora", name=name)
     if module.kind == "other":
-        raise FormatError(f"{name}: has {', '.join(module.parts)}, which cannot be added to other modules.")
+        raise FormatError("merge.parts", name=name, parts=module.parts)
     return module
 
 
@@ -132,9 +132,9 @@ def rank_limit(shape: tuple[int, ...], rank: int, conv_rank: int) -> int:
 def require_sizes(rank: int, conv_rank: int, energy: float) -> None:
     """Raises FormatError for ranks and shares that are none."""
     if rank < 1 or conv_rank < 0:
-        raise FormatError(f"rank: {rank if rank < 1 else conv_rank} is not a rank; give 1 or more.")
+        raise FormatError("rank.unusable", field="rank", rank=rank if rank < 1 else conv_rank)
     if not 0 < energy <= 1:
-        raise FormatError(f"energy: {energy} is not a share; give a number above 0 and at most 1, such as 0.95.")
+        raise FormatError("energy.unusable", field="energy", energy=energy)
 
 
 def weighted(lora: Lora, factor: float = 1.0, blocks: Mapping[str, float] | None = None) -> Lora:
@@ -151,10 +151,10 @@ def weighted(lora: Lora, factor: float = 1.0, blocks: Mapping[str, float] | None
             if in_block(lora.family, name, block):
                 share, used[block] = share * value, True
         if share != 1.0 and "dora" in module.parts:
-            raise FormatError(f"{name}: has DoRA magnitudes; its strength can only be set where it is loaded.")
+            raise FormatError("module.dora_strength", name=name)
         modules[name] = module if share == 1.0 else multiplied(module, share)
     if unused := [block for block, hit in used.items() if not hit]:
-        raise FormatError(f"block weights: {unused[0]!r} fits no layer of this LoRA.")
+        raise FormatError("block.unmatched", field="blocks", block=repr(unused[0]))
     return dataclasses.replace(lora, modules=modules)
 
 
@@ -166,7 +166,7 @@ def in_block(family: str, name: str, block: str) -> bool:
         try:
             return bool(re.search(block, name))
         except re.error as error:
-            raise FormatError(f"block weights: {block!r} is neither a block name nor a regular expression ({error}).") from error
+            raise FormatError("block.pattern", field="blocks", block=repr(block), reason=error) from error
     return block_of(family, name) == ("MID" if block == "M00" else block)
 
 

@@ -102,7 +102,7 @@ class ConvertLora(io.ComfyNode):
         written = convert(source, path, options, chosen_family(base_model), scale, block_factors(block_weights), next(iter(embedding_folders().values())))
         found = open_file(path)
         if not isinstance(found, Lora):
-            raise LoomError(f"file: {file} was not written as a LoRA; please report this file.")
+            raise LoomError("file.not_as_lora", field="file", file=file)
         report = "\n".join([*(f"{w.path.name}" for w in written), *(n for w in written for n in w.notes), *inspect(found).lines(bars=False)])
         return io.NodeOutput(on_the_wire(found), str(path), report, ui=ui.PreviewText(report))
 
@@ -117,7 +117,7 @@ def block_factors(text: str) -> dict[str, float]:
         except ValueError:
             equals = ""
         if not equals:
-            raise LoomError(f"block_weights: {item!r} is not BLOCK=FACTOR; write for example IN04=0.5, OUT05=0.")
+            raise LoomError("block_weights.unreadable", field="block_weights", item=repr(item))
     return out
 
 

@@ -127,6 +127,6 @@ class LoadHubDataset(io.ComfyNode):
     @classmethod
     def execute(cls, name: str, trigger: str, **options) -> io.NodeOutput:
         if not is_hub_name(name.strip()):
-            raise LoomError(f"name: {name!r} is no dataset on the Hub; write owner/name. For a folder of your own use Load Training Folder.")
+            raise LoomError("dataset.no_hub_name", field="name", name=repr(name))
         config = DataConfig(folder=f"{HUB}{name.strip()}", trigger=trigger.strip(), **LOOKED_AT, **options)
         return shown(cls, DatasetSocket((as_folder(config, runs_root()),)))

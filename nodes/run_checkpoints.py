@@ -71,7 +71,7 @@ def folder_of(run: str) -> Path:
         return listing.find(runs_root(), run)
     found = next((info.id for info in listing.listing(runs_root()) if info.saves or info.best_save is not None), None)
     if found is None:
-        raise LoomError("run: there is no run with saves yet; train one first.")
+        raise LoomError("run.none_with_saves", field="run")
     return runs_root() / found
 
 
@@ -170,7 +170,7 @@ def worn(model: Any, clip: Any, lora: LoraWeights, embeddings: dict[str, Embeddi
         try:
             require_matched({key: value for key, value in lora.items() if clip is not None or key not in texts}, model, clip)
         except LoomError as error:
-            raise LoomError("model: the saves of this run do not fit it; wire the model and clip the run was trained on.") from error
+            raise LoomError("saves.other_model", field="model") from error
     if lora and (model is not None or clip is not None):
         tuned_model, tuned_clip = comfy.sd.load_lora_for_models(model, clip if texts else None, dict(lora), strength, strength)
         tuned = tuned_model, tuned_clip if texts else clip
@@ -235,10 +235,10 @@ class CompareCheckpoints(io.ComfyNode):
         wanted, config = chosen(all_saves(folder), saves, nth), config_of(folder)
         lines = [line.strip() for line in (prompts or config.samples.prompt or config.data.trigger).splitlines() if line.strip()]
         if not lines:
-            raise LoomError("prompts: the run has no sample prompt of its own; write at least one.")
+            raise LoomError("prompts.missing", field="prompts")
         total = (1 + len(wanted) * len(factors)) * len(lines)
         if total > MAX_PICTURES:
-            raise LoomError(f"saves: {total} pictures would be drawn; take fewer saves, strengths or prompts, at most {MAX_PICTURES} pictures.")
+            raise LoomError("saves.many_pictures", field="saves", count=total, limit=MAX_PICTURES)
         jobs = jobs_for(config, lines, negative, width, height, steps, cfg, seed)
         show, done = layer_progress(cls.hidden.unique_id), []
 
@@ -263,7 +263,7 @@ def strengths_in(text: str) -> list[float]:
     except ValueError:
         found = []
     if not found or not all(-10 <= value <= 10 for value in found):
-        raise LoomError(f"strengths: {text[:80]!r} is no list of strengths; write numbers from -10 to 10, separated by commas, such as 0.6, 0.8, 1.")
+        raise LoomError("strengths.unreadable", field="strengths", text=repr(text[:80]))
     return [value for value in dict.fromkeys(found) if value != 0]
 
 
@@ -302,7 +302,9 @@ def saved(folder: Path, save: str | int) -> Save:
         return chosen(found, save)[0]
     match = next((s for s in found if s.step == save), None)
     if match is None:
-        raise LoomError(f"save: {folder.name} has no save of step {save}; it has {', '.join(str(s.step) for s in found) or 'none'}.")
+        if not found:
+            raise LoomError("save.none", field="save", run=folder.name, step=save)
+        raise LoomError("save.no_such_step", field="save", run=folder.name, step=save, steps=[str(s.step) for s in found])
     return match
 
 
@@ -310,7 +312,7 @@ def result_of(folder: Path) -> tuple[LoraWeights, dict[str, EmbeddingSocket], in
     """The result files of a run: its LoRA, its embeddings, the steps it was trained."""
     results = listing.read_run(folder).results
     if not results:
-        raise LoomError(f"save: {folder.name} has no result yet; let it end, or export one of its saves.")
+        raise LoomError("save.no_result", field="save", run=folder.name)
     config, lora, embeddings, step = config_of(folder), LoraWeights({}, "", {}), {}, 0
     for file in results:
         tensors, told = load(folder / file)

@@ -40,7 +40,7 @@ def place_for(places: dict[str, Path], destination: str, name: str, overwrite: b
     """The file to write in a chosen folder: `name`, with a number where that is taken, unless it may be overwritten. The folder then exists."""
     check_name("name", name)
     if destination not in places:
-        raise LoomError(f"destination: {destination!r} is not a folder of this ComfyUI; choose one of {', '.join(places)}.")
+        raise LoomError("destination.unknown", field="destination", destination=repr(destination), allowed=places)
 
     def taken(path: Path) -> bool:
         return not overwrite and (path.exists() or bool(suffix and path.with_suffix(".preview.png").exists()))
@@ -95,7 +95,7 @@ class SaveLora(io.ComfyNode):
     ) -> io.NodeOutput:  # fmt: skip
         path = place_for(lora_folders(), destination, name, on_exists == "overwrite")
         if not is_lora(lora) and not any(".hada_" in k or ".lokr_" in k or k.endswith(".diff") for k in lora):
-            raise LoomError("lora: the wired value holds no LoRA weights; connect the lora output of Train LoRA.")
+            raise LoomError("lora.no_weights", field="lora")
         found = _canonical(lora)
         tensors, lost = cast(write(found, form), dtype)
         if embedding is not None:

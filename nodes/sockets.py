@@ -31,11 +31,11 @@ class EmbeddingSocket:
     embedding: Vectors
 
 
-_WIDGETS = {"--approximate": "approximate_rank", "--family": "base_model", "--drop-unknown or drop_unknown": "drop_unknown", "--scale": "scale"}
+WIDGETS = {"approximate": "approximate_rank", "blocks": "block_weights", "family": "base_model", "target": "form"}  # setting -> widget, where they differ
 
 
 def plain_errors(field: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Turns an error about a file into the one sentence a node shows, with the field it came in by."""
+    """Turns an error about a file into one about the widget it came in by, or about the widget that it names itself."""
 
     def decorate(execute: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(execute)
@@ -43,10 +43,8 @@ def plain_errors(field: str) -> Callable[[Callable[..., Any]], Callable[..., Any
             try:
                 return execute(cls, *args, **kwargs)
             except FormatError as error:
-                sentence = str(error)
-                for option, name in _WIDGETS.items():
-                    sentence = sentence.replace(option, name)
-                raise LoomError(f"{field}: {sentence}") from error
+                message = error.message.named(WIDGETS)
+                raise LoomError(message if message.field else message.about(field)) from error
 
         return guarded
 

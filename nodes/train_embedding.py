@@ -101,7 +101,7 @@ class TrainEmbedding(io.ComfyNode):
             )  # fmt: skip
             config = parse(settings.over(as_dict(values)) if settings else as_dict(values))
             if config.trains_lora:
-                raise LoomError("settings: Pivotal Tuning Settings belong to Train LoRA; this node trains an embedding alone.")
+                raise LoomError("settings.pivotal_elsewhere", field="settings")
             result = run(cls.hidden, backend, config, found, resume == "continue last")
         paths = published(cls.hidden.unique_id, result.files)
         embeddings = embeddings_of(result, paths)

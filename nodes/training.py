@@ -26,13 +26,15 @@ from ..lora_core.data.folder import Dataset as FoundDataset
 from ..lora_core.disk.files import sha256, write_bytes, write_json
 from ..lora_core.events import Control, Listener, Listeners
 from ..lora_core.messages.errors import LoomError
+from ..lora_core.messages.message import Message
 from ..lora_core.pictures.previews import write_preview
 from ..lora_core.runs.folders import last_run, new_run, remove_if_untrained
 from ..lora_core.runs.listing import MAX_WORKFLOW_BYTES, WORKFLOW
-from ..lora_core.runs.reports import FileLog
+from ..lora_core.runs.state import recorded
 from ..lora_core.training.build import chosen_layers
 from ..lora_core.training.run import Start
 from ..lora_core.training.trainer import Result, train
+from .host.access.api import host_version
 from .host.access.paths import embedding_folders, runs_root
 from .host.engine.backend import HostBackend
 from .host.web.live import Cancelled, LiveNode, free_memory, registered
@@ -50,7 +52,7 @@ def run(hidden: Any, backend: HostBackend, config: TrainConfig, found: FoundData
     if resume:
         folder = last_run(runs_root(), config.name)
         if folder is None:
-            raise LoomError(f"resume: there is no run named {config.name!r} to continue; choose new run.")
+            raise LoomError("resume.no_run", field="resume", name=repr(config.name))
     else:
         places = loras_folder(), embeddings_folder()
         tokens = [t.placeholder for t in wanted_tokens(config.embedding, found.trigger)] if config.trains_tokens else []
@@ -67,14 +69,14 @@ def run(hidden: Any, backend: HostBackend, config: TrainConfig, found: FoundData
     control, panel = Control(), panel_of(node_id)
     try:
         config = dataclasses.replace(config, name=folder.name)
-        with FileLog(folder / "run.log") as file_log, registered(node_id, control):
+        with recorded(folder, host_version(), (Cancelled,)) as record, registered(node_id, control):
             live = LiveNode(node_id, config.steps, bar_only=panel is not None)
-            listeners = Listeners([file_log, _Publisher(panel), _WorkflowKeeper(folder, workflow_of(hidden)), live])
+            listeners = Listeners([record, _Publisher(panel), _WorkflowKeeper(folder, workflow_of(hidden)), live])
             if panel is not None:
                 panel.run = folder.name
                 listeners.members.insert(1, PanelListener(panel))
             for warning in found.warnings:
-                listeners.on_message(warning)
+                listeners.on_warning(warning)
             result = train(config, backend, found, folder, export, listeners, control, resume, start)
         if result.outcome == "paused":  # nothing behind this node runs on half a result
             free_memory()
@@ -132,7 +134,7 @@ class _Publisher(Listener):
             return
         if self._panel is not None:
             self._panel.result = prompts_for(published)
-            self._panel.say(f"Saved after step {step}: {', '.join(p.name for p in published)}")
+            self._panel.say(Message.of("run.saved", step=step, files=[p.name for p in published]))
 
 
 class _WorkflowKeeper(Listener):

@@ -120,7 +120,7 @@ class FindLearningRate(io.ComfyNode):
         **w: Any,
     ) -> io.NodeOutput:  # fmt: skip
         if lowest >= highest:
-            raise LoomError(f"lowest: {lowest:g} is not below highest, {highest:g}; give a range such as 1e-6 to 0.1.")
+            raise LoomError("find_lr.range", field="lowest", low=f"{lowest:g}", high=f"{highest:g}")
         control = Control()
         with torch.inference_mode(False), registered(cls.hidden.unique_id, control):
             backend = HostBackend(model, clip, vae)

@@ -81,7 +81,7 @@ class ZipLoras(io.ComfyNode):
                     Listeners([LiveNode(node_id, steps)]), control,
                 )  # fmt: skip
             if not result.losses:
-                raise LoomError("Stopped before the first step; nothing was learned.")
+                raise LoomError("zip.stopped_first")
             tensors, notes = _together(result.factors, canonical, family)
         tuned, _ = comfy.sd.load_lora_for_models(model, None, tensors, 1.0, 0.0)
         faithful = f"difference to the single LoRAs {result.losses[0]:.4g} at first, {result.losses[-1]:.4g} after {len(result.losses)} steps"
@@ -101,7 +101,7 @@ def _denoiser(lora: Lora, family: str) -> dict[str, Factors]:
         if name.startswith(("lora_te", "text_encoders.")):
             continue
         if module.kind != "lora" or {"dora", "diff_b"} & module.parts.keys():
-            raise LoomError(f"lora: {name} is no plain LoRA ({module.kind}); convert it with Convert LoRA and approximate_rank first.")
+            raise LoomError("zip.not_plain", field="lora", name=name, kind=module.kind)
         parts = folded(plain(module)).parts
         out[name] = parts["down"].float(), parts["up"].float()
     return out
@@ -120,6 +120,6 @@ def _together(factors: dict[str, Factors], canonical: list[Lora], family: str) -
         try:
             summed = merge([(lora, 1.0) for lora in texts]).lora.modules
         except FormatError as error:
-            raise LoomError(f"lora: text encoder layers cannot be added ({error}).") from error
+            raise LoomError("zip.texts", field="lora", reason=error) from error
     notes = [f"{len(summed)} text encoder layers are added up, not learned."] if summed else []
     return write(Lora(family, {**zipped.modules, **summed})), notes

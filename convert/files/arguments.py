@@ -8,6 +8,11 @@ from typing import Any
 from ..families import FAMILIES, UNKNOWN
 from ..forms import DTYPE_NAMES, TARGETS
 
+FLAGS = {  # setting -> the option it is given by
+    "approximate": "--approximate", "blocks": "--block", "conv_rank": "--conv-rank", "drop_unknown": "--drop-unknown", "energy": "--energy",
+    "family": "--family", "rank": "--rank", "scale": "--scale", "target": "--to",
+}  # fmt: skip
+
 
 def add_commands(commands: Any) -> None:
     """Adds the commands to an argparse sub-parser collection."""

@@ -16,6 +16,7 @@ from ..lora import FormatError
 from ..merge import Progress
 from ..report import Report, difference, embedding_lines, inspect
 from . import jobs
+from .arguments import FLAGS
 
 DONE, FAILED = 0, 1
 Draw = Callable[[Report], Any]
@@ -33,7 +34,7 @@ def expanded(patterns: Sequence[str]) -> list[Path]:
     for pattern in patterns:
         found = [Path(pattern)] if Path(pattern).exists() else sorted(map(Path, glob.glob(pattern, recursive=True)))
         if not found:
-            raise FormatError(f"{pattern}: there is no such file.")
+            raise FormatError("file.missing", file=pattern)
         out += [p for p in found if p not in out]
     return out
 
@@ -49,10 +50,10 @@ def weighted_files(texts: Sequence[str]) -> list[tuple[Path, float]]:
         try:
             out.append((Path(name), float(number)))
         except ValueError:
-            raise FormatError(f"{text}: {number!r} is not a weight; write FILE=0.8.") from None
+            raise FormatError("merge.weight", text=text, number=repr(number)) from None
     for path, _ in out:
         if not path.exists():
-            raise FormatError(f"{path}: there is no such file.")
+            raise FormatError("file.missing", file=path)
     return out
 
 
@@ -65,7 +66,8 @@ def _each(files: Sequence[Path], act: Callable[[Path], list[jobs.Written]]) -> i
                 _say(written, f"{count}{file.name} -> ")
         except FormatError as error:
             failed += 1
-            sys.stderr.write(f"lora-loom: {count}{'' if file.name in str(error) else f'{file.name}: '}{error}\n")
+            name = "" if file.name in error.message.values.values() else f"{file.name}: "
+            sys.stderr.write(f"lora-loom: {count}{name}{error.message.named(FLAGS)}\n")
     return FAILED if failed else DONE
 
 
@@ -88,7 +90,7 @@ class _Targets:
         else:
             path = _with_suffix(self._out) if suffix else self._out
         if path in self._taken:
-            raise FormatError(f"{file}: {path} was written for another file just now; convert it on its own, under another name.")
+            raise FormatError("file.written_twice", file=file, path=path)
         self._taken.add(path)
         return path
 
@@ -119,7 +121,7 @@ def _blocks(texts: Sequence[str]) -> dict[str, float]:
         try:
             out[block] = float(number)
         except ValueError:
-            raise FormatError(f"--block {text}: write BLOCK=FACTOR, such as OUT05=0.5.") from None
+            raise FormatError("block.unreadable", text=text) from None
     return out
 
 
@@ -127,7 +129,7 @@ def _inspect(args: argparse.Namespace, draw: Draw) -> int:
     files = expanded(args.files)
     if args.diff:
         if len(files) != 2:
-            raise FormatError(f"--diff compares two files; {len(files)} were given.")
+            raise FormatError("diff.two_files", count=len(files))
         apart = difference(*(jobs.open_lora(f, args.family) for f in files))
         worst = sorted(apart.items(), key=lambda item: -item[1])
         sys.stdout.write(f"{len(apart)} modules, {sum(v == 0 for v in apart.values())} equal, largest relative difference {worst[0][1]:.3g}\n")
@@ -139,7 +141,7 @@ def _inspect(args: argparse.Namespace, draw: Draw) -> int:
             found = jobs.inspected(file, args.family)
         except FormatError as error:
             failed += 1
-            sys.stderr.write(f"lora-loom: {error}\n")
+            sys.stderr.write(f"lora-loom: {error.message.named(FLAGS)}\n")
             continue
         if isinstance(found, Embedding):
             lines = embedding_lines(found, file.stem)
@@ -154,7 +156,7 @@ def _inspect(args: argparse.Namespace, draw: Draw) -> int:
             try:
                 draw(report).save(args.picture)
             except (OSError, ValueError, KeyError) as error:
-                raise FormatError(f"{args.picture}: the picture could not be written ({error}); give a name such as blocks.png.") from error
+                raise FormatError("picture.unwritten", file=args.picture, reason=error) from error
     return FAILED if failed else DONE
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,7 +14,7 @@ from .. import peft
 from ..card import card, merged
 from ..embedding import Embedding, bundled, is_embedding, read_embedding, write_embedding
 from ..families import Family
-from ..lora import FormatError, Lora, State, cast
+from ..lora import FormatError, Lora, State, about, cast
 from ..merge import Outcome, Progress, merge, quiet, resize, weighted
 from ..metadata import converted_metadata, embedding_metadata
 from ..readers import read
@@ -33,19 +34,15 @@ class Written:
 
 def open_file(path: Path, family: str = "", drop_unknown: bool = False) -> Lora | Embedding:
     """The LoRA or embedding at `path`: a safetensors or torch file, or a PEFT directory (or a directory of PEFT directories)."""
-    try:
-        if path.is_dir():
-            return open_peft(path, family)
-        data, metadata = disk.load_any(path)
+    if path.is_dir():
+        return open_peft(path, family)
+    data, metadata = disk.load_any(path)
+    with about(path.name):
         if is_embedding(data):
             return read_embedding(data)
         if not all(isinstance(v, torch.Tensor) for v in data.values()):
-            raise FormatError("is not a table of tensors.")
+            raise FormatError("file.holds_no_tensors")
         return read(data, metadata, family=family, drop_unknown=drop_unknown)
-    except FormatError as error:
-        if str(error).startswith(path.name):
-            raise
-        raise FormatError(f"{path.name}: {error}") from error
 
 
 def inspected(path: Path, family: str = "") -> Lora | Embedding:
@@ -61,14 +58,14 @@ def inspected(path: Path, family: str = "") -> Lora | Embedding:
 def open_lora(path: Path, family: str = "", drop_unknown: bool = False) -> Lora:
     found = open_file(path, family, drop_unknown)
     if not isinstance(found, Lora):
-        raise FormatError(f"{path.name}: is an embedding, not a LoRA.")
+        raise FormatError("file.embedding_not_lora", file=path.name)
     return found
 
 
 def open_embedding(path: Path) -> Embedding:
     found = open_file(path)
     if not isinstance(found, Embedding):
-        raise FormatError(f"{path.name}: is a LoRA, not an embedding.")
+        raise FormatError("file.lora_not_embedding", file=path.name)
     return found
 
 
@@ -81,33 +78,40 @@ def open_peft(folder: Path, family: str = "") -> Lora:
         {"": folder} if (folder / "adapter_config.json").is_file() else {c: folder / c for c in _COMPONENTS if (folder / c / "adapter_config.json").is_file()}
     )
     if not places:
-        raise FormatError(f"{folder.name}: holds no adapter_config.json, so it is no PEFT adapter; give the adapter's own directory or file.")
+        raise FormatError("peft.no_config", folder=folder.name)
     state: State = {}
     metadata: dict[str, str] = {}
     configs = {}
     for part, place in places.items():
-        try:
-            config = json.loads((place / "adapter_config.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise FormatError(f"{place.name}/adapter_config.json: is not JSON.") from error
-        if not isinstance(config, dict):
-            raise FormatError(f"{place.name}/adapter_config.json: is no table of settings.")
-        peft.require_supported(config)
+        configs[part] = _peft_config(place)
         file = next((f for f in (place / "adapter_model.safetensors", place / "adapter_model.bin") if f.is_file()), None)
         if file is None:
-            raise FormatError(f"{place.name}: has an adapter_config.json but no adapter_model.safetensors.")
+            raise FormatError("peft.no_weights", folder=place.name)
         tensors, metadata = disk.load(file)
         prefix = f"{part}." if part else ""
         state |= {prefix + key: value for key, value in tensors.items()}
-        configs[part] = config
-    if "" in configs:
-        lora = read(state, metadata, configs[""], family)
-    else:
-        flat = {f"{part}.{key}": value for part, config in configs.items() for key, value in config.items()}
-        lora = read(state, {**metadata, peft.HEADER: json.dumps(flat)}, family=family)
-        lora.metadata = dict(metadata)
+    with about(folder.name):
+        if "" in configs:
+            lora = read(state, metadata, configs[""], family)
+        else:
+            flat = {f"{part}.{key}": value for part, config in configs.items() for key, value in config.items()}
+            lora = read(state, {**metadata, peft.HEADER: json.dumps(flat)}, family=family)
+            lora.metadata = dict(metadata)
     lora.source = "peft"
     return lora
+
+
+def _peft_config(place: Path) -> dict[str, Any]:
+    """The adapter_config.json of one PEFT directory. Raises FormatError for what is damaged, and for parts of PEFT nobody else has."""
+    try:
+        config = json.loads((place / "adapter_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise FormatError("peft.config_no_json", folder=place.name) from error
+    if not isinstance(config, dict):
+        raise FormatError("peft.config_no_table", folder=place.name)
+    with about(place.name):
+        peft.require_supported(config)
+    return config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +139,7 @@ def write_lora(lora: Lora, path: Path, options: Options, extra: Mapping[str, str
         if errors:
             notes.append(f"{len(errors)} modules became LoRA of rank {options.approximate}; relative error {max(errors.values()):.2%} at most.")
     if path.exists() and (not options.overwrite or options.target == "peft"):
-        raise FormatError(f"{path.name}: exists already; choose another name{'' if options.target == 'peft' else ', or allow overwriting'}.")
+        raise FormatError("file.exists" if options.target == "peft" else "file.exists_overwrite", file=path.name)
     if options.target == "peft":
         return _write_peft(lora, path, options, notes)
     tensors, lost = cast(entries(lora, options.target, False if options.keep_alphas else None), options.dtype)
@@ -194,7 +198,7 @@ def free_path(folder: Path, stem: str, suffix: str = ".safetensors", taken: Call
 def write_embedding_file(embedding: Embedding, path: Path, target: str = "webui", overwrite: bool = False, dtype: str = "fp32") -> Written:
     """Writes an embedding; its file's stem is the trigger."""
     if path.exists() and not overwrite:
-        raise FormatError(f"{path.name}: exists already; choose another name, or allow overwriting.")
+        raise FormatError("file.exists_overwrite", file=path.name)
     if target == "diffusers":
         embedding = dataclasses.replace(embedding, token=path.stem)
     tensors, _ = cast(write_embedding(embedding, target), dtype)
@@ -237,9 +241,9 @@ def _write_outcome(outcome: Outcome, target: Path, options: Options, metadata: M
 def bake_file(source: Path, loras: Sequence[tuple[Path, float]], target: Path, overwrite: bool = False, progress: Progress = quiet) -> Written:
     """A checkpoint with LoRAs added for good. Its header keeps what it says, and names what was merged; a stale hash is dropped."""
     if target.exists() and not overwrite:
-        raise FormatError(f"{target.name}: exists already; choose another name, or allow overwriting.")
+        raise FormatError("file.exists_overwrite", file=target.name)
     if target.resolve() == source.resolve():
-        raise FormatError(f"{target.name}: is the checkpoint itself; choose another name.")
+        raise FormatError("bake.onto_itself", file=target.name)
     metadata = disk.header(source)[1] if source.is_file() else {}
     metadata = {k: v for k, v in metadata.items() if not k.startswith(("sshs_", "modelspec.hash_sha256"))}
     metadata["modelspec.merged_from"] = ", ".join([source.stem, *(f"{path.stem} ({weight:g})" for path, weight in loras)])
@@ -263,7 +267,7 @@ def write_card(path: Path, family: str, words: tuple[str, ...], weight: float = 
         existing = place.read_text(encoding="utf-8") if place.exists() else ""
         text = merged(existing, card(family, words, description, weight))
     except (OSError, ValueError, RecursionError) as error:
-        raise FormatError(f"{place.name}: is there but is not a card that can be read; it is left as it is.") from error
+        raise FormatError("card.unreadable", file=place.name) from error
     with disk.replacing(place) as file:
         file.write(text.encode())
     return place

@@ -81,7 +81,9 @@ class DiffusersBackend(Headless):
     def objective(self, config: ObjectiveConfig) -> Objective:
         kind = KINDS.get(self.scheduler.config.prediction_type)
         if kind is None:
-            raise LoomError(f"base: prediction type {self.scheduler.config.prediction_type!r} cannot be trained; allowed are {', '.join(KINDS)}.")
+            raise LoomError(
+                "base.prediction_type", field="base", type=repr(self.scheduler.config.prediction_type), allowed=KINDS
+            )
         abar = rescale_zero_terminal_snr(self._abar) if config.zero_terminal_snr else self._abar
         self._table = discrete_sigmas(abar)
         return Objective(kind, DiscreteLevels(self._table), config)

@@ -20,7 +20,7 @@ def require_parts(folder: Path, parts: Sequence[str], what: str) -> None:
     """Raises LoomError naming the folders a model in diffusers layout lacks."""
     missing = [part for part in parts if not (folder / part).is_dir()]
     if missing:
-        raise LoomError(f"base: {folder} has no folder {', '.join(missing)}; give {what}.")
+        raise LoomError("base.folders_missing", field="base", folder=folder, missing=missing, needed=what)
 
 
 def stored_dtype(place: Path) -> torch.dtype:

@@ -29,7 +29,7 @@ from .layout import require_parts
 
 def _companion(place: str, what: str) -> Path:
     if not place:
-        raise LoomError(f"companion: this model needs {what}; give its folder.")
+        raise LoomError("companion.needed", field="companion", kind=what)
     return Path(place)
 
 
@@ -69,7 +69,7 @@ class _Kandinsky(Headless):
 
     def objective(self, config: ObjectiveConfig) -> Objective:
         if config.zero_terminal_snr:
-            raise LoomError("objective.zero_terminal_snr: is for v models; turn it off.")
+            raise LoomError("objective.zero_terminal_snr.not_v", field="objective.zero_terminal_snr")
         return Objective(self.kind, DiscreteLevels(self._table), config)
 
     @functools.cached_property
@@ -123,7 +123,7 @@ class KandinskyPrior(_Kandinsky):
     @torch.no_grad()
     def sample(self, job: SampleJob) -> list[Image.Image]:
         if self._decoder is None:
-            raise LoomError("companion: drawing samples needs the folder of a Kandinsky 2.2 decoder; give it, or set samples.every to 0.")
+            raise LoomError("companion.kandinsky_decoder", field="companion")
         return _draw_kandinsky(self.parts, self._decoder, job)
 
 
@@ -224,7 +224,7 @@ class EfficientNet(nn.Module):
         try:
             from torchvision.models import efficientnet_v2_s
         except ImportError as error:
-            raise LoomError("base: Würstchen needs the package torchvision for its picture encoder; install it with: pip install torchvision") from error
+            raise LoomError("base.needs_torchvision", field="base") from error
         self.backbone = efficientnet_v2_s().features
         self.mapper = nn.Sequential(nn.Conv2d(1280, channels, 1, bias=False), nn.BatchNorm2d(channels))
 
@@ -238,7 +238,7 @@ class EfficientNet(nn.Module):
 
         file = folder / "effnet" / "model.safetensors"
         if not file.is_file():
-            raise LoomError(f"base: {folder} has no effnet/model.safetensors; save the published effnet_state_dict there, it encodes the pictures.")
+            raise LoomError("base.no_effnet", field="base", folder=folder)
         encoder = EfficientNet()
         encoder.load_state_dict(load_file(file))
         return encoder
@@ -265,7 +265,7 @@ class _Wuerstchen(Headless):
 
     def objective(self, config: ObjectiveConfig) -> Objective:
         if config.zero_terminal_snr:
-            raise LoomError("objective.zero_terminal_snr: is for v models; turn it off.")
+            raise LoomError("objective.zero_terminal_snr.not_v", field="objective.zero_terminal_snr")
         return Objective("epsilon", self.levels, config)
 
     def encode(self, texts: Sequence[str]) -> Text:
@@ -315,7 +315,7 @@ class WuerstchenPrior(_Wuerstchen):
     @torch.no_grad()
     def sample(self, job: SampleJob) -> list[Image.Image]:
         if self._decoder is None:
-            raise LoomError("companion: drawing samples needs the folder of a Würstchen decoder; give it, or set samples.every to 0.")
+            raise LoomError("companion.wuerstchen_decoder", field="companion")
         return _draw_wuerstchen({**self.parts, "prior": self.network}, self._decoder, job)
 
 

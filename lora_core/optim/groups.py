@@ -79,9 +79,9 @@ def lines(field: str, text: str) -> list[tuple[re.Pattern[str], float]]:
         try:
             out.append((re.compile(pattern.strip()), float(number)))
         except (re.error, ValueError) as error:
-            raise LoomError(f"{field}: {line!r} is not a rule; write one a line, regular expression of layer names = number, as in mid_block = 0.5.") from error
+            raise LoomError("layer_rule.unreadable", field=field, line=repr(line)) from error
         if not pattern.strip() or not math.isfinite(out[-1][1]) or out[-1][1] < 0:
-            raise LoomError(f"{field}: {line!r} is not a rule; the number must be 0 or more, with a regular expression of layer names before it.")
+            raise LoomError("layer_rule.number", field=field, line=repr(line))
     return out
 
 

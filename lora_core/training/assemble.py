@@ -22,6 +22,7 @@ from ..data.lengths import WINDOW
 from ..data.store import Disk, Memory, open_store
 from ..events import Listener
 from ..messages.errors import LoomError
+from ..messages.message import Message
 from ..objectives import check_prediction
 from ..optim.ema import Ema
 from ..optim.groups import make_groups
@@ -49,10 +50,10 @@ def assembled(
     with preserved_rng(config.seed):
         m = _gathered(config, backend, dataset, cache, listener, start, check, first_step, world)
         if m.config.auto_fit and world.size > 1:
-            raise LoomError("auto_fit: several processes could settle on different batches; measure with lora-loom check, and turn it off here.")
+            raise LoomError("auto_fit.several_processes", field="auto_fit")
         if m.config.auto_fit:
             config, measured = fit(m.config, backend, m.layers, m.adapters, m.all_batches(), m.objective)
-            listener.on_message(f"Dry run: {measured.sentence(config.steps)}")
+            listener.on_note(Message.of("fit.dry_run", measured=measured.message(config.steps)))
             m = dataclasses.replace(
                 m, config=config, batches=m.batches.with_config(config), prior=m.prior.with_config(_of_class(config)) if m.prior else None
             )
@@ -81,8 +82,9 @@ def _gathered(
     config = filled(config.for_pictures(len(dataset.pictures)))
     check_installed(config.optimizer.name)
     if config.recomputed and config.recomputed not in backend.recomputes:
-        ways = f"recompute: {config.recompute} is nothing this model can do; choose {' or '.join(backend.recomputes)}."
-        raise LoomError(ways if backend.recomputes else "checkpointing: this model cannot recompute its blocks; turn it off.")
+        if not backend.recomputes:
+            raise LoomError("checkpointing.impossible", field="checkpointing")
+        raise LoomError("recompute.impossible", field="recompute", asked=config.recompute, allowed=backend.recomputes)
     layers, adapters = make_adapters(config, backend, dataset.trigger, start or {})
     check(adapters)
     named = with_tokens(dataset, adapters.tokens)
@@ -91,30 +93,30 @@ def _gathered(
     objective = backend.objective(config.objective)
     check_prediction(config.objective, objective.kind)
     if config.objective.weighting != "none" and objective.kind not in ("epsilon", "v"):
-        name = config.objective.weighting
-        listener.on_message(f"objective.weighting: {name} is for eps and v models and changes nothing here; this model predicts {objective.kind}.")
+        weighting = config.objective.weighting
+        listener.on_warning(Message.of("weighting.idle", field="objective.weighting", weighting=weighting, kind=objective.kind))
     if dataset.trigger and not len(adapters.tokens) and any(len(t.rows(dataset.trigger)) == 1 for t in backend.token_tables().values()):
-        listener.on_message(f"data.trigger: {dataset.trigger!r} is one word of the text encoder and may mean something to it already; a made-up one is safer.")
+        listener.on_warning(Message.of("trigger.known_word", field="data.trigger", trigger=repr(dataset.trigger)))
     store = open_store(cache, config.cache.disk, config.cache.limit_gb)
     backend.keep_texts(store)
-    latents = _encoded(dataset, backend, store, listener, "pictures", world)
+    latents = _encoded(dataset, backend, store, listener, "progress.pictures", world)
     _check_masks(dataset, latents, listener)
     batches = Batches(latents, config, backend.device, world)
     prior = _class_batches(config, backend, dataset, adapters.tokens, cache / CLASS_PICTURES, store, listener, world)
     probes = None
     if held_out is not None:
-        probes = Probes(config, latents, _encoded(held_out, backend, store, listener, "held-out pictures", world), backend.device)
+        probes = Probes(config, latents, _encoded(held_out, backend, store, listener, "progress.held_out_pictures", world), backend.device)
     if not adapters.changes_text:
         ahead = captions_ahead(batches, config, first_step) + (captions_ahead(prior, config, first_step) if prior else [])
         ahead = list(dict.fromkeys(ahead + (probes.captions() if probes else [])))
         with world.main_first():
-            backend.encode_texts(ahead, lambda n, of: listener.on_message(f"Encoding captions {n}/{of}"))
-        for sentence in long_captions(ahead, backend):
-            listener.on_message(sentence)
+            backend.encode_texts(ahead, lambda n, of: listener.on_progress("progress.captions", n, of))
+        for message in long_captions(ahead, backend):
+            listener.on_warning(message)
     if isinstance(store, Disk) and world.main:
         store.tidy()
     if store.problem:
-        listener.on_message(store.problem)
+        listener.on_warning(store.problem)
     return Material(config, layers, adapters, objective, batches, prior, probes)
 
 
@@ -133,21 +135,18 @@ def _encoded(dataset: Dataset, backend: Backend, store: Disk | Memory, listener:
         world.barrier()
     for picture in (p for p in dataset.pictures if p.is_latent):
         backend.know_text(picture.caption, picture.path)
-    cache = LatentCache(dataset, encoder_of(backend), lambda n, of: listener.on_message(f"Encoding {what} {n}/{of}"), store)
-    for name, why in cache.skipped:
-        listener.on_message(f"skipped {name}: {why}")
+    cache = LatentCache(dataset, encoder_of(backend), lambda n, of: listener.on_progress(what, n, of), store)
+    for name, reason in cache.skipped:
+        listener.on_warning(Message.of("data.skipped", name=name, reason=reason))
     return cache
 
 
 def _check_masks(dataset: Dataset, cache: LatentCache, listener: Listener) -> None:
     asked = next((p.data.masks for p in dataset.pictures if p.data.masks != "none"), None)
     if asked and not cache.masked:
-        raise LoomError(
-            f"data.masks: {asked} was chosen, but no picture has a mask that leaves anything out ({cache.unmasked} are white everywhere); "
-            "add masks, or choose none."
-        )
+        raise LoomError("data.masks.none_found", field="data.masks", masks=asked, count=cache.unmasked)
     if cache.unmasked:
-        listener.on_message(f"{cache.unmasked} masks are white everywhere and change nothing")
+        listener.on_warning(Message.of("data.masks.white", count=cache.unmasked))
 
 
 def with_tokens(dataset: Dataset, tokens: TokenSet) -> Dataset:
@@ -167,11 +166,11 @@ def _class_batches(
 ) -> Batches | None:
     """The class pictures as batches with an order of their own; None without prior preservation."""
     with world.main_first():
-        found = class_dataset(config, backend, dataset, tokens, place, lambda n, of: listener.on_message(f"Making class pictures {n}/{of}"))
+        found = class_dataset(config, backend, dataset, tokens, place, lambda n, of: listener.on_progress("progress.drawing_class_pictures", n, of))
     if found is None:
         return None
     own = _of_class(config)
-    return Batches(_encoded(found, backend, store, listener, "class pictures", world), own, backend.device, world)
+    return Batches(_encoded(found, backend, store, listener, "progress.class_pictures", world), own, backend.device, world)
 
 
 def captions_ahead(batches: Batches, config: TrainConfig, first_step: int = 0) -> list[str]:
@@ -192,17 +191,21 @@ def captions_ahead(batches: Batches, config: TrainConfig, first_step: int = 0) -
     return list(captions)[:MAX_TEXTS_AHEAD]
 
 
-def long_captions(captions: Sequence[str], backend: Backend) -> Iterator[str]:
-    """A sentence about captions that do not fit into a text encoder's window, and whether anything of them is lost."""
+def long_captions(captions: Sequence[str], backend: Backend) -> Iterator[Message]:
+    """A message about captions that do not fit into a text encoder's window, and whether anything of them is lost."""
     lengths = {caption: backend.text_length(caption) for caption in captions if len(caption.encode()) > WINDOW}  # a token has at least one byte
     longer = [caption for caption, length in lengths.items() if length.pieces > 1]
     cut = [caption for caption, length in lengths.items() if length.cut]
     if longer:
         worst = max(longer, key=lambda caption: lengths[caption].tokens)
-        yield (
-            f"{len(longer)} captions have more than {lengths[worst].window} tokens and are read in pieces, the longest {lengths[worst].tokens} tokens in "
-            f"{lengths[worst].pieces}: {worst[:60]!r}"
+        yield Message.of(
+            "captions.in_pieces",
+            count=len(longer),
+            window=lengths[worst].window,
+            tokens=lengths[worst].tokens,
+            pieces=lengths[worst].pieces,
+            caption=repr(worst[:60]),
         )
     if cut:
         worst = max(cut, key=lambda caption: lengths[caption].cut)
-        yield f"{len(cut)} captions are too long for this model and are cut, the longest by {lengths[worst].cut} tokens: {worst[:60]!r}"
+        yield Message.of("captions.cut", count=len(cut), tokens=lengths[worst].cut, caption=repr(worst[:60]))

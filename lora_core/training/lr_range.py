@@ -17,6 +17,7 @@ from ..config import TrainConfig
 from ..data.folder import Dataset
 from ..events import Control, Listener
 from ..messages.errors import LoomError, NonFiniteError
+from ..messages.message import Message
 from ..optim.optimizers import OPTIMIZERS
 from ..pictures.plots import curves
 from .assemble import assembled
@@ -32,8 +33,8 @@ class LrRange:
     points: list[tuple[float, float]]
     suggested: float
 
-    def sentence(self) -> str:
-        return f"The loss falls fastest at a learning rate of {self.suggested:.1e}; that or half of it is a good start"
+    def message(self) -> Message:
+        return Message.of("learning_rate.suggested", rate=f"{self.suggested:.1e}")
 
     def drawn(self) -> Image.Image:
         """The loss by learning rate, with the suggested one marked."""
@@ -49,7 +50,7 @@ def lr_range(
     Raises LoomError for optimizers that find their rate themselves, and when the loss never falls.
     """
     if OPTIMIZERS[config.optimizer.name].one_lr:
-        raise LoomError(f"optimizer.name: {config.optimizer.name} finds its learning rate itself; choose another optimizer for this test.")
+        raise LoomError("optimizer.own_rate", field="optimizer.name", name=config.optimizer.name)
     control = control or Control()
     watched = dataclasses.replace(config.validation, every=config.validation.every or 1, patience=0, restore_best=False)
     test = dataclasses.replace(config, steps=steps, validation=watched, embedding=dataclasses.replace(config.embedding, stop=1.0))
@@ -91,5 +92,5 @@ def steepest(points: Sequence[tuple[float, float]]) -> float:
     means = [sum(v for _, v in good[max(0, n - 1) : n + 2]) / len(good[max(0, n - 1) : n + 2]) for n in range(len(good))]
     falls = [(means[n + 1] - means[n], math.sqrt(good[n][0] * good[n + 1][0])) for n in range(len(good) - 1)]
     if not falls or min(falls)[0] >= 0:
-        raise LoomError("learning rate: the loss falls at no rate that was tried; check captions and targets, or try more steps.")
+        raise LoomError("learning_rate.none_found", field="learning_rate")
     return min(falls)[1]

@@ -55,7 +55,7 @@ def class_dataset(
     real = tuple(p if p.caption or not prior.prompt else dataclasses.replace(p, captions=(Caption(prior.prompt),)) for p in real)
     made = _made(wanted(config, subject, tokens, len(real)), config, backend, cache, progress)
     if not real and not made:
-        raise LoomError("prior.count: 0 class pictures are wanted and prior.folder is empty; give a number, or set prior.weight to 0.")
+        raise LoomError("prior.count.none", field="prior.count")
     return Dataset(cache, (*real, *made), (), ())
 
 
@@ -83,7 +83,7 @@ def matched_captions(subject: Dataset, tokens: TokenSet, word: str) -> list[str]
         if caption != picture.caption:
             found[caption] = None
     if not found:
-        raise LoomError("prior.class_word: no caption has the trigger or a token to replace by it; set the dataset's trigger, or use prior.prompt.")
+        raise LoomError("prior.class_word.missing", field="prior.class_word")
     return list(found)
 
 

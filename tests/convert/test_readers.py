@@ -490,7 +490,7 @@ def test_an_unknown_family_is_refused_with_the_known_ones():
 
 
 def test_a_layer_of_another_family_is_refused_when_the_family_is_given():
-    with pytest.raises(FormatError, match=f"{LAYER}.*--family"):
+    with pytest.raises(FormatError, match=f"{LAYER}.*family"):
         read(GOOD, family="flux1")
 
 

@@ -102,7 +102,7 @@ class HostBackend:
         wanted = self._patcher.get_model_object("latent_format").latent_channels
         found = getattr(self._vae, "latent_channels", wanted)
         if found != wanted:
-            raise LoomError(f"vae: makes latents with {found} channels, the model reads {wanted}; wire the VAE that belongs to this model.")
+            raise LoomError("vae.channels", field="vae", channels=found, wanted=wanted)
 
     # ---- what can be trained -----------------------------------------------------------------------------------------
 
@@ -158,7 +158,7 @@ class HostBackend:
             latent = self._model.process_latent_in(self._vae.encode(pixels))
             wanted = self._patcher.get_model_object("latent_format").latent_channels
             if latent.shape[1] != wanted:
-                raise LoomError(f"vae: made latents with {latent.shape[1]} channels, the model reads {wanted}; wire the VAE that belongs to this model.")
+                raise LoomError("vae.channels_made", field="vae", channels=latent.shape[1], wanted=wanted)
             if self._model.latent_format.latent_dimensions == 3 and latent.ndim == 4:
                 latent = latent.unsqueeze(2)
         return latent.clone()
@@ -167,12 +167,12 @@ class HostBackend:
         """(mean, standard deviation) of the latents, both in the model's units. Raises LoomError for a VAE that gives one answer only."""
         form, seen = getattr(getattr(self._vae, "first_stage_model", None), "regularization", None), []
         if not isinstance(form, DiagonalGaussianRegularizer):
-            raise LoomError("data.latents: this VAE gives one answer, not a mean and a spread; choose mean.")
+            raise LoomError("data.latents.no_spread", field="data.latents")
         forward = form.forward
         with override(form, "forward", lambda z: seen.append(z) or forward(z)):
             mean = self.encode_picture(pixels)
         if len(seen) != 1:
-            raise LoomError("data.latents: the VAE had to encode in tiles, which have no common spread; choose mean, or lower data.resolution.")
+            raise LoomError("data.latents.tiled", field="data.latents")
         with torch.inference_mode():
             deviation = (0.5 * seen[0].float().chunk(2, 1)[1].clamp(-30, 20)).exp().to(mean.device)
             raw = self._model.process_latent_out(mean.float())
@@ -184,7 +184,7 @@ class HostBackend:
         with torch.inference_mode():
             wanted = self._patcher.get_model_object("latent_format").latent_channels
             if samples.shape[1] != wanted:
-                raise LoomError(f"dataset: a latent has {samples.shape[1]} channels, the model reads {wanted}; encode the pictures with this model's VAE.")
+                raise LoomError("dataset.latent_channels", field="dataset", channels=samples.shape[1], wanted=wanted)
             return self._model.process_latent_in(samples).clone()
 
     def picture_fingerprint(self) -> str:
@@ -228,7 +228,7 @@ class HostBackend:
             encoded = kept or self._encode(caption)
             width, wanted = encoded[0][0].shape[-1], self.context_width
             if isinstance(wanted, int) and type(self.network).__name__ == "UNetModel" and width != wanted:
-                raise LoomError(f"clip: encodes text with width {width}, the model reads {wanted}; wire the CLIP that belongs to this model.")
+                raise LoomError("clip.width", field="clip", width=width, wanted=wanted)
             self._texts[caption] = encoded
             self._texts_bytes += 0 if kept else encoded[0][0].nbytes  # what is in the store is mapped from there
         return self._texts[caption]
@@ -314,7 +314,7 @@ class HostBackend:
         self, layers: Mapping[str, nn.Module], adapters: AdapterSet, checkpointing: bool | str, largest: tuple[int, ...] = ()
     ) -> Iterator[None]:
         if adapters.changes_text and self._wired:
-            raise LoomError("dataset: its text comes encoded from other nodes, so neither text encoders nor tokens can be trained; give captions.")
+            raise LoomError("dataset.texts_encoded", field="dataset")
         names = set(text_file_names(self._clip, self.family).values()) if adapters.changes_text else set()
         own, texts = ({n: m for n, m in layers.items() if (n in names) == wanted} for wanted in (False, True))
         borrowing = Borrowing(self.network, own, adapters.only(own), bool(checkpointing))
@@ -368,7 +368,7 @@ class HostBackend:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
             reason = str(error).splitlines()[0][:120]
-            raise LoomError(f"clip: the model cannot run on a test input with its text ({reason}); wire the CLIP that belongs to this model.") from error
+            raise LoomError("clip.other_model", field="clip", reason=reason) from error
 
     def _tiny_forward(self) -> torch.Tensor:
         """A prediction for fixed noise of 8 x 8 latent pixels and any caption."""
