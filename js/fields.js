@@ -1,44 +1,69 @@
-// Errors of our nodes name the field they are about ("adapter.rank: 1024 is larger than ..."). Here that field is found and marked.
-import { app } from "../../scripts/app.js";
+// @ts-check
+// Errors of our nodes name the field they are about ("adapter.rank: 1024 is larger than ...").
+// Here that field is found and marked.
 
+/** @typedef {{ node: ComfyNode, name: string }} NodeField a widget or an input */
+
+/** @type {Record<string, string>} */
 const NAMES = { // fields whose widget has another name
-  "optimizer.lr": "learning_rate", "schedule.name": "scheduler", "samples.prompt": "sample_prompt", "samples.every": "sample_every", "samples.cfg": "sample_cfg",
+  "optimizer.lr": "learning_rate", "schedule.name": "scheduler", "samples.prompt": "sample_prompt",
+  "samples.every": "sample_every", "samples.cfg": "sample_cfg",
   "save.every": "save_every", "embedding.init": "init_text",
 };
 const MARK = "#ff5f56";
 
+/**
+ * The field a sentence begins with: as it says it, and the name of its widget.
+ * @param {?string} [sentence]
+ */
 export function fieldOf(sentence) {
   const path = /^([a-z_]+(?:\.[a-z_0-9]+)*): /.exec(sentence ?? "")?.[1];
   return path ? { path, name: NAMES[path] ?? path.split(".").pop() } : null;
 }
 
+/**
+ * What is wired to a node.
+ * @param {ComfyNode} node
+ * @returns {ComfyNode[]}
+ */
 function upstream(node) {
-  return (node.inputs ?? []).map((input, slot) => (input.link != null ? node.getInputNode?.(slot) : null)).filter(Boolean);
+  const nodes = (node.inputs ?? []).map((input, slot) => (input.link != null ? node.getInputNode?.(slot) : null));
+  return nodes.filter((one) => one != null);
 }
 
-// {node, name} of the widget or input: in the node itself, else in what is wired to it.
+/**
+ * The widget or input a sentence is about: in the node itself, else in what is wired to it.
+ * @param {ComfyNode} node
+ * @param {string} sentence
+ * @returns {?NodeField}
+ */
 export function findField(node, sentence) {
   const field = fieldOf(sentence);
   if (!field) return null;
   const seen = new Set();
-  for (let level = [node]; level.length && seen.size < 30; level = level.flatMap(upstream).filter((n) => !seen.has(n))) {
+  for (let level = [node]; level.length && seen.size < 30;) {
     for (const one of level) {
       seen.add(one);
-      if (one.widgets?.some((w) => w.name === field.name) || one.inputs?.some((i) => i.name === field.name)) return { node: one, name: field.name };
+      const parts = [...(one.widgets ?? []), ...(one.inputs ?? [])];
+      if (parts.some((part) => part.name === field.name)) return { node: one, name: field.name };
     }
+    level = level.flatMap(upstream).filter((n) => !seen.has(n));
   }
   return null;
 }
 
-// The classic renderer draws the mark on the canvas; in Nodes 2.0 the row of the widget gets an outline.
+/**
+ * The classic renderer draws the mark on the canvas; in Nodes 2.0 the row of the widget gets an outline.
+ * @param {NodeField} found
+ */
 export function mark(found) {
   const { node, name } = found;
   node.loomMarked = name;
   if (!node.loomMarks) {
     node.loomMarks = true;
     const draw = node.onDrawForeground;
-    node.onDrawForeground = function (pen) {
-      draw?.apply(this, arguments);
+    node.onDrawForeground = function (pen, ...others) {
+      draw?.call(this, pen, ...others);
       if (!this.loomMarked || this.flags?.collapsed) return;
       const widget = this.widgets?.find((w) => w.name === this.loomMarked);
       const slot = this.inputs?.findIndex((i) => i.name === this.loomMarked) ?? -1;
@@ -52,27 +77,32 @@ export function mark(found) {
     };
   }
   const widget = node.widgets?.find((w) => w.name === name);
-  if (window.LiteGraph?.vueNodesMode && (widget?.advanced ?? widget?.options?.advanced)) node.showAdvanced = true; // a mark on a hidden row is none
+  const advanced = widget?.advanced ?? widget?.options?.advanced;
+  if (window.LiteGraph?.vueNodesMode && advanced) node.showAdvanced = true; // a mark on a hidden row is none
   for (const wait of [0, 300, 1000]) { // a row may be drawn anew, or later
     setTimeout(() => node.loomMarked === name && row(found)?.style.setProperty("outline", `2px solid ${MARK}`), wait);
   }
   node.setDirtyCanvas?.(true, true);
 }
 
+/** @param {NodeField} found */
 export function unmark(found) {
   found.node.loomMarked = null;
   row(found)?.style.removeProperty("outline");
   found.node.setDirtyCanvas?.(true, true);
 }
 
+/**
+ * The element of a widget or input in Nodes 2.0.
+ * @param {NodeField} field
+ * @returns {?HTMLElement}
+ */
 function row({ node, name }) {
   const element = document.querySelector(`[data-node-id="${CSS.escape(String(node.id))}"]`);
   if (!element) return null;
-  const label = node.widgets?.find((w) => w.name === name)?.label ?? node.inputs?.find((i) => i.name === name)?.localized_name ?? name;
-  const texts = [...element.querySelectorAll("*")].filter((e) => !e.children.length && [name, label].includes(e.textContent.trim()));
-  return texts[0]?.closest("[data-testid='node-widget'], .lg-node-widget, .lg-slot") ?? texts[0]?.parentElement ?? null;
-}
-
-export function toast(severity, detail, life = 8000) {
-  app.extensionManager?.toast?.add({ severity, summary: "LoRA Loom", detail, life });
+  const widget = node.widgets?.find((w) => w.name === name), input = node.inputs?.find((i) => i.name === name);
+  const names = [name, widget?.label ?? input?.localized_name ?? name];
+  const leaves = [...element.querySelectorAll("*")].filter((e) => !e.children.length);
+  const text = leaves.find((e) => names.includes(e.textContent.trim()));
+  return text?.closest("[data-testid='node-widget'], .lg-node-widget, .lg-slot") ?? text?.parentElement ?? null;
 }

@@ -1,36 +1,56 @@
-// The Runs tab: runs on disk with their pictures and figures; open, compare, resume, export, copy the trigger, delete and restore. Talks to /lora_loom/runs*.
-import { app } from "../../scripts/app.js";
-import { api } from "../../scripts/api.js";
+// @ts-check
+// The Runs tab: runs on disk with their pictures and figures; open, compare, resume, export, copy the trigger, delete
+// and restore. Talks to /lora_loom/runs*.
+import { route } from "./api.js";
+import { Curves } from "./curves.js";
+import { make, say, style } from "./dom.js";
+import { fileSize } from "./figures.js";
 import { language, said, t } from "./words.js";
 
-const API = "/lora_loom/runs";
+/**
+ * A run as the server lists it. `best`: step and lowest loss on held-out pictures; `picture`: step of the newest
+ * sample; `saves`: steps of whole checkpoints; `best_save`: the step whose weights are kept as the best.
+ * @typedef {object} Run
+ * @property {string} id
+ * @property {string} method
+ * @property {string} base
+ * @property {string} trigger
+ * @property {number} step
+ * @property {number} steps
+ * @property {?[number, number]} best
+ * @property {string} state
+ * @property {string} said
+ * @property {number} changed
+ * @property {number} size_bytes
+ * @property {?number} picture
+ * @property {number[]} saves
+ * @property {?number} best_save
+ * @property {string[]} results
+ */
+
+/** @typedef {{ id: string, name: string, time: number, size_bytes: number }} TrashedRun */
+
 const BATCH = 40; // cards added at a time, so hundreds of runs open at once
+const NEAR_END_PX = 400;
 const POLL_MS = 5000; // while a run is going on and the tab is seen
-const TRAIN_NODES = { lora: "LoraLoomTrainLora", pivotal: "LoraLoomTrainLora", embedding: "LoraLoomTrainEmbedding" };
+const TOAST_MS = 6000;
 const COLOURS = ["#4c8dff", "#ff8a3d", "#4bb36b", "#b06ad6", "#e0527a", "#2fb5b5", "#c9a227", "#8a93a6"];
 
 const STYLE = `
-.loom-runs { display: flex; flex-direction: column; gap: 6px; height: 100%; box-sizing: border-box; padding: 8px;
-  font: 12px/1.4 system-ui, sans-serif; color: var(--input-text, #ddd); }
-.loom-runs .bar { display: flex; flex-wrap: wrap; gap: 4px; align-items: center; }
-.loom-runs input[type=text], .loom-runs select { background: var(--comfy-input-bg, #222); color: inherit; border: 1px solid var(--border-color, #444);
-  border-radius: 4px; padding: 3px 5px; font: inherit; min-width: 0; }
-.loom-runs .bar input[type=text] { flex: 1 1 140px; }
-.loom-runs button { background: var(--comfy-input-bg, #333); color: inherit; border: 1px solid var(--border-color, #555); border-radius: 4px;
-  padding: 2px 8px; cursor: pointer; font: inherit; }
-.loom-runs button:disabled { opacity: .45; cursor: default; }
-.loom-runs .said { min-height: 1.4em; overflow-wrap: anywhere; }
-.loom-runs .said.bad { color: #ff7b6b; }
+.loom-runs { gap: 6px; padding: 8px; }
+.loom-runs .tools input[type=text] { flex: 1 1 140px; }
+.loom-runs button { padding: 2px 8px; }
 .loom-runs .list { flex: 1; overflow-y: auto; min-height: 0; }
-.loom-runs .card { display: grid; grid-template-columns: 88px 1fr; gap: 8px; padding: 7px; margin-bottom: 6px; border-radius: 6px;
-  background: rgba(127, 127, 127, .12);
+.loom-runs .card { display: grid; grid-template-columns: 88px 1fr; gap: 8px; padding: 7px; margin-bottom: 6px;
+  border-radius: 6px; background: rgba(127, 127, 127, .12);
   content-visibility: auto; contain-intrinsic-size: auto 128px; }
 .loom-runs .card.chosen { outline: 2px solid #4c8dff; outline-offset: -2px; }
 .loom-runs .card > img, .loom-runs .card > .blank { width: 88px; height: 88px; object-fit: cover; object-position: left;
   border-radius: 4px; background: rgba(0, 0, 0, .25); }
 .loom-runs .name { font-weight: 600; overflow-wrap: anywhere; display: flex; gap: 6px; align-items: flex-start; }
 .loom-runs .facts { opacity: .8; overflow-wrap: anywhere; }
-.loom-runs .state { border-radius: 8px; padding: 0 7px; margin-right: 5px; background: rgba(127, 127, 127, .35); white-space: nowrap; }
+.loom-runs .state { border-radius: 8px; padding: 0 7px; margin-right: 5px; background: rgba(127, 127, 127, .35);
+  white-space: nowrap; }
 .loom-runs .state.running { background: #2c6fd6; color: #fff; }
 .loom-runs .state.finished { background: #2f7d46; color: #fff; }
 .loom-runs .state.failed { background: #b3402f; color: #fff; }
@@ -51,208 +71,157 @@ const STYLE = `
 .loom-runs details span { flex: 1; overflow-wrap: anywhere; }
 `;
 
-function make(tag, properties = {}, ...children) {
-  const element = Object.assign(document.createElement(tag), properties);
-  element.append(...children);
-  return element;
+const date = (/** @type {number} */ seconds) =>
+  new Date(seconds * 1000).toLocaleString(language, { dateStyle: "medium", timeStyle: "short" });
+
+/**
+ * What can be exported of a run, as [value, text]; the one that is chosen first comes first.
+ * @param {Pick<Run, "saves" | "best_save" | "results">} run
+ * @returns {[string, string][]}
+ */
+export function exportChoices({ saves, best_save: best, results }) {
+  /** @type {[string, string][]} */
+  const choices = [];
+  if (results.length) choices.push(["result", t("runs.save_result")]);
+  if (best !== null) choices.push(["best", t("runs.save_best", { step: best })]);
+  for (const step of saves.filter((save) => save !== best).reverse()) {
+    choices.push([String(step), t("runs.at_step", { step })]);
+  }
+  return choices;
 }
 
-const size = (bytes) => (bytes >= 1e9 ? `${(bytes / 1e9).toFixed(1)} GB` : `${(bytes / 1e6).toFixed(bytes < 1e7 ? 1 : 0)} MB`);
-const date = (seconds) => new Date(seconds * 1000).toLocaleString(language, { dateStyle: "medium", timeStyle: "short" });
-const picture = (run, large = false) =>
-  api.apiURL(`${API}/picture?id=${encodeURIComponent(run.id)}&step=${run.picture}${large ? "&large=1" : ""}&of=${Math.round(run.changed)}`);
+/** An export choice as the server takes it: "result", "best" or a step. */
+export const exportedSave = (/** @type {string} */ choice) => (/^\d+$/.test(choice) ? Number(choice) : choice);
 
-async function ask(path, body) {
-  const options = body ? { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) } : {};
-  let response, answer;
-  try {
-    response = await api.fetchApi(API + path, options);
-    answer = await response.json();
-  } catch {
-    throw new Error(t("runs.unreachable"));
-  }
-  if (!response.ok) throw new Error(answer.error ? said(answer.error) : response.statusText);
-  return answer;
+/**
+ * The runs whose name, base, trigger or state holds a text.
+ * @param {Run[]} runs
+ * @param {string} text
+ */
+export function filteredRuns(runs, text) {
+  const wanted = text.trim().toLowerCase();
+  return runs.filter((run) => {
+    const texts = [run.id, run.base, run.trigger, t(`runs.state_${run.state}`)];
+    return texts.some((part) => part.toLowerCase().includes(wanted));
+  });
 }
 
-// Every node of the open workflow, those inside of subgraphs too.
-function* nodesOf(graph) {
-  for (const node of graph?._nodes ?? graph?.nodes ?? []) {
-    yield node;
-    if (node.subgraph) yield* nodesOf(node.subgraph);
-  }
-}
-
-// Loss curves of several runs over one another; the values at a step are read off under the pointer.
-class Curves {
-  constructor(legend) {
-    this.legend = legend;
-    this.lines = [];
-    this.canvas = make("canvas");
-    this.root = make("div", { className: "chart" }, this.canvas);
-    this.sized = new ResizeObserver(() => this.draw());
-    this.sized.observe(this.root);
-    this.canvas.addEventListener("pointermove", (e) => this.draw(e.offsetX));
-    this.canvas.addEventListener("pointerleave", () => this.draw());
-  }
-
-  show(lines) {
-    this.lines = lines;
-    this.draw();
-  }
-
-  dispose() {
-    this.sized.disconnect();
-  }
-
-  draw(pointer) {
-    const width = this.root.clientWidth, height = this.root.clientHeight, ratio = window.devicePixelRatio || 1;
-    if (!width || !height) return;
-    Object.assign(this.canvas, { width: width * ratio, height: height * ratio });
-    const pen = this.canvas.getContext("2d");
-    pen.scale(ratio, ratio);
-    pen.font = "11px system-ui, sans-serif";
-    const values = this.lines.flatMap((l) => [...l.loss, ...l.held_out].map((p) => p[1])).sort((a, b) => a - b);
-    if (!values.length) return this.read(null);
-    const left = 52, right = width - 8, top = 8, bottom = height - 22;
-    const last = Math.max(1, ...this.lines.flatMap((l) => [l.loss.at(-1)?.[0] ?? 0, l.held_out.at(-1)?.[0] ?? 0]));
-    let low = values[0], high = values[Math.floor(0.99 * (values.length - 1))]; // the first steps of a curve would squeeze the rest
-    const room = (high - low) * 0.06 || Math.abs(high) * 0.1 || 1;
-    low -= room;
-    high += room;
-    const x = (step) => left + ((right - left) * step) / last;
-    const y = (value) => bottom - ((bottom - top) * Math.min(1, (value - low) / (high - low)));
-    const ink = getComputedStyle(this.root).color;
-    pen.fillStyle = ink;
-    pen.strokeStyle = "rgba(127,127,127,.3)";
-    for (let n = 0; n <= 4; n++) {
-      const level = bottom - ((bottom - top) * n) / 4;
-      pen.beginPath();
-      pen.moveTo(left, level);
-      pen.lineTo(right, level);
-      pen.stroke();
-      pen.textAlign = "right";
-      pen.fillText((low + ((high - low) * n) / 4).toPrecision(3), left - 5, level + 4);
-      pen.textAlign = n === 4 ? "right" : n ? "center" : "left";
-      pen.fillText(String(Math.round((last * n) / 4)), left + ((right - left) * n) / 4, height - 7);
-    }
-    for (const line of this.lines) {
-      pen.strokeStyle = pen.fillStyle = line.colour;
-      for (const [points, dash] of [[line.loss, []], [line.held_out, [5, 4]]]) {
-        pen.setLineDash(dash);
-        pen.lineWidth = dash.length ? 1.5 : 1.8;
-        pen.beginPath();
-        points.forEach(([step, value], n) => (n ? pen.lineTo(x(step), y(value)) : pen.moveTo(x(step), y(value))));
-        pen.stroke();
-        if (dash.length) for (const [step, value] of points) pen.fillRect(x(step) - 2, y(value) - 2, 4, 4);
-      }
-    }
-    pen.setLineDash([]);
-    const at = pointer === undefined || pointer < left || pointer > right ? null : Math.round(((pointer - left) / (right - left)) * last);
-    if (at !== null) {
-      pen.strokeStyle = ink;
-      pen.lineWidth = 1;
-      pen.beginPath();
-      pen.moveTo(pointer, top);
-      pen.lineTo(pointer, bottom);
-      pen.stroke();
-    }
-    this.read(at);
-  }
-
-  read(step) {
-    const near = (points) => points.reduce((best, p) => (best === null || Math.abs(p[0] - step) < Math.abs(best[0] - step) ? p : best), null);
-    const rows = this.lines.map((line) => {
-      const swatch = make("i");
-      swatch.style.background = line.colour;
-      const loss = step === null || step > (line.loss.at(-1)?.[0] ?? 0) ? null : near(line.loss), held = loss && near(line.held_out);
-      const figures = loss ? ` · ${loss[1].toPrecision(4)}${held ? ` · ${held[1].toPrecision(4)} (${t("runs.at_step", { step: held[0] })})` : ""}` : "";
-      return make("div", {}, swatch, line.name + figures);
-    });
-    this.legend.replaceChildren(...rows, make("div", { className: "facts", textContent: step === null ? t("runs.loss") : t("runs.at_step", { step }) }));
-  }
-}
-
-class Runs {
-  constructor() {
+export class Runs {
+  /** @param {import("./host.js").Host} host */
+  constructor(host) {
+    this.host = host;
+    /** @type {Run[]} */
     this.runs = [];
-    this.fitting = [];
+    /** @type {Run[]} */
+    this.filtered = [];
+    /** @type {TrashedRun[]} */
     this.trashed = [];
+    /** @type {Set<string>} */
     this.chosen = new Set();
-    this.saves = new Map(); // run -> what its export takes
-    this.local = false;
-    this.place = "";
+    /** @type {Map<string, string>} run -> what its export takes */
+    this.saves = new Map();
+    this.local = false; // the server is this machine
+    this.place = ""; // of the run folders
+    this.answer = ""; // the last one, as text
+    this.drawn = 0; // cards
+    /** @type {ReturnType<typeof setTimeout> | undefined} */
+    this.timer = undefined;
+    style("loom-runs", STYLE);
     this.filter = make("input", { type: "text", placeholder: t("runs.filter") });
-    this.compare = make("button", { textContent: t("runs.compare"), disabled: true, title: t("runs.compare_hint"), onclick: () => this.showCompared() });
-    this.said = make("div", { className: "said" });
+    this.compare = make("button", {
+      textContent: t("runs.compare"), title: t("runs.compare_hint"), disabled: true, onclick: () => this.showCompared(),
+    });
+    const refresh = make("button", { textContent: t("runs.refresh"), onclick: () => this.load() });
+    this.tools = make("div", { className: "tools" }, this.filter, refresh, this.compare);
+    this.notice = make("div", { className: "notice" });
     this.list = make("div", { className: "list" });
     this.trash = make("details");
-    this.bar = make("div", { className: "bar" }, this.filter, make("button", { textContent: t("runs.refresh"), onclick: () => this.load() }), this.compare);
-    this.root = make("div", { className: "loom-runs", lang: language }, make("style", { textContent: STYLE }), this.bar, this.said, this.list, this.trash);
+    this.root = make("div", { className: "loom loom-runs", lang: language });
+    this.showList();
     this.filter.addEventListener("input", () => {
       this.list.scrollTop = 0;
       this.draw();
     });
     this.list.addEventListener("scroll", () => {
-      if (this.list.scrollTop + this.list.clientHeight > this.list.scrollHeight - 400) this.more();
+      const { scrollTop, clientHeight, scrollHeight } = this.list;
+      if (scrollTop + clientHeight > scrollHeight - NEAR_END_PX) this.more();
     });
+    host.onEvent("runs", () => this.seen() && this.load());
   }
 
-  say(text, bad = false) {
-    this.said.textContent = text;
-    this.said.classList.toggle("bad", bad);
+  /** Puts the tab into `place`, and loads. */
+  mount(/** @type {HTMLElement} */ place) {
+    if (place.firstChild === this.root) return;
+    place.style.height = "100%";
+    place.replaceChildren(this.root);
+    this.load();
   }
 
+  rest() {
+    clearTimeout(this.timer);
+  }
+
+  /**
+   * @param {string} detail
+   * @param {import("./host.js").Severity} [severity]
+   */
   toast(detail, severity = "success") {
-    app.extensionManager?.toast?.add({ severity, summary: "LoRA Loom", detail, life: 6000 });
+    this.host.toast(severity, detail, TOAST_MS);
   }
 
-  // Runs what a button does; the sentence of an error goes where it is seen.
+  /**
+   * Runs what a button does; the sentence of an error goes where it is seen.
+   * @param {() => Promise<void>} work
+   */
   async act(work) {
     this.count(); // takes an older error away
     try {
       await work();
     } catch (error) {
-      this.say(error.message, true);
-      this.toast(error.message, "warn");
+      const { message } = /** @type {Error} */ (error);
+      say(this.notice, message, true);
+      this.toast(message, "warn");
     }
   }
 
-  shown() {
+  seen() {
     return this.root.isConnected && this.root.offsetParent !== null && !document.hidden;
   }
 
   async load() {
-    clearTimeout(this.timer);
+    this.rest();
     try {
-      const answer = await ask(""), told = JSON.stringify(answer);
-      if (told === this.told) { // nothing is drawn anew under the pointer
-        this.count();
-        return this.wait();
-      }
-      this.told = told;
-      Object.assign(this, { runs: answer.runs, trashed: answer.trash, local: answer.local, place: answer.place });
-      for (const id of this.chosen) if (!this.runs.some((r) => r.id === id)) this.chosen.delete(id);
-      this.draw();
+      this.take(await this.host.fetchJson(route("runs")));
     } catch (error) {
-      this.say(error.message, true);
+      say(this.notice, /** @type {Error} */ (error).message, true);
     }
     this.wait();
   }
 
+  take(/** @type {{ runs: Run[], trash: TrashedRun[], local: boolean, place: string }} */ list) {
+    const answer = JSON.stringify(list);
+    if (answer === this.answer) return this.count(); // nothing is drawn anew under the pointer
+    this.answer = answer;
+    this.runs = list.runs;
+    this.trashed = list.trash;
+    this.local = list.local;
+    this.place = list.place;
+    for (const id of this.chosen) if (!this.runs.some((run) => run.id === id)) this.chosen.delete(id);
+    this.draw();
+  }
+
   wait() {
-    clearTimeout(this.timer);
-    if (this.runs.some((r) => r.state === "running")) {
-      this.timer = setTimeout(() => (this.shown() ? this.load() : this.wait()), POLL_MS);
-    }
+    this.rest();
+    if (!this.runs.some((run) => run.state === "running")) return;
+    this.timer = setTimeout(() => (this.seen() ? this.load() : this.wait()), POLL_MS);
   }
 
   draw() {
-    const wanted = this.filter.value.trim().toLowerCase(), scroll = this.list.scrollTop, seen = Math.max(BATCH, this.drawn ?? 0);
-    this.fitting = this.runs.filter((r) => [r.id, r.base, r.trigger, t(`runs.state_${r.state}`)].some((text) => text.toLowerCase().includes(wanted)));
+    const scroll = this.list.scrollTop, cards = scroll ? Math.max(BATCH, this.drawn) : BATCH;
+    this.filtered = filteredRuns(this.runs, this.filter.value);
     this.drawn = 0;
     this.list.replaceChildren();
-    this.more(scroll ? seen : BATCH);
+    this.more(cards);
     this.list.scrollTop = scroll;
     this.count();
     this.compare.disabled = this.chosen.size < 2;
@@ -260,31 +229,22 @@ class Runs {
   }
 
   count() {
-    if (!this.runs.length) this.say(t("runs.none", { place: this.place }));
-    else if (!this.fitting.length) this.say(t("runs.nothing_fits", { text: this.filter.value }));
-    else this.say(t("runs.count", { shown: this.fitting.length, all: this.runs.length }));
+    if (!this.runs.length) say(this.notice, t("runs.none", { place: this.place }));
+    else if (!this.filtered.length) say(this.notice, t("runs.nothing_fits", { text: this.filter.value }));
+    else say(this.notice, t("runs.count", { shown: this.filtered.length, all: this.runs.length }));
   }
 
   more(count = BATCH) {
-    const next = this.fitting.slice(this.drawn, this.drawn + count);
+    const next = this.filtered.slice(this.drawn, this.drawn + count);
     this.drawn += next.length;
     this.list.append(...next.map((run) => this.card(run)));
   }
 
-  card(run) {
+  card(/** @type {Run} */ run) {
     const tick = make("input", { type: "checkbox", checked: this.chosen.has(run.id), title: t("runs.select") });
-    const image = run.picture === null ? make("div", { className: "blank" })
-      : make("img", { src: picture(run), loading: "lazy", decoding: "async", draggable: false, alt: "" });
-    image.onerror = () => image.replaceWith(make("div", { className: "blank" }));
-    const figures = [t("runs.steps", { done: run.step, all: run.steps }), ...(run.base ? [run.base] : [])];
-    const best = run.best ? [t("runs.best", { loss: run.best[1].toPrecision(4), step: run.best[0] })] : [];
-    const facts = make("div", {}, make("label", { className: "name" }, tick, run.id),
-      make("div", { className: "facts" }, make("span", { className: `state ${run.state}`, textContent: t(`runs.state_${run.state}`) }), figures.join(" · ")),
-      ...best.map((text) => make("div", { className: "facts", textContent: text })),
-      make("div", { className: "facts", textContent: `${date(run.changed)} · ${size(run.size_bytes)}` }));
-    if (run.said) facts.append(make("div", { className: "why", textContent: said(run.said) }));
-    facts.append(this.actions(run));
-    const card = make("div", { className: "card" }, image, facts);
+    const name = make("label", { className: "name" }, tick, run.id);
+    const facts = make("div", {}, name, ...this.facts(run), this.actions(run));
+    const card = make("div", { className: "card" }, this.image(run), facts);
     card.classList.toggle("chosen", tick.checked);
     tick.addEventListener("change", () => {
       if (tick.checked) this.chosen.add(run.id);
@@ -295,139 +255,153 @@ class Runs {
     return card;
   }
 
-  actions(run) {
-    const button = (key, work, hint = "", disabled = false) =>
-      make("button", { textContent: t(`runs.${key}`), title: hint && t(`runs.${hint}`), disabled, onclick: () => this.act(work) });
-    const path = `${this.place}/${run.id}`;
-    const folder = this.local ? button("open", () => ask("/open", { id: run.id })) : button("copy_path", () => this.copy(path));
-    folder.title = path;
-    const resume = button("resume", () => this.resume(run), "resume_hint", !run.saves.length || run.state === "running");
-    const row = make("div", { className: "actions" }, folder, resume);
-    const choices = run.saves.filter((s) => s !== run.best_save).reverse().map((s) => [s, t("runs.at_step", { step: s })]);
-    if (run.best_save !== null) choices.unshift(["best", t("runs.save_best", { step: run.best_save })]);
-    if (run.results.length) choices.unshift(["result", t("runs.save_result")]);
-    if (choices.length) {
-      const select = make("select", { title: t("runs.export_hint") }, ...choices.map(([value, text]) => make("option", { value, textContent: text })));
-      select.value = this.saves.get(run.id) ?? choices[0][0];
-      if (select.selectedIndex < 0) select.selectedIndex = 0;
-      select.addEventListener("change", () => this.saves.set(run.id, select.value));
-      row.append(select, button("export", () => this.export(run, select.value), "export_hint"));
-    }
-    if (run.trigger) {
-      const copy = button("trigger", () => this.copy(run.trigger));
-      copy.title = run.trigger;
-      row.append(copy);
-    }
-    row.append(button("delete", () => this.delete(run), "delete_hint", run.state === "running"));
+  image(/** @type {Run} */ run) {
+    const blank = make("div", { className: "blank" });
+    if (run.picture === null) return blank;
+    const src = this.picture(run);
+    const image = make("img", { src, loading: "lazy", decoding: "async", draggable: false, alt: "" });
+    image.onerror = () => image.replaceWith(blank);
+    return image;
+  }
+
+  /** The address of a run's newest sample. */
+  picture(/** @type {Run} */ run, large = false) {
+    const query = { id: run.id, step: Number(run.picture), of: Math.round(run.changed) };
+    return this.host.imageUrl(route("runs/picture", large ? { ...query, large: 1 } : query));
+  }
+
+  facts(/** @type {Run} */ run) {
+    const line = (/** @type {string} */ text, className = "facts") => make("div", { className, textContent: text });
+    const state = make("span", { className: `state ${run.state}`, textContent: t(`runs.state_${run.state}`) });
+    const figures = [t("runs.steps", { done: run.step, all: run.steps }), run.base].filter(Boolean);
+    const lines = [make("div", { className: "facts" }, state, figures.join(" · "))];
+    if (run.best) lines.push(line(t("runs.best", { loss: run.best[1].toPrecision(4), step: run.best[0] })));
+    lines.push(line(`${date(run.changed)} · ${fileSize(run.size_bytes)}`));
+    if (run.said) lines.push(line(said(run.said), "why"));
+    return lines;
+  }
+
+  /**
+   * @param {string} key of its text
+   * @param {() => Promise<void>} work
+   * @param {{ title?: string, disabled?: boolean }} [properties]
+   */
+  button(key, work, { title = "", disabled = false } = {}) {
+    return make("button", { textContent: t(`runs.${key}`), title, disabled, onclick: () => this.act(work) });
+  }
+
+  actions(/** @type {Run} */ run) {
+    const running = run.state === "running";
+    const resume = this.button("resume", () => this.resume(run), {
+      title: t("runs.resume_hint"), disabled: running || !run.saves.length,
+    });
+    const row = make("div", { className: "actions" }, this.folderButton(run), resume, ...this.exporter(run));
+    if (run.trigger) row.append(this.button("trigger", () => this.copy(run.trigger), { title: run.trigger }));
+    row.append(this.button("delete", () => this.delete(run), { title: t("runs.delete_hint"), disabled: running }));
     return row;
   }
 
-  async copy(text) {
+  folderButton(/** @type {Run} */ run) {
+    const path = `${this.place}/${run.id}`;
+    if (!this.local) return this.button("copy_path", () => this.copy(path), { title: path });
+    return this.button("open", () => this.host.postJson(route("runs/open"), { id: run.id }), { title: path });
+  }
+
+  /** The choice of weights and the button that exports them; nothing where a run has none. */
+  exporter(/** @type {Run} */ run) {
+    const choices = exportChoices(run);
+    if (!choices.length) return [];
+    const options = choices.map(([value, text]) => make("option", { value, textContent: text }));
+    const select = make("select", { title: t("runs.export_hint") }, ...options);
+    select.value = this.saves.get(run.id) ?? choices[0][0];
+    if (select.selectedIndex < 0) select.selectedIndex = 0;
+    select.addEventListener("change", () => this.saves.set(run.id, select.value));
+    const title = t("runs.export_hint");
+    return [select, this.button("export", () => this.export(run, select.value), { title })];
+  }
+
+  async copy(/** @type {string} */ text) {
     try {
       await navigator.clipboard.writeText(text); // not there on pages without https
     } catch {
-      const area = make("textarea", { value: text });
-      document.body.append(area);
-      area.select();
-      const done = document.execCommand("copy");
-      area.remove();
-      if (!done) return this.say(t("runs.not_copied", { text }), true);
+      if (!copiedByHand(text)) return say(this.notice, t("runs.not_copied", { text }), true);
     }
     this.toast(t("runs.copied", { text }));
   }
 
-  async export(run, save) {
-    const { files } = await ask("/export", { id: run.id, save: /^\d+$/.test(save) ? Number(save) : save });
+  /**
+   * @param {Run} run
+   * @param {string} choice
+   */
+  async export(run, choice) {
+    const { files } = await this.host.postJson(route("runs/export"), { id: run.id, save: exportedSave(choice) });
     this.toast(t("runs.exported", { files: files.join(", ") }));
-    await app.refreshComboInNodes?.(); // the new file is in every loader's list at once
+    await this.host.refreshLists(); // the new file is in every loader's list at once
   }
 
-  async delete(run) {
-    await ask("/delete", { id: run.id });
+  async delete(/** @type {Run} */ run) {
+    await this.host.postJson(route("runs/delete"), { id: run.id });
     this.chosen.delete(run.id);
     this.toast(t("runs.deleted", { name: run.id }));
     await this.load();
   }
 
-  async resume(run) {
-    const { name, workflow } = await ask(`/resume?id=${encodeURIComponent(run.id)}`);
-    if (workflow) await app.loadGraphData(workflow, true, true, name);
-    const kind = TRAIN_NODES[run.method];
-    const found = [...nodesOf(app.rootGraph ?? app.graph)].filter((node) => node.comfyClass === kind);
-    const own = found.filter((node) => name.startsWith(String(widget(node, "name")?.value)));
-    const node = own.length === 1 ? own[0] : found.length === 1 ? found[0] : null;
-    if (!node) return this.toast(t("runs.resume_missing", { name }), "info");
-    for (const [key, value] of [["name", name], ["resume", "continue last"]]) {
-      const target = widget(node, key);
-      if (target) {
-        target.value = value;
-        target.callback?.(value);
-      }
-    }
-    if (node.graph === app.canvas?.graph) app.canvas.centerOnNode(node);
-    app.canvas?.setDirty(true, true);
-    this.toast(t("runs.resumed", { node: node.title ?? t("runs.resume_node"), name }));
+  async resume(/** @type {Run} */ run) {
+    const { name, workflow } = await this.host.fetchJson(route("runs/resume", { id: run.id }));
+    const title = await this.host.openRun({ name, method: run.method, workflow });
+    if (title === null) this.toast(t("runs.resume_missing", { name }), "info");
+    else this.toast(t("runs.resumed", { node: title || t("runs.resume_node"), name }));
   }
 
   drawTrash() {
     this.trash.hidden = !this.trashed.length;
-    const rows = this.trashed.map((run) => make("div", {}, make("span", { textContent: `${run.name} · ${date(run.time)} · ${size(run.size_bytes)}` }),
-      make("button", { textContent: t("runs.restore"), onclick: () => this.act(() => this.restore(run)) })));
-    this.trash.replaceChildren(make("summary", { textContent: t("runs.trash", { count: this.trashed.length }) }), ...rows);
+    const rows = this.trashed.map((run) => make("div", {},
+      make("span", { textContent: `${run.name} · ${date(run.time)} · ${fileSize(run.size_bytes)}` }),
+      this.button("restore", () => this.restore(run))));
+    const summary = make("summary", { textContent: t("runs.trash", { count: this.trashed.length }) });
+    this.trash.replaceChildren(summary, ...rows);
   }
 
-  async restore(run) {
-    const { id } = await ask("/restore", { trash: run.id });
+  async restore(/** @type {TrashedRun} */ run) {
+    const { id } = await this.host.postJson(route("runs/restore"), { trash: run.id });
     this.toast(t("runs.restored", { name: id }));
     await this.load();
   }
 
+  showList() {
+    this.root.replaceChildren(this.tools, this.notice, this.list, this.trash);
+  }
+
   async showCompared() {
-    const runs = this.runs.filter((r) => this.chosen.has(r.id));
+    const runs = this.runs.filter((run) => this.chosen.has(run.id));
     const legend = make("div", { className: "legend" }), curves = new Curves(legend);
-    const samples = runs.filter((r) => r.picture !== null).map((run) =>
-      make("figure", {}, make("img", { src: picture(run, true), loading: "lazy", decoding: "async", alt: "" }),
-        make("figcaption", { textContent: `${run.id} · ${t("runs.at_step", { step: run.picture })}` })));
-    const view = make("div", { className: "compare" }, curves.root, legend, make("div", { className: "samples" }, ...samples));
+    const samples = make("div", { className: "samples" }, ...runs.filter((run) => run.picture !== null)
+      .map((run) => this.sample(run)));
     const back = make("button", { textContent: t("runs.back"), onclick: () => {
       curves.dispose();
-      this.root.replaceChildren(this.root.firstChild, this.bar, this.said, this.list, this.trash);
+      this.showList();
     } });
-    this.root.replaceChildren(this.root.firstChild, make("div", { className: "bar" }, back), view);
+    this.root.replaceChildren(make("div", { className: "tools" }, back),
+      make("div", { className: "compare" }, curves.root, legend, samples));
     await this.act(async () => {
-      const lines = await Promise.all(runs.map((run) => ask(`/curve?id=${encodeURIComponent(run.id)}`)));
-      curves.show(lines.map((line, n) => ({ ...line, name: runs[n].id, colour: COLOURS[n % COLOURS.length] })));
+      const courses = await Promise.all(runs.map(({ id }) => this.host.fetchJson(route("runs/curve", { id }))));
+      curves.show(courses.map((course, n) => ({ ...course, name: runs[n].id, colour: COLOURS[n % COLOURS.length] })));
     });
+  }
+
+  sample(/** @type {Run} */ run) {
+    const caption = `${run.id} · ${t("runs.at_step", { step: run.picture })}`;
+    const image = make("img", { src: this.picture(run, true), loading: "lazy", decoding: "async", alt: "" });
+    return make("figure", {}, image, make("figcaption", { textContent: caption }));
   }
 }
 
-function widget(node, name) {
-  return node.widgets?.find((w) => w.name === name);
+/** Copies as pages without https can: through a selected text. False where the browser does not. */
+function copiedByHand(/** @type {string} */ text) {
+  const area = make("textarea", { value: text });
+  document.body.append(area);
+  area.select();
+  const copied = document.execCommand("copy");
+  area.remove();
+  return copied;
 }
-
-const tab = new Runs();
-for (const event of ["execution_start", "execution_success", "execution_error", "execution_interrupted"]) {
-  api.addEventListener(event, () => tab.shown() && tab.load());
-}
-
-app.registerExtension({
-  name: "lora_loom.runs",
-  setup() {
-    app.extensionManager?.registerSidebarTab?.({
-      id: "lora_loom_runs",
-      icon: "pi pi-chart-line",
-      title: "LoRA Loom",
-      tooltip: t("runs.tooltip"),
-      type: "custom",
-      render(place) { // called again whenever the page lays itself out anew
-        if (place.firstChild === tab.root) return;
-        place.style.height = "100%";
-        place.replaceChildren(tab.root);
-        tab.load();
-      },
-      destroy() {
-        clearTimeout(tab.timer);
-      },
-    });
-  },
-});

@@ -1,34 +1,83 @@
-// What a person may choose about the panel, in ComfyUI's settings. Nothing is counted and nothing is sent anywhere.
-import { app } from "../../scripts/app.js";
+// @ts-check
+// What a person may choose about the panel, in the host's settings. Nothing is counted and nothing is sent anywhere.
 import { t } from "./words.js";
 
 const LOSS_AXIS = "LoraLoom.panel.lossAxis", SAMPLE_SIZE = "LoraLoom.panel.sampleSize";
-const HEIGHTS = { small: 96, medium: 132, large: 220 }; // px of the newest sample
-const listeners = new Set(), changed = {}; // the host tells of a change before it can be asked for it
+const MEDIUM_PX = 132;
+/** @type {Record<string, number>} */
+const HEIGHTS_PX = { small: 96, medium: MEDIUM_PX, large: 220 }; // of the newest sample
 
-const chosen = (id, standard) => changed[id] ?? app.extensionManager?.setting?.get(id) ?? standard;
+/** The choices as they are now. */
+export class Settings {
+  /** @param {Pick<import("./host.js").Host, "setting">} host */
+  constructor(host) {
+    this.host = host;
+    /** @type {Record<string, unknown>} */
+    this.changed = {}; // the host tells of a change before it can be asked for it
+    /** @type {Set<() => void>} */
+    this.listeners = new Set();
+  }
 
-function take(id, value) {
-  changed[id] = value;
-  listeners.forEach((listener) => listener());
+  /**
+   * @param {string} id
+   * @param {string} standard
+   */
+  choice(id, standard) {
+    return String(this.changed[id] ?? this.host.setting(id) ?? standard);
+  }
+
+  /**
+   * @param {string} id
+   * @param {unknown} value
+   */
+  take(id, value) {
+    this.changed[id] = value;
+    this.listeners.forEach((listener) => listener());
+  }
+
+  logarithmicLoss() {
+    return this.choice(LOSS_AXIS, "linear") === "logarithmic";
+  }
+
+  sampleHeight() {
+    return HEIGHTS_PX[this.choice(SAMPLE_SIZE, "medium")] ?? MEDIUM_PX;
+  }
+
+  /** How much higher than the medium one the newest sample is. */
+  extraHeight() {
+    return this.sampleHeight() - MEDIUM_PX;
+  }
+
+  /**
+   * Calls `listener` after each change; returns what ends that.
+   * @param {() => void} listener
+   */
+  onChange(listener) {
+    this.listeners.add(listener);
+    return () => void this.listeners.delete(listener);
+  }
+
+  /** The entries for ComfyUI's settings. */
+  entries() {
+    return [
+      this.combo(LOSS_AXIS, "loss_axis", ["linear", "logarithmic"], "linear"),
+      this.combo(SAMPLE_SIZE, "sample_size", ["small", "medium", "large"], "medium"),
+    ];
+  }
+
+  /**
+   * @param {string} id
+   * @param {string} name
+   * @param {string[]} values
+   * @param {string} standard
+   */
+  combo(id, name, values, standard) {
+    return {
+      id, type: "combo", defaultValue: standard,
+      name: t(`settings.${name}`), tooltip: t(`settings.${name}_tip`),
+      category: ["LoRA Loom", t("settings.panel"), t(`settings.${name}`)],
+      options: values.map((value) => ({ text: t(`settings.${value}`), value })),
+      onChange: (/** @type {unknown} */ value) => this.take(id, value),
+    };
+  }
 }
-
-export const logarithmicLoss = () => chosen(LOSS_AXIS, "linear") === "logarithmic";
-export const sampleHeight = () => HEIGHTS[chosen(SAMPLE_SIZE, "medium")] ?? HEIGHTS.medium;
-export const MEDIUM = HEIGHTS.medium;
-
-/** Calls `listener` after each change; returns what ends that. */
-export function onSettings(listener) {
-  listeners.add(listener);
-  return () => listeners.delete(listener);
-}
-
-const combo = (id, name, values, standard) => ({
-  id, name: t(`settings.${name}`), tooltip: t(`settings.${name}_tip`), type: "combo", defaultValue: standard, onChange: (value) => take(id, value),
-  options: values.map((value) => ({ text: t(`settings.${value}`), value })), category: ["LoRA Loom", t("settings.panel"), t(`settings.${name}`)],
-});
-
-app.registerExtension({
-  name: "lora_loom.settings",
-  settings: [combo(LOSS_AXIS, "loss_axis", ["linear", "logarithmic"], "linear"), combo(SAMPLE_SIZE, "sample_size", ["small", "medium", "large"], "medium")],
-});

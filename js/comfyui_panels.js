@@ -1,0 +1,74 @@
+// @ts-check
+// The panels in ComfyUI's train nodes.
+import { addElement, app, api, host, nodesAreElements, rootGraph } from "./comfyui.js";
+import { findField, mark, unmark } from "./fields.js";
+import { allNodes, continuedInputs, executionIds, nodeById } from "./graph.js";
+import { TrainPanel, watchPanels } from "./train_panel.js";
+
+const PANELS = ["LoraLoomTrainLora", "LoraLoomTrainEmbedding", "LoraLoomFindLearningRate"];
+const WIDTH = 440; // px, at least
+const GROWTH = 1.4; // how far beyond its least height Nodes 2.0 may stretch a panel
+
+/**
+ * The place of a panel in a node.
+ * @param {ComfyNode} node
+ * @returns {import("./host.js").Seat}
+ */
+function seatIn(node) {
+  return {
+    kind: node.comfyClass ?? "",
+    ids: () => executionIds(rootGraph(), node),
+    workflow: () => String(rootGraph()?.id ?? ""),
+    mark(sentence) {
+      const field = findField(node, sentence);
+      if (field) mark(field);
+      return field;
+    },
+    unmark: (field) => unmark(/** @type {import("./fields.js").NodeField} */ (field)),
+    grow(element, height) { // Nodes 2.0 gives a widget the room its content needs
+      const elements = nodesAreElements(), [width, current] = node.size;
+      element.style.minHeight = elements ? `${height}px` : "";
+      element.style.maxHeight = elements ? `${GROWTH * height}px` : "";
+      const needed = elements ? current : Math.max(current, node.computeSize?.()[1] ?? 0);
+      node.setSize?.([Math.max(width, WIDTH), needed]);
+      node.setDirtyCanvas?.(true, true);
+    },
+    async goOn(state) {
+      const prompt = await app.graphToPrompt(), entry = prompt.output[state.node];
+      if (!entry?.inputs) throw new Error(state.node);
+      entry.inputs = continuedInputs(entry.inputs, state);
+      await api.queuePrompt(0, prompt);
+    },
+  };
+}
+
+function* panels() {
+  for (const node of allNodes(rootGraph())) if (node.loomPanel) yield node.loomPanel;
+}
+
+/**
+ * @param {import("./settings.js").Settings} settings
+ * @returns {ComfyExtension}
+ */
+export function panelExtension(settings) {
+  const refreshAll = watchPanels(host, panels, (id) => nodeById(rootGraph(), id)?.loomPanel);
+  return {
+    name: "lora_loom.panel",
+    nodeCreated(node) {
+      if (!PANELS.includes(node.comfyClass ?? "")) return;
+      const panel = new TrainPanel(host, seatIn(node), settings);
+      node.loomPanel = panel;
+      addElement(node, "loom_panel", panel.root, () => panel.minHeight());
+      panel.root.addEventListener("wheel", (event) => { // the classic renderer keeps it over a widget from the graph
+        if (nodesAreElements() || !event.isTrusted) return;
+        app.canvas?.canvas?.dispatchEvent(new WheelEvent("wheel", event));
+      });
+      const removed = node.onRemoved;
+      node.onRemoved = function () {
+        panel.dispose();
+        removed?.call(this);
+      };
+    },
+    afterConfigureGraph: refreshAll,
+  };
+}

@@ -1,0 +1,51 @@
+// @ts-check
+// Elements and their styles.
+
+const STYLE = `
+.loom { display: flex; flex-direction: column; box-sizing: border-box; height: 100%;
+  font: 12px/1.4 system-ui, sans-serif; color: var(--input-text, #ddd); }
+.loom input[type=text], .loom select, .loom textarea { background: var(--comfy-input-bg, #222); color: inherit;
+  border: 1px solid var(--border-color, #444); border-radius: 4px; padding: 3px 5px; font: inherit; min-width: 0; }
+.loom button { background: var(--comfy-input-bg, #333); color: inherit; border: 1px solid var(--border-color, #555);
+  border-radius: 4px; padding: 3px 9px; cursor: pointer; font: inherit; }
+.loom button:disabled { opacity: .45; cursor: default; }
+.loom .tools { display: flex; flex-wrap: wrap; gap: 4px; align-items: center; }
+.loom .notice { min-height: 1.4em; overflow-wrap: anywhere; }
+.loom .notice.bad { color: #ff7b6b; }
+`;
+
+/**
+ * An element with properties and children.
+ * @template {keyof HTMLElementTagNameMap} Tag
+ * @param {Tag} tag
+ * @param {Partial<HTMLElementTagNameMap[Tag]>} [properties]
+ * @param {...(Node | string)} children
+ * @returns {HTMLElementTagNameMap[Tag]}
+ */
+export function make(tag, properties = {}, ...children) {
+  const element = Object.assign(document.createElement(tag), properties);
+  element.append(...children);
+  return element;
+}
+
+/**
+ * Puts the rules of a part into the page, once; those that all parts share come before them.
+ * @param {string} part
+ * @param {string} rules
+ */
+export function style(part, rules) {
+  if (part !== "loom") style("loom", STYLE);
+  const id = `${part}-style`;
+  if (!document.getElementById(id)) document.head.append(make("style", { id, textContent: rules }));
+}
+
+/**
+ * A sentence below the tools of a part.
+ * @param {HTMLElement} notice
+ * @param {string} text
+ * @param {boolean} [bad]
+ */
+export function say(notice, text, bad = false) {
+  notice.textContent = text;
+  notice.classList.toggle("bad", bad);
+}

@@ -1,0 +1,71 @@
+// A page without a browser: as much of the DOM as our parts ask for when they are made and filled. Nothing is drawn.
+class Element {
+  constructor(tag) {
+    this.tagName = tag.toUpperCase();
+    this.children = [];
+    this.style = { setProperty() {} };
+    this.dataset = {};
+    this.listeners = {};
+    this.className = this.text = this.value = "";
+    const others = (name) => this.className.split(" ").filter((other) => other && other !== name);
+    this.classList = {
+      contains: (name) => this.className.split(" ").includes(name),
+      remove: (name) => { this.className = others(name).join(" "); },
+      toggle: (name, on) => { this.className = (on ? [...others(name), name] : others(name)).join(" "); },
+    };
+  }
+
+  get textContent() { return this.text + this.children.map((child) => child.textContent ?? child).join(""); }
+  set textContent(text) { this.children = []; this.text = String(text); }
+  append(...children) { this.children.push(...children); }
+  replaceChildren(...children) { this.children = children; this.text = ""; }
+  addEventListener(name, listener) { (this.listeners[name] ??= []).push(listener); }
+  getContext() { return null; }
+}
+
+class Observer {
+  observe() {}
+  disconnect() {}
+}
+
+/** Puts the page into the global names where our parts look for it. */
+export function openPage() {
+  const head = new Element("head"), listeners = {};
+  const document = {
+    head, listeners, hidden: false, visibilityState: "visible",
+    createElement: (tag) => new Element(tag),
+    getElementById: (id) => head.children.find((child) => child.id === id) ?? null,
+    addEventListener(name, listener) { (listeners[name] ??= []).push(listener); },
+  };
+  Object.assign(globalThis, {
+    document, window: { addEventListener() {} }, ResizeObserver: Observer, IntersectionObserver: Observer,
+    requestAnimationFrame: () => 1, cancelAnimationFrame() {},
+  });
+  return document;
+}
+
+/** A host that keeps what is asked of it. `answers`: what is answered to a path, by its beginning. */
+export function fakeHost(answers = {}) {
+  const host = {
+    asked: [], posted: [], toasts: [], refreshed: 0, listeners: {}, settings: {},
+    async fetchJson(path) {
+      host.asked.push(path);
+      const key = Object.keys(answers).find((beginning) => path.startsWith(beginning));
+      if (answers[key] instanceof Error) throw answers[key];
+      return structuredClone(answers[key]);
+    },
+    async postJson(path, body) {
+      host.posted.push([path, body]);
+      return host.fetchJson(path);
+    },
+    imageUrl: (path) => `http://server${path}`,
+    onEvent(name, listener) { (host.listeners[name] ??= []).push(listener); },
+    tell: (name, detail) => host.listeners[name].forEach((listener) => listener(detail)),
+    toast: (severity, text) => host.toasts.push([severity, text]),
+    language: async () => "en",
+    setting: (id) => host.settings[id],
+    async refreshLists() { host.refreshed += 1; },
+    openRun: async () => null,
+  };
+  return host;
+}

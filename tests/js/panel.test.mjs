@@ -1,0 +1,169 @@
+import assert from "node:assert/strict";
+import test from "node:test";
+import { fakeHost, openPage } from "./page.mjs";
+import { RequestError } from "../../js/api.js";
+import { Settings } from "../../js/settings.js";
+import { TrainPanel, pace, usage, watchPanels } from "../../js/train_panel.js";
+
+openPage();
+const KIND = "LoraLoomTrainLora";
+const row = (step) => [step, step, 0.5, 0.5, 0.5, 1e-4, 1];
+const EVENT = {
+  node: "3", kind: KIND, workflow: "w", session: "s", changes: 1, run: "cat", status: "training", doing: "", step: 2,
+  steps: 9, speed: 2, left_s: 4, memory: null, rows: [row(1), row(2)],
+};
+const STATE = {
+  ...EVENT, sentence: "", inputs: {}, probes: [], saves: [], samples: [], messages: [], result: {}, can_continue: false,
+};
+
+function panelOn(host, { ids = ["3"], workflow = "w" } = {}) {
+  const marks = [];
+  const seat = {
+    kind: KIND, ids: () => ids, workflow: () => workflow, grow() {},
+    mark(sentence) { marks.push(sentence); return { name: "rank" }; },
+    unmark() { marks.pop(); },
+    goOn: async () => {},
+  };
+  return Object.assign(new TrainPanel(host, seat, new Settings(host)), { marks });
+}
+
+const settled = () => new Promise((done) => setImmediate(done));
+
+test("a panel that knows nothing asks for the whole state when an event comes", async () => {
+  const host = fakeHost({ "/lora_loom/panel": { panel: STATE } }), panel = panelOn(host);
+  panel.take(EVENT);
+  await settled();
+  assert.equal(host.asked.length, 1);
+  assert.deepEqual(panel.rows, STATE.rows);
+  assert.equal(panel.last(), 2);
+});
+
+test("events that miss nothing are taken without a question", async () => {
+  const host = fakeHost({ "/lora_loom/panel": { panel: STATE } }), panel = panelOn(host);
+  panel.set(STATE);
+  panel.take({ ...EVENT, step: 4, rows: [row(3), row(4)] });
+  await settled();
+  assert.deepEqual(host.asked, []);
+  assert.equal(panel.last(), 4);
+});
+
+for (const [name, change] of Object.entries({
+  "what an event does not carry has changed": { changes: 2, rows: [] },
+  "steps are missing": { rows: [row(4)] },
+  "the run has another status": { status: "stopped", rows: [] },
+  "another run began": { session: "new", rows: [] },
+})) {
+  test(`a panel asks when ${name}`, async () => {
+    const host = fakeHost({ "/lora_loom/panel": { panel: null } }), panel = panelOn(host);
+    panel.set(STATE);
+    panel.take({ ...EVENT, ...change });
+    await settled();
+    assert.equal(host.asked.length, 1);
+  });
+}
+
+test("a panel asks under each id it may run under until one has a run", async () => {
+  const refused = new RequestError("no", 404);
+  const host = fakeHost({ "/lora_loom/panel?node=5%3A3": refused, "/lora_loom/panel?node=6": { panel: STATE } });
+  const panel = panelOn(host, { ids: ["5:3", "6:3", "7:3"] });
+  await panel.answer();
+  assert.equal(host.asked.length, 2);
+});
+
+test("a server that is gone is told of while a run goes on", async () => {
+  const host = fakeHost({ "/lora_loom/panel": new RequestError("gone", 0) }), panel = panelOn(host);
+  panel.set(STATE);
+  panel.refresh();
+  await settled();
+  assert.equal(panel.line.textContent, "panel.server_gone");
+});
+
+test("a run of another kind that had this node's id is not shown", () => {
+  const panel = panelOn(fakeHost());
+  panel.set({ ...STATE, kind: "LoraLoomFindLearningRate" });
+  assert.equal(panel.state, null);
+});
+
+test("the end of a run is told once, and only in a page that saw it go on", () => {
+  const host = fakeHost({ "/lora_loom/panel": { panel: null } }), panel = panelOn(host);
+  const end = { ...STATE, status: "finished", result: { files: ["cat.safetensors"], lora: "cat" } };
+  panel.set(end);
+  assert.deepEqual([host.toasts, host.refreshed], [[], 0]);
+  panel.take(EVENT);
+  panel.set(end);
+  panel.set(end);
+  assert.equal(host.toasts.length, 1);
+  assert.equal(host.toasts[0][0], "success");
+  assert.equal(host.refreshed, 1);
+});
+
+test("the field of an error is marked until the run is another one", () => {
+  const panel = panelOn(fakeHost({ "/lora_loom/panel": { panel: null } }));
+  panel.set({ ...STATE, status: "failed", sentence: "adapter.rank: 1024 is too large" });
+  assert.deepEqual(panel.marks, ["adapter.rank: 1024 is too large"]);
+  assert.equal(panel.error.hidden, false);
+  panel.take({ ...EVENT, session: "new" });
+  assert.deepEqual(panel.marks, []);
+  assert.equal(panel.error.hidden, true);
+});
+
+test("a button that the server refuses warns in its words; one that nobody hears is an error", async () => {
+  const refusing = fakeHost({ "/lora_loom/stop": new RequestError("no run is going on", 404) });
+  const gone = fakeHost({ "/lora_loom/stop": new RequestError("gone", 0) });
+  const working = fakeHost({ "/lora_loom/stop": {} });
+  for (const host of [refusing, gone, working]) {
+    const panel = panelOn(host);
+    panel.set({ ...STATE, node: "5:3" });
+    await panel.ask("stop");
+    assert.deepEqual(host.posted, [["/lora_loom/stop", { node: "5:3" }]]);
+  }
+  assert.deepEqual(refusing.toasts, [["warn", "no run is going on"]]);
+  assert.equal(gone.toasts[0][0], "error");
+  assert.deepEqual(working.toasts, [["info", "panel.asked_stop"]]);
+});
+
+test("an event of another workflow is no news, unless it is of the run that is shown", (context) => {
+  context.mock.method(globalThis, "setInterval", () => 0);
+  const host = fakeHost({ "/lora_loom/panel": { panel: null } }), panel = panelOn(host, { workflow: "mine" });
+  watchPanels(host, () => [panel], (id) => (id === "3" ? panel : undefined));
+  host.tell("panel", { ...EVENT, workflow: "yours" });
+  host.tell("panel", { ...EVENT, workflow: "mine", kind: "LoraLoomFindLearningRate" });
+  host.tell("panel", { ...EVENT, node: "9" });
+  assert.equal(panel.state, null);
+  host.tell("panel", { ...EVENT, workflow: "mine" });
+  host.tell("panel", { ...EVENT, workflow: "yours", step: 7 });
+  assert.equal(panel.state.step, 7);
+});
+
+test("the newest sample and the legend follow the state", () => {
+  const panel = panelOn(fakeHost());
+  panel.set({ ...STATE, samples: [[0, 11], [4, 12]], saves: [4], probes: [[2, 0.4, 0.5]] });
+  assert.equal(panel.newest.src, "http://server/lora_loom/panel/sample?run=cat&step=4&size=1024&v=12");
+  assert.equal(panel.legend.children.length, 7);
+});
+
+test("a setting shows at once", () => {
+  const host = fakeHost(), panel = panelOn(host), before = panel.minHeight.bind(panel);
+  panel.set(STATE);
+  const medium = before();
+  panel.settings.take("LoraLoom.panel.sampleSize", "large");
+  assert.equal(panel.pictures.style.height, "220px");
+  assert.equal(before() - medium, 220 - 132);
+  panel.dispose();
+  panel.settings.take("LoraLoom.panel.sampleSize", "small");
+  assert.equal(panel.pictures.style.height, "220px");
+});
+
+test("a speed is told in the larger unit, and none before there is one", () => {
+  assert.deepEqual(pace({ speed: 0, left_s: null }), []);
+  assert.deepEqual(pace({ speed: 2, left_s: null }), ["panel.per_second"]);
+  assert.deepEqual(pace({ speed: 0.5, left_s: 60 }), ["panel.per_step", "panel.left"]);
+});
+
+test("the use of a result holds the prompt the samples were drawn with, and its tag for A1111", () => {
+  const result = { files: ["cat.safetensors"], lora: "cat", a1111: "<lora:cat:1>" };
+  const lines = usage({ inputs: { sample_prompt: " a cat \na dog" }, result });
+  assert.deepEqual(lines, ["panel.made", "panel.in_comfyui_lora", "A1111: a cat, <lora:cat:1>"]);
+  const embedding = usage({ inputs: {}, result: { files: ["e"], trigger: "zog", comfyui: "embedding:e", a1111: "e" } });
+  assert.deepEqual(embedding, ["panel.made", "panel.trigger", "ComfyUI: embedding:e", "A1111: e"]);
+});
