@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ..lora_core.messages.message import Message
 from .lora import FormatError, State
 
 WIDTHS = {768: "clip_l", 1024: "clip_h", 1280: "clip_g", 4096: "t5xxl", 2560: "qwen3_4b", 3584: "qwen25_7b", 64: "clip_l"}  # 64: the bundled toy
@@ -28,7 +29,7 @@ class Embedding:
     vectors: State
     token: str = ""
     step: int = 0
-    notes: tuple[str, ...] = ()
+    notes: tuple[Message, ...] = ()
 
     @property
     def family(self) -> str:
@@ -54,10 +55,10 @@ def read_embedding(data: Mapping[str, Any]) -> Embedding:
     """The embedding in a loaded file of any form: A1111 .pt, diffusers learned_embeds, kohya emb_params, SDXL and Flux pairs, old pivotal files."""
     if "string_to_param" in data:
         return _from_a1111(data)
-    notes: list[str] = []
+    notes: list[Message] = []
     extra = [k for k in data if isinstance(k, str) and _EXTRA.fullmatch(k)]
     if extra:
-        notes.append(f"Output embeddings ({', '.join(extra)}) are left out: no program but OneTrainer reads them, and A1111 refuses the file.")
+        notes.append(Message.of("note.output_embeddings", keys=extra))
     tensors = {k: v for k, v in data.items() if k not in extra}
     if bad := [k for k, v in tensors.items() if not isinstance(v, torch.Tensor)]:
         raise FormatError("embedding.no_tensor", key=bad[0])
@@ -85,7 +86,7 @@ def _from_a1111(data: Mapping[str, Any]) -> Embedding:
     return _checked({"": next(iter(items.values()))}, name if isinstance(name, str) else "", step if isinstance(step, int) else 0, [])
 
 
-def _checked(vectors: Mapping[str, Any], token: str, step: int, notes: list[str]) -> Embedding:
+def _checked(vectors: Mapping[str, Any], token: str, step: int, notes: list[Message]) -> Embedding:
     out: State = {}
     for key, value in vectors.items():
         label = key or token or "the embedding"
@@ -149,15 +150,15 @@ def bundled(embeddings: Mapping[str, Embedding]) -> State:
     return out
 
 
-def trigger_problems(name: str, lora_names: frozenset[str] | set[str] = frozenset()) -> list[str]:
+def trigger_problems(name: str, lora_names: frozenset[str] | set[str] = frozenset()) -> list[Message]:
     """What is wrong with `name` as a trigger that works in every program; the file's stem is the trigger."""
-    problems = []
+    problems: list[Message] = []
     if not _SAFE_TRIGGER.fullmatch(name):
-        problems.append(f"{name!r} does not work everywhere: use small letters, digits, _ and - only, starting with a letter or digit.")
+        problems.append(Message.of("trigger.characters", name=repr(name)))
     if name.isalpha() and len(name) < 12 and name.lower() in _WORDS:
-        problems.append(f"{name!r} is an ordinary word: A1111 would replace it in every prompt; add a number or _emb.")
+        problems.append(Message.of("trigger.ordinary", name=repr(name)))
     if name in lora_names:
-        problems.append(f"A LoRA is also called {name!r}; call the embedding {name}_emb so prompts stay clear.")
+        problems.append(Message.of("trigger.of_lora", name=repr(name), other=f"{name}_emb"))
     return problems
 
 

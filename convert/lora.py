@@ -112,7 +112,7 @@ class Lora:
     modules: dict[str, Module]
     metadata: dict[str, str] = dataclasses.field(default_factory=dict)
     embeddings: dict[str, State] = dataclasses.field(default_factory=dict)
-    notes: list[str] = dataclasses.field(default_factory=list)
+    notes: list[Message] = dataclasses.field(default_factory=list)
     source: str = ""
     keys: frozenset[str] = frozenset()
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
+from ..lora_core.messages.message import Message
 from .families import FAMILIES
 from .lora import FormatError, Lora, Module, component, concatenated, delta, lokr_factors, low_rank, multiplied, plain, resized
 
@@ -85,9 +86,9 @@ def _sum(members: list[Module], rank: int) -> tuple[Module, float]:
     return (module.replaced(diff_b=torch.stack(biases).sum(0)) if biases else module), error
 
 
-def _notes(parts: Sequence[tuple[Lora, float]]) -> list[str]:
-    embeddings = sorted({token for lora, _ in parts for token in lora.embeddings})
-    return [f"Bundled embeddings ({', '.join(embeddings)}) are not part of the merged LoRA; convert them on their own."] if embeddings else []
+def _notes(parts: Sequence[tuple[Lora, float]]) -> list[Message]:
+    tokens = sorted({token for lora, _ in parts for token in lora.embeddings})
+    return [Message.of("note.embeddings_unmerged", tokens=tokens)] if tokens else []
 
 
 def squared_norm(module: Module) -> float:
@@ -120,7 +121,7 @@ def resize(lora: Lora, rank: int, conv_rank: int = 0, energy: float = 1.0, progr
     out = dataclasses.replace(lora, modules=modules, notes=list(lora.notes))
     kept = sum("dora" in m.parts or m.kind != "lora" for m in lora.modules.values())
     if kept:
-        out.notes.append(f"{kept} modules that are not plain LoRA (LoHa, LoKr, full, DoRA) keep their size.")
+        out.notes.append(Message.of("note.kept_size", count=kept))
     return Outcome(out, (lost / total) ** 0.5 if total else 0.0, errors)
 
 

@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 
+from ..lora_core.messages.message import Message
 from . import fuse, keys, peft
 from .detect import detect, split_prefix
 from .embedding import WIDTHS as EMBEDDING_WIDTHS
 from .embedding import unbundled
 from .families import FAMILIES, UNKNOWN, Family, text
-from .lora import DROP_UNKNOWN, FAMILY, FormatError, Lora, Module, about, multiplied
+from .lora import DROP_UNKNOWN, FAMILY, SCALE, FormatError, Lora, Module, about, multiplied
 from .patterns import Found, Row
 
 _WANTED = {
@@ -40,7 +41,7 @@ def read(state: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None =
     state, embeddings = unbundled(state)
     metadata = dict(metadata or {})
     dropped: list[str] = []
-    notes: list[str] = []
+    notes: list[Message] = []
     if not state:
         raise FormatError("file.only_embeddings" if embeddings else "file.empty")
     raw = _modules(state, dropped if drop_unknown else None)
@@ -51,18 +52,18 @@ def read(state: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None =
         raw = _scaled(raw, lambda name, m: _in_component(name, m, adapters))
     if family and family not in (*FAMILIES, UNKNOWN):
         raise FormatError("family.unknown", field="family", family=repr(family), allowed=FAMILIES)
-    chosen, doubt = (family, "") if family else detect(raw, metadata)
+    chosen, doubt = (family, None) if family else detect(raw, metadata)
     if doubt:
         notes.append(doubt)
     named = raw if chosen == UNKNOWN else _canonical(raw, FAMILIES[chosen], dropped if drop_unknown else None)
     if dropped:
-        notes.append(f"{len(dropped)} keys or layers that the model does not have are left out, e.g. {dropped[0]}.")
+        notes.append(Message.of("note.dropped", count=len(dropped), key=dropped[0]))
     if any(m.alpha == 0 for m in raw.values()):
-        notes.append("Some alphas are 0, which kohya reads as the rank and ComfyUI as no effect; they are taken as the rank.")
+        notes.append(Message.of("note.alpha_zero"))
     if embeddings:
-        notes.append(f"The file bundles {len(embeddings)} embedding(s) ({', '.join(embeddings)}); several loaders refuse such files.")
+        notes.append(Message.of("note.bundles", count=len(embeddings), tokens=[*embeddings]))
     if any("naive_a" in key or key.endswith((".A", ".B")) for key in state):
-        notes.append("The file stores bare A and B matrices without a scale; scale 1 is assumed. Multiply by the alpha it was trained with (--scale).")
+        notes.append(Message.of("note.bare_scale", option=SCALE))
     notes += _dora_notes(named)
     return Lora(chosen, dict(sorted(named.items())), metadata, embeddings, notes, keys.form(next(iter(state), "")), frozenset(state))
 
@@ -328,14 +329,11 @@ def _size_of(kernel: tuple[int, ...]) -> str:
     return "x".join(map(str, kernel))
 
 
-def _dora_notes(modules: Mapping[str, Module]) -> list[str]:
+def _dora_notes(modules: Mapping[str, Module]) -> list[Message]:
     axes = {"output" if m.parts["dora"].shape[0] > 1 else "input" for m in modules.values() if "dora" in m.parts}
     notes = []
     if "output" in axes:
-        notes.append(
-            "DoRA over outputs: PEFT and LyCORIS apply it as trained; ComfyUI and Forge divide by another norm (the change differs by 20 to 80 %); "
-            "A1111 norms over inputs; diffusers ignores dora_scale."
-        )
+        notes.append(Message.of("note.dora_outputs"))
     if "input" in axes:
-        notes.append("DoRA over inputs: exact in ComfyUI, Forge and A1111; PEFT has no such form; diffusers ignores dora_scale.")
+        notes.append(Message.of("note.dora_inputs"))
     return notes

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from ..lora_core.messages.message import Message
 from . import fuse, peft
 from .families import FAMILIES, UNKNOWN, Family, known_family
 from .forms import TARGETS
@@ -258,5 +259,5 @@ def approximated(lora: Lora, rank: int) -> tuple[Lora, dict[str, float]]:
         modules[name] = module
         if module.kind in ("loha", "lokr", "full") and len(module.shape) > 1:
             modules[name], errors[name] = low_rank(delta(module), rank)
-    notes = [*lora.notes, f"Changes of the bias of {biases} layers are left out."] if biases else lora.notes
-    return dataclasses.replace(lora, modules=modules, notes=list(notes)), errors
+    notes = [Message.of("note.biases_left_out", count=biases)] if biases else []
+    return dataclasses.replace(lora, modules=modules, notes=[*lora.notes, *notes]), errors

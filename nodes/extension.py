@@ -11,6 +11,7 @@ from .datasets import DATASET_NODES
 from .host.access.api import ComfyExtension, io
 from .host.web.dataset_routes import add_dataset_routes
 from .host.web.live import add_routes
+from .host.web.message_routes import add_message_routes, telling
 from .host.web.panel_routes import add_panel_routes
 from .host.web.run_routes import add_run_routes
 from .run_checkpoints import RUN_NODES, export_run, told_of
@@ -22,11 +23,11 @@ from .train_lora import TrainLora
 from .trials import CheckTraining, FindLearningRate
 from .zip_loras import ZipLoras
 
-NODES: list[type[io.ComfyNode]] = [
+NODES: list[type[io.ComfyNode]] = [telling(node) for node in (
     LoadFolder, TrainLora, SaveLora, LoadToyModel, ConvertLora, Inspect, MergeLoras, ResizeLora, ExtractLora, MergeIntoCheckpoint, SaveEmbedding,
     ConvertEmbedding, ZipLoras, TrainEmbedding, CheckTraining, FindLearningRate, LoadHubDataset, *DATASET_NODES, CheckDataset, DatasetEditor, *SETTINGS_NODES,
     *RUN_NODES,
-]  # fmt: skip
+)]  # fmt: skip
 
 
 class LoraLoomExtension(ComfyExtension):
@@ -35,6 +36,7 @@ class LoraLoomExtension(ComfyExtension):
         add_dataset_routes()
         add_run_routes(export_run, told_of)
         add_panel_routes()
+        add_message_routes()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return NODES

@@ -20,6 +20,7 @@ from ..convert.metadata import BASES
 from ..lora_core.backends.base import SampleJob
 from ..lora_core.config import TrainConfig, as_dict
 from ..lora_core.messages.errors import LoomError
+from ..lora_core.messages.message import Message
 from ..lora_core.pictures.reading import PictureError, open_rgb
 from ..lora_core.runs import listing
 from ..lora_core.runs.folders import config_of
@@ -34,7 +35,7 @@ from .host.engine.tokens import with_embeddings
 from .host.web.live import layer_progress
 from .save import SaveEmbedding, SaveLora
 from .settings import SettingsNode
-from .sockets import CATEGORY, Embedding, EmbeddingSocket, LoraWeights, plain_errors
+from .sockets import CATEGORY, Embedding, EmbeddingSocket, LoraWeights, in_english, in_words, plain_errors
 
 LATEST = "latest run"
 OWN_FOLDER = "output/loras"
@@ -159,7 +160,7 @@ class RunCheckpoints(io.ComfyNode):
             lora, embeddings = contents(folder, save, base_family(model.model) if model is not None else "")
             rows.append((*worn(model, clip, lora, embeddings, strength), lora, save.step, loss_of(save), label_of(save), next(iter(embeddings.values()), None)))
             show(n + 1, len(wanted), save.label)
-        return io.NodeOutput(*map(list, zip(*rows)), ui=ui.PreviewText("\n".join([folder.name, *(label_of(save) for save in wanted)])))
+        return io.NodeOutput(*map(list, zip(*rows)), ui=in_words([folder.name, *(label_of(save) for save in wanted)]))
 
 
 def worn(model: Any, clip: Any, lora: LoraWeights, embeddings: dict[str, EmbeddingSocket], strength: float) -> tuple[Any, Any]:
@@ -252,8 +253,12 @@ class CompareCheckpoints(io.ComfyNode):
         losses = [loss_without(folder), *(save.held_out if factor == 1 else None for save in wanted for factor in factors)]
         image = sheet(columns, lines, [f"held-out {loss:.4f}" if loss is not None else "" for loss in losses], cell_px)
         pixels = torch.from_numpy(np.asarray(image, np.float32) / 255.0)[None]
-        report = "\n".join([folder.name, *(label + (f": held-out {loss:.4f}" if loss is not None else "") for (label, _), loss in zip(columns, losses))])
-        return io.NodeOutput(pixels, report, ui={**ui.PreviewImage(pixels, cls=cls).as_dict(), "text": (report,)})
+        told = [folder.name, *(_column(label, loss) for (label, _), loss in zip(columns, losses))]
+        return io.NodeOutput(pixels, in_english(told), ui=in_words(told, **ui.PreviewImage(pixels, cls=cls).as_dict()))
+
+
+def _column(label: str, loss: float | None) -> Message | str:
+    return label if loss is None else Message.of("save.held_out", save=label, loss=f"{loss:.4f}")
 
 
 def strengths_in(text: str) -> list[float]:

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..convert import FormatError, Lora, write
@@ -15,6 +15,7 @@ from ..lora_core.config import DataConfig, TrainConfig
 from ..lora_core.data.folder import Dataset as FoundDataset
 from ..lora_core.data.folder import open_sets
 from ..lora_core.messages.errors import LoomError
+from ..lora_core.messages.message import Message
 from .host.access.api import io, make_input, make_output
 
 CATEGORY = "training/LoRA Loom"
@@ -49,6 +50,18 @@ def plain_errors(field: str) -> Callable[[Callable[..., Any]], Callable[..., Any
         return guarded
 
     return decorate
+
+
+def in_words(lines: Sequence[Message | str], **more: Any) -> dict[str, Any]:
+    """What a node shows: English for every page, and messages for ours, which says them in the reader's language."""
+    named = [line.named(WIDGETS) if isinstance(line, Message) else line for line in lines]
+    told = [line.as_json() if isinstance(line, Message) else {"text": line} for line in named]
+    return {**more, "text": (in_english(named),), "loom_messages": tuple(told)}
+
+
+def in_english(lines: Sequence[Message | str]) -> str:
+    """The same as one text, for a wire."""
+    return "\n".join(str(line.named(WIDGETS) if isinstance(line, Message) else line) for line in lines)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,14 +9,15 @@ import torch
 
 from ..lora_core.config import EmbeddingConfig, OptimizerConfig, SampleConfig, SaveConfig, ScheduleConfig, TrainConfig, as_dict, parse
 from ..lora_core.messages.errors import LoomError
+from ..lora_core.messages.message import Message
 from ..lora_core.names import check_name
-from .host.access.api import io, make_input, make_output, schema, ui
+from .host.access.api import io, make_input, make_output, schema
 from .host.engine.backend import HostBackend
 from .host.engine.tokens import with_embeddings
 from .host.web.panel import shown
 from .presets import opened
 from .settings import Settings, SettingsSocket, optimizer_of
-from .sockets import CATEGORY, Dataset, DatasetSocket, Embedding, loss_output, path_output, plain_errors, widget
+from .sockets import CATEGORY, Dataset, DatasetSocket, Embedding, in_words, loss_output, path_output, plain_errors, widget
 from .train_lora import embeddings_of
 from .training import published, run
 
@@ -107,4 +108,5 @@ class TrainEmbedding(io.ComfyNode):
         embeddings = embeddings_of(result, paths)
         known = with_embeddings(clip, {name: e.embedding.vectors.get for name, e in embeddings.items()})
         words = ", ".join(f"embedding:{name}" for name in embeddings)
-        return io.NodeOutput(known, next(iter(embeddings.values())), {"loss": result.losses}, str(paths[0]), ui=ui.PreviewText(f"Write {words} in a prompt."))
+        use = in_words([Message.of("embedding.write", words=words)])
+        return io.NodeOutput(known, next(iter(embeddings.values())), {"loss": result.losses}, str(paths[0]), ui=use)

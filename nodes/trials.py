@@ -21,7 +21,7 @@ from .host.web.live import LiveNode, registered
 from .host.web.panel import PanelListener, panel_of, shown
 from .presets import opened
 from .settings import Settings, SettingsSocket
-from .sockets import CATEGORY, DatasetSocket, dataset_input, report_output, widget
+from .sockets import CATEGORY, DatasetSocket, dataset_input, in_english, in_words, report_output, widget
 
 
 def _inputs() -> list[Any]:
@@ -81,11 +81,11 @@ class CheckTraining(io.ComfyNode):
             config, found = _config(w, dataset, backend, settings, steps=steps)
             chosen, measured = dry_run(config, backend, found, runs_root(), LiveNode(cls.hidden.unique_id, 1))
         ok, said = verdict(config, chosen, measured, steps)
-        report = "\n".join([said, found.summary()])
+        lines = [said, *found.messages()]
         keep = {"batch_size": chosen.batch_size, "grad_accum": chosen.grad_accum, "checkpointing": chosen.checkpointing}
         passed = SettingsSocket({**(settings.values if settings else {}), **keep})
         seconds = measured.seconds * measured.grad_accum
-        return io.NodeOutput(report, ok, measured.peak_bytes / 2**30, seconds, passed, ui=ui.PreviewText(report))
+        return io.NodeOutput(in_english(lines), ok, measured.peak_bytes / 2**30, seconds, passed, ui=in_words(lines))
 
 
 class FindLearningRate(io.ComfyNode):
@@ -130,5 +130,5 @@ class FindLearningRate(io.ComfyNode):
                 live.members.append(PanelListener(panel))
             result = lr_range(config, backend, found, runs_root(), live, control, lowest, highest, test_steps)
         sheet = torch.from_numpy(np.asarray(result.drawn(), np.float32) / 255.0)[None]
-        report = f"{result.sentence()}."
-        return io.NodeOutput(result.suggested, sheet, report, ui={**ui.PreviewImage(sheet, cls=cls).as_dict(), "text": (report,)})
+        said = result.message()
+        return io.NodeOutput(result.suggested, sheet, str(said), ui=in_words([said], **ui.PreviewImage(sheet, cls=cls).as_dict()))

@@ -13,12 +13,13 @@ from ..convert.lora import folded, plain
 from ..convert.merge import merge
 from ..lora_core.events import Control, Listeners
 from ..lora_core.messages.errors import LoomError
+from ..lora_core.messages.message import Message
 from ..lora_core.training.ziplora import Factors, zip_config, zip_loras
-from .host.access.api import io, make_input, make_output, schema, ui
+from .host.access.api import io, make_input, make_output, schema
 from .host.engine.backend import HostBackend
 from .host.web.live import LiveNode, registered
 from .presets import opened
-from .sockets import CATEGORY, Dataset, DatasetSocket, LoraWeights, lora_output, loss_output, plain_errors, report_output, widget
+from .sockets import CATEGORY, Dataset, DatasetSocket, LoraWeights, in_english, in_words, lora_output, loss_output, plain_errors, report_output, widget
 
 
 class ZipLoras(io.ComfyNode):
@@ -84,9 +85,14 @@ class ZipLoras(io.ComfyNode):
                 raise LoomError("zip.stopped_first")
             tensors, notes = _together(result.factors, canonical, family)
         tuned, _ = comfy.sd.load_lora_for_models(model, None, tensors, 1.0, 0.0)
-        faithful = f"difference to the single LoRAs {result.losses[0]:.4g} at first, {result.losses[-1]:.4g} after {len(result.losses)} steps"
-        report = "\n".join([f"{len(result.factors)} layers", faithful, f"overlap of the coefficients {result.overlap:.3f} (1 at first)", *notes])
-        return io.NodeOutput(tuned, LoraWeights(tensors, backend.family, {}), {"loss": result.losses}, report, ui=ui.PreviewText(report))
+        first, last = f"{result.losses[0]:.4g}", f"{result.losses[-1]:.4g}"
+        lines = [
+            Message.of("zip.layers", count=len(result.factors)),
+            Message.of("zip.difference", first=first, last=last, steps=len(result.losses)),
+            Message.of("zip.overlap", overlap=f"{result.overlap:.3f}"),
+            *notes,
+        ]
+        return io.NodeOutput(tuned, LoraWeights(tensors, backend.family, {}), {"loss": result.losses}, in_english(lines), ui=in_words(lines))
 
 
 def _form(family: str) -> str:
@@ -107,7 +113,7 @@ def _denoiser(lora: Lora, family: str) -> dict[str, Factors]:
     return out
 
 
-def _together(factors: dict[str, Factors], canonical: list[Lora], family: str) -> tuple[dict[str, torch.Tensor], list[str]]:
+def _together(factors: dict[str, Factors], canonical: list[Lora], family: str) -> tuple[dict[str, torch.Tensor], list[Message]]:
     """The universal file of the zipped denoiser and the summed text encoders, and what to say about it."""
     state = {f"{name}.{part}": tensor for name, pair in factors.items() for part, tensor in zip(("lora_down", "lora_up"), pair, strict=True)}
     if family == UNKNOWN:
@@ -121,5 +127,5 @@ def _together(factors: dict[str, Factors], canonical: list[Lora], family: str) -
             summed = merge([(lora, 1.0) for lora in texts]).lora.modules
         except FormatError as error:
             raise LoomError("zip.texts", field="lora", reason=error) from error
-    notes = [f"{len(summed)} text encoder layers are added up, not learned."] if summed else []
+    notes = [Message.of("zip.texts_summed", count=len(summed))] if summed else []
     return write(Lora(family, {**zipped.modules, **summed})), notes

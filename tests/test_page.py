@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from lora_loom.nodes.host.series import halved, joined
+from lora_loom.nodes.jobs.series import halved, joined
 
 
 @pytest.fixture(scope="module")

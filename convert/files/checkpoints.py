@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from ...lora_core.messages.message import Message
 from .. import fuse
 from ..detect import detect
 from ..families import FAMILIES, Family, text
@@ -280,10 +281,8 @@ def extract(
                     lost, total = lost + apart**2, total + norm**2
     if not modules:
         raise FormatError("extract.same")
-    notes = [f"{norms} norm layers changed too; a LoRA cannot hold that."] if norms else []
-    notes += [f"{biases} biases changed too; a LoRA cannot hold that."] if biases else []
-    if lonely := len(ours.keys() ^ theirs.keys()):
-        notes.append(f"{lonely} layers are in only one of the checkpoints and left out.")
+    counts = {"note.norms_changed": norms, "note.biases_changed": biases, "note.lonely_layers": len(ours.keys() ^ theirs.keys())}
+    notes = [Message.of(code, count=count) for code, count in counts.items() if count]
     return Outcome(Lora(family.name, dict(sorted(modules.items())), notes=notes), (lost / total) ** 0.5 if total else 0.0, errors)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ...lora_core.messages.message import Message
 from ..embedding import Embedding
 from ..lora import FormatError
 from ..merge import Progress
@@ -72,7 +73,11 @@ def _each(files: Sequence[Path], act: Callable[[Path], list[jobs.Written]]) -> i
 
 
 def _say(written: jobs.Written, before: str = "") -> None:
-    sys.stdout.write(f"{before}{written.path}\n" + "".join(f"  {note}\n" for note in written.notes))
+    sys.stdout.write(f"{before}{written.path}\n" + "".join(f"  {note.named(FLAGS)}\n" for note in written.notes))
+
+
+def _in_words(line: Message | str) -> str:
+    return line if isinstance(line, str) else str(line.named(FLAGS))
 
 
 class _Targets:
@@ -144,14 +149,15 @@ def _inspect(args: argparse.Namespace, draw: Draw) -> int:
             sys.stderr.write(f"lora-loom: {error.message.named(FLAGS)}\n")
             continue
         if isinstance(found, Embedding):
-            lines = embedding_lines(found, file.stem)
+            lines = [*map(_in_words, embedding_lines(found, file.stem))]
             sys.stdout.write(json.dumps({"file": file.name, "facts": lines}) + "\n" if args.json else "\n".join([file.name, *lines]) + "\n")
             continue
         report = inspect(found)
         if args.json:
-            sys.stdout.write(json.dumps({"file": file.name, **dataclasses.asdict(report)}, ensure_ascii=False) + "\n")
+            facts = {**dataclasses.asdict(report), "problems": [str(p.named(FLAGS)) for p in report.problems]}
+            sys.stdout.write(json.dumps({"file": file.name, **facts}, ensure_ascii=False) + "\n")
         else:
-            sys.stdout.write("\n".join([file.name, *report.lines()]) + "\n")
+            sys.stdout.write("\n".join([file.name, *map(_in_words, report.messages()), *report.bars()]) + "\n")
         if args.picture:
             try:
                 draw(report).save(args.picture)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ...lora_core.messages.message import Message
 from .. import peft
 from ..card import card, merged
 from ..embedding import Embedding, bundled, is_embedding, read_embedding, write_embedding
@@ -26,10 +27,10 @@ from .checkpoints import bake, checkpoint, extract, family_of
 
 @dataclasses.dataclass
 class Written:
-    """A file that was written, and sentences about it."""
+    """A file that was written, and what to say about it."""
 
     path: Path
-    notes: list[str]
+    notes: list[Message]
 
 
 def open_file(path: Path, family: str = "", drop_unknown: bool = False) -> Lora | Embedding:
@@ -51,7 +52,7 @@ def inspected(path: Path, family: str = "") -> Lora | Embedding:
     if isinstance(found, Lora):
         told = found.metadata.get("sshs_model_hash")
         if told and path.is_file() and disk.data_sha256(path) != told:
-            found.notes.insert(0, "The hash in the header is not that of the data: another program changed the file and kept the old hash, or it is damaged.")
+            found.notes.insert(0, Message.of("note.hash"))
     return found
 
 
@@ -137,7 +138,8 @@ def write_lora(lora: Lora, path: Path, options: Options, extra: Mapping[str, str
         lora, errors = approximated(lora, options.approximate)
         notes = list(lora.notes)
         if errors:
-            notes.append(f"{len(errors)} modules became LoRA of rank {options.approximate}; relative error {max(errors.values()):.2%} at most.")
+            worst = f"{max(errors.values()):.2%}"
+            notes.append(Message.of("note.approximated", count=len(errors), rank=options.approximate, error=worst))
     if path.exists() and (not options.overwrite or options.target == "peft"):
         raise FormatError("file.exists" if options.target == "peft" else "file.exists_overwrite", file=path.name)
     if options.target == "peft":
@@ -146,20 +148,24 @@ def write_lora(lora: Lora, path: Path, options: Options, extra: Mapping[str, str
     if options.bundle and lora.embeddings:
         tensors |= bundled({token: read_embedding(vectors) for token, vectors in lora.embeddings.items()})
     if lost:
-        notes.append(f"{lost:.2%} of the values are too small for {options.dtype} and became zero.")
+        notes.append(_underflow(lost, options.dtype))
     disk.save(path, tensors, converted_metadata(lora.metadata, tensors, path.stem, lora.family, options.details, **(extra or {})))
     return Written(path, notes)
 
 
-def _write_peft(lora: Lora, path: Path, options: Options, notes: list[str]) -> Written:
+def _write_peft(lora: Lora, path: Path, options: Options, notes: list[Message]) -> Written:
     parts = {name: (*cast(state, options.dtype), config) for name, (state, config) in peft_directories(lora, options.flat_clip).items()}
     for component, (tensors, lost, config) in parts.items():
         disk.save(path / component / "adapter_model.safetensors", tensors, {"format": "pt"})
         with disk.replacing(path / component / "adapter_config.json") as file:
             file.write(json.dumps(config, indent=2).encode())
         if lost:
-            notes.append(f"{component}: {lost:.2%} of the values are too small for {options.dtype} and became zero.")
+            notes.append(Message.of("error.about", about=component, error=_underflow(lost, options.dtype)))
     return Written(path, notes)
+
+
+def _underflow(lost: float, dtype: str) -> Message:
+    return Message.of("note.underflow", share=f"{lost:.2%}", type=dtype)
 
 
 def convert(source: Path, target: Path, options: Options, family: str = "", scale: float = 1.0, blocks: Mapping[str, float] | None = None,
@@ -179,7 +185,7 @@ def convert(source: Path, target: Path, options: Options, family: str = "", scal
         for token, vectors in lora.embeddings.items():
             stem = f"{target.stem}_emb" + (f"_{_safe(token)}" if len(lora.embeddings) > 1 else "")
             out.append(write_embedding_file(read_embedding(vectors), free_path(embeddings_to or target.parent, stem)))
-            out[-1].notes.append(f"It was bundled under the token {token!r}; its trigger is now {out[-1].path.stem}.")
+            out[-1].notes.append(Message.of("note.unbundled", token=repr(token), trigger=out[-1].path.stem))
     return out
 
 
@@ -234,7 +240,8 @@ def _write_outcome(outcome: Outcome, target: Path, options: Options, metadata: M
     written = write_lora(outcome.lora, target, options, metadata)
     if outcome.error:
         worst = max(outcome.errors, key=lambda n: outcome.errors[n])
-        written.notes.append(f"Relative error of the change of weights: {outcome.error:.2%} over all, {outcome.errors[worst]:.2%} in {worst}.")
+        highest = f"{outcome.errors[worst]:.2%}"
+        written.notes.append(Message.of("note.error", error=f"{outcome.error:.2%}", highest=highest, layer=worst))
     return written
 
 
@@ -250,7 +257,7 @@ def bake_file(source: Path, loras: Sequence[tuple[Path, float]], target: Path, o
     with checkpoint(source) as (layout, _, _):
         family = family_of(layout)
     counts = bake(source, target, [(_for_family(path, family), weight) for path, weight in loras], metadata, progress)
-    return Written(target, [f"{counts['changed']} of {counts['tensors']} tensors changed."])
+    return Written(target, [Message.of("note.baked", changed=counts["changed"], count=counts["tensors"])])
 
 
 def _for_family(path: Path, family: Family) -> Lora:

@@ -37,7 +37,7 @@ class DiffusersBackend(Headless):
         from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 
         if pipe is None:
-            require_parts(folder, ("unet", "vae", "text_encoder", "tokenizer", "scheduler"), "a Stable Diffusion model in diffusers layout, or toy")
+            require_parts(folder, ("unet", "vae", "text_encoder", "tokenizer", "scheduler"), "layout.stable_diffusion")
             super().__init__(precision, device, stored_dtype(folder / "unet"))
             unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=self.dtype, **variant_of(folder / "unet"), **LOCAL)
             vae = AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32, **variant_of(folder / "vae"), **LOCAL)

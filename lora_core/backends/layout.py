@@ -12,15 +12,16 @@ import safetensors
 import torch
 
 from ..messages.errors import LoomError
+from ..messages.message import Message
 
 _ON_DISK = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F8_E4M3": torch.float8_e4m3fn}
 
 
 def require_parts(folder: Path, parts: Sequence[str], what: str) -> None:
-    """Raises LoomError naming the folders a model in diffusers layout lacks."""
+    """Raises LoomError naming the folders a model in diffusers layout lacks. `what` is the code of the message that says what is needed."""
     missing = [part for part in parts if not (folder / part).is_dir()]
     if missing:
-        raise LoomError("base.folders_missing", field="base", folder=folder, missing=missing, needed=what)
+        raise LoomError("base.folders_missing", field="base", folder=folder, missing=missing, needed=Message.of(what))
 
 
 def stored_dtype(place: Path) -> torch.dtype:

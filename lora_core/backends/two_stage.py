@@ -27,9 +27,9 @@ from .headless import LOCAL, Headless, nearest_timestep
 from .layout import require_parts
 
 
-def _companion(place: str, what: str) -> Path:
+def _companion(place: str, code: str) -> Path:
     if not place:
-        raise LoomError("companion.needed", field="companion", kind=what)
+        raise LoomError(code, field="companion")
     return Path(place)
 
 
@@ -50,7 +50,7 @@ class _Kandinsky(Headless):
         from transformers import CLIPImageProcessor, CLIPTextModelWithProjection, CLIPTokenizer, CLIPVisionModelWithProjection
 
         wanted = ("prior", "image_encoder", "image_processor", "text_encoder", "tokenizer", "scheduler")
-        require_parts(folder, wanted, "a Kandinsky 2.2 prior in diffusers layout")
+        require_parts(folder, wanted, "layout.kandinsky_prior")
         return {
             "prior": self.place(PriorTransformer.from_pretrained(folder / "prior", torch_dtype=self.dtype, **LOCAL)),
             "image_encoder": self.place(CLIPVisionModelWithProjection.from_pretrained(folder / "image_encoder", torch_dtype=torch.float32, **LOCAL)),
@@ -134,8 +134,8 @@ class KandinskyDecoder(_Kandinsky):
 
     def __init__(self, folder: Path, companion: str = "", precision: str = "auto", device: str = ""):
         super().__init__(precision, device)
-        require_parts(folder, ("unet", "movq", "scheduler"), "a Kandinsky 2.2 decoder in diffusers layout")
-        self.parts = self._read_prior(_companion(companion, "the folder of a Kandinsky 2.2 prior, whose image encoder it reads"))
+        require_parts(folder, ("unet", "movq", "scheduler"), "layout.kandinsky_decoder")
+        self.parts = self._read_prior(_companion(companion, "companion.kandinsky_prior"))
         self._own = _decoder_parts(self, folder)
         self.network, self.scheduler = self._own["unet"], self._own["scheduler"]
         self.latent_step_px = 2 ** (len(self._own["movq"].config.block_out_channels) - 1)
@@ -256,7 +256,7 @@ class _Wuerstchen(Headless):
         from diffusers.schedulers import DDPMWuerstchenScheduler
         from transformers import CLIPTextModel, CLIPTokenizer
 
-        require_parts(folder, ("text_encoder", "tokenizer", "scheduler"), "a Würstchen model in diffusers layout")
+        require_parts(folder, ("text_encoder", "tokenizer", "scheduler"), "layout.wuerstchen")
         return {
             "text_encoder": self.place(CLIPTextModel.from_pretrained(folder / "text_encoder", torch_dtype=self.dtype, **LOCAL)),
             "tokenizer": CLIPTokenizer.from_pretrained(folder / "tokenizer", **LOCAL),
@@ -296,7 +296,7 @@ class WuerstchenPrior(_Wuerstchen):
         from diffusers.pipelines.deprecated.wuerstchen.modeling_wuerstchen_prior import WuerstchenPrior as Network
 
         super().__init__(precision, device)
-        require_parts(folder, ("prior",), "a Würstchen prior in diffusers layout")
+        require_parts(folder, ("prior",), "layout.wuerstchen_prior")
         self.parts = self._common(folder)
         self.network = self.place(Network.from_pretrained(folder / "prior", torch_dtype=self.dtype, **LOCAL))
         self.effnet = self.place(EfficientNet.read(folder))
@@ -330,11 +330,11 @@ class WuerstchenDecoder(_Wuerstchen):
         from diffusers.pipelines.deprecated.wuerstchen.modeling_wuerstchen_diffnext import WuerstchenDiffNeXt
 
         super().__init__(precision, device)
-        require_parts(folder, ("decoder", "vqgan"), "a Würstchen decoder in diffusers layout")
+        require_parts(folder, ("decoder", "vqgan"), "layout.wuerstchen_decoder")
         self.parts = self._common(folder)
         self.network = self.place(WuerstchenDiffNeXt.from_pretrained(folder / "decoder", torch_dtype=self.dtype, **LOCAL))
         self.vqgan = self.place(PaellaVQModel.from_pretrained(folder / "vqgan", torch_dtype=torch.float32, **LOCAL))
-        self._prior_folder = _companion(companion, "the folder of a Würstchen prior, whose picture encoder it reads")
+        self._prior_folder = _companion(companion, "companion.wuerstchen_prior")
         self.effnet = self.place(EfficientNet.read(self._prior_folder))
 
     def picture_encoders(self) -> Sequence[nn.Module]:

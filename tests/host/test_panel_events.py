@@ -7,6 +7,7 @@ import time
 
 import pytest
 from lora_loom.lora_core.events import StepReport
+from lora_loom.lora_core.messages.message import Message
 from lora_loom.nodes.host.web import panel as panels
 
 
@@ -64,7 +65,7 @@ def test_no_event_waits_behind_a_tab_that_does_not_read(host):
 
 
 def test_an_event_carries_numbers_and_names_and_no_picture(host):
-    panel = panels.Panel("3", status="training", steps=10, samples=[[0, 1], [5, 2]], messages=["x" * 500] * 100)
+    panel = panels.Panel("3", status="training", steps=10, samples=[[0, 1], [5, 2]], messages=[{"text": "x" * 500}] * 100)
     panel.took_step(report(1))
     ((_, event, data),) = host.sent
     assert event == "lora_loom.panel"
@@ -77,9 +78,9 @@ def test_an_event_carries_numbers_and_names_and_no_picture(host):
 def test_messages_and_marks_stay_bounded(host):
     panel = panels.Panel("3")
     for n in range(1000):
-        panel.say(f"{n} " + "y" * 5000)
+        panel.say(Message.of("checkpoint.passed_over", name=f"{n} " + "y" * 5000))
     assert len(panel.messages) == panels.MAX_MESSAGES
-    assert max(map(len, panel.messages)) <= panels.MESSAGE_CHARS
+    assert max(len(json.dumps(message)) for message in panel.messages) <= panels.MESSAGE_CHARS + 20
 
 
 def test_a_step_pays_less_than_a_tenth_of_a_millisecond_for_its_panel(host):
@@ -92,6 +93,14 @@ def test_a_step_pays_less_than_a_tenth_of_a_millisecond_for_its_panel(host):
     each = sum(spent) / len(spent)
     print(f"{each * 1e6:.1f} us a step of the run's own thread")
     assert each < 1e-4
+
+
+def test_a_state_that_0_1_0_wrote_is_read_with_its_sentences(tmp_path):
+    then = {"node": "3", "status": "failed", "sentence": "vae: is wrong.", "messages": ["Training 2 layers", "Saved"]}
+    (tmp_path / panels.FILE).write_text(json.dumps(then))
+    now = panels._on_disk(tmp_path)
+    assert now["error"] == {"text": "vae: is wrong."}
+    assert now["messages"] == [{"text": "Training 2 layers"}, {"text": "Saved"}]
 
 
 def test_a_state_on_disk_that_someone_changed_is_not_read(tmp_path):

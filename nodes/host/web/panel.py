@@ -35,7 +35,7 @@ INTERVAL_S = 0.25  # between two events
 WRITE_EVERY_S = 2.0
 ROWS_IN_EVENT = 100
 WAITING_EVENTS = 32  # of the server, above which ours are left out; the browser then asks for what it missed
-MAX_PANELS, MAX_MESSAGES, MAX_MARKS = 20, 200, 2000
+MAX_PANELS, MAX_MESSAGES, MAX_MARKS, MESSAGE_CHARS = 20, 200, 2000, 1500
 ACTIVE = ("preparing", "training")
 KEPT = ("node", "workflow", "kind", "inputs", "run", "status", "error", "step", "steps", "probes", "saves", "samples", "messages", "result")
 
@@ -84,6 +84,8 @@ class Panel:
     def say(self, message: Message) -> None:
         """One more for the list of messages."""
         said = message.as_json()
+        if len(json.dumps(said)) > MESSAGE_CHARS:
+            said = {"text": said["text"][:MESSAGE_CHARS]}
         if said not in self.messages[-3:]:
             self.changed(messages=[*self.messages, said][-MAX_MESSAGES:])
 
