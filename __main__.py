@@ -10,7 +10,8 @@ from pathlib import Path
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one command. Exit codes: 0 done, 1 the input needs a change, 2 wrong usage, 130 or 143 stopped by a signal with the work kept."""
-    from .nodes.terminal import COMMANDS, FAILED, STEPPING, spelled
+    from .lora_core.messages.errors import Problem
+    from .nodes.terminal import COMMANDS, FAILED, STEPPING, in_words
 
     words = sys.argv[1:] if argv is None else argv
     name = next((word for word in words if not word.startswith("-")), "")
@@ -26,13 +27,11 @@ def main(argv: list[str] | None = None) -> int:
         from .lora_core.backends.memory import keep_pages
 
         keep_pages()
-    from .convert import FormatError
-    from .lora_core.messages.errors import LoomError
 
     try:
         return command.run(args)
-    except (LoomError, FormatError) as error:
-        sys.stderr.write(f"lora-loom: {spelled(str(error))}\n")
+    except Problem as error:
+        sys.stderr.write(f"lora-loom: {in_words(error.message)}\n")
         return FAILED
 
 

@@ -7,9 +7,10 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from ..lora_core.messages.message import Message
 from . import keys
 from .families import FAMILIES, UNKNOWN, Family, text
-from .lora import Module
+from .lora import FAMILY, Module
 
 
 class _Score(NamedTuple):
@@ -34,8 +35,8 @@ def split_prefix(name: str) -> tuple[str, int | str | None]:
     return name, None
 
 
-def detect(modules: Mapping[str, Module], metadata: Mapping[str, str]) -> tuple[str, str]:
-    """(family, doubt): the family whose layers the names are, told from its likes by shapes, then by the header. `doubt` is a sentence or ""."""
+def detect(modules: Mapping[str, Module], metadata: Mapping[str, str]) -> tuple[str, Message | None]:
+    """(family, doubt): the family whose layers the names are, told from its likes by shapes, then by the header. `doubt` is what the user should know."""
     denoiser = {rest: m for name, m in modules.items() for rest, slot in [split_prefix(name)] if slot is None}
     texts = {name: m for name, m in modules.items() if split_prefix(name)[1] is not None}
     if not denoiser:
@@ -47,17 +48,17 @@ def detect(modules: Mapping[str, Module], metadata: Mapping[str, str]) -> tuple[
         if score.matched:
             scores[family.name] = score
     if not scores:
-        return UNKNOWN, "No model family with these layer names is known; names are kept as they are and only the spelling of the parts changes."
+        return UNKNOWN, Message.of("note.unknown_family")
     best = max(scores, key=lambda n: scores[n])  # the first of equals: FAMILIES is in order of use
     matched, agrees, hidden, _ = scores[best]
     if agrees < 0 or 2 * matched < len(denoiser):
-        return UNKNOWN, f"Some layer names are those of {FAMILIES[best].title}, but it is another model, which is not known; names are kept as they are."
+        return UNKNOWN, Message.of("note.other_model", family=FAMILIES[best].title)
     if hidden < 0:
-        return best, f"The layers are those of {FAMILIES[best].title}, but not of its published sizes; it may be another model. Say which one with `family`."
+        return best, Message.of("note.other_size", family=FAMILIES[best].title, option=FAMILY)
     rivals = [n for n in scores if n not in (best, "toy") and scores[n] == scores[best]]
     if rivals:
-        return best, f"Names and shapes fit {', '.join([best, *rivals])} alike; {best} is assumed. Say which one it is with `family`."
-    return best, ""
+        return best, Message.of("note.rivals", families=[best, *rivals], family=best, option=FAMILY)
+    return best, None
 
 
 def _score(family: Family, denoiser: Mapping[str, Module], declared: str) -> _Score:
@@ -99,20 +100,20 @@ def declared_family(metadata: Mapping[str, str]) -> str:
     return next((family for sign, family in signs if sign in text_), "")
 
 
-def _from_text(texts: Mapping[str, Module], metadata: Mapping[str, str]) -> tuple[str, str]:
+def _from_text(texts: Mapping[str, Module], metadata: Mapping[str, str]) -> tuple[str, Message | None]:
     """The family of a file that only holds text encoder layers."""
     slots = {split_prefix(name)[1] for name in texts}
     declared = declared_family(metadata)
     if declared:
-        return declared, ""
+        return declared, None
     if any("SelfAttention" in name or "DenseReluDense" in name for name in texts) and not slots & {"clip_g"}:
         if all("SelfAttention" in name or "DenseReluDense" in name for name in texts):
-            return "flux1", "Only T5 layers are in the file, which Flux.1 and SD3 both have; flux1 is assumed. Say which one it is with `family`."
+            return "flux1", Message.of("note.only_t5", option=FAMILY)
         clip_g = any(split_prefix(name)[1] == 2 and "text_model" in name for name in texts)
-        return ("sd3" if clip_g else "flux1"), ""
+        return ("sd3" if clip_g else "flux1"), None
     if 2 in slots or "clip_g" in slots:
-        return ("sd3" if "t5xxl" in slots else "sdxl"), ""
+        return ("sd3" if "t5xxl" in slots else "sdxl"), None
     width = next((m.shape[1] for name, m in texts.items() if "q_proj" in name and m.shape), 768)
     if width == text.WIDTHS["clip_h"]:
-        return "sd2", ""
-    return "sd1", "Only CLIP-L layers are in the file, which SD1, SDXL and Flux.1 all have; sd1 is assumed. Say which one it is with `family`."
+        return "sd2", None
+    return "sd1", Message.of("note.only_clip_l", option=FAMILY)

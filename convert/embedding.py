@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ..lora_core.messages.message import Message
 from .lora import FormatError, State
 
 WIDTHS = {768: "clip_l", 1024: "clip_h", 1280: "clip_g", 4096: "t5xxl", 2560: "qwen3_4b", 3584: "qwen25_7b", 64: "clip_l"}  # 64: the bundled toy
@@ -28,7 +29,7 @@ class Embedding:
     vectors: State
     token: str = ""
     step: int = 0
-    notes: tuple[str, ...] = ()
+    notes: tuple[Message, ...] = ()
 
     @property
     def family(self) -> str:
@@ -54,13 +55,13 @@ def read_embedding(data: Mapping[str, Any]) -> Embedding:
     """The embedding in a loaded file of any form: A1111 .pt, diffusers learned_embeds, kohya emb_params, SDXL and Flux pairs, old pivotal files."""
     if "string_to_param" in data:
         return _from_a1111(data)
-    notes: list[str] = []
+    notes: list[Message] = []
     extra = [k for k in data if isinstance(k, str) and _EXTRA.fullmatch(k)]
     if extra:
-        notes.append(f"Output embeddings ({', '.join(extra)}) are left out: no program but OneTrainer reads them, and A1111 refuses the file.")
+        notes.append(Message.of("note.output_embeddings", keys=extra))
     tensors = {k: v for k, v in data.items() if k not in extra}
     if bad := [k for k, v in tensors.items() if not isinstance(v, torch.Tensor)]:
-        raise FormatError(f"{bad[0]}: is not a tensor; this is not an embedding.")
+        raise FormatError("embedding.no_tensor", key=bad[0])
     if "emb_params" in tensors and len(tensors) == 1:
         vectors = {"": tensors["emb_params"]}
         return _checked(vectors, "", 0, notes)
@@ -69,9 +70,7 @@ def read_embedding(data: Mapping[str, Any]) -> Embedding:
     if len(tensors) == 1:
         token, value = next(iter(tensors.items()))
         return _checked({"": value}, token, 0, notes)
-    raise FormatError(
-        f"the keys {', '.join(map(str, list(data)[:4]))} are not those of an embedding, which has emb_params, clip_l, clip_g, t5xxl or one token."
-    )
+    raise FormatError("embedding.unknown_keys", keys=[*map(str, list(data)[:4])])
 
 
 def _from_a1111(data: Mapping[str, Any]) -> Embedding:
@@ -79,33 +78,33 @@ def _from_a1111(data: Mapping[str, Any]) -> Embedding:
     try:
         items = dict(params.items())
     except AttributeError:
-        raise FormatError("string_to_param: is not a table of tensors.") from None
+        raise FormatError("embedding.no_table", field="string_to_param") from None
     if len(items) != 1:
-        raise FormatError(f"string_to_param: has {len(items)} entries; an embedding has one.")
+        raise FormatError("embedding.several_entries", field="string_to_param", count=len(items))
     step = data.get("step")
     name = data.get("name")
     return _checked({"": next(iter(items.values()))}, name if isinstance(name, str) else "", step if isinstance(step, int) else 0, [])
 
 
-def _checked(vectors: Mapping[str, Any], token: str, step: int, notes: list[str]) -> Embedding:
+def _checked(vectors: Mapping[str, Any], token: str, step: int, notes: list[Message]) -> Embedding:
     out: State = {}
     for key, value in vectors.items():
         label = key or token or "the embedding"
         if not isinstance(value, torch.Tensor) or not value.is_floating_point() or value.ndim not in (1, 2):
-            raise FormatError(f"{label}: an embedding is a matrix of floating-point numbers, one row for each vector.")
+            raise FormatError("embedding.no_matrix", key=label)
         value = value.detach()[None] if value.ndim == 1 else value.detach()
         if not 0 < len(value) <= MAX_VECTORS:
-            raise FormatError(f"{label}: has {len(value)} vectors; 1 to {MAX_VECTORS} are allowed.")
+            raise FormatError("embedding.vectors", key=label, count=len(value), limit=MAX_VECTORS)
         if not torch.isfinite(value.float()).all():
-            raise FormatError(f"{label}: holds numbers that are not finite.")
+            raise FormatError("tensor.not_finite", key=label)
         encoder = key or WIDTHS.get(value.shape[1], "")
         if not encoder:
-            raise FormatError(f"{label}: vectors of width {value.shape[1]} belong to no text encoder we know; known widths are {', '.join(map(str, WIDTHS))}.")
+            raise FormatError("embedding.unknown_width", key=label, width=value.shape[1], allowed=[*map(str, WIDTHS)])
         if WIDTHS.get(value.shape[1]) != encoder:
-            raise FormatError(f"{label}: has vectors of width {value.shape[1]}, which are not for {encoder}.")
+            raise FormatError("embedding.width_of_other", key=label, width=value.shape[1], encoder=encoder)
         out[encoder] = value.clone()
     if "clip_l" in out and "clip_g" in out and len(out["clip_l"]) != len(out["clip_g"]):
-        raise FormatError(f"clip_l has {len(out['clip_l'])} vectors and clip_g {len(out['clip_g'])}; both must have as many.")
+        raise FormatError("embedding.unequal", clip_l=len(out["clip_l"]), clip_g=len(out["clip_g"]))
     return Embedding(out, token, step, tuple(notes))
 
 
@@ -113,14 +112,14 @@ def write_embedding(embedding: Embedding, target: str = "webui") -> State:
     """The tensors of one file. "webui": what A1111, Forge, kohya and ComfyUI all read; "comfyui": the same for encoders WebUIs do not know;
     "diffusers": keys for `load_textual_inversion` (SD1, SD2: the token; SDXL: clip_l, clip_g; Flux: clip_l, t5). Values are float32."""
     if target not in EMBEDDING_TARGETS:
-        raise FormatError(f"target: {target!r} is not known; choose one of {', '.join(EMBEDDING_TARGETS)}.")
+        raise FormatError("target.unknown", field="target", target=repr(target), allowed=EMBEDDING_TARGETS)
     vectors = {k: v.float().contiguous() for k, v in embedding.vectors.items()}
     if target == "diffusers":
         if len(vectors) == 1:
             return {embedding.token or "token": next(iter(vectors.values()))}
         return {("t5" if k == "t5xxl" and "clip_g" not in vectors else k): v for k, v in vectors.items()}
     if set(vectors) == {"clip_g"}:
-        raise FormatError("the embedding has vectors for CLIP-G alone; WebUIs want clip_l and clip_g together.")
+        raise FormatError("embedding.clip_g_alone")
     if len(vectors) == 1 and set(vectors) <= {"clip_l", "clip_h"}:
         return {"emb_params": next(iter(vectors.values()))}
     return vectors
@@ -136,7 +135,7 @@ def unbundled(state: Mapping[str, torch.Tensor]) -> tuple[State, dict[str, State
             continue
         token, _, part = key.removeprefix("bundle_emb.").partition(".")
         if not token or not part:
-            raise FormatError(f"{key}: a bundled embedding has a token and a part.")
+            raise FormatError("embedding.bundle_key", key=key)
         found.setdefault(token, {})["emb_params" if part.startswith("string_to_param") else part] = value
     return rest, found
 
@@ -151,15 +150,15 @@ def bundled(embeddings: Mapping[str, Embedding]) -> State:
     return out
 
 
-def trigger_problems(name: str, lora_names: frozenset[str] | set[str] = frozenset()) -> list[str]:
+def trigger_problems(name: str, lora_names: frozenset[str] | set[str] = frozenset()) -> list[Message]:
     """What is wrong with `name` as a trigger that works in every program; the file's stem is the trigger."""
-    problems = []
+    problems: list[Message] = []
     if not _SAFE_TRIGGER.fullmatch(name):
-        problems.append(f"{name!r} does not work everywhere: use small letters, digits, _ and - only, starting with a letter or digit.")
+        problems.append(Message.of("trigger.characters", name=repr(name)))
     if name.isalpha() and len(name) < 12 and name.lower() in _WORDS:
-        problems.append(f"{name!r} is an ordinary word: A1111 would replace it in every prompt; add a number or _emb.")
+        problems.append(Message.of("trigger.ordinary", name=repr(name)))
     if name in lora_names:
-        problems.append(f"A LoRA is also called {name!r}; call the embedding {name}_emb so prompts stay clear.")
+        problems.append(Message.of("trigger.of_lora", name=repr(name), other=f"{name}_emb"))
     return problems
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import torch
 
-from .lora import FormatError, Module, folded, plain
+from .lora import APPROXIMATE, FormatError, Module, folded, plain
 from .patterns import Row
 
 _BY_ROW = ("dora", "diff_b")
@@ -27,14 +27,14 @@ def split(module: Module, shares: Sequence[int]) -> list[Module | None]:
     if module.kind == "full":
         cut = {k: torch.split(v, sizes(len(v), shares)) for k, v in module.parts.items()}
         return [Module("full", {k: v[n].clone() for k, v in cut.items()}) for n in range(len(shares))]
-    raise FormatError(f"a {module.kind} module over a fused layer cannot be divided exactly; convert it to a LoRA first (`approximate`).")
+    raise FormatError("fuse.indivisible", kind=module.kind, approximate=APPROXIMATE)
 
 
 def sizes(rows: int, shares: Sequence[int]) -> list[int]:
     """`rows` divided in the given proportions."""
     unit, rest = divmod(rows, sum(shares))
     if rest:
-        raise FormatError(f"{rows} output rows cannot be divided in the proportions {':'.join(map(str, shares))} of this layer.")
+        raise FormatError("fuse.rows", rows=rows, shares=":".join(map(str, shares)))
     return [unit * s for s in shares]
 
 
@@ -89,7 +89,7 @@ def _with_rows_of(part: Module, whole: Module, n: int, shares: Sequence[int]) ->
         if value is None:
             continue
         if name == "dora" and value.shape[0] == 1:
-            raise FormatError("its DoRA magnitudes belong to input columns of a fused layer, which cannot be divided exactly.")
+            raise FormatError("fuse.dora_inputs")
         part = part.replaced(**{name: torch.split(value, sizes(len(value), shares))[n].clone()})
     return part
 
@@ -99,10 +99,10 @@ def join(modules: Sequence[Module | None], shares: Sequence[int]) -> Module:
     present = [m for m in modules if m is not None]
     kinds = {m.kind for m in present}
     if len(kinds) > 1:
-        raise FormatError(f"its parts are of different kinds ({', '.join(sorted(kinds))}) and cannot be joined.")
+        raise FormatError("fuse.several_kinds", kinds=sorted(kinds))
     dora = [m.parts.get("dora") for m in present]
     if any(d is not None for d in dora) and (len(present) < len(shares) or any(d is None or d.shape[0] == 1 for d in dora)):
-        raise FormatError("only some of its parts carry DoRA magnitudes over output rows, so they cannot be joined exactly.")
+        raise FormatError("fuse.some_dora")
     kind = kinds.pop()
     if kind == "lora":
         joined = _join_lora([None if m is None else plain(m) for m in modules], shares)
@@ -111,7 +111,7 @@ def join(modules: Sequence[Module | None], shares: Sequence[int]) -> Module:
     elif kind == "full" and len(present) == len(shares) and len({tuple(m.parts) for m in present}) == 1:
         return Module("full", {k: torch.cat([m.parts[k] for m in present]) for k in present[0].parts})
     else:
-        raise FormatError(f"{kind} modules have no exact form over the fused layer; convert them to a LoRA first (`approximate`).")
+        raise FormatError("fuse.no_form", kind=kind, approximate=APPROXIMATE)
     if any(d is not None for d in dora):
         joined = joined.replaced(dora=torch.cat([d for d in dora if d is not None]))
     if any("diff_b" in m.parts for m in present):
@@ -124,7 +124,7 @@ def _rows(modules: Sequence[Module | None], shares: Sequence[int]) -> list[int]:
     """Output rows of every part, those of missing ones by proportion."""
     units = {m.shape[0] / s for m, s in zip(modules, shares) if m is not None}
     if len(units) != 1 or not next(iter(units)).is_integer():
-        raise FormatError(f"the output rows of its parts do not stand in the proportions {':'.join(map(str, shares))}.")
+        raise FormatError("fuse.parts_rows", shares=":".join(map(str, shares)))
     unit = int(units.pop())
     return [unit * s for s in shares]
 
@@ -189,6 +189,6 @@ def swapped(module: Module) -> Module:
     """The two halves of the output rows exchanged: shift, scale in the one world is scale, shift in the other."""
     keys = {"lora": ("up",), "loha": ("hada_w1_a", "hada_w2_a"), "full": tuple(module.parts)}.get(module.kind)
     if keys is None or "hada_t1" in module.parts:
-        raise FormatError(f"the output rows of a {module.kind} module cannot be reordered exactly; convert it to a LoRA first (`approximate`).")
+        raise FormatError("fuse.order", kind=module.kind, approximate=APPROXIMATE)
     more = [k for k in _BY_ROW if k in module.parts and k not in keys and module.parts[k].shape[0] > 1]
     return dataclasses.replace(module, parts={**module.parts, **{k: module.parts[k].roll(len(module.parts[k]) // 2, 0) for k in (*keys, *more)}})

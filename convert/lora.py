@@ -6,20 +6,39 @@ float32 and casting comes last.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import torch
 
+from ..lora_core.messages.errors import Problem
+from ..lora_core.messages.message import Message, Setting
 from .forms import DTYPE_NAMES
 
 State = dict[str, torch.Tensor]
 DTYPES = dict(zip(DTYPE_NAMES, (torch.float32, torch.float16, torch.bfloat16), strict=True))
 
 
-class FormatError(ValueError):
+APPROXIMATE, FAMILY, SCALE, DROP_UNKNOWN = (Setting(name) for name in ("approximate", "family", "scale", "drop_unknown"))  # a door has its own names
+
+
+class FormatError(Problem, ValueError):
     """A file or tensor is not what it should be, or cannot be written in the wanted form; the message names key and reason."""
+
+    def __init__(self, code: str | Message, /, field: str = "", **values: Any):
+        super().__init__(code, field, **values)
+
+
+@contextlib.contextmanager
+def about(what: str) -> Iterator[None]:
+    """Puts `what`, such as a file or a layer, in front of every FormatError of the block."""
+    try:
+        yield
+    except FormatError as error:
+        raise FormatError("error.about", about=what, error=error) from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +112,7 @@ class Lora:
     modules: dict[str, Module]
     metadata: dict[str, str] = dataclasses.field(default_factory=dict)
     embeddings: dict[str, State] = dataclasses.field(default_factory=dict)
-    notes: list[str] = dataclasses.field(default_factory=list)
+    notes: list[Message] = dataclasses.field(default_factory=list)
     source: str = ""
     keys: frozenset[str] = frozenset()
 
@@ -126,7 +145,7 @@ def delta(module: Module) -> torch.Tensor:
         one, two = lokr_factors(p)
         one = one.reshape(*one.shape, *[1] * (two.ndim - 2))
         return (module.scale * torch.kron(one, two.contiguous())).reshape(module.shape)
-    raise FormatError(f"a module of kind {module.kind!r} ({', '.join(module.parts)}) has no weight delta that could be computed.")
+    raise FormatError("module.no_delta", kind=repr(module.kind), parts=module.parts)
 
 
 def lokr_factors(p: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -154,7 +173,7 @@ def folded(module: Module, keep: float = 1.0) -> Module:
     """The same effect with scale `keep`: the rest goes into the weights, half of it into each factor so neither leaves the range of fp16."""
     factor = module.scale / keep
     if keep != 1.0 and not module.rank and module.kind != "full":
-        raise FormatError(f"a {module.kind} of full matrices has no rank to scale by.")
+        raise FormatError("module.no_rank", kind=module.kind)
     if module.kind == "full" or factor == 1.0:
         return dataclasses.replace(module, alpha=keep * module.rank if module.rank else None)
     root, sign = math.sqrt(abs(factor)), math.copysign(1.0, factor)
@@ -185,7 +204,7 @@ def _ends(module: Module) -> tuple[str, str]:
         return "hada_w1_b", "hada_w1_a"
     if module.kind == "lokr":
         return next(n for n in ("lokr_w1", "lokr_w1_b") if n in module.parts), next(n for n in ("lokr_w2", "lokr_w2_a") if n in module.parts)
-    raise FormatError(f"a module of kind {module.kind!r} cannot be scaled.")
+    raise FormatError("module.not_scalable", kind=repr(module.kind))
 
 
 def applied(weight: torch.Tensor, module: Module, strength: float = 1.0) -> torch.Tensor:
@@ -277,7 +296,7 @@ def cast(state: Mapping[str, torch.Tensor] | Iterable[tuple[str, torch.Tensor]],
     for key, value in state.items() if isinstance(state, Mapping) else state:
         small = value.float() if key.endswith(".alpha") else value.to(DTYPES[dtype])
         if not torch.isfinite(small).all():
-            raise FormatError(f"{key}: holds values that do not fit {dtype}; save as fp32 or bf16.")
+            raise FormatError("tensor.unfit", key=key, type=dtype)
         nonzero = int(value.count_nonzero())
         lost, total = lost + nonzero - int(small.count_nonzero()), total + nonzero
         out[key] = small

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 from ..lora_core.matching.regex import Pattern
+from ..lora_core.messages.message import Message
 from .families import FAMILIES
 from .lora import FormatError, Lora, Module, component, concatenated, delta, lokr_factors, low_rank, multiplied, plain, resized
 
@@ -36,12 +37,12 @@ def merge(parts: Sequence[tuple[Lora, float]], rank: int = 0, progress: Progress
     Raises FormatError for different families, and for DoRA, whose rescaling does not add up.
     """
     if not parts:
-        raise FormatError("nothing to merge: give at least one LoRA.")
+        raise FormatError("merge.nothing")
     if rank < 0:
-        raise FormatError(f"rank: {rank} is not a rank; give 1 or more, or 0 for the exact sum.")
+        raise FormatError("rank.unusable_or_exact", field="rank", rank=rank)
     families = {lora.family for lora, _ in parts}
     if len(families) > 1:
-        raise FormatError(f"the LoRAs are for different models ({', '.join(sorted(families))}); only LoRAs for the same one can be merged.")
+        raise FormatError("merge.other_families", families=sorted(families))
     names = sorted({name for lora, _ in parts for name in lora.modules})
     modules, errors, lost, total = {}, {}, 0.0, 0.0
     for n, name in enumerate(names):
@@ -50,7 +51,7 @@ def merge(parts: Sequence[tuple[Lora, float]], rank: int = 0, progress: Progress
         if not members:
             continue
         if len({m.shape for m in members if m.shape}) > 1:
-            raise FormatError(f"{name}: has different shapes in the LoRAs ({', '.join(sorted(str(m.shape) for m in members))}).")
+            raise FormatError("merge.shapes", name=name, shapes=sorted(str(m.shape) for m in members))
         module, error = _sum(members, rank)
         modules[name], errors[name] = module, error
         if rank:
@@ -58,16 +59,16 @@ def merge(parts: Sequence[tuple[Lora, float]], rank: int = 0, progress: Progress
             full = norm / max(1e-12, 1 - error**2)
             lost, total = lost + full - norm, total + full
     if not modules:
-        raise FormatError("nothing is left to merge: every weight is 0, or the LoRAs are empty.")
+        raise FormatError("merge.nothing_left")
     first = parts[0][0]
     return Outcome(Lora(first.family, modules, notes=_notes(parts)), (lost / total) ** 0.5 if total else 0.0, errors)
 
 
 def _summable(name: str, module: Module) -> Module:
     if "dora" in module.parts:
-        raise FormatError(f"{name}: has DoRA magnitudes, which rescale the base weight and cannot be added; bake it into a checkpoint and extract a LoRA.")
+        raise FormatError("merge.dora", name=name)
     if module.kind == "other":
-        raise FormatError(f"{name}: has {', '.join(module.parts)}, which cannot be added to other modules.")
+        raise FormatError("merge.parts", name=name, parts=module.parts)
     return module
 
 
@@ -87,9 +88,9 @@ def _sum(members: list[Module], rank: int) -> tuple[Module, float]:
     return (module.replaced(diff_b=torch.stack(biases).sum(0)) if biases else module), error
 
 
-def _notes(parts: Sequence[tuple[Lora, float]]) -> list[str]:
-    embeddings = sorted({token for lora, _ in parts for token in lora.embeddings})
-    return [f"Bundled embeddings ({', '.join(embeddings)}) are not part of the merged LoRA; convert them on their own."] if embeddings else []
+def _notes(parts: Sequence[tuple[Lora, float]]) -> list[Message]:
+    tokens = sorted({token for lora, _ in parts for token in lora.embeddings})
+    return [Message.of("note.embeddings_unmerged", tokens=tokens)] if tokens else []
 
 
 def squared_norm(module: Module) -> float:
@@ -122,7 +123,7 @@ def resize(lora: Lora, rank: int, conv_rank: int = 0, energy: float = 1.0, progr
     out = dataclasses.replace(lora, modules=modules, notes=list(lora.notes))
     kept = sum("dora" in m.parts or m.kind != "lora" for m in lora.modules.values())
     if kept:
-        out.notes.append(f"{kept} modules that are not plain LoRA (LoHa, LoKr, full, DoRA) keep their size.")
+        out.notes.append(Message.of("note.kept_size", count=kept))
     return Outcome(out, (lost / total) ** 0.5 if total else 0.0, errors)
 
 
@@ -134,9 +135,9 @@ def rank_limit(shape: tuple[int, ...], rank: int, conv_rank: int) -> int:
 def require_sizes(rank: int, conv_rank: int, energy: float) -> None:
     """Raises FormatError for ranks and shares that are none."""
     if rank < 1 or conv_rank < 0:
-        raise FormatError(f"rank: {rank if rank < 1 else conv_rank} is not a rank; give 1 or more.")
+        raise FormatError("rank.unusable", field="rank", rank=rank if rank < 1 else conv_rank)
     if not 0 < energy <= 1:
-        raise FormatError(f"energy: {energy} is not a share; give a number above 0 and at most 1, such as 0.95.")
+        raise FormatError("energy.unusable", field="energy", energy=energy)
 
 
 def weighted(lora: Lora, factor: float = 1.0, blocks: Mapping[str, float] | None = None) -> Lora:
@@ -153,10 +154,10 @@ def weighted(lora: Lora, factor: float = 1.0, blocks: Mapping[str, float] | None
             if in_block(lora.family, name, block):
                 share, used[block] = share * value, True
         if share != 1.0 and "dora" in module.parts:
-            raise FormatError(f"{name}: has DoRA magnitudes; its strength can only be set where it is loaded.")
+            raise FormatError("module.dora_strength", name=name)
         modules[name] = module if share == 1.0 else multiplied(module, share)
     if unused := [block for block, hit in used.items() if not hit]:
-        raise FormatError(f"block weights: {unused[0]!r} fits no layer of this LoRA.")
+        raise FormatError("block.unmatched", field="blocks", block=repr(unused[0]))
     return dataclasses.replace(lora, modules=modules)
 
 
@@ -172,9 +173,9 @@ def in_block(family: str, name: str, block: str) -> bool:
 @functools.lru_cache(maxsize=256)
 def _block_pattern(block: str) -> Pattern:
     try:
-        return Pattern(block, lambda why: FormatError(f"block weights: {block!r} cannot be searched for ({why}); simplify it."))
+        return Pattern(block, lambda why: FormatError("pattern.costly", field="blocks", pattern=repr(block), reason=why))
     except re.error as error:
-        raise FormatError(f"block weights: {block!r} is neither a block name nor a regular expression ({error}).") from error
+        raise FormatError("block.pattern", field="blocks", block=repr(block), reason=error) from error
 
 
 def block_of(family: str, name: str) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from ..lora_core.matching.regex import Pattern
-from .lora import FormatError, Module, multiplied
+from .lora import APPROXIMATE, FormatError, Module, multiplied
 
 _UNSUPPORTED = ("modules_to_save", "trainable_token_indices", "layer_replication")
 _REPEAT, _REPEATED_GROUP = re.compile(r"[*+{]"), re.compile(r"\)[*+{]")  # a file must not be able to choose how long a search takes
@@ -28,7 +28,7 @@ def scaled(name: str, module: Module, config: Mapping[str, Any]) -> Module:
     if alpha is None:
         return module
     if not isinstance(alpha, (int, float)) or abs(alpha) > 1e9 or not math.isfinite(alpha):
-        raise FormatError(f"adapter_config.json: lora_alpha is {str(alpha)[:40]}; it is a number below a thousand million.")
+        raise FormatError("peft.alpha", field="adapter_config.json", alpha=str(alpha)[:40])
     if not module.rank:  # a LoKr of two full matrices; PEFT scales it all the same
         rank = _by_pattern(name, config.get("rank_pattern") or {}, config.get("r"))
         return multiplied(module, alpha / rank) if module.kind == "lokr" and isinstance(rank, int) and rank > 0 else module
@@ -40,10 +40,10 @@ def scaled(name: str, module: Module, config: Mapping[str, Any]) -> Module:
 def _by_pattern(name: str, patterns: Mapping[str, Any], default: Any) -> Any:
     """As `peft.utils.other.get_pattern_key`: the first pattern that matches the whole name or its end after a dot."""
     if not isinstance(patterns, Mapping):
-        raise FormatError(f"adapter_config.json: alpha_pattern and rank_pattern are tables, not {type(patterns).__name__}.")
+        raise FormatError("peft.patterns", field="adapter_config.json", type=type(patterns).__name__)
     for pattern, value in patterns.items():
         if len(pattern) > MAX_PATTERN or _REPEATED_GROUP.search(pattern) or len(_REPEAT.findall(pattern)) > 2:
-            raise FormatError(f"adapter_config.json: {pattern[:80]!r} is not a layer name or a simple pattern of one.")
+            raise FormatError("peft.pattern", field="adapter_config.json", pattern=repr(pattern[:80]))
         if _name_pattern(pattern).search(name):
             return value
     return default
@@ -51,10 +51,15 @@ def _by_pattern(name: str, patterns: Mapping[str, Any], default: Any) -> Any:
 
 @functools.lru_cache(maxsize=1024)
 def _name_pattern(pattern: str) -> Pattern:
+    def costly(why: str) -> FormatError:
+        return FormatError("pattern.costly", field="adapter_config.json", pattern=repr(pattern[:80]), reason=why)
+
     try:
-        return Pattern(rf"\A(.*\.)?({pattern})$", lambda why: FormatError(f"adapter_config.json: {pattern[:80]!r} cannot be searched for ({why})."))
+        return Pattern(rf"\A(.*\.)?({pattern})$", costly)
     except re.error as error:
-        raise FormatError(f"adapter_config.json: {pattern[:80]!r} is not a regular expression ({error}).") from error
+        raise FormatError(
+            "peft.expression", field="adapter_config.json", pattern=repr(pattern[:80]), reason=error
+        ) from error
 
 
 def header_configs(metadata: Mapping[str, str]) -> dict[str, dict[str, Any]]:
@@ -62,7 +67,7 @@ def header_configs(metadata: Mapping[str, str]) -> dict[str, dict[str, Any]]:
     try:
         flat = json.loads(metadata.get(HEADER, "{}"))
     except (ValueError, RecursionError):
-        raise FormatError(f"header: {HEADER} is not JSON.") from None
+        raise FormatError("peft.header", field="header", header=HEADER) from None
     out: dict[str, dict[str, Any]] = {}
     if isinstance(flat, dict):
         for key, value in flat.items():
@@ -76,20 +81,20 @@ def header_configs(metadata: Mapping[str, str]) -> dict[str, dict[str, Any]]:
 def _require_whole_base(config: Mapping[str, Any]) -> None:
     start = str(config.get("init_lora_weights", "")).lower()
     if start.startswith(_CHANGES_BASE):
-        raise FormatError(f"adapter_config.json: init_lora_weights is {start[:40]}, which changed the base weights too; convert it with PEFT first.")
+        raise FormatError("peft.init", field="adapter_config.json", init=start[:40])
 
 
 def require_supported(config: Mapping[str, Any]) -> None:
     """Raises FormatError for parts of PEFT that no other LoRA format can hold."""
     kind = str(config.get("peft_type", "LORA")).rpartition(".")[2].upper()
     if kind not in ("LORA", "LOHA", "LOKR"):
-        raise FormatError(f"adapter_config.json: peft_type is {kind}; only LORA, LOHA and LOKR have a form in other programs.")
+        raise FormatError("peft.type", field="adapter_config.json", type=kind)
     _require_whole_base(config)
     for field in _UNSUPPORTED:
         if config.get(field):
-            raise FormatError(f"adapter_config.json: {field} is set; these weights have no form in other programs.")
+            raise FormatError("peft.option", field="adapter_config.json", option=field)
     if config.get("fan_in_fan_out"):
-        raise FormatError("adapter_config.json: fan_in_fan_out is set; diffusion models have no such layers.")
+        raise FormatError("peft.fan_in", field="adapter_config.json")
 
 
 def config_for(modules: Mapping[str, Module], model_names: Collection[str]) -> dict[str, Any]:
@@ -100,12 +105,12 @@ def config_for(modules: Mapping[str, Module], model_names: Collection[str]) -> d
     kinds = {m.kind for m in modules.values()}
     kind = kinds.pop() if len(kinds) == 1 else ""
     if kind not in ("lora", "loha"):
-        raise FormatError("a PEFT adapter holds LoRA or LoHa modules of one kind; convert the others to a LoRA first (`approximate`).")
+        raise FormatError("peft.several_kinds", approximate=APPROXIMATE)
     alphas = {name: m.scale * m.rank for name, m in modules.items()}
     rank, alpha = Counter(m.rank for m in modules.values()).most_common(1)[0][0], Counter(alphas.values()).most_common(1)[0][0]
     dora = {name for name, m in modules.items() if "dora" in m.parts}
     if dora and len(dora) < len(modules):
-        raise FormatError(f"{min(modules.keys() - dora)}: has no DoRA magnitudes while others have; PEFT wants them on all layers or none.")
+        raise FormatError("peft.some_dora", name=min(modules.keys() - dora))
     namesakes = {n for n in modules if any(other.endswith(f".{n}") for other in model_names)}  # PEFT matches names by their ending
     exact = {n: f"^{n}" if n in namesakes else n for n in modules}
     common: dict[str, Any] = {

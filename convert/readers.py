@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 
+from ..lora_core.messages.message import Message
 from . import fuse, keys, peft
 from .detect import detect, split_prefix
 from .embedding import WIDTHS as EMBEDDING_WIDTHS
 from .embedding import unbundled
 from .families import FAMILIES, UNKNOWN, Family, text
-from .lora import FormatError, Lora, Module, multiplied
+from .lora import DROP_UNKNOWN, FAMILY, SCALE, FormatError, Lora, Module, about, multiplied
 from .patterns import Found, Row
 
 _WANTED = {
@@ -40,9 +41,9 @@ def read(state: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None =
     state, embeddings = unbundled(state)
     metadata = dict(metadata or {})
     dropped: list[str] = []
-    notes: list[str] = []
+    notes: list[Message] = []
     if not state:
-        raise FormatError(f"the file holds no tensors{' of a LoRA, only embeddings; convert it as an embedding' if embeddings else ''}.")
+        raise FormatError("file.only_embeddings" if embeddings else "file.empty")
     raw = _modules(state, dropped if drop_unknown else None)
     _require_finite(raw)
     if config:
@@ -50,19 +51,19 @@ def read(state: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None =
     elif adapters := peft.header_configs(metadata):
         raw = _scaled(raw, lambda name, m: _in_component(name, m, adapters))
     if family and family not in (*FAMILIES, UNKNOWN):
-        raise FormatError(f"family: {family!r} is not known; choose one of {', '.join(FAMILIES)}.")
-    chosen, doubt = (family, "") if family else detect(raw, metadata)
+        raise FormatError("family.unknown", field="family", family=repr(family), allowed=FAMILIES)
+    chosen, doubt = (family, None) if family else detect(raw, metadata)
     if doubt:
         notes.append(doubt)
     named = raw if chosen == UNKNOWN else _canonical(raw, FAMILIES[chosen], dropped if drop_unknown else None)
     if dropped:
-        notes.append(f"{len(dropped)} keys or layers that the model does not have are left out, e.g. {dropped[0]}.")
+        notes.append(Message.of("note.dropped", count=len(dropped), key=dropped[0]))
     if any(m.alpha == 0 for m in raw.values()):
-        notes.append("Some alphas are 0, which kohya reads as the rank and ComfyUI as no effect; they are taken as the rank.")
+        notes.append(Message.of("note.alpha_zero"))
     if embeddings:
-        notes.append(f"The file bundles {len(embeddings)} embedding(s) ({', '.join(embeddings)}); several loaders refuse such files.")
+        notes.append(Message.of("note.bundles", count=len(embeddings), tokens=[*embeddings]))
     if any("naive_a" in key or key.endswith((".A", ".B")) for key in state):
-        notes.append("The file stores bare A and B matrices without a scale; scale 1 is assumed. Multiply by the alpha it was trained with (`scale`).")
+        notes.append(Message.of("note.bare_scale", option=SCALE))
     notes += _dora_notes(named)
     return Lora(chosen, dict(sorted(named.items())), metadata, embeddings, notes, keys.form(next(iter(state), "")), frozenset(state))
 
@@ -78,19 +79,20 @@ def _modules(state: Mapping[str, torch.Tensor], dropped: list[str] | None) -> di
             continue
         if parsed is None:
             widths = value.ndim in (1, 2, 3) and value.shape[-1] in EMBEDDING_WIDTHS
-            what = "an embedding has one tensor of one or two dimensions" if widths else "`drop_unknown` leaves such keys out"
-            raise FormatError(f"{key}: is not part of any adapter this program knows; {what}.")
+            if widths:
+                raise FormatError("file.foreign_vectors", key=key)
+            raise FormatError("file.foreign_key", key=key, option=DROP_UNKNOWN)
         name, part = parsed
         if (name, part) in origin:
-            raise FormatError(f"{key}: says the same as {origin[name, part]}; a file must hold each part once.")
+            raise FormatError("file.key_repeated", key=key, other=origin[name, part])
         if value.is_complex() or value.dtype == torch.bool:
-            raise FormatError(f"{key}: has type {value.dtype}; weights are floating-point numbers.")
+            raise FormatError("tensor.type", key=key, type=value.dtype)
         if value.is_floating_point() and value.itemsize == 1:
             value = value.float()  # torch has hardly any arithmetic for 8-bit numbers
         origin[name, part] = key
         parts.setdefault(name, {})[part] = value
     if not parts:
-        raise FormatError("the file holds no tensors.")
+        raise FormatError("file.empty")
     return {name: _module(name, part) for name, part in parts.items()}
 
 
@@ -99,7 +101,7 @@ def _module(name: str, parts: dict[str, torch.Tensor]) -> Module:
     if "alpha" in parts:
         alpha = _number(f"{name}.alpha", parts.pop("alpha"))
     if not parts:
-        raise FormatError(f"{name}: has alpha but no weights.")
+        raise FormatError("module.no_weights", name=name)
     if "naive_a" in parts or "naive_b" in parts:
         parts = _from_naive(name, parts)
     _require_sizes(name, parts)
@@ -114,13 +116,13 @@ def _module(name: str, parts: dict[str, torch.Tensor]) -> Module:
     kind = kind or ("lokr" if any(p.startswith("lokr_") for p in parts) else "full" if set(parts) <= _WANTED["full"][1] and parts else "other")
     for part, value in parts.items():
         if not value.is_floating_point() and kind != "other":
-            raise FormatError(f"{name}.{part}: has type {value.dtype}; weights are floating-point numbers.")
+            raise FormatError("module.part_type", name=name, part=part, type=value.dtype)
     if kind in _WANTED:
         needed, allowed = _WANTED[kind]
         if missing := needed - parts.keys():
-            raise FormatError(f"{name}: has {', '.join(sorted(parts))} but lacks {', '.join(sorted(missing))}.")
+            raise FormatError("module.part_missing", name=name, parts=sorted(parts), missing=sorted(missing))
         if extra := parts.keys() - needed - allowed:
-            raise FormatError(f"{name}: has {', '.join(sorted(extra))}, which does not belong to a {kind} module.")
+            raise FormatError("module.part_foreign", name=name, parts=sorted(extra), kind=kind)
     if kind == "full":
         parts = {{"w_norm": "diff", "b_norm": "diff_b"}.get(k, k): v for k, v in parts.items()}
     module = Module(kind, parts, alpha)
@@ -133,10 +135,10 @@ def _module(name: str, parts: dict[str, torch.Tensor]) -> Module:
 
 def _number(key: str, value: torch.Tensor) -> float:
     if value.numel() != 1:
-        raise FormatError(f"{key}: has {value.numel()} values; it is one number.")
+        raise FormatError("module.number", key=key, count=value.numel())
     number = float(value)
     if not math.isfinite(number):
-        raise FormatError(f"{key}: is {number}; it is a finite number.")
+        raise FormatError("module.number_not_finite", key=key, number=number)
     return number
 
 
@@ -146,16 +148,16 @@ def _require_sizes(name: str, parts: Mapping[str, torch.Tensor]) -> None:
         if part in ("scale", "bias", "reshape_weight"):
             continue
         if value.numel() == 0 or not 1 <= value.ndim <= 5 or (part == "diff_b" and value.ndim != 1):
-            raise FormatError(f"{name}.{part}: is {_size(value)}; it has one to five dimensions, none of them 0.")
+            raise FormatError("module.part_size", name=name, part=part, size=_size(value))
 
 
 def _from_naive(name: str, parts: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """A (in, rank) and B (rank, out), used as x @ A @ B."""
     if set(parts) != {"naive_a", "naive_b"}:
-        raise FormatError(f"{name}: has {', '.join(sorted(parts))}; a bare A needs its B and nothing else.")
+        raise FormatError("module.bare_a", name=name, parts=sorted(parts))
     a, b = parts["naive_a"], parts["naive_b"]
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[0]:
-        raise FormatError(f"{name}: A is {_size(a)} and B is {_size(b)}; expected (in, rank) and (rank, out).")
+        raise FormatError("module.bare_shapes", name=name, a=_size(a), b=_size(b))
     return {"down": a.t().contiguous(), "up": b.t().contiguous()}
 
 
@@ -164,30 +166,34 @@ def _require_shapes(name: str, module: Module) -> None:
     if module.kind == "lora":
         down, up = p["down"], p["up"]
         if not (2 <= down.ndim <= 5 and 2 <= up.ndim <= 5 and math.prod(up.shape[2:]) == 1):
-            raise FormatError(f"{name}: lora_down is {_size(down)} and lora_up is {_size(up)}; expected (rank, in) and (out, rank), kernels after them.")
+            raise FormatError("module.lora_shapes", name=name, down=_size(down), up=_size(up))
         inner = tuple(p["mid"].shape[:2]) if "mid" in p else (down.shape[0], down.shape[0])
         if inner != (up.shape[1], down.shape[0]):
-            raise FormatError(f"{name}: lora_down is {_size(down)} and lora_up is {_size(up)}; their ranks must be equal.")
+            raise FormatError("module.lora_ranks", name=name, down=_size(down), up=_size(up))
         if not 0 < down.shape[0] <= MAX_RANK or 0 in down.shape or 0 in up.shape:
-            raise FormatError(f"{name}: has rank {down.shape[0]} with lora_down {_size(down)}; a rank is 1 to {MAX_RANK}.")
+            raise FormatError("module.rank", name=name, rank=down.shape[0], down=_size(down), limit=MAX_RANK)
     elif module.kind in ("loha", "lokr"):
         try:
             shape = module.shape
         except (RuntimeError, KeyError, IndexError) as error:
-            raise FormatError(f"{name}: its {module.kind} factors do not fit together ({', '.join(f'{k} {_size(v)}' for k, v in p.items())}).") from error
+            raise FormatError(
+                "module.factors", name=name, kind=module.kind, factors=[f"{k} {_size(v)}" for k, v in p.items()]
+            ) from error
         if not shape or 0 in shape or (module.kind == "loha" and not _loha_fits(p)):
-            raise FormatError(f"{name}: its {module.kind} factors do not fit together ({', '.join(f'{k} {_size(v)}' for k, v in p.items())}).")
+            raise FormatError(
+                "module.factors", name=name, kind=module.kind, factors=[f"{k} {_size(v)}" for k, v in p.items()]
+            )
 
 
 def _require_layer(name: str, module: Module) -> None:
     """What the parts say about the layer's own size: not absurd, and the same in all of them."""
     shape, p = module.shape, module.parts
     if shape and (math.prod(shape) > MAX_WEIGHT or max(shape) > MAX_SIDE):
-        raise FormatError(f"{name}: stands for a weight of {'x'.join(map(str, shape))}, which no model has.")
+        raise FormatError("module.large", name=name, shape="x".join(map(str, shape)))
     if "dora" in p and len(shape) > 1 and p["dora"].numel() != (shape[1] if p["dora"].shape[0] == 1 else shape[0]):
-        raise FormatError(f"{name}: dora_scale is {_size(p['dora'])}; the layer has {shape[0]} outputs and {shape[1]} inputs.")
+        raise FormatError("module.dora_scale", name=name, size=_size(p["dora"]), outputs=shape[0], inputs=shape[1])
     if "diff_b" in p and shape and len(p["diff_b"]) != shape[0]:
-        raise FormatError(f"{name}: diff_b has {len(p['diff_b'])} values; the layer has {shape[0]} outputs.")
+        raise FormatError("module.diff_b", name=name, count=len(p["diff_b"]), outputs=shape[0])
 
 
 def _loha_fits(p: Mapping[str, torch.Tensor]) -> bool:
@@ -207,7 +213,7 @@ def _require_finite(modules: Mapping[str, Module]) -> None:
     for name, module in modules.items():
         for part, value in module.parts.items():
             if value.is_floating_point() and not torch.isfinite(value).all():
-                raise FormatError(f"{name}.{part}: holds numbers that are not finite; the file is damaged or its training failed.")
+                raise FormatError("module.not_finite", name=name, part=part)
 
 
 def _scaled(raw: Mapping[str, Module], place: Callable[[str, Module], tuple[str, Module, Mapping[str, Any]]]) -> dict[str, Module]:
@@ -216,7 +222,7 @@ def _scaled(raw: Mapping[str, Module], place: Callable[[str, Module], tuple[str,
     for name, module in raw.items():
         out[name] = peft.scaled(*place(name, module))
         if time.monotonic() - began > MAX_SEARCH_S:
-            raise FormatError("adapter_config.json: its patterns take too long to match; they are not made for reading.")
+            raise FormatError("peft.patterns_slow", field="adapter_config.json")
     return out
 
 
@@ -234,7 +240,7 @@ def _canonical(raw: Mapping[str, Module], family: Family, dropped: list[str] | N
         if module is None:
             return
         if canonical in out:
-            raise FormatError(f"{name}: is the same layer as {origin[canonical]}; a file must hold each layer once.")
+            raise FormatError("file.layer_repeated", name=name, other=origin[canonical])
         out[canonical], origin[canonical] = module, name
 
     for name, module in raw.items():
@@ -245,7 +251,7 @@ def _canonical(raw: Mapping[str, Module], family: Family, dropped: list[str] | N
                 dropped.append(name)
                 continue
             if found is None:
-                raise FormatError(f"{name}: is not a layer of {family.title}; if the file is for another model, name it with `family`.")
+                raise FormatError("family.no_layer_or_other", name=name, family=family.title, option=FAMILY)
             for canonical, part in _unfused(name, found, module):
                 put(f"{family.component}.{canonical}", part, name)
         else:
@@ -255,7 +261,7 @@ def _canonical(raw: Mapping[str, Module], family: Family, dropped: list[str] | N
                 dropped.append(name)
                 continue
             if path is None:
-                raise FormatError(f"{name}: is not a layer of the text encoder {encoder} of {family.title}.")
+                raise FormatError("family.no_text_layer", name=name, encoder=encoder, family=family.title)
             put(f"{encoder}.{path}", module, name)
     return out
 
@@ -264,7 +270,7 @@ def _encoder(name: str, rest: str, slot: int | str, family: Family) -> str:
     """Which text encoder a slot means in this family. T5 is known by its layer names: some trainers count it as the second encoder of Flux."""
     if isinstance(slot, str):
         if family.encoder(slot) is None:
-            raise FormatError(f"{name}: {family.title} has no text encoder {slot}.")
+            raise FormatError("family.no_encoder", name=name, family=family.title, encoder=slot)
         return slot
     if ("SelfAttention" in rest or "DenseReluDense" in rest) and family.encoder("t5xxl"):
         return "t5xxl"
@@ -272,15 +278,14 @@ def _encoder(name: str, rest: str, slot: int | str, family: Family) -> str:
         return by_component[0].name
     clips = [e for e in family.encoders if e.name != "t5xxl"]
     if slot > len(clips):
-        raise FormatError(f"{name}: {family.title} has no text encoder number {slot}.")
+        raise FormatError("family.no_encoder_number", name=name, family=family.title, number=slot)
     return clips[slot - 1].name
 
 
 def _unfused(name: str, found: Found, module: Module) -> list[tuple[str, Module | None]]:
-    try:
-        return unfused(found, _kernel(name, found.rows[0], module))
-    except FormatError as error:
-        raise FormatError(f"{name}: {error}" if not str(error).startswith(name) else str(error)) from error
+    shaped = _kernel(name, found.rows[0], module)
+    with about(name):
+        return unfused(found, shaped)
 
 
 def unfused(found: Found, module: Module) -> list[tuple[str, Module | None]]:
@@ -297,7 +302,13 @@ def _kernel(name: str, row: Row, module: Module) -> Module:
     """Factors in the shape the layer's own weight has: convolutions saved flat get their kernel back, 1x1 kernels of linear layers go."""
     if row.kernel and module.kind in ("loha", "lokr") and len(module.shape) == 2:
         if module.shape[1] % math.prod(row.kernel):
-            raise FormatError(f"{name}: its {module.kind} factors stand for {_size_of(module.shape)}; the layer is a convolution of {_size_of(row.kernel)}.")
+            raise FormatError(
+                "module.no_convolution",
+                name=name,
+                kind=module.kind,
+                size=_size_of(module.shape),
+                kernel=_size_of(row.kernel),
+            )
         return dataclasses.replace(module, kernel=row.kernel)
     if row.kernel is None or module.kind != "lora" or "mid" in module.parts:
         return module
@@ -307,7 +318,9 @@ def _kernel(name: str, row: Row, module: Module) -> Module:
     area = math.prod(kernel)
     flat = down.flatten(1)
     if (down.ndim > 2 and math.prod(down.shape[2:]) != 1) or flat.shape[1] % area:
-        raise FormatError(f"{name}: lora_down is {_size(down)}; the layer is {'linear' if not kernel else 'a convolution of ' + _size_of(kernel)}.")
+        if not kernel:
+            raise FormatError("module.for_linear", name=name, down=_size(down))
+        raise FormatError("module.for_convolution", name=name, down=_size(down), kernel=_size_of(kernel))
     shaped = flat.reshape(len(flat), -1, *kernel)
     return module.replaced(down=shaped, up=up.reshape(*up.shape[:2], *[1] * len(kernel)))
 
@@ -316,14 +329,11 @@ def _size_of(kernel: tuple[int, ...]) -> str:
     return "x".join(map(str, kernel))
 
 
-def _dora_notes(modules: Mapping[str, Module]) -> list[str]:
+def _dora_notes(modules: Mapping[str, Module]) -> list[Message]:
     axes = {"output" if m.parts["dora"].shape[0] > 1 else "input" for m in modules.values() if "dora" in m.parts}
     notes = []
     if "output" in axes:
-        notes.append(
-            "DoRA over outputs: PEFT and LyCORIS apply it as trained; ComfyUI and Forge divide by another norm (the change differs by 20 to 80 %); "
-            "A1111 norms over inputs; diffusers ignores dora_scale."
-        )
+        notes.append(Message.of("note.dora_outputs"))
     if "input" in axes:
-        notes.append("DoRA over inputs: exact in ComfyUI, Forge and A1111; PEFT has no such form; diffusers ignores dora_scale.")
+        notes.append(Message.of("note.dora_inputs"))
     return notes

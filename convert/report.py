@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 import torch
 
+from ..lora_core.messages.message import Message
 from .embedding import Embedding
 from .families import FAMILIES
 from .loaders import loaders
@@ -28,7 +29,7 @@ class Block:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What a LoRA file is. `loaders`: program -> "all", or what it does not read and why. `problems`: sentences, worst first."""
+    """What a LoRA file is. `loaders`: program -> "all", or what it does not read and why. `problems`: the worst first."""
 
     family: str
     form: str
@@ -39,29 +40,31 @@ class Report:
     blocks: tuple[Block, ...]
     triggers: tuple[str, ...]
     loaders: dict[str, str]
-    problems: tuple[str, ...]
+    problems: tuple[Message, ...]
     metadata: Mapping[str, str]
 
-    def lines(self, bars: bool = True) -> list[str]:
-        """The report as text, one fact a line; with `bars`, the norm of every block drawn in characters."""
-        title = FAMILIES[self.family].title if self.family in FAMILIES else "unknown model"
-        ranks = ", ".join(f"{r} ({n}x)" if len(self.ranks) > 1 else str(r) for r, n in sorted(self.ranks.items())[:8])
-        alphas = ", ".join(f"{a:g}" for a in sorted(self.alphas)[:8])
-        out = [
-            f"base: {title}", f"spelling: {self.form}, {self.modules} modules ({', '.join(f'{n} {k}' for k, n in self.kinds.items())})",
-            f"rank: {ranks}; alpha: {alphas or 'as rank'}",
-        ]  # fmt: skip
+    def messages(self) -> list[Message | str]:
+        """The report, one fact a line."""
+        ranks = [f"{r} ({n}x)" if len(self.ranks) > 1 else str(r) for r, n in sorted(self.ranks.items())[:8]]
+        alphas = [f"{a:g}" for a in sorted(self.alphas)[:8]]
+        kinds = [f"{n} {kind}" for kind, n in self.kinds.items()]
+        known = self.family in FAMILIES
+        out: list[Message | str] = [
+            Message.of("report.base", family=FAMILIES[self.family].title) if known else Message.of("report.base_unknown"),
+            Message.of("report.spelling", form=self.form, count=self.modules, kinds=kinds),
+            Message.of("report.rank", ranks=ranks, alphas=alphas) if alphas else Message.of("report.rank_alone", ranks=ranks),
+        ]
         if self.triggers:
-            out.append(f"trigger words: {', '.join(self.triggers)}")
+            out.append(Message.of("report.triggers", words=self.triggers))
         out += [f"{program}: {verdict}" for program, verdict in self.loaders.items()]
         if not self.loaders:
-            out.append("read by: not known for this model or spelling; Convert LoRA writes a form that is")
-        out += [f"note: {p}" for p in self.problems]
-        if not bars:
-            return out
+            out.append(Message.of("report.unread"))
+        return [*out, *(Message.of("report.note", note=p) for p in self.problems)]
+
+    def bars(self) -> list[str]:
+        """The norm of every block drawn in characters."""
         widest = max((b.norm for b in self.blocks), default=0.0) or 1.0
-        out += [f"{b.name:20} {b.modules:4} modules  norm {b.norm:9.4g}  {'#' * round(30 * b.norm / widest)}" for b in self.blocks]
-        return out
+        return [f"{b.name:20} {b.modules:4} modules  norm {b.norm:9.4g}  {'#' * round(30 * b.norm / widest)}" for b in self.blocks]
 
 
 def inspect(lora: Lora) -> Report:
@@ -76,7 +79,7 @@ def inspect(lora: Lora) -> Report:
     )
     problems = list(lora.notes)
     if lora.modules and not any(norms.values()) and not any(m.kind == "other" or "diff_b" in m.parts or "dora" in m.parts for m in lora.modules.values()):
-        problems.insert(0, "Every module is zero: this LoRA changes nothing.")
+        problems.insert(0, Message.of("note.no_effect"))
     return Report(
         lora.family, lora.source, len(lora.modules), dict(Counter(m.kind for m in lora.modules.values())), dict(Counter(m.rank for m in lora.modules.values())),
         dict(Counter(round(m.scale * m.rank, 4) for m in lora.modules.values() if m.rank)), blocks, triggers(lora.metadata), loaders(lora), tuple(problems),
@@ -128,13 +131,25 @@ def difference(one: Lora, two: Lora) -> dict[str, float]:
     return out
 
 
-def embedding_lines(embedding: Embedding, name: str) -> list[str]:
-    """An embedding as text, one fact a line."""
-    out = [f"embedding: {FAMILIES[embedding.family].title if embedding.family in FAMILIES else embedding.family}"]
+def embedding_lines(embedding: Embedding, name: str) -> list[Message]:
+    """An embedding, one fact a line."""
+    family = FAMILIES[embedding.family].title if embedding.family in FAMILIES else embedding.family
+    out = [Message.of("report.embedding", family=family)]
     for encoder, vectors in embedding.vectors.items():
-        out.append(f"{encoder}: {len(vectors)} vectors of width {vectors.shape[1]}, norms {vectors.norm(dim=1).min():.3g} to {vectors.norm(dim=1).max():.3g}")
+        norms = vectors.norm(dim=1)
+        out.append(
+            Message.of(
+                "report.vectors",
+                encoder=encoder,
+                count=len(vectors),
+                width=vectors.shape[1],
+                least=f"{norms.min():.3g}",
+                most=f"{norms.max():.3g}",
+            )
+        )
     if embedding.token:
-        out.append(f"token in the file: {embedding.token}")
+        out.append(Message.of("report.token", token=embedding.token))
     if embedding.step:
-        out.append(f"trained for {embedding.step} steps")
-    return [*out, f"prompts: A1111 {name}, ComfyUI embedding:{name}", *(f"note: {n}" for n in embedding.notes)]
+        out.append(Message.of("report.steps", steps=embedding.step))
+    out.append(Message.of("report.prompts", name=name))
+    return [*out, *(Message.of("report.note", note=note) for note in embedding.notes)]

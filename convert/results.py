@@ -83,7 +83,7 @@ def starting_point(lora: Lora, names: Iterable[str], algorithm: str) -> dict[str
             if len(placed) > len(best):
                 best, missing = placed, sorted(found.keys() - wanted)
     if not best or missing:
-        raise FormatError(f"{(missing or list(lora.modules))[0]}: is not a layer this run trains; widen the targets, or start without this LoRA.")
+        raise FormatError("lora.layer_untrained", layer=(missing or list(lora.modules))[0])
     return best
 
 
@@ -92,7 +92,7 @@ def _by_layer(state: State, form: str) -> dict[str, State]:
     for key, value in state.items():
         suffix = next((s for s in _PARTS if key.endswith(s)), None)
         if suffix is None:
-            raise FormatError(f"{key}: is no part a run could start from.")
+            raise FormatError("lora.no_start_part", key=key)
         name = key.removesuffix(suffix)
         if form == "diffusers":  # the headless trainer's own names: flat for the Stable Diffusion family, else as they are
             component, _, path = name.partition(".")

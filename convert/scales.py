@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from ..lora_core.messages.message import Message
+
 # Ends of keys: ComfyUI's scaled fp8, old and new, MXFP8 and NVFP4, ModelOpt's AWQ, fp8 with blocks, bitsandbytes 4 and 8 bit, quanto, GPTQ/AWQ, SVDQuant
 _SCALE = re.compile(
     r"(?:(?P<layer>.*)\.)?(?:scale_weight|scale_input|scaled_fp8|weight_scales?(?:_2|_inv)?|input_scale|output_scale|pre_quant_scale|comfy_quant|"
@@ -23,7 +25,6 @@ def scaled_layers(keys: Iterable[str]) -> dict[str, list[str]]:
     return out
 
 
-def sentence(keys: Iterable[str]) -> str:
-    """What to tell about a checkpoint with such keys, behind the file's name."""
-    first = next(iter(keys))
-    return f"its weights are quantised with scales beside them (such as {first}), which are not applied here; give the fp16, bf16 or fp32 checkpoint."
+def warning(keys: Iterable[str]) -> Message:
+    """What to tell about a checkpoint with such keys."""
+    return Message.of("checkpoint.scaled", key=next(iter(keys)))

@@ -35,5 +35,5 @@ def chunks(layout: Layout, tensor: Callable[[str], torch.Tensor], metadata: Mapp
     for key in order:
         value = tensor(key)
         if (value.dtype, tuple(value.shape)) != layout[key]:
-            raise FormatError(f"{key}: became {value.dtype} {tuple(value.shape)} on the way to the file.")
+            raise FormatError("tensor.changed", key=key, type=value.dtype, shape=tuple(value.shape))
         yield value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data

@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 
+from ..lora_core.messages.message import Message
 from . import fuse, peft
 from .families import FAMILIES, UNKNOWN, Family, known_family
 from .forms import TARGETS
-from .lora import FormatError, Lora, Module, State, component, delta, dense_tucker, folded, low_rank, plain
+from .lora import APPROXIMATE, FAMILY, FormatError, Lora, Module, State, about, component, delta, dense_tucker, folded, low_rank, plain
 from .patterns import fill
 from .readers import read
 
@@ -38,9 +39,9 @@ def entries(lora: Lora, target: str = "universal", one_alpha: bool | None = None
     in Kohya form, where diffusers gives every module the commonest alpha. Raises FormatError where the target has no exact form.
     """
     if target == "peft":
-        raise FormatError("a PEFT adapter is a directory for each component; use peft_directories.")
+        raise FormatError("peft.several_folders")
     if target not in TARGETS:
-        raise FormatError(f"target: {target!r} is not known; choose one of {', '.join(TARGETS)}.")
+        raise FormatError("target.unknown", field="target", target=repr(target), allowed=TARGETS)
     if lora.family == UNKNOWN:
         yield from _unknown(lora)
         return
@@ -88,11 +89,13 @@ Named = dict[str, Module]
 
 def _known(lora: Lora) -> Family:
     if lora.family == UNKNOWN:
-        raise FormatError("the model family is unknown, so its layers have no other names; say which one it is with `family`.")
+        raise FormatError("family.unknown_names", option=FAMILY)
     family = FAMILIES[lora.family]
     parts = {family.component, *(e.name for e in family.encoders)}
     if foreign := next((n for n in lora.modules if component(n) not in parts), None):
-        raise FormatError(f"{foreign}: {family.title} has no part called {component(foreign)}; its parts are {', '.join(sorted(parts))}.")
+        raise FormatError(
+            "family.no_component", layer=foreign, family=family.title, component=component(foreign), parts=sorted(parts)
+        )
     return family
 
 
@@ -103,7 +106,7 @@ def _native(lora: Lora, family: Family) -> Named:
     for name, module in _denoiser(lora, family):
         found = family.table.find(name)
         if found is None or found.native:
-            raise FormatError(f"{name}: is not a layer of {family.title}.")
+            raise FormatError("family.no_layer", name=name, family=family.title)
         row = found.rows[0]
         path = fill(row.native, found.numbers)
         groups.setdefault(path, {})[row.part] = module
@@ -111,10 +114,8 @@ def _native(lora: Lora, family: Family) -> Named:
     out = {}
     for path, parts in groups.items():
         row = rows[path]
-        try:
+        with about(path):
             out[path] = fuse.native(row, [parts.get(n) for n in range(len(row.shares))])
-        except FormatError as error:
-            raise FormatError(f"{path}: {error}") from error
     return out
 
 
@@ -180,7 +181,7 @@ def _kohya_suffixes(name: str, module: Module) -> State:
 def _scale_in_weights(name: str, module: Module) -> State:
     """lora_A and lora_B alone. diffusers knows nothing else, and misreads alpha beside them."""
     if module.kind != "lora":
-        raise FormatError(f"{name}: diffusers has no form for a {module.kind} module; convert it to a LoRA first (`approximate`).")
+        raise FormatError("diffusers.no_form", name=name, kind=module.kind, approximate=APPROXIMATE)
     _refuse_bias(name, module)
     return {_PEFT_PARTS[k]: v for k, v in _peft_dora(name, folded(plain(module))).parts.items()}
 
@@ -194,7 +195,7 @@ def _scale_in_weights_or_alpha(name: str, module: Module) -> State:
 
 def _refuse_bias(name: str, module: Module) -> None:
     if "diff_b" in module.parts:
-        raise FormatError(f"{name}: changes the layer's bias, which this form cannot hold; `approximate` leaves such changes out.")
+        raise FormatError("diffusers.bias", name=name, approximate=APPROXIMATE)
 
 
 def _peft_dora(name: str, module: Module) -> Module:
@@ -204,7 +205,7 @@ def _peft_dora(name: str, module: Module) -> Module:
         return module
     out, kernel = module.shape[0], module.shape[2:]
     if dora.shape[0] != out:
-        raise FormatError(f"{name}: its DoRA magnitudes belong to inputs; PEFT and diffusers only know magnitudes of outputs.")
+        raise FormatError("diffusers.dora", name=name)
     return module.replaced(dora=dora.reshape(1, out, *[1] * len(kernel)) if kernel else dora.reshape(out))
 
 
@@ -246,11 +247,11 @@ def approximated(lora: Lora, rank: int) -> tuple[Lora, dict[str, float]]:
     Changes of biases, which only ComfyUI and kohya files can hold, are left out; a note says how many.
     """
     if rank < 1:
-        raise FormatError(f"`approximate`: {rank} is not a rank; give 1 or more.")
+        raise FormatError("rank.unusable", field="approximate", rank=rank)
     modules, errors, biases = {}, {}, 0
     for name, module in lora.modules.items():
         if "dora" in module.parts:
-            raise FormatError(f"{name}: DoRA rescales the base weight, so it is no low-rank difference without the base; extract it from a merged checkpoint.")
+            raise FormatError("approximate.dora", name=name)
         if module.kind in ("lora", "loha", "lokr", "full") and "diff_b" in module.parts:
             module, biases = dataclasses.replace(module, parts={k: v for k, v in module.parts.items() if k != "diff_b"}), biases + 1
         if not module.parts:
@@ -258,5 +259,5 @@ def approximated(lora: Lora, rank: int) -> tuple[Lora, dict[str, float]]:
         modules[name] = module
         if module.kind in ("loha", "lokr", "full") and len(module.shape) > 1:
             modules[name], errors[name] = low_rank(delta(module), rank)
-    notes = [*lora.notes, f"Changes of the bias of {biases} layers are left out."] if biases else lora.notes
-    return dataclasses.replace(lora, modules=modules, notes=list(notes)), errors
+    notes = [Message.of("note.biases_left_out", count=biases)] if biases else []
+    return dataclasses.replace(lora, modules=modules, notes=[*lora.notes, *notes]), errors

@@ -54,8 +54,9 @@ const reportExtension = {
   name: "lora_loom.report",
   nodeCreated(node) {
     if (!isOurs(node.comfyClass)) return;
-    afterExecution(node, ({ text, images }) => {
-      if (text?.length) showReport(node, text.join("\n").split("\n").map(said).join("\n"), Boolean(images?.length));
+    afterExecution(node, ({ text, loom_messages: messages, images }) => {
+      const lines = messages?.map(said) ?? text ?? [];
+      if (lines.length) showReport(node, lines.join("\n"), Boolean(images?.length));
     });
   },
 };
@@ -93,13 +94,17 @@ function showReport(node, text, hasPicture) {
 export function watchErrors() {
   /** @type {Set<import("./fields.js").NodeField>} */
   const marked = new Set();
+  /** @type {?import("./words.js").Message} */
+  let latest = null; // of our own event, which comes before the host's
+  api.addEventListener("lora_loom.error", ({ detail }) => { latest = detail; });
   api.addEventListener("execution_error", ({ detail }) => {
     if (!isOurs(detail?.node_type)) return;
     const node = nodeById(rootGraph(), detail.node_id);
     if (node?.loomPanel) return;
-    const sentence = String(detail.exception_message ?? "").trim();
-    host.toast("error", said(sentence), ERROR_MS);
-    const field = node && findField(node, sentence);
+    const text = String(detail.exception_message ?? "").trim();
+    const error = latest?.text === text ? latest : { text };
+    host.toast("error", said(error), ERROR_MS);
+    const field = node && findField(node, error);
     if (!field) return;
     mark(field);
     marked.add(field);

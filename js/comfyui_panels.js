@@ -19,8 +19,8 @@ function seatIn(node) {
     kind: node.comfyClass ?? "",
     ids: () => executionIds(rootGraph(), node),
     workflow: () => String(rootGraph()?.id ?? ""),
-    mark(sentence) {
-      const field = findField(node, sentence);
+    mark(error) {
+      const field = findField(node, error);
       if (field) mark(field);
       return field;
     },

@@ -3,7 +3,7 @@
 // Talks to /lora_loom/dataset*, which checks everything again.
 import { route } from "./api.js";
 import { make, say, style } from "./dom.js";
-import { language, t } from "./words.js";
+import { language, said, t } from "./words.js";
 
 /** @typedef {{ label: string, editable: boolean, trigger: string }} PictureSet */
 
@@ -15,7 +15,7 @@ import { language, t } from "./words.js";
  * @property {string} name
  * @property {string} caption
  * @property {boolean} excluded
- * @property {string} locked
+ * @property {?import("./words.js").Message} locked
  * @property {number} width
  * @property {number} height
  */
@@ -197,7 +197,7 @@ export class Editor {
   card(/** @type {Picture} */ picture) {
     const editable = this.editable(picture), { id, name, locked } = picture;
     const text = make("textarea", {
-      value: this.caption(picture), readOnly: !editable || Boolean(locked), title: locked, spellcheck: false,
+      value: this.caption(picture), readOnly: !editable || Boolean(locked), title: said(locked), spellcheck: false,
     });
     const tick = make("input", { type: "checkbox", checked: !this.excluded(picture), disabled: !editable });
     const src = this.host.imageUrl(route("dataset/thumb", { session: String(this.session), id }));

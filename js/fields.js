@@ -1,6 +1,5 @@
 // @ts-check
-// Errors of our nodes name the field they are about ("adapter.rank: 1024 is larger than ...").
-// Here that field is found and marked.
+// Errors of our nodes name the field they are about, such as adapter.rank. Here that field is found and marked.
 
 /** @typedef {{ node: ComfyNode, name: string }} NodeField a widget or an input */
 
@@ -12,13 +11,9 @@ const NAMES = { // fields whose widget has another name
 };
 const MARK = "#ff5f56";
 
-/**
- * The field a sentence begins with: as it says it, and the name of its widget.
- * @param {?string} [sentence]
- */
-export function fieldOf(sentence) {
-  const path = /^([a-z_]+(?:\.[a-z_0-9]+)*): /.exec(sentence ?? "")?.[1];
-  return path ? { path, name: NAMES[path] ?? path.split(".").pop() } : null;
+/** What the widget of a field is called. */
+export function widgetName(/** @type {string} */ field) {
+  return NAMES[field] ?? field.split(".").at(-1) ?? field;
 }
 
 /**
@@ -32,20 +27,20 @@ function upstream(node) {
 }
 
 /**
- * The widget or input a sentence is about: in the node itself, else in what is wired to it.
+ * The widget or input a message is about: in the node itself, else in what is wired to it.
  * @param {ComfyNode} node
- * @param {string} sentence
+ * @param {import("./words.js").Message} message
  * @returns {?NodeField}
  */
-export function findField(node, sentence) {
-  const field = fieldOf(sentence);
-  if (!field) return null;
+export function findField(node, message) {
+  if (!message.field) return null;
+  const name = widgetName(message.field);
   const seen = new Set();
   for (let level = [node]; level.length && seen.size < 30;) {
     for (const one of level) {
       seen.add(one);
       const parts = [...(one.widgets ?? []), ...(one.inputs ?? [])];
-      if (parts.some((part) => part.name === field.name)) return { node: one, name: field.name };
+      if (parts.some((part) => part.name === name)) return { node: one, name };
     }
     level = level.flatMap(upstream).filter((n) => !seen.has(n));
   }

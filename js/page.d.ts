@@ -27,11 +27,12 @@ interface ComfyInput {
   link?: number | null;
 }
 
-/** What a node has put out; the last two are ours. */
+/** What a node has put out; what begins with loom_ is ours. */
 interface ComfyOutput {
   images?: object[];
   text?: string[];
   loom_dataset?: string[];
+  loom_messages?: import("./words.js").Message[];
 }
 
 interface ComfyNode {

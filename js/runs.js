@@ -19,7 +19,7 @@ import { language, said, t } from "./words.js";
  * @property {number} steps
  * @property {?[number, number]} best
  * @property {string} state
- * @property {string} said
+ * @property {?import("./words.js").Message} error
  * @property {number} changed
  * @property {number} size_bytes
  * @property {?number} picture
@@ -277,7 +277,7 @@ export class Runs {
     const lines = [make("div", { className: "facts" }, state, figures.join(" · "))];
     if (run.best) lines.push(line(t("runs.best", { loss: run.best[1].toPrecision(4), step: run.best[0] })));
     lines.push(line(`${date(run.changed)} · ${fileSize(run.size_bytes)}`));
-    if (run.said) lines.push(line(said(run.said), "why"));
+    if (run.error) lines.push(line(said(run.error), "why"));
     return lines;
   }
 

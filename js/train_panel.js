@@ -9,6 +9,7 @@ import { continued, lastStep } from "./series.js";
 import { language, said, t } from "./words.js";
 
 /** @typedef {import("./host.js").Host} Host */
+/** @typedef {import("./words.js").Message} Message */
 /** @typedef {import("./series.js").Row} Row */
 /** @typedef {"preparing" | "training" | "paused" | "stopped" | "finished" | "cancelled"} Course */
 /** @typedef {Course | "failed" | "interrupted"} Status */
@@ -24,7 +25,7 @@ import { language, said, t } from "./words.js";
  * @property {number} changes
  * @property {string} run
  * @property {Status} status
- * @property {string} doing
+ * @property {?Message} doing
  * @property {number} step
  * @property {number} steps
  * @property {?number} speed steps a second
@@ -36,12 +37,12 @@ import { language, said, t } from "./words.js";
 /**
  * What else the server knows of a run.
  * @typedef {object} PanelDetails
- * @property {string} sentence
+ * @property {?Message} error
  * @property {Record<string, unknown>} inputs
  * @property {import("./scales.js").Probe[]} probes
  * @property {number[]} saves
  * @property {SampleMark[]} samples
- * @property {string[]} messages
+ * @property {Message[]} messages
  * @property {{ files?: string[], trigger?: string, lora?: string, comfyui?: string, a1111?: string }} result
  * @property {boolean} can_continue
  */
@@ -121,7 +122,7 @@ export async function askRun(host, what, node) {
  */
 function refused(host, error) {
   if (error instanceof RequestError && error.status) host.toast("warn", error.message, ASKED_MS);
-  else host.toast("error", t("panel.refused", { why: said(error.message) }));
+  else host.toast("error", t("panel.refused", { why: error.message }));
 }
 
 /**
@@ -269,7 +270,7 @@ export class TrainPanel {
     if (!before) this.restart();
     const { rows, changes, ...news } = event;
     const blank = {
-      probes: [], saves: [], samples: [], messages: [], result: {}, inputs: {}, sentence: "", can_continue: false,
+      probes: [], saves: [], samples: [], messages: [], result: {}, inputs: {}, error: null, can_continue: false,
       changes: NaN, // as no event has it: the state was not asked for yet
     };
     this.state = { ...blank, ...before, ...news, live: true };
@@ -338,7 +339,7 @@ export class TrainPanel {
   }
 
   /** What happens once, in the page that saw the run: lists of the loaders, and a toast. */
-  announce(/** @type {PanelState} */ { status, result, inputs, sentence, session }) {
+  announce(/** @type {PanelState} */ { status, result, inputs, error, session }) {
     const files = JSON.stringify(result.files) + status, end = `${session} ${status}`;
     if (result.files && files !== this.listed) {
       this.listed = files;
@@ -346,7 +347,7 @@ export class TrainPanel {
     }
     if (this.announced === end || ACTIVE.includes(status)) return;
     this.announced = end;
-    if (status === "failed") this.host.toast("error", said(sentence), LONG_TOAST_MS);
+    if (status === "failed") this.host.toast("error", said(error), LONG_TOAST_MS);
     else if (result.files?.length) this.host.toast("success", usage({ result, inputs }).join("\n"), LONG_TOAST_MS);
   }
 
@@ -387,9 +388,9 @@ export class TrainPanel {
   }
 
   showError(/** @type {PanelState} */ state) {
-    this.error.hidden = !state.sentence;
-    this.error.textContent = said(state.sentence);
-    if (state.status === "failed") this.mark(state.sentence);
+    this.error.hidden = !said(state.error);
+    this.error.textContent = said(state.error);
+    if (state.status === "failed") this.mark(state.error);
     else this.unmark();
   }
 
@@ -468,15 +469,15 @@ export class TrainPanel {
     return this.host.imageUrl(route("panel/sample", { run, step, size, v: time }));
   }
 
-  showMessages(/** @type {string[]} */ messages) {
+  showMessages(/** @type {Message[]} */ messages) {
     this.once("messages", [messages.length, messages.at(-1)], () => {
-      this.messages.replaceChildren(...messages.map((text) => make("div", { textContent: said(text) })));
+      this.messages.replaceChildren(...messages.map((message) => make("div", { textContent: said(message) })));
       this.messages.scrollTop = this.messages.scrollHeight;
     });
   }
 
-  mark(/** @type {string} */ sentence) {
-    if (!this.marked && sentence) this.marked = this.seat.mark(sentence);
+  mark(/** @type {?Message} */ error) {
+    if (!this.marked && error) this.marked = this.seat.mark(error);
   }
 
   unmark() {

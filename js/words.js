@@ -1,6 +1,6 @@
 // @ts-check
-// Our own texts in the reader's language: `t` for what the page says, `said` for what the server says.
-// One file per language in js/locales/.
+// Texts in the reader's language: `t` for what the page says, from js/locales/; `said` for what the server says, from
+// the table the server has of each language.
 
 const LANGUAGES = ["en", "zh", "ko", "ja"];
 
@@ -19,17 +19,24 @@ async function file(language) {
 
 const english = await file("en");
 let words = english;
+/** @type {Record<string, string>} */
+let sentences = {}; // of the server, by their code; for English it sends them along
 export let language = "en";
 
 /**
  * From now on texts are in the language that is wanted, as "ja" or "zh-TW"; without one in the browser's; in English
  * where we have no such texts. Called once, before anything is shown.
  * @param {?string} [wanted]
+ * @param {(language: string) => Promise<Record<string, string>>} [tableOf] the server's sentences in a language
  */
-export async function speak(wanted) {
+export async function speak(wanted, tableOf = async () => ({})) {
   const [chosen] = String(wanted || globalThis.navigator?.language || "en").split(/[-_]/);
   language = LANGUAGES.includes(chosen) ? chosen : "en";
-  words = language === "en" ? english : await file(language);
+  if (language === "en") {
+    [words, sentences] = [english, {}];
+    return;
+  }
+  [words, sentences] = await Promise.all([file(language), tableOf(language).catch(() => ({}))]);
 }
 
 /**
@@ -49,26 +56,47 @@ export function t(key, values = {}) {
   return filled(words[key] ?? english[key] ?? key, values);
 }
 
-const escaped = (/** @type {string} */ text) => text.replace(/[.*+?^${}()|[\]\\]/g, "\\$&");
+/**
+ * What the server says: `code` names its sentence in the table of the language, `values` stand in its places. Without a
+ * code, as in what an older version has written, there is only `text`.
+ * @typedef {{ text: string, code?: string, field?: string, values?: Record<string, Value> }} Message
+ */
 
-// English sentences of the server, as patterns whose groups are the values in them. More fixed text is tried first.
-const PATTERNS = Object.entries(english).filter(([key]) => /^(error|server)\./.test(key)).map(([key, text]) => {
-  const parts = text.split(/\{(\w+)\}/); // text, name, text, name, text
-  const source = parts.map((part, n) => (n % 2 ? "(.*?)" : escaped(part))).join("");
-  return { key, names: parts.filter((_, n) => n % 2), weight: parts.filter((_, n) => n % 2 === 0).join("").length, pattern: new RegExp(`^${source}$`, "s") };
-}).sort((a, b) => b.weight - a.weight);
+/** @typedef {{ setting: string }} Setting the name of a setting inside a sentence */
+/** @typedef {Omit<Message, "text">} Part a message inside another */
+/** @typedef {string | number | boolean | Setting | Part | Array<string | Part>} Value */
 
 /**
- * A sentence of the server in the reader's language, or as it is where we have no words for it. What it holds may
- * itself be such a sentence.
- * @param {string} sentence
- * @returns {string}
+ * @param {Value} value
+ * @returns {string | undefined}
  */
-export function said(sentence) {
-  if (words === english) return sentence;
-  for (const { key, names, pattern } of PATTERNS) {
-    const found = pattern.exec(sentence);
-    if (found) return t(key, Object.fromEntries(names.map((name, n) => [name, said(found[n + 1])])));
+function inWords(value) {
+  if (Array.isArray(value)) {
+    const parts = value.map(inWords);
+    if (parts.includes(undefined)) return undefined;
+    return parts.join(value.some((part) => typeof part === "object") ? "; " : ", ");
   }
-  return sentence;
+  if (typeof value !== "object") return String(value);
+  return "setting" in value ? value.setting : sentenceOf(value);
+}
+
+/**
+ * The sentence of a message; undefined where the table lacks it or a part of it.
+ * @param {Part} message
+ * @returns {string | undefined}
+ */
+function sentenceOf({ code = "", field, values = {} }) {
+  if (!(code in sentences)) return undefined;
+  const entries = Object.entries(values).map(([name, value]) => [name, inWords(value)]);
+  if (entries.some(([, words]) => words === undefined)) return undefined;
+  const sentence = filled(sentences[code], Object.fromEntries(entries));
+  return field ? `${field}: ${sentence}` : sentence;
+}
+
+/**
+ * A message of the server in the reader's language, in English where we have no words for it.
+ * @param {?Message} [message]
+ */
+export function said(message) {
+  return (message?.code && sentenceOf(message)) || (message?.text ?? "");
 }

@@ -310,15 +310,17 @@ class TrainConfig:
         check_name("name", self.name)
         if self.objective.min_timestep >= self.objective.max_timestep:
             raise ConfigError(
-                f"objective.min_timestep: {self.objective.min_timestep} is not below max_timestep {self.objective.max_timestep}; "
-                "give a range such as 0 to 1000."
+                "objective.timesteps",
+                field="objective.min_timestep",
+                low=self.objective.min_timestep,
+                high=self.objective.max_timestep,
             )
         if self.method == "embedding" and self.text_encoder.train:
-            raise ConfigError("text_encoder.train: an embedding is trained on frozen text encoders; turn it off, or choose method = pivotal.")
+            raise ConfigError("text_encoder.with_embedding", field="text_encoder.train")
         if self.optimizer.name == "schedule_free" and self.ema_decay:
-            raise ConfigError("ema_decay: schedule_free keeps an average of its own; set ema_decay to 0, or choose another optimizer.")
+            raise ConfigError("ema_decay.with_schedule_free", field="ema_decay")
         if self.method == "embedding" and self.embedding.stop < 1.0:
-            raise ConfigError(f"embedding.stop: {self.embedding.stop} would end an embedding's training before its last step; leave it at 1, lower steps.")
+            raise ConfigError("embedding.stop.too_early", field="embedding.stop", stop=self.embedding.stop)
 
     def for_pictures(self, count: int) -> TrainConfig:
         """With the number of steps that `steps_per_picture` asks for."""
@@ -348,17 +350,17 @@ def parse(values: dict[str, Any], cls: type = TrainConfig, where: str = "") -> A
     hints = typing.get_type_hints(cls)
     for key in values:
         if key not in fields:
-            raise ConfigError(f"{where}{key}: unknown setting; allowed here are {', '.join(fields)}.")
+            raise ConfigError("setting.unknown", field=f"{where}{key}", allowed=fields)
     checked = {}
     for key, value in values.items():
         kind = hints[key]
         if dataclasses.is_dataclass(kind):
             if not isinstance(value, dict):
-                raise ConfigError(f"{where}{key}: expected a section with settings, found {value!r}.")
+                raise ConfigError("setting.no_section", field=f"{where}{key}", value=repr(value))
             checked[key] = parse(value, typing.cast(type, kind), f"{where}{key}.")
         elif typing.get_origin(kind) is tuple:
             if not isinstance(value, list | tuple) or not all(isinstance(v, dict) for v in value):
-                raise ConfigError(f"{where}{key}: expected [[{where}{key}]] sections with settings, found {value!r}.")
+                raise ConfigError("setting.no_sections", field=f"{where}{key}", section=f"{where}{key}", value=repr(value))
             checked[key] = tuple(parse(v, typing.get_args(kind)[0], f"{where}{key}[{n}].") for n, v in enumerate(value))
         else:
             checked[key] = check(f"{where}{key}", value, kind, fields[key].metadata)
@@ -370,14 +372,14 @@ def check(label: str, value: Any, kind: type, meta: types.MappingProxyType | dic
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise ConfigError(f"{label}: expected {kind.__name__}, found {value!r}.")
+        raise ConfigError("setting.type", field=label, kind=kind.__name__, value=repr(value))
     if isinstance(value, float) and not math.isfinite(value):
-        raise ConfigError(f"{label}: found {value}, expected a finite number.")
+        raise ConfigError("setting.not_finite", field=label, value=value)
     low, high, choices = meta["low"], meta["high"], meta["choices"]
     if choices and value not in choices:
-        raise ConfigError(f"{label}: found {value!r}; allowed are {', '.join(choices)}.")
+        raise ConfigError("setting.choice", field=label, value=repr(value), allowed=choices)
     if (low is not None and value < low) or (high is not None and value > high):
-        raise ConfigError(f"{label}: found {value}; allowed are {low:g} to {high:g}.")
+        raise ConfigError("setting.range", field=label, value=value, low=f"{low:g}", high=f"{high:g}")
     return value
 
 
@@ -386,7 +388,7 @@ def load(path: Path) -> TrainConfig:
     try:
         values = read_toml(path)
     except LoomError as error:
-        raise ConfigError(str(error)) from error
+        raise ConfigError(error.message) from error
     return from_values(values, path.parent)
 
 
@@ -395,7 +397,7 @@ def from_values(values: dict[str, Any], beside: Path) -> TrainConfig:
     values = dict(values)
     name = values.pop("recipe", "")
     if not isinstance(name, str):
-        raise ConfigError(f"recipe: expected str, found {name!r}.")
+        raise ConfigError("recipe.type", field="recipe", value=repr(name))
     values = merged(recipe(name), values) if name else values
     prior = values.get("prior")
     if isinstance(prior, dict) and prior.get("count"):

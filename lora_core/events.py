@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from PIL import Image
 
+    from .messages.message import Message
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,13 +38,21 @@ class Measure:
 class Listener:
     """Receives events in the training thread. Every method may be overridden; raising from one cancels the run, which keeps its work."""
 
-    def on_message(self, text: str) -> None: ...
+    def on_progress(self, what: str, done: int, total: int) -> None:
+        """`what` is the code of the message that tells of it, such as progress.captions; its values are done and total."""
+
+    def on_warning(self, message: Message) -> None:
+        """Something was left out, taken otherwise than asked for, or should be looked at. The run goes on."""
+
+    def on_note(self, message: Message) -> None:
+        """Something worth knowing."""
 
     def on_start(self, first_step: int, steps: int, facts: dict[str, Any]) -> None: ...
 
     def on_step(self, report: StepReport) -> None: ...
 
-    def on_validation(self, measure: Measure) -> None: ...
+    def on_validation(self, measure: Measure, best: Measure) -> None:
+        """`best` is the one with the lowest loss on held-out pictures so far."""
 
     def on_sample(self, step: int, images: list[Image.Image], path: Path) -> None: ...
 
@@ -61,9 +70,17 @@ class Listeners(Listener):
 
     members: list[Listener]
 
-    def on_message(self, text: str) -> None:
+    def on_progress(self, what: str, done: int, total: int) -> None:
         for member in self.members:
-            member.on_message(text)
+            member.on_progress(what, done, total)
+
+    def on_warning(self, message: Message) -> None:
+        for member in self.members:
+            member.on_warning(message)
+
+    def on_note(self, message: Message) -> None:
+        for member in self.members:
+            member.on_note(message)
 
     def on_start(self, first_step: int, steps: int, facts: dict[str, Any]) -> None:
         for member in self.members:
@@ -73,9 +90,9 @@ class Listeners(Listener):
         for member in self.members:
             member.on_step(report)
 
-    def on_validation(self, measure: Measure) -> None:
+    def on_validation(self, measure: Measure, best: Measure) -> None:
         for member in self.members:
-            member.on_validation(measure)
+            member.on_validation(measure, best)
 
     def on_sample(self, step: int, images: list[Image.Image], path: Path) -> None:
         for member in self.members:

@@ -14,11 +14,11 @@ _MAX_BYTES = 120
 def check_name(label: str, name: str) -> str:
     """`name` when it can be a file name on Windows, macOS and Linux; else LoomError. No path, no reserved word, at most 120 bytes."""
     if "/" in name or "\\" in name or ":" in name:
-        raise LoomError(f"{label}: {name!r} contains a path; give a plain name without / \\ or :, the folder is chosen for you.")
+        raise LoomError("name.path", field=label, name=repr(name))
     if not _ALLOWED.fullmatch(name) or name.endswith((".", " ")):
-        raise LoomError(f"{label}: {name!r} cannot be a file name; use letters, digits, spaces and . _ - ( ) +, starting with a letter or digit.")
+        raise LoomError("name.characters", field=label, name=repr(name))
     if name.split(".")[0].strip().lower() in _RESERVED:
-        raise LoomError(f"{label}: {name!r} is reserved on Windows; choose another name.")
+        raise LoomError("name.reserved", field=label, name=repr(name))
     if len(name.encode()) > _MAX_BYTES:
-        raise LoomError(f"{label}: the name has {len(name.encode())} bytes; at most {_MAX_BYTES} are allowed.")
+        raise LoomError("name.long", field=label, length=len(name.encode()), limit=_MAX_BYTES)
     return name

@@ -228,8 +228,8 @@ def multires(noise: torch.Tensor, iterations: int, discount: float, rng: torch.G
 def check_prediction(config: ObjectiveConfig, kind: str) -> None:
     """Refuses a prediction type that contradicts the model."""
     if config.prediction not in ("auto", kind):
-        raise LoomError(f"objective.prediction: this model predicts {kind}, the job says {config.prediction}; set it to auto.")
+        raise LoomError("objective.prediction", field="objective.prediction", kind=kind, asked=config.prediction)
     if config.zero_terminal_snr and kind == "flow":
-        raise LoomError("objective.zero_terminal_snr: a flow model's last step is pure noise already; turn it off.")
+        raise LoomError("objective.zero_terminal_snr.flow", field="objective.zero_terminal_snr")
     if config.zero_terminal_snr and kind == "epsilon":
-        raise LoomError("objective.zero_terminal_snr: an eps model cannot learn from pure noise; it is for v models, turn it off.")
+        raise LoomError("objective.zero_terminal_snr.epsilon", field="objective.zero_terminal_snr")

@@ -90,7 +90,7 @@ def launched() -> Processes:
     found = torch.accelerator.is_available() if hasattr(torch, "accelerator") else torch.cuda.is_available()
     state = PartialState(cpu=not found)  # gloo between processes without an accelerator
     if state.num_processes < 2:
-        raise LoomError("accelerate: several processes were started, but accelerate sees one; check its configuration (accelerate config).")
+        raise LoomError("accelerate.one_process", field="accelerate")
     return Processes(state.process_index, state.num_processes, str(state.device), sharded)
 
 
@@ -106,4 +106,4 @@ def _zero_stage(environment: Mapping[str, str]) -> int:
         found = json.loads(Path(file).read_text(encoding="utf-8"))["zero_optimization"]["stage"] if file and file != "none" else None
         return int(found if found is not None else environment.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2"))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise LoomError(f"accelerate: the DeepSpeed configuration {file} names no zero_optimization.stage; write 0 to 3 there.") from error
+        raise LoomError("accelerate.no_stage", field="accelerate", file=file) from error

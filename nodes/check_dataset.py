@@ -12,6 +12,7 @@ from ..lora_core.config import AdapterConfig, TrainConfig
 from ..lora_core.data.lengths import TextLength
 from ..lora_core.data.lint import look
 from ..lora_core.data.sheet import sheet
+from ..lora_core.messages.message import Message
 from ..lora_core.training.assemble import dry_run
 from ..lora_core.training.fitting import verdict
 from .host.access.api import io, make_input, make_output, schema, ui
@@ -19,7 +20,7 @@ from .host.engine.backend import HostBackend
 from .host.engine.texts import length_of, literal
 from .host.web.live import LiveNode, layer_progress
 from .jobs.datasets import PictureSets
-from .sockets import CATEGORY, dataset_input, report_output
+from .sockets import CATEGORY, dataset_input, in_english, in_words, report_output
 from .training import job_of
 from .widgets import widget
 
@@ -56,7 +57,7 @@ class CheckDataset(io.ComfyNode):
         cls, dataset: PictureSets, resolution: int, bucket_step_px: int, clip: Any = None, model: Any = None, vae: Any = None
     ) -> io.NodeOutput:
         node_id = cls.hidden.unique_id
-        measured = ""
+        measured = None
         if model is not None and clip is not None and vae is not None:
             with torch.inference_mode(False):
                 backend = HostBackend(model, clip, vae)
@@ -74,5 +75,8 @@ class CheckDataset(io.ComfyNode):
         show = layer_progress(node_id)
         report = look(pictures, length if clip is not None else None, lambda n, of: show(n, of, ""))
         image = torch.from_numpy(np.asarray(sheet(report), np.float32) / 255.0)[None]
-        text = "\n".join(filter(None, [report.text(), measured and f"\nOne step of a rank {AdapterConfig().rank} LoRA, measured: {measured}"]))
-        return io.NodeOutput(image, text, not report.notes and not report.general, ui={**ui.PreviewImage(image, cls=cls).as_dict(), "text": (text,)})
+        lines = report.messages()
+        if measured:
+            lines += ["", Message.of("lint.measured", rank=AdapterConfig().rank, measured=measured)]
+        good = not report.notes and not report.general
+        return io.NodeOutput(image, in_english(lines), good, ui=in_words(lines, **ui.PreviewImage(image, cls=cls).as_dict()))

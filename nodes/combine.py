@@ -7,12 +7,13 @@ from typing import Any
 
 from ..convert.files.jobs import Options, Size, Written, bake_file, extract_file, merge_files, open_lora, resize_file
 from ..convert.lora import DTYPES
+from ..lora_core.messages.message import Message
 from .convert_format import NO_FILE, approximate_input, chosen_family, family_input, lora_input, stamp
-from .host.access.api import io, make_input, schema, ui
+from .host.access.api import io, make_input, schema
 from .host.access.paths import checkpoint_file, checkpoint_folders, checkpoint_names, lora_folders, model_file
 from .host.web.live import layer_progress
 from .save import LORA_FORMS, destination_input, on_exists_input, place_for
-from .sockets import CATEGORY, lora_output, on_the_wire, path_output, plain_errors, report_output, spelled
+from .sockets import CATEGORY, in_english, in_words, lora_output, on_the_wire, path_output, plain_errors, report_output
 
 SLOTS = 4
 
@@ -57,8 +58,8 @@ def _options(widgets: dict[str, Any]) -> Options:
 
 def _result(written: Written) -> io.NodeOutput:
     lora = open_lora(written.path)
-    report = "\n".join([written.path.name, f"{len(lora.modules)} modules", *map(spelled, written.notes)])
-    return io.NodeOutput(on_the_wire(lora), str(written.path), report, ui=ui.PreviewText(report))
+    lines = [written.path.name, Message.of("report.modules", count=len(lora.modules)), *written.notes]
+    return io.NodeOutput(on_the_wire(lora), str(written.path), in_english(lines), ui=in_words(lines))
 
 
 def _weighted_files(widgets: dict[str, Any]) -> list[tuple[Path, float]]:
@@ -195,5 +196,5 @@ class MergeIntoCheckpoint(FromFiles):
         overwrite = on_exists == "overwrite"
         path = place_for(checkpoint_folders(), destination, name, overwrite)
         written = bake_file(checkpoint_file(checkpoint), loras, path, overwrite, layer_progress(cls.hidden.unique_id))
-        report = "\n".join([f"{path.name}: {path.stat().st_size / 1e9:.2f} GB", *written.notes])
-        return io.NodeOutput(str(path), report, ui=ui.PreviewText(report))
+        lines = [f"{path.name}: {path.stat().st_size / 1e9:.2f} GB", *written.notes]
+        return io.NodeOutput(str(path), in_english(lines), ui=in_words(lines))

@@ -19,7 +19,7 @@ from ..lora_core.pictures.plots import bars
 from .host.access.api import io, make_input, make_output, schema, ui
 from .host.access.paths import embedding_folders, file_names_in, lora_folders, model_file
 from .save import destination_input, on_exists_input, place_for
-from .sockets import CATEGORY, Embedding, EmbeddingSocket, lora_output, on_the_wire, path_output, plain_errors, report_output, spelled
+from .sockets import CATEGORY, Embedding, EmbeddingSocket, in_english, in_words, lora_output, on_the_wire, path_output, plain_errors, report_output
 
 AUTO, NO_FILE = "auto", "none"
 _EMBEDDING_PREFIX = "embedding: "
@@ -104,10 +104,10 @@ class ConvertLora(io.ComfyNode):
         written = convert(lora, path, options, next(iter(embedding_folders().values())))
         found = open_file(path)
         if not isinstance(found, Lora):
-            raise LoomError(f"file: {file} was not written as a LoRA; please report this file.")
-        notes = [*(note for file in written for note in file.notes), *inspect(found).lines(bars=False)]
-        report = "\n".join([*(file.path.name for file in written), *map(spelled, notes)])
-        return io.NodeOutput(on_the_wire(found), str(path), report, ui=ui.PreviewText(report))
+            raise LoomError("file.not_as_lora", field="file", file=file)
+        notes = [*(note for file in written for note in file.notes), *inspect(found).messages()]
+        lines = [*(file.path.name for file in written), *notes]
+        return io.NodeOutput(on_the_wire(found), str(path), in_english(lines), ui=in_words(lines))
 
 
 def block_factors(text: str) -> dict[str, float]:
@@ -120,7 +120,7 @@ def block_factors(text: str) -> dict[str, float]:
         except ValueError:
             equals = ""
         if not equals:
-            raise LoomError(f"block_weights: {item!r} is not BLOCK=FACTOR; write for example IN04=0.5, OUT05=0.")
+            raise LoomError("block_weights.unreadable", field="block_weights", item=repr(item))
     return out
 
 
@@ -165,8 +165,8 @@ class ConvertEmbedding(io.ComfyNode):
         embedding = open_embedding(model_file("embeddings", file))
         path = place_for(embedding_folders(), destination, name, on_exists == "overwrite")
         write_embedding_file(embedding, path, form, overwrite=on_exists == "overwrite")
-        report = "\n".join([path.name, *embedding_lines(embedding, path.stem)])
-        return io.NodeOutput(EmbeddingSocket(embedding), str(path), report, ui=ui.PreviewText(report))
+        lines = [path.name, *embedding_lines(embedding, path.stem)]
+        return io.NodeOutput(EmbeddingSocket(embedding), str(path), in_english(lines), ui=in_words(lines))
 
 
 class Inspect(io.ComfyNode):
@@ -202,14 +202,13 @@ class Inspect(io.ComfyNode):
         found = inspected(path, chosen_family(base_model))
         if isinstance(found, Lora):
             report = inspect(found)
-            lines, trigger = [path.name, *report.lines(bars=False)], ", ".join(report.triggers)
+            lines, trigger = [path.name, *report.messages()], ", ".join(report.triggers)
             rows, title = [(b.name, b.norm) for b in report.blocks], "Norm of the change of weights, by block"
         else:
             lines, trigger = [path.name, *embedding_lines(found, path.stem)], f"embedding:{path.stem}"
             rows = [(f"{encoder} {n}", float(v.float().norm())) for encoder, vectors in found.vectors.items() for n, v in enumerate(vectors)]
             title = "Norm of each vector"
-        lines = list(map(spelled, lines))
         picture = torch.from_numpy(np.asarray(bars(rows, title)).astype(np.float32) / 255)[None]
-        shown = ui.PreviewImage(picture, cls=cls).as_dict() | {"text": ("\n".join(lines),)}
+        shown = in_words(lines, **ui.PreviewImage(picture, cls=cls).as_dict())
         lora = on_the_wire(found) if isinstance(found, Lora) else {}
-        return io.NodeOutput("\n".join(lines), trigger, picture, lora, ui=shown)
+        return io.NodeOutput(in_english(lines), trigger, picture, lora, ui=shown)

@@ -11,12 +11,13 @@ import torch
 from ..lora_core.config import DataConfig
 from ..lora_core.data.sources import HUB, as_folder, is_local_copy
 from ..lora_core.messages.errors import LoomError
+from ..lora_core.messages.message import Message
 from ..lora_core.pictures.plots import grid
 from ..lora_core.pictures.reading import PictureError, thumbnail
 from .host.access.api import io, make_input, make_output, schema, ui
 from .host.access.paths import is_hub_name, runs_root, training_folder, training_folders
 from .jobs.datasets import PictureSets
-from .sockets import CATEGORY, count_output, dataset_output, report_output
+from .sockets import CATEGORY, count_output, dataset_output, in_english, in_words, report_output
 from .widgets import widget
 
 SHOWN = 24
@@ -43,10 +44,11 @@ def shown(cls: type[io.ComfyNode], socket: PictureSets) -> io.NodeOutput:
             images.append(thumbnail(picture.path, THUMB_PX, picture.data.background))
             labels.append(picture.caption)
         except PictureError as error:
-            broken.append(f"skipped {picture.name}: {error}")
-    report = "\n".join([found.summary(), *broken])
+            broken.append(Message.of("data.skipped", name=picture.name, reason=error))
+    lines = [*found.messages(), *broken]
     sheet = torch.from_numpy(np.asarray(grid(images, labels), np.float32) / 255.0)[None] if images else torch.zeros(1, 64, 64, 3)
-    return io.NodeOutput(socket, sheet, report, len(found.pictures), ui={**ui.PreviewImage(sheet, cls=cls).as_dict(), "text": (report,)})
+    shown_there = in_words(lines, **ui.PreviewImage(sheet, cls=cls).as_dict())
+    return io.NodeOutput(socket, sheet, in_english(lines), len(found.pictures), ui=shown_there)
 
 
 def folder_fingerprint(folder: str | os.PathLike[str]) -> str:
@@ -127,6 +129,6 @@ class LoadHubDataset(io.ComfyNode):
     @classmethod
     def execute(cls, name: str, trigger: str, **options) -> io.NodeOutput:
         if not is_hub_name(name.strip()):
-            raise LoomError(f"name: {name!r} is no dataset on the Hub; write owner/name. For a folder of your own use Load Training Folder.")
+            raise LoomError("dataset.no_hub_name", field="name", name=repr(name))
         config = DataConfig(folder=f"{HUB}{name.strip()}", trigger=trigger.strip(), **options)
         return shown(cls, PictureSets.of(as_folder(config, runs_root())))

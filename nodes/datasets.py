@@ -111,11 +111,11 @@ class DatasetFromImages(io.ComfyNode):
         texts = captions or [""]
         texts = texts * len(pictures) if len(texts) == 1 else texts
         if len(texts) != len(pictures):
-            raise LoomError(f"captions: {len(texts)} came with {len(pictures)} pictures; wire one for each picture, or a single one.")
+            raise LoomError("captions.count", field="captions", captions=len(texts), pictures=len(pictures))
         data = DataConfig(trigger=trigger[0].strip(), repeats=repeats[0], flip=flip[0])
         whites = [mask for batch in masks or [] for mask in (batch if batch.ndim == 3 else batch[None])]
         if whites and len(whites) != len(pictures):
-            raise LoomError(f"masks: {len(whites)} came with {len(pictures)} pictures; wire one for each picture.")
+            raise LoomError("masks.count", field="masks", masks=len(whites), pictures=len(pictures))
         folder = from_images(pictures, [str(t) for t in texts], [_image(mask[..., None]) for mask in whites], runs_root())
         return shown(cls, PictureSets.of(dataclasses.replace(data, folder=str(folder), masks="file" if whites else "none")))
 
@@ -143,10 +143,10 @@ class DatasetFromLatents(io.ComfyNode):
         samples = [one[None] for latent in latents for one in latent["samples"]]
         texts = conditioning * len(samples) if len(conditioning) == 1 else conditioning
         if len(texts) != len(samples):
-            raise LoomError(f"conditioning: {len(texts)} came with {len(samples)} latents; wire one for each latent, or a single one.")
+            raise LoomError("conditioning.count", field="conditioning", conditioning=len(texts), latents=len(samples))
         packed = [split(text) for text in texts]
         if any(p is None for p in packed):
-            raise LoomError("conditioning: holds more than text (a ControlNet, hooks or an area); wire what CLIP Text Encode gives.")
+            raise LoomError("conditioning.more_than_text", field="conditioning")
         folder = from_latents(samples, [p for p in packed if p is not None], LATENT_STEP_PX, runs_root())
         return io.NodeOutput(PictureSets.of(DataConfig(folder=str(folder), repeats=repeats[0])), len(samples))
 
@@ -189,7 +189,7 @@ class EncodeDataset(io.ComfyNode):
             texts.append(clip.encode_from_tokens_scheduled(clip.tokenize(literal(picture.caption))))
             images.append(image)
         if not images:
-            raise LoomError("dataset: none of its pictures could be opened; look at the report of Check Dataset.")
+            raise LoomError("dataset.none_opened", field="dataset")
         return io.NodeOutput(latents, texts, images)
 
 

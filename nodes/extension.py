@@ -12,6 +12,7 @@ from .datasets import DATASET_NODES
 from .host.access.api import ComfyExtension, io
 from .host.web.dataset_routes import add_dataset_routes
 from .host.web.live import add_routes
+from .host.web.message_routes import add_message_routes, telling
 from .host.web.panel_routes import add_panel_routes
 from .host.web.run_routes import add_run_routes
 from .run_checkpoints import RUN_NODES, SaveSettings, export_run, told_of
@@ -24,11 +25,11 @@ from .trials import CheckTraining, FindLearningRate
 from .widgets import widget_names
 from .zip_loras import ZipLoras
 
-NODES: list[type[io.ComfyNode]] = [
+NODES: list[type[io.ComfyNode]] = [telling(node) for node in (
     LoadFolder, TrainLora, SaveLora, LoadToyModel, ConvertLora, Inspect, MergeLoras, ResizeLora, ExtractLora, MergeIntoCheckpoint, SaveEmbedding,
     ConvertEmbedding, ZipLoras, TrainEmbedding, CheckTraining, FindLearningRate, LoadHubDataset, *DATASET_NODES, CheckDataset, DatasetEditor, *SETTINGS_NODES,
     *RUN_NODES,
-]  # fmt: skip
+)]  # fmt: skip
 WIDGET_NAMES = widget_names([train_lora.INPUTS, train_embedding.INPUTS, trials.SHARED, *(node.ROWS for node in [*SETTINGS_NODES, SaveSettings])])
 
 
@@ -38,6 +39,7 @@ class LoraLoomExtension(ComfyExtension):
         add_dataset_routes()
         add_run_routes(export_run, told_of)
         add_panel_routes()
+        add_message_routes()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return NODES

@@ -20,6 +20,7 @@ from ..convert.metadata import BASES
 from ..lora_core.backends.base import SampleJob
 from ..lora_core.config import TrainConfig, as_dict
 from ..lora_core.messages.errors import LoomError
+from ..lora_core.messages.message import Message
 from ..lora_core.pictures.reading import PictureError, open_rgb
 from ..lora_core.runs import listing
 from ..lora_core.runs.folders import config_of
@@ -35,7 +36,7 @@ from .host.engine.tokens import with_embeddings
 from .host.web.live import layer_progress
 from .save import SaveEmbedding, SaveLora
 from .settings import SettingsNode
-from .sockets import CATEGORY, Embedding, EmbeddingSocket, LoraWeights, plain_errors
+from .sockets import CATEGORY, Embedding, EmbeddingSocket, LoraWeights, in_english, in_words, plain_errors
 from .widgets import row
 
 LATEST = "latest run"
@@ -73,7 +74,7 @@ def folder_of(run: str) -> Path:
         return listing.find(runs_root(), run)
     found = next((info.id for info in listing.listing(runs_root()) if info.saves or info.best_save is not None), None)
     if found is None:
-        raise LoomError("run: there is no run with saves yet; train one first.")
+        raise LoomError("run.none_with_saves", field="run")
     return runs_root() / found
 
 
@@ -182,8 +183,8 @@ class RunCheckpoints(io.ComfyNode):
             first = next(iter(embeddings.values()), None)
             loaded.append(Loaded(tuned_model, tuned_clip, lora, save.step, loss_of(save), label_of(save), first))
             progress(n + 1, len(wanted), save.label)
-        text = "\n".join([folder.name, *(save.label for save in loaded)])
-        return io.NodeOutput(*Loaded.columns(loaded), ui=ui.PreviewText(text))
+        lines = [folder.name, *(save.label for save in loaded)]
+        return io.NodeOutput(*Loaded.columns(loaded), ui=in_words(lines))
 
 
 def applied(model: Any, clip: Any, lora: LoraWeights, embeddings: dict[str, EmbeddingSocket], strength: float) -> tuple[Any, Any]:
@@ -194,7 +195,7 @@ def applied(model: Any, clip: Any, lora: LoraWeights, embeddings: dict[str, Embe
         try:
             require_matched({key: value for key, value in lora.items() if clip is not None or key not in texts}, model, clip)
         except LoomError as error:
-            raise LoomError("model: the saves of this run do not fit it; wire the model and clip the run was trained on.") from error
+            raise LoomError("saves.other_model", field="model") from error
     if lora and (model is not None or clip is not None):
         tuned_model, tuned_clip = with_lora(model, clip if texts else None, lora, strength)
         tuned = tuned_model, tuned_clip if texts else clip
@@ -259,10 +260,10 @@ class CompareCheckpoints(io.ComfyNode):
         wanted, config = chosen(all_saves(folder), saves, nth), config_of(folder)
         lines = [line.strip() for line in (prompts or config.samples.prompt or config.data.trigger).splitlines() if line.strip()]
         if not lines:
-            raise LoomError("prompts: the run has no sample prompt of its own; write at least one.")
+            raise LoomError("prompts.missing", field="prompts")
         total = (1 + len(wanted) * len(factors)) * len(lines)
         if total > MAX_PICTURES:
-            raise LoomError(f"saves: {total} pictures would be drawn; take fewer saves, strengths or prompts, at most {MAX_PICTURES} pictures.")
+            raise LoomError("saves.many_pictures", field="saves", count=total, limit=MAX_PICTURES)
         jobs = jobs_for(config, lines, negative, width, height, steps, cfg, seed)
         show, done = layer_progress(cls.hidden.unique_id), []
 
@@ -276,8 +277,12 @@ class CompareCheckpoints(io.ComfyNode):
         losses = [loss_without(folder), *(save.held_out if factor == 1 else None for save in wanted for factor in factors)]
         image = sheet(columns, lines, [f"held-out {loss:.4f}" if loss is not None else "" for loss in losses], cell_px)
         pixels = torch.from_numpy(np.asarray(image, np.float32) / 255.0)[None]
-        report = "\n".join([folder.name, *(label + (f": held-out {loss:.4f}" if loss is not None else "") for (label, _), loss in zip(columns, losses))])
-        return io.NodeOutput(pixels, report, ui={**ui.PreviewImage(pixels, cls=cls).as_dict(), "text": (report,)})
+        told = [folder.name, *(_column(label, loss) for (label, _), loss in zip(columns, losses))]
+        return io.NodeOutput(pixels, in_english(told), ui=in_words(told, **ui.PreviewImage(pixels, cls=cls).as_dict()))
+
+
+def _column(label: str, loss: float | None) -> Message | str:
+    return label if loss is None else Message.of("save.held_out", save=label, loss=f"{loss:.4f}")
 
 
 def strengths_in(text: str) -> list[float]:
@@ -287,7 +292,7 @@ def strengths_in(text: str) -> list[float]:
     except ValueError:
         found = []
     if not found or not all(-10 <= value <= 10 for value in found):
-        raise LoomError(f"strengths: {text[:80]!r} is no list of strengths; write numbers from -10 to 10, separated by commas, such as 0.6, 0.8, 1.")
+        raise LoomError("strengths.unreadable", field="strengths", text=repr(text[:80]))
     return [value for value in dict.fromkeys(found) if value != 0]
 
 
@@ -326,7 +331,9 @@ def saved(folder: Path, save: str | int) -> Save:
         return chosen(found, save)[0]
     match = next((s for s in found if s.step == save), None)
     if match is None:
-        raise LoomError(f"save: {folder.name} has no save of step {save}; it has {', '.join(str(s.step) for s in found) or 'none'}.")
+        if not found:
+            raise LoomError("save.none", field="save", run=folder.name, step=save)
+        raise LoomError("save.no_such_step", field="save", run=folder.name, step=save, steps=[str(s.step) for s in found])
     return match
 
 
@@ -334,7 +341,7 @@ def result_of(folder: Path) -> tuple[LoraWeights, dict[str, EmbeddingSocket], in
     """The result files of a run: its LoRA, its embeddings, the steps it was trained."""
     results = listing.read_run(folder).results
     if not results:
-        raise LoomError(f"save: {folder.name} has no result yet; let it end, or export one of its saves.")
+        raise LoomError("save.no_result", field="save", run=folder.name)
     config, lora, embeddings, step = config_of(folder), LoraWeights({}, "", {}), {}, 0
     for file in results:
         tensors, told = load(folder / file)

@@ -18,11 +18,12 @@ from ..convert.report import triggers
 from ..convert.writers import TARGETS
 from ..lora_core.disk.files import write_safetensors
 from ..lora_core.messages.errors import LoomError
+from ..lora_core.messages.message import Message
 from ..lora_core.names import check_name
 from ..lora_core.pictures.previews import first_picture, write_preview
-from .host.access.api import io, make_input, make_output, schema, ui
+from .host.access.api import io, make_input, make_output, schema
 from .host.access.paths import embedding_folders, file_names_in, lora_folders
-from .sockets import CATEGORY, Embedding, EmbeddingSocket, LoraWeights, path_output, plain_errors
+from .sockets import CATEGORY, Embedding, EmbeddingSocket, LoraWeights, in_words, path_output, plain_errors
 
 ON_EXISTS = ("new number", "overwrite")
 LORA_FORMS = tuple(t for t in TARGETS if t != "peft")
@@ -40,7 +41,7 @@ def place_for(places: dict[str, Path], destination: str, name: str, overwrite: b
     """The file to write in a chosen folder: `name`, with a number where that is taken, unless it may be overwritten. The folder then exists."""
     check_name("name", name)
     if destination not in places:
-        raise LoomError(f"destination: {destination!r} is not a folder of this ComfyUI; choose one of {', '.join(places)}.")
+        raise LoomError("destination.unknown", field="destination", destination=repr(destination), allowed=places)
 
     def taken(path: Path) -> bool:
         return not overwrite and (path.exists() or bool(suffix and path.with_suffix(".preview.png").exists()))
@@ -95,7 +96,7 @@ class SaveLora(io.ComfyNode):
     ) -> io.NodeOutput:  # fmt: skip
         path = place_for(lora_folders(), destination, name, on_exists == "overwrite")
         if not is_lora(lora) and not any(".hada_" in k or ".lokr_" in k or k.endswith(".diff") for k in lora):
-            raise LoomError("lora: the wired value holds no LoRA weights; connect the lora output of Train LoRA.")
+            raise LoomError("lora.no_weights", field="lora")
         found = _canonical(lora)
         tensors, lost = cast(write(found, form), dtype)
         if embedding is not None:
@@ -107,14 +108,15 @@ class SaveLora(io.ComfyNode):
             header = converted_metadata({}, tensors, path.stem, found.family)
         write_safetensors(path, tensors, header)
         if embedding is not None:
-            found.notes.append(f"It bundles the embedding {path.stem}_emb; Forge and diffusers may refuse such a file.")
-        notes = [f"{path.name}: {path.stat().st_size / 1e6:.1f} MB, {dtype}, {lost:.2%} of the values became zero", *found.notes]
+            found.notes.append(Message.of("note.bundled", embedding=f"{path.stem}_emb"))
+        size = f"{path.stat().st_size / 1e6:.1f}"
+        notes = [Message.of("save.written", file=path.name, size=size, type=dtype, lost=f"{lost:.2%}"), *found.notes]
         if write_card:
             words = tuple(w.strip() for w in activation_text.split(",") if w.strip()) or triggers(header)
             _attempt(notes, lambda: write_card_beside(path, found.family, words, preferred_weight))
         if preview is not None:
             _attempt(notes, lambda: write_preview(path.with_suffix(".preview.png"), first_picture(preview)))
-        return io.NodeOutput(str(path), ui=ui.PreviewText("\n".join(notes)))
+        return io.NodeOutput(str(path), ui=in_words(notes))
 
 
 def _canonical(lora: dict) -> Lora:
@@ -128,12 +130,12 @@ def _canonical(lora: dict) -> Lora:
         raise
 
 
-def _attempt(notes: list[str], act: Any) -> None:
+def _attempt(notes: list[Message], act: Any) -> None:
     """Runs what must not lose a file that is written already; a failure becomes a note."""
     try:
         act()
     except (FormatError, LoomError) as error:
-        notes.append(str(error))
+        notes.append(error.message)
 
 
 class SaveEmbedding(io.ComfyNode):
@@ -165,5 +167,6 @@ class SaveEmbedding(io.ComfyNode):
         path = place_for(embedding_folders(), destination, name, on_exists == "overwrite")
         written = write_embedding_file(embedding.embedding, path, form, overwrite=on_exists == "overwrite")
         loras = {Path(file).stem for file in file_names_in("loras")}
-        notes = [f"{path.name}: write embedding:{path.stem} in a prompt", *written.notes, *trigger_problems(path.stem, loras)]
-        return io.NodeOutput(str(path), f"embedding:{path.stem}", ui=ui.PreviewText("\n".join(notes)))
+        use = Message.of("save.embedding_use", file=path.name, word=f"embedding:{path.stem}")
+        notes = [use, *written.notes, *trigger_problems(path.stem, loras)]
+        return io.NodeOutput(str(path), f"embedding:{path.stem}", ui=in_words(notes))

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..convert import FormatError, Lora, write
 from ..convert.embedding import Embedding as Vectors
 from ..lora_core.messages.errors import LoomError
+from ..lora_core.messages.message import Message
 from .host.access.api import io, make_input, make_output
 
 CATEGORY = "training/LoRA Loom"
@@ -26,16 +26,11 @@ class EmbeddingSocket:
     embedding: Vectors
 
 
-WIDGETS = {"approximate": "approximate_rank", "family": "base_model"}  # settings of convert that our widgets call otherwise
-
-
-def spelled(sentence: str) -> str:
-    """A sentence with the `fields` it names as our widgets are called."""
-    return re.sub(r"`(\w+)`", lambda field: WIDGETS.get(field[1], field[1]), sentence)
+WIDGETS = {"approximate": "approximate_rank", "blocks": "block_weights", "family": "base_model", "target": "form"}  # setting -> widget
 
 
 def plain_errors(field: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Turns an error about a file into the one sentence a node shows, with the field it came in by."""
+    """Turns an error about a file into one about the widget it came in by, or about the widget that it names itself."""
 
     def decorate(execute: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(execute)
@@ -43,7 +38,8 @@ def plain_errors(field: str) -> Callable[[Callable[..., Any]], Callable[..., Any
             try:
                 return execute(cls, *args, **kwargs)
             except FormatError as error:
-                raise LoomError(f"{field}: {spelled(str(error))}") from error
+                message = error.message.named(WIDGETS)
+                raise LoomError(message if message.field else message.about(field)) from error
 
         return guarded
 
@@ -75,6 +71,18 @@ def dataset_input(name: str = "dataset", optional: bool = False, tooltip: str = 
 
 def dataset_output(tooltip: str = "The pictures with their captions, for Train LoRA, Train Embedding or another dataset node.") -> Any:
     return make_output(Dataset, "dataset", tooltip=tooltip)
+
+
+def in_words(lines: Sequence[Message | str], **more: Any) -> dict[str, Any]:
+    """What a node shows: English for every page, and messages for ours, which says them in the reader's language."""
+    named = [line.named(WIDGETS) if isinstance(line, Message) else line for line in lines]
+    as_data = [line.as_json() if isinstance(line, Message) else {"text": line} for line in named]
+    return {**more, "text": (in_english(named),), "loom_messages": tuple(as_data)}
+
+
+def in_english(lines: Sequence[Message | str]) -> str:
+    """The same as one text, for a wire."""
+    return "\n".join(str(line.named(WIDGETS) if isinstance(line, Message) else line) for line in lines)
 
 
 def lora_output(tooltip: str = "The LoRA's weights, for Save LoRA, Zip LoRAs or ComfyUI's own Load LoRA Model.") -> Any:

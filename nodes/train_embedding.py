@@ -8,14 +8,15 @@ from typing import Any
 import torch
 
 from ..lora_core.messages.errors import LoomError
+from ..lora_core.messages.message import Message
 from ..lora_core.names import check_name
-from .host.access.api import io, make_input, make_output, schema, ui
+from .host.access.api import io, make_input, make_output, schema
 from .host.engine.backend import HostBackend
 from .host.engine.tokens import with_embeddings
 from .host.web.panel import shown
 from .jobs.datasets import PictureSets
 from .settings import Settings, SettingsSocket, optimizer_of
-from .sockets import CATEGORY, Dataset, Embedding, loss_output, path_output, plain_errors
+from .sockets import CATEGORY, Dataset, Embedding, in_words, loss_output, path_output, plain_errors
 from .train_lora import embeddings_of
 from .training import job_of, published, run
 from .widgets import inputs, job, row
@@ -99,10 +100,11 @@ class TrainEmbedding(io.ComfyNode):
             }  # fmt: skip
             config = job(values_of(INPUTS, w, automatic), settings.values if settings else {}, method="embedding", **sets.parts())
             if config.trains_lora:
-                raise LoomError("settings: Pivotal Tuning Settings belong to Train LoRA; this node trains an embedding alone.")
+                raise LoomError("settings.pivotal_elsewhere", field="settings")
             result = run(cls.hidden, job_of(backend, config, pictures), resume == "continue last")
         paths = published(cls.hidden.unique_id, result.files)
         embeddings = embeddings_of(result, paths)
         known = with_embeddings(clip, {name: e.embedding.vectors.get for name, e in embeddings.items()})
         words = ", ".join(f"embedding:{name}" for name in embeddings)
-        return io.NodeOutput(known, next(iter(embeddings.values())), {"loss": result.losses}, str(paths[0]), ui=ui.PreviewText(f"Write {words} in a prompt."))
+        use = in_words([Message.of("embedding.write", words=words)])
+        return io.NodeOutput(known, next(iter(embeddings.values())), {"loss": result.losses}, str(paths[0]), ui=use)

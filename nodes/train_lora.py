@@ -144,7 +144,7 @@ class TrainLora(io.ComfyNode):
             backend = HostBackend(model, clip, vae)
             config, pictures = config_from(widgets, dataset, backend, settings)
             if not config.trains_lora:
-                raise LoomError("settings: this node trains a LoRA; for an embedding alone use Train Embedding.")
+                raise LoomError("settings.embedding_alone", field="settings")
             start = started_from(lora, backend, config)
             require_matched(trained(_empty_lora(backend, config), backend.family), model, clip)
             result = run(cls.hidden, job_of(backend, config, pictures, start), resume == "continue last")

@@ -21,7 +21,7 @@ from .host.web.panel import panel_of, shown
 from .jobs.datasets import PictureSets
 from .jobs.panel import PanelListener
 from .settings import Settings, SettingsSocket
-from .sockets import CATEGORY, dataset_input, report_output
+from .sockets import CATEGORY, dataset_input, in_english, in_words, report_output
 from .training import job_of
 from .widgets import inputs, job, row, widget
 from .widgets import settings as values_of
@@ -81,12 +81,12 @@ class CheckTraining(io.ComfyNode):
         with torch.inference_mode(False):
             trial = _trial(w, dataset, HostBackend(model, clip, vae), settings, steps=steps)
             chosen, measured = dry_run(dataclasses.replace(trial, listener=LiveNode(cls.hidden.unique_id, 1)))
-        ok, sentence = verdict(trial.config, chosen, measured, steps)
-        report = "\n".join([sentence, trial.dataset.summary()])
+        ok, message = verdict(trial.config, chosen, measured, steps)
+        lines = [message, *trial.dataset.messages()]
         keep = {"batch_size": chosen.batch_size, "grad_accum": chosen.grad_accum, "checkpointing": chosen.checkpointing}
         passed = SettingsSocket({**(settings.values if settings else {}), **keep})
         seconds = measured.seconds * measured.grad_accum
-        return io.NodeOutput(report, ok, measured.peak_bytes / 2**30, seconds, passed, ui=ui.PreviewText(report))
+        return io.NodeOutput(in_english(lines), ok, measured.peak_bytes / 2**30, seconds, passed, ui=in_words(lines))
 
 
 class FindLearningRate(io.ComfyNode):
@@ -121,7 +121,7 @@ class FindLearningRate(io.ComfyNode):
         **w: Any,
     ) -> io.NodeOutput:  # fmt: skip
         if lowest >= highest:
-            raise LoomError(f"lowest: {lowest:g} is not below highest, {highest:g}; give a range such as 1e-6 to 0.1.")
+            raise LoomError("find_lr.range", field="lowest", low=f"{lowest:g}", high=f"{highest:g}")
         control = Control()
         with torch.inference_mode(False), registered(cls.hidden.unique_id, control):
             trial = _trial(w, dataset, HostBackend(model, clip, vae), settings)
@@ -131,5 +131,5 @@ class FindLearningRate(io.ComfyNode):
             rates = Trial(lowest, highest, test_steps)
             result = lr_range(dataclasses.replace(trial, listener=live, control=control), rates)
         sheet = torch.from_numpy(np.asarray(result.drawn(), np.float32) / 255.0)[None]
-        report = f"{result.sentence()}."
-        return io.NodeOutput(result.suggested, sheet, report, ui={**ui.PreviewImage(sheet, cls=cls).as_dict(), "text": (report,)})
+        said = result.message()
+        return io.NodeOutput(result.suggested, sheet, str(said), ui=in_words([said], **ui.PreviewImage(sheet, cls=cls).as_dict()))

@@ -12,13 +12,14 @@ from ..convert.lora import folded, plain
 from ..convert.merge import merge
 from ..lora_core.events import Control, Listeners
 from ..lora_core.messages.errors import LoomError
+from ..lora_core.messages.message import Message
 from ..lora_core.training.ziplora import Factors, zip_config, zip_loras
-from .host.access.api import io, make_input, make_output, schema, ui
+from .host.access.api import io, make_input, make_output, schema
 from .host.access.loras import with_lora
 from .host.engine.backend import HostBackend
 from .host.web.live import LiveNode, registered
 from .jobs.datasets import PictureSets
-from .sockets import CATEGORY, Dataset, LoraWeights, lora_output, loss_output, plain_errors, report_output
+from .sockets import CATEGORY, Dataset, LoraWeights, in_english, in_words, lora_output, loss_output, plain_errors, report_output
 from .widgets import widget
 
 
@@ -82,12 +83,18 @@ class ZipLoras(io.ComfyNode):
                     Listeners([LiveNode(node_id, steps)]), control,
                 )  # fmt: skip
             if not result.losses:
-                raise LoomError("Stopped before the first step; nothing was learned.")
+                raise LoomError("zip.stopped_first")
             tensors, notes = _together(result.factors, canonical, family)
         tuned, _ = with_lora(model, None, tensors)
-        faithful = f"difference to the single LoRAs {result.losses[0]:.4g} at first, {result.losses[-1]:.4g} after {len(result.losses)} steps"
-        report = "\n".join([f"{len(result.factors)} layers", faithful, f"overlap of the coefficients {result.overlap:.3f} (1 at first)", *notes])
-        return io.NodeOutput(tuned, LoraWeights(tensors, backend.family, {}), {"loss": result.losses}, report, ui=ui.PreviewText(report))
+        first, last = f"{result.losses[0]:.4g}", f"{result.losses[-1]:.4g}"
+        lines = [
+            Message.of("zip.layers", count=len(result.factors)),
+            Message.of("zip.difference", first=first, last=last, steps=len(result.losses)),
+            Message.of("zip.overlap", overlap=f"{result.overlap:.3f}"),
+            *notes,
+        ]
+        weights, losses = LoraWeights(tensors, backend.family, {}), {"loss": result.losses}
+        return io.NodeOutput(tuned, weights, losses, in_english(lines), ui=in_words(lines))
 
 
 def _form(family: str) -> str:
@@ -102,13 +109,13 @@ def _denoiser(lora: Lora, family: str) -> dict[str, Factors]:
         if name.startswith(("lora_te", "text_encoders.")):
             continue
         if module.kind != "lora" or {"dora", "diff_b"} & module.parts.keys():
-            raise LoomError(f"lora: {name} is no plain LoRA ({module.kind}); convert it with Convert LoRA and approximate_rank first.")
+            raise LoomError("zip.not_plain", field="lora", name=name, kind=module.kind)
         parts = folded(plain(module)).parts
         out[name] = parts["down"].float(), parts["up"].float()
     return out
 
 
-def _together(factors: dict[str, Factors], canonical: list[Lora], family: str) -> tuple[dict[str, torch.Tensor], list[str]]:
+def _together(factors: dict[str, Factors], canonical: list[Lora], family: str) -> tuple[dict[str, torch.Tensor], list[Message]]:
     """The universal file of the zipped denoiser and the summed text encoders, and what to say about it."""
     state = {f"{name}.{part}": tensor for name, pair in factors.items() for part, tensor in zip(("lora_down", "lora_up"), pair, strict=True)}
     if family == UNKNOWN:
@@ -121,6 +128,6 @@ def _together(factors: dict[str, Factors], canonical: list[Lora], family: str) -
         try:
             summed = merge([(lora, 1.0) for lora in texts]).lora.modules
         except FormatError as error:
-            raise LoomError(f"lora: text encoder layers cannot be added ({error}).") from error
-    notes = [f"{len(summed)} text encoder layers are added up, not learned."] if summed else []
+            raise LoomError("zip.texts", field="lora", reason=error) from error
+    notes = [Message.of("zip.texts_summed", count=len(summed))] if summed else []
     return write(Lora(family, {**zipped.modules, **summed})), notes

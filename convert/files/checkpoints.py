@@ -15,14 +15,15 @@ from pathlib import Path
 
 import torch
 
+from ...lora_core.messages.message import Message
 from .. import fuse
 from ..detect import detect
 from ..families import FAMILIES, Family, text
-from ..lora import FormatError, Lora, Module, applied, delta, low_rank
+from ..lora import FormatError, Lora, Module, about, applied, delta, low_rank
 from ..merge import Outcome, Progress, quiet, rank_limit, require_sizes
 from ..patterns import Found
 from ..readers import unfused
-from ..scales import scaled_layers, sentence
+from ..scales import scaled_layers, warning
 from ..serialize import Layout
 from . import disk
 
@@ -59,11 +60,11 @@ def checkpoint(path: Path) -> Iterator[tuple[Layout, Read, dict[str, Path]]]:
     """
     files = {path: ""} if path.is_file() else {file: f"{file.parent.name}/" for file in _folder_files(path)}
     if not files:
-        raise FormatError(f"{path.name}: is neither a safetensors file nor a diffusers folder with safetensors weights.")
+        raise FormatError("checkpoint.no_model", file=path.name)
     layout, where, headers = {}, {}, {}
     for file, prefix in files.items():
         if file.suffix != ".safetensors":
-            raise FormatError(f"{file.name}: checkpoints are read as safetensors only.")
+            raise FormatError("checkpoint.not_safetensors", file=file.name)
         headers[file] = entries = disk.header(file)[0]
         for key, entry in entries.items():
             layout[prefix + key] = (disk.dtype_of(entry["dtype"]), tuple(entry["shape"]))
@@ -93,7 +94,7 @@ def _folder_files(path: Path) -> list[Path]:
             try:
                 files = sorted({folder / name for name in json.loads(indexes[0].read_text())["weight_map"].values() if Path(name).name == name})
             except (ValueError, KeyError, AttributeError, TypeError) as error:
-                raise FormatError(f"{indexes[0].name}: is not an index of weights.") from error
+                raise FormatError("checkpoint.no_index", file=indexes[0].name) from error
         plain = [f for f in files if ".fp16." not in f.name and "non_ema" not in f.name]
         found += plain or files
     return found
@@ -143,7 +144,7 @@ def require_unscaled(name: str, layout: Layout, keys: Iterable[str] = ()) -> Non
     found = [scale for scales in scaled.values() for scale in scales if not scale.startswith(_NOT_DENOISER)]
     found += [scale for key in keys for scale in scaled.get(key.removesuffix(".weight"), ())]
     if found:
-        raise FormatError(f"{name}: {sentence(found)}")
+        raise FormatError("error.about", about=name, error=warning(found))
 
 
 def family_of(layout: Layout) -> Family:
@@ -156,7 +157,7 @@ def family_of(layout: Layout) -> Family:
             raw[f"diffusion_model.{name}"] = Module("full", {"diff": torch.empty(shape, device="meta")})
     name, _ = detect(raw, {}) if raw else ("", "")
     if name not in FAMILIES:
-        raise FormatError("the checkpoint is of no model family this program knows.")
+        raise FormatError("checkpoint.unknown_family")
     return FAMILIES[name]
 
 
@@ -180,9 +181,9 @@ def bake(source: Path, target: Path, loras: list[tuple[Lora, float]], metadata: 
         for by_key, _ in changes:
             for key, module in by_key.items():
                 if key not in layout:
-                    raise FormatError(f"{key}: is changed by the LoRA, but is not in the checkpoint; it is for another model.")
+                    raise FormatError("bake.tensor_missing", key=key)
                 if _without_ones(layout[key][1]) != _without_ones(module.shape):
-                    raise FormatError(f"{key}: has the shape {layout[key][1]}, the LoRA is for {module.shape}; it is for another model.")
+                    raise FormatError("bake.other_shape", key=key, shape=layout[key][1], wanted=module.shape)
         done = 0
 
         def result(key: str) -> torch.Tensor:
@@ -198,12 +199,12 @@ def bake(source: Path, target: Path, loras: list[tuple[Lora, float]], metadata: 
                 new = applied(new, module, strength)
             new = new.to(value.dtype)
             if not torch.isfinite(new.float()).all():
-                raise FormatError(f"{key}: would hold numbers that are not finite; nothing was written.")
+                raise FormatError("bake.not_finite", key=key)
             return new
 
         for key in changed:
             if layout[key][0].itemsize < 2:
-                raise FormatError(f"{key}: is stored as {layout[key][0]}; bake into the fp16, bf16 or fp32 checkpoint, small types lose the change.")
+                raise FormatError("bake.small_type", key=key, type=layout[key][0])
         if source.is_file():
             disk.save_streamed(target, layout, result, metadata)
         else:
@@ -219,7 +220,7 @@ def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
 def _require_family(family: Family, loras: list[tuple[Lora, float]]) -> None:
     for lora, _ in loras:
         if lora.family != family.name:
-            raise FormatError(f"the checkpoint is {family.title}, the LoRA is for {lora.family}; choose a LoRA made for this model.")
+            raise FormatError("bake.other_family", family=family.title, wanted=lora.family)
 
 
 def _by_key(lora: Lora, layers: Mapping[str, Layer]) -> dict[str, Module]:
@@ -233,19 +234,15 @@ def _by_key(lora: Lora, layers: Mapping[str, Layer]) -> dict[str, Module]:
             continue
         row = layer.found.rows[0]
         if any(m.kind == "other" for m in present):
-            raise FormatError(f"{layer.names()[0]}: has parts that cannot be baked ({', '.join(present[0].parts)}).")
-        try:
+            raise FormatError("bake.unbakeable", layer=layer.names()[0], parts=present[0].parts)
+        with about(key):
             module = fuse.native(row, parts) if layer.found.native else present[0]
-        except FormatError as error:
-            raise FormatError(f"{key}: {error}") from error
         if module.kind != "full" or "diff" in module.parts:
             out[key] = module
         if "diff_b" in module.parts:
             out[_BIAS.sub("bias", key)] = Module("full", {"diff": module.parts["diff_b"]})
     if left:
-        raise FormatError(
-            f"{len(left)} modules of the LoRA have no layer in this checkpoint, e.g. {next(iter(left))}; the checkpoint may hold only part of a model."
-        )
+        raise FormatError("bake.layers_missing", count=len(left), layer=next(iter(left)))
     return out
 
 
@@ -273,14 +270,14 @@ def extract(
             require_unscaled(place.name, layout)
         family = family_of(old_layout)
         if family_of(new_layout) is not family:
-            raise FormatError(f"the base is {family.title}, the other checkpoint is {family_of(new_layout).title}; both must be of one family.")
+            raise FormatError("extract.other_family", family=family.title, other=family_of(new_layout).title)
         wanted = [family.component, *(e.name for e in family.encoders if text_encoders)]
         ours, theirs = (_by_name(layers_of(layout, family), wanted) for layout in (old_layout, new_layout))
         pairs = list(dict.fromkeys((ours[name], theirs[name]) for name in theirs if name in ours))
         require_unscaled(base.name, old_layout, (before.key for before, _ in pairs))
         require_unscaled(tuned.name, new_layout, (after.key for _, after in pairs))
         if not pairs:
-            raise FormatError("the two checkpoints have no layers in common; give both as single files or both as diffusers folders.")
+            raise FormatError("extract.nothing_common")
         modules, errors, lost, total, norms, biases = {}, {}, 0.0, 0.0, 0, 0
         for n, (before, after) in enumerate(pairs):
             progress(n, len(pairs), after.key)
@@ -300,11 +297,9 @@ def extract(
                     modules[name], errors[name] = part, apart / norm if norm else 0.0
                     lost, total = lost + apart**2, total + norm**2
     if not modules:
-        raise FormatError("the two checkpoints have the same weights; there is nothing to extract.")
-    notes = [f"{norms} norm layers changed too; a LoRA cannot hold that."] if norms else []
-    notes += [f"{biases} biases changed too; a LoRA cannot hold that."] if biases else []
-    if lonely := len(ours.keys() ^ theirs.keys()):
-        notes.append(f"{lonely} layers are in only one of the checkpoints and left out.")
+        raise FormatError("extract.same")
+    counts = {"note.norms_changed": norms, "note.biases_changed": biases, "note.lonely_layers": len(ours.keys() ^ theirs.keys())}
+    notes = [Message.of(code, count=count) for code, count in counts.items() if count]
     return Outcome(Lora(family.name, dict(sorted(modules.items())), notes=notes), (lost / total) ** 0.5 if total else 0.0, errors)
 
 
@@ -322,10 +317,10 @@ def _changes(before: Layer, after: Layer, old: torch.Tensor, new: torch.Tensor) 
         sides = [(found, first[name][1], weight) for name, (found, weight) in second.items() if name in first]
     for found, one, two in sides:
         if one.numel() != two.numel() or one.shape[:1] != two.shape[:1]:
-            raise FormatError(f"{after.key}: has the shape {tuple(two.shape)}, in the base {tuple(one.shape)}; these are different models.")
+            raise FormatError("extract.other_shape", key=after.key, shape=tuple(two.shape), base=tuple(one.shape))
         change = two.float().reshape(one.shape) - one.float()
         if not torch.isfinite(change).all():
-            raise FormatError(f"{after.key}: holds numbers that are not finite.")
+            raise FormatError("tensor.not_finite", key=after.key)
         yield found, change, float(change.norm()) / max(float(one.float().norm()), 1e-12)
 
 

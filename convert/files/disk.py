@@ -42,20 +42,22 @@ def header(path: Path) -> tuple[Header, dict[str, str]]:
         with open(path, "rb") as file:
             start = file.read(8)
             length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
-            if length > min(MAX_HEADER_BYTES, size - 8):
-                raise FormatError(f"{path.name}: is not a safetensors file, or is cut off (its header should have {length} bytes).")
-            entries = json.loads(file.read(length), object_pairs_hook=_once)
+            text = file.read(length) if length <= min(MAX_HEADER_BYTES, size - 8) else None
     except OSError as error:
-        raise FormatError(f"{path.name}: cannot be read ({error.strerror}).") from error
+        raise FormatError("file.unreadable", file=path.name, reason=error.strerror) from error
+    if text is None:
+        raise FormatError("file.cut_off", file=path.name, length=length)
+    try:
+        entries = json.loads(text, object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
-        raise FormatError(f"{path.name}: is not a safetensors file (its header is not JSON).") from error
+        raise FormatError("file.header_no_json", file=path.name) from error
     if not isinstance(entries, dict):
-        raise FormatError(f"{path.name}: is not a safetensors file (its header is no table).")
+        raise FormatError("file.header_no_table", file=path.name)
     metadata = entries.pop("__metadata__", None) or {}
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-        raise FormatError(f"{path.name}: has metadata that is not text.")
+        raise FormatError("file.metadata_no_text", file=path.name)
     if len(entries) > MAX_TENSORS:
-        raise FormatError(f"{path.name}: holds {len(entries)} tensors; at most {MAX_TENSORS} are accepted.")
+        raise FormatError("file.many_tensors", file=path.name, count=len(entries), limit=MAX_TENSORS)
     for key, entry in entries.items():
         _check_entry(path, key, entry, size - 8 - length)
     return entries, metadata
@@ -73,17 +75,15 @@ def _check_entry(path: Path, key: str, entry: Any, room: int) -> None:
     shape, span = (entry.get("shape"), entry.get("data_offsets")) if isinstance(entry, dict) else (None, None)
     whole = all(isinstance(v, list) and all(type(n) is int and n >= 0 for n in v) for v in (shape, span))
     if not whole or not isinstance(shape, list) or not isinstance(span, list) or len(span) != 2 or len(shape) > MAX_DIMS:
-        raise FormatError(f"{path.name}: the entry of {key[:200]} is not a shape of at most {MAX_DIMS} dimensions with two offsets.")
+        raise FormatError("file.entry", file=path.name, key=key[:200], limit=MAX_DIMS)
     kind = entry.get("dtype")
     width = _BYTES.get(kind) if isinstance(kind, str) else None
     if width is None:
-        raise FormatError(f"{path.name}: {key[:200]} has the type {str(kind)[:50]!r}, which is not supported.")
+        raise FormatError("file.type", file=path.name, key=key[:200], type=repr(str(kind)[:50]))
     if math.prod(max(1, n) for n in shape) > MAX_VALUES:
-        raise FormatError(f"{path.name}: {key[:200]} has the shape {str(shape)[:80]}; no tensor is that large.")
+        raise FormatError("file.shape", file=path.name, key=key[:200], shape=str(shape)[:80])
     if not 0 <= span[0] <= span[1] <= room or math.prod(shape) * width != span[1] - span[0]:
-        raise FormatError(
-            f"{path.name}: {key[:200]} claims bytes {span[0]} to {span[1]}, which do not fit its shape {shape} or the file; it is cut off or damaged."
-        )
+        raise FormatError("file.span", file=path.name, key=key[:200], begin=span[0], end=span[1], shape=shape)
 
 
 def data_sha256(path: Path) -> str:
@@ -105,7 +105,7 @@ def load(path: Path) -> tuple[State, dict[str, str]]:
     """(tensors, metadata) of a safetensors or torch file. Raises FormatError, and nothing else, for anything wrong with it."""
     data, metadata = load_any(path)
     if not data or not all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in data.items()):
-        raise FormatError(f"{path.name}: is not a table of tensors.")
+        raise FormatError("file.no_tensors", file=path.name)
     return data, metadata
 
 
@@ -123,30 +123,28 @@ def _starts_like_safetensors(path: Path) -> bool:
         with open(path, "rb") as file:
             return file.read(9)[8:] == b"{"
     except OSError as error:
-        raise FormatError(f"{path.name}: cannot be read ({error.strerror}).") from error
+        raise FormatError("file.unreadable", file=path.name, reason=error.strerror) from error
 
 
 def _load_pickle(path: Path) -> dict[str, Any]:
     version = tuple(int("".join(filter(str.isdigit, n)) or 0) for n in torch.__version__.split(".")[:2])
     if version < SAFE_PICKLE_TORCH:
-        raise FormatError(
-            f"{path.name}: is a torch file, which torch {torch.__version__} cannot read safely; convert it to safetensors, or update torch to 2.10."
-        )
+        raise FormatError("file.unsafe_torch", file=path.name, version=torch.__version__)
     try:
         size = path.stat().st_size
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 unpacked = sum(info.file_size for info in archive.infolist())
             if unpacked > 2 * size + (1 << 20):  # torch stores without compression
-                raise FormatError(f"{path.name}: unpacks to {unpacked} bytes from {size}; it is refused.")
+                raise FormatError("file.unpacks_large", file=path.name, unpacked=unpacked, size=size)
         with torch.serialization.safe_globals([torch.nn.ParameterDict, torch.nn.modules.container.ParameterDict]):
             data = torch.load(path, map_location="cpu", weights_only=True)
     except FormatError:
         raise
     except Exception as error:  # noqa: BLE001  the unpickler raises whatever a damaged file leads it to
-        raise FormatError(f"{path.name}: is not a torch file of plain tensors, so it is not opened; ask for a safetensors file.") from error
+        raise FormatError("file.not_plain", file=path.name) from error
     if not isinstance(data, dict):
-        raise FormatError(f"{path.name}: holds a {type(data).__name__}, not a table of tensors.")
+        raise FormatError("file.other_object", file=path.name, type=type(data).__name__)
     return {str(key): _plain(path, str(key), value, size) for key, value in data.items()}
 
 
@@ -156,13 +154,20 @@ def _plain(path: Path, key: str, value: Any, size: int) -> Any:
         try:
             return {str(k): _plain(path, f"{key}.{k}", v, size) for k, v in value.items()}
         except (AttributeError, TypeError, KeyError, RuntimeError) as error:
-            raise FormatError(f"{path.name}: {key[:200]} is no table of tensors.") from error
+            raise FormatError("file.no_table_of_tensors", file=path.name, key=key[:200]) from error
     if not isinstance(value, torch.Tensor):
         return value
     if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized or value.dtype not in TYPE_NAMES:
-        raise FormatError(f"{path.name}: {key[:200]} is no ordinary tensor ({value.dtype}, {value.layout}, {value.device.type}).")
+        raise FormatError(
+            "file.odd_tensor",
+            file=path.name,
+            key=key[:200],
+            type=value.dtype,
+            layout=value.layout,
+            device=value.device.type,
+        )
     if value.numel() * value.itemsize > size:
-        raise FormatError(f"{path.name}: {key[:200]} claims {value.numel()} values, more than the file can hold.")
+        raise FormatError("file.tensor_large", file=path.name, key=key[:200], count=value.numel())
     return value.detach()
 
 
@@ -177,7 +182,7 @@ def opened(path: Path, known: Header | None = None) -> Iterator[Callable[[str], 
         with safe_open(path, "pt"):
             pass  # the library's own checks: no holes, no overlaps, no repeated keys
     except (SafetensorError, OSError) as error:
-        raise FormatError(f"{path.name}: cannot be read as safetensors ({error}).") from error
+        raise FormatError("file.not_safetensors", file=path.name, reason=error) from error
     with open(path, "rb") as file:
         start = 8 + struct.unpack("<Q", file.read(8))[0]
 
@@ -190,7 +195,7 @@ def opened(path: Path, known: Header | None = None) -> Iterator[Callable[[str], 
             data = bytearray(end - begin)
             file.seek(start + begin)
             if file.readinto(data) != len(data):
-                raise FormatError(f"{path.name}: ends within {key}; it is cut off.")
+                raise FormatError("file.ends_within", file=path.name, key=key)
             return torch.frombuffer(data, dtype=dtype).reshape(entry["shape"])
 
         yield tensor
@@ -200,7 +205,7 @@ def save(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str,
     """Writes a safetensors file in one piece; refuses numbers that are not finite. See `save_streamed`."""
     for key, value in tensors.items():
         if value.is_floating_point() and not torch.isfinite(value.float() if value.itemsize == 1 else value).all():
-            raise FormatError(f"{key}: holds numbers that are not finite; nothing was written.")
+            raise FormatError("tensor.not_finite_unwritten", key=key)
     save_streamed(path, {k: (v.dtype, tuple(v.shape)) for k, v in tensors.items()}, tensors.__getitem__, metadata)
 
 
@@ -214,7 +219,7 @@ def save_streamed(path: Path, layout: Layout, tensor: Callable[[str], torch.Tens
 def save_folder(source: Path, target: Path, layout: Layout, tensor: Callable[[str], torch.Tensor], where: Mapping[str, Path]) -> None:
     """A copy of a diffusers folder with the tensors of `layout` (`<component>/<key>`) asked for anew; appears in one piece under its name."""
     if target.exists():
-        raise FormatError(f"{target.name}: exists already; choose another name.")
+        raise FormatError("file.exists", file=target.name)
     temp = target.with_name(f".loom-tmp-{os.getpid()}-{target.name}")
     written = set(where.values())
     folders = {file.parent for file in written}
@@ -232,7 +237,7 @@ def save_folder(source: Path, target: Path, layout: Layout, tensor: Callable[[st
                 shutil.copyfile(file, copy)
         os.rename(temp, target)
     except OSError as error:
-        raise FormatError(f"{target}: could not be written ({error.strerror}).") from error
+        raise FormatError("file.unwritten", file=target, reason=error.strerror) from error
     finally:
         shutil.rmtree(temp, ignore_errors=True)
 
@@ -260,8 +265,8 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
                 os.close(folder)
     except OSError as error:
         temp.unlink(missing_ok=True)
-        hint = "; another program has the file open, choose another name" if isinstance(error, PermissionError) and path.exists() else ""
-        raise FormatError(f"{path}: could not be written ({error.strerror}{hint}).") from error
+        held = isinstance(error, PermissionError) and path.exists()
+        raise FormatError("file.held" if held else "file.unwritten", file=path, reason=error.strerror) from error
     except BaseException:
         temp.unlink(missing_ok=True)
         raise

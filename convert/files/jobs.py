@@ -6,14 +6,16 @@ import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from ...lora_core.messages.message import Message
 from .. import peft
 from ..card import card, merged
 from ..embedding import Embedding, bundled, is_embedding, read_embedding, write_embedding
 from ..families import Family
-from ..lora import FormatError, Lora, State, cast
+from ..lora import FormatError, Lora, State, about, cast
 from ..merge import Outcome, Progress, merge, quiet, resize
 from ..metadata import converted_metadata, embedding_metadata
 from ..readers import read
@@ -25,27 +27,23 @@ from .checkpoints import bake, checkpoint, extract, family_of, require_unscaled
 
 @dataclasses.dataclass
 class Written:
-    """A file that was written, and sentences about it."""
+    """A file that was written, and what to say about it."""
 
     path: Path
-    notes: list[str]
+    notes: list[Message]
 
 
 def open_file(path: Path, family: str = "", drop_unknown: bool = False) -> Lora | Embedding:
     """The LoRA or embedding at `path`: a safetensors or torch file, or a PEFT directory (or a directory of PEFT directories)."""
-    try:
-        if path.is_dir():
-            return open_peft(path, family)
-        data, metadata = disk.load_any(path)
+    if path.is_dir():
+        return open_peft(path, family)
+    data, metadata = disk.load_any(path)
+    with about(path.name):
         if is_embedding(data):
             return read_embedding(data)
         if not all(isinstance(v, torch.Tensor) for v in data.values()):
-            raise FormatError("is not a table of tensors.")
+            raise FormatError("file.holds_no_tensors")
         return read(data, metadata, family=family, drop_unknown=drop_unknown)
-    except FormatError as error:
-        if str(error).startswith(path.name):
-            raise
-        raise FormatError(f"{path.name}: {error}") from error
 
 
 def inspected(path: Path, family: str = "") -> Lora | Embedding:
@@ -54,21 +52,21 @@ def inspected(path: Path, family: str = "") -> Lora | Embedding:
     if isinstance(found, Lora):
         told = found.metadata.get("sshs_model_hash")
         if told and path.is_file() and disk.data_sha256(path) != told:
-            found.notes.insert(0, "The hash in the header is not that of the data: another program changed the file and kept the old hash, or it is damaged.")
+            found.notes.insert(0, Message.of("note.hash"))
     return found
 
 
 def open_lora(path: Path, family: str = "", drop_unknown: bool = False) -> Lora:
     found = open_file(path, family, drop_unknown)
     if not isinstance(found, Lora):
-        raise FormatError(f"{path.name}: is an embedding, not a LoRA.")
+        raise FormatError("file.embedding_not_lora", file=path.name)
     return found
 
 
 def open_embedding(path: Path) -> Embedding:
     found = open_file(path)
     if not isinstance(found, Embedding):
-        raise FormatError(f"{path.name}: is a LoRA, not an embedding.")
+        raise FormatError("file.lora_not_embedding", file=path.name)
     return found
 
 
@@ -81,33 +79,40 @@ def open_peft(folder: Path, family: str = "") -> Lora:
         {"": folder} if (folder / "adapter_config.json").is_file() else {c: folder / c for c in _COMPONENTS if (folder / c / "adapter_config.json").is_file()}
     )
     if not places:
-        raise FormatError(f"{folder.name}: holds no adapter_config.json, so it is no PEFT adapter; give the adapter's own directory or file.")
+        raise FormatError("peft.no_config", folder=folder.name)
     state: State = {}
     metadata: dict[str, str] = {}
     configs = {}
     for part, place in places.items():
-        try:
-            config = json.loads((place / "adapter_config.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise FormatError(f"{place.name}/adapter_config.json: is not JSON.") from error
-        if not isinstance(config, dict):
-            raise FormatError(f"{place.name}/adapter_config.json: is no table of settings.")
-        peft.require_supported(config)
+        configs[part] = _peft_config(place)
         file = next((f for f in (place / "adapter_model.safetensors", place / "adapter_model.bin") if f.is_file()), None)
         if file is None:
-            raise FormatError(f"{place.name}: has an adapter_config.json but no adapter_model.safetensors.")
+            raise FormatError("peft.no_weights", folder=place.name)
         tensors, metadata = disk.load(file)
         prefix = f"{part}." if part else ""
         state |= {prefix + key: value for key, value in tensors.items()}
-        configs[part] = config
-    if "" in configs:
-        lora = read(state, metadata, configs[""], family)
-    else:
-        flat = {f"{part}.{key}": value for part, config in configs.items() for key, value in config.items()}
-        lora = read(state, {**metadata, peft.HEADER: json.dumps(flat)}, family=family)
-        lora.metadata = dict(metadata)
+    with about(folder.name):
+        if "" in configs:
+            lora = read(state, metadata, configs[""], family)
+        else:
+            flat = {f"{part}.{key}": value for part, config in configs.items() for key, value in config.items()}
+            lora = read(state, {**metadata, peft.HEADER: json.dumps(flat)}, family=family)
+            lora.metadata = dict(metadata)
     lora.source = "peft"
     return lora
+
+
+def _peft_config(place: Path) -> dict[str, Any]:
+    """The adapter_config.json of one PEFT directory. Raises FormatError for what is damaged, and for parts of PEFT nobody else has."""
+    try:
+        config = json.loads((place / "adapter_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise FormatError("peft.config_no_json", folder=place.name) from error
+    if not isinstance(config, dict):
+        raise FormatError("peft.config_no_table", folder=place.name)
+    with about(place.name):
+        peft.require_supported(config)
+    return config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,29 +136,34 @@ def write_lora(lora: Lora, path: Path, options: Options, extra: Mapping[str, str
         lora, errors = approximated(lora, options.approximate)
         notes = list(lora.notes)
         if errors:
-            notes.append(f"{len(errors)} modules became LoRA of rank {options.approximate}; relative error {max(errors.values()):.2%} at most.")
+            worst = f"{max(errors.values()):.2%}"
+            notes.append(Message.of("note.approximated", count=len(errors), rank=options.approximate, error=worst))
     if path.exists() and (not options.overwrite or options.target == "peft"):
-        raise FormatError(f"{path.name}: exists already; choose another name{'' if options.target == 'peft' else ', or allow overwriting'}.")
+        raise FormatError("file.exists" if options.target == "peft" else "file.exists_overwrite", file=path.name)
     if options.target == "peft":
         return _write_peft(lora, path, options, notes)
     tensors, lost = cast(entries(lora, options.target, False if options.keep_alphas else None), options.dtype)
     if options.bundle and lora.embeddings:
         tensors |= bundled({token: read_embedding(vectors) for token, vectors in lora.embeddings.items()})
     if lost:
-        notes.append(f"{lost:.2%} of the values are too small for {options.dtype} and became zero.")
+        notes.append(_underflow(lost, options.dtype))
     disk.save(path, tensors, converted_metadata(lora.metadata, tensors, path.stem, lora.family, options.details, **(extra or {})))
     return Written(path, notes)
 
 
-def _write_peft(lora: Lora, path: Path, options: Options, notes: list[str]) -> Written:
+def _write_peft(lora: Lora, path: Path, options: Options, notes: list[Message]) -> Written:
     parts = {name: (*cast(state, options.dtype), config) for name, (state, config) in peft_directories(lora, options.flat_clip).items()}
     for component, (tensors, lost, config) in parts.items():
         disk.save(path / component / "adapter_model.safetensors", tensors, {"format": "pt"})
         with disk.replacing(path / component / "adapter_config.json") as file:
             file.write(json.dumps(config, indent=2).encode())
         if lost:
-            notes.append(f"{component}: {lost:.2%} of the values are too small for {options.dtype} and became zero.")
+            notes.append(Message.of("error.about", about=component, error=_underflow(lost, options.dtype)))
     return Written(path, notes)
+
+
+def _underflow(lost: float, dtype: str) -> Message:
+    return Message.of("note.underflow", share=f"{lost:.2%}", type=dtype)
 
 
 def convert(lora: Lora, target: Path, options: Options, embeddings_to: Path | None = None, embed: Sequence[Path] = ()) -> list[Written]:
@@ -170,7 +180,7 @@ def convert(lora: Lora, target: Path, options: Options, embeddings_to: Path | No
         for token, vectors in lora.embeddings.items():
             stem = f"{target.stem}_emb" + (f"_{_safe(token)}" if len(lora.embeddings) > 1 else "")
             out.append(write_embedding_file(read_embedding(vectors), free_path(embeddings_to or target.parent, stem)))
-            out[-1].notes.append(f"It was bundled under the token {token!r}; its trigger is now {out[-1].path.stem}.")
+            out[-1].notes.append(Message.of("note.unbundled", token=repr(token), trigger=out[-1].path.stem))
     return out
 
 
@@ -189,7 +199,7 @@ def free_path(folder: Path, stem: str, suffix: str = ".safetensors", taken: Call
 def write_embedding_file(embedding: Embedding, path: Path, target: str = "webui", overwrite: bool = False, dtype: str = "fp32") -> Written:
     """Writes an embedding; its file's stem is the trigger."""
     if path.exists() and not overwrite:
-        raise FormatError(f"{path.name}: exists already; choose another name, or allow overwriting.")
+        raise FormatError("file.exists_overwrite", file=path.name)
     if target == "diffusers":
         embedding = dataclasses.replace(embedding, token=path.stem)
     tensors, _ = cast(write_embedding(embedding, target), dtype)
@@ -235,16 +245,17 @@ def _write_outcome(outcome: Outcome, target: Path, options: Options, metadata: M
     written = write_lora(outcome.lora, target, options, metadata)
     if outcome.error:
         worst = max(outcome.errors, key=lambda n: outcome.errors[n])
-        written.notes.append(f"Relative error of the change of weights: {outcome.error:.2%} over all, {outcome.errors[worst]:.2%} in {worst}.")
+        highest = f"{outcome.errors[worst]:.2%}"
+        written.notes.append(Message.of("note.error", error=f"{outcome.error:.2%}", highest=highest, layer=worst))
     return written
 
 
 def bake_file(source: Path, loras: Sequence[tuple[Path, float]], target: Path, overwrite: bool = False, progress: Progress = quiet) -> Written:
     """A checkpoint with LoRAs added for good. Its header keeps what it says, and names what was merged; a stale hash is dropped."""
     if target.exists() and not overwrite:
-        raise FormatError(f"{target.name}: exists already; choose another name, or allow overwriting.")
+        raise FormatError("file.exists_overwrite", file=target.name)
     if target.resolve() == source.resolve():
-        raise FormatError(f"{target.name}: is the checkpoint itself; choose another name.")
+        raise FormatError("bake.onto_itself", file=target.name)
     metadata = disk.header(source)[1] if source.is_file() else {}
     metadata = {k: v for k, v in metadata.items() if not k.startswith(("sshs_", "modelspec.hash_sha256"))}
     metadata["modelspec.merged_from"] = ", ".join([source.stem, *(f"{path.stem} ({weight:g})" for path, weight in loras)])
@@ -252,7 +263,7 @@ def bake_file(source: Path, loras: Sequence[tuple[Path, float]], target: Path, o
         require_unscaled(source.name, layout)
         family = family_of(layout)
     counts = bake(source, target, [(_for_family(path, family), weight) for path, weight in loras], metadata, progress)
-    return Written(target, [f"{counts['changed']} of {counts['tensors']} tensors changed."])
+    return Written(target, [Message.of("note.baked", changed=counts["changed"], count=counts["tensors"])])
 
 
 def _for_family(path: Path, family: Family) -> Lora:
@@ -269,7 +280,7 @@ def write_card(path: Path, family: str, words: tuple[str, ...], weight: float = 
         existing = place.read_text(encoding="utf-8") if place.exists() else ""
         text = merged(existing, card(family, words, description, weight))
     except (OSError, ValueError, RecursionError) as error:
-        raise FormatError(f"{place.name}: is there but is not a card that can be read; it is left as it is.") from error
+        raise FormatError("card.unreadable", file=place.name) from error
     with disk.replacing(place) as file:
         file.write(text.encode())
     return place

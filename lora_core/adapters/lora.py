@@ -22,8 +22,12 @@ class LoraAdapter(Adapter):
         limit = min(shape.weight[0], math.prod(shape.weight[1:]))
         if shape.rank > limit:
             raise LoomError(
-                f"adapter.rank: {shape.rank} is larger than layer {name} allows (its weight is {'x'.join(map(str, shape.weight))}, "
-                f"at most {limit}); choose a smaller rank or fewer targets."
+                "adapter.rank.too_large",
+                field="adapter.rank",
+                rank=shape.rank,
+                layer=name,
+                shape="x".join(map(str, shape.weight)),
+                limit=limit,
             )
         kernel = shape.weight[2:]
         down = torch.empty(shape.rank, *shape.weight[1:])

@@ -42,7 +42,7 @@ def weight_shape(layer: Any) -> tuple[int, ...]:
 def choose_targets(layers: Mapping[str, nn.Module], config: AdapterConfig) -> list[str]:
     """Paths of `layers` the config selects, sorted. Raises LoomError when none is left or a pattern is no regular expression."""
     if config.targets == "regex" and not config.include:
-        raise LoomError("adapter.include: targets = regex needs a regular expression of layer paths; give one or choose a preset.")
+        raise LoomError("adapter.include.needed", field="adapter.include")
     include, exclude = _pattern("include", config.include), _pattern("exclude", config.exclude)
     wanted = PRESETS[config.targets]
     chosen = []
@@ -53,8 +53,13 @@ def choose_targets(layers: Mapping[str, nn.Module], config: AdapterConfig) -> li
     if not chosen:
         example = next(iter(layers), "none")
         raise LoomError(
-            f"adapter.targets: {config.targets!r} with include {config.include!r} and exclude {config.exclude!r} selects none of the model's "
-            f"{len(layers)} layers (a path looks like {example}); choose another preset or pattern."
+            "adapter.targets.none",
+            field="adapter.targets",
+            targets=repr(config.targets),
+            include=repr(config.include),
+            exclude=repr(config.exclude),
+            layers=len(layers),
+            example=example,
         )
     return sorted(chosen)
 
@@ -68,13 +73,19 @@ def choose_text_targets(layers: Mapping[str, nn.Module], config: TextEncoderConf
     try:
         encoders = Pattern(config.encoders or ".", _costly("text_encoder.encoders", config.encoders))
     except re.error as error:
-        raise LoomError(f"text_encoder.encoders: {config.encoders!r} is not a regular expression ({error}); correct it or leave it empty.") from error
+        raise LoomError(
+            "text_encoder.pattern", field="text_encoder.encoders", encoders=repr(config.encoders), reason=error
+        ) from error
     patterns = [_TEXT_ATTENTION] + [_TEXT_MLP] * (config.targets != "attention")
     inside = [p for p in layers if encoders.search(p.split(".", 1)[0]) and "text_projection" not in p]
     chosen = [p for p in inside if any(re.search(pattern, p) for pattern in patterns)]
     if not chosen:
-        have = ", ".join(sorted({p.split(".", 1)[0] for p in layers})) or "none that can be trained"
-        raise LoomError(f"text_encoder.train: nothing of {config.encoders or 'the text encoders'!r} can be trained; this model's text encoders are: {have}.")
+        known = sorted({p.split(".", 1)[0] for p in layers})
+        if not known:
+            raise LoomError("text_encoder.untrainable", field="text_encoder.train")
+        if not config.encoders:
+            raise LoomError("text_encoder.none_fits", field="text_encoder.train", known=known)
+        raise LoomError("text_encoder.none_chosen", field="text_encoder.train", encoders=repr(config.encoders), known=known)
     return sorted(chosen)
 
 
@@ -82,8 +93,8 @@ def _pattern(field: str, text: str) -> Pattern | None:
     try:
         return Pattern(text, _costly(f"adapter.{field}", text)) if text else None
     except re.error as error:
-        raise LoomError(f"adapter.{field}: {text!r} is not a regular expression ({error}); correct it or leave it empty.") from error
+        raise LoomError("adapter.pattern", field=f"adapter.{field}", pattern=repr(text), reason=error) from error
 
 
 def _costly(field: str, text: str) -> Callable[[str], LoomError]:
-    return lambda why: LoomError(f"{field}: {text!r} cannot be searched for ({why}); simplify it.")
+    return lambda why: LoomError("pattern.costly", field=field, pattern=repr(text), reason=why)

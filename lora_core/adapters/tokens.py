@@ -47,13 +47,15 @@ def wanted_tokens(config: EmbeddingConfig, trigger: str = "") -> list[Token]:
         match = _LINE.fullmatch(line)
         vectors = int(match["vectors"] or config.vectors) if match else 0
         if match is None or not 1 <= vectors <= MAX_VECTORS or not re.search(r"\w", match["word"]):
-            raise LoomError(f"embedding.tokens: {line!r} is no token; write a word, or TOK = a dog, or TOK*4 = a dog (1 to {MAX_VECTORS} vectors), one a line.")
+            raise LoomError(
+                "embedding.token.unreadable", field="embedding.tokens", line=repr(line), vectors=MAX_VECTORS
+            )
         tokens.append(Token(match["word"], vectors, (match["init"] or config.init).strip()))
     if twice := [t.placeholder for n, t in enumerate(tokens) if t.placeholder.lower() in {o.placeholder.lower() for o in tokens[:n]}]:
-        raise LoomError(f"embedding.tokens: {twice[0]!r} is there twice; give each token a word of its own.")
+        raise LoomError("embedding.token.repeated", field="embedding.tokens", token=repr(twice[0]))
     files = [plain_name(t.placeholder) for t in tokens]
     if len(tokens) > 1 and (same := [t.placeholder for n, t in enumerate(tokens) if not files[n] or files[n] in files[:n]]):
-        raise LoomError(f"embedding.tokens: {same[0]!r} leaves no file name of its own; tell the tokens apart by the letters a-z and digits in them.")
+        raise LoomError("embedding.token.no_file_name", field="embedding.tokens", token=repr(same[0]))
     return tokens
 
 
@@ -96,7 +98,13 @@ def _first_vectors(token: Token, encoder: str, table: TokenTable, seed: int) -> 
     if token.init:
         rows = table.rows(token.init).detach().float().cpu()
         if not len(rows):
-            raise LoomError(f"embedding.tokens: {token.init!r} has no words the text encoder {encoder} knows; start {token.placeholder} from others.")
+            raise LoomError(
+                "embedding.token.unknown_words",
+                field="embedding.tokens",
+                words=repr(token.init),
+                encoder=encoder,
+                token=token.placeholder,
+            )
         return rows[[n % len(rows) for n in range(token.vectors)]].clone()
     rng = generator(seed, "token", token.placeholder, encoder)
     return torch.randn(token.vectors, table.width, generator=rng) * table.std

@@ -8,12 +8,16 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 from ..messages.errors import LoomError
+from ..messages.message import Message
 
 _SD_KINDS = {
-    9: ("an inpainting model", "a mask and the masked picture"), 8: ("an instruct-pix2pix model", "the picture to edit"),
-    7: ("an upscaler", "the small picture"), 5: ("a depth model", "a depth map"),
+    9: ("kind_of_model.inpainting_model", "input.mask_and_the_masked_picture"), 8: ("kind_of_model.instruct_pix2pix_model", "input.picture_to_edit"),
+    7: ("kind_of_model.upscaler", "input.small_picture"), 5: ("kind_of_model.depth_model", "input.depth_map"),
 }  # fmt: skip
-_FLUX_KINDS = {384: ("a fill (inpainting) model", "a mask and the masked picture"), 128: ("a control model (such as Canny or Depth)", "a control picture")}
+_FLUX_KINDS = {
+    384: ("kind_of_model.fill_inpainting_model", "input.mask_and_the_masked_picture"),
+    128: ("kind_of_model.control_model_such_as_canny_or_depth", "input.control_picture"),
+}
 _ENDS = (("input_blocks.0.0.weight", "out.2.weight"), ("img_in.weight", "final_layer.linear.weight"))  # first and last layer of a single file's network
 _PREFIXES = ("", "diffusion_model.", "model.diffusion_model.")
 
@@ -34,10 +38,7 @@ def require_unscaled(what: str, names: Iterable[str]) -> None:
     """Refuses weights that are quantised with scales of their own, which diffusers would leave out. Raises LoomError."""
     scales = scaled_keys(names)
     if scales:
-        raise LoomError(
-            f"base: {what} holds weights that are quantised with scales beside them (such as {scales[0]}), which are not applied without ComfyUI; "
-            "give the fp16, bf16 or fp32 model."
-        )
+        raise LoomError("base.scaled", field="base", file=what, key=scales[0])
 
 
 def require_plain_network(config: Mapping[str, Any], latent_channels: int) -> None:
@@ -46,9 +47,9 @@ def require_plain_network(config: Mapping[str, Any], latent_channels: int) -> No
     if channels not in (latent_channels, 4 * latent_channels):  # the latter: patches of 2 x 2, as Flux and Qwen-Image read them
         raise _refused(*_kind(channels))
     if config.get("class_embed_type") or config.get("num_class_embeds"):
-        raise _refused("a model with class labels (such as unCLIP)", "an image embedding or a noise level")
+        raise _refused("kind_of_model.class_labels", "input.image_embedding_or_a_noise_level")
     if config.get("encoder_hid_dim_type") or config.get("addition_embed_type") not in (None, "text", "text_time"):
-        raise _refused("a model that reads an image embedding", "one")
+        raise _refused("kind_of_model.reads_image_embedding", "input.image_embedding")
 
 
 def require_plain_file(names: Collection[str], shape_of: Callable[[str], list[int]]) -> None:
@@ -60,11 +61,12 @@ def require_plain_file(names: Collection[str], shape_of: Callable[[str], list[in
                 raise _refused(*_kind(channels))
 
 
+def _kind(channels: int) -> tuple[str | Message, str]:
+    """(what a model with so many input channels is, what it needs), as codes of messages."""
+    known: Mapping[int, tuple[str | Message, str]] = {**_SD_KINDS, **_FLUX_KINDS}
+    return known.get(channels, (Message.of("kind_of_model.channels", count=channels), "input.for_channels"))
 
-def _kind(channels: int) -> tuple[str, str]:
-    """(what a model with so many input channels is, what it needs)."""
-    return (_SD_KINDS | _FLUX_KINDS).get(channels, (f"a model with {channels} input channels", "what belongs into them"))
 
-
-def _refused(model: str, needs: str) -> LoomError:
-    return LoomError(f"base: this is {model} and needs {needs}, which a dataset cannot give it yet; give the text-to-image model it was made from.")
+def _refused(model: str | Message, needs: str) -> LoomError:
+    kind = model if isinstance(model, Message) else Message.of(model)
+    return LoomError("base.further_input", field="base", model=kind, needs=Message.of(needs))

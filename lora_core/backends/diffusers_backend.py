@@ -38,7 +38,7 @@ class DiffusersBackend(Sharded):
 
         if pipe is None:
             wanted = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
-            require_parts(folder, wanted, "a Stable Diffusion model in diffusers layout, or toy")
+            require_parts(folder, wanted, "layout.stable_diffusion")
             super().__init__(precision, device, stored_dtype(folder / "unet"))
             unet = _read(UNet2DConditionModel, folder / "unet", self.dtype)
             vae = _read(AutoencoderKL, folder / "vae", torch.float32)
@@ -91,7 +91,12 @@ class DiffusersBackend(Sharded):
     def objective(self, config: ObjectiveConfig) -> Objective:
         kind = PREDICTIONS.get(self.scheduler.config.prediction_type)
         if kind is None:
-            raise LoomError(f"base: prediction type {self.scheduler.config.prediction_type!r} cannot be trained; allowed are {', '.join(PREDICTIONS)}.")
+            raise LoomError(
+                "base.prediction_type",
+                field="base",
+                type=repr(self.scheduler.config.prediction_type),
+                allowed=PREDICTIONS,
+            )
         abar = rescale_zero_terminal_snr(self._abar) if config.zero_terminal_snr else self._abar
         self._table = discrete_sigmas(abar)
         return Objective(kind, DiscreteLevels(self._table), config)

@@ -20,7 +20,7 @@ class EfficientNet(nn.Module):
         try:
             from torchvision.models import efficientnet_v2_s
         except ImportError as error:
-            raise LoomError("base: Würstchen needs the package torchvision for its picture encoder; install it with: pip install torchvision") from error
+            raise LoomError("base.needs_torchvision", field="base") from error
         self.backbone = efficientnet_v2_s().features
         self.mapper = nn.Sequential(nn.Conv2d(1280, channels, 1, bias=False), nn.BatchNorm2d(channels))
 
@@ -34,7 +34,7 @@ class EfficientNet(nn.Module):
 
         file = folder / "effnet" / "model.safetensors"
         if not file.is_file():
-            raise LoomError(f"base: {folder} has no effnet/model.safetensors; save the published effnet_state_dict there, it encodes the pictures.")
+            raise LoomError("base.no_effnet", field="base", folder=folder)
         encoder = EfficientNet()
         encoder.load_state_dict(load_file(file))
         return encoder

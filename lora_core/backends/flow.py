@@ -48,7 +48,7 @@ class FlowBackend(Sharded):
         """`file`: the transformer's weights, where they lie apart from the folder."""
         import diffusers
 
-        require_parts(folder, ("vae", "tokenizer", "text_encoder", "scheduler"), "a model in diffusers layout")
+        require_parts(folder, ("vae", "tokenizer", "text_encoder", "scheduler"), "layout.flow")
         super().__init__(precision, device, stored_dtype(file or folder / "transformer"))
         self.row, given = FLOW_FAMILIES[pipeline_name(folder)], {}
         if file is not None:

@@ -128,7 +128,7 @@ class Headless(abc.ABC):
         """
         repeated = blocks(self.network)
         if not repeated:
-            raise LoomError(f"storage: {type(self.network).__name__} does not say which of its parts are blocks; leave storage and offload alone.")
+            raise LoomError("storage.no_blocks", field="storage", network=type(self.network).__name__)
         self.remember_fingerprint()
         self.to_device(device)
         if storage == "fp8" and not self.fp8:
@@ -201,7 +201,7 @@ class Headless(abc.ABC):
         self._store = store
 
     def know_text(self, caption: str, file: Path) -> None:
-        raise LoomError(f"{file.name}: conditioning from other nodes belongs to a model in ComfyUI; train it there, or give pictures.")
+        raise LoomError("base.no_wired_texts", file=file.name)
 
     def text_length(self, caption: str) -> TextLength:
         return length_of(caption, self.parts["tokenizer"])

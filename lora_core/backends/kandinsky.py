@@ -98,7 +98,7 @@ class KandinskyPrior(_Kandinsky):
     @torch.no_grad()
     def sample(self, job: SampleJob) -> list[Image.Image]:
         if self._decoder is None:
-            raise LoomError("companion: drawing samples needs the folder of a Kandinsky 2.2 decoder; give it, or set samples.every to 0.")
+            raise LoomError("companion.kandinsky_decoder", field="companion")
         return _draw(self.parts, self._decoder, job)
 
 
@@ -109,8 +109,8 @@ class KandinskyDecoder(_Kandinsky):
 
     def __init__(self, folder: Path, companion: str = "", precision: str = "auto", device: str = ""):
         super().__init__(precision, device)
-        require_parts(folder, ("unet", "movq", "scheduler"), "a Kandinsky 2.2 decoder in diffusers layout")
-        prior = companion_folder(companion, "the folder of a Kandinsky 2.2 prior, whose image encoder it reads")
+        require_parts(folder, ("unet", "movq", "scheduler"), "layout.kandinsky_decoder")
+        prior = companion_folder(companion, "companion.kandinsky_prior")
         self.parts = _prior_parts(self, prior)
         self._decoder = _decoder_parts(self, folder)
         self.network, self.scheduler = self._decoder["unet"], self._decoder["scheduler"]
@@ -160,7 +160,7 @@ def _prior_parts(backend: Headless, folder: Path) -> dict[str, Any]:
         CLIPVisionModelWithProjection,
     )
 
-    require_parts(folder, _PRIOR_PARTS, "a Kandinsky 2.2 prior in diffusers layout")
+    require_parts(folder, _PRIOR_PARTS, "layout.kandinsky_prior")
 
     def read(kind: Any, part: str, dtype: torch.dtype) -> nn.Module:
         return backend.place(kind.from_pretrained(folder / part, torch_dtype=dtype, **LOCAL))

@@ -12,16 +12,17 @@ import safetensors
 import torch
 
 from ..messages.errors import LoomError
+from ..messages.message import Message
 
 LOCAL = {"local_files_only": True}  # for every from_pretrained: nothing is ever downloaded
 _ON_DISK = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F8_E4M3": torch.float8_e4m3fn}
 
 
 def require_parts(folder: Path, parts: Sequence[str], what: str) -> None:
-    """Raises LoomError naming the folders a model in diffusers layout lacks."""
+    """Raises LoomError naming the folders a model in diffusers layout lacks. `what` is the code of the message that says what is needed."""
     missing = [part for part in parts if not (folder / part).is_dir()]
     if missing:
-        raise LoomError(f"base: {folder} has no folder {', '.join(missing)}; give {what}.")
+        raise LoomError("base.folders_missing", field="base", folder=folder, missing=missing, needed=Message.of(what))
 
 
 def stored_dtype(place: Path) -> torch.dtype:

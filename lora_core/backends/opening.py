@@ -47,25 +47,27 @@ def open_backend(
     if place.is_file():
         return _of_file(place, Path(base_config) if base_config else None, cached, precision, device)
     if not place.is_dir():
-        raise LoomError(f"base: there is no folder or file {place}; give toy, a folder in diffusers layout, or a .safetensors file.")
+        raise LoomError("base.missing", field="base", place=place)
     name = pipeline_name(place)
     if name and name not in (*ONE_NETWORK, *TWO_STAGES) and not (place / "unet").is_dir():
         known = ", ".join([*ONE_NETWORK, *TWO_STAGES])
-        raise LoomError(f"base: {place.name} is a {name}, which cannot be trained without ComfyUI; allowed are {known}.")
+        raise LoomError("base.kind", field="base", file=place.name, kind=name, allowed=known)
     require_unscaled(place.name, stored_names(place))
     try:
         if name in TWO_STAGES:
             return TWO_STAGES[name](place, companion, precision, device)
         return ONE_NETWORK.get(name, DiffusersBackend)(place, precision, device)
     except (OSError, ValueError) as error:  # a part without weights, or with some that do not fit its config
-        raise LoomError(f"base: {place.name} cannot be read: {str(error).splitlines()[0][:200]}") from error
+        raise LoomError(
+            "base.unreadable", field="base", file=place.name, reason=str(error).splitlines()[0][:200]
+        ) from error
 
 
 def _of_file(
     file: Path, folder: Path | None, cached: Callable[[str], str | None], precision: str, device: str
 ) -> Headless:
     if file.suffix != ".safetensors":
-        raise LoomError(f"base: {file.name} is no .safetensors file; other formats can run code when they are read, convert it first.")
+        raise LoomError("base.not_safetensors", field="base", file=file.name)
     with safe_open(file, "pt") as opened:
         require_unscaled(file.name, opened.keys())
         require_plain_file(set(opened.keys()), lambda name: opened.get_slice(name).get_shape())
@@ -83,9 +85,13 @@ def _of_file(
             return DiffusersBackend(file, precision, device, pipe)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = str(error).splitlines()[0][:200]
-        raise LoomError(f"base: {file.name} cannot be read as the {name} that base_config {folder.name} describes: {reason}") from error
-    known = ", ".join(ONE_NETWORK)
-    raise LoomError(f"base_config: {folder} describes {name or 'no pipeline (model_index.json is missing)'}; allowed are {known}.")
+        raise LoomError(
+            "base.other_kind", field="base", file=file.name, kind=name, folder=folder.name, reason=reason
+        ) from error
+    allowed = list(ONE_NETWORK)
+    if not name:
+        raise LoomError("base_config.no_pipeline", field="base_config", folder=folder, allowed=allowed)
+    raise LoomError("base_config.other_pipeline", field="base_config", folder=folder, pipeline=name, allowed=allowed)
 
 
 def _cached_layout(file: Path, cached: Callable[[str], str | None]) -> Path:
@@ -99,8 +105,5 @@ def _cached_layout(file: Path, cached: Callable[[str], str | None]) -> Path:
     repo = fetch_diffusers_config(shapes)["pretrained_model_name_or_path"]
     place = cached(repo)
     if place is None:
-        raise LoomError(
-            f"base_config: {file.name} holds no configs and tokenizers, and nothing is downloaded; give a folder of the same model in diffusers layout "
-            f"(SD1, SD2 and SDXL need no weights in it), or fetch {repo} once with `hf download {repo}`."
-        )
+        raise LoomError("base_config.empty", field="base_config", file=file.name, repo=repo)
     return Path(place)

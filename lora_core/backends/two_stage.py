@@ -21,14 +21,14 @@ class TwoStage(Headless):
         return weights_checksum(self.parts["text_encoder"]) + vocabulary(self.parts["tokenizer"])
 
 
-def companion_folder(place: str, what: str) -> Path:
-    """The folder of the other stage. Raises LoomError where none is given; `what` says which one is needed."""
+def companion_folder(place: str, code: str) -> Path:
+    """The folder of the other stage. Raises LoomError where none is given, with the `code` that says which one is needed."""
     if not place:
-        raise LoomError(f"companion: this model needs {what}; give its folder.")
+        raise LoomError(code, field="companion")
     return Path(place)
 
 
 def require_plain_schedule(config: ObjectiveConfig) -> None:
     """Refuses a noise schedule stretched to zero signal, which these stages were not made with. Raises LoomError."""
     if config.zero_terminal_snr:
-        raise LoomError("objective.zero_terminal_snr: is for v models; turn it off.")
+        raise LoomError("objective.zero_terminal_snr.not_v", field="objective.zero_terminal_snr")

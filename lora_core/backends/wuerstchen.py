@@ -76,7 +76,7 @@ class WuerstchenPrior(_Wuerstchen):
 
     def __init__(self, folder: Path, companion: str = "", precision: str = "auto", device: str = ""):
         super().__init__(precision, device)
-        require_parts(folder, ("prior",), "a Würstchen prior in diffusers layout")
+        require_parts(folder, ("prior",), "layout.wuerstchen_prior")
         self.parts = _text_parts(self, folder)
         self.network = _prior_network(self, folder)
         self.effnet = self.place(EfficientNet.read(folder))
@@ -95,7 +95,7 @@ class WuerstchenPrior(_Wuerstchen):
     @torch.no_grad()
     def sample(self, job: SampleJob) -> list[Image.Image]:
         if self._decoder is None:
-            raise LoomError("companion: drawing samples needs the folder of a Würstchen decoder; give it, or set samples.every to 0.")
+            raise LoomError("companion.wuerstchen_decoder", field="companion")
         return _draw({**self.parts, "prior": self.network}, self._decoder.pipeline_parts(), job)
 
 
@@ -109,12 +109,12 @@ class WuerstchenDecoder(_Wuerstchen):
         from diffusers.pipelines.deprecated.wuerstchen.modeling_wuerstchen_diffnext import WuerstchenDiffNeXt
 
         super().__init__(precision, device)
-        require_parts(folder, ("decoder", "vqgan"), "a Würstchen decoder in diffusers layout")
+        require_parts(folder, ("decoder", "vqgan"), "layout.wuerstchen_decoder")
         self.parts = _text_parts(self, folder)
         network = WuerstchenDiffNeXt.from_pretrained(folder / "decoder", torch_dtype=self.dtype, **LOCAL)
         self.network = self.place(network)
         self.vqgan = self.place(PaellaVQModel.from_pretrained(folder / "vqgan", torch_dtype=torch.float32, **LOCAL))
-        what = "the folder of a Würstchen prior, whose picture encoder it reads"
+        what = "companion.wuerstchen_prior"
         self._prior_folder = companion_folder(companion, what)
         self.effnet = self.place(EfficientNet.read(self._prior_folder))
 
@@ -153,7 +153,7 @@ def _text_parts(backend: Headless, folder: Path) -> dict[str, Any]:
     from diffusers.schedulers import DDPMWuerstchenScheduler
     from transformers import CLIPTextModel, CLIPTokenizer
 
-    require_parts(folder, ("text_encoder", "tokenizer", "scheduler"), "a Würstchen model in diffusers layout")
+    require_parts(folder, ("text_encoder", "tokenizer", "scheduler"), "layout.wuerstchen")
     encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", torch_dtype=backend.dtype, **LOCAL)
     return {
         "text_encoder": backend.place(encoder),

@@ -71,7 +71,7 @@ def resolutions(config: DataConfig) -> list[int]:
     more = []
     for part in filter(None, (part.strip() for part in config.also_resolutions.split(","))):
         if not part.isdecimal() or not 16 <= int(part) <= 8192:
-            raise LoomError(f"data.also_resolutions: {part!r} is no resolution; write numbers of px from 16 to 8192, separated by commas.")
+            raise LoomError("data.also_resolutions.unreadable", field="data.also_resolutions", part=repr(part))
         more.append(int(part))
     return list(dict.fromkeys([config.resolution, *more]))
 

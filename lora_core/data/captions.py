@@ -128,7 +128,7 @@ def replacements(rules: str) -> list[tuple[Pattern | re.Pattern[str], str]]:
         old, arrow, new = line.partition("=>")
         old, new = old.strip(), new.strip()
         if not arrow or not old:
-            raise LoomError(f"data.replace: {line.strip()!r} is no rule; write old words => new words, or /pattern/ => new words, one a line.")
+            raise LoomError("data.replace.no_rule", field="data.replace", line=repr(line.strip()))
         try:
             if len(old) > 2 and old[0] == old[-1] == "/":
                 pattern = Pattern(old[1:-1], _costly(old))
@@ -137,12 +137,14 @@ def replacements(rules: str) -> list[tuple[Pattern | re.Pattern[str], str]]:
             else:
                 out.append((re.compile(re.escape(old)), new.replace("\\", r"\\")))
         except (re.error, IndexError) as error:
-            raise LoomError(f"data.replace: {old!r} => {new!r} is no regular expression ({error}); correct it, or leave out the slashes.") from error
+            raise LoomError(
+                "data.replace.pattern", field="data.replace", old=repr(old), new=repr(new), reason=error
+            ) from error
     return out
 
 
 def _costly(pattern: str) -> Callable[[str], LoomError]:
-    return lambda why: LoomError(f"data.replace: {pattern!r} cannot be searched for ({why}); simplify it.")
+    return lambda why: LoomError("pattern.costly", field="data.replace", pattern=repr(pattern), reason=why)
 
 
 def vary(captions: Sequence[Caption], rng: random.Random, config: DataConfig) -> str:

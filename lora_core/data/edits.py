@@ -14,6 +14,7 @@ from typing import Any
 from ..config import DataConfig
 from ..disk import files
 from ..messages.errors import LoomError
+from ..messages.message import Message
 from .captions import decoded, lines_of
 from .folder import OWN_LIST, TEXTS, Picture, excluded_in, scan
 
@@ -32,7 +33,7 @@ class Conflict(LoomError):
 class Editable:
     """One picture of a folder as the editor shows it. `caption`: the text as it stands in its file, one line of it a line.
 
-    `file`: the caption file, there or to be made. `locked`: why the caption cannot be edited, "" where it can.
+    `file`: the caption file, there or to be made. `locked`: why the caption cannot be edited, None where it can.
     """
 
     id: str
@@ -41,7 +42,7 @@ class Editable:
     excluded: bool
     picture: Picture
     file: Path
-    locked: str
+    locked: Message | None
 
 
 def listed(folder: Path, config: DataConfig) -> list[Editable]:
@@ -77,14 +78,14 @@ def _file_of(picture: Picture, shares_its_name: bool) -> Path:
     return own if shares_its_name and picture.caption_file.name != f"{picture.path.name}{picture.caption_file.suffix}" else picture.caption_file
 
 
-def _why_locked(picture: Picture) -> str:
+def _why_locked(picture: Picture) -> Message | None:
     if picture.data.captions not in _EDITABLE:
-        return f"captions come from: {picture.data.captions}; choose captions = auto to edit them"
+        return Message.of("editor.captions_from", source=picture.data.captions)
     if picture.caption_file is not None and picture.caption_file.is_symlink():
-        return "its caption file is a link; edit the file it leads to"
+        return Message.of("editor.caption_link")
     if len(picture.captions) > 1 and picture.caption_file is None and picture.data.caption_lines != "alternatives":
-        return "it has several captions; choose caption_lines = alternatives to edit them"
-    return ""
+        return Message.of("editor.several_captions")
+    return None
 
 
 def apply_edits(folder: Path, config: DataConfig, captions: Mapping[str, tuple[str, str]], excluded: Mapping[str, bool], edit: int = 0) -> int:
@@ -98,13 +99,13 @@ def apply_edits(folder: Path, config: DataConfig, captions: Mapping[str, tuple[s
     known = {item.id: item for item in listed(folder, config)}
     unknown = [key for key in (*captions, *excluded) if key not in known]
     if unknown:
-        raise Conflict(f"{folder.name}: {len(unknown)} of the pictures are no longer there; load the dataset again.")
+        raise Conflict("editor.pictures_gone", folder=folder.name, count=len(unknown))
     new: dict[str, bytes] = {}
     changes: dict[str, dict[str, Any]] = {}
     for key, (before, after) in captions.items():
         item, after = known[key], "\n".join(lines_of(after))
         if item.caption != before:
-            raise Conflict(f"{item.name}: its caption was changed elsewhere meanwhile; load the dataset again.")
+            raise Conflict("editor.caption_changed", name=item.name)
         if after == before:
             continue
         new[item.name] = _encoded(item, after, config.caption_encoding)
@@ -126,14 +127,14 @@ def apply_edits(folder: Path, config: DataConfig, captions: Mapping[str, tuple[s
 def _encoded(item: Editable, text: str, encoding: str) -> bytes:
     """The caption as its file will hold it. Raises LoomError."""
     if item.locked:
-        raise LoomError(f"{item.name}: {item.locked}.")
+        raise LoomError("editor.locked", name=item.name, reason=item.locked)
     if len(text) > MAX_CAPTION:
-        raise LoomError(f"{item.name}: its caption has {len(text)} characters; at most {MAX_CAPTION} are allowed.")
+        raise LoomError("editor.caption_long", name=item.name, length=len(text), limit=MAX_CAPTION)
     try:
         return text.encode("utf-8" if encoding == "auto" else encoding)
     except UnicodeEncodeError as error:
         found = text[error.start : error.end]
-        raise LoomError(f"{item.name}: {found!r} cannot be written in {encoding}; leave it out, or set caption_encoding to auto.") from error
+        raise LoomError("editor.caption_encoding", name=item.name, text=repr(found), encoding=encoding) from error
 
 
 def last_edit(folder: Path) -> int | None:
@@ -154,7 +155,7 @@ def undo(folder: Path, config: DataConfig) -> int:
         if name not in by_name or not file.resolve().is_relative_to(inside) or file.suffix not in TEXTS:
             continue
         if by_name[name].caption not in (change["after"], change["before"]):  # the latter where a crash came between
-            raise Conflict(f"{name}: its caption was changed since; undo would lose that. Edit it by hand.")
+            raise Conflict("editor.undo_conflict", name=name)
         touched[file] = change
     for file, change in touched.items():
         if change["bytes"] is None:

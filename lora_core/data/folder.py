@@ -10,11 +10,13 @@ import stat
 import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import ImageColor
 
 from ..config import DataConfig, TrainConfig
 from ..messages.errors import LoomError
+from ..messages.message import Message
 from ..pictures.reading import EXTENSIONS, UNREADABLE, PictureError, read_header
 from ..rng import derive
 from .buckets import fits
@@ -67,18 +69,26 @@ class Dataset:
 
     folder: Path
     pictures: tuple[Picture, ...]
-    skipped: tuple[tuple[str, str], ...]
-    warnings: tuple[str, ...]
+    skipped: tuple[tuple[str, Message], ...]
+    warnings: tuple[Message, ...]
     trigger: str = ""
     class_pictures: tuple[Picture, ...] = ()
     excluded: int = 0
 
+    def messages(self) -> list[Message]:
+        """How many pictures there are, what to look at, what was skipped."""
+        per_epoch = sum(p.repeats for p in self.pictures)
+        out = [Message.of("data.counts", pictures=len(self.pictures), per_epoch=per_epoch, skipped=len(self.skipped))]
+        if self.class_pictures:
+            out.append(Message.of("data.class_pictures", count=len(self.class_pictures)))
+        if self.excluded:
+            out.append(Message.of("data.excluded", count=self.excluded))
+        skipped = [Message.of("data.skipped", name=name, reason=reason) for name, reason in self.skipped]
+        return [*out, *self.warnings, *skipped]
+
     def summary(self) -> str:
-        shown = sum(p.repeats for p in self.pictures)
-        counts = [f"{len(self.pictures)} pictures, {shown} per epoch with repeats, {len(self.skipped)} skipped"]
-        counts += [f"{len(self.class_pictures)} of the class for regularization"] if self.class_pictures else []
-        counts += [f"{self.excluded} left out in the editor"] if self.excluded else []
-        return "\n".join([", ".join(counts), *self.warnings, *(f"skipped {name}: {why}" for name, why in self.skipped)])
+        """The messages in English, one a line."""
+        return "\n".join(map(str, self.messages()))
 
 
 def open_sets(config: TrainConfig) -> Dataset:
@@ -88,7 +98,7 @@ def open_sets(config: TrainConfig) -> Dataset:
              for n, data in enumerate(sets)]  # fmt: skip
     out = joined(found)
     if not out.pictures:
-        raise LoomError("data.regularization: every picture is one of the class; add a set with pictures of the subject.")
+        raise LoomError("data.regularization.alone", field="data.regularization")
     return out
 
 
@@ -100,8 +110,7 @@ def require_captions(dataset: Dataset) -> None:
     for data, pictures in sets.items():
         if not data.allow_empty_captions and not any(caption.text for picture in pictures for caption in picture.captions):
             raise LoomError(
-                f"data.trigger: none of the {len(pictures)} pictures of {Path(data.folder).name!r} has a caption and there is no trigger, so they would be "
-                "trained on empty text; give a trigger or captions, or turn data.allow_empty_captions on."
+                "data.no_captions", field="data.trigger", count=len(pictures), folder=repr(Path(data.folder).name)
             )
 
 
@@ -123,7 +132,7 @@ def joined(found: Sequence[Dataset]) -> Dataset:
         found[0].folder,
         tuple(p for d, label in zip(found, labels, strict=True) for p in named(d.pictures, label)),
         tuple((f"{label}/{name}", why) for d, label in zip(found, labels, strict=True) for name, why in d.skipped),
-        tuple(f"{label}: {line}" for d, label in zip(found, labels, strict=True) for line in d.warnings),
+        tuple(Message.of("error.about", about=label, error=line) for d, label in zip(found, labels, strict=True) for line in d.warnings),
         next((d.trigger for d in found if d.trigger), ""),
         tuple(p for d, label in zip(found, labels, strict=True) for p in named(d.class_pictures, label)),
         sum(d.excluded for d in found),
@@ -137,12 +146,12 @@ def scan(config: DataConfig, field: str = "data.folder", keep_excluded: bool = F
     """
     root = Path(config.folder)
     if not config.folder or not root.is_dir():
-        raise LoomError(f"{field}: there is no folder {config.folder!r}; choose one that holds your pictures.")
+        raise LoomError("data.folder.missing", field=field, folder=repr(config.folder))
     try:
         ImageColor.getrgb(config.background)
     except ValueError as error:
-        raise LoomError(f"data.background: {config.background!r} is no colour; write a name such as white, or #rrggbb.") from error
-    skipped: list[tuple[str, str]] = []
+        raise LoomError("data.background.unknown", field="data.background", colour=repr(config.background)) from error
+    skipped: list[tuple[str, Message]] = []
     files = sorted(_walk(root, config.recursive, skipped), key=lambda p: p.relative_to(root).as_posix())
     out, excluded, there = _Found(config, root, files), set(excluded_in(root)), {p.name for p in root.iterdir() if p.is_dir()}
     found: list[tuple[Picture, bool]] = []  # with whether it is one of the class
@@ -150,7 +159,7 @@ def scan(config: DataConfig, field: str = "data.folder", keep_excluded: bool = F
     for path in files:
         name = path.relative_to(root).as_posix()
         if path.suffix.lower() in UNREADABLE:
-            skipped.append((name, f"is a {path.suffix.lower()} file, which is not read; save it as PNG, JPEG or WebP"))
+            skipped.append((name, Message.of("picture.other_type", type=path.suffix.lower())))
         if not _is_picture(path) or _is_mask(path, config.masks):
             continue
         top = name.split("/")[0] if "/" in name else ""
@@ -162,25 +171,32 @@ def scan(config: DataConfig, field: str = "data.folder", keep_excluded: bool = F
             try:
                 found.append((out.picture(path, name), config.regularization or (top == "reg" and "img" in there)))  # the layout Kohya's own guide shows
             except PictureError as error:
-                skipped.append((name, str(error)))
+                skipped.append((name, error.message))
             except (OSError, ValueError) as error:
-                skipped.append((name, f"its caption cannot be read ({getattr(error, 'strerror', None) or error})"))
+                reason = getattr(error, "strerror", None) or error
+                skipped.append((name, Message.of("picture.caption_unreadable", reason=reason)))
     if config.limit:
         chosen = set(sorted((p.name for p, _ in found), key=lambda name: derive("limit", name))[: config.limit])
         found = [(p, of_class) for p, of_class in found if p.name in chosen]
     if not found:
-        reasons = "; ".join(f"{name} {why}" for name, why in skipped[:3])
-        shards = sum(f.suffix == ".parquet" and f.name not in TABLES for f in files)
-        raise LoomError(
-            f"{field}: {root.name!r} holds no usable picture" + (f" ({reasons})" if reasons else "")
-            + (f", but {shards} parquet files; if they are a Hugging Face dataset, write hf: in front of the folder" if shards else "")
-            + f"; put in pictures of type {', '.join(sorted(e[1:] for e in EXTENSIONS))}."
-        )  # fmt: skip
+        raise _no_pictures(field, root, files, skipped)
     warnings = out.warnings([p for p, _ in found])
     if elsewhere:
-        warnings.append(f"{elsewhere} pictures of other splits than {config.split} are not trained on")
+        warnings.append(Message.of("data.other_splits", count=elsewhere, split=config.split))
     subject, of_class = ([p for p, is_class in found if is_class == wanted] for wanted in (False, True))
     return Dataset(root, tuple(subject), tuple(skipped), tuple(warnings), config.trigger, tuple(of_class), left_out)
+
+
+def _no_pictures(field: str, root: Path, files: Sequence[Path], skipped: Sequence[tuple[str, Message]]) -> LoomError:
+    """Why a folder holds nothing to train on: shards of a dataset, pictures that cannot be used, or no picture at all."""
+    types = sorted(e[1:] for e in EXTENSIONS)
+    shards = sum(f.suffix == ".parquet" and f.name not in TABLES for f in files)
+    if shards:
+        return LoomError("data.folder.shards", field=field, folder=repr(root.name), shards=shards, types=types)
+    if not skipped:
+        return LoomError("data.folder.no_pictures", field=field, folder=repr(root.name), types=types)
+    reasons = [Message.of("picture.of", name=name, error=reason) for name, reason in skipped[:3]]
+    return LoomError("data.folder.none_usable", field=field, folder=repr(root.name), reasons=reasons, types=types)
 
 
 def excluded_in(folder: Path) -> list[str]:
@@ -200,7 +216,7 @@ class _Found:
         self._by_name = {_folded(f): f for f in reversed(files)}  # caption files are found whatever their case and Unicode form
         self._by_name |= {str(f): f for f in files}
         wanted = config.captions in ("auto", "metadata")
-        self.other_tables: list[str] = []
+        self.other_tables: list[Message] = []
         self.tables = {f.parent: table for f in _tables(files) if (table := self._table(f))} if wanted else {}
         self.used: set[Path] = set()
         self.encodings: dict[str, str] = {}
@@ -216,7 +232,7 @@ class _Found:
         except LoomError as error:
             if self.config.captions == "metadata" or self.config.caption_column:
                 raise
-            self.other_tables.append(str(error))
+            self.other_tables.append(error.message)
             return None
 
     def picture(self, path: Path, name: str) -> Picture:
@@ -225,12 +241,14 @@ class _Found:
         repeats, concept = _kohya(path, self.root)
         repeats = config.repeats or repeats
         if not 1 <= repeats <= MAX_REPEATS:
-            raise PictureError(f"its folder asks for {repeats} repeats; 1 to {MAX_REPEATS} are allowed")
+            raise PictureError("picture.repeats", repeats=repeats, limit=MAX_REPEATS)
         if path.name.endswith(LATENT):
             return _wired_latent(path, name, repeats, config)
         header = read_header(path)
         if min(header.width_px, header.height_px) < config.bucket_step_px and not config.upscale:
-            raise PictureError(f"is {header.width_px} x {header.height_px} px, smaller than the smallest bucket ({config.bucket_step_px} px)")
+            raise PictureError(
+                "picture.small", width=header.width_px, height=header.height_px, step=config.bucket_step_px
+            )
         fits(header.width_px, header.height_px, config)
         file, captions = self._captions(path)
         captions = captions or ((Caption(concept),) if concept else ())
@@ -285,44 +303,50 @@ class _Found:
         places = (path.with_name(f"{path.stem}.mask.png"), path.parent / "mask" / f"{path.stem}.png")
         return next((self._by_name[str(place)] for place in places if str(place) in self._by_name), None)
 
-    def warnings(self, pictures: Sequence[Picture]) -> list[str]:
-        return list(self._warnings(pictures))
+    def warnings(self, pictures: Sequence[Picture]) -> list[Message]:
+        return [*self._about_captions(pictures), *self._about_pictures(pictures), *self._about_files()]
 
-    def _warnings(self, pictures: Sequence[Picture]) -> Iterator[str]:
+    def _about_captions(self, pictures: Sequence[Picture]) -> Iterator[Message]:
         config = self.config
-        if self.no_caption:
-            use = f"the trigger {config.trigger!r}" if config.trigger else "an empty caption (set a trigger word to give them one)"
-            yield f"{len(self.no_caption)} without caption, {_some(self.no_caption)}: trained with {use}"
+        if self.no_caption and config.trigger:
+            yield _some("data.no_caption_trigger", self.no_caption, trigger=repr(config.trigger))
+        elif self.no_caption:
+            yield _some("data.no_caption", self.no_caption)
         if self.without_trigger:
-            count = f"{len(self.without_trigger)} of {len(pictures)} captions"
-            yield f"{count} lack the trigger {config.trigger!r}, {_some(self.without_trigger)}: it is put in front"
+            yield _some("data.no_trigger", self.without_trigger, all=len(pictures), trigger=repr(config.trigger))
+
+    def _about_pictures(self, pictures: Sequence[Picture]) -> Iterator[Message]:
+        config = self.config
         unmasked = [p.name for p in pictures if config.masks == "file" and p.mask is None]
         if unmasked:
-            yield f"{len(unmasked)} without a mask, {_some(unmasked)}: trained everywhere"
+            yield _some("data.no_mask", unmasked)
         small = [p.name for p in pictures if p.width_px * p.height_px < config.resolution**2 and not p.is_latent]
         if small:
-            what = "scaled up" if config.upscale else "kept at their size, not scaled up"
-            yield f"{len(small)} smaller than {config.resolution} px squared, {_some(small)}: {what}"
+            yield _some("data.small_scaled_up" if config.upscale else "data.small_kept", small, side=config.resolution)
         if self.animated:
-            yield f"{len(self.animated)} animated, {_some(self.animated)}: the first frame is trained"
+            yield _some("data.animated", self.animated)
         for profile, names in self.profiles.items():
-            what = "read as sRGB, for their colour profile is damaged" if profile == "damaged" else f"converted from {profile} to sRGB"
-            yield f"{len(names)} {what}, {_some(names)}"
-        if self.encodings and config.caption_encoding == "auto":
-            yield f"{len(self.encodings)} captions are no Unicode, {_some(list(self.encodings))}: read as Windows-1252 (set caption_encoding if it is another)"
+            if profile == "damaged":
+                yield _some("data.profile_damaged", names)
+            else:
+                yield _some("data.profile_converted", names, profile=profile)
+
+    def _about_files(self) -> Iterator[Message]:
+        if self.encodings and self.config.caption_encoding == "auto":
+            yield _some("data.no_unicode", list(self.encodings))
         orphans = [f.relative_to(self.root).as_posix() for f in self.files if f.suffix.lower() in TEXTS and f not in self.used and not self._fits_a_picture(f)]
         if orphans:
-            yield f"{len(orphans)} caption files without a picture, {_some(orphans)}"
+            yield _some("data.orphans", orphans)
         for table in self.tables.values():
             if unused := table.unused():
-                yield f"{len(unused)} rows of {table.path.relative_to(self.root).as_posix()} name no picture that is there, {_some(unused)}"
+                yield _some("data.rows_unused", unused, file=table.path.relative_to(self.root).as_posix())
             elif table.column:
-                yield f"captions from {table.path.relative_to(self.root).as_posix()}, column {table.column}"
-        for why in self.other_tables:
-            yield f"no captions from it: {why}"
+                yield Message.of("data.captions_from", file=table.path.relative_to(self.root).as_posix(), column=table.column)
+        for error in self.other_tables:
+            yield Message.of("data.other_table", error=error)
         others = [f.relative_to(self.root).as_posix() for f in self.files if not self._known(f)]
         if others:
-            yield f"{len(others)} other files left alone, {_some(others)}"
+            yield _some("data.other_files", others)
 
     def _fits_a_picture(self, file: Path) -> bool:
         stems = {file.with_suffix(e) for e in EXTENSIONS} | {file.with_suffix("")}
@@ -332,8 +356,9 @@ class _Found:
         return _is_picture(file) or file.suffix.lower() in {*TEXTS, *UNREADABLE} or file.name in TABLES or file in self.used
 
 
-def _some(names: Sequence[str]) -> str:
-    return f"e.g. {', '.join(names[:3])}"
+def _some(code: str, names: Sequence[str], **values: Any) -> Message:
+    """A message about `count` files, the first of them by `names`."""
+    return Message.of(code, count=len(names), names=[*names[:3]], **values)
 
 
 def _folded(path: Path) -> str:
@@ -361,10 +386,10 @@ def _wired_latent(path: Path, name: str, repeats: int, config: DataConfig) -> Pi
             facts = file.metadata() or {}
         return Picture(path, name, int(facts["width_px"]), int(facts["height_px"]), (Caption(facts["caption"]),), repeats, None, config)
     except (SafetensorError, KeyError, ValueError) as error:
-        raise PictureError(f"is no latent with its conditioning ({error})") from error
+        raise PictureError("picture.no_latent", reason=error) from error
 
 
-def _walk(root: Path, recursive: bool, skipped: list[tuple[str, str]]) -> Iterator[Path]:
+def _walk(root: Path, recursive: bool, skipped: list[tuple[str, Message]]) -> Iterator[Path]:
     """Regular files below root. Links are followed only while they stay inside; each folder is entered once, so loops end.
 
     Folders that cannot be opened, links that lead out, and pictures that are no regular files are added to `skipped`.
@@ -376,14 +401,14 @@ def _walk(root: Path, recursive: bool, skipped: list[tuple[str, str]]) -> Iterat
         if real in seen:
             continue
         if not real.is_relative_to(real_root):
-            skipped.append((folder.relative_to(root).as_posix(), "is a link that leads out of the folder"))
+            skipped.append((folder.relative_to(root).as_posix(), Message.of("picture.link_outside")))
             continue
         seen.add(real)
         try:
             with os.scandir(folder) as found:
                 entries = sorted(found, key=lambda entry: entry.name)
         except OSError as error:
-            skipped.append((folder.relative_to(root).as_posix(), f"cannot be opened ({error.strerror})"))
+            skipped.append((folder.relative_to(root).as_posix(), Message.of("picture.unopened", reason=error.strerror)))
             continue
         for entry in entries:
             path = Path(entry.path)
@@ -392,17 +417,17 @@ def _walk(root: Path, recursive: bool, skipped: list[tuple[str, str]]) -> Iterat
             try:
                 kind = entry.stat().st_mode  # of what a link leads to
             except OSError as error:
-                skipped.append((path.relative_to(root).as_posix(), f"cannot be opened ({error.strerror})"))
+                skipped.append((path.relative_to(root).as_posix(), Message.of("picture.unopened", reason=error.strerror)))
                 continue
             if stat.S_ISDIR(kind):
                 if recursive:
                     queue.append(path)
             elif entry.is_symlink() and not path.resolve().is_relative_to(real_root):
-                skipped.append((path.relative_to(root).as_posix(), "is a link that leads out of the folder"))
+                skipped.append((path.relative_to(root).as_posix(), Message.of("picture.link_outside")))
             elif stat.S_ISREG(kind):
                 yield path
             elif _is_picture(path):
-                skipped.append((path.relative_to(root).as_posix(), "is no regular file"))
+                skipped.append((path.relative_to(root).as_posix(), Message.of("picture.no_file")))
 
 
 def _kohya(path: Path, root: Path) -> tuple[int, str]:

@@ -17,6 +17,7 @@ from PIL import Image
 from safetensors.torch import load as safetensors_load
 
 from ..messages.errors import LoomError
+from ..messages.message import Message
 from ..pictures.reading import PictureError
 from .buckets import Fit, apply, crops, fits
 from .folder import Dataset, Picture
@@ -81,7 +82,7 @@ class LatentCache:
 
     def __init__(self, dataset: Dataset, encoder: Encoder, progress: Callable[[int, int], None], store: Store | None = None):
         self.entries: list[Entry] = []
-        self.skipped: list[tuple[str, str]] = []
+        self.skipped: list[tuple[str, Message]] = []
         self.masked = self.unmasked = 0  # masks that change something, masks that are white everywhere
         self._store, self._encoder = store if store is not None else Memory(), encoder
         pictures = dataset.pictures
@@ -92,11 +93,11 @@ class LatentCache:
                     raise found
                 self.entries += self._encoded(picture, found)
             except PictureError as error:
-                self.skipped.append((picture.name, str(error)))
+                self.skipped.append((picture.name, error.message))
             progress(done, len(pictures))
         if not self.entries:
-            name, why = self.skipped[0]
-            raise LoomError(f"data.folder: no picture could be opened, the first is {name}: {why}; replace the files.")
+            name, reason = self.skipped[0]
+            raise LoomError("data.folder.none_opened", field="data.folder", name=name, reason=reason)
         self.pictures = [one.picture for n, one in enumerate(self.entries) if not n or one.picture is not self.entries[n - 1].picture]
 
     def __getitem__(self, view: View) -> Tensors:
@@ -104,7 +105,7 @@ class LatentCache:
         entry = self.entries[view.entry]
         tensors = self._store.get(entry.keys[view.crop][view.flipped])
         if tensors is None:
-            raise LoomError(f"{entry.picture.name}: what was encoded has gone from the cache; continue the run, it will be encoded again.")
+            raise LoomError("cache.gone", name=entry.picture.name)
         return tensors
 
     def fit(self, view: View) -> Fit:
@@ -154,7 +155,7 @@ class LatentCache:
         """The entries of one picture, crops of one bucket together. A crop without any of the mask is left out; PictureError when none is left."""
         buckets: dict[tuple[int, int], list[tuple[Fit, tuple[str, ...]]]] = {}
         firsts: dict[tuple[int, int], Tensors] = {}
-        refused = PictureError("cannot be used")
+        refused = PictureError("picture.unusable")
         for how, views in found:
             try:
                 kept = [self._store.get(key) if cut is None else self._store.put(key, self._encode(picture, cut)) for key, cut in views]
@@ -181,13 +182,13 @@ class LatentCache:
         tensors: Tensors = {"crop": torch.tensor(cut.fit.crop), "pixels": _digest(cut.pixels)}
         if picture.is_latent:
             if encoder.wired is None:
-                raise LoomError(f"{picture.name}: this model takes no latents from other nodes; give it pictures.")
+                raise LoomError("base.no_wired_latents", name=picture.name)
             tensors["latent"] = encoder.wired(safetensors_load(cut.pixels.tobytes())["samples"])
         else:
             pixels = torch.from_numpy(cut.pixels.astype(np.float32) / 255.0)[None]
             if picture.data.latents == "sampled":
                 if encoder.spread is None:
-                    raise LoomError("data.latents: this VAE gives one answer, not a mean and a spread; choose mean.")
+                    raise LoomError("data.latents.no_spread", field="data.latents")
                 tensors["latent"], tensors["spread"] = encoder.spread(pixels)
             else:
                 tensors["latent"] = encoder.picture(pixels)
@@ -195,7 +196,7 @@ class LatentCache:
                 tensors["beside"] = encoder.beside(pixels)
         tensors = {name: t.detach().float().cpu() if t.is_floating_point() else t for name, t in tensors.items()}
         if not torch.isfinite(tensors["latent"]).all():
-            raise LoomError(f"{picture.name}: the VAE returns numbers that are not finite for it; use a VAE that runs in fp32 or bf16.")
+            raise LoomError("vae.not_finite", name=picture.name)
         if cut.mask is not None and (weights := on_latent(cut.mask, tensors["latent"])) is not None:
             tensors["mask"] = weights
         elif picture.data.masks == "alpha" and cut.mask is None:
@@ -231,7 +232,7 @@ def _bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise PictureError(f"cannot be opened ({error.strerror})") from error
+        raise PictureError("picture.unopened", reason=error.strerror) from error
 
 
 def _digest(pixels: np.ndarray) -> torch.Tensor:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from PIL import Image, ImageFilter
 
+from ..messages.message import Message
 from ..pictures.reading import PictureError
 from .buckets import Fit, apply, fits
 from .folder import Dataset, Picture
@@ -40,30 +41,35 @@ class Seen:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """`notes`: sentences by picture name. `general`: about all of them. `buckets`: (width, height) px -> pictures an epoch."""
+    """`notes`: what to say by picture name. `general`: about all of them. `buckets`: (width, height) px -> pictures an epoch."""
 
     dataset: Dataset
     seen: dict[str, Seen]
-    notes: dict[str, list[str]]
-    general: list[str]
+    notes: dict[str, list[Message]]
+    general: list[Message]
     buckets: dict[tuple[int, int], int]
 
-    def text(self) -> str:
+    def messages(self) -> list[Message | str]:
         """Everything there is to say, as lines."""
-        lines = [self.dataset.summary(), *self.general, "", "bucket        pictures an epoch"]
+        lines: list[Message | str] = [*self.dataset.messages(), *self.general, "", Message.of("lint.buckets")]
         lines += [f"{f'{w} x {h}':14}{count}" for (w, h), count in sorted(self.buckets.items(), key=lambda item: -item[1])]
         if self.notes:
-            lines += ["", f"{len(self.notes)} pictures to look at:"]
-            lines += [f"{name}: {'; '.join(notes)}" for name, notes in list(self.notes.items())[:MOST_LISTED]]
-            lines += [f"... and {len(self.notes) - MOST_LISTED} more"] if len(self.notes) > MOST_LISTED else []
-        return "\n".join(lines)
+            lines += ["", Message.of("lint.to_look_at", count=len(self.notes))]
+            lines += [Message.of("lint.about", name=n, notes=notes) for n, notes in list(self.notes.items())[:MOST_LISTED]]
+        if len(self.notes) > MOST_LISTED:
+            lines.append(Message.of("lint.more", count=len(self.notes) - MOST_LISTED))
+        return lines
+
+    def text(self) -> str:
+        """The same in English."""
+        return "\n".join(map(str, self.messages()))
 
 
 def look(dataset: Dataset, length: Callable[[str], TextLength] | None, progress: Callable[[int, int], None]) -> Report:
     """Decodes every picture once, in threads. `length`: how long a caption is for the text encoders, where they are known."""
     pictures = [p for p in (*dataset.pictures, *dataset.class_pictures) if not p.is_latent]
     seen: dict[str, Seen] = {}
-    notes: dict[str, list[str]] = collections.defaultdict(list)
+    notes: dict[str, list[Message]] = collections.defaultdict(list)
     buckets: collections.Counter[tuple[int, int]] = collections.Counter()
     progress(0, len(pictures))
     for done, (picture, found) in enumerate(ahead(_seen, pictures), 1):
@@ -73,22 +79,25 @@ def look(dataset: Dataset, length: Callable[[str], TextLength] | None, progress:
             for how in fits(picture.width_px, picture.height_px, picture.data):
                 buckets[how.bucket] += picture.repeats
         else:
-            notes[picture.name].append(f"left out: {found}")
+            notes[picture.name].append(Message.of("lint.left_out", reason=found))
         notes[picture.name] += _about_caption(picture, length)
         progress(done, len(pictures))
     for group in near_duplicates(seen):
         for name in group:
             others = [other for other in group if other != name]
-            notes[name].append(f"near-duplicate of {', '.join(others[:2])}" + (f" and {len(others) - 2} more" if len(others) > 2 else ""))
+            if len(others) > 2:
+                notes[name].append(Message.of("lint.duplicate_of_many", names=others[:2], count=len(others) - 2))
+            else:
+                notes[name].append(Message.of("lint.duplicate", names=others))
     return Report(dataset, seen, {n: v for n, v in notes.items() if v}, list(_general(dataset)), dict(buckets))
 
 
-def _seen(picture: Picture) -> Seen | str:
+def _seen(picture: Picture) -> Seen | Message:
     """Runs in a thread. The reason where the picture cannot be used."""
     try:
         image, mask = open_trained(picture)
     except PictureError as error:
-        return str(error)
+        return error.message
     how = placed(image, mask, fits(picture.width_px, picture.height_px, picture.data)[0], picture.data)
     cut = apply(image, how)
     white = float(np.asarray(apply(mask, how), np.float32).mean() / 255) if mask is not None else None
@@ -150,53 +159,58 @@ def near_duplicates(seen: dict[str, Seen]) -> list[list[str]]:
     return [group for group in groups.values() if len(group) > 1]
 
 
-def _about_picture(picture: Picture, seen: Seen) -> list[str]:
-    out, config = [], picture.data
-    share = picture.width_px * picture.height_px / config.resolution**2
-    if share < 0.95:
-        what = "scaled up" if config.upscale else "trained at {} x {}".format(*seen.fit.bucket)
-        out.append(f"small: {picture.width_px} x {picture.height_px} px, {what}")
+def _about_picture(picture: Picture, seen: Seen) -> list[Message]:
+    out: list[Message] = []
+    config, width, height = picture.data, picture.width_px, picture.height_px
+    share = width * height / config.resolution**2
+    if share < 0.95 and config.upscale:
+        out.append(Message.of("lint.scaled_up", width=width, height=height))
+    elif share < 0.95:
+        bucket = "{} x {}".format(*seen.fit.bucket)
+        out.append(Message.of("lint.small", width=width, height=height, bucket=bucket))
     lost = 1 - seen.fit.bucket[0] * seen.fit.bucket[1] / (seen.fit.scaled[0] * seen.fit.scaled[1])
     if lost > CUT_SHARE:
-        out.append(f"the crop takes off {lost:.0%}")
+        out.append(Message.of("lint.cropped", share=f"{lost:.0%}"))
     if seen.sharpness < BLUR_RATIO:
-        out.append("blurred, or scaled up from less")
+        out.append(Message.of("lint.blurred"))
     if seen.mask is not None and seen.mask == 0:
-        out.append("its mask is black: it will be left out")
+        out.append(Message.of("lint.mask_black"))
     elif seen.mask is not None and seen.mask == 1:
-        out.append("its mask is white everywhere and changes nothing")
+        out.append(Message.of("lint.mask_white"))
     return out
 
 
-def _about_caption(picture: Picture, length: Callable[[str], TextLength] | None) -> list[str]:
-    out = []
+def _about_caption(picture: Picture, length: Callable[[str], TextLength] | None) -> list[Message]:
+    out: list[Message] = []
     if not picture.caption and picture.data.captions != "none":
-        out.append("no caption")
+        out.append(Message.of("lint.no_caption"))
     longest = max((length(c.text) for c in picture.captions), key=lambda found: found.tokens) if length else None
     if longest and longest.cut:
-        out.append(f"caption of {longest.tokens} tokens: the last {longest.cut} are lost")
+        out.append(Message.of("lint.caption_cut", tokens=longest.tokens, cut=longest.cut))
     elif longest and longest.pieces > 1:
-        out.append(f"caption of {longest.tokens} tokens, read in {longest.pieces} pieces of {longest.window}")
+        pieces, window = longest.pieces, longest.window
+        out.append(Message.of("lint.caption_pieces", tokens=longest.tokens, pieces=pieces, window=window))
     return out
 
 
-def _general(dataset: Dataset) -> list[str]:
+def _general(dataset: Dataset) -> list[Message]:
     """What holds for the set as a whole."""
-    out, captions = [], [p.caption for p in dataset.pictures if p.caption]
+    out: list[Message] = []
+    captions = [p.caption for p in dataset.pictures if p.caption]
     tags = [{t.strip().lower() for t in c.split(",") if t.strip()} for c in captions]
     if len(captions) >= FEWEST_FOR_TAGS:
         counts = collections.Counter(tag for found in tags for tag in found if tag != dataset.trigger.lower())
         constant = sorted(tag for tag, n in counts.items() if n >= CONSTANT_SHARE * len(tags)) if len(set(captions)) > 1 else []
         if constant:
-            out.append(f"in nearly every caption: {', '.join(constant[:8])}. The model cannot tell that from the trigger; leave it out, or name what differs")
+            out.append(Message.of("lint.constant_tags", tags=constant[:8]))
         repeated, count = collections.Counter(captions).most_common(1)[0]
         if count > len(captions) / 2:
-            out.append(f"{count} of {len(captions)} captions are the same ({repeated[:40]!r}); say what differs, or it becomes part of the concept")
+            out.append(Message.of("lint.same_captions", count=count, all=len(captions), caption=repr(repeated[:40])))
     if 0 < len(dataset.pictures) < 5:
-        out.append(f"{len(dataset.pictures)} pictures are few: 10 to 30 varied ones are usual for a subject or a style")
+        out.append(Message.of("lint.few", count=len(dataset.pictures)))
     doubled = [name for name, n in collections.Counter(_stem(p) for p in dataset.pictures).items() if n > 1]
     if doubled:
-        out.append(f"{len(doubled)} names stand for several pictures ({doubled[0]}.*), which share a caption file")
+        out.append(Message.of("lint.shared_names", count=len(doubled), name=f"{doubled[0]}.*"))
     return out
 
 

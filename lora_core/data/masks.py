@@ -22,7 +22,7 @@ def mask_image(picture: Picture, source: str, alpha: Image.Image | None) -> Imag
     try:
         return open_rgb(picture.mask).convert("L").resize((picture.width_px, picture.height_px), Image.Resampling.BILINEAR)
     except PictureError as error:
-        raise PictureError(f"its mask {picture.mask.name} {error}") from error
+        raise PictureError("mask.unreadable", mask=picture.mask.name, reason=error) from error
 
 
 def open_trained(picture: Picture, data: bytes | None = None) -> tuple[Image.Image, Image.Image | None]:
@@ -32,7 +32,7 @@ def open_trained(picture: Picture, data: bytes | None = None) -> tuple[Image.Ima
     """
     opened = open_picture(picture.path, picture.data.background, data)
     if opened.rgb.size != (picture.width_px, picture.height_px):
-        raise PictureError("has changed since the folder was read")
+        raise PictureError("picture.changed")
     return opened.rgb, mask_image(picture, picture.data.masks, opened.alpha)
 
 
@@ -51,5 +51,5 @@ def on_latent(mask: Image.Image, latent: torch.Tensor) -> torch.Tensor | None:
         return None
     small = F.interpolate(values, latent.shape[-2:], mode="area")
     if not (small > 0).any():
-        raise PictureError("its mask is black everywhere in the part that is trained")
+        raise PictureError("mask.black")
     return small[:, :, None] if latent.ndim == 5 else small

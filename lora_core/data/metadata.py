@@ -47,18 +47,21 @@ def read_table(path: Path, column: str = "") -> Table:
     """The captions in a metadata file, from `column` or the first one of COLUMNS. Raises LoomError naming the file, the row or the column."""
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise LoomError(f"{path.name}: has {path.stat().st_size / 1e6:.0f} MB; at most {MAX_BYTES // 10**6} MB are read. Split the folder.")
+            raise LoomError(
+                "metadata.large", file=path.name, size=f"{path.stat().st_size / 1e6:.0f}", limit=MAX_BYTES // 10**6
+            )
         rows = list(_records(path))
     except (OSError, ValueError, RecursionError, csv.Error) as error:
-        raise LoomError(f"{path.name}: cannot be read as metadata ({str(error).splitlines()[0][:160]}); correct the file, or move it away.") from error
+        raise LoomError("metadata.unreadable", file=path.name, reason=str(error).splitlines()[0][:160]) from error
     if not rows:
         return Table(path, {}, "")
     columns = list(dict.fromkeys(key for _, row in rows for key in row))
     name = column or next((c for c in COLUMNS if c in columns), "")
     if name not in columns:
-        found = ", ".join(map(repr, columns[:12]))
-        asked = f"has no column {column!r}" if column else "has no column with captions"
-        raise LoomError(f"data.caption_column: {path.name} {asked}; its columns are {found}. Name one of them.")
+        first = [*map(repr, columns[:12])]
+        if not column:
+            raise LoomError("metadata.no_captions", field="data.caption_column", file=path.name, columns=first)
+        raise LoomError("metadata.no_column", field="data.caption_column", file=path.name, column=repr(column), columns=first)
     return Table(path, {_folded(_normal(key, path.parent)): as_captions(row.get(name), name) for key, row in rows}, name)
 
 
@@ -150,7 +153,7 @@ def _parquet(path: Path) -> list[dict[str, Any]]:
     try:
         import pyarrow.parquet
     except ImportError as error:
-        raise LoomError(f"{path.name}: needs the package pyarrow to be read; install lora-loom[datasets], or save it as metadata.jsonl.") from error
+        raise LoomError("metadata.needs_pyarrow", file=path.name) from error
     try:
         return pyarrow.parquet.read_table(path).to_pylist()
     except (pyarrow.ArrowException, OSError) as error:

@@ -22,9 +22,9 @@ def sheet(report: Report, columns: int = 6, most: int = 60) -> Image.Image:
     pen = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     columns = min(columns, max(1, len(pictures)))
     width = max(columns * (CELL_PX + PAD_PX) + PAD_PX, 640)
-    head = [line for text in [report.dataset.summary().splitlines()[0], *report.general] for line in wrapped(text, pen, font, width - 2 * PAD_PX)]
+    head = [line for said in [report.dataset.messages()[0], *report.general] for line in wrapped(str(said), pen, font, width - 2 * PAD_PX)]
     top = PAD_PX + (LINE_PX + 4) * len(head) + PAD_PX
-    notes = {p.name: [line for note in report.notes.get(p.name, []) for line in wrapped(note, pen, small, CELL_PX)][:MOST_LINES] for p in pictures}
+    notes = {p.name: [line for note in report.notes.get(p.name, []) for line in wrapped(str(note), pen, small, CELL_PX)][:MOST_LINES] for p in pictures}
     rows = [pictures[n : n + columns] for n in range(0, len(pictures), columns)]
     heights = [CELL_PX + 2 * LINE_PX + LINE_PX * max(len(notes[p.name]) for p in row) + PAD_PX for row in rows]
     out = Image.new("RGB", (width, top + sum(heights)), "white")

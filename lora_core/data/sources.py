@@ -59,29 +59,41 @@ def from_hub(name: str, split: str, image_column: str, caption_column: str, plac
     try:
         import datasets
     except ImportError as error:
-        raise LoomError(f"data.folder: {HUB}{name} needs the package datasets; install lora-loom[datasets].") from error
+        raise LoomError("dataset.needs_package", field="data.folder", name=f"{HUB}{name}") from error
     if not (name and Path(name).is_dir()) and not _REPO.fullmatch(name):
-        raise LoomError(f"data.folder: {HUB}{name} is neither a dataset's name such as owner/name nor a folder.")
+        raise LoomError("dataset.no_name", field="data.folder", name=f"{HUB}{name}")
     try:
         safe = {"trust_remote_code": False} if int(datasets.__version__.split(".")[0]) < 4 else {}  # later versions cannot run any
         rows = datasets.load_dataset(name, split=split, **safe)
     except Exception as error:  # noqa: BLE001 - the library raises what it likes; the reader needs one sentence
-        raise LoomError(f"data.folder: {HUB}{name} (split {split}) could not be read: {str(error).splitlines()[0][:200]}") from error
+        reason = str(error).splitlines()[0][:200]
+        raise LoomError("dataset.unreadable", field="data.folder", name=f"{HUB}{name}", split=split, reason=reason) from error
     pictures = [c for c, kind in rows.features.items() if isinstance(kind, datasets.Image)]
     if (image_column or "no column") not in pictures and (image_column or not pictures):
-        found = ", ".join(rows.column_names)
-        raise LoomError(f"data.image_column: {name} has no pictures in column {image_column or 'image'}; its columns are {found}.")
+        raise LoomError(
+            "data.image_column.no_pictures",
+            field="data.image_column",
+            name=name,
+            column=image_column or "image",
+            columns=rows.column_names,
+        )
     picture = image_column or pictures[0]
     texts = [c for c in rows.column_names if c != picture]
     caption = caption_column or next((c for c in COLUMNS if c in texts), "")
     if caption_column and caption_column not in texts:
-        raise LoomError(f"data.caption_column: {name} has no column {caption_column!r}; its columns are {', '.join(rows.column_names)}.")
+        raise LoomError(
+            "data.caption_column.missing",
+            field="data.caption_column",
+            name=name,
+            column=repr(caption_column),
+            columns=rows.column_names,
+        )
     rows = rows.cast_column(picture, datasets.Image(decode=False))
     target = place / hashlib.sha256(f"{name} {rows._fingerprint} {picture} {caption}".encode()).hexdigest()[:24]
     if target.is_dir():
         return target
     if not len(rows):
-        raise LoomError(f"data.folder: {HUB}{name} (split {split}) is empty.")
+        raise LoomError("dataset.empty", field="data.folder", name=f"{HUB}{name}", split=split)
     place.mkdir(parents=True, exist_ok=True)
     with files.folder_in_one_piece(target) as folder:
         lines = []

@@ -25,6 +25,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as safetensors_bytes
 
 from ..disk.files import TEMP_PREFIX
+from ..messages.message import Message
 
 Tensors = dict[str, torch.Tensor]
 MAX_OPEN = 20_000  # entries kept mapped; the system allows a process about 65,000
@@ -38,7 +39,7 @@ _ENTRY = re.compile(r"[0-9a-f]{64}\.safetensors")
 class Store(Protocol):
     """Where encoded things are kept."""
 
-    problem: str
+    problem: Message | None  # why it does not keep what it is given
 
     def get(self, key: str) -> Tensors | None:
         """The entry, or None. Tensors may be mapped from a file: read them, do not change them."""
@@ -51,7 +52,7 @@ class Memory:
     """Keeps entries for as long as it lives itself."""
 
     def __init__(self) -> None:
-        self.problem = ""
+        self.problem: Message | None = None
         self._entries: dict[str, Tensors] = {}
 
     def get(self, key: str) -> Tensors | None:
@@ -66,7 +67,8 @@ class Disk:
     """Entries below `root`. Used from several threads; a disk that refuses costs the entry its place there, not the run."""
 
     def __init__(self, root: Path, limit_bytes: int):
-        self.root, self._limit, self.problem = root, limit_bytes, ""
+        self.root, self._limit = root, limit_bytes
+        self.problem: Message | None = None
         self._open: collections.OrderedDict[str, Tensors] = collections.OrderedDict()
         self._instead = Memory()
         self._used: set[str] = set()
@@ -97,7 +99,7 @@ class Disk:
             os.replace(temp, path)
         except OSError as error:
             _remove(temp)
-            self.problem = f"{self.root}: cannot keep what was encoded ({error.strerror}); it stays in memory and is encoded again next time."
+            self.problem = Message.of("cache.unwritten", folder=self.root, reason=error.strerror)
             return self._instead.put(key, plain)
         except BaseException:
             _remove(temp)

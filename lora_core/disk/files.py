@@ -32,7 +32,13 @@ def write_bytes(path: Path, data: bytes) -> None:
     except OSError as error:
         temp.unlink(missing_ok=True)
         free = shutil.disk_usage(existing(path.parent)).free
-        raise LoomError(f"{path}: could not be written ({error.strerror}); {len(data) / 1e6:.1f} MB are needed, {free / 1e6:.1f} MB are free.") from error
+        raise LoomError(
+            "disk.unwritten",
+            path=path,
+            reason=error.strerror,
+            needed=f"{len(data) / 1e6:.1f}",
+            free=f"{free / 1e6:.1f}",
+        ) from error
     except BaseException:
         temp.unlink(missing_ok=True)
         raise
@@ -51,7 +57,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata:
 def require_finite(tensors: Mapping[str, torch.Tensor]) -> None:
     for key, value in tensors.items():
         if not torch.isfinite(value).all():
-            raise NonFiniteError(f"{key} holds numbers that are not finite; nothing was written.")
+            raise NonFiniteError("weights.not_finite", key=key)
 
 
 def sha256(path: Path) -> str:
@@ -101,4 +107,4 @@ def require_room(folder: Path, needed_bytes: int) -> None:
     """Raises LoomError when `folder`'s disk has less than `needed_bytes` free."""
     free = shutil.disk_usage(folder).free
     if free < needed_bytes:
-        raise LoomError(f"{folder}: the run needs {needed_bytes / 1e6:.0f} MB, {free / 1e6:.0f} MB are free; make room or save less often.")
+        raise LoomError("disk.no_room", folder=folder, needed=f"{needed_bytes / 1e6:.0f}", free=f"{free / 1e6:.0f}")

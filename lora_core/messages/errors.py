@@ -1,9 +1,33 @@
-"""The one error type a user is meant to read."""
+"""Errors a user is meant to read: each one carries a message."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .message import Message
+
+MAX_REASON = 1000  # characters of a foreign error
+
+class Problem(Exception):
+    """An error that is a message: `Problem("folder.missing", field="data.folder", folder=...)`. Its str is the English sentence."""
+
+    def __init__(self, code: str | Message, /, field: str = "", **values: Any):
+        self.message = code if isinstance(code, Message) else Message.of(code, field, **values)
+        super().__init__(str(self.message))
 
 
-class LoomError(Exception):
-    """Something the user can put right. The message is one sentence: which file or field, what was found, what is allowed, what to do."""
+class LoomError(Problem):
+    """Something the user can put right: which file or field, what was found, what is allowed, what to do."""
 
 
 class NonFiniteError(LoomError):
     """A number that must be finite is not; nothing was written from it."""
+
+
+def message_of(error: BaseException) -> Message:
+    """What a person is told: our own errors say what to do, others their kind."""
+    if isinstance(error, Problem):
+        return error.message
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, by name: nothing heavy is imported here
+        return Message.of("batch_size.no_memory", field="batch_size")
+    return Message.of("error.unexpected", kind=type(error).__name__, reason=str(error)[:MAX_REASON])

@@ -80,14 +80,14 @@ def lines(field: str, text: str) -> list[tuple[Pattern, float]]:
         try:
             out.append((Pattern(pattern.strip(), _costly(field, line)), float(number)))
         except (re.error, ValueError) as error:
-            raise LoomError(f"{field}: {line!r} is not a rule; write one a line, regular expression of layer names = number, as in mid_block = 0.5.") from error
+            raise LoomError("layer_rule.unreadable", field=field, line=repr(line)) from error
         if not pattern.strip() or not math.isfinite(out[-1][1]) or out[-1][1] < 0:
-            raise LoomError(f"{field}: {line!r} is not a rule; the number must be 0 or more, with a regular expression of layer names before it.")
+            raise LoomError("layer_rule.number", field=field, line=repr(line))
     return out
 
 
 def _costly(field: str, line: str) -> Callable[[str], LoomError]:
-    return lambda why: LoomError(f"{field}: {line!r} cannot be searched for ({why}); simplify it.")
+    return lambda why: LoomError("pattern.costly", field=field, pattern=repr(line), reason=why)
 
 
 def first_match(rules: Sequence[tuple[Pattern, float]], name: str, default: float) -> float:

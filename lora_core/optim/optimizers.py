@@ -122,7 +122,9 @@ def check_installed(name: str) -> None:
         try:
             importlib.import_module(row.module or row.package)
         except ImportError as error:
-            raise LoomError(f"optimizer.name: {name} needs the package {row.package}; install it with: pip install {row.package}") from error
+            raise LoomError(
+                "optimizer.package_missing", field="optimizer.name", name=name, package=row.package
+            ) from error
 
 
 def make_optimizer(groups: Groups, config: OptimizerConfig) -> torch.optim.Optimizer:
@@ -131,10 +133,7 @@ def make_optimizer(groups: Groups, config: OptimizerConfig) -> torch.optim.Optim
     check_installed(config.name)
     if row.one_lr and len({g["lr"] for g in groups}) > 1:
         found = ", ".join(f"{g['name']} {g['lr']:g}" for g in groups)
-        raise LoomError(
-            f"optimizer: {config.name} finds one learning rate for everything, here are several ({found}); leave the rates of text encoder and "
-            "embedding at 0, layer_lr empty and lora_plus_ratio at 1."
-        )
+        raise LoomError("optimizer.several_rates", field="optimizer", name=config.name, rates=found)
     return row.make(groups, config)
 
 

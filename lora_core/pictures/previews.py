@@ -27,6 +27,6 @@ def write_preview(path: Path, image: Image.Image) -> None:
 def first_picture(images: torch.Tensor) -> Image.Image:
     """The first of an IMAGE batch (B, H, W, 1, 3 or 4), values in [0, 1]."""
     if not len(images):
-        raise LoomError("preview: the wired IMAGE holds no picture, so none was written.")
+        raise LoomError("preview.empty", field="preview")
     pixels = np.clip(images[0].detach().float().cpu().numpy() * 255, 0, 255).astype(np.uint8)
     return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels[..., :3])

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageCms, ImageColor, ImageOps, UnidentifiedImageError
 
+from ..messages.errors import Problem
+
 MAX_PIXELS = 64_000_000
 HEIF = frozenset({".heic", ".heif"})
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"}) | HEIF
@@ -28,7 +30,7 @@ _BROKEN = (
 )  # fmt: skip
 
 
-class PictureError(Exception):
+class PictureError(Problem):
     """Why one picture cannot be used; the message does not repeat its name."""
 
 
@@ -61,7 +63,7 @@ def read_header(path: Path) -> Header:
             animated = image.format in ("GIF", "PNG", "WEBP", "AVIF") and bool(getattr(image, "is_animated", False))
             profile = _foreign_profile(image)
     except _BROKEN as error:
-        raise PictureError(f"cannot be read as a picture ({_reason(error)})") from error
+        raise PictureError("picture.unreadable", reason=_reason(error)) from error
     name = _profile_name(profile) if profile else ""
     return Header(height, width, animated, name) if turned else Header(width, height, animated, name)
 
@@ -93,9 +95,9 @@ def open_picture(path: Path, background: str = "white", data: bytes | None = Non
             ground = Image.new("RGBA", shown.size, ImageColor.getrgb(background))
             return Opened(Image.alpha_composite(ground, shown).convert("RGB"), shown.getchannel("A"))
     except UnidentifiedImageError as error:
-        raise PictureError(f"cannot be read as a picture ({_reason(error)})") from error
+        raise PictureError("picture.unreadable", reason=_reason(error)) from error
     except _BROKEN as error:
-        raise PictureError(f"is damaged ({_reason(error)})") from error
+        raise PictureError("picture.damaged", reason=_reason(error)) from error
 
 
 def open_rgb(path: Path, background: str = "white") -> Image.Image:
@@ -127,7 +129,7 @@ def _image(source: Path | io.BytesIO, suffix: str) -> Image.Image:
     try:
         from pillow_heif import HeifImageFile
     except ImportError as error:
-        raise PictureError("is HEIC, which needs the package pillow-heif; install it, or save the picture as PNG or JPEG") from error
+        raise PictureError("picture.needs_heif") from error
     return HeifImageFile(source)
 
 
@@ -140,7 +142,7 @@ def _formats() -> tuple[str, ...]:
 
 def _check_size(width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
-        raise PictureError(f"has {width} x {height} pixels, more than the {MAX_PIXELS // 10**6} million allowed")
+        raise PictureError("picture.large", width=width, height=height, limit=MAX_PIXELS // 10**6)
 
 
 def _stored_size(image: Image.Image) -> tuple[int, int]:

@@ -18,7 +18,7 @@ def names() -> list[str]:
 def recipe(name: str) -> dict[str, Any]:
     """The job of a recipe, as nested dicts. Raises LoomError for an unknown name."""
     if name not in names():
-        raise LoomError(f"recipe: {name!r} is not known; choose one of {', '.join(names())}.")
+        raise LoomError("recipe.unknown", field="recipe", name=repr(name), allowed=names())
     return read_toml(HERE / f"{name}.toml")
 
 
@@ -41,9 +41,9 @@ def read_toml(path: Path) -> dict[str, Any]:
     try:
         return parse_toml(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
-        raise LoomError(f"{path}: cannot be read ({error.strerror}).") from error
+        raise LoomError("file.unreadable", file=path, reason=error.strerror) from error
     except ValueError as error:  # neither UTF-8 nor TOML
-        raise LoomError(f"{path}: is not a TOML file ({error}).") from error
+        raise LoomError("recipe.not_toml", file=path, reason=error) from error
 
 
 def merged(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:

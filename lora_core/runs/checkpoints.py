@@ -64,7 +64,7 @@ def read(folder: Path, verify_only: bool = False) -> Checkpoint | None:
         return None
     state = json.loads(data["state.json"])
     if state["format"] != FORMAT:
-        raise LoomError(f"{folder}: checkpoint format {state['format']} is not {FORMAT}; continue it with the version that wrote it.")
+        raise LoomError("checkpoint.format", folder=folder, format=state["format"], known=FORMAT)
     if verify_only:
         return Checkpoint(state["step"], {}, {}, state["facts"])
     optimizer = _unflatten(safetensors_load(data["optimizer.safetensors"]), state["optimizer"])

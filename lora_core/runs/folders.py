@@ -19,7 +19,7 @@ def new_run(root: Path, name: str, taken: Callable[[str], bool] = lambda name: F
     """A fresh folder root/name, or root/name_2, name_3 ... above the highest that exists and is not `taken`. Created here, so two processes never share one."""
     check_name("name", name)
     if name.lower() in RESERVED:
-        raise LoomError(f"name: {name!r} is the name of a folder that runs share; choose another.")
+        raise LoomError("name.shared", field="name", name=repr(name))
     root.mkdir(parents=True, exist_ok=True)
     number = max((n for n, _ in _numbered(root, name)), default=0) + 1
     while True:
@@ -45,7 +45,7 @@ def config_of(folder: Path) -> TrainConfig:
     try:
         return parse(json.loads((folder / "config.json").read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
-        raise LoomError(f"{folder}: is no run folder (its config.json cannot be read).") from error
+        raise LoomError("run.no_folder", folder=folder) from error
 
 
 def remove_if_untrained(folder: Path) -> None:

@@ -37,7 +37,7 @@ def gather(run: Path, target: Path, about: About) -> list[Path]:
     config = config_of(run)
     results = sorted(run.glob("*.safetensors"))
     if not results:
-        raise LoomError(f"{run}: holds no result file yet; let the run end, or stop it with Ctrl-C, which keeps the result.")
+        raise LoomError("run.no_result", folder=run)
     target.mkdir(parents=True, exist_ok=True)
     files = [Path(shutil.copyfile(file, target / file.name)) for file in results]
     pictures = []

@@ -12,7 +12,6 @@ import json
 import math
 import os
 import re
-import stat
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -21,22 +20,20 @@ from typing import Any
 from ..disk import locks
 from ..messages.errors import LoomError
 from ..pictures.plots import smoothed
-from .folders import RESERVED, last_run
+from . import old_log, state
+from .bounded import as_number, as_step, as_text, is_regular, read, read_json, tail
 from .checkpoints import MANIFEST
+from .folders import RESERVED, last_run
 
-CONFIG, LOG, TEXT_LOG, WORKFLOW, BEFORE = "config.json", "log.jsonl", "run.log", "workflow.json", "samples/before.png"
-MAX_JSON_BYTES, MAX_LOG_BYTES, MAX_WORKFLOW_BYTES, TAIL_BYTES, MAX_METADATA_BYTES = 1 << 20, 256 << 20, 8 << 20, 16 << 10, 256 << 10
-MAX_TEXT, MAX_FILES = 300, 20_000
+CONFIG, LOG, TEXT_LOG, WORKFLOW, BEFORE = "config.json", "log.jsonl", state.LOG, "workflow.json", "samples/before.png"
+MAX_LOG_BYTES, MAX_WORKFLOW_BYTES, MAX_METADATA_BYTES = 256 << 20, 8 << 20, 256 << 10
+MAX_FILES = 20_000
 FRESH_S = 600  # where locks cannot be asked, a run that wrote within this time is taken to be going on
 ABOUT = ("ss_base_model_version", "modelspec.architecture", "modelspec.trigger_phrase", "ss_v2")
-_OUTCOMES = {"finished": "finished", "stopped": "stopped", "stopped early": "stopped", "paused": "paused", "interrupted": "interrupted"}
-_CANCELS = ("InterruptProcessingException", "KeyboardInterrupt", "SystemExit", "GeneratorExit")
-_MARK = re.compile(
-    rf"^\d\S+ [\d:.]+ (?:(?P<begun>training steps) \d+ to |(?P<outcome>{'|'.join(_OUTCOMES)}) after step (?P<step>\d{{1,12}})\r?$|"
-    r"ended by (?P<error>\w+): ?(?P<said>.*))", re.MULTILINE,
-)  # fmt: skip
+_STATES = {"stopped early": "stopped", "cancelled": "interrupted"}  # outcomes the list calls by a wider name
 _SAMPLE = re.compile(r"samples/step-(\d{1,12})\.png")
 _SAVE, _BEST = re.compile(rf"checkpoints/step-(\d{{1,12}})/{re.escape(MANIFEST)}"), re.compile(r"checkpoints/best-(\d{1,12})\.safetensors")
+ENDED = ("finished", "stopped", "paused")  # states in which a run says itself how far it came
 Files = dict[str, os.stat_result]
 
 
@@ -44,7 +41,8 @@ Files = dict[str, os.stat_result]
 class RunInfo:
     """One run. `id`: its folder's name; `best`: (step, lowest loss on held-out pictures); `picture`: step of the newest sample, 0 for the one before training.
 
-    `about`: what the result's header says of base and trigger. `saves`: steps of whole checkpoints; `best_save`: the step whose weights are kept as the best.
+    `error`: the message of what ended it, as a page takes it. `about`: what the result's header says of base and trigger.
+    `saves`: steps of whole checkpoints; `best_save`: the step whose weights are kept as the best.
     """
 
     id: str
@@ -55,7 +53,7 @@ class RunInfo:
     steps: int
     best: tuple[int, float] | None
     state: str
-    said: str
+    error: dict[str, Any] | None
     changed: float
     size_bytes: int
     picture: int | None
@@ -67,7 +65,7 @@ class RunInfo:
 
 def run_ids(root: Path) -> list[str]:
     """Names of the run folders below `root`: real folders with a real config.json."""
-    return sorted(name for name in _folder_names(root) if _regular(root / name / CONFIG))
+    return sorted(name for name in _folder_names(root) if is_regular(root / name / CONFIG))
 
 
 def _folder_names(root: Path) -> set[str]:
@@ -86,8 +84,8 @@ def _is_run_name(name: str) -> bool:
 
 def find(root: Path, run: Any) -> Path:
     """The folder of the run called `run`. Raises LoomError for everything that is not in the list."""
-    if not isinstance(run, str) or run not in _folder_names(root) or not _regular(root / run / CONFIG):
-        raise LoomError(f"run: there is no run {str(run)[:80]!r}; refresh the list and choose again.")
+    if not isinstance(run, str) or run not in _folder_names(root) or not is_regular(root / run / CONFIG):
+        raise LoomError("run.unknown", field="run", run=repr(str(run)[:80]))
     return root / run
 
 
@@ -104,20 +102,21 @@ def read_run(folder: Path) -> RunInfo:
     """What a run folder says, with blanks where it is damaged. Raises LoomError for what is no run."""
     config = read_json(folder / CONFIG)
     if not isinstance(config, dict):
-        raise LoomError(f"{folder.name}: is no run folder (its {CONFIG} cannot be read).")
+        raise LoomError("run.no_folder", folder=folder.name)
     data = config["data"] if isinstance(config.get("data"), dict) else {}
     files = _files(folder)
     saves, best_save = _saves(files)
     results = _results(files)
-    state, said, ended = _state(folder, files, bool(results))
-    done = max([_last_step(folder / LOG), *saves[-1:]]) if ended is None else ended
+    ending = state.ending(folder) or old_log.ending(folder / TEXT_LOG)
+    shown = _state(folder, files, bool(results), ending)
+    done = ending.step if ending.step is not None and shown in ENDED else max([_last_step(folder / LOG), *saves[-1:]])
     header = _header(folder / results[0]) if results else {}
     changed = max((f.st_mtime for f in files.values()), default=0.0)
     return RunInfo(
-        id=folder.name, method=_text(config.get("method")) or "lora", base=_text(config.get("base")), trigger=_text(data.get("trigger")), step=done,
-        steps=_step(config.get("steps")) or 0, best=_best(folder / LOG, files.get(LOG)), state=state, said=said, changed=changed,
+        id=folder.name, method=as_text(config.get("method")) or "lora", base=as_text(config.get("base")), trigger=as_text(data.get("trigger")), step=done,
+        steps=as_step(config.get("steps")) or 0, best=_best(folder / LOG, files.get(LOG)), state=shown, error=ending.error, changed=changed,
         size_bytes=sum(f.st_size for f in files.values()), picture=max(_pictures(files), default=None), saves=saves, best_save=best_save, results=results,
-        about={key: _text(header.get(key)) for key in ABOUT if header.get(key)},
+        about={key: as_text(header.get(key)) for key in ABOUT if header.get(key)},
     )  # fmt: skip
 
 
@@ -135,8 +134,8 @@ def curve(folder: Path, points: int = 600) -> dict[str, list[list[float]]]:
     steps: list[int] = []
     losses: list[float] = []
     probes: list[list[float]] = []
-    for row in _rows(_read(folder / LOG, MAX_LOG_BYTES)):
-        step, loss, held = _step(row.get("step")), number(row.get("loss")), number(row.get("held_out"))
+    for row in _rows(read(folder / LOG, MAX_LOG_BYTES)):
+        step, loss, held = as_step(row.get("step")), as_number(row.get("loss")), as_number(row.get("held_out"))
         if step is not None and loss is not None:
             steps.append(step)
             losses.append(loss)
@@ -148,7 +147,7 @@ def curve(folder: Path, points: int = 600) -> dict[str, list[list[float]]]:
 
 def held_out(folder: Path) -> dict[int, float]:
     """Step -> loss on held-out pictures, where the run measured any."""
-    rows = ((_step(row.get("step")), number(row.get("held_out"))) for row in _rows(_probe_lines(folder / LOG)))
+    rows = ((as_step(row.get("step")), as_number(row.get("held_out"))) for row in _rows(_probe_lines(folder / LOG)))
     return {step: held for step, held in rows if step is not None and held is not None}
 
 
@@ -162,10 +161,10 @@ def resumable(root: Path, run: str) -> Path:
     """The folder of a run that the train node's `continue last` goes on with when it is given this name. Raises LoomError when it would not."""
     folder = find(root, run)
     if not _saves(_files(folder))[0]:
-        raise LoomError(f"run: {run!r} holds no whole checkpoint to go on from; train anew.")
+        raise LoomError("run.no_checkpoint", field="run", run=repr(run))
     latest = last_run(root, run)
     if latest is not None and latest.name != run:
-        raise LoomError(f"run: the train node goes on with the latest run of a name, which here is {latest.name!r}; resume that one, or delete it first.")
+        raise LoomError("run.not_latest", field="run", run=repr(latest.name))
     return folder
 
 
@@ -208,21 +207,16 @@ def _results(files: Files) -> list[str]:
     return sorted(names, key=lambda name: (name.endswith("_emb.safetensors"), len(name), name))
 
 
-def _state(folder: Path, files: Files, has_result: bool) -> tuple[str, str, int | None]:
-    """(state, what an error said, step it ended at or None) from the last beginning or ending in the log."""
+def _state(folder: Path, files: Files, has_result: bool, ending: state.Ending) -> str:
+    """How it is with a run: what it says itself, and whether the process that said "running" still holds the log."""
+    if ending.outcome != "running":
+        return _STATES.get(ending.outcome, ending.outcome)
     if TEXT_LOG not in files:
-        return ("finished" if has_result else "interrupted"), "", None
-    log = folder / TEXT_LOG
-    marks = list(_MARK.finditer(_tail(log).decode("utf-8", "replace")))
-    last = marks[-1] if marks else None
-    if last and last["outcome"]:
-        return _OUTCOMES[last["outcome"]], "", int(last["step"])
-    if last and last["error"]:
-        return ("interrupted", "", None) if last["error"] in _CANCELS else ("failed", _text(last["said"]), None)
-    held = locks.is_held(log)
+        return "finished" if has_result else "interrupted"
+    held = locks.is_held(folder / TEXT_LOG)
     if held is None:
         held = time.time() - max(files[name].st_mtime for name in (TEXT_LOG, LOG) if name in files) < FRESH_S
-    return ("running" if held else "interrupted"), "", None
+    return "running" if held else "interrupted"
 
 
 def _best(log: Path, found: os.stat_result | None) -> tuple[int, float] | None:
@@ -237,7 +231,7 @@ def _best_of(log: Path, size: int, mtime_ns: int) -> tuple[int, float] | None:
 
 def _probe_lines(log: Path) -> bytes:
     """The few lines of the log that hold a validation."""
-    data, lines, at = _read(log, MAX_LOG_BYTES), [], 0
+    data, lines, at = read(log, MAX_LOG_BYTES), [], 0
     while (at := data.find(b'"held_out"', at)) >= 0:
         start, end = data.rfind(b"\n", 0, at) + 1, data.find(b"\n", at)
         lines.append(data[start : end if end >= 0 else len(data)])
@@ -246,8 +240,8 @@ def _probe_lines(log: Path) -> bytes:
 
 
 def _last_step(log: Path) -> int:
-    rows = list(_rows(b"\n".join(_tail(log, 4096).splitlines()[-3:])))
-    return max((_step(row.get("step")) or 0 for row in rows), default=0)
+    rows = list(_rows(b"\n".join(tail(log, 4096).splitlines()[-3:])))
+    return max((as_step(row.get("step")) or 0 for row in rows), default=0)
 
 
 def _rows(data: bytes) -> Iterator[dict[str, Any]]:
@@ -271,49 +265,11 @@ def _header(path: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _regular(path: Path) -> bool:
-    try:
-        return stat.S_ISREG(os.lstat(path).st_mode)
-    except (OSError, ValueError):
-        return False
 
 
-def _read(path: Path, limit: int) -> bytes:
-    """The file's bytes; none for a link, a file above `limit` or one that cannot be read."""
-    with contextlib.suppress(OSError):
-        if _regular(path) and os.path.getsize(path) <= limit:
-            return path.read_bytes()
-    return b""
 
 
-def _tail(path: Path, size: int = TAIL_BYTES) -> bytes:
-    with contextlib.suppress(OSError):
-        if _regular(path):
-            with open(path, "rb") as file:
-                file.seek(max(0, os.path.getsize(path) - size))
-                return file.read(size)
-    return b""
 
-
-def read_json(path: Path, limit: int = MAX_JSON_BYTES) -> Any:
-    """What a JSON file of at most `limit` bytes holds; None for a link and for what is damaged."""
-    with contextlib.suppress(ValueError, RecursionError):
-        return json.loads(_read(path, limit))
-    return None
-
-
-def _text(value: Any) -> str:
-    """A short text that every browser can show; "" for what is none."""
-    return value.encode("utf-8", "replace").decode()[:MAX_TEXT] if isinstance(value, str) else ""
-
-
-def _step(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 10**12 else None
-
-
-def number(value: Any) -> float | None:
-    """A finite float; None for everything else."""
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300 else None
 
 
 def _thinned(line: list[list[float]], points: int) -> list[list[float]]:

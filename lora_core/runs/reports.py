@@ -10,12 +10,23 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..disk import locks
-from ..events import Listener
-from ..events import StepReport
+from ..events import Listener, Measure, StepReport
+from ..messages.message import Message
+
+
+def probed(measure: Measure, best: Measure) -> Message:
+    """What a measure on held-out pictures found."""
+    return Message.of(
+        "validation.measured",
+        step=measure.step,
+        held_out=f"{measure.held_out:.4f}",
+        trained=f"{measure.trained:.4f}",
+        best=best.step,
+    )
 
 
 class FileLog(Listener):
-    """Writes every message, save and ending with its time to a text file, which is held while the run goes on."""
+    """Tells people of a run in a text file, each line with its time. The file is held while the run goes on."""
 
     def __init__(self, path: Path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -34,8 +45,18 @@ class FileLog(Listener):
         self._file.write(f"{datetime.datetime.now().isoformat(sep=' ', timespec='milliseconds')} {text}\n")
         self._file.flush()
 
-    def on_message(self, text: str) -> None:
-        self._write(text)
+    def on_progress(self, what: str, done: int, total: int) -> None:
+        if done == total:
+            self._write(str(Message.of(what, done=done, total=total)))
+
+    def on_warning(self, message: Message) -> None:
+        self._write(str(message))
+
+    def on_note(self, message: Message) -> None:
+        self._write(str(message))
+
+    def on_validation(self, measure: Measure, best: Measure) -> None:
+        self._write(str(probed(measure, best)))
 
     def on_start(self, first_step: int, steps: int, facts: dict[str, Any]) -> None:
         self._write(f"training steps {first_step + 1} to {steps}: {facts['layers']} layers, {facts['trained_values']} values, {facts['pictures']} pictures")
@@ -51,24 +72,39 @@ class FileLog(Listener):
 
 
 class ProgressBar(Listener):
-    """A tqdm bar with the smoothed loss; messages appear above it."""
+    """A line that tells of what comes before the first step, then a tqdm bar with the smoothed loss; messages appear above it."""
 
     def __init__(self) -> None:
         self._bar: tqdm | None = None
+        self._before: tqdm | None = None
         self._loss = 0.0
 
     def __enter__(self) -> ProgressBar:
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._bar is not None:
-            self._bar.close()
+        for bar in (self._before, self._bar):
+            if bar is not None:
+                bar.close()
 
-    def on_message(self, text: str) -> None:
-        if not text.startswith("Encoding"):
-            tqdm.write(text)
+    def on_progress(self, what: str, done: int, total: int) -> None:
+        if self._before is None:
+            self._before = tqdm(bar_format="{desc}", leave=False, dynamic_ncols=True)
+        self._before.set_description_str(str(Message.of(what, done=done, total=total)))
+
+    def on_warning(self, message: Message) -> None:
+        tqdm.write(str(message))
+
+    def on_note(self, message: Message) -> None:
+        tqdm.write(str(message))
+
+    def on_validation(self, measure: Measure, best: Measure) -> None:
+        tqdm.write(str(probed(measure, best)))
 
     def on_start(self, first_step: int, steps: int, facts: dict[str, Any]) -> None:
+        if self._before is not None:
+            self._before.close()
+            self._before = None
         self._bar = tqdm(total=steps, initial=first_step, unit="step", dynamic_ncols=True)
 
     def on_step(self, report: StepReport) -> None:

@@ -10,7 +10,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from . import listing, checkpoints
+from . import checkpoints, listing
+from .bounded import as_number, read_json
 from ..config import TrainConfig
 from ..optim.ema import PREFIX as EMA_PREFIX
 from ..messages.errors import LoomError
@@ -48,12 +49,12 @@ def all_saves(folder: Path) -> list[Save]:
 
 def _measured(folder: Path, steps: Sequence[int]) -> dict[int, float]:
     """Step -> loss on held-out pictures; a checkpoint knows that of step 0 too, which the log does not."""
-    facts = listing.read_json(checkpoints.folder_of(folder / "checkpoints", steps[-1]) / "state.json", MAX_STATE_BYTES) if steps else None
+    facts = read_json(checkpoints.folder_of(folder / "checkpoints", steps[-1]) / "state.json", MAX_STATE_BYTES) if steps else None
     inner = facts.get("facts") if isinstance(facts, dict) else None
     rows = inner.get("validation") if isinstance(inner, dict) else None
     known: dict[int, float] = {}
     for row in rows if isinstance(rows, list) else []:
-        step, loss = map(listing.number, row[:2]) if isinstance(row, list) and len(row) > 1 else (None, None)
+        step, loss = map(as_number, row[:2]) if isinstance(row, list) and len(row) > 1 else (None, None)
         if step is not None and loss is not None:
             known[int(step)] = loss
     return {**known, **listing.held_out(folder)}
@@ -67,7 +68,7 @@ def loss_without(folder: Path) -> float | None:
 def chosen(saves: Sequence[Save], which: str, nth: int = 1) -> list[Save]:
     """Those to use. Raises LoomError when there is none."""
     if not saves:
-        raise LoomError("run: holds no whole checkpoint; let it train up to its first save.")
+        raise LoomError("run.no_save_yet", field="run")
     if which == "last":
         return [saves[-1]]
     if which == "every nth":
@@ -75,7 +76,7 @@ def chosen(saves: Sequence[Save], which: str, nth: int = 1) -> list[Save]:
     if which == "best":
         marked, measured = [s for s in saves if s.best], [s for s in saves if s.held_out is not None]
         if not marked and not measured:
-            raise LoomError("saves: this run measured no held-out pictures, so none is the best; wire Validation Settings into the next one, or choose all.")
+            raise LoomError("saves.no_best", field="saves")
         return marked or [min(measured, key=lambda s: s.held_out or 0.0)]
     return list(saves)
 
@@ -90,13 +91,13 @@ def weights(folder: Path, save: Save) -> dict[str, torch.Tensor]:
         try:
             found = load_file(save.path)
         except (OSError, SafetensorError) as error:
-            raise LoomError(f"{save.path.name}: cannot be read; choose another save.") from error
+            raise LoomError("save.unreadable", save=save.path.name) from error
     else:
         if config.optimizer.name == "schedule_free":
-            raise LoomError(f"{folder.name}: saves of schedule_free hold the weights to go on from, not those to use; choose best, or the result file.")
+            raise LoomError("saves.schedule_free", run=folder.name)
         checkpoint = checkpoints.read(save.path)
         if checkpoint is None:
-            raise LoomError(f"{save.path.name}: is damaged or incomplete; choose another save.")
+            raise LoomError("save.damaged", save=save.path.name)
         found = finished(checkpoint.adapter)
     return {**found, **{f"{name}.alpha": torch.tensor(alpha) for name, alpha in alphas(config, found).items()}}
 
@@ -132,10 +133,10 @@ def _alpha(config: TrainConfig, name: str, parts: Mapping[str, torch.Tensor], ru
             general, given = (a.conv_rank, a.conv_alpha), {a.conv_rank}
     elif a.conv_rank:  # LoHa and LoKr do not keep the kernel's shape; the rank tells the two apart, where it can
         if a.conv_rank == a.rank and (a.conv_alpha or a.conv_rank) != (a.alpha or a.rank):
-            raise LoomError(f"{name}: the run folder does not tell whether alpha or conv_alpha is this layer's; use the result file.")
+            raise LoomError("save.unknown_alpha", name=name)
         general = (a.conv_rank, a.conv_alpha) if rank == a.conv_rank else general
         given = {a.conv_rank, a.rank}
     ruled = first_match(rules, name, -1.0)
     if rank not in ({int(ruled)} if ruled >= 0 else given):
-        raise LoomError(f"{name}: has rank {rank}, the run's settings say another (it went on from another LoRA); use the result file.")
+        raise LoomError("save.other_rank", name=name, rank=rank)
     return (general[1] or general[0]) / general[0] * rank * (rank**0.5 if a.rank_stabilized else 1.0)

@@ -9,9 +9,7 @@ import numpy as np
 from PIL import Image
 
 from ..messages.errors import LoomError
-from ..events import Listener
-from ..events import StepReport
-from ..events import Measure
+from ..events import Listener, Measure, StepReport
 
 FOLDER = "tracking"
 
@@ -25,9 +23,9 @@ class Tracker(Listener):
 
         kinds = {str(kind): cls for kind, cls in tracking.LOGGER_TYPE_TO_CLASS.items()}
         if name not in kinds:
-            raise LoomError(f"trackers: {name!r} is not known; allowed are {', '.join(sorted(kinds))}.")
+            raise LoomError("trackers.unknown", field="trackers", name=repr(name), allowed=sorted(kinds))
         if name not in {str(kind) for kind in tracking.get_available_trackers()}:
-            raise LoomError(f"trackers: {name} is not installed; install its package (pip install {name}), or leave it out.")
+            raise LoomError("trackers.not_installed", field="trackers", name=name)
         PartialState()
         kind, place = kinds[name], folder / FOLDER
         if kind.requires_logging_directory:
@@ -45,7 +43,7 @@ class Tracker(Listener):
         values = {"loss": report.loss, "lr": report.lr, "grad_norm": report.grad_norm}
         self._tracker.log({**values, **({"class_loss": report.class_loss} if report.class_loss else {})}, step=report.step)
 
-    def on_validation(self, measure: Measure) -> None:
+    def on_validation(self, measure: Measure, best: Measure) -> None:
         self._tracker.log({"held_out_loss": measure.held_out, "trained_loss": measure.trained}, step=measure.step)
 
     def on_sample(self, step: int, images: list[Image.Image], path: Path) -> None:

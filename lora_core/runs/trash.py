@@ -31,7 +31,7 @@ def throw_away(root: Path, run: Any) -> str:
     """Moves a run into the trash beside the runs and returns its id there. Raises LoomError for one that is running."""
     folder = find(root, run)
     if is_running(folder):
-        raise LoomError(f"run: {folder.name!r} is running; stop it first.")
+        raise LoomError("run.running", field="run", run=repr(folder.name))
     number = str(time.time_ns())
     place = _place(root) / number
     place.mkdir(parents=True)
@@ -39,7 +39,7 @@ def throw_away(root: Path, run: Any) -> str:
         os.rename(folder, place / folder.name)
     except OSError as error:
         place.rmdir()
-        raise LoomError(f"run: {folder.name!r} cannot be moved ({error.strerror}); close what uses its files.") from error
+        raise LoomError("run.not_moved", field="run", run=repr(folder.name), reason=error.strerror) from error
     return number
 
 
@@ -59,14 +59,14 @@ def take_back(root: Path, number: Any) -> str:
     """Moves a run back out of the trash and returns its name: the old one, with a number where that is taken by now."""
     thrown = next((t for t in thrown_away(root) if t.id == number), None)
     if thrown is None:
-        raise LoomError("run: this run is not in the trash; refresh the list.")
+        raise LoomError("trash.unknown", field="run")
     place, n = _place(root) / thrown.id, 1
     while os.path.lexists(root / (name := thrown.name if n == 1 else f"{thrown.name}_{n}")):
         n += 1
     try:
         os.rename(place / thrown.name, root / name)
     except OSError as error:
-        raise LoomError(f"run: {thrown.name!r} cannot be moved back ({error.strerror}).") from error
+        raise LoomError("run.not_moved_back", field="run", run=repr(thrown.name), reason=error.strerror) from error
     with contextlib.suppress(OSError):
         place.rmdir()
     return name
@@ -75,5 +75,5 @@ def take_back(root: Path, number: Any) -> str:
 def _place(root: Path) -> Path:
     place = root / TRASH
     if place.is_symlink():
-        raise LoomError(f"run: the {TRASH} folder beside the runs is a link; make it a real folder.")
+        raise LoomError("trash.link", field="run", folder=TRASH)
     return place

@@ -23,6 +23,7 @@ from ..data.store import Disk, Memory, open_store
 from ..disk import files
 from ..events import Listener
 from ..messages.errors import LoomError
+from ..messages.message import Message
 from ..objectives import Objective, SharedObjective, check_prediction
 from ..optim.ema import Ema
 from ..optim.groups import make_groups
@@ -91,9 +92,9 @@ def settled(job: Job) -> TrainConfig:
     require_class_pictures(config.prior, job.dataset)
     check_installed(config.optimizer.name)
     if config.recomputed and not ways:
-        raise LoomError("checkpointing: this model cannot recompute its blocks; turn it off.")
+        raise LoomError("checkpointing.impossible", field="checkpointing")
     if config.recomputed and config.recomputed not in ways:
-        raise LoomError(f"recompute: {config.recompute} is nothing this model can do; choose {' or '.join(ways)}.")
+        raise LoomError("recompute.impossible", field="recompute", asked=config.recompute, allowed=" or ".join(ways))
     return config
 
 
@@ -118,8 +119,8 @@ def objective_of(job: Job) -> Objective:
     check_prediction(job.config.objective, objective.kind)
     weighting = job.config.objective.weighting
     if weighting != "none" and objective.kind not in ("epsilon", "v"):
-        job.listener.on_message(
-            f"objective.weighting: {weighting} is for eps and v models and changes nothing here; this model predicts {objective.kind}."
+        job.listener.on_warning(
+            Message.of("weighting.idle", field="objective.weighting", weighting=weighting, kind=objective.kind)
         )
     return SharedObjective.of(objective, job.processes)
 
@@ -128,9 +129,7 @@ def warn_of_trigger(job: Job, tokens: TokenSet) -> None:
     """Says so when the trigger is a word that the text encoder has a meaning for."""
     trigger = job.dataset.trigger
     if trigger and not len(tokens) and any(len(table.rows(trigger)) == 1 for table in job.backend.token_tables().values()):
-        job.listener.on_message(
-            f"data.trigger: {trigger!r} is one word of the text encoder and may mean something to it already; a made-up one is safer."
-        )
+        job.listener.on_warning(Message.of("trigger.known_word", field="data.trigger", trigger=repr(trigger)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,14 +146,15 @@ class Encoding:
         return Encoding(job, store)
 
     def pictures(self, dataset: Dataset, what: str) -> LatentCache:
-        """The pictures encoded; `what` names them in messages. Each of several processes first encodes its share into the common store."""
+        """The pictures encoded; `what` is the code of the progress they make. Each of several processes first encodes its share into the common store."""
         backend, listener = self.job.backend, self.job.listener
         self._share(dataset)
         for picture in (p for p in dataset.pictures if p.is_latent):
             backend.know_text(picture.caption, picture.path)
-        cache = LatentCache(dataset, encoder_of(backend), lambda n, of: listener.on_message(f"Encoding {what} {n}/{of}"), self.store)
-        for name, why in cache.skipped:
-            listener.on_message(f"skipped {name}: {why}")
+        encoder = encoder_of(backend)
+        cache = LatentCache(dataset, encoder, lambda n, of: listener.on_progress(what, n, of), self.store)
+        for name, reason in cache.skipped:
+            listener.on_warning(Message.of("data.skipped", name=name, reason=reason))
         return cache
 
     def _share(self, dataset: Dataset) -> None:
@@ -174,21 +174,21 @@ class Encoding:
         """Encodes captions ahead of the first step, and says which are long."""
         backend, listener = self.job.backend, self.job.listener
         with self.job.processes.main_first():
-            backend.encode_texts(captions, lambda n, of: listener.on_message(f"Encoding captions {n}/{of}"))
-        for sentence in long_captions(captions, backend):
-            listener.on_message(sentence)
+            backend.encode_texts(captions, lambda n, of: listener.on_progress("progress.captions", n, of))
+        for message in long_captions(captions, backend):
+            listener.on_warning(message)
 
     def close(self) -> None:
         """Brings the store below its limit, and says what was wrong with it."""
         if isinstance(self.store, Disk) and self.job.processes.main:
             self.store.tidy()
         if self.store.problem:
-            self.job.listener.on_message(self.store.problem)
+            self.job.listener.on_warning(self.store.problem)
 
 
 def training_pictures(encoding: Encoding, dataset: Dataset) -> Source:
     """The pictures to learn from, encoded. Raises LoomError when masks are asked for and none leaves anything out."""
-    cache = encoding.pictures(dataset, "pictures")
+    cache = encoding.pictures(dataset, "progress.pictures")
     _check_masks(dataset, cache, encoding.job.listener)
     return Source(encoding.batches(cache, encoding.job.config))
 
@@ -201,13 +201,13 @@ def class_pictures(encoding: Encoding, subject: Dataset, tokens: TokenSet) -> li
     if dataset is None:
         return []
     own = dataclasses.replace(job.config, seed=derive(job.config.seed, "class"))
-    return [Source(encoding.batches(encoding.pictures(dataset, "class pictures"), own), job.config.prior.weight, "class ")]
+    return [Source(encoding.batches(encoding.pictures(dataset, "progress.class_pictures"), own), job.config.prior.weight, "class ")]
 
 
 def probes_of(encoding: Encoding, training: Source, held_out: Dataset) -> Probes:
     """Fixed measurements on held-out pictures and as many trained ones."""
     job = encoding.job
-    return Probes(job.config, training.batches.cache, encoding.pictures(held_out, "held-out pictures"), job.backend.device)
+    return Probes(job.config, training.batches.cache, encoding.pictures(held_out, "progress.held_out_pictures"), job.backend.device)
 
 
 def captions_of(sources: Sequence[Source], probes: Probes | None, config: TrainConfig, first_step: int) -> list[str]:
@@ -219,21 +219,18 @@ def captions_of(sources: Sequence[Source], probes: Probes | None, config: TrainC
 def _fitted(material: Material, listener: Listener) -> Material:
     """With a batch size, accumulation and checkpointing that fit into memory."""
     if material.processes.size > 1:
-        raise LoomError("auto_fit: several processes could settle on different batches; measure with lora-loom check, and turn it off here.")
+        raise LoomError("auto_fit.several_processes", field="auto_fit")
     config, measured = fit(material)
-    listener.on_message(f"Dry run: {measured.sentence(config.steps)}")
+    listener.on_note(Message.of("fit.dry_run", measured=measured.message(config.steps)))
     return material.with_config(config)
 
 
 def _check_masks(dataset: Dataset, cache: LatentCache, listener: Listener) -> None:
     asked = next((p.data.masks for p in dataset.pictures if p.data.masks != "none"), None)
     if asked and not cache.masked:
-        raise LoomError(
-            f"data.masks: {asked} was chosen, but no picture has a mask that leaves anything out ({cache.unmasked} are white everywhere); "
-            "add masks, or choose none."
-        )
+        raise LoomError("data.masks.none_found", field="data.masks", masks=asked, count=cache.unmasked)
     if cache.unmasked:
-        listener.on_message(f"{cache.unmasked} masks are white everywhere and change nothing")
+        listener.on_warning(Message.of("data.masks.white", count=cache.unmasked))
 
 
 def with_tokens(dataset: Dataset, tokens: TokenSet) -> Dataset:
@@ -266,17 +263,21 @@ def captions_ahead(batches: Batches, config: TrainConfig, first_step: int = 0) -
     return list(captions)[:MAX_TEXTS_AHEAD]
 
 
-def long_captions(captions: Sequence[str], backend: Backend) -> Iterator[str]:
-    """A sentence about captions that do not fit into a text encoder's window, and whether anything of them is lost."""
+def long_captions(captions: Sequence[str], backend: Backend) -> Iterator[Message]:
+    """A message about captions that do not fit into a text encoder's window, and whether anything of them is lost."""
     lengths = {caption: backend.text_length(caption) for caption in captions if len(caption.encode()) > WINDOW}  # a token has at least one byte
     longer = [caption for caption, length in lengths.items() if length.pieces > 1]
     cut = [caption for caption, length in lengths.items() if length.cut]
     if longer:
         worst = max(longer, key=lambda caption: lengths[caption].tokens)
-        yield (
-            f"{len(longer)} captions have more than {lengths[worst].window} tokens and are read in pieces, the longest {lengths[worst].tokens} tokens in "
-            f"{lengths[worst].pieces}: {worst[:60]!r}"
+        yield Message.of(
+            "captions.in_pieces",
+            count=len(longer),
+            window=lengths[worst].window,
+            tokens=lengths[worst].tokens,
+            pieces=lengths[worst].pieces,
+            caption=repr(worst[:60]),
         )
     if cut:
         worst = max(cut, key=lambda caption: lengths[caption].cut)
-        yield f"{len(cut)} captions are too long for this model and are cut, the longest by {lengths[worst].cut} tokens: {worst[:60]!r}"
+        yield Message.of("captions.cut", count=len(cut), tokens=lengths[worst].cut, caption=repr(worst[:60]))

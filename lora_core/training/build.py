@@ -32,7 +32,11 @@ def make_adapters(
         for field, those in (("layer_rank", rules), ("layer_lr", lines("adapter.layer_lr", a.layer_lr))):
             if idle := unused(those, [*own, *texts]):
                 raise LoomError(
-                    f"adapter.{field}: {idle[0]!r} fits none of the {len(own) + len(texts)} trained layers (a name looks like {next(iter(own))}); correct it."
+                    "adapter.rule_unmatched",
+                    field=f"adapter.{field}",
+                    rule=repr(idle[0]),
+                    count=len(own) + len(texts),
+                    example=next(iter(own)),
                 )
         for part, names in ((MODEL, own), (TEXT_ENCODER, texts)):
             device = backend.text_device if part == TEXT_ENCODER and names else backend.device
@@ -46,12 +50,11 @@ def make_adapters(
                     if given is not None:
                         _begin_from(members[name], name, given)
         if start and (lost := sorted(start.keys() - members.keys())):
-            raise LoomError(
-                f"lora: {len(lost)} of the {len(start)} layers of the LoRA to start from are not trained here, e.g. {lost[0]}; widen adapter.targets"
-                + (", turn text encoder training on" if "te" in lost[0].split("_")[:2] or "text_encoder" in lost[0] else "") + ", or start without it."
-            )  # fmt: skip
+            of_text = "te" in lost[0].split("_")[:2] or "text_encoder" in lost[0]
+            code = "lora.text_layers_untrained" if of_text else "lora.layers_untrained"
+            raise LoomError(code, field="lora", count=len(lost), layers=len(start), layer=lost[0])
         if not members:
-            raise LoomError("adapter.layer_rank: leaves every layer out; give one a rank above 0.")
+            raise LoomError("adapter.layer_rank.nothing_left", field="adapter.layer_rank")
     return layers, AdapterSet(members, _tokens(config, backend, trigger))
 
 
@@ -76,7 +79,7 @@ def _shape(config: TrainConfig, part: str, name: str, layer: nn.Module, rules: l
     ruled = first_match(rules, name, -1.0)
     if ruled >= 0:
         if ruled != int(ruled):
-            raise LoomError(f"adapter.layer_rank: {ruled:g} for {name} is no rank; give a whole number.")
+            raise LoomError("adapter.layer_rank.not_whole", field="adapter.layer_rank", rank=f"{ruled:g}", layer=name)
         rank, alpha = int(ruled), alpha * ruled / rank  # the same scale at another rank
     return Shape(weight, rank, alpha or float(rank), a.dropout, a.init, a.rank_stabilized, a.dora_axis, a.lokr_factor)
 
@@ -88,7 +91,7 @@ def _given_shape(config: TrainConfig, layer: nn.Module, given: Mapping[str, torc
     split = (given["lokr_w1"].shape[0], given["lokr_w1"].shape[1]) if "lokr_w1" in given else None
     weight = weight_shape(layer)
     if split and (weight[0] % split[0] or weight[1] % split[1]):
-        raise LoomError(f"lora: a LoKr of {split} does not divide a layer of {weight[:2]}; use a LoRA that was made for this model.")
+        raise LoomError("lora.lokr_split", field="lora", split=split, layer=weight[:2])
     full = "lokr_w2" in given if split else None
     axis = "input" if "dora_scale" in given and given["dora_scale"].shape[0] == 1 else "output"
     return Shape(weight, rank, alpha, config.adapter.dropout, config.adapter.init, False, axis, 0, split, full)
@@ -98,10 +101,17 @@ def _given_shape(config: TrainConfig, layer: nn.Module, given: Mapping[str, torc
 def _begin_from(adapter: Adapter, name: str, given: Mapping[str, torch.Tensor]) -> None:
     own = dict(adapter.named_parameters())
     if own.keys() != given.keys() - {"alpha"}:
-        raise LoomError(f"lora: {name} has {', '.join(sorted(given))}, this run trains {', '.join(sorted(own))}; choose the same algorithm.")
+        raise LoomError("lora.other_algorithm", field="lora", name=name, parts=sorted(given), wanted=sorted(own))
     for key, p in own.items():
         if p.numel() != given[key].numel() or len(p) != len(given[key]):
-            raise LoomError(f"lora: {name}.{key} is {tuple(given[key].shape)}, the layer takes {tuple(p.shape)}; use a LoRA that was made for this model.")
+            raise LoomError(
+                "lora.other_shape",
+                field="lora",
+                layer=name,
+                part=key,
+                shape=tuple(given[key].shape),
+                wanted=tuple(p.shape),
+            )
         p.copy_(given[key].reshape(p.shape))
 
 
@@ -110,5 +120,5 @@ def _tokens(config: TrainConfig, backend: Backend, trigger: str) -> TokenSet:
         return TokenSet()
     tables: Mapping = backend.token_tables()
     if not tables:
-        raise LoomError("method: this model has no CLIP text encoder, so it has no embeddings to train; choose method = lora.")
+        raise LoomError("method.no_text_encoder", field="method")
     return TokenSet(TokenVectors(token, tables, config.seed, backend.text_device) for token in wanted_tokens(config.embedding, trigger))

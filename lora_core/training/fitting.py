@@ -15,6 +15,7 @@ from ..config import Recompute, TrainConfig
 from ..data.batches import Batch
 from ..losses import Distance
 from ..messages.errors import LoomError
+from ..messages.message import Message
 from ..rng import step_rng
 from .run import Material
 from .step import diffusion_loss
@@ -30,12 +31,18 @@ class Measured:
     seconds: float
     peak_bytes: int
 
-    def sentence(self, steps: int) -> str:
+    def message(self, steps: int) -> Message:
         """What it means for a run of `steps`."""
         step = self.seconds * self.grad_accum
-        memory = f"{self.peak_bytes / 2**30:.1f} GiB at the peak" if self.peak_bytes else "memory not measured on this system"
-        how = f"batch {self.batch_size} x {self.grad_accum}" + (f", checkpointing ({self.recomputed})" if self.recomputed else "")
-        return f"{how}: {step:.2f} s a step, about {_clock(step * steps)} for {steps} steps, {memory}"
+        batch = Message.of("fit.batch", batch=self.batch_size, accum=self.grad_accum)
+        if self.recomputed:
+            batch = Message.of("fit.recomputed", batch=batch, recomputed=self.recomputed)
+        memory = Message.of("fit.unmeasured")
+        if self.peak_bytes:
+            memory = Message.of("fit.peak", size=f"{self.peak_bytes / 2**30:.1f}")
+        return Message.of(
+            "fit.measured", batch=batch, step=f"{step:.2f}", time=_clock(step * steps), steps=steps, memory=memory
+        )
 
 
 def as_chosen(config: TrainConfig, chosen: TrainConfig) -> TrainConfig:
@@ -44,14 +51,16 @@ def as_chosen(config: TrainConfig, chosen: TrainConfig) -> TrainConfig:
     return dataclasses.replace(config, **{name: getattr(chosen, name) for name in names})
 
 
-def verdict(asked: TrainConfig, chosen: TrainConfig, measured: Measured, steps: int) -> tuple[bool, str]:
+def verdict(asked: TrainConfig, chosen: TrainConfig, measured: Measured, steps: int) -> tuple[bool, Message]:
     """(whether the job fits as it was asked for, what to say about it)."""
-    fits, said = as_chosen(asked, chosen) == asked, measured.sentence(steps)
-    return fits, said if fits else f"Memory does not suffice as it is. What fits: {said}"
+    fits, message = as_chosen(asked, chosen) == asked, measured.message(steps)
+    return fits, message if fits else Message.of("fit.other_settings", measured=message)
 
 
 def _clock(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def candidates(config: TrainConfig, recomputes: Sequence[Recompute] = (Recompute.CHEAP, Recompute.ALL)) -> list[TrainConfig]:
@@ -79,10 +88,7 @@ def fit(material: Material) -> tuple[TrainConfig, Measured]:
                 p.grad = None
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-    raise LoomError(
-        f"batch_size: even one picture at {material.config.data.resolution} px with checkpointing does not fit into memory; lower data.resolution, or use "
-        "a smaller or quantised base model."
-    )
+    raise LoomError("batch_size.one_too_many", field="batch_size", resolution=material.config.data.resolution)
 
 
 def measure(material: Material) -> Measured:

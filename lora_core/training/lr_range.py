@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from PIL import Image
 
 from ..messages.errors import LoomError, NonFiniteError
+from ..messages.message import Message
 from ..optim.optimizers import OPTIMIZERS
 from ..pictures.plots import curves
 from .assemble import assembled
@@ -29,8 +30,8 @@ class LrRange:
     points: list[tuple[float, float]]
     suggested: float
 
-    def sentence(self) -> str:
-        return f"The loss falls fastest at a learning rate of {self.suggested:.1e}; that or half of it is a good start"
+    def message(self) -> Message:
+        return Message.of("learning_rate.suggested", rate=f"{self.suggested:.1e}")
 
     def drawn(self) -> Image.Image:
         """The loss by learning rate, with the suggested one marked."""
@@ -58,7 +59,7 @@ def lr_range(job: Job, trial: Trial = Trial()) -> LrRange:
     """
     config = job.config
     if OPTIMIZERS[config.optimizer.name].one_lr:
-        raise LoomError(f"optimizer.name: {config.optimizer.name} finds its learning rate itself; choose another optimizer for this test.")
+        raise LoomError("optimizer.own_rate", field="optimizer.name", name=config.optimizer.name)
     watched = dataclasses.replace(config.validation, every=config.validation.every or 1, patience=0, restore_best=False)
     endless = dataclasses.replace(config.embedding, stop=1.0)
     test = dataclasses.replace(config, steps=trial.steps, validation=watched, embedding=endless)
@@ -107,5 +108,5 @@ def steepest(points: Sequence[tuple[float, float]]) -> float:
     means = [sum(v for _, v in good[max(0, n - 1) : n + 2]) / len(good[max(0, n - 1) : n + 2]) for n in range(len(good))]
     falls = [(means[n + 1] - means[n], math.sqrt(good[n][0] * good[n + 1][0])) for n in range(len(good) - 1)]
     if not falls or min(falls)[0] >= 0:
-        raise LoomError("learning rate: the loss falls at no rate that was tried; check captions and targets, or try more steps.")
+        raise LoomError("learning_rate.none_found", field="learning_rate")
     return min(falls)[1]

@@ -41,10 +41,7 @@ class Wanted:
 def require_class_pictures(prior: PriorConfig, subject: Dataset) -> None:
     """Refuses a job that means class pictures and says nowhere what they are. Raises LoomError."""
     if prior.required and prior.weight and not prior.on and not subject.class_pictures:
-        raise LoomError(
-            f"prior.prompt: {prior.count} class pictures are wanted (prior.count), but prior.prompt, prior.class_word and prior.folder are all empty; "
-            "give one of them, or set prior.weight to 0 to train without class pictures."
-        )
+        raise LoomError("prior.nothing_given", field="prior.prompt", count=prior.count)
 
 
 def class_dataset(job: Job, subject: Dataset, tokens: TokenSet) -> Dataset | None:
@@ -63,7 +60,7 @@ def class_dataset(job: Job, subject: Dataset, tokens: TokenSet) -> Dataset | Non
     real = tuple(p if p.caption or not prior.prompt else dataclasses.replace(p, captions=(Caption(prior.prompt),)) for p in real)
     made = _made(wanted(config, subject, tokens, len(real)), job, cache)
     if not real and not made:
-        raise LoomError("prior.count: 0 class pictures are wanted and prior.folder is empty; give a number, or set prior.weight to 0.")
+        raise LoomError("prior.count.none", field="prior.count")
     return Dataset(cache, (*real, *made), (), ())
 
 
@@ -91,7 +88,7 @@ def matched_captions(subject: Dataset, tokens: TokenSet, word: str) -> list[str]
         if caption != picture.caption:
             found[caption] = None
     if not found:
-        raise LoomError("prior.class_word: no caption has the trigger or a token to replace by it; set the dataset's trigger, or use prior.prompt.")
+        raise LoomError("prior.class_word.missing", field="prior.class_word")
     return list(found)
 
 
@@ -102,7 +99,7 @@ def _made(missing: Sequence[Wanted], job: Job, cache: Path) -> list[Picture]:
     side, base = config.data.resolution, f"{backend.fingerprint()} {backend.text_fingerprint()}" if missing else ""
     out = []
     for n, picture in enumerate(missing):
-        job.listener.on_message(f"Making class pictures {n}/{len(missing)}")
+        job.listener.on_progress("progress.drawing_class_pictures", n, len(missing))
         sampling = SampleConfig(
             steps=config.prior.steps, cfg=config.prior.cfg, sampler=config.samples.sampler, scheduler=config.samples.scheduler,
             negative=config.samples.negative, seed=picture.seed,

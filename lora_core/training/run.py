@@ -214,8 +214,7 @@ class Run:
             return loss, class_loss, norm_value
         weight = self.backend.find_non_finite()
         if weight:
-            raise NonFiniteError(f"The base model is damaged: weight {weight} is not finite; load another file of it. Step {step + 1} was not made.")
+            raise NonFiniteError("base.damaged", weight=weight, step=step + 1)
         raise NonFiniteError(
-            f"Step {step + 1}: loss {loss_value}, gradient norm {norm_value} with {', '.join(dict.fromkeys(pictures))}; the run stopped before "
-            "the weights moved. Lower optimizer.lr, or use a base model in bf16 or fp32."
+            "step.not_finite", step=step + 1, loss=loss_value, norm=norm_value, pictures=dict.fromkeys(pictures)
         )

@@ -16,6 +16,7 @@ from ..adapters.tokens import Token, TokenSet, TokenVectors
 from ..backends.base import Backend, SampleJob
 from ..config import parse
 from ..messages.errors import LoomError
+from ..messages.message import Setting
 from ..rng import preserved_rng
 from ..runs import checkpoints
 from ..runs.folders import config_of
@@ -40,7 +41,7 @@ def of_start(label: str, backend: Backend, start: Start, embeddings: Mapping[str
     """A LoRA given layer by layer, as `convert.starting_point` gives it, and embeddings: word -> vectors (n, width) by text encoder."""
     kinds = {_ALGORITHMS[part] for parts in start.values() for part in parts if part in _ALGORITHMS} or {"lora"}
     if len(kinds) > 1:
-        raise LoomError(f"{label}: mixes {' and '.join(sorted(kinds))}; convert it to plain LoRA first (`approximate`).")
+        raise LoomError("lora.mixed", label=label, kinds=" and ".join(sorted(kinds)), approximate=Setting("approximate"))
     tokens = TokenSet(_token(word, vectors, backend) for word, vectors in (embeddings or {}).items())
     if not start:
         return Worn(label, {}, AdapterSet({}, tokens))
@@ -56,7 +57,7 @@ def _token(word: str, vectors: Mapping[str, torch.Tensor], backend: Backend) -> 
     if not tables or unfit:
         found = ", ".join(f"{encoder} of width {v.shape[1]}" for encoder, v in vectors.items())
         wanted = ", ".join(f"{encoder} of width {t.width}" for encoder, t in backend.token_tables().items()) or "none"
-        raise LoomError(f"{word}: is an embedding for {found}, the model reads {wanted}; take one of this model.")
+        raise LoomError("embedding.other_width", word=word, width=found, wanted=wanted)
     token = TokenVectors(Token(word, len(next(iter(vectors.values())))), tables, 0, backend.text_device)
     with torch.no_grad():
         for encoder, parameter in token.vectors.items():
@@ -68,7 +69,7 @@ def of_run(folder: Path, backend: Backend) -> list[Worn]:
     """Every whole save of a run folder, oldest first. Raises LoomError when there is none."""
     saves = [save for save in all_saves(folder) if save.best or checkpoints.read(save.path, verify_only=True)]
     if not saves:
-        raise LoomError(f"{folder}: holds no whole checkpoint; sample its result file instead.")
+        raise LoomError("run.no_checkpoint_to_sample", run=folder)
     return list(of_saves(folder, saves, backend))
 
 
@@ -80,7 +81,7 @@ def of_saves(folder: Path, saves: Sequence[Save], backend: Backend) -> Iterator[
     for save in saves:
         values = {k: v for k, v in weights(folder, save).items() if not k.endswith(".alpha")}
         if own != {k: v.shape for k, v in values.items()}:
-            raise LoomError(f"{folder.name}: its {save.label} does not fit this model; use the one the run was trained on.")
+            raise LoomError("save.other_model", run=folder.name, save=save.label)
         yield Worn(save.label, layers, adapters, values)
 
 
@@ -88,7 +89,7 @@ def of_saves(folder: Path, saves: Sequence[Save], backend: Backend) -> Iterator[
 def attached(worn: Worn, backend: Backend, strength: float) -> Iterator[None]:
     """The adapters on the model, their change times `strength`."""
     if any("dora_scale" in dict(a.named_parameters()) for _, a in worn.adapters) and strength not in (0.0, 1.0):
-        raise LoomError(f"strength: {strength:g} is not defined for DoRA alike in all programs; use 0 or 1.")
+        raise LoomError("strength.dora", field="strength", strength=f"{strength:g}")
     if worn.weights is not None:
         worn.adapters.load_state_dict(worn.weights)
     scales = {name: adapter.scale for name, adapter in worn.adapters}

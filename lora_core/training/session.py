@@ -9,14 +9,13 @@ from pathlib import Path
 
 from ..events import Listener, Listeners
 from ..messages.errors import LoomError
+from ..messages.message import Message
 from ..processes import Processes
 from ..runs.folders import last_run, new_run, remove_if_untrained
-from ..runs.reports import FileLog
+from ..runs.state import recorded
 from ..runs.trackers import Tracker
 from .job import Job
 from .trainer import Export, Result, train
-
-LOG = "run.log"
 
 
 def run_folder(root: Path, name: str, resume: bool, processes: Processes, taken: Callable[[str], bool] = lambda name: False) -> Path:
@@ -29,26 +28,31 @@ def run_folder(root: Path, name: str, resume: bool, processes: Processes, taken:
         folder = last_run(root, name) if resume else new_run(root, name, taken)
     folder = processes.of_main(folder)
     if folder is None:
-        raise LoomError(f"resume: there is no run named {name!r} to continue; start a new run.")
+        raise LoomError("resume.no_run", field="resume", name=repr(name))
     return folder
 
 
 @dataclasses.dataclass(frozen=True)
 class Session:
-    """A job in its run folder. `export`: what makes files of the trained values; `notes`: what is said before anything is done."""
+    """A job in its run folder. `export`: what makes files of the trained values; `warnings`: what is said before anything is done.
+
+    `host`: name and version of the program that lends the model; `cancels`: errors by which it ends a run on its user's wish.
+    """
 
     job: Job
     folder: Path
     export: Export
     resume: bool = False
-    notes: Sequence[str] = ()
+    warnings: Sequence[Message] = ()
+    host: str = ""
+    cancels: tuple[type[BaseException], ...] = ()
 
     def run(self) -> Result:
         """Trains, or goes on. However it ends, what was trained is kept; a new run that trained nothing leaves no folder."""
         try:
             with self._listening() as listener:
-                for note in self.notes:
-                    listener.on_message(note)
+                for warning in self.warnings:
+                    listener.on_warning(warning)
                 return train(dataclasses.replace(self.job, listener=listener), self.folder, self.export, self.resume)
         except BaseException:
             if self.job.processes.main and not self.resume:
@@ -57,10 +61,10 @@ class Session:
 
     @contextlib.contextmanager
     def _listening(self) -> Iterator[Listener]:
-        """The log and the trackers of the run, then the job's own listener. Of several processes only the first one speaks."""
+        """The log, the state and the trackers of the run, then the job's own listener. Of several processes only the first one speaks."""
         if not self.job.processes.main:
             yield Listener()
             return
-        with FileLog(self.folder / LOG) as log:
+        with recorded(self.folder, self.host, self.cancels) as record:
             names = [name.strip() for name in self.job.config.trackers.split(",") if name.strip()]
-            yield Listeners([log, *(Tracker(name, self.folder.name, self.folder) for name in names), self.job.listener])
+            yield Listeners([record, *(Tracker(name, self.folder.name, self.folder) for name in names), self.job.listener])

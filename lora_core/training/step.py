@@ -56,7 +56,7 @@ def clip_grad_norm(params: list[torch.nn.Parameter], max_norm: float) -> torch.T
     """Total gradient norm before clipping; gradients are scaled in place to `max_norm` unless it is 0."""
     grads = [p.grad for p in params if p.grad is not None]
     if not grads:
-        raise NonFiniteError("Nothing is being trained: no adapter received a gradient; check the targets.")
+        raise NonFiniteError("step.no_gradient")
     norm = torch.nn.utils.get_total_norm(grads, foreach=True)
     if max_norm > 0:
         torch.nn.utils.clip_grads_with_norm_(params, max_norm, norm, foreach=True)

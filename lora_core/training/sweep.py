@@ -20,14 +20,14 @@ def runs_of(values: dict[str, Any], beside: Path) -> list[TrainConfig]:
     common = {k: v for k, v in values.items() if k != "runs"}
     runs = values.get("runs")
     if not isinstance(runs, list) or not runs or not all(isinstance(r, dict) and isinstance(r.get("name"), str) for r in runs):
-        raise LoomError('runs: a sweep has a [[runs]] section with a name for each run, such as name = "v1", and what is different in it.')
+        raise LoomError("sweep.no_runs", field="runs")
     prefix = common.get("name", "sweep")
     names = [f"{prefix}_{run['name']}" for run in runs]
     if len(set(names)) < len(names):
-        raise LoomError(f"runs: the name {next(n for n in names if names.count(n) > 1)!r} is there twice; give each run a name of its own.")
+        raise LoomError("sweep.name_repeated", field="runs", name=repr(next(n for n in names if names.count(n) > 1)))
     jobs = [from_values(merged(common, {**run, "name": name}), beside) for run, name in zip(runs, names, strict=True)]
     if len({job.base for job in jobs}) > 1:
-        raise LoomError("runs: a sweep has one base model; put it outside of [[runs]].")
+        raise LoomError("sweep.one_base", field="runs")
     return jobs
 
 

@@ -24,6 +24,7 @@ from ..data.batches import Batches
 from ..disk import files
 from ..events import Measure
 from ..messages.errors import LoomError, NonFiniteError
+from ..messages.message import Message
 from ..optim.groups import frozen_at
 from ..optim.schedules import lr_factor
 from ..pictures.plots import curves, grid, loss_plot
@@ -114,7 +115,7 @@ class Loop:
         if resume:
             self._restore()
         elif checkpoints.all_steps(self.checkpoints):
-            raise LoomError(f"name: the run folder {folder.name!r} already holds checkpoints; continue it or choose another name.")
+            raise LoomError("name.run_exists", field="name", run=repr(folder.name))
         self.processes.barrier()
         if self.processes.main:
             files.write_json(folder / "config.json", as_dict(self.config))
@@ -134,13 +135,13 @@ class Loop:
                     self._step(step, log)
                     self._as_asked(log)
             if self.done == 0:
-                raise LoomError("The run was stopped before its first step; nothing was trained and nothing written.")
+                raise LoomError("run.stopped_first")
             result = self._finish(outcome)
         except BaseException:
             self._rescue()
             raise
-        for sentence in advice(self.losses, self.history) if outcome != "paused" else ():
-            self.listener.on_message(sentence)
+        for message in advice(self.losses, self.history) if outcome != "paused" else ():
+            self.listener.on_warning(message)
         self.listener.on_end(outcome, self.done)
         return result
 
@@ -189,7 +190,7 @@ class Loop:
                 self.processes.average([both])
                 measure = Measure(measure.step, *both.tolist())
             if not math.isfinite(measure.held_out):
-                raise NonFiniteError(f"Step {self.done}: the loss on held-out pictures is {measure.held_out}; lower optimizer.lr.")
+                raise NonFiniteError("validation.not_finite", step=self.done, loss=measure.held_out)
             self.history.measures.append(measure)
             if self.history.best is measure and self.processes.main:
                 files.write_safetensors(self._best_file(self.done), self.run.adapters.state_dict())
@@ -202,10 +203,7 @@ class Loop:
         rows = self.history.measures
         drawn = {"held-out pictures": [(m.step, m.held_out) for m in rows], "trained pictures": [(m.step, m.trained) for m in rows]}
         curves(drawn, best.step).save(self.folder / "validation.png")
-        self.listener.on_validation(measure)
-        self.listener.on_message(
-            f"After step {measure.step}: loss {measure.held_out:.4f} on held-out pictures, {measure.trained:.4f} on trained ones; best after step {best.step}"
-        )
+        self.listener.on_validation(measure, best)
         return measure
 
     def _best_file(self, step: int) -> Path:
@@ -222,9 +220,9 @@ class Loop:
         if self.config.validation.restore_best and best and best.step != self.done:
             file = self._best_file(best.step)
             if file.is_file():
-                self.listener.on_message(f"The result holds the weights after step {best.step}, the best on held-out pictures.")
+                self.listener.on_note(Message.of("result.best", step=best.step))
                 return load_file(file)
-            self.listener.on_message(f"The weights after step {best.step}, the best on held-out pictures, are gone; the result holds the last ones.")
+            self.listener.on_warning(Message.of("result.best_gone", step=best.step))
         with self.run.finished_weights():
             return self.run.adapters.state_dict()
 
@@ -254,7 +252,7 @@ class Loop:
                 self._draw(f"step {self.done}")
         except torch.OutOfMemoryError:
             self.samples_failed += 1
-            self.listener.on_message("Not enough memory for a sample picture; training goes on. Lower samples.width_px and height_px.")
+            self.listener.on_warning(Message.of("samples.no_memory"))
 
     @contextlib.contextmanager
     def _texts_apart(self) -> Iterator[None]:
@@ -325,14 +323,14 @@ class Loop:
         except Exception as error:  # noqa: BLE001 - the error that ended the run is the one to show
             log.exception("The last steps could not be kept")
             with contextlib.suppress(BaseException):  # a listener may raise a cancel here, which is under way already
-                self.listener.on_message(f"The last steps could not be kept: {error}")
+                self.listener.on_warning(Message.of("run.not_kept", reason=error))
 
     def _restore(self) -> None:
         checkpoint, broken = checkpoints.latest(self.checkpoints)
         for name in broken:
-            self.listener.on_message(f"{name} is damaged or incomplete and was passed over")
+            self.listener.on_warning(Message.of("checkpoint.passed_over", name=name))
         if checkpoint is None:
-            raise LoomError(f"{self.folder.name}: holds no complete checkpoint to continue from; start a new run.")
+            raise LoomError("resume.no_checkpoint", run=self.folder.name)
         refuse_changes(self.config, checkpoint.facts, self.identity)
         self.run.restore(checkpoint)
         self.losses = list(checkpoint.facts["losses"])
@@ -388,26 +386,26 @@ def _allowed(part: Any) -> Any:
 def refuse_changes(config: TrainConfig, facts: dict[str, Any], identity: dict[str, Any]) -> None:
     """Raises LoomError when anything that would change the continued run differs from the saved one."""
     now, then = (_without_demands(as_dict(c)) for c in (config, parse(facts["config"])))
-    changed = [f"{k}: {then[k]!r} then, {now[k]!r} now" for k in now if k not in (*CHANGEABLE, "data", "sets", "base") and now[k] != then[k]]
+    settings = [k for k in now if k not in (*CHANGEABLE, "data", "sets", "base")]
+    changed = [_then_and_now(k, then[k], now[k]) for k in settings if now[k] != then[k]]
     if len(now["sets"]) != len(then["sets"]):
-        changed.append(f"sets: {len(then['sets'])} then, {len(now['sets'])} now")
-    for label, mine, old in zip(("data", *(f"sets[{n}]" for n in range(len(now["sets"])))), (now["data"], *now["sets"]), (then["data"], *then["sets"])):
-        changed += [f"{label}.{k}: {old[k]!r} then, {v!r} now" for k, v in mine.items() if k != "folder" and old[k] != v]
-    if identity["base"] != facts["base"]:
-        changed.append("the base model is another one")
-    if identity.get("prior") != facts.get("prior"):
-        changed.append("the class pictures changed")
-    if identity.get("vae") != facts.get("vae"):
-        changed.append("the VAE is another one")
-    if identity.get("text") != facts.get("text"):
-        changed.append("the text encoder is another one")
+        changed.append(_then_and_now("sets", len(then["sets"]), len(now["sets"])))
+    labels = ("data", *(f"sets[{n}]" for n in range(len(now["sets"]))))
+    for label, mine, old in zip(labels, (now["data"], *now["sets"]), (then["data"], *then["sets"])):
+        changed += [_then_and_now(f"{label}.{k}", old[k], v) for k, v in mine.items() if k != "folder" and old[k] != v]
+    others = {"base": "resume.other_base", "prior": "resume.other_prior", "vae": "resume.other_vae", "text": "resume.other_text"}
+    changed += [Message.of(code) for part, code in others.items() if identity.get(part) != facts.get(part)]
     if identity.get("processes", "1") != facts.get("processes", "1"):
-        changed.append(f"{facts.get('processes', '1')} processes trained it, {identity.get('processes', '1')} are here (each has its share of a batch)")
+        changed.append(Message.of("resume.processes", then=facts.get("processes", "1"), now=identity.get("processes", "1")))
     if identity["dtype"] != facts.get("dtype"):
-        changed.append(f"the base model computes in {identity['dtype']} now, in {facts.get('dtype')} then")
+        changed.append(Message.of("resume.dtype", then=facts.get("dtype"), now=identity["dtype"]))
     if identity["data"] != facts["data"]:
-        changed.append("pictures or captions changed")
+        changed.append(Message.of("resume.other_data"))
     if changed:
-        raise LoomError(f"The run cannot be continued: {'; '.join(changed)}. Put it back, or start a new run.")
+        raise LoomError("resume.changed", changes=changed)
+
+
+def _then_and_now(setting: str, then: Any, now: Any) -> Message:
+    return Message.of("resume.setting", field=setting, then=repr(then), now=repr(now))
 
 

@@ -28,13 +28,15 @@ def split(dataset: Dataset, config: TrainConfig) -> tuple[Dataset, Dataset | Non
     """(pictures to train on, pictures to validate on). The second is None when validation is off."""
     if not config.validation.every:
         if config.validation.patience or config.validation.restore_best:
-            raise LoomError("validation.every: is 0, so there is no best step to stop at or to restore; set it to 50 or so.")
+            raise LoomError("validation.never", field="validation.every")
         return dataset, None
     if config.validation.folder:
         return dataset, scan(dataclasses.replace(config.data, folder=config.validation.folder, limit=0, regularization=False), "validation.folder")
     count = max(1, round(config.validation.share * len(dataset.pictures)))
     if count >= len(dataset.pictures):
-        raise LoomError(f"validation.every: one picture cannot be trained on and held out at once; {dataset.folder.name} has {len(dataset.pictures)}.")
+        raise LoomError(
+            "validation.one_picture", field="validation.every", folder=dataset.folder.name, count=len(dataset.pictures)
+        )
     order = list(dataset.pictures)
     python_rng(config.seed, "held out").shuffle(order)
     held = set(order[:count])

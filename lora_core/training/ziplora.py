@@ -33,6 +33,7 @@ from .step import clip_grad_norm
 
 Factors = tuple[torch.Tensor, torch.Tensor]  # (down, up), the scale inside
 MERGED, FIRST, SECOND = "merged", "first", "second"
+PICTURES = ("progress.pictures_1", "progress.pictures_2")
 
 
 class ZipAdapter(Adapter):
@@ -104,9 +105,9 @@ def zip_loras(
         objective = backend.objective(config.objective)
         batches = []
         for n, dataset in enumerate(datasets):
-            cache = LatentCache(dataset, encoder_of(backend), _told(listener, f"Encoding pictures of LoRA {n + 1}"))
+            cache = LatentCache(dataset, encoder_of(backend), _progress(listener, PICTURES[n]))
             batches.append(Batches(cache, config, backend.device))
-            backend.encode_texts(captions_ahead(batches[-1], config), _told(listener, "Encoding captions"))
+            backend.encode_texts(captions_ahead(batches[-1], config), _progress(listener, "progress.captions"))
         members = [a for _, a in adapters if isinstance(a, ZipAdapter)]
         trained = [a for a in members if a.coefficients]
         group = {"params": adapters.parameters(), "lr": config.optimizer.lr, "weight_decay": 0.0, "name": "coefficients"}
@@ -126,7 +127,7 @@ def zip_loras(
                 (similarity * torch.stack([a.overlap() for a in trained]).sum()).backward()
                 norm = float(clip_grad_norm(adapters.parameters(), config.optimizer.max_grad_norm))
                 if not (math.isfinite(norm) and math.isfinite(losses[-1])):
-                    raise LoomError(f"Step {step + 1}: loss {losses[-1]}, gradient norm {norm}; lower the learning rate, or use a base model in bf16 or fp32.")
+                    raise LoomError("zip.not_finite", step=step + 1, loss=losses[-1], norm=norm)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
                 listener.on_step(StepReport(step + 1, losses[-1], 0.0, norm, config.optimizer.lr, batch.names))
@@ -145,14 +146,19 @@ def _adapters(backend: Backend, loras: tuple[Mapping[str, Factors], Mapping[str,
     found = {backend.file_name(path): layer for path, layer in backend.layers().items()}
     names = {*loras[0], *loras[1]}
     if unknown := sorted(names - found.keys()):
-        raise LoomError(f"lora: {unknown[0]} is not a layer of this model; use LoRAs that were made for it.")
+        raise LoomError("lora.unknown_layer", field="lora", layer=unknown[0])
     for name, (down, up) in [*loras[0].items(), *loras[1].items()]:
         if (len(up), *down.shape[1:]) != weight_shape(found[name]):
             raise LoomError(
-                f"lora: {name} is {len(up)} x {tuple(down.shape[1:])}, the model's layer {weight_shape(found[name])}; use LoRAs that were made for it."
+                "zip.other_shape",
+                field="lora",
+                layer=name,
+                rows=len(up),
+                columns=tuple(down.shape[1:]),
+                shape=weight_shape(found[name]),
             )
     if not loras[0].keys() & loras[1].keys():
-        raise LoomError("lora: the two LoRAs have no layer in common, so there is nothing to learn; add them up with Merge LoRAs.")
+        raise LoomError("zip.no_common_layer", field="lora")
     adapters = AdapterSet({n: ZipAdapter(found[n], loras[0].get(n), loras[1].get(n), backend.device) for n in names})
     return {n: found[n] for n in names}, adapters
 
@@ -173,5 +179,5 @@ def _set_mode(members: list[ZipAdapter], mode: str) -> None:
         adapter.mode = mode
 
 
-def _told(listener: Listener, what: str) -> Callable[[int, int], None]:
-    return lambda done, of: listener.on_message(f"{what}: {done}/{of}")
+def _progress(listener: Listener, what: str) -> Callable[[int, int], None]:
+    return lambda done, total: listener.on_progress(what, done, total)

@@ -25,7 +25,7 @@ from .formats import by_layer, start_of
 def open_base(config: TrainConfig, device: str = "") -> Headless:
     """The base model a job names, whose layers have the names that files give them. Raises LoomError."""
     if config.compile and config.offload:
-        raise LoomError("compile: blocks that come from main memory cannot be compiled; turn compile off, or set offload to 0.")
+        raise LoomError("compile.with_offload", field="compile")
     narrow = config.storage != "auto" or bool(config.offload)
     place = "cpu" if narrow else device
     backend = open_backend(
@@ -64,9 +64,9 @@ def prepared(config: TrainConfig, root: Path, backend: Headless | None = None, p
 def _shard(backend: Headless, processes: Processes) -> None:
     """Splits the model over the processes, where its backend can."""
     if backend.stored:
-        raise LoomError("accelerate: storage and offload keep weights in ways that cannot be split over processes; leave them out, or launch without FSDP.")
+        raise LoomError("accelerate.stored", field="accelerate")
     if not isinstance(backend, Splits):
-        raise LoomError(f"accelerate: {backend.family} cannot be split over processes; launch without FSDP, each process then holds the whole model.")
+        raise LoomError("accelerate.family", field="accelerate", family=backend.family)
     backend.shard(processes.device)
 
 

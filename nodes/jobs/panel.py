@@ -19,6 +19,7 @@ from PIL import Image
 from ...lora_core.disk.files import write_json
 from ...lora_core.events import Listener, Measure, StepReport
 from ...lora_core.messages.errors import LoomError
+from ...lora_core.messages.message import Message
 from .series import Row, Series, halved, number
 
 log = logging.getLogger(__name__)
@@ -26,10 +27,10 @@ FILE = "panel.json"
 INTERVAL_S = 0.25  # between two events
 WRITE_EVERY_S = 2.0
 ROWS_IN_EVENT = 100
-MAX_PANELS, MAX_MESSAGES, MAX_MARKS, MESSAGE_CHARS = 20, 200, 2000, 600
+MAX_PANELS, MAX_MESSAGES, MAX_MARKS, MESSAGE_CHARS = 20, 200, 2000, 1500
 ACTIVE = ("preparing", "training")
 KEPT: dict[str, type] = {  # what a restart needs
-    "node": str, "workflow": str, "kind": str, "inputs": dict, "run": str, "status": str, "sentence": str, "step": int, "steps": int, "probes": list,
+    "node": str, "workflow": str, "kind": str, "inputs": dict, "run": str, "status": str, "error": dict, "step": int, "steps": int, "probes": list,
     "saves": list, "samples": list, "messages": list, "result": dict,
 }  # fmt: skip
 
@@ -60,15 +61,15 @@ class Panel:
     run: str = ""
     status: str = "preparing"
     outcome: str = ""  # of the engine's loop, once it has ended
-    sentence: str = ""
-    doing: str = ""
+    error: dict[str, Any] = dataclasses.field(default_factory=dict)  # the message of what ended it
+    doing: dict[str, Any] = dataclasses.field(default_factory=dict)  # the message of what goes on before the first step
     step: int = 0
     steps: int = 0
     speed: float = 0.0
     probes: list[list[float | None]] = dataclasses.field(default_factory=list)  # step, held-out loss, loss on trained pictures
     saves: list[int] = dataclasses.field(default_factory=list)
     samples: list[list[int]] = dataclasses.field(default_factory=list)  # step, 0 without the adapter; time of the picture
-    messages: list[str] = dataclasses.field(default_factory=list)
+    messages: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     result: dict[str, Any] = dataclasses.field(default_factory=dict)
     changes: int = 0  # counts what an event does not carry, so the browser knows when to ask
     series: Series = dataclasses.field(default_factory=Series)
@@ -89,10 +90,13 @@ class Panel:
         self.tell(force="status" in values)
         self.write(force="status" in values)
 
-    def say(self, text: str) -> None:
-        """A sentence for the list of messages."""
-        if text[:MESSAGE_CHARS] not in self.messages[-3:]:
-            self.changed(messages=[*self.messages, text[:MESSAGE_CHARS]][-MAX_MESSAGES:])
+    def say(self, message: Message) -> None:
+        """One more for the list of messages."""
+        data = message.as_json()
+        if len(json.dumps(data)) > MESSAGE_CHARS:
+            data = {"text": data["text"][:MESSAGE_CHARS]}
+        if data not in self.messages[-3:]:
+            self.changed(messages=[*self.messages, data][-MAX_MESSAGES:])
 
     def took_step(self, report: StepReport) -> None:
         self.step = report.step
@@ -130,7 +134,7 @@ class Panel:
         """Everything, with the rows that end after step `after`."""
         rows = [row for row in self.series.rows if (row[1] or 0) > after]
         return {
-            **self.heart(), "sentence": self.sentence, "inputs": self.inputs, "probes": self.probes, "saves": self.saves,
+            **self.heart(), "error": self.error, "inputs": self.inputs, "probes": self.probes, "saves": self.saves,
             "samples": self.samples, "messages": self.messages, "result": self.result, "can_continue": self.can_continue(), "rows": rows,
         }  # fmt: skip
 
@@ -156,12 +160,15 @@ class PanelListener(Listener):
     def __init__(self, panel: Panel):
         self._panel = panel
 
-    def on_message(self, text: str) -> None:
-        if text.startswith(("Encoding", "Drawing")):
-            self._panel.doing = text
-            self._panel.tell()
-        elif not text.startswith("After step"):  # a measure; the chart shows it
-            self._panel.say(text)
+    def on_progress(self, what: str, done: int, total: int) -> None:
+        self._panel.doing = Message.of(what, done=done, total=total).as_json()
+        self._panel.tell()
+
+    def on_warning(self, message: Message) -> None:
+        self._panel.say(message)
+
+    def on_note(self, message: Message) -> None:
+        self._panel.say(message)
 
     def on_start(self, first_step: int, steps: int, facts: dict[str, Any]) -> None:
         panel = self._panel
@@ -173,12 +180,12 @@ class PanelListener(Listener):
         panel.samples = [s for s in then.get("samples", []) if isinstance(s, list) and s and isinstance(s[0], int) and s[0] <= first_step]
         panel.probes = [[m[0], number(m[1]), number(m[2])] for m in facts.get("validation", [])]
         panel.say(_trained(facts["layers"], facts["trained_values"], facts["pictures"]))
-        panel.changed(status="training", doing="", step=first_step, steps=steps)
+        panel.changed(status="training", doing={}, step=first_step, steps=steps)
 
     def on_step(self, report: StepReport) -> None:
         self._panel.took_step(report)
 
-    def on_validation(self, measure: Measure) -> None:
+    def on_validation(self, measure: Measure, best: Measure) -> None:
         row = [measure.step, number(measure.held_out), number(measure.trained)]
         self._panel.changed(probes=[*self._panel.probes, row][-MAX_MARKS:])
 
@@ -191,14 +198,14 @@ class PanelListener(Listener):
         self._panel.changed(saves=[*(s for s in self._panel.saves if s != step), step][-MAX_MARKS:])
 
     def on_end(self, outcome: str, step: int) -> None:
-        self._panel.outcome, self._panel.doing = outcome, ""
+        self._panel.outcome, self._panel.doing = outcome, {}
 
 
-def _trained(layers: int, values: int, pictures: int) -> str:
+def _trained(layers: int, values: int, pictures: int) -> Message:
     size = f"{values * 4 / 1e6:.1f} MB" if values * 4 > 1e5 else f"{values * 4 / 1e3:.0f} kB"
     if not layers:  # an embedding alone
-        return f"Training {values:,} values (a file of about {size}), on {pictures} pictures"
-    return f"Training {layers} layers, {values:,} values (a file of about {size}), on {pictures} pictures"
+        return Message.of("run.trains_values", values=f"{values:,}", size=size, pictures=pictures)
+    return Message.of("run.trains", layers=layers, values=f"{values:,}", size=size, pictures=pictures)
 
 
 class Panels:
@@ -247,7 +254,7 @@ class Panels:
         panel.run, panel.series = folder.name, Series.of_log(folder / "log.jsonl")
         panel.step = max(panel.step, panel.series.last_step())
         if panel.status in ACTIVE:
-            panel.status, panel.sentence = "interrupted", "The server ended while this run was going on."
+            panel.status, panel.error = "interrupted", Message.of("run.server_ended").as_json()
         return panel
 
 
@@ -257,6 +264,7 @@ def _on_disk(folder: Path) -> dict[str, Any]:
         value = json.loads((folder / FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
+    value = _of_0_1_0(value)
     fits = isinstance(value, dict) and all(isinstance(value[key], kind) for key, kind in KEPT.items() if key in value)
     return value if fits else {}
 
@@ -268,3 +276,12 @@ def sentence_of(error: BaseException) -> str:
     if isinstance(error, torch.OutOfMemoryError):
         return "batch_size: there is not enough memory on the device; lower batch_size or resolution, or turn checkpointing on."
     return f"{type(error).__name__}: {error}"[: 2 * MESSAGE_CHARS]
+
+
+def _of_0_1_0(value: Any) -> Any:
+    """A state that 0.1.0 wrote, with its sentences as messages."""
+    if not isinstance(value, dict) or not isinstance(value.get("messages"), list):
+        return value
+    messages = [{"text": message} if isinstance(message, str) else message for message in value["messages"]]
+    error = value.get("error", {"text": value["sentence"]} if value.get("sentence") else {})
+    return {**value, "messages": messages, "error": error}

@@ -23,6 +23,7 @@ from ...lora_core.config import TrainConfig
 from ...lora_core.disk.files import sha256, write_bytes, write_json
 from ...lora_core.events import Listener
 from ...lora_core.messages.errors import LoomError
+from ...lora_core.messages.message import Message
 from ...lora_core.pictures.previews import write_preview
 from .panel import Panel
 
@@ -77,7 +78,7 @@ class Publisher(Listener):
             log.exception("What was saved after step %s stays in the run folder", step)
             return
         if self._panel is not None:
-            self._panel.say(f"Saved after step {step}: {', '.join(p.name for p in paths)}")
+            self._panel.say(Message.of("run.saved", step=step, files=[p.name for p in paths]))
 
 
 def prompts_for(published: Sequence[Path]) -> dict[str, Any]:

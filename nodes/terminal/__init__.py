@@ -5,7 +5,7 @@ A command's module has `add_arguments(parser)` and `run(args)`, which returns an
 
 from __future__ import annotations
 
-import re
+from ...lora_core.messages.message import Message
 
 DONE, FAILED = 0, 1
 STEPPING = ("train", "sweep", "check", "find-lr", "demo")  # commands that make training steps
@@ -26,7 +26,12 @@ COMMANDS = {
     "bake": "add LoRAs to a checkpoint for good",
 }
 
+FLAGS = {  # setting -> the option it is given by
+    "approximate": "--approximate", "blocks": "--block", "conv_rank": "--conv-rank", "drop_unknown": "--drop-unknown", "energy": "--energy",
+    "family": "--family", "rank": "--rank", "scale": "--scale", "target": "--to",
+}  # fmt: skip
 
-def spelled(sentence: str) -> str:
-    """A sentence with the `fields` it names as the terminal calls them: `drop_unknown` is --drop-unknown."""
-    return re.sub(r"`(\w+)`", lambda field: "--" + field[1].replace("_", "-"), sentence)
+
+def in_words(line: Message | str) -> str:
+    """What the terminal says, with settings as its options."""
+    return line if isinstance(line, str) else str(line.named(FLAGS))

@@ -28,6 +28,6 @@ def run(args: argparse.Namespace) -> int:
     sheet(report).save(picture)
     sys.stdout.write(f"{report.text()}\n\nseen at a glance: {picture}\n")
     chosen, measured = dry_run(job)
-    fits, sentence = verdict(job.config, chosen, measured, job.config.for_pictures(len(job.dataset.pictures)).steps)
-    sys.stdout.write(sentence + "\n")
+    fits, message = verdict(job.config, chosen, measured, job.config.for_pictures(len(job.dataset.pictures)).steps)
+    sys.stdout.write(f"{message}\n")
     return DONE if fits else FAILED

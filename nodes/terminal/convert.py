@@ -61,5 +61,5 @@ def _blocks(texts: Sequence[str]) -> dict[str, float]:
         try:
             out[block] = float(number)
         except ValueError:
-            raise FormatError(f"--block {text}: write BLOCK=FACTOR, such as OUT05=0.5.") from None
+            raise FormatError("block.unreadable", text=text) from None
     return out

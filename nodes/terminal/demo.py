@@ -21,7 +21,7 @@ def run(args: argparse.Namespace) -> int:
     from .running import run_job
 
     if args.picture_set not in CONCEPTS:
-        raise LoomError(f"--set: {args.picture_set!r} is not a bundled picture set; allowed are {', '.join(CONCEPTS)}.")
+        raise LoomError("demo.no_set", field="--set", name=repr(args.picture_set), allowed=CONCEPTS)
     result, code = run_job(parse(demo_job(args.picture_set)), args)
     folder = result.folder
     where = {"LoRA in WebUI form": result.file, "loss plot": folder / "loss.png", "before and after": folder / "before-after.png"}

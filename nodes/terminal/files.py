@@ -13,7 +13,7 @@ from typing import Any
 from ...convert import FormatError
 from ...convert.files import jobs
 from ...convert.merge import Progress
-from . import DONE, FAILED, spelled
+from . import DONE, FAILED, in_words
 
 
 def expanded(patterns: Sequence[str]) -> list[Path]:
@@ -22,7 +22,7 @@ def expanded(patterns: Sequence[str]) -> list[Path]:
     for pattern in patterns:
         paths = [Path(pattern)] if Path(pattern).exists() else sorted(map(Path, glob.glob(pattern, recursive=True)))
         if not paths:
-            raise FormatError(f"{pattern}: there is no such file.")
+            raise FormatError("file.missing", file=pattern)
         out += [p for p in paths if p not in out]
     return out
 
@@ -38,10 +38,10 @@ def weighted_files(texts: Sequence[str]) -> list[tuple[Path, float]]:
         try:
             out.append((Path(name), float(number)))
         except ValueError:
-            raise FormatError(f"{text}: {number!r} is not a weight; write FILE=0.8.") from None
+            raise FormatError("merge.weight", text=text, number=repr(number)) from None
     for path, _ in out:
         if not path.exists():
-            raise FormatError(f"{path}: there is no such file.")
+            raise FormatError("file.missing", file=path)
     return out
 
 
@@ -70,7 +70,7 @@ class Targets:
         else:
             path = with_suffix(self._out) if suffix else self._out
         if path in self._taken:
-            raise FormatError(f"{file}: {path} was written for another file just now; convert it on its own, under another name.")
+            raise FormatError("file.written_twice", file=file, path=path)
         self._taken.add(path)
         return path
 
@@ -85,14 +85,14 @@ def each(files: Sequence[Path], act: Callable[[Path], Sequence[jobs.Written]]) -
                 say(written, f"{count}{file.name} -> ")
         except FormatError as error:
             failed += 1
-            sentence = spelled(str(error))
-            sys.stderr.write(f"lora-loom: {count}{'' if file.name in sentence else f'{file.name}: '}{sentence}\n")
+            about = "" if file.name in error.message.values.values() else f"{file.name}: "
+            sys.stderr.write(f"lora-loom: {count}{about}{in_words(error.message)}\n")
     return FAILED if failed else DONE
 
 
 def say(written: jobs.Written, before: str = "") -> None:
     """The file that was written, and what there is to say about it."""
-    sys.stdout.write(f"{before}{written.path}\n" + "".join(f"  {spelled(note)}\n" for note in written.notes))
+    sys.stdout.write(f"{before}{written.path}\n" + "".join(f"  {in_words(note)}\n" for note in written.notes))
 
 
 class Bar:

@@ -29,5 +29,5 @@ def run(args: argparse.Namespace) -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     plot = args.out / f"{job.config.name}-learning-rate.png"
     result.drawn().save(plot)
-    sys.stdout.write(f"{result.sentence()}: {plot}\n")
+    sys.stdout.write(f"{result.message()} {plot}\n")
     return DONE

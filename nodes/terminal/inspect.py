@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import DONE, FAILED, spelled
+from . import DONE, FAILED, FLAGS, in_words
 from .arguments import add_family
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
             report = _show(file, args)
         except FormatError as error:
             failed += 1
-            sys.stderr.write(f"lora-loom: {spelled(str(error))}\n")
+            sys.stderr.write(f"lora-loom: {in_words(error.message)}\n")
             continue
         if report is not None and args.picture:
             _draw(report, args.picture)
@@ -51,7 +51,7 @@ def _compare(files: Sequence[Path], family: str) -> int:
     from ...convert.report import difference
 
     if len(files) != 2:
-        raise FormatError(f"--diff compares two files; {len(files)} were given.")
+        raise FormatError("diff.two_files", count=len(files))
     apart = difference(*(open_lora(file, family) for file in files))
     worst = sorted(apart.items(), key=lambda item: -item[1])
     equal = sum(value == 0 for value in apart.values())
@@ -68,15 +68,17 @@ def _show(file: Path, args: argparse.Namespace) -> Report | None:
 
     content = inspected(file, args.family)
     if isinstance(content, Embedding):
-        lines = embedding_lines(content, file.stem)
-        text = json.dumps({"file": file.name, "facts": lines}) if args.json else "\n".join([file.name, *map(spelled, lines)])
+        lines = [in_words(line) for line in embedding_lines(content, file.stem)]
+        text = json.dumps({"file": file.name, "facts": lines}) if args.json else "\n".join([file.name, *lines])
         sys.stdout.write(text + "\n")
         return None
     report = inspect(content)
     if args.json:
-        sys.stdout.write(json.dumps({"file": file.name, **dataclasses.asdict(report)}, ensure_ascii=False) + "\n")
+        problems = [str(problem.named(FLAGS)) for problem in report.problems]
+        facts = {"file": file.name, **dataclasses.asdict(report), "problems": problems}
+        sys.stdout.write(json.dumps(facts, ensure_ascii=False) + "\n")
     else:
-        sys.stdout.write("\n".join([file.name, *map(spelled, report.lines())]) + "\n")
+        sys.stdout.write("\n".join([file.name, *map(in_words, report.messages()), *report.bars()]) + "\n")
     return report
 
 
@@ -87,4 +89,4 @@ def _draw(report: Report, picture: Path) -> None:
     try:
         bars([(block.name, block.norm) for block in report.blocks], "norm of the change, by block").save(picture)
     except (OSError, ValueError, KeyError) as error:
-        raise FormatError(f"{picture}: the picture could not be written ({error}); give a name such as blocks.png.") from error
+        raise FormatError("picture.unwritten", file=picture, reason=error) from error

@@ -46,7 +46,9 @@ def _uploaded(folder: Path, repo: str, private: bool) -> str:
         url = api.create_repo(repo, private=private, exist_ok=True)
         api.upload_folder(folder_path=str(folder), repo_id=url.repo_id, commit_message="LoRA trained with LoRA Loom")
     except LocalTokenNotFoundError as error:
-        raise LoomError("--repo: nobody is logged in to the Hub; run `hf auth login` first.") from error
+        raise LoomError("hub.no_login", field="--repo") from error
     except (HfHubHTTPError, OSError, ValueError) as error:
-        raise LoomError(f"--repo: {repo} could not be uploaded: {str(error).splitlines()[0][:200]}") from error
+        raise LoomError(
+            "hub.not_uploaded", field="--repo", repo=repo, reason=str(error).splitlines()[0][:200]
+        ) from error
     return str(url)

@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     from .running import use_threads
 
     if not args.prompt or not args.files:
-        raise LoomError("sample: give LoRA or embedding files or run folders, and at least one --prompt.")
+        raise LoomError("sample.nothing_given", field="sample")
     for strength in args.strength:
         check("--strength", strength, float, {"low": -10.0, "high": 10.0, "choices": ()})
     use_threads(args.threads)
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     )
     missing = [path for path in args.files if not path.exists()]
     if missing:
-        raise LoomError(f"sample: there is no file or run folder {missing[0]}.")
+        raise LoomError("sample.file_missing", field="sample", file=missing[0])
     config = SampleConfig(negative=args.negative, steps=args.steps, cfg=args.cfg, seed=args.seed)
     jobs = [SampleJob(prompt, args.width, args.height or args.width, config) for prompt in args.prompt]
     columns = drawn(_opened(args.files, backend), args.strength, jobs, backend)

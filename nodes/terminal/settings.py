@@ -28,7 +28,7 @@ def values_of(path: Path, changes: Sequence[str]) -> dict[str, Any]:
                 raise ValueError(change)
             values = merged(values, _as_toml(key, value))
         except ValueError as error:
-            raise LoomError(f"--set: {change!r} is no setting; write section.name=value, such as optimizer.lr=2e-4.") from error
+            raise LoomError("cli.set", field="--set", change=repr(change)) from error
     return values
 
 

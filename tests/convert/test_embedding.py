@@ -87,7 +87,7 @@ def test_an_a1111_file_keeps_its_step_and_ignores_a_strange_one():
 
 
 def test_output_embeddings_are_left_out_and_told():
-    assert any("clip_l_out, clip_g_out" in n for n in read_embedding(FORMS["onetrainer sdxl"][0]).notes)
+    assert any("clip_l_out, clip_g_out" in str(n) for n in read_embedding(FORMS["onetrainer sdxl"][0]).notes)
     assert read_embedding(FORMS["sdxl"][0]).notes == ()
 
 
@@ -238,16 +238,16 @@ def test_names_that_work_in_every_program(name):
 
 @pytest.mark.parametrize("name", ["", "Zog", "zog.v2", "zog)", "<zog>", "zog emb", "zög", "_zog", "-zog", "zog\n", "zog,", "a/b", "zog[1]"])
 def test_names_that_some_program_does_not_find(name):
-    assert any("does not work everywhere" in p for p in trigger_problems(name))
+    assert any("does not work everywhere" in str(p) for p in trigger_problems(name))
 
 
 @pytest.mark.parametrize("name", ["cat", "woman", "style"])
 def test_ordinary_words_are_warned_about(name):
-    assert any("ordinary word" in p for p in trigger_problems(name))
+    assert any("ordinary word" in str(p) for p in trigger_problems(name))
 
 
 def test_the_name_of_a_lora_is_warned_about():
-    assert any("zog_emb" in p for p in trigger_problems("zog", {"zog"}))
+    assert any("zog_emb" in str(p) for p in trigger_problems("zog", {"zog"}))
 
 
 def test_every_known_width_has_an_encoder():

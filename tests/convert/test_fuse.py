@@ -235,7 +235,7 @@ def test_a_loha_is_cut_by_rows():
 @pytest.mark.parametrize("module", [lokr(), lokr("low", "low", alpha=1.0), loha(out=12, kernel=(3, 3), tucker=True)])
 def test_kinds_without_an_exact_form_are_refused_with_the_way_out(module):
     for attempt in (lambda: split(module, THREE), lambda: join([module] * 3, THREE)):
-        with pytest.raises(FormatError, match="`approximate`"):
+        with pytest.raises(FormatError, match="approximate"):
             attempt()
 
 
@@ -289,7 +289,7 @@ def test_swapping_leaves_magnitudes_of_inputs():
 
 
 def test_swapping_a_lokr_is_refused_with_the_way_out():
-    with pytest.raises(FormatError, match="`approximate`"):
+    with pytest.raises(FormatError, match="approximate"):
         swapped(lokr())
 
 

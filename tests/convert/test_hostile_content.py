@@ -90,14 +90,14 @@ def hunyuan_video():
 def test_a_model_with_more_blocks_than_the_family_has_is_not_taken_for_it():
     lora = read(hunyuan_video())
     assert lora.family == UNKNOWN
-    assert "another model" in " ".join(lora.notes)
+    assert "another model" in " ".join(map(str, lora.notes))
     assert write(lora).keys() == hunyuan_video().keys()
 
 
 def test_a_width_no_published_model_has_is_told():
     family, doubt = detect({"transformer.transformer_blocks.0.attn.to_q": Module("lora", {"down": torch.ones(1, 1152), "up": torch.ones(1152, 1)})}, {})
     assert doubt
-    assert family != "flux1" or "`family`" in doubt
+    assert family != "flux1" or "family" in str(doubt)
 
 
 def test_names_that_mostly_fit_no_family_are_kept():
@@ -114,7 +114,7 @@ def test_a_stray_key_can_be_left_out_and_is_counted():
         read(state)
     lora = read(state, drop_unknown=True)
     assert len(lora.modules) == 1
-    assert any("1 keys or layers" in note and "logit_scale" in note for note in lora.notes)
+    assert any("1 keys or layers" in str(note) and "logit_scale" in str(note) for note in lora.notes)
 
 
 def test_wan_files_with_trained_norms_are_read():

@@ -8,6 +8,7 @@ from lora_cases import dense, error, kohya, loha, lokr, lora, random
 from lora_loom.convert import FormatError, Lora, Module, read
 from lora_loom.convert.lora import low_rank, resized, truncated_svd
 from lora_loom.convert.merge import block_of, in_block, merge, resize, squared_norm, weighted
+from lora_loom.lora_core.messages.message import Message
 
 # Factors and roots of scales are rounded to float32 a few times, 6e-8 each, and a change sums a few dozen products of them.
 ROUNDING = 1e-6
@@ -227,7 +228,7 @@ def test_nothing_cannot_be_merged():
 
 def test_bundled_embeddings_are_not_lost_without_a_word():
     notes = merge([(a_lora(embeddings={"zog": {"clip_l": torch.ones(1, 768)}}), 1.0)]).lora.notes
-    assert any("zog" in note for note in notes)
+    assert any("zog" in str(note) for note in notes)
 
 
 def test_the_loras_given_stay_as_they_are():
@@ -300,7 +301,7 @@ def test_what_is_no_plain_lora_keeps_its_size_and_is_told():
     outcome = resize(one, 1)
     assert all(outcome.lora.modules[n] is one.modules[n] for n in (A, B, C))
     assert outcome.lora.modules[CONV].rank == 1
-    assert any("3 modules that are not plain LoRA" in note and "keep their size" in note for note in outcome.lora.notes)
+    assert any("3 modules that are not plain LoRA" in str(note) and "keep their size" in str(note) for note in outcome.lora.notes)
     assert one.notes == []
     assert not resize(a_lora(), 1).lora.notes
 
@@ -501,7 +502,7 @@ def test_dora_cannot_be_weighted_unless_its_factor_is_one():
 
 
 def test_weighting_keeps_what_else_is_in_the_file():
-    one = a_lora(metadata={"a": "b"}, embeddings={"zog": {"clip_l": torch.ones(1, 768)}}, notes=["x"])
+    one = a_lora(metadata={"a": "b"}, embeddings={"zog": {"clip_l": torch.ones(1, 768)}}, notes=[Message("note.hash")])
     made = weighted(one, 0.5)
     assert (made.metadata, made.embeddings, made.notes, made.family) == (one.metadata, one.embeddings, one.notes, "sd1")
 
@@ -553,5 +554,5 @@ def test_an_exception_from_progress_ends_the_work(operation, kind):
 def test_a_block_given_as_a_pattern_that_re_searches_for_ages_is_answered_at_once():
     assert not in_block("sd1", "unet." + "a" * 200, r"(\w+\.?)+!")
     assert in_block("sd1", "unet.mid_block.attentions.0.proj_in", r"(\w+\.?)+proj_in$")
-    with pytest.raises(FormatError, match="block weights: .* is neither a block name nor a regular expression"):
+    with pytest.raises(FormatError, match="blocks: .* is neither a block name nor a regular expression"):
         in_block("sd1", "unet.a", "(")

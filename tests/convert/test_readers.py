@@ -123,7 +123,7 @@ def test_a1111_scale_zero_is_no_effect():
 
 def test_bare_a_and_b_warn_that_their_scale_is_unknown():
     notes = read(SPELLINGS["bare A and B"], family="sd1").notes
-    assert any("scale 1 is assumed" in n for n in notes)
+    assert any("scale 1 is assumed" in str(n) for n in notes)
 
 
 # --- kernels ------------------------------------------------------------------------------------------------------------------------------
@@ -329,9 +329,9 @@ def test_magnitudes_of_inputs_stay_a_row_and_both_kinds_warn():
     row = {**a_b(f"unet.{Q}", lora()), f"unet.{Q}.dora_scale": torch.ones(1, 5)}
     lora_in = read(row, family="sd1")
     assert only(lora_in)[1].parts["dora"].shape == (1, 5)
-    assert any("DoRA over inputs" in n for n in lora_in.notes)
+    assert any("DoRA over inputs" in str(n) for n in lora_in.notes)
     lora_out = read({**a_b(f"unet.{Q}", lora()), f"unet.{Q}.dora_scale": torch.ones(6, 1)}, family="sd1")
-    assert any("DoRA over outputs" in n for n in lora_out.notes)
+    assert any("DoRA over outputs" in str(n) for n in lora_out.notes)
 
 
 # --- text encoders ------------------------------------------------------------------------------------------------------------------------
@@ -489,7 +489,7 @@ def test_an_unknown_family_is_refused_with_the_known_ones():
 
 
 def test_a_layer_of_another_family_is_refused_when_the_family_is_given():
-    with pytest.raises(FormatError, match=f"{LAYER}.*`family`"):
+    with pytest.raises(FormatError, match=f"{LAYER}.*family"):
         read(GOOD, family="flux1")
 
 
@@ -535,7 +535,7 @@ def test_bundled_embeddings_are_taken_out_and_told():
     lora_ = read({**GOOD, "bundle_emb.zog.clip_l": torch.ones(2, 768), "bundle_emb.old.string_to_param.*": torch.ones(1, 768)}, family="sd1")
     assert set(lora_.embeddings) == {"zog", "old"}
     assert set(lora_.modules) == {f"unet.{Q}"}
-    assert any("zog, old" in n for n in lora_.notes)
+    assert any("zog, old" in str(n) for n in lora_.notes)
 
 
 @pytest.mark.parametrize(

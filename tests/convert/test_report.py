@@ -11,6 +11,7 @@ from lora_loom.convert.embedding import Embedding
 from lora_loom.convert.families import FAMILIES
 from lora_loom.convert.loaders import PROGRAMS, READS, loaders
 from lora_loom.convert.report import difference, embedding_lines, inspect, triggers
+from lora_loom.lora_core.messages.message import Message
 
 A = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
 B = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k"
@@ -73,31 +74,36 @@ def test_the_norm_includes_alpha_and_its_sign_does_not_matter():
 
 def test_a_lora_of_zeros_is_called_one():
     zero = Module("lora", {"down": random(1, 2, 5), "up": torch.zeros(6, 2)})
-    report = inspect(a_lora({A: zero, B: zero}, notes=["something else"]))
-    assert "changes nothing" in report.problems[0]
-    assert report.problems[1] == "something else"
-    assert not any("changes nothing" in p for p in inspect(a_lora({A: zero, B: lora()})).problems)
+    report = inspect(a_lora({A: zero, B: zero}, notes=[Message("something.else")]))
+    assert report.problems[0] == Message("note.no_effect")
+    assert report.problems[1] == Message("something.else")
+    assert not any("changes nothing" in str(p) for p in inspect(a_lora({A: zero, B: lora()})).problems)
 
 
 @pytest.mark.parametrize("module", [Module("full", {"diff_b": torch.ones(12)}), Module("other", {"oft_blocks": random(1, 2, 4, 4)})], ids=["bias", "oft"])
 def test_what_has_an_effect_that_is_no_norm_of_a_weight_is_not_said_to_change_nothing(module):
-    assert not any("changes nothing" in p for p in inspect(a_lora({A: module})).problems)
+    assert not any("changes nothing" in str(p) for p in inspect(a_lora({A: module})).problems)
+
+
+def lines_of(report):
+    return [*map(str, report.messages()), *report.bars()]
 
 
 def test_notes_of_the_reader_are_problems():
-    assert inspect(a_lora(notes=["doubt"])).problems == ("doubt",)
+    doubt = Message("note.dora_inputs")
+    assert inspect(a_lora(notes=[doubt])).problems == (doubt,)
 
 
 def test_lines_say_the_same():
-    report = inspect(a_lora(metadata={"modelspec.trigger_phrase": "zog, red hat"}, notes=["doubt"]))
-    lines = report.lines()
+    report = inspect(a_lora(metadata={"modelspec.trigger_phrase": "zog, red hat"}, notes=[Message("note.hash")]))
+    lines = lines_of(report)
     assert lines[0] == "base: Stable Diffusion 1.x"
     assert lines[1] == "spelling: kohya, 5 modules (3 lora, 1 loha, 1 full)"
     assert "2 (2x)" in lines[2]
     assert "4 (2x)" in lines[2]
     assert lines[2].endswith("alpha: 1, 2")
     assert "trigger words: zog, red hat" in lines
-    assert "note: doubt" in lines
+    assert any(line.startswith("note: The hash in the header") for line in lines)
     assert sum(line.startswith(program + ": ") for line in lines for program in PROGRAMS) == len(PROGRAMS)
     bars = {line.split()[0]: line for line in lines[-4:]}
     longest = max(report.blocks, key=lambda b: b.norm)
@@ -108,15 +114,15 @@ def test_lines_say_the_same():
 
 
 def test_lines_of_plain_files():
-    assert inspect(a_lora({A: lora(rank=4)})).lines()[2] == "rank: 4; alpha: 4"
-    lines = inspect(Lora("unknown", {"blocks.3.q": lora(rank=4)}, source="diffusers")).lines()
+    assert lines_of(inspect(a_lora({A: lora(rank=4)})))[2] == "rank: 4; alpha: 4"
+    lines = lines_of(inspect(Lora("unknown", {"blocks.3.q": lora(rank=4)}, source="diffusers")))
     assert lines[0] == "base: unknown model"
     assert not any(line.startswith(PROGRAMS) for line in lines)
-    assert inspect(a_lora({A: Module("full", {"diff": torch.ones(2, 2)})})).lines()[2].endswith("alpha: as rank")
+    assert lines_of(inspect(a_lora({A: Module("full", {"diff": torch.ones(2, 2)})})))[2].endswith("alpha: as rank")
 
 
 def test_a_lora_of_zeros_has_lines_too():
-    assert any("changes nothing" in line for line in inspect(a_lora({A: Module("lora", {"down": torch.ones(2, 5), "up": torch.zeros(6, 2)})})).lines())
+    assert any("changes nothing" in line for line in lines_of(inspect(a_lora({A: Module("lora", {"down": torch.ones(2, 5), "up": torch.zeros(6, 2)})}))))
 
 
 # --- trigger words ------------------------------------------------------------------------------------------------------------------------
@@ -257,7 +263,7 @@ def test_a_kohya_file_of_mixed_alphas_warns_of_diffusers():
 def test_a_file_that_was_read_warns_as_well():
     state = kohya("lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q", lora(8, 8, alpha=1.0))
     state |= kohya("lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k", lora(8, 768, alpha=2.0))
-    assert any("diffusers: all, but at wrong strengths" in line for line in inspect(read(state)).lines())
+    assert any("diffusers: all, but at wrong strengths" in line for line in lines_of(inspect(read(state))))
 
 
 @pytest.mark.parametrize("kind", ["loha", "lokr", "full"])
@@ -272,7 +278,7 @@ def test_diffusers_and_kohya_read_no_file_of_other_kinds(kind):
 
 def test_an_embedding_tells_its_vectors_norms_and_how_prompts_call_it():
     vectors = {"clip_l": torch.tensor([[3.0, 4.0], [6.0, 8.0]]), "clip_g": torch.ones(2, 4)}
-    lines = embedding_lines(Embedding(vectors, "<zog>", 70, ("something",)), "my_zog")
+    lines = [str(line) for line in embedding_lines(Embedding(vectors, "<zog>", 70, ("something",)), "my_zog")]
     assert lines[0] == "embedding: Stable Diffusion XL"
     assert "clip_l: 2 vectors of width 2, norms 5 to 10" in lines
     assert "clip_g: 2 vectors of width 4, norms 2 to 2" in lines

@@ -247,7 +247,7 @@ OTHERS = {
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_adapters_are_refused_by_diffusers_with_the_way_out(name):
-    with pytest.raises(FormatError, match=f"unet.{Q}.*`approximate`"):
+    with pytest.raises(FormatError, match=f"unet.{Q}.*approximate"):
         write(Lora("sd1", {f"unet.{Q}": OTHERS[name]}), "diffusers")
 
 
@@ -311,7 +311,7 @@ def test_approximation_refuses_dora_and_never_drops_a_bias_in_silence():
         approximated(Lora("sd1", {f"unet.{Q}": loha().replaced(dora=torch.ones(6, 1))}), 2)
     out, _ = approximated(Lora("sd1", {f"unet.{Q}": OTHERS["full with bias"], "unet.conv_out": lora(kernel=(3, 3))}), 2)
     assert not any("diff_b" in m.parts for m in out.modules.values())
-    assert any("bias of 1 layer" in n for n in out.notes)
+    assert any("bias of 1 layer" in str(n) for n in out.notes)
 
 
 # --- DoRA ---------------------------------------------------------------------------------------------------------------------------------
@@ -424,7 +424,7 @@ def test_flat_clip_names_fit_the_modules_of_newer_transformers():
 
 def test_kinds_peft_does_not_have_are_refused():
     for modules in ({f"unet.{Q}": lokr()}, {f"unet.{Q}": Module("full", {"diff": random(1, 6, 5)})}, {f"unet.{Q}": lora(), "unet.conv_in": loha()}):
-        with pytest.raises(FormatError, match="`approximate`"):
+        with pytest.raises(FormatError, match="approximate"):
             peft_directories(Lora("sd1", modules))
 
 
@@ -450,7 +450,7 @@ def test_names_of_an_unknown_model_are_kept_in_every_form():
 
 
 def test_an_unknown_model_has_no_peft_directory():
-    with pytest.raises(FormatError, match="`family`"):
+    with pytest.raises(FormatError, match="family"):
         peft_directories(dataclasses.replace(made("sd1"), family=UNKNOWN))
 
 

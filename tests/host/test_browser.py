@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from live_server import running
+from lora_loom.lora_core.messages.message import table
 from safetensors.torch import load_file
 
 DRIVER = Path(__file__).parent / "browser" / "panel.mjs"
@@ -104,7 +105,7 @@ def test_the_page_speaks_the_readers_language(server, renderer):
         assert told["idle"].strip() == words["panel.idle"]
         assert all(words[f"panel.{key}"] in told["finished"]["text"] for key in ("finished", "smoothed", "rate", "saves"))
         assert any(words["panel.made"].replace("{files}", f"words_{renderer}_{language}.safetensors") in toast for toast in told["finished"]["toasts"])
-        assert told["error"].endswith(words["error.rank_large"].rpartition("{most}")[2])
+        assert told["error"].endswith(table(language)["adapter.rank.too_large"].rpartition("{limit}")[2])
         assert told["marked"] == "rank"
         assert all(words[f"runs.{key}"] in told["runs"] for key in ("refresh", "compare", "state_finished", "resume", "export", "delete"))
         assert told["over"] == told["finished"]["over"] == []

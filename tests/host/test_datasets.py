@@ -255,7 +255,7 @@ def test_the_editor_changes_captions_leaves_out_and_takes_back(server):
     data = graph.add("LoraLoomLoadFolder", folder=folder)
     assert "5 pictures, 5 per epoch with repeats, 0 skipped, 1 left out in the editor" in said(graph.run(), data)
     status, answer = server.post("/lora_loom/dataset/edit", body)
-    assert (status, "was changed elsewhere meanwhile" in answer["error"]) == (409, True)
+    assert (status, "was changed elsewhere meanwhile" in answer["error"]["text"]) == (409, True)
     assert server.post("/lora_loom/dataset/undo", {"session": session}) == (200, {"changed": 2})
     assert files_of(server, folder) == before
     assert server.post("/lora_loom/dataset/undo", {"session": session}) == (200, {"changed": 0})
@@ -267,7 +267,7 @@ def test_bundled_pictures_can_be_looked_at_but_not_changed(server):
     assert found["sets"][0]["editable"] is False
     one = found["pictures"][0]
     status, answer = server.post("/lora_loom/dataset/edit", {"session": session, "captions": {one["id"]: [one["caption"], "x"]}})
-    assert (status, "is not in ComfyUI's input folder and is not changed" in answer["error"]) == (403, True)
+    assert (status, "is not in ComfyUI's input folder and is not changed" in answer["error"]["text"]) == (403, True)
 
 
 @pytest.mark.parametrize("body", [
@@ -284,7 +284,7 @@ def test_bodies_that_make_no_sense_change_nothing(server, body):
     for route in ("edit", "undo") if not isinstance(body, dict) or body.get("session") != session else ("edit",):
         status, answer = server.post(f"/lora_loom/dataset/{route}", body)
         assert 400 <= status < 500
-        assert answer["error"]
+        assert answer["error"]["text"]
     assert files_of(server, folder) == before
     assert not (server.base / "input" / folder / ".lora_loom.json").exists()
 

@@ -61,7 +61,7 @@ def test_the_state_of_a_run_holds_every_step_its_marks_and_its_pictures(server):
         assert row[5] == pytest.approx(line["lr"], rel=1e-5)
     assert state["saves"] == [5, 10, 12]
     assert [s[0] for s in state["samples"]] == [0, 6, 12]
-    assert any(message.startswith("Training ") for message in state["messages"])
+    assert any(message["code"] == "run.trains" for message in state["messages"])
     assert state["result"]["files"] == ["seen.safetensors"]
     assert "<lora:seen:1>" in state["result"]["a1111"]
     assert not state["can_continue"]
@@ -96,7 +96,7 @@ def test_buttons_save_draw_and_stop_between_two_steps(server):
     file = server.base / "output" / "loras" / "pressed.safetensors"
     assert server.post("/lora_loom/save", {"node": number}) == (200, {"asked": "save", "node": number})
     wait_for(file.exists)
-    wait_for(lambda: any(m.startswith("Saved after step") for m in panel(server, number)["messages"]))
+    wait_for(lambda: any(m["code"] == "run.saved" for m in panel(server, number)["messages"]))
     saved = panel(server, number)
     assert saved["status"] == "training"
     assert len(saved["saves"]) == 1
@@ -169,7 +169,7 @@ def test_an_error_is_a_sentence_in_the_panel(server, train, sentence):
     assert server.execute(prompt)["status"]["status_str"] == "error"
     state = panel(server, id_of(prompt, "LoraLoomTrainLora"))
     assert state["status"] == "failed"
-    assert sentence in state["sentence"]
+    assert sentence in state["error"]["text"]
 
 
 def test_the_learning_rate_test_has_a_panel_too(server):
@@ -275,7 +275,7 @@ def test_two_thousand_malformed_requests_change_nothing_and_none_is_a_server_err
         if path.startswith("/lora_loom/panel/sample?run=seen&step=6") or (method, status) == ("GET", 200):
             continue
         assert status in allowed, (method, path, body, status, answer[:200])
-        assert json.loads(answer)["error"], (method, path)
+        assert json.loads(answer)["error"]["text"], (method, path)
     print(f"answers {counts}, slowest {slowest * 1000:.0f} ms")
     assert 500 not in counts
     assert tree(server) == before

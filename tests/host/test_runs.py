@@ -109,7 +109,7 @@ def test_a_running_run_says_so_and_is_not_deleted(server):
         time.sleep(0.05)
     assert found[0]["state"] == "running"
     status, answer = server.post(f"{RUNS}/delete", {"id": "long"})
-    assert (status, "is running" in answer["error"]) == (409, True)
+    assert (status, "is running" in answer["error"]["text"]) == (409, True)
     assert server.post("/lora_loom/stop", {"node": node})[0] == 200
     server.result(queued)
     assert row(server, "long")["state"] == "stopped"
@@ -249,7 +249,7 @@ def test_a_paused_run_is_listed_as_paused(server):
         time.sleep(0.1)
     assert server.post("/lora_loom/pause", {"node": number})[0] == 200
     server.result(queued)
-    assert (row(server, "rests")["state"], row(server, "rests")["said"]) == ("paused", "")
+    assert (row(server, "rests")["state"], row(server, "rests")["error"]) == ("paused", None)
 
 
 def test_export_writes_a_loadable_file_and_never_over_another(server):
@@ -267,7 +267,7 @@ def test_export_writes_a_loadable_file_and_never_over_another(server):
     with safe_open(folder / "kept_2.safetensors", "pt") as mine, safe_open(runs_root(server) / "kept" / "kept.safetensors", "pt") as result:
         assert set(mine.keys()) == set(result.keys())
     status, answer = server.post(f"{RUNS}/export", {"id": "kept", "save": 4})
-    assert (status, answer["error"]) == (409, "save: kept has no save of step 4; it has 3, 6, 9.")
+    assert (status, answer["error"]["text"]) == (409, "save: kept has no save of step 4; it has 3, 6, 9.")
 
 
 def test_an_exported_save_draws_what_the_node_draws(server):
@@ -342,7 +342,7 @@ def test_the_folder_opens_only_where_the_browser_is_on_the_same_machine(server):
     assert server.opened.read_text().splitlines() == [str(runs_root(server) / "kept")]
     for headers in ({"X-Forwarded-For": "10.0.0.7"}, {"Host": f"192.168.1.5:{server.port}"}):
         status, answer = server.post(f"{RUNS}/open", {"id": "kept"}, headers=headers)
-        assert (status, answer["error"]) == (403, "the folder is on the server, in ComfyUI's output folder: lora_loom/kept")
+        assert (status, answer["error"]["text"]) == (403, "the folder is on the server, in ComfyUI's output folder: lora_loom/kept")
     assert len(server.opened.read_text().splitlines()) == 1
 
 
@@ -387,7 +387,7 @@ def test_no_name_leads_out_of_the_listing(server):
         for action, body in (("delete", {"id": name}), ("export", {"id": name, "save": "result"}), ("open", {"id": name}), ("restore", {"trash": name})):
             status, answer = server.post(f"{RUNS}/{action}", body)
             assert 400 <= status < 500, (action, name, status)
-            assert answer["error"]
+            assert answer["error"]["text"]
     for step in ("-1", "1e9", "9.0", "../9", "٩", "9" * 5000, "", "0x9", "before"):
         assert raw(server, "GET", f"{RUNS}/picture?id=kept&step={quote(step)}")[0] == 404
     assert state_of_disk(server) == before
@@ -429,7 +429,7 @@ def test_600_malformed_requests_change_nothing_and_get_a_reason(server):
         slowest = max(slowest, time.monotonic() - began)
         seen.add(status)
         assert 400 <= status < 500, (n, action, status, data[:200])
-        assert json.loads(data)["error"]
+        assert json.loads(data)["error"]["text"]
     assert state_of_disk(server) == before
     assert "Traceback" not in server.log.read_text()[log_from:]
     print(f"600 malformed requests: {sorted(seen)}, slowest {slowest * 1000:.0f} ms")

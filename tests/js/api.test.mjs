@@ -48,7 +48,7 @@ test("a change is sent as JSON", async () => {
 });
 
 test("a refusal is the sentence of the server", async () => {
-  const refused = client(409, '{"error": "the run is going on"}').postJson(route("runs/delete"), {});
+  const refused = client(409, '{"error": {"text": "the run is going on"}}').postJson(route("runs/delete"), {});
   await assert.rejects(refused, failure(409, /^the run is going on$/));
 });
 

@@ -9,18 +9,18 @@ openPage();
 const KIND = "LoraLoomTrainLora";
 const row = (step) => [step, step, 0.5, 0.5, 0.5, 1e-4, 1];
 const EVENT = {
-  node: "3", kind: KIND, workflow: "w", session: "s", changes: 1, run: "cat", status: "training", doing: "", step: 2,
+  node: "3", kind: KIND, workflow: "w", session: "s", changes: 1, run: "cat", status: "training", doing: {}, step: 2,
   steps: 9, speed: 2, left_s: 4, memory: null, rows: [row(1), row(2)],
 };
 const STATE = {
-  ...EVENT, sentence: "", inputs: {}, probes: [], saves: [], samples: [], messages: [], result: {}, can_continue: false,
+  ...EVENT, error: {}, inputs: {}, probes: [], saves: [], samples: [], messages: [], result: {}, can_continue: false,
 };
 
 function panelOn(host, { ids = ["3"], workflow = "w" } = {}) {
   const marks = [];
   const seat = {
     kind: KIND, ids: () => ids, workflow: () => workflow, grow() {},
-    mark(sentence) { marks.push(sentence); return { name: "rank" }; },
+    mark(error) { marks.push(error); return { name: "rank" }; },
     unmark() { marks.pop(); },
     goOn: async () => {},
   };
@@ -99,8 +99,9 @@ test("the end of a run is told once, and only in a page that saw it go on", () =
 
 test("the field of an error is marked until the run is another one", () => {
   const panel = panelOn(fakeHost({ "/lora_loom/panel": { panel: null } }));
-  panel.set({ ...STATE, status: "failed", sentence: "adapter.rank: 1024 is too large" });
-  assert.deepEqual(panel.marks, ["adapter.rank: 1024 is too large"]);
+  const error = { code: "rank", field: "adapter.rank", values: {}, text: "adapter.rank: 1024 is too large" };
+  panel.set({ ...STATE, status: "failed", error });
+  assert.deepEqual(panel.marks, [error]);
   assert.equal(panel.error.hidden, false);
   panel.take({ ...EVENT, session: "new" });
   assert.deepEqual(panel.marks, []);

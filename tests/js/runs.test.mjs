@@ -7,7 +7,8 @@ import { Runs, exportChoices, exportedSave, filteredRuns } from "../../js/runs.j
 openPage();
 const RUN = {
   id: "cat", method: "lora", base: "Stable Diffusion 1.x", trigger: "zog", step: 5, steps: 9, best: null,
-  state: "running", said: "", changed: 1, size_bytes: 1e6, picture: null, saves: [3, 6], best_save: null, results: [],
+  state: "running", error: null, changed: 1, size_bytes: 1e6, picture: null, saves: [3, 6], best_save: null,
+  results: [],
 };
 
 test("the weights to export: the result, the best, then whole saves from the newest on, none twice", () => {

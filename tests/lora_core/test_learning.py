@@ -193,8 +193,8 @@ def test_the_best_step_draws_no_worse_than_the_last_one_of_a_run_that_goes_wrong
     drawn = {}
 
     class Judge(Listener):
-        def on_message(self, text):
-            if text.startswith("The result holds the weights after step"):
+        def on_note(self, message):
+            if message.code == "result.best":
                 drawn["last"] = score(toy_backend, "object")[0]
 
     job = merged(demo_job("object"), {

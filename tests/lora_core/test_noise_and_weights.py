@@ -96,8 +96,8 @@ def test_a_weight_that_does_nothing_on_this_model_is_said(toy_config, run_toy, t
         def __init__(self):
             self.messages = []
 
-        def on_message(self, text):
-            self.messages.append(text)
+        def on_warning(self, message):
+            self.messages.append(str(message))
 
     said, plain = Heard(), Heard()
     objective = toy_backend.objective

@@ -7,7 +7,16 @@ from typing import Any
 
 from comfy_api.latest import ComfyExtension, io, ui
 
-__all__ = ["ComfyExtension", "io", "make_input", "make_output", "schema", "ui"]
+__all__ = ["ComfyExtension", "host_version", "io", "make_input", "make_output", "schema", "ui"]
+
+
+def host_version() -> str:
+    """The host by name, with its version where it tells."""
+    try:
+        from comfyui_version import __version__
+    except ImportError:
+        return "ComfyUI"
+    return f"ComfyUI {__version__}"
 
 
 def _known(call: Any, keywords: dict[str, Any]) -> dict[str, Any]:

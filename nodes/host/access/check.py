@@ -23,5 +23,5 @@ def require_matched(tensors: Mapping[str, torch.Tensor], model: Any, clip: Any =
         used |= getattr(loaded, "loaded_keys", set())
     left = [key for key in state if key not in used]
     if left:
-        raise LoomError(f"The written LoRA has {len(left)} keys this ComfyUI does not read, e.g. {left[0]}; please report this model.")
+        raise LoomError("host.keys_unread", count=len(left), key=left[0])
     return sum(key.endswith((".lora_up.weight", ".lora_B.weight")) for key in used)

@@ -37,9 +37,9 @@ def training_folder(choice: str) -> Path:
     root = Path(folder_paths.get_input_directory()).resolve()
     folder = (root / choice).resolve()
     if "\0" in choice or not folder.is_relative_to(root) or folder == root:
-        raise LoomError(f"folder: {choice!r} is not below ComfyUI's input folder; put your pictures in a folder there and choose it.")
+        raise LoomError("folder.outside", field="folder", folder=repr(choice))
     if not folder.is_dir():
-        raise LoomError(f"folder: there is no folder {choice!r} in ComfyUI's input folder; refresh the list and choose again.")
+        raise LoomError("folder.missing", field="folder", folder=repr(choice))
     return folder
 
 
@@ -86,10 +86,10 @@ def file_names_in(kind: str) -> list[str]:
 def model_file(kind: str, choice: str) -> Path:
     """The file behind a choice of `file_names_in`. Raises LoomError for anything the host does not list."""
     if choice not in file_names_in(kind):
-        raise LoomError(f"file: {choice!r} is not among this ComfyUI's {kind}; refresh the list and choose again.")
+        raise LoomError("file.unlisted", field="file", file=repr(choice), kind=kind)
     path = folder_paths.get_full_path(kind, choice)
     if path is None:
-        raise LoomError(f"file: {choice!r} has gone from this ComfyUI's {kind}; refresh the list and choose again.")
+        raise LoomError("file.gone", field="file", file=repr(choice), kind=kind)
     return Path(path)
 
 
@@ -105,5 +105,5 @@ def checkpoint_file(choice: str) -> Path:
     """The file behind a choice of `checkpoint_names`."""
     kind, _, name = choice.partition("/")
     if kind not in _CHECKPOINT_KINDS:
-        raise LoomError(f"checkpoint: {choice!r} is not among this ComfyUI's models; refresh the list and choose again.")
+        raise LoomError("checkpoint.unlisted", field="checkpoint", checkpoint=repr(choice))
     return model_file(kind, name)

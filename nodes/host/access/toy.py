@@ -109,7 +109,7 @@ def _clip(folder: Path) -> Any:
     clip = comfy.sd.CLIP(target, embedding_directory=folders, model_options={"dtype": torch.float32}, **options)
     missing, unexpected = clip.load_sd(state)
     if unexpected or [key for key in missing if "logit_scale" not in key]:
-        raise LoomError(f"The toy's text encoder does not fit this ComfyUI: {len(missing)} tensors missing, {len(unexpected)} unknown; please report it.")
+        raise LoomError("toy.other_encoder", missing=len(missing), unknown=len(unexpected))
     return clip
 
 

@@ -172,7 +172,7 @@ class HostBackend:
         largest: tuple[int, ...] = (),
     ) -> Iterator[None]:
         if adapters.changes_text and self.texts.any_wired:
-            raise LoomError("dataset: its text comes encoded from other nodes, so neither text encoders nor tokens can be trained; give captions.")
+            raise LoomError("dataset.texts_encoded", field="dataset")
         self._require_further_input()
         text_names = set(self.texts.names.values()) if adapters.changes_text else set()
         ours = {name: m for name, m in layers.items() if name not in text_names}
@@ -237,7 +237,7 @@ class HostBackend:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
             reason = str(error).splitlines()[0][:120]
-            raise LoomError(f"clip: the model cannot run on a test input with its text ({reason}); wire the CLIP that belongs to this model.") from error
+            raise LoomError("clip.other_model", field="clip", reason=reason) from error
 
     def _tiny_forward(self) -> torch.Tensor:
         """A prediction for fixed noise of 8 x 8 latent pixels and any caption."""

@@ -12,52 +12,56 @@ from torch import nn
 
 from ....lora_core.backends.base import TRAINING_GUIDANCE
 from ....lora_core.messages.errors import LoomError
+from ....lora_core.messages.message import Message
 
 
 @dataclasses.dataclass(frozen=True)
 class FurtherInput:
     """An input beside noise and text without which a model is asked something it was not made for.
 
-    `entries`: those of the host's conditioning that give it. `plain`: what to train instead.
+    `model`, `needs` and `plain` are codes of messages. `entries`: those of the host's conditioning that give it. `plain`: what to train instead.
     """
 
     model: str
     needs: str
     entries: tuple[str, ...]
-    plain: str = "the text-to-image model it was made from"
+    plain: str = "plain_model.text_to_image_model_it_was_made_from"
+    count: int = 0
 
     def given_in(self, conditioning: Mapping[str, Any]) -> bool:
         return all(conditioning.get(entry) is not None for entry in self.entries)
 
     def error(self) -> LoomError:
-        return LoomError(f"model: this is {self.model} and needs {self.needs}, which a dataset cannot give it yet; train {self.plain}.")
+        model = Message.of(self.model, **({"count": self.count} if self.count else {}))
+        needs, plain = Message.of(self.needs), Message.of(self.plain)
+        return LoomError("model.further_input", field="model", model=model, needs=needs, plain=plain)
 
 
-_VIDEO = "a text-to-video model of the same family"
+_VIDEO = "plain_model.text_to_video_model_of_the_same_family"
 _SHOWN, _MASKED = ("concat_latent_image",), ("concat_latent_image", "concat_mask")
-_INPAINTING = ("a mask and the masked picture", _MASKED)
+_INPAINTING = ("input.mask_and_the_masked_picture", _MASKED)
 
 _BY_CLASS = {  # of comfy.model_base; older hosts lack some
-    "IP2P": FurtherInput("an instruct-pix2pix model", "the picture to edit", _SHOWN),
-    "HunyuanVideoI2V": FurtherInput("an image-to-video model", "a first frame", _MASKED, _VIDEO),
-    "HunyuanVideoSkyreelsI2V": FurtherInput("an image-to-video model", "a first frame", _SHOWN, _VIDEO),
-    "HunyuanVideo15_SR_Distilled": FurtherInput("an upscaler", "the small video", _SHOWN, _VIDEO),
-    "HunyuanImage21Refiner": FurtherInput("a refiner", "the picture to refine", _SHOWN),
-    "WAN21_Vace": FurtherInput("a VACE model", "control frames and a mask", ("vace_frames", "vace_mask"), _VIDEO),
-    "WAN21_Camera": FurtherInput("a camera-control model", "a camera path", ("camera_conditions",), _VIDEO),
-    "WAN21_HuMo": FurtherInput("a HuMo model", "sound and a reference picture", ("audio_embed", "reference_latents"), _VIDEO),
-    "WAN22_S2V": FurtherInput("a speech-to-video model", "sound and a reference picture", ("audio_embed", "reference_latents"), _VIDEO),
-    "WAN22_Animate": FurtherInput("an Animate model", "a pose video and a face video", ("pose_video_latent", "face_video_pixels"), _VIDEO),
-    "WAN_Animate2": FurtherInput("an Animate model", "a pose video", ("pose_video_latent",), _VIDEO),
-    "WAN21_SCAIL": FurtherInput("a SCAIL model", "a pose video and a reference picture", ("pose_video_latent", "reference_latents"), _VIDEO),
-    "WAN22_WanDancer": FurtherInput("a dance model", "music", ("audio_embed",), _VIDEO),
-    "SVD_img2vid": FurtherInput("an image-to-video model", "a first frame", _SHOWN, _VIDEO),
-    "Stable_Zero123": FurtherInput("a novel-view model", "a picture of the object", _SHOWN),
-    "SD_X4Upscaler": FurtherInput("an upscaler", "the small picture", ("concat_image",)),
-    "SD21UNCLIP": FurtherInput("an unCLIP model", "a CLIP Vision output", ("unclip_conditioning",)),
-    "StableCascade_B": FurtherInput("Stable Cascade's stage B", "the latent of stage C", ("stable_cascade_prior",), "stage C"),
-    "SeedVR2": FurtherInput("an upscaler", "the small video", ("condition",), _VIDEO),
-    "PiD": FurtherInput("a decoder of latents", "the latent to decode", ("lq_latent",)),
+    "IP2P": FurtherInput("kind_of_model.instruct_pix2pix_model", "input.picture_to_edit", _SHOWN),
+    "HunyuanVideoI2V": FurtherInput("kind_of_model.image_to_video_model", "input.first_frame", _MASKED, _VIDEO),
+    "HunyuanVideoSkyreelsI2V": FurtherInput("kind_of_model.image_to_video_model", "input.first_frame", _SHOWN, _VIDEO),
+    "HunyuanVideo15_SR_Distilled": FurtherInput("kind_of_model.upscaler", "input.small_video", _SHOWN, _VIDEO),
+    "HunyuanImage21Refiner": FurtherInput("kind_of_model.refiner", "input.picture_to_refine", _SHOWN),
+    "WAN21_Vace": FurtherInput("kind_of_model.vace_model", "input.control_frames_and_a_mask", ("vace_frames", "vace_mask"), _VIDEO),
+    "WAN21_Camera": FurtherInput("kind_of_model.camera_control_model", "input.camera_path", ("camera_conditions",), _VIDEO),
+    "WAN21_HuMo": FurtherInput("kind_of_model.humo_model", "input.sound_and_a_reference_picture", ("audio_embed", "reference_latents"), _VIDEO),
+    "WAN22_S2V": FurtherInput("kind_of_model.speech_to_video_model", "input.sound_and_a_reference_picture", ("audio_embed", "reference_latents"), _VIDEO),
+    "WAN22_Animate": FurtherInput("kind_of_model.animate_model", "input.pose_video_and_a_face_video", ("pose_video_latent", "face_video_pixels"), _VIDEO),
+    "WAN_Animate2": FurtherInput("kind_of_model.animate_model", "input.pose_video", ("pose_video_latent",), _VIDEO),
+    "WAN21_SCAIL": FurtherInput("kind_of_model.scail_model", "input.pose_video_and_a_reference_picture", ("pose_video_latent", "reference_latents"), _VIDEO),
+    "WAN22_WanDancer": FurtherInput("kind_of_model.dance_model", "input.music", ("audio_embed",), _VIDEO),
+    "SVD_img2vid": FurtherInput("kind_of_model.image_to_video_model", "input.first_frame", _SHOWN, _VIDEO),
+    "Stable_Zero123": FurtherInput("kind_of_model.novel_view_model", "input.picture_of_the_object", _SHOWN),
+    "SD_X4Upscaler": FurtherInput("kind_of_model.upscaler", "input.small_picture", ("concat_image",)),
+    "SD21UNCLIP": FurtherInput("kind_of_model.unclip_model", "input.clip_vision_output", ("unclip_conditioning",)),
+    "StableCascade_B": FurtherInput("kind_of_model.stable_cascade_stage_b", "input.latent_of_stage_c", ("stable_cascade_prior",), "plain_model.stage_c"),
+    "SeedVR2": FurtherInput("kind_of_model.upscaler", "input.small_video", ("condition",), _VIDEO),
+    "PiD": FurtherInput("kind_of_model.decoder_of_latents", "input.latent_to_decode", ("lq_latent",)),
 }
 
 # What these concatenate is blank for text alone as well, so their plain form and the one for pictures are told apart by nothing.
@@ -75,9 +79,9 @@ def further_input(model: Any) -> FurtherInput | None:
             return needed
     unet_config = model.model_config.unet_config
     if unet_config.get("use_additional_t_cond"):
-        return FurtherInput("Qwen-Image-Layered", "the picture to take apart", ("reference_latents",))
+        return FurtherInput("kind_of_model.qwen_image_layered", "input.picture_to_take_apart", ("reference_latents",))
     if unet_config.get("image_model") == "qwen_image" and unet_config.get("default_ref_method") == "index_timestep_zero":
-        return FurtherInput("Qwen-Image-Edit", "the picture to edit", ("reference_latents",))
+        return FurtherInput("kind_of_model.qwen_image_edit", "input.picture_to_edit", ("reference_latents",))
     return None if any(_is(model, name) for name in _BLANK_FOR_TEXT) else _concatenated(model)
 
 
@@ -93,18 +97,18 @@ def _concatenated(model: Any) -> FurtherInput | None:
     if not appended:
         return None
     if "mask" in model.concat_keys:
-        return FurtherInput("an inpainting model", *_INPAINTING)
+        return FurtherInput("kind_of_model.inpainting_model", *_INPAINTING)
     if _is(model, "Flux"):
         if appended > channels:
-            return FurtherInput("a fill (inpainting) model", *_INPAINTING)
-        return FurtherInput("a control model (such as Canny or Depth)", "a control picture", _SHOWN)
+            return FurtherInput("kind_of_model.fill_inpainting_model", *_INPAINTING)
+        return FurtherInput("kind_of_model.control_model_such_as_canny_or_depth", "input.control_picture", _SHOWN)
     if "mask_inverted" in model.concat_keys:  # Cosmos: a mask of the frames that are given
-        return FurtherInput("an image-to-video model", "first frames", ("concat_mask",), _VIDEO)
+        return FurtherInput("kind_of_model.image_to_video_model", "input.first_frames", ("concat_mask",), _VIDEO)
     if _is(model, "WAN21"):
         if appended % channels == 4:  # a mask for each of the four frames in a latent one
-            return FurtherInput("an image-to-video model", "a first frame", _MASKED, _VIDEO)
-        return FurtherInput("a control model", "a control video", _SHOWN, _VIDEO)
-    return FurtherInput(f"a model with {appended} channels beside the noise", "what belongs into them", _SHOWN)
+            return FurtherInput("kind_of_model.image_to_video_model", "input.first_frame", _MASKED, _VIDEO)
+        return FurtherInput("kind_of_model.control_model", "input.control_video", _SHOWN, _VIDEO)
+    return FurtherInput("kind_of_model.channels_beside", "input.for_channels", _SHOWN, count=appended)
 
 
 def _appended_channels(model: Any) -> int:

@@ -149,7 +149,7 @@ class HostTexts:
         encoded = stored or self._encode(caption)
         width, wanted = encoded[0][0].shape[-1], self._width
         if wanted is not None and width != wanted:
-            raise LoomError(f"clip: encodes text with width {width}, the model reads {wanted}; wire the CLIP that belongs to this model.")
+            raise LoomError("clip.width", field="clip", width=width, wanted=wanted)
         size = 0 if stored else encoded[0][0].nbytes  # what is in the store is mapped from there
         return self._encoded.put(caption, encoded, size)
 

@@ -39,7 +39,7 @@ def kind_of(sampling: Any) -> str:
             if kind:
                 return kind
             break
-    raise LoomError(f"model: its sampling type {type(sampling).__mro__[1].__name__} is not a diffusion target that can be trained; use another base model.")
+    raise LoomError("model.sampling_type", field="model", type=type(sampling).__mro__[1].__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +88,7 @@ def host_objective(sampling: Any, config: ObjectiveConfig) -> HostObjective:
     """The objective of a model with this `model_sampling`."""
     kind = kind_of(sampling)
     if config.zero_terminal_snr and not getattr(sampling, "zsnr", False):
-        raise LoomError("objective.zero_terminal_snr: put a ModelSamplingDiscrete node with zsnr in front, so that sampling uses the same schedule.")
+        raise LoomError("objective.zero_terminal_snr.host", field="objective.zero_terminal_snr")
     return HostObjective(kind, _levels(sampling, kind, config), config, sampling)
 
 

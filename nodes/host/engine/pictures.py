@@ -22,7 +22,7 @@ class HostPictures:
         self._patcher, self._model, self._vae = patcher, patcher.model, vae
         found, wanted = getattr(vae, "latent_channels", self._channels), self._channels
         if found != wanted:
-            raise LoomError(f"vae: makes latents with {found} channels, the model reads {wanted}; wire the VAE that belongs to this model.")
+            raise LoomError("vae.channels", field="vae", channels=found, wanted=wanted)
 
     @property
     def _channels(self) -> int:
@@ -41,7 +41,7 @@ class HostPictures:
             latent = self._model.process_latent_in(self._vae.encode(pixels))
             wanted = self._channels
             if latent.shape[1] != wanted:
-                raise LoomError(f"vae: made latents with {latent.shape[1]} channels, the model reads {wanted}; wire the VAE that belongs to this model.")
+                raise LoomError("vae.channels_made", field="vae", channels=latent.shape[1], wanted=wanted)
             if self._model.latent_format.latent_dimensions == 3 and latent.ndim == 4:
                 latent = latent.unsqueeze(2)
         return latent.clone()
@@ -50,7 +50,7 @@ class HostPictures:
         """(mean, standard deviation) of the latents, both in the model's units. Raises LoomError for a VAE that gives one answer only."""
         form = getattr(getattr(self._vae, "first_stage_model", None), "regularization", None)
         if not isinstance(form, DiagonalGaussianRegularizer):
-            raise LoomError("data.latents: this VAE gives one answer, not a mean and a spread; choose mean.")
+            raise LoomError("data.latents.no_spread", field="data.latents")
         forward, answers = form.forward, []
 
         def noted(answer: torch.Tensor) -> Any:
@@ -60,7 +60,7 @@ class HostPictures:
         with override(form, "forward", noted):
             mean = self.encode(pixels)
         if len(answers) != 1:
-            raise LoomError("data.latents: the VAE had to encode in tiles, which have no common spread; choose mean, or lower data.resolution.")
+            raise LoomError("data.latents.tiled", field="data.latents")
         with torch.inference_mode():
             log_variance = answers[0].float().chunk(2, 1)[1].clamp(-30, 20)
             deviation = (0.5 * log_variance).exp().to(mean.device)
@@ -74,7 +74,7 @@ class HostPictures:
         with torch.inference_mode():
             wanted = self._channels
             if samples.shape[1] != wanted:
-                raise LoomError(f"dataset: a latent has {samples.shape[1]} channels, the model reads {wanted}; encode the pictures with this model's VAE.")
+                raise LoomError("dataset.latent_channels", field="dataset", channels=samples.shape[1], wanted=wanted)
             return self._model.process_latent_in(samples).clone()
 
     def decode(self, latents: torch.Tensor) -> list[Image.Image]:

@@ -90,4 +90,4 @@ def wired(file: Path) -> list:
             tensors = {key.removeprefix("text."): opened.get_tensor(key) for key in keys}
             return whole(tensors, json.loads((opened.metadata() or {})["text"]))
     except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
-        raise LoomError(f"{file.name}: holds no conditioning ({error}); bring the latents in again.") from error
+        raise LoomError("texts.unreadable", file=file.name, reason=error) from error

@@ -30,13 +30,11 @@ def verify(
         if isinstance(error, torch.OutOfMemoryError):
             raise
         raise LoomError(
-            f"model: {type(network).__name__} of this ComfyUI version cannot be trained by this version of LoRA Loom "
-            f"({str(error).splitlines()[0][:160]}); please report it. No step was made."
+            "model.untrainable", field="model", network=type(network).__name__, reason=str(error).splitlines()[0][:160]
         ) from error
     if not difference.tolerable(dtype):
         total, worst = difference
         raise LoomError(
-            f"model: the self-test on {type(network).__name__} found gradients off by {total:.1%}, most at {worst}; training would go wrong, so it was "
-            "not started. Turn checkpointing off, or report this model."
+            "model.self_test", field="model", network=type(network).__name__, error=f"{total:.1%}", layer=worst
         )
     return difference.error

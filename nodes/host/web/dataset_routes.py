@@ -65,7 +65,8 @@ def contents(session: Session) -> dict[str, Any]:
 
 def _shown(item: Editable, n: int) -> dict[str, Any]:
     return {
-        "id": item.id, "set": n, "name": item.name, "caption": item.caption, "excluded": item.excluded, "locked": item.locked,
+        "id": item.id, "set": n, "name": item.name, "caption": item.caption, "excluded": item.excluded,
+        "locked": item.locked and item.locked.as_json(),
         "width": item.picture.width_px, "height": item.picture.height_px,
     }  # fmt: skip
 
@@ -79,11 +80,11 @@ def edit(session: Session, captions: dict[str, tuple[str, str]], excluded: dict[
             mine = {item.id for item in listed(Path(data.folder), data)} & left
             left -= mine
             if mine and not editable(data):
-                raise Refused(403, f"{Path(data.folder).name} is not in ComfyUI's input folder and is not changed; copy it there to edit it")
+                raise Refused(403, "editor.outside", folder=Path(data.folder).name)
             if mine:
                 jobs.append((data, mine))
         if left:
-            raise Refused(404, f"{len(left)} of the pictures are not in this dataset; load it again")
+            raise Refused(404, "editor.not_in_dataset", count=len(left))
         done, number = 0, time.time_ns()
         for data, mine in jobs:
             chosen = {key: captions[key] for key in mine if key in captions}
@@ -101,19 +102,19 @@ def take_back(session: Session) -> int:
 
 def _session(key: Any) -> Session:
     if not isinstance(key, str) or key not in _open:
-        raise Refused(404, "this dataset is not open; run its node")
+        raise Refused(404, "editor.not_open")
     return _open[key]
 
 
 def _edits(body: dict[str, Any]) -> tuple[dict[str, tuple[str, str]], dict[str, bool]]:
     captions, excluded = body.get("captions", {}), body.get("excluded", {})
     if not isinstance(captions, dict) or not isinstance(excluded, dict) or len(captions) + len(excluded) > MAX_CHANGES:
-        raise Refused(400, f"captions and excluded are objects by picture id with at most {MAX_CHANGES} entries")
+        raise Refused(400, "request.edits", limit=MAX_CHANGES)
     for pair in captions.values():
         if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(t, str) and len(t) <= 2 * MAX_CAPTION for t in pair):
-            raise Refused(400, "a caption is changed by [the text that was seen, the new text]")
+            raise Refused(400, "request.caption")
     if not all(isinstance(value, bool) for value in excluded.values()):
-        raise Refused(400, "excluded takes true or false")
+        raise Refused(400, "request.excluded")
     return {key: (pair[0], pair[1]) for key, pair in captions.items()}, excluded
 
 
@@ -135,11 +136,11 @@ def add_dataset_routes() -> None:
     async def thumb(request: web.Request) -> web.Response:
         path = _session(request.query.get("session")).paths.get(request.query.get("id", ""))
         if path is None:
-            raise Refused(404, "there is no such picture; load the dataset first")
+            raise Refused(404, "editor.no_picture")
         try:
             data = await in_thread(_jpeg, path)
         except PictureError as error:
-            raise Refused(404, f"{path.name} {error}") from error
+            raise Refused(404, "picture.of", name=path.name, error=error) from error
         return web.Response(body=data, content_type="image/jpeg", headers={"X-Content-Type-Options": "nosniff", "Cache-Control": "private, max-age=60"})
 
     @host.routes.post(f"{PREFIX}/dataset/edit")

@@ -12,7 +12,9 @@ import comfy.model_management
 import comfy.utils
 from PIL import Image
 
-from ....lora_core.events import Control, Listener, StepReport
+from ....lora_core.events import Control, Listener, Measure, StepReport
+from ....lora_core.messages.message import Message
+from ....lora_core.runs.reports import probed
 from .routes import PREFIX, Refused, body_of, guarded, server
 
 MIN_INTERVAL_S = 0.25
@@ -31,9 +33,18 @@ class LiveNode(Listener):
         self._loss = 0.0
         self._preview: Image.Image | None = None
 
-    def on_message(self, text: str) -> None:
+    def on_progress(self, what: str, done: int, total: int) -> None:
         comfy.model_management.throw_exception_if_processing_interrupted()
-        self._text(text, force=not text.startswith("Encoding"))
+        self._text(str(Message.of(what, done=done, total=total)))
+
+    def on_warning(self, message: Message) -> None:
+        self._text(str(message), force=True)
+
+    def on_note(self, message: Message) -> None:
+        self._text(str(message), force=True)
+
+    def on_validation(self, measure: Measure, best: Measure) -> None:
+        self._text(str(probed(measure, best)), force=True)
 
     def on_start(self, first_step: int, steps: int, facts: dict[str, Any]) -> None:
         self._first, self._began = first_step, time.monotonic()
@@ -127,7 +138,7 @@ def add_routes() -> None:
             node = (await body_of(request)).get("node")
             control = _find(str(node)) if isinstance(node, str | int) else None
             if control is None:
-                raise Refused(404, "no run is going on in that node")
+                raise Refused(404, "run.none_in_node")
             ask(control)
             return web.json_response({"asked": name, "node": str(node)})
 

@@ -9,8 +9,9 @@ from typing import Any
 import comfy.model_management
 import psutil
 import torch
+from nodes.lora_core.messages.errors import message_of
 
-from ...jobs.panel import Panel, PanelHost, Panels, sentence_of
+from ...jobs.panel import Panel, PanelHost, Panels
 from ..access.paths import runs_root
 from .live import Cancelled
 from .routes import server
@@ -68,12 +69,12 @@ def shown(execute: Callable[..., Any]) -> Callable[..., Any]:
         try:
             out = execute(cls, *args, **kwargs)
         except Cancelled:
-            panel.changed(status="paused" if panel.outcome == "paused" else "cancelled", doing="")
+            panel.changed(status="paused" if panel.outcome == "paused" else "cancelled", doing={})
             raise
         except BaseException as error:
-            panel.changed(status="failed", doing="", sentence=sentence_of(error))
+            panel.changed(status="failed", doing={}, error=message_of(error).as_json())
             raise
-        panel.changed(status="stopped" if panel.outcome == "stopped" else "finished", doing="")
+        panel.changed(status="stopped" if panel.outcome == "stopped" else "finished", doing={})
         return out
 
     return watched

@@ -21,7 +21,7 @@ SIZES_PX = (SMALL_PX, 1024)
 def _text(request: Any, name: str) -> str:
     value = request.query.get(name, "")
     if len(value) > LONGEST_ID:
-        raise Refused(400, f"{name} is too long")
+        raise Refused(400, "request.long", name=name)
     return value
 
 
@@ -30,7 +30,7 @@ def _number(request: Any, name: str, default: int | None = None) -> int:
     if value is None and default is not None:
         return default
     if value is None or not re.fullmatch(r"[0-9]{1,9}", value):
-        raise Refused(400, f"{name} is a whole number")
+        raise Refused(400, "request.number", name=name)
     return int(value)
 
 
@@ -47,7 +47,7 @@ def sample_file(run: str, step: int) -> Path:
     name = "before.png" if step == 0 else f"step-{step}.png"
     file = next((p for p in (folder / "samples").glob("*.png") if p.name == name), None) if folder else None
     if file is None or not file.resolve().is_relative_to(root.resolve()):
-        raise Refused(404, "there is no such sample")
+        raise Refused(404, "sample.missing")
     return file
 
 
@@ -56,7 +56,7 @@ def _jpeg(run: str, step: int, side_px: int) -> bytes:
     try:
         thumbnail(sample_file(run, step), side_px).save(out, "JPEG", quality=90)
     except PictureError as error:
-        raise Refused(404, f"the sample {error}") from error
+        raise Refused(404, "sample.unreadable", error=error) from error
     return out.getvalue()
 
 
@@ -73,7 +73,7 @@ def add_panel_routes() -> None:
     async def panel(request: web.Request) -> web.Response:
         node = _text(request, "node")
         if not node:
-            raise Refused(400, "node is the id of a node")
+            raise Refused(400, "request.node")
         text = await in_thread(snapshot, node, _text(request, "workflow"), _number(request, "after", 0), _text(request, "session"))
         return web.Response(text=text, content_type="application/json", headers={"Cache-Control": "no-store"})
 
@@ -82,7 +82,7 @@ def add_panel_routes() -> None:
     async def sample(request: web.Request) -> web.Response:
         side_px = _number(request, "size", SIZES_PX[-1])
         if side_px not in SIZES_PX:
-            raise Refused(400, f"size is one of {', '.join(map(str, SIZES_PX))}")
+            raise Refused(400, "request.size", sizes=[*map(str, SIZES_PX)])
         data = await in_thread(_jpeg, _text(request, "run"), _number(request, "step"), side_px)
         headers = {"X-Content-Type-Options": "nosniff", "Cache-Control": "private, max-age=3600"}
         return web.Response(body=data, content_type="image/jpeg", headers=headers)

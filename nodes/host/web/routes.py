@@ -13,7 +13,8 @@ from fnmatch import fnmatch
 from typing import Any
 from urllib.parse import urlsplit
 
-from ....lora_core.messages.errors import LoomError
+from ....lora_core.messages.errors import LoomError, Problem
+from ....lora_core.messages.message import Message
 
 log = logging.getLogger(__name__)
 PREFIX = "/lora_loom"
@@ -21,11 +22,11 @@ HOSTS_VARIABLE = "LORA_LOOM_HOSTS"
 SMALL_BODY = 4096
 
 
-class Refused(Exception):
-    """The request cannot be served: an HTTP status and one sentence."""
+class Refused(Problem):
+    """The request cannot be served: an HTTP status and a message."""
 
-    def __init__(self, status: int, sentence: str):
-        super().__init__(sentence)
+    def __init__(self, status: int, code: str | Message, /, field: str = "", **values: Any):
+        super().__init__(code, field, **values)
         self.status = status
 
 
@@ -48,24 +49,25 @@ def own_page(host: str, origin: str | None) -> bool:
 
 
 def guarded(handler: Callable[[Any], Awaitable[Any]]) -> Callable[[Any], Awaitable[Any]]:
-    """A route that answers strangers with 403 and every expected failure with its status and one sentence as JSON."""
+    """A route that answers strangers with 403 and every expected failure with its status and its message as JSON."""
     from aiohttp import web
 
     @functools.wraps(handler)
     async def answer(request: Any) -> Any:
         host = request.headers.get("Host", "")
         if not own_page(host, request.headers.get("Origin")) or request.headers.get("Sec-Fetch-Site", "same-origin") not in ("same-origin", "none"):
-            sentence = f"only ComfyUI's own page may ask this; if you open it as {host[:100]!r}, start ComfyUI with {HOSTS_VARIABLE} set to that name"
-            return web.json_response({"error": sentence}, status=403)
+            stranger = Message.of("request.stranger", host=repr(host[:100]), variable=HOSTS_VARIABLE)
+            return web.json_response({"error": stranger.as_json()}, status=403)
         try:
             return await handler(request)
         except Refused as error:
-            return web.json_response({"error": str(error)}, status=error.status)
+            return web.json_response({"error": error.message.as_json()}, status=error.status)
         except LoomError as error:
-            return web.json_response({"error": str(error)}, status=409)
+            return web.json_response({"error": error.message.as_json()}, status=409)
         except Exception as error:  # the page shows a sentence, the log the rest
             log.exception("A request to %s failed", request.path)
-            return web.json_response({"error": f"something went wrong ({type(error).__name__}); the server's log says what"}, status=500)
+            failure = Message.of("request.failed", kind=type(error).__name__)
+            return web.json_response({"error": failure.as_json()}, status=500)
 
     return answer
 
@@ -73,18 +75,18 @@ def guarded(handler: Callable[[Any], Awaitable[Any]]) -> Callable[[Any], Awaitab
 async def body_of(request: Any, limit: int = SMALL_BODY) -> dict[str, Any]:
     """The JSON object a POST carries. Raises Refused."""
     if request.content_type != "application/json":
-        raise Refused(400, "send JSON (Content-Type: application/json)")
+        raise Refused(400, "request.json_type")
     raw = bytearray()
     async for chunk in request.content.iter_chunked(65536):
         raw += chunk
         if len(raw) > limit:
-            raise Refused(413, f"the body is larger than {limit} bytes")
+            raise Refused(413, "request.body_large", limit=limit)
     try:
         value = json.loads(raw.decode("utf-8"), parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
-        raise Refused(400, "the body is not JSON") from error
+        raise Refused(400, "request.no_json") from error
     if not isinstance(value, dict):
-        raise Refused(400, "the body is not a JSON object")
+        raise Refused(400, "request.no_object")
     return value
 
 

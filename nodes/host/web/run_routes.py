@@ -79,7 +79,7 @@ def add_run_routes(export: Export, told: Told) -> None:
     async def restore(request: web.Request) -> web.Response:
         number = (await body_of(request)).get("trash")
         if not isinstance(number, str):
-            raise Refused(400, "trash is the id of a deleted run, as the list gives it")
+            raise Refused(400, "request.trash")
         return web.json_response({"id": await in_thread(trash.take_back, runs_root(), number)})
 
     @host.routes.post(f"{PREFIX}/runs/open")
@@ -88,9 +88,9 @@ def add_run_routes(export: Export, told: Told) -> None:
         folder = await in_thread(_run, (await body_of(request)).get("id"))
         place = folder.relative_to(folder_paths.get_output_directory()).as_posix()
         if not _same_machine(request):
-            raise Refused(403, f"the folder is on the server, in ComfyUI's output folder: {place}")
+            raise Refused(403, "folder.on_server", place=place)
         if not await in_thread(_show, folder):
-            raise Refused(409, f"no file manager was found; the folder is in ComfyUI's output folder: {place}")
+            raise Refused(409, "folder.no_file_manager", place=place)
         return web.json_response({"opened": place})
 
 
@@ -105,11 +105,11 @@ def _listed(told: Told) -> dict[str, Any]:
 
 def _run(run: Any) -> Path:
     if not isinstance(run, str):
-        raise Refused(400, "id is the name of a run, as the list gives it")
+        raise Refused(400, "request.run")
     try:
         return listing.find(runs_root(), run)
     except LoomError as error:
-        raise Refused(404, str(error)) from error
+        raise Refused(404, error.message) from error
 
 
 def _picture(run: Any, step: str, side_px: int) -> bytes:
@@ -118,12 +118,12 @@ def _picture(run: Any, step: str, side_px: int) -> bytes:
     found = listing.pictures(_run(run))
     path = found.get(int(step)) if step.isascii() and step.isdigit() and len(step) < 13 else None
     if path is None:
-        raise Refused(404, "the run has no sample picture of this step")
+        raise Refused(404, "sample.no_step")
     try:
         data = BytesIO()
         thumbnail(path, side_px).save(data, "JPEG", quality=85)
     except PictureError as error:
-        raise Refused(404, f"the sample picture {error}") from error
+        raise Refused(404, "sample.picture_unreadable", error=error) from error
     return data.getvalue()
 
 
@@ -137,7 +137,7 @@ def _resumed(run: Any) -> dict[str, Any]:
 def _save(save: Any) -> str | int:
     if save in ("result", "best", "last") or (isinstance(save, int) and not isinstance(save, bool) and 0 <= save < 10**12):
         return save
-    raise Refused(400, "save is result, best, last or a step")
+    raise Refused(400, "request.save")
 
 
 def _same_machine(request: Any) -> bool:

@@ -264,7 +264,7 @@ const scenarios = {
     await page.evaluate(() => {
       const p = window.loomNode().loomPanel;
       p.refresh = async () => {};
-      p.take({ node: "3", kind: "LoraLoomTrainLora", workflow: "", session: "s", changes: 0, run: "", status: "training", doing: "", speed: 5, left_s: 10, memory: null, step: 400, steps: 500, rows: [] });
+      p.take({ node: "3", kind: "LoraLoomTrainLora", workflow: "", session: "s", changes: 0, run: "", status: "training", doing: {}, speed: 5, left_s: 10, memory: null, step: 400, steps: 500, rows: [] });
       p.rows = Array.from({ length: 400 }, (_, n) => { const loss = 0.02 + 2 / (n + 2); return [n + 1, n + 1, loss * 0.9, loss * 1.1, loss, 1e-4, 1]; });
       p.add([]);
     });
@@ -285,7 +285,7 @@ const scenarios = {
   async load() { // 20,000 points while the graph is dragged; an hour of events
     await page.evaluate(() => window.app.extensionManager.setting.set("Comfy.Canvas.MaximumFps", 0));
     await drop({ name: NAME });
-    const heart = { node: "3", kind: "LoraLoomTrainLora", workflow: "", session: "load", changes: 0, run: "", status: "training", doing: "", speed: 5, left_s: 10, memory: { of: "RAM", used: 1, total: 2 } };
+    const heart = { node: "3", kind: "LoraLoomTrainLora", workflow: "", session: "load", changes: 0, run: "", status: "training", doing: {}, speed: 5, left_s: 10, memory: { of: "RAM", used: 1, total: 2 } };
     const measure = (points) => page.evaluate(async ([heart, points]) => {
       const node = window.loomNode(), p = node.loomPanel;
       p.rows = Array.from({ length: points }, (_, n) => { const loss = 0.1 + 0.05 * Math.random() + 1 / (n + 10); return [n + 1, n + 1, loss, loss, loss, 1e-4, 1]; });

@@ -72,14 +72,14 @@ def test_texts_of_other_lengths_are_joined_by_repeating():
 
 def test_long_captions_are_named_before_the_first_step(toy_backend, toy_config, run_toy, pictures, tmp_path):
     (sentence,) = long_captions([LONG, "a red circle", "red " * 80], toy_backend)
-    assert sentence.startswith("2 captions have more than 75 tokens and are read in pieces, the longest 200 tokens in 3: 'red orange")
+    assert str(sentence).startswith("2 captions have more than 75 tokens and are read in pieces, the longest 200 tokens in 3: 'red orange")
     from lora_loom.lora_core.events import Listener
 
     class Heard(Listener):
         messages: list = []
 
-        def on_message(self, text):
-            self.messages.append(text)
+        def on_warning(self, message):
+            self.messages.append(str(message))
 
     run_toy(toy_config(steps=1, data={"suffix": f", {LONG}"}), tmp_path / "run", Heard())
     assert any("4 captions have more than 75 tokens" in m for m in Heard.messages)
@@ -93,7 +93,7 @@ def test_what_a_model_cuts_is_said_too():
             return TextLength(90, 1, 15)
 
     (sentence,) = long_captions(["x" * 100], Cutting())
-    assert sentence.startswith("1 captions are too long for this model and are cut, the longest by 15 tokens")
+    assert str(sentence).startswith("1 captions are too long for this model and are cut, the longest by 15 tokens")
 
 
 def test_one_changed_number_changes_the_checksum_of_an_encoder(toy_backend):

@@ -111,7 +111,7 @@ def test_a_picture_that_changes_between_scan_and_encoding_is_left_out_by_name(fo
     (folder / "2.png").unlink()
     cache = LatentCache(found, Vae().encoder(), lambda n, of: None)
     assert [p.name for p in cache.pictures] == ["0.png", "3.png"]
-    assert [(name, why.split(" (")[0]) for name, why in cache.skipped] == [("1.png", "has changed since the folder was read"), ("2.png", "cannot be opened")]
+    assert [(name, why.code) for name, why in cache.skipped] == [("1.png", "picture.changed"), ("2.png", "picture.unopened")]
 
 
 def test_a_cache_emptied_during_a_run_is_one_sentence(folder, tmp_path):

@@ -6,6 +6,7 @@ from lora_loom.lora_core.data.batches import Batch, Batches
 from lora_loom.lora_core.data.folder import scan
 from lora_loom.lora_core.data.latents import Encoder, LatentCache, View
 from lora_loom.lora_core.messages.errors import LoomError
+from lora_loom.lora_core.messages.message import Message
 from lora_loom.lora_core.objectives import DiscreteLevels, Objective
 from lora_loom.lora_core.rng import step_rng
 from lora_loom.lora_core.training.step import diffusion_loss
@@ -70,7 +71,8 @@ def test_mask_files_are_never_trained_on_as_pictures(tmp_path):
 def test_pictures_without_a_mask_are_named_and_trained_everywhere(toy_config, tmp_path):
     write(tmp_path, "a", mask=left_white())
     write(tmp_path, "b")
-    assert "1 without a mask, e.g. b.png: trained everywhere" in scan(DataConfig(folder=str(tmp_path), masks="file", bucket_step_px=8)).warnings
+    found = scan(DataConfig(folder=str(tmp_path), masks="file", bucket_step_px=8))
+    assert "1 without a mask, e.g. b.png: trained everywhere" in map(str, found.warnings)
     _, batches = cache_of(tmp_path, toy_config, masks="file", mask_floor=0.0)
     batch = batches.at(0, 0)
     by_name = dict(zip(batch.names, batch.mask, strict=True))
@@ -88,7 +90,7 @@ def test_a_black_mask_leaves_its_picture_out_with_the_reason(toy_config, tmp_pat
     write(tmp_path, "b", mask=np.zeros((32, 32), np.uint8))
     cache, _ = cache_of(tmp_path, toy_config, masks="file")
     assert [p.name for p in cache.pictures] == ["a.png"]
-    assert cache.skipped == [("b.png", "its mask is black everywhere in the part that is trained")]
+    assert cache.skipped == [("b.png", Message("mask.black"))]
 
 
 def test_a_damaged_mask_is_named(toy_config, tmp_path):
@@ -96,7 +98,7 @@ def test_a_damaged_mask_is_named(toy_config, tmp_path):
     write(tmp_path, "b")
     (tmp_path / "b.mask.png").write_bytes(b"no picture")
     ((name, why),) = cache_of(tmp_path, toy_config, masks="file")[0].skipped
-    assert (name, why) == ("b.png", "its mask b.mask.png cannot be read as a picture (not a known picture format)")
+    assert (name, str(why)) == ("b.png", "its mask b.mask.png cannot be read as a picture (not a known picture format)")
 
 
 def test_masks_that_change_nothing_are_refused_or_reported(toy_config, run_toy, tmp_path):
@@ -106,8 +108,8 @@ def test_masks_that_change_nothing_are_refused_or_reported(toy_config, run_toy, 
         def __init__(self):
             self.messages = []
 
-        def on_message(self, text):
-            self.messages.append(text)
+        def on_warning(self, message):
+            self.messages.append(str(message))
 
     pictures = tmp_path / "pictures"
     pictures.mkdir()

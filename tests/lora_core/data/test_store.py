@@ -110,7 +110,7 @@ def test_a_disk_that_refuses_costs_the_place_not_the_run(tmp_path):
     store = Disk(tmp_path / "cache", BIG)
     assert equal(store.put(key_of(1), entry(1)), entry(1))
     assert equal(store.get(key_of(1)), entry(1))
-    assert "cannot keep what was encoded" in store.problem
+    assert "cannot keep what was encoded" in str(store.problem)
 
 
 def test_a_system_that_maps_no_more_files_costs_the_mapping_not_the_run(tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ import pytest
 from lora_loom.lora_core.config import DataConfig
 from lora_loom.lora_core.data.folder import scan
 from lora_loom.lora_core.data.latents import Encoder, LatentCache
+from lora_loom.lora_core.messages.message import Message
 from lora_loom.lora_core.pictures.reading import open_rgb
 from PIL import Image
 
@@ -193,8 +194,8 @@ def test_every_file_is_used_or_named_with_its_reason(folder):
     out = dict([*found.skipped, *cache.skipped])
     assert out.keys() == OUT.keys()
     for name, (_, reason) in OUT.items():
-        assert reason in out[name], out[name]
-    said = "\n".join(found.warnings)
+        assert reason in str(out[name]), out[name]
+    said = "\n".join(map(str, found.warnings))
     assert "3 animated, e.g. moves.gif, moves.png, moves.webp: the first frame is trained" in said
     assert "1 converted from Wide test to sRGB, e.g. wide gamut.png" in said
     assert "1 read as sRGB, for their colour profile is damaged, e.g. broken profile.png" in said
@@ -216,9 +217,7 @@ def test_heic_is_read_where_its_decoder_is_and_named_where_it_is_not(tmp_path, m
     for x, colour in BOTH.items():
         assert np.abs(np.array(image.getpixel((x, 16)), int) - colour).max() <= LOSSY
     monkeypatch.setitem(__import__("sys").modules, "pillow_heif", None)
-    assert scan(settings(tmp_path)).skipped == (
-        ("phone.heic", "is HEIC, which needs the package pillow-heif; install it, or save the picture as PNG or JPEG"),
-    )
+    assert scan(settings(tmp_path)).skipped == (("phone.heic", Message("picture.needs_heif")),)
 
 
 LONG = "word " * 10_000
@@ -261,7 +260,7 @@ def test_every_caption_is_the_expected_string(tmp_path):
     found = scan(settings(tmp_path))
     assert {p.name: p.caption for p in found.pictures} == {name: caption for name, (_, caption) in CAPTIONS.items()}
     assert not found.skipped
-    said = "\n".join(found.warnings)
+    said = "\n".join(map(str, found.warnings))
     assert "3 without caption, e.g. empty.png, missing.png, spaces.png" in said
     assert "1 captions are no Unicode, e.g. cp1252.txt: read as Windows-1252 (set caption_encoding if it is another)" in said
     assert "1 caption files without a picture, e.g. p.txt" in said
@@ -275,7 +274,7 @@ def test_a_legacy_encoding_is_read_when_it_is_named(encoding, text, tmp_path):
     Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
     (tmp_path / "a.txt").write_bytes(text.encode(encoding))
     assert scan(settings(tmp_path, caption_encoding=encoding)).pictures[0].caption == text
-    assert "captions are no Unicode" in "".join(scan(settings(tmp_path)).warnings)
+    assert "captions are no Unicode" in scan(settings(tmp_path)).summary()
 
 
 def test_a_file_that_would_start_another_program_is_no_picture(tmp_path):

@@ -9,7 +9,7 @@ import time
 import pytest
 import torch
 from lora_loom.lora_core.disk import locks
-from lora_loom.lora_core.runs import checkpoints, listing, saves, trash
+from lora_loom.lora_core.runs import bounded, checkpoints, listing, saves, trash
 from lora_loom.lora_core.config import as_dict, parse
 from lora_loom.lora_core.messages.errors import LoomError
 from lora_loom.lora_core.runs.reports import FileLog
@@ -63,7 +63,7 @@ def test_a_run_is_read(tmp_path):
 )  # fmt: skip
 def test_how_it_ended_is_read_from_the_log(tmp_path, log, wanted):
     run = listing.read_run(make_run(tmp_path, log=log))
-    assert (run.state, run.step, run.said) == wanted
+    assert (run.state, run.step, (run.error or {}).get("text", "")) == wanted
 
 
 def test_a_run_is_running_as_long_as_its_process_lives(tmp_path):
@@ -140,7 +140,7 @@ def test_settings_of_the_wrong_kind_are_blanks(tmp_path, values):
     (make_run(tmp_path) / "config.json").write_text(json.dumps(values))
     (run,) = listing.listing(tmp_path)
     assert run.steps == 0
-    assert max(len(run.method), len(run.trigger), len(run.base)) <= listing.MAX_TEXT
+    assert max(len(run.method), len(run.trigger), len(run.base)) <= bounded.MAX_TEXT
     json.dumps(vars(run)).encode()
 
 

@@ -9,8 +9,8 @@ class Heard(Listener):
     def __init__(self):
         self.messages = []
 
-    def on_message(self, text):
-        self.messages.append(text)
+    def on_note(self, message):
+        self.messages.append(str(message))
 
 
 def exhausted_above(backend, monkeypatch, pictures, checkpointed=False):
@@ -73,11 +73,11 @@ def test_the_largest_bucket_is_the_one_that_is_tried(toy_config, run_toy, toy_ba
 
 @pytest.mark.parametrize(("seconds", "steps", "words"), [(0.5, 100, "about 50 s for 100"), (2.0, 600, "about 20 min for 600"), (30.0, 600, "about 5.0 h for")])
 def test_times_are_given_in_words(seconds, steps, words):
-    said = Measured(2, 1, True, seconds, 3 * 2**30).sentence(steps)
+    said = str(Measured(2, 1, True, seconds, 3 * 2**30).message(steps))
     assert words in said
     assert "3.0 GiB at the peak" in said
     assert "checkpointing" in said
-    assert "not measured" in Measured(1, 1, False, 1.0, 0).sentence(1)
+    assert "not measured" in str(Measured(1, 1, False, 1.0, 0).message(1))
 
 
 def test_a_run_that_was_made_to_fit_goes_on_as_it_was_whatever_memory_is_free_now(toy_config, run_toy, toy_backend, tmp_path, monkeypatch):

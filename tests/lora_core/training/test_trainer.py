@@ -54,8 +54,11 @@ class Record(Listener):
 
     events: list = dataclasses.field(default_factory=list)
 
-    def on_message(self, text):
-        self.events.append(("message", text))
+    def on_warning(self, message):
+        self.events.append(("message", str(message)))
+
+    def on_note(self, message):
+        self.events.append(("message", str(message)))
 
     def on_start(self, first_step, steps, facts):
         self.events.append(("start", first_step))
@@ -393,7 +396,7 @@ def test_a_disk_that_fills_up_during_a_save_stops_the_run_and_leaves_no_temporar
     def full(path, *args):
         calls.append(path.name)
         if len(calls) > 2:
-            raise LoomError(f"{path}: could not be written (No space left on device)")
+            raise LoomError("disk.unwritten", path=path, reason="No space left on device", needed="1", free="0")
         return original(path, *args)
 
     monkeypatch.setattr(files, "write_safetensors", full)

@@ -1,0 +1,108 @@
+"""A message as data. Whoever has something to say gives its code and values; a door puts it into words, in the reader's language."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Union
+
+LANGUAGES = ("en", "zh", "ko", "ja")
+PLACEHOLDER = re.compile(r"\{(\w+)\}")
+_TEXTS = Path(__file__).parent / "texts"
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """The name of a setting inside a sentence; each door puts the name its user knows it by in its place."""
+
+    name: str
+
+
+Value = Union[str, int, float, Setting, "Message", tuple["Value", ...]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Message:
+    """`code`: which sentence. `field`: the setting, input or option it is about, "" for none. `values`: what stands in the places of the sentence."""
+
+    code: str
+    field: str = ""
+    values: Mapping[str, Value] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def of(cls, code: str, /, field: str = "", **values: Any) -> Message:
+        """A message with values of any kind: an error gives its own message, what is neither number nor text gives what it prints as."""
+        return cls(code, field, {name: _plain(value) for name, value in values.items()})
+
+    def text(self, language: str = "en") -> str:
+        """The sentence, after the name of its field. Raises KeyError for a code that has no sentence and for a value that is missing."""
+        sentence = PLACEHOLDER.sub(lambda place: _rendered(self.values[place[1]], language), table(language)[self.code])
+        return f"{self.field}: {sentence}" if self.field else sentence
+
+    def __str__(self) -> str:
+        return self.text()
+
+    def about(self, field: str) -> Message:
+        """The same about another field."""
+        return dataclasses.replace(self, field=field)
+
+    def named(self, names: Mapping[str, str]) -> Message:
+        """The same with settings by the names a door has for them; one that is not in `names` keeps its own."""
+        values = {place: _named(value, names) for place, value in self.values.items()}
+        return Message(self.code, names.get(self.field, self.field), values)
+
+    def as_json(self) -> dict[str, Any]:
+        """For a page or a file: code, field and values, and the English sentence for whoever has no table."""
+        return {**_as_data(self), "text": self.text()}
+
+
+@functools.cache
+def table(language: str) -> dict[str, str]:
+    """Code -> sentence of one of LANGUAGES."""
+    texts: dict[str, str] = json.loads((_TEXTS / f"{language}.json").read_text(encoding="utf-8"))
+    return texts
+
+
+def _plain(value: Any) -> Value:
+    carried = getattr(value, "message", value)
+    if isinstance(carried, Message):
+        return carried
+    if isinstance(value, str | int | float | Setting):
+        return value
+    if isinstance(value, list | tuple | dict):
+        members = tuple(_plain(member) for member in value)
+        if all(isinstance(member, str | Message) for member in members):
+            return members
+    return str(value)  # a path, a shape, a type
+
+
+def _rendered(value: Value, language: str) -> str:
+    if isinstance(value, Message):
+        return value.text(language)
+    if isinstance(value, Setting):
+        return value.name
+    if isinstance(value, tuple):
+        sign = "; " if any(isinstance(member, Message) for member in value) else ", "
+        return sign.join(_rendered(member, language) for member in value)
+    return str(value)
+
+
+def _named(value: Value, names: Mapping[str, str]) -> Value:
+    if isinstance(value, Message):
+        return value.named(names)
+    if isinstance(value, Setting):
+        return Setting(names.get(value.name, value.name))
+    return tuple(_named(member, names) for member in value) if isinstance(value, tuple) else value
+
+
+def _as_data(value: Value) -> Any:
+    if isinstance(value, Message):
+        values = {place: _as_data(member) for place, member in value.values.items()}
+        return {"code": value.code, "field": value.field, "values": values}
+    if isinstance(value, Setting):
+        return {"setting": value.name}
+    return [_as_data(member) for member in value] if isinstance(value, tuple) else value

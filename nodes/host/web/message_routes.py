@@ -1,0 +1,64 @@
+"""How messages reach the page as data: the sentences of a language on a route, and the error of a node as an event."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from typing import Any
+
+from ....lora_core.messages.errors import Problem
+from ....lora_core.messages.message import LANGUAGES, Message, table
+from .routes import PREFIX, Refused, guarded, server
+
+EVENT = "lora_loom.error"
+
+
+def add_message_routes() -> None:
+    """GET /lora_loom/messages/zh: code -> sentence. The browser keeps it as long as the server has the same."""
+    from aiohttp import web
+
+    host = server()
+    if host is None:
+        return
+
+    @host.routes.get(f"{PREFIX}/messages/{{language}}")
+    @guarded
+    async def sentences(request: web.Request) -> web.Response:
+        language = request.match_info["language"]
+        if language not in LANGUAGES:
+            raise Refused(404, "request.language", languages=LANGUAGES)
+        text, digest = _table_text(language)
+        headers = {"Cache-Control": "no-cache", "ETag": f'"{digest}"'}
+        if any(tag.value == digest for tag in request.if_none_match or ()):
+            return web.Response(status=304, headers=headers)
+        return web.Response(text=text, content_type="application/json", headers=headers)
+
+
+@functools.cache
+def _table_text(language: str) -> tuple[str, str]:
+    """(a table as JSON, what tells it from others)."""
+    text = json.dumps(table(language), ensure_ascii=False)
+    return text, hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def telling(node: Any) -> Any:
+    """The node, whose errors also reach the page that queued it as data; the host's own event carries only their text."""
+    execute = node.execute.__func__
+
+    @functools.wraps(execute)
+    def told(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return execute(cls, *args, **kwargs)
+        except Problem as error:
+            _tell(error.message)
+            raise
+
+    node.execute = classmethod(told)
+    return node
+
+
+def _tell(message: Message) -> None:
+    host = server()
+    if host is not None:
+        host.send_sync(EVENT, message.as_json(), host.client_id)

@@ -1,0 +1,82 @@
+import json
+from pathlib import Path
+
+import pytest
+from lora_loom.convert import FormatError
+from lora_loom.lora_core.messages import message as messages
+from lora_loom.lora_core.messages.errors import LoomError, Problem, message_of
+from lora_loom.lora_core.messages.message import Message, Setting
+
+
+@pytest.fixture
+def sentences(monkeypatch):
+    tables = {
+        "en": {"rank": "{rank} is larger than {layer} allows.", "about": "{about}: {error}", "use": "use {option}.", "all": "{things}"},
+        "ja": {"rank": "{layer} には {rank} は大きすぎます。", "about": "{about}：{error}", "use": "{option} を使う。", "all": "{things}"},
+    }
+    monkeypatch.setattr(messages, "table", tables.__getitem__)
+    return tables
+
+
+def test_a_message_is_the_sentence_of_its_code_after_its_field(sentences):
+    message = Message.of("rank", field="adapter.rank", rank=64, layer="q")
+    assert str(message) == "adapter.rank: 64 is larger than q allows."
+    assert message.text("ja") == "adapter.rank: q には 64 は大きすぎます。"
+
+
+def test_a_message_inside_a_message_is_said_in_the_same_language(sentences):
+    inner = LoomError("rank", rank=64, layer="q")
+    outer = Message.of("about", about="a.safetensors", error=inner)
+    assert outer.text("ja") == "a.safetensors：q には 64 は大きすぎます。"
+    assert str(Message.of("all", things=[inner, inner])) == "; ".join([str(inner)] * 2)
+    assert str(Message.of("all", things=("a", "b"))) == "a, b"
+
+
+def test_a_door_puts_its_own_names_of_settings_in_place(sentences):
+    message = Message.of("about", field="family", about="a", error=Message.of("use", option=Setting("family")))
+    assert str(message) == "family: a: use family."
+    assert str(message.named({"family": "--family"})) == "--family: a: use --family."
+    assert str(message.named({"rank": "--rank"})) == str(message)
+
+
+def test_a_message_is_json_and_bears_its_english(sentences):
+    message = Message.of("about", field="x", about=Path("a") / "b", error=Message.of("use", option=Setting("family")))
+    told = json.loads(json.dumps(message.as_json()))
+    inner = {"code": "use", "field": "", "values": {"option": {"setting": "family"}}}
+    values = {"about": str(Path("a") / "b"), "error": inner}
+    assert told == {"code": "about", "field": "x", "values": values, "text": str(message)}
+
+
+@pytest.mark.parametrize(("value", "text"), [
+    (3, "3"), (0.5, "0.5"), ((3, 4), "(3, 4)"), ([], ""), (["a"], "a"), ({"a": 1, "b": 2}, "a, b"), (Path("x"), "x"), (ValueError("bad"), "bad"),
+    (None, "None"),
+])  # fmt: skip
+def test_values_of_every_kind_print_as_python_prints_them(sentences, value, text):
+    message = Message.of("all", things=value)
+    assert str(message) == text
+    json.dumps(message.as_json())
+
+
+def test_a_code_without_a_sentence_and_a_missing_value_are_found_at_once():
+    with pytest.raises(KeyError, match="no.such"):
+        LoomError("no.such")
+    with pytest.raises(KeyError, match="layer"):
+        LoomError("lora.unknown_layer")
+
+
+def test_an_error_prints_as_its_sentence_and_keeps_its_message():
+    error = FormatError("rank.unusable", field="approximate", rank=0)
+    assert str(error) == "approximate: 0 is not a rank; give 1 or more."
+    assert (error.message.code, error.message.field, error.message.values) == ("rank.unusable", "approximate", {"rank": 0})
+    assert isinstance(error, ValueError)
+    assert str(LoomError(error.message)) == str(error)
+
+
+def test_foreign_errors_are_told_by_their_kind_and_memory_by_what_to_do():
+    class OutOfMemoryError(RuntimeError):
+        pass
+
+    assert str(message_of(KeyError("x"))) == "KeyError: 'x'"
+    assert str(message_of(OutOfMemoryError("CUDA"))).startswith("batch_size: there is not enough memory")
+    assert message_of(Problem("file.empty")) == Message("file.empty")
+    assert len(str(message_of(ValueError("x" * 10**6)))) < 2000
