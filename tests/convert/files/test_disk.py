@@ -287,6 +287,19 @@ def test_the_header_is_checked_without_the_library(case, tmp_path):
         header(path)
 
 
+@pytest.mark.parametrize(("case", "code"), [
+    ("a huge length", "file.cut_off"), ("a length one beyond the end", "file.cut_off"), ("cut to 20 bytes", "file.cut_off"), ("html", "file.cut_off"),
+    ("not json", "file.header_no_json"), ("a key twice", "file.header_no_json"), ("deep nesting", "file.header_no_json"),
+    ("a list", "file.header_no_table"),
+])  # fmt: skip
+def test_a_file_that_is_cut_off_is_told_from_one_that_is_none(case, code, tmp_path):
+    path = tmp_path / "evil.safetensors"
+    path.write_bytes(HOSTILE[case])
+    with pytest.raises(FormatError) as caught:
+        header(path)
+    assert caught.value.message.code == code
+
+
 @pytest.mark.parametrize("case", HOSTILE)
 def test_reading_one_tensor_at_a_time_refuses_the_same_files(case, tmp_path):
     path = tmp_path / "evil.safetensors"

@@ -1,5 +1,6 @@
 """The commands on files as a user types them: what is written, what is said, and the exit code."""
 
+import argparse
 import json
 import re
 import subprocess
@@ -158,7 +159,7 @@ def test_other_kinds_are_refused_or_approximated(here, capsys):
     save(here / "in" / "loha.safetensors", kohya("lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q", loha(16, 16, 2, 1.0)))
     order = ["convert", "in/loha.safetensors", "--to", "diffusers", "--out", "x"]
     assert main(order) == FAILED
-    assert "--approximate" in said(capsys)[1][0]
+    assert "convert it to a LoRA first (--approximate)" in said(capsys)[1][0]
     assert files() == []
     assert main([*order, "--approximate", "4", "--family", "sd1"]) == DONE
     assert "became LoRA of rank 4" in said(capsys)[0]
@@ -462,3 +463,14 @@ def test_the_exit_code_reaches_the_shell(root, here):
         ran = subprocess.run([sys.executable, str(root / "__main__.py"), *arguments], capture_output=True, text=True, check=False)
         assert ran.returncode == code, ran.stderr
         assert "Traceback" not in ran.stderr
+
+
+def test_the_terminal_calls_every_setting_by_its_option(capsys):
+    """What pure functions name by the setting is what is typed here."""
+    from lora_loom.convert.files.arguments import FLAGS, add_commands
+
+    parser = argparse.ArgumentParser()
+    commands = parser.add_subparsers()
+    add_commands(commands)
+    options = {option for command in commands.choices.values() for action in command._actions for option in action.option_strings}
+    assert set(FLAGS.values()) <= options
