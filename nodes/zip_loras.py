@@ -10,12 +10,13 @@ from ..convert import FormatError, Lora, Module, read, write
 from ..convert.families import FAMILIES, UNKNOWN, known_family
 from ..convert.lora import folded, plain
 from ..convert.merge import merge
-from ..lora_core.events import Control, Listeners
 from ..lora_core.messages.errors import LoomError
 from ..lora_core.messages.message import Message
+from ..lora_core.training.job import Job
 from ..lora_core.training.ziplora import Factors, zip_config, zip_loras
 from .host.access.api import io, make_input, make_output, schema
 from .host.access.loras import with_lora
+from .host.access.paths import runs_root
 from .host.engine.backend import HostBackend
 from .host.web.live import LiveNode, registered
 from .jobs.datasets import PictureSets
@@ -75,13 +76,11 @@ class ZipLoras(io.ComfyNode):
             family = known_family(backend.family)
             canonical = [read({k: v.clone() for k, v in lora.items()}, family=family) for lora in (lora_1, lora_2)]
             sets = [pictures.sized(resolution, backend) for pictures in (pictures_1, pictures_2)]
-            control = Control()
             config = zip_config(sets[0].parts()["data"], steps, learning_rate, batch_size, seed, checkpointing)
-            with registered(node_id, control):
-                result = zip_loras(
-                    config, similarity, backend, (_denoiser(canonical[0], family), _denoiser(canonical[1], family)), (sets[0].opened(), sets[1].opened()),
-                    Listeners([LiveNode(node_id, steps)]), control,
-                )  # fmt: skip
+            first, second = sets[0].opened(), sets[1].opened()
+            job = Job(config, backend, first, runs_root(), LiveNode(node_id, steps))
+            with registered(node_id, job.control):
+                result = zip_loras(job, second, (_denoiser(canonical[0], family), _denoiser(canonical[1], family)), similarity)
             if not result.losses:
                 raise LoomError("zip.stopped_first")
             tensors, notes = _together(result.factors, canonical, family)

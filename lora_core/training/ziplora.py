@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -23,15 +23,16 @@ from ..config import OptimizerConfig, TrainConfig
 from ..data.batches import Batch, Batches
 from ..data.folder import Dataset
 from ..data.latents import LatentCache
-from ..events import Control, Listener, StepReport
+from ..events import Listener, StepReport
 from ..messages.errors import LoomError
-from ..objectives import Objective
 from ..optim.optimizers import filled, make_optimizer
 from ..rng import preserved_rng, randn_like, step_rng
 from .assemble import captions_ahead
+from .job import Job
 from .step import clip_grad_norm
 
 Factors = tuple[torch.Tensor, torch.Tensor]  # (down, up), the scale inside
+Loras = tuple[Mapping[str, Factors], Mapping[str, Factors]]  # two LoRAs by the layers' names in files
 MERGED, FIRST, SECOND = "merged", "first", "second"
 PICTURES = ("progress.pictures_1", "progress.pictures_2")
 
@@ -90,49 +91,79 @@ class ZipResult:
     overlap: float
 
 
-def zip_loras(
-    config: TrainConfig, similarity: float, backend: Backend, loras: tuple[Mapping[str, Factors], Mapping[str, Factors]],
-    datasets: tuple[Dataset, Dataset], listener: Listener, control: Control | None = None,
-) -> ZipResult:  # fmt: skip
-    """Learns the coefficients for `config.steps` steps on pictures of both concepts.
+def zip_loras(job: Job, second: Dataset, loras: Loras, similarity: float) -> ZipResult:
+    """Learns the coefficients for `job.config.steps` steps on pictures of both concepts, the job's and `second`.
 
-    `loras` are by the layer's name in files, their scale inside the factors. Layers that only one of them has are taken over as they are.
-    Raises LoomError before the first step when the two have no layer in common, or when a layer is not the model's.
+    Layers that only one of the LoRAs has are taken over as they are. Raises LoomError before the first step when the two have no layer in
+    common, or when a layer is not the model's.
     """
-    control = control or Control()
+    config, backend = job.config, job.backend
+    losses: list[float] = []
     with preserved_rng(config.seed):
         layers, adapters = _adapters(backend, loras)
-        objective = backend.objective(config.objective)
-        batches = []
-        for n, dataset in enumerate(datasets):
-            cache = LatentCache(dataset, encoder_of(backend), _progress(listener, PICTURES[n]))
-            batches.append(Batches(cache, config, backend.device))
-            backend.encode_texts(captions_ahead(batches[-1], config), _progress(listener, "progress.captions"))
-        members = [a for _, a in adapters if isinstance(a, ZipAdapter)]
-        trained = [a for a in members if a.coefficients]
-        group = {"params": adapters.parameters(), "lr": config.optimizer.lr, "weight_decay": 0.0, "name": "coefficients"}
-        optimizer = make_optimizer([group], filled(config).optimizer)
-        losses: list[float] = []
-        largest = max((b.shapes()[0] for b in batches), key=lambda s: s[-1] * s[-2])
-        listener.on_start(0, config.steps, {"layers": len(adapters), "trained_values": adapters.count(), "pictures": sum(len(b.pictures) for b in batches)})
+        zipping = _Zipping(job, adapters, [_batches(job, dataset, n + 1) for n, dataset in enumerate((job.dataset, second))], similarity)
+        largest = max((batches.shapes()[0] for batches in zipping.batches), key=lambda s: s[-1] * s[-2])
+        pictures = sum(len(batches.pictures) for batches in zipping.batches)
+        job.listener.on_start(0, config.steps, {"layers": len(adapters), "trained_values": adapters.count(), "pictures": pictures})
         with backend.training(layers, adapters, config.recomputed, (config.batch_size, *largest)):
             for step in range(config.steps):
-                if control.stopping:
+                if job.control.stopping:
                     break
-                for n, own in enumerate((FIRST, SECOND)):
-                    batch = batches[n].at(step, 0)
-                    loss = _faithfulness(backend, objective, members, batch, own, step_rng(config.seed, n, step, 0))
-                    loss.backward()
-                    losses.append(float(loss.detach()) + (losses.pop() if n else 0.0))
-                (similarity * torch.stack([a.overlap() for a in trained]).sum()).backward()
-                norm = float(clip_grad_norm(adapters.parameters(), config.optimizer.max_grad_norm))
-                if not (math.isfinite(norm) and math.isfinite(losses[-1])):
-                    raise LoomError("zip.not_finite", step=step + 1, loss=losses[-1], norm=norm)
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-                listener.on_step(StepReport(step + 1, losses[-1], 0.0, norm, config.optimizer.lr, batch.names))
-    overlap = float(torch.stack([a.overlap() for a in trained]).mean().detach())
+                report = zipping.step(step)
+                losses.append(report.loss)
+                job.listener.on_step(report)
+    overlap = float(torch.stack([a.overlap() for a in zipping.shared]).mean().detach())
     return ZipResult({name: a.merged() for name, a in adapters if isinstance(a, ZipAdapter)}, losses, overlap)
+
+
+def _batches(job: Job, dataset: Dataset, number: int) -> Batches:
+    """The pictures and captions of LoRA number 1 or 2, encoded."""
+    progress = _progress(job.listener, PICTURES[number - 1])
+    batches = Batches(LatentCache(dataset, encoder_of(job.backend), progress), job.config, job.backend.device)
+    job.backend.encode_texts(captions_ahead(batches, job.config), _progress(job.listener, "progress.captions"))
+    return batches
+
+
+class _Zipping:
+    """The coefficients in training. `shared`: the layers both LoRAs have, the only ones with something to learn."""
+
+    def __init__(self, job: Job, adapters: AdapterSet, batches: Sequence[Batches], similarity: float):
+        self._config, self._backend, self._adapters, self._similarity = job.config, job.backend, adapters, similarity
+        self._objective = job.backend.objective(job.config.objective)
+        self.batches, self.members = batches, [a for _, a in adapters if isinstance(a, ZipAdapter)]
+        self.shared = [a for a in self.members if a.coefficients]
+        group = {"params": adapters.parameters(), "lr": job.config.optimizer.lr, "weight_decay": 0.0, "name": "coefficients"}
+        self._optimizer = make_optimizer([group], filled(job.config).optimizer)
+
+    def step(self, step: int) -> StepReport:
+        """One update: faithful to each LoRA on its own pictures, with coefficients that overlap little. Raises LoomError before the weights move."""
+        optimizer, total, names = self._config.optimizer, 0.0, []
+        for n, mode in enumerate((FIRST, SECOND)):
+            batch = self.batches[n].at(step, 0)
+            loss = self._faithfulness(batch, mode, step_rng(self._config.seed, n, step, 0))
+            loss.backward()
+            total, names = float(loss.detach()) + total, list(batch.names)
+        (self._similarity * torch.stack([a.overlap() for a in self.shared]).sum()).backward()
+        norm = float(clip_grad_norm(self._adapters.parameters(), optimizer.max_grad_norm))
+        if not (math.isfinite(norm) and math.isfinite(total)):
+            raise LoomError("zip.not_finite", step=step + 1, loss=total, norm=norm)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        return StepReport(step + 1, total, 0.0, norm, optimizer.lr, names)
+
+    def _faithfulness(self, batch: Batch, mode: str, rng: torch.Generator) -> torch.Tensor:
+        """Mean squared difference between what the merged model predicts and what one LoRA alone predicts, on that LoRA's pictures."""
+        sigma = self._objective.draw_sigma(len(batch.latents), rng)
+        x_t = self._objective.corrupt(batch.latents, randn_like(batch.latents, rng), sigma)
+        with torch.no_grad():
+            self._set_mode(mode)
+            target = self._backend.predict(x_t, sigma, batch)
+        self._set_mode(MERGED)
+        return F.mse_loss(self._backend.predict(x_t, sigma, batch).float(), target.float())
+
+    def _set_mode(self, mode: str) -> None:
+        for adapter in self.members:
+            adapter.mode = mode
 
 
 def zip_config(data, steps: int, lr: float, batch_size: int, seed: int, checkpointing: bool = False) -> TrainConfig:
@@ -142,7 +173,7 @@ def zip_config(data, steps: int, lr: float, batch_size: int, seed: int, checkpoi
     )
 
 
-def _adapters(backend: Backend, loras: tuple[Mapping[str, Factors], Mapping[str, Factors]]) -> tuple[dict[str, nn.Module], AdapterSet]:
+def _adapters(backend: Backend, loras: Loras) -> tuple[dict[str, nn.Module], AdapterSet]:
     found = {backend.file_name(path): layer for path, layer in backend.layers().items()}
     names = {*loras[0], *loras[1]}
     if unknown := sorted(names - found.keys()):
@@ -161,22 +192,6 @@ def _adapters(backend: Backend, loras: tuple[Mapping[str, Factors], Mapping[str,
         raise LoomError("zip.no_common_layer", field="lora")
     adapters = AdapterSet({n: ZipAdapter(found[n], loras[0].get(n), loras[1].get(n), backend.device) for n in names})
     return {n: found[n] for n in names}, adapters
-
-
-def _faithfulness(backend: Backend, objective: Objective, members: list[ZipAdapter], batch: Batch, own: str, rng: torch.Generator) -> torch.Tensor:
-    """Mean squared difference between what the merged model predicts and what the concept's own LoRA predicts, on that concept's pictures."""
-    sigma = objective.draw_sigma(len(batch.latents), rng)
-    x_t = objective.corrupt(batch.latents, randn_like(batch.latents, rng), sigma)
-    with torch.no_grad():
-        _set_mode(members, own)
-        target = backend.predict(x_t, sigma, batch)
-    _set_mode(members, MERGED)
-    return F.mse_loss(backend.predict(x_t, sigma, batch).float(), target.float())
-
-
-def _set_mode(members: list[ZipAdapter], mode: str) -> None:
-    for adapter in members:
-        adapter.mode = mode
 
 
 def _progress(listener: Listener, what: str) -> Callable[[int, int], None]:

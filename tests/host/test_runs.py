@@ -181,13 +181,13 @@ def test_the_sheet_has_base_saves_and_strengths(server):
 def test_a_save_that_does_not_fit_the_model_is_refused(toy):
     import torch
     from lora_loom.lora_core.messages.errors import LoomError
-    from lora_loom.nodes.run_checkpoints import worn
+    from lora_loom.nodes.run_checkpoints import applied
     from lora_loom.nodes.sockets import LoraWeights
 
     name = "lora_unet_nowhere"
     other = LoraWeights({f"{name}.lora_down.weight": torch.zeros(2, 4), f"{name}.lora_up.weight": torch.zeros(4, 2)}, "sd1", {})
     with pytest.raises(LoomError, match="model: the saves of this run do not fit it; wire the model and clip"):
-        worn(toy[0], None, other, {}, 1.0)
+        applied(toy[0], None, other, {}, 1.0)
 
 
 def test_a_refused_comparison_is_one_sentence(server):

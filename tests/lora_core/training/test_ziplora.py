@@ -1,4 +1,5 @@
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from lora_loom.lora_core.data.folder import scan
 from lora_loom.lora_core.events import Control, Listener
 from lora_loom.lora_core.messages.errors import LoomError
 from lora_loom.lora_core.toy.model import set_folder
+from lora_loom.lora_core.training.job import Job
 from lora_loom.lora_core.training.ziplora import FIRST, MERGED, SECOND, ZipAdapter, zip_config, zip_loras
 from torch import nn
 
@@ -52,6 +54,11 @@ def sets():
     return config, (scan(config), scan(other))
 
 
+def zipped(config, similarity, backend, loras, datasets, listener, control=None):
+    job = Job(config, backend, datasets[0], Path("."), listener, control or Control())
+    return zip_loras(job, datasets[1], loras, similarity)
+
+
 def two_loras(backend):
     """Random LoRAs over the attention of the toy, strong enough to disturb each other."""
     layers = {backend.file_name(p): m for p, m in backend.layers().items() if "attn" in p}
@@ -61,7 +68,7 @@ def two_loras(backend):
 def test_zipping_brings_the_merged_model_nearer_to_both_and_leaves_the_base_as_it_was(toy_backend):
     config, datasets = sets()
     before = weights_fingerprint(toy_backend.unet)
-    result = zip_loras(zip_config(config, 40, 0.02, 4, 0), 1e-5, toy_backend, two_loras(toy_backend), datasets, Listener())
+    result = zipped(zip_config(config, 40, 0.02, 4, 0), 1e-5, toy_backend, two_loras(toy_backend), datasets, Listener())
     assert weights_fingerprint(toy_backend.unet) == before
     assert sum(result.losses[-5:]) < 0.6 * sum(result.losses[:5])  # measured 0.45
     assert len(result.losses) == 40
@@ -70,14 +77,14 @@ def test_zipping_brings_the_merged_model_nearer_to_both_and_leaves_the_base_as_i
 def test_the_penalty_keeps_the_coefficients_apart(toy_backend):
     config, datasets = sets()
     overlaps = [
-        zip_loras(zip_config(config, 15, 0.03, 2, 0), strength, toy_backend, two_loras(toy_backend), datasets, Listener()).overlap for strength in (0.0, 1.0)
+        zipped(zip_config(config, 15, 0.03, 2, 0), strength, toy_backend, two_loras(toy_backend), datasets, Listener()).overlap for strength in (0.0, 1.0)
     ]
     assert overlaps[1] < 0.5 * overlaps[0]
 
 
 def test_the_same_seed_gives_the_same_coefficients(toy_backend):
     config, datasets = sets()
-    one, two = (zip_loras(zip_config(config, 3, 0.02, 2, 5), 0.01, toy_backend, two_loras(toy_backend), datasets, Listener()) for _ in range(2))
+    one, two = (zipped(zip_config(config, 3, 0.02, 2, 5), 0.01, toy_backend, two_loras(toy_backend), datasets, Listener()) for _ in range(2))
     assert one.losses == two.losses
     assert all(torch.equal(a, b) for name in one.factors for a, b in zip(one.factors[name], two.factors[name]))
 
@@ -91,7 +98,7 @@ def test_a_stop_keeps_what_was_learned(toy_backend):
             if report.step == 2:
                 control.stop_and_keep()
 
-    assert len(zip_loras(zip_config(config, 9, 0.02, 2, 5), 0.01, toy_backend, two_loras(toy_backend), datasets, StopAfterTwo(), control).losses) == 2
+    assert len(zipped(zip_config(config, 9, 0.02, 2, 5), 0.01, toy_backend, two_loras(toy_backend), datasets, StopAfterTwo(), control).losses) == 2
 
 
 def test_loras_without_a_common_layer_or_for_another_model_are_refused_before_the_first_step(toy_backend):
@@ -100,9 +107,9 @@ def test_loras_without_a_common_layer_or_for_another_model_are_refused_before_th
     names = sorted(first)
     halves = {n: first[n] for n in names[:4]}, {n: second[n] for n in names[4:]}
     with pytest.raises(LoomError, match="no layer in common"):
-        zip_loras(zip_config(config, 1, 0.02, 2, 0), 0.01, toy_backend, halves, datasets, Listener())
+        zipped(zip_config(config, 1, 0.02, 2, 0), 0.01, toy_backend, halves, datasets, Listener())
     with pytest.raises(LoomError, match="lora_unet_elsewhere is not a layer"):
-        zip_loras(zip_config(config, 1, 0.02, 2, 0), 0.01, toy_backend, ({**first, "lora_unet_elsewhere": first[names[0]]}, second), datasets, Listener())
+        zipped(zip_config(config, 1, 0.02, 2, 0), 0.01, toy_backend, ({**first, "lora_unet_elsewhere": first[names[0]]}, second), datasets, Listener())
 
 
 def test_an_interrupted_zip_leaves_no_adapter_behind(toy_backend):
@@ -114,7 +121,7 @@ def test_an_interrupted_zip_leaves_no_adapter_behind(toy_backend):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        zip_loras(zip_config(config, 3, 0.02, 2, 0), 0.01, toy_backend, two_loras(toy_backend), datasets, Cancel())
+        zipped(zip_config(config, 3, 0.02, 2, 0), 0.01, toy_backend, two_loras(toy_backend), datasets, Cancel())
     assert {n: m.__dict__.get("forward") for n, m in toy_backend.unet.named_modules()} == forwards
 
 
