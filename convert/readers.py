@@ -10,20 +10,16 @@ from typing import Any
 
 import torch
 
+from ..lora_core.algebra.kind import Kind
+from ..lora_core.algebra.kinds import recognised
 from . import fuse, keys, peft
 from .detect import detect, split_prefix
 from .embedding import WIDTHS as EMBEDDING_WIDTHS
 from .embedding import unbundled
 from .families import FAMILIES, UNKNOWN, Family, text
-from .lora import FormatError, Lora, Module, multiplied
+from .lora import OTHER, FormatError, Lora, Module, multiplied
 from .patterns import Found, Row
 
-_WANTED = {
-    "lora": ({"down", "up"}, {"mid", "dora", "diff_b"}),
-    "lokr": (set(), {*(f"lokr_{n}" for n in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")), "dora", "diff_b"}),
-    "loha": ({"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}, {"hada_t1", "hada_t2", "dora", "diff_b"}),
-    "full": (set(), {"diff", "diff_b", "w_norm", "b_norm"}),
-}
 MAX_RANK = 65536
 MAX_SEARCH_S = 1.5
 MAX_WEIGHT, MAX_SIDE = 1 << 30, 1 << 18  # values and rows of one layer; the largest in use have a third of that
@@ -63,7 +59,7 @@ def read(state: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None =
         notes.append(f"The file bundles {len(embeddings)} embedding(s) ({', '.join(embeddings)}); several loaders refuse such files.")
     if any("naive_a" in key or key.endswith((".A", ".B")) for key in state):
         notes.append("The file stores bare A and B matrices without a scale; scale 1 is assumed. Multiply by the alpha it was trained with (--scale).")
-    notes += _dora_notes(named)
+    notes += [*_dora_notes(named), *_remarks(named)]
     return Lora(chosen, dict(sorted(named.items())), metadata, embeddings, notes, keys.form(next(iter(state), "")), frozenset(state))
 
 
@@ -72,7 +68,7 @@ def _modules(state: Mapping[str, torch.Tensor], dropped: list[str] | None) -> di
     parts: dict[str, dict[str, torch.Tensor]] = {}
     origin: dict[tuple[str, str], str] = {}
     for key, value in state.items():
-        parsed = keys.parse(key)
+        parsed = keys.parse(key, state)
         if parsed is None and dropped is not None:
             dropped.append(key)
             continue
@@ -91,10 +87,11 @@ def _modules(state: Mapping[str, torch.Tensor], dropped: list[str] | None) -> di
         parts.setdefault(name, {})[part] = value
     if not parts:
         raise FormatError("the file holds no tensors.")
-    return {name: _module(name, part) for name, part in parts.items()}
+    return {name: _module(name, part, {p: origin[name, p] for p in part}) for name, part in parts.items()}
 
 
-def _module(name: str, parts: dict[str, torch.Tensor]) -> Module:
+def _module(name: str, parts: dict[str, torch.Tensor], origin: Mapping[str, str]) -> Module:
+    """One layer's parts as a module. `origin`: the key of each in the file."""
     alpha = None
     if "alpha" in parts:
         alpha = _number(f"{name}.alpha", parts.pop("alpha"))
@@ -110,25 +107,27 @@ def _module(name: str, parts: dict[str, torch.Tensor]) -> Module:
         parts["dora"] = parts.pop("magnitude").reshape(-1, *[1] * (parts["down"].ndim - 1))
     elif "dora" in parts and parts["dora"].ndim == 1:
         parts["dora"] = parts["dora"].reshape(-1, 1)
-    kind = next((k for k, sign in (("lora", "down"), ("lora", "up"), ("loha", "hada_w1_a"), ("loha", "hada_w2_a")) if sign in parts), "")
-    kind = kind or ("lokr" if any(p.startswith("lokr_") for p in parts) else "full" if set(parts) <= _WANTED["full"][1] and parts else "other")
-    for part, value in parts.items():
-        if not value.is_floating_point() and kind != "other":
-            raise FormatError(f"{name}.{part}: has type {value.dtype}; weights are floating-point numbers.")
-    if kind in _WANTED:
-        needed, allowed = _WANTED[kind]
-        if missing := needed - parts.keys():
-            raise FormatError(f"{name}: has {', '.join(sorted(parts))} but lacks {', '.join(sorted(missing))}.")
-        if extra := parts.keys() - needed - allowed:
-            raise FormatError(f"{name}: has {', '.join(sorted(extra))}, which does not belong to a {kind} module.")
-    if kind == "full":
-        parts = {{"w_norm": "diff", "b_norm": "diff_b"}.get(k, k): v for k, v in parts.items()}
-    module = Module(kind, parts, alpha)
-    if alpha is not None and module.rank == 0 and kind == "lokr":
-        module = Module(kind, parts, None)  # both factors are full: every WebUI ignores alpha there
-    _require_shapes(name, module)
+    kind = recognised(parts)
+    if kind is None:
+        return Module(OTHER, {keys.ending(origin[part]): value for part, value in parts.items()}, alpha)
+    _require_parts(name, kind, parts)
+    _require_shapes(name, kind, parts)
+    settled, alpha = kind.settled(parts, alpha)
+    module = Module(kind.name, settled, alpha)
     _require_layer(name, module)
     return module if factor == 1.0 else multiplied(module, factor)
+
+
+def _require_parts(name: str, kind: Kind, parts: Mapping[str, torch.Tensor]) -> None:
+    """All that the kind needs, nothing that it does not have, and numbers where it learns."""
+    for part, value in parts.items():
+        described = kind.part(part)
+        if not value.is_floating_point() and not (described and described.constant):
+            raise FormatError(f"{name}.{part}: has type {value.dtype}; weights are floating-point numbers.")
+    if missing := kind.needed - parts.keys():
+        raise FormatError(f"{name}: has {', '.join(sorted(parts))} but lacks {', '.join(sorted(missing))}.")
+    if extra := parts.keys() - kind.allowed:
+        raise FormatError(f"{name}: has {', '.join(sorted(extra))}, which does not belong to a {kind.name} module.")
 
 
 def _number(key: str, value: torch.Tensor) -> float:
@@ -143,7 +142,7 @@ def _number(key: str, value: torch.Tensor) -> float:
 def _require_sizes(name: str, parts: Mapping[str, torch.Tensor]) -> None:
     """Every part is a tensor of one to five dimensions with something in it; biases and scales may be any."""
     for part, value in parts.items():
-        if part in ("scale", "bias", "reshape_weight"):
+        if part in ("scale", "bias", "reshape_weight", "on_input"):
             continue
         if value.numel() == 0 or not 1 <= value.ndim <= 5 or (part == "diff_b" and value.ndim != 1):
             raise FormatError(f"{name}.{part}: is {_size(value)}; it has one to five dimensions, none of them 0.")
@@ -159,24 +158,20 @@ def _from_naive(name: str, parts: dict[str, torch.Tensor]) -> dict[str, torch.Te
     return {"down": a.t().contiguous(), "up": b.t().contiguous()}
 
 
-def _require_shapes(name: str, module: Module) -> None:
-    p = module.parts
-    if module.kind == "lora":
-        down, up = p["down"], p["up"]
-        if not (2 <= down.ndim <= 5 and 2 <= up.ndim <= 5 and math.prod(up.shape[2:]) == 1):
-            raise FormatError(f"{name}: lora_down is {_size(down)} and lora_up is {_size(up)}; expected (rank, in) and (out, rank), kernels after them.")
-        inner = tuple(p["mid"].shape[:2]) if "mid" in p else (down.shape[0], down.shape[0])
-        if inner != (up.shape[1], down.shape[0]):
-            raise FormatError(f"{name}: lora_down is {_size(down)} and lora_up is {_size(up)}; their ranks must be equal.")
-        if not 0 < down.shape[0] <= MAX_RANK or 0 in down.shape or 0 in up.shape:
-            raise FormatError(f"{name}: has rank {down.shape[0]} with lora_down {_size(down)}; a rank is 1 to {MAX_RANK}.")
-    elif module.kind in ("loha", "lokr"):
-        try:
-            shape = module.shape
-        except (RuntimeError, KeyError, IndexError) as error:
-            raise FormatError(f"{name}: its {module.kind} factors do not fit together ({', '.join(f'{k} {_size(v)}' for k, v in p.items())}).") from error
-        if not shape or 0 in shape or (module.kind == "loha" and not _loha_fits(p)):
-            raise FormatError(f"{name}: its {module.kind} factors do not fit together ({', '.join(f'{k} {_size(v)}' for k, v in p.items())}).")
+def _require_shapes(name: str, kind: Kind, p: Mapping[str, torch.Tensor]) -> None:
+    told = ", ".join(f"{k} {_size(v)}" for k, v in p.items())
+    try:
+        problem, shape, rank = kind.problem(p), (), 0
+        if not problem:
+            shape, rank = kind.shape(p), kind.rank(p)
+    except (RuntimeError, KeyError, IndexError, StopIteration) as error:
+        raise FormatError(f"{name}: its {kind.name} factors do not fit together ({told}).") from error
+    if problem:
+        raise FormatError(f"{name}: {problem} ({told}).")
+    if rank > MAX_RANK:
+        raise FormatError(f"{name}: has rank {rank} ({told}); a rank is 1 to {MAX_RANK}.")
+    if 0 in shape or (not shape and kind.needed):
+        raise FormatError(f"{name}: its {kind.name} factors do not fit together ({told}).")
 
 
 def _require_layer(name: str, module: Module) -> None:
@@ -188,15 +183,6 @@ def _require_layer(name: str, module: Module) -> None:
         raise FormatError(f"{name}: dora_scale is {_size(p['dora'])}; the layer has {shape[0]} outputs and {shape[1]} inputs.")
     if "diff_b" in p and shape and len(p["diff_b"]) != shape[0]:
         raise FormatError(f"{name}: diff_b has {len(p['diff_b'])} values; the layer has {shape[0]} outputs.")
-
-
-def _loha_fits(p: Mapping[str, torch.Tensor]) -> bool:
-    one, two = (p["hada_w1_a"], p["hada_w1_b"]), (p["hada_w2_a"], p["hada_w2_b"])
-    if any(t.ndim != 2 for t in (*one, *two)) or ("hada_t1" in p) != ("hada_t2" in p):
-        return False
-    if "hada_t1" in p:
-        return all(t.ndim > 2 and tuple(t.shape[:2]) == (a.shape[0], b.shape[0]) for t, (a, b) in ((p["hada_t1"], one), (p["hada_t2"], two)))
-    return all(a.shape[1] == b.shape[0] for a, b in (one, two)) and one[0].shape[0] == two[0].shape[0] and one[1].shape[1] == two[1].shape[1]
 
 
 def _size(value: torch.Tensor) -> str:
@@ -295,7 +281,7 @@ def unfused(found: Found, module: Module) -> list[tuple[str, Module | None]]:
 
 def _kernel(name: str, row: Row, module: Module) -> Module:
     """Factors in the shape the layer's own weight has: convolutions saved flat get their kernel back, 1x1 kernels of linear layers go."""
-    if row.kernel and module.kind in ("loha", "lokr") and len(module.shape) == 2:
+    if row.kernel and module.algebra and module.algebra.stores_flat and len(module.shape) == 2:
         if module.shape[1] % math.prod(row.kernel):
             raise FormatError(f"{name}: its {module.kind} factors stand for {_size_of(module.shape)}; the layer is a convolution of {_size_of(row.kernel)}.")
         return dataclasses.replace(module, kernel=row.kernel)
@@ -327,3 +313,8 @@ def _dora_notes(modules: Mapping[str, Module]) -> list[str]:
     if "input" in axes:
         notes.append("DoRA over inputs: exact in ComfyUI, Forge and A1111; PEFT has no such form; diffusers ignores dora_scale.")
     return notes
+
+
+def _remarks(modules: Mapping[str, Module]) -> list[str]:
+    """What the kinds themselves have to say of such modules, once each."""
+    return list(dict.fromkeys(remark for m in modules.values() if m.algebra and (remark := m.algebra.remark(m.parts))))

@@ -12,7 +12,7 @@ import torch
 from .embedding import Embedding
 from .families import FAMILIES
 from .loaders import loaders
-from .lora import Lora, concatenated, delta, multiplied
+from .lora import Lora, Module, concatenated, delta, multiplied
 from .merge import block_of, squared_norm
 
 
@@ -75,8 +75,10 @@ def inspect(lora: Lora) -> Report:
         for block, names in sorted(groups.items(), key=_block_order)
     )
     problems = list(lora.notes)
-    if lora.modules and not any(norms.values()) and not any(m.kind == "other" or "diff_b" in m.parts or "dora" in m.parts for m in lora.modules.values()):
+    if lora.modules and not any(norms.values()) and not any(m.algebra is None or "diff_b" in m.parts or "dora" in m.parts for m in lora.modules.values()):
         problems.insert(0, "Every module is zero: this LoRA changes nothing.")
+    if relative := sorted({m.kind for m in lora.modules.values() if m.algebra and m.algebra.needs_base}):
+        problems.append(f"Norms of {', '.join(relative)} modules are of their own numbers: what they change depends on the base weight.")
     return Report(
         lora.family, lora.source, len(lora.modules), dict(Counter(m.kind for m in lora.modules.values())), dict(Counter(m.rank for m in lora.modules.values())),
         dict(Counter(round(m.scale * m.rank, 4) for m in lora.modules.values() if m.rank)), blocks, triggers(lora.metadata), loaders(lora), tuple(problems),
@@ -113,7 +115,7 @@ def difference(one: Lora, two: Lora) -> dict[str, float]:
         if a is None or b is None or a.shape != b.shape:
             out[name] = 1.0
             continue
-        if not a.shape or a.kind == "other" or b.kind == "other":  # nothing to multiply out: equal or not
+        if not (_told(a) and _told(b)):  # nothing to multiply out: equal or not
             same = a.parts.keys() == b.parts.keys() and a.alpha == b.alpha and all(torch.equal(a.parts[k], b.parts[k]) for k in a.parts)
             out[name] = 0.0 if same else 1.0
             continue
@@ -126,6 +128,11 @@ def difference(one: Lora, two: Lora) -> dict[str, float]:
             apart = float((delta(a) - delta(b)).norm())
         out[name] = apart / size if size else 0.0
     return out
+
+
+def _told(module: Module) -> bool:
+    """Whether the change of the weight follows from the file alone."""
+    return bool(module.algebra and module.shape and not module.algebra.needs_base)
 
 
 def embedding_lines(embedding: Embedding, name: str) -> list[str]:

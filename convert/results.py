@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 
+from ..lora_core.algebra.kinds import KINDS
 from .embedding import Embedding, write_embedding
 from .families import FAMILIES, known_family
-from .lora import FormatError, Lora, State
+from .lora import FormatError, Lora, State, plain
 from .metadata import embedding_metadata, lora_metadata
 from .patterns import fill
 from .writers import approximated, trained, write
@@ -60,9 +62,10 @@ def kohya_name(base: str, path: str) -> str:
     return "lora_unet_" + (fill(found.rows[0].native, found.numbers) if found else path).replace(".", "_")
 
 
-_PARTS = {
-    ".lora_down.weight": "lora_down", ".lora_up.weight": "lora_up", ".lora_A.weight": "lora_down", ".lora_B.weight": "lora_up", ".alpha": "alpha",
-    ".dora_scale": "dora_scale", **{f".{n}": n for n in ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "lokr_w1", "lokr_w2", "lokr_w2_a", "lokr_w2_b")},
+_ENDINGS = {
+    **{f".{part.file}": part.parameter for kind in KINDS.values() for part in kind.parts},
+    **{f".{part.native}": part.parameter for kind in KINDS.values() for part in kind.parts if part.native},
+    ".lora_A.weight": "lora_down", ".lora_B.weight": "lora_up", ".alpha": "alpha",
 }  # fmt: skip
 
 
@@ -74,6 +77,7 @@ def starting_point(lora: Lora, names: Iterable[str], algorithm: str) -> dict[str
     wanted = set(names)
     if algorithm == "lora" and any(m.kind != "lora" for m in lora.modules.values()):
         lora, _ = approximated(lora, max([m.rank for m in lora.modules.values()] + [16]))
+    lora = dataclasses.replace(lora, modules={name: plain(module) for name, module in lora.modules.items()})
     best: dict[str, State] = {}
     missing: list[str] = []
     for form in ("kohya", "comfyui", "diffusers"):
@@ -90,7 +94,7 @@ def starting_point(lora: Lora, names: Iterable[str], algorithm: str) -> dict[str
 def _by_layer(state: State, form: str) -> dict[str, State]:
     out: dict[str, State] = {}
     for key, value in state.items():
-        suffix = next((s for s in _PARTS if key.endswith(s)), None)
+        suffix = max((s for s in _ENDINGS if key.endswith(s)), key=len, default=None)
         if suffix is None:
             raise FormatError(f"{key}: is no part a run could start from.")
         name = key.removesuffix(suffix)
@@ -98,5 +102,5 @@ def _by_layer(state: State, form: str) -> dict[str, State]:
             component, _, path = name.partition(".")
             flat = {"unet": "lora_unet_", "text_encoder": "lora_te_", "text_encoder_2": "lora_te2_"}.get(component)
             name = flat + path.replace(".", "_") if flat else name
-        out.setdefault(name, {})[_PARTS[suffix]] = value
+        out.setdefault(name, {})[_ENDINGS[suffix]] = value
     return out

@@ -9,6 +9,7 @@ import typing
 from pathlib import Path
 from typing import Any
 
+from .algebra import NAMES as ADAPTER_KINDS
 from .messages.errors import LoomError
 from .names import check_name
 from .recipes import merged, read_toml, recipe
@@ -83,7 +84,7 @@ class DataConfig:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AdapterConfig:
     algorithm: str = setting(
-        "lora", "Kind of adapter; lora with targets = conv is what is called LoCon. Every program reads lora.", choices=("lora", "dora", "loha", "lokr")
+        "lora", "Kind of adapter; lora with targets = conv is what is called LoCon. Every program reads lora.", choices=ADAPTER_KINDS
     )
     rank: int = setting(16, "Size of the low-rank update. More holds more detail and learns unwanted detail sooner.", low=1, high=1024)
     alpha: float = setting(0.0, "The update is scaled by alpha / rank; 0 means alpha = rank, a scale of 1.", low=0.0, high=4096.0)

@@ -11,7 +11,7 @@ import torch
 
 from ..convert import trained
 from ..convert.embedding import read_embedding
-from ..lora_core.adapters.targets import weight_shape
+from ..lora_core.algebra.walk import weight_shape
 from ..lora_core.config import AdapterConfig, ObjectiveConfig, OptimizerConfig, SampleConfig, SaveConfig, ScheduleConfig, TrainConfig, as_dict, parse
 from ..lora_core.data.folder import Dataset as FoundDataset
 from ..lora_core.messages.errors import LoomError
@@ -169,7 +169,10 @@ def _empty_lora(backend: HostBackend, config: TrainConfig) -> dict[str, torch.Te
     state = {}
     for name, layer in {**own, **texts}.items():
         shape = weight_shape(layer)
-        state[f"{name}.lora_down"], state[f"{name}.lora_up"] = torch.zeros(1, *shape[1:]), torch.zeros(shape[0], 1, *[1] * (len(shape) - 2))
+        if len(shape) == 1:
+            state[f"{name}.diff"] = torch.zeros(shape)
+        else:
+            state[f"{name}.lora_down"], state[f"{name}.lora_up"] = torch.zeros(1, *shape[1:]), torch.zeros(shape[0], 1, *[1] * (len(shape) - 2))
     return state
 
 

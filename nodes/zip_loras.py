@@ -9,7 +9,7 @@ import torch
 
 from ..convert import FormatError, Lora, Module, read, write
 from ..convert.families import FAMILIES, UNKNOWN, known_family
-from ..convert.lora import folded, plain
+from ..convert.lora import as_lora, folded, plain
 from ..convert.merge import merge
 from ..lora_core.events import Control, Listeners
 from ..lora_core.messages.errors import LoomError
@@ -101,7 +101,7 @@ def _denoiser(lora: Lora, family: str) -> dict[str, Factors]:
         if name.startswith(("lora_te", "text_encoders.")):
             continue
         if module.kind != "lora" or {"dora", "diff_b"} & module.parts.keys():
-            raise LoomError(f"lora: {name} is no plain LoRA ({module.kind}); convert it with Convert LoRA and approximate_rank first.")
+            raise FormatError(f"{name} is no plain LoRA ({module.kind}); {as_lora(module)}.")
         parts = folded(plain(module)).parts
         out[name] = parts["down"].float(), parts["up"].float()
     return out

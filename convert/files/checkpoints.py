@@ -219,13 +219,13 @@ def _by_key(lora: Lora, layers: Mapping[str, Layer]) -> dict[str, Module]:
         if not present:
             continue
         row = layer.found.rows[0]
-        if any(m.kind == "other" for m in present):
+        if any(m.algebra is None for m in present):
             raise FormatError(f"{layer.names()[0]}: has parts that cannot be baked ({', '.join(present[0].parts)}).")
         try:
             module = fuse.native(row, parts) if layer.found.native else present[0]
         except FormatError as error:
             raise FormatError(f"{key}: {error}") from error
-        if module.kind != "full" or "diff" in module.parts:
+        if module.shape:
             out[key] = module
         if "diff_b" in module.parts:
             out[_BIAS.sub("bias", key)] = Module("full", {"diff": module.parts["diff_b"]})

@@ -278,11 +278,35 @@ def test_a_tucker_module_keeps_its_core_in_kohya_files(kind):
         assert error(dense(plain), dense(module)) < ROUNDING
 
 
-def test_adapters_that_are_only_renamed_keep_every_part():
-    # OFT: alpha is the constraint of the rotation there, not a scale.
-    oft = {f"lora_unet_{FLAT_Q}.oft_blocks": random(1, 4, 3, 3), f"lora_unet_{FLAT_Q}.alpha": torch.tensor(0.25)}
-    assert write(read(oft, family="sd1"), "kohya").keys() == oft.keys()
-    assert write(read(oft, family="sd1"), "kohya")[f"lora_unet_{FLAT_Q}.alpha"].item() == 0.25
+UNKNOWN_PARTS = {
+    "old LyCORIS OFT": {"oft_diag": (4, 3, 3), "alpha": ()}, "GLoRA in Tucker form": {"a1.weight": (4, 2), "bm.weight": (2, 2, 3, 3), "alpha": ()},
+    "PEFT OFT": {"oft_R.weight": (2, 3)}, "a bias that is replaced": {"set_weight": (4,)},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", UNKNOWN_PARTS)
+@pytest.mark.parametrize("target", ["kohya", "comfyui"])
+@pytest.mark.parametrize("family", ["sd1", "unknown"])
+def test_parts_of_a_kind_nobody_here_knows_keep_their_exact_endings(name, target, family):
+    layer = f"lora_unet_{FLAT_Q}"
+    given = {f"{layer}.{ending}": random(1, *shape) if shape else torch.tensor(0.25) for ending, shape in UNKNOWN_PARTS[name].items()}
+    written = write(read(given, family=family), target)
+    (prefix,) = {key.split(".oft", 1)[0].split(".a1", 1)[0].split(".bm", 1)[0].split(".set", 1)[0].removesuffix(".alpha") for key in written}
+    assert {key.removeprefix(f"{prefix}.") for key in written} == set(UNKNOWN_PARTS[name])
+    assert all(torch.equal(written[f"{prefix}.{ending}"].float(), given[f"{layer}.{ending}"].float()) for ending in UNKNOWN_PARTS[name])
+
+
+@pytest.mark.parametrize("target", ["kohya", "comfyui"])
+def test_a_lokr_of_two_full_matrices_is_written_with_an_alpha_since_lycoris_asks_for_one(target):
+    from lycoris.modules import get_module, make_module
+
+    file = write(Lora("sd1", {f"unet.{Q}": lokr()}), target)
+    name = next(key.removesuffix(".alpha") for key in file if key.endswith(".alpha"))
+    layer = torch.nn.Linear(10, 12)
+    kind, values = get_module(file, name)
+    made = make_module(kind, values, name, layer)
+    # float32 products of two numbers of order 1
+    torch.testing.assert_close(made.get_diff_weight()[0].double(), dense(lokr()), rtol=1e-6, atol=1e-6)
 
 
 def test_approximation_replaces_what_is_no_lora_and_tells_the_error_of_each():

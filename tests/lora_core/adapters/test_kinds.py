@@ -7,9 +7,10 @@ import torch
 from lora_loom.convert import read, write
 from lora_loom.convert.families import UNKNOWN
 from lora_loom.convert.lora import delta
-from lora_loom.lora_core.adapters import ADAPTERS, AdapterSet, Shape, attach
+from lora_loom.lora_core.adapters import AdapterSet, KindAdapter, Shape, attach
 from lora_loom.lora_core.adapters.base import weight_of
-from lora_loom.lora_core.adapters.lokr import factors
+from lora_loom.lora_core.algebra.kinds import KINDS as ADAPTERS
+from lora_loom.lora_core.algebra.lokr import factors
 from peft import LoHaConfig, LoKrConfig, LoraConfig, get_peft_model
 from torch import nn
 
@@ -36,7 +37,9 @@ KINDS = {
 
 
 def build(kind, layer, **shape):
-    adapter = ADAPTERS[kind.split()[0]]("layer", layer, Shape(tuple(layer.weight.shape), **shape), 0, "cpu").to(layer.weight.dtype)
+    options = {key: value for key, value in shape.items() if key not in ("rank", "alpha", "rank_stabilized")}
+    own = {key: value for key, value in shape.items() if key not in options}
+    adapter = KindAdapter(ADAPTERS[kind.split()[0]], "layer", layer, Shape(tuple(layer.weight.shape), **own, options=options), 0, "cpu").to(layer.weight.dtype)
     adapter.prepare()
     return adapter
 
@@ -157,16 +160,16 @@ def test_a_file_read_back_has_the_update_the_training_had(kind, place):
 def test_dora_in_half_precision_and_a_recomputed_block_use_lengths_of_the_current_factors():
     torch.manual_seed(3)
     layer = nn.Linear(16, 16).to(torch.bfloat16).requires_grad_(False)
-    adapter = ADAPTERS["dora"]("layer", layer, Shape((16, 16), 2, 2.0, dora_axis="output"), 0, "cpu")
+    adapter = KindAdapter(ADAPTERS["dora"], "layer", layer, Shape((16, 16), 2, 2.0, options={"dora_axis": "output"}), 0, "cpu")
     adapter.prepare()
-    first = adapter.lengths().clone()
+    first = adapter.derived()["lengths"].clone()
     with torch.no_grad():
         adapter.lora_up.fill_(0.5)
     adapter.weights_changed()
     with weight_of(layer) as (weight, _):
         expected = (weight.float() + adapter.delta_weight()).norm(dim=1)
-    torch.testing.assert_close(adapter.lengths(), expected.detach())
-    assert not torch.allclose(adapter.lengths(), first)
+    torch.testing.assert_close(adapter.derived()["lengths"], expected.detach())
+    assert not torch.allclose(adapter.derived()["lengths"], first)
 
 
 @pytest.mark.parametrize(("dimension", "factor", "expected"), [(128, 0, (8, 16)), (128, 4, (4, 32)), (127, 0, (1, 127)), (320, 0, (16, 20)), (320, 7, (5, 64)),
@@ -179,7 +182,7 @@ def test_lokr_splits_as_lycoris_does(dimension, factor, expected):
 
 
 def test_rank_stabilized_scale_is_alpha_over_the_root_of_the_rank_and_files_say_it_in_alpha():
-    adapter = ADAPTERS["lora"]("layer", nn.Linear(64, 64), Shape((64, 64), 16, 8.0, rank_stabilized=True), 0, "cpu")
+    adapter = KindAdapter(ADAPTERS["lora"], "layer", nn.Linear(64, 64), Shape((64, 64), 16, 8.0, rank_stabilized=True), 0, "cpu")
     assert adapter.scale == pytest.approx(8 / math.sqrt(16))
     assert adapter.alpha / adapter.rank == pytest.approx(adapter.scale)
 

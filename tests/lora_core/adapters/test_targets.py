@@ -2,7 +2,8 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from lora_loom.lora_core.adapters import choose_targets
-from lora_loom.lora_core.adapters.targets import PRESETS, weight_shape
+from lora_loom.lora_core.adapters.targets import PRESETS
+from lora_loom.lora_core.algebra.walk import weight_shape
 from lora_loom.lora_core.config import AdapterConfig
 from lora_loom.lora_core.messages.errors import LoomError
 from torch import nn
