@@ -4,6 +4,7 @@ tests; those of A1111, Forge and kohya's tools come from reading their loaders.
 
 from __future__ import annotations
 
+from ..lora_core.algebra.kinds import trained_as
 from .families import FAMILIES
 from .lora import FormatError, Lora, Module, component
 from .writers import write
@@ -63,7 +64,8 @@ def loaders(lora: Lora) -> dict[str, str]:
 
 def _reads(program: str, module: Module) -> bool:
     """Whether a program reads this kind of module at all."""
-    return module.algebra is not None and (module.algebra.read_by is None or program in module.algebra.read_by)
+    kind = trained_as(module.parts) or module.algebra
+    return kind is not None and (kind.read_by is None or program in kind.read_by)
 
 
 def _spelled_as_now(lora: Lora) -> bool:

@@ -67,7 +67,12 @@ class Module:
     @property
     def dense(self) -> bool:
         """Whether the change of the weight follows from the parts alone."""
-        return bool(self.algebra and self.shape and not self.algebra.needs_base and "dora" not in self.parts)
+        return self.changes_weight and not kind_of(self).needs_base and "dora" not in self.parts
+
+    @property
+    def changes_weight(self) -> bool:
+        """Whether it is known to change the layer's weight, not its bias alone."""
+        return self.algebra is not None and self.algebra.changes_weight(self.parts)
 
     def replaced(self, **parts: torch.Tensor) -> Module:
         return dataclasses.replace(self, parts={**self.parts, **parts})
@@ -86,7 +91,7 @@ def as_lora(module: Module) -> str:
         return "no program here can turn it into a LoRA"
     if module.dense and len(module.shape) > 1:
         return "convert it to a LoRA first (--approximate)"
-    if module.dense or not module.shape:
+    if module.dense or not module.changes_weight:
         return "leave it out with --approximate, which drops changes of norms and biases"
     return "it depends on the base weight, so bake it into a checkpoint and extract a LoRA from that"
 
@@ -122,7 +127,7 @@ def delta(module: Module, base: torch.Tensor | None = None) -> torch.Tensor:
     `base`: the layer's own weight, which some kinds need. Raises FormatError where there is no such change, or none without the base.
     """
     kind = module.algebra
-    if kind is None or (not module.shape and base is None):
+    if kind is None or not module.changes_weight:
         raise FormatError(f"a module of kind {module.kind!r} ({', '.join(module.parts)}) has no weight delta that could be computed.")
     if kind.needs_base and base is None:
         raise FormatError(f"a module of kind {module.kind!r} changes a weight relative to its value; {as_lora(module)}.")

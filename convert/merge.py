@@ -49,7 +49,10 @@ def merge(parts: Sequence[tuple[Lora, float]], rank: int = 0, progress: Progress
             continue
         if len({m.shape for m in members if m.shape}) > 1:
             raise FormatError(f"{name}: has different shapes in the LoRAs ({', '.join(sorted(str(m.shape) for m in members))}).")
-        module, error = _sum(members, rank)
+        try:
+            module, error = _sum(members, rank)
+        except FormatError as failure:
+            raise FormatError(f"{name}: {failure}") from failure
         modules[name], errors[name] = module, error
         if rank:
             norm = squared_norm(module)
@@ -66,7 +69,7 @@ def _summable(name: str, module: Module) -> Module:
         raise FormatError(f"{name}: has DoRA magnitudes, which rescale the base weight and cannot be added; bake it into a checkpoint and extract a LoRA.")
     if module.algebra is None:
         raise FormatError(f"{name}: has {', '.join(module.parts)}, which cannot be added to other modules.")
-    if not module.algebra.ends(module.parts) and module.shape:
+    if not module.algebra.ends(module.parts) and module.changes_weight:
         raise FormatError(f"{name}: has {', '.join(module.parts)}, a {module.kind} module, whose effect does not add up; {as_lora(module)}.")
     return module
 
@@ -93,7 +96,7 @@ def _notes(parts: Sequence[tuple[Lora, float]]) -> list[str]:
 
 def squared_norm(module: Module) -> float:
     """||delta||^2, by the factors where the kind knows how; of a kind that depends on the base weight, of its own numbers. 0 where nothing is known."""
-    if module.algebra is None or not module.shape:
+    if module.algebra is None or not module.changes_weight:
         return 0.0
     return max(0.0, float(module.algebra.squared_norm({k: v.double() for k, v in module.parts.items()}, module.scale)))
 

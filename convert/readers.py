@@ -170,7 +170,7 @@ def _require_shapes(name: str, kind: Kind, p: Mapping[str, torch.Tensor]) -> Non
         raise FormatError(f"{name}: {problem} ({told}).")
     if rank > MAX_RANK:
         raise FormatError(f"{name}: has rank {rank} ({told}); a rank is 1 to {MAX_RANK}.")
-    if 0 in shape or (not shape and kind.needed):
+    if 0 in shape:
         raise FormatError(f"{name}: its {kind.name} factors do not fit together ({told}).")
 
 

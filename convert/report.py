@@ -12,7 +12,7 @@ import torch
 from .embedding import Embedding
 from .families import FAMILIES
 from .loaders import loaders
-from .lora import Lora, Module, concatenated, delta, multiplied
+from .lora import Lora, Module, concatenated, delta, kind_of, multiplied
 from .merge import block_of, squared_norm
 
 
@@ -132,7 +132,7 @@ def difference(one: Lora, two: Lora) -> dict[str, float]:
 
 def _told(module: Module) -> bool:
     """Whether the change of the weight follows from the file alone."""
-    return bool(module.algebra and module.shape and not module.algebra.needs_base)
+    return module.changes_weight and not kind_of(module).needs_base
 
 
 def embedding_lines(embedding: Embedding, name: str) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..lora_core.algebra.kinds import KINDS
+from ..lora_core.algebra.kinds import KINDS, trained_as
 from .embedding import Embedding, write_embedding
 from .families import FAMILIES, known_family
 from .lora import FormatError, Lora, State, plain
@@ -70,13 +70,21 @@ _ENDINGS = {
 
 
 def starting_point(lora: Lora, names: Iterable[str], algorithm: str) -> dict[str, State]:
-    """The LoRA for a run whose layers are called `names`: layer -> lora_down, lora_up, alpha, ... Raises FormatError when a layer finds no place.
+    """The LoRA for a run whose layers are called `names`: layer -> lora_down, lora_up, alpha, ... Raises FormatError when a layer finds no place,
+    or is of another kind than the run's `algorithm`; "" takes any.
 
     For plain LoRA other kinds are brought into its form by SVD, at the rank of the file's largest module or 16.
     """
     wanted = set(names)
+    for name, module in lora.modules.items() if algorithm not in ("", "lora") else ():
+        kind = trained_as(plain(module).parts)
+        if kind is None or kind.name != algorithm:
+            held = f"a {kind.title} module, of algorithm {kind.name}" if kind else f"a {module.kind} module with parts that no run trains"
+            raise FormatError(f"{name}: is {held}, and this run trains {algorithm}; choose the algorithm of the file, or start without it.")
     if algorithm == "lora" and any(m.kind != "lora" for m in lora.modules.values()):
         lora, _ = approximated(lora, max([m.rank for m in lora.modules.values()] + [16]))
+    if not lora.modules:
+        raise FormatError("the LoRA changes norms and biases alone, which plain LoRA cannot; choose algorithm norm or bias, or start without it.")
     lora = dataclasses.replace(lora, modules={name: plain(module) for name, module in lora.modules.items()})
     best: dict[str, State] = {}
     missing: list[str] = []

@@ -85,10 +85,12 @@ class OptimizerSettings(SettingsNode):
 
 class AdapterSettings(SettingsNode):
     NODE_ID, TITLE = "LoraLoomAdapterSettings", "Adapter Settings"
-    DESCRIPTION = "Which kind of adapter is trained: LoRA, DoRA, LoHa or LoKr, with ranks and learning rates by layer."
-    ALIASES = ("dora", "loha", "lokr", "lycoris", "locon", "rslora", "block weight", "max norm")
+    DESCRIPTION = "Which kind of adapter is trained: LoRA, DoRA, LoHa, LoKr, OFT, norms and others, with ranks and learning rates by layer."
+    ALIASES = ("dora", "loha", "lokr", "oft", "boft", "glora", "ia3", "full", "norm", "bitfit", "lycoris", "locon", "rslora", "block weight", "max norm")
     PATHS = ("adapter.algorithm", "adapter.conv_rank", "adapter.conv_alpha", "adapter.rank_stabilized", "adapter.max_norm")
-    ADVANCED = ("adapter.dora_axis", "adapter.lokr_factor", "adapter.layer_rank", "adapter.layer_lr")
+    ADVANCED = (
+        "adapter.dora_axis", "adapter.lokr_factor", "adapter.layer_rank", "adapter.layer_lr", "adapter.oft_constraint", "adapter.ia3_axis",
+    )  # fmt: skip
     CHANGES = {path: {"multiline": True} for path in ("adapter.layer_rank", "adapter.layer_lr")}
 
 

@@ -11,6 +11,7 @@ import torch
 
 from ..convert import trained
 from ..convert.embedding import read_embedding
+from ..lora_core.algebra.kinds import KINDS
 from ..lora_core.algebra.walk import weight_shape
 from ..lora_core.config import AdapterConfig, ObjectiveConfig, OptimizerConfig, SampleConfig, SaveConfig, ScheduleConfig, TrainConfig, as_dict, parse
 from ..lora_core.data.folder import Dataset as FoundDataset
@@ -164,8 +165,12 @@ def embeddings_of(result: Result, paths: list[Path]) -> dict[str, EmbeddingSocke
 
 
 def _empty_lora(backend: HostBackend, config: TrainConfig) -> dict[str, torch.Tensor]:
-    """The names this run will write, with empty weights: what the host cannot read back is found before training."""
+    """The names this run will write, with empty weights: what the host cannot read back is found before training. Raises LoomError for kinds it never reads."""
     own, texts = chosen_layers(config, backend)
+    kind = KINDS[config.adapter.algorithm]
+    if kind.read_by is not None and "ComfyUI" not in kind.read_by:
+        readers = " and ".join(kind.read_by)
+        raise LoomError(f"adapter.algorithm: ComfyUI does not load {kind.title} files; choose another kind, or train it in the terminal for {readers}.")
     state = {}
     for name, layer in {**own, **texts}.items():
         shape = weight_shape(layer)

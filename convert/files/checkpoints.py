@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -18,7 +17,7 @@ import torch
 from .. import fuse
 from ..detect import detect
 from ..families import FAMILIES, Family, text
-from ..lora import FormatError, Lora, Module, applied, delta, low_rank
+from ..lora import FormatError, Lora, Module, applied, delta, kind_of, low_rank
 from ..merge import Outcome, Progress, quiet, rank_limit, require_sizes
 from ..patterns import Found
 from ..readers import unfused
@@ -168,8 +167,9 @@ def bake(source: Path, target: Path, loras: list[tuple[Lora, float]], metadata: 
             for key, module in by_key.items():
                 if key not in layout:
                     raise FormatError(f"{key}: is changed by the LoRA, but is not in the checkpoint; it is for another model.")
-                if _without_ones(layout[key][1]) != _without_ones(module.shape):
-                    raise FormatError(f"{key}: has the shape {layout[key][1]}, the LoRA is for {module.shape}; it is for another model.")
+                if not kind_of(module).fits(module.parts, layout[key][1]):
+                    told = module.shape or ", ".join(f"{part} {tuple(value.shape)}" for part, value in module.parts.items())
+                    raise FormatError(f"{key}: has the shape {layout[key][1]}, the LoRA is for {told}; it is for another model.")
         done = 0
 
         def result(key: str) -> torch.Tensor:
@@ -198,11 +198,6 @@ def bake(source: Path, target: Path, loras: list[tuple[Lora, float]], metadata: 
     return {"changed": len(changed), "tensors": len(layout)}
 
 
-def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """(out, in, *kernel), a 1x1 kernel counting as none."""
-    return shape if math.prod(shape[2:]) > 1 else shape[:2]
-
-
 def _require_family(family: Family, loras: list[tuple[Lora, float]]) -> None:
     for lora, _ in loras:
         if lora.family != family.name:
@@ -225,7 +220,7 @@ def _by_key(lora: Lora, layers: Mapping[str, Layer]) -> dict[str, Module]:
             module = fuse.native(row, parts) if layer.found.native else present[0]
         except FormatError as error:
             raise FormatError(f"{key}: {error}") from error
-        if module.shape:
+        if module.changes_weight:
             out[key] = module
         if "diff_b" in module.parts:
             out[_BIAS.sub("bias", key)] = Module("full", {"diff": module.parts["diff_b"]})

@@ -95,7 +95,7 @@ class KindAdapter(Adapter):
         self._parameter = {part.name: part.parameter for part in kind.parts if part.name in parts}
         for part in kind.parts:
             if part.name in parts:
-                value = parts[part.name].detach().to(device, torch.float32, copy=True)
+                value = parts[part.name].detach().to("cpu" if part.constant else device, torch.float32, copy=True)  # a constant is read by Python
                 if part.constant:
                     self.register_buffer(part.parameter, value)
                 else:

@@ -3,4 +3,4 @@
 A kind is one file here, called like it, and its name in this table. It imports torch and nothing of ours; this table imports not even that.
 """
 
-NAMES = ("lora", "dora", "loha", "lokr", "full")
+NAMES = ("lora", "dora", "loha", "lokr", "oft", "boft", "glora", "ia3", "norm", "bias", "full")

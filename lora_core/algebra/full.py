@@ -13,13 +13,16 @@ class Full(Kind):
 
     name, title, algorithm, has_alpha, trains_bias = "full", "full difference", "full", False, True
     signs = frozenset({"diff", "diff_b"})
-    parts = (Part("diff", optional=True, up=True, rows=True), BIAS_PART, MAGNITUDES)
+    parts: tuple[Part, ...] = (Part("diff", optional=True, up=True, rows=True), BIAS_PART, MAGNITUDES)
 
     def signed(self, p: Parts) -> bool:
         return bool(p) and p.keys() <= self.signs
 
     def shape(self, p: Parts, kernel: tuple[int, ...] = ()) -> tuple[int, ...]:
         return tuple(p["diff"].shape) if "diff" in p else ()
+
+    def changes_weight(self, p: Parts) -> bool:
+        return "diff" in p
 
     def delta(self, p: Parts, scale: float, weight: tuple[int, ...] = (), base: torch.Tensor | None = None) -> torch.Tensor:
         return p["diff"].reshape(weight or p["diff"].shape) * scale

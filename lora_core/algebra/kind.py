@@ -89,7 +89,7 @@ class Kind:
 
     `form`: the kind a file holds, where training has a further name for it. `algorithm`, `arguments`: what LyCORIS' metadata calls it; "" is kohya's LoRA.
     `needs_base`: the change depends on the layer's own weight. `proportional`: half the strength is half the change in every program.
-    `read_by`: programs that read such modules; None: as the table of spellings says.
+    `peft`: what PEFT calls it, where we write such a directory. `read_by`: programs that read such modules; None: as the table of spellings says.
     """
 
     name: str
@@ -146,8 +146,16 @@ class Kind:
         return scale * (self.rank(p) or 1) if self.has_alpha else None
 
     def shape(self, p: Parts, kernel: tuple[int, ...] = ()) -> tuple[int, ...]:
-        """(out, in, *kernel) of the layer's weight as far as the parts tell; () when they do not. `kernel`: of a convolution whose factors are stored flat."""
+        """(out, in, *kernel) of the layer's weight; () where the parts do not tell all of it. `kernel`: of a convolution whose factors are stored flat."""
         return ()
+
+    def changes_weight(self, p: Parts) -> bool:
+        """Whether the layer's weight changes at all, not its bias alone."""
+        return True
+
+    def fits(self, p: Parts, weight: tuple[int, ...]) -> bool:
+        """Whether the parts are for a layer with such a weight; a kernel of 1x1, which programs leave out or put in, counts as none."""
+        return _bare(self.shape(p, weight[2:])) == _bare(weight)
 
     def by_rows(self, p: Parts) -> bool:
         """Whether some rows of the layer have just the rows of the parts so marked, so that a module can be cut or reordered along them."""
@@ -252,6 +260,10 @@ class Kind:
 def kaiming(rng: torch.Generator, *size: int) -> torch.Tensor:
     """As PEFT, LyCORIS and kohya start what does not start at zero."""
     return torch.nn.init.kaiming_uniform_(torch.empty(size), a=math.sqrt(5), generator=rng)
+
+
+def _bare(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return shape if any(n != 1 for n in shape[2:]) else shape[:2]
 
 
 def unflattened(rows: int, columns: int, kernel: tuple[int, ...]) -> tuple[int, ...]:

@@ -17,7 +17,7 @@ class Lokr(Kind):
     In Tucker form lokr_w2_a is (rank, c), lokr_w2_b (rank, d) and lokr_t2 (rank, rank, *kernel). w2 (or w2_b) starts at zero: no effect before step 1.
     """
 
-    name, title, algorithm, peft = "lokr", "LoKr", "lokr", "LOKR"
+    name, title, algorithm = "lokr", "LoKr", "lokr"
     stores_flat = True
     signs = frozenset({"lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"})
     parts = (

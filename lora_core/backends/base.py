@@ -70,7 +70,7 @@ class Backend(Protocol):
     recomputes: tuple[str, ...]  # ways of checkpointing it can do, from the one that costs least time
 
     def layers(self) -> Mapping[str, nn.Module]:
-        """Linear and convolution layers that can carry an adapter, by the model's own module path."""
+        """Linear, convolution and norm layers that can carry an adapter, by the model's own module path."""
 
     def text_layers(self) -> Mapping[str, nn.Module]:
         """Linear layers of the text encoders that can carry an adapter, by `<encoder>.<path>`; empty where text encoders cannot be trained."""

@@ -13,6 +13,7 @@ from torch.distributed.tensor import DTensor
 
 from ..adapters import AdapterSet, attach
 from ..adapters.tokens import TokenTable
+from ..algebra.walk import is_norm
 from ..data.lengths import TextLength
 from ..data.store import Memory, Store, key_of
 from ..messages.errors import LoomError
@@ -130,7 +131,7 @@ class Headless:
     # ---- what can be trained -----------------------------------------------------------------------------------------
 
     def layers(self) -> Mapping[str, nn.Module]:
-        return {path: m for path, m in self.network.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
+        return {path: m for path, m in self.network.named_modules() if isinstance(m, nn.Linear | nn.Conv2d) or is_norm(m)}
 
     def text_layers(self) -> Mapping[str, nn.Module]:
         return {}

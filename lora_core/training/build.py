@@ -117,20 +117,10 @@ def _given_parts(kind: Kind, name: str, shape: Shape, given: Mapping[str, torch.
     if other is not kind:
         held = f"the parts of {other.title} (adapter.algorithm = {other.name})"
         raise LoomError(f"lora: {name} has {held}, this run trains {kind.name}; choose the same algorithm.")
-    told = kind.shape(parts, shape.weight[2:])
-    wrong = kind.problem(parts) or ("" if _bare(told) == _bare(shape.weight) else f"is for a weight of {_size(told)}, and the layer's is {_size(shape.weight)}")
-    if wrong:
-        raise LoomError(f"lora: {name} {wrong}; use a LoRA that was made for this model.")
-    return parts
-
-
-def _bare(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Without a kernel of 1x1, which programs leave out or put in."""
-    return shape if any(n != 1 for n in shape[2:]) else shape[:2]
-
-
-def _size(shape: tuple[int, ...]) -> str:
-    return "x".join(map(str, shape))
+    if not kind.problem(parts) and kind.fits(parts, shape.weight):
+        return parts
+    sizes = ", ".join(f"{key} {tuple(value.shape)}" for key, value in given.items() if key != "alpha")
+    raise LoomError(f"lora: {name} has {sizes}, and the layer's weight is {shape.weight}; use a LoRA that was made for this model.")
 
 
 def _tokens(config: TrainConfig, backend: Backend, trigger: str) -> TokenSet:

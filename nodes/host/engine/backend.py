@@ -28,6 +28,7 @@ from torch import nn
 from ....lora_core.adapters import AdapterSet
 from ....lora_core.adapters.base import override
 from ....lora_core.adapters.tokens import TokenTable
+from ....lora_core.algebra.walk import is_norm
 from ....lora_core.backends.base import UNKNOWN_ENCODER, SampleJob, weights_checksum, weights_fingerprint, whole_fingerprint
 from ....lora_core.backends.headless import TEXTS
 from ....lora_core.backends.recompute import ALL
@@ -107,7 +108,8 @@ class HostBackend:
     # ---- what can be trained -----------------------------------------------------------------------------------------
 
     def layers(self) -> Mapping[str, nn.Module]:
-        return {p: m for p, m in self.network.named_modules() if p in self._names and (is_linear(m) or isinstance(m, nn.Conv1d | nn.Conv2d | nn.Conv3d))}
+        kinds = nn.Conv1d | nn.Conv2d | nn.Conv3d
+        return {p: m for p, m in self.network.named_modules() if p in self._names and (is_linear(m) or isinstance(m, kinds) or is_norm(m))}
 
     def text_layers(self) -> Mapping[str, nn.Module]:
         names = text_file_names(self._clip, self.family)

@@ -96,6 +96,15 @@ def test_state_dict_is_a_detached_float32_copy_in_sorted_order(adapters):
     assert not torch.equal(state["a.lora_up"], adapters["a"].lora_up)
 
 
+def test_a_checkpoint_of_the_first_version_without_alphas_still_loads_and_a_stored_alpha_counts(adapters):
+    state = adapters.state_dict()
+    adapters.load_state_dict({key: value for key, value in state.items() if not key.endswith(".alpha")})
+    assert adapters["a"].scale == 1.0
+    adapters.load_state_dict({**state, "a.alpha": torch.tensor(0.2, dtype=torch.float64)})
+    assert (adapters["a"].scale, adapters["a"].alpha, adapters["b"].scale) == (0.1, 0.2, 1.0)
+    assert adapters.state_dict()["a.alpha"].item() == 0.2
+
+
 def test_load_state_dict_brings_every_value_back(adapters):
     state = adapters.state_dict()
     with torch.no_grad():
