@@ -170,6 +170,8 @@ def applied(weight: torch.Tensor, module: Module, strength: float = 1.0) -> torc
     """`weight` + strength * change, in float32: what baking a module into its layer gives. With DoRA's magnitudes the change is m * V / ||V|| - W,
     V = W + delta (see `algebra.dora`).
     """
+    if strength not in (0.0, 1.0) and not kind_of(module).proportional:
+        raise FormatError(f"strength {strength:g} is not defined for {kind_of(module).title} alike in all programs; use 1.")
     base = weight.float()
     changed = base + delta(module, base).reshape(base.shape)
     if "dora" in module.parts:

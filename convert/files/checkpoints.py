@@ -182,7 +182,10 @@ def bake(source: Path, target: Path, loras: list[tuple[Lora, float]], metadata: 
             done += 1
             new = value
             for module, strength in mine:
-                new = applied(new, module, strength)
+                try:
+                    new = applied(new, module, strength)
+                except FormatError as error:
+                    raise FormatError(f"{key}: {error}") from error
             new = new.to(value.dtype)
             if not torch.isfinite(new.float()).all():
                 raise FormatError(f"{key}: would hold numbers that are not finite; nothing was written.")

@@ -296,6 +296,39 @@ def test_parts_of_a_kind_nobody_here_knows_keep_their_exact_endings(name, target
     assert all(torch.equal(written[f"{prefix}.{ending}"].float(), given[f"{layer}.{ending}"].float()) for ending in UNKNOWN_PARTS[name])
 
 
+def test_a_norm_is_written_under_the_names_each_program_reads():
+    from lycoris.modules import get_module, make_module
+
+    norm = "mid_block.attentions.0.transformer_blocks.0.norm1"
+    diff, bias = random(1, 8), random(2, 8)
+    given = read({f"lora_unet_{norm.replace('.', '_')}.w_norm": diff, f"lora_unet_{norm.replace('.', '_')}.b_norm": bias}, family="sd1")
+    file = write(given, "kohya")
+    assert {key.rpartition(".")[2] for key in file} == {"w_norm", "b_norm"}
+    layer = torch.nn.LayerNorm(8)
+    made = make_module(*get_module(file, f"lora_unet_{norm.replace('.', '_')}"), "x", layer)
+    assert [torch.equal(a, b) for a, b in zip(made.get_diff_weight(), (diff, bias), strict=True)] == [True, True]
+    native = write(given, "comfyui")
+    assert {key.rpartition(".")[2] for key in native} == {"diff", "diff_b"}
+    again = read(native, family="sd1").modules[f"unet.{norm}"]
+    assert (again.kind, torch.equal(again.parts["diff"], diff), torch.equal(again.parts["diff_b"], bias)) == ("norm", True, True)
+
+
+def test_a_glora_keeps_the_keys_its_readers_ask_for():
+    layer = f"lora_unet_{FLAT_Q}"
+    given = {f"{layer}.{n}.weight": random(i, *shape) for i, (n, shape) in enumerate({"a1": (5, 2), "a2": (2, 5), "b1": (6, 2), "b2": (2, 5)}.items())}
+    written = write(read(given | {f"{layer}.alpha": torch.tensor(1.0)}, family="sd1"), "kohya")
+    assert written.keys() == {*given, f"{layer}.alpha"}
+    assert all(torch.equal(written[key], given[key]) for key in given)
+
+
+def test_a_weight_is_a_part_of_ia3_only_beside_on_input():
+    layer = f"lora_unet_{FLAT_Q}"
+    given = {f"{layer}.weight": random(1, 6), f"{layer}.on_input": torch.tensor(0)}
+    assert set(write(read(given, family="sd1"), "kohya")) == set(given)
+    with pytest.raises(FormatError, match="is not part of any adapter"):
+        read({f"{layer}.weight": random(1, 6), **kohya(f"lora_unet_{FLAT_Q}", lora())}, family="sd1")
+
+
 @pytest.mark.parametrize("target", ["kohya", "comfyui"])
 def test_a_lokr_of_two_full_matrices_is_written_with_an_alpha_since_lycoris_asks_for_one(target):
     from lycoris.modules import get_module, make_module

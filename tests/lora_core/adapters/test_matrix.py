@@ -28,7 +28,6 @@ HEADERS = {
     "lora": ("networks.lora", {}, "2"), "dora": (LYCORIS, {"algo": "lora", "dora_wd": "True"}, "2"), "loha": (LYCORIS, {"algo": "loha"}, "2"),
     "lokr": (LYCORIS, {"algo": "lokr"}, "2"), "oft": (LYCORIS, {"algo": "diag-oft"}, "2"),
     "boft": (LYCORIS, {"algo": "boft"}, "6"),  # 48 outputs in an even number of blocks, a power of two of them
-   
     "glora": (LYCORIS, {"algo": "glora"}, "2"), "ia3": (LYCORIS, {"algo": "ia3"}, None), "full": (LYCORIS, {"algo": "full"}, None),
     "norm": (LYCORIS, {"algo": "lora", "train_norm": "True"}, None), "bias": (LYCORIS, {"algo": "full"}, None),
 }  # fmt: skip
