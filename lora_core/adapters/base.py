@@ -127,7 +127,8 @@ class KindAdapter(Adapter):
     def prepare(self) -> None:
         if self.kind.keeps_base:
             with self._weight(self._layer[0]) as (weight, bias):
-                self._kept = self.kind.kept(self.parts(), weight, bias)
+                kept = self.kind.kept(self.parts(), weight, bias)
+            self._kept = {name: value.clone() for name, value in kept.items()}  # outside: a host lends its weights in inference mode
             self._set(self.kind.filled(self.parts(), self._kept))
 
     @torch.no_grad()
@@ -137,7 +138,8 @@ class KindAdapter(Adapter):
             return {}
         if self._derived is None:
             with self._weight(self._layer[0]) as (weight, _):
-                self._derived = self.kind.derived(self.parts(), self.scale, self._kept, weight)
+                derived = self.kind.derived(self.parts(), self.scale, self._kept, weight)
+            self._derived = {name: value.clone() for name, value in derived.items()}
         return self._derived
 
     def begin_pass(self) -> None:

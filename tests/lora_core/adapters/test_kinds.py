@@ -1,5 +1,6 @@
 """DoRA, LoHa, LoKr and rank-stabilized LoRA against PEFT's tuner of the same name: output, and the gradient of every factor and of the input."""
 
+import contextlib
 import math
 
 import pytest
@@ -179,6 +180,23 @@ def test_lokr_splits_as_lycoris_does(dimension, factor, expected):
 
     assert factors(dimension, factor) == expected
     assert tuple(factorization(dimension, factor or -1)) == expected
+
+
+@pytest.mark.parametrize("kind", sorted(name for name, kind in ADAPTERS.items() if kind.keeps_base))
+def test_weights_that_are_lent_in_inference_mode_leave_nothing_that_autograd_could_not_keep(kind):
+    @contextlib.contextmanager
+    def lent(layer):
+        with torch.inference_mode(), weight_of(layer) as (weight, bias):
+            yield weight * 1, bias * 1
+
+    layer = nn.Linear(8, 6).requires_grad_(False)
+    adapter = KindAdapter(ADAPTERS[kind], "layer", layer, Shape((6, 8), 2, 1.0, options={"dora_axis": "output"}), 0, "cpu", lent)
+    adapter.prepare()
+    adapter.begin_pass()
+    assert not any(value.is_inference() for value in (*adapter._kept.values(), *adapter.derived().values()))
+    with attach({"layer": layer}, AdapterSet({"layer": adapter})):
+        layer(torch.randn(3, 8)).square().sum().backward()
+    assert all(p.grad is not None for p in adapter.parameters())
 
 
 def test_rank_stabilized_scale_is_alpha_over_the_root_of_the_rank_and_files_say_it_in_alpha():
