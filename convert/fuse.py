@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import torch
 
-from .lora import APPROXIMATE, FormatError, Module, folded, plain
+from .lora import FormatError, Module, as_lora, folded, plain
 from .patterns import Row
 
 _BY_ROW = ("dora", "diff_b")
@@ -24,10 +24,18 @@ def split(module: Module, shares: Sequence[int]) -> list[Module | None]:
     if module.kind == "loha" and "hada_t1" not in module.parts:
         one, two = (torch.split(module.parts[k], sizes(len(module.parts[k]), shares)) for k in ("hada_w1_a", "hada_w2_a"))
         return [_with_rows_of(module.replaced(hada_w1_a=a, hada_w2_a=b), module, n, shares) for n, (a, b) in enumerate(zip(one, two))]
-    if module.kind == "full":
-        cut = {k: torch.split(v, sizes(len(v), shares)) for k, v in module.parts.items()}
-        return [Module("full", {k: v[n].clone() for k, v in cut.items()}) for n in range(len(shares))]
-    raise FormatError("fuse.indivisible", kind=module.kind, approximate=APPROXIMATE)
+    if rows := _row_parts(module):
+        cut = {k: torch.split(module.parts[k], sizes(len(module.parts[k]), shares)) for k in rows}
+        shared = {k: v for k, v in module.parts.items() if k not in rows}
+        return [dataclasses.replace(module, parts={**shared, **{k: v[n].clone() for k, v in cut.items()}}) for n in range(len(shares))]
+    raise FormatError("fuse.indivisible", kind=module.kind, way=as_lora(module))
+
+
+def _row_parts(module: Module) -> tuple[str, ...]:
+    """The parts whose rows are the layer's outputs, where the module can be taken apart by them; () where it cannot."""
+    if module.algebra is None or not module.algebra.by_rows(module.parts):
+        return ()
+    return tuple(part.name for part in module.algebra.parts if part.rows and part.name in module.parts)
 
 
 def sizes(rows: int, shares: Sequence[int]) -> list[int]:
@@ -108,16 +116,25 @@ def join(modules: Sequence[Module | None], shares: Sequence[int]) -> Module:
         joined = _join_lora([None if m is None else plain(m) for m in modules], shares)
     elif kind == "loha" and all("hada_t1" not in m.parts for m in present):
         joined = _join_loha(modules, shares)
-    elif kind == "full" and len(present) == len(shares) and len({tuple(m.parts) for m in present}) == 1:
-        return Module("full", {k: torch.cat([m.parts[k] for m in present]) for k in present[0].parts})
+    elif len(present) == len(shares) and len({tuple(m.parts) for m in present}) == 1 and _alike_but_rows(present):
+        cut = _row_parts(present[0])
+        return dataclasses.replace(present[0], parts={**present[0].parts, **{k: torch.cat([m.parts[k] for m in present]) for k in cut}})
     else:
-        raise FormatError("fuse.no_form", kind=kind, approximate=APPROXIMATE)
+        raise FormatError("fuse.no_form", kind=kind, way=as_lora(present[0]))
     if any(d is not None for d in dora):
         joined = joined.replaced(dora=torch.cat([d for d in dora if d is not None]))
     if any("diff_b" in m.parts for m in present):
         rows = _rows(modules, shares)
         joined = joined.replaced(diff_b=torch.cat([m.parts["diff_b"] if m and "diff_b" in m.parts else torch.zeros(n) for m, n in zip(modules, rows)]))
     return joined
+
+
+def _alike_but_rows(present: Sequence[Module]) -> bool:
+    """Whether these modules are one module cut along its output rows."""
+    first, rows = present[0], _row_parts(present[0])
+    shared = [k for k in first.parts if k not in rows]
+    fits = all(m.parts[k].shape[1:] == first.parts[k].shape[1:] for m in present for k in rows)
+    return bool(rows) and fits and all(m.alpha == first.alpha and all(torch.equal(m.parts[k], first.parts[k]) for k in shared) for m in present)
 
 
 def _rows(modules: Sequence[Module | None], shares: Sequence[int]) -> list[int]:
@@ -187,8 +204,8 @@ def native(row: Row, parts: Sequence[Module | None]) -> Module:
 
 def swapped(module: Module) -> Module:
     """The two halves of the output rows exchanged: shift, scale in the one world is scale, shift in the other."""
-    keys = {"lora": ("up",), "loha": ("hada_w1_a", "hada_w2_a"), "full": tuple(module.parts)}.get(module.kind)
-    if keys is None or "hada_t1" in module.parts:
-        raise FormatError("fuse.order", kind=module.kind, approximate=APPROXIMATE)
+    keys = _row_parts(module)
+    if not keys or any(len(module.parts[k]) % 2 for k in keys):
+        raise FormatError("fuse.order", kind=module.kind, way=as_lora(module))
     more = [k for k in _BY_ROW if k in module.parts and k not in keys and module.parts[k].shape[0] > 1]
     return dataclasses.replace(module, parts={**module.parts, **{k: module.parts[k].roll(len(module.parts[k]) // 2, 0) for k in (*keys, *more)}})

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
+
+from ..lora_core.algebra.kinds import KINDS
 
 # Ending -> part of the module. The first match counts, so longer endings stand before shorter ones that end alike.
 _ENDINGS = (
     ("lora_down", "down"), ("lora_up", "up"), ("lora_mid", "mid"), ("lora_A", "down"), ("lora_B", "up"),
     ("lora_linear_layer.down", "down"), ("lora_linear_layer.up", "up"), ("lora.down", "down"), ("lora.up", "up"), ("_lora.down", "down"), ("_lora.up", "up"),
-    ("alpha", "alpha"), ("dora_scale", "dora"), ("lora_magnitude_vector", "magnitude"),
-    *((n, n) for n in ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2")),
-    *((n, n) for n in ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2")),
-    *((n, n) for n in ("diff", "diff_b", "w_norm", "b_norm", "set_weight", "reshape_weight", "bias", "scale")),
-    *((n, n) for n in ("oft_blocks", "oft_diag", "oft_R", "rescale", "boft_R", "boft_s", "on_input", "a1", "a2", "b1", "b2")),
+    ("alpha", "alpha"), ("lora_magnitude_vector", "magnitude"), ("w_norm", "diff"), ("b_norm", "diff_b"),
+    *sorted({(p.parameter, p.name) for kind in KINDS.values() for p in kind.parts if p.parameter != "weight"}, reverse=True),
+    *((n, n) for n in ("set_weight", "reshape_weight", "bias", "scale", "oft_blocks", "oft_diag", "oft_R", "rescale")),
+    *((n, n) for n in ("boft_R", "boft_s", "on_input", "a1", "a2", "b1", "b2", "bm")),
     ("A", "naive_a"), ("B", "naive_b"),
 )  # fmt: skip
 _PART = dict(_ENDINGS)
@@ -31,11 +33,14 @@ TEXT_SLOTS = (
 HOST_TEXT = re.compile(r"text_encoders\.(?:\w+\.)??(clip_l|clip_g|clip_h|t5xxl)\.(?:transformer\.)?")
 
 
-def parse(key: str) -> tuple[str, str] | None:
+def parse(key: str, others: Collection[str] = ()) -> tuple[str, str] | None:
     """(layer name without wrappers, part) of an adapter key; None when it has no ending we know.
 
-    `.processor.` of old diffusers attention files is taken out, and their `to_out_lora` is layer `to_out.0`.
+    `.processor.` of old diffusers attention files is taken out, and their `to_out_lora` is layer `to_out.0`. `others`: the keys of the file,
+    which tell a part called `weight` from a weight of a model.
     """
+    if key.endswith(".weight") and (stem := key.removesuffix(".weight")) + ".on_input" in others:
+        return unwrapped(stem), "weight"
     match = _KEY.fullmatch(key)
     if match is None:
         return None
@@ -45,6 +50,13 @@ def parse(key: str) -> tuple[str, str] | None:
         text_layer = head.endswith(".self_attn") and last.startswith("to_")
         return f"{head}.{f'{last[3:]}_proj' if text_layer else 'to_out.0' if last == 'to_out' else last}", _PART[match["old"]]
     return name.replace(".processor.", "."), _PART[match["part"]]
+
+
+def ending(key: str) -> str:
+    """What follows the layer's name in an adapter key, as it stands there; of a key that `parse` knows."""
+    match = _KEY.fullmatch(key)
+    assert match is not None
+    return key[match.end("name") + 1 :]
 
 
 def unwrapped(name: str) -> str:

@@ -4,8 +4,9 @@ tests; those of A1111, Forge and kohya's tools come from reading their loaders.
 
 from __future__ import annotations
 
+from ..lora_core.algebra.kinds import trained_as
 from .families import FAMILIES
-from .lora import FormatError, Lora, component
+from .lora import FormatError, Lora, Module, component
 from .writers import write
 
 PROGRAMS = ("ComfyUI", "A1111", "Forge", "kohya", "diffusers", "PEFT")
@@ -52,13 +53,19 @@ def loaders(lora: Lora) -> dict[str, str]:
     if cells is None or not _spelled_as_now(lora):
         return {}
     out = dict(zip(PROGRAMS, cells))
-    if others := sorted({m.kind for m in lora.modules.values()} - {"lora"}):
-        for program in ("kohya", "diffusers"):
-            if not out[program].startswith(NONE):
-                out[program] = f"{NONE} ({', '.join(others)} modules)"
+    for program in PROGRAMS:
+        unread = sorted({m.kind for m in lora.modules.values() if not _reads(program, m)})
+        if unread and not out[program].startswith(NONE):
+            out[program] = f"{NONE} ({', '.join(unread)} modules)"
     if lora.source == "kohya" and FAMILIES[lora.family].component == "unet" and out["diffusers"] == ALL and _mixed_alphas(lora):
         out["diffusers"] = "all, but at wrong strengths: it gives every layer the commonest alpha; convert the file"
     return out
+
+
+def _reads(program: str, module: Module) -> bool:
+    """Whether a program reads this kind of module at all."""
+    kind = trained_as(module.parts) or module.algebra
+    return kind is not None and (kind.read_by is None or program in kind.read_by)
 
 
 def _spelled_as_now(lora: Lora) -> bool:

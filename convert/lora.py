@@ -1,7 +1,7 @@
 """The canonical form every reader produces and every writer starts from, and the arithmetic on one module.
 
-A module's effect is `W += strength * delta`, for a LoRA `delta = alpha / rank * up @ down`. Inputs are left as they are; arithmetic is
-float32 and casting comes last.
+A module's effect is `W += strength * delta`, for a LoRA `delta = alpha / rank * up @ down`; the formulas stand in `lora_core/algebra`. Inputs
+are left as they are; arithmetic is float32 and casting comes last.
 """
 
 from __future__ import annotations
@@ -9,11 +9,16 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 
+from ..lora_core.algebra.dora import rescaled
+from ..lora_core.algebra.kind import Kind
+from ..lora_core.algebra.kinds import KINDS
+from ..lora_core.algebra.lokr import kronecker_factors
+from ..lora_core.algebra.lora import untuckered
 from ..lora_core.messages.errors import Problem
 from ..lora_core.messages.message import Message, Setting
 from .forms import DTYPE_NAMES
@@ -41,14 +46,16 @@ def about(what: str) -> Iterator[None]:
         raise FormatError("error.about", about=what, error=error) from error
 
 
+OTHER = "other"  # parts that no kind of ours has, to be renamed only
+
+
 @dataclasses.dataclass(frozen=True)
 class Module:
     """The adapter of one layer.
 
-    `kind` and `parts` by kind: "lora": down (rank, in, *kernel), up (out, rank, *1), for Tucker form also mid (rank, rank, *kernel);
-    "loha": hada_w1_a ... hada_t2; "lokr": lokr_w1 ... lokr_t2; "full": diff and/or diff_b; each of them optionally with dora
-    (magnitudes, (out, 1, ...) or (1, in, ...)) and diff_b, a change of the bias that no alpha scales. "other": parts as found, to be renamed
-    only. `alpha` None means scale 1. `kernel`: of a convolution whose LoHa or LoKr factors are stored flat.
+    `kind` is a name in `algebra.kinds.KINDS`, which says what `parts` it has; or "other": parts as found under their exact endings, to be renamed only.
+    Some kinds also carry dora (magnitudes, (out, 1, ...) or (1, in, ...)), all of them diff_b, a change of the bias that no alpha scales.
+    `alpha` None means scale 1. `kernel`: of a convolution whose factors are stored flat.
     """
 
     kind: str
@@ -57,47 +64,55 @@ class Module:
     kernel: tuple[int, ...] = ()
 
     @property
+    def algebra(self) -> Kind | None:
+        """The kind's formulas; None for parts nobody here knows."""
+        return KINDS.get(self.kind)
+
+    @property
     def rank(self) -> int:
         """Rank of the factors; 0 where there is none."""
-        p = self.parts
-        if self.kind == "lora":
-            return p["down"].shape[0]
-        if self.kind == "loha":
-            return p["hada_w1_b"].shape[0]
-        for name in ("lokr_w1_b", "lokr_w2_b"):
-            if name in p:
-                return p[name].shape[0]
-        return 0
+        return self.algebra.rank(self.parts) if self.algebra else 0
 
     @property
     def scale(self) -> float:
         """alpha / rank; 1 where alpha is missing, 0 (kohya: "as rank") or, for a LoKr of two full matrices, ignored by every WebUI."""
-        return self.alpha / self.rank if self.alpha and self.rank else 1.0
+        return self.algebra.scale(self.parts, self.alpha) if self.algebra else 1.0
 
     @property
     def shape(self) -> tuple[int, ...]:
         """(out, in, *kernel) of the layer's weight as far as the parts tell; () when unknown."""
-        p = self.parts
-        if self.kind == "lora":
-            kernel = p["mid"].shape[2:] if "mid" in p else p["down"].shape[2:]
-            return (p["up"].shape[0], p["down"].shape[1], *kernel)
-        if self.kind == "full":
-            return tuple(p["diff"].shape) if "diff" in p else ()
-        if self.kind == "loha":
-            if "hada_t1" in p:
-                return (p["hada_w1_a"].shape[1], p["hada_w1_b"].shape[1], *p["hada_t1"].shape[2:])
-            return self._unflattened(p["hada_w1_a"].shape[0], p["hada_w1_b"].shape[1])
-        if self.kind == "lokr":
-            one, two = lokr_factors(p)
-            rows, columns = one.shape[0] * two.shape[0], one.shape[1] * two.shape[1]
-            return (rows, columns, *two.shape[2:]) if two.ndim > 2 else self._unflattened(rows, columns)
-        return ()
+        return self.algebra.shape(self.parts, self.kernel) if self.algebra else ()
 
-    def _unflattened(self, rows: int, columns: int) -> tuple[int, ...]:
-        return (rows, columns // math.prod(self.kernel), *self.kernel) if self.kernel else (rows, columns)
+    @property
+    def dense(self) -> bool:
+        """Whether the change of the weight follows from the parts alone."""
+        return self.changes_weight and not kind_of(self).needs_base and "dora" not in self.parts
+
+    @property
+    def changes_weight(self) -> bool:
+        """Whether it is known to change the layer's weight, not its bias alone."""
+        return self.algebra is not None and self.algebra.changes_weight(self.parts)
 
     def replaced(self, **parts: torch.Tensor) -> Module:
         return dataclasses.replace(self, parts={**self.parts, **parts})
+
+
+def kind_of(module: Module) -> Kind:
+    """The formulas of a module. Raises FormatError for parts nobody here knows."""
+    if module.algebra is None:
+        raise FormatError("module.unknown_kind", parts=module.parts)
+    return module.algebra
+
+
+def as_lora(module: Module) -> Message:
+    """How a module becomes a plain LoRA, as the end of a sentence."""
+    if module.algebra is None:
+        return Message.of("way.none")
+    if module.dense and len(module.shape) > 1:
+        return Message.of("way.approximate", approximate=APPROXIMATE)
+    if module.dense or not module.changes_weight:
+        return Message.of("way.leave_out", approximate=APPROXIMATE)
+    return Message.of("way.bake")
 
 
 @dataclasses.dataclass
@@ -125,102 +140,61 @@ def component(name: str) -> str:
     return name.split(".", 1)[0]
 
 
-def delta(module: Module) -> torch.Tensor:
-    """The dense change of the layer's weight at strength 1, float32, in the shape of the weight as far as the parts tell. Without DoRA's rescaling."""
-    p = {k: v.float() for k, v in module.parts.items()}
-    if module.kind == "lora":
-        m = plain(module)
-        down, up = m.parts["down"].float(), m.parts["up"].float()
-        return module.scale * (up.flatten(1) @ down.flatten(1)).view(up.shape[0], *down.shape[1:])
-    if module.kind == "full" and "diff" in p:
-        return p["diff"]
-    if module.kind == "loha":
-        if "hada_t1" in p:
-            one = torch.einsum("i j ..., j r, i p -> p r ...", p["hada_t1"], p["hada_w1_b"], p["hada_w1_a"])
-            two = torch.einsum("i j ..., j r, i p -> p r ...", p["hada_t2"], p["hada_w2_b"], p["hada_w2_a"])
-        else:
-            one, two = p["hada_w1_a"] @ p["hada_w1_b"], p["hada_w2_a"] @ p["hada_w2_b"]
-        return (module.scale * one * two).reshape(module.shape)
-    if module.kind == "lokr":
-        one, two = lokr_factors(p)
-        one = one.reshape(*one.shape, *[1] * (two.ndim - 2))
-        return (module.scale * torch.kron(one, two.contiguous())).reshape(module.shape)
-    raise FormatError("module.no_delta", kind=repr(module.kind), parts=module.parts)
+def delta(module: Module, base: torch.Tensor | None = None) -> torch.Tensor:
+    """The dense change of the layer's weight at strength 1, float32, in the shape of the weight as far as the parts tell. Without DoRA's rescaling.
 
-
-def lokr_factors(p: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """The two factors whose Kronecker product a LoKr is, their own low-rank parts multiplied out."""
-    one = p["lokr_w1"] if "lokr_w1" in p else p["lokr_w1_a"] @ p["lokr_w1_b"]
-    if "lokr_w2" in p:
-        return one, p["lokr_w2"]
-    if "lokr_t2" in p:
-        return one, torch.einsum("i j ..., i p, j r -> p r ...", p["lokr_t2"], p["lokr_w2_a"], p["lokr_w2_b"])
-    return one, p["lokr_w2_a"] @ p["lokr_w2_b"].flatten(1)
+    `base`: the layer's own weight, which some kinds need. Raises FormatError where there is no such change, or none without the base.
+    """
+    kind = module.algebra
+    if kind is None or not module.changes_weight:
+        raise FormatError("module.no_delta", kind=repr(module.kind), parts=module.parts)
+    if kind.needs_base and base is None:
+        raise FormatError("module.relative", kind=repr(module.kind), way=as_lora(module))
+    return kind.delta({k: v.float() for k, v in module.parts.items()}, module.scale, module.shape, base)
 
 
 def plain(module: Module) -> Module:
     """A Tucker LoRA as an ordinary one of the same rank: the middle factor is multiplied into `down`. Others as they are."""
     if module.kind != "lora" or "mid" not in module.parts:
         return module
-    p = module.parts
-    down = torch.einsum("n m ..., m j -> n j ...", p["mid"].float(), p["down"].float().flatten(1))
-    rest = {k: v for k, v in p.items() if k not in ("mid", "down")}
-    up = p["up"].flatten(1)
-    return dataclasses.replace(module, parts={**rest, "down": down, "up": up.reshape(*up.shape, *[1] * (down.ndim - 2))})
+    return dataclasses.replace(module, parts=untuckered(module.parts))
 
 
 def folded(module: Module, keep: float = 1.0) -> Module:
     """The same effect with scale `keep`: the rest goes into the weights, half of it into each factor so neither leaves the range of fp16."""
-    factor = module.scale / keep
-    if keep != 1.0 and not module.rank and module.kind != "full":
-        raise FormatError("module.no_rank", kind=module.kind)
-    if module.kind == "full" or factor == 1.0:
+    kind, factor = kind_of(module), module.scale / keep
+    if keep != 1.0 and not module.rank and kind.has_alpha:
+        raise FormatError("module.no_scale", kind=module.kind)
+    if factor == 1.0 or not module.rank:
         return dataclasses.replace(module, alpha=keep * module.rank if module.rank else None)
-    root, sign = math.sqrt(abs(factor)), math.copysign(1.0, factor)
-    first, second = _ends(module)
-    parts = dict(module.parts)
-    parts[first], parts[second] = parts[first].float() * root, parts[second].float() * (root * sign)
-    return dataclasses.replace(module, parts=parts, alpha=keep * module.rank if module.rank else None)
+    return dataclasses.replace(module, parts=kind.stretched(module.parts, factor), alpha=keep * module.rank)
 
 
 def multiplied(module: Module, factor: float) -> Module:
     """The module with `factor` times the effect, as exactly as the form allows: by alpha, a sign or a zero by the weights (alpha 0 means 1)."""
-    if module.kind == "full":
-        return Module("full", {k: v.float() * factor for k, v in module.parts.items()})
-    _, last = _ends(module)
+    kind = kind_of(module)
     if "diff_b" in module.parts:
         module = module.replaced(diff_b=module.parts["diff_b"].float() * factor)
+    if not kind.ends(module.parts):
+        if module.parts.keys() - {"diff_b"} and factor != 1.0:
+            raise FormatError("module.no_scaling_part", kind=repr(module.kind))
+        return module
     if not module.rank or not factor:
-        return module.replaced(**{last: module.parts[last].float() * factor})
-    signed = module if factor > 0 else module.replaced(**{last: -module.parts[last]})
+        return dataclasses.replace(module, parts=kind.stretched(module.parts, factor))
+    signed = module if factor > 0 else dataclasses.replace(module, parts=kind.stretched(module.parts, -1.0))
     return dataclasses.replace(signed, alpha=module.scale * module.rank * abs(factor))
 
 
-def _ends(module: Module) -> tuple[str, str]:
-    """The two parts a scale is split over."""
-    if module.kind == "lora":
-        return "down", "up"
-    if module.kind == "loha":
-        return "hada_w1_b", "hada_w1_a"
-    if module.kind == "lokr":
-        return next(n for n in ("lokr_w1", "lokr_w1_b") if n in module.parts), next(n for n in ("lokr_w2", "lokr_w2_a") if n in module.parts)
-    raise FormatError("module.not_scalable", kind=repr(module.kind))
-
-
 def applied(weight: torch.Tensor, module: Module, strength: float = 1.0) -> torch.Tensor:
-    """`weight` + strength * change, in float32: what baking a module into its layer gives. For DoRA (Liu et al. 2024, arXiv 2402.09353, eq. 5)
-    the change is m * V / ||V|| - W with V = W + delta, the norm taken along the axis that the magnitudes leave out, as PEFT and LyCORIS do.
+    """`weight` + strength * change, in float32: what baking a module into its layer gives. With DoRA's magnitudes the change is m * V / ||V|| - W,
+    V = W + delta (see `algebra.dora`).
     """
+    if strength not in (0.0, 1.0) and not kind_of(module).proportional:
+        raise FormatError("module.strength", strength=f"{strength:g}", kind=kind_of(module).title)
     base = weight.float()
-    changed = base + delta(module).reshape(base.shape)
+    changed = base + delta(module, base).reshape(base.shape)
     if "dora" in module.parts:
-        magnitude = module.parts["dora"].float()
-        over = 0 if magnitude.shape[0] == 1 else 1
-        flat = changed.flatten(1) if over else changed.transpose(0, 1).flatten(1)
-        norm = flat.norm(dim=1).clamp_min(torch.finfo(torch.float32).tiny)
-        axis = [1] * base.ndim
-        axis[1 - over] = -1
-        changed = changed * (magnitude.reshape(axis) / norm.reshape(axis))
+        changed = rescaled(changed, module.parts["dora"].float())
     return changed if strength == 1.0 else base + strength * (changed - base)
 
 
@@ -271,18 +245,34 @@ def truncated_svd(flat: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Te
 
 def concatenated(modules: Iterable[Module]) -> Module:
     """The exact sum of LoRA modules of one layer: their factors side by side, rank = sum of ranks, scale 1."""
-    parts = [folded(plain(m)).parts for m in modules]
-    down = torch.cat([p["down"].float() for p in parts], 0)
-    joined = Module("lora", {"down": down, "up": torch.cat([p["up"].float() for p in parts], 1)}, float(len(down)))
-    biases = [p["diff_b"].float() for p in parts if "diff_b" in p]
-    return joined.replaced(diff_b=torch.stack(biases).sum(0)) if biases else joined
+    joined = added(list(modules))
+    assert joined is not None
+    return joined
+
+
+def added(modules: Sequence[Module]) -> Module | None:
+    """The exact sum of modules of one kind, in that kind; None where the kind has none."""
+    if len({m.kind for m in modules}) > 1:
+        return None
+    kind = kind_of(modules[0])
+    parts = kind.summed([({k: v for k, v in m.parts.items() if k != "diff_b"}, m.scale) for m in modules])
+    if parts is None:
+        return None
+    rank = kind.rank(parts)
+    return with_bias(Module(kind.name, parts, float(rank) if rank else None), modules)
+
+
+def with_bias(module: Module, summands: Sequence[Module]) -> Module:
+    """The module with the sum of the others' changes of the bias."""
+    biases = [m.parts["diff_b"].float() for m in summands if "diff_b" in m.parts]
+    return module.replaced(diff_b=torch.stack(biases).sum(0)) if biases else module
 
 
 def dense_tucker(module: Module) -> Module:
     """A LoKr in Tucker form with its second factor multiplied out, scale inside. ComfyUI fails on the three-factor form of convolutions."""
     if module.kind != "lokr" or "lokr_t2" not in module.parts:
         return module
-    _, two = lokr_factors({k: v.float() for k, v in module.parts.items()})
+    _, two = kronecker_factors({k: v.float() for k, v in module.parts.items()})
     rest = {k: v for k, v in module.parts.items() if k not in ("lokr_t2", "lokr_w2_a", "lokr_w2_b")}
     return Module("lokr", {**rest, "lokr_w2": two * module.scale}, kernel=module.kernel)
 
@@ -304,4 +294,8 @@ def cast(state: Mapping[str, torch.Tensor] | Iterable[tuple[str, torch.Tensor]],
 
 
 def is_lora(state: Mapping[str, torch.Tensor]) -> bool:
-    return any(".lora_" in key for key in state)
+    """Whether a table of tensors holds adapters of layers, of whichever kind."""
+    return any(key.endswith(_ENDINGS) or ".lora_" in key for key in state)
+
+
+_ENDINGS = tuple(f".{part.file}" for kind in KINDS.values() for part in kind.parts if part.name != "weight")  # a weight alone is a checkpoint's

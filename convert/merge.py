@@ -12,7 +12,7 @@ import torch
 from ..lora_core.matching.regex import Pattern
 from ..lora_core.messages.message import Message
 from .families import FAMILIES
-from .lora import FormatError, Lora, Module, component, concatenated, delta, lokr_factors, low_rank, multiplied, plain, resized
+from .lora import FormatError, Lora, Module, about, added, as_lora, component, delta, low_rank, multiplied, plain, resized, with_bias
 
 Progress = Callable[[int, int, str], None]
 _BLOCK = re.compile(r"(IN|OUT)(\d\d)|MID|M00|BASE")
@@ -52,7 +52,8 @@ def merge(parts: Sequence[tuple[Lora, float]], rank: int = 0, progress: Progress
             continue
         if len({m.shape for m in members if m.shape}) > 1:
             raise FormatError("merge.shapes", name=name, shapes=sorted(str(m.shape) for m in members))
-        module, error = _sum(members, rank)
+        with about(name):
+            module, error = _sum(members, rank)
         modules[name], errors[name] = module, error
         if rank:
             norm = squared_norm(module)
@@ -67,25 +68,26 @@ def merge(parts: Sequence[tuple[Lora, float]], rank: int = 0, progress: Progress
 def _summable(name: str, module: Module) -> Module:
     if "dora" in module.parts:
         raise FormatError("merge.dora", name=name)
-    if module.kind == "other":
+    if module.algebra is None:
         raise FormatError("merge.parts", name=name, parts=module.parts)
+    if not module.algebra.ends(module.parts) and module.changes_weight:
+        raise FormatError("merge.kind", name=name, parts=module.parts, kind=module.kind, way=as_lora(module))
     return module
 
 
 def _sum(members: list[Module], rank: int) -> tuple[Module, float]:
-    if all(m.kind == "lora" for m in members):  # concatenated sums their biases too
-        joined = concatenated(members) if len(members) > 1 else plain(members[0])
+    if all(m.kind == "lora" for m in members):
+        joined = added(members) if len(members) > 1 else plain(members[0])
+        assert joined is not None
         return resized(joined, rank) if rank and joined.rank > rank else (joined, 0.0)
     dense_to_do = rank and any(len(m.shape) > 1 for m in members)
     if len(members) == 1 and not dense_to_do:
         return members[0], 0.0
-    if all(m.kind == "full" for m in members) and not dense_to_do:
-        keys = {k for m in members for k in m.parts}
-        return Module("full", {k: torch.stack([m.parts[k].float() for m in members if k in m.parts]).sum(0) for k in keys}), 0.0
+    if not dense_to_do and (exact := added(members)):
+        return exact, 0.0
     dense = torch.stack([delta(m) for m in members if m.shape]).sum(0)
     module, error = low_rank(dense, rank) if rank else (Module("full", {"diff": dense}), 0.0)
-    biases = [m.parts["diff_b"].float() for m in members if "diff_b" in m.parts]
-    return (module.replaced(diff_b=torch.stack(biases).sum(0)) if biases else module), error
+    return with_bias(module, members), error
 
 
 def _notes(parts: Sequence[tuple[Lora, float]]) -> list[Message]:
@@ -94,16 +96,10 @@ def _notes(parts: Sequence[tuple[Lora, float]]) -> list[Message]:
 
 
 def squared_norm(module: Module) -> float:
-    """||delta||^2 without building it for a plain LoRA: the trace of (up^T up)(down down^T)."""
-    if module.kind == "lora" and "mid" not in module.parts:
-        down, up = module.parts["down"].double().flatten(1), module.parts["up"].double().flatten(1)
-        return max(0.0, module.scale**2 * float(((up.t() @ up) * (down @ down.t())).sum()))
-    if module.kind == "other" or not module.shape:
+    """||delta||^2, by the factors where the kind knows how; of a kind that depends on the base weight, of its own numbers. 0 where nothing is known."""
+    if module.algebra is None or not module.changes_weight:
         return 0.0
-    if module.kind == "lokr":  # ||A (x) B|| = ||A|| ||B||
-        one, two = lokr_factors({k: v.double() for k, v in module.parts.items()})
-        return module.scale**2 * float(one.square().sum() * two.square().sum())
-    return float(delta(module).double().square().sum())
+    return max(0.0, float(module.algebra.squared_norm({k: v.double() for k, v in module.parts.items()}, module.scale)))
 
 
 def resize(lora: Lora, rank: int, conv_rank: int = 0, energy: float = 1.0, progress: Progress = quiet) -> Outcome:
@@ -123,7 +119,8 @@ def resize(lora: Lora, rank: int, conv_rank: int = 0, energy: float = 1.0, progr
     out = dataclasses.replace(lora, modules=modules, notes=list(lora.notes))
     kept = sum("dora" in m.parts or m.kind != "lora" for m in lora.modules.values())
     if kept:
-        out.notes.append(Message.of("note.kept_size", count=kept))
+        names = sorted({"dora" if "dora" in m.parts else m.kind for m in lora.modules.values() if "dora" in m.parts or m.kind != "lora"})
+        out.notes.append(Message.of("note.kept_size", count=kept, kinds=names))
     return Outcome(out, (lost / total) ** 0.5 if total else 0.0, errors)
 
 
@@ -155,7 +152,8 @@ def weighted(lora: Lora, factor: float = 1.0, blocks: Mapping[str, float] | None
                 share, used[block] = share * value, True
         if share != 1.0 and "dora" in module.parts:
             raise FormatError("module.dora_strength", name=name)
-        modules[name] = module if share == 1.0 else multiplied(module, share)
+        with about(name):
+            modules[name] = module if share == 1.0 else multiplied(module, share)
     if unused := [block for block, hit in used.items() if not hit]:
         raise FormatError("block.unmatched", field="blocks", block=repr(unused[0]))
     return dataclasses.replace(lora, modules=modules)

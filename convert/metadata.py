@@ -7,11 +7,14 @@ import datetime
 import hashlib
 import json
 import ntpath
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
+from ..lora_core.algebra.kind import Kind
+from ..lora_core.algebra.kinds import recognised, trained_as
 from . import keys
 from .detect import declared_family
 from .embedding import Embedding
@@ -140,11 +143,11 @@ def converted_metadata(old: Mapping[str, str], tensors: Mapping[str, torch.Tenso
 def _identity(tensors: Mapping[str, torch.Tensor], name: str, family: BaseModel) -> dict[str, str]:
     """What tells a program which file this is and how to read it. A1111 hides an SDXL file without `ss_base_model_version`."""
     rank, alpha = describe(tensors)
-    algo = next((kind for kind, sign in (("loha", "hada_"), ("lokr", "lokr_")) if any(sign in key for key in tensors)), "")
+    algo, arguments = _network(parts_by_layer(tensors))
     return {
         "format": "pt", "ss_output_name": name, "ss_base_model_version": family.version, "ss_v2": str(family.v2),
         "ss_network_module": "lycoris.kohya" if algo else family.network_module, "ss_network_dim": rank, "ss_network_alpha": alpha,
-        "ss_network_args": json.dumps({"algo": algo} if algo else {}), "modelspec.sai_model_spec": "1.0.1",
+        "ss_network_args": json.dumps(arguments), "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": f"{family.architecture}/lora", "modelspec.implementation": family.implementation, "modelspec.title": name,
     }  # fmt: skip
 
@@ -161,20 +164,41 @@ def embedding_metadata(embedding: Embedding, tensors: Mapping[str, torch.Tensor]
     return within_limit({**{k: v for k, v in header.items() if v}, **hashes(tensors)})
 
 
-def describe(tensors: Mapping[str, torch.Tensor]) -> tuple[str, str]:
-    """(rank, alpha) as headers have them: the number all modules share, else "Dynamic", as kohya's resize writes it."""
-    ranks: dict[str, int] = {}
-    alphas: dict[str, float] = {}
+def parts_by_layer(tensors: Mapping[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+    """The parts of each layer of a file, by the names that the kinds have for them, with `alpha`."""
+    layers: dict[str, dict[str, torch.Tensor]] = {}
     for key, value in tensors.items():
-        name, part = keys.parse(key) or ("", "")
-        if part in ("down", "hada_w1_b", "lokr_w1_b", "lokr_w2_b"):
-            ranks[name] = value.shape[0]
-        elif part == "alpha":
-            alphas[name] = float(value)
-    if not ranks:
-        return "0", "0"
-    every_alpha = {alphas.get(name, float(rank)) for name, rank in ranks.items()}
-    return str(min(ranks.values()) if len(set(ranks.values())) == 1 else "Dynamic"), str(min(every_alpha) if len(every_alpha) == 1 else "Dynamic")
+        name, part = keys.parse(key, tensors) or ("", "")
+        if part:
+            layers.setdefault(name, {})[part] = value
+    return list(layers.values())
+
+
+def _network(layers: Sequence[Mapping[str, torch.Tensor]]) -> tuple[str, dict[str, str]]:
+    """(LyCORIS' algorithm, its arguments) for the kind of most layers; "" and nothing for kohya's own LoRA."""
+    present = [kind for parts in layers if (kind := _kind(parts))]
+    kind = Counter(present).most_common(1)[0][0] if present else None
+    if kind is None or not kind.algorithm:
+        return "", {}
+    return kind.algorithm, {"algo": kind.algorithm, **kind.arguments}
+
+
+def _kind(parts: Mapping[str, torch.Tensor]) -> Kind | None:
+    bare = {name: value for name, value in parts.items() if name != "alpha"}
+    return trained_as(bare) or recognised(bare)
+
+
+def describe(tensors: Mapping[str, torch.Tensor]) -> tuple[str, str]:
+    """(rank, alpha) as headers have them: the number all modules share, else "Dynamic", as kohya's resize writes it; "" where kinds have no such number."""
+    sizes, alphas = [], []
+    for parts in parts_by_layer(tensors):
+        kind = _kind(parts)
+        if kind is not None and (size := kind.size(parts)):
+            sizes.append(size)
+            alphas.append(float(parts["alpha"]) if "alpha" in parts else float(size))
+    if not sizes:
+        return "", ""
+    return str(sizes[0] if len(set(sizes)) == 1 else "Dynamic"), str(alphas[0] if len(set(alphas)) == 1 else "Dynamic")
 
 
 def hashes(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:

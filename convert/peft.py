@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from ..lora_core.matching.regex import Pattern
-from .lora import APPROXIMATE, FormatError, Module, multiplied
+from .lora import APPROXIMATE, FormatError, Module, as_lora, multiplied
 
 _UNSUPPORTED = ("modules_to_save", "trainable_token_indices", "layer_replication")
 _REPEAT, _REPEATED_GROUP = re.compile(r"[*+{]"), re.compile(r"\)[*+{]")  # a file must not be able to choose how long a search takes
@@ -102,6 +102,9 @@ def config_for(modules: Mapping[str, Module], model_names: Collection[str]) -> d
 
     `model_names`: paths of the model's layers, `*` for numbers, to tell a layer from others whose path ends like it.
     """
+    for name, module in modules.items():
+        if module.algebra is None or not module.algebra.peft:
+            raise FormatError("peft.kind", name=name, kind=module.kind, way=as_lora(module))
     kinds = {m.kind for m in modules.values()}
     kind = kinds.pop() if len(kinds) == 1 else ""
     if kind not in ("lora", "loha"):

@@ -10,21 +10,17 @@ from typing import Any
 
 import torch
 
+from ..lora_core.algebra.kind import Kind
+from ..lora_core.algebra.kinds import recognised
 from ..lora_core.messages.message import Message
 from . import fuse, keys, peft
 from .detect import detect, split_prefix
 from .embedding import WIDTHS as EMBEDDING_WIDTHS
 from .embedding import unbundled
 from .families import FAMILIES, UNKNOWN, Family, text
-from .lora import DROP_UNKNOWN, FAMILY, SCALE, FormatError, Lora, Module, about, multiplied
+from .lora import DROP_UNKNOWN, FAMILY, OTHER, SCALE, FormatError, Lora, Module, about, multiplied
 from .patterns import Found, Row
 
-_WANTED = {
-    "lora": ({"down", "up"}, {"mid", "dora", "diff_b"}),
-    "lokr": (set(), {*(f"lokr_{n}" for n in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")), "dora", "diff_b"}),
-    "loha": ({"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}, {"hada_t1", "hada_t2", "dora", "diff_b"}),
-    "full": (set(), {"diff", "diff_b", "w_norm", "b_norm"}),
-}
 MAX_RANK = 65536
 MAX_SEARCH_S = 1.5
 MAX_WEIGHT, MAX_SIDE = 1 << 30, 1 << 18  # values and rows of one layer; the largest in use have a third of that
@@ -64,7 +60,7 @@ def read(state: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None =
         notes.append(Message.of("note.bundles", count=len(embeddings), tokens=[*embeddings]))
     if any("naive_a" in key or key.endswith((".A", ".B")) for key in state):
         notes.append(Message.of("note.bare_scale", option=SCALE))
-    notes += _dora_notes(named)
+    notes += [*_dora_notes(named), *_remarks(named)]
     return Lora(chosen, dict(sorted(named.items())), metadata, embeddings, notes, keys.form(next(iter(state), "")), frozenset(state))
 
 
@@ -73,7 +69,7 @@ def _modules(state: Mapping[str, torch.Tensor], dropped: list[str] | None) -> di
     parts: dict[str, dict[str, torch.Tensor]] = {}
     origin: dict[tuple[str, str], str] = {}
     for key, value in state.items():
-        parsed = keys.parse(key)
+        parsed = keys.parse(key, state)
         if parsed is None and dropped is not None:
             dropped.append(key)
             continue
@@ -93,10 +89,11 @@ def _modules(state: Mapping[str, torch.Tensor], dropped: list[str] | None) -> di
         parts.setdefault(name, {})[part] = value
     if not parts:
         raise FormatError("file.empty")
-    return {name: _module(name, part) for name, part in parts.items()}
+    return {name: _module(name, part, {p: origin[name, p] for p in part}) for name, part in parts.items()}
 
 
-def _module(name: str, parts: dict[str, torch.Tensor]) -> Module:
+def _module(name: str, parts: dict[str, torch.Tensor], origin: Mapping[str, str]) -> Module:
+    """One layer's parts as a module. `origin`: the key of each in the file."""
     alpha = None
     if "alpha" in parts:
         alpha = _number(f"{name}.alpha", parts.pop("alpha"))
@@ -112,25 +109,27 @@ def _module(name: str, parts: dict[str, torch.Tensor]) -> Module:
         parts["dora"] = parts.pop("magnitude").reshape(-1, *[1] * (parts["down"].ndim - 1))
     elif "dora" in parts and parts["dora"].ndim == 1:
         parts["dora"] = parts["dora"].reshape(-1, 1)
-    kind = next((k for k, sign in (("lora", "down"), ("lora", "up"), ("loha", "hada_w1_a"), ("loha", "hada_w2_a")) if sign in parts), "")
-    kind = kind or ("lokr" if any(p.startswith("lokr_") for p in parts) else "full" if set(parts) <= _WANTED["full"][1] and parts else "other")
-    for part, value in parts.items():
-        if not value.is_floating_point() and kind != "other":
-            raise FormatError("module.part_type", name=name, part=part, type=value.dtype)
-    if kind in _WANTED:
-        needed, allowed = _WANTED[kind]
-        if missing := needed - parts.keys():
-            raise FormatError("module.part_missing", name=name, parts=sorted(parts), missing=sorted(missing))
-        if extra := parts.keys() - needed - allowed:
-            raise FormatError("module.part_foreign", name=name, parts=sorted(extra), kind=kind)
-    if kind == "full":
-        parts = {{"w_norm": "diff", "b_norm": "diff_b"}.get(k, k): v for k, v in parts.items()}
-    module = Module(kind, parts, alpha)
-    if alpha is not None and module.rank == 0 and kind == "lokr":
-        module = Module(kind, parts, None)  # both factors are full: every WebUI ignores alpha there
-    _require_shapes(name, module)
+    kind = recognised(parts)
+    if kind is None:
+        return Module(OTHER, {keys.ending(origin[part]): value for part, value in parts.items()}, alpha)
+    _require_parts(name, kind, parts)
+    _require_shapes(name, kind, parts)
+    settled, alpha = kind.settled(parts, alpha)
+    module = Module(kind.name, settled, alpha)
     _require_layer(name, module)
     return module if factor == 1.0 else multiplied(module, factor)
+
+
+def _require_parts(name: str, kind: Kind, parts: Mapping[str, torch.Tensor]) -> None:
+    """All that the kind needs, nothing that it does not have, and numbers where it learns."""
+    for part, value in parts.items():
+        described = kind.part(part)
+        if not value.is_floating_point() and not (described and described.constant):
+            raise FormatError("module.part_type", name=name, part=part, type=value.dtype)
+    if missing := kind.needed - parts.keys():
+        raise FormatError("module.part_missing", name=name, parts=sorted(parts), missing=sorted(missing))
+    if extra := parts.keys() - kind.allowed:
+        raise FormatError("module.part_foreign", name=name, parts=sorted(extra), kind=kind.name)
 
 
 def _number(key: str, value: torch.Tensor) -> float:
@@ -145,7 +144,7 @@ def _number(key: str, value: torch.Tensor) -> float:
 def _require_sizes(name: str, parts: Mapping[str, torch.Tensor]) -> None:
     """Every part is a tensor of one to five dimensions with something in it; biases and scales may be any."""
     for part, value in parts.items():
-        if part in ("scale", "bias", "reshape_weight"):
+        if part in ("scale", "bias", "reshape_weight", "on_input"):
             continue
         if value.numel() == 0 or not 1 <= value.ndim <= 5 or (part == "diff_b" and value.ndim != 1):
             raise FormatError("module.part_size", name=name, part=part, size=_size(value))
@@ -161,28 +160,20 @@ def _from_naive(name: str, parts: dict[str, torch.Tensor]) -> dict[str, torch.Te
     return {"down": a.t().contiguous(), "up": b.t().contiguous()}
 
 
-def _require_shapes(name: str, module: Module) -> None:
-    p = module.parts
-    if module.kind == "lora":
-        down, up = p["down"], p["up"]
-        if not (2 <= down.ndim <= 5 and 2 <= up.ndim <= 5 and math.prod(up.shape[2:]) == 1):
-            raise FormatError("module.lora_shapes", name=name, down=_size(down), up=_size(up))
-        inner = tuple(p["mid"].shape[:2]) if "mid" in p else (down.shape[0], down.shape[0])
-        if inner != (up.shape[1], down.shape[0]):
-            raise FormatError("module.lora_ranks", name=name, down=_size(down), up=_size(up))
-        if not 0 < down.shape[0] <= MAX_RANK or 0 in down.shape or 0 in up.shape:
-            raise FormatError("module.rank", name=name, rank=down.shape[0], down=_size(down), limit=MAX_RANK)
-    elif module.kind in ("loha", "lokr"):
-        try:
-            shape = module.shape
-        except (RuntimeError, KeyError, IndexError) as error:
-            raise FormatError(
-                "module.factors", name=name, kind=module.kind, factors=[f"{k} {_size(v)}" for k, v in p.items()]
-            ) from error
-        if not shape or 0 in shape or (module.kind == "loha" and not _loha_fits(p)):
-            raise FormatError(
-                "module.factors", name=name, kind=module.kind, factors=[f"{k} {_size(v)}" for k, v in p.items()]
-            )
+def _require_shapes(name: str, kind: Kind, p: Mapping[str, torch.Tensor]) -> None:
+    told = ", ".join(f"{k} {_size(v)}" for k, v in p.items())
+    try:
+        problem, shape, rank = kind.problem(p), (), 0
+        if not problem:
+            shape, rank = kind.shape(p), kind.rank(p)
+    except (RuntimeError, KeyError, IndexError, StopIteration) as error:
+        raise FormatError("module.factors", name=name, kind=kind.name, factors=told) from error
+    if problem:
+        raise FormatError("module.problem", name=name, problem=Message.of(problem), parts=told)
+    if rank > MAX_RANK:
+        raise FormatError("module.rank", name=name, rank=rank, parts=told, limit=MAX_RANK)
+    if 0 in shape:
+        raise FormatError("module.factors", name=name, kind=kind.name, factors=told)
 
 
 def _require_layer(name: str, module: Module) -> None:
@@ -194,15 +185,6 @@ def _require_layer(name: str, module: Module) -> None:
         raise FormatError("module.dora_scale", name=name, size=_size(p["dora"]), outputs=shape[0], inputs=shape[1])
     if "diff_b" in p and shape and len(p["diff_b"]) != shape[0]:
         raise FormatError("module.diff_b", name=name, count=len(p["diff_b"]), outputs=shape[0])
-
-
-def _loha_fits(p: Mapping[str, torch.Tensor]) -> bool:
-    one, two = (p["hada_w1_a"], p["hada_w1_b"]), (p["hada_w2_a"], p["hada_w2_b"])
-    if any(t.ndim != 2 for t in (*one, *two)) or ("hada_t1" in p) != ("hada_t2" in p):
-        return False
-    if "hada_t1" in p:
-        return all(t.ndim > 2 and tuple(t.shape[:2]) == (a.shape[0], b.shape[0]) for t, (a, b) in ((p["hada_t1"], one), (p["hada_t2"], two)))
-    return all(a.shape[1] == b.shape[0] for a, b in (one, two)) and one[0].shape[0] == two[0].shape[0] and one[1].shape[1] == two[1].shape[1]
 
 
 def _size(value: torch.Tensor) -> str:
@@ -300,7 +282,7 @@ def unfused(found: Found, module: Module) -> list[tuple[str, Module | None]]:
 
 def _kernel(name: str, row: Row, module: Module) -> Module:
     """Factors in the shape the layer's own weight has: convolutions saved flat get their kernel back, 1x1 kernels of linear layers go."""
-    if row.kernel and module.kind in ("loha", "lokr") and len(module.shape) == 2:
+    if row.kernel and module.algebra and module.algebra.stores_flat and len(module.shape) == 2:
         if module.shape[1] % math.prod(row.kernel):
             raise FormatError(
                 "module.no_convolution",
@@ -337,3 +319,9 @@ def _dora_notes(modules: Mapping[str, Module]) -> list[Message]:
     if "input" in axes:
         notes.append(Message.of("note.dora_inputs"))
     return notes
+
+
+def _remarks(modules: Mapping[str, Module]) -> list[Message]:
+    """What the kinds themselves have to say of such modules, once each."""
+    codes = dict.fromkeys(m.algebra.remark(m.parts) for m in modules.values() if m.algebra)
+    return [Message.of(code) for code in codes if code]

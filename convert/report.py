@@ -13,7 +13,7 @@ from ..lora_core.messages.message import Message
 from .embedding import Embedding
 from .families import FAMILIES
 from .loaders import loaders
-from .lora import Lora, concatenated, delta, multiplied
+from .lora import Lora, Module, concatenated, delta, kind_of, multiplied
 from .merge import block_of, squared_norm
 
 
@@ -78,8 +78,10 @@ def inspect(lora: Lora) -> Report:
         for block, names in sorted(groups.items(), key=_block_order)
     )
     problems = list(lora.notes)
-    if lora.modules and not any(norms.values()) and not any(m.kind == "other" or "diff_b" in m.parts or "dora" in m.parts for m in lora.modules.values()):
+    if lora.modules and not any(norms.values()) and not any(m.algebra is None or "diff_b" in m.parts or "dora" in m.parts for m in lora.modules.values()):
         problems.insert(0, Message.of("note.no_effect"))
+    if relative := sorted({m.kind for m in lora.modules.values() if m.algebra and m.algebra.needs_base}):
+        problems.append(Message.of("report.relative", kinds=relative))
     return Report(
         lora.family, lora.source, len(lora.modules), dict(Counter(m.kind for m in lora.modules.values())), dict(Counter(m.rank for m in lora.modules.values())),
         dict(Counter(round(m.scale * m.rank, 4) for m in lora.modules.values() if m.rank)), blocks, triggers(lora.metadata), loaders(lora), tuple(problems),
@@ -116,7 +118,7 @@ def difference(one: Lora, two: Lora) -> dict[str, float]:
         if a is None or b is None or a.shape != b.shape:
             out[name] = 1.0
             continue
-        if not a.shape or a.kind == "other" or b.kind == "other":  # nothing to multiply out: equal or not
+        if not (_told(a) and _told(b)):  # nothing to multiply out: equal or not
             same = a.parts.keys() == b.parts.keys() and a.alpha == b.alpha and all(torch.equal(a.parts[k], b.parts[k]) for k in a.parts)
             out[name] = 0.0 if same else 1.0
             continue
@@ -129,6 +131,11 @@ def difference(one: Lora, two: Lora) -> dict[str, float]:
             apart = float((delta(a) - delta(b)).norm())
         out[name] = apart / size if size else 0.0
     return out
+
+
+def _told(module: Module) -> bool:
+    """Whether the change of the weight follows from the file alone."""
+    return module.changes_weight and not kind_of(module).needs_base
 
 
 def embedding_lines(embedding: Embedding, name: str) -> list[Message]:

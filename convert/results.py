@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 
+from ..lora_core.algebra.kinds import KINDS, trained_as
+from ..lora_core.messages.message import Message
 from .embedding import Embedding, write_embedding
 from .families import FAMILIES, known_family
-from .lora import FormatError, Lora, State
+from .lora import FormatError, Lora, State, plain
 from .metadata import embedding_metadata, lora_metadata
 from .patterns import fill
 from .writers import approximated, trained, write
@@ -60,20 +63,32 @@ def kohya_name(base: str, path: str) -> str:
     return "lora_unet_" + (fill(found.rows[0].native, found.numbers) if found else path).replace(".", "_")
 
 
-_PARTS = {
-    ".lora_down.weight": "lora_down", ".lora_up.weight": "lora_up", ".lora_A.weight": "lora_down", ".lora_B.weight": "lora_up", ".alpha": "alpha",
-    ".dora_scale": "dora_scale", **{f".{n}": n for n in ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "lokr_w1", "lokr_w2", "lokr_w2_a", "lokr_w2_b")},
+_ENDINGS = {
+    **{f".{part.file}": part.parameter for kind in KINDS.values() for part in kind.parts},
+    **{f".{part.native}": part.parameter for kind in KINDS.values() for part in kind.parts if part.native},
+    ".lora_A.weight": "lora_down", ".lora_B.weight": "lora_up", ".alpha": "alpha",
 }  # fmt: skip
 
 
 def starting_point(lora: Lora, names: Iterable[str], algorithm: str) -> dict[str, State]:
-    """The LoRA for a run whose layers are called `names`: layer -> lora_down, lora_up, alpha, ... Raises FormatError when a layer finds no place.
+    """The LoRA for a run whose layers are called `names`: layer -> lora_down, lora_up, alpha, ... Raises FormatError when a layer finds no place,
+    or is of another kind than the run's `algorithm`; "" takes any.
 
     For plain LoRA other kinds are brought into its form by SVD, at the rank of the file's largest module or 16.
     """
     wanted = set(names)
+    for name, module in lora.modules.items() if algorithm not in ("", "lora") else ():
+        kind = trained_as(plain(module).parts)
+        if kind is None or kind.name != algorithm:
+            held = Message.of("held.unknown", kind=module.kind)
+            if kind:
+                held = Message.of("held.kind", title=kind.title, algorithm=kind.name)
+            raise FormatError("start.other_kind", name=name, held=held, algorithm=algorithm)
     if algorithm == "lora" and any(m.kind != "lora" for m in lora.modules.values()):
         lora, _ = approximated(lora, max([m.rank for m in lora.modules.values()] + [16]))
+    if not lora.modules:
+        raise FormatError("start.norms_alone")
+    lora = dataclasses.replace(lora, modules={name: plain(module) for name, module in lora.modules.items()})
     best: dict[str, State] = {}
     missing: list[str] = []
     for form in ("kohya", "comfyui", "diffusers"):
@@ -90,7 +105,7 @@ def starting_point(lora: Lora, names: Iterable[str], algorithm: str) -> dict[str
 def _by_layer(state: State, form: str) -> dict[str, State]:
     out: dict[str, State] = {}
     for key, value in state.items():
-        suffix = next((s for s in _PARTS if key.endswith(s)), None)
+        suffix = max((s for s in _ENDINGS if key.endswith(s)), key=len, default=None)
         if suffix is None:
             raise FormatError("lora.no_start_part", key=key)
         name = key.removesuffix(suffix)
@@ -98,5 +113,5 @@ def _by_layer(state: State, form: str) -> dict[str, State]:
             component, _, path = name.partition(".")
             flat = {"unet": "lora_unet_", "text_encoder": "lora_te_", "text_encoder_2": "lora_te2_"}.get(component)
             name = flat + path.replace(".", "_") if flat else name
-        out.setdefault(name, {})[_PARTS[suffix]] = value
+        out.setdefault(name, {})[_ENDINGS[suffix]] = value
     return out

@@ -18,12 +18,11 @@ from ..lora_core.messages.message import Message
 from . import fuse, peft
 from .families import FAMILIES, UNKNOWN, Family, known_family
 from .forms import TARGETS
-from .lora import APPROXIMATE, FAMILY, FormatError, Lora, Module, State, about, component, delta, dense_tucker, folded, low_rank, plain
+from .lora import APPROXIMATE, FAMILY, OTHER, FormatError, Lora, Module, State, about, as_lora, component, delta, dense_tucker, folded, low_rank, plain
 from .patterns import fill
 from .readers import read
 
 KOHYA_PREFIXES = ("lora_unet_", "lora_te_", "lora_te1_", "lora_te2_", "lora_te3_")
-_KOHYA_PARTS = {"down": "lora_down.weight", "up": "lora_up.weight", "mid": "lora_mid.weight", "dora": "dora_scale"}
 _PEFT_PARTS = {"down": "lora_A.weight", "up": "lora_B.weight", "dora": "lora_magnitude_vector"}
 
 
@@ -169,19 +168,21 @@ def _flat(path: str) -> str:
 # --- suffixes: module -> keys --------------------------------------------------------------------------------------------------------
 
 
-def _kohya_suffixes(name: str, module: Module) -> State:
-    out = {_KOHYA_PARTS.get(k, k): v for k, v in module.parts.items()}
-    if module.rank:
-        out["alpha"] = torch.tensor(float(module.scale * module.rank))
-    elif module.kind == "other" and module.alpha is not None:
-        out["alpha"] = torch.tensor(module.alpha)
-    return out
+def _kohya_suffixes(name: str, module: Module, native: bool = False) -> State:
+    """The endings of kohya's and LyCORIS' files, or of ComfyUI's native form, and alpha. Parts of no kind we know keep their endings."""
+    kind, alpha = module.algebra, module.alpha
+    out = dict(module.parts)
+    if kind is not None:
+        described = {part.name: part for part in kind.parts}
+        out = {(native and described[k].native) or described[k].file: v for k, v in module.parts.items()}
+        alpha = kind.alpha(module.parts, module.scale)
+    return out if alpha is None else {**out, "alpha": torch.tensor(float(alpha))}
 
 
 def _scale_in_weights(name: str, module: Module) -> State:
     """lora_A and lora_B alone. diffusers knows nothing else, and misreads alpha beside them."""
     if module.kind != "lora":
-        raise FormatError("diffusers.no_form", name=name, kind=module.kind, approximate=APPROXIMATE)
+        raise FormatError("diffusers.no_form", name=name, kind=module.kind, way=as_lora(module))
     _refuse_bias(name, module)
     return {_PEFT_PARTS[k]: v for k, v in _peft_dora(name, folded(plain(module))).parts.items()}
 
@@ -190,7 +191,7 @@ def _scale_in_weights_or_alpha(name: str, module: Module) -> State:
     """ComfyUI's native names: A and B with the scale inside; other kinds with their own parts and alpha."""
     if module.kind == "lora" and "dora" not in module.parts:
         return {_PEFT_PARTS.get(k, k): v for k, v in folded(plain(module)).parts.items()}
-    return _kohya_suffixes(name, dense_tucker(module))
+    return _kohya_suffixes(name, dense_tucker(module), native=True)
 
 
 def _refuse_bias(name: str, module: Module) -> None:
@@ -242,22 +243,29 @@ def trained(state: Mapping[str, torch.Tensor], base: str) -> State:
 
 
 def approximated(lora: Lora, rank: int) -> tuple[Lora, dict[str, float]]:
-    """(the LoRA with every LoHa, LoKr or full difference replaced by its best LoRA of `rank`, relative error of each). DoRA is refused.
+    """(the LoRA with every LoHa, LoKr or full difference replaced by its best LoRA of `rank`, relative error of each).
 
-    Changes of biases, which only ComfyUI and kohya files can hold, are left out; a note says how many.
+    Refused is what depends on the base weight: DoRA, OFT and the like. Changes of biases and norms, which only ComfyUI and kohya files can hold,
+    are left out; a note says how many.
     """
     if rank < 1:
         raise FormatError("rank.unusable", field="approximate", rank=rank)
-    modules, errors, biases = {}, {}, 0
+    modules, errors, biases, norms = {}, {}, 0, 0
     for name, module in lora.modules.items():
         if "dora" in module.parts:
             raise FormatError("approximate.dora", name=name)
-        if module.kind in ("lora", "loha", "lokr", "full") and "diff_b" in module.parts:
+        if module.algebra and module.algebra.needs_base:
+            raise FormatError("module.not_low_rank", name=name, kind=module.kind, way=as_lora(module))
+        if len(module.shape) == 1:
+            norms += 1
+            continue
+        if module.kind != OTHER and "diff_b" in module.parts:
             module, biases = dataclasses.replace(module, parts={k: v for k, v in module.parts.items() if k != "diff_b"}), biases + 1
         if not module.parts:
             continue
         modules[name] = module
-        if module.kind in ("loha", "lokr", "full") and len(module.shape) > 1:
+        if module.kind not in ("lora", OTHER):
             modules[name], errors[name] = low_rank(delta(module), rank)
     notes = [Message.of("note.biases_left_out", count=biases)] if biases else []
+    notes += [Message.of("note.norms_left_out", count=norms)] if norms else []
     return dataclasses.replace(lora, modules=modules, notes=[*lora.notes, *notes]), errors

@@ -10,6 +10,7 @@ import typing
 from pathlib import Path
 from typing import Any
 
+from .algebra import NAMES as ADAPTER_KINDS
 from .messages.errors import LoomError
 from .names import check_name
 from .recipes import merged, read_toml, recipe
@@ -96,9 +97,11 @@ class DataConfig:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AdapterConfig:
     algorithm: str = setting(
-        "lora", "Kind of adapter; lora with targets = conv is what is called LoCon. Every program reads lora.", choices=("lora", "dora", "loha", "lokr")
+        "lora", "Kind of adapter; lora with targets = conv is what is called LoCon. Every program reads lora.", choices=ADAPTER_KINDS
     )
-    rank: int = setting(16, "Size of the low-rank update. More holds more detail and learns unwanted detail sooner.", low=1, high=1024)
+    rank: int = setting(
+        16, "Size of the low-rank update; of oft and boft, of their blocks. More holds more detail and learns unwanted detail sooner.", low=1, high=1024
+    )
     alpha: float = setting(0.0, "The update is scaled by alpha / rank; 0 means alpha = rank, a scale of 1.", low=0.0, high=4096.0)
     conv_rank: int = setting(0, "Rank in convolutions larger than 1x1; 0 takes rank.", low=0, high=1024)
     conv_alpha: float = setting(0.0, "Alpha in those convolutions, where conv_rank is given; 0 means alpha = conv_rank.", low=0.0, high=4096.0)
@@ -109,6 +112,10 @@ class AdapterConfig:
         choices=("input", "output"),
     )
     lokr_factor: int = setting(0, "How LoKr splits a layer: the larger, the smaller the file; 0 splits near the root.", low=0, high=256)
+    oft_constraint: float = setting(
+        0.0, "How far OFT and BOFT may rotate: largest norm of a layer's rotation, divided by its outputs; 0 is no limit.", low=0.0, high=100.0
+    )
+    ia3_axis: str = setting("output", "Whose factors (IA)^3 learns: those of a layer's outputs or of its inputs.", choices=("output", "input"))
     dropout: float = setting(0.0, "Share of an adapter's inputs set to zero in each step.", low=0.0, high=0.95)
     init: str = setting("kaiming", "How lora_down starts (lora_up starts at zero).", choices=("kaiming", "gaussian"))
     targets: str = setting("attention", "Which layers get an adapter.", choices=("attention", "cross-attention", "linear", "conv", "regex"))

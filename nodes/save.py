@@ -95,7 +95,7 @@ class SaveLora(io.ComfyNode):
         embedding: EmbeddingSocket | None = None,
     ) -> io.NodeOutput:  # fmt: skip
         path = place_for(lora_folders(), destination, name, on_exists == "overwrite")
-        if not is_lora(lora) and not any(".hada_" in k or ".lokr_" in k or k.endswith(".diff") for k in lora):
+        if not is_lora(lora):
             raise LoomError("lora.no_weights", field="lora")
         found = _canonical(lora)
         tensors, lost = cast(write(found, form), dtype)

@@ -80,8 +80,8 @@ class OptimizerSettings(SettingsNode):
 
 class AdapterSettings(SettingsNode):
     NODE_ID, TITLE = "LoraLoomAdapterSettings", "Adapter Settings"
-    DESCRIPTION = "Which kind of adapter is trained: LoRA, DoRA, LoHa or LoKr, with ranks and learning rates by layer."
-    ALIASES = ("dora", "loha", "lokr", "lycoris", "locon", "rslora", "block weight", "max norm")
+    DESCRIPTION = "Which kind of adapter is trained: LoRA, DoRA, LoHa, LoKr, OFT, norms and others, with ranks and learning rates by layer."
+    ALIASES = ("dora", "loha", "lokr", "oft", "boft", "glora", "ia3", "full", "norm", "bitfit", "lycoris", "locon", "rslora", "block weight", "max norm")
     ROWS = (
         row("adapter.algorithm"),
         row("adapter.conv_rank"),
@@ -92,6 +92,8 @@ class AdapterSettings(SettingsNode):
         row("adapter.lokr_factor", advanced=True),
         row("adapter.layer_rank", advanced=True, multiline=True),
         row("adapter.layer_lr", advanced=True, multiline=True),
+        row("adapter.oft_constraint", advanced=True),
+        row("adapter.ia3_axis", advanced=True),
     )
 
 

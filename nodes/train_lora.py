@@ -10,7 +10,8 @@ import torch
 
 from ..convert import trained
 from ..convert.embedding import read_embedding
-from ..lora_core.adapters.targets import weight_shape
+from ..lora_core.algebra.kinds import KINDS
+from ..lora_core.algebra.walk import weight_shape
 from ..lora_core.config import TrainConfig
 from ..lora_core.data.folder import Dataset
 from ..lora_core.messages.errors import LoomError
@@ -167,12 +168,19 @@ def embeddings_of(result: Result, paths: list[Path]) -> dict[str, EmbeddingSocke
 
 
 def _empty_lora(backend: HostBackend, config: TrainConfig) -> dict[str, torch.Tensor]:
-    """The names this run will write, with empty weights: what the host cannot read back is found before training."""
+    """The names this run will write, with empty weights: what the host cannot read back is found before training. Raises LoomError for kinds it never reads."""
     own, texts = chosen_layers(config, backend)
+    kind = KINDS[config.adapter.algorithm]
+    if kind.read_by is not None and "ComfyUI" not in kind.read_by:
+        readers = " and ".join(kind.read_by)
+        raise LoomError("adapter.not_in_comfyui", field="adapter.algorithm", kind=kind.title, readers=readers)
     state = {}
     for name, layer in {**own, **texts}.items():
         shape = weight_shape(layer)
-        state[f"{name}.lora_down"], state[f"{name}.lora_up"] = torch.zeros(1, *shape[1:]), torch.zeros(shape[0], 1, *[1] * (len(shape) - 2))
+        if len(shape) == 1:
+            state[f"{name}.diff"] = torch.zeros(shape)
+        else:
+            state[f"{name}.lora_down"], state[f"{name}.lora_up"] = torch.zeros(1, *shape[1:]), torch.zeros(shape[0], 1, *[1] * (len(shape) - 2))
     return state
 
 

@@ -8,7 +8,7 @@ import torch
 
 from ..convert import FormatError, Lora, Module, read, write
 from ..convert.families import FAMILIES, UNKNOWN, known_family
-from ..convert.lora import folded, plain
+from ..convert.lora import as_lora, folded, plain
 from ..convert.merge import merge
 from ..lora_core.messages.errors import LoomError
 from ..lora_core.messages.message import Message
@@ -108,7 +108,7 @@ def _denoiser(lora: Lora, family: str) -> dict[str, Factors]:
         if name.startswith(("lora_te", "text_encoders.")):
             continue
         if module.kind != "lora" or {"dora", "diff_b"} & module.parts.keys():
-            raise LoomError("zip.not_plain", field="lora", name=name, kind=module.kind)
+            raise FormatError("zip.not_plain", name=name, kind=module.kind, way=as_lora(module))
         parts = folded(plain(module)).parts
         out[name] = parts["down"].float(), parts["up"].float()
     return out

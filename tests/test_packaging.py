@@ -98,6 +98,13 @@ print(json.dumps([early, host, heavy, any(m.startswith("lora_loom.nodes") for m 
     assert done.stdout.strip().splitlines()[-1] == "[[], [], [], false]"
 
 
+def test_the_algebra_of_adapters_imports_nothing_of_ours_but_itself(sources):
+    for path, tree in sources.items():
+        if path.startswith("lora_core/algebra/"):
+            for node in ast.walk(tree):
+                assert not isinstance(node, ast.ImportFrom) or node.level < 2, f"{path}:{node.lineno}"
+
+
 def called(node):
     """`torch.load` for the call torch.load(...)."""
     parts, target = [], node.func

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -19,7 +18,7 @@ from ...lora_core.messages.message import Message
 from .. import fuse
 from ..detect import detect
 from ..families import FAMILIES, Family, text
-from ..lora import FormatError, Lora, Module, about, applied, delta, low_rank
+from ..lora import FormatError, Lora, Module, applied, delta, kind_of, low_rank
 from ..merge import Outcome, Progress, quiet, rank_limit, require_sizes
 from ..patterns import Found
 from ..readers import unfused
@@ -182,8 +181,9 @@ def bake(source: Path, target: Path, loras: list[tuple[Lora, float]], metadata: 
             for key, module in by_key.items():
                 if key not in layout:
                     raise FormatError("bake.tensor_missing", key=key)
-                if _without_ones(layout[key][1]) != _without_ones(module.shape):
-                    raise FormatError("bake.other_shape", key=key, shape=layout[key][1], wanted=module.shape)
+                if not kind_of(module).fits(module.parts, layout[key][1]):
+                    told = module.shape or ", ".join(f"{part} {tuple(value.shape)}" for part, value in module.parts.items())
+                    raise FormatError("bake.other_shape", key=key, shape=layout[key][1], wanted=told)
         done = 0
 
         def result(key: str) -> torch.Tensor:
@@ -196,7 +196,10 @@ def bake(source: Path, target: Path, loras: list[tuple[Lora, float]], metadata: 
             done += 1
             new = value
             for module, strength in mine:
-                new = applied(new, module, strength)
+                try:
+                    new = applied(new, module, strength)
+                except FormatError as error:
+                    raise FormatError("error.about", about=key, error=error) from error
             new = new.to(value.dtype)
             if not torch.isfinite(new.float()).all():
                 raise FormatError("bake.not_finite", key=key)
@@ -210,11 +213,6 @@ def bake(source: Path, target: Path, loras: list[tuple[Lora, float]], metadata: 
         else:
             disk.save_folder(source, target, layout, result, where)
     return {"changed": len(changed), "tensors": len(layout)}
-
-
-def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """(out, in, *kernel), a 1x1 kernel counting as none."""
-    return shape if math.prod(shape[2:]) > 1 else shape[:2]
 
 
 def _require_family(family: Family, loras: list[tuple[Lora, float]]) -> None:
@@ -233,11 +231,13 @@ def _by_key(lora: Lora, layers: Mapping[str, Layer]) -> dict[str, Module]:
         if not present:
             continue
         row = layer.found.rows[0]
-        if any(m.kind == "other" for m in present):
+        if any(m.algebra is None for m in present):
             raise FormatError("bake.unbakeable", layer=layer.names()[0], parts=present[0].parts)
-        with about(key):
+        try:
             module = fuse.native(row, parts) if layer.found.native else present[0]
-        if module.kind != "full" or "diff" in module.parts:
+        except FormatError as error:
+            raise FormatError("error.about", about=key, error=error) from error
+        if module.changes_weight:
             out[key] = module
         if "diff_b" in module.parts:
             out[_BIAS.sub("bias", key)] = Module("full", {"diff": module.parts["diff_b"]})

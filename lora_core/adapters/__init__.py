@@ -1,12 +1,6 @@
-"""The trained deltas: one contract (base.py), one file per method, one table of methods."""
+"""What a run trains on a lent model: adapters on its layers (base.py), which layers (targets.py), and new tokens. The kinds stand in `algebra`."""
 
-from .base import Adapter, AdapterSet, Shape, attach
-from .dora import DoraAdapter
-from .loha import LohaAdapter
-from .lokr import LokrAdapter
-from .lora import LoraAdapter
+from .base import Adapter, AdapterSet, KindAdapter, Shape, attach
 from .targets import choose_targets
 
-ADAPTERS = {"lora": LoraAdapter, "dora": DoraAdapter, "loha": LohaAdapter, "lokr": LokrAdapter}
-
-__all__ = ["ADAPTERS", "Adapter", "AdapterSet", "LoraAdapter", "Shape", "attach", "choose_targets"]
+__all__ = ["Adapter", "AdapterSet", "KindAdapter", "Shape", "attach", "choose_targets"]

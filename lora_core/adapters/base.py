@@ -3,47 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-import torch.utils.checkpoint
 from torch import nn
 
-from ..rng import derive
+from ..algebra.kind import Acting, Kind, Parts, Shape
+from ..algebra.walk import walk_of
+from ..messages.errors import LoomError
+from ..messages.message import Message, table
+from ..rng import derive, generator
 from .tokens import TokenSet
 
 Forward = Callable[..., torch.Tensor]
 MODEL, TEXT_ENCODER, EMBEDDING = "model", "text_encoder", "embedding"  # the parts of a model that can be trained
-
-
-CONVS = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
-
-
-def conv_settings(layer: Any) -> dict[str, Any]:
-    """How a convolution layer walks over its input, as the functions of CONVS take it."""
-    return dict(stride=layer.stride, padding=layer.padding, dilation=layer.dilation)
-
-
-@dataclasses.dataclass(frozen=True)
-class Shape:
-    """Of one adapter: the layer's weight (out, in, *kernel), rank, alpha, dropout, how it starts. Scale is alpha / rank, rank-stabilized alpha / sqrt(rank)."""
-
-    weight: tuple[int, ...]
-    rank: int
-    alpha: float
-    dropout: float = 0.0
-    init: str = "kaiming"
-    rank_stabilized: bool = False
-    dora_axis: str = "input"
-    lokr_factor: int = 0
-    lokr_split: tuple[int, int] | None = None  # (a, b) of lokr_w1, where an earlier LoKr says it
-    lokr_full: bool | None = None  # whether lokr_w2 is one full matrix, where an earlier LoKr says it
-
 
 Weight = Callable[[Any], AbstractContextManager[tuple[torch.Tensor, torch.Tensor | None]]]  # layer -> (weight, bias), valid inside the block
 
@@ -54,29 +30,25 @@ def weight_of(layer: Any) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
     yield layer.weight.detach(), None if layer.bias is None else layer.bias.detach()
 
 
+def told(error: ValueError) -> Message | str:
+    """What a formula says of numbers it cannot take: the code of a message, or a sentence of the libraries below."""
+    return Message.of(str(error)) if str(error) in table("en") else str(error)
+
+
 class Adapter(nn.Module):
-    """A delta for one Linear or Conv layer, added to the layer's output as a branch. Parameters are float32, named as files name them.
+    """What acts on one layer while it is attached. `scale` multiplies its change; `proportional`: every program agrees what half a strength is."""
 
-    `alpha` is what files hold: readers divide it by the rank. (Rank-stabilized, Kalajdzievski 2023, arXiv 2312.03732: alpha * sqrt(rank).)
-    """
-
+    title: str = ""
+    scale: float = 1.0
+    proportional: bool = True
     part: str = MODEL
     active: bool = True
+    dropout: float = 0.0
     _dropout_seed: int = 0
 
-    def __init__(self, shape: Shape):
-        super().__init__()
-        self.shape, self.rank, self.dropout = shape, shape.rank, shape.dropout
-        self.alpha = shape.alpha * math.sqrt(shape.rank) if shape.rank_stabilized else shape.alpha
-        self.scale = self.alpha / shape.rank
-
-    def add_to(self, out: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """`out` plus this adapter's delta for input `x`, in out's dtype; both as the layer's forward sees and returns them."""
-        raise NotImplementedError(f"{type(self).__name__} must say how it adds to a layer")
-
-    def before(self, x: torch.Tensor) -> torch.Tensor:
-        """What the layer gets instead of its input `x`."""
-        return x
+    def around(self, base: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+        """The layer's output for input `x` with this adapter, in the type the layer has; `base` is the layer's own forward."""
+        raise NotImplementedError(f"{type(self).__name__} must say how it acts on a layer")
 
     def prepare(self) -> None:
         """Called once when the base weights are at hand, before the first step."""
@@ -87,22 +59,18 @@ class Adapter(nn.Module):
     def weights_changed(self) -> None:
         """Called when the parameters have other values: what was derived from them is out of date. (Fused optimizers do not count a tensor's version up.)"""
 
-    def delta_weight(self) -> torch.Tensor:
-        """The change of the layer's weight, in its shape, float32. (For DoRA without the rescaling of rows.)"""
-        raise NotImplementedError(f"{type(self).__name__} must give its delta")
-
-    def squared_norm(self) -> torch.Tensor:
-        """Of `delta_weight`."""
-        return self.delta_weight().square().sum()
-
-    @torch.no_grad()
     def limit_norm(self, largest: float) -> None:
-        """Scales the factors down where the update's norm is above `largest`, each by the same factor (kohya's scale_weight_norms)."""
-        own = [p for name, p in self.named_parameters() if name != "dora_scale"]
-        norm = self.squared_norm().clamp_min(0).sqrt()
-        for p in own:
-            p.mul_((largest / norm.clamp_min(largest)) ** (1 / len(own)))
-        self.weights_changed()
+        """Scales a change above `largest` down."""
+
+    def keep_bounds(self) -> None:
+        """Brings parts that lie outside of what the settings allow back to the border."""
+
+    def facts(self) -> dict[str, torch.Tensor]:
+        """What a file says of this adapter beside its parameters."""
+        return {}
+
+    def learn(self, facts: Mapping[str, torch.Tensor]) -> None:
+        """Takes over what `facts` said when it was saved."""
 
     def drop(self, x: torch.Tensor) -> torch.Tensor:
         """Dropout whose mask follows from the pass's seed, so a recomputed block draws the same mask."""
@@ -113,24 +81,122 @@ class Adapter(nn.Module):
         return x * keep / (1 - self.dropout)
 
 
-class DenseAdapter(Adapter):
-    """An adapter whose update has no cheap product with the input. The dense update is made anew in the backward pass instead of being kept."""
+class KindAdapter(Adapter):
+    """One adapter of a kind. Its parts are float32 parameters under the names that checkpoints have.
 
-    def __init__(self, shape: Shape, layer: Any):
-        super().__init__(shape)
-        self._conv = conv_settings(layer) if len(shape.weight) > 2 else None
+    `alpha` is what files hold: readers divide it by the rank. (Rank-stabilized, Kalajdzievski 2023, arXiv 2312.03732: alpha * sqrt(rank).)
+    `given`: parts to begin with, by the names of the kind's formulas, in place of those that change nothing.
+    """
 
-    def add_to(self, out: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        x = self.drop(x)
-        if not torch.is_grad_enabled():
-            return out + self._change(x)
-        return out + torch.utils.checkpoint.checkpoint(self._change, x, use_reentrant=False, preserve_rng_state=False)
+    def __init__(self, kind: Kind, name: str, layer: Any, shape: Shape, seed: int, device: torch.device | str, weight: Weight = weight_of,
+                 given: Parts | None = None):  # fmt: skip
+        super().__init__()
+        self.kind, self.shape, self.dropout, self.walk = kind, shape, shape.dropout, walk_of(layer)
+        self.title, self.proportional = kind.title, kind.proportional
+        self._require(name)
+        try:
+            parts = kind.start(shape, self.walk, generator(seed, "init", name)) if given is None else kind.fitted(given, shape.weight)
+        except ValueError as error:
+            raise LoomError(
+                "adapter.layer_unfit", field="adapter.algorithm", kind=kind.name, layer=name, problem=told(error)
+            ) from error
+        self._parameter = {part.name: part.parameter for part in kind.parts if part.name in parts}
+        for part in kind.parts:
+            if part.name in parts:
+                value = parts[part.name].detach().to("cpu" if part.constant else device, torch.float32, copy=True)  # a constant is read by Python
+                if part.constant:
+                    self.register_buffer(part.parameter, value)
+                else:
+                    self.register_parameter(part.parameter, nn.Parameter(value))
+        self.rank = kind.rank(parts)
+        asked = shape.alpha * math.sqrt(self.rank) if shape.rank_stabilized and self.rank else shape.alpha
+        self.scale = kind.scale(parts, asked)
+        self.alpha = kind.alpha(parts, self.scale)
+        self._layer, self._weight = [layer], weight  # in a list, so the layer's own weights are not counted as ours
+        self._kept: Parts = {}
+        self._derived: Parts | None = None
 
-    def _change(self, x: torch.Tensor) -> torch.Tensor:
-        weight = self.delta_weight().to(x.dtype)
-        if self._conv is None:
-            return F.linear(x, weight)
-        return CONVS[weight.ndim](x, weight, **self._conv)
+    def _require(self, name: str) -> None:
+        limit = self.kind.largest_rank(self.shape.weight)
+        if limit is not None and self.shape.rank > limit:
+            raise LoomError(
+                "adapter.rank.too_large",
+                field="adapter.rank",
+                rank=self.shape.rank,
+                layer=name,
+                shape="x".join(map(str, self.shape.weight)),
+                limit=limit,
+            )
+
+    def parts(self) -> dict[str, torch.Tensor]:
+        """The parts as they are, by the names of the kind's formulas."""
+        return {name: getattr(self, parameter) for name, parameter in self._parameter.items()}
+
+    def around(self, base: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+        return self.kind.around(base, x, Acting(self.parts(), self.scale, self.shape.weight, self.walk, self._kept, self.derived(), self.drop))
+
+    @torch.no_grad()
+    def prepare(self) -> None:
+        if self.kind.keeps_base:
+            with self._weight(self._layer[0]) as (weight, bias):
+                kept = self.kind.kept(self.parts(), weight, bias)
+            self._kept = {name: value.clone() for name, value in kept.items()}  # outside: a host lends its weights in inference mode
+            self._set(self.kind.filled(self.parts(), self._kept))
+
+    @torch.no_grad()
+    def derived(self) -> Parts:
+        """What follows from the parts and the base weight; kept until the parts change."""
+        if not self.kind.derives or not self._kept:
+            return {}
+        if self._derived is None:
+            with self._weight(self._layer[0]) as (weight, _):
+                derived = self.kind.derived(self.parts(), self.scale, self._kept, weight)
+            self._derived = {name: value.clone() for name, value in derived.items()}
+        return self._derived
+
+    def begin_pass(self) -> None:
+        self.derived()
+
+    def weights_changed(self) -> None:
+        self._derived = None
+
+    def delta_weight(self) -> torch.Tensor:
+        """The change of the layer's weight, in its shape, float32; of a kind that needs the base weight, from that weight. (For DoRA without the rescaling.)"""
+        if self.kind.needs_base and not self.kind.form:
+            with self._weight(self._layer[0]) as (weight, _):
+                return self.kind.delta(self.parts(), self.scale, self.shape.weight, weight)
+        return self.kind.delta(self.parts(), self.scale, self.shape.weight)
+
+    def squared_norm(self) -> torch.Tensor:
+        """Of the change, as the kind measures it."""
+        return self.kind.squared_norm(self.parts(), self.scale)
+
+    @torch.no_grad()
+    def limit_norm(self, largest: float) -> None:
+        self._set(self.kind.limited(self.parts(), self.scale, largest))
+
+    @torch.no_grad()
+    def keep_bounds(self) -> None:
+        self._set(self.kind.bounded(self.parts(), self.shape))
+
+    def _set(self, values: Parts) -> None:
+        for name, value in values.items():
+            getattr(self, self._parameter[name]).copy_(value)
+        if values:
+            self.weights_changed()
+
+    def facts(self) -> dict[str, torch.Tensor]:
+        """alpha, in float64 so that it comes back bit for bit, and parts that are not learnt."""
+        said = {} if self.alpha is None else {"alpha": torch.tensor(self.alpha, dtype=torch.float64)}
+        return said | {name: value.detach().to("cpu", copy=True) for name, value in self.named_buffers()}
+
+    def learn(self, facts: Mapping[str, torch.Tensor]) -> None:
+        if "alpha" in facts:
+            self.scale = self.kind.scale(self.parts(), float(facts["alpha"]))
+            self.alpha = self.kind.alpha(self.parts(), self.scale)
+        for name, value in self.named_buffers():
+            if name in facts:
+                value.copy_(facts[name])
 
 
 class AdapterSet:
@@ -179,18 +245,24 @@ class AdapterSet:
         return sum(p.numel() for p in self.parameters())
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """Detached float32 copies on the CPU, keyed `<name>.<parameter>`."""
-        return {key: p.detach().to("cpu", torch.float32, copy=True) for key, p in self.named_parameters()}
+        """Detached float32 copies on the CPU, keyed `<name>.<parameter>`, and what files say beside them (`facts`): `<name>.alpha`."""
+        return {key: p.detach().to("cpu", torch.float32, copy=True) for key, p in self.named_parameters()} | self.facts()
+
+    def facts(self) -> dict[str, torch.Tensor]:
+        """`<name>.alpha` and other parts of files that are not trained."""
+        return {f"{name}.{key}": value for name, adapter in self for key, value in adapter.facts().items()}
 
     def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Copies every tensor in; the keys must match exactly."""
-        own = dict(self.named_parameters())
-        missing, unknown = own.keys() - state.keys(), state.keys() - own.keys()
+        """Copies every tensor in; the keys of what is trained must match exactly. Facts that `state` has go before those of the settings."""
+        own, facts = dict(self.named_parameters()), self.facts().keys()
+        missing, unknown = own.keys() - state.keys(), state.keys() - own.keys() - facts
         if missing or unknown:
             raise KeyError(f"adapter state does not fit: {len(missing)} missing, {len(unknown)} unknown, e.g. {next(iter(missing | unknown))}")
         with torch.no_grad():
             for key, p in own.items():
                 p.copy_(state[key])
+        for name, adapter in self:
+            adapter.learn({key: state[f"{name}.{key}"] for key in adapter.facts() if f"{name}.{key}" in state})
         self.weights_changed()
 
     def weights_changed(self) -> None:
@@ -237,13 +309,12 @@ def attach(layers: Mapping[str, nn.Module], adapters: AdapterSet, base_forward: 
 
 
 def branch(base: Forward, adapter: Adapter) -> Forward:
-    """Forward that adds `adapter`'s delta to `base`'s output."""
+    """Forward of `base` with `adapter` around it."""
 
     def forward(x: torch.Tensor, *args, **kwargs) -> torch.Tensor:
         if not adapter.active:
             return base(x, *args, **kwargs)
-        x = adapter.before(x)
-        return adapter.add_to(base(x, *args, **kwargs), x)
+        return adapter.around(lambda x: base(x, *args, **kwargs), x)
 
     return forward
 

@@ -8,6 +8,9 @@ from typing import Any
 
 from torch import nn
 
+from ..algebra.kind import BIASES, NORMS, Kind
+from ..algebra.kinds import KINDS
+from ..algebra.walk import has_bias, is_norm, weight_shape
 from ..config import AdapterConfig, TextEncoderConfig
 from ..matching.regex import Pattern
 from ..messages.errors import LoomError
@@ -32,33 +35,38 @@ def _inside_blocks(path: str) -> bool:
     return bool(re.search(_NUMBERED, path)) and not re.search(_OUTSIDE_BLOCKS, path)
 
 
-def weight_shape(layer: Any) -> tuple[int, ...]:
-    """The layer's logical weight shape, also when the stored weight is packed or quantised."""
-    if hasattr(layer, "kernel_size"):
-        return (layer.out_channels, layer.in_channels // layer.groups, *layer.kernel_size)
-    return (layer.out_features, layer.in_features)
+def carries(layer: Any, kind: Kind) -> bool:
+    """Whether a layer has what the kind is trained on."""
+    if (kind.trains == NORMS) != is_norm(layer):
+        return False
+    plain = getattr(layer, "groups", 1) == 1 and getattr(layer, "padding_mode", "zeros") == "zeros"
+    return plain and (kind.trains != BIASES or has_bias(layer))
 
 
 def choose_targets(layers: Mapping[str, nn.Module], config: AdapterConfig) -> list[str]:
-    """Paths of `layers` the config selects, sorted. Raises LoomError when none is left or a pattern is no regular expression."""
+    """Paths of `layers` the config selects, sorted. Raises LoomError when none is left or a pattern is no regular expression.
+
+    A kind that is trained on norms takes those of all blocks, whichever preset is chosen.
+    """
     if config.targets == "regex" and not config.include:
         raise LoomError("adapter.include.needed", field="adapter.include")
     include, exclude = _pattern("include", config.include), _pattern("exclude", config.exclude)
-    wanted = PRESETS[config.targets]
+    kind = KINDS[config.algorithm]
+    wanted = PRESETS["conv" if kind.trains == NORMS and config.targets != "regex" else config.targets]
+    able = {path: layer for path, layer in layers.items() if carries(layer, kind)}
     chosen = []
-    for path, layer in layers.items():
-        plain = getattr(layer, "groups", 1) == 1 and getattr(layer, "padding_mode", "zeros") == "zeros"
-        if plain and wanted(path, len(weight_shape(layer))) and (not include or include.search(path)) and not (exclude and exclude.search(path)):
+    for path, layer in able.items():
+        if wanted(path, len(weight_shape(layer))) and (not include or include.search(path)) and not (exclude and exclude.search(path)):
             chosen.append(path)
     if not chosen:
-        example = next(iter(layers), "none")
+        example = next(iter(able), "none")
         raise LoomError(
             "adapter.targets.none",
             field="adapter.targets",
             targets=repr(config.targets),
             include=repr(config.include),
             exclude=repr(config.exclude),
-            layers=len(layers),
+            layers=len(able),
             example=example,
         )
     return sorted(chosen)
@@ -68,7 +76,7 @@ _TEXT_ATTENTION = r"\.((self_attn|SelfAttention)\.)?(q_proj|k_proj|v_proj|out_pr
 _TEXT_MLP = r"\.(fc1|fc2|wi_0|wi_1|wi|wo)$"
 
 
-def choose_text_targets(layers: Mapping[str, nn.Module], config: TextEncoderConfig) -> list[str]:
+def choose_text_targets(layers: Mapping[str, nn.Module], config: TextEncoderConfig, algorithm: str = "lora") -> list[str]:
     """Paths `<encoder>.<path>` of the text encoders' `layers` the config selects, sorted. Raises LoomError when none is left."""
     try:
         encoders = Pattern(config.encoders or ".", _costly("text_encoder.encoders", config.encoders))
@@ -76,8 +84,11 @@ def choose_text_targets(layers: Mapping[str, nn.Module], config: TextEncoderConf
         raise LoomError(
             "text_encoder.pattern", field="text_encoder.encoders", encoders=repr(config.encoders), reason=error
         ) from error
+    if KINDS[algorithm].trains == NORMS:
+        raise LoomError("text_encoder.norms", field="text_encoder.train", algorithm=algorithm)
     patterns = [_TEXT_ATTENTION] + [_TEXT_MLP] * (config.targets != "attention")
-    inside = [p for p in layers if encoders.search(p.split(".", 1)[0]) and "text_projection" not in p]
+    able = [p for p, layer in layers.items() if carries(layer, KINDS[algorithm])]
+    inside = [p for p in able if encoders.search(p.split(".", 1)[0]) and "text_projection" not in p]
     chosen = [p for p in inside if any(re.search(pattern, p) for pattern in patterns)]
     if not chosen:
         known = sorted({p.split(".", 1)[0] for p in layers})

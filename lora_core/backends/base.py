@@ -102,7 +102,7 @@ class Backend(Protocol):
         """The base model's family in the words of the file formats, such as sd1 or flux1."""
 
     def layers(self) -> Mapping[str, nn.Module]:
-        """Linear and convolution layers that can carry an adapter, by the model's own module path."""
+        """Linear, convolution and norm layers that can carry an adapter, by the model's own module path."""
 
     def text_layers(self) -> Mapping[str, nn.Module]:
         """Linear layers of the text encoders that can carry an adapter, by `<encoder>.<path>`; empty where text encoders cannot be trained."""

@@ -14,6 +14,7 @@ from torch import nn
 
 from ..adapters import AdapterSet, attach
 from ..adapters.tokens import TokenTable
+from ..algebra.walk import is_norm
 from ..config import ObjectiveConfig, Recompute
 from ..data.batches import Batch
 from ..data.lengths import TextLength
@@ -146,7 +147,7 @@ class Headless(abc.ABC):
     # ---- what can be trained -----------------------------------------------------------------------------------------
 
     def layers(self) -> Mapping[str, nn.Module]:
-        return {path: m for path, m in self.network.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
+        return {path: m for path, m in self.network.named_modules() if isinstance(m, nn.Linear | nn.Conv2d) or is_norm(m)}
 
     def text_layers(self) -> Mapping[str, nn.Module]:
         return {}

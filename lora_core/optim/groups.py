@@ -11,11 +11,10 @@ from typing import Any
 import torch
 
 from ..adapters.base import EMBEDDING, MODEL, TEXT_ENCODER, AdapterSet
+from ..algebra.kinds import UP_PARAMETERS
 from ..config import TrainConfig
 from ..matching.regex import Pattern
 from ..messages.errors import LoomError
-
-UP_MATRICES = re.compile(r"\.(lora_up|hada_w[12]_a|lokr_w1|lokr_w2_a)$")  # those that start at zero or scale the update
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +46,7 @@ def make_groups(config: TrainConfig, adapters: AdapterSet) -> list[dict[str, Any
     groups: dict[str, dict[str, Any]] = {}
     for name, part, parameter in adapters.entries():
         factor = 1.0 if part == EMBEDDING else first_match(factors, name.rpartition(".")[0], 1.0)
-        plus = config.optimizer.lora_plus_ratio if part != EMBEDDING and UP_MATRICES.search(name) else 1.0
+        plus = config.optimizer.lora_plus_ratio if part != EMBEDDING and name.rpartition(".")[2] in UP_PARAMETERS else 1.0
         label = part + (f" x{factor:g}" if factor != 1.0 else "") + (" up" if plus != 1.0 else "")
         lr = settings[part].lr * factor * plus
         new = {"params": [], "name": label, "lr": lr, "base_lr": lr, "weight_decay": settings[part].weight_decay, "stop": settings[part].stop}

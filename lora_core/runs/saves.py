@@ -99,7 +99,7 @@ def weights(folder: Path, save: Save) -> dict[str, torch.Tensor]:
         if checkpoint is None:
             raise LoomError("save.damaged", save=save.path.name)
         found = finished(checkpoint.adapter)
-    return {**found, **{f"{name}.alpha": torch.tensor(alpha) for name, alpha in alphas(config, found).items()}}
+    return found if any(key.endswith(".alpha") for key in found) else {**found, **alphas_of_0_1(config, found)}
 
 
 def finished(adapter: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -108,18 +108,19 @@ def finished(adapter: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {**plain, **{k.removeprefix(EMA_PREFIX): v for k, v in adapter.items() if k.removeprefix(EMA_PREFIX) in plain and k.startswith(EMA_PREFIX)}}
 
 
-def alphas(config: TrainConfig, adapter: Mapping[str, torch.Tensor]) -> dict[str, float]:
-    """Layer -> the alpha its file needs. It is alpha / rank of the config that is kept, whatever the layer's rank."""
+def alphas_of_0_1(config: TrainConfig, adapter: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """`<layer>.alpha` of a save of 0.1.0, which did not store them: the settings say alpha / rank, whatever the layer's rank."""
     layers: dict[str, dict[str, torch.Tensor]] = {}
     for key, value in adapter.items():
         if not key.startswith("token."):
             name, _, part = key.rpartition(".")
             layers.setdefault(name, {})[part] = value
     rules = lines("adapter.layer_rank", config.adapter.layer_rank)
-    return {name: alpha for name, parts in layers.items() if (alpha := _alpha(config, name, parts, rules)) is not None}
+    alphas = {f"{name}.alpha": _alpha_of_0_1(config, name, parts, rules) for name, parts in layers.items()}
+    return {key: torch.tensor(alpha) for key, alpha in alphas.items() if alpha is not None}
 
 
-def _alpha(config: TrainConfig, name: str, parts: Mapping[str, torch.Tensor], rules: list) -> float | None:
+def _alpha_of_0_1(config: TrainConfig, name: str, parts: Mapping[str, torch.Tensor], rules: list) -> float | None:
     rank = next((parts[part].shape[axis] for part, axis in _RANK_OF.items() if part in parts), None)
     if rank is None:  # LoKr with two full factors: readers ignore alpha
         return None

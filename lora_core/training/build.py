@@ -7,10 +7,12 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from ..adapters import ADAPTERS, Adapter, AdapterSet, Shape
-from ..adapters.base import MODEL, TEXT_ENCODER
-from ..adapters.targets import choose_targets, choose_text_targets, weight_shape
+from ..adapters.base import MODEL, TEXT_ENCODER, Adapter, AdapterSet, KindAdapter
+from ..adapters.targets import choose_targets, choose_text_targets
 from ..adapters.tokens import TokenSet, TokenVectors, wanted_tokens
+from ..algebra.kind import Kind, Shape
+from ..algebra.kinds import KINDS, trained_as
+from ..algebra.walk import weight_shape
 from ..backends.base import Backend
 from ..config import TrainConfig
 from ..messages.errors import LoomError
@@ -28,6 +30,7 @@ def make_adapters(
     members: dict[str, Adapter] = {}
     if config.trains_lora:
         a, (own, texts) = config.adapter, chosen_layers(config, backend)
+        kind = _kind(config)
         rules = lines("adapter.layer_rank", a.layer_rank)
         for field, those in (("layer_rank", rules), ("layer_lr", lines("adapter.layer_lr", a.layer_lr))):
             if idle := unused(those, [*own, *texts]):
@@ -43,12 +46,11 @@ def make_adapters(
             for name, layer in names.items():
                 given = (start or {}).get(name)
                 shape = _shape(config, part, name, layer, rules) if given is None else _given_shape(config, layer, given)
-                if shape.rank:
+                if shape.rank or given is not None:
+                    parts = None if given is None else _given_parts(kind, name, shape, given)
                     layers[name] = layer
-                    members[name] = ADAPTERS[a.algorithm](name, layer, shape, config.seed, device, backend.weight)
+                    members[name] = KindAdapter(kind, name, layer, shape, config.seed, device, backend.weight, parts)
                     members[name].part = part
-                    if given is not None:
-                        _begin_from(members[name], name, given)
         if start and (lost := sorted(start.keys() - members.keys())):
             of_text = "te" in lost[0].split("_")[:2] or "text_encoder" in lost[0]
             code = "lora.text_layers_untrained" if of_text else "lora.layers_untrained"
@@ -65,7 +67,7 @@ def chosen_layers(config: TrainConfig, backend: Backend) -> tuple[dict[str, nn.M
     if not config.text_encoder.train:
         return own, {}
     texts = backend.text_layers()
-    return own, {backend.file_name(path): texts[path] for path in choose_text_targets(texts, config.text_encoder)}
+    return own, {backend.file_name(path): texts[path] for path in choose_text_targets(texts, config.text_encoder, config.adapter.algorithm)}
 
 
 def _shape(config: TrainConfig, part: str, name: str, layer: nn.Module, rules: list) -> Shape:
@@ -81,38 +83,47 @@ def _shape(config: TrainConfig, part: str, name: str, layer: nn.Module, rules: l
         if ruled != int(ruled):
             raise LoomError("adapter.layer_rank.not_whole", field="adapter.layer_rank", rank=f"{ruled:g}", layer=name)
         rank, alpha = int(ruled), alpha * ruled / rank  # the same scale at another rank
-    return Shape(weight, rank, alpha or float(rank), a.dropout, a.init, a.rank_stabilized, a.dora_axis, a.lokr_factor)
+    return Shape(weight, rank, alpha or float(rank), a.dropout, a.rank_stabilized, vars(a))
+
+
+def _kind(config: TrainConfig) -> Kind:
+    """The kind of adapter of a run. Raises LoomError for settings it cannot follow."""
+    kind = KINDS[config.adapter.algorithm]
+    if config.adapter.dropout and not kind.drops_inputs:
+        raise LoomError("adapter.dropout.no_inputs", field="adapter.dropout", kind=kind.name)
+    return kind
 
 
 def _given_shape(config: TrainConfig, layer: nn.Module, given: Mapping[str, torch.Tensor]) -> Shape:
-    """The size of an adapter to start from, as its tensors say."""
-    rank = next((len(given[key]) for key in ("lora_down", "hada_w1_b", "lokr_w2_b") if key in given), config.adapter.rank)
-    alpha = float(given["alpha"]) if "alpha" in given else float(rank)
-    split = (given["lokr_w1"].shape[0], given["lokr_w1"].shape[1]) if "lokr_w1" in given else None
-    weight = weight_shape(layer)
-    if split and (weight[0] % split[0] or weight[1] % split[1]):
-        raise LoomError("lora.lokr_split", field="lora", split=split, layer=weight[:2])
-    full = "lokr_w2" in given if split else None
-    axis = "input" if "dora_scale" in given and given["dora_scale"].shape[0] == 1 else "output"
-    return Shape(weight, rank, alpha, config.adapter.dropout, config.adapter.init, False, axis, 0, split, full)
+    """The size of an adapter to start from: its tensors say the rank, its file the alpha."""
+    alpha = float(given["alpha"]) if "alpha" in given else 0.0
+    return Shape(weight_shape(layer), 0, alpha, config.adapter.dropout, False, vars(config.adapter))
 
 
-@torch.no_grad()
-def _begin_from(adapter: Adapter, name: str, given: Mapping[str, torch.Tensor]) -> None:
-    own = dict(adapter.named_parameters())
-    if own.keys() != given.keys() - {"alpha"}:
-        raise LoomError("lora.other_algorithm", field="lora", name=name, parts=sorted(given), wanted=sorted(own))
-    for key, p in own.items():
-        if p.numel() != given[key].numel() or len(p) != len(given[key]):
-            raise LoomError(
-                "lora.other_shape",
-                field="lora",
-                layer=name,
-                part=key,
-                shape=tuple(given[key].shape),
-                wanted=tuple(p.shape),
-            )
-        p.copy_(given[key].reshape(p.shape))
+def kind_of(name: str, given: Mapping[str, torch.Tensor]) -> Kind:
+    """The kind that a run must train to go on from these parts of layer `name`. Raises LoomError when there is none."""
+    kind = trained_as(_by_formula(given))
+    if kind is None:
+        raise LoomError("lora.untrainable_kind", field="lora", name=name, parts=sorted(given))
+    return kind
+
+
+def _by_formula(given: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Parts by the names that the kinds' formulas have for them, without alpha."""
+    names = {part.parameter: part.name for kind in KINDS.values() for part in kind.parts}
+    return {names.get(key, key): value for key, value in given.items() if key != "alpha"}
+
+
+def _given_parts(kind: Kind, name: str, shape: Shape, given: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What an adapter of this kind begins with, by the names of its formulas. Raises LoomError where that is of another kind or for another layer."""
+    parts, other = _by_formula(given), kind_of(name, given)
+    if other is not kind:
+        held = f"the parts of {other.title} (adapter.algorithm = {other.name})"
+        raise LoomError("lora.other_algorithm", field="lora", name=name, parts=held, wanted=kind.name)
+    if not kind.problem(parts) and kind.fits(parts, shape.weight):
+        return parts
+    sizes = ", ".join(f"{key} {tuple(value.shape)}" for key, value in given.items() if key != "alpha")
+    raise LoomError("lora.other_sizes", field="lora", name=name, sizes=sizes, weight=shape.weight)
 
 
 def _tokens(config: TrainConfig, backend: Backend, trigger: str) -> TokenSet:

@@ -161,6 +161,8 @@ class Run:
     def _after_update(self, step: int) -> None:
         """What follows update number `step` (from 0) directly: limits on the weights, and the moving average."""
         self.adapters.weights_changed()
+        for _, adapter in self.adapters:
+            adapter.keep_bounds()
         if self.config.adapter.max_norm:
             for _, adapter in self.adapters:
                 adapter.limit_norm(self.config.adapter.max_norm)

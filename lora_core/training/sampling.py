@@ -21,10 +21,8 @@ from ..rng import preserved_rng
 from ..runs import checkpoints
 from ..runs.folders import config_of
 from ..runs.saves import Save, all_saves, weights
-from .build import make_adapters
+from .build import kind_of, make_adapters
 from .run import Start
-
-_ALGORITHMS = {"hada_w1_a": "loha", "lokr_w1": "lokr", "lokr_w1_a": "lokr", "dora_scale": "dora"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,14 +37,14 @@ class Worn:
 
 def of_start(label: str, backend: Backend, start: Start, embeddings: Mapping[str, Mapping[str, torch.Tensor]] | None = None) -> Worn:
     """A LoRA given layer by layer, as `convert.starting_point` gives it, and embeddings: word -> vectors (n, width) by text encoder."""
-    kinds = {_ALGORITHMS[part] for parts in start.values() for part in parts if part in _ALGORITHMS} or {"lora"}
+    kinds = {kind_of(name, given).name for name, given in start.items()} or {"lora"}
     if len(kinds) > 1:
         raise LoomError("lora.mixed", label=label, kinds=" and ".join(sorted(kinds)), approximate=Setting("approximate"))
     tokens = TokenSet(_token(word, vectors, backend) for word, vectors in (embeddings or {}).items())
     if not start:
         return Worn(label, {}, AdapterSet({}, tokens))
     in_texts = bool({backend.file_name(path) for path in backend.text_layers()} & start.keys())
-    every = {"algorithm": kinds.pop(), "rank": 1, "targets": "regex", "include": "."}
+    every = {"algorithm": kinds.pop(), "layer_rank": ". = 0", "targets": "regex", "include": "."}  # the file's layers alone
     layers, adapters = make_adapters(parse({"adapter": every, "text_encoder": {"train": in_texts, "targets": "attention and mlp"}}), backend, "", start)
     return Worn(label, {name: layers[name] for name in start}, AdapterSet({name: adapters[name] for name in start}, tokens))
 
@@ -77,10 +75,10 @@ def of_saves(folder: Path, saves: Sequence[Save], backend: Backend) -> Iterator[
     """These saves of a run one after the other, each read when its turn comes. They share one set of adapters."""
     config = config_of(folder)
     layers, adapters = make_adapters(config, backend, config.data.trigger)
-    own = {name: p.shape for name, p in adapters.named_parameters()}
+    own, facts = {name: p.shape for name, p in adapters.named_parameters()}, adapters.facts().keys()
     for save in saves:
-        values = {k: v for k, v in weights(folder, save).items() if not k.endswith(".alpha")}
-        if own != {k: v.shape for k, v in values.items()}:
+        values = weights(folder, save)
+        if own != {k: v.shape for k, v in values.items() if k not in facts}:
             raise LoomError("save.other_model", run=folder.name, save=save.label)
         yield Worn(save.label, layers, adapters, values)
 
@@ -88,8 +86,11 @@ def of_saves(folder: Path, saves: Sequence[Save], backend: Backend) -> Iterator[
 @contextlib.contextmanager
 def attached(worn: Worn, backend: Backend, strength: float) -> Iterator[None]:
     """The adapters on the model, their change times `strength`."""
-    if any("dora_scale" in dict(a.named_parameters()) for _, a in worn.adapters) and strength not in (0.0, 1.0):
-        raise LoomError("strength.dora", field="strength", strength=f"{strength:g}")
+    undefined = {adapter.title for _, adapter in worn.adapters if not adapter.proportional}
+    if undefined and strength not in (0.0, 1.0):
+        raise LoomError(
+            "strength.undefined", field="strength", strength=f"{strength:g}", kinds=" and ".join(sorted(undefined))
+        )
     if worn.weights is not None:
         worn.adapters.load_state_dict(worn.weights)
     scales = {name: adapter.scale for name, adapter in worn.adapters}

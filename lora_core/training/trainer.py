@@ -301,9 +301,8 @@ class Loop:
     def _write_result(self, outcome: str) -> Result:
         if not self.processes.main:
             return Result(self.folder, [], self.done, outcome, self.losses, {}, self.facts())
-        weights = self._chosen_weights()
-        alphas = {f"{name}.alpha": torch.tensor(a.alpha) for name, a in self.run.adapters if a.alpha}
-        products = self.export({**weights, **alphas}, self.facts())
+        weights = {**self.run.adapters.facts(), **self._chosen_weights()}  # best weights of 0.1.0 came without alphas
+        products = self.export(weights, self.facts())
         written = [self.folder / f"{stem}.safetensors" for stem in products]
         for path, (tensors, metadata) in zip(written, products.values(), strict=True):
             files.write_safetensors(path, tensors, metadata)

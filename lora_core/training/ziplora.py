@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..adapters.base import CONVS, Adapter, AdapterSet, Shape, conv_settings
-from ..adapters.targets import weight_shape
+from ..adapters.base import Adapter, AdapterSet
+from ..algebra.walk import CONVS, walk_of, weight_shape
 from ..backends.base import Backend
 from ..backends.encoder import encoder_of
 from ..config import OptimizerConfig, TrainConfig
@@ -43,15 +43,16 @@ class ZipAdapter(Adapter):
     mode: str
 
     def __init__(self, layer: nn.Module, first: Factors | None, second: Factors | None, device: torch.device):
-        super().__init__(Shape(weight_shape(layer), 1, 1.0))
+        super().__init__()
         self.mode = MERGED
         self._factors = [None if f is None else tuple(t.to(device, torch.float32) for t in f) for f in (first, second)]
         both = first is not None and second is not None
         columns = next(f for f in self._factors if f is not None)[0].shape[1]
         self.coefficients = nn.ParameterList([nn.Parameter(torch.ones(columns, device=device)) for _ in range(2)] if both else [])
-        self._conv = conv_settings(layer) if hasattr(layer, "kernel_size") else None
+        self._walk = walk_of(layer)
 
-    def add_to(self, out: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    def around(self, base: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+        out = base(x)
         for n, wanted in enumerate((FIRST, SECOND)):
             factors = self._factors[n]
             if factors is None or self.mode not in (MERGED, wanted):
@@ -59,11 +60,8 @@ class ZipAdapter(Adapter):
             down, up = (f.to(x.dtype) for f in factors)
             learned = self.mode == MERGED and self.coefficients
             scaled = x * self.coefficients[n].to(x.dtype).view(-1, *[1] * (down.ndim - 2)) if learned else x
-            if self._conv is None:
-                out = out + F.linear(F.linear(scaled, down), up)
-            else:
-                conv = CONVS[down.ndim]
-                out = out + conv(conv(scaled, down, **self._conv), up)
+            hidden = self._walk(scaled, down)
+            out = out + (F.linear(hidden, up) if down.ndim == 2 else CONVS[down.ndim](hidden, up))
         return out
 
     def overlap(self) -> torch.Tensor:

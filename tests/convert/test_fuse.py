@@ -6,6 +6,7 @@ from lora_cases import dense, error, loha, lokr, lora, random
 from lora_loom.convert import FormatError, Lora, Module, read, write
 from lora_loom.convert.families import FAMILIES
 from lora_loom.convert.fuse import join, sizes, split, swapped, swaps
+from lora_loom.convert.lora import applied
 
 THREE = (1, 1, 1)
 # One more rounding to float32 where a scale is folded.
@@ -250,6 +251,33 @@ def test_full_differences_are_cut_and_joined_with_their_biases():
     assert [tuple(m.parts["diff_b"].shape) for m in parts] == [(3,)] * 3
     back = join(parts, THREE)
     assert all(torch.equal(back.parts[k], v) for k, v in whole.parts.items())
+
+
+def test_rotations_in_blocks_are_cut_and_joined_along_their_rows_and_others_refused():
+    whole = Module("oft", {"oft_blocks": random(1, 6, 3, 3)})
+    parts = split(whole, THREE)
+    assert all(torch.equal(part.parts["oft_blocks"], whole.parts["oft_blocks"][2 * n : 2 * n + 2]) for n, part in enumerate(parts))
+    assert torch.equal(join(parts, THREE).parts["oft_blocks"], whole.parts["oft_blocks"])
+    base = random(2, 18, 5)
+    apart = torch.cat([applied(rows, part) for rows, part in zip(base.split(6), parts)])
+    torch.testing.assert_close(apart, applied(base, whole), rtol=1e-6, atol=1e-6)
+    with pytest.raises(FormatError, match="4 output rows cannot be divided"):  # a block would lie over two layers
+        split(Module("oft", {"oft_blocks": random(1, 4, 3, 3)}), THREE)
+    with pytest.raises(FormatError, match="boft module over a fused layer cannot be divided exactly; it depends on the base weight"):
+        split(Module("boft", {"oft_blocks": random(1, 2, 2, 4, 4)}), THREE)
+    with pytest.raises(FormatError, match="boft modules have no exact form over the fused layer; it depends on the base weight"):
+        join([Module("boft", {"oft_blocks": random(1, 2, 2, 4, 4)})] * 3, THREE)
+
+
+def test_a_glora_is_cut_by_its_rows_alone():
+    whole = Module("glora", {"a1": random(1, 5, 2), "a2": random(2, 2, 5), "b1": random(3, 6, 2), "b2": random(4, 2, 5)}, 1.0)
+    base = random(5, 6, 5)
+    parts = split(whole, THREE)
+    apart = torch.cat([applied(rows, part) for rows, part in zip(base.split(2), parts)])
+    torch.testing.assert_close(apart, applied(base, whole), rtol=1e-6, atol=1e-6)
+    assert torch.equal(join(parts, THREE).parts["b1"], whole.parts["b1"])
+    with pytest.raises(FormatError, match="glora modules have no exact form"):
+        join([parts[0], parts[1].replaced(a1=random(9, 5, 2)), parts[2]], THREE)
 
 
 def test_dora_magnitudes_of_outputs_go_with_their_rows_and_those_of_inputs_are_refused():

@@ -280,7 +280,7 @@ def module(name, rank, alpha=None, kohya=True):
 @pytest.mark.parametrize(
     ("tensors", "wanted"),
     [
-        (module("lora_unet_a", 3, 1.5), ("3", "1.5")), (module("unet.a", 3, kohya=False), ("3", "3.0")), ({}, ("0", "0")),
+        (module("lora_unet_a", 3, 1.5), ("3", "1.5")), (module("unet.a", 3, kohya=False), ("3", "3.0")), ({}, ("", "")),
         ({**module("lora_unet_a", 3, 1.5), **module("lora_unet_b", 4, 1.5)}, ("Dynamic", "1.5")),
         ({**module("lora_unet_a", 3, 1.5), **module("lora_unet_b", 3, 2.0)}, ("3", "Dynamic")),
         ({**module("lora_unet_a", 3), **module("lora_unet_b", 4)}, ("Dynamic", "Dynamic")),

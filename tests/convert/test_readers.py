@@ -200,7 +200,7 @@ def test_norm_layers_that_lycoris_trained_are_read():
     given = {f"{norm}.w_norm": torch.ones(1280), f"{norm}.b_norm": torch.zeros(1280), **state(f"lora_unet_{FLAT_Q}")}
     for family in ("sd1", ""):
         module = read(given, family=family).modules["unet.mid_block.attentions.0.transformer_blocks.0.norm1"]
-        assert (module.kind, set(module.parts)) == ("full", {"diff", "diff_b"})
+        assert (module.kind, set(module.parts)) == ("norm", {"diff", "diff_b"})
 
 
 def test_a_bias_alone_is_a_full_difference():

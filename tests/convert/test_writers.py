@@ -278,11 +278,68 @@ def test_a_tucker_module_keeps_its_core_in_kohya_files(kind):
         assert error(dense(plain), dense(module)) < ROUNDING
 
 
-def test_adapters_that_are_only_renamed_keep_every_part():
-    # OFT: alpha is the constraint of the rotation there, not a scale.
-    oft = {f"lora_unet_{FLAT_Q}.oft_blocks": random(1, 4, 3, 3), f"lora_unet_{FLAT_Q}.alpha": torch.tensor(0.25)}
-    assert write(read(oft, family="sd1"), "kohya").keys() == oft.keys()
-    assert write(read(oft, family="sd1"), "kohya")[f"lora_unet_{FLAT_Q}.alpha"].item() == 0.25
+UNKNOWN_PARTS = {
+    "old LyCORIS OFT": {"oft_diag": (4, 3, 3), "alpha": ()}, "GLoRA in Tucker form": {"a1.weight": (4, 2), "bm.weight": (2, 2, 3, 3), "alpha": ()},
+    "PEFT OFT": {"oft_R.weight": (2, 3)}, "a bias that is replaced": {"set_weight": (4,)},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", UNKNOWN_PARTS)
+@pytest.mark.parametrize("target", ["kohya", "comfyui"])
+@pytest.mark.parametrize("family", ["sd1", "unknown"])
+def test_parts_of_a_kind_nobody_here_knows_keep_their_exact_endings(name, target, family):
+    layer = f"lora_unet_{FLAT_Q}"
+    given = {f"{layer}.{ending}": random(1, *shape) if shape else torch.tensor(0.25) for ending, shape in UNKNOWN_PARTS[name].items()}
+    written = write(read(given, family=family), target)
+    (prefix,) = {key.split(".oft", 1)[0].split(".a1", 1)[0].split(".bm", 1)[0].split(".set", 1)[0].removesuffix(".alpha") for key in written}
+    assert {key.removeprefix(f"{prefix}.") for key in written} == set(UNKNOWN_PARTS[name])
+    assert all(torch.equal(written[f"{prefix}.{ending}"].float(), given[f"{layer}.{ending}"].float()) for ending in UNKNOWN_PARTS[name])
+
+
+def test_a_norm_is_written_under_the_names_each_program_reads():
+    from lycoris.modules import get_module, make_module
+
+    norm = "mid_block.attentions.0.transformer_blocks.0.norm1"
+    diff, bias = random(1, 8), random(2, 8)
+    given = read({f"lora_unet_{norm.replace('.', '_')}.w_norm": diff, f"lora_unet_{norm.replace('.', '_')}.b_norm": bias}, family="sd1")
+    file = write(given, "kohya")
+    assert {key.rpartition(".")[2] for key in file} == {"w_norm", "b_norm"}
+    layer = torch.nn.LayerNorm(8)
+    made = make_module(*get_module(file, f"lora_unet_{norm.replace('.', '_')}"), "x", layer)
+    assert [torch.equal(a, b) for a, b in zip(made.get_diff_weight(), (diff, bias), strict=True)] == [True, True]
+    native = write(given, "comfyui")
+    assert {key.rpartition(".")[2] for key in native} == {"diff", "diff_b"}
+    again = read(native, family="sd1").modules[f"unet.{norm}"]
+    assert (again.kind, torch.equal(again.parts["diff"], diff), torch.equal(again.parts["diff_b"], bias)) == ("norm", True, True)
+
+
+def test_a_glora_keeps_the_keys_its_readers_ask_for():
+    layer = f"lora_unet_{FLAT_Q}"
+    given = {f"{layer}.{n}.weight": random(i, *shape) for i, (n, shape) in enumerate({"a1": (5, 2), "a2": (2, 5), "b1": (6, 2), "b2": (2, 5)}.items())}
+    written = write(read(given | {f"{layer}.alpha": torch.tensor(1.0)}, family="sd1"), "kohya")
+    assert written.keys() == {*given, f"{layer}.alpha"}
+    assert all(torch.equal(written[key], given[key]) for key in given)
+
+
+def test_a_weight_is_a_part_of_ia3_only_beside_on_input():
+    layer = f"lora_unet_{FLAT_Q}"
+    given = {f"{layer}.weight": random(1, 6), f"{layer}.on_input": torch.tensor(0)}
+    assert set(write(read(given, family="sd1"), "kohya")) == set(given)
+    with pytest.raises(FormatError, match="is not part of any adapter"):
+        read({f"{layer}.weight": random(1, 6), **kohya(f"lora_unet_{FLAT_Q}", lora())}, family="sd1")
+
+
+@pytest.mark.parametrize("target", ["kohya", "comfyui"])
+def test_a_lokr_of_two_full_matrices_is_written_with_an_alpha_since_lycoris_asks_for_one(target):
+    from lycoris.modules import get_module, make_module
+
+    file = write(Lora("sd1", {f"unet.{Q}": lokr()}), target)
+    name = next(key.removesuffix(".alpha") for key in file if key.endswith(".alpha"))
+    layer = torch.nn.Linear(10, 12)
+    kind, values = get_module(file, name)
+    made = make_module(kind, values, name, layer)
+    # float32 products of two numbers of order 1
+    torch.testing.assert_close(made.get_diff_weight()[0].double(), dense(lokr()), rtol=1e-6, atol=1e-6)
 
 
 def test_approximation_replaces_what_is_no_lora_and_tells_the_error_of_each():

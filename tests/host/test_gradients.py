@@ -5,8 +5,9 @@ from __future__ import annotations
 import architectures
 import pytest
 import torch
-from lora_loom.lora_core.adapters import AdapterSet, LoraAdapter, Shape, choose_targets
-from lora_loom.lora_core.adapters.targets import weight_shape
+from lora_loom.lora_core.adapters import AdapterSet, KindAdapter, Shape, choose_targets
+from lora_loom.lora_core.algebra.kinds import KINDS
+from lora_loom.lora_core.algebra.walk import weight_shape
 from lora_loom.lora_core.config import AdapterConfig, ObjectiveConfig, Recompute
 from lora_loom.lora_core.data.batches import Batch
 from lora_loom.lora_core.data.buckets import fit
@@ -29,7 +30,7 @@ def make_batch(name: str) -> Batch:
 def make_adapters(backend: HostBackend) -> tuple[dict, AdapterSet]:
     layers = backend.layers()
     chosen = {backend.file_name(p): layers[p] for p in choose_targets(layers, AdapterConfig(targets="regex", include=".", exclude="img_in|final_layer"))}
-    members = {n: LoraAdapter(n, m, Shape(weight_shape(m), 2, 4.0), 0, backend.device) for n, m in chosen.items()}
+    members = {n: KindAdapter(KINDS["lora"], n, m, Shape(weight_shape(m), 2, 4.0), 0, backend.device) for n, m in chosen.items()}
     adapters = AdapterSet(members)
     for name, adapter in adapters:  # a zero lora_up would leave lora_down without gradient
         with torch.no_grad():

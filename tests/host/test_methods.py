@@ -89,7 +89,7 @@ def test_pivotal_tuning_with_text_encoder_prodigy_and_class_pictures(server):
     assert "not loaded" not in server.log.read_text().lower()
 
 
-@pytest.mark.parametrize("algorithm", ["dora", "loha", "lokr"])
+@pytest.mark.parametrize("algorithm", ["dora", "loha", "lokr", "oft", "boft", "glora", "norm", "bias", "full"])
 def test_other_adapters_on_the_wire_and_from_their_file_alike(server, algorithm):
     graph = Graph(server)
     wires = toy(graph)
@@ -126,6 +126,7 @@ def test_a_run_goes_on_from_a_wired_lora(server):
     (("LoraLoomOptimizerSettings", {"name": "prodigy"}), {}, "optimizer.name: prodigy needs the package prodigyopt; install it with: pip install prodigyopt"),
     (("LoraLoomPivotalSettings", {"tokens": "two words"}), {}, "embedding.tokens: 'two words' is no token"),
     (("LoraLoomTextEncoderSettings", {"encoders": "clip_g"}), {}, "text_encoder.train: nothing of 'clip_g' can be trained"),
+    (("LoraLoomAdapterSettings", {"algorithm": "ia3"}), {}, "adapter.algorithm: ComfyUI does not load (IA)^3 files; choose another kind"),
     (("LoraLoomAdapterSettings", {"layer_rank": "nowhere = 2"}), {}, "adapter.layer_rank: 'nowhere' fits none of the"),
     (("LoraLoomPriorSettings", {"class_word": "ring", "prompt": ""}), {"trigger": ""}, "prior.class_word: no caption has the trigger"),
     (("LoraLoomPriorSettings", {"prompt": ""}), {}, "prior.prompt: 100 class pictures are wanted (prior.count), but"),

@@ -19,9 +19,11 @@ def require_matched(tensors: Mapping[str, torch.Tensor], model: Any, clip: Any =
         keys = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, keys)
     state = comfy.lora_convert.convert_lora(dict(tensors))
     used: set[str] = set()
+    differences: set[int] = set()  # tensors that are taken as they are: changes of whole weights, norms and biases
     for loaded in comfy.lora.load_lora(state, keys, log_missing=False).values():
         used |= getattr(loaded, "loaded_keys", set())
-    left = [key for key in state if key not in used]
+        differences |= {id(tensor) for tensor in loaded[1]} if isinstance(loaded, tuple) else set()
+    left = [key for key, tensor in state.items() if key not in used and id(tensor) not in differences]
     if left:
         raise LoomError("host.keys_unread", count=len(left), key=left[0])
     return sum(key.endswith((".lora_up.weight", ".lora_B.weight")) for key in used)

@@ -19,6 +19,7 @@ from torch import nn
 
 from ....lora_core.adapters import AdapterSet
 from ....lora_core.adapters.tokens import TokenTable
+from ....lora_core.algebra.walk import is_norm
 from ....lora_core.backends.base import Backend, EncodesSpread, SampleJob, TakesWired
 from ....lora_core.borrowing.aliases import as_normal
 from ....lora_core.borrowing.borrow import Borrowing, Measures
@@ -88,7 +89,7 @@ class HostBackend:
     def layers(self) -> Mapping[str, nn.Module]:
         named = {path: m for path, m in self.network.named_modules() if path in self._names}
         convolutions = nn.Conv1d | nn.Conv2d | nn.Conv3d
-        return {path: m for path, m in named.items() if is_linear(m) or isinstance(m, convolutions)}
+        return {path: m for path, m in named.items() if is_linear(m) or isinstance(m, convolutions) or is_norm(m)}
 
     def text_layers(self) -> Mapping[str, nn.Module]:
         return self.texts.layers()

@@ -9,8 +9,8 @@ from typing import Any
 import comfy.model_management
 import psutil
 import torch
-from nodes.lora_core.messages.errors import message_of
 
+from ....lora_core.messages.errors import message_of
 from ...jobs.panel import Panel, PanelHost, Panels
 from ..access.paths import runs_root
 from .live import Cancelled

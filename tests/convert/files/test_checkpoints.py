@@ -17,6 +17,7 @@ from lora_loom.convert import FormatError, Lora, Module, read
 from lora_loom.convert.files.checkpoints import bake, checkpoint, extract, family_of
 from lora_loom.convert.files.disk import load, save
 from lora_loom.convert.files.jobs import Options, Size, bake_file, extract_file, open_lora, write_lora
+from lora_loom.convert.writers import write as kohya_write
 from safetensors.torch import save_file
 
 
@@ -313,6 +314,63 @@ def test_every_kind_of_adapter_is_baked_by_its_definition(name, strength, tmp_pa
     before, one = weights("sd1"), Lora("sd1", ADAPTERS[name])
     bake(write(tmp_path / "base.safetensors", before), tmp_path / "baked.safetensors", [(one, strength)])
     assert same(stored(tmp_path / "baked.safetensors"), before, by_hand(before, "sd1", [(one, strength)])) == len(ADAPTERS[name])
+
+
+def of_lycoris(module: Module, weight: torch.Tensor) -> torch.Tensor:
+    """The changed weight after LyCORIS' own module."""
+    from lycoris.modules import get_module, make_module
+    from lycoris.modules.ia3 import IA3Module
+
+    layer = torch.nn.Linear(*weight.shape[::-1]) if weight.ndim == 2 else torch.nn.Conv2d(weight.shape[1], weight.shape[0], weight.shape[2:])
+    layer.weight.data.copy_(weight)
+    if module.kind == "ia3":  # its loader passes one value too many
+        made = IA3Module("x", layer, train_on_input=bool(module.parts["on_input"]))
+        made.weight.data.copy_(module.parts["weight"])
+    else:
+        made = make_module(*get_module(kohya_write(Lora("unknown", {"lora_x": module}), "kohya"), "lora_x"), "lora_x", layer)
+    return made.get_merged_weight()[0].detach()
+
+
+RELATIVE = {
+    "oft": {Q: Module("oft", {"oft_blocks": 0.3 * random(1, 4, 4, 4)}), CONV: Module("oft", {"oft_blocks": 0.3 * random(2, 8, 2, 2)})},
+    "oft with rescale": {Q: Module("oft", {"oft_blocks": 0.3 * random(1, 4, 4, 4), "rescale": 1 + 0.2 * random(5, 16, 1)})},
+    "boft": {Q: Module("boft", {"oft_blocks": 0.3 * random(1, 3, 4, 4, 4)}), CONV: Module("boft", {"oft_blocks": 0.3 * random(2, 4, 8, 2, 2)})},
+    "glora": {Q: Module("glora", {"a1": random(1, 16, 2), "a2": random(2, 2, 16), "b1": random(3, 16, 2), "b2": random(4, 2, 16)}, 1.0),
+        CONV: Module("glora", {"a1": random(1, 8, 2, 1, 1), "a2": random(2, 2, 8, 1, 1), "b1": random(3, 16, 2, 1, 1), "b2": random(4, 2, 8, 3, 3)}, 1.0)},
+    "ia3": {Q: Module("ia3", {"weight": random(1, 16), "on_input": torch.tensor(0.0)}),
+        CONV: Module("ia3", {"weight": random(1, 1, 16, 1, 1), "on_input": torch.tensor(0.0)})},
+    "ia3 on inputs": {Q: Module("ia3", {"weight": random(1, 16), "on_input": torch.tensor(1.0)}),
+        CONV: Module("ia3", {"weight": random(1, 1, 8, 1, 1), "on_input": torch.tensor(1.0)})},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RELATIVE)
+def test_kinds_that_depend_on_the_weight_are_baked_as_lycoris_merges_them(name, tmp_path):
+    before = {key: value.float() for key, value in weights("sd1").items()}
+    bake(write(tmp_path / "base.safetensors", before), tmp_path / "baked.safetensors", [(Lora("sd1", RELATIVE[name]), 1.0)])
+    after = stored(tmp_path / "baked.safetensors")
+    places = LAYOUTS["sd1"][1]
+    changed = {places[layer].key: module for layer, module in RELATIVE[name].items()}
+    assert {key for key in before if not torch.equal(before[key], after[key])} == changed.keys()
+    for key, module in changed.items():
+        # float32 on both sides; a rotation solves a small system
+        torch.testing.assert_close(after[key], of_lycoris(module, before[key]), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", RELATIVE)
+def test_a_strength_that_programs_disagree_on_is_refused_and_others_are_part_of_the_change(name, tmp_path):
+    before, one = {key: value.float() for key, value in weights("sd1").items()}, Lora("sd1", RELATIVE[name])
+    base = write(tmp_path / "base.safetensors", before)
+    if "oft" in name:
+        with pytest.raises(FormatError, match=r"weight: strength 0.5 is not defined for B?OFT alike in all programs; use 1"):
+            bake(base, tmp_path / "half.safetensors", [(one, 0.5)])
+        assert not (tmp_path / "half.safetensors").exists()
+        return
+    bake(base, tmp_path / "half.safetensors", [(one, 0.5)])
+    bake(base, tmp_path / "whole.safetensors", [(one, 1.0)])
+    half, whole = stored(tmp_path / "half.safetensors"), stored(tmp_path / "whole.safetensors")
+    for key in before:
+        torch.testing.assert_close(half[key] - before[key], (whole[key] - before[key]) / 2, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("strength", [1.0, 0.3])

@@ -1,6 +1,7 @@
 import pytest
 import torch
-from lora_loom.lora_core.adapters import AdapterSet, LoraAdapter, Shape, attach
+from lora_loom.lora_core.adapters import AdapterSet, KindAdapter, Shape, attach
+from lora_loom.lora_core.algebra.kinds import KINDS
 from torch import nn
 
 
@@ -17,7 +18,7 @@ def layers(model):
 
 @pytest.fixture
 def adapters(layers):
-    members = {name: LoraAdapter(name, layer, Shape(tuple(layer.weight.shape), 2, 2.0), 0, "cpu") for name, layer in layers.items()}
+    members = {name: KindAdapter(KINDS["lora"], name, layer, Shape(tuple(layer.weight.shape), 2, 2.0), 0, "cpu") for name, layer in layers.items()}
     for member in members.values():
         nn.init.ones_(member.lora_up)
     return AdapterSet(members)
@@ -87,11 +88,21 @@ def test_switched_off_adapters_give_the_base_output_and_come_back(model, layers,
 
 def test_state_dict_is_a_detached_float32_copy_in_sorted_order(adapters):
     state = adapters.state_dict()
-    assert list(state) == ["a.lora_down", "a.lora_up", "b.lora_down", "b.lora_up"]
+    assert list(state) == ["a.lora_down", "a.lora_up", "b.lora_down", "b.lora_up", "a.alpha", "b.alpha"]
+    assert [state[f"{name}.alpha"].item() for name in "ab"] == [2.0, 2.0]
     assert not any(v.requires_grad for v in state.values())
     with torch.no_grad():
         adapters["a"].lora_up.add_(1)
     assert not torch.equal(state["a.lora_up"], adapters["a"].lora_up)
+
+
+def test_a_checkpoint_of_the_first_version_without_alphas_still_loads_and_a_stored_alpha_counts(adapters):
+    state = adapters.state_dict()
+    adapters.load_state_dict({key: value for key, value in state.items() if not key.endswith(".alpha")})
+    assert adapters["a"].scale == 1.0
+    adapters.load_state_dict({**state, "a.alpha": torch.tensor(0.2, dtype=torch.float64)})
+    assert (adapters["a"].scale, adapters["a"].alpha, adapters["b"].scale) == (0.1, 0.2, 1.0)
+    assert adapters.state_dict()["a.alpha"].item() == 0.2
 
 
 def test_load_state_dict_brings_every_value_back(adapters):

@@ -1,5 +1,6 @@
 """DoRA, LoHa, LoKr and rank-stabilized LoRA against PEFT's tuner of the same name: output, and the gradient of every factor and of the input."""
 
+import contextlib
 import math
 
 import pytest
@@ -7,9 +8,10 @@ import torch
 from lora_loom.convert import read, write
 from lora_loom.convert.families import UNKNOWN
 from lora_loom.convert.lora import delta
-from lora_loom.lora_core.adapters import ADAPTERS, AdapterSet, Shape, attach
+from lora_loom.lora_core.adapters import AdapterSet, KindAdapter, Shape, attach
 from lora_loom.lora_core.adapters.base import weight_of
-from lora_loom.lora_core.adapters.lokr import factors
+from lora_loom.lora_core.algebra.kinds import KINDS as ADAPTERS
+from lora_loom.lora_core.algebra.lokr import factors
 from peft import LoHaConfig, LoKrConfig, LoraConfig, get_peft_model
 from torch import nn
 
@@ -36,7 +38,9 @@ KINDS = {
 
 
 def build(kind, layer, **shape):
-    adapter = ADAPTERS[kind.split()[0]]("layer", layer, Shape(tuple(layer.weight.shape), **shape), 0, "cpu").to(layer.weight.dtype)
+    options = {key: value for key, value in shape.items() if key not in ("rank", "alpha", "rank_stabilized")}
+    own = {key: value for key, value in shape.items() if key not in options}
+    adapter = KindAdapter(ADAPTERS[kind.split()[0]], "layer", layer, Shape(tuple(layer.weight.shape), **own, options=options), 0, "cpu").to(layer.weight.dtype)
     adapter.prepare()
     return adapter
 
@@ -157,16 +161,16 @@ def test_a_file_read_back_has_the_update_the_training_had(kind, place):
 def test_dora_in_half_precision_and_a_recomputed_block_use_lengths_of_the_current_factors():
     torch.manual_seed(3)
     layer = nn.Linear(16, 16).to(torch.bfloat16).requires_grad_(False)
-    adapter = ADAPTERS["dora"]("layer", layer, Shape((16, 16), 2, 2.0, dora_axis="output"), 0, "cpu")
+    adapter = KindAdapter(ADAPTERS["dora"], "layer", layer, Shape((16, 16), 2, 2.0, options={"dora_axis": "output"}), 0, "cpu")
     adapter.prepare()
-    first = adapter.lengths().clone()
+    first = adapter.derived()["lengths"].clone()
     with torch.no_grad():
         adapter.lora_up.fill_(0.5)
     adapter.weights_changed()
     with weight_of(layer) as (weight, _):
         expected = (weight.float() + adapter.delta_weight()).norm(dim=1)
-    torch.testing.assert_close(adapter.lengths(), expected.detach())
-    assert not torch.allclose(adapter.lengths(), first)
+    torch.testing.assert_close(adapter.derived()["lengths"], expected.detach())
+    assert not torch.allclose(adapter.derived()["lengths"], first)
 
 
 @pytest.mark.parametrize(("dimension", "factor", "expected"), [(128, 0, (8, 16)), (128, 4, (4, 32)), (127, 0, (1, 127)), (320, 0, (16, 20)), (320, 7, (5, 64)),
@@ -178,14 +182,31 @@ def test_lokr_splits_as_lycoris_does(dimension, factor, expected):
     assert tuple(factorization(dimension, factor or -1)) == expected
 
 
+@pytest.mark.parametrize("kind", sorted(name for name, kind in ADAPTERS.items() if kind.keeps_base))
+def test_weights_that_are_lent_in_inference_mode_leave_nothing_that_autograd_could_not_keep(kind):
+    @contextlib.contextmanager
+    def lent(layer):
+        with torch.inference_mode(), weight_of(layer) as (weight, bias):
+            yield weight * 1, bias * 1
+
+    layer = nn.Linear(8, 6).requires_grad_(False)
+    adapter = KindAdapter(ADAPTERS[kind], "layer", layer, Shape((6, 8), 2, 1.0, options={"dora_axis": "output"}), 0, "cpu", lent)
+    adapter.prepare()
+    adapter.begin_pass()
+    assert not any(value.is_inference() for value in (*adapter._kept.values(), *adapter.derived().values()))
+    with attach({"layer": layer}, AdapterSet({"layer": adapter})):
+        layer(torch.randn(3, 8)).square().sum().backward()
+    assert all(p.grad is not None for p in adapter.parameters())
+
+
 def test_rank_stabilized_scale_is_alpha_over_the_root_of_the_rank_and_files_say_it_in_alpha():
-    adapter = ADAPTERS["lora"]("layer", nn.Linear(64, 64), Shape((64, 64), 16, 8.0, rank_stabilized=True), 0, "cpu")
+    adapter = KindAdapter(ADAPTERS["lora"], "layer", nn.Linear(64, 64), Shape((64, 64), 16, 8.0, rank_stabilized=True), 0, "cpu")
     assert adapter.scale == pytest.approx(8 / math.sqrt(16))
     assert adapter.alpha / adapter.rank == pytest.approx(adapter.scale)
 
 
-@pytest.mark.parametrize("kind", sorted(ADAPTERS))
-def test_every_kind_trains_and_its_file_has_its_layers(kind, toy_config, run_toy, tmp_path):
+@pytest.mark.parametrize("kind", ["dora", "full", "loha", "lokr", "lora"])  # the others: test_matrix.py
+def test_a_kind_that_adds_a_difference_trains_and_its_file_has_its_layers(kind, toy_config, run_toy, tmp_path):
     result = run_toy(toy_config(adapter={"algorithm": kind, "targets": "conv"}, steps=3), tmp_path)
     found = read(result.tensors, family=UNKNOWN)
     assert {m.kind for m in found.modules.values()} == {{"dora": "lora"}.get(kind, kind)}

@@ -1,6 +1,7 @@
 import pytest
 import torch
-from lora_loom.lora_core.adapters import AdapterSet, LoraAdapter, Shape, attach
+from lora_loom.lora_core.adapters import AdapterSet, KindAdapter, Shape, attach
+from lora_loom.lora_core.algebra.kinds import KINDS
 from lora_loom.lora_core.messages.errors import LoomError
 from peft import LoraConfig, get_peft_model
 from torch import nn
@@ -18,7 +19,7 @@ LAYERS = {
 
 
 def make_adapter(layer, rank=4, alpha=0.0, dropout=0.0, init="kaiming", name="layer"):
-    return LoraAdapter(name, layer, Shape(tuple(layer.weight.shape), rank, alpha or float(rank), dropout, init), 0, "cpu")
+    return KindAdapter(KINDS["lora"], name, layer, Shape(tuple(layer.weight.shape), rank, alpha or float(rank), dropout, options={"init": init}), 0, "cpu")
 
 
 def fill(adapter, seed=1):

@@ -4,7 +4,8 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from lora_loom.lora_core.adapters import choose_targets
-from lora_loom.lora_core.adapters.targets import PRESETS, choose_text_targets, weight_shape
+from lora_loom.lora_core.adapters.targets import PRESETS, choose_text_targets
+from lora_loom.lora_core.algebra.walk import weight_shape
 from lora_loom.lora_core.config import AdapterConfig, TextEncoderConfig
 from lora_loom.lora_core.messages.errors import LoomError
 from lora_loom.lora_core.optim.groups import first_match, lines, unused

@@ -128,11 +128,12 @@ def test_tokens_encode_as_words_added_to_the_tokenizers_and_have_their_gradients
 def test_adapters_on_the_text_encoders_have_the_gradients_of_peft(backend):
     import copy
 
-    from lora_loom.lora_core.adapters import AdapterSet, LoraAdapter, Shape, attach
+    from lora_loom.lora_core.adapters import AdapterSet, KindAdapter, Shape, attach
+    from lora_loom.lora_core.algebra.kinds import KINDS
     from peft import LoraConfig, get_peft_model
 
     layers = {backend.file_name(p): m for p, m in backend.text_layers().items() if p.endswith(("q_proj", "v_proj", "fc1"))}
-    members = {n: LoraAdapter(n, m, Shape(tuple(m.weight.shape), 4, 8.0), 0, "cpu") for n, m in layers.items()}
+    members = {n: KindAdapter(KINDS["lora"], n, m, Shape(tuple(m.weight.shape), 4, 8.0), 0, "cpu") for n, m in layers.items()}
     for n, a in members.items():
         with torch.no_grad():
             a.lora_up.copy_(torch.randn(a.lora_up.shape, generator=torch.Generator().manual_seed(len(n))) * 0.1)

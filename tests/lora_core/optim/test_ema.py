@@ -1,13 +1,14 @@
 import pytest
 import torch
-from lora_loom.lora_core.adapters import AdapterSet, LoraAdapter, Shape
+from lora_loom.lora_core.adapters import AdapterSet, KindAdapter, Shape
+from lora_loom.lora_core.algebra.kinds import KINDS
 from lora_loom.lora_core.optim.ema import Ema
 from torch import nn
 
 
 def adapters(dtype=torch.float64):
     layer = nn.Linear(6, 8)
-    adapter = LoraAdapter("layer", layer, Shape((8, 6), 2, 2.0), 0, "cpu").to(dtype)
+    adapter = KindAdapter(KINDS["lora"], "layer", layer, Shape((8, 6), 2, 2.0), 0, "cpu").to(dtype)
     return AdapterSet({"layer": adapter}), adapter
 
 

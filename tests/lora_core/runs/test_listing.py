@@ -282,9 +282,33 @@ def test_a_save_is_written_as_the_result_of_the_same_step(tmp_path, toy_config, 
 
     result = run_toy(toy_config(steps=2, adapter=adapter, text_encoder={"train": True, "rank": 3}), tmp_path / "run")
     (save,) = saves.all_saves(tmp_path / "run")
-    written = products(saves.weights(tmp_path / "run", save), "run", "sd1", {})["run"][0]
-    assert written.keys() == result.tensors.keys()
-    assert all(torch.equal(written[key], result.tensors[key]) for key in written)
+    stored = saves.weights(tmp_path / "run", save)
+    of_0_1 = {key: value for key, value in stored.items() if not key.endswith(".alpha")}  # the first version did not store alphas
+    assert len(of_0_1) < len(stored)
+    for weights in (stored, {**of_0_1, **saves.alphas_of_0_1(saves.config_of(tmp_path / "run"), of_0_1)}):
+        written = products(weights, "run", "sd1", {})["run"][0]
+        assert written.keys() == result.tensors.keys()
+        assert all(torch.equal(written[key], result.tensors[key]) for key in written)
+
+
+def test_a_save_of_a_run_that_went_on_from_a_lora_has_that_loras_alpha(tmp_path, toy_config, toy_backend, run_toy):
+    from lora_loom.lora_core.data.folder import open_sets
+    from lora_loom.lora_core.events import Listener
+    from lora_loom.lora_core.training.job import Job
+    from lora_loom.lora_core.training.trainer import train
+
+    first = toy_config(steps=1, adapter={"rank": 2, "alpha": 1.0, "include": "mid_block", "targets": "attention"})
+    run_toy(first, tmp_path / "first")
+    (save,) = saves.all_saves(tmp_path / "first")
+    start = {}
+    for key, value in saves.weights(tmp_path / "first", save).items():
+        name, _, part = key.rpartition(".")
+        start.setdefault(name, {})[part] = value
+    second = toy_config(steps=1, adapter={"rank": 4, "alpha": 4.0, "include": "mid_block", "targets": "attention"})
+    train(Job(second, toy_backend, open_sets(second), tmp_path, start=start), tmp_path / "second", lambda state, facts: {"a": (state, {})})
+    (save,) = saves.all_saves(tmp_path / "second")
+    alphas = {float(value) for key, value in saves.weights(tmp_path / "second", save).items() if key.endswith(".alpha")}
+    assert alphas == {1.0}
 
 
 def test_the_averages_are_what_a_save_is_used_with(tmp_path, toy_config, run_toy):
@@ -296,13 +320,13 @@ def test_the_averages_are_what_a_save_is_used_with(tmp_path, toy_config, run_toy
     assert all(torch.equal(written[key], result.tensors[key]) for key in written)
 
 
-def test_what_a_folder_does_not_tell_is_refused(tmp_path):
+def test_what_a_folder_of_the_first_version_does_not_tell_is_refused(tmp_path):
     down, up = torch.zeros(8, 4), torch.zeros(4, 8)
     with pytest.raises(LoomError, match="has rank 8, the run's settings say another"):
-        saves.alphas(config_of(adapter={"rank": 4}), {"lora_unet_x.lora_down": down, "lora_unet_x.lora_up": up})
+        saves.alphas_of_0_1(config_of(adapter={"rank": 4}), {"lora_unet_x.lora_down": down, "lora_unet_x.lora_up": up})
     both = config_of(adapter={"algorithm": "loha", "rank": 4, "alpha": 1.0, "conv_rank": 4, "conv_alpha": 2.0})
     with pytest.raises(LoomError, match="whether alpha or conv_alpha"):
-        saves.alphas(both, {"lora_unet_x.hada_w1_b": torch.zeros(4, 9)})
+        saves.alphas_of_0_1(both, {"lora_unet_x.hada_w1_b": torch.zeros(4, 9)})
 
 
 def test_schedule_free_saves_and_damaged_ones_are_refused(tmp_path):

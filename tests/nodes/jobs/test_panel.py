@@ -35,7 +35,7 @@ def test_a_server_that_comes_back_finds_the_run_it_was_ended_in(host, tmp_path):
     before = trained(host[0], tmp_path / "run", 4)
     assert {event["run"] for event in host[1]} >= {"run"}
     found = Panels(host[0]).find("7", "flow")
-    assert (found.status, found.sentence) == ("interrupted", "The server ended while this run was going on.")
+    assert (found.status, found.error["code"]) == ("interrupted", "run.server_ended")
     assert (found.step, found.steps, found.inputs) == (4, 10, {"steps": 4})
     assert found.series.rows == before.series.rows
     assert Panels(host[0]).find("7", "another workflow") is None

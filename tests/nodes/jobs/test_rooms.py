@@ -67,6 +67,8 @@ def test_every_file_of_a_command_is_in_the_table_and_the_other_way_round(root):
 
 
 def test_a_field_in_a_sentence_is_spelled_as_the_terminal_calls_it():
-    from lora_loom.nodes.terminal import spelled
+    from lora_loom.lora_core.messages.message import Message, Setting
+    from lora_loom.nodes.terminal import in_words
 
-    assert spelled("x: leave it out (`drop_unknown`), or say `family`.") == "x: leave it out (--drop-unknown), or say --family."
+    message = Message.of("file.foreign_key", key="x", option=Setting("drop_unknown"))
+    assert "--drop-unknown" in in_words(message)

@@ -465,12 +465,15 @@ def test_the_exit_code_reaches_the_shell(root, here):
         assert "Traceback" not in ran.stderr
 
 
-def test_the_terminal_calls_every_setting_by_its_option(capsys):
+def test_the_terminal_calls_every_setting_by_its_option():
     """What pure functions name by the setting is what is typed here."""
-    from lora_loom.convert.files.arguments import FLAGS, add_commands
+    import importlib
 
-    parser = argparse.ArgumentParser()
-    commands = parser.add_subparsers()
-    add_commands(commands)
-    options = {option for command in commands.choices.values() for action in command._actions for option in action.option_strings}
+    from lora_loom.nodes.terminal import COMMANDS, FLAGS
+
+    options = set()
+    for name in COMMANDS:
+        parser = argparse.ArgumentParser()
+        importlib.import_module(f"lora_loom.nodes.terminal.{name.replace('-', '_')}").add_arguments(parser)
+        options |= {option for action in parser._actions for option in action.option_strings}
     assert set(FLAGS.values()) <= options

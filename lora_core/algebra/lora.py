@@ -1,0 +1,91 @@
+"""LoRA (Hu et al. 2021, arXiv 2106.09685): W + (alpha / rank) * up @ down, as a branch, on linear and convolution layers (LoCon)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+from .kind import BIAS_PART, MAGNITUDES, Acting, Kind, Part, Parts, Shape, kaiming
+from .walk import CONVS, Walk
+
+
+class Lora(Kind):
+    """down (rank, in) or (rank, in, *kernel); up (out, rank) or (out, rank, 1, ...), zero at the start. mid (rank, rank, *kernel) in Tucker form."""
+
+    name, title, peft, read_by = "lora", "LoRA", "LORA", None
+    signs = frozenset({"down", "up"})
+    parts: tuple[Part, ...] = (
+        Part("down", "lora_down", "lora_down.weight", rank_axis=0),
+        Part("up", "lora_up", "lora_up.weight", up=True, rows=True),
+        Part("mid", "lora_mid", "lora_mid.weight", optional=True, scales=False),
+        MAGNITUDES,
+        BIAS_PART,
+    )
+
+    def shape(self, p: Parts, kernel: tuple[int, ...] = ()) -> tuple[int, ...]:
+        return (p["up"].shape[0], p["down"].shape[1], *(p["mid"] if "mid" in p else p["down"]).shape[2:])
+
+    def problem(self, p: Parts) -> str:
+        down, up = p["down"], p["up"]
+        if not (2 <= down.ndim <= 5 and 2 <= up.ndim <= 5 and math.prod(up.shape[2:]) == 1):
+            return "problem.lora.shapes"
+        inner = tuple(p["mid"].shape[:2]) if "mid" in p else (down.shape[0], down.shape[0])
+        return "" if inner == (up.shape[1], down.shape[0]) else "problem.lora.ranks"
+
+    def delta(self, p: Parts, scale: float, weight: tuple[int, ...] = (), base: torch.Tensor | None = None) -> torch.Tensor:
+        p = untuckered(p)
+        down, up = p["down"], p["up"]
+        return (up.flatten(1) @ down.flatten(1)).view(weight or (len(up), *down.shape[1:])) * scale
+
+    def squared_norm(self, p: Parts, scale: float) -> torch.Tensor:
+        """By the Gram matrices of the factors: tr(B^T B A A^T)."""
+        p = untuckered(p)
+        up, down = p["up"].flatten(1), p["down"].flatten(1)
+        return ((up.t() @ up) * (down @ down.t())).sum() * scale**2
+
+    def ends(self, p: Parts) -> tuple[tuple[str, ...], ...]:
+        return (("down", "up"),)
+
+    def summed(self, members: list[tuple[Parts, float]]) -> dict[str, torch.Tensor]:
+        """Their factors side by side; the ranks add up."""
+        plain = [self.stretched(untuckered(p), scale) if scale != 1.0 else untuckered(p) for p, scale in members]
+        return {"down": torch.cat([p["down"].float() for p in plain], 0), "up": torch.cat([p["up"].float() for p in plain], 1)}
+
+    def largest_rank(self, weight: tuple[int, ...]) -> int:
+        return min(weight[0], math.prod(weight[1:]))
+
+    def start(self, shape: Shape, walk: Walk, rng: torch.Generator) -> dict[str, torch.Tensor]:
+        down = torch.empty(shape.rank, *shape.weight[1:])
+        if shape.options.get("init") == "gaussian":
+            down.normal_(std=1 / shape.rank, generator=rng)
+        else:
+            down = kaiming(rng, *down.shape)
+        return {"down": down, "up": torch.zeros(shape.weight[0], shape.rank, *[1] * (len(shape.weight) - 2))}
+
+    def fitted(self, p: Parts, weight: tuple[int, ...]) -> dict[str, torch.Tensor]:
+        """Kernels of 1x1 come and go between programs."""
+        p = untuckered(p)
+        return {**p, "down": p["down"].reshape(-1, *weight[1:]), "up": p["up"].reshape(*p["up"].shape[:2], *[1] * (len(weight) - 2))}
+
+    def add_to(self, out: torch.Tensor, x: torch.Tensor, acting: Acting) -> torch.Tensor:
+        x = acting.drop(x)
+        down, up = acting.parts["down"].to(x.dtype), acting.parts["up"].to(x.dtype)
+        if acting.walk.conv is None:
+            hidden = F.linear(x, down)
+            return torch.addmm(out.flatten(0, -2), hidden.flatten(0, -2), up.t(), alpha=acting.scale).view(out.shape)
+        return torch.add(out, CONVS[down.ndim](acting.walk(x, down), up), alpha=acting.scale)
+
+
+KIND = Lora()
+
+
+def untuckered(p: Parts) -> Parts:
+    """A Tucker LoRA as an ordinary one of the same rank: the middle factor is multiplied into `down`. Others as they are."""
+    if "mid" not in p:
+        return p
+    down = torch.einsum("n m ..., m j -> n j ...", p["mid"].float(), p["down"].float().flatten(1))
+    up = p["up"].flatten(1)
+    rest = {k: v for k, v in p.items() if k not in ("mid", "down")}
+    return {**rest, "down": down, "up": up.reshape(*up.shape, *[1] * (down.ndim - 2))}
