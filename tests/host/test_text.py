@@ -19,6 +19,7 @@ from lora_loom.lora_core.rng import generator, step_rng
 from lora_loom.lora_core.training.build import make_adapters
 from lora_loom.lora_core.training.step import diffusion_loss
 from lora_loom.nodes.host.access.check import require_matched
+from lora_loom.nodes.host.engine import captions
 from lora_loom.nodes.host.engine.backend import HostBackend
 from lora_loom.nodes.host.engine.tokens import for_training, tables, with_embeddings, written
 from stand_ins import NoVae
@@ -225,3 +226,17 @@ def test_long_captions_are_read_in_the_same_pieces_in_the_host_and_headless(text
     assert theirs.shape == hidden.shape
     assert (theirs - hidden).abs().max() < 1e-4  # fp32 through two implementations of one encoder
     assert host.text_length(text) == ours.text_length(text)
+
+
+def test_texts_that_vary_are_kept_for_a_while_and_what_the_model_got_for_them_goes_with_them(toy, monkeypatch):
+    with torch.inference_mode():
+        one = HostBackend(*toy).texts.text("a red circle")[0][0].nbytes
+        monkeypatch.setattr(captions, "MAX_TEXTS_BYTES", 3 * one)
+        backend, latents = HostBackend(*toy), torch.zeros(1, 8, 8, 8)
+        kept = []
+        for n in range(20):
+            batch = Batch(latents, [f"{n} circles"], [fit(64, 64, 64, 8)], ["one.png"], torch.ones(1))
+            backend.conditioning.of(batch, latents)
+            kept.append((len(list(backend.texts._encoded)), len(list(backend.texts.conds))))
+    assert max(kept) == (4, 4)
+    assert min(kept[4:]) == (1, 1)
