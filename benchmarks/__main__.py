@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 HERE, MARK = Path(__file__).resolve().parent, "<!-- tables -->"
-SCRIPTS = ("step_sd15", "tricks", "seed_job", "scaling", "encode_dataset", "convert_files", "reading", "step_text_encoder", "gpu")
+SCRIPTS = ("step_sd15", "tricks", "seed_job", "scaling", "encode_dataset", "convert_files", "reading", "answers", "step_text_encoder", "gpu")
 
 
 def table(head: list[str], rows: list[list[Any]]) -> str:
@@ -77,6 +77,7 @@ SECTIONS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "scaling": ("How cost grows", scaling),
     "seed_job": ("The 15,000-step job of the diffusers guide, on a CPU", seed),
     "reading": ("Reading", reading),
+    "answers": ("Answers of a server", reading),
     "gpu": ("On a GPU", gpu),
 }
 

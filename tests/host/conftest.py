@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -40,6 +41,19 @@ def pytest_configure(config):
     import comfy.cli_args  # noqa: F401 - reads sys.argv once
 
     sys.argv = before
+
+
+@pytest.fixture
+def figure():
+    """`figure("first step after the click", seconds)`: told, and kept in the file that $LOOM_FIGURES names, as benchmarks/answers.py does. No verdict."""
+
+    def keep(what: str, seconds: float) -> None:
+        print(f"{what}: {seconds:.3f} s")
+        if place := os.environ.get("LOOM_FIGURES"):
+            with open(place, "a", encoding="utf-8") as file:
+                file.write(json.dumps({"what": what, "s": round(seconds, 3)}) + "\n")
+
+    return keep
 
 
 @pytest.fixture(scope="session")

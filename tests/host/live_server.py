@@ -17,6 +17,18 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 HOST = Path(os.environ.get("COMFYUI_DIR", "~/comfy/ComfyUI")).expanduser()
+START_S, PROMPT_S, END_S = 300.0, 900.0, 60.0  # only against hanging: on a machine four times slower, with a second server beside it
+
+
+def free_port() -> int:
+    """A port nobody listens on; processes that test side by side each take theirs from numbers of their own, as a server needs seconds to take its port."""
+    worker, count = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]), int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    while True:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        if port % count == worker:
+            return port
 
 
 class Server:
@@ -26,9 +38,7 @@ class Server:
         (base / "custom_nodes" / "ComfyUI-LoRA-Loom_1.0").symlink_to(ROOT)  # a folder name with a hyphen and a dot
         for name in ("input", "output", "temp", "user", "models/checkpoints", "models/loras"):
             (base / name).mkdir(parents=True)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self.log = base / "server.log"
         self._command = [
             sys.executable,
@@ -50,7 +60,7 @@ class Server:
     def pid(self) -> int:
         return self._process.pid
 
-    def wait_ready(self, seconds: float = 120) -> None:
+    def wait_ready(self, seconds: float = START_S) -> None:
         for _ in range(int(seconds * 5)):
             with contextlib.suppress(OSError):
                 self.get("/system_stats")
@@ -62,21 +72,21 @@ class Server:
 
     def stop(self) -> None:
         self._process.terminate()
-        self._process.wait(20)
+        self._process.wait(END_S)
 
     def kill(self) -> None:
         """Ends the server as a crash would."""
         self._process.kill()
-        self._process.wait(20)
+        self._process.wait(END_S)
 
     def get(self, path: str) -> Any:
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=30) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=END_S) as answer:
             return json.loads(answer.read())
 
     def post(self, path: str, body: Any, content_type: str = "application/json", headers: dict[str, str] | None = None) -> tuple[int, Any]:
         request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", json.dumps(body).encode(), {"Content-Type": content_type, **(headers or {})})
         try:
-            with urllib.request.urlopen(request, timeout=30) as answer:
+            with urllib.request.urlopen(request, timeout=END_S) as answer:
                 text = answer.read()
                 return answer.status, json.loads(text) if text else None
         except urllib.error.HTTPError as error:
@@ -88,7 +98,7 @@ class Server:
         assert status == 200, answer
         return answer["prompt_id"]
 
-    def result(self, prompt_id: str, seconds: float = 300) -> dict:
+    def result(self, prompt_id: str, seconds: float = PROMPT_S) -> dict:
         for _ in range(int(seconds * 10)):
             entry = self.get(f"/history/{prompt_id}").get(prompt_id)
             if entry and entry["status"]["status_str"] in ("success", "error"):
@@ -96,7 +106,7 @@ class Server:
             time.sleep(0.1)
         raise TimeoutError(self.log.read_text()[-3000:])
 
-    def execute(self, prompt: dict, seconds: float = 300) -> dict:
+    def execute(self, prompt: dict, seconds: float = PROMPT_S) -> dict:
         return self.result(self.queue(prompt), seconds)
 
     def error_of(self, entry: dict) -> str:

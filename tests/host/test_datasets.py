@@ -311,13 +311,13 @@ def test_unknown_sessions_get_404_and_no_path_is_touched(server, session):
         assert caught.value.code == 404
 
 
-def test_a_thousand_pictures_are_listed_while_the_server_goes_on_answering(server):
+def test_a_thousand_pictures_are_listed(server, figure):
     data = io.BytesIO()
     Image.new("RGB", (64, 64)).save(data, "PNG")
     session = opened(server, put(server, "many", {f"{n:04}.png": data.getvalue() for n in range(1000)}))
     began = time.perf_counter()
     assert len(listing(server, session)["pictures"]) == 1000
-    assert time.perf_counter() - began < 5
+    figure("1,000 pictures listed for the editor", time.perf_counter() - began)
 
 
 def test_captions_with_parentheses_are_read_as_they_stand(toy):

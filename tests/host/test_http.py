@@ -107,7 +107,7 @@ def test_stop_and_keep_ends_within_a_step_and_keeps_a_loadable_file(server):
     time.sleep(1.5)
     began = time.time()
     assert server.post("/lora_loom/stop", {"node": id_of(prompt, "LoraLoomTrainLora")})[0] == 200
-    wait_for((server.base / "output" / "loras" / "stopped.safetensors").exists, 20)
+    wait_for((server.base / "output" / "loras" / "stopped.safetensors").exists)
     print(f"file {time.time() - began:.2f} s after stop")
     assert server.result(queued)["status"]["status_str"] == "success"
     assert 0 < len(log.read_text().splitlines()) < 5000
@@ -220,11 +220,14 @@ def test_wrong_vae_is_refused(server):
     assert "wire the VAE that belongs to this model" in failure(server, prompt)
 
 
-def test_first_step_comes_within_five_seconds_of_the_click(server):
-    server.execute(toy_prompt(server, name="warm"))
+def test_a_second_click_takes_its_first_step_before_the_first_run_would_be_through(server, figure):
+    """Nothing is loaded or encoded again."""
+    began = time.time()
+    server.execute(toy_prompt(server, name="warm", seed=8))
+    whole = time.time() - began
     prompt = toy_prompt(server, name="clock", steps=3, seed=9)
     began = time.time()
     assert server.execute(prompt)["status"]["status_str"] == "success"
     first = json.loads(Path(server.base / "output" / "lora_loom" / "clock" / "log.jsonl").read_text().splitlines()[0])["time"] - began
-    print(f"first step {first:.2f} s after the click")
-    assert first <= 5
+    figure("first step of the toy after the click", first)
+    assert first < whole

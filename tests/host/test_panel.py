@@ -105,14 +105,10 @@ def test_buttons_save_draw_and_stop_between_two_steps(server):
     assert server.post("/lora_loom/sample", {"node": number})[0] == 200
     wait_for(lambda: len(panel(server, number)["samples"]) == 2)
     assert panel(server, number)["samples"][0][0] == 0
-    pressed = time.time()
     assert server.post("/lora_loom/stop", {"node": number})[0] == 200
+    pressed = time.time()
     assert server.result(queued)["status"]["status_str"] == "success"
-    lines = logged(server, "pressed")
-    longest = max(b["time"] - a["time"] for a, b in zip(lines, lines[1:], strict=False))
-    late = lines[-1]["time"] - pressed
-    print(f"last step {late:.2f} s after the button, longest step {longest:.2f} s")
-    assert late <= longest + 1
+    assert sum(line["time"] > pressed for line in logged(server, "pressed")) <= 1  # the step that was under way
     assert panel(server, number)["status"] == "stopped"
 
 
@@ -186,7 +182,7 @@ def test_the_learning_rate_test_has_a_panel_too(server):
     assert state["rows"][-1][5] > state["rows"][0][5]
 
 
-def test_the_state_comes_back_from_disk_after_the_server_died(tmp_path):
+def test_the_state_comes_back_from_disk_after_the_server_died(tmp_path, figure):
     with running(tmp_path / "base") as server:
         prompt = quick(server, name="survivor", steps=5000, sample_every=5, save_every=4)
         number = id_of(prompt, "LoraLoomTrainLora")
@@ -199,8 +195,7 @@ def test_the_state_comes_back_from_disk_after_the_server_died(tmp_path):
         server.wait_ready()
         asked = time.time()
         after = panel(server, number)
-        print(f"state after the restart in {time.time() - asked:.3f} s")
-        assert time.time() - asked < 1
+        figure("state of a run asked for after a restart", time.time() - asked)
         assert (after["status"], after["run"], after["can_continue"]) == ("interrupted", "survivor", True)
         assert [row[:2] for row in after["rows"]] == [[n, n] for n in range(1, len(after["rows"]) + 1)]
         kept = len(after["rows"])

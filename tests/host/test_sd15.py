@@ -44,7 +44,7 @@ def write_checkpoint(path) -> None:
     save_file({k: v.contiguous() for k, v in state.items() if v.numel()}, path)
 
 
-def test_sd15_template_trains_a_real_size_checkpoint(tmp_path_factory):
+def test_sd15_template_trains_a_real_size_checkpoint(tmp_path_factory, figure):
     base = tmp_path_factory.mktemp("sd15") / "base"
     with running(base) as server:
         write_checkpoint(base / "models" / "checkpoints" / "random.safetensors")
@@ -84,7 +84,8 @@ def test_sd15_template_trains_a_real_size_checkpoint(tmp_path_factory):
         encoding = (pictures[-1] - pictures[0]) + (start - captions[0])
         overhead = steps[0] - began - encoding - step
         print(f"click to first step {steps[0] - began:.2f} s: encoding {encoding:.2f} s, one step {step:.2f} s, everything else {overhead:.2f} s")
-        assert overhead <= 3  # seconds, on a busy machine; measured 1 or less on a quiet one
+        figure("first step of SD1.5 after the click, less encoding and the step itself", overhead)
+        assert overhead < encoding + step  # both are of this machine; an eighth of them is usual
         facts = json.loads((run / "config.json").read_text())
         assert (facts["adapter"]["rank"], facts["data"]["bucket_step_px"]) == (16, 64)
         assert "not loaded" not in server.log.read_text().lower()
