@@ -71,7 +71,7 @@ def said(entry: dict, node: str) -> str:
 
 
 @pytest.mark.parametrize(("name", "files", "expected"), [
-    ("kohya", kohya, ["6 pictures, 18 per epoch with repeats, 0 skipped, 2 of the class for regularization"]),
+    ("kohya", kohya, ["6 pictures, 18 per epoch with repeats, 0 skipped\n2 of the class for regularization"]),
     ("imagefolder", imagefolder, ["6 pictures, 6 per epoch", "captions from train/metadata.jsonl, column text", "1 pictures of other splits than train"]),
     ("booru", booru, ["6 pictures, 6 per epoch with repeats, 0 skipped"]),
 ])  # fmt: skip
@@ -172,7 +172,7 @@ def test_combined_sets_keep_their_options(server):
     data = graph.add("LoraLoomCombineDatasets", dataset_1=[first, 0], dataset_2=[other, 0], dataset_3=[third, 0])
     train(graph, base, [data, 0], name="combined")
     entry = graph.run()
-    assert "5 pictures, 13 per epoch with repeats, 0 skipped, 2 of the class for regularization" in said(entry, data)
+    assert "5 pictures, 13 per epoch with repeats, 0 skipped\n2 of the class for regularization" in said(entry, data)
     config = run_of(server, "combined")
     assert [(s["repeats"], s["loss_weight"], s["regularization"]) for s in config["sets"]] == [(5, 0.5, False), (0, 1.0, True)]
     first_set = config["data"]
@@ -253,7 +253,7 @@ def test_the_editor_changes_captions_leaves_out_and_takes_back(server):
     assert files_of(server, folder) == {**before, "0.txt": b"a new one"}
     graph = Graph(server)
     data = graph.add("LoraLoomLoadFolder", folder=folder)
-    assert "5 pictures, 5 per epoch with repeats, 0 skipped, 1 left out in the editor" in said(graph.run(), data)
+    assert "5 pictures, 5 per epoch with repeats, 0 skipped\n1 left out in the editor" in said(graph.run(), data)
     status, answer = server.post("/lora_loom/dataset/edit", body)
     assert (status, "was changed elsewhere meanwhile" in answer["error"]["text"]) == (409, True)
     assert server.post("/lora_loom/dataset/undo", {"session": session}) == (200, {"changed": 2})
