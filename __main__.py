@@ -18,7 +18,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="lora-loom", description="Train LoRAs. The same engine runs inside ComfyUI.")
     commands = parser.add_subparsers(dest="command", required=True)
     parsers = {command: commands.add_parser(command, help=line) for command, line in COMMANDS.items()}
-    command = importlib.import_module(f".nodes.terminal.{name.replace('-', '_')}", __package__) if name in COMMANDS else None
+    command = (
+        importlib.import_module(f".nodes.terminal.{name.replace('-', '_')}", __package__) if name in COMMANDS else None
+    )
     if command is not None:
         command.add_arguments(parsers[name])
     args = parser.parse_args(words)
@@ -40,13 +42,17 @@ if __name__ == "__main__":
         import importlib.util
 
         root = Path(__file__).resolve().parent
-        spec = importlib.util.spec_from_file_location("lora_loom", root / "__init__.py", submodule_search_locations=[str(root)])
+        spec = importlib.util.spec_from_file_location(
+            "lora_loom", root / "__init__.py", submodule_search_locations=[str(root)]
+        )
         assert spec is not None
         assert spec.loader is not None
         package = importlib.util.module_from_spec(spec)
         sys.modules["lora_loom"] = package
         spec.loader.exec_module(package)
-        sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != root]  # our nodes/ must not shadow the host's nodes.py
+        sys.path[:] = [
+            p for p in sys.path if Path(p or ".").resolve() != root
+        ]  # our nodes/ must not shadow the host's nodes.py
         from lora_loom.__main__ import main as main_of_package
 
         sys.exit(main_of_package())

@@ -16,13 +16,30 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 FILE, LIMITS = ROOT / "constraints.txt", ROOT / ".ci" / "constraints.in"
 OLDEST_PYTHON = "3.10"
-BROUGHT_BY_TORCH = ("nvidia-", "cuda-", "triton")  # torch names the exact ones of its build, and builds for other CUDA versions need others
+BROUGHT_BY_TORCH = (
+    "nvidia-",
+    "cuda-",
+    "triton",
+)  # torch names the exact ones of its build, and builds for other CUDA versions need others
 
 
 def resolved() -> list[str]:
     """Lines `name==version ; marker`, sorted."""
-    command = ["uv", "pip", "compile", ROOT / "pyproject.toml", "--all-extras", "--universal", "--python-version", OLDEST_PYTHON, "--constraint", LIMITS]
-    done = subprocess.run([*map(str, command), "--quiet", "--no-header", "--no-annotate"], stdout=subprocess.PIPE, text=True, check=True)
+    command = [
+        "uv",
+        "pip",
+        "compile",
+        ROOT / "pyproject.toml",
+        "--all-extras",
+        "--universal",
+        "--python-version",
+        OLDEST_PYTHON,
+        "--constraint",
+        LIMITS,
+    ]
+    done = subprocess.run(
+        [*map(str, command), "--quiet", "--no-header", "--no-annotate"], stdout=subprocess.PIPE, text=True, check=True
+    )
     return [line for line in done.stdout.splitlines() if not line.startswith(BROUGHT_BY_TORCH)]
 
 
@@ -55,7 +72,11 @@ def differences() -> list[str]:
             tested.setdefault(normal(name), set()).add(version)
     installed = {normal(d.metadata["Name"]): d.version.split("+")[0] for d in metadata.distributions()}
     shared = sorted(tested.keys() & installed.keys())
-    return [f"{name} {installed[name]} (tested: {', '.join(sorted(tested[name]))})" for name in shared if installed[name] not in tested[name]]
+    return [
+        f"{name} {installed[name]} (tested: {', '.join(sorted(tested[name]))})"
+        for name in shared
+        if installed[name] not in tested[name]
+    ]
 
 
 if __name__ == "__main__":

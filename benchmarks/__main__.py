@@ -1,7 +1,7 @@
 """Everything that can be timed on this machine, and the tables of README.md made from the results.
 
-    python benchmarks             times (about an hour on two cores) and writes the tables
-    python benchmarks --tables    only writes the tables from the results that are there
+python benchmarks             times (about an hour on two cores) and writes the tables
+python benchmarks --tables    only writes the tables from the results that are there
 """
 
 from __future__ import annotations
@@ -15,7 +15,18 @@ from pathlib import Path
 from typing import Any
 
 HERE, MARK = Path(__file__).resolve().parent, "<!-- tables -->"
-SCRIPTS = ("step_sd15", "tricks", "seed_job", "scaling", "encode_dataset", "convert_files", "reading", "answers", "step_text_encoder", "gpu")
+SCRIPTS = (
+    "step_sd15",
+    "tricks",
+    "seed_job",
+    "scaling",
+    "encode_dataset",
+    "convert_files",
+    "reading",
+    "answers",
+    "step_text_encoder",
+    "gpu",
+)
 
 
 def table(head: list[str], rows: list[list[Any]]) -> str:
@@ -25,15 +36,27 @@ def table(head: list[str], rows: list[list[Any]]) -> str:
 
 def step(found: dict[str, Any]) -> str:
     head = ["base", "threads", "minimal loop, CPU s", "headless", "in ComfyUI"]
-    ours = [[f"{r[f'{b}_cpu_s']} ({r[f'{b}_cpu_ratio']} x)" if f"{b}_cpu_s" in r else "-" for b in ("headless", "host")] for r in found["speed"]]
+    ours = [
+        [f"{r[f'{b}_cpu_s']} ({r[f'{b}_cpu_ratio']} x)" if f"{b}_cpu_s" in r else "-" for b in ("headless", "host")]
+        for r in found["speed"]
+    ]
     rows = [[r["dtype"], r["threads"], r["minimal_cpu_s"], *columns] for r, columns in zip(found["speed"], ours)]
     times = {(r["backend"], r["recomputed"]): r["time_ratio"] for r in found["recompute"]}
     memory = [
-        [r["dtype"], {"host": "in ComfyUI"}.get(r["backend"], r["backend"]), r["recomputed"], r["peak_above_gb"],
-         times.get((r["backend"], r["recomputed"]), 1.0) if r["dtype"] == "fp32" else ""]
+        [
+            r["dtype"],
+            {"host": "in ComfyUI"}.get(r["backend"], r["backend"]),
+            r["recomputed"],
+            r["peak_above_gb"],
+            times.get((r["backend"], r["recomputed"]), 1.0) if r["dtype"] == "fp32" else "",
+        ]
         for r in found["memory"]
-    ]  # fmt: skip
-    return table(head, rows) + "\n\n" + table(["base", "backend", "recomputed", "GB above the loaded base", "time"], memory)
+    ]
+    return (
+        table(head, rows)
+        + "\n\n"
+        + table(["base", "backend", "recomputed", "GB above the loaded base", "time"], memory)
+    )
 
 
 def scaling(found: dict[str, Any]) -> str:
@@ -41,25 +64,55 @@ def scaling(found: dict[str, Any]) -> str:
     for kind in ("rank", "resolution", "targets", "batch"):
         rows = []
         for r in found[kind]:
-            changed = r["changed"].get("rank") or r["changed"].get("px") or r["changed"].get("batch") or r["changed"]["job"]["adapter"]["targets"]
-            rows.append([changed, r["adapters"], f"{r['trained_values']:,}", r["cpu_s"], f"{r['time_ratio']} x", r["peak_above_gb"]])
+            changed = (
+                r["changed"].get("rank")
+                or r["changed"].get("px")
+                or r["changed"].get("batch")
+                or r["changed"]["job"]["adapter"]["targets"]
+            )
+            rows.append(
+                [
+                    changed,
+                    r["adapters"],
+                    f"{r['trained_values']:,}",
+                    r["cpu_s"],
+                    f"{r['time_ratio']} x",
+                    r["peak_above_gb"],
+                ]
+            )
         out.append(table([kind, "adapters", "trained values", "CPU s a step", "time", "GB above the base"], rows))
     rows = [[f"{r['pictures']:,}", r["first_start_s"], r["batch_us"], r["memory_mb"]] for r in found["pictures"]]
-    return "\n\n".join([*out, table(["pictures", "s to index and cache them", "microseconds a batch", "MB kept"], rows)])
+    return "\n\n".join(
+        [*out, table(["pictures", "s to index and cache them", "microseconds a batch", "MB kept"], rows)]
+    )
 
 
 def seed(found: dict[str, Any]) -> str:
     return table(
         ["px", "base", "pictures an update", "s a step", "15,000 steps", "trained values", "file"],
-        [[found["px"], found["precision"], found["grad_accum"], found["s_per_step"], f"{found['projected_hours']} h", f"{found['trained_values']:,}",
-          f"{found['file_mb']} MB"]],
-    )  # fmt: skip
+        [
+            [
+                found["px"],
+                found["precision"],
+                found["grad_accum"],
+                found["s_per_step"],
+                f"{found['projected_hours']} h",
+                f"{found['trained_values']:,}",
+                f"{found['file_mb']} MB",
+            ]
+        ],
+    )
 
 
 def gpu(found: dict[str, Any]) -> str:
     names = ("pictures_per_s", "peak_gb", "utilisation")
-    rows = [[r["case"], r["way"], r.get("ms", r.get("failed")), *(r.get(name, "") for name in names)] for r in found["steps"]]
-    return f"bf16 products: {found['rate']['bf16_tflops']} TFLOP/s\n\n" + table(["case", "way", "ms a step", "pictures/s", "peak GB", "utilisation"], rows)
+    rows = [
+        [r["case"], r["way"], r.get("ms", r.get("failed")), *(r.get(name, "") for name in names)]
+        for r in found["steps"]
+    ]
+    return f"bf16 products: {found['rate']['bf16_tflops']} TFLOP/s\n\n" + table(
+        ["case", "way", "ms a step", "pictures/s", "peak GB", "utilisation"], rows
+    )
 
 
 def tricks(found: dict[str, Any]) -> str:

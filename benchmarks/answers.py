@@ -1,6 +1,6 @@
 """How soon a server answers a person: the figures that the tests inside ComfyUI take and do not judge by.
 
-    PYTHON_OF_COMFYUI benchmarks/answers.py        about five minutes
+PYTHON_OF_COMFYUI benchmarks/answers.py        about five minutes
 """
 
 from __future__ import annotations

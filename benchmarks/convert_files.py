@@ -29,11 +29,18 @@ def sdxl_layers() -> dict[str, tuple[int, ...]]:
 
     with torch.device("meta"):
         unet = UNet2DConditionModel(
-            sample_size=128, block_out_channels=(320, 640, 1280), down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"), transformer_layers_per_block=(1, 2, 10), cross_attention_dim=2048,
-            attention_head_dim=(5, 10, 20), use_linear_projection=True, addition_embed_type="text_time", addition_time_embed_dim=256,
+            sample_size=128,
+            block_out_channels=(320, 640, 1280),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            transformer_layers_per_block=(1, 2, 10),
+            cross_attention_dim=2048,
+            attention_head_dim=(5, 10, 20),
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=256,
             projection_class_embeddings_input_dim=2816,
-        )  # fmt: skip
+        )
     layers = {n: m for n, m in unet.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d)) and "_block" in n}
     shapes = {f"unet.{n}": tuple(m.weight.shape) for n, m in layers.items()}
     for part, width, layers in (("text_encoder", 768, 12), ("text_encoder_2", 1280, 32)):
@@ -52,7 +59,9 @@ def make_lora(path: Path, uniform: bool) -> int:
     rng, state = torch.Generator().manual_seed(0), {}
     for n, (name, shape) in enumerate(sdxl_layers().items()):
         state[f"{name}.lora_A.weight"] = torch.randn(RANK, *shape[1:], generator=rng).half() * 0.02
-        state[f"{name}.lora_B.weight"] = torch.randn(shape[0], RANK, *[1] * (len(shape) - 2), generator=rng).half() * 0.02
+        state[f"{name}.lora_B.weight"] = (
+            torch.randn(shape[0], RANK, *[1] * (len(shape) - 2), generator=rng).half() * 0.02
+        )
         state[f"{name}.alpha"] = torch.tensor(16.0 if uniform or n % 2 else 8.0)
     tensors, _ = cast(write(read(state, family="sdxl"), "kohya", one_alpha=False), "fp16")
     save(path, tensors, {"ss_base_model_version": "sdxl_base_v1-0"})
@@ -83,7 +92,9 @@ def measured(job, *args) -> tuple[float, float]:
 
 def peak_kb() -> int:
     """Peak resident memory of this process, from the kernel's own high-water mark."""
-    return next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return next(
+        int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")
+    )
 
 
 def _child(pipe, job, args) -> None:
@@ -131,26 +142,45 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--bake", action="store_true")
     args = parser.parse_args()
-    results = {"date": time.strftime("%Y-%m-%d"), "machine": f"{platform.machine()}, {torch.get_num_threads()} threads", "torch": torch.__version__, "jobs": []}
+    results = {
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "torch": torch.__version__,
+        "jobs": [],
+    }
     with tempfile.TemporaryDirectory() as folder:
         for uniform in (True, False):
             source = Path(folder) / f"sdxl-{uniform}.safetensors"
             modules = make_lora(source, uniform)
             size = source.stat().st_size / 2**20
             for form in ("diffusers", "comfyui", "kohya", "peft"):
-                runs = [measured(convert_job, source, Path(folder) / f"{uniform}-{form}-{n}.safetensors", form) for n in range(3)]
+                runs = [
+                    measured(convert_job, source, Path(folder) / f"{uniform}-{form}-{n}.safetensors", form)
+                    for n in range(3)
+                ]
                 seconds, peak = min(r[0] for r in runs), max(r[1] for r in runs)
                 row = {
-                    "job": f"Kohya to {form}", "alphas": "one" if uniform else "two", "modules": modules, "file_mb": round(size),
-                    "seconds": round(seconds, 2), "peak_over_file": round(peak / size, 2),
-                }  # fmt: skip
+                    "job": f"Kohya to {form}",
+                    "alphas": "one" if uniform else "two",
+                    "modules": modules,
+                    "file_mb": round(size),
+                    "seconds": round(seconds, 2),
+                    "peak_over_file": round(peak / size, 2),
+                }
                 results["jobs"].append(row)
                 print(row)
         if args.bake:
             checkpoint = Path(folder) / "sdxl.safetensors"
             make_checkpoint(checkpoint)
-            seconds, peak = measured(bake_job, checkpoint, Path(folder) / "sdxl-True.safetensors", Path(folder) / "baked.safetensors")
-            row = {"job": "bake", "checkpoint_gb": round(checkpoint.stat().st_size / 1e9, 2), "seconds": round(seconds, 1), "peak_mb": round(peak)}
+            seconds, peak = measured(
+                bake_job, checkpoint, Path(folder) / "sdxl-True.safetensors", Path(folder) / "baked.safetensors"
+            )
+            row = {
+                "job": "bake",
+                "checkpoint_gb": round(checkpoint.stat().st_size / 1e9, 2),
+                "seconds": round(seconds, 1),
+                "peak_mb": round(peak),
+            }
             results["jobs"].append(row)
             print(row)
     (ROOT / "benchmarks" / "results" / "convert_files.json").write_text(json.dumps(results, indent=1) + "\n")

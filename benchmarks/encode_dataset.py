@@ -69,7 +69,14 @@ def vae_ratio(folder: Path, place: Path, rounds: int, each: int) -> dict[str, An
 
     torch.manual_seed(0)
     blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
-    vae = AutoencoderKL(in_channels=3, out_channels=3, latent_channels=4, layers_per_block=2, block_out_channels=(128, 256, 512, 512), **blocks).eval()
+    vae = AutoencoderKL(
+        in_channels=3,
+        out_channels=3,
+        latent_channels=4,
+        layers_per_block=2,
+        block_out_channels=(128, 256, 512, 512),
+        **blocks,
+    ).eval()
 
     @torch.no_grad()
     def encode(pixels: torch.Tensor) -> torch.Tensor:
@@ -88,7 +95,11 @@ def vae_ratio(folder: Path, place: Path, rounds: int, each: int) -> dict[str, An
         cached(folder / str(n), Encoder(encode, "vae"), place)
         whole.append(each / (time.perf_counter() - began))
     ratio = statistics.median(w / b for w, b in zip(whole, bare, strict=True))
-    return {"bare_per_s": round(statistics.median(bare), 3), "whole_per_s": round(statistics.median(whole), 3), "ratio": round(ratio, 3)}
+    return {
+        "bare_per_s": round(statistics.median(bare), 3),
+        "whole_per_s": round(statistics.median(whole), 3),
+        "ratio": round(ratio, 3),
+    }
 
 
 def anonymous() -> int:
@@ -132,7 +143,9 @@ def memory(folder: Path, place: Path, counts: list[int]) -> dict[str, float]:
     for count in counts:
         data = settings(folder)
         found = scan(DataConfig(**{**vars(data), "limit": count}))
-        work = lambda found=found, count=count: LatentCache(found, Encoder(light, "light"), lambda n, of: None, Disk(place / str(count), BIG))  # noqa: E731
+        work = lambda found=found, count=count: LatentCache(
+            found, Encoder(light, "light"), lambda n, of: None, Disk(place / str(count), BIG)
+        )  # noqa: E731
         out[str(count)] = peak_of(work)
     return out
 
@@ -164,7 +177,9 @@ def decode(folder: Path, rounds: int, each: int) -> dict[str, Any]:
                 how = fits(*image.size, picture.data)[0]
                 left, top = how.crop
                 scaled = image.convert("RGB").resize(how.scaled, Image.Resampling.LANCZOS)
-                cut = scaled.crop((left, top, left + how.bucket[0], top + how.bucket[1])).transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+                cut = scaled.crop((left, top, left + how.bucket[0], top + how.bucket[1])).transpose(
+                    Image.Transpose.FLIP_LEFT_RIGHT
+                )
             torch.from_numpy(np.asarray(cut, np.float32) / 255.0)
 
     loops = {"ours": ours, "pillow": pillow}
@@ -192,7 +207,9 @@ def decode(folder: Path, rounds: int, each: int) -> dict[str, Any]:
             speeds[name].append(each / (time.perf_counter() - began))
     out: dict[str, Any] = {f"{name}_per_s": round(statistics.median(values), 1) for name, values in speeds.items()}
     for name in loops.keys() - {"ours"}:
-        out[f"over_{name}"] = round(statistics.median(a / b for a, b in zip(speeds["ours"], speeds[name], strict=True)), 2)
+        out[f"over_{name}"] = round(
+            statistics.median(a / b for a, b in zip(speeds["ours"], speeds[name], strict=True)), 2
+        )
     return out
 
 
@@ -207,13 +224,16 @@ def main() -> None:
         place = Path(folder)
         n = args.pictures
         result = {
-            "date": date.today().isoformat(), "machine": platform.machine(), "torch": torch.__version__, "threads": torch.get_num_threads(),
+            "date": date.today().isoformat(),
+            "machine": platform.machine(),
+            "torch": torch.__version__,
+            "threads": torch.get_num_threads(),
             "pictures": f"{n} JPEG of {PHOTO[0]} x {PHOTO[1]} px, cut to 512 px",
             "memory_mb": memory(place / "memory", place / "cache", [n // 4, n // 2, n]),
             "restart_s": restart(place / "memory", place / "cache" / str(n)),
             "decode": decode(place / "decode", args.rounds, 40),
             "vae": vae_ratio(place / "vae", place / "vae_cache", args.rounds, args.each),
-        }  # fmt: skip
+        }
     text = json.dumps(result, indent=1)
     print(text)
     (args.out / "encode_dataset.json").write_text(text + "\n")

@@ -37,7 +37,11 @@ NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
     "sdxl": ("UNet2DConditionModel", SDXL),
     "flux": ("FluxTransformer2DModel", dict(guidance_embeds=True)),
 }
-TEXTS = {"sd15": ((77, 768), None), "sdxl": ((77, 2048), 1280), "flux": ((512, 4096), 768)}  # (tokens, width), width of the pooled text
+TEXTS = {
+    "sd15": ((77, 768), None),
+    "sdxl": ((77, 2048), 1280),
+    "flux": ((512, 4096), 768),
+}  # (tokens, width), width of the pooled text
 LR = 1e-4
 
 
@@ -69,7 +73,9 @@ def enter_package() -> None:
     if "lora_loom" in sys.modules:
         return
     sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != ROOT]
-    spec = importlib.util.spec_from_file_location("lora_loom", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
+    spec = importlib.util.spec_from_file_location(
+        "lora_loom", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
+    )
     assert spec is not None
     assert spec.loader is not None
     package = importlib.util.module_from_spec(spec)
@@ -103,7 +109,9 @@ def randomize(module: Any) -> None:
     rng = torch.Generator(device).manual_seed(0)
     with torch.no_grad():
         for key, p in module.named_parameters():
-            p.normal_(std=0.02, generator=rng) if p.ndim > 1 else p.fill_(1.0 if "norm" in key and key.endswith("weight") else 0.0)
+            p.normal_(std=0.02, generator=rng) if p.ndim > 1 else p.fill_(
+                1.0 if "norm" in key and key.endswith("weight") else 0.0
+            )
 
 
 def network(case: Case) -> Any:
@@ -116,7 +124,13 @@ def network(case: Case) -> Any:
         made = getattr(diffusers, name)(**settings)
     for module in made.modules():  # straight to its type and device, layer by layer: a 12 B model would not fit twice
         for key, p in list(module.named_parameters(recurse=False)):
-            setattr(module, key, torch.nn.Parameter(torch.empty(p.shape, dtype=case.torch_dtype, device=case.device), requires_grad=False))
+            setattr(
+                module,
+                key,
+                torch.nn.Parameter(
+                    torch.empty(p.shape, dtype=case.torch_dtype, device=case.device), requires_grad=False
+                ),
+            )
         for key, value in list(module.named_buffers(recurse=False)):
             setattr(module, key, torch.zeros(value.shape, dtype=value.dtype, device=case.device))
     randomize(made)
@@ -149,7 +163,16 @@ class Loom:
 
         backend = self.backend(case)
         self.rss_loaded = rss()
-        job = filled(parse({"steps": 10**6, "optimizer": {"lr": LR}, **case.job, "adapter": {"rank": case.rank, **case.job.get("adapter", {})}}))
+        job = filled(
+            parse(
+                {
+                    "steps": 10**6,
+                    "optimizer": {"lr": LR},
+                    **case.job,
+                    "adapter": {"rank": case.rank, **case.job.get("adapter", {})},
+                }
+            )
+        )
         layers, adapters = make_adapters(job, backend)
         latents = torch.randn(pictures, *case.latent, generator=torch.Generator().manual_seed(2)).to(case.device)
         how = fit(case.px, case.px, case.px, 64)
@@ -157,7 +180,13 @@ class Loom:
         class Cached:
             def at(self, step: int, micro: int) -> Batch:
                 names = ["one.png"] * case.batch
-                return Batch(latents[step % pictures], ["a photo"] * case.batch, [how] * case.batch, names, torch.ones(case.batch, device=case.device))
+                return Batch(
+                    latents[step % pictures],
+                    ["a photo"] * case.batch,
+                    [how] * case.batch,
+                    names,
+                    torch.ones(case.batch, device=case.device),
+                )
 
         scaler = torch.amp.GradScaler(case.device, enabled=case.dtype == "fp16")
         self.trained, self.adapters = adapters.count(), len(adapters)
@@ -193,9 +222,18 @@ class InHost(Loom):
             config.set_inference_dtype(case.torch_dtype, None)
             model = config.get_model({}, "", device=torch.device("cpu"))
             randomize(model.diffusion_model)
-            patcher = comfy.model_patcher.ModelPatcher(model, load_device=torch.device("cpu"), offload_device=torch.device("cpu"))
+            patcher = comfy.model_patcher.ModelPatcher(
+                model, load_device=torch.device("cpu"), offload_device=torch.device("cpu")
+            )
         known = text(case).hidden
-        clip = type("Text", (), {"tokenize": lambda s, t: t, "encode_from_tokens_scheduled": lambda s, t: [[known, {"pooled_output": None}]]})()
+        clip = type(
+            "Text",
+            (),
+            {
+                "tokenize": lambda s, t: t,
+                "encode_from_tokens_scheduled": lambda s, t: [[known, {"pooled_output": None}]],
+            },
+        )()
         return HostBackend(patcher, clip, type("NoVae", (), {"downscale_ratio": 8, "latent_channels": 4})())
 
 
@@ -239,8 +277,14 @@ def _parts(case: Case) -> Any:
 
     names = ["text_encoder", "text_encoder_2"] if case.model == "sdxl" else ["text_encoder"]
     small = CLIPTextConfig(vocab_size=64, num_hidden_layers=1, bos_token_id=1, eos_token_id=2, pad_token_id=0)
-    components = {name: CLIPTextModel(small) for name in names} | {name.replace("text_encoder", "tokenizer"): None for name in names}
-    vae = AutoencoderKL(block_out_channels=(32,) * 4, down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4)
+    components = {name: CLIPTextModel(small) for name in names} | {
+        name.replace("text_encoder", "tokenizer"): None for name in names
+    }
+    vae = AutoencoderKL(
+        block_out_channels=(32,) * 4,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+    )
     return types.SimpleNamespace(unet=network(case), vae=vae, components=components, scheduler=_schedule(case.model))
 
 
@@ -269,7 +313,9 @@ class Minimal:
         self._latents = torch.randn(4, *case.latent, generator=torch.Generator().manual_seed(2)).to(case.device)
         known = text(case)
         self._text = known.hidden.expand(case.batch, -1, -1).to(case.device, case.torch_dtype)
-        self._pooled = None if known.pooled is None else known.pooled.expand(case.batch, -1).to(case.device, case.torch_dtype)
+        self._pooled = (
+            None if known.pooled is None else known.pooled.expand(case.batch, -1).to(case.device, case.torch_dtype)
+        )
         self._step = 0
 
     def step(self) -> float:
@@ -299,7 +345,10 @@ class Minimal:
         t = torch.randint(0, 1000, (case.batch,), device=case.device)
         added = None
         if self._pooled is not None:
-            added = {"text_embeds": self._pooled, "time_ids": torch.tensor([[case.px, case.px, 0, 0, case.px, case.px]] * case.batch, device=case.device)}
+            added = {
+                "text_embeds": self._pooled,
+                "time_ids": torch.tensor([[case.px, case.px, 0, 0, case.px, case.px]] * case.batch, device=case.device),
+            }
         x = self._schedule.add_noise(x0, noise, t).to(case.torch_dtype)
         return self._network(x, t, self._text, added_cond_kwargs=added).sample, noise
 
@@ -310,11 +359,18 @@ class Minimal:
         case, side = self._case, self._case.px // 16
         s = torch.rand(case.batch, device=case.device)
         x = torch.lerp(x0, noise, s.view(-1, 1, 1, 1)).to(case.torch_dtype)
-        places = torch.cartesian_prod(torch.arange(1), torch.arange(side), torch.arange(side)).to(case.device, torch.float32)
+        places = torch.cartesian_prod(torch.arange(1), torch.arange(side), torch.arange(side)).to(
+            case.device, torch.float32
+        )
         out = self._network(
-            patches(x), timestep=s, guidance=torch.ones(case.batch, device=case.device), pooled_projections=self._pooled, encoder_hidden_states=self._text,
-            txt_ids=places.new_zeros(self._text.shape[1], 3), img_ids=places,
-        ).sample  # fmt: skip
+            patches(x),
+            timestep=s,
+            guidance=torch.ones(case.batch, device=case.device),
+            pooled_projections=self._pooled,
+            encoder_hidden_states=self._text,
+            txt_ids=places.new_zeros(self._text.shape[1], 3),
+            img_ids=places,
+        ).sample
         return pixels(out, case.px // 8, case.px // 8), noise - x0
 
 
@@ -365,11 +421,23 @@ def written(name: str, what: str, **rows: Any) -> None:
     """One JSON file of figures, with what they were taken on."""
     import torch
 
-    cpu = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), platform.processor())
+    cpu = next(
+        (
+            line.split(":")[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ),
+        platform.processor(),
+    )
     gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
     report = {
-        "what": what, "date": date.today().isoformat(), "hardware": f"{os.cpu_count()} cores, {cpu}", **gpu, "torch": torch.__version__,
-        "python": platform.python_version(), **rows,
-    }  # fmt: skip
+        "what": what,
+        "date": date.today().isoformat(),
+        "hardware": f"{os.cpu_count()} cores, {cpu}",
+        **gpu,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        **rows,
+    }
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")

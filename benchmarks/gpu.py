@@ -53,7 +53,13 @@ def row(name: str, way: str, steps: int, rounds: int) -> dict[str, Any]:
         torch.cuda.synchronize()
         times.append((time.perf_counter() - began) / steps)
     seconds, peak = sorted(times)[len(times) // 2], torch.cuda.max_memory_allocated()
-    return {"case": name, "way": way, "ms": round(seconds * 1e3, 1), "pictures_per_s": round(case.batch / seconds, 2), "peak_gb": round(peak / 1e9, 2)}
+    return {
+        "case": name,
+        "way": way,
+        "ms": round(seconds * 1e3, 1),
+        "pictures_per_s": round(case.batch / seconds, 2),
+        "peak_gb": round(peak / 1e9, 2),
+    }
 
 
 def operations(name: str) -> dict[str, Any]:
@@ -94,7 +100,11 @@ def main() -> None:
     engines.enter_package()
     if args.one:
         kind, *what = args.one
-        found = {"row": lambda: row(*what, args.steps, args.rounds), "operations": lambda: operations(*what), "rate": rate}[kind]()
+        found = {
+            "row": lambda: row(*what, args.steps, args.rounds),
+            "operations": lambda: operations(*what),
+            "rate": rate,
+        }[kind]()
         sys.stdout.write("ROW " + json.dumps(found) + "\n")
         return
     import torch
@@ -108,7 +118,15 @@ def main() -> None:
         command = [sys.executable, __file__, "--one", *what, "--steps", str(args.steps), "--rounds", str(args.rounds)]
         done = subprocess.run(command, capture_output=True, text=True)
         rows = [line[4:] for line in done.stdout.splitlines() if line.startswith("ROW ")]
-        found = json.loads(rows[0]) if rows else {"case": what[1], "way": what[-1], "failed": (done.stderr.strip().splitlines() or ["no word"])[-1][:200]}
+        found = (
+            json.loads(rows[0])
+            if rows
+            else {
+                "case": what[1],
+                "way": what[-1],
+                "failed": (done.stderr.strip().splitlines() or ["no word"])[-1][:200],
+            }
+        )
         sys.stdout.write(json.dumps(found) + "\n")
         sys.stdout.flush()
         return found
@@ -122,7 +140,9 @@ def main() -> None:
             if "ms" in found and "tflop" in counted:
                 found["utilisation"] = round(counted["tflop"] / found["ms"] * 1e3 / measured["bf16_tflops"], 3)
             rows.append({**found, "tflop": counted.get("tflop")})
-    engines.written("gpu", "one training step, bf16 base, rank 16 on attention, cached latents and text", rate=measured, steps=rows)
+    engines.written(
+        "gpu", "one training step, bf16 base, rank 16 on attention, cached latents and text", rate=measured, steps=rows
+    )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """How long reading takes that must never hold a person up: folders of many pictures, large sheets of captions, the largest table of tensors, absurd keys.
 
-    python benchmarks/reading.py        about half a minute
+python benchmarks/reading.py        about half a minute
 """
 
 from __future__ import annotations
@@ -63,7 +63,9 @@ def files(place: Path) -> list[dict[str, Any]]:
     from lora_loom.convert import FormatError, read
     from lora_loom.convert.files.disk import MAX_TENSORS, load
 
-    header = json.dumps({str(n): {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for n in range(MAX_TENSORS)}).encode()
+    header = json.dumps(
+        {str(n): {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for n in range(MAX_TENSORS)}
+    ).encode()
     path = place / "many.safetensors"
     path.write_bytes(struct.pack("<Q", len(header)) + header)
 

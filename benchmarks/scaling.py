@@ -36,7 +36,12 @@ def step(changes: dict[str, Any], steps: int) -> dict[str, Any]:
     engine = Headless(Case(**changes))
     above = peak_above(engine.rss_loaded, lambda: timed(engine, 2))
     cpu = statistics.median(c for c, _ in timed(engine, steps))
-    return {"adapters": engine.adapters, "trained_values": engine.trained, "cpu_s": round(cpu, 2), "peak_above_gb": round(above / 1e9, 2)}
+    return {
+        "adapters": engine.adapters,
+        "trained_values": engine.trained,
+        "cpu_s": round(cpu, 2),
+        "peak_above_gb": round(above / 1e9, 2),
+    }
 
 
 def pictures(count: int) -> dict[str, Any]:
@@ -55,7 +60,9 @@ def pictures(count: int) -> dict[str, Any]:
         folder.mkdir()
         for n in range(count):
             Image.new("RGB", (64, 64), (n % 256, n // 256 % 256, 7)).save(folder / f"{n:05}.png")
-        config = parse({"batch_size": 1, "data": {"folder": str(folder), "trigger": "zog", "resolution": 64, "bucket_step_px": 8}})
+        config = parse(
+            {"batch_size": 1, "data": {"folder": str(folder), "trigger": "zog", "resolution": 64, "bucket_step_px": 8}}
+        )
         encoder = Encoder(lambda pixels: torch.zeros(1, 4, 8, 8), "none")
         before = engines.rss()
         began = time.perf_counter()
@@ -65,7 +72,12 @@ def pictures(count: int) -> dict[str, Any]:
         for n in range(500):
             batches.at(n, 0)
         each = (time.process_time() - began) / 500
-        return {"pictures": count, "first_start_s": round(start, 2), "batch_us": round(each * 1e6), "memory_mb": round((engines.rss() - before) / 1e6, 1)}
+        return {
+            "pictures": count,
+            "first_start_s": round(start, 2),
+            "batch_us": round(each * 1e6),
+            "memory_mb": round((engines.rss() - before) / 1e6, 1),
+        }
 
 
 def main() -> None:
@@ -76,11 +88,17 @@ def main() -> None:
     engines.enter_package()
     if args.one:
         kind, what = args.one
-        sys.stdout.write("ROW " + json.dumps(pictures(int(what)) if kind == "pictures" else step(json.loads(what), args.steps)) + "\n")
+        sys.stdout.write(
+            "ROW "
+            + json.dumps(pictures(int(what)) if kind == "pictures" else step(json.loads(what), args.steps))
+            + "\n"
+        )
         return
 
     def one(kind: str, what: str) -> dict[str, Any]:
-        done = subprocess.run([sys.executable, __file__, "--one", kind, what, "--steps", str(args.steps)], capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, __file__, "--one", kind, what, "--steps", str(args.steps)], capture_output=True, text=True
+        )
         rows = [line[4:] for line in done.stdout.splitlines() if line.startswith("ROW ")]
         if not rows:
             raise SystemExit(done.stderr[-3000:])
@@ -88,7 +106,10 @@ def main() -> None:
         sys.stdout.flush()
         return json.loads(rows[0])
 
-    tables = {name: [{"changed": changes, **one("step", json.dumps(changes))} for changes in rows] for name, rows in ROWS.items()}
+    tables = {
+        name: [{"changed": changes, **one("step", json.dumps(changes))} for changes in rows]
+        for name, rows in ROWS.items()
+    }
     for rows in tables.values():
         for found in rows:
             found["time_ratio"] = round(found["cpu_s"] / rows[0]["cpu_s"], 2)

@@ -34,15 +34,22 @@ def model(folder: Path, dtype: str) -> None:
 
     engines.network(Case("sd15", dtype=dtype)).save_pretrained(folder / "unet")
     AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4, block_out_channels=(128, 256, 512, 512), layers_per_block=2,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(128, 256, 512, 512),
+        layers_per_block=2,
         scaling_factor=0.18215,
-    ).save_pretrained(folder / "vae")  # fmt: skip
-    words = dict(vocab_size=619, bos_token_id=617, eos_token_id=618, pad_token_id=618)  # the toy's tokenizer; the real one may not be shipped
-    CLIPTextModel(CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, **words)).save_pretrained(
-        folder / "text_encoder"
-    )
+    ).save_pretrained(folder / "vae")
+    words = dict(
+        vocab_size=619, bos_token_id=617, eos_token_id=618, pad_token_id=618
+    )  # the toy's tokenizer; the real one may not be shipped
+    CLIPTextModel(
+        CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, **words)
+    ).save_pretrained(folder / "text_encoder")
     shutil.copytree(MODEL / "tokenizer", folder / "tokenizer")
-    DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, steps_offset=1, clip_sample=False).save_pretrained(folder / "scheduler")
+    DDPMScheduler(
+        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, steps_offset=1, clip_sample=False
+    ).save_pretrained(folder / "scheduler")
 
 
 def main() -> None:
@@ -67,7 +74,14 @@ def main() -> None:
             f"[data]\nfolder = {str(here / 'pictures')!r}\nresolution = {args.px}\n[samples]\nevery = 0\n[adapter]\nrank = 4\n"
         )
         began = time.perf_counter()
-        command = [sys.executable, str(engines.ROOT / "__main__.py"), "train", str(here / "job.toml"), "--out", str(here / "runs")]
+        command = [
+            sys.executable,
+            str(engines.ROOT / "__main__.py"),
+            "train",
+            str(here / "job.toml"),
+            "--out",
+            str(here / "runs"),
+        ]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
         whole = time.perf_counter() - began
         rows = [json.loads(line) for line in (here / "runs" / "seed" / "log.jsonl").read_text().splitlines()]
@@ -78,10 +92,18 @@ def main() -> None:
         size = file.stat().st_size
         accumulation = json.loads((here / "runs" / "seed" / "config.json").read_text())["grad_accum"]
     engines.written(
-        "seed_job", "captioned_set as a job file on a full-size random SD1.5, through lora-loom train, on the CPU", px=args.px, precision=args.precision,
-        steps_run=args.steps, start_s=round(whole - each * (args.steps - 1), 1), grad_accum=accumulation, s_per_step=round(each, 2),
-        projected_hours=round(each * WHOLE / 3600, 1), trained_values=values, file_mb=round(size / 1e6, 2),
-    )  # fmt: skip
+        "seed_job",
+        "captioned_set as a job file on a full-size random SD1.5, through lora-loom train, on the CPU",
+        px=args.px,
+        precision=args.precision,
+        steps_run=args.steps,
+        start_s=round(whole - each * (args.steps - 1), 1),
+        grad_accum=accumulation,
+        s_per_step=round(each, 2),
+        projected_hours=round(each * WHOLE / 3600, 1),
+        trained_values=values,
+        file_mb=round(size / 1e6, 2),
+    )
     sys.stdout.write((engines.RESULTS / "seed_job.json").read_text())
 
 

@@ -35,10 +35,20 @@ def compare(dtype: str, threads: int, steps: int, rounds: int) -> dict[str, Any]
     assert {engine.trained for engine in here.values()} == {minimal.trained}
     median = turns({**here, "minimal": minimal}, steps, rounds)
     return {
-        "dtype": dtype, "threads": threads, "trained_values": minimal.trained,
-        **{f"{name}_{unit}_s": round(value, 3) for name, pair in median.items() for unit, value in zip(("cpu", "wall"), pair)},
-        **{f"{name}_{unit}_ratio": round(median[name][n] / median["minimal"][n], 3) for name in here for n, unit in enumerate(("cpu", "wall"))},
-    }  # fmt: skip
+        "dtype": dtype,
+        "threads": threads,
+        "trained_values": minimal.trained,
+        **{
+            f"{name}_{unit}_s": round(value, 3)
+            for name, pair in median.items()
+            for unit, value in zip(("cpu", "wall"), pair)
+        },
+        **{
+            f"{name}_{unit}_ratio": round(median[name][n] / median["minimal"][n], 3)
+            for name in here
+            for n, unit in enumerate(("cpu", "wall"))
+        },
+    }
 
 
 def memory(dtype: str, backend: str, way: str) -> dict[str, Any]:
@@ -48,7 +58,13 @@ def memory(dtype: str, backend: str, way: str) -> dict[str, Any]:
     torch.set_num_threads(1)
     engine = BACKENDS[backend](Case(dtype=dtype, job=WAYS[way]))
     above = peak_above(engine.rss_loaded, lambda: timed(engine, 3))
-    return {"dtype": dtype, "backend": backend, "recomputed": way, "loaded_gb": round(engine.rss_loaded / 1e9, 2), "peak_above_gb": round(above / 1e9, 2)}
+    return {
+        "dtype": dtype,
+        "backend": backend,
+        "recomputed": way,
+        "loaded_gb": round(engine.rss_loaded / 1e9, 2),
+        "peak_above_gb": round(above / 1e9, 2),
+    }
 
 
 def recompute(dtype: str, backend: str, way: str, steps: int, rounds: int) -> dict[str, Any]:
@@ -58,7 +74,12 @@ def recompute(dtype: str, backend: str, way: str, steps: int, rounds: int) -> di
     torch.set_num_threads(1)
     made = {name: BACKENDS[backend](Case(dtype=dtype, job=WAYS[name])) for name in ("nothing", way)}
     median = turns(made, steps, rounds)
-    return {"dtype": dtype, "backend": backend, "recomputed": way, "time_ratio": round(median[way][0] / median["nothing"][0], 3)}
+    return {
+        "dtype": dtype,
+        "backend": backend,
+        "recomputed": way,
+        "time_ratio": round(median[way][0] / median["nothing"][0], 3),
+    }
 
 
 def main() -> None:
@@ -67,7 +88,9 @@ def main() -> None:
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--again", default="", help="time only rows with this in their name, such as 'speed bf16 2'; keep the others")
+    parser.add_argument(
+        "--again", default="", help="time only rows with this in their name, such as 'speed bf16 2'; keep the others"
+    )
     parser.add_argument("--one", nargs="+", help=argparse.SUPPRESS)
     args = parser.parse_args()
     engines.enter_host() if engines.host_is_there() else engines.enter_package()
@@ -81,7 +104,16 @@ def main() -> None:
         return
 
     def one(*what: Any) -> dict[str, Any]:
-        command = [sys.executable, __file__, "--one", *map(str, what), "--steps", str(args.steps), "--rounds", str(args.rounds)]
+        command = [
+            sys.executable,
+            __file__,
+            "--one",
+            *map(str, what),
+            "--steps",
+            str(args.steps),
+            "--rounds",
+            str(args.rounds),
+        ]
         done = subprocess.run(command, capture_output=True, text=True)
         rows = [line[4:] for line in done.stdout.splitlines() if line.startswith("ROW ")]
         if not rows:
@@ -90,11 +122,17 @@ def main() -> None:
         sys.stdout.flush()
         return json.loads(rows[0])
 
-    ways = [(b, w) for b in BACKENDS for w in WAYS if (b, w) != ("host", "cheap") and (b != "host" or engines.host_is_there())]
+    ways = [
+        (b, w)
+        for b in BACKENDS
+        for w in WAYS
+        if (b, w) != ("host", "cheap") and (b != "host" or engines.host_is_there())
+    ]
     rows: dict[str, list[tuple[Any, ...]]] = {
-        "speed": [(d, t) for d in args.dtypes for t in args.threads], "memory": [(d, b, w) for d in args.dtypes for b, w in ways],
+        "speed": [(d, t) for d in args.dtypes for t in args.threads],
+        "memory": [(d, b, w) for d in args.dtypes for b, w in ways],
         "recompute": [("fp32", b, w) for b, w in ways if w != "nothing"],
-    }  # fmt: skip
+    }
     file = engines.RESULTS / "step_sd15.json"
     before = json.loads(file.read_text()) if args.again and file.exists() else {}
 
@@ -102,9 +140,10 @@ def main() -> None:
         return one(kind, *what) if args.again in " ".join(map(str, (kind, *what))) else before[kind][number]
 
     engines.written(
-        "step_sd15", "one training step of full-size random SD1.5, 256 px, batch 1, rank 16 attention, cached latents and text",
+        "step_sd15",
+        "one training step of full-size random SD1.5, 256 px, batch 1, rank 16 attention, cached latents and text",
         **{kind: [row(kind, n, what) for n, what in enumerate(whats)] for kind, whats in rows.items()},
-    )  # fmt: skip
+    )
 
 
 if __name__ == "__main__":

@@ -43,9 +43,13 @@ def build(train_text: bool) -> Any:
         config.set_inference_dtype(torch.float32, None)
         model = config.get_model({}, "", device=torch.device("cpu"))
         randomize(model.diffusion_model)
-        patcher = comfy.model_patcher.ModelPatcher(model, load_device=torch.device("cpu"), offload_device=torch.device("cpu"))
+        patcher = comfy.model_patcher.ModelPatcher(
+            model, load_device=torch.device("cpu"), offload_device=torch.device("cpu")
+        )
         target = base.ClipTarget(comfy.sd1_clip.SD1Tokenizer, comfy.sd1_clip.SD1ClipModel)
-        clip = comfy.sd.CLIP(target, embedding_directory=[], model_options={"dtype": torch.float32}, disable_dynamic=True)
+        clip = comfy.sd.CLIP(
+            target, embedding_directory=[], model_options={"dtype": torch.float32}, disable_dynamic=True
+        )
         randomize(clip.cond_stage_model)
     vae = type("NoVae", (), {"downscale_ratio": 8, "latent_channels": 4})()
     job = filled(parse({"steps": 10**6, "adapter": {"rank": 16}, "text_encoder": {"train": train_text}}))
@@ -54,7 +58,10 @@ def build(train_text: bool) -> Any:
     latents = torch.randn(1, 4, 32, 32, generator=torch.Generator().manual_seed(2))
     batch = Batch(latents, [CAPTION], [fit(256, 256, 256, 64)], ["one.png"], torch.ones(1))
     cached: Any = type("Cached", (), {"at": lambda self, step, micro: batch})()
-    optimizer, scaler = make_optimizer(make_groups(job, adapters), job.optimizer), torch.amp.GradScaler("cpu", enabled=False)
+    optimizer, scaler = (
+        make_optimizer(make_groups(job, adapters), job.optimizer),
+        torch.amp.GradScaler("cpu", enabled=False),
+    )
     material = Material(job, backend, layers, adapters, backend.objective(job.objective), [Source(cached)])
     run = Run(material, optimizer, scaler)
     return run, backend, backend.training(layers, adapters)
@@ -80,7 +87,11 @@ def main() -> None:
     (alone, _, first), (both, backend, second) = build(False), build(True)
     times: dict[str, list[float]] = {"unet": [], "text": [], "both": []}
     with torch.inference_mode(False), first, second:
-        acts = {"unet": lambda n: optimizer_step(alone, n), "text": lambda n: text_pass(backend), "both": lambda n: optimizer_step(both, n)}
+        acts = {
+            "unet": lambda n: optimizer_step(alone, n),
+            "text": lambda n: text_pass(backend),
+            "both": lambda n: optimizer_step(both, n),
+        }
         for n in range(args.rounds + 1):
             for name, act in acts.items():
                 began = time.process_time()
@@ -88,10 +99,13 @@ def main() -> None:
                 times[name].append(time.process_time() - began)
     median = {name: statistics.median(values[1:]) for name, values in times.items()}
     result = {
-        "date": date.today().isoformat(), "machine": platform.processor() or platform.machine(), "torch": torch.__version__, "threads": args.threads,
+        "date": date.today().isoformat(),
+        "machine": platform.processor() or platform.machine(),
+        "torch": torch.__version__,
+        "threads": args.threads,
         **{f"{name}_cpu_s": round(value, 3) for name, value in median.items()},
         "both_over_parts": round(median["both"] / (median["unet"] + median["text"]), 3),
-    }  # fmt: skip
+    }
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "step_text_encoder.json").write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))

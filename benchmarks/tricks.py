@@ -1,6 +1,6 @@
 """What known tricks gain on a CPU, each against the plain headless step in processes of their own, taking turns: full-size random SD1.5, 256 px.
 
-    python benchmarks/tricks.py [--rounds 2] [--steps 3]
+python benchmarks/tricks.py [--rounds 2] [--steps 3]
 """
 
 from __future__ import annotations
@@ -50,7 +50,10 @@ def shared(engine: Any) -> None:
     attentions = [m for m in engine._network.modules() if hasattr(m, "to_q") and hasattr(m, "to_k")]
     trained: list[Any] = []
     for attention in attentions:
-        own = attention.to_q.in_features == attention.to_k.in_features and attention.cross_attention_dim == attention.to_q.in_features
+        own = (
+            attention.to_q.in_features == attention.to_k.in_features
+            and attention.cross_attention_dim == attention.to_q.in_features
+        )
         groups = [("to_q", "to_k", "to_v")] if own else [("to_q",), ("to_k", "to_v")]
         for group in groups:
             layers = [getattr(attention, name) for name in group]
@@ -68,9 +71,14 @@ def shared(engine: Any) -> None:
             for n, layer in enumerate(layers):
                 layer.forward = lambda x, n=n, layer=layer, forward=forward: forward(x, n, layer)
         out = attention.to_out[0]
-        down, up = torch.nn.Parameter(torch.randn(16, out.in_features) / 16), torch.nn.Parameter(torch.zeros(out.out_features, 16))
+        down, up = (
+            torch.nn.Parameter(torch.randn(16, out.in_features) / 16),
+            torch.nn.Parameter(torch.zeros(out.out_features, 16)),
+        )
         trained += [down, up]
-        out.forward = lambda x, out=out, down=down, up=up: F.linear(x, out.weight, out.bias) + F.linear(F.linear(x, down.to(x.dtype)), up.to(x.dtype))
+        out.forward = lambda x, out=out, down=down, up=up: (
+            F.linear(x, out.weight, out.bias) + F.linear(F.linear(x, down.to(x.dtype)), up.to(x.dtype))
+        )
     engine._params = trained
     engine._optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True)
 
@@ -86,6 +94,7 @@ def main() -> None:
     if args.one:
         sys.stdout.write("ROW " + json.dumps(one(*args.one, args.steps)) + "\n")
         return
+
     def run(trick: str, dtype: str) -> float:
         command = [sys.executable, __file__, "--one", trick, dtype, "--steps", str(args.steps)]
         done = subprocess.run(command, capture_output=True, text=True)
@@ -105,7 +114,15 @@ def main() -> None:
             plain = "q, k and v apart" if "q, k and v" in trick else "plain"
             pairs = [(run(plain, dtype), run(trick, dtype)) for _ in range(args.rounds)]
             before, after = (statistics.median(column) for column in zip(*pairs))
-            rows.append({"trick": trick, "dtype": dtype, "plain_s": round(before, 3), "with_s": round(after, 3), "gain": round(before / after, 3)})
+            rows.append(
+                {
+                    "trick": trick,
+                    "dtype": dtype,
+                    "plain_s": round(before, 3),
+                    "with_s": round(after, 3),
+                    "gain": round(before / after, 3),
+                }
+            )
             sys.stdout.write(json.dumps(rows[-1]) + "\n")
             sys.stdout.flush()
     engines.written("tricks", "one headless step of full-size random SD1.5, 256 px, batch 1, one thread", tricks=rows)

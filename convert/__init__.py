@@ -20,7 +20,20 @@ _HOME = {
     "writers": ("TARGETS", "peft_directories", "trained", "write"),
 }  # fmt: skip
 
-__all__ = ["TARGETS", "FormatError", "Lora", "Module", "cast", "is_lora", "peft_directories", "lora_metadata", "products", "read", "trained", "write"]
+__all__ = [
+    "TARGETS",
+    "FormatError",
+    "Lora",
+    "Module",
+    "cast",
+    "is_lora",
+    "peft_directories",
+    "lora_metadata",
+    "products",
+    "read",
+    "trained",
+    "write",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -9,12 +9,18 @@ from typing import Any
 _SD_VERSIONS = {"sd1": "SD1", "sd2": "SD2", "sdxl": "SDXL", "flux1": "Flux", "sd3": "SD3"}
 
 
-def card(family: str, triggers: tuple[str, ...] = (), description: str = "", weight: float = 1.0, negative: str = "") -> dict[str, Any]:
+def card(
+    family: str, triggers: tuple[str, ...] = (), description: str = "", weight: float = 1.0, negative: str = ""
+) -> dict[str, Any]:
     """What we have to say about a file. Keys as A1111 1.10 writes them (`extensions-builtin/Lora/ui_edit_user_metadata.py`)."""
     return {
-        "description": description, "sd version": _SD_VERSIONS.get(family, "Unknown"), "activation text": ", ".join(triggers), "preferred weight": weight,
-        "negative text": negative, "notes": "",
-    }  # fmt: skip
+        "description": description,
+        "sd version": _SD_VERSIONS.get(family, "Unknown"),
+        "activation text": ", ".join(triggers),
+        "preferred weight": weight,
+        "negative text": negative,
+        "notes": "",
+    }
 
 
 def merged(existing: str, ours: Mapping[str, Any]) -> str:

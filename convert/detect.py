@@ -88,15 +88,31 @@ def _score(family: Family, denoiser: Mapping[str, Module], declared: str) -> _Sc
 
 def declared_family(metadata: Mapping[str, str]) -> str:
     """The family the header names in kohya's or the ModelSpec's words; "" when it names none we know."""
-    version, architecture = metadata.get("ss_base_model_version", "").lower(), metadata.get("modelspec.architecture", "").lower()
+    version, architecture = (
+        metadata.get("ss_base_model_version", "").lower(),
+        metadata.get("modelspec.architecture", "").lower(),
+    )
     text_ = f"{version} {architecture}"
     if metadata.get("ss_v2") == "True" or "stable-diffusion-v2" in text_ or re.search(r"\bsd_v2", text_):
         return "sd2"
     signs = (
-        ("sdxl", "sdxl"), ("xl-v1", "sdxl"), ("sd_v1", "sd1"), ("stable-diffusion-v1", "sd1"), ("stable-diffusion-3", "sd3"), ("chroma", "chroma"),
-        ("flux2", "flux2"), ("flux.2", "flux2"), ("flux-2", "flux2"), ("flux", "flux1"), ("lumina", "lumina2"), ("qwen", "qwen-image"), ("wan", "wan"),
-        ("zimage", "z-image"), ("z-image", "z-image"), ("z_image", "z-image"),
-    )  # fmt: skip
+        ("sdxl", "sdxl"),
+        ("xl-v1", "sdxl"),
+        ("sd_v1", "sd1"),
+        ("stable-diffusion-v1", "sd1"),
+        ("stable-diffusion-3", "sd3"),
+        ("chroma", "chroma"),
+        ("flux2", "flux2"),
+        ("flux.2", "flux2"),
+        ("flux-2", "flux2"),
+        ("flux", "flux1"),
+        ("lumina", "lumina2"),
+        ("qwen", "qwen-image"),
+        ("wan", "wan"),
+        ("zimage", "z-image"),
+        ("z-image", "z-image"),
+        ("z_image", "z-image"),
+    )
     return next((family for sign, family in signs if sign in text_), "")
 
 

@@ -12,11 +12,21 @@ import torch
 from ..lora_core.messages.message import Message
 from .lora import FormatError, State
 
-WIDTHS = {768: "clip_l", 1024: "clip_h", 1280: "clip_g", 4096: "t5xxl", 2560: "qwen3_4b", 3584: "qwen25_7b", 64: "clip_l"}  # 64: the bundled toy
+WIDTHS = {
+    768: "clip_l",
+    1024: "clip_h",
+    1280: "clip_g",
+    4096: "t5xxl",
+    2560: "qwen3_4b",
+    3584: "qwen25_7b",
+    64: "clip_l",
+}  # 64: the bundled toy
 _ENCODERS = ("clip_l", "clip_h", "clip_g", "t5xxl", "qwen3_4b", "qwen25_7b")
 _FAMILY_OF = {"qwen3_4b": "z-image", "qwen25_7b": "qwen-image"}
 _ALIASES = {"t5": "t5xxl", "text_encoders_0": "clip_l", "text_encoders_1": "clip_g"}
-_EXTRA = re.compile(r"(clip_l|clip_g|clip_h|t5|t5xxl|emp_params)_out")  # OneTrainer's output embeddings; A1111 refuses files that have them
+_EXTRA = re.compile(
+    r"(clip_l|clip_g|clip_h|t5|t5xxl|emp_params)_out"
+)  # OneTrainer's output embeddings; A1111 refuses files that have them
 _SAFE_TRIGGER = re.compile(r"[a-z0-9][a-z0-9_-]*")
 EMBEDDING_TARGETS = ("webui", "comfyui", "diffusers")
 MAX_VECTORS = 4096
@@ -40,7 +50,9 @@ class Embedding:
             return "flux1"
         if other := have & _FAMILY_OF.keys():
             return _FAMILY_OF[min(other)]
-        return "sd2" if "clip_h" in have else "toy" if self.vectors.get("clip_l", torch.zeros(1, 768)).shape[-1] == 64 else "sd1"
+        if "clip_h" in have:
+            return "sd2"
+        return "toy" if "clip_l" in have and self.vectors["clip_l"].shape[-1] == 64 else "sd1"
 
 
 def is_embedding(data: Mapping[str, Any]) -> bool:
@@ -48,7 +60,13 @@ def is_embedding(data: Mapping[str, Any]) -> bool:
     if "string_to_param" in data or set(data) & {"emb_params", *_ENCODERS, *_ALIASES}:
         return True
     tensors = [v for v in data.values() if isinstance(v, torch.Tensor)]
-    return len(data) == 1 and len(tensors) == 1 and tensors[0].ndim in (1, 2) and tensors[0].shape[-1] in WIDTHS and "lora" not in next(iter(data))
+    return (
+        len(data) == 1
+        and len(tensors) == 1
+        and tensors[0].ndim in (1, 2)
+        and tensors[0].shape[-1] in WIDTHS
+        and "lora" not in next(iter(data))
+    )
 
 
 def read_embedding(data: Mapping[str, Any]) -> Embedding:
@@ -83,7 +101,12 @@ def _from_a1111(data: Mapping[str, Any]) -> Embedding:
         raise FormatError("embedding.several_entries", field="string_to_param", count=len(items))
     step = data.get("step")
     name = data.get("name")
-    return _checked({"": next(iter(items.values()))}, name if isinstance(name, str) else "", step if isinstance(step, int) else 0, [])
+    return _checked(
+        {"": next(iter(items.values()))},
+        name if isinstance(name, str) else "",
+        step if isinstance(step, int) else 0,
+        [],
+    )
 
 
 def _checked(vectors: Mapping[str, Any], token: str, step: int, notes: list[Message]) -> Embedding:

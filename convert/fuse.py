@@ -22,12 +22,20 @@ def split(module: Module, shares: Sequence[int]) -> list[Module | None]:
     if module.kind == "lora":
         return _split_lora(plain(module), shares)
     if module.kind == "loha" and "hada_t1" not in module.parts:
-        one, two = (torch.split(module.parts[k], sizes(len(module.parts[k]), shares)) for k in ("hada_w1_a", "hada_w2_a"))
-        return [_with_rows_of(module.replaced(hada_w1_a=a, hada_w2_a=b), module, n, shares) for n, (a, b) in enumerate(zip(one, two))]
+        one, two = (
+            torch.split(module.parts[k], sizes(len(module.parts[k]), shares)) for k in ("hada_w1_a", "hada_w2_a")
+        )
+        return [
+            _with_rows_of(module.replaced(hada_w1_a=a, hada_w2_a=b), module, n, shares)
+            for n, (a, b) in enumerate(zip(one, two))
+        ]
     if rows := _row_parts(module):
         cut = {k: torch.split(module.parts[k], sizes(len(module.parts[k]), shares)) for k in rows}
         shared = {k: v for k, v in module.parts.items() if k not in rows}
-        return [dataclasses.replace(module, parts={**shared, **{k: v[n].clone() for k, v in cut.items()}}) for n in range(len(shares))]
+        return [
+            dataclasses.replace(module, parts={**shared, **{k: v[n].clone() for k, v in cut.items()}})
+            for n in range(len(shares))
+        ]
     raise FormatError("fuse.indivisible", kind=module.kind, way=as_lora(module))
 
 
@@ -61,10 +69,18 @@ def _split_lora(module: Module, shares: Sequence[int]) -> list[Module | None]:
             out.append(_with_rows_of(module.replaced(up=block.clone()), module, n, shares))
         elif len(columns[n]):
             here = slice(columns[n].start, columns[n].stop)
-            part = Module("lora", {**module.parts, "down": down[here].clone(), "up": block[:, here].clone()}, module.scale * len(columns[n]))
+            part = Module(
+                "lora",
+                {**module.parts, "down": down[here].clone(), "up": block[:, here].clone()},
+                module.scale * len(columns[n]),
+            )
             out.append(_with_rows_of(part, module, n, shares))
         elif by_row:
-            nothing = Module("lora", {**module.parts, "down": torch.zeros_like(down[:1]), "up": torch.zeros_like(block[:, :1])}, module.scale)
+            nothing = Module(
+                "lora",
+                {**module.parts, "down": torch.zeros_like(down[:1]), "up": torch.zeros_like(block[:, :1])},
+                module.scale,
+            )
             out.append(_with_rows_of(nothing, module, n, shares))
         else:
             out.append(None)
@@ -109,7 +125,9 @@ def join(modules: Sequence[Module | None], shares: Sequence[int]) -> Module:
     if len(kinds) > 1:
         raise FormatError("fuse.several_kinds", kinds=sorted(kinds))
     dora = [m.parts.get("dora") for m in present]
-    if any(d is not None for d in dora) and (len(present) < len(shares) or any(d is None or d.shape[0] == 1 for d in dora)):
+    if any(d is not None for d in dora) and (
+        len(present) < len(shares) or any(d is None or d.shape[0] == 1 for d in dora)
+    ):
         raise FormatError("fuse.some_dora")
     kind = kinds.pop()
     if kind == "lora":
@@ -118,14 +136,20 @@ def join(modules: Sequence[Module | None], shares: Sequence[int]) -> Module:
         joined = _join_loha(modules, shares)
     elif len(present) == len(shares) and len({tuple(m.parts) for m in present}) == 1 and _alike_but_rows(present):
         cut = _row_parts(present[0])
-        return dataclasses.replace(present[0], parts={**present[0].parts, **{k: torch.cat([m.parts[k] for m in present]) for k in cut}})
+        return dataclasses.replace(
+            present[0], parts={**present[0].parts, **{k: torch.cat([m.parts[k] for m in present]) for k in cut}}
+        )
     else:
         raise FormatError("fuse.no_form", kind=kind, way=as_lora(present[0]))
     if any(d is not None for d in dora):
         joined = joined.replaced(dora=torch.cat([d for d in dora if d is not None]))
     if any("diff_b" in m.parts for m in present):
         rows = _rows(modules, shares)
-        joined = joined.replaced(diff_b=torch.cat([m.parts["diff_b"] if m and "diff_b" in m.parts else torch.zeros(n) for m, n in zip(modules, rows)]))
+        joined = joined.replaced(
+            diff_b=torch.cat(
+                [m.parts["diff_b"] if m and "diff_b" in m.parts else torch.zeros(n) for m, n in zip(modules, rows)]
+            )
+        )
     return joined
 
 
@@ -134,7 +158,13 @@ def _alike_but_rows(present: Sequence[Module]) -> bool:
     first, rows = present[0], _row_parts(present[0])
     shared = [k for k in first.parts if k not in rows]
     fits = all(m.parts[k].shape[1:] == first.parts[k].shape[1:] for m in present for k in rows)
-    return bool(rows) and fits and all(m.alpha == first.alpha and all(torch.equal(m.parts[k], first.parts[k]) for k in shared) for m in present)
+    return (
+        bool(rows)
+        and fits
+        and all(
+            m.alpha == first.alpha and all(torch.equal(m.parts[k], first.parts[k]) for k in shared) for m in present
+        )
+    )
 
 
 def _rows(modules: Sequence[Module | None], shares: Sequence[int]) -> list[int]:
@@ -151,7 +181,10 @@ def _join_lora(modules: Sequence[Module | None], shares: Sequence[int]) -> Modul
     first, rows = present[0], _rows(modules, shares)
     same_scale = len({m.scale for m in present}) == 1
     if same_scale and all(m.rank == first.rank and torch.equal(m.parts["down"], first.parts["down"]) for m in present):
-        ups = [torch.zeros(n, first.rank, dtype=first.parts["up"].dtype) if m is None else m.parts["up"] for m, n in zip(modules, rows)]
+        ups = [
+            torch.zeros(n, first.rank, dtype=first.parts["up"].dtype) if m is None else m.parts["up"]
+            for m, n in zip(modules, rows)
+        ]
         return Module("lora", {"down": first.parts["down"], "up": torch.cat(ups)}, first.alpha)
     parts = present if same_scale else [folded(m) for m in present]
     scale, rank = parts[0].scale, sum(m.rank for m in parts)
@@ -208,4 +241,7 @@ def swapped(module: Module) -> Module:
     if not keys or any(len(module.parts[k]) % 2 for k in keys):
         raise FormatError("fuse.order", kind=module.kind, way=as_lora(module))
     more = [k for k in _BY_ROW if k in module.parts and k not in keys and module.parts[k].shape[0] > 1]
-    return dataclasses.replace(module, parts={**module.parts, **{k: module.parts[k].roll(len(module.parts[k]) // 2, 0) for k in (*keys, *more)}})
+    return dataclasses.replace(
+        module,
+        parts={**module.parts, **{k: module.parts[k].roll(len(module.parts[k]) // 2, 0) for k in (*keys, *more)}},
+    )

@@ -25,7 +25,17 @@ _KEY = re.compile(
 
 # Old diffusers attention files: processor.to_out_lora is layer to_out.0, and a text encoder's self_attn.to_q_lora is layer self_attn.q_proj.
 WRAPPERS = re.compile(r"(^|\.)(base_model\.model|_orig_mod|module|_fsdp_wrapped_module)(?=\.)")
-DENOISERS = ("lora_unet__", "lora_unet_", "oft_unet_", "lora_transformer_", "lycoris_", "model.diffusion_model.", "diffusion_model.", "unet.", "transformer.")
+DENOISERS = (
+    "lora_unet__",
+    "lora_unet_",
+    "oft_unet_",
+    "lora_transformer_",
+    "lycoris_",
+    "model.diffusion_model.",
+    "diffusion_model.",
+    "unet.",
+    "transformer.",
+)
 TEXT_SLOTS = (
     ("lora_te1_", 1), ("lora_te2_", 2), ("lora_te3_", 3), ("lora_te_", 1), ("oft_te1_", 1), ("oft_te2_", 2), ("oft_te_", 1),
     ("text_encoder_3.", 3), ("text_encoder_2.", 2), ("text_encoder.", 1), ("text_encoder_1.", 1),
@@ -47,8 +57,11 @@ def parse(key: str, others: Collection[str] = ()) -> tuple[str, str] | None:
     name = unwrapped(match["name"])
     if match["old"]:
         head, _, last = name.replace(".processor.", ".").rpartition(".")
-        text_layer = head.endswith(".self_attn") and last.startswith("to_")
-        return f"{head}.{f'{last[3:]}_proj' if text_layer else 'to_out.0' if last == 'to_out' else last}", _PART[match["old"]]
+        if head.endswith(".self_attn") and last.startswith("to_"):  # of a text encoder
+            last = f"{last[3:]}_proj"
+        elif last == "to_out":
+            last = "to_out.0"
+        return f"{head}.{last}", _PART[match["old"]]
     return name.replace(".processor.", "."), _PART[match["part"]]
 
 

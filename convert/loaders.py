@@ -26,7 +26,9 @@ _UNET: dict[str, tuple[str, ...]] = {
 }
 
 
-def _transformer(kohya: tuple[str, ...], comfyui: tuple[str, ...], diffusers: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+def _transformer(
+    kohya: tuple[str, ...], comfyui: tuple[str, ...], diffusers: tuple[str, ...]
+) -> dict[str, tuple[str, ...]]:
     """Rows of a family A1111 does not run, from the cells of ComfyUI, Forge, kohya's tools and diffusers."""
     forms = {"kohya": kohya, "comfyui": comfyui, "diffusers": diffusers}
     return {form: (cells[0], NO_MODEL, *cells[1:], NONE) for form, cells in forms.items()} | {"peft": _PEFT}
@@ -37,13 +39,27 @@ READS: dict[str, dict[str, tuple[str, ...]]] = {
     "sd2": _UNET,
     "sdxl": _UNET,
     "flux1": _transformer((ALL, ALL, ALL, _INSIDE_BLOCKS), (ALL, ALL, NONE, NONE), (ALL, ALL, NONE, ALL)),
-    "chroma": _transformer((ALL, UNCHECKED, ALL, UNCHECKED), (ALL, UNCHECKED, NONE, NONE), (_INSIDE_BLOCKS, UNCHECKED, NONE, ALL)),
+    "chroma": _transformer(
+        (ALL, UNCHECKED, ALL, UNCHECKED), (ALL, UNCHECKED, NONE, NONE), (_INSIDE_BLOCKS, UNCHECKED, NONE, ALL)
+    ),
     "sd3": _transformer((ALL, ALL, ALL, NONE), (ALL, ALL, NONE, NONE), (ALL, NONE, NONE, ALL)),
-    "flux2": _transformer((ALL, NO_MODEL, UNCHECKED, _INSIDE_BLOCKS), (ALL, NO_MODEL, NONE, _NOT_ENDS), (_INSIDE_BLOCKS, NO_MODEL, NONE, ALL)),
-    "z-image": _transformer((ALL, NO_MODEL, NONE, _NOT_ENDS), (ALL, NO_MODEL, NONE, _OUTSIDE_ATTENTION), (ALL, NO_MODEL, NONE, ALL)),
-    "lumina2": _transformer((ALL, NO_MODEL, ALL, NONE), (ALL, NO_MODEL, NONE, _WHOLE_BLOCKS), (NONE, NO_MODEL, NONE, ALL)),
+    "flux2": _transformer(
+        (ALL, NO_MODEL, UNCHECKED, _INSIDE_BLOCKS),
+        (ALL, NO_MODEL, NONE, _NOT_ENDS),
+        (_INSIDE_BLOCKS, NO_MODEL, NONE, ALL),
+    ),
+    "z-image": _transformer(
+        (ALL, NO_MODEL, NONE, _NOT_ENDS), (ALL, NO_MODEL, NONE, _OUTSIDE_ATTENTION), (ALL, NO_MODEL, NONE, ALL)
+    ),
+    "lumina2": _transformer(
+        (ALL, NO_MODEL, ALL, NONE), (ALL, NO_MODEL, NONE, _WHOLE_BLOCKS), (NONE, NO_MODEL, NONE, ALL)
+    ),
     "qwen-image": _transformer((ALL, NO_MODEL, UNCHECKED, ALL), (ALL, NO_MODEL, NONE, ALL), (ALL, NO_MODEL, NONE, ALL)),
-    "wan": _transformer((ALL, NO_MODEL, UNCHECKED, _WHOLE_BLOCKS), (ALL, NO_MODEL, NONE, "all but the patch embedding"), (NONE, NO_MODEL, NONE, ALL)),
+    "wan": _transformer(
+        (ALL, NO_MODEL, UNCHECKED, _WHOLE_BLOCKS),
+        (ALL, NO_MODEL, NONE, "all but the patch embedding"),
+        (NONE, NO_MODEL, NONE, ALL),
+    ),
 }
 
 
@@ -57,7 +73,12 @@ def loaders(lora: Lora) -> dict[str, str]:
         unread = sorted({m.kind for m in lora.modules.values() if not _reads(program, m)})
         if unread and not out[program].startswith(NONE):
             out[program] = f"{NONE} ({', '.join(unread)} modules)"
-    if lora.source == "kohya" and FAMILIES[lora.family].component == "unet" and out["diffusers"] == ALL and _mixed_alphas(lora):
+    if (
+        lora.source == "kohya"
+        and FAMILIES[lora.family].component == "unet"
+        and out["diffusers"] == ALL
+        and _mixed_alphas(lora)
+    ):
         out["diffusers"] = "all, but at wrong strengths: it gives every layer the commonest alpha; convert the file"
     return out
 

@@ -27,7 +27,9 @@ State = dict[str, torch.Tensor]
 DTYPES = dict(zip(DTYPE_NAMES, (torch.float32, torch.float16, torch.bfloat16), strict=True))
 
 
-APPROXIMATE, FAMILY, SCALE, DROP_UNKNOWN = (Setting(name) for name in ("approximate", "family", "scale", "drop_unknown"))  # a door has its own names
+APPROXIMATE, FAMILY, SCALE, DROP_UNKNOWN = (
+    Setting(name) for name in ("approximate", "family", "scale", "drop_unknown")
+)  # a door has its own names
 
 
 class FormatError(Problem, ValueError):
@@ -214,11 +216,20 @@ def resized(module: Module, rank: int, energy: float = 1.0) -> tuple[Module, flo
     left, core_left = torch.linalg.qr(up.flatten(1))
     right, core_right = torch.linalg.qr(down.flatten(1).t())
     u, s, v = torch.linalg.svd(core_left @ core_right.t())
-    small, error = _module_from_svd(left @ u[:, :rank], s[:rank], v[:rank] @ right.t(), float(s.square().sum()), (up.shape[0], *down.shape[1:]), energy)
+    small, error = _module_from_svd(
+        left @ u[:, :rank],
+        s[:rank],
+        v[:rank] @ right.t(),
+        float(s.square().sum()),
+        (up.shape[0], *down.shape[1:]),
+        energy,
+    )
     return (small.replaced(diff_b=m.parts["diff_b"]) if "diff_b" in m.parts else small), error
 
 
-def _module_from_svd(u: torch.Tensor, s: torch.Tensor, v: torch.Tensor, total: float, shape: tuple[int, ...], energy: float) -> tuple[Module, float]:
+def _module_from_svd(
+    u: torch.Tensor, s: torch.Tensor, v: torch.Tensor, total: float, shape: tuple[int, ...], energy: float
+) -> tuple[Module, float]:
     if energy < 1.0:
         rank = max(1, int((s.square().cumsum(0) < energy * total).sum()) + 1)
         u, s, v = u[:, :rank], s[:rank], v[:rank]
@@ -298,4 +309,6 @@ def is_lora(state: Mapping[str, torch.Tensor]) -> bool:
     return any(key.endswith(_ENDINGS) or ".lora_" in key for key in state)
 
 
-_ENDINGS = tuple(f".{part.file}" for kind in KINDS.values() for part in kind.parts if part.name != "weight")  # a weight alone is a checkpoint's
+_ENDINGS = tuple(
+    f".{part.file}" for kind in KINDS.values() for part in kind.parts if part.name != "weight"
+)  # a weight alone is a checkpoint's

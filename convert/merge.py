@@ -12,7 +12,21 @@ import torch
 from ..lora_core.matching.regex import Pattern
 from ..lora_core.messages.message import Message
 from .families import FAMILIES
-from .lora import FormatError, Lora, Module, about, added, as_lora, component, delta, low_rank, multiplied, plain, resized, with_bias
+from .lora import (
+    FormatError,
+    Lora,
+    Module,
+    about,
+    added,
+    as_lora,
+    component,
+    delta,
+    low_rank,
+    multiplied,
+    plain,
+    resized,
+    with_bias,
+)
 
 Progress = Callable[[int, int, str], None]
 _BLOCK = re.compile(r"(IN|OUT)(\d\d)|MID|M00|BASE")
@@ -47,7 +61,11 @@ def merge(parts: Sequence[tuple[Lora, float]], rank: int = 0, progress: Progress
     modules, errors, lost, total = {}, {}, 0.0, 0.0
     for n, name in enumerate(names):
         progress(n, len(names), name)
-        members = [multiplied(_summable(name, lora.modules[name]), weight) for lora, weight in parts if name in lora.modules and weight]
+        members = [
+            multiplied(_summable(name, lora.modules[name]), weight)
+            for lora, weight in parts
+            if name in lora.modules and weight
+        ]
         if not members:
             continue
         if len({m.shape for m in members if m.shape}) > 1:
@@ -119,7 +137,13 @@ def resize(lora: Lora, rank: int, conv_rank: int = 0, energy: float = 1.0, progr
     out = dataclasses.replace(lora, modules=modules, notes=list(lora.notes))
     kept = sum("dora" in m.parts or m.kind != "lora" for m in lora.modules.values())
     if kept:
-        names = sorted({"dora" if "dora" in m.parts else m.kind for m in lora.modules.values() if "dora" in m.parts or m.kind != "lora"})
+        names = sorted(
+            {
+                "dora" if "dora" in m.parts else m.kind
+                for m in lora.modules.values()
+                if "dora" in m.parts or m.kind != "lora"
+            }
+        )
         out.notes.append(Message.of("note.kept_size", count=kept, kinds=names))
     return Outcome(out, (lost / total) ** 0.5 if total else 0.0, errors)
 
@@ -171,7 +195,9 @@ def in_block(family: str, name: str, block: str) -> bool:
 @functools.lru_cache(maxsize=256)
 def _block_pattern(block: str) -> Pattern:
     try:
-        return Pattern(block, lambda why: FormatError("pattern.costly", field="blocks", pattern=repr(block), reason=why))
+        return Pattern(
+            block, lambda why: FormatError("pattern.costly", field="blocks", pattern=repr(block), reason=why)
+        )
     except re.error as error:
         raise FormatError("block.pattern", field="blocks", block=repr(block), reason=error) from error
 
@@ -186,5 +212,7 @@ def block_of(family: str, name: str) -> str:
     native = (found.rows[0].native if found else path).split(".")
     if entry.component == "unet":
         kind = {"input_blocks": "IN", "output_blocks": "OUT"}.get(native[0])
-        return f"{kind}{int(native[1]):02d}" if kind else "MID" if native[0] == "middle_block" else native[0]
+        if kind:
+            return f"{kind}{int(native[1]):02d}"
+        return "MID" if native[0] == "middle_block" else native[0]
     return f"{native[0]}.{int(found.numbers[0]):02d}" if found and found.numbers else native[0]

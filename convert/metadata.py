@@ -25,7 +25,16 @@ MAX_HEADER_BYTES = 256 * 1024
 _STALE = ("sshs_", "modelspec.hash_sha256", "lora_adapter_metadata", "ss_network_dim", "ss_network_alpha", "ss_network_module", "ss_network_args",
           "ss_output_name", "modelspec.title", "modelspec.architecture", "modelspec.implementation", "modelspec.sai_model_spec", "format")  # fmt: skip
 # Captions, folders, graphs: what a user may not want to give away with the file.
-_PRIVATE = ("ss_tag_frequency", "ss_dataset_dirs", "ss_reg_dataset_dirs", "ss_datasets", "ss_bucket_info", "ss_sample_prompts", "ss_caption", "ss_captions")
+_PRIVATE = (
+    "ss_tag_frequency",
+    "ss_dataset_dirs",
+    "ss_reg_dataset_dirs",
+    "ss_datasets",
+    "ss_bucket_info",
+    "ss_sample_prompts",
+    "ss_caption",
+    "ss_captions",
+)
 _PUBLIC = ("ss_", "modelspec.", "ssmd_")  # other trainers put whole configurations under names of their own
 _PATHS = ("ss_sd_model_name", "ss_vae_name")
 
@@ -54,11 +63,21 @@ BASES = {
     "toy": BaseModel("sd_v1", "stable-diffusion-v1", "diffusers", prediction="epsilon", resolution=64),
     "flux1": BaseModel("flux1", "flux-1-dev", _FLUX, network_module="networks.lora_flux"),
     "chroma": BaseModel("chroma", "chroma", network_module="networks.lora_flux"),
-    "sd3": BaseModel("sd3", "stable-diffusion-3", "https://github.com/Stability-AI/sd3-ref", network_module="networks.lora_sd3"),
-    "flux2": BaseModel("flux2", "flux-2", "https://github.com/black-forest-labs/flux2", network_module="networks.lora_flux_2"),
-    "lumina2": BaseModel("lumina2", "lumina-2", "https://github.com/Alpha-VLLM/Lumina-Image-2.0", network_module="networks.lora_lumina"),
-    "z-image": BaseModel("z-image", "z-image", "https://github.com/Tongyi-MAI/Z-Image", network_module="networks.lora_zimage"),
-    "qwen-image": BaseModel("qwen-image", "Qwen-Image", "https://github.com/QwenLM/Qwen-Image", network_module="networks.lora_qwen_image"),
+    "sd3": BaseModel(
+        "sd3", "stable-diffusion-3", "https://github.com/Stability-AI/sd3-ref", network_module="networks.lora_sd3"
+    ),
+    "flux2": BaseModel(
+        "flux2", "flux-2", "https://github.com/black-forest-labs/flux2", network_module="networks.lora_flux_2"
+    ),
+    "lumina2": BaseModel(
+        "lumina2", "lumina-2", "https://github.com/Alpha-VLLM/Lumina-Image-2.0", network_module="networks.lora_lumina"
+    ),
+    "z-image": BaseModel(
+        "z-image", "z-image", "https://github.com/Tongyi-MAI/Z-Image", network_module="networks.lora_zimage"
+    ),
+    "qwen-image": BaseModel(
+        "qwen-image", "Qwen-Image", "https://github.com/QwenLM/Qwen-Image", network_module="networks.lora_qwen_image"
+    ),
     "wan": BaseModel("wan2.1", "wan2.1", "https://github.com/Wan-Video/Wan2.1", network_module="networks.lora_wan"),
 }
 
@@ -66,7 +85,9 @@ BASES = {
 _PREDICTION = {"epsilon": "epsilon", "v": "v"}  # what the trained model itself predicts wins over its family's habit
 
 
-def lora_metadata(tensors: Mapping[str, torch.Tensor], name: str, base: str, facts: Mapping[str, Any], with_captions: bool = False) -> dict[str, str]:
+def lora_metadata(
+    tensors: Mapping[str, torch.Tensor], name: str, base: str, facts: Mapping[str, Any], with_captions: bool = False
+) -> dict[str, str]:
     """Header for a LoRA file whose stem is `name`. `base` is a key of BASES or any other family name; `facts` come from the run (may be empty).
 
     `ss_base_model_version` is always written: A1111 hides an SDXL file without it. Hashes cover the tensors as given, so call this last.
@@ -82,23 +103,35 @@ def lora_metadata(tensors: Mapping[str, torch.Tensor], name: str, base: str, fac
         "modelspec.resolution": f"{side}x{side}",
         "modelspec.date": now.replace(microsecond=0, tzinfo=None).isoformat(),
         "modelspec.trigger_phrase": trigger,
-        "modelspec.prediction_type": _PREDICTION.get(facts.get("objective", ""), family.prediction) if family.prediction else "",
+        "modelspec.prediction_type": _PREDICTION.get(facts.get("objective", ""), family.prediction)
+        if family.prediction
+        else "",
     }
     if config:
         header |= {
-            "ss_learning_rate": config["optimizer"]["lr"], "ss_optimizer": config["optimizer"]["name"], "ss_lr_scheduler": config["schedule"]["name"],
-            "ss_steps": facts["step"], "ss_max_train_steps": config["steps"], "ss_seed": config["seed"],
+            "ss_learning_rate": config["optimizer"]["lr"],
+            "ss_optimizer": config["optimizer"]["name"],
+            "ss_lr_scheduler": config["schedule"]["name"],
+            "ss_steps": facts["step"],
+            "ss_max_train_steps": config["steps"],
+            "ss_seed": config["seed"],
             "ss_num_train_images": sum(facts["repeats"]) if "repeats" in facts else "",
-            "ss_resolution": f"({side}, {side})", "ss_total_batch_size": config["batch_size"] * config["grad_accum"],
-            "ss_gradient_accumulation_steps": config["grad_accum"], "ss_training_started_at": facts.get("started", ""),
+            "ss_resolution": f"({side}, {side})",
+            "ss_total_batch_size": config["batch_size"] * config["grad_accum"],
+            "ss_gradient_accumulation_steps": config["grad_accum"],
+            "ss_training_started_at": facts.get("started", ""),
             "ss_training_finished_at": now.timestamp(),
-            "ss_epoch": (facts["step"] * config["grad_accum"]) // max(1, facts["per_epoch"]) if "per_epoch" in facts else "",
+            "ss_epoch": (facts["step"] * config["grad_accum"]) // max(1, facts["per_epoch"])
+            if "per_epoch" in facts
+            else "",
             **_options(config),
-        }  # fmt: skip
+        }
         if with_captions and "captions" in facts:
             header["ss_tag_frequency"] = json.dumps({name: tag_frequency(facts["captions"])}, ensure_ascii=False)
             pictures = len(facts["repeats"])
-            header["ss_dataset_dirs"] = json.dumps({name: {"n_repeats": round(sum(facts["repeats"]) / max(1, pictures)), "img_count": pictures}})
+            header["ss_dataset_dirs"] = json.dumps(
+                {name: {"n_repeats": round(sum(facts["repeats"]) / max(1, pictures)), "img_count": pictures}}
+            )
     header = {k: str(v) for k, v in header.items() if v != ""}
     return within_limit({**header, **hashes(tensors)})
 
@@ -106,7 +139,10 @@ def lora_metadata(tensors: Mapping[str, torch.Tensor], name: str, base: str, fac
 def _options(config: Mapping[str, Any]) -> dict[str, Any]:
     """What kohya notes of options, for those that were on."""
     text, prior, objective = (config.get(part, {}) for part in ("text_encoder", "prior", "objective"))
-    trained, on = text.get("train", False), prior.get("weight", 0) > 0 and any(prior.get(k) for k in ("prompt", "class_word", "folder"))
+    trained, on = (
+        text.get("train", False),
+        prior.get("weight", 0) > 0 and any(prior.get(k) for k in ("prompt", "class_word", "folder")),
+    )
     return {
         "ss_unet_lr": config["optimizer"]["lr"],
         "ss_text_encoder_lr": (text.get("lr") or config["optimizer"]["lr"]) if trained else "",
@@ -124,14 +160,22 @@ def tag_frequency(captions: list[str]) -> dict[str, int]:
     return counts
 
 
-def converted_metadata(old: Mapping[str, str], tensors: Mapping[str, torch.Tensor], name: str, base: str, details: bool = False, **new: str) -> dict[str, str]:
+def converted_metadata(
+    old: Mapping[str, str], tensors: Mapping[str, torch.Tensor], name: str, base: str, details: bool = False, **new: str
+) -> dict[str, str]:
     """Header for a file made from another: what is still true of `old`, the identity and hashes written anew, `new` on top.
 
     `details`: also keep captions, dataset folders and embedded graphs. Paths in model names are cut to the file's name either way.
     """
     version = old.get("ss_base_model_version", "")
-    family = BASES["sd2-v"] if base == "sd2" and version == "sd_v2_v" else BASES.get(base, BaseModel(version or base, base))
-    kept = {k: v for k, v in old.items() if not k.startswith(_STALE) and (details or (k.startswith(_PUBLIC) and k not in _PRIVATE))}
+    family = (
+        BASES["sd2-v"] if base == "sd2" and version == "sd_v2_v" else BASES.get(base, BaseModel(version or base, base))
+    )
+    kept = {
+        k: v
+        for k, v in old.items()
+        if not k.startswith(_STALE) and (details or (k.startswith(_PUBLIC) and k not in _PRIVATE))
+    }
     kept |= {k: ntpath.basename(kept[k]) for k in _PATHS if k in kept}
     header = {**kept, **_identity(tensors, name, family), **new}
     variant = old.get("modelspec.architecture", "")
@@ -145,22 +189,40 @@ def _identity(tensors: Mapping[str, torch.Tensor], name: str, family: BaseModel)
     rank, alpha = describe(tensors)
     algo, arguments = _network(parts_by_layer(tensors))
     return {
-        "format": "pt", "ss_output_name": name, "ss_base_model_version": family.version, "ss_v2": str(family.v2),
-        "ss_network_module": "lycoris.kohya" if algo else family.network_module, "ss_network_dim": rank, "ss_network_alpha": alpha,
-        "ss_network_args": json.dumps(arguments), "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": f"{family.architecture}/lora", "modelspec.implementation": family.implementation, "modelspec.title": name,
-    }  # fmt: skip
+        "format": "pt",
+        "ss_output_name": name,
+        "ss_base_model_version": family.version,
+        "ss_v2": str(family.v2),
+        "ss_network_module": "lycoris.kohya" if algo else family.network_module,
+        "ss_network_dim": rank,
+        "ss_network_alpha": alpha,
+        "ss_network_args": json.dumps(arguments),
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": f"{family.architecture}/lora",
+        "modelspec.implementation": family.implementation,
+        "modelspec.title": name,
+    }
 
 
-def embedding_metadata(embedding: Embedding, tensors: Mapping[str, torch.Tensor], name: str, negative: bool = False) -> dict[str, str]:
+def embedding_metadata(
+    embedding: Embedding, tensors: Mapping[str, torch.Tensor], name: str, negative: bool = False
+) -> dict[str, str]:
     """Header for an embedding file whose stem, and so whose trigger, is `name`."""
     family = BASES.get(embedding.family, BaseModel(embedding.family, embedding.family))
     header = {
-        "format": "pt", "modelspec.sai_model_spec": "1.0.1", "modelspec.architecture": f"{family.architecture}/textual-inversion", "modelspec.title": name,
-        "modelspec.implementation": family.implementation, "modelspec.trigger_phrase": name, "modelspec.is_negative_embedding": "true" if negative else "",
-        "modelspec.resolution": f"{family.resolution}x{family.resolution}", "ss_output_name": name, "ss_base_model_version": family.version,
-        "ss_v2": str(family.v2), "ss_steps": str(embedding.step or ""),
-    }  # fmt: skip
+        "format": "pt",
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": f"{family.architecture}/textual-inversion",
+        "modelspec.title": name,
+        "modelspec.implementation": family.implementation,
+        "modelspec.trigger_phrase": name,
+        "modelspec.is_negative_embedding": "true" if negative else "",
+        "modelspec.resolution": f"{family.resolution}x{family.resolution}",
+        "ss_output_name": name,
+        "ss_base_model_version": family.version,
+        "ss_v2": str(family.v2),
+        "ss_steps": str(embedding.step or ""),
+    }
     return within_limit({**{k: v for k, v in header.items() if v}, **hashes(tensors)})
 
 

@@ -14,7 +14,10 @@ from ..lora_core.matching.regex import Pattern
 from .lora import APPROXIMATE, FormatError, Module, as_lora, multiplied
 
 _UNSUPPORTED = ("modules_to_save", "trainable_token_indices", "layer_replication")
-_REPEAT, _REPEATED_GROUP = re.compile(r"[*+{]"), re.compile(r"\)[*+{]")  # a file must not be able to choose how long a search takes
+_REPEAT, _REPEATED_GROUP = (
+    re.compile(r"[*+{]"),
+    re.compile(r"\)[*+{]"),
+)  # a file must not be able to choose how long a search takes
 MAX_PATTERN = 400
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq")
 HEADER = "lora_adapter_metadata"
@@ -31,10 +34,14 @@ def scaled(name: str, module: Module, config: Mapping[str, Any]) -> Module:
         raise FormatError("peft.alpha", field="adapter_config.json", alpha=str(alpha)[:40])
     if not module.rank:  # a LoKr of two full matrices; PEFT scales it all the same
         rank = _by_pattern(name, config.get("rank_pattern") or {}, config.get("r"))
-        return multiplied(module, alpha / rank) if module.kind == "lokr" and isinstance(rank, int) and rank > 0 else module
+        return (
+            multiplied(module, alpha / rank) if module.kind == "lokr" and isinstance(rank, int) and rank > 0 else module
+        )
     if alpha == 0:
         return multiplied(module, 0.0)
-    return Module(module.kind, module.parts, float(alpha) * math.sqrt(module.rank) if config.get("use_rslora") else float(alpha))
+    return Module(
+        module.kind, module.parts, float(alpha) * math.sqrt(module.rank) if config.get("use_rslora") else float(alpha)
+    )
 
 
 def _by_pattern(name: str, patterns: Mapping[str, Any], default: Any) -> Any:
@@ -75,7 +82,9 @@ def header_configs(metadata: Mapping[str, str]) -> dict[str, dict[str, Any]]:
             out.setdefault(prefix, {})[field] = value
     for config in out.values():
         _require_whole_base(config)
-    return {prefix: config for prefix, config in out.items() if prefix and ("lora_alpha" in config or "alpha" in config)}
+    return {
+        prefix: config for prefix, config in out.items() if prefix and ("lora_alpha" in config or "alpha" in config)
+    }
 
 
 def _require_whole_base(config: Mapping[str, Any]) -> None:
@@ -110,18 +119,25 @@ def config_for(modules: Mapping[str, Module], model_names: Collection[str]) -> d
     if kind not in ("lora", "loha"):
         raise FormatError("peft.several_kinds", approximate=APPROXIMATE)
     alphas = {name: m.scale * m.rank for name, m in modules.items()}
-    rank, alpha = Counter(m.rank for m in modules.values()).most_common(1)[0][0], Counter(alphas.values()).most_common(1)[0][0]
+    rank, alpha = (
+        Counter(m.rank for m in modules.values()).most_common(1)[0][0],
+        Counter(alphas.values()).most_common(1)[0][0],
+    )
     dora = {name for name, m in modules.items() if "dora" in m.parts}
     if dora and len(dora) < len(modules):
         raise FormatError("peft.some_dora", name=min(modules.keys() - dora))
-    namesakes = {n for n in modules if any(other.endswith(f".{n}") for other in model_names)}  # PEFT matches names by their ending
+    # PEFT matches names by their ending
+    namesakes = {n for n in modules if any(other.endswith(f".{n}") for other in model_names)}
     exact = {n: f"^{n}" if n in namesakes else n for n in modules}
     common: dict[str, Any] = {
-        "peft_type": kind.upper(), "r": rank, "inference_mode": True, "base_model_name_or_path": None,
+        "peft_type": kind.upper(),
+        "r": rank,
+        "inference_mode": True,
+        "base_model_name_or_path": None,
         "target_modules": "|".join(re.escape(n) for n in sorted(modules)) if namesakes else sorted(modules),
         "rank_pattern": {exact[n]: m.rank for n, m in modules.items() if m.rank != rank},
         "alpha_pattern": {exact[n]: a for n, a in alphas.items() if a != alpha},
-    }  # fmt: skip
+    }
     if kind == "loha":
         return {
             **common,
@@ -130,4 +146,12 @@ def config_for(modules: Mapping[str, Module], model_names: Collection[str]) -> d
             "module_dropout": 0.0,
             "rank_dropout": 0.0,
         }
-    return {**common, "lora_alpha": alpha, "use_rslora": False, "use_dora": bool(dora), "bias": "none", "fan_in_fan_out": False, "lora_dropout": 0.0}
+    return {
+        **common,
+        "lora_alpha": alpha,
+        "use_rslora": False,
+        "use_dora": bool(dora),
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "lora_dropout": 0.0,
+    }

@@ -26,8 +26,13 @@ MAX_SEARCH_S = 1.5
 MAX_WEIGHT, MAX_SIDE = 1 << 30, 1 << 18  # values and rows of one layer; the largest in use have a third of that
 
 
-def read(state: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None, config: Mapping[str, Any] | None = None, family: str = "",
-         drop_unknown: bool = False) -> Lora:  # fmt: skip
+def read(
+    state: Mapping[str, torch.Tensor],
+    metadata: Mapping[str, str] | None = None,
+    config: Mapping[str, Any] | None = None,
+    family: str = "",
+    drop_unknown: bool = False,
+) -> Lora:
     """The LoRA in `state`. `config` is a PEFT `adapter_config.json`; `family` overrides detection.
 
     Scale comes from `.alpha`, else from the PEFT config (or the copy diffusers keeps in the header), else it is 1.
@@ -51,7 +56,9 @@ def read(state: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None =
     chosen, doubt = (family, None) if family else detect(raw, metadata)
     if doubt:
         notes.append(doubt)
-    named = raw if chosen == UNKNOWN else _canonical(raw, FAMILIES[chosen], dropped if drop_unknown else None)
+    named = raw
+    if chosen != UNKNOWN:
+        named = _canonical(raw, FAMILIES[chosen], dropped if drop_unknown else None)
     if dropped:
         notes.append(Message.of("note.dropped", count=len(dropped), key=dropped[0]))
     if any(m.alpha == 0 for m in raw.values()):
@@ -61,7 +68,15 @@ def read(state: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None =
     if any("naive_a" in key or key.endswith((".A", ".B")) for key in state):
         notes.append(Message.of("note.bare_scale", option=SCALE))
     notes += [*_dora_notes(named), *_remarks(named)]
-    return Lora(chosen, dict(sorted(named.items())), metadata, embeddings, notes, keys.form(next(iter(state), "")), frozenset(state))
+    return Lora(
+        chosen,
+        dict(sorted(named.items())),
+        metadata,
+        embeddings,
+        notes,
+        keys.form(next(iter(state), "")),
+        frozenset(state),
+    )
 
 
 def _modules(state: Mapping[str, torch.Tensor], dropped: list[str] | None) -> dict[str, Module]:
@@ -198,7 +213,9 @@ def _require_finite(modules: Mapping[str, Module]) -> None:
                 raise FormatError("module.not_finite", name=name, part=part)
 
 
-def _scaled(raw: Mapping[str, Module], place: Callable[[str, Module], tuple[str, Module, Mapping[str, Any]]]) -> dict[str, Module]:
+def _scaled(
+    raw: Mapping[str, Module], place: Callable[[str, Module], tuple[str, Module, Mapping[str, Any]]]
+) -> dict[str, Module]:
     """Every module with the alpha of its config."""
     began, out = time.monotonic(), {}
     for name, module in raw.items():
@@ -208,7 +225,9 @@ def _scaled(raw: Mapping[str, Module], place: Callable[[str, Module], tuple[str,
     return out
 
 
-def _in_component(name: str, module: Module, adapters: Mapping[str, Mapping[str, Any]]) -> tuple[str, Module, Mapping[str, Any]]:
+def _in_component(
+    name: str, module: Module, adapters: Mapping[str, Mapping[str, Any]]
+) -> tuple[str, Module, Mapping[str, Any]]:
     """(name within its component, module, the component's config), as a PEFT config's patterns want them."""
     prefix = next((p for p in adapters if name.startswith(f"{p}.")), "")
     return (name[len(prefix) + 1 :], module, adapters[prefix]) if prefix else (name, module, {})

@@ -50,9 +50,13 @@ class Report:
         kinds = [f"{n} {kind}" for kind, n in self.kinds.items()]
         known = self.family in FAMILIES
         out: list[Message | str] = [
-            Message.of("report.base", family=FAMILIES[self.family].title) if known else Message.of("report.base_unknown"),
+            Message.of("report.base", family=FAMILIES[self.family].title)
+            if known
+            else Message.of("report.base_unknown"),
             Message.of("report.spelling", form=self.form, count=self.modules, kinds=kinds),
-            Message.of("report.rank", ranks=ranks, alphas=alphas) if alphas else Message.of("report.rank_alone", ranks=ranks),
+            Message.of("report.rank", ranks=ranks, alphas=alphas)
+            if alphas
+            else Message.of("report.rank_alone", ranks=ranks),
         ]
         if self.triggers:
             out.append(Message.of("report.triggers", words=self.triggers))
@@ -64,7 +68,10 @@ class Report:
     def bars(self) -> list[str]:
         """The norm of every block drawn in characters."""
         widest = max((b.norm for b in self.blocks), default=0.0) or 1.0
-        return [f"{b.name:20} {b.modules:4} modules  norm {b.norm:9.4g}  {'#' * round(30 * b.norm / widest)}" for b in self.blocks]
+        return [
+            f"{b.name:20} {b.modules:4} modules  norm {b.norm:9.4g}  {'#' * round(30 * b.norm / widest)}"
+            for b in self.blocks
+        ]
 
 
 def inspect(lora: Lora) -> Report:
@@ -74,19 +81,33 @@ def inspect(lora: Lora) -> Report:
     for name in lora.modules:
         groups.setdefault(block_of(lora.family, name), []).append(name)
     blocks = tuple(
-        Block(block, len(names), tuple(sorted({lora.modules[n].rank for n in names})), sum(norms[n] for n in names) ** 0.5)
+        Block(
+            block, len(names), tuple(sorted({lora.modules[n].rank for n in names})), sum(norms[n] for n in names) ** 0.5
+        )
         for block, names in sorted(groups.items(), key=_block_order)
     )
     problems = list(lora.notes)
-    if lora.modules and not any(norms.values()) and not any(m.algebra is None or "diff_b" in m.parts or "dora" in m.parts for m in lora.modules.values()):
+    if (
+        lora.modules
+        and not any(norms.values())
+        and not any(m.algebra is None or "diff_b" in m.parts or "dora" in m.parts for m in lora.modules.values())
+    ):
         problems.insert(0, Message.of("note.no_effect"))
     if relative := sorted({m.kind for m in lora.modules.values() if m.algebra and m.algebra.needs_base}):
         problems.append(Message.of("report.relative", kinds=relative))
     return Report(
-        lora.family, lora.source, len(lora.modules), dict(Counter(m.kind for m in lora.modules.values())), dict(Counter(m.rank for m in lora.modules.values())),
-        dict(Counter(round(m.scale * m.rank, 4) for m in lora.modules.values() if m.rank)), blocks, triggers(lora.metadata), loaders(lora), tuple(problems),
+        lora.family,
+        lora.source,
+        len(lora.modules),
+        dict(Counter(m.kind for m in lora.modules.values())),
+        dict(Counter(m.rank for m in lora.modules.values())),
+        dict(Counter(round(m.scale * m.rank, 4) for m in lora.modules.values() if m.rank)),
+        blocks,
+        triggers(lora.metadata),
+        loaders(lora),
+        tuple(problems),
         lora.metadata,
-    )  # fmt: skip
+    )
 
 
 def _block_order(item: tuple[str, list[str]]) -> tuple[int, str]:
@@ -119,7 +140,11 @@ def difference(one: Lora, two: Lora) -> dict[str, float]:
             out[name] = 1.0
             continue
         if not (_told(a) and _told(b)):  # nothing to multiply out: equal or not
-            same = a.parts.keys() == b.parts.keys() and a.alpha == b.alpha and all(torch.equal(a.parts[k], b.parts[k]) for k in a.parts)
+            same = (
+                a.parts.keys() == b.parts.keys()
+                and a.alpha == b.alpha
+                and all(torch.equal(a.parts[k], b.parts[k]) for k in a.parts)
+            )
             out[name] = 0.0 if same else 1.0
             continue
         size = max(squared_norm(a), squared_norm(b)) ** 0.5

@@ -22,7 +22,9 @@ from .writers import approximated, trained, write
 _TOKEN = re.compile(r"token\.(.+)\.([^.]+)")  # token.<placeholder>.<encoder>
 
 
-def products(state: Mapping[str, torch.Tensor], name: str, base: str, facts: Mapping[str, Any]) -> dict[str, tuple[State, dict[str, str]]]:
+def products(
+    state: Mapping[str, torch.Tensor], name: str, base: str, facts: Mapping[str, Any]
+) -> dict[str, tuple[State, dict[str, str]]]:
     """File stem -> (tensors, header), the main one first, from a run's own state (`<layer>.lora_down`, `token.<placeholder>.clip_l`, ...).
 
     A LoRA is called `name`, its embeddings `<name>_emb` (several: `<name>_<token>_emb`); an embedding alone is called `name` itself.
@@ -52,7 +54,9 @@ def embeddings(state: Mapping[str, torch.Tensor], step: int = 0) -> dict[str, Em
 
 def token_stems(name: str, placeholders: list[str], beside_lora: bool) -> dict[str, str]:
     """Placeholder -> the file stem, and so the trigger, of a token."""
-    words = {p: "_" + re.sub(r"[^a-z0-9]+", "-", p.lower()).strip("-") if len(placeholders) > 1 else "" for p in placeholders}
+    words = {
+        p: "_" + re.sub(r"[^a-z0-9]+", "-", p.lower()).strip("-") if len(placeholders) > 1 else "" for p in placeholders
+    }
     return {p: f"{name}{word}" + ("_emb" if beside_lora else "") for p, word in words.items()}
 
 
@@ -109,7 +113,9 @@ def _by_layer(state: State, form: str) -> dict[str, State]:
         if suffix is None:
             raise FormatError("lora.no_start_part", key=key)
         name = key.removesuffix(suffix)
-        if form == "diffusers":  # the headless trainer's own names: flat for the Stable Diffusion family, else as they are
+        if (
+            form == "diffusers"
+        ):  # the headless trainer's own names: flat for the Stable Diffusion family, else as they are
             component, _, path = name.partition(".")
             flat = {"unet": "lora_unet_", "text_encoder": "lora_te_", "text_encoder_2": "lora_te2_"}.get(component)
             name = flat + path.replace(".", "_") if flat else name

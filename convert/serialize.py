@@ -19,7 +19,9 @@ TYPE_NAMES = {
 Layout = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
 
 
-def chunks(layout: Layout, tensor: Callable[[str], torch.Tensor], metadata: Mapping[str, str] | None = None) -> Iterator[bytes | memoryview]:
+def chunks(
+    layout: Layout, tensor: Callable[[str], torch.Tensor], metadata: Mapping[str, str] | None = None
+) -> Iterator[bytes | memoryview]:
     """The bytes of a safetensors file, one tensor at a time: the header first, then the data section."""
     order = sorted(layout, key=lambda key: (-layout[key][0].itemsize, key))
     entries: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}

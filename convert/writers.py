@@ -18,7 +18,23 @@ from ..lora_core.messages.message import Message
 from . import fuse, peft
 from .families import FAMILIES, UNKNOWN, Family, known_family
 from .forms import TARGETS
-from .lora import APPROXIMATE, FAMILY, OTHER, FormatError, Lora, Module, State, about, as_lora, component, delta, dense_tucker, folded, low_rank, plain
+from .lora import (
+    APPROXIMATE,
+    FAMILY,
+    OTHER,
+    FormatError,
+    Lora,
+    Module,
+    State,
+    about,
+    as_lora,
+    component,
+    delta,
+    dense_tucker,
+    folded,
+    low_rank,
+    plain,
+)
 from .patterns import fill
 from .readers import read
 
@@ -47,8 +63,16 @@ def entries(lora: Lora, target: str = "universal", one_alpha: bool | None = None
     family = _known(lora)
     everyone = target == "universal" and family.universal == "diffusers"
     target = family.universal if target == "universal" else target
-    named = _for_everyone(lora, family) if everyone else {"kohya": _kohya_names, "comfyui": _native_names, "diffusers": _diffusers_names}[target](lora, family)
-    common = _common_alphas(named) if target == "kohya" and (one_alpha or (one_alpha is None and family.component == "unet")) else {}
+    named = (
+        _for_everyone(lora, family)
+        if everyone
+        else {"kohya": _kohya_names, "comfyui": _native_names, "diffusers": _diffusers_names}[target](lora, family)
+    )
+    common = (
+        _common_alphas(named)
+        if target == "kohya" and (one_alpha or (one_alpha is None and family.component == "unet"))
+        else {}
+    )
     suffixes = {"kohya": _kohya_suffixes, "comfyui": _scale_in_weights_or_alpha, "diffusers": _scale_in_weights}[target]
     for name, module in named.items():
         if name in common:
@@ -75,7 +99,11 @@ def peft_directories(lora: Lora, flat_clip: bool = False) -> dict[str, tuple[Sta
         state: State = {}
         for path, module in modules.items():
             _refuse_bias(path, module)
-            parts = module.parts if module.kind != "lora" else {_PEFT_PARTS[k]: v for k, v in _peft_dora(path, module).parts.items()}
+            parts = (
+                module.parts
+                if module.kind != "lora"
+                else {_PEFT_PARTS[k]: v for k, v in _peft_dora(path, module).parts.items()}
+            )
             state |= {f"base_model.model.{path}.{part}": value for part, value in parts.items()}
         out[name] = state, peft.config_for(modules, [row.diffusers for row in family.table.rows])
     return out
@@ -137,7 +165,9 @@ def _kohya_names(lora: Lora, family: Family) -> Named:
 
 def _native_names(lora: Lora, family: Family) -> Named:
     named = {f"diffusion_model.{path}": module for path, module in _native(lora, family).items()}
-    return named | {f"text_encoders.{encoder}.transformer.{path}": module for encoder, path, module in _texts(lora, family)}
+    return named | {
+        f"text_encoders.{encoder}.transformer.{path}": module for encoder, path, module in _texts(lora, family)
+    }
 
 
 def _diffusers_names(lora: Lora, family: Family) -> Named:
@@ -150,7 +180,11 @@ def _for_everyone(lora: Lora, family: Family) -> Named:
     """diffusers' names, except for layers that diffusers does not load and ComfyUI knows by its own names alone: T5, and rows that say so."""
     named = {}
     for name, module in _diffusers_names(lora, family).items():
-        found = family.table.find(name.removeprefix(f"{family.component}.")) if name.startswith(f"{family.component}.") else None
+        found = (
+            family.table.find(name.removeprefix(f"{family.component}."))
+            if name.startswith(f"{family.component}.")
+            else None
+        )
         native = found is not None and found.rows[0].host_name_only
         named[f"diffusion_model.{fill(found.rows[0].native, found.numbers)}" if found and native else name] = module
     for encoder, path, module in _texts(lora, family):
@@ -260,7 +294,10 @@ def approximated(lora: Lora, rank: int) -> tuple[Lora, dict[str, float]]:
             norms += 1
             continue
         if module.kind != OTHER and "diff_b" in module.parts:
-            module, biases = dataclasses.replace(module, parts={k: v for k, v in module.parts.items() if k != "diff_b"}), biases + 1
+            module, biases = (
+                dataclasses.replace(module, parts={k: v for k, v in module.parts.items() if k != "diff_b"}),
+                biases + 1,
+            )
         if not module.parts:
             continue
         modules[name] = module

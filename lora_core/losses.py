@@ -71,9 +71,13 @@ class Distance:
     def of(config: TrainConfig) -> Distance:
         return Distance(config.loss, config.huber_delta, config.huber_schedule)
 
-    def __call__(self, pred: torch.Tensor, target: torch.Tensor, objective: Objective, sigma: torch.Tensor) -> torch.Tensor:
+    def __call__(
+        self, pred: torch.Tensor, target: torch.Tensor, objective: Objective, sigma: torch.Tensor
+    ) -> torch.Tensor:
         """Element by element, float32, for predictions made at noise levels sigma (B,)."""
-        delta = objective.huber_delta(sigma, self.huber_delta, self.huber_schedule) if self.loss in THRESHOLDED else None  # (B,)
+        delta = (
+            objective.huber_delta(sigma, self.huber_delta, self.huber_schedule) if self.loss in THRESHOLDED else None
+        )  # (B,)
         return LOSSES[self.loss](pred, target, delta)
 
 

@@ -116,7 +116,9 @@ class Objective:
         if how == "uniform":
             u = torch.rand(n, generator=rng, dtype=torch.float64)
         else:
-            u = torch.sigmoid(torch.randn(n, generator=rng, dtype=torch.float64) * self.config.logit_std + self.config.logit_mean)
+            u = torch.sigmoid(
+                torch.randn(n, generator=rng, dtype=torch.float64) * self.config.logit_std + self.config.logit_mean
+            )
         u = u.pow(2.0**-self.config.timestep_bias) if self.config.timestep_bias else u
         low, high = self.config.min_timestep / TIMESTEPS, self.config.max_timestep / TIMESTEPS
         return self.levels(low + (high - low) * u)
@@ -140,7 +142,9 @@ class Objective:
 
     def perturbed(self, noise: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
         """The noise that goes into the network's input; the target keeps to `noise` (Ning et al. 2023, arXiv 2301.11706, algorithm 1)."""
-        return noise + self.config.input_perturbation * randn_like(noise, rng) if self.config.input_perturbation else noise
+        return (
+            noise + self.config.input_perturbation * randn_like(noise, rng) if self.config.input_perturbation else noise
+        )
 
     def weight(self, sigma: torch.Tensor) -> torch.Tensor:
         """(B,) loss weights. One everywhere, or by the signal-to-noise ratio 1 / sigma^2 of eps and v models; one for all others."""

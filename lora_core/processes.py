@@ -23,7 +23,9 @@ class Processes:
 
     def __init__(self, rank: int = 0, size: int = 1, device: str = "", sharded: bool = False):
         self.rank, self.size, self.device = rank, size, device
-        self.sharded = sharded  # the frozen model is split over the processes, so all of them must take part in each pass
+        self.sharded = (
+            sharded  # the frozen model is split over the processes, so all of them must take part in each pass
+        )
 
     @property
     def main(self) -> bool:
@@ -103,7 +105,11 @@ def _zero_stage(environment: Mapping[str, str]) -> int:
         return 0
     file = environment.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "")
     try:
-        found = json.loads(Path(file).read_text(encoding="utf-8"))["zero_optimization"]["stage"] if file and file != "none" else None
+        found = (
+            json.loads(Path(file).read_text(encoding="utf-8"))["zero_optimization"]["stage"]
+            if file and file != "none"
+            else None
+        )
         return int(found if found is not None else environment.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2"))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise LoomError("accelerate.no_stage", field="accelerate", file=file) from error

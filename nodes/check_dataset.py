@@ -42,11 +42,17 @@ class CheckDataset(io.ComfyNode):
                 widget("data.resolution", step=8, tooltip="Training resolution in px: the one you will train at."),
                 widget("data.bucket_step_px", advanced=True),
                 make_input(io.Clip, "clip", optional=True, tooltip="To count the tokens of captions."),
-                make_input(io.Model, "model", optional=True, tooltip="With clip and vae: to measure one training step."),
+                make_input(
+                    io.Model, "model", optional=True, tooltip="With clip and vae: to measure one training step."
+                ),
                 make_input(io.Vae, "vae", optional=True, tooltip="With model and clip: to measure one training step."),
             ],
             outputs=[
-                make_output(io.Image, "sheet", tooltip="The pictures as they will be cut, with what was noticed written on them."),
+                make_output(
+                    io.Image,
+                    "sheet",
+                    tooltip="The pictures as they will be cut, with what was noticed written on them.",
+                ),
                 report_output(),
                 make_output(io.Boolean, "ok", tooltip="Whether there is nothing to look at."),
             ],
@@ -54,7 +60,13 @@ class CheckDataset(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, dataset: PictureSets, resolution: int, bucket_step_px: int, clip: Any = None, model: Any = None, vae: Any = None
+        cls,
+        dataset: PictureSets,
+        resolution: int,
+        bucket_step_px: int,
+        clip: Any = None,
+        model: Any = None,
+        vae: Any = None,
     ) -> io.NodeOutput:
         node_id = cls.hidden.unique_id
         measured = None
@@ -79,4 +91,6 @@ class CheckDataset(io.ComfyNode):
         if measured:
             lines += ["", Message.of("lint.measured", rank=AdapterConfig().rank, measured=measured)]
         good = not report.notes and not report.general
-        return io.NodeOutput(image, in_english(lines), good, ui=in_words(lines, **ui.PreviewImage(image, cls=cls).as_dict()))
+        return io.NodeOutput(
+            image, in_english(lines), good, ui=in_words(lines, **ui.PreviewImage(image, cls=cls).as_dict())
+        )

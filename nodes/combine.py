@@ -24,7 +24,14 @@ def _output_inputs(name: str) -> list[Any]:
         make_input(io.String, "name", default=name, tooltip="File name without folder and ending."),
         destination_input(lora_folders(), "LoRAs"),
         make_input(io.Combo, "dtype", options=list(DTYPES), default="fp16", tooltip="Number format on disk."),
-        make_input(io.Combo, "form", options=list(LORA_FORMS), default="universal", advanced=True, tooltip="Names of the layers in the file."),
+        make_input(
+            io.Combo,
+            "form",
+            options=list(LORA_FORMS),
+            default="universal",
+            advanced=True,
+            tooltip="Names of the layers in the file.",
+        ),
         on_exists_input(),
     ]
 
@@ -33,8 +40,24 @@ def _size_inputs(rank: int) -> list[Any]:
     """How large a LoRA made by SVD may be."""
     return [
         make_input(io.Int, "rank", default=rank, min=1, max=4096, tooltip="Largest rank."),
-        make_input(io.Float, "energy", default=1.0, min=0.01, max=1.0, step=0.01, tooltip="Share of the squared norm to keep in each layer; 1: all."),
-        make_input(io.Int, "conv_rank", default=0, min=0, max=4096, advanced=True, tooltip="Largest rank of 3x3 convolutions; 0: as rank."),
+        make_input(
+            io.Float,
+            "energy",
+            default=1.0,
+            min=0.01,
+            max=1.0,
+            step=0.01,
+            tooltip="Share of the squared norm to keep in each layer; 1: all.",
+        ),
+        make_input(
+            io.Int,
+            "conv_rank",
+            default=0,
+            min=0,
+            max=4096,
+            advanced=True,
+            tooltip="Largest rank of 3x3 convolutions; 0: as rank.",
+        ),
     ]
 
 
@@ -48,12 +71,21 @@ class FromFiles(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, **widgets: Any) -> str:
         loras = [stamp("loras", str(value)) for name, value in widgets.items() if name.startswith("file")]
-        models = [stamp(*value.split("/", 1)) for name, value in widgets.items() if name in ("base", "tuned", "checkpoint") and "/" in str(value)]
+        models = [
+            stamp(*value.split("/", 1))
+            for name, value in widgets.items()
+            if name in ("base", "tuned", "checkpoint") and "/" in str(value)
+        ]
         return " ".join(loras + models)
 
 
 def _options(widgets: dict[str, Any]) -> Options:
-    return Options(widgets["form"], widgets["dtype"], widgets.get("approximate_rank", 0), overwrite=widgets["on_exists"] == "overwrite")
+    return Options(
+        widgets["form"],
+        widgets["dtype"],
+        widgets.get("approximate_rank", 0),
+        overwrite=widgets["on_exists"] == "overwrite",
+    )
 
 
 def _result(written: Written) -> io.NodeOutput:
@@ -75,7 +107,17 @@ def _slots() -> list[Any]:
     out = []
     for n in range(1, SLOTS + 1):
         out.append(lora_input(f"file_{n}", optional=n > 1))
-        out.append(make_input(io.Float, f"strength_{n}", default=1.0, min=-10.0, max=10.0, step=0.05, tooltip="Weight of this LoRA in the sum."))
+        out.append(
+            make_input(
+                io.Float,
+                f"strength_{n}",
+                default=1.0,
+                min=-10.0,
+                max=10.0,
+                step=0.05,
+                tooltip="Weight of this LoRA in the sum.",
+            )
+        )
     return out
 
 
@@ -92,7 +134,14 @@ class MergeLoras(FromFiles):
             hidden=[io.Hidden.unique_id],
             inputs=[
                 *_slots(),
-                make_input(io.Int, "rank", default=0, min=0, max=4096, tooltip="Rank of the result. 0 is exact: the ranks add up."),
+                make_input(
+                    io.Int,
+                    "rank",
+                    default=0,
+                    min=0,
+                    max=4096,
+                    tooltip="Rank of the result. 0 is exact: the ranks add up.",
+                ),
                 *_output_inputs("merged"),
                 family_input(),
                 approximate_input(),
@@ -126,14 +175,33 @@ class ResizeLora(FromFiles):
                 family_input(),
             ],
             outputs=_lora_outputs(),
-        )  # fmt: skip
+        )
 
     @classmethod
     @plain_errors("file")
-    def execute(cls, file: str, rank: int, energy: float, conv_rank: int, name: str, destination: str, base_model: str, **widgets: Any) -> io.NodeOutput:
+    def execute(
+        cls,
+        file: str,
+        rank: int,
+        energy: float,
+        conv_rank: int,
+        name: str,
+        destination: str,
+        base_model: str,
+        **widgets: Any,
+    ) -> io.NodeOutput:
         path = _target(destination, name, widgets)
         progress = layer_progress(cls.hidden.unique_id)
-        return _result(resize_file(model_file("loras", file), path, _options(widgets), Size(rank, conv_rank, energy), chosen_family(base_model), progress))
+        return _result(
+            resize_file(
+                model_file("loras", file),
+                path,
+                _options(widgets),
+                Size(rank, conv_rank, energy),
+                chosen_family(base_model),
+                progress,
+            )
+        )
 
 
 class ExtractLora(FromFiles):
@@ -151,7 +219,13 @@ class ExtractLora(FromFiles):
                 make_input(io.Combo, "base", options=checkpoint_names(), tooltip="The model the LoRA will be used on."),
                 make_input(io.Combo, "tuned", options=checkpoint_names(), tooltip="The fine-tuned model to imitate."),
                 *_size_inputs(32),
-                make_input(io.Boolean, "text_encoders", default=True, advanced=True, tooltip="Also extract what changed in the text encoders."),
+                make_input(
+                    io.Boolean,
+                    "text_encoders",
+                    default=True,
+                    advanced=True,
+                    tooltip="Also extract what changed in the text encoders.",
+                ),
                 *_output_inputs("extracted"),
             ],
             outputs=_lora_outputs(),
@@ -160,12 +234,23 @@ class ExtractLora(FromFiles):
     @classmethod
     @plain_errors("tuned")
     def execute(
-        cls, base: str, tuned: str, rank: int, energy: float, conv_rank: int, text_encoders: bool, name: str, destination: str, **widgets: Any
+        cls,
+        base: str,
+        tuned: str,
+        rank: int,
+        energy: float,
+        conv_rank: int,
+        text_encoders: bool,
+        name: str,
+        destination: str,
+        **widgets: Any,
     ) -> io.NodeOutput:
         path = _target(destination, name, widgets)
         progress = layer_progress(cls.hidden.unique_id)
         files = checkpoint_file(base), checkpoint_file(tuned)
-        return _result(extract_file(files, path, _options(widgets), Size(rank, conv_rank, energy), text_encoders, progress))
+        return _result(
+            extract_file(files, path, _options(widgets), Size(rank, conv_rank, energy), text_encoders, progress)
+        )
 
 
 class MergeIntoCheckpoint(FromFiles):
@@ -180,9 +265,16 @@ class MergeIntoCheckpoint(FromFiles):
             is_output_node=True,
             hidden=[io.Hidden.unique_id],
             inputs=[
-                make_input(io.Combo, "checkpoint", options=checkpoint_names(), tooltip="The model to add to. It is not changed."),
+                make_input(
+                    io.Combo,
+                    "checkpoint",
+                    options=checkpoint_names(),
+                    tooltip="The model to add to. It is not changed.",
+                ),
                 *_slots(),
-                make_input(io.String, "name", default="merged_checkpoint", tooltip="File name without folder and ending."),
+                make_input(
+                    io.String, "name", default="merged_checkpoint", tooltip="File name without folder and ending."
+                ),
                 destination_input(checkpoint_folders(), "checkpoints"),
                 on_exists_input(),
             ],

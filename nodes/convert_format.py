@@ -19,7 +19,18 @@ from ..lora_core.pictures.plots import bars
 from .host.access.api import io, make_input, make_output, schema, ui
 from .host.access.paths import embedding_folders, file_names_in, lora_folders, model_file
 from .save import destination_input, on_exists_input, place_for
-from .sockets import CATEGORY, Embedding, EmbeddingSocket, in_english, in_words, lora_output, on_the_wire, path_output, plain_errors, report_output
+from .sockets import (
+    CATEGORY,
+    Embedding,
+    EmbeddingSocket,
+    in_english,
+    in_words,
+    lora_output,
+    on_the_wire,
+    path_output,
+    plain_errors,
+    report_output,
+)
 
 AUTO, NO_FILE = "auto", "none"
 _EMBEDDING_PREFIX = "embedding: "
@@ -45,9 +56,14 @@ def family_input() -> Any:
 
 def approximate_input() -> Any:
     return make_input(
-        io.Int, "approximate_rank", default=0, min=0, max=1024, advanced=True,
+        io.Int,
+        "approximate_rank",
+        default=0,
+        min=0,
+        max=1024,
+        advanced=True,
         tooltip="Turns LoHa, LoKr and full differences into a LoRA of this rank, for programs that know nothing else. 0: no.",
-    )  # fmt: skip
+    )
 
 
 def chosen_family(base_model: str) -> str:
@@ -62,30 +78,64 @@ class ConvertLora(io.ComfyNode):
             display_name="Convert LoRA",
             category=CATEGORY,
             description='Reads a LoRA of any program and writes it for another; cures "lora key not loaded". Bundled embeddings become files of their own.',
-            search_aliases=["lora key not loaded", "kohya to diffusers", "diffusers to kohya", "peft", "onetrainer", "simpletuner"],
+            search_aliases=[
+                "lora key not loaded",
+                "kohya to diffusers",
+                "diffusers to kohya",
+                "peft",
+                "onetrainer",
+                "simpletuner",
+            ],
             is_output_node=True,
             inputs=[
                 lora_input(),
                 make_input(
-                    io.Combo, "form", options=list(TARGETS), default="universal",
+                    io.Combo,
+                    "form",
+                    options=list(TARGETS),
+                    default="universal",
                     tooltip="universal is read by every program that runs the model; peft writes a directory for each component.",
                 ),
                 make_input(io.String, "name", default="converted", tooltip="File name without folder and ending."),
                 destination_input(lora_folders(), "LoRAs"),
                 make_input(io.Combo, "dtype", options=list(DTYPES), default="fp16", tooltip="Number format on disk."),
-                make_input(io.Float, "scale", default=1.0, min=-10.0, max=10.0, step=0.05, advanced=True, tooltip="Multiplies the effect."),
                 make_input(
-                    io.String, "block_weights", default="", advanced=True,
+                    io.Float,
+                    "scale",
+                    default=1.0,
+                    min=-10.0,
+                    max=10.0,
+                    step=0.05,
+                    advanced=True,
+                    tooltip="Multiplies the effect.",
+                ),
+                make_input(
+                    io.String,
+                    "block_weights",
+                    default="",
+                    advanced=True,
                     tooltip="Factors by block, such as IN04=0.5, OUT05=0, BASE=0.8, or a pattern of layer names =factor; separated by commas.",
                 ),
                 family_input(),
                 approximate_input(),
-                make_input(io.Boolean, "keep_captions", default=False, advanced=True, tooltip="Keep tags and dataset folders of the old header."),
+                make_input(
+                    io.Boolean,
+                    "keep_captions",
+                    default=False,
+                    advanced=True,
+                    tooltip="Keep tags and dataset folders of the old header.",
+                ),
                 on_exists_input(),
-                make_input(io.Boolean, "drop_unknown", default=False, advanced=True, tooltip="Leave out keys that the model does not have, and say how many."),
+                make_input(
+                    io.Boolean,
+                    "drop_unknown",
+                    default=False,
+                    advanced=True,
+                    tooltip="Leave out keys that the model does not have, and say how many.",
+                ),
             ],
             outputs=[lora_output(), path_output(), report_output()],
-        )  # fmt: skip
+        )
 
     @classmethod
     def fingerprint_inputs(cls, file: str = "", **_: Any) -> str:
@@ -94,11 +144,24 @@ class ConvertLora(io.ComfyNode):
     @classmethod
     @plain_errors("file")
     def execute(
-        cls, file: str, form: str, name: str, destination: str, dtype: str, scale: float, block_weights: str, base_model: str, approximate_rank: int,
-        keep_captions: bool, on_exists: str, drop_unknown: bool = False,
-    ) -> io.NodeOutput:  # fmt: skip
+        cls,
+        file: str,
+        form: str,
+        name: str,
+        destination: str,
+        dtype: str,
+        scale: float,
+        block_weights: str,
+        base_model: str,
+        approximate_rank: int,
+        keep_captions: bool,
+        on_exists: str,
+        drop_unknown: bool = False,
+    ) -> io.NodeOutput:
         source = model_file("loras", file)
-        path = place_for(lora_folders(), destination, name, on_exists == "overwrite", "" if form == "peft" else ".safetensors")
+        path = place_for(
+            lora_folders(), destination, name, on_exists == "overwrite", "" if form == "peft" else ".safetensors"
+        )
         options = Options(form, dtype, approximate_rank, keep_captions, on_exists == "overwrite")
         lora = weighted(open_lora(source, chosen_family(base_model), drop_unknown), scale, block_factors(block_weights))
         written = convert(lora, path, options, next(iter(embedding_folders().values())))
@@ -146,14 +209,27 @@ class ConvertEmbedding(io.ComfyNode):
             search_aliases=["textual inversion", "embedding", "learned_embeds", "emb_params"],
             is_output_node=True,
             inputs=[
-                make_input(io.Combo, "file", options=file_names_in("embeddings"), tooltip="An embedding file this ComfyUI knows."),
-                make_input(io.Combo, "form", options=list(EMBEDDING_TARGETS), default="webui", tooltip="Program it is for."),
-                make_input(io.String, "name", default="converted_emb", tooltip="File name without ending, and the trigger."),
+                make_input(
+                    io.Combo,
+                    "file",
+                    options=file_names_in("embeddings"),
+                    tooltip="An embedding file this ComfyUI knows.",
+                ),
+                make_input(
+                    io.Combo, "form", options=list(EMBEDDING_TARGETS), default="webui", tooltip="Program it is for."
+                ),
+                make_input(
+                    io.String, "name", default="converted_emb", tooltip="File name without ending, and the trigger."
+                ),
                 destination_input(embedding_folders(), "embeddings"),
                 on_exists_input(),
             ],
-            outputs=[make_output(Embedding, "embedding", tooltip="The vectors, for Save Embedding or Save LoRA."), path_output(), report_output()],
-        )  # fmt: skip
+            outputs=[
+                make_output(Embedding, "embedding", tooltip="The vectors, for Save Embedding or Save LoRA."),
+                path_output(),
+                report_output(),
+            ],
+        )
 
     @classmethod
     def fingerprint_inputs(cls, file: str = "", **_: Any) -> str:
@@ -180,12 +256,17 @@ class Inspect(io.ComfyNode):
             description="Which model a file is for, its ranks and trigger words, how much each block changes, which programs read it, and what is wrong.",
             search_aliases=["lora info", "metadata", "trigger words", "lora key not loaded", "embedding info"],
             is_output_node=True,
-            inputs=[make_input(io.Combo, "file", options=files, tooltip="A LoRA or embedding this ComfyUI knows."), family_input()],
+            inputs=[
+                make_input(io.Combo, "file", options=files, tooltip="A LoRA or embedding this ComfyUI knows."),
+                family_input(),
+            ],
             outputs=[
                 report_output(),
                 make_output(io.String, "trigger", tooltip="What to write in a prompt to call it up."),
                 make_output(io.Image, "picture", tooltip="How much each block changes, as bars."),
-                make_output(io.LoraModel, "lora", tooltip="The LoRA itself, for Zip LoRAs or Save LoRA; empty for an embedding."),
+                make_output(
+                    io.LoraModel, "lora", tooltip="The LoRA itself, for Zip LoRAs or Save LoRA; empty for an embedding."
+                ),
             ],
         )
 
@@ -206,7 +287,11 @@ class Inspect(io.ComfyNode):
             rows, title = [(b.name, b.norm) for b in report.blocks], "Norm of the change of weights, by block"
         else:
             lines, trigger = [path.name, *embedding_lines(found, path.stem)], f"embedding:{path.stem}"
-            rows = [(f"{encoder} {n}", float(v.float().norm())) for encoder, vectors in found.vectors.items() for n, v in enumerate(vectors)]
+            rows = [
+                (f"{encoder} {n}", float(v.float().norm()))
+                for encoder, vectors in found.vectors.items()
+                for n, v in enumerate(vectors)
+            ]
             title = "Norm of each vector"
         picture = torch.from_numpy(np.asarray(bars(rows, title)).astype(np.float32) / 255)[None]
         shown = in_words(lines, **ui.PreviewImage(picture, cls=cls).as_dict())

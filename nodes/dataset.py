@@ -46,7 +46,11 @@ def shown(cls: type[io.ComfyNode], socket: PictureSets) -> io.NodeOutput:
         except PictureError as error:
             broken.append(Message.of("data.skipped", name=picture.name, reason=error))
     lines = [*found.messages(), *broken]
-    sheet = torch.from_numpy(np.asarray(grid(images, labels), np.float32) / 255.0)[None] if images else torch.zeros(1, 64, 64, 3)
+    sheet = (
+        torch.from_numpy(np.asarray(grid(images, labels), np.float32) / 255.0)[None]
+        if images
+        else torch.zeros(1, 64, 64, 3)
+    )
     shown_there = in_words(lines, **ui.PreviewImage(sheet, cls=cls).as_dict())
     return io.NodeOutput(socket, sheet, in_english(lines), len(found.pictures), ui=shown_there)
 
@@ -70,10 +74,26 @@ class LoadFolder(io.ComfyNode):
             display_name="Load Training Folder",
             category=CATEGORY,
             description="Reads pictures and captions from a folder inside ComfyUI's input folder: plain, Kohya (12_name), booru, or with a metadata file.",
-            search_aliases=["dataset", "training images", "train", "kohya", "captions", "dreambooth", "imagefolder", "booru", "finetune", "image folder"],
+            search_aliases=[
+                "dataset",
+                "training images",
+                "train",
+                "kohya",
+                "captions",
+                "dreambooth",
+                "imagefolder",
+                "booru",
+                "finetune",
+                "image folder",
+            ],
             is_output_node=True,
             inputs=[
-                make_input(io.Combo, "folder", options=training_folders(), tooltip="A folder of pictures inside ComfyUI's input folder, or a bundled toy set."),
+                make_input(
+                    io.Combo,
+                    "folder",
+                    options=training_folders(),
+                    tooltip="A folder of pictures inside ComfyUI's input folder, or a bundled toy set.",
+                ),
                 widget("data.trigger"),
                 widget("data.captions"),
                 widget("data.repeats", advanced=True),
@@ -98,7 +118,9 @@ class LoadFolder(io.ComfyNode):
     @classmethod
     def execute(cls, folder: str, trigger: str, **options) -> io.NodeOutput:
         place = training_folder(folder)
-        config = DataConfig(folder=f"{HUB}{place}" if is_local_copy(place) else str(place), trigger=trigger.strip(), **options)
+        config = DataConfig(
+            folder=f"{HUB}{place}" if is_local_copy(place) else str(place), trigger=trigger.strip(), **options
+        )
         return shown(cls, PictureSets.of(as_folder(config, runs_root())))
 
 

@@ -45,10 +45,21 @@ class DatasetOptions(io.ComfyNode):
             display_name="Dataset Options",
             category=CATEGORY,
             description="How a dataset is used: weight, caption edits, crop, sizes. What you leave as it is stays as the nodes before have it.",
-            search_aliases=["buckets", "repeats", "regularization", "caption prefix", "search and replace", "tag dropout", "crop"],
+            search_aliases=[
+                "buckets",
+                "repeats",
+                "regularization",
+                "caption prefix",
+                "search and replace",
+                "tag dropout",
+                "crop",
+            ],
             inputs=[
                 dataset_input(),
-                *(widget(f"data.{n}", advanced=n not in shown_first, **(lines if n in _LINES else {})) for n in _OPTIONS),
+                *(
+                    widget(f"data.{n}", advanced=n not in shown_first, **(lines if n in _LINES else {}))
+                    for n in _OPTIONS
+                ),
                 widget("data.allow_empty_captions", advanced=True, optional=True),
             ],
             outputs=[dataset_output("The same pictures, used as set here.")],
@@ -58,7 +69,9 @@ class DatasetOptions(io.ComfyNode):
     def execute(cls, dataset: PictureSets, **options: Any) -> io.NodeOutput:
         """What is left as it is here stays as the node before has it."""
         usual = DataConfig()
-        return io.NodeOutput(dataset.changed(**{name: value for name, value in options.items() if value != getattr(usual, name)}))
+        return io.NodeOutput(
+            dataset.changed(**{name: value for name, value in options.items() if value != getattr(usual, name)})
+        )
 
 
 class CombineDatasets(io.ComfyNode):
@@ -71,7 +84,10 @@ class CombineDatasets(io.ComfyNode):
             description="Several datasets as one. Each keeps its own repeats, weight and caption settings.",
             search_aliases=["join datasets", "multiple concepts", "regularization images"],
             is_output_node=True,
-            inputs=[dataset_input(f"dataset_{n}", n > 2, "One of the datasets to train on together.") for n in range(1, MOST_SETS + 1)],
+            inputs=[
+                dataset_input(f"dataset_{n}", n > 2, "One of the datasets to train on together.")
+                for n in range(1, MOST_SETS + 1)
+            ],
             outputs=outputs(),
         )
 
@@ -94,8 +110,16 @@ class DatasetFromImages(io.ComfyNode):
             is_output_node=True,
             inputs=[
                 make_input(io.Image, "images", tooltip="One picture, a batch, or a list of either."),
-                make_input(io.String, "captions", optional=True, force_input=True, tooltip="One for each picture, or one for all."),
-                make_input(io.Mask, "masks", optional=True, tooltip="Where the loss looks: white counts. One for each picture."),
+                make_input(
+                    io.String,
+                    "captions",
+                    optional=True,
+                    force_input=True,
+                    tooltip="One for each picture, or one for all.",
+                ),
+                make_input(
+                    io.Mask, "masks", optional=True, tooltip="Where the loss looks: white counts. One for each picture."
+                ),
                 widget("data.trigger"),
                 widget("data.repeats", advanced=True),
                 widget("data.flip", advanced=True),
@@ -105,7 +129,13 @@ class DatasetFromImages(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, images: list, trigger: list, repeats: list, flip: list, captions: list | None = None, masks: list | None = None
+        cls,
+        images: list,
+        trigger: list,
+        repeats: list,
+        flip: list,
+        captions: list | None = None,
+        masks: list | None = None,
     ) -> io.NodeOutput:
         pictures = [_image(picture) for batch in images for picture in batch]
         texts = captions or [""]
@@ -116,8 +146,12 @@ class DatasetFromImages(io.ComfyNode):
         whites = [mask for batch in masks or [] for mask in (batch if batch.ndim == 3 else batch[None])]
         if whites and len(whites) != len(pictures):
             raise LoomError("masks.count", field="masks", masks=len(whites), pictures=len(pictures))
-        folder = from_images(pictures, [str(t) for t in texts], [_image(mask[..., None]) for mask in whites], runs_root())
-        return shown(cls, PictureSets.of(dataclasses.replace(data, folder=str(folder), masks="file" if whites else "none")))
+        folder = from_images(
+            pictures, [str(t) for t in texts], [_image(mask[..., None]) for mask in whites], runs_root()
+        )
+        return shown(
+            cls, PictureSets.of(dataclasses.replace(data, folder=str(folder), masks="file" if whites else "none"))
+        )
 
 
 class DatasetFromLatents(io.ComfyNode):
@@ -131,8 +165,14 @@ class DatasetFromLatents(io.ComfyNode):
             search_aliases=["make training dataset", "cached latents", "conditioning list"],
             is_input_list=True,
             inputs=[
-                make_input(io.Latent, "latents", tooltip="One latent, a batch, or a list of either, from this model's VAE."),
-                make_input(io.Conditioning, "conditioning", tooltip="One for each latent, or one for all, from this model's CLIP."),
+                make_input(
+                    io.Latent, "latents", tooltip="One latent, a batch, or a list of either, from this model's VAE."
+                ),
+                make_input(
+                    io.Conditioning,
+                    "conditioning",
+                    tooltip="One for each latent, or one for all, from this model's CLIP.",
+                ),
                 widget("data.repeats", advanced=True),
             ],
             outputs=[dataset_output(), count_output()],
@@ -170,7 +210,9 @@ class EncodeDataset(io.ComfyNode):
             ],
             outputs=[
                 make_output(io.Latent, "latents", is_output_list=True, tooltip="One encoded picture each."),
-                make_output(io.Conditioning, "conditioning", is_output_list=True, tooltip="One encoded caption for each latent."),
+                make_output(
+                    io.Conditioning, "conditioning", is_output_list=True, tooltip="One encoded caption for each latent."
+                ),
                 make_output(io.Image, "images", is_output_list=True, tooltip="The pictures as they are cut."),
             ],
         )
@@ -197,7 +239,9 @@ def _cut(picture: Any) -> np.ndarray | None:
     """(H, W, 3) uint8 as it is trained; None for a picture that is damaged. Runs in a thread."""
     try:
         image, mask = open_trained(picture)
-        return np.asarray(apply(image, placed(image, mask, fits(picture.width_px, picture.height_px, picture.data)[0], picture.data)))
+        return np.asarray(
+            apply(image, placed(image, mask, fits(picture.width_px, picture.height_px, picture.data)[0], picture.data))
+        )
     except PictureError:
         return None
 
@@ -208,4 +252,10 @@ def _image(picture: torch.Tensor) -> Image.Image:
     return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
 
 
-DATASET_NODES: Sequence[type[io.ComfyNode]] = (DatasetOptions, CombineDatasets, DatasetFromImages, DatasetFromLatents, EncodeDataset)
+DATASET_NODES: Sequence[type[io.ComfyNode]] = (
+    DatasetOptions,
+    CombineDatasets,
+    DatasetFromImages,
+    DatasetFromLatents,
+    EncodeDataset,
+)

@@ -25,12 +25,36 @@ from .trials import CheckTraining, FindLearningRate
 from .widgets import widget_names
 from .zip_loras import ZipLoras
 
-NODES: list[type[io.ComfyNode]] = [telling(node) for node in (
-    LoadFolder, TrainLora, SaveLora, LoadToyModel, ConvertLora, Inspect, MergeLoras, ResizeLora, ExtractLora, MergeIntoCheckpoint, SaveEmbedding,
-    ConvertEmbedding, ZipLoras, TrainEmbedding, CheckTraining, FindLearningRate, LoadHubDataset, *DATASET_NODES, CheckDataset, DatasetEditor, *SETTINGS_NODES,
-    *RUN_NODES,
-)]  # fmt: skip
-WIDGET_NAMES = widget_names([train_lora.INPUTS, train_embedding.INPUTS, trials.SHARED, *(node.ROWS for node in [*SETTINGS_NODES, SaveSettings])])
+NODES: list[type[io.ComfyNode]] = [
+    telling(node)
+    for node in (
+        LoadFolder,
+        TrainLora,
+        SaveLora,
+        LoadToyModel,
+        ConvertLora,
+        Inspect,
+        MergeLoras,
+        ResizeLora,
+        ExtractLora,
+        MergeIntoCheckpoint,
+        SaveEmbedding,
+        ConvertEmbedding,
+        ZipLoras,
+        TrainEmbedding,
+        CheckTraining,
+        FindLearningRate,
+        LoadHubDataset,
+        *DATASET_NODES,
+        CheckDataset,
+        DatasetEditor,
+        *SETTINGS_NODES,
+        *RUN_NODES,
+    )
+]
+WIDGET_NAMES = widget_names(
+    [train_lora.INPUTS, train_embedding.INPUTS, trials.SHARED, *(node.ROWS for node in [*SETTINGS_NODES, SaveSettings])]
+)
 
 
 class LoraLoomExtension(ComfyExtension):

@@ -46,26 +46,42 @@ MAX_PICTURES = 400
 
 def run_input() -> Any:
     return make_input(
-        io.Combo, "run", options=[LATEST, *(run.id for run in listing.listing(runs_root()) if run.saves or run.best_save is not None)], default=LATEST,
+        io.Combo,
+        "run",
+        options=[LATEST, *(run.id for run in listing.listing(runs_root()) if run.saves or run.best_save is not None)],
+        default=LATEST,
         tooltip="A run below output/lora_loom that has saves; press R for those that are new.",
-    )  # fmt: skip
+    )
 
 
 def saves_inputs() -> list[Any]:
     return [
         make_input(
-            io.Combo, "saves", options=list(WHICH), default="all",
+            io.Combo,
+            "saves",
+            options=list(WHICH),
+            default="all",
             tooltip="Which saves of the run. A run keeps its last two and the best; Save Settings makes it keep more.",
         ),
-        make_input(io.Int, "nth", default=2, min=1, max=10_000, advanced=True, tooltip="For every nth: 2 takes every other save, counted from the last."),
-    ]  # fmt: skip
+        make_input(
+            io.Int,
+            "nth",
+            default=2,
+            min=1,
+            max=10_000,
+            advanced=True,
+            tooltip="For every nth: 2 takes every other save, counted from the last.",
+        ),
+    ]
 
 
 def after_input() -> Any:
     return make_input(
-        io.AnyType, "after", optional=True,
+        io.AnyType,
+        "after",
+        optional=True,
         tooltip="Wire an output of Train LoRA here, such as path: this node then waits for it, and latest run is that one.",
-    )  # fmt: skip
+    )
 
 
 def folder_of(run: str) -> Path:
@@ -102,7 +118,9 @@ def base_of(folder: Path, state: dict[str, torch.Tensor]) -> str:
 def told_of(run: listing.RunInfo) -> dict[str, str]:
     """The base model of a run in words ("" while no result says it), and what to write in a prompt to call what it learned."""
     family = declared_family(run.about)
-    base = FAMILIES[family].title if family else run.about.get("ss_base_model_version", "") or ("" if run.base == "ComfyUI" else Path(run.base).name)
+    base = FAMILIES[family].title if family else run.about.get("ss_base_model_version", "")
+    if not base and run.base != "ComfyUI":
+        base = Path(run.base).name
     words = [w.strip() for w in (run.about.get("modelspec.trigger_phrase", "") or run.trigger).split(",") if w.strip()]
     files = {Path(name).stem for name in run.results if run.method != "lora"}
     return {"base": base, "trigger": ", ".join(f"embedding:{word}" if word in files else word for word in words)}
@@ -114,7 +132,9 @@ def contents(folder: Path, save: Save, base: str = "") -> tuple[LoraWeights, dic
     base = base or base_of(folder, state)
     facts = {"config": as_dict(config), "step": save.step}
     found = products(state, folder.name, base, facts)
-    embeddings = {stem: EmbeddingSocket(read_embedding(tensors)) for stem, (tensors, _) in found.items() if is_embedding(tensors)}
+    embeddings = {
+        stem: EmbeddingSocket(read_embedding(tensors)) for stem, (tensors, _) in found.items() if is_embedding(tensors)
+    }
     loras = [tensors for tensors, _ in found.values() if not is_embedding(tensors)]
     lora = loras[0] if loras else {}
     return LoraWeights(lora, base, {**facts, "triggers": list(embeddings)}), embeddings
@@ -151,19 +171,49 @@ class RunCheckpoints(io.ComfyNode):
             inputs=[
                 run_input(),
                 *saves_inputs(),
-                make_input(io.Float, "strength", default=1.0, min=-10.0, max=10.0, step=0.05, tooltip="Strength of the LoRA on model and clip."),
-                make_input(io.Model, "model", optional=True, tooltip="The base model of the run; without it only lora and the figures come out."),
+                make_input(
+                    io.Float,
+                    "strength",
+                    default=1.0,
+                    min=-10.0,
+                    max=10.0,
+                    step=0.05,
+                    tooltip="Strength of the LoRA on model and clip.",
+                ),
+                make_input(
+                    io.Model,
+                    "model",
+                    optional=True,
+                    tooltip="The base model of the run; without it only lora and the figures come out.",
+                ),
                 make_input(io.Clip, "clip", optional=True, tooltip="Its text encoder."),
                 after_input(),
             ],
             outputs=[
                 make_output(io.Model, "model", is_output_list=True, tooltip="The base model with each save."),
-                make_output(io.Clip, "clip", is_output_list=True, tooltip="The text encoder with each save and its embeddings."),
-                make_output(io.LoraModel, "lora", is_output_list=True, tooltip="Each save as a LoRA, for Save LoRA for WebUI or Load LoRA Model."),
+                make_output(
+                    io.Clip, "clip", is_output_list=True, tooltip="The text encoder with each save and its embeddings."
+                ),
+                make_output(
+                    io.LoraModel,
+                    "lora",
+                    is_output_list=True,
+                    tooltip="Each save as a LoRA, for Save LoRA for WebUI or Load LoRA Model.",
+                ),
                 make_output(io.Int, "step", is_output_list=True, tooltip="The step of each save."),
-                make_output(io.Float, "held_out", is_output_list=True, tooltip="Loss on held-out pictures; nan where it was not measured."),
+                make_output(
+                    io.Float,
+                    "held_out",
+                    is_output_list=True,
+                    tooltip="Loss on held-out pictures; nan where it was not measured.",
+                ),
                 make_output(io.String, "label", is_output_list=True, tooltip="Such as: step 500, held-out 0.0421."),
-                make_output(Embedding, "embedding", is_output_list=True, tooltip="The first embedding of each save; nothing without one."),
+                make_output(
+                    Embedding,
+                    "embedding",
+                    is_output_list=True,
+                    tooltip="The first embedding of each save; nothing without one.",
+                ),
             ],
         )
 
@@ -173,7 +223,9 @@ class RunCheckpoints(io.ComfyNode):
 
     @classmethod
     @plain_errors("run")
-    def execute(cls, run: str, saves: str, nth: int, strength: float, model: Any = None, clip: Any = None, after: Any = None) -> io.NodeOutput:
+    def execute(
+        cls, run: str, saves: str, nth: int, strength: float, model: Any = None, clip: Any = None, after: Any = None
+    ) -> io.NodeOutput:
         folder = folder_of(run)
         wanted = chosen(all_saves(folder), saves, nth)
         progress, loaded = layer_progress(cls.hidden.unique_id), []
@@ -187,13 +239,17 @@ class RunCheckpoints(io.ComfyNode):
         return io.NodeOutput(*Loaded.columns(loaded), ui=in_words(lines))
 
 
-def applied(model: Any, clip: Any, lora: LoraWeights, embeddings: dict[str, EmbeddingSocket], strength: float) -> tuple[Any, Any]:
+def applied(
+    model: Any, clip: Any, lora: LoraWeights, embeddings: dict[str, EmbeddingSocket], strength: float
+) -> tuple[Any, Any]:
     """MODEL and CLIP with a save; None for what is not wired. Raises LoomError when it does not fit them."""
     tuned = model, clip
     texts = {key for key in lora if key.startswith(("lora_te", "text_encoder"))}
     if lora and model is not None:
         try:
-            require_matched({key: value for key, value in lora.items() if clip is not None or key not in texts}, model, clip)
+            require_matched(
+                {key: value for key, value in lora.items() if clip is not None or key not in texts}, model, clip
+            )
         except LoomError as error:
             raise LoomError("saves.other_model", field="model") from error
     if lora and (model is not None or clip is not None):
@@ -229,15 +285,83 @@ class CompareCheckpoints(io.ComfyNode):
                 make_input(io.Vae, "vae", tooltip="Its VAE."),
                 run_input(),
                 *saves_inputs(),
-                make_input(io.String, "prompts", default="", multiline=True, tooltip="One a line, each a row. Empty: the sample prompts of the run."),
-                make_input(io.String, "strengths", default="1", tooltip="Strengths of the LoRA, separated by commas, such as 0.6, 0.8, 1."),
-                make_input(io.String, "negative", default="", advanced=True, tooltip="Negative prompt; empty: that of the run's samples."),
-                make_input(io.Int, "width", default=0, min=0, max=8192, step=8, advanced=True, tooltip="Of a picture, in px; 0: as the run's samples."),
-                make_input(io.Int, "height", default=0, min=0, max=8192, step=8, advanced=True, tooltip="Of a picture, in px; 0: as the run's samples."),
-                make_input(io.Int, "steps", default=0, min=0, max=200, advanced=True, tooltip="Sampler steps; 0: as the run's samples."),
-                make_input(io.Float, "cfg", default=0.0, min=0.0, max=100.0, step=0.1, advanced=True, tooltip="Guidance; 0: as the run's samples."),
-                make_input(io.Int, "seed", default=1, min=0, max=2**53 - 1, tooltip="The same noise for every picture of a row and every row."),
-                make_input(io.Int, "cell_px", default=384, min=192, max=2048, step=8, advanced=True, tooltip="Largest width of a picture on the sheet."),
+                make_input(
+                    io.String,
+                    "prompts",
+                    default="",
+                    multiline=True,
+                    tooltip="One a line, each a row. Empty: the sample prompts of the run.",
+                ),
+                make_input(
+                    io.String,
+                    "strengths",
+                    default="1",
+                    tooltip="Strengths of the LoRA, separated by commas, such as 0.6, 0.8, 1.",
+                ),
+                make_input(
+                    io.String,
+                    "negative",
+                    default="",
+                    advanced=True,
+                    tooltip="Negative prompt; empty: that of the run's samples.",
+                ),
+                make_input(
+                    io.Int,
+                    "width",
+                    default=0,
+                    min=0,
+                    max=8192,
+                    step=8,
+                    advanced=True,
+                    tooltip="Of a picture, in px; 0: as the run's samples.",
+                ),
+                make_input(
+                    io.Int,
+                    "height",
+                    default=0,
+                    min=0,
+                    max=8192,
+                    step=8,
+                    advanced=True,
+                    tooltip="Of a picture, in px; 0: as the run's samples.",
+                ),
+                make_input(
+                    io.Int,
+                    "steps",
+                    default=0,
+                    min=0,
+                    max=200,
+                    advanced=True,
+                    tooltip="Sampler steps; 0: as the run's samples.",
+                ),
+                make_input(
+                    io.Float,
+                    "cfg",
+                    default=0.0,
+                    min=0.0,
+                    max=100.0,
+                    step=0.1,
+                    advanced=True,
+                    tooltip="Guidance; 0: as the run's samples.",
+                ),
+                make_input(
+                    io.Int,
+                    "seed",
+                    default=1,
+                    min=0,
+                    max=2**53 - 1,
+                    tooltip="The same noise for every picture of a row and every row.",
+                ),
+                make_input(
+                    io.Int,
+                    "cell_px",
+                    default=384,
+                    min=192,
+                    max=2048,
+                    step=8,
+                    advanced=True,
+                    tooltip="Largest width of a picture on the sheet.",
+                ),
                 after_input(),
             ],
             outputs=[
@@ -253,12 +377,31 @@ class CompareCheckpoints(io.ComfyNode):
     @classmethod
     @plain_errors("run")
     def execute(
-        cls, model: Any, clip: Any, vae: Any, run: str, saves: str, nth: int, prompts: str, strengths: str, negative: str, width: int, height: int, steps: int,
-        cfg: float, seed: int, cell_px: int, after: Any = None,
-    ) -> io.NodeOutput:  # fmt: skip
+        cls,
+        model: Any,
+        clip: Any,
+        vae: Any,
+        run: str,
+        saves: str,
+        nth: int,
+        prompts: str,
+        strengths: str,
+        negative: str,
+        width: int,
+        height: int,
+        steps: int,
+        cfg: float,
+        seed: int,
+        cell_px: int,
+        after: Any = None,
+    ) -> io.NodeOutput:
         folder, factors = folder_of(run), strengths_in(strengths)
         wanted, config = chosen(all_saves(folder), saves, nth), config_of(folder)
-        lines = [line.strip() for line in (prompts or config.samples.prompt or config.data.trigger).splitlines() if line.strip()]
+        lines = [
+            line.strip()
+            for line in (prompts or config.samples.prompt or config.data.trigger).splitlines()
+            if line.strip()
+        ]
         if not lines:
             raise LoomError("prompts.missing", field="prompts")
         total = (1 + len(wanted) * len(factors)) * len(lines)
@@ -274,7 +417,10 @@ class CompareCheckpoints(io.ComfyNode):
         with torch.inference_mode(False):
             backend = HostBackend(model, clip, vae)
             columns = drawn(of_saves(folder, wanted, backend), factors, jobs, backend, drew)
-        losses = [loss_without(folder), *(save.held_out if factor == 1 else None for save in wanted for factor in factors)]
+        losses = [
+            loss_without(folder),
+            *(save.held_out if factor == 1 else None for save in wanted for factor in factors),
+        ]
         image = sheet(columns, lines, [f"held-out {loss:.4f}" if loss is not None else "" for loss in losses], cell_px)
         pixels = torch.from_numpy(np.asarray(image, np.float32) / 255.0)[None]
         told = [folder.name, *(_column(label, loss) for (label, _), loss in zip(columns, losses))]
@@ -296,11 +442,15 @@ def strengths_in(text: str) -> list[float]:
     return [value for value in dict.fromkeys(found) if value != 0]
 
 
-def jobs_for(config: TrainConfig, prompts: list[str], negative: str, width: int, height: int, steps: int, cfg: float, seed: int) -> list[SampleJob]:
+def jobs_for(
+    config: TrainConfig, prompts: list[str], negative: str, width: int, height: int, steps: int, cfg: float, seed: int
+) -> list[SampleJob]:
     """One picture a prompt; what is empty or 0 is as in the samples of the run."""
     own = config.samples
     wide, high = width or own.width_px or config.data.resolution, height or own.height_px or config.data.resolution
-    settings = dataclasses.replace(own, negative=negative or own.negative, steps=steps or own.steps, cfg=cfg or own.cfg, seed=seed)
+    settings = dataclasses.replace(
+        own, negative=negative or own.negative, steps=steps or own.steps, cfg=cfg or own.cfg, seed=seed
+    )
     return [SampleJob(prompt, wide, high, settings) for prompt in prompts]
 
 
@@ -333,7 +483,9 @@ def saved(folder: Path, save: str | int) -> Save:
     if match is None:
         if not found:
             raise LoomError("save.none", field="save", run=folder.name, step=save)
-        raise LoomError("save.no_such_step", field="save", run=folder.name, step=save, steps=[str(s.step) for s in found])
+        raise LoomError(
+            "save.no_such_step", field="save", run=folder.name, step=save, steps=[str(s.step) for s in found]
+        )
     return match
 
 

@@ -30,14 +30,25 @@ LORA_FORMS = tuple(t for t in TARGETS if t != "peft")
 
 
 def destination_input(places: dict[str, Path], what: str) -> Any:
-    return make_input(io.Combo, "destination", options=list(places), tooltip=f"One of the folders this ComfyUI reads {what} from.")
+    return make_input(
+        io.Combo, "destination", options=list(places), tooltip=f"One of the folders this ComfyUI reads {what} from."
+    )
 
 
 def on_exists_input() -> Any:
-    return make_input(io.Combo, "on_exists", options=list(ON_EXISTS), default=ON_EXISTS[0], advanced=True, tooltip="What to do when the file is there.")
+    return make_input(
+        io.Combo,
+        "on_exists",
+        options=list(ON_EXISTS),
+        default=ON_EXISTS[0],
+        advanced=True,
+        tooltip="What to do when the file is there.",
+    )
 
 
-def place_for(places: dict[str, Path], destination: str, name: str, overwrite: bool, suffix: str = ".safetensors") -> Path:
+def place_for(
+    places: dict[str, Path], destination: str, name: str, overwrite: bool, suffix: str = ".safetensors"
+) -> Path:
     """The file to write in a chosen folder: `name`, with a number where that is taken, unless it may be overwritten. The folder then exists."""
     check_name("name", name)
     if destination not in places:
@@ -62,38 +73,96 @@ class SaveLora(io.ComfyNode):
             search_aliases=["export lora", "kohya", "a1111", "forge", "webui", "diffusers"],
             is_output_node=True,
             inputs=[
-                make_input(io.LoraModel, "lora", tooltip="From Train LoRA, Merge LoRAs, or ComfyUI's own training node."),
-                make_input(io.String, "name", default="my_lora", tooltip="File name without folder and ending. Also the name used as <lora:name:1>."),
+                make_input(
+                    io.LoraModel, "lora", tooltip="From Train LoRA, Merge LoRAs, or ComfyUI's own training node."
+                ),
+                make_input(
+                    io.String,
+                    "name",
+                    default="my_lora",
+                    tooltip="File name without folder and ending. Also the name used as <lora:name:1>.",
+                ),
                 destination_input(lora_folders(), "LoRAs"),
-                make_input(io.Combo, "dtype", options=list(DTYPES), default="fp16", tooltip="Number format on disk. fp16 is what most files use."),
-                make_input(io.Image, "preview", optional=True, tooltip="Picture shown beside the file in model lists; the first one is taken."),
+                make_input(
+                    io.Combo,
+                    "dtype",
+                    options=list(DTYPES),
+                    default="fp16",
+                    tooltip="Number format on disk. fp16 is what most files use.",
+                ),
+                make_input(
+                    io.Image,
+                    "preview",
+                    optional=True,
+                    tooltip="Picture shown beside the file in model lists; the first one is taken.",
+                ),
                 on_exists_input(),
                 make_input(
-                    io.Boolean, "write_captions", default=False, advanced=True,
+                    io.Boolean,
+                    "write_captions",
+                    default=False,
+                    advanced=True,
                     tooltip="Put the training tags and their counts into the file (shown as buttons in A1111).",
                 ),
                 make_input(
-                    io.Combo, "form", options=list(LORA_FORMS), default="universal", advanced=True,
+                    io.Combo,
+                    "form",
+                    options=list(LORA_FORMS),
+                    default="universal",
+                    advanced=True,
                     tooltip="Names of the layers: universal is read by every program that runs the model; the others are for one program.",
                 ),
-                make_input(io.String, "activation_text", default="", advanced=True, tooltip="Trigger words for the card; empty takes the training's trigger."),
-                make_input(io.Float, "preferred_weight", default=1.0, min=0.0, max=2.0, step=0.05, advanced=True, tooltip="Strength written on the card."),
                 make_input(
-                    Embedding, "embedding", optional=True,
+                    io.String,
+                    "activation_text",
+                    default="",
+                    advanced=True,
+                    tooltip="Trigger words for the card; empty takes the training's trigger.",
+                ),
+                make_input(
+                    io.Float,
+                    "preferred_weight",
+                    default=1.0,
+                    min=0.0,
+                    max=2.0,
+                    step=0.05,
+                    advanced=True,
+                    tooltip="Strength written on the card.",
+                ),
+                make_input(
+                    Embedding,
+                    "embedding",
+                    optional=True,
                     tooltip="Bundled into the file as <name>_emb. A1111 from 1.7 loads it with the LoRA; Forge and diffusers may refuse such a file.",
                 ),
-                make_input(io.Boolean, "write_card", default=True, advanced=True, tooltip="Write <name>.json for A1111 and Forge. Your edits there stay."),
+                make_input(
+                    io.Boolean,
+                    "write_card",
+                    default=True,
+                    advanced=True,
+                    tooltip="Write <name>.json for A1111 and Forge. Your edits there stay.",
+                ),
             ],
             outputs=[path_output()],
-        )  # fmt: skip
+        )
 
     @classmethod
     @plain_errors("lora")
     def execute(
-        cls, lora: dict, name: str, destination: str, dtype: str, form: str = "universal", on_exists: str = ON_EXISTS[0], activation_text: str = "",
-        preferred_weight: float = 1.0, write_card: bool = True, write_captions: bool = False, preview: torch.Tensor | None = None,
+        cls,
+        lora: dict,
+        name: str,
+        destination: str,
+        dtype: str,
+        form: str = "universal",
+        on_exists: str = ON_EXISTS[0],
+        activation_text: str = "",
+        preferred_weight: float = 1.0,
+        write_card: bool = True,
+        write_captions: bool = False,
+        preview: torch.Tensor | None = None,
         embedding: EmbeddingSocket | None = None,
-    ) -> io.NodeOutput:  # fmt: skip
+    ) -> io.NodeOutput:
         path = place_for(lora_folders(), destination, name, on_exists == "overwrite")
         if not is_lora(lora):
             raise LoomError("lora.no_weights", field="lora")
@@ -150,20 +219,30 @@ class SaveEmbedding(io.ComfyNode):
             is_output_node=True,
             inputs=[
                 make_input(Embedding, "embedding", tooltip="From Convert Embedding or from training."),
-                make_input(io.String, "name", default="my_emb", tooltip="File name without ending, and the trigger: small letters, digits, _ and -."),
+                make_input(
+                    io.String,
+                    "name",
+                    default="my_emb",
+                    tooltip="File name without ending, and the trigger: small letters, digits, _ and -.",
+                ),
                 destination_input(embedding_folders(), "embeddings"),
                 make_input(
-                    io.Combo, "form", options=list(EMBEDDING_TARGETS), default="webui",
+                    io.Combo,
+                    "form",
+                    options=list(EMBEDDING_TARGETS),
+                    default="webui",
                     tooltip="webui: A1111, Forge, kohya and ComfyUI. diffusers: for load_textual_inversion.",
                 ),
                 on_exists_input(),
             ],
             outputs=[path_output(), make_output(io.String, "token", tooltip="What to write in a ComfyUI prompt.")],
-        )  # fmt: skip
+        )
 
     @classmethod
     @plain_errors("embedding")
-    def execute(cls, embedding: EmbeddingSocket, name: str, destination: str, form: str, on_exists: str) -> io.NodeOutput:
+    def execute(
+        cls, embedding: EmbeddingSocket, name: str, destination: str, form: str, on_exists: str
+    ) -> io.NodeOutput:
         path = place_for(embedding_folders(), destination, name, on_exists == "overwrite")
         written = write_embedding_file(embedding.embedding, path, form, overwrite=on_exists == "overwrite")
         loras = {Path(file).stem for file in file_names_in("loras")}

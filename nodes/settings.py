@@ -44,13 +44,26 @@ class SettingsNode(io.ComfyNode):
         widgets = inputs(cls.ROWS)
         if cls.FOLDER:
             choices, first_advanced = [NO_FOLDER, *training_folders()], sum(not entry.advanced for entry in cls.ROWS)
-            widgets.insert(first_advanced, make_input(io.Combo, "folder", options=choices, default=NO_FOLDER, tooltip=cls.FOLDER_TOOLTIP))
+            widgets.insert(
+                first_advanced,
+                make_input(io.Combo, "folder", options=choices, default=NO_FOLDER, tooltip=cls.FOLDER_TOOLTIP),
+            )
         chain = make_input(Settings, "settings", optional=True, tooltip="Other settings to pass on.")
         return schema(
-            node_id=cls.NODE_ID, display_name=cls.TITLE, category=f"{CATEGORY}/settings", description=cls.DESCRIPTION, search_aliases=list(cls.ALIASES),
+            node_id=cls.NODE_ID,
+            display_name=cls.TITLE,
+            category=f"{CATEGORY}/settings",
+            description=cls.DESCRIPTION,
+            search_aliases=list(cls.ALIASES),
             inputs=[*widgets, chain],
-            outputs=[make_output(Settings, "settings", tooltip="For Train LoRA, Train Embedding, Check Training, or the next settings node.")],
-        )  # fmt: skip
+            outputs=[
+                make_output(
+                    Settings,
+                    "settings",
+                    tooltip="For Train LoRA, Train Embedding, Check Training, or the next settings node.",
+                )
+            ],
+        )
 
     @classmethod
     def execute(cls, settings: SettingsSocket | None = None, **values: Any) -> io.NodeOutput:
@@ -62,7 +75,9 @@ class SettingsNode(io.ComfyNode):
 
 class OptimizerSettings(SettingsNode):
     NODE_ID, TITLE = "LoraLoomOptimizerSettings", "Optimizer Settings"
-    DESCRIPTION = "Which optimizer trains, and how. Leave the learning rate of Train LoRA at 0 for the optimizer's usual one."
+    DESCRIPTION = (
+        "Which optimizer trains, and how. Leave the learning rate of Train LoRA at 0 for the optimizer's usual one."
+    )
     ALIASES = ("prodigy", "adafactor", "lion", "came", "muon", "schedule free", "8bit", "ema", "lora+")
     ROWS = (
         row("optimizer.name"),
@@ -81,7 +96,23 @@ class OptimizerSettings(SettingsNode):
 class AdapterSettings(SettingsNode):
     NODE_ID, TITLE = "LoraLoomAdapterSettings", "Adapter Settings"
     DESCRIPTION = "Which kind of adapter is trained: LoRA, DoRA, LoHa, LoKr, OFT, norms and others, with ranks and learning rates by layer."
-    ALIASES = ("dora", "loha", "lokr", "oft", "boft", "glora", "ia3", "full", "norm", "bitfit", "lycoris", "locon", "rslora", "block weight", "max norm")
+    ALIASES = (
+        "dora",
+        "loha",
+        "lokr",
+        "oft",
+        "boft",
+        "glora",
+        "ia3",
+        "full",
+        "norm",
+        "bitfit",
+        "lycoris",
+        "locon",
+        "rslora",
+        "block weight",
+        "max norm",
+    )
     ROWS = (
         row("adapter.algorithm"),
         row("adapter.conv_rank"),
@@ -159,7 +190,16 @@ class ValidationSettings(SettingsNode):
         row("validation.levels", advanced=True),
     )
     FOLDER = "validation.folder"
-    FOLDER_TOOLTIP = "Folder of pictures to validate on, inside ComfyUI's input folder; (none) holds a share of the dataset out."
+    FOLDER_TOOLTIP = (
+        "Folder of pictures to validate on, inside ComfyUI's input folder; (none) holds a share of the dataset out."
+    )
 
 
-SETTINGS_NODES = [OptimizerSettings, AdapterSettings, TextEncoderSettings, PivotalSettings, PriorSettings, ValidationSettings]
+SETTINGS_NODES = [
+    OptimizerSettings,
+    AdapterSettings,
+    TextEncoderSettings,
+    PivotalSettings,
+    PriorSettings,
+    ValidationSettings,
+]

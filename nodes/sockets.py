@@ -26,7 +26,12 @@ class EmbeddingSocket:
     embedding: Vectors
 
 
-WIDGETS = {"approximate": "approximate_rank", "blocks": "block_weights", "family": "base_model", "target": "form"}  # setting -> widget
+WIDGETS = {
+    "approximate": "approximate_rank",
+    "blocks": "block_weights",
+    "family": "base_model",
+    "target": "form",
+}  # setting -> widget
 
 
 def plain_errors(field: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -69,7 +74,9 @@ def dataset_input(name: str = "dataset", optional: bool = False, tooltip: str = 
     return make_input(Dataset, name, optional=optional, tooltip=tooltip)
 
 
-def dataset_output(tooltip: str = "The pictures with their captions, for Train LoRA, Train Embedding or another dataset node.") -> Any:
+def dataset_output(
+    tooltip: str = "The pictures with their captions, for Train LoRA, Train Embedding or another dataset node.",
+) -> Any:
     return make_output(Dataset, "dataset", tooltip=tooltip)
 
 

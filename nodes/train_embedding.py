@@ -71,12 +71,16 @@ class TrainEmbedding(io.ComfyNode):
             hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
             inputs=inputs(INPUTS),
             outputs=[
-                make_output(io.Clip, "clip", tooltip="The text encoder that knows the word: write embedding:<name> in a prompt."),
-                make_output(Embedding, "embedding", tooltip="The vectors of the word, for Save Embedding or Save LoRA."),
+                make_output(
+                    io.Clip, "clip", tooltip="The text encoder that knows the word: write embedding:<name> in a prompt."
+                ),
+                make_output(
+                    Embedding, "embedding", tooltip="The vectors of the word, for Save Embedding or Save LoRA."
+                ),
                 loss_output(),
                 path_output(),
             ],
-        )  # fmt: skip
+        )
 
     @classmethod
     def fingerprint_inputs(cls, resume: str = "new run", **_: Any) -> str:
@@ -87,7 +91,14 @@ class TrainEmbedding(io.ComfyNode):
     @shown
     @plain_errors("embedding")
     def execute(
-        cls, model: Any, clip: Any, vae: Any, dataset: PictureSets, resume: str, settings: SettingsSocket | None = None, **w: Any
+        cls,
+        model: Any,
+        clip: Any,
+        vae: Any,
+        dataset: PictureSets,
+        resume: str,
+        settings: SettingsSocket | None = None,
+        **w: Any,
     ) -> io.NodeOutput:
         check_name("name", w["name"])
         with torch.inference_mode(False):
@@ -95,10 +106,13 @@ class TrainEmbedding(io.ComfyNode):
             sets = dataset.sized(w["resolution"], backend)
             pictures = sets.opened()
             automatic = {
-                "steps": min(3000, max(500, STEPS_PER_PICTURE * len(pictures.pictures))), "data.resolution": sets.parts()["data"].resolution,
+                "steps": min(3000, max(500, STEPS_PER_PICTURE * len(pictures.pictures))),
+                "data.resolution": sets.parts()["data"].resolution,
                 "optimizer.lr": USUAL_LR if optimizer_of(settings) == "adamw" else 0.0,
-            }  # fmt: skip
-            config = job(values_of(INPUTS, w, automatic), settings.values if settings else {}, method="embedding", **sets.parts())
+            }
+            config = job(
+                values_of(INPUTS, w, automatic), settings.values if settings else {}, method="embedding", **sets.parts()
+            )
             if config.trains_lora:
                 raise LoomError("settings.pivotal_elsewhere", field="settings")
             result = run(cls.hidden, job_of(backend, config, pictures), resume == "continue last")

@@ -107,19 +107,36 @@ class TrainLora(io.ComfyNode):
             display_name="Train LoRA",
             category=CATEGORY,
             description="Trains a LoRA on the wired MODEL as it is loaded. Cancel and stop both keep what was trained.",
-            search_aliases=["kohya", "dreambooth", "train", "lora training", "finetune", "fine-tune", "lora trainer", "sd-scripts", "locon", "pivotal tuning"],
+            search_aliases=[
+                "kohya",
+                "dreambooth",
+                "train",
+                "lora training",
+                "finetune",
+                "fine-tune",
+                "lora trainer",
+                "sd-scripts",
+                "locon",
+                "pivotal tuning",
+            ],
             is_output_node=True,
             hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
             inputs=inputs(INPUTS),
             outputs=[
                 make_output(io.Model, "model", tooltip="The base model with the LoRA."),
-                make_output(io.Clip, "clip", tooltip="The text encoder with its part of the LoRA, and with the embeddings: write embedding:<name>_emb."),
+                make_output(
+                    io.Clip,
+                    "clip",
+                    tooltip="The text encoder with its part of the LoRA, and with the embeddings: write embedding:<name>_emb.",
+                ),
                 lora_output(),
                 loss_output(),
                 path_output(),
-                make_output(Embedding, "embedding", tooltip="The first embedding of a pivotal tuning; nothing without one."),
+                make_output(
+                    Embedding, "embedding", tooltip="The first embedding of a pivotal tuning; nothing without one."
+                ),
             ],
-        )  # fmt: skip
+        )
 
     @classmethod
     def fingerprint_inputs(cls, resume: str = "new run", **_: Any) -> str:
@@ -155,16 +172,28 @@ class TrainLora(io.ComfyNode):
         embeddings = embeddings_of(result, paths[1:])
         wired = LoraWeights(result.tensors, backend.family, {**result.facts, "triggers": list(embeddings)})
         first = next(iter(embeddings.values()), None)
-        known = with_embeddings(tuned_clip or clip, {n: e.embedding.vectors.get for n, e in embeddings.items()}) if embeddings else tuned_clip or clip
+        known = (
+            with_embeddings(tuned_clip or clip, {n: e.embedding.vectors.get for n, e in embeddings.items()})
+            if embeddings
+            else tuned_clip or clip
+        )
         return io.NodeOutput(
-            tuned, known, wired, {"loss": result.losses}, str(paths[0]), first,
-        )  # fmt: skip
+            tuned,
+            known,
+            wired,
+            {"loss": result.losses},
+            str(paths[0]),
+            first,
+        )
 
 
 def embeddings_of(result: Result, paths: list[Path]) -> dict[str, EmbeddingSocket]:
     """The word of each embedding a run has written -> its vectors."""
     stems = list(result.products)[-len(paths) :] if paths else []
-    return {path.stem: EmbeddingSocket(read_embedding(result.products[stem][0])) for stem, path in zip(stems, paths, strict=True)}
+    return {
+        path.stem: EmbeddingSocket(read_embedding(result.products[stem][0]))
+        for stem, path in zip(stems, paths, strict=True)
+    }
 
 
 def _empty_lora(backend: HostBackend, config: TrainConfig) -> dict[str, torch.Tensor]:
@@ -180,7 +209,10 @@ def _empty_lora(backend: HostBackend, config: TrainConfig) -> dict[str, torch.Te
         if len(shape) == 1:
             state[f"{name}.diff"] = torch.zeros(shape)
         else:
-            state[f"{name}.lora_down"], state[f"{name}.lora_up"] = torch.zeros(1, *shape[1:]), torch.zeros(shape[0], 1, *[1] * (len(shape) - 2))
+            state[f"{name}.lora_down"], state[f"{name}.lora_up"] = (
+                torch.zeros(1, *shape[1:]),
+                torch.zeros(shape[0], 1, *[1] * (len(shape) - 2)),
+            )
     return state
 
 
@@ -192,8 +224,11 @@ def config_from(
     pictures = sets.opened()
     preset = PRESETS[widgets["preset"]]
     automatic = {
-        "steps": preset.steps(len(pictures.pictures)), "adapter.rank": preset.rank, "schedule.name": preset.schedule,
-        "optimizer.lr": preset.lr if optimizer_of(settings) == "adamw" else 0.0, "data.resolution": sets.parts()["data"].resolution,
-    }  # fmt: skip
+        "steps": preset.steps(len(pictures.pictures)),
+        "adapter.rank": preset.rank,
+        "schedule.name": preset.schedule,
+        "optimizer.lr": preset.lr if optimizer_of(settings) == "adamw" else 0.0,
+        "data.resolution": sets.parts()["data"].resolution,
+    }
     own = values_of(INPUTS, widgets, automatic)
     return job(own, settings.values if settings else {}, **sets.parts()), pictures

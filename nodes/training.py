@@ -45,14 +45,18 @@ def run(hidden: Any, job: Job, resume: bool) -> Result:
     `hidden`: what the host tells a node of itself; the graph in it goes into the run folder.
     """
     node_id, config, place = hidden.unique_id, job.config.for_pictures(len(job.dataset.pictures)), shelf()
-    folder = run_folder(job.root, config.name, resume, ALONE, lambda name: place.holds(name, config, job.dataset.trigger))
+    folder = run_folder(
+        job.root, config.name, resume, ALONE, lambda name: place.holds(name, config, job.dataset.trigger)
+    )
     panel = panel_of(node_id)
     listeners: list[Listener] = [Publisher(place, panel), WorkflowKeeper(folder, workflow_of(hidden))]
     if panel is not None:
         panel.run = folder.name
         listeners.insert(0, PanelListener(panel))
     listeners.append(LiveNode(node_id, config.steps, bar_only=panel is not None))
-    job = dataclasses.replace(job, config=dataclasses.replace(config, name=folder.name), listener=Listeners(listeners), control=Control())
+    job = dataclasses.replace(
+        job, config=dataclasses.replace(config, name=folder.name), listener=Listeners(listeners), control=Control()
+    )
     try:
         with registered(node_id, job.control):
             result = Session(job, folder, exporter(folder.name, job.backend.family), resume, job.dataset.warnings).run()
@@ -70,7 +74,11 @@ def run(hidden: Any, job: Job, resume: bool) -> Result:
 
 def started_from(lora: Mapping[str, torch.Tensor] | None, backend: HostBackend, config: TrainConfig) -> Start | None:
     """A wired LoRA as the starting point of a run on this model."""
-    return None if lora is None else start_of(lambda family: read(dict(lora), family=family), backend, backend.family, config)
+    return (
+        None
+        if lora is None
+        else start_of(lambda family: read(dict(lora), family=family), backend, backend.family, config)
+    )
 
 
 def job_of(backend: HostBackend, config: TrainConfig, dataset: Dataset, start: Start | None = None) -> Job:

@@ -33,7 +33,14 @@ SHARED = (
     dataset_input(),
     row("adapter.rank"),
     row("adapter.targets"),
-    row("data.resolution", automatic=True, default=0, min=0, step=8, tooltip="Training resolution in px; 0 takes what the model was made for."),
+    row(
+        "data.resolution",
+        automatic=True,
+        default=0,
+        min=0,
+        step=8,
+        tooltip="Training resolution in px; 0 takes what the model was made for.",
+    ),
     row("batch_size"),
     row("grad_accum", advanced=True),
     row("checkpointing", advanced=True),
@@ -72,12 +79,23 @@ class CheckTraining(io.ComfyNode):
                 make_output(io.Boolean, "ok", tooltip="Whether it runs with the settings as they are."),
                 make_output(io.Float, "peak_gb", tooltip="Peak of memory in GiB."),
                 make_output(io.Float, "seconds_per_step", tooltip="How long one weight update takes."),
-                make_output(Settings, "settings", tooltip="The same settings with a batch size and checkpointing that fit."),
+                make_output(
+                    Settings, "settings", tooltip="The same settings with a batch size and checkpointing that fit."
+                ),
             ],
         )
 
     @classmethod
-    def execute(cls, model: Any, clip: Any, vae: Any, dataset: PictureSets, steps: int, settings: SettingsSocket | None = None, **w: Any) -> io.NodeOutput:
+    def execute(
+        cls,
+        model: Any,
+        clip: Any,
+        vae: Any,
+        dataset: PictureSets,
+        steps: int,
+        settings: SettingsSocket | None = None,
+        **w: Any,
+    ) -> io.NodeOutput:
         with torch.inference_mode(False):
             trial = _trial(w, dataset, HostBackend(model, clip, vae), settings, steps=steps)
             chosen, measured = dry_run(dataclasses.replace(trial, listener=LiveNode(cls.hidden.unique_id, 1)))
@@ -102,9 +120,36 @@ class FindLearningRate(io.ComfyNode):
             hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
             inputs=[
                 *inputs(SHARED),
-                make_input(io.Int, "test_steps", default=60, min=10, max=2000, tooltip="Steps of the test; its weights are thrown away."),
-                make_input(io.Float, "lowest", default=1e-6, min=1e-9, max=1.0, step=1e-7, round=1e-9, advanced=True, tooltip="First rate tried."),
-                make_input(io.Float, "highest", default=1e-1, min=1e-8, max=10.0, step=0.01, round=1e-8, advanced=True, tooltip="Last rate tried."),
+                make_input(
+                    io.Int,
+                    "test_steps",
+                    default=60,
+                    min=10,
+                    max=2000,
+                    tooltip="Steps of the test; its weights are thrown away.",
+                ),
+                make_input(
+                    io.Float,
+                    "lowest",
+                    default=1e-6,
+                    min=1e-9,
+                    max=1.0,
+                    step=1e-7,
+                    round=1e-9,
+                    advanced=True,
+                    tooltip="First rate tried.",
+                ),
+                make_input(
+                    io.Float,
+                    "highest",
+                    default=1e-1,
+                    min=1e-8,
+                    max=10.0,
+                    step=0.01,
+                    round=1e-8,
+                    advanced=True,
+                    tooltip="Last rate tried.",
+                ),
                 make_input(Settings, "settings", optional=True, tooltip="As they will be wired to Train LoRA."),
             ],
             outputs=[
@@ -117,9 +162,17 @@ class FindLearningRate(io.ComfyNode):
     @classmethod
     @shown
     def execute(
-        cls, model: Any, clip: Any, vae: Any, dataset: PictureSets, test_steps: int, lowest: float, highest: float, settings: SettingsSocket | None = None,
+        cls,
+        model: Any,
+        clip: Any,
+        vae: Any,
+        dataset: PictureSets,
+        test_steps: int,
+        lowest: float,
+        highest: float,
+        settings: SettingsSocket | None = None,
         **w: Any,
-    ) -> io.NodeOutput:  # fmt: skip
+    ) -> io.NodeOutput:
         if lowest >= highest:
             raise LoomError("find_lr.range", field="lowest", low=f"{lowest:g}", high=f"{highest:g}")
         control = Control()
@@ -132,4 +185,6 @@ class FindLearningRate(io.ComfyNode):
             result = lr_range(dataclasses.replace(trial, listener=live, control=control), rates)
         sheet = torch.from_numpy(np.asarray(result.drawn(), np.float32) / 255.0)[None]
         said = result.message()
-        return io.NodeOutput(result.suggested, sheet, str(said), ui=in_words([said], **ui.PreviewImage(sheet, cls=cls).as_dict()))
+        return io.NodeOutput(
+            result.suggested, sheet, str(said), ui=in_words([said], **ui.PreviewImage(sheet, cls=cls).as_dict())
+        )

@@ -38,7 +38,11 @@ class Row:
     def input(self) -> Any:
         """The input of a node's schema."""
         kind, field = field_at(self.path)
-        keywords: dict[str, Any] = {"default": field.default, "tooltip": field.metadata["help"], "advanced": self.advanced}
+        keywords: dict[str, Any] = {
+            "default": field.default,
+            "tooltip": field.metadata["help"],
+            "advanced": self.advanced,
+        }
         if field.metadata["choices"]:
             keywords["options"] = list(field.metadata["choices"])
             return make_input(io.Combo, self.name, **{**keywords, **self.changes})
@@ -81,7 +85,9 @@ def rows(table: Iterable[Any]) -> list[Row]:
     return [entry for entry in table if isinstance(entry, Row)]
 
 
-def settings(table: Iterable[Any], widgets: Mapping[str, Any], automatic: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def settings(
+    table: Iterable[Any], widgets: Mapping[str, Any], automatic: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Config path -> value, of a node's widgets. What a row leaves to preset and model comes from `automatic`, by config path.
 
     A widget that an older workflow does not have keeps the field's own default.

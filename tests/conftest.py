@@ -102,7 +102,9 @@ def hang_guard():
     return not_hanging
 
 
-_opened: list[Counter] = []  # the counter of the call that is being counted, if any; an audit hook cannot be taken away again
+_opened: list[
+    Counter
+] = []  # the counter of the call that is being counted, if any; an audit hook cannot be taken away again
 
 
 def _note_opened(event, arguments):

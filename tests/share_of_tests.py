@@ -15,7 +15,9 @@ import pytest
 
 def options(parser: pytest.Parser) -> None:
     group = parser.getgroup("share")
-    group.addoption("--share", default="1/1", help="run this share of the rows of parametrised and of slow tests, such as 1/4")
+    group.addoption(
+        "--share", default="1/1", help="run this share of the rows of parametrised and of slow tests, such as 1/4"
+    )
     group.addoption("--share-seed", default="", help="what chooses the share, such as the hash of a commit")
 
 
@@ -35,7 +37,9 @@ def number(text: str) -> int:
 def chosen_rows(group: str, count: int, of: int, seed: str) -> set[int]:
     """Places of the rows of a group that are run: of `of` seeds in a row of parts each place is in one at least."""
     of = min(of, count)
-    part = (number(seed) + number(group)) % of  # groups smaller than the number of parts do not all begin with the same row
+    part = (
+        number(seed) + number(group)
+    ) % of  # groups smaller than the number of parts do not all begin with the same row
     return set(range(part, count, of))
 
 

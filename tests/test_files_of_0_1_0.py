@@ -46,8 +46,16 @@ def numbers(path: Path) -> dict[str, list[float]]:
 def test_there_is_a_file_of_every_kind_and_form():
     assert {path.name for path in (HERE / "files").iterdir()} - {"numbers.json"} == NUMBERS.keys()
     assert {name.partition("_")[0] for name in NUMBERS} >= {"lora", "locon", "dora", "loha", "lokr", "pivotal", "dax"}
-    assert {f"lora_{form}" for form in ("universal", "kohya", "comfyui", "diffusers")} <= {Path(name).stem for name in NUMBERS}
-    assert {"lora_peft", "dora_peft", "dax_webui.safetensors", "dax_diffusers.safetensors", "pivotal_bundled.safetensors"} <= NUMBERS.keys()
+    assert {f"lora_{form}" for form in ("universal", "kohya", "comfyui", "diffusers")} <= {
+        Path(name).stem for name in NUMBERS
+    }
+    assert {
+        "lora_peft",
+        "dora_peft",
+        "dax_webui.safetensors",
+        "dax_diffusers.safetensors",
+        "pivotal_bundled.safetensors",
+    } <= NUMBERS.keys()
 
 
 @pytest.mark.parametrize("name", sorted(NUMBERS))
@@ -59,7 +67,9 @@ def test_a_file_is_read_with_the_numbers_it_was_written_with(name):
         assert ours[key] == pytest.approx(values, rel=1e-5, abs=1e-6 * scale), key
 
 
-@pytest.mark.parametrize("name", [name for name in sorted(NUMBERS) if name.startswith(("lora_", "loha_", "lokr_", "dora_"))])
+@pytest.mark.parametrize(
+    "name", [name for name in sorted(NUMBERS) if name.startswith(("lora_", "loha_", "lokr_", "dora_"))]
+)
 def test_a_file_can_be_written_again(name):
     lora = jobs.open_lora(HERE / "files" / name)
     assert len(write(lora, "universal")) >= 2 * len(lora.modules)
@@ -97,7 +107,12 @@ def test_every_value_of_an_old_workflow_is_one_its_widget_takes(schemas, path):
     for node in json.loads(path.read_text(encoding="utf-8"))["nodes"]:
         if node["type"] not in NODES:
             continue
-        rows = [row for i in schemas[node["type"]].inputs if i.kind in WIDGETS for row in ([i, None] if i.id == "seed" else [i])]
+        rows = [
+            row
+            for i in schemas[node["type"]].inputs
+            if i.kind in WIDGETS
+            for row in ([i, None] if i.id == "seed" else [i])
+        ]
         assert len(node["widgets_values"]) <= len(rows)
         for row, value in zip(rows, node["widgets_values"]):
             if row is not None:  # behind a seed the page stores what happens to it after a run

@@ -11,8 +11,12 @@ import re
 import pytest
 
 LANGUAGES = ("zh", "ko", "ja")
-SAME = frozenset({"LoRA", "CLIP", "VAE", "CFG", "Checkpoint", "LoRA Loom"})  # terms that every language writes like this
-CODE = re.compile(r"<\w+(?::\w+)*>\w*|[a-z]+\d*_[a-z_\d]+|\b\d+(?:\.\d+)?(?:e-?\d+)?\b|[A-Z]{3,}|\bhuber\b|logit-normal|\bprodigy\b|(?<![\w.])\.[a-z]{2,}")
+SAME = frozenset(
+    {"LoRA", "CLIP", "VAE", "CFG", "Checkpoint", "LoRA Loom"}
+)  # terms that every language writes like this
+CODE = re.compile(
+    r"<\w+(?::\w+)*>\w*|[a-z]+\d*_[a-z_\d]+|\b\d+(?:\.\d+)?(?:e-?\d+)?\b|[A-Z]{3,}|\bhuber\b|logit-normal|\bprodigy\b|(?<![\w.])\.[a-z]{2,}"
+)
 PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
 
@@ -41,7 +45,9 @@ def test_folders_are_the_four_languages(root):
 def test_every_node_text_is_translated(root, language):
     english, ours = nodes(root, "en"), nodes(root, language)
     assert english.keys() <= ours.keys()
-    assert {key.rpartition("/")[0] for key in ours} == {key.rpartition("/")[0] for key in english}  # more only where English keeps to the node's own text
+    assert {key.rpartition("/")[0] for key in ours} == {
+        key.rpartition("/")[0] for key in english
+    }  # more only where English keeps to the node's own text
     same = {text for key, text in ours.items() if text == english.get(key)}
     assert same <= SAME
     assert all(text.strip() for text in ours.values())
@@ -74,7 +80,9 @@ def test_every_text_the_page_asks_for_is_there(root):
     english = page(root, "en")
     sections = "|".join(sorted({key.partition(".")[0] for key in english}))
     for name, code in scripts(root).items():
-        asked = set(re.findall(r"""\bt\(\s*["']([\w.]+)["']""", code)) | set(re.findall(rf"""["']((?:{sections})\.[a-z_]+)["']""", code))
+        asked = set(re.findall(r"""\bt\(\s*["']([\w.]+)["']""", code)) | set(
+            re.findall(rf"""["']((?:{sections})\.[a-z_]+)["']""", code)
+        )
         assert asked - english.keys() == set(), name
 
 
@@ -82,12 +90,18 @@ def scripts(root) -> dict[str, str]:
     """Name -> code without comments and styles."""
     code = {path.name: path.read_text(encoding="utf-8") for path in sorted((root / "js").glob("*.js"))}
     assert len(code) >= 6
-    return {name: re.sub(r"const STYLE = `[^`]*`|/\*.*?\*/|(?<!:)//[^\n]*", "", text, flags=re.DOTALL) for name, text in code.items()}
+    return {
+        name: re.sub(r"const STYLE = `[^`]*`|/\*.*?\*/|(?<!:)//[^\n]*", "", text, flags=re.DOTALL)
+        for name, text in code.items()
+    }
 
 
 def test_the_page_says_nothing_past_the_translations(root):
     for name, code in scripts(root).items():
-        shown = re.findall(r"""(?:textContent|placeholder|title|alt|tooltip|content|summary|detail)\s*[:=]\s*["'`]([^"'`$]*[A-Za-z]{2}[^"'`]*)""", code)
+        shown = re.findall(
+            r"""(?:textContent|placeholder|title|alt|tooltip|content|summary|detail)\s*[:=]\s*["'`]([^"'`$]*[A-Za-z]{2}[^"'`]*)""",
+            code,
+        )
         assert set(shown) <= {"LoRA Loom"}, name
         assert re.findall(r"""\bsay\(["'`]\w|\btoast\("\w+", ["'`]""", code) == [], name
         assert re.findall(r"""["'`]([A-Z][a-z]+ [a-z]+[^"'`]*)["'`]""", code) == [], f"{name}: a sentence"
@@ -96,9 +110,16 @@ def test_the_page_says_nothing_past_the_translations(root):
 def test_every_text_of_the_page_is_used(root):
     """By its key, or by a name that our code puts into a key, as in t(`panel.${name}_tip`)."""
     code = "".join(scripts(root).values())
-    python = "".join(path.read_text(encoding="utf-8") for part in ("nodes", "lora_core") for path in (root / part).rglob("*.py"))
+    python = "".join(
+        path.read_text(encoding="utf-8") for part in ("nodes", "lora_core") for path in (root / part).rglob("*.py")
+    )
     names = set(re.findall(r'"(\w+)"', code + python))
-    made = [re.compile(re.sub(r"\\\$\\{.+\\}", r"(\\w+)", re.escape(key))) for key in re.findall(r"`([a-z]+\.\w*\$\{[^`}]+\}\w*)`", code)]
+    made = [
+        re.compile(re.sub(r"\\\$\\{.+\\}", r"(\\w+)", re.escape(key)))
+        for key in re.findall(r"`([a-z]+\.\w*\$\{[^`}]+\}\w*)`", code)
+    ]
     assert len(made) >= 5
     ours = [key for key in page(root, "en") if f'"{key}"' not in code]
-    assert [key for key in ours if not any(found[1] in names for family in made if (found := family.fullmatch(key)))] == []
+    assert [
+        key for key in ours if not any(found[1] in names for family in made if (found := family.fullmatch(key)))
+    ] == []

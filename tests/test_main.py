@@ -94,7 +94,9 @@ def test_a_signal_ends_the_run_after_the_current_step_with_the_result_kept(numbe
 
     def send():
         deadline = time.monotonic() + 60
-        while time.monotonic() < deadline and not ((folder / "run.log").exists() and "training steps" in (folder / "run.log").read_text()):
+        while time.monotonic() < deadline and not (
+            (folder / "run.log").exists() and "training steps" in (folder / "run.log").read_text()
+        ):
             time.sleep(0.01)
         time.sleep(0.3)  # a few steps in
         os.kill(os.getpid(), number)
@@ -145,15 +147,29 @@ def test_a_sweep_trains_each_run_on_one_model_and_compares_them(job, tmp_path, c
     from lora_loom.lora_core.backends.diffusers_backend import DiffusersBackend
 
     encoded, plain = [], DiffusersBackend.encode_picture
-    monkeypatch.setattr(DiffusersBackend, "encode_picture", lambda self, pixels: encoded.append(1) or plain(self, pixels))
+    monkeypatch.setattr(
+        DiffusersBackend, "encode_picture", lambda self, pixels: encoded.append(1) or plain(self, pixels)
+    )
     sweep = tmp_path / "sweep.toml"
     runs = '\n[[runs]]\nname = "low"\noptimizer = { lr = 1e-5 }\n[[runs]]\nname = "high"\noptimizer = { lr = 1e-2 }\n'
-    sweep.write_text('name = "rates"\n' + "\n".join(line for line in job.read_text().splitlines() if not line.startswith("name")) + runs)
+    sweep.write_text(
+        'name = "rates"\n'
+        + "\n".join(line for line in job.read_text().splitlines() if not line.startswith("name"))
+        + runs
+    )
     changes = ["--set", 'samples.prompt="a zog"', "--set", "samples.every=100", "--set", "samples.steps=2"]
     assert main(["sweep", str(sweep), "--out", str(tmp_path / "runs"), *changes]) == 0
-    assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == ["cache", "rates-comparison.png", "rates_high", "rates_low"]
+    assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == [
+        "cache",
+        "rates-comparison.png",
+        "rates_high",
+        "rates_low",
+    ]
     assert len(encoded) == 4  # four pictures, once
-    rates = {n: json.loads((tmp_path / "runs" / f"rates_{n}" / "config.json").read_text())["optimizer"]["lr"] for n in ("low", "high")}
+    rates = {
+        n: json.loads((tmp_path / "runs" / f"rates_{n}" / "config.json").read_text())["optimizer"]["lr"]
+        for n in ("low", "high")
+    }
     assert rates == {"low": 1e-5, "high": 1e-2}
     assert "2 runs compared" in capsys.readouterr().out
 
@@ -162,7 +178,23 @@ def test_a_run_goes_on_from_a_lora_file_of_any_kind(job, tmp_path, capsys):
     out = tmp_path / "runs"
     assert main(["train", str(job), "--out", str(out), "--set", "name=first", "--set", "adapter.algorithm=loha"]) == 0
     first = out / "first" / "first.safetensors"
-    assert main(["train", str(job), "--out", str(out), "--set", "name=second", "--set", f"adapter.start_from={first}", "--set", "optimizer.lr=1e-9"]) == 0
+    assert (
+        main(
+            [
+                "train",
+                str(job),
+                "--out",
+                str(out),
+                "--set",
+                "name=second",
+                "--set",
+                f"adapter.start_from={first}",
+                "--set",
+                "optimizer.lr=1e-9",
+            ]
+        )
+        == 0
+    )
     from lora_loom.convert import read
     from lora_loom.convert.families import UNKNOWN
     from lora_loom.convert.lora import delta
@@ -173,13 +205,32 @@ def test_a_run_goes_on_from_a_lora_file_of_any_kind(job, tmp_path, capsys):
     assert {m.kind for m in two.values()} == {"lora"}
     for name, module in one.items():
         exact, taken = delta(module), delta(two[name])
-        assert (exact - taken).norm() <= 0.05 * exact.norm() + 1e-7  # LoHa of rank 4 is of rank 16: nearly all of it fits
-    assert main(["train", str(job), "--out", str(out), "--set", f"adapter.start_from={first}", "--set", "adapter.targets=cross-attention"]) == 1
+        assert (
+            exact - taken
+        ).norm() <= 0.05 * exact.norm() + 1e-7  # LoHa of rank 4 is of rank 16: nearly all of it fits
+    assert (
+        main(
+            [
+                "train",
+                str(job),
+                "--out",
+                str(out),
+                "--set",
+                f"adapter.start_from={first}",
+                "--set",
+                "adapter.targets=cross-attention",
+            ]
+        )
+        == 1
+    )
     assert "is not a layer this run trains; widen the targets" in capsys.readouterr().err
 
 
 def test_a_job_with_several_sets_trains_and_goes_on(job, pictures, tmp_path):
-    more = [f"[[sets]]\nfolder = {str(pictures)!r}\n{own}\n" for own in ("repeats = 2\nloss_weight = 0.5", "regularization = true")]
+    more = [
+        f"[[sets]]\nfolder = {str(pictures)!r}\n{own}\n"
+        for own in ("repeats = 2\nloss_weight = 0.5", "regularization = true")
+    ]
     job.write_text("\n".join([job.read_text(), *more]))
     runs = ["--out", str(tmp_path / "runs")]
     assert main(["train", str(job), *runs]) == 0

@@ -9,7 +9,9 @@ import pytest
 from lora_loom.nodes import require_host
 
 
-@pytest.mark.parametrize(("version", "fits"), [("0.3.64", False), ("0.4.0", True), ("0.33.0", True), ("1.0.0rc1", True)])
+@pytest.mark.parametrize(
+    ("version", "fits"), [("0.3.64", False), ("0.4.0", True), ("0.33.0", True), ("1.0.0rc1", True)]
+)
 def test_too_old_a_host_is_refused_by_version(monkeypatch, version, fits):
     monkeypatch.setitem(sys.modules, "comfyui_version", types.SimpleNamespace(__version__=version))
     if fits:

@@ -22,7 +22,12 @@ def project(root):
 @pytest.fixture(scope="module")
 def sources(root):
     """Every Python file that ships, parsed."""
-    files = [p for p in root.rglob("*.py") if not {"tests", "benchmarks", "runs", "build"} & set(p.relative_to(root).parts[:1]) and "/." not in p.as_posix()]
+    files = [
+        p
+        for p in root.rglob("*.py")
+        if not {"tests", "benchmarks", "runs", "build"} & set(p.relative_to(root).parts[:1])
+        and "/." not in p.as_posix()
+    ]
     assert len(files) > 30
     return {p.relative_to(root).as_posix(): ast.parse(p.read_text(encoding="utf-8")) for p in files}
 
@@ -41,7 +46,9 @@ def test_dependencies_are_static_and_never_pinned_from_above(project):
 def test_the_tested_set_names_a_version_of_every_dependency_for_every_platform(root, project):
     lines = (root / "constraints.txt").read_text(encoding="utf-8").splitlines()
     datetime.date.fromisoformat(re.search(r"made on (\S+) by", lines[0])[1])
-    rows = [re.fullmatch(r"([a-z0-9-]+)==([0-9.]+\w*)( ; .+)?", line) for line in lines[1:]]  # no local version such as +cpu: one index alone has those
+    rows = [
+        re.fullmatch(r"([a-z0-9-]+)==([0-9.]+\w*)( ; .+)?", line) for line in lines[1:]
+    ]  # no local version such as +cpu: one index alone has those
     assert all(rows)
     extras = project["project"]["optional-dependencies"].values()
     asked = [re.match(r"[\w-]+", r)[0] for group in (project["project"]["dependencies"], *extras) for r in group]
@@ -77,7 +84,9 @@ def test_types_are_checked_in_every_room_that_ships(project, sources):
 
 
 def test_the_engine_and_the_formats_import_without_the_host_and_without_heavy_libraries(root, sources):
-    modules = sorted(path.removesuffix(".py").replace("/", ".") for path in sources if path.startswith(("lora_core/", "convert/")))
+    modules = sorted(
+        path.removesuffix(".py").replace("/", ".") for path in sources if path.startswith(("lora_core/", "convert/"))
+    )
     names = [f"lora_loom.{name.removesuffix('.__init__')}" for name in modules]
     script = f"""
 import importlib, importlib.util, json, pathlib, sys
@@ -119,15 +128,26 @@ def dangerous(tree):
     for node in ast.walk(tree):
         if isinstance(node, ast.Import | ast.ImportFrom):
             names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names]
-            found = {name.split(".")[0] for name in names} & {"pickle", "cPickle", "dill", "marshal", "shelve", "joblib"}
+            found = {name.split(".")[0] for name in names} & {
+                "pickle",
+                "cPickle",
+                "dill",
+                "marshal",
+                "shelve",
+                "joblib",
+            }
             yield from ((node.lineno, name) for name in found)
         elif isinstance(node, ast.Call):
             name, keywords = called(node), {k.arg: k.value for k in node.keywords}
             if name in ("eval", "exec", "compile", "__import__", "os.system", "os.popen"):
                 yield node.lineno, name
-            if name.endswith("torch.load") and not (isinstance(keywords.get("weights_only"), ast.Constant) and keywords["weights_only"].value is True):
+            if name.endswith("torch.load") and not (
+                isinstance(keywords.get("weights_only"), ast.Constant) and keywords["weights_only"].value is True
+            ):
                 yield node.lineno, "torch.load without weights_only=True"
-            if "shell" in keywords and not (isinstance(keywords["shell"], ast.Constant) and keywords["shell"].value is False):
+            if "shell" in keywords and not (
+                isinstance(keywords["shell"], ast.Constant) and keywords["shell"].value is False
+            ):
                 yield node.lineno, "shell"
             if "allow_pickle" in keywords or "trust_remote_code" in keywords:
                 yield node.lineno, "allow_pickle or trust_remote_code"
@@ -149,7 +169,13 @@ def test_the_scan_for_dangerous_calls_finds_them(code):
 
 
 def test_harmless_calls_pass_the_scan():
-    assert not list(dangerous(ast.parse("model.eval()\nre.compile('x')\ntorch.load(p, weights_only=True)\nsubprocess.run(['x'], shell=False)")))
+    assert not list(
+        dangerous(
+            ast.parse(
+                "model.eval()\nre.compile('x')\ntorch.load(p, weights_only=True)\nsubprocess.run(['x'], shell=False)"
+            )
+        )
+    )
 
 
 def test_no_file_of_the_engine_reaches_the_network(sources):
@@ -172,5 +198,7 @@ def test_help_comes_at_once_for_it_imports_no_torch():
 
 def test_names_of_the_formats_are_found_however_their_modules_were_imported_before():
     code = "import lora_loom.convert.results, lora_loom.convert.readers\nfrom lora_loom.convert import __all__\nimport lora_loom.convert as c\n"
-    code += "assert all(getattr(c, name) is not None and type(getattr(c, name)).__name__ != 'module' for name in __all__)"
+    code += (
+        "assert all(getattr(c, name) is not None and type(getattr(c, name)).__name__ != 'module' for name in __all__)"
+    )
     subprocess.run([sys.executable, "-c", code], timeout=60, check=True)

@@ -26,7 +26,9 @@ class Copy:
 
     def __init__(self, root: Path, place: Path) -> None:
         self.place, self.touched = place, set()
-        listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=root, capture_output=True, text=True, check=True)
+        listed = subprocess.run(
+            ["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=root, capture_output=True, text=True, check=True
+        )
         for name in filter(None, listed.stdout.split("\0")):
             if (root / name).is_file():
                 (place / name).parent.mkdir(parents=True, exist_ok=True)
@@ -36,7 +38,9 @@ class Copy:
     def state(self) -> dict[str, str]:
         """Path -> hash of every file."""
         files = [path for path in self.place.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
-        return {path.relative_to(self.place).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+        return {
+            path.relative_to(self.place).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files
+        }
 
     def write(self, name: str, content: str | bytes) -> None:
         path = self.place / name
@@ -174,7 +178,11 @@ def lumina(folder: Path):
 
 
 def setting(copy: Copy) -> list[str]:
-    copy.behind("lora_core/config.py", "class OptimizerConfig:\n", '    nesterov: bool = setting(False, "Look ahead along the momentum.")\n')
+    copy.behind(
+        "lora_core/config.py",
+        "class OptimizerConfig:\n",
+        '    nesterov: bool = setting(False, "Look ahead along the momentum.")\n',
+    )
     copy.write("trial.py", '''
 import pytest
 from lora_loom.lora_core.config import parse
@@ -193,8 +201,16 @@ def test_the_key_is_read_and_checked():
 
 
 def setting_on_a_node(copy: Copy) -> list[str]:
-    copy.behind("lora_core/config.py", "class OptimizerConfig:\n", '    nesterov: bool = setting(False, "Look ahead along the momentum.")\n')
-    copy.behind("nodes/settings.py", '        row("schedule.power", advanced=True),\n', '        row("optimizer.nesterov", advanced=True),\n')
+    copy.behind(
+        "lora_core/config.py",
+        "class OptimizerConfig:\n",
+        '    nesterov: bool = setting(False, "Look ahead along the momentum.")\n',
+    )
+    copy.behind(
+        "nodes/settings.py",
+        '        row("schedule.power", advanced=True),\n',
+        '        row("optimizer.nesterov", advanced=True),\n',
+    )
     copy.translate("nesterov", "Look ahead along the momentum.")
     return ["tests/test_made_texts.py", "tests/nodes", "tests/test_locales.py"]
 
@@ -236,13 +252,24 @@ class CountPictures(io.ComfyNode):
     def execute(cls, dataset: DatasetSocket) -> io.NodeOutput:
         return io.NodeOutput(len(dataset.opened().pictures))
 ''')  # fmt: skip
-    copy.behind("nodes/extension.py", "from .convert_format import ConvertEmbedding, ConvertLora, Inspect\n", "from .count import CountPictures\n")
+    copy.behind(
+        "nodes/extension.py",
+        "from .convert_format import ConvertEmbedding, ConvertLora, Inspect\n",
+        "from .count import CountPictures\n",
+    )
     copy.behind("nodes/extension.py", "NODES: list[type[io.ComfyNode]] = [", "CountPictures, ")
     copy.translate("Count Pictures", description, tooltip)
-    words = {"en": ("Example", "Common mistakes"), "zh": ("示例", "常见错误"), "ko": ("예시", "흔한 실수"), "ja": ("例", "よくある間違い")}
+    words = {
+        "en": ("Example", "Common mistakes"),
+        "zh": ("示例", "常见错误"),
+        "ko": ("예시", "흔한 실수"),
+        "ja": ("例", "よくある間違い"),
+    }
     for language, (example, mistakes) in words.items():
         known = "" if language == "en" else f"{language}: "
-        page = PAGE.format(title=f"{known}Count Pictures", description=known + description, example=example, mistakes=mistakes)
+        page = PAGE.format(
+            title=f"{known}Count Pictures", description=known + description, example=example, mistakes=mistakes
+        )
         copy.write(f"js/docs/LoraLoomCountPictures{'' if language == 'en' else f'/{language}'}.md", page)
     copy.write("tests/host/test_count.py", '''"""Count Pictures in a running server."""
 
@@ -262,7 +289,11 @@ def test_the_toy_set_has_sixteen_pictures_of_each_kind(tmp_path):
 def text_of_the_page(copy: Copy) -> list[str]:
     script = copy.read("js/dataset_editor.js")
     assert 't("editor.undo")' in script
-    copy.write("js/dataset_editor.js", script.replace('t("editor.undo")', 't("editor.undo_all")', 1) + '\nexport const undo = () => t("editor.undo");\n')
+    copy.write(
+        "js/dataset_editor.js",
+        script.replace('t("editor.undo")', 't("editor.undo_all")', 1)
+        + '\nexport const undo = () => t("editor.undo");\n',
+    )
     for language in ("en", *LANGUAGES):
         copy.say(f"js/locales/{language}.json", {"editor.undo_all": f"Undo all ({language})"})
     return ["tests/test_locales.py"]
@@ -282,7 +313,9 @@ def open_the_toy(schemas: Mapping[str, Any]) -> None:
 
 WORKFLOWS = (open_the_toy, ''')  # fmt: skip
     copy.write("tests/reference/make_workflows.py", script)
-    copy.write("example_workflows/open_the_toy.jpg", (copy.place / "example_workflows" / "first_lora_toy.jpg").read_bytes())
+    copy.write(
+        "example_workflows/open_the_toy.jpg", (copy.place / "example_workflows" / "first_lora_toy.jpg").read_bytes()
+    )
     return ["tests/test_made_texts.py"]
 
 

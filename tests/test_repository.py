@@ -102,9 +102,7 @@ def test_the_hooks_run_tools_of_the_project(root, project):
     ] == []
 
 
-@pytest.mark.parametrize(
-    "name", ["SECURITY.md", "CONTRIBUTING.md", ".github/PULL_REQUEST_TEMPLATE.md"]
-)
+@pytest.mark.parametrize("name", ["SECURITY.md", "CONTRIBUTING.md", ".github/PULL_REQUEST_TEMPLATE.md"])
 def test_a_text_names_files_that_are_there(root, name):
     places = re.findall(
         r"`((?:\.ci|tests|lora_core|convert|nodes|js|docs|benchmarks)/[\w./-]+)`",

@@ -59,7 +59,10 @@ def project(pytester):
 
 def test_a_share_leaves_out_rows_and_neither_tests_nor_files_nor_what_is_marked_always(project):
     found = project.runpytest_inprocess("--share", "1/4", "--share-seed", "abc", "-v", "-p", "no:xdist")
-    found.assert_outcomes(passed=2 + 1 + 5 + found.stdout.str().count("test_slow.py::"), deselected=13 - found.stdout.str().count("test_slow.py::") - 2)
+    found.assert_outcomes(
+        passed=2 + 1 + 5 + found.stdout.str().count("test_slow.py::"),
+        deselected=13 - found.stdout.str().count("test_slow.py::") - 2,
+    )
     assert found.stdout.str().count("::test_rows[") == 2
     assert found.stdout.str().count("test_slow.py::") in (1, 2)
     found.stdout.fnmatch_lines(["share 1/4 of the rows*'abc'*"])

@@ -43,7 +43,9 @@ class Family:
         return next((e for e in self.encoders if e.name == name), None)
 
 
-def _unet(name: str, title: str, table: Table, encoders: tuple[Encoder, ...], context: int, native_kohya: bool = False) -> Family:
+def _unet(
+    name: str, title: str, table: Table, encoders: tuple[Encoder, ...], context: int, native_kohya: bool = False
+) -> Family:
     return Family(name, title, "unet", table, encoders, "kohya", native_kohya, context)
 
 

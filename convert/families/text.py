@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from ..patterns import Found, Row, Table, fused
 
-_T5_LAYER = (*(f"layer.0.SelfAttention.{n}" for n in "qkvo"), *(f"layer.1.DenseReluDense.{n}" for n in ("wi_0", "wi_1", "wo")))
+_T5_LAYER = (
+    *(f"layer.0.SelfAttention.{n}" for n in "qkvo"),
+    *(f"layer.1.DenseReluDense.{n}" for n in ("wi_0", "wi_1", "wo")),
+)
 _OPENCLIP = {"attn.out_proj": "self_attn.out_proj", "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2"}
 _BLOCK, _OPEN_BLOCK = "text_model.encoder.layers.*", "transformer.resblocks.*"
 CLIP = Table(
     [
-        *fused(*(f"{_BLOCK}.self_attn.{n}_proj" for n in "qkv"), native=f"{_OPEN_BLOCK}.attn.in_proj"),  # OpenCLIP, in single-file checkpoints
+        *fused(
+            *(f"{_BLOCK}.self_attn.{n}_proj" for n in "qkv"), native=f"{_OPEN_BLOCK}.attn.in_proj"
+        ),  # OpenCLIP, in single-file checkpoints
         *(Row(f"{_BLOCK}.{ours}", f"{_OPEN_BLOCK}.{theirs}") for theirs, ours in _OPENCLIP.items()),
         Row("text_projection", "text_projection"),
     ]

@@ -5,7 +5,15 @@ from __future__ import annotations
 from ..patterns import Row, fused
 
 
-def _stream(block: str, native: str, names: tuple[str, ...], out: tuple[str, str], mlp: tuple[str, str, str, str], limit: int, widening: float) -> list[Row]:
+def _stream(
+    block: str,
+    native: str,
+    names: tuple[str, ...],
+    out: tuple[str, str],
+    mlp: tuple[str, str, str, str],
+    limit: int,
+    widening: float,
+) -> list[Row]:
     """Attention and MLP of one stream of a two-stream block."""
     return [
         *fused(*(f"{block}.{n}" for n in names), native=f"{native}_attn.qkv", ratio=3, limit=limit),
@@ -23,8 +31,24 @@ def _double_blocks(gated: bool, limit: int) -> list[Row]:
     block, native = "transformer_blocks.*", "double_blocks.*"
     inner, wide = (("linear_in", "linear_out"), 6.0) if gated else (("net.0.proj", "net.2"), 4.0)
     return [
-        *_stream(block, f"{native}.img", _IMG, ("attn.to_out.0", "proj"), (f"ff.{inner[0]}", f"ff.{inner[1]}", "0", "2"), limit, wide),
-        *_stream(block, f"{native}.txt", _TXT, ("attn.to_add_out", "proj"), (f"ff_context.{inner[0]}", f"ff_context.{inner[1]}", "0", "2"), limit, wide),
+        *_stream(
+            block,
+            f"{native}.img",
+            _IMG,
+            ("attn.to_out.0", "proj"),
+            (f"ff.{inner[0]}", f"ff.{inner[1]}", "0", "2"),
+            limit,
+            wide,
+        ),
+        *_stream(
+            block,
+            f"{native}.txt",
+            _TXT,
+            ("attn.to_add_out", "proj"),
+            (f"ff_context.{inner[0]}", f"ff_context.{inner[1]}", "0", "2"),
+            limit,
+            wide,
+        ),
     ]
 
 
@@ -59,9 +83,16 @@ CHROMA = [
     *_double_blocks(gated=False, limit=19),
     *_single_blocks(limit=38),
     *_FLUX_ENDS,
-    *(Row(f"distilled_guidance_layer.{n}", f"distilled_guidance_layer.{n}", host_name_only=True) for n in ("in_proj", "out_proj")),
-    Row("distilled_guidance_layer.layers.*.linear_1", "distilled_guidance_layer.layers.*.in_layer", host_name_only=True),
-    Row("distilled_guidance_layer.layers.*.linear_2", "distilled_guidance_layer.layers.*.out_layer", host_name_only=True),
+    *(
+        Row(f"distilled_guidance_layer.{n}", f"distilled_guidance_layer.{n}", host_name_only=True)
+        for n in ("in_proj", "out_proj")
+    ),
+    Row(
+        "distilled_guidance_layer.layers.*.linear_1", "distilled_guidance_layer.layers.*.in_layer", host_name_only=True
+    ),
+    Row(
+        "distilled_guidance_layer.layers.*.linear_2", "distilled_guidance_layer.layers.*.out_layer", host_name_only=True
+    ),
 ]
 FLUX2 = [
     *_double_blocks(gated=True, limit=8),
@@ -82,13 +113,18 @@ FLUX2 = [
 
 def _sd3() -> list[Row]:
     rows = [
-        Row("pos_embed.proj", "x_embedder.proj", kernel=(2, 2)), Row("context_embedder", "context_embedder"),
-        Row("proj_out", "final_layer.linear"), _NORM_OUT,
+        Row("pos_embed.proj", "x_embedder.proj", kernel=(2, 2)),
+        Row("context_embedder", "context_embedder"),
+        Row("proj_out", "final_layer.linear"),
+        _NORM_OUT,
         *(Row(f"time_text_embed.timestep_embedder.linear_{n}", f"t_embedder.mlp.{2 * n - 2}") for n in (1, 2)),
         *(Row(f"time_text_embed.text_embedder.linear_{n}", f"y_embedder.mlp.{2 * n - 2}") for n in (1, 2)),
-    ]  # fmt: skip
+    ]
     block = "transformer_blocks.*"
-    streams = (("x_block", _IMG, "attn.to_out.0", "ff", "norm1"), ("context_block", _TXT, "attn.to_add_out", "ff_context", "norm1_context"))
+    streams = (
+        ("x_block", _IMG, "attn.to_out.0", "ff", "norm1"),
+        ("context_block", _TXT, "attn.to_add_out", "ff_context", "norm1_context"),
+    )
     for stream, names, out, mlp, norm in streams:
         native = f"joint_blocks.*.{stream}"
         rows += fused(*(f"{block}.{n}" for n in names), native=f"{native}.attn.qkv", ratio=3, limit=38)
@@ -96,9 +132,16 @@ def _sd3() -> list[Row]:
             Row(f"{block}.{out}", f"{native}.attn.proj", ratio=1, limit=38),
             Row(f"{block}.{mlp}.net.0.proj", f"{native}.mlp.fc1", ratio=4, limit=38),
             Row(f"{block}.{mlp}.net.2", f"{native}.mlp.fc2", limit=38),
-            Row(f"{block}.{norm}.linear", f"{native}.adaLN_modulation.1", limit=38, swap="last" if stream == "context_block" else ""),
+            Row(
+                f"{block}.{norm}.linear",
+                f"{native}.adaLN_modulation.1",
+                limit=38,
+                swap="last" if stream == "context_block" else "",
+            ),
         ]
-    rows += fused(*(f"{block}.attn2.to_{n}" for n in "qkv"), native="joint_blocks.*.x_block.attn2.qkv", ratio=3, limit=38)
+    rows += fused(
+        *(f"{block}.attn2.to_{n}" for n in "qkv"), native="joint_blocks.*.x_block.attn2.qkv", ratio=3, limit=38
+    )
     rows.append(Row(f"{block}.attn2.to_out.0", "joint_blocks.*.x_block.attn2.proj", ratio=1, limit=38))
     return rows
 
@@ -106,7 +149,9 @@ def _sd3() -> list[Row]:
 SD3 = _sd3()
 
 
-def _next_dit(attention: str, shares: tuple[int, ...], mlp: str, widening: float, modulation: tuple[str, str], ends: list[Row]) -> list[Row]:
+def _next_dit(
+    attention: str, shares: tuple[int, ...], mlp: str, widening: float, modulation: tuple[str, str], ends: list[Row]
+) -> list[Row]:
     """The blocks of Lumina2 and Z-Image, which share their code."""
     rows = list(ends)
     for place in ("layers", "noise_refiner", "context_refiner"):
@@ -114,7 +159,15 @@ def _next_dit(attention: str, shares: tuple[int, ...], mlp: str, widening: float
         names = tuple(f"{block}.{attention}.to_{n}" for n in "qkv")
         rows += fused(*names, native=f"{block}.attention.qkv", shares=shares, ratio=sum(shares) / shares[0], limit=30)
         rows.append(Row(f"{block}.{attention}.to_out.0", f"{block}.attention.out", ratio=1, limit=30))
-        rows += [Row(f"{block}.feed_forward.{mlp}{n}", f"{block}.feed_forward.w{n}", ratio=(widening, 0, widening)[n - 1], limit=30) for n in (1, 2, 3)]
+        rows += [
+            Row(
+                f"{block}.feed_forward.{mlp}{n}",
+                f"{block}.feed_forward.w{n}",
+                ratio=(widening, 0, widening)[n - 1],
+                limit=30,
+            )
+            for n in (1, 2, 3)
+        ]
         rows.append(Row(f"{block}.{modulation[0]}", f"{block}.{modulation[1]}", limit=30))
     return rows
 
@@ -141,7 +194,10 @@ _QWEN = {
     **dict.fromkeys(("img_mlp.net.0.proj", "txt_mlp.net.0.proj"), 4.0), **dict.fromkeys(("img_mlp.net.2", "txt_mlp.net.2"), 0.25),
 }  # fmt: skip
 QWEN = [
-    *(Row(f"transformer_blocks.*.{n}", f"transformer_blocks.*.{n}", ratio=ratio, limit=60) for n, ratio in _QWEN.items()),
+    *(
+        Row(f"transformer_blocks.*.{n}", f"transformer_blocks.*.{n}", ratio=ratio, limit=60)
+        for n, ratio in _QWEN.items()
+    ),
     *(Row(n, n) for n in ("img_in", "txt_in", "norm_out.linear", "proj_out")),
     *(Row(n, n) for n in (f"time_text_embed.timestep_embedder.linear_{i}" for i in (1, 2))),
 ]

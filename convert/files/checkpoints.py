@@ -91,7 +91,13 @@ def _folder_files(path: Path) -> list[Path]:
         indexes = [i for i in sorted(folder.glob("*.safetensors.index.json")) if ".fp16." not in i.name]
         if indexes:
             try:
-                files = sorted({folder / name for name in json.loads(indexes[0].read_text())["weight_map"].values() if Path(name).name == name})
+                files = sorted(
+                    {
+                        folder / name
+                        for name in json.loads(indexes[0].read_text())["weight_map"].values()
+                        if Path(name).name == name
+                    }
+                )
             except (ValueError, KeyError, AttributeError, TypeError) as error:
                 raise FormatError("checkpoint.no_index", file=indexes[0].name) from error
         plain = [f for f in files if ".fp16." not in f.name and "non_ema" not in f.name]
@@ -163,7 +169,13 @@ def family_of(layout: Layout) -> Family:
 # --- baking --------------------------------------------------------------------------------------------------------------------------
 
 
-def bake(source: Path, target: Path, loras: list[tuple[Lora, float]], metadata: Mapping[str, str] | None = None, progress: Progress = quiet) -> dict[str, int]:
+def bake(
+    source: Path,
+    target: Path,
+    loras: list[tuple[Lora, float]],
+    metadata: Mapping[str, str] | None = None,
+    progress: Progress = quiet,
+) -> dict[str, int]:
     """Writes `source` with the LoRAs added at their strengths to `target`, each weight in the type it had; returns counts.
 
     A folder is written as a folder of the same files; other files in it are copied. Raises FormatError, before writing, when a module of a
@@ -182,7 +194,9 @@ def bake(source: Path, target: Path, loras: list[tuple[Lora, float]], metadata: 
                 if key not in layout:
                     raise FormatError("bake.tensor_missing", key=key)
                 if not kind_of(module).fits(module.parts, layout[key][1]):
-                    told = module.shape or ", ".join(f"{part} {tuple(value.shape)}" for part, value in module.parts.items())
+                    told = module.shape or ", ".join(
+                        f"{part} {tuple(value.shape)}" for part, value in module.parts.items()
+                    )
                     raise FormatError("bake.other_shape", key=key, shape=layout[key][1], wanted=told)
         done = 0
 
@@ -298,9 +312,15 @@ def extract(
                     lost, total = lost + apart**2, total + norm**2
     if not modules:
         raise FormatError("extract.same")
-    counts = {"note.norms_changed": norms, "note.biases_changed": biases, "note.lonely_layers": len(ours.keys() ^ theirs.keys())}
+    counts = {
+        "note.norms_changed": norms,
+        "note.biases_changed": biases,
+        "note.lonely_layers": len(ours.keys() ^ theirs.keys()),
+    }
     notes = [Message.of(code, count=count) for code, count in counts.items() if count]
-    return Outcome(Lora(family.name, dict(sorted(modules.items())), notes=notes), (lost / total) ** 0.5 if total else 0.0, errors)
+    return Outcome(
+        Lora(family.name, dict(sorted(modules.items())), notes=notes), (lost / total) ** 0.5 if total else 0.0, errors
+    )
 
 
 def _by_name(layers: Mapping[str, Layer], owners: list[str]) -> dict[str, Layer]:
@@ -308,7 +328,9 @@ def _by_name(layers: Mapping[str, Layer], owners: list[str]) -> dict[str, Layer]
     return {name: layer for layer in layers.values() if layer.owner in owners for name in layer.names()}
 
 
-def _changes(before: Layer, after: Layer, old: torch.Tensor, new: torch.Tensor) -> Iterator[tuple[Found, torch.Tensor, float]]:
+def _changes(
+    before: Layer, after: Layer, old: torch.Tensor, new: torch.Tensor
+) -> Iterator[tuple[Found, torch.Tensor, float]]:
     """(what it is, change, relative size) of a pair of weights: as a whole where both are stored alike, else of each layer they share."""
     if before.names() == after.names() and before.found.native == after.found.native:
         sides = [(after.found, old, new)]

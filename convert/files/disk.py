@@ -74,7 +74,13 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _check_entry(path: Path, key: str, entry: Any, room: int) -> None:
     shape, span = (entry.get("shape"), entry.get("data_offsets")) if isinstance(entry, dict) else (None, None)
     whole = all(isinstance(v, list) and all(type(n) is int and n >= 0 for n in v) for v in (shape, span))
-    if not whole or not isinstance(shape, list) or not isinstance(span, list) or len(span) != 2 or len(shape) > MAX_DIMS:
+    if (
+        not whole
+        or not isinstance(shape, list)
+        or not isinstance(span, list)
+        or len(span) != 2
+        or len(shape) > MAX_DIMS
+    ):
         raise FormatError("file.entry", file=path.name, key=key[:200], limit=MAX_DIMS)
     kind = entry.get("dtype")
     width = _BYTES.get(kind) if isinstance(kind, str) else None
@@ -157,7 +163,12 @@ def _plain(path: Path, key: str, value: Any, size: int) -> Any:
             raise FormatError("file.no_table_of_tensors", file=path.name, key=key[:200]) from error
     if not isinstance(value, torch.Tensor):
         return value
-    if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized or value.dtype not in TYPE_NAMES:
+    if (
+        value.layout != torch.strided
+        or value.device.type != "cpu"
+        or value.is_quantized
+        or value.dtype not in TYPE_NAMES
+    ):
         raise FormatError(
             "file.odd_tensor",
             file=path.name,
@@ -209,14 +220,18 @@ def save(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str,
     save_streamed(path, {k: (v.dtype, tuple(v.shape)) for k, v in tensors.items()}, tensors.__getitem__, metadata)
 
 
-def save_streamed(path: Path, layout: Layout, tensor: Callable[[str], torch.Tensor], metadata: Mapping[str, str] | None = None) -> None:
+def save_streamed(
+    path: Path, layout: Layout, tensor: Callable[[str], torch.Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
     """Writes a safetensors file whose tensors are asked for one after the other, wide types first as the format wants them."""
     with replacing(path) as file:
         for chunk in chunks(layout, tensor, metadata):
             file.write(chunk)
 
 
-def save_folder(source: Path, target: Path, layout: Layout, tensor: Callable[[str], torch.Tensor], where: Mapping[str, Path]) -> None:
+def save_folder(
+    source: Path, target: Path, layout: Layout, tensor: Callable[[str], torch.Tensor], where: Mapping[str, Path]
+) -> None:
     """A copy of a diffusers folder with the tensors of `layout` (`<component>/<key>`) asked for anew; appears in one piece under its name."""
     if target.exists():
         raise FormatError("file.exists", file=target.name)

@@ -76,7 +76,9 @@ _COMPONENTS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_en
 def open_peft(folder: Path, family: str = "") -> Lora:
     """A PEFT directory, or one with a PEFT directory for each component of the pipeline."""
     places = (
-        {"": folder} if (folder / "adapter_config.json").is_file() else {c: folder / c for c in _COMPONENTS if (folder / c / "adapter_config.json").is_file()}
+        {"": folder}
+        if (folder / "adapter_config.json").is_file()
+        else {c: folder / c for c in _COMPONENTS if (folder / c / "adapter_config.json").is_file()}
     )
     if not places:
         raise FormatError("peft.no_config", folder=folder.name)
@@ -85,7 +87,9 @@ def open_peft(folder: Path, family: str = "") -> Lora:
     configs = {}
     for part, place in places.items():
         configs[part] = _peft_config(place)
-        file = next((f for f in (place / "adapter_model.safetensors", place / "adapter_model.bin") if f.is_file()), None)
+        file = next(
+            (f for f in (place / "adapter_model.safetensors", place / "adapter_model.bin") if f.is_file()), None
+        )
         if file is None:
             raise FormatError("peft.no_weights", folder=place.name)
         tensors, metadata = disk.load(file)
@@ -147,12 +151,19 @@ def write_lora(lora: Lora, path: Path, options: Options, extra: Mapping[str, str
         tensors |= bundled({token: read_embedding(vectors) for token, vectors in lora.embeddings.items()})
     if lost:
         notes.append(_underflow(lost, options.dtype))
-    disk.save(path, tensors, converted_metadata(lora.metadata, tensors, path.stem, lora.family, options.details, **(extra or {})))
+    disk.save(
+        path,
+        tensors,
+        converted_metadata(lora.metadata, tensors, path.stem, lora.family, options.details, **(extra or {})),
+    )
     return Written(path, notes)
 
 
 def _write_peft(lora: Lora, path: Path, options: Options, notes: list[Message]) -> Written:
-    parts = {name: (*cast(state, options.dtype), config) for name, (state, config) in peft_directories(lora, options.flat_clip).items()}
+    parts = {
+        name: (*cast(state, options.dtype), config)
+        for name, (state, config) in peft_directories(lora, options.flat_clip).items()
+    }
     for component, (tensors, lost, config) in parts.items():
         disk.save(path / component / "adapter_model.safetensors", tensors, {"format": "pt"})
         with disk.replacing(path / component / "adapter_config.json") as file:
@@ -166,7 +177,9 @@ def _underflow(lost: float, dtype: str) -> Message:
     return Message.of("note.underflow", share=f"{lost:.2%}", type=dtype)
 
 
-def convert(lora: Lora, target: Path, options: Options, embeddings_to: Path | None = None, embed: Sequence[Path] = ()) -> list[Written]:
+def convert(
+    lora: Lora, target: Path, options: Options, embeddings_to: Path | None = None, embed: Sequence[Path] = ()
+) -> list[Written]:
     """A LoRA in another spelling; embeddings bundled in it as files of their own in `embeddings_to` (default: beside it), unless they are to
     stay bundled. Their names come from the name of the LoRA and never take the place of a file. `embed`: embedding files to bundle, each under
     its stem.
@@ -188,7 +201,9 @@ def _safe(token: str) -> str:
     return "".join(c if c.isascii() and c.isalnum() or c in "-_" else "_" for c in token.lower())[:40]
 
 
-def free_path(folder: Path, stem: str, suffix: str = ".safetensors", taken: Callable[[Path], bool] = Path.exists) -> Path:
+def free_path(
+    folder: Path, stem: str, suffix: str = ".safetensors", taken: Callable[[Path], bool] = Path.exists
+) -> Path:
     """`stem` in the folder, with _2, _3, ... behind it as long as that is taken."""
     path, number = folder / f"{stem}{suffix}", 2
     while taken(path):
@@ -196,7 +211,9 @@ def free_path(folder: Path, stem: str, suffix: str = ".safetensors", taken: Call
     return path
 
 
-def write_embedding_file(embedding: Embedding, path: Path, target: str = "webui", overwrite: bool = False, dtype: str = "fp32") -> Written:
+def write_embedding_file(
+    embedding: Embedding, path: Path, target: str = "webui", overwrite: bool = False, dtype: str = "fp32"
+) -> Written:
     """Writes an embedding; its file's stem is the trigger."""
     if path.exists() and not overwrite:
         raise FormatError("file.exists_overwrite", file=path.name)
@@ -207,7 +224,14 @@ def write_embedding_file(embedding: Embedding, path: Path, target: str = "webui"
     return Written(path, list(embedding.notes))
 
 
-def merge_files(sources: Sequence[tuple[Path, float]], target: Path, options: Options, rank: int = 0, family: str = "", progress: Progress = quiet) -> Written:
+def merge_files(
+    sources: Sequence[tuple[Path, float]],
+    target: Path,
+    options: Options,
+    rank: int = 0,
+    family: str = "",
+    progress: Progress = quiet,
+) -> Written:
     """The weighted sum of LoRA files."""
     loras = [(open_lora(path, family), weight) for path, weight in sources]
     outcome = merge(loras, rank, progress)
@@ -227,14 +251,21 @@ class Size:
     energy: float = 1.0
 
 
-def resize_file(source: Path, target: Path, options: Options, size: Size, family: str = "", progress: Progress = quiet) -> Written:
+def resize_file(
+    source: Path, target: Path, options: Options, size: Size, family: str = "", progress: Progress = quiet
+) -> Written:
     """A LoRA file with smaller ranks."""
     outcome = resize(open_lora(source, family), size.rank, size.conv_rank, size.energy, progress)
     return _write_outcome(outcome, target, options, {})
 
 
 def extract_file(
-    checkpoints: tuple[Path, Path], target: Path, options: Options, size: Size, text_encoders: bool = True, progress: Progress = quiet
+    checkpoints: tuple[Path, Path],
+    target: Path,
+    options: Options,
+    size: Size,
+    text_encoders: bool = True,
+    progress: Progress = quiet,
 ) -> Written:
     """A LoRA for the difference of two checkpoints, the base and the tuned one."""
     outcome = extract(*checkpoints, size.rank, size.conv_rank, size.energy, text_encoders, progress=progress)
@@ -250,7 +281,9 @@ def _write_outcome(outcome: Outcome, target: Path, options: Options, metadata: M
     return written
 
 
-def bake_file(source: Path, loras: Sequence[tuple[Path, float]], target: Path, overwrite: bool = False, progress: Progress = quiet) -> Written:
+def bake_file(
+    source: Path, loras: Sequence[tuple[Path, float]], target: Path, overwrite: bool = False, progress: Progress = quiet
+) -> Written:
     """A checkpoint with LoRAs added for good. Its header keeps what it says, and names what was merged; a stale hash is dropped."""
     if target.exists() and not overwrite:
         raise FormatError("file.exists_overwrite", file=target.name)
@@ -258,7 +291,9 @@ def bake_file(source: Path, loras: Sequence[tuple[Path, float]], target: Path, o
         raise FormatError("bake.onto_itself", file=target.name)
     metadata = disk.header(source)[1] if source.is_file() else {}
     metadata = {k: v for k, v in metadata.items() if not k.startswith(("sshs_", "modelspec.hash_sha256"))}
-    metadata["modelspec.merged_from"] = ", ".join([source.stem, *(f"{path.stem} ({weight:g})" for path, weight in loras)])
+    metadata["modelspec.merged_from"] = ", ".join(
+        [source.stem, *(f"{path.stem} ({weight:g})" for path, weight in loras)]
+    )
     with checkpoint(source) as (layout, _, _):
         require_unscaled(source.name, layout)
         family = family_of(layout)

@@ -21,7 +21,9 @@ from .tokens import TokenSet
 Forward = Callable[..., torch.Tensor]
 MODEL, TEXT_ENCODER, EMBEDDING = "model", "text_encoder", "embedding"  # the parts of a model that can be trained
 
-Weight = Callable[[Any], AbstractContextManager[tuple[torch.Tensor, torch.Tensor | None]]]  # layer -> (weight, bias), valid inside the block
+Weight = Callable[
+    [Any], AbstractContextManager[tuple[torch.Tensor, torch.Tensor | None]]
+]  # layer -> (weight, bias), valid inside the block
 
 
 @contextlib.contextmanager
@@ -88,14 +90,27 @@ class KindAdapter(Adapter):
     `given`: parts to begin with, by the names of the kind's formulas, in place of those that change nothing.
     """
 
-    def __init__(self, kind: Kind, name: str, layer: Any, shape: Shape, seed: int, device: torch.device | str, weight: Weight = weight_of,
-                 given: Parts | None = None):  # fmt: skip
+    def __init__(
+        self,
+        kind: Kind,
+        name: str,
+        layer: Any,
+        shape: Shape,
+        seed: int,
+        device: torch.device | str,
+        weight: Weight = weight_of,
+        given: Parts | None = None,
+    ):
         super().__init__()
         self.kind, self.shape, self.dropout, self.walk = kind, shape, shape.dropout, walk_of(layer)
         self.title, self.proportional = kind.title, kind.proportional
         self._require(name)
         try:
-            parts = kind.start(shape, self.walk, generator(seed, "init", name)) if given is None else kind.fitted(given, shape.weight)
+            parts = (
+                kind.start(shape, self.walk, generator(seed, "init", name))
+                if given is None
+                else kind.fitted(given, shape.weight)
+            )
         except ValueError as error:
             raise LoomError(
                 "adapter.layer_unfit", field="adapter.algorithm", kind=kind.name, layer=name, problem=told(error)
@@ -103,7 +118,9 @@ class KindAdapter(Adapter):
         self._parameter = {part.name: part.parameter for part in kind.parts if part.name in parts}
         for part in kind.parts:
             if part.name in parts:
-                value = parts[part.name].detach().to("cpu" if part.constant else device, torch.float32, copy=True)  # a constant is read by Python
+                value = (
+                    parts[part.name].detach().to("cpu" if part.constant else device, torch.float32, copy=True)
+                )  # a constant is read by Python
                 if part.constant:
                     self.register_buffer(part.parameter, value)
                 else:
@@ -133,14 +150,20 @@ class KindAdapter(Adapter):
         return {name: getattr(self, parameter) for name, parameter in self._parameter.items()}
 
     def around(self, base: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
-        return self.kind.around(base, x, Acting(self.parts(), self.scale, self.shape.weight, self.walk, self._kept, self.derived(), self.drop))
+        return self.kind.around(
+            base,
+            x,
+            Acting(self.parts(), self.scale, self.shape.weight, self.walk, self._kept, self.derived(), self.drop),
+        )
 
     @torch.no_grad()
     def prepare(self) -> None:
         if self.kind.keeps_base:
             with self._weight(self._layer[0]) as (weight, bias):
                 kept = self.kind.kept(self.parts(), weight, bias)
-            self._kept = {name: value.clone() for name, value in kept.items()}  # outside: a host lends its weights in inference mode
+            self._kept = {
+                name: value.clone() for name, value in kept.items()
+            }  # outside: a host lends its weights in inference mode
             self._set(self.kind.filled(self.parts(), self._kept))
 
     @torch.no_grad()
@@ -225,7 +248,11 @@ class AdapterSet:
     def entries(self) -> list[tuple[str, str, nn.Parameter]]:
         """(name, part, parameter) of everything trained: `<layer>.<parameter>`, then the tokens' as `token.<placeholder>.<encoder>`."""
         own = [(f"{name}.{key}", a.part, p) for name, a in self for key, p in a.named_parameters()]
-        return own + [(f"token.{t.token.placeholder}.{encoder}", EMBEDDING, p) for t in self.tokens for encoder, p in t.vectors.items()]
+        return own + [
+            (f"token.{t.token.placeholder}.{encoder}", EMBEDDING, p)
+            for t in self.tokens
+            for encoder, p in t.vectors.items()
+        ]
 
     def named_parameters(self) -> list[tuple[str, nn.Parameter]]:
         return [(name, p) for name, _, p in self.entries()]
@@ -238,7 +265,9 @@ class AdapterSet:
     @property
     def trains_text(self) -> bool:
         """Whether the encoding of texts is being trained right now, so it cannot be kept from one step to the next."""
-        return self.tokens.trained or any(a.part == TEXT_ENCODER and p.requires_grad for _, a in self for p in a.parameters())
+        return self.tokens.trained or any(
+            a.part == TEXT_ENCODER and p.requires_grad for _, a in self for p in a.parameters()
+        )
 
     def count(self) -> int:
         """Number of trained values."""
@@ -246,7 +275,9 @@ class AdapterSet:
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Detached float32 copies on the CPU, keyed `<name>.<parameter>`, and what files say beside them (`facts`): `<name>.alpha`."""
-        return {key: p.detach().to("cpu", torch.float32, copy=True) for key, p in self.named_parameters()} | self.facts()
+        return {
+            key: p.detach().to("cpu", torch.float32, copy=True) for key, p in self.named_parameters()
+        } | self.facts()
 
     def facts(self) -> dict[str, torch.Tensor]:
         """`<name>.alpha` and other parts of files that are not trained."""
@@ -257,7 +288,9 @@ class AdapterSet:
         own, facts = dict(self.named_parameters()), self.facts().keys()
         missing, unknown = own.keys() - state.keys(), state.keys() - own.keys() - facts
         if missing or unknown:
-            raise KeyError(f"adapter state does not fit: {len(missing)} missing, {len(unknown)} unknown, e.g. {next(iter(missing | unknown))}")
+            raise KeyError(
+                f"adapter state does not fit: {len(missing)} missing, {len(unknown)} unknown, e.g. {next(iter(missing | unknown))}"
+            )
         with torch.no_grad():
             for key, p in own.items():
                 p.copy_(state[key])
@@ -296,7 +329,9 @@ class AdapterSet:
 
 
 @contextlib.contextmanager
-def attach(layers: Mapping[str, nn.Module], adapters: AdapterSet, base_forward: Callable[[nn.Module], Forward] | None = None) -> Iterator[None]:
+def attach(
+    layers: Mapping[str, nn.Module], adapters: AdapterSet, base_forward: Callable[[nn.Module], Forward] | None = None
+) -> Iterator[None]:
     """Adds each adapter's branch to the layer of the same name by overriding the instance's forward; takes it off again on exit.
 
     The module tree and its state dict stay as they are. `base_forward` may wrap what computes the frozen part.
@@ -304,7 +339,9 @@ def attach(layers: Mapping[str, nn.Module], adapters: AdapterSet, base_forward: 
     with contextlib.ExitStack() as undo:
         for name, adapter in adapters:
             layer = layers[name]
-            undo.enter_context(override_forward(layer, branch(base_forward(layer) if base_forward else layer.forward, adapter)))
+            undo.enter_context(
+                override_forward(layer, branch(base_forward(layer) if base_forward else layer.forward, adapter))
+            )
         yield
 
 

@@ -18,12 +18,16 @@ from ..messages.errors import LoomError
 _ATTENTION = r"(^|\.)(\w*attn\d*|\w*attention|attn\d*_\w+)\."
 _ADDED = r"(^|\.)attentions\.\d+\.(to_[qkv]|to_out|add_[kv]_proj)"  # Kandinsky's attention blocks, which take the image embedding as added keys
 _CROSS = r"(^|\.)(attn2|cross_attn|cross_attention|crossattn)\."
-_SINGLE_STREAM = r"(^|\.)single_(transformer_)?blocks\.\d+\.(linear[12]|attn\.|proj_)"  # attention and MLP share these layers
+_SINGLE_STREAM = (
+    r"(^|\.)single_(transformer_)?blocks\.\d+\.(linear[12]|attn\.|proj_)"  # attention and MLP share these layers
+)
 _OUTSIDE_BLOCKS = r"(^|\.)(time_embed|label_emb|add_embedding|time_embedding|input_blocks\.0\.0|conv_in|conv_out|out\.\d|final_layer|\w*_embedder)(\.|$)"
 _NUMBERED = r"(^|\.)\w*\.\d+\.|^\w+\.\d+\."
 
 PRESETS = {
-    "attention": lambda path, dims: dims == 2 and bool(re.search(_ATTENTION, path) or re.search(_ADDED, path) or re.search(_SINGLE_STREAM, path)),
+    "attention": lambda path, dims: (
+        dims == 2 and bool(re.search(_ATTENTION, path) or re.search(_ADDED, path) or re.search(_SINGLE_STREAM, path))
+    ),
     "cross-attention": lambda path, dims: dims == 2 and bool(re.search(_CROSS, path)),
     "linear": lambda path, dims: dims == 2 and _inside_blocks(path),
     "conv": lambda path, dims: _inside_blocks(path),
@@ -56,7 +60,11 @@ def choose_targets(layers: Mapping[str, nn.Module], config: AdapterConfig) -> li
     able = {path: layer for path, layer in layers.items() if carries(layer, kind)}
     chosen = []
     for path, layer in able.items():
-        if wanted(path, len(weight_shape(layer))) and (not include or include.search(path)) and not (exclude and exclude.search(path)):
+        if (
+            wanted(path, len(weight_shape(layer)))
+            and (not include or include.search(path))
+            and not (exclude and exclude.search(path))
+        ):
             chosen.append(path)
     if not chosen:
         example = next(iter(able), "none")
@@ -76,7 +84,9 @@ _TEXT_ATTENTION = r"\.((self_attn|SelfAttention)\.)?(q_proj|k_proj|v_proj|out_pr
 _TEXT_MLP = r"\.(fc1|fc2|wi_0|wi_1|wi|wo)$"
 
 
-def choose_text_targets(layers: Mapping[str, nn.Module], config: TextEncoderConfig, algorithm: str = "lora") -> list[str]:
+def choose_text_targets(
+    layers: Mapping[str, nn.Module], config: TextEncoderConfig, algorithm: str = "lora"
+) -> list[str]:
     """Paths `<encoder>.<path>` of the text encoders' `layers` the config selects, sorted. Raises LoomError when none is left."""
     try:
         encoders = Pattern(config.encoders or ".", _costly("text_encoder.encoders", config.encoders))
@@ -96,7 +106,9 @@ def choose_text_targets(layers: Mapping[str, nn.Module], config: TextEncoderConf
             raise LoomError("text_encoder.untrainable", field="text_encoder.train")
         if not config.encoders:
             raise LoomError("text_encoder.none_fits", field="text_encoder.train", known=known)
-        raise LoomError("text_encoder.none_chosen", field="text_encoder.train", encoders=repr(config.encoders), known=known)
+        raise LoomError(
+            "text_encoder.none_chosen", field="text_encoder.train", encoders=repr(config.encoders), known=known
+        )
     return sorted(chosen)
 
 

@@ -51,10 +51,15 @@ def wanted_tokens(config: EmbeddingConfig, trigger: str = "") -> list[Token]:
                 "embedding.token.unreadable", field="embedding.tokens", line=repr(line), vectors=MAX_VECTORS
             )
         tokens.append(Token(match["word"], vectors, (match["init"] or config.init).strip()))
-    if twice := [t.placeholder for n, t in enumerate(tokens) if t.placeholder.lower() in {o.placeholder.lower() for o in tokens[:n]}]:
-        raise LoomError("embedding.token.repeated", field="embedding.tokens", token=repr(twice[0]))
+    seen: set[str] = set()
+    for token in tokens:
+        if token.placeholder.lower() in seen:
+            raise LoomError("embedding.token.repeated", field="embedding.tokens", token=repr(token.placeholder))
+        seen.add(token.placeholder.lower())
     files = [plain_name(t.placeholder) for t in tokens]
-    if len(tokens) > 1 and (same := [t.placeholder for n, t in enumerate(tokens) if not files[n] or files[n] in files[:n]]):
+    if len(tokens) > 1 and (
+        same := [t.placeholder for n, t in enumerate(tokens) if not files[n] or files[n] in files[:n]]
+    ):
         raise LoomError("embedding.token.no_file_name", field="embedding.tokens", token=repr(same[0]))
     return tokens
 
@@ -72,7 +77,9 @@ class TokenVectors(nn.Module):
     def __init__(self, token: Token, tables: Mapping[str, TokenTable], seed: int, device: torch.device | str):
         super().__init__()
         self.token = token
-        first = {encoder: _first_vectors(token, encoder, table, seed).to(device) for encoder, table in sorted(tables.items())}
+        first = {
+            encoder: _first_vectors(token, encoder, table, seed).to(device) for encoder, table in sorted(tables.items())
+        }
         self.vectors = nn.ParameterDict({encoder: nn.Parameter(value.clone()) for encoder, value in first.items()})
         self._first, self._std = first, {encoder: table.std for encoder, table in tables.items()}
 

@@ -22,9 +22,15 @@ class Dora(Lora):
 
     name, title, form, algorithm, arguments = "dora", "DoRA", "lora", "lora", {"dora_wd": "True"}
     needs_base, keeps_base, derives, proportional = True, True, True, False
-    parts = (*(part for part in Lora.parts if part not in (MAGNITUDES, BIAS_PART)), dataclasses.replace(MAGNITUDES, optional=False), BIAS_PART)
+    parts = (
+        *(part for part in Lora.parts if part not in (MAGNITUDES, BIAS_PART)),
+        dataclasses.replace(MAGNITUDES, optional=False),
+        BIAS_PART,
+    )
 
-    def delta(self, p: Parts, scale: float, weight: tuple[int, ...] = (), base: torch.Tensor | None = None) -> torch.Tensor:
+    def delta(
+        self, p: Parts, scale: float, weight: tuple[int, ...] = (), base: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Without the base weight the update of the direction alone, before rows or columns are rescaled."""
         change = super().delta(p, scale, weight)
         return change if base is None else rescaled(base + change.reshape(base.shape), p["dora"]) - base

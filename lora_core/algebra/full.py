@@ -24,7 +24,9 @@ class Full(Kind):
     def changes_weight(self, p: Parts) -> bool:
         return "diff" in p
 
-    def delta(self, p: Parts, scale: float, weight: tuple[int, ...] = (), base: torch.Tensor | None = None) -> torch.Tensor:
+    def delta(
+        self, p: Parts, scale: float, weight: tuple[int, ...] = (), base: torch.Tensor | None = None
+    ) -> torch.Tensor:
         return p["diff"].reshape(weight or p["diff"].shape) * scale
 
     def degree(self, p: Parts) -> int:

@@ -17,9 +17,11 @@ class Glora(Kind):
     name, title, algorithm = "glora", "GLoRA", "glora"
     signs = frozenset({"a1"})
     parts = (
-        Part("a1", ending="a1.weight", up=True), Part("a2", ending="a2.weight", rank_axis=0),
-        Part("b1", ending="b1.weight", up=True, rows=True), Part("b2", ending="b2.weight"),
-    )  # fmt: skip
+        Part("a1", ending="a1.weight", up=True),
+        Part("a2", ending="a2.weight", rank_axis=0),
+        Part("b1", ending="b1.weight", up=True, rows=True),
+        Part("b2", ending="b2.weight"),
+    )
     needs_base = True
 
     def signed(self, p: Parts) -> bool:
@@ -36,7 +38,9 @@ class Glora(Kind):
         fits = a1.shape == (inputs, rank) and b1.shape[1] == b2.shape[0] == rank and p["b2"].shape[1] == inputs
         return "" if fits else "problem.glora.ranks_or_inputs_are_not_equal"
 
-    def delta(self, p: Parts, scale: float, weight: tuple[int, ...] = (), base: torch.Tensor | None = None) -> torch.Tensor:
+    def delta(
+        self, p: Parts, scale: float, weight: tuple[int, ...] = (), base: torch.Tensor | None = None
+    ) -> torch.Tensor:
         if base is None:
             raise ValueError("glora changes a weight relative to its value, which was not given")
         inside = torch.einsum("o i ..., i r, r j -> o j ...", base, p["a1"].flatten(1), p["a2"].flatten(1))
@@ -56,7 +60,10 @@ class Glora(Kind):
     def summed(self, members: list[tuple[Parts, float]]) -> dict[str, torch.Tensor]:
         """Their factors side by side; the ranks add up."""
         plain = [self.stretched(p, scale) for p, scale in members]
-        return {name: torch.cat([p[name].float() for p in plain], axis) for name, axis in (("a1", 1), ("a2", 0), ("b1", 1), ("b2", 0))}
+        return {
+            name: torch.cat([p[name].float() for p in plain], axis)
+            for name, axis in (("a1", 1), ("a2", 0), ("b1", 1), ("b2", 0))
+        }
 
     def largest_rank(self, weight: tuple[int, ...]) -> int:
         return min(weight[0], weight[1])
@@ -65,13 +72,18 @@ class Glora(Kind):
         out, inputs, *kernel = shape.weight
         ones = [1] * len(kernel)
         return {
-            "a1": kaiming(rng, inputs, shape.rank, *ones), "a2": torch.zeros(shape.rank, inputs, *ones),
-            "b1": kaiming(rng, out, shape.rank, *ones), "b2": torch.zeros(shape.rank, inputs, *kernel),
-        }  # fmt: skip
+            "a1": kaiming(rng, inputs, shape.rank, *ones),
+            "a2": torch.zeros(shape.rank, inputs, *ones),
+            "b1": kaiming(rng, out, shape.rank, *ones),
+            "b2": torch.zeros(shape.rank, inputs, *kernel),
+        }
 
     def fitted(self, p: Parts, weight: tuple[int, ...]) -> dict[str, torch.Tensor]:
         ones = [1] * (len(weight) - 2)
-        return {**{name: p[name].reshape(*p[name].shape[:2], *ones) for name in ("a1", "a2", "b1")}, "b2": p["b2"].reshape(-1, *weight[1:])}
+        return {
+            **{name: p[name].reshape(*p[name].shape[:2], *ones) for name in ("a1", "a2", "b1")},
+            "b2": p["b2"].reshape(-1, *weight[1:]),
+        }
 
     def around(self, forward: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, acting: Acting) -> torch.Tensor:
         """W (x + s A x) + s B x: the layer on a changed input, and a branch beside it."""

@@ -33,7 +33,9 @@ class Ia3(Kind):
     def remark(self, p: Parts) -> str:
         return "note.ia3"
 
-    def delta(self, p: Parts, scale: float, weight: tuple[int, ...] = (), base: torch.Tensor | None = None) -> torch.Tensor:
+    def delta(
+        self, p: Parts, scale: float, weight: tuple[int, ...] = (), base: torch.Tensor | None = None
+    ) -> torch.Tensor:
         if base is None:
             raise ValueError("ia3 changes a weight relative to its value, which was not given")
         axis = [1] * base.ndim
@@ -50,12 +52,18 @@ class Ia3(Kind):
         first = members[0][0]
         if len({p["on_input"].item() for p, _ in members}) > 1:
             return None
-        return {"weight": torch.stack([p["weight"].float() * scale for p, scale in members]).sum(0), "on_input": first["on_input"]}
+        return {
+            "weight": torch.stack([p["weight"].float() * scale for p, scale in members]).sum(0),
+            "on_input": first["on_input"],
+        }
 
     def start(self, shape: Shape, walk: Walk, rng: torch.Generator) -> dict[str, torch.Tensor]:
         on_input = shape.options.get("ia3_axis", "output") == "input"
         channels, ones = shape.weight[int(on_input)], [1] * (len(shape.weight) - 2)
-        return {"weight": torch.zeros(1, channels, *ones) if ones else torch.zeros(channels), "on_input": torch.tensor(float(on_input))}
+        return {
+            "weight": torch.zeros(1, channels, *ones) if ones else torch.zeros(channels),
+            "on_input": torch.tensor(float(on_input)),
+        }
 
     def kept(self, p: Parts, weight: torch.Tensor, bias: torch.Tensor | None) -> dict[str, torch.Tensor]:
         return {} if bias is None else {"bias": bias.to(p["weight"]).clone()}

@@ -52,8 +52,12 @@ class Part:
         return self.ending or self.parameter
 
 
-BIAS_PART = Part("diff_b", optional=True, rows=True)  # a change of the bias, which any adapter of a layer may carry and no alpha scales
-MAGNITUDES = Part("dora", "dora_scale", optional=True, scales=False)  # DoRA's, which may stand beside the factors of some kinds
+BIAS_PART = Part(
+    "diff_b", optional=True, rows=True
+)  # a change of the bias, which any adapter of a layer may carry and no alpha scales
+MAGNITUDES = Part(
+    "dora", "dora_scale", optional=True, scales=False
+)  # DoRA's, which may stand beside the factors of some kinds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +134,14 @@ class Kind:
 
     def rank(self, p: Parts) -> int:
         """Length of the first rank axis; 0 for a kind, or a form of it, without a rank."""
-        return next((p[part.name].shape[part.rank_axis] for part in self.parts if part.rank_axis is not None and part.name in p), 0)
+        return next(
+            (
+                p[part.name].shape[part.rank_axis]
+                for part in self.parts
+                if part.rank_axis is not None and part.name in p
+            ),
+            0,
+        )
 
     def size(self, p: Parts) -> int:
         """What headers call the dimension of the network; 0 where the kind has none."""
@@ -175,7 +186,9 @@ class Kind:
 
     # ---- its change --------------------------------------------------------------------------------------------------
 
-    def delta(self, p: Parts, scale: float, weight: tuple[int, ...] = (), base: torch.Tensor | None = None) -> torch.Tensor:
+    def delta(
+        self, p: Parts, scale: float, weight: tuple[int, ...] = (), base: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """The change of the layer's weight, in the shape `weight` (default: as the parts tell). `base`: the layer's own weight, for kinds that need it."""
         raise NotImplementedError(f"{type(self).__name__} must give its change")
 

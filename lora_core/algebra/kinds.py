@@ -20,7 +20,9 @@ def recognised(parts: Parts) -> Kind | None:
 def trained_as(parts: Parts) -> Kind | None:
     """The kind a run trains that has just such parts; None where training knows none, as for a LoHa with DoRA magnitudes."""
     fitting = [kind for kind in KINDS.values() if kind.signed(parts) and kind.needed <= parts.keys() <= kind.allowed]
-    fitting.sort(key=lambda kind: not kind.form)  # a kind that training tells apart goes before the one it is written as
+    fitting.sort(
+        key=lambda kind: not kind.form
+    )  # a kind that training tells apart goes before the one it is written as
     carried = {name for name in ("dora", "diff_b") if name in parts}
     for kind in fitting[:1]:
         if carried <= (kind.needed | ({"diff_b"} if kind.trains_bias else set())):

@@ -20,9 +20,15 @@ class Loha(Kind):
     stores_flat = True
     signs = frozenset({"hada_w1_a", "hada_w2_a"})
     parts = (
-        Part("hada_w1_a", up=True, rows=True), Part("hada_w1_b", rank_axis=0), Part("hada_w2_a", up=True, rows=True), Part("hada_w2_b"),
-        Part("hada_t1", optional=True, scales=False), Part("hada_t2", optional=True, scales=False), MAGNITUDES, BIAS_PART,
-    )  # fmt: skip
+        Part("hada_w1_a", up=True, rows=True),
+        Part("hada_w1_b", rank_axis=0),
+        Part("hada_w2_a", up=True, rows=True),
+        Part("hada_w2_b"),
+        Part("hada_t1", optional=True, scales=False),
+        Part("hada_t2", optional=True, scales=False),
+        MAGNITUDES,
+        BIAS_PART,
+    )
     read_by = (*LYCORIS_READERS, "PEFT")
 
     def shape(self, p: Parts, kernel: tuple[int, ...] = ()) -> tuple[int, ...]:
@@ -38,12 +44,21 @@ class Loha(Kind):
         if any(t.ndim != 2 for t in (*one, *two)) or ("hada_t1" in p) != ("hada_t2" in p):
             fits = False
         elif "hada_t1" in p:
-            fits = all(t.ndim > 2 and tuple(t.shape[:2]) == (a.shape[0], b.shape[0]) for t, (a, b) in ((p["hada_t1"], one), (p["hada_t2"], two)))
+            fits = all(
+                t.ndim > 2 and tuple(t.shape[:2]) == (a.shape[0], b.shape[0])
+                for t, (a, b) in ((p["hada_t1"], one), (p["hada_t2"], two))
+            )
         else:
-            fits = one[0].shape[0] == two[0].shape[0] and one[1].shape[1] == two[1].shape[1] and all(a.shape[1] == b.shape[0] for a, b in (one, two))
+            fits = (
+                one[0].shape[0] == two[0].shape[0]
+                and one[1].shape[1] == two[1].shape[1]
+                and all(a.shape[1] == b.shape[0] for a, b in (one, two))
+            )
         return "" if fits else "problem.loha.factors"
 
-    def delta(self, p: Parts, scale: float, weight: tuple[int, ...] = (), base: torch.Tensor | None = None) -> torch.Tensor:
+    def delta(
+        self, p: Parts, scale: float, weight: tuple[int, ...] = (), base: torch.Tensor | None = None
+    ) -> torch.Tensor:
         one, two = (_matrix(p, n) for n in (1, 2))
         return (one * two * scale).reshape(weight or self.shape(p))
 
@@ -53,7 +68,10 @@ class Loha(Kind):
     def start(self, shape: Shape, walk: Walk, rng: torch.Generator) -> dict[str, torch.Tensor]:
         rows, columns = shape.weight[0], math.prod(shape.weight[1:])
         sizes = {"hada_w1_a": (rows, shape.rank), "hada_w1_b": (shape.rank, columns), "hada_w2_a": (rows, shape.rank)}
-        return {**{name: kaiming(rng, *size) for name, size in sizes.items()}, "hada_w2_b": torch.zeros(shape.rank, columns)}
+        return {
+            **{name: kaiming(rng, *size) for name, size in sizes.items()},
+            "hada_w2_b": torch.zeros(shape.rank, columns),
+        }
 
 
 KIND = Loha()

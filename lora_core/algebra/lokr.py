@@ -21,10 +21,16 @@ class Lokr(Kind):
     stores_flat = True
     signs = frozenset({"lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"})
     parts = (
-        Part("lokr_w1", optional=True, up=True), Part("lokr_w1_a", optional=True), Part("lokr_w1_b", optional=True, rank_axis=0),
-        Part("lokr_w2", optional=True), Part("lokr_w2_a", optional=True, up=True), Part("lokr_w2_b", optional=True, rank_axis=0),
-        Part("lokr_t2", optional=True, scales=False), MAGNITUDES, BIAS_PART,
-    )  # fmt: skip
+        Part("lokr_w1", optional=True, up=True),
+        Part("lokr_w1_a", optional=True),
+        Part("lokr_w1_b", optional=True, rank_axis=0),
+        Part("lokr_w2", optional=True),
+        Part("lokr_w2_a", optional=True, up=True),
+        Part("lokr_w2_b", optional=True, rank_axis=0),
+        Part("lokr_t2", optional=True, scales=False),
+        MAGNITUDES,
+        BIAS_PART,
+    )
 
     def shape(self, p: Parts, kernel: tuple[int, ...] = ()) -> tuple[int, ...]:
         one, two = kronecker_factors(p)
@@ -37,7 +43,9 @@ class Lokr(Kind):
     def settled(self, p: Parts, alpha: float | None) -> tuple[Parts, float | None]:
         return p, alpha if self.rank(p) else None  # every program ignores alpha where both factors are full
 
-    def delta(self, p: Parts, scale: float, weight: tuple[int, ...] = (), base: torch.Tensor | None = None) -> torch.Tensor:
+    def delta(
+        self, p: Parts, scale: float, weight: tuple[int, ...] = (), base: torch.Tensor | None = None
+    ) -> torch.Tensor:
         one, two = kronecker_factors(p)
         one = one.reshape(*one.shape, *[1] * (two.ndim - 2))
         return (scale * torch.kron(one, two.contiguous())).reshape(weight or self.shape(p))
@@ -48,14 +56,20 @@ class Lokr(Kind):
         return one.square().sum() * two.square().sum() * scale**2
 
     def ends(self, p: Parts) -> tuple[tuple[str, ...], ...]:
-        return ((next(n for n in ("lokr_w1", "lokr_w1_b") if n in p), next(n for n in ("lokr_w2", "lokr_w2_a") if n in p)),)
+        return (
+            (next(n for n in ("lokr_w1", "lokr_w1_b") if n in p), next(n for n in ("lokr_w2", "lokr_w2_a") if n in p)),
+        )
 
     def start(self, shape: Shape, walk: Walk, rng: torch.Generator) -> dict[str, torch.Tensor]:
         kernel = shape.weight[2:]
         (a, c), (b, d) = (factors(n, shape.options.get("lokr_factor", 0)) for n in shape.weight[:2])
         first = kaiming(rng, a, b)
         if shape.rank < max(c, d) / 2:
-            return {"lokr_w1": first, "lokr_w2_a": kaiming(rng, c, shape.rank), "lokr_w2_b": torch.zeros(shape.rank, d * math.prod(kernel))}
+            return {
+                "lokr_w1": first,
+                "lokr_w2_a": kaiming(rng, c, shape.rank),
+                "lokr_w2_b": torch.zeros(shape.rank, d * math.prod(kernel)),
+            }
         return {"lokr_w1": first, "lokr_w2": torch.zeros(c, d, *kernel)}
 
     def add_to(self, out: torch.Tensor, x: torch.Tensor, acting: Acting) -> torch.Tensor:

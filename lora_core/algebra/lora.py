@@ -34,7 +34,9 @@ class Lora(Kind):
         inner = tuple(p["mid"].shape[:2]) if "mid" in p else (down.shape[0], down.shape[0])
         return "" if inner == (up.shape[1], down.shape[0]) else "problem.lora.ranks"
 
-    def delta(self, p: Parts, scale: float, weight: tuple[int, ...] = (), base: torch.Tensor | None = None) -> torch.Tensor:
+    def delta(
+        self, p: Parts, scale: float, weight: tuple[int, ...] = (), base: torch.Tensor | None = None
+    ) -> torch.Tensor:
         p = untuckered(p)
         down, up = p["down"], p["up"]
         return (up.flatten(1) @ down.flatten(1)).view(weight or (len(up), *down.shape[1:])) * scale
@@ -51,7 +53,10 @@ class Lora(Kind):
     def summed(self, members: list[tuple[Parts, float]]) -> dict[str, torch.Tensor]:
         """Their factors side by side; the ranks add up."""
         plain = [self.stretched(untuckered(p), scale) if scale != 1.0 else untuckered(p) for p, scale in members]
-        return {"down": torch.cat([p["down"].float() for p in plain], 0), "up": torch.cat([p["up"].float() for p in plain], 1)}
+        return {
+            "down": torch.cat([p["down"].float() for p in plain], 0),
+            "up": torch.cat([p["up"].float() for p in plain], 1),
+        }
 
     def largest_rank(self, weight: tuple[int, ...]) -> int:
         return min(weight[0], math.prod(weight[1:]))
@@ -67,7 +72,11 @@ class Lora(Kind):
     def fitted(self, p: Parts, weight: tuple[int, ...]) -> dict[str, torch.Tensor]:
         """Kernels of 1x1 come and go between programs."""
         p = untuckered(p)
-        return {**p, "down": p["down"].reshape(-1, *weight[1:]), "up": p["up"].reshape(*p["up"].shape[:2], *[1] * (len(weight) - 2))}
+        return {
+            **p,
+            "down": p["down"].reshape(-1, *weight[1:]),
+            "up": p["up"].reshape(*p["up"].shape[:2], *[1] * (len(weight) - 2)),
+        }
 
     def add_to(self, out: torch.Tensor, x: torch.Tensor, acting: Acting) -> torch.Tensor:
         x = acting.drop(x)

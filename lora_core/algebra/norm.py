@@ -22,7 +22,7 @@ class Norm(Full):
     parts = (
         Part("diff", ending="w_norm", native="diff", rows=True),
         dataclasses.replace(Full.parts[1], ending="b_norm", native="diff_b"),
-    )  # fmt: skip
+    )
     drops_inputs = False
 
     def signed(self, p: Parts) -> bool:

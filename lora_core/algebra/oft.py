@@ -60,7 +60,9 @@ class Rotating(Kind):
     def remark(self, p: Parts) -> str:
         return "note.oft" if "rescale" in p and self.name == "oft" else ""
 
-    def delta(self, p: Parts, scale: float, weight: tuple[int, ...] = (), base: torch.Tensor | None = None) -> torch.Tensor:
+    def delta(
+        self, p: Parts, scale: float, weight: tuple[int, ...] = (), base: torch.Tensor | None = None
+    ) -> torch.Tensor:
         if base is None:
             raise ValueError(f"{self.name} changes a weight relative to its value, which was not given")
         table = self.rotated(p, base.flatten(1))
@@ -105,7 +107,9 @@ class Oft(Rotating):
         return "" if p["oft_blocks"].shape[-1] == p["oft_blocks"].shape[-2] else "problem.oft.not_square"
 
     def start(self, shape: Shape, walk: Walk, rng: torch.Generator) -> dict[str, torch.Tensor]:
-        size, count = factors(shape.weight[0], shape.rank)  # LyCORIS: the rank is the size of the blocks where it divides the outputs
+        size, count = factors(
+            shape.weight[0], shape.rank
+        )  # LyCORIS: the rank is the size of the blocks where it divides the outputs
         return {"oft_blocks": torch.zeros(count, size, size)}
 
     def rotated(self, p: Parts, table: torch.Tensor) -> torch.Tensor:

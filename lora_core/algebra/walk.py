@@ -68,7 +68,9 @@ def walk_of(layer: Any) -> Walk:
     if not is_norm(layer):
         return Walk(bias=has_bias(layer))
     if isinstance(layer, nn.GroupNorm):
-        return Walk(norm=lambda x: F.group_norm(x, layer.num_groups, None, None, layer.eps), axis=1, bias=has_bias(layer))
+        return Walk(
+            norm=lambda x: F.group_norm(x, layer.num_groups, None, None, layer.eps), axis=1, bias=has_bias(layer)
+        )
     if isinstance(layer, nn.LayerNorm):
         return Walk(norm=lambda x: F.layer_norm(x, layer.normalized_shape, None, None, layer.eps), bias=has_bias(layer))
     eps, axes = getattr(layer, "eps", getattr(layer, "variance_epsilon", None)), tuple(range(-layer.weight.ndim, 0))

@@ -18,7 +18,10 @@ _FLUX_KINDS = {
     384: ("kind_of_model.fill_inpainting_model", "input.mask_and_the_masked_picture"),
     128: ("kind_of_model.control_model_such_as_canny_or_depth", "input.control_picture"),
 }
-_ENDS = (("input_blocks.0.0.weight", "out.2.weight"), ("img_in.weight", "final_layer.linear.weight"))  # first and last layer of a single file's network
+_ENDS = (
+    ("input_blocks.0.0.weight", "out.2.weight"),
+    ("img_in.weight", "final_layer.linear.weight"),
+)  # first and last layer of a single file's network
 _PREFIXES = ("", "diffusion_model.", "model.diffusion_model.")
 
 # Ends of keys of quantised weights: ComfyUI's scaled fp8, MXFP8 and NVFP4, ModelOpt, fp8 with blocks, bitsandbytes, quanto, GPTQ/AWQ, SVDQuant
@@ -44,7 +47,10 @@ def require_unscaled(what: str, names: Iterable[str]) -> None:
 def require_plain_network(config: Mapping[str, Any], latent_channels: int) -> None:
     """Refuses a network in diffusers layout that reads more than noise and text. `config`: its config.json. Raises LoomError."""
     channels = int(config.get("in_channels", latent_channels))
-    if channels not in (latent_channels, 4 * latent_channels):  # the latter: patches of 2 x 2, as Flux and Qwen-Image read them
+    if channels not in (
+        latent_channels,
+        4 * latent_channels,
+    ):  # the latter: patches of 2 x 2, as Flux and Qwen-Image read them
         raise _refused(*_kind(channels))
     if config.get("class_embed_type") or config.get("num_class_embeds"):
         raise _refused("kind_of_model.class_labels", "input.image_embedding_or_a_noise_level")

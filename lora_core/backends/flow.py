@@ -60,7 +60,9 @@ class FlowBackend(Sharded):
         self.pipe = diffusers.DiffusionPipeline.from_pretrained(folder, torch_dtype=types, **given, **LOCAL)
         self.pipe.set_progress_bar_config(disable=True)
         config = self.pipe.vae.config
-        require_plain_network(self.pipe.transformer.config, config["z_dim"] if "z_dim" in config else config["latent_channels"])
+        require_plain_network(
+            self.pipe.transformer.config, config["z_dim"] if "z_dim" in config else config["latent_channels"]
+        )
         self.network = self.place_network(self.pipe.transformer)
         self.vae = self.idle(self.pipe.vae)
         self.encoders = [self.idle(encoder) for encoder in self._parts_named("text_encoder")]

@@ -147,7 +147,9 @@ class Headless(abc.ABC):
     # ---- what can be trained -----------------------------------------------------------------------------------------
 
     def layers(self) -> Mapping[str, nn.Module]:
-        return {path: m for path, m in self.network.named_modules() if isinstance(m, nn.Linear | nn.Conv2d) or is_norm(m)}
+        return {
+            path: m for path, m in self.network.named_modules() if isinstance(m, nn.Linear | nn.Conv2d) or is_norm(m)
+        }
 
     def text_layers(self) -> Mapping[str, nn.Module]:
         return {}

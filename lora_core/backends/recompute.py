@@ -16,13 +16,22 @@ _aten = torch.ops.aten
 _DEAR = {
     op.default if hasattr(op, "default") else op
     for op in (
-        _aten.mm, _aten.addmm, _aten.bmm, _aten.baddbmm, _aten.convolution, _aten._scaled_mm,
-        _aten._scaled_dot_product_flash_attention, _aten._scaled_dot_product_flash_attention_for_cpu,
-        _aten._scaled_dot_product_efficient_attention, _aten._scaled_dot_product_cudnn_attention,
-        _aten.mkldnn_linear, _aten._convolution, _aten.linear,
+        _aten.mm,
+        _aten.addmm,
+        _aten.bmm,
+        _aten.baddbmm,
+        _aten.convolution,
+        _aten._scaled_mm,
+        _aten._scaled_dot_product_flash_attention,
+        _aten._scaled_dot_product_flash_attention_for_cpu,
+        _aten._scaled_dot_product_efficient_attention,
+        _aten._scaled_dot_product_cudnn_attention,
+        _aten.mkldnn_linear,
+        _aten._convolution,
+        _aten.linear,
     )
     if op is not None
-}  # fmt: skip
+}
 
 
 def recomputed(function: Callable[..., Any], how: Recompute, *args: Any, **kwargs: Any) -> Any:

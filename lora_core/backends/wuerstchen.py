@@ -184,6 +184,4 @@ def _draw(prior: Mapping[str, Any], decoder: Mapping[str, Any], job: SampleJob) 
         negative_prompt=config.negative or None,
         generator=rng,
     ).image_embeddings
-    return second(
-        embeddings, job.prompt, config.steps, guidance_scale=0.0, generator=rng, output_type="pil"
-    ).images
+    return second(embeddings, job.prompt, config.steps, guidance_scale=0.0, generator=rng, output_type="pil").images

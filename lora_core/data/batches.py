@@ -56,7 +56,9 @@ class Batches:
     Of several processes each draws the pictures of all, and takes its share.
     """
 
-    def __init__(self, cache: LatentCache, config: TrainConfig, device: torch.device | str, processes: Processes = ALONE):
+    def __init__(
+        self, cache: LatentCache, config: TrainConfig, device: torch.device | str, processes: Processes = ALONE
+    ):
         self.cache, self._config, self._device, self._processes = cache, config, torch.device(device), processes
         self._plan = functools.lru_cache(maxsize=4)(self._plan_epoch)
         self._ahead = _Ahead(self._on_cpu) if self._device.type != "cpu" else None
@@ -75,7 +77,9 @@ class Batches:
         sizes = [int(np.prod(e.shape)) for e in self.cache.entries]
         view = View(sizes.index(max(sizes)))
         picture = self.cache.entries[view.entry].picture
-        return self._joined([view] * count, [picture.caption] * count, [self.cache[view]["latent"]] * count).on(self._device)
+        return self._joined([view] * count, [picture.caption] * count, [self.cache[view]["latent"]] * count).on(
+            self._device
+        )
 
     def with_sizes(self, config: TrainConfig) -> Batches:
         """The same pictures in the same order, with the batch size and accumulation of `config`."""
@@ -125,14 +129,21 @@ class Batches:
         mine = self._processes.share(self._config.batch_size)
         drawn = self._drawn(step, micro)[mine]
         latents = [
-            _sampled(self.cache[view], generator(self._config.seed, step, micro, slot, "latent"), self.cache.entries[view.entry].picture)
+            _sampled(
+                self.cache[view],
+                generator(self._config.seed, step, micro, slot, "latent"),
+                self.cache.entries[view.entry].picture,
+            )
             for slot, (view, _) in enumerate(drawn, mine.start)
         ]
         return self._joined([view for view, _ in drawn], [caption for _, caption in drawn], latents)
 
     def _joined(self, views: Sequence[View], captions: Sequence[str], latents: Sequence[torch.Tensor]) -> Batch:
         parts, entries = [self.cache[view] for view in views], [self.cache.entries[view.entry] for view in views]
-        masks = [_floored(part.get("mask"), entry.picture.data.mask_floor) for part, entry in zip(parts, entries, strict=True)]
+        masks = [
+            _floored(part.get("mask"), entry.picture.data.mask_floor)
+            for part, entry in zip(parts, entries, strict=True)
+        ]
         return Batch(
             latents=torch.cat(list(latents)),
             captions=list(captions),
@@ -182,7 +193,11 @@ class _Ahead:
 def _sampled(tensors: Tensors, rng: torch.Generator, picture: Picture) -> torch.Tensor:
     """The latent that is trained: what the VAE says, or mean + deviation x noise where the set asks for samples."""
     latent = tensors["latent"]
-    return latent + tensors["spread"] * randn_like(latent, rng) if picture.data.latents == "sampled" and "spread" in tensors else latent
+    return (
+        latent + tensors["spread"] * randn_like(latent, rng)
+        if picture.data.latents == "sampled" and "spread" in tensors
+        else latent
+    )
 
 
 def _floored(mask: torch.Tensor | None, floor: float) -> torch.Tensor | None:
@@ -193,4 +208,6 @@ def _stacked(masks: Sequence[torch.Tensor | None], latents: Sequence[torch.Tenso
     """The masks of a batch, ones for pictures without; None when there is none at all."""
     if all(m is None for m in masks):
         return None
-    return torch.cat([torch.ones_like(latent[:, :1]) if m is None else m for m, latent in zip(masks, latents, strict=True)])
+    return torch.cat(
+        [torch.ones_like(latent[:, :1]) if m is None else m for m, latent in zip(masks, latents, strict=True)]
+    )

@@ -40,7 +40,14 @@ class Fit:
 
 
 def fit(
-    width: int, height: int, resolution: int, step: int, aspect: bool = True, min_side: int = 0, max_side: int = 0, upscale: bool = False
+    width: int,
+    height: int,
+    resolution: int,
+    step: int,
+    aspect: bool = True,
+    min_side: int = 0,
+    max_side: int = 0,
+    upscale: bool = False,
 ) -> Fit:
     """The largest bucket of the picture's shape with sides in multiples of `step` and at most resolution^2 pixels, centre-cropped.
 
@@ -58,7 +65,9 @@ def fit(
     if not upscale:
         sides = [min(wanted, side // step * step) for wanted, side in zip(sides, (width, height), strict=True)]
         sides = sides if aspect else [min(sides)] * 2
-    longest = max(low, resolution * resolution // min(sides) // step * step)  # a panorama's short side may have been raised to one step
+    longest = max(
+        low, resolution * resolution // min(sides) // step * step
+    )  # a panorama's short side may have been raised to one step
     bucket = (min(sides[0], longest), min(sides[1], longest))
     cover = max(bucket[0] / width, bucket[1] / height)
     scaled = (max(bucket[0], round(width * cover)), max(bucket[1], round(height * cover)))
@@ -79,7 +88,17 @@ def resolutions(config: DataConfig) -> list[int]:
 def fits(width: int, height: int, config: DataConfig) -> list[Fit]:
     """The bucket of a picture at each resolution of its set, the same bucket once."""
     found = [
-        fit(width, height, r, config.bucket_step_px, config.aspect_buckets, config.min_side_px, config.max_side_px, config.upscale) for r in resolutions(config)
+        fit(
+            width,
+            height,
+            r,
+            config.bucket_step_px,
+            config.aspect_buckets,
+            config.min_side_px,
+            config.max_side_px,
+            config.upscale,
+        )
+        for r in resolutions(config)
     ]
     return list({f.bucket: f for f in found}.values())
 
@@ -101,7 +120,10 @@ def salient(image: Image.Image, how: Fit, mask: Image.Image | None = None) -> Fi
         return how
     shown = (mask or image).convert("L")
     scale = SEEN_PX / max(shown.size)
-    small = np.asarray(shown.resize((max(2, round(shown.width * scale)), max(2, round(shown.height * scale))), Image.Resampling.BOX), np.float64)
+    small = np.asarray(
+        shown.resize((max(2, round(shown.width * scale)), max(2, round(shown.height * scale))), Image.Resampling.BOX),
+        np.float64,
+    )
     if mask is None:
         down, across = np.gradient(small)
         small = np.hypot(down, across)

@@ -51,17 +51,24 @@ def _utf16_without_mark(data: bytes) -> str:
         return ""
     even, odd = data[::2].count(0), data[1::2].count(0)
     half = len(data) // 2
-    return "utf-16-le" if odd > 0.7 * half and not even else "utf-16-be" if even > 0.7 * half and not odd else ""
+    if odd > 0.7 * half and not even:
+        return "utf-16-le"
+    return "utf-16-be" if even > 0.7 * half and not odd else ""
 
 
 def lines_of(text: str) -> list[str]:
     """The lines that say something, with white space and control characters tidied."""
-    return [line for line in (tidy(raw) for raw in re.split(r"[\r\n\x85\u2028\u2029]+", text)) if line]
+    lines = map(tidy, re.split(r"[\r\n\x85\u2028\u2029]+", text))
+    return [line for line in lines if line]
 
 
 def tidy(text: str) -> str:
     """One line: every run of white space, byte-order marks, control characters and halves of characters becomes one space."""
-    return " ".join("".join(" " if c == "\ufeff" or ord(c) < 32 or 127 <= ord(c) < 160 or 0xD800 <= ord(c) < 0xE000 else c for c in text).split())
+    return " ".join(
+        "".join(
+            " " if c == "\ufeff" or ord(c) < 32 or 127 <= ord(c) < 160 or 0xD800 <= ord(c) < 0xE000 else c for c in text
+        ).split()
+    )
 
 
 def captions_in(text: str, lines: str) -> tuple[Caption, ...]:
@@ -72,8 +79,14 @@ def captions_in(text: str, lines: str) -> tuple[Caption, ...]:
     found = lines_of(text)
     if lines == "alternatives":
         return tuple(weighted(line) for line in found)
-    tags = len(found) > 2 and not any("," in line or line.endswith((".", "!", "?")) for line in found) and max(map(len, found)) <= 60
-    return (Caption((", " if tags else " ").join(found)),) if found else ()
+    tags = (
+        len(found) > 2
+        and not any("," in line or line.endswith((".", "!", "?")) for line in found)
+        and max(map(len, found)) <= 60
+    )
+    if not found:
+        return ()
+    return (Caption((", " if tags else " ").join(found)),)
 
 
 def weighted(line: str) -> Caption:
@@ -85,7 +98,9 @@ def weighted(line: str) -> Caption:
 def read_captions(path: Path, encoding: str = "auto", lines: str = "joined") -> tuple[tuple[Caption, ...], str]:
     """(captions, encoding) of a text file. Raises OSError, and ValueError for a file no caption can be."""
     if path.stat().st_size > MAX_CAPTION_BYTES:
-        raise ValueError(f"has {path.stat().st_size / 1e6:.0f} MB; a caption has at most {MAX_CAPTION_BYTES // 10**6} MB")
+        raise ValueError(
+            f"has {path.stat().st_size / 1e6:.0f} MB; a caption has at most {MAX_CAPTION_BYTES // 10**6} MB"
+        )
     text, found = decoded(path.read_bytes(), encoding)
     return captions_in(text, lines), found
 
@@ -149,7 +164,13 @@ def _costly(pattern: str) -> Callable[[str], LoomError]:
 
 def vary(captions: Sequence[Caption], rng: random.Random, config: DataConfig) -> str:
     """The caption as it is trained this time. Always draws the same count of numbers, so options do not shift each other's randomness."""
-    drop, order, which, tags, wild = rng.random(), rng.getrandbits(64), rng.random(), rng.getrandbits(64), rng.getrandbits(64)
+    drop, order, which, tags, wild = (
+        rng.random(),
+        rng.getrandbits(64),
+        rng.random(),
+        rng.getrandbits(64),
+        rng.getrandbits(64),
+    )
     if drop < config.caption_dropout:
         return ""
     text = chosen(captions, which).text
@@ -169,7 +190,12 @@ def vary(captions: Sequence[Caption], rng: random.Random, config: DataConfig) ->
 
 def varies(captions: Sequence[Caption], config: DataConfig) -> bool:
     """Whether `vary` can give more than the first caption and the empty one."""
-    return len(captions) > 1 or config.shuffle_tags or config.tag_dropout > 0 or (config.wildcards and "{" in captions[0].text)
+    return (
+        len(captions) > 1
+        or config.shuffle_tags
+        or config.tag_dropout > 0
+        or (config.wildcards and "{" in captions[0].text)
+    )
 
 
 def chosen(captions: Sequence[Caption], u: float) -> Caption:

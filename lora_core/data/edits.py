@@ -47,14 +47,24 @@ class Editable:
 
 def listed(folder: Path, config: DataConfig) -> list[Editable]:
     """Every picture of a folder, those left out too, with its caption before any trigger or edit of the set."""
-    plain = dataclasses.replace(config, folder=str(folder), trigger="", prefix="", suffix="", replace="", limit=0, regularization=False)
+    plain = dataclasses.replace(
+        config, folder=str(folder), trigger="", prefix="", suffix="", replace="", limit=0, regularization=False
+    )
     out, found = set(excluded_in(folder)), scan(plain, keep_excluded=True)
     pictures = sorted((p for p in (*found.pictures, *found.class_pictures) if not p.is_latent), key=lambda p: p.name)
     stems = collections.Counter(p.path.with_suffix("") for p in pictures)
     return [
-        Editable(identity(folder, p.name), p.name, text_of(p), p.name in out, p, _file_of(p, stems[p.path.with_suffix("")] > 1), _why_locked(p))
+        Editable(
+            identity(folder, p.name),
+            p.name,
+            text_of(p),
+            p.name in out,
+            p,
+            _file_of(p, stems[p.path.with_suffix("")] > 1),
+            _why_locked(p),
+        )
         for p in pictures
-    ]  # fmt: skip
+    ]
 
 
 def identity(folder: Path, name: str) -> str:
@@ -75,7 +85,11 @@ def _file_of(picture: Picture, shares_its_name: bool) -> Path:
     own = Path(f"{picture.path}{suffix}")
     if picture.caption_file is None:
         return own if shares_its_name else picture.path.with_suffix(suffix)
-    return own if shares_its_name and picture.caption_file.name != f"{picture.path.name}{picture.caption_file.suffix}" else picture.caption_file
+    return (
+        own
+        if shares_its_name and picture.caption_file.name != f"{picture.path.name}{picture.caption_file.suffix}"
+        else picture.caption_file
+    )
 
 
 def _why_locked(picture: Picture) -> Message | None:
@@ -88,7 +102,13 @@ def _why_locked(picture: Picture) -> Message | None:
     return None
 
 
-def apply_edits(folder: Path, config: DataConfig, captions: Mapping[str, tuple[str, str]], excluded: Mapping[str, bool], edit: int = 0) -> int:
+def apply_edits(
+    folder: Path,
+    config: DataConfig,
+    captions: Mapping[str, tuple[str, str]],
+    excluded: Mapping[str, bool],
+    edit: int = 0,
+) -> int:
     """Writes new captions, by picture id (text the person saw, new text), and leaves pictures out or takes them in. Returns how many changed.
 
     `edit`: what tells this edit from others, the same in every folder it touches; later ones have larger numbers.
@@ -109,14 +129,28 @@ def apply_edits(folder: Path, config: DataConfig, captions: Mapping[str, tuple[s
         if after == before:
             continue
         new[item.name] = _encoded(item, after, config.caption_encoding)
-        old = base64.b64encode(item.file.read_bytes()).decode() if item.file.is_file() else None  # undo gives back the very bytes
-        changes[item.name] = {"file": item.file.relative_to(folder).as_posix(), "before": before, "after": after, "bytes": old}
+        old = (
+            base64.b64encode(item.file.read_bytes()).decode() if item.file.is_file() else None
+        )  # undo gives back the very bytes
+        changes[item.name] = {
+            "file": item.file.relative_to(folder).as_posix(),
+            "before": before,
+            "after": after,
+            "bytes": old,
+        }
     out = {item.name for item in known.values() if excluded.get(item.id, item.excluded)}
     before_out = {item.name for item in known.values() if item.excluded}
     if not changes and out == before_out:
         return 0
-    entry = {"edit": edit, "left_out": sorted(out - before_out), "taken_in": sorted(before_out - out), "captions": changes}
-    now_out = (set(excluded_in(folder)) | out) - (before_out - out)  # of pictures that are not seen at the moment nothing is forgotten
+    entry = {
+        "edit": edit,
+        "left_out": sorted(out - before_out),
+        "taken_in": sorted(before_out - out),
+        "captions": changes,
+    }
+    now_out = (set(excluded_in(folder)) | out) - (
+        before_out - out
+    )  # of pictures that are not seen at the moment nothing is forgotten
     _write_own(folder, sorted(now_out), [*_history(folder), entry])
     for item in known.values():
         if item.name in new:
@@ -162,7 +196,9 @@ def undo(folder: Path, config: DataConfig) -> int:
             file.unlink(missing_ok=True)
         else:
             files.write_bytes(file, base64.b64decode(change["bytes"]))
-    _write_own(folder, sorted((set(excluded_in(folder)) - set(entry["left_out"])) | set(entry["taken_in"])), history[:-1])
+    _write_own(
+        folder, sorted((set(excluded_in(folder)) - set(entry["left_out"])) | set(entry["taken_in"])), history[:-1]
+    )
     return len(touched) + len(entry["left_out"]) + len(entry["taken_in"])
 
 
@@ -176,13 +212,23 @@ def _history(folder: Path) -> list[dict[str, Any]]:
 
 
 def _is_entry(entry: Any) -> bool:
-    if not isinstance(entry, dict) or not isinstance(entry.get("captions"), dict) or not isinstance(entry.get("edit"), int):
+    if (
+        not isinstance(entry, dict)
+        or not isinstance(entry.get("captions"), dict)
+        or not isinstance(entry.get("edit"), int)
+    ):
         return False
-    if not all(isinstance(entry.get(key), list) and all(isinstance(n, str) for n in entry[key]) for key in ("left_out", "taken_in")):
+    if not all(
+        isinstance(entry.get(key), list) and all(isinstance(n, str) for n in entry[key])
+        for key in ("left_out", "taken_in")
+    ):
         return False
     texts = ("file", "before", "after")
     return all(
-        isinstance(c, dict) and all(isinstance(c.get(key), str) for key in texts) and isinstance(c.get("bytes", 0), str | None) and _is_base64(c["bytes"])
+        isinstance(c, dict)
+        and all(isinstance(c.get(key), str) for key in texts)
+        and isinstance(c.get("bytes", 0), str | None)
+        and _is_base64(c["bytes"])
         for c in entry["captions"].values()
     )
 

@@ -94,8 +94,15 @@ class Dataset:
 def open_sets(config: TrainConfig) -> Dataset:
     """The pictures of all folders of a job. Raises LoomError when a folder is missing, or when there is nothing to train on."""
     sets = config.all_sets()
-    found = [scan(data, f"sets[{n - (len(sets) - len(config.sets))}].folder" if len(sets) > 1 and data is not config.data else "data.folder")
-             for n, data in enumerate(sets)]  # fmt: skip
+    found = [
+        scan(
+            data,
+            f"sets[{n - (len(sets) - len(config.sets))}].folder"
+            if len(sets) > 1 and data is not config.data
+            else "data.folder",
+        )
+        for n, data in enumerate(sets)
+    ]
     out = joined(found)
     if not out.pictures:
         raise LoomError("data.regularization.alone", field="data.regularization")
@@ -108,7 +115,9 @@ def require_captions(dataset: Dataset) -> None:
     for picture in dataset.pictures:
         sets.setdefault(picture.data, []).append(picture)
     for data, pictures in sets.items():
-        if not data.allow_empty_captions and not any(caption.text for picture in pictures for caption in picture.captions):
+        if not data.allow_empty_captions and not any(
+            caption.text for picture in pictures for caption in picture.captions
+        ):
             raise LoomError(
                 "data.no_captions", field="data.trigger", count=len(pictures), folder=repr(Path(data.folder).name)
             )
@@ -132,7 +141,11 @@ def joined(found: Sequence[Dataset]) -> Dataset:
         found[0].folder,
         tuple(p for d, label in zip(found, labels, strict=True) for p in named(d.pictures, label)),
         tuple((f"{label}/{name}", why) for d, label in zip(found, labels, strict=True) for name, why in d.skipped),
-        tuple(Message.of("error.about", about=label, error=line) for d, label in zip(found, labels, strict=True) for line in d.warnings),
+        tuple(
+            Message.of("error.about", about=label, error=line)
+            for d, label in zip(found, labels, strict=True)
+            for line in d.warnings
+        ),
         next((d.trigger for d in found if d.trigger), ""),
         tuple(p for d, label in zip(found, labels, strict=True) for p in named(d.class_pictures, label)),
         sum(d.excluded for d in found),
@@ -153,7 +166,11 @@ def scan(config: DataConfig, field: str = "data.folder", keep_excluded: bool = F
         raise LoomError("data.background.unknown", field="data.background", colour=repr(config.background)) from error
     skipped: list[tuple[str, Message]] = []
     files = sorted(_walk(root, config.recursive, skipped), key=lambda p: p.relative_to(root).as_posix())
-    out, excluded, there = _Found(config, root, files), set(excluded_in(root)), {p.name for p in root.iterdir() if p.is_dir()}
+    out, excluded, there = (
+        _Found(config, root, files),
+        set(excluded_in(root)),
+        {p.name for p in root.iterdir() if p.is_dir()},
+    )
     found: list[tuple[Picture, bool]] = []  # with whether it is one of the class
     left_out, elsewhere = 0, 0
     for path in files:
@@ -169,7 +186,9 @@ def scan(config: DataConfig, field: str = "data.folder", keep_excluded: bool = F
             elsewhere += 1
         else:
             try:
-                found.append((out.picture(path, name), config.regularization or (top == "reg" and "img" in there)))  # the layout Kohya's own guide shows
+                found.append(
+                    (out.picture(path, name), config.regularization or (top == "reg" and "img" in there))
+                )  # the layout Kohya's own guide shows
             except PictureError as error:
                 skipped.append((name, error.message))
             except (OSError, ValueError) as error:
@@ -183,7 +202,8 @@ def scan(config: DataConfig, field: str = "data.folder", keep_excluded: bool = F
     warnings = out.warnings([p for p, _ in found])
     if elsewhere:
         warnings.append(Message.of("data.other_splits", count=elsewhere, split=config.split))
-    subject, of_class = ([p for p, is_class in found if is_class == wanted] for wanted in (False, True))
+    subject = [picture for picture, is_class in found if not is_class]
+    of_class = [picture for picture, is_class in found if is_class]
     return Dataset(root, tuple(subject), tuple(skipped), tuple(warnings), config.trigger, tuple(of_class), left_out)
 
 
@@ -213,7 +233,9 @@ class _Found:
 
     def __init__(self, config: DataConfig, root: Path, files: Sequence[Path]):
         self.config, self.root, self.files, self.edit = config, root, files, editor(config)
-        self._by_name = {_folded(f): f for f in reversed(files)}  # caption files are found whatever their case and Unicode form
+        self._by_name = {
+            _folded(f): f for f in reversed(files)
+        }  # caption files are found whatever their case and Unicode form
         self._by_name |= {str(f): f for f in files}
         wanted = config.captions in ("auto", "metadata")
         self.other_tables: list[Message] = []
@@ -334,14 +356,20 @@ class _Found:
     def _about_files(self) -> Iterator[Message]:
         if self.encodings and self.config.caption_encoding == "auto":
             yield _some("data.no_unicode", list(self.encodings))
-        orphans = [f.relative_to(self.root).as_posix() for f in self.files if f.suffix.lower() in TEXTS and f not in self.used and not self._fits_a_picture(f)]
+        orphans = [
+            f.relative_to(self.root).as_posix()
+            for f in self.files
+            if f.suffix.lower() in TEXTS and f not in self.used and not self._fits_a_picture(f)
+        ]
         if orphans:
             yield _some("data.orphans", orphans)
         for table in self.tables.values():
             if unused := table.unused():
                 yield _some("data.rows_unused", unused, file=table.path.relative_to(self.root).as_posix())
             elif table.column:
-                yield Message.of("data.captions_from", file=table.path.relative_to(self.root).as_posix(), column=table.column)
+                yield Message.of(
+                    "data.captions_from", file=table.path.relative_to(self.root).as_posix(), column=table.column
+                )
         for error in self.other_tables:
             yield Message.of("data.other_table", error=error)
         others = [f.relative_to(self.root).as_posix() for f in self.files if not self._known(f)]
@@ -353,7 +381,12 @@ class _Found:
         return any(_folded(stem) in self._by_name for stem in stems)
 
     def _known(self, file: Path) -> bool:
-        return _is_picture(file) or file.suffix.lower() in {*TEXTS, *UNREADABLE} or file.name in TABLES or file in self.used
+        return (
+            _is_picture(file)
+            or file.suffix.lower() in {*TEXTS, *UNREADABLE}
+            or file.name in TABLES
+            or file in self.used
+        )
 
 
 def _some(code: str, names: Sequence[str], **values: Any) -> Message:
@@ -384,7 +417,16 @@ def _wired_latent(path: Path, name: str, repeats: int, config: DataConfig) -> Pi
     try:
         with safe_open(path, "pt") as file:
             facts = file.metadata() or {}
-        return Picture(path, name, int(facts["width_px"]), int(facts["height_px"]), (Caption(facts["caption"]),), repeats, None, config)
+        return Picture(
+            path,
+            name,
+            int(facts["width_px"]),
+            int(facts["height_px"]),
+            (Caption(facts["caption"]),),
+            repeats,
+            None,
+            config,
+        )
     except (SafetensorError, KeyError, ValueError) as error:
         raise PictureError("picture.no_latent", reason=error) from error
 
@@ -417,7 +459,9 @@ def _walk(root: Path, recursive: bool, skipped: list[tuple[str, Message]]) -> It
             try:
                 kind = entry.stat().st_mode  # of what a link leads to
             except OSError as error:
-                skipped.append((path.relative_to(root).as_posix(), Message.of("picture.unopened", reason=error.strerror)))
+                skipped.append(
+                    (path.relative_to(root).as_posix(), Message.of("picture.unopened", reason=error.strerror))
+                )
                 continue
             if stat.S_ISDIR(kind):
                 if recursive:

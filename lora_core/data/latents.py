@@ -74,13 +74,17 @@ class _Cut:
     mask: Image.Image | None
 
 
-_Views = list[tuple[Fit, list[tuple[str, "_Cut | None"]]]]  # of a picture: each crop in each bucket, plain and mirrored, with its key
+_Views = list[
+    tuple[Fit, list[tuple[str, "_Cut | None"]]]
+]  # of a picture: each crop in each bucket, plain and mirrored, with its key
 
 
 class LatentCache:
     """The latents of a dataset in a store, whatever was not there encoded now. Pictures that break are left out and named in `skipped`."""
 
-    def __init__(self, dataset: Dataset, encoder: Encoder, progress: Callable[[int, int], None], store: Store | None = None):
+    def __init__(
+        self, dataset: Dataset, encoder: Encoder, progress: Callable[[int, int], None], store: Store | None = None
+    ):
         self.entries: list[Entry] = []
         self.skipped: list[tuple[str, Message]] = []
         self.masked = self.unmasked = 0  # masks that change something, masks that are white everywhere
@@ -98,7 +102,9 @@ class LatentCache:
         if not self.entries:
             name, reason = self.skipped[0]
             raise LoomError("data.folder.none_opened", field="data.folder", name=name, reason=reason)
-        self.pictures = [one.picture for n, one in enumerate(self.entries) if not n or one.picture is not self.entries[n - 1].picture]
+        self.pictures = [
+            one.picture for n, one in enumerate(self.entries) if not n or one.picture is not self.entries[n - 1].picture
+        ]
 
     def __getitem__(self, view: View) -> Tensors:
         """latent, and where there are: spread, mask, beside. Raises LoomError when the cache was emptied meanwhile."""
@@ -127,15 +133,36 @@ class LatentCache:
         data, config = _bytes(picture.path), picture.data
         of_mask = hashlib.sha256(_bytes(picture.mask)).digest() if picture.mask else config.masks == "alpha"
         made_from = [
-            TRANSFORM, hashlib.sha256(data).digest(), of_mask, config.background, config.latents, self._encoder.identity, self._encoder.beside is not None,
-        ]  # fmt: skip
+            TRANSFORM,
+            hashlib.sha256(data).digest(),
+            of_mask,
+            config.background,
+            config.latents,
+            self._encoder.identity,
+            self._encoder.beside is not None,
+        ]
         if picture.is_latent:
             key = key_of(*made_from)
-            return [(_whole(picture), [(key, None if self._store.get(key) else _Cut(key, _whole(picture), np.frombuffer(data, np.uint8), None))])]
+            return [
+                (
+                    _whole(picture),
+                    [
+                        (
+                            key,
+                            None
+                            if self._store.get(key)
+                            else _Cut(key, _whole(picture), np.frombuffer(data, np.uint8), None),
+                        )
+                    ],
+                )
+            ]
         found, image, mask = [], None, None
         for base in fits(picture.width_px, picture.height_px, config):
             for how in crops(base, picture.name, config):
-                keys = [key_of(*made_from, dataclasses.astuple(how), config.crop == "salient", f) for f in ((False, True) if config.flip else (False,))]
+                keys = [
+                    key_of(*made_from, dataclasses.astuple(how), config.crop == "salient", f)
+                    for f in ((False, True) if config.flip else (False,))
+                ]
                 known = [self._store.get(key) for key in keys]
                 if any(k is None for k in known) and image is None:
                     image, mask = open_trained(picture, data)
@@ -147,7 +174,14 @@ class LatentCache:
                     where = placed(image, mask, how, config)
                 views: list[tuple[str, _Cut | None]] = []
                 for flipped, (key, there) in enumerate(zip(keys, known, strict=True)):
-                    views.append((key, None if there is not None or image is None else _cut(key, image, mask, where, bool(flipped))))
+                    views.append(
+                        (
+                            key,
+                            None
+                            if there is not None or image is None
+                            else _cut(key, image, mask, where, bool(flipped)),
+                        )
+                    )
                 found.append((where, views))
         return found
 
@@ -158,7 +192,10 @@ class LatentCache:
         refused = PictureError("picture.unusable")
         for how, views in found:
             try:
-                kept = [self._store.get(key) if cut is None else self._store.put(key, self._encode(picture, cut)) for key, cut in views]
+                kept = [
+                    self._store.get(key) if cut is None else self._store.put(key, self._encode(picture, cut))
+                    for key, cut in views
+                ]
             except PictureError as error:
                 refused = error
                 continue
@@ -172,10 +209,15 @@ class LatentCache:
         self.masked += any("mask" in t for t in firsts.values())
         self.unmasked += has_mask and not any("mask" in t or "no_alpha" in t for t in firsts.values())
         return [
-            Entry(picture, tuple(f for f, _ in group), tuple(k for _, k in group), tuple(firsts[bucket]["latent"].shape[1:]),
-                  firsts[bucket]["pixels"].numpy().tobytes())
+            Entry(
+                picture,
+                tuple(f for f, _ in group),
+                tuple(k for _, k in group),
+                tuple(firsts[bucket]["latent"].shape[1:]),
+                firsts[bucket]["pixels"].numpy().tobytes(),
+            )
             for bucket, group in buckets.items()
-        ]  # fmt: skip
+        ]
 
     def _encode(self, picture: Picture, cut: _Cut) -> Tensors:
         encoder = self._encoder
@@ -236,7 +278,9 @@ def _bytes(path: Path) -> bytes:
 
 
 def _digest(pixels: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(np.frombuffer(hashlib.sha256(np.ascontiguousarray(pixels).tobytes()).digest(), np.uint8).copy())
+    return torch.from_numpy(
+        np.frombuffer(hashlib.sha256(np.ascontiguousarray(pixels).tobytes()).digest(), np.uint8).copy()
+    )
 
 
 def _whole(picture: Picture) -> Fit:

@@ -52,10 +52,14 @@ class Report:
     def messages(self) -> list[Message | str]:
         """Everything there is to say, as lines."""
         lines: list[Message | str] = [*self.dataset.messages(), *self.general, "", Message.of("lint.buckets")]
-        lines += [f"{f'{w} x {h}':14}{count}" for (w, h), count in sorted(self.buckets.items(), key=lambda item: -item[1])]
+        lines += [
+            f"{f'{w} x {h}':14}{count}" for (w, h), count in sorted(self.buckets.items(), key=lambda item: -item[1])
+        ]
         if self.notes:
             lines += ["", Message.of("lint.to_look_at", count=len(self.notes))]
-            lines += [Message.of("lint.about", name=n, notes=notes) for n, notes in list(self.notes.items())[:MOST_LISTED]]
+            lines += [
+                Message.of("lint.about", name=n, notes=notes) for n, notes in list(self.notes.items())[:MOST_LISTED]
+            ]
         if len(self.notes) > MOST_LISTED:
             lines.append(Message.of("lint.more", count=len(self.notes) - MOST_LISTED))
         return lines
@@ -121,7 +125,9 @@ def sharpness(image: Image.Image) -> float:
     Near 0 for what is out of focus or was scaled up; infinite for a plain picture, which has no detail to judge by.
     """
     grey = image.convert("L")
-    one, two, four = (np.asarray(grey.filter(ImageFilter.GaussianBlur(r)) if r else grey, np.float32) for r in (0, 1, 4))
+    one, two, four = (
+        np.asarray(grey.filter(ImageFilter.GaussianBlur(r)) if r else grey, np.float32) for r in (0, 1, 4)
+    )
     fine, coarse = np.abs(one - two), np.abs(two - four)
     bar = np.quantile(coarse, 0.9)
     if bar < 1.0:
@@ -197,10 +203,14 @@ def _general(dataset: Dataset) -> list[Message]:
     """What holds for the set as a whole."""
     out: list[Message] = []
     captions = [p.caption for p in dataset.pictures if p.caption]
-    tags = [{t.strip().lower() for t in c.split(",") if t.strip()} for c in captions]
+    tags = [_tags(caption) for caption in captions]
     if len(captions) >= FEWEST_FOR_TAGS:
         counts = collections.Counter(tag for found in tags for tag in found if tag != dataset.trigger.lower())
-        constant = sorted(tag for tag, n in counts.items() if n >= CONSTANT_SHARE * len(tags)) if len(set(captions)) > 1 else []
+        constant = (
+            sorted(tag for tag, n in counts.items() if n >= CONSTANT_SHARE * len(tags))
+            if len(set(captions)) > 1
+            else []
+        )
         if constant:
             out.append(Message.of("lint.constant_tags", tags=constant[:8]))
         repeated, count = collections.Counter(captions).most_common(1)[0]
@@ -212,6 +222,11 @@ def _general(dataset: Dataset) -> list[Message]:
     if doubled:
         out.append(Message.of("lint.shared_names", count=len(doubled), name=f"{doubled[0]}.*"))
     return out
+
+
+def _tags(caption: str) -> set[str]:
+    """The tags of a caption, lower case."""
+    return {tag.strip().lower() for tag in caption.split(",") if tag.strip()}
 
 
 def _stem(picture: Picture) -> str:

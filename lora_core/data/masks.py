@@ -20,7 +20,9 @@ def mask_image(picture: Picture, source: str, alpha: Image.Image | None) -> Imag
     if source != "file" or picture.mask is None:
         return None
     try:
-        return open_rgb(picture.mask).convert("L").resize((picture.width_px, picture.height_px), Image.Resampling.BILINEAR)
+        return (
+            open_rgb(picture.mask).convert("L").resize((picture.width_px, picture.height_px), Image.Resampling.BILINEAR)
+        )
     except PictureError as error:
         raise PictureError("mask.unreadable", mask=picture.mask.name, reason=error) from error
 

@@ -14,7 +14,15 @@ from typing import Any
 from ..messages.errors import LoomError
 from .captions import Caption, decoded, tidy
 
-TABLES = ("metadata.jsonl", "metadata.csv", "metadata.parquet", "metadata.json", "captions.json", "captions.jsonl", "captions.csv")
+TABLES = (
+    "metadata.jsonl",
+    "metadata.csv",
+    "metadata.parquet",
+    "metadata.json",
+    "captions.json",
+    "captions.jsonl",
+    "captions.csv",
+)
 COLUMNS = ("text", "caption", "captions", "prompt", "tags", "tag_string", "description")
 FILE_COLUMNS = ("file_name", "file", "image", "path", "filename", "image_path")
 MAX_BYTES = 512_000_000
@@ -61,8 +69,12 @@ def read_table(path: Path, column: str = "") -> Table:
         first = [*map(repr, columns[:12])]
         if not column:
             raise LoomError("metadata.no_captions", field="data.caption_column", file=path.name, columns=first)
-        raise LoomError("metadata.no_column", field="data.caption_column", file=path.name, column=repr(column), columns=first)
-    return Table(path, {_folded(_normal(key, path.parent)): as_captions(row.get(name), name) for key, row in rows}, name)
+        raise LoomError(
+            "metadata.no_column", field="data.caption_column", file=path.name, column=repr(column), columns=first
+        )
+    return Table(
+        path, {_folded(_normal(key, path.parent)): as_captions(row.get(name), name) for key, row in rows}, name
+    )
 
 
 def read_sidecar(path: Path, column: str = "") -> tuple[Caption, ...]:
@@ -135,7 +147,9 @@ def _records(path: Path) -> Iterable[tuple[str, Mapping[str, Any]]]:
         raise ValueError("expected rows, or pictures with their captions")
     out = []
     for row in rows:
-        file = next((row[c] for c in FILE_COLUMNS if isinstance(row.get(c), str)), None) if isinstance(row, dict) else None
+        file = (
+            next((row[c] for c in FILE_COLUMNS if isinstance(row.get(c), str)), None) if isinstance(row, dict) else None
+        )
         if file is None:
             raise ValueError(f"a row has no column file_name: {str(row)[:80]}")
         out.append((file, {k: v for k, v in row.items() if k not in FILE_COLUMNS and k is not None}))

@@ -22,9 +22,18 @@ def sheet(report: Report, columns: int = 6, most: int = 60) -> Image.Image:
     pen = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     columns = min(columns, max(1, len(pictures)))
     width = max(columns * (CELL_PX + PAD_PX) + PAD_PX, 640)
-    head = [line for said in [report.dataset.messages()[0], *report.general] for line in wrapped(str(said), pen, font, width - 2 * PAD_PX)]
+    head = [
+        line
+        for said in [report.dataset.messages()[0], *report.general]
+        for line in wrapped(str(said), pen, font, width - 2 * PAD_PX)
+    ]
     top = PAD_PX + (LINE_PX + 4) * len(head) + PAD_PX
-    notes = {p.name: [line for note in report.notes.get(p.name, []) for line in wrapped(str(note), pen, small, CELL_PX)][:MOST_LINES] for p in pictures}
+    notes = {
+        p.name: [line for note in report.notes.get(p.name, []) for line in wrapped(str(note), pen, small, CELL_PX)][
+            :MOST_LINES
+        ]
+        for p in pictures
+    }
     rows = [pictures[n : n + columns] for n in range(0, len(pictures), columns)]
     heights = [CELL_PX + 2 * LINE_PX + LINE_PX * max(len(notes[p.name]) for p in row) + PAD_PX for row in rows]
     out = Image.new("RGB", (width, top + sum(heights)), "white")
@@ -39,7 +48,10 @@ def sheet(report: Report, columns: int = 6, most: int = 60) -> Image.Image:
             seen = report.seen[picture.name]
             thumb = veiled(thumbnail(picture.path, CELL_PX, picture.data.background), seen)
             out.paste(thumb, (x + (CELL_PX - thumb.width) // 2, y + (CELL_PX - thumb.height) // 2))
-            lines = [(_cut(picture.name, pen, small), _INK), (_cut(picture.caption or "(no caption)", pen, small), (110, 110, 120))]
+            lines = [
+                (_cut(picture.name, pen, small), _INK),
+                (_cut(picture.caption or "(no caption)", pen, small), (110, 110, 120)),
+            ]
             for k, (text, colour) in enumerate([*lines, *((note, _RED) for note in notes[picture.name])]):
                 pen.text((x, y + CELL_PX + 2 + k * LINE_PX), text, fill=colour, font=small)
         y += height
@@ -61,10 +73,17 @@ def kept(fit: Fit, size: tuple[int, int]) -> tuple[int, int, int, int]:
     """(left, top, right, bottom) of what is trained, on a picture shown at `size`; a loss below a pixel is none."""
     across, down = size[0] / fit.scaled[0], size[1] / fit.scaled[1]
     left, top = round(fit.crop[0] * across), round(fit.crop[1] * down)
-    return left, top, min(size[0], left + round(fit.bucket[0] * across)), min(size[1], top + round(fit.bucket[1] * down))
+    return (
+        left,
+        top,
+        min(size[0], left + round(fit.bucket[0] * across)),
+        min(size[1], top + round(fit.bucket[1] * down)),
+    )
 
 
-def wrapped(text: str, pen: ImageDraw.ImageDraw, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int) -> Sequence[str]:
+def wrapped(
+    text: str, pen: ImageDraw.ImageDraw, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int
+) -> Sequence[str]:
     """The text in lines that fit; a word too long for a line is cut."""
     lines: list[str] = []
     for word in text.split():
@@ -76,7 +95,9 @@ def wrapped(text: str, pen: ImageDraw.ImageDraw, font: ImageFont.ImageFont | Ima
     return lines
 
 
-def _cut(text: str, pen: ImageDraw.ImageDraw, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int = CELL_PX) -> str:
+def _cut(
+    text: str, pen: ImageDraw.ImageDraw, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int = CELL_PX
+) -> str:
     text = text[:200]
     if pen.textlength(text, font=font) <= width:
         return text

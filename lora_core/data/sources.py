@@ -28,19 +28,31 @@ from .metadata import COLUMNS, TABLES
 IMPORTED = "imported"
 HUB = "hf:"
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_SUFFIX = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "GIF": ".gif", "BMP": ".bmp", "TIFF": ".tif", "AVIF": ".avif"}
+_SUFFIX = {
+    "JPEG": ".jpg",
+    "PNG": ".png",
+    "WEBP": ".webp",
+    "GIF": ".gif",
+    "BMP": ".bmp",
+    "TIFF": ".tif",
+    "AVIF": ".avif",
+}
 
 
 def brought_in(config: TrainConfig, place: Path) -> tuple[TrainConfig, Dataset]:
     """(the job with every source as a folder, its pictures). What has to be written goes below `place`."""
-    config = dataclasses.replace(config, data=as_folder(config.data, place), sets=tuple(as_folder(s, place) for s in config.sets))
+    config = dataclasses.replace(
+        config, data=as_folder(config.data, place), sets=tuple(as_folder(s, place) for s in config.sets)
+    )
     return config, open_sets(config)
 
 
 def as_folder(data: DataConfig, place: Path) -> DataConfig:
     """The same set with a folder that is one: toy:NAME and hf:owner/name looked up. Raises LoomError."""
     if data.folder.startswith(HUB):
-        folder = from_hub(data.folder.removeprefix(HUB), data.split, data.image_column, data.caption_column, place / IMPORTED)
+        folder = from_hub(
+            data.folder.removeprefix(HUB), data.split, data.image_column, data.caption_column, place / IMPORTED
+        )
         return dataclasses.replace(data, folder=str(folder), caption_column="")
     return dataclasses.replace(data, folder=resolve_set(data.folder))
 
@@ -63,11 +75,15 @@ def from_hub(name: str, split: str, image_column: str, caption_column: str, plac
     if not (name and Path(name).is_dir()) and not _REPO.fullmatch(name):
         raise LoomError("dataset.no_name", field="data.folder", name=f"{HUB}{name}")
     try:
-        safe = {"trust_remote_code": False} if int(datasets.__version__.split(".")[0]) < 4 else {}  # later versions cannot run any
+        safe = (
+            {"trust_remote_code": False} if int(datasets.__version__.split(".")[0]) < 4 else {}
+        )  # later versions cannot run any
         rows = datasets.load_dataset(name, split=split, **safe)
     except Exception as error:  # noqa: BLE001 - the library raises what it likes; the reader needs one sentence
         reason = str(error).splitlines()[0][:200]
-        raise LoomError("dataset.unreadable", field="data.folder", name=f"{HUB}{name}", split=split, reason=reason) from error
+        raise LoomError(
+            "dataset.unreadable", field="data.folder", name=f"{HUB}{name}", split=split, reason=reason
+        ) from error
     pictures = [c for c, kind in rows.features.items() if isinstance(kind, datasets.Image)]
     if (image_column or "no column") not in pictures and (image_column or not pictures):
         raise LoomError(
@@ -103,12 +119,18 @@ def from_hub(name: str, split: str, image_column: str, caption_column: str, plac
                 continue
             file = folder / f"{n:06}{_suffix(data)}"
             file.write_bytes(data)
-            lines.append(json.dumps({"file_name": file.name, "text": row.get(caption, "") if caption else ""}, ensure_ascii=False))
+            lines.append(
+                json.dumps(
+                    {"file_name": file.name, "text": row.get(caption, "") if caption else ""}, ensure_ascii=False
+                )
+            )
         (folder / "metadata.jsonl").write_text("\n".join(lines), encoding="utf-8")
     return target
 
 
-def from_images(images: Sequence[Image.Image], captions: Sequence[str], masks: Sequence[Image.Image], place: Path) -> Path:
+def from_images(
+    images: Sequence[Image.Image], captions: Sequence[str], masks: Sequence[Image.Image], place: Path
+) -> Path:
     """The folder that pictures of other nodes were written to, as PNG without loss, with their captions and masks where there are some."""
     written, white = [_png(image) for image in images], [_png(mask) for mask in masks]
     digest = hashlib.sha256("\x1f".join(captions).encode())
@@ -128,17 +150,36 @@ def from_images(images: Sequence[Image.Image], captions: Sequence[str], masks: S
     return target
 
 
-def from_latents(latents: Sequence[torch.Tensor], texts: Sequence[tuple[dict[str, torch.Tensor], Any]], step_px: int, place: Path) -> Path:
+def from_latents(
+    latents: Sequence[torch.Tensor], texts: Sequence[tuple[dict[str, torch.Tensor], Any]], step_px: int, place: Path
+) -> Path:
     """The folder that latents (1, C, [T,] h, w) and encoded texts (tensors, the rest as JSON) of other nodes were written to."""
     parts = []
     for latent, (tensors, plain) in zip(latents, texts, strict=True):
-        whole = {"samples": latent.detach().float().cpu().contiguous(), **{f"text.{k}": v.detach().cpu().contiguous().clone() for k, v in tensors.items()}}
+        whole = {
+            "samples": latent.detach().float().cpu().contiguous(),
+            **{f"text.{k}": v.detach().cpu().contiguous().clone() for k, v in tensors.items()},
+        }
         digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode())
         for name in sorted(whole):
-            digest.update(f"{name}{tuple(whole[name].shape)}".encode() + whole[name].reshape(-1).view(torch.uint8).numpy().tobytes())
+            digest.update(
+                f"{name}{tuple(whole[name].shape)}".encode()
+                + whole[name].reshape(-1).view(torch.uint8).numpy().tobytes()
+            )
         name = digest.hexdigest()[:24]
         height, width = (side * step_px for side in latent.shape[-2:])
-        parts.append((whole, {"width_px": str(width), "height_px": str(height), "caption": f"wired text {name}", "text": json.dumps(plain)}, name))
+        parts.append(
+            (
+                whole,
+                {
+                    "width_px": str(width),
+                    "height_px": str(height),
+                    "caption": f"wired text {name}",
+                    "text": json.dumps(plain),
+                },
+                name,
+            )
+        )
     target = place / IMPORTED / hashlib.sha256("".join(name for *_, name in parts).encode()).hexdigest()[:24]
     if target.is_dir():
         return target

@@ -184,7 +184,9 @@ def _is_whole(data: bytes) -> bool:
     if not 8 < start < len(data):
         return False
     try:
-        return json.loads(data[8:start])["__metadata__"]["sha256"] == hashlib.sha256(memoryview(data)[start:]).hexdigest()
+        return (
+            json.loads(data[8:start])["__metadata__"]["sha256"] == hashlib.sha256(memoryview(data)[start:]).hexdigest()
+        )
     except (ValueError, KeyError, TypeError):
         return False
 

@@ -45,13 +45,19 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    write_bytes(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False).encode("utf-8", "surrogateescape"))
+    write_bytes(
+        path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False).encode("utf-8", "surrogateescape")
+    )
 
 
-def write_safetensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> None:
+def write_safetensors(
+    path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
     """A safetensors file written atomically. Refuses numbers that are not finite."""
     require_finite(tensors)
-    write_bytes(path, safetensors_bytes({k: v.contiguous() for k, v in tensors.items()}, dict(metadata) if metadata else None))
+    write_bytes(
+        path, safetensors_bytes({k: v.contiguous() for k, v in tensors.items()}, dict(metadata) if metadata else None)
+    )
 
 
 def require_finite(tensors: Mapping[str, torch.Tensor]) -> None:
@@ -62,7 +68,11 @@ def require_finite(tensors: Mapping[str, torch.Tensor]) -> None:
 
 def sha256(path: Path) -> str:
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else hashlib.sha256(file.read()).hexdigest()
+        return (
+            hashlib.file_digest(file, "sha256").hexdigest()
+            if hasattr(hashlib, "file_digest")
+            else hashlib.sha256(file.read()).hexdigest()
+        )
 
 
 def fsync_folder(folder: Path) -> None:

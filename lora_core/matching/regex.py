@@ -92,7 +92,10 @@ class Pattern:
                 return text
             for saves in program.matches(text):
                 out.append(text[end : saves[0]])
-                out += [piece if isinstance(piece, str) else text[saves.get(2 * piece, 0) : saves.get(2 * piece + 1, 0)] for piece in pieces]
+                out += [
+                    piece if isinstance(piece, str) else text[saves.get(2 * piece, 0) : saves.get(2 * piece + 1, 0)]
+                    for piece in pieces
+                ]
                 end = saves[1]
             return "".join([*out, text[end:]])
 
@@ -148,7 +151,9 @@ def _cost_of(op: Any, value: Any, length: int) -> tuple[float, float]:
     if op is sre.GROUPREF:
         return 1.0, length + 1.0
     costs = [_cost(body, length) for body in _bodies(op, value)]
-    ways = 1.0 if op in _LOOKS or op is _ATOMIC else max(1.0, sum(ways for ways, _ in costs))  # what is tried once and never again
+    ways = (
+        1.0 if op in _LOOKS or op is _ATOMIC else max(1.0, sum(ways for ways, _ in costs))
+    )  # what is tried once and never again
     return ways, sum(steps for _, steps in costs) + 1.0
 
 
@@ -238,7 +243,9 @@ class _Program:
             return self._repeat(op is sre.MAX_REPEAT, value, flags, to)
         if op is sre.AT:
             return self._add(_State((to,), anchor=_anchor_of(value, flags)))
-        raise PatternError(f"{_UNKNOWN.get(op, str(op).lower())} together with repeats that can take very long; write it without one of them")
+        raise PatternError(
+            f"{_UNKNOWN.get(op, str(op).lower())} together with repeats that can take very long; write it without one of them"
+        )
 
     def _repeat(self, greedy: bool, value: Any, flags: int, to: int) -> int:
         low, high, body = value
@@ -394,7 +401,9 @@ def _anchor_of(code: Any, flags: int) -> Callable[[int, int], bool]:
         return lambda before, behind: (before in words) != (behind in words)
     if code is sre.AT_NON_BOUNDARY:
         empty = sys.version_info >= (3, 14)  # before, \B was not found in an empty text
-        return lambda before, behind: (before in words) == (behind in words) and (empty or not before == behind == _NONE)
+        return lambda before, behind: (
+            (before in words) == (behind in words) and (empty or not before == behind == _NONE)
+        )
     raise PatternError(f"{str(code).lower()} is not known here")
 
 
@@ -430,7 +439,11 @@ def _test_of(op: Any, value: Any, flags: int) -> Callable[[str], bool]:
 
 
 def _cases(character: str) -> set[str]:
-    return {c for c in (character, character.lower(), character.upper(), character.lower().upper(), character.upper().lower()) if len(c) == 1}
+    return {
+        c
+        for c in (character, character.lower(), character.upper(), character.lower().upper(), character.upper().lower())
+        if len(c) == 1
+    }
 
 
 def _part_fits(part: tuple[Any, Any], character: str, flags: int) -> bool:
@@ -456,7 +469,9 @@ def _in_class(code: Any, character: str, ascii_only: bool) -> bool:
 
 def _pieces(template: str, state: Any) -> Sequence[str | int]:
     """Literals and numbers of groups."""
-    groups_of: Any = types.SimpleNamespace(groups=state.groups - 1, groupindex=state.groupdict)  # what is asked of a re.Pattern
+    groups_of: Any = types.SimpleNamespace(
+        groups=state.groups - 1, groupindex=state.groupdict
+    )  # what is asked of a re.Pattern
     parsed: Any = parser.parse_template(template, groups_of)
     if isinstance(parsed, list):  # Python 3.12: literals and groups in turn
         return parsed

@@ -8,6 +8,7 @@ from .message import Message
 
 MAX_REASON = 1000  # characters of a foreign error
 
+
 class Problem(Exception):
     """An error that is a message: `Problem("folder.missing", field="data.folder", folder=...)`. Its str is the English sentence."""
 

@@ -31,7 +31,9 @@ def parts(config: TrainConfig) -> dict[str, Part]:
     o, t, e = config.optimizer, config.text_encoder, config.embedding
     return {
         MODEL: Part(o.lr, o.weight_decay, None),
-        TEXT_ENCODER: Part(t.lr or o.lr, o.weight_decay if t.weight_decay < 0 else t.weight_decay, _stop(t.stop, config.steps)),
+        TEXT_ENCODER: Part(
+            t.lr or o.lr, o.weight_decay if t.weight_decay < 0 else t.weight_decay, _stop(t.stop, config.steps)
+        ),
         EMBEDDING: Part(e.lr or o.lr, e.weight_decay, _stop(e.stop, config.steps)),
     }
 
@@ -46,10 +48,19 @@ def make_groups(config: TrainConfig, adapters: AdapterSet) -> list[dict[str, Any
     groups: dict[str, dict[str, Any]] = {}
     for name, part, parameter in adapters.entries():
         factor = 1.0 if part == EMBEDDING else first_match(factors, name.rpartition(".")[0], 1.0)
-        plus = config.optimizer.lora_plus_ratio if part != EMBEDDING and name.rpartition(".")[2] in UP_PARAMETERS else 1.0
+        plus = (
+            config.optimizer.lora_plus_ratio if part != EMBEDDING and name.rpartition(".")[2] in UP_PARAMETERS else 1.0
+        )
         label = part + (f" x{factor:g}" if factor != 1.0 else "") + (" up" if plus != 1.0 else "")
         lr = settings[part].lr * factor * plus
-        new = {"params": [], "name": label, "lr": lr, "base_lr": lr, "weight_decay": settings[part].weight_decay, "stop": settings[part].stop}
+        new = {
+            "params": [],
+            "name": label,
+            "lr": lr,
+            "base_lr": lr,
+            "weight_decay": settings[part].weight_decay,
+            "stop": settings[part].stop,
+        }
         groups.setdefault(label, new)["params"].append(parameter)
     return [groups[label] for label in sorted(groups)]
 
@@ -97,4 +108,3 @@ def first_match(rules: Sequence[tuple[Pattern, float]], name: str, default: floa
 def unused(rules: Sequence[tuple[Pattern, float]], names: Sequence[str]) -> list[str]:
     """The patterns that match none of the names."""
     return [pattern.pattern for pattern, _ in rules if not any(pattern.search(name) for name in names)]
-

@@ -56,9 +56,16 @@ def _prodigy(groups: Groups, config: OptimizerConfig) -> torch.optim.Optimizer:
     from prodigyopt import Prodigy
 
     return Prodigy(
-        groups, lr=config.lr, betas=_betas(config), beta3=config.prodigy_beta3 or None, eps=config.eps, d_coef=config.prodigy_d_coef, decouple=True,
-        use_bias_correction=True, safeguard_warmup=True,
-    )  # fmt: skip
+        groups,
+        lr=config.lr,
+        betas=_betas(config),
+        beta3=config.prodigy_beta3 or None,
+        eps=config.eps,
+        d_coef=config.prodigy_d_coef,
+        decouple=True,
+        use_bias_correction=True,
+        safeguard_warmup=True,
+    )
 
 
 def _lion(groups: Groups, config: OptimizerConfig) -> torch.optim.Optimizer:
@@ -93,7 +100,10 @@ def _muon(groups: Groups, config: OptimizerConfig) -> torch.optim.Optimizer:
         for use in (True, False):
             members = [p for p in group["params"] if (p.ndim >= 2 and group["name"] != "embedding") == use]
             if members:
-                split.append({**group, "params": members, "use_muon": use} | ({} if use else {"betas": _betas(config), "eps": config.eps}))
+                split.append(
+                    {**group, "params": members, "use_muon": use}
+                    | ({} if use else {"betas": _betas(config), "eps": config.eps})
+                )
     return Muon(split)
 
 

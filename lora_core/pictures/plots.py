@@ -31,11 +31,16 @@ def loss_plot(losses: Sequence[float], width: int = 720, height: int = 360) -> I
         y = bottom - (bottom - top) * n / 4
         pen.line([(left, y), (right, y)], fill=_FAINT)
         pen.text((8, y - 8), f"{high * n / 4:.3g}", fill=_INK, font=font)
-        pen.text((left + (right - left) * n / 4 - 10, bottom + 8), str(round(len(losses) * n / 4)), fill=_INK, font=font)
+        pen.text(
+            (left + (right - left) * n / 4 - 10, bottom + 8), str(round(len(losses) * n / 4)), fill=_INK, font=font
+        )
 
     def place(values: Sequence[float]) -> list[tuple[float, float]]:
         span = max(1, len(values) - 1)
-        return [(left + (right - left) * i / span, bottom - (bottom - top) * min(1.0, v / high)) for i, v in enumerate(values)]
+        return [
+            (left + (right - left) * i / span, bottom - (bottom - top) * min(1.0, v / high))
+            for i, v in enumerate(values)
+        ]
 
     if len(losses) > 1:
         pen.line(place(losses), fill=_RAW)
@@ -45,7 +50,11 @@ def loss_plot(losses: Sequence[float], width: int = 720, height: int = 360) -> I
 
 
 def curves(
-    series: Mapping[str, Sequence[tuple[float, float]]], mark: float | None = None, logarithmic: bool = False, width: int = 720, height: int = 360
+    series: Mapping[str, Sequence[tuple[float, float]]],
+    mark: float | None = None,
+    logarithmic: bool = False,
+    width: int = 720,
+    height: int = 360,
 ) -> Image.Image:
     """Named lines through (x, y) points on common axes; `mark` draws a vertical line at that x, `logarithmic` spreads x by its logarithm."""
     image = Image.new("RGB", (width, height), "white")
@@ -60,7 +69,9 @@ def curves(
     y0, y1 = y0 - room, y1 + room
 
     def place(x: float, y: float) -> tuple[float, float]:
-        return left + (right - left) * (along(x) - x0) / (x1 - x0), bottom - (bottom - top) * (min(max(y, y0), y1) - y0) / (y1 - y0)
+        return left + (right - left) * (along(x) - x0) / (x1 - x0), bottom - (bottom - top) * (
+            min(max(y, y0), y1) - y0
+        ) / (y1 - y0)
 
     for n in range(5):
         y = bottom - (bottom - top) * n / 4
@@ -72,7 +83,7 @@ def curves(
             f"{10**at:.1e}" if logarithmic else f"{at:.0f}",
             fill=_INK,
             font=font,
-            anchor="ma" if 0 < n < 4 else "la" if n == 0 else "ra",
+            anchor={0: "la", 4: "ra"}.get(n, "ma"),
         )
     if mark is not None:
         x, _ = place(mark, y0)
@@ -104,7 +115,9 @@ def bars(rows: Sequence[tuple[str, float]], title: str, width: int = 640) -> Ima
     return image
 
 
-def grid(images: Sequence[Image.Image], labels: Sequence[str] = (), columns: int = 0, cell_px: int = 192) -> Image.Image:
+def grid(
+    images: Sequence[Image.Image], labels: Sequence[str] = (), columns: int = 0, cell_px: int = 192
+) -> Image.Image:
     """Pictures in rows on white, each fitted into a square cell with its label (cut to fit) underneath."""
     columns = columns or min(8, max(1, math.ceil(math.sqrt(len(images)))))
     rows = math.ceil(len(images) / columns)

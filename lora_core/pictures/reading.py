@@ -18,12 +18,41 @@ MAX_PIXELS = 64_000_000
 HEIF = frozenset({".heic", ".heif"})
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"}) | HEIF
 UNREADABLE = frozenset(  # looks like something to train on, but is not a picture we open: named, not passed over
-    {".jxl", ".psd", ".svg", ".eps", ".pdf", ".ai", ".xcf", ".kra", ".exr", ".hdr", ".dng", ".cr2", ".nef", ".arw", ".mp4", ".webm", ".mov", ".mkv", ".avi"}
+    {
+        ".jxl",
+        ".psd",
+        ".svg",
+        ".eps",
+        ".pdf",
+        ".ai",
+        ".xcf",
+        ".kra",
+        ".exr",
+        ".hdr",
+        ".dng",
+        ".cr2",
+        ".nef",
+        ".arw",
+        ".mp4",
+        ".webm",
+        ".mov",
+        ".mkv",
+        ".avi",
+    }
 )
 
 _ORIENTATION = 0x0112
 _TURNED_IN = ("exif", "Raw profile type exif", "XML:com.adobe.xmp")  # where a PNG may say how it is turned
-_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "AVIF")  # nothing that starts another program, as EPS does
+_FORMATS = (
+    "PNG",
+    "JPEG",
+    "WEBP",
+    "BMP",
+    "DIB",
+    "GIF",
+    "TIFF",
+    "AVIF",
+)  # nothing that starts another program, as EPS does
 _BROKEN = (
     OSError, EOFError, ValueError, SyntaxError, RuntimeError, LookupError, TypeError, AttributeError, ArithmeticError, struct.error,
     Image.DecompressionBombError,
@@ -58,7 +87,9 @@ def read_header(path: Path) -> Header:
         with _image(path, path.suffix) as image:
             width, height = _stored_size(image)
             _check_size(width, height)
-            may_be_turned = image.format != "PNG" or any(key in image.info for key in _TURNED_IN)  # asking a PNG without EXIF for it would decode the picture
+            may_be_turned = image.format != "PNG" or any(
+                key in image.info for key in _TURNED_IN
+            )  # asking a PNG without EXIF for it would decode the picture
             turned = may_be_turned and image.format != "HEIF" and image.getexif().get(_ORIENTATION, 1) >= 5
             animated = image.format in ("GIF", "PNG", "WEBP", "AVIF") and bool(getattr(image, "is_animated", False))
             profile = _foreign_profile(image)
@@ -205,4 +236,8 @@ def _as_srgb(image: Image.Image, profile: bytes) -> Image.Image:
 
 
 def _reason(error: Exception) -> str:
-    return "not a known picture format" if isinstance(error, UnidentifiedImageError) else (str(error).splitlines() or [type(error).__name__])[0][:120]
+    return (
+        "not a known picture format"
+        if isinstance(error, UnidentifiedImageError)
+        else (str(error).splitlines() or [type(error).__name__])[0][:120]
+    )

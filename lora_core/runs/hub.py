@@ -58,7 +58,7 @@ def card(config: TrainConfig, about: About, files: Sequence[str], pictures: Sequ
     header = {
         "base_model": about.base_model, "library_name": "diffusers", "license": about.license, "tags": tags, "instance_prompt": ", ".join(about.triggers),
         "widget": shown,
-    }  # fmt: skip
+    }
     base = f"[{about.base_model}](https://huggingface.co/{about.base_model})"
     written = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in header.items() if value]  # JSON is YAML
     lines = ["---", *written, "---", "", f"# {config.name}", "", f"Trained with LoRA Loom on {base}.", ""]

@@ -117,7 +117,7 @@ def read_run(folder: Path) -> RunInfo:
         steps=as_step(config.get("steps")) or 0, best=_best(folder / LOG, files.get(LOG)), state=shown, error=ending.error, changed=changed,
         size_bytes=sum(f.st_size for f in files.values()), picture=max(_pictures(files), default=None), saves=saves, best_save=best_save, results=results,
         about={key: as_text(header.get(key)) for key in ABOUT if header.get(key)},
-    )  # fmt: skip
+    )
 
 
 def is_running(folder: Path) -> bool:

@@ -46,7 +46,7 @@ class StateFile(Listener):
         self._values: dict[str, Any] = {
             "format": FORMAT, "outcome": "running", "step": (as_step(then.get("step")) or 0) if isinstance(then, dict) else 0, "steps": 0, "error": None,
             "started": time.time(), "changed": 0.0, "ended": None, "process": os.getpid(), "versions": versions(host),
-        }  # fmt: skip
+        }
 
     def __enter__(self) -> StateFile:
         self._write()

@@ -56,9 +56,16 @@ def write_tokenizer(folder: Path) -> None:
                 vocab.append(piece)
     vocab += ["<|startoftext|>", "<|endoftext|>"]
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.json").write_text(json.dumps({t: i for i, t in enumerate(vocab)}, ensure_ascii=False), encoding="utf-8")
+    (folder / "vocab.json").write_text(
+        json.dumps({t: i for i, t in enumerate(vocab)}, ensure_ascii=False), encoding="utf-8"
+    )
     (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n", encoding="utf-8")
-    special = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
+    special = {
+        "bos_token": "<|startoftext|>",
+        "eos_token": "<|endoftext|>",
+        "unk_token": "<|endoftext|>",
+        "pad_token": "<|endoftext|>",
+    }
     config = {**special, "tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "do_lower_case": True}
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
     (folder / "special_tokens_map.json").write_text(json.dumps(special, indent=1), encoding="utf-8")
@@ -71,7 +78,9 @@ def varied_picture(rng: random.Random) -> Image.Image:
     """A picture outside the captioned world (many shapes, stripes, frames, any colours), so the VAE can show new concepts too."""
 
     def color() -> tuple[int, int, int]:
-        base = rng.choice([*world.COLORS.values(), *world.GROUNDS.values(), tuple(rng.randrange(256) for _ in range(3))])
+        base = rng.choice(
+            [*world.COLORS.values(), *world.GROUNDS.values(), tuple(rng.randrange(256) for _ in range(3))]
+        )
         red, green, blue = (min(255, max(0, c + rng.randrange(-25, 26))) for c in base)
         return red, green, blue
 
@@ -79,7 +88,12 @@ def varied_picture(rng: random.Random) -> Image.Image:
     if rng.random() < 0.4:
         period, tint = rng.uniform(8, 20), color()
         for k in range(int(64 / period) + 1):
-            box: list[tuple[float, float]] = [(0, k * period), (64, k * period), (64, (k + 0.5) * period), (0, (k + 0.5) * period)]
+            box: list[tuple[float, float]] = [
+                (0, k * period),
+                (64, k * period),
+                (64, (k + 0.5) * period),
+                (0, (k + 0.5) * period),
+            ]
             canvas.polygon(box if rng.random() < 0.9 else [(y, x) for x, y in box], tint)
     for _ in range(rng.randrange(1, 5)):
         shape, size = rng.choice(world.SHAPES), rng.uniform(10, 44)
@@ -101,7 +115,9 @@ def caption_for(scene: world.Scene, rng: random.Random) -> str:
     Nonsense words teach the model that an unknown word says nothing: a trigger starts out without effect.
     """
     color, shape, ground = scene.color, scene.shape, scene.ground
-    nonsense = "".join(rng.choice("bdfgjklmnprstvz") + rng.choice("aeiou") for _ in range(rng.randrange(1, 3))) + rng.choice(["", "k", "x", "n", "g"])
+    nonsense = "".join(
+        rng.choice("bdfgjklmnprstvz") + rng.choice("aeiou") for _ in range(rng.randrange(1, 3))
+    ) + rng.choice(["", "k", "x", "n", "g"])
     roll = rng.random()
     if roll < 0.1:
         return ""
@@ -113,7 +129,9 @@ def caption_for(scene: world.Scene, rng: random.Random) -> str:
         noun = f"a {color} shape"
     else:
         noun = f"a {color} {shape}"
-    text = rng.choice([f"{noun} on a {ground} ground"] * 4 + [f"{noun}, {ground} background", f"{noun} on the {ground} ground", noun])
+    text = rng.choice(
+        [f"{noun} on a {ground} ground"] * 4 + [f"{noun}, {ground} background", f"{noun} on the {ground} ground", noun]
+    )
     tail = rng.random()
     if tail < 0.1:
         text += f", {nonsense} style"
@@ -131,28 +149,53 @@ def new_vae():
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
-        in_channels=3, out_channels=3, latent_channels=LATENT_CHANNELS, block_out_channels=(32, 32, 32, 64), layers_per_block=1,
-        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4, norm_num_groups=32, sample_size=64,
-    )  # fmt: skip
+        in_channels=3,
+        out_channels=3,
+        latent_channels=LATENT_CHANNELS,
+        block_out_channels=(32, 32, 32, 64),
+        layers_per_block=1,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        norm_num_groups=32,
+        sample_size=64,
+    )
 
 
 def new_unet():
     from diffusers import UNet2DConditionModel
 
     return UNet2DConditionModel(
-        sample_size=8, in_channels=LATENT_CHANNELS, out_channels=LATENT_CHANNELS, layers_per_block=1, block_out_channels=(64, 96),
-        down_block_types=("CrossAttnDownBlock2D",) * 2, up_block_types=("CrossAttnUpBlock2D",) * 2,
-        cross_attention_dim=TEXT_WIDTH, attention_head_dim=4, norm_num_groups=32,
-    )  # fmt: skip
+        sample_size=8,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        layers_per_block=1,
+        block_out_channels=(64, 96),
+        down_block_types=("CrossAttnDownBlock2D",) * 2,
+        up_block_types=("CrossAttnUpBlock2D",) * 2,
+        cross_attention_dim=TEXT_WIDTH,
+        attention_head_dim=4,
+        norm_num_groups=32,
+    )
 
 
 def new_text_encoder(vocab_size: int, bos: int, eos: int):
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    return CLIPTextModel(CLIPTextConfig(
-        vocab_size=vocab_size, hidden_size=TEXT_WIDTH, intermediate_size=4 * TEXT_WIDTH, num_hidden_layers=2, num_attention_heads=4,
-        max_position_embeddings=77, hidden_act="quick_gelu", projection_dim=TEXT_WIDTH, bos_token_id=bos, eos_token_id=eos, pad_token_id=eos,
-    ))  # fmt: skip
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=vocab_size,
+            hidden_size=TEXT_WIDTH,
+            intermediate_size=4 * TEXT_WIDTH,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=77,
+            hidden_act="quick_gelu",
+            projection_dim=TEXT_WIDTH,
+            bos_token_id=bos,
+            eos_token_id=eos,
+            pad_token_id=eos,
+        )
+    )
 
 
 class Stage:
@@ -171,8 +214,12 @@ class Stage:
                 module.load_state_dict(saved["modules"][name])
 
     def save(self) -> None:
-        state = {"step": self.step, "optimizer": self.optimizer.state_dict(), "average": self.average,
-                 "modules": {n: m.state_dict() for n, m in self.modules.items()}}  # fmt: skip
+        state = {
+            "step": self.step,
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.average,
+            "modules": {n: m.state_dict() for n, m in self.modules.items()},
+        }
         temp = self.path.with_suffix(".tmp")
         torch.save(state, temp)
         temp.replace(self.path)
@@ -182,7 +229,9 @@ class Stage:
         params = [p for g in self.optimizer.param_groups for p in g["params"]]
         while self.step < self.steps:
             for group in self.optimizer.param_groups:
-                group["lr"] = self.lr * min(1.0, (self.step + 1) / 200) * (0.5 + 0.5 * math.cos(math.pi * self.step / self.steps))
+                group["lr"] = (
+                    self.lr * min(1.0, (self.step + 1) / 200) * (0.5 + 0.5 * math.cos(math.pi * self.step / self.steps))
+                )
             with torch.autocast("cpu", torch.bfloat16):
                 loss = loss_of(self.step)
             loss.backward()
@@ -197,7 +246,12 @@ class Stage:
                     self.average[name][key].lerp_(value, 1 - decay) if value.is_floating_point() else None
             if self.step % report_every == 0:
                 log.info(
-                    "%s step %d/%d loss %.4f %.2f s/step", self.path.stem, self.step, self.steps, seen / report_every, (time.time() - began) / report_every
+                    "%s step %d/%d loss %.4f %.2f s/step",
+                    self.path.stem,
+                    self.step,
+                    self.steps,
+                    seen / report_every,
+                    (time.time() - began) / report_every,
                 )
                 began, seen = time.time(), 0.0
                 self.save()
@@ -223,7 +277,11 @@ def train_vae(out: Path, steps: int) -> None:
         latents = vae.encode(x).latent_dist.mean
         vae.register_to_config(scaling_factor=float(1 / latents.std()))
         y = vae.decode(latents[:64]).sample
-        log.info("vae: scaling %.4f, world PSNR %.1f dB", vae.config.scaling_factor, float(-10 * torch.log10(F.mse_loss(y, x[:64]) / 4)))
+        log.info(
+            "vae: scaling %.4f, world PSNR %.1f dB",
+            vae.config.scaling_factor,
+            float(-10 * torch.log10(F.mse_loss(y, x[:64]) / 4)),
+        )
     vae.half().save_pretrained(out / "vae")
 
 
@@ -234,11 +292,16 @@ def train_unet(out: Path, steps: int, batch: int, pictures: int) -> None:
     torch.manual_seed(1)
     tokenizer = CLIPTokenizer.from_pretrained(out / "tokenizer")
     vae = AutoencoderKL.from_pretrained(out / "vae", torch_dtype=torch.float32).eval()
-    schedule = DDPMScheduler(num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False)
+    schedule = DDPMScheduler(
+        num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False
+    )
     rng = random.Random(2)
     scenes = [world.random_scene(rng) for _ in range(pictures)]
     with torch.no_grad():
-        chunks = [vae.encode(to_tensor([world.draw(s) for s in scenes[i : i + 64]])).latent_dist.mean for i in range(0, pictures, 64)]
+        chunks = [
+            vae.encode(to_tensor([world.draw(s) for s in scenes[i : i + 64]])).latent_dist.mean
+            for i in range(0, pictures, 64)
+        ]
     latents = torch.cat(chunks) * vae.config.scaling_factor
     unet = new_unet().to(memory_format=torch.channels_last)
     text = new_text_encoder(len(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id)
@@ -246,7 +309,13 @@ def train_unet(out: Path, steps: int, batch: int, pictures: int) -> None:
     def loss_of(step: int) -> torch.Tensor:
         rng, gen = random.Random(f"unet{step}"), torch.Generator().manual_seed(step)
         picks = [rng.randrange(pictures) for _ in range(batch)]
-        ids = tokenizer([caption_for(scenes[i], rng) for i in picks], padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
+        ids = tokenizer(
+            [caption_for(scenes[i], rng) for i in picks],
+            padding="max_length",
+            max_length=77,
+            truncation=True,
+            return_tensors="pt",
+        ).input_ids
         x0, noise = latents[picks], torch.randn((batch, *latents.shape[1:]), generator=gen)
         t = torch.randint(0, 1000, (batch,), generator=gen)
         pred = unet(schedule.add_noise(x0, noise, t), t, text(ids).last_hidden_state).sample

@@ -73,7 +73,20 @@ def outline(shape: str, x: float, y: float, size: float) -> list[tuple[float, fl
         return [(x, y - h), (x + h, y + h), (x - h, y + h)]
     if shape == "cross":
         t = h / 3
-        corners = [(-t, -h), (t, -h), (t, -t), (h, -t), (h, t), (t, t), (t, h), (-t, h), (-t, t), (-h, t), (-h, -t), (-t, -t)]
+        corners = [
+            (-t, -h),
+            (t, -h),
+            (t, -t),
+            (h, -t),
+            (h, t),
+            (t, t),
+            (t, h),
+            (-t, h),
+            (-t, t),
+            (-h, t),
+            (-h, -t),
+            (-t, -t),
+        ]
         return [(x + dx, y + dy) for dx, dy in corners]
     raise ValueError(f"shape: got {shape!r}; allowed are {', '.join(SHAPES)}.")
 
@@ -116,7 +129,14 @@ def figure_mask(pixels: np.ndarray, ground: np.ndarray, threshold: float = 90.0)
 
 def border_color(pixels: np.ndarray) -> np.ndarray:
     """Median colour of the outermost two pixels: the ground."""
-    edge = np.concatenate([pixels[:2].reshape(-1, 3), pixels[-2:].reshape(-1, 3), pixels[:, :2].reshape(-1, 3), pixels[:, -2:].reshape(-1, 3)])
+    edge = np.concatenate(
+        [
+            pixels[:2].reshape(-1, 3),
+            pixels[-2:].reshape(-1, 3),
+            pixels[:, :2].reshape(-1, 3),
+            pixels[:, -2:].reshape(-1, 3),
+        ]
+    )
     return np.median(edge, axis=0)
 
 

@@ -55,7 +55,9 @@ def assembled(job: Job, first_step: int = 0, folder: Path | None = None) -> Iter
             optimizer = make_optimizer(make_groups(config, material.adapters), config.optimizer)
             half = job.backend.dtype == torch.float16
             scaler = torch.amp.GradScaler(job.backend.device.type, init_scale=2.0**12, enabled=half)
-            yield Run(material, optimizer, scaler, Ema(material.adapters, config.ema_decay) if config.ema_decay else None)
+            yield Run(
+                material, optimizer, scaler, Ema(material.adapters, config.ema_decay) if config.ema_decay else None
+            )
 
 
 def dry_run(job: Job) -> tuple[TrainConfig, Measured]:
@@ -128,7 +130,11 @@ def objective_of(job: Job) -> Objective:
 def warn_of_trigger(job: Job, tokens: TokenSet) -> None:
     """Says so when the trigger is a word that the text encoder has a meaning for."""
     trigger = job.dataset.trigger
-    if trigger and not len(tokens) and any(len(table.rows(trigger)) == 1 for table in job.backend.token_tables().values()):
+    if (
+        trigger
+        and not len(tokens)
+        and any(len(table.rows(trigger)) == 1 for table in job.backend.token_tables().values())
+    ):
         job.listener.on_warning(Message.of("trigger.known_word", field="data.trigger", trigger=repr(trigger)))
 
 
@@ -164,7 +170,12 @@ class Encoding:
         mine = dataset.pictures[processes.rank :: processes.size]
         if mine:
             with contextlib.suppress(LoomError):  # what is wrong with a picture is said when all are encoded
-                LatentCache(dataclasses.replace(dataset, pictures=mine), encoder_of(self.job.backend), lambda n, of: None, self.store)
+                LatentCache(
+                    dataclasses.replace(dataset, pictures=mine),
+                    encoder_of(self.job.backend),
+                    lambda n, of: None,
+                    self.store,
+                )
         processes.barrier()
 
     def batches(self, cache: LatentCache, config: TrainConfig) -> Batches:
@@ -201,13 +212,24 @@ def class_pictures(encoding: Encoding, subject: Dataset, tokens: TokenSet) -> li
     if dataset is None:
         return []
     own = dataclasses.replace(job.config, seed=derive(job.config.seed, "class"))
-    return [Source(encoding.batches(encoding.pictures(dataset, "progress.class_pictures"), own), job.config.prior.weight, "class ")]
+    return [
+        Source(
+            encoding.batches(encoding.pictures(dataset, "progress.class_pictures"), own),
+            job.config.prior.weight,
+            "class ",
+        )
+    ]
 
 
 def probes_of(encoding: Encoding, training: Source, held_out: Dataset) -> Probes:
     """Fixed measurements on held-out pictures and as many trained ones."""
     job = encoding.job
-    return Probes(job.config, training.batches.cache, encoding.pictures(held_out, "progress.held_out_pictures"), job.backend.device)
+    return Probes(
+        job.config,
+        training.batches.cache,
+        encoding.pictures(held_out, "progress.held_out_pictures"),
+        job.backend.device,
+    )
 
 
 def captions_of(sources: Sequence[Source], probes: Probes | None, config: TrainConfig, first_step: int) -> list[str]:
@@ -240,7 +262,9 @@ def with_tokens(dataset: Dataset, tokens: TokenSet) -> Dataset:
     first = next(iter(tokens)).token.placeholder
 
     def named(picture: Picture) -> Picture:
-        return dataclasses.replace(picture, captions=tuple(dataclasses.replace(c, text=with_trigger(c.text, first)) for c in picture.captions))
+        return dataclasses.replace(
+            picture, captions=tuple(dataclasses.replace(c, text=with_trigger(c.text, first)) for c in picture.captions)
+        )
 
     return dataclasses.replace(dataset, pictures=tuple(map(named, dataset.pictures)))
 
@@ -265,7 +289,9 @@ def captions_ahead(batches: Batches, config: TrainConfig, first_step: int = 0) -
 
 def long_captions(captions: Sequence[str], backend: Backend) -> Iterator[Message]:
     """A message about captions that do not fit into a text encoder's window, and whether anything of them is lost."""
-    lengths = {caption: backend.text_length(caption) for caption in captions if len(caption.encode()) > WINDOW}  # a token has at least one byte
+    lengths = {
+        caption: backend.text_length(caption) for caption in captions if len(caption.encode()) > WINDOW
+    }  # a token has at least one byte
     longer = [caption for caption, length in lengths.items() if length.pieces > 1]
     cut = [caption for caption, length in lengths.items() if length.cut]
     if longer:

@@ -20,7 +20,10 @@ from ..optim.groups import first_match, lines, unused
 
 
 def make_adapters(
-    config: TrainConfig, backend: Backend, trigger: str = "", start: Mapping[str, Mapping[str, torch.Tensor]] | None = None
+    config: TrainConfig,
+    backend: Backend,
+    trigger: str = "",
+    start: Mapping[str, Mapping[str, torch.Tensor]] | None = None,
 ) -> tuple[dict[str, nn.Module], AdapterSet]:
     """(layers, what is trained) by file name, for what the config selects; adapters named in `start` begin there, with the rank and scale they have.
 
@@ -45,7 +48,9 @@ def make_adapters(
             device = backend.text_device if part == TEXT_ENCODER and names else backend.device
             for name, layer in names.items():
                 given = (start or {}).get(name)
-                shape = _shape(config, part, name, layer, rules) if given is None else _given_shape(config, layer, given)
+                shape = (
+                    _shape(config, part, name, layer, rules) if given is None else _given_shape(config, layer, given)
+                )
                 if shape.rank or given is not None:
                     parts = None if given is None else _given_parts(kind, name, shape, given)
                     layers[name] = layer
@@ -67,7 +72,10 @@ def chosen_layers(config: TrainConfig, backend: Backend) -> tuple[dict[str, nn.M
     if not config.text_encoder.train:
         return own, {}
     texts = backend.text_layers()
-    return own, {backend.file_name(path): texts[path] for path in choose_text_targets(texts, config.text_encoder, config.adapter.algorithm)}
+    return own, {
+        backend.file_name(path): texts[path]
+        for path in choose_text_targets(texts, config.text_encoder, config.adapter.algorithm)
+    }
 
 
 def _shape(config: TrainConfig, part: str, name: str, layer: nn.Module, rules: list) -> Shape:
@@ -132,4 +140,7 @@ def _tokens(config: TrainConfig, backend: Backend, trigger: str) -> TokenSet:
     tables: Mapping = backend.token_tables()
     if not tables:
         raise LoomError("method.no_text_encoder", field="method")
-    return TokenSet(TokenVectors(token, tables, config.seed, backend.text_device) for token in wanted_tokens(config.embedding, trigger))
+    return TokenSet(
+        TokenVectors(token, tables, config.seed, backend.text_device)
+        for token in wanted_tokens(config.embedding, trigger)
+    )

@@ -17,14 +17,17 @@ def demo_job(name: str) -> dict[str, Any]:
     concept, rng = CONCEPTS[name], random.Random(f"demo {name}")
     prompts = [concept.prompt(rng) for _ in range(4)] + [concept.plain(rng) for _ in range(4)]
     return {
-        "name": f"toy_{name}", "base": "toy", "steps": STEPS[name], "batch_size": 8,
+        "name": f"toy_{name}",
+        "base": "toy",
+        "steps": STEPS[name],
+        "batch_size": 8,
         "data": {"folder": f"toy:{name}", "resolution": 64, "bucket_step_px": 8},
         "adapter": {"rank": 16, "targets": "conv"},
         "optimizer": {"lr": 2e-3},
         "schedule": {"name": "cosine", "warmup_steps": 20},
         "save": {"every": 200},
         "samples": {"every": 10_000, "prompt": "\n".join(prompts), "cfg": 4.0, "steps": 20},
-    }  # fmt: skip
+    }
 
 
 def score(backend: Backend, name: str, pictures: int = 20, seed: int = 1000) -> tuple[float, float]:

@@ -63,14 +63,18 @@ def _clock(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def candidates(config: TrainConfig, recomputes: Sequence[Recompute] = (Recompute.CHEAP, Recompute.ALL)) -> list[TrainConfig]:
+def candidates(
+    config: TrainConfig, recomputes: Sequence[Recompute] = (Recompute.CHEAP, Recompute.ALL)
+) -> list[TrainConfig]:
     """The job as it is, then with more and more recomputed where the model can, then with the batch halved again and again and more accumulation instead."""
     ways = [Recompute.NONE, *recomputes]
     more = ways[ways.index(config.recomputed) + 1 :]
     out = [config, *(dataclasses.replace(config, checkpointing=True, recompute=how.value) for how in more)]
     batch, accum = config.batch_size, config.grad_accum
     while batch > 1:
-        parts = 2 if batch % 2 == 0 else batch  # an odd batch is split whole, so as many pictures make an update as before
+        parts = (
+            2 if batch % 2 == 0 else batch
+        )  # an odd batch is split whole, so as many pictures make an update as before
         batch, accum = batch // parts, accum * parts
         out.append(dataclasses.replace(out[-1], batch_size=batch, grad_accum=accum))
     return out
@@ -94,7 +98,10 @@ def fit(material: Material) -> tuple[TrainConfig, Measured]:
 def measure(material: Material) -> Measured:
     """Two passes on a full batch of the largest bucket of all sources, the second one timed. No weight moves."""
     config, device = material.config, material.backend.device
-    batch = max((source.batches.largest(config.batch_size) for source in material.sources), key=lambda batch: batch.latents.numel())
+    batch = max(
+        (source.batches.largest(config.batch_size) for source in material.sources),
+        key=lambda batch: batch.latents.numel(),
+    )
     with material.lent(batch.latents.shape[1:]):
         material.adapters.prepare()
         with _peak(device) as peak:

@@ -64,7 +64,11 @@ def lr_range(job: Job, trial: Trial = Trial()) -> LrRange:
     endless = dataclasses.replace(config.embedding, stop=1.0)
     test = dataclasses.replace(config, steps=trial.steps, validation=watched, embedding=endless)
     with assembled(job.with_config(test)) as run:
-        facts = {"layers": len(run.adapters), "trained_values": run.adapters.count(), "pictures": len(run.batches.pictures)}
+        facts = {
+            "layers": len(run.adapters),
+            "trained_values": run.adapters.count(),
+            "pictures": len(run.batches.pictures),
+        }
         job.listener.on_start(0, trial.steps, facts)
         return LrRange(*_measured(run, trial, job))
 
@@ -105,7 +109,9 @@ def steepest(points: Sequence[tuple[float, float]]) -> float:
     Raises LoomError when the loss falls nowhere.
     """
     good = [(rate, loss) for rate, loss in points if math.isfinite(loss)]
-    means = [sum(v for _, v in good[max(0, n - 1) : n + 2]) / len(good[max(0, n - 1) : n + 2]) for n in range(len(good))]
+    means = [
+        sum(v for _, v in good[max(0, n - 1) : n + 2]) / len(good[max(0, n - 1) : n + 2]) for n in range(len(good))
+    ]
     falls = [(means[n + 1] - means[n], math.sqrt(good[n][0] * good[n + 1][0])) for n in range(len(good) - 1)]
     if not falls or min(falls)[0] >= 0:
         raise LoomError("learning_rate.none_found", field="learning_rate")

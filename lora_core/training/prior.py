@@ -52,12 +52,19 @@ def class_dataset(job: Job, subject: Dataset, tokens: TokenSet) -> Dataset | Non
     real = subject.class_pictures
     if prior.folder:
         own = DataConfig(  # nothing that was said about the subject's captions
-            folder=prior.folder, resolution=config.data.resolution, bucket_step_px=config.data.bucket_step_px, flip=config.data.flip,
-            background=config.data.background, aspect_buckets=config.data.aspect_buckets, upscale=config.data.upscale,
-        )  # fmt: skip
+            folder=prior.folder,
+            resolution=config.data.resolution,
+            bucket_step_px=config.data.bucket_step_px,
+            flip=config.data.flip,
+            background=config.data.background,
+            aspect_buckets=config.data.aspect_buckets,
+            upscale=config.data.upscale,
+        )
         found = scan(own, "prior.folder")
         real += (*found.pictures, *found.class_pictures)
-    real = tuple(p if p.caption or not prior.prompt else dataclasses.replace(p, captions=(Caption(prior.prompt),)) for p in real)
+    real = tuple(
+        p if p.caption or not prior.prompt else dataclasses.replace(p, captions=(Caption(prior.prompt),)) for p in real
+    )
     made = _made(wanted(config, subject, tokens, len(real)), job, cache)
     if not real and not made:
         raise LoomError("prior.count.none", field="prior.count")
@@ -95,15 +102,21 @@ def matched_captions(subject: Dataset, tokens: TokenSet, word: str) -> list[str]
 def _made(missing: Sequence[Wanted], job: Job, cache: Path) -> list[Picture]:
     """Each picture from `cache`, or drawn by the model and put there."""
     config, backend = job.config, job.backend
-    plain = DataConfig(resolution=config.data.resolution, bucket_step_px=config.data.bucket_step_px, flip=config.data.flip)
+    plain = DataConfig(
+        resolution=config.data.resolution, bucket_step_px=config.data.bucket_step_px, flip=config.data.flip
+    )
     side, base = config.data.resolution, f"{backend.fingerprint()} {backend.text_fingerprint()}" if missing else ""
     out = []
     for n, picture in enumerate(missing):
         job.listener.on_progress("progress.drawing_class_pictures", n, len(missing))
         sampling = SampleConfig(
-            steps=config.prior.steps, cfg=config.prior.cfg, sampler=config.samples.sampler, scheduler=config.samples.scheduler,
-            negative=config.samples.negative, seed=picture.seed,
-        )  # fmt: skip
+            steps=config.prior.steps,
+            cfg=config.prior.cfg,
+            sampler=config.samples.sampler,
+            scheduler=config.samples.scheduler,
+            negative=config.samples.negative,
+            seed=picture.seed,
+        )
         name = hashlib.sha256(f"{base}\x1f{picture.prompt}\x1f{side}\x1f{sampling}".encode()).hexdigest()[:24]
         path = cache / f"{name}.png"
         if not _whole(path):
@@ -124,4 +137,3 @@ def _png(image: Image.Image) -> bytes:
     data = io.BytesIO()
     image.save(data, "PNG")
     return data.getvalue()
-

@@ -63,7 +63,9 @@ class Material:
 
     def lent(self, shape: tuple[int, ...]) -> AbstractContextManager[None]:
         """The model with the adapters on, ready for batches of latents of this shape (without batch)."""
-        return self.backend.training(self.layers, self.adapters, self.config.recomputed, (self.config.batch_size, *shape))
+        return self.backend.training(
+            self.layers, self.adapters, self.config.recomputed, (self.config.batch_size, *shape)
+        )
 
 
 @dataclasses.dataclass
@@ -205,7 +207,9 @@ class Run:
         yield
         self.mid_update = False
 
-    def check_finite(self, losses: torch.Tensor, grad_norm: torch.Tensor, step: int, pictures: list[str]) -> tuple[float, float, float]:
+    def check_finite(
+        self, losses: torch.Tensor, grad_norm: torch.Tensor, step: int, pictures: list[str]
+    ) -> tuple[float, float, float]:
         """(loss, class loss, gradient norm) as floats. Raises NonFiniteError naming step and pictures; an fp16 gradient overflow is allowed a few times."""
         loss, class_loss, norm_value = torch.cat([losses, grad_norm.to(losses).view(1)]).tolist()
         loss_value = loss + class_loss

@@ -35,18 +35,34 @@ class Worn:
     weights: Mapping[str, torch.Tensor] | None = None
 
 
-def of_start(label: str, backend: Backend, start: Start, embeddings: Mapping[str, Mapping[str, torch.Tensor]] | None = None) -> Worn:
+def of_start(
+    label: str, backend: Backend, start: Start, embeddings: Mapping[str, Mapping[str, torch.Tensor]] | None = None
+) -> Worn:
     """A LoRA given layer by layer, as `convert.starting_point` gives it, and embeddings: word -> vectors (n, width) by text encoder."""
     kinds = {kind_of(name, given).name for name, given in start.items()} or {"lora"}
     if len(kinds) > 1:
-        raise LoomError("lora.mixed", label=label, kinds=" and ".join(sorted(kinds)), approximate=Setting("approximate"))
+        raise LoomError(
+            "lora.mixed", label=label, kinds=" and ".join(sorted(kinds)), approximate=Setting("approximate")
+        )
     tokens = TokenSet(_token(word, vectors, backend) for word, vectors in (embeddings or {}).items())
     if not start:
         return Worn(label, {}, AdapterSet({}, tokens))
     in_texts = bool({backend.file_name(path) for path in backend.text_layers()} & start.keys())
-    every = {"algorithm": kinds.pop(), "layer_rank": ". = 0", "targets": "regex", "include": "."}  # the file's layers alone
-    layers, adapters = make_adapters(parse({"adapter": every, "text_encoder": {"train": in_texts, "targets": "attention and mlp"}}), backend, "", start)
-    return Worn(label, {name: layers[name] for name in start}, AdapterSet({name: adapters[name] for name in start}, tokens))
+    every = {
+        "algorithm": kinds.pop(),
+        "layer_rank": ". = 0",
+        "targets": "regex",
+        "include": ".",
+    }  # the file's layers alone
+    layers, adapters = make_adapters(
+        parse({"adapter": every, "text_encoder": {"train": in_texts, "targets": "attention and mlp"}}),
+        backend,
+        "",
+        start,
+    )
+    return Worn(
+        label, {name: layers[name] for name in start}, AdapterSet({name: adapters[name] for name in start}, tokens)
+    )
 
 
 def _token(word: str, vectors: Mapping[str, torch.Tensor], backend: Backend) -> TokenVectors:
@@ -109,7 +125,11 @@ def attached(worn: Worn, backend: Backend, strength: float) -> Iterator[None]:
 
 @torch.no_grad()
 def drawn(
-    worn: Iterable[Worn], strengths: Sequence[float], jobs: Sequence[SampleJob], backend: Backend, drew: Callable[[Image.Image], None] = lambda image: None
+    worn: Iterable[Worn],
+    strengths: Sequence[float],
+    jobs: Sequence[SampleJob],
+    backend: Backend,
+    drew: Callable[[Image.Image], None] = lambda image: None,
 ) -> list[tuple[str, list[Image.Image]]]:
     """(column's label, one picture a job): the base model first, then each of `worn` at each strength above 0. `drew` is told of each picture."""
     out: list[tuple[str, list[Image.Image]]] = []
@@ -129,7 +149,12 @@ def drawn(
     return out
 
 
-def sheet(columns: Sequence[tuple[str, Sequence[Image.Image]]], prompts: Sequence[str], notes: Sequence[str] = (), largest_px: int = 0) -> Image.Image:
+def sheet(
+    columns: Sequence[tuple[str, Sequence[Image.Image]]],
+    prompts: Sequence[str],
+    notes: Sequence[str] = (),
+    largest_px: int = 0,
+) -> Image.Image:
     """Columns as drawn, prompts as rows, each row under its prompt; `notes`, one a column, stand under its cells.
 
     Cells are at most `largest_px` wide (0: any), and at least 192.
@@ -147,7 +172,10 @@ def sheet(columns: Sequence[tuple[str, Sequence[Image.Image]]], prompts: Sequenc
         pen.text((x, 4), label, fill=(40, 40, 48), font=font)
         for row, image in enumerate(images):
             size = (cell_w, round(image.height * cell_w / image.width))
-            scaled = image if image.size == size else image.resize(size, Image.Resampling.NEAREST if image.width < cell_w else Image.Resampling.LANCZOS)
+            scaled = image
+            if image.size != size:
+                larger = image.width < cell_w
+                scaled = image.resize(size, Image.Resampling.NEAREST if larger else Image.Resampling.LANCZOS)
             out.paste(scaled, (x, 2 * line + row * row_h))
             if under:
                 pen.text((x, 2 * line + row * row_h + cell_h + 3), notes[n], fill=(40, 40, 48), font=font)

@@ -18,7 +18,9 @@ from .job import Job
 from .trainer import Export, Result, train
 
 
-def run_folder(root: Path, name: str, resume: bool, processes: Processes, taken: Callable[[str], bool] = lambda name: False) -> Path:
+def run_folder(
+    root: Path, name: str, resume: bool, processes: Processes, taken: Callable[[str], bool] = lambda name: False
+) -> Path:
     """A new folder for a run of this name below `root`, or with `resume` that of the latest one; the same in every process.
 
     `taken`: names a new run must not have. Raises LoomError when there is no run to go on with.
@@ -67,4 +69,6 @@ class Session:
             return
         with recorded(self.folder, self.host, self.cancels) as record:
             names = [name.strip() for name in self.job.config.trackers.split(",") if name.strip()]
-            yield Listeners([record, *(Tracker(name, self.folder.name, self.folder) for name in names), self.job.listener])
+            yield Listeners(
+                [record, *(Tracker(name, self.folder.name, self.folder) for name in names), self.job.listener]
+            )

@@ -18,7 +18,9 @@ from .run import Run
 Predict = Callable[[torch.Tensor, torch.Tensor, Batch], torch.Tensor]  # (x_t, sigma, batch) -> the network's raw output
 
 
-def diffusion_loss(predict: Predict, batch: Batch, objective: Objective, rng: torch.Generator, distance: Distance = MSE) -> torch.Tensor:
+def diffusion_loss(
+    predict: Predict, batch: Batch, objective: Objective, rng: torch.Generator, distance: Distance = MSE
+) -> torch.Tensor:
     """Weighted float32 loss of each sample, shape (B,)."""
     x0 = batch.latents  # (B, C, [T,] H, W), in the model's latent units
     sigma = objective.draw_sigma(len(x0), rng)  # (B,)
@@ -39,7 +41,10 @@ def optimizer_step(run: Run, step: int) -> StepReport:
             batch = source.batches.at(step, micro)
             run.begin_pass(source, step, micro)
             rng = step_rng(config.seed, 0, step, micro, f"{source.stream}noise")
-            share = diffusion_loss(run.backend.predict, batch, run.objective, rng, Distance.of(config)).mean() / config.grad_accum
+            share = (
+                diffusion_loss(run.backend.predict, batch, run.objective, rng, Distance.of(config)).mean()
+                / config.grad_accum
+            )
             run.backward(source.weight * share)
             losses[n] += share.detach()
             pictures += batch.names
@@ -47,7 +52,9 @@ def optimizer_step(run: Run, step: int) -> StepReport:
         loss, class_loss = losses.tolist()
         return StepReport(step + 1, loss, class_loss, 0.0, effective_lr(run.optimizer), pictures)
     grad_norm = clip_grad_norm(run.parameters(), config.optimizer.max_grad_norm)
-    loss, class_loss, norm = run.check_finite(losses, grad_norm, step, pictures)  # the step's one device sync, before the weights move
+    loss, class_loss, norm = run.check_finite(
+        losses, grad_norm, step, pictures
+    )  # the step's one device sync, before the weights move
     run.update(step)
     return StepReport(step + 1, loss, class_loss, norm, effective_lr(run.optimizer), pictures)
 

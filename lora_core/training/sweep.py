@@ -19,7 +19,11 @@ def runs_of(values: dict[str, Any], beside: Path) -> list[TrainConfig]:
     """The jobs of a sweep: everything outside of `[[runs]]`, with each run's own values over it, called `<name>_<run's name>`."""
     common = {k: v for k, v in values.items() if k != "runs"}
     runs = values.get("runs")
-    if not isinstance(runs, list) or not runs or not all(isinstance(r, dict) and isinstance(r.get("name"), str) for r in runs):
+    if (
+        not isinstance(runs, list)
+        or not runs
+        or not all(isinstance(r, dict) and isinstance(r.get("name"), str) for r in runs)
+    ):
         raise LoomError("sweep.no_runs", field="runs")
     prefix = common.get("name", "sweep")
     names = [f"{prefix}_{run['name']}" for run in runs]

@@ -39,10 +39,20 @@ from .validation import History
 
 log = logging.getLogger(__name__)
 Product = tuple[dict[str, torch.Tensor], dict[str, str]]  # (tensors, metadata) of one file
-Export = Callable[[dict[str, torch.Tensor], dict[str, Any]], dict[str, Product]]  # trained values and facts -> file stem -> what is in it, the main one first
+Export = Callable[
+    [dict[str, torch.Tensor], dict[str, Any]], dict[str, Product]
+]  # trained values and facts -> file stem -> what is in it, the main one first
 MAX_FAILED_SAMPLES = 2
 POINTS_DRAWN = 200
-CHANGEABLE = ("steps", "save", "samples", "name", "auto_fit", "cache", "trackers")  # may differ between a run and its continuation
+CHANGEABLE = (
+    "steps",
+    "save",
+    "samples",
+    "name",
+    "auto_fit",
+    "cache",
+    "trackers",
+)  # may differ between a run and its continuation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +140,9 @@ class Loop:
                 for step in range(self.done, self.config.steps):
                     stopping = self.processes.any(self.control.stopping)
                     if stopping or self._no_longer_better():
-                        outcome = ("paused" if self.control.pausing else "stopped") if stopping else "stopped early"
+                        outcome = "stopped early"
+                        if stopping:
+                            outcome = "paused" if self.control.pausing else "stopped"
                         break
                     self._step(step, log)
                     self._as_asked(log)
@@ -158,10 +170,14 @@ class Loop:
         every = self.config.validation.every
         measure = self.validate() if every and (last or self.done % every == 0) else None
         row = {
-            "step": self.done, "loss": report.loss, "lr": report.lr, **({"class_loss": report.class_loss} if self.run.class_batches else {}),
-            "grad_norm": report.grad_norm if math.isfinite(report.grad_norm) else None, "time": round(time.time(), 3),
+            "step": self.done,
+            "loss": report.loss,
+            "lr": report.lr,
+            **({"class_loss": report.class_loss} if self.run.class_batches else {}),
+            "grad_norm": report.grad_norm if math.isfinite(report.grad_norm) else None,
+            "time": round(time.time(), 3),
             **({"held_out": measure.held_out, "trained": measure.trained} if measure else {}),
-        }  # fmt: skip
+        }
         log.write(json.dumps(row) + "\n")
         self.listener.on_step(report)
         if self.done % self.config.save.every == 0 and not last:
@@ -185,7 +201,9 @@ class Loop:
         assert self.run.material.probes is not None
         with self.run.finished_weights():
             measure = self.run.material.probes.measure(self.run.backend, self.run.objective, self.done)
-            if self.processes.size > 1:  # the same numbers everywhere, or one process would end the run and the others wait for it
+            if (
+                self.processes.size > 1
+            ):  # the same numbers everywhere, or one process would end the run and the others wait for it
                 both = torch.tensor([measure.held_out, measure.trained, measure.error], device=self.run.backend.device)
                 self.processes.average([both])
                 measure = Measure(measure.step, *both.tolist())
@@ -201,7 +219,10 @@ class Loop:
         for old in sorted(self.checkpoints.glob("best-*.safetensors"))[:-2]:
             old.unlink()
         rows = self.history.measures
-        drawn = {"held-out pictures": [(m.step, m.held_out) for m in rows], "trained pictures": [(m.step, m.trained) for m in rows]}
+        drawn = {
+            "held-out pictures": [(m.step, m.held_out) for m in rows],
+            "trained pictures": [(m.step, m.trained) for m in rows],
+        }
         curves(drawn, best.step).save(self.folder / "validation.png")
         self.listener.on_validation(measure, best)
         return measure
@@ -231,7 +252,12 @@ class Loop:
         if not self.processes.main:
             self.saved = self.done
             return checkpoints.folder_of(self.checkpoints, self.done)
-        facts = {**self.identity, "config": as_dict(self.config), "scaler": self.run.scaler.state_dict(), "skipped_in_a_row": self.run.skipped_in_a_row}
+        facts = {
+            **self.identity,
+            "config": as_dict(self.config),
+            "scaler": self.run.scaler.state_dict(),
+            "skipped_in_a_row": self.run.skipped_in_a_row,
+        }
         facts |= {"losses": self.losses, "frozen": self.run.frozen, "validation": self.history.as_list()}
         weights = self.run.adapters.state_dict() | (self.run.ema.state_dict() if self.run.ema else {})
         path = checkpoints.save(self.checkpoints, self.done, weights, self.run.optimizer, facts)
@@ -284,12 +310,20 @@ class Loop:
     def facts(self) -> dict[str, Any]:
         """What the exporter and listeners may want to know about this run."""
         return {
-            "config": as_dict(self.config), "started": self.started, "step": self.done, "layers": len(self.run.adapters),
-            "trained_values": self.run.adapters.count(), "validation": self.history.as_list(),
+            "config": as_dict(self.config),
+            "started": self.started,
+            "step": self.done,
+            "layers": len(self.run.adapters),
+            "trained_values": self.run.adapters.count(),
+            "validation": self.history.as_list(),
             "best_step": self.history.best.step if self.history.best else None,
-            "pictures": len(self.run.batches.pictures), "per_epoch": self.run.batches.per_epoch, "objective": self.run.objective.kind,
-            "captions": [p.caption for p in self.run.batches.pictures], "repeats": [p.repeats for p in self.run.batches.pictures], **self.identity,
-        }  # fmt: skip
+            "pictures": len(self.run.batches.pictures),
+            "per_epoch": self.run.batches.per_epoch,
+            "objective": self.run.objective.kind,
+            "captions": [p.caption for p in self.run.batches.pictures],
+            "repeats": [p.repeats for p in self.run.batches.pictures],
+            **self.identity,
+        }
 
     def _finish(self, outcome: str) -> Result:
         if self.done != self.saved:
@@ -308,7 +342,9 @@ class Loop:
             files.write_safetensors(path, tensors, metadata)
         loss_plot(self.losses).save(self.folder / "loss.png")
         points = [(float(n), rate) for n, rate in enumerate(self.rates, 1)]
-        curves({"learning rate": points[:: max(1, len(points) // POINTS_DRAWN)]}).save(self.folder / "learning-rate.png")
+        curves({"learning rate": points[:: max(1, len(points) // POINTS_DRAWN)]}).save(
+            self.folder / "learning-rate.png"
+        )
         return Result(self.folder, written, self.done, outcome, self.losses, products, self.facts())
 
     def _rescue(self) -> None:
@@ -392,10 +428,17 @@ def refuse_changes(config: TrainConfig, facts: dict[str, Any], identity: dict[st
     labels = ("data", *(f"sets[{n}]" for n in range(len(now["sets"]))))
     for label, mine, old in zip(labels, (now["data"], *now["sets"]), (then["data"], *then["sets"])):
         changed += [_then_and_now(f"{label}.{k}", old[k], v) for k, v in mine.items() if k != "folder" and old[k] != v]
-    others = {"base": "resume.other_base", "prior": "resume.other_prior", "vae": "resume.other_vae", "text": "resume.other_text"}
+    others = {
+        "base": "resume.other_base",
+        "prior": "resume.other_prior",
+        "vae": "resume.other_vae",
+        "text": "resume.other_text",
+    }
     changed += [Message.of(code) for part, code in others.items() if identity.get(part) != facts.get(part)]
     if identity.get("processes", "1") != facts.get("processes", "1"):
-        changed.append(Message.of("resume.processes", then=facts.get("processes", "1"), now=identity.get("processes", "1")))
+        changed.append(
+            Message.of("resume.processes", then=facts.get("processes", "1"), now=identity.get("processes", "1"))
+        )
     if identity["dtype"] != facts.get("dtype"):
         changed.append(Message.of("resume.dtype", then=facts.get("dtype"), now=identity["dtype"]))
     if identity["data"] != facts["data"]:
@@ -406,5 +449,3 @@ def refuse_changes(config: TrainConfig, facts: dict[str, Any], identity: dict[st
 
 def _then_and_now(setting: str, then: Any, now: Any) -> Message:
     return Message.of("resume.setting", field=setting, then=repr(then), now=repr(now))
-
-

@@ -31,7 +31,10 @@ def split(dataset: Dataset, config: TrainConfig) -> tuple[Dataset, Dataset | Non
             raise LoomError("validation.never", field="validation.every")
         return dataset, None
     if config.validation.folder:
-        return dataset, scan(dataclasses.replace(config.data, folder=config.validation.folder, limit=0, regularization=False), "validation.folder")
+        return dataset, scan(
+            dataclasses.replace(config.data, folder=config.validation.folder, limit=0, regularization=False),
+            "validation.folder",
+        )
     count = max(1, round(config.validation.share * len(dataset.pictures)))
     if count >= len(dataset.pictures):
         raise LoomError(
@@ -40,7 +43,9 @@ def split(dataset: Dataset, config: TrainConfig) -> tuple[Dataset, Dataset | Non
     order = list(dataset.pictures)
     python_rng(config.seed, "held out").shuffle(order)
     held = set(order[:count])
-    return _only(dataset, [p for p in dataset.pictures if p not in held]), _only(dataset, [p for p in dataset.pictures if p in held])
+    return _only(dataset, [p for p in dataset.pictures if p not in held]), _only(
+        dataset, [p for p in dataset.pictures if p in held]
+    )
 
 
 def _only(dataset: Dataset, pictures: Sequence) -> Dataset:
@@ -53,7 +58,10 @@ class Probes:
     def __init__(self, config: TrainConfig, trained: LatentCache, held_out: LatentCache, device: torch.device | str):
         count = config.validation.pictures
         self._config, self._device = config, device
-        self._sets = {"held out": (held_out, _some(held_out, count, config.seed)), "trained": (trained, _some(trained, count, config.seed))}
+        self._sets = {
+            "held out": (held_out, _some(held_out, count, config.seed)),
+            "trained": (trained, _some(trained, count, config.seed)),
+        }
         fewest = min(len(chosen) for _, chosen in self._sets.values())
         self._sets = {name: (cache, chosen[:fewest]) for name, (cache, chosen) in self._sets.items()}
 
@@ -75,12 +83,23 @@ class Probes:
         for place, index in enumerate(chosen):
             view = View(index)
             tensors, picture = cache[view], cache.entries[index].picture
-            x0, beside = tensors["latent"].to(self._device), tensors["beside"].to(self._device) if "beside" in tensors else None
+            x0, beside = (
+                tensors["latent"].to(self._device),
+                tensors["beside"].to(self._device) if "beside" in tensors else None,
+            )
             for level in range(config.validation.levels):
                 u = low + (high - low) * (level + 0.5) / config.validation.levels
                 sigma = objective.levels(torch.tensor([u], dtype=torch.float64))
                 noise = randn_like(x0, generator(config.seed, "probe", place, level))
-                batch = Batch(x0, [picture.caption], [cache.fit(view)], [picture.name], torch.ones(1, device=x0.device), None, beside)
+                batch = Batch(
+                    x0,
+                    [picture.caption],
+                    [cache.fit(view)],
+                    [picture.name],
+                    torch.ones(1, device=x0.device),
+                    None,
+                    beside,
+                )
                 pred = backend.predict(objective.corrupt(x0, noise, sigma), sigma, batch)
                 out.append(float(mean(mse(pred, objective.target(x0, noise, sigma), None))))
         return out

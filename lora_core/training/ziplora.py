@@ -48,7 +48,9 @@ class ZipAdapter(Adapter):
         self._factors = [None if f is None else tuple(t.to(device, torch.float32) for t in f) for f in (first, second)]
         both = first is not None and second is not None
         columns = next(f for f in self._factors if f is not None)[0].shape[1]
-        self.coefficients = nn.ParameterList([nn.Parameter(torch.ones(columns, device=device)) for _ in range(2)] if both else [])
+        self.coefficients = nn.ParameterList(
+            [nn.Parameter(torch.ones(columns, device=device)) for _ in range(2)] if both else []
+        )
         self._walk = walk_of(layer)
 
     def around(self, base: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
@@ -99,10 +101,17 @@ def zip_loras(job: Job, second: Dataset, loras: Loras, similarity: float) -> Zip
     losses: list[float] = []
     with preserved_rng(config.seed):
         layers, adapters = _adapters(backend, loras)
-        zipping = _Zipping(job, adapters, [_batches(job, dataset, n + 1) for n, dataset in enumerate((job.dataset, second))], similarity)
+        zipping = _Zipping(
+            job,
+            adapters,
+            [_batches(job, dataset, n + 1) for n, dataset in enumerate((job.dataset, second))],
+            similarity,
+        )
         largest = max((batches.shapes()[0] for batches in zipping.batches), key=lambda s: s[-1] * s[-2])
         pictures = sum(len(batches.pictures) for batches in zipping.batches)
-        job.listener.on_start(0, config.steps, {"layers": len(adapters), "trained_values": adapters.count(), "pictures": pictures})
+        job.listener.on_start(
+            0, config.steps, {"layers": len(adapters), "trained_values": adapters.count(), "pictures": pictures}
+        )
         with backend.training(layers, adapters, config.recomputed, (config.batch_size, *largest)):
             for step in range(config.steps):
                 if job.control.stopping:
@@ -130,7 +139,12 @@ class _Zipping:
         self._objective = job.backend.objective(job.config.objective)
         self.batches, self.members = batches, [a for _, a in adapters if isinstance(a, ZipAdapter)]
         self.shared = [a for a in self.members if a.coefficients]
-        group = {"params": adapters.parameters(), "lr": job.config.optimizer.lr, "weight_decay": 0.0, "name": "coefficients"}
+        group = {
+            "params": adapters.parameters(),
+            "lr": job.config.optimizer.lr,
+            "weight_decay": 0.0,
+            "name": "coefficients",
+        }
         self._optimizer = make_optimizer([group], filled(job.config).optimizer)
 
     def step(self, step: int) -> StepReport:
@@ -167,7 +181,13 @@ class _Zipping:
 def zip_config(data, steps: int, lr: float, batch_size: int, seed: int, checkpointing: bool = False) -> TrainConfig:
     """The settings of a run like those of a training; the paper's are 100 steps at 0.01."""
     return TrainConfig(
-        name="zip", steps=steps, batch_size=batch_size, seed=seed, data=data, checkpointing=checkpointing, optimizer=OptimizerConfig(lr=lr, max_grad_norm=0.0)
+        name="zip",
+        steps=steps,
+        batch_size=batch_size,
+        seed=seed,
+        data=data,
+        checkpointing=checkpointing,
+        optimizer=OptimizerConfig(lr=lr, max_grad_norm=0.0),
     )
 
 

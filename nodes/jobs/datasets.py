@@ -10,7 +10,10 @@ from ...lora_core.data.folder import Dataset, open_sets
 from .presets import TOY_RESOLUTION, resolution_for
 
 USUAL_STEP_PX = 64  # of buckets
-UNSIZED = {"resolution": 16, "bucket_step_px": 8}  # as small as can be: no picture is refused or remarked on for its size
+UNSIZED = {
+    "resolution": 16,
+    "bucket_step_px": 8,
+}  # as small as can be: no picture is refused or remarked on for its size
 
 
 class Base(Protocol):

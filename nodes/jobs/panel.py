@@ -66,9 +66,13 @@ class Panel:
     step: int = 0
     steps: int = 0
     speed: float = 0.0
-    probes: list[list[float | None]] = dataclasses.field(default_factory=list)  # step, held-out loss, loss on trained pictures
+    probes: list[list[float | None]] = dataclasses.field(
+        default_factory=list
+    )  # step, held-out loss, loss on trained pictures
     saves: list[int] = dataclasses.field(default_factory=list)
-    samples: list[list[int]] = dataclasses.field(default_factory=list)  # step, 0 without the adapter; time of the picture
+    samples: list[list[int]] = dataclasses.field(
+        default_factory=list
+    )  # step, 0 without the adapter; time of the picture
     messages: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     result: dict[str, Any] = dataclasses.field(default_factory=dict)
     changes: int = 0  # counts what an event does not carry, so the browser knows when to ask
@@ -76,7 +80,9 @@ class Panel:
     waiting: list[Row] = dataclasses.field(default_factory=list)  # steps no event has told of
     sent_at: float = 0.0
     written_at: float = 0.0
-    pace: collections.deque[tuple[float, int]] = dataclasses.field(default_factory=lambda: collections.deque(maxlen=240))
+    pace: collections.deque[tuple[float, int]] = dataclasses.field(
+        default_factory=lambda: collections.deque(maxlen=240)
+    )
 
     @property
     def folder(self) -> Path | None:
@@ -125,22 +131,44 @@ class Panel:
         """The small part of the state that every event carries."""
         left = (self.steps - self.step) / self.speed if self.speed and self.status == "training" else None
         return {
-            "node": self.node, "kind": self.kind, "workflow": self.workflow, "session": self.session, "changes": self.changes, "run": self.run,
-            "status": self.status, "doing": self.doing, "step": self.step, "steps": self.steps, "speed": number(self.speed), "left_s": number(left),
+            "node": self.node,
+            "kind": self.kind,
+            "workflow": self.workflow,
+            "session": self.session,
+            "changes": self.changes,
+            "run": self.run,
+            "status": self.status,
+            "doing": self.doing,
+            "step": self.step,
+            "steps": self.steps,
+            "speed": number(self.speed),
+            "left_s": number(left),
             "memory": self.host.memory(),
-        }  # fmt: skip
+        }
 
     def snapshot(self, after: int = 0) -> dict[str, Any]:
         """Everything, with the rows that end after step `after`."""
         rows = [row for row in self.series.rows if (row[1] or 0) > after]
         return {
-            **self.heart(), "error": self.error, "inputs": self.inputs, "probes": self.probes, "saves": self.saves,
-            "samples": self.samples, "messages": self.messages, "result": self.result, "can_continue": self.can_continue(), "rows": rows,
-        }  # fmt: skip
+            **self.heart(),
+            "error": self.error,
+            "inputs": self.inputs,
+            "probes": self.probes,
+            "saves": self.saves,
+            "samples": self.samples,
+            "messages": self.messages,
+            "result": self.result,
+            "can_continue": self.can_continue(),
+            "rows": rows,
+        }
 
     def can_continue(self) -> bool:
         folder = self.folder
-        return folder is not None and self.status not in (*ACTIVE, "finished") and any((folder / "checkpoints").glob("step-*"))
+        return (
+            folder is not None
+            and self.status not in (*ACTIVE, "finished")
+            and any((folder / "checkpoints").glob("step-*"))
+        )
 
     def write(self, force: bool = False) -> None:
         """Puts what a restart needs beside the run's log, which holds the steps."""
@@ -172,12 +200,18 @@ class PanelListener(Listener):
 
     def on_start(self, first_step: int, steps: int, facts: dict[str, Any]) -> None:
         panel = self._panel
-        panel.series = Series.of_log(panel.folder / "log.jsonl", first_step) if panel.folder and first_step else Series()
+        panel.series = (
+            Series.of_log(panel.folder / "log.jsonl", first_step) if panel.folder and first_step else Series()
+        )
         panel.waiting = []
         panel.pace.clear()
         then = _on_disk(panel.folder) if panel.folder and first_step else {}
         panel.saves = [s for s in then.get("saves", []) if isinstance(s, int) and s <= first_step]
-        panel.samples = [s for s in then.get("samples", []) if isinstance(s, list) and s and isinstance(s[0], int) and s[0] <= first_step]
+        panel.samples = [
+            s
+            for s in then.get("samples", [])
+            if isinstance(s, list) and s and isinstance(s[0], int) and s[0] <= first_step
+        ]
         panel.probes = [[m[0], number(m[1]), number(m[2])] for m in facts.get("validation", [])]
         panel.say(_trained(facts["layers"], facts["trained_values"], facts["pictures"]))
         panel.changed(status="training", doing={}, step=first_step, steps=steps)
@@ -231,7 +265,11 @@ class Panels:
 
     def find(self, node: str, workflow: str) -> Panel | None:
         """What a node of a workflow showed last: from memory, else from the newest of its run folders. An unnamed workflow fits every one."""
-        known = [p for p in self._panels.values() if p.node == node and (not workflow or not p.workflow or p.workflow == workflow)]
+        known = [
+            p
+            for p in self._panels.values()
+            if p.node == node and (not workflow or not p.workflow or p.workflow == workflow)
+        ]
         if known:
             return known[-1]
         for folder in self._runs_newest_first():

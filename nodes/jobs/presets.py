@@ -17,7 +17,9 @@ class Preset:
 
 
 PRESETS = {
-    "character": Preset(lambda n: min(3000, max(600, 120 * n)), 16, 1e-4, "constant"),  # faces and characters: 120 steps a picture
+    "character": Preset(
+        lambda n: min(3000, max(600, 120 * n)), 16, 1e-4, "constant"
+    ),  # faces and characters: 120 steps a picture
     "style": Preset(lambda n: min(4000, max(1000, 40 * n)), 32, 1e-4, "cosine"),
     "concept": Preset(lambda n: min(3000, max(500, 100 * n)), 16, 1e-4, "cosine"),
     "quick test": Preset(lambda n: 100, 8, 2e-4, "constant"),

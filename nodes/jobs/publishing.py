@@ -44,7 +44,9 @@ class Shelf:
         earlier = json.loads(record.read_text()) if record.exists() else {}
         embedding = is_embedding(header(file)[0])
         place = self.embeddings if embedding else self.loras
-        target = free_path(place, file.stem, taken=lambda path: path.exists() and sha256(path) != earlier.get(path.name))
+        target = free_path(
+            place, file.stem, taken=lambda path: path.exists() and sha256(path) != earlier.get(path.name)
+        )
         target.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(target, file.read_bytes())
         write_json(record, {**earlier, target.name: sha256(target)})
@@ -60,9 +62,13 @@ class Shelf:
 
     def holds(self, name: str, config: TrainConfig, trigger: str) -> bool:
         """Whether a file lies here that a run called `name` would write."""
-        tokens = [token.placeholder for token in wanted_tokens(config.embedding, trigger)] if config.trains_tokens else []
+        tokens = (
+            [token.placeholder for token in wanted_tokens(config.embedding, trigger)] if config.trains_tokens else []
+        )
         stems = [*([name] if config.trains_lora else []), *token_stems(name, tokens, config.trains_lora).values()]
-        return any((place / f"{stem}.safetensors").exists() for place in (self.loras, self.embeddings) for stem in stems)
+        return any(
+            (place / f"{stem}.safetensors").exists() for place in (self.loras, self.embeddings) for stem in stems
+        )
 
 
 class Publisher(Listener):

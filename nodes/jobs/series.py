@@ -10,7 +10,9 @@ from typing import Any
 LIMIT = 2000
 SMOOTHING = 0.95
 FIRST, LAST, LOW, HIGH, SMOOTH, RATE, NORM = range(7)
-Row = list[float | None]  # first and last step, lowest and highest loss, smoothed loss, learning rate, largest gradient norm
+Row = list[
+    float | None
+]  # first and last step, lowest and highest loss, smoothed loss, learning rate, largest gradient norm
 
 
 def number(value: Any) -> float | None:
@@ -18,13 +20,23 @@ def number(value: Any) -> float | None:
     return float(f"{value:.6g}") if isinstance(value, int | float) and math.isfinite(value) else None
 
 
+def _known(one: Row, two: Row, key: int) -> list[float]:
+    """What is known at one place of two rows."""
+    return [value for value in (one[key], two[key]) if value is not None]
+
+
 def joined(one: Row, two: Row) -> Row:
     """Two neighbouring rows as one."""
-    lows, highs, norms = ([row[key] for row in (one, two) if row[key] is not None] for key in (LOW, HIGH, NORM))
+    lows, highs, norms = _known(one, two, LOW), _known(one, two, HIGH), _known(one, two, NORM)
     return [
-        one[FIRST], two[LAST], min(lows, default=None), max(highs, default=None),  # type: ignore[type-var]
-        two[SMOOTH], two[RATE], max(norms, default=None),  # type: ignore[type-var]
-    ]  # fmt: skip
+        one[FIRST],
+        two[LAST],
+        min(lows, default=None),
+        max(highs, default=None),
+        two[SMOOTH],
+        two[RATE],
+        max(norms, default=None),
+    ]
 
 
 def halved(rows: list[Row]) -> list[Row]:

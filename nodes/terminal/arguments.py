@@ -17,7 +17,14 @@ def add_job(parser: argparse.ArgumentParser) -> None:
 
 
 def add_changes(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="changes", help="change a setting, such as optimizer.lr=2e-4")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="changes",
+        help="change a setting, such as optimizer.lr=2e-4",
+    )
 
 
 def add_place(parser: argparse.ArgumentParser) -> None:
@@ -34,7 +41,11 @@ def add_writing(parser: argparse.ArgumentParser) -> None:
     """How a LoRA is written."""
     parser.add_argument("--dtype", default="fp16", choices=DTYPE_NAMES, help="number format on disk")
     parser.add_argument(
-        "--approximate", type=int, default=0, metavar="RANK", help="turn LoHa, LoKr and full differences into LoRA of this rank"
+        "--approximate",
+        type=int,
+        default=0,
+        metavar="RANK",
+        help="turn LoHa, LoKr and full differences into LoRA of this rank",
     )
     parser.add_argument("--details", action="store_true", help="keep captions and dataset folders of the old header")
     parser.add_argument("--overwrite", action="store_true")
@@ -48,7 +59,9 @@ def add_ranks(parser: argparse.ArgumentParser) -> None:
 
 
 def add_family(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--family", default="", choices=("", *FAMILIES, UNKNOWN), help="the base model, where the file does not tell")
+    parser.add_argument(
+        "--family", default="", choices=("", *FAMILIES, UNKNOWN), help="the base model, where the file does not tell"
+    )
 
 
 def add_target_file(parser: argparse.ArgumentParser) -> None:

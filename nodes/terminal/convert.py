@@ -13,20 +13,48 @@ from .arguments import add_family, add_target_files, add_writing
 if TYPE_CHECKING:
     from ...convert.files.jobs import Written
 
-_EMBEDDING_FORMS = {"universal": "webui", "kohya": "webui", "comfyui": "comfyui", "diffusers": "diffusers", "peft": "diffusers"}
+_EMBEDDING_FORMS = {
+    "universal": "webui",
+    "kohya": "webui",
+    "comfyui": "comfyui",
+    "diffusers": "diffusers",
+    "peft": "diffusers",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("files", nargs="+", help="files, PEFT directories, or patterns such as 'loras/*.safetensors'")
-    parser.add_argument("--to", default="universal", choices=TARGETS, help="form to write (default: the one every program of that model reads)")
+    parser.add_argument(
+        "--to",
+        default="universal",
+        choices=TARGETS,
+        help="form to write (default: the one every program of that model reads)",
+    )
     parser.add_argument("--scale", type=float, default=1.0, help="multiply the effect")
     parser.add_argument(
-        "--block", action="append", default=[], metavar="BLOCK=FACTOR", help="factor for a block (IN04, MID, OUT05, BASE) or for names that fit a pattern"
+        "--block",
+        action="append",
+        default=[],
+        metavar="BLOCK=FACTOR",
+        help="factor for a block (IN04, MID, OUT05, BASE) or for names that fit a pattern",
     )
     parser.add_argument("--bundle", action="store_true", help="keep bundled embeddings inside the LoRA file")
-    parser.add_argument("--embed", action="append", default=[], type=Path, metavar="FILE", help="bundle an embedding into the LoRA (for A1111 from 1.7)")
-    parser.add_argument("--drop-unknown", action="store_true", help="leave out keys that the model does not have, and say how many")
-    parser.add_argument("--keep-alphas", action="store_true", help="leave alphas that differ between layers as they are (diffusers then misreads SD files)")
+    parser.add_argument(
+        "--embed",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FILE",
+        help="bundle an embedding into the LoRA (for A1111 from 1.7)",
+    )
+    parser.add_argument(
+        "--drop-unknown", action="store_true", help="leave out keys that the model does not have, and say how many"
+    )
+    parser.add_argument(
+        "--keep-alphas",
+        action="store_true",
+        help="leave alphas that differ between layers as they are (diffusers then misreads SD files)",
+    )
     add_writing(parser)
     add_family(parser)
     add_target_files(parser)

@@ -9,7 +9,9 @@ from .arguments import add_place
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--set", default="object", help="bundled picture set: object, style, pair or word", dest="picture_set")
+    parser.add_argument(
+        "--set", default="object", help="bundled picture set: object, style, pair or word", dest="picture_set"
+    )
     add_place(parser)
 
 
@@ -24,7 +26,11 @@ def run(args: argparse.Namespace) -> int:
         raise LoomError("demo.no_set", field="--set", name=repr(args.picture_set), allowed=CONCEPTS)
     result, code = run_job(parse(demo_job(args.picture_set)), args)
     folder = result.folder
-    where = {"LoRA in WebUI form": result.file, "loss plot": folder / "loss.png", "before and after": folder / "before-after.png"}
+    where = {
+        "LoRA in WebUI form": result.file,
+        "loss plot": folder / "loss.png",
+        "before and after": folder / "before-after.png",
+    }
     for label, path in where.items():
         sys.stdout.write(f"{label:20} {path}\n")
     return code

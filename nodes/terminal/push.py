@@ -11,12 +11,20 @@ from . import DONE
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=Path, help="run folder")
-    parser.add_argument("--base-model", required=True, help="name of the base model on the Hub, such as stabilityai/stable-diffusion-xl-base-1.0")
+    parser.add_argument(
+        "--base-model",
+        required=True,
+        help="name of the base model on the Hub, such as stabilityai/stable-diffusion-xl-base-1.0",
+    )
     parser.add_argument("--repo", default="", help="owner/name to upload to; without it the files are only gathered")
     parser.add_argument("--private", action="store_true", help="make a new repository private")
     parser.add_argument("--license", default="", help="licence of the files, such as creativeml-openrail-m")
-    parser.add_argument("--trigger", action="append", help="word to prompt with; by default what the file's header names")
-    parser.add_argument("--out", type=Path, default=None, help="where files are gathered (default: hub in the run folder)")
+    parser.add_argument(
+        "--trigger", action="append", help="word to prompt with; by default what the file's header names"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=None, help="where files are gathered (default: hub in the run folder)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -18,8 +18,14 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("files", type=Path, nargs="*", help="LoRA and embedding files, run folders")
-    parser.add_argument("--base", default="toy", help="toy, a folder in diffusers layout, or a .safetensors file (default: toy)")
-    parser.add_argument("--base-config", default="", help="folder in diffusers layout with the configs and tokenizers of a base that is a file")
+    parser.add_argument(
+        "--base", default="toy", help="toy, a folder in diffusers layout, or a .safetensors file (default: toy)"
+    )
+    parser.add_argument(
+        "--base-config",
+        default="",
+        help="folder in diffusers layout with the configs and tokenizers of a base that is a file",
+    )
     parser.add_argument("--companion", default="", help="folder of the other stage of a two-stage model")
     parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16", "fp16"))
     parser.add_argument("--prompt", action="append", help="a row of the sheet; give it several times for several rows")
@@ -74,5 +80,9 @@ def _opened(files: Sequence[Path], backend: Headless) -> list[Worn]:
     embeddings = {path.stem: read_embedding(tensors[path]).vectors for path in words}
     out: list[Worn] = []
     for path in (p for p in files if p not in words):
-        out += of_run(path, backend) if path.is_dir() else [of_start(path.stem, backend, lora_of(path, backend), embeddings)]
+        out += (
+            of_run(path, backend)
+            if path.is_dir()
+            else [of_start(path.stem, backend, lora_of(path, backend), embeddings)]
+        )
     return out or [of_start(", ".join(embeddings), backend, {}, embeddings)]

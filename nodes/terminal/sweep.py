@@ -34,7 +34,9 @@ def run(args: argparse.Namespace) -> int:
         last = LastSamples()
         result, code = run_job(config, args, backend=backend, listener=last)
         losses = [measure[1] for measure in result.facts["validation"]]
-        columns.append((config.name, last.images, sample_prompts(config, result.facts["captions"]), min(losses, default=None)))
+        columns.append(
+            (config.name, last.images, sample_prompts(config, result.facts["captions"]), min(losses, default=None))
+        )
         if code != DONE:
             break
     place = args.out / f"{configs[0].name.rpartition('_')[0]}-comparison.png"

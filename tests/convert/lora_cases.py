@@ -108,7 +108,10 @@ def random(seed: int, *shape: int, dtype: torch.dtype = torch.float32) -> torch.
 
 def lora(out=6, into=5, rank=2, alpha=None, kernel=(), tucker=False, seed=0, dtype=torch.float32) -> Module:
     ones = [1] * len(kernel)
-    parts = {"down": random(seed, rank, into, *(ones if tucker else kernel), dtype=dtype), "up": random(seed + 1000, out, rank, *ones, dtype=dtype)}
+    parts = {
+        "down": random(seed, rank, into, *(ones if tucker else kernel), dtype=dtype),
+        "up": random(seed + 1000, out, rank, *ones, dtype=dtype),
+    }
     if tucker:
         parts["mid"] = random(seed + 2000, rank, rank, *kernel, dtype=dtype)
     return Module("lora", parts, alpha)
@@ -117,7 +120,11 @@ def lora(out=6, into=5, rank=2, alpha=None, kernel=(), tucker=False, seed=0, dty
 def loha(out=6, into=5, rank=2, alpha=None, kernel=(), tucker=False, seed=0) -> Module:
     parts = {}
     for n in (1, 2):
-        a, b = ((rank, out), (rank, into)) if tucker else ((out, rank), (rank, into * int(torch.tensor(kernel).prod()) if kernel else into))
+        a, b = (
+            ((rank, out), (rank, into))
+            if tucker
+            else ((out, rank), (rank, into * int(torch.tensor(kernel).prod()) if kernel else into))
+        )
         parts |= {f"hada_w{n}_a": random(seed + n, *a), f"hada_w{n}_b": random(seed + 10 + n, *b)}
         if tucker:
             parts[f"hada_t{n}"] = random(seed + 20 + n, rank, rank, *kernel)
@@ -126,13 +133,21 @@ def loha(out=6, into=5, rank=2, alpha=None, kernel=(), tucker=False, seed=0) -> 
 
 def lokr(one="full", two="full", rank=2, alpha=None, kernel=(), seed=0) -> Module:
     """A (3*4) x (2*5) layer; `one`, `two`: full, low (two factors) or, for the second, tucker."""
-    parts = {"lokr_w1": random(seed, 3, 2)} if one == "full" else {"lokr_w1_a": random(seed, 3, rank), "lokr_w1_b": random(seed + 1, rank, 2)}
+    parts = (
+        {"lokr_w1": random(seed, 3, 2)}
+        if one == "full"
+        else {"lokr_w1_a": random(seed, 3, rank), "lokr_w1_b": random(seed + 1, rank, 2)}
+    )
     if two == "full":
         parts["lokr_w2"] = random(seed + 2, 4, 5, *kernel)
     elif two == "low":
         parts |= {"lokr_w2_a": random(seed + 3, 4, rank), "lokr_w2_b": random(seed + 4, rank, 5)}
     else:
-        parts |= {"lokr_w2_a": random(seed + 3, rank, 4), "lokr_w2_b": random(seed + 4, rank, 5), "lokr_t2": random(seed + 5, rank, rank, *kernel)}
+        parts |= {
+            "lokr_w2_a": random(seed + 3, rank, 4),
+            "lokr_w2_b": random(seed + 4, rank, 5),
+            "lokr_t2": random(seed + 5, rank, rank, *kernel),
+        }
     return Module("lokr", parts, alpha)
 
 
@@ -152,7 +167,11 @@ def dense(module: Module) -> torch.Tensor:
         halves = []
         for n in (1, 2):
             a, b = p[f"hada_w{n}_a"], p[f"hada_w{n}_b"]
-            halves.append(torch.einsum("ij...,ip,jr->pr...", p[f"hada_t{n}"], a, b) if f"hada_t{n}" in p else torch.einsum("ir,rj->ij", a, b))
+            halves.append(
+                torch.einsum("ij...,ip,jr->pr...", p[f"hada_t{n}"], a, b)
+                if f"hada_t{n}" in p
+                else torch.einsum("ir,rj->ij", a, b)
+            )
         return halves[0] * halves[1] * (module.alpha / rank if module.alpha else 1.0)
     if module.kind == "lokr":
         ranks = [p[k].shape[0] for k in ("lokr_w1_b", "lokr_w2_b") if k in p]
@@ -163,10 +182,14 @@ def dense(module: Module) -> torch.Tensor:
             two = torch.einsum("ij...,ip,jr->pr...", p["lokr_t2"], p["lokr_w2_a"], p["lokr_w2_b"])
         else:
             two = torch.einsum("ir,rj->ij", p["lokr_w2_a"], p["lokr_w2_b"])
-        full = torch.zeros(one.shape[0] * two.shape[0], one.shape[1] * two.shape[1], *two.shape[2:], dtype=torch.float64)
+        full = torch.zeros(
+            one.shape[0] * two.shape[0], one.shape[1] * two.shape[1], *two.shape[2:], dtype=torch.float64
+        )
         for i in range(one.shape[0]):
             for j in range(one.shape[1]):
-                full[i * two.shape[0] : (i + 1) * two.shape[0], j * two.shape[1] : (j + 1) * two.shape[1]] = one[i, j] * two
+                full[i * two.shape[0] : (i + 1) * two.shape[0], j * two.shape[1] : (j + 1) * two.shape[1]] = (
+                    one[i, j] * two
+                )
         return full * (module.alpha / ranks[0] if module.alpha and ranks else 1.0)
     return p["diff"]
 

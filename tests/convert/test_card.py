@@ -18,7 +18,15 @@ def test_a_card_has_the_keys_that_a1111_writes():
 
 @pytest.mark.parametrize(
     ("family", "version"),
-    [("sd1", "SD1"), ("sd2", "SD2"), ("sdxl", "SDXL"), ("flux1", "Flux"), ("sd3", "SD3"), ("wan", "Unknown"), ("never heard of", "Unknown")],
+    [
+        ("sd1", "SD1"),
+        ("sd2", "SD2"),
+        ("sdxl", "SDXL"),
+        ("flux1", "Flux"),
+        ("sd3", "SD3"),
+        ("wan", "Unknown"),
+        ("never heard of", "Unknown"),
+    ],
 )
 def test_the_version_is_one_that_webuis_know(family, version):
     assert card(family)["sd version"] == version
@@ -34,7 +42,14 @@ def test_without_a_card_ours_is_written_whole(nothing):
 
 
 def test_every_value_the_user_has_set_stays():
-    theirs = {"description": "mine", "sd version": "SD1", "activation text": "my words", "preferred weight": 0.3, "negative text": "my negative", "notes": "n"}
+    theirs = {
+        "description": "mine",
+        "sd version": "SD1",
+        "activation text": "my words",
+        "preferred weight": 0.3,
+        "negative text": "my negative",
+        "notes": "n",
+    }
     assert combined(theirs) == theirs
 
 
@@ -85,13 +100,19 @@ def test_a_card_is_written_beside_the_lora_under_its_name(tmp_path):
 
 def test_writing_a_card_again_keeps_what_was_written_in_between(tmp_path):
     place = write_card(tmp_path / "x.safetensors", "sd1", ("zog",))
-    place.write_text(json.dumps({**json.loads(place.read_text()), "notes": "mine ö", "own": 1}, ensure_ascii=False), encoding="utf-8")
+    place.write_text(
+        json.dumps({**json.loads(place.read_text()), "notes": "mine ö", "own": 1}, ensure_ascii=False), encoding="utf-8"
+    )
     write_card(tmp_path / "x.safetensors", "sd1", ("other",), 0.5)
     told = json.loads(place.read_text(encoding="utf-8"))
     assert (told["notes"], told["own"], told["activation text"], told["preferred weight"]) == ("mine ö", 1, "zog", 1.0)
 
 
-@pytest.mark.parametrize("content", [b"no json", b"[1]", b"\xff\xfe\x00", b'{"a": "\xff"}', b"[" * 100_000], ids=["text", "list", "bytes", "latin", "deep"])
+@pytest.mark.parametrize(
+    "content",
+    [b"no json", b"[1]", b"\xff\xfe\x00", b'{"a": "\xff"}', b"[" * 100_000],
+    ids=["text", "list", "bytes", "latin", "deep"],
+)
 def test_a_card_that_cannot_be_read_is_refused_by_name_and_left_alone(content, tmp_path):
     (tmp_path / "x.json").write_bytes(content)
     with pytest.raises(FormatError, match="x.json: is there but is not a card"):

@@ -39,7 +39,11 @@ def unexpected(said, ref):
     """Complaints but for "no keys for this component" about components the LoRA has no layers of, which diffusers itself calls safe to ignore."""
     info = FAMILIES[ref.lora.family]
     parts = {info.encoder(part).component if info.encoder(part) else part for part in ref.lora.components()}
-    return [text for text in said if not ("No LoRA keys associated" in text and not any(f"prefix='{part}'" in text for part in parts))]
+    return [
+        text
+        for text in said
+        if not ("No LoRA keys associated" in text and not any(f"prefix='{part}'" in text for part in parts))
+    ]
 
 
 def deltas(lora):
@@ -54,7 +58,9 @@ UNREADABLE = {
     ("wan", "kohya"): lambda name: "blocks." not in name,
     ("flux2", "comfyui"): lambda name: name == "transformer.norm_out.linear",
     ("flux2", "kohya"): lambda name: any(part in name for part in ("guidance_embedder", "modulation", "norm_out")),
-    ("chroma", "universal"): lambda name: "distilled_guidance_layer" in name,  # under ComfyUI's name there, which has no other for them
+    ("chroma", "universal"): lambda name: (
+        "distilled_guidance_layer" in name
+    ),  # under ComfyUI's name there, which has no other for them
     ("lumina2", "comfyui"): lambda name: not any(part in name for part in ("layers.", "refiner.")),
     ("z-image", "kohya"): lambda name: any(part in name for part in ("all_x_embedder", "all_final_layer")),
 }
@@ -92,7 +98,11 @@ def test_a_kohya_file_with_the_alphas_it_was_trained_with_is_misread_by_diffuser
 @pytest.mark.parametrize("family", ["sd1", "sdxl", "flux1", "wan"])
 def test_a_lora_over_a_few_layers_adds_adapters_to_these_alone(family, tmp_path):
     model = tiny.build(family)
-    names = [name for name in model.layers if name.endswith(("to_q", "q_proj", "self_attn.out_proj", "x_embedder", "conv_in"))]
+    names = [
+        name
+        for name in model.layers
+        if name.endswith(("to_q", "q_proj", "self_attn.out_proj", "x_embedder", "conv_in"))
+    ]
     ref = tiny.reference(model, only=names.__contains__)
     got, said = loaded(model, write(ref.lora), tmp_path)
     assert unexpected(said, ref) == []
@@ -136,7 +146,9 @@ def test_the_kohya_form_of_flux_gives_diffusers_the_blocks_at_the_published_widt
     state = diffusers.FluxPipeline.lora_state_dict(str(tmp_path / "flux.safetensors"))
     names = [key.removesuffix(".lora_A.weight") for key in state if key.endswith(".lora_A.weight")]
     assert len(state) == 2 * len(names)
-    worst, name = tiny.worst({n: probed(state[f"{n}.lora_A.weight"], state[f"{n}.lora_B.weight"]) for n in names}, wanted)
+    worst, name = tiny.worst(
+        {n: probed(state[f"{n}.lora_A.weight"], state[f"{n}.lora_B.weight"]) for n in names}, wanted
+    )
     assert worst <= EXACT, name
 
 
@@ -178,7 +190,11 @@ def test_native_files_hold_what_diffusers_makes_of_a_native_checkpoint(family, f
             path = name.removeprefix("diffusion_model.") if form == "comfyui" else dotted[name]
             checkpoint[f"{path}.weight"] = probed(state[key], up, scale)
     converted = CONVERTERS[family](checkpoint)
-    got = {name: converted[f"{name.removeprefix('transformer.')}.weight"] for name in wanted if f"{name.removeprefix('transformer.')}.weight" in converted}
+    got = {
+        name: converted[f"{name.removeprefix('transformer.')}.weight"]
+        for name in wanted
+        if f"{name.removeprefix('transformer.')}.weight" in converted
+    }
     worst, name = tiny.worst(got, wanted)
     assert worst <= EXACT, name
 
@@ -215,15 +231,23 @@ def trained_by_peft(model, **settings):
     for part, component in model.models.items():
         paths = [path for p, path in model.layers.values() if p == part]
         ranks = {path: 3 for path in paths[1::5]}
-        config = LoraConfig(r=4, lora_alpha=6.0, init_lora_weights=False, target_modules=paths, rank_pattern=ranks, **settings)
-        inject_adapter_in_model(config, component, "default")  # what add_adapter of both libraries calls, each behind a demand for a PEFT version of its own
-    return tiny.lora_layers(model, "default"), {part: get_peft_model_state_dict(m, adapter_name="default") for part, m in model.models.items()}
+        config = LoraConfig(
+            r=4, lora_alpha=6.0, init_lora_weights=False, target_modules=paths, rank_pattern=ranks, **settings
+        )
+        inject_adapter_in_model(
+            config, component, "default"
+        )  # what add_adapter of both libraries calls, each behind a demand for a PEFT version of its own
+    return tiny.lora_layers(model, "default"), {
+        part: get_peft_model_state_dict(m, adapter_name="default") for part, m in model.models.items()
+    }
 
 
 def saved_by_diffusers(model, layers, folder, metadata):
     """(tensors, metadata) of the file that `save_lora_weights` writes."""
     header = _collate_lora_metadata(model.models) if metadata else {}
-    type(model.pipeline()).save_lora_weights(folder, **{f"{part}_lora_layers": state for part, state in layers.items()}, **header)
+    type(model.pipeline()).save_lora_weights(
+        folder, **{f"{part}_lora_layers": state for part, state in layers.items()}, **header
+    )
     with safe_open(folder / "pytorch_lora_weights.safetensors", "pt") as file:
         return load_file(folder / "pytorch_lora_weights.safetensors"), file.metadata()
 
@@ -250,7 +274,10 @@ def test_the_mixed_spelling_of_diffusers_sd_training_scripts_is_read(family, tmp
     assert worst <= EXACT, name
 
 
-@pytest.mark.parametrize("settings", [{"use_rslora": True}, {"alpha_pattern": {"attn1.to_k": 9.0, "to_out.0": 1.5, "^conv_in": 2.0, "fc1": 3.0}}])
+@pytest.mark.parametrize(
+    "settings",
+    [{"use_rslora": True}, {"alpha_pattern": {"attn1.to_k": 9.0, "to_out.0": 1.5, "^conv_in": 2.0, "fc1": 3.0}}],
+)
 @pytest.mark.parametrize("family", ["sd1", "flux1"])
 def test_rslora_and_alpha_patterns_in_the_header_are_followed(family, settings, tmp_path):
     model = tiny.build(family)
@@ -345,7 +372,9 @@ def test_a_lora_taken_from_form_to_form_keeps_every_change(family, scales):
 @pytest.mark.parametrize("family", tiny.NAMES)
 def test_a_lora_over_parts_of_fused_layers_keeps_every_change(family):
     """Only q and v: the native form has to leave the rows of k alone, and reading it back must not invent a k."""
-    ref = tiny.reference(tiny.build(family), only=lambda name: name.endswith(("to_q", "to_v", "add_v_proj", "proj_mlp", "ff.net.2")))
+    ref = tiny.reference(
+        tiny.build(family), only=lambda name: name.endswith(("to_q", "to_v", "add_v_proj", "proj_mlp", "ff.net.2"))
+    )
     for form in SPELLINGS:
         worst, name = tiny.worst(deltas(read(write(ref.lora, form), family=family)), ref.deltas)
         assert worst <= EXACT, (form, name)
@@ -371,7 +400,9 @@ def test_diffusers_reads_the_final_modulation_of_native_flux2_files_with_its_hal
     assert tiny.error(got[name].roll(half, 0), ref.deltas[name]) <= EXACT
 
 
-@pytest.mark.parametrize("name", ["double_stream_modulation_img.linear", "time_guidance_embed.guidance_embedder.linear_1", "norm_out.linear"])
+@pytest.mark.parametrize(
+    "name", ["double_stream_modulation_img.linear", "time_guidance_embed.guidance_embedder.linear_1", "norm_out.linear"]
+)
 def test_diffusers_drops_layers_outside_the_blocks_from_kohya_files_of_flux2(name, tmp_path):
     name = f"transformer.{name}"
     model, ref = _only("flux2", name, "transformer.transformer_blocks.0.attn.to_out.0")
@@ -381,7 +412,10 @@ def test_diffusers_drops_layers_outside_the_blocks_from_kohya_files_of_flux2(nam
 
 def test_diffusers_refuses_a_kohya_file_with_text_encoder_layers_but_no_attention_output(tmp_path):
     """It tells the spelling by `to_out_lora`; the diffusers form of the same layers is read."""
-    names = ["clip_l.text_model.encoder.layers.0.self_attn.q_proj", "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"]
+    names = [
+        "clip_l.text_model.encoder.layers.0.self_attn.q_proj",
+        "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q",
+    ]
     model, ref = _only("sd1", *names)
     with pytest.raises(ValueError, match="infer state dict type"):
         loaded(model, write(ref.lora, "kohya"), tmp_path)
@@ -433,7 +467,11 @@ def test_diffusers_does_not_find_the_attention_of_native_z_image_files(tmp_path)
 
 @pytest.mark.parametrize(
     ("family", "form"),
-    [*((f, "comfyui") for f in ("sd1", "sd2", "sdxl", "flux1", "chroma", "sd3")), ("sd3", "kohya"), ("lumina2", "kohya")],
+    [
+        *((f, "comfyui") for f in ("sd1", "sd2", "sdxl", "flux1", "chroma", "sd3")),
+        ("sd3", "kohya"),
+        ("lumina2", "kohya"),
+    ],
 )
 def test_diffusers_has_no_reader_for_this_form(family, form, tmp_path):
     model = tiny.build(family)
@@ -442,7 +480,9 @@ def test_diffusers_has_no_reader_for_this_form(family, form, tmp_path):
     assert any("No LoRA keys associated" in text for text in said)
 
 
-@pytest.mark.parametrize("name", ["x_embedder", "context_embedder", "time_text_embed.text_embedder.linear_1", "norm_out.linear", "proj_out"])
+@pytest.mark.parametrize(
+    "name", ["x_embedder", "context_embedder", "time_text_embed.text_embedder.linear_1", "norm_out.linear", "proj_out"]
+)
 def test_diffusers_drops_layers_outside_the_blocks_from_kohya_files_of_flux(name, tmp_path):
     model, ref = _only("flux1", f"transformer.{name}", "transformer.transformer_blocks.0.attn.to_out.0")
     got, _ = loaded(model, write(ref.lora, "kohya"), tmp_path)

@@ -24,7 +24,9 @@ def written(lora, folder):
     for part, (state, config) in peft_directories(lora, flat_clip=FLAT).items():
         places[part] = folder / part
         places[part].mkdir()
-        save_file({k: v.contiguous() for k, v in state.items()}, places[part] / "adapter_model.safetensors", {"format": "pt"})
+        save_file(
+            {k: v.contiguous() for k, v in state.items()}, places[part] / "adapter_model.safetensors", {"format": "pt"}
+        )
         (places[part] / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
     return places
 
@@ -75,7 +77,9 @@ def test_merging_in_peft_adds_exactly_the_changes(family, tmp_path):
             if change is None:
                 assert torch.equal(value, before[part][key]), key
             else:  # one sum of numbers of order 1 and 10 in float32, so an absolute bound beside the relative one
-                torch.testing.assert_close(value, (before[part][key].double() + change).float(), rtol=1e-6, atol=1e-6, msg=key)
+                torch.testing.assert_close(
+                    value, (before[part][key].double() + change).float(), rtol=1e-6, atol=1e-6, msg=key
+                )
 
 
 @pytest.mark.parametrize("family", ["flux1", "chroma"])
@@ -102,7 +106,10 @@ def test_a_lora_on_a_layer_at_the_top_adds_no_adapter_to_its_namesakes(family, t
 
 def test_clip_paths_keep_text_model_unless_asked_for_flat_ones():
     lora = tiny.factors(tiny.build("sdxl"), only=lambda name: name.startswith("clip_"))
-    paths = {flat: {part: next(iter(state)) for part, (state, _) in peft_directories(lora, flat_clip=flat).items()} for flat in (False, True)}
+    paths = {
+        flat: {part: next(iter(state)) for part, (state, _) in peft_directories(lora, flat_clip=flat).items()}
+        for flat in (False, True)
+    }
     assert all(key.startswith("base_model.model.text_model.encoder.layers.") for key in paths[False].values())
     assert paths[True]["text_encoder"].startswith("base_model.model.encoder.layers.")
     assert paths[True]["text_encoder_2"].startswith("base_model.model.text_model.encoder.layers.")
@@ -124,18 +131,42 @@ def trained(model, config, folder):
 
 PATTERNS = {
     "plain": {"lora_alpha": 6.0},
-    "rank pattern": {"lora_alpha": 6.0, "rank_pattern": {"attn1.to_q": 2, "attn.to_q": 2, "fc1": 3, "conv1": 5, "proj_out": 6}},
-    "alpha pattern": {"lora_alpha": 6.0, "alpha_pattern": {"attn1.to_q": 9.0, ".*to_out.0": 1.5, "q_proj": 3.0, r"(layers|blocks)\.\d+\.attn\d?\.to_v": 2.5}},
-    "anchored patterns": {"lora_alpha": 6.0, "rank_pattern": {"^proj_out": 2, "^conv_out": 2}, "alpha_pattern": {"^proj_out": 9.0, "^conv_out": 9.0}},
+    "rank pattern": {
+        "lora_alpha": 6.0,
+        "rank_pattern": {"attn1.to_q": 2, "attn.to_q": 2, "fc1": 3, "conv1": 5, "proj_out": 6},
+    },
+    "alpha pattern": {
+        "lora_alpha": 6.0,
+        "alpha_pattern": {
+            "attn1.to_q": 9.0,
+            ".*to_out.0": 1.5,
+            "q_proj": 3.0,
+            r"(layers|blocks)\.\d+\.attn\d?\.to_v": 2.5,
+        },
+    },
+    "anchored patterns": {
+        "lora_alpha": 6.0,
+        "rank_pattern": {"^proj_out": 2, "^conv_out": 2},
+        "alpha_pattern": {"^proj_out": 9.0, "^conv_out": 9.0},
+    },
     "rsLoRA": {"lora_alpha": 6.0, "use_rslora": True},
-    "rsLoRA with patterns": {"lora_alpha": 6.0, "use_rslora": True, "rank_pattern": {"to_k": 9}, "alpha_pattern": {"to_v": 2.0}},
+    "rsLoRA with patterns": {
+        "lora_alpha": 6.0,
+        "use_rslora": True,
+        "rank_pattern": {"to_k": 9},
+        "alpha_pattern": {"to_v": 2.0},
+    },
 }
 
 
 WITH_ENCODERS = ("sd1", "sdxl", "flux1", "lumina2")
 
 
-@pytest.fixture(scope="module", params=[(family, settings) for family in tiny.NAMES for settings in PATTERNS], ids=lambda p: f"{p[0]}-{p[1]}")
+@pytest.fixture(
+    scope="module",
+    params=[(family, settings) for family in tiny.NAMES for settings in PATTERNS],
+    ids=lambda p: f"{p[0]}-{p[1]}",
+)
 def saved(request, tmp_path_factory):
     """(family, deltas, directory of directories): the denoiser, and in WITH_ENCODERS the encoders, with an adapter of these settings."""
     family, settings = request.param
@@ -144,7 +175,11 @@ def saved(request, tmp_path_factory):
         part = FAMILIES[family].component
         model.models = {part: model.models[part]}
     folder = tmp_path_factory.mktemp("saved")
-    wanted, _ = trained(model, lambda paths: LoraConfig(r=4, init_lora_weights=False, target_modules=paths, **PATTERNS[settings]), folder)
+    wanted, _ = trained(
+        model,
+        lambda paths: LoraConfig(r=4, init_lora_weights=False, target_modules=paths, **PATTERNS[settings]),
+        folder,
+    )
     return family, wanted, folder
 
 
@@ -159,7 +194,9 @@ def test_the_tensors_and_config_of_a_denoiser_are_enough(saved):
     part = FAMILIES[family].component
     config = json.loads((folder / part / "adapter_config.json").read_text(encoding="utf-8"))
     lora = read(load_file(folder / part / "adapter_model.safetensors"), config=config, family=family)
-    worst, name = tiny.worst({n: delta(m) for n, m in lora.modules.items()}, {n: d for n, d in wanted.items() if n.startswith(f"{part}.")})
+    worst, name = tiny.worst(
+        {n: delta(m) for n, m in lora.modules.items()}, {n: d for n, d in wanted.items() if n.startswith(f"{part}.")}
+    )
     assert worst <= EXACT, name
 
 
@@ -168,7 +205,9 @@ def test_the_directory_of_a_text_encoder_alone_is_read(part, tmp_path):
     """PEFT writes paths relative to the model, so only the name of the directory says which encoder it is."""
     model = tiny.build("sdxl")
     model.models = {part: model.models[part]}
-    wanted, folder = trained(model, lambda paths: LoraConfig(r=4, lora_alpha=6.0, init_lora_weights=False, target_modules=paths), tmp_path)
+    wanted, folder = trained(
+        model, lambda paths: LoraConfig(r=4, lora_alpha=6.0, init_lora_weights=False, target_modules=paths), tmp_path
+    )
     worst, name = tiny.worst({n: delta(m) for n, m in open_peft(folder, "sdxl").modules.items()}, wanted)
     assert worst <= EXACT, name
 
@@ -207,7 +246,10 @@ def test_a_dora_trained_by_peft_is_read_with_its_magnitudes(family, tmp_path):
     merged = {}
     for part in model.models:
         paths = [path for p, path in model.layers.values() if p == part]
-        peft_model = get_peft_model(model.models[part], LoraConfig(r=4, lora_alpha=6.0, use_dora=True, init_lora_weights=False, target_modules=paths))
+        peft_model = get_peft_model(
+            model.models[part],
+            LoraConfig(r=4, lora_alpha=6.0, use_dora=True, init_lora_weights=False, target_modules=paths),
+        )
         with torch.no_grad():
             for key, value in peft_model.named_parameters():
                 if "lora_magnitude_vector" in key:
@@ -233,16 +275,30 @@ def loha_state(model, rank_of, tucker=False, seed=7):
     for n, name in enumerate(model.layers):
         (out, into, *kernel), rank = model.module(name).weight.shape, rank_of(n)
         if tucker and any(k > 1 for k in kernel):
-            shapes = {"hada_w1_a": (rank, out), "hada_w1_b": (rank, into), "hada_w2_a": (rank, out), "hada_w2_b": (rank, into)}
+            shapes = {
+                "hada_w1_a": (rank, out),
+                "hada_w1_b": (rank, into),
+                "hada_w2_a": (rank, out),
+                "hada_w2_b": (rank, into),
+            }
             shapes |= {"hada_t1": (rank, rank, *kernel), "hada_t2": (rank, rank, *kernel)}
         else:
             flat = into * torch.Size(kernel).numel()
-            shapes = {"hada_w1_a": (out, rank), "hada_w1_b": (rank, flat), "hada_w2_a": (out, rank), "hada_w2_b": (rank, flat)}
-        modules[name] = Module("loha", {k: torch.randn(s, generator=rng) for k, s in shapes.items()}, (1.0, 6.0, None, 2.5)[n % 4])
+            shapes = {
+                "hada_w1_a": (out, rank),
+                "hada_w1_b": (rank, flat),
+                "hada_w2_a": (out, rank),
+                "hada_w2_b": (rank, flat),
+            }
+        modules[name] = Module(
+            "loha", {k: torch.randn(s, generator=rng) for k, s in shapes.items()}, (1.0, 6.0, None, 2.5)[n % 4]
+        )
     return Lora(model.family, modules)
 
 
-@pytest.mark.parametrize(("family", "tucker"), [("sd1", False), ("sd1", True), ("sdxl", False), ("sdxl", True), ("flux1", False)])
+@pytest.mark.parametrize(
+    ("family", "tucker"), [("sd1", False), ("sd1", True), ("sdxl", False), ("sdxl", True), ("flux1", False)]
+)
 def test_a_loha_directory_has_the_same_change_in_peft(family, tucker, tmp_path):
     model = tiny.build(family)
     lora = loha_state(model, lambda n: (4, 2, 3)[n % 3], tucker)
@@ -257,8 +313,14 @@ def test_a_loha_directory_has_the_same_change_in_peft(family, tucker, tmp_path):
 @pytest.mark.parametrize("family", ["sd1", "sdxl", "flux1"])
 def test_a_loha_trained_by_peft_has_the_change_peft_gives_it(family, effective, tmp_path):
     model = tiny.build(family)
-    settings = {"rank_pattern": {"to_q": 2, "fc1": 3}, "alpha_pattern": {"to_k": 9.0}, "use_effective_conv2d": effective}
-    wanted, folder = trained(model, lambda paths: LoHaConfig(r=4, alpha=6.0, init_weights=False, target_modules=paths, **settings), tmp_path)
+    settings = {
+        "rank_pattern": {"to_q": 2, "fc1": 3},
+        "alpha_pattern": {"to_k": 9.0},
+        "use_effective_conv2d": effective,
+    }
+    wanted, folder = trained(
+        model, lambda paths: LoHaConfig(r=4, alpha=6.0, init_weights=False, target_modules=paths, **settings), tmp_path
+    )
     got = {n: delta(m).reshape(wanted[n].shape) for n, m in open_peft(folder, family).modules.items()}
     worst, name = tiny.worst(got, wanted)
     assert worst <= 2 * EXACT, name

@@ -34,7 +34,12 @@ def a1111(value, **more):
 
 FORMS = {
     "a1111": (a1111(L), {"clip_l": L}, "zog", "sd1"),
-    "a1111 with a parameter dict": (a1111(L, string_to_param=torch.nn.ParameterDict({"*": torch.nn.Parameter(L)})), {"clip_l": L}, "zog", "sd1"),
+    "a1111 with a parameter dict": (
+        a1111(L, string_to_param=torch.nn.ParameterDict({"*": torch.nn.Parameter(L)})),
+        {"clip_l": L},
+        "zog",
+        "sd1",
+    ),
     "a1111 for sd2": (a1111(H), {"clip_h": H}, "zog", "sd2"),
     "learned_embeds": ({"<zog>": L}, {"clip_l": L}, "<zog>", "sd1"),
     "learned_embeds of one vector": ({"<zog>": L[0]}, {"clip_l": L[:1]}, "<zog>", "sd1"),
@@ -50,7 +55,12 @@ FORMS = {
     "clip_h": ({"clip_h": H}, {"clip_h": H}, "", "sd2"),
     "clip_g alone": ({"clip_g": G}, {"clip_g": G}, "", "sdxl"),
     "half precision": ({"emb_params": L.half()}, {"clip_l": L.half()}, "", "sd1"),
-    "onetrainer sdxl": ({"clip_l": L, "clip_g": G, "clip_l_out": L, "clip_g_out": G}, {"clip_l": L, "clip_g": G}, "", "sdxl"),
+    "onetrainer sdxl": (
+        {"clip_l": L, "clip_g": G, "clip_l_out": L, "clip_g_out": G},
+        {"clip_l": L, "clip_g": G},
+        "",
+        "sdxl",
+    ),
     "onetrainer sd1": ({"emb_params": L, "emp_params_out": L}, {"clip_l": L}, "", "sd1"),
     "qwen": ({"qwen3_4b": random(9, 2, 2560)}, {"qwen3_4b": random(9, 2, 2560)}, "", ""),
     "toy": ({"emb_params": random(1, 2, 64)}, {"clip_l": random(1, 2, 64)}, "", "toy"),
@@ -150,7 +160,11 @@ def test_every_floating_type_is_read(dtype):
 # --- out ----------------------------------------------------------------------------------------------------------------------------------
 
 SD1, SD2 = Embedding({"clip_l": L}, "<zog>"), Embedding({"clip_h": H})
-SDXL, FLUX, SD3 = Embedding({"clip_l": L, "clip_g": G}), Embedding({"clip_l": L, "t5xxl": T5}), Embedding({"clip_l": L, "clip_g": G, "t5xxl": T5})
+SDXL, FLUX, SD3 = (
+    Embedding({"clip_l": L, "clip_g": G}),
+    Embedding({"clip_l": L, "t5xxl": T5}),
+    Embedding({"clip_l": L, "clip_g": G, "t5xxl": T5}),
+)
 
 
 @pytest.mark.parametrize(
@@ -178,7 +192,9 @@ def test_every_form_out_is_read_again_bit_for_bit(embedding, target):
 
 @pytest.mark.parametrize("suffix", [".pt", ".bin"])
 def test_files_of_torch_come_out_as_they_went_in(suffix, tmp_path):
-    for n, data in enumerate((a1111(L), a1111(L, string_to_param=torch.nn.ParameterDict({"*": torch.nn.Parameter(L)})), {"<zog>": L})):
+    for n, data in enumerate(
+        (a1111(L), a1111(L, string_to_param=torch.nn.ParameterDict({"*": torch.nn.Parameter(L)})), {"<zog>": L})
+    ):
         torch.save(data, tmp_path / f"{n}{suffix}")
         got = read_embedding(load_any(tmp_path / f"{n}{suffix}")[0])
         assert torch.equal(got.vectors["clip_l"], L)
@@ -207,7 +223,9 @@ def test_an_unknown_target_is_refused():
 
 def test_bundled_embeddings_are_taken_out_of_a_lora_file():
     lora = {"lora_unet_a.lora_down.weight": torch.ones(1, 2)}
-    rest, found = unbundled({**lora, "bundle_emb.zog.clip_l": L, "bundle_emb.zog.clip_g": G, "bundle_emb.old.string_to_param.*": L})
+    rest, found = unbundled(
+        {**lora, "bundle_emb.zog.clip_l": L, "bundle_emb.zog.clip_g": G, "bundle_emb.old.string_to_param.*": L}
+    )
     assert rest.keys() == lora.keys()
     assert {token: read_embedding(state).family for token, state in found.items()} == {"zog": "sdxl", "old": "sd1"}
     assert torch.equal(read_embedding(found["zog"]).vectors["clip_g"], G)
@@ -236,7 +254,9 @@ def test_names_that_work_in_every_program(name):
     assert trigger_problems(name, {"other"}) == []
 
 
-@pytest.mark.parametrize("name", ["", "Zog", "zog.v2", "zog)", "<zog>", "zog emb", "zög", "_zog", "-zog", "zog\n", "zog,", "a/b", "zog[1]"])
+@pytest.mark.parametrize(
+    "name", ["", "Zog", "zog.v2", "zog)", "<zog>", "zog emb", "zög", "_zog", "-zog", "zog\n", "zog,", "a/b", "zog[1]"]
+)
 def test_names_that_some_program_does_not_find(name):
     assert any("does not work everywhere" in str(p) for p in trigger_problems(name))
 
@@ -251,4 +271,11 @@ def test_the_name_of_a_lora_is_warned_about():
 
 
 def test_every_known_width_has_an_encoder():
-    assert {768: "clip_l", 1024: "clip_h", 1280: "clip_g", 4096: "t5xxl", 2560: "qwen3_4b", 3584: "qwen25_7b"}.items() <= WIDTHS.items()
+    assert {
+        768: "clip_l",
+        1024: "clip_h",
+        1280: "clip_g",
+        4096: "t5xxl",
+        2560: "qwen3_4b",
+        3584: "qwen25_7b",
+    }.items() <= WIDTHS.items()

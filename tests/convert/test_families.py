@@ -58,7 +58,9 @@ def test_fused_rows_are_complete_and_agree(name):
         assert len({r.diffusers.count("*") for r in rows} | {rows[0].native.count("*")}) == 1
 
 
-@pytest.mark.parametrize(("name", "row"), [pytest.param(n, r, id=f"{n}-{r.native}") for n, r in ROWS if r.kernel is None])
+@pytest.mark.parametrize(
+    ("name", "row"), [pytest.param(n, r, id=f"{n}-{r.native}") for n, r in ROWS if r.kernel is None]
+)
 def test_only_norms_have_no_known_kernel(name, row):
     assert re.search(r"norm", row.diffusers)
 
@@ -77,7 +79,9 @@ def test_every_linear_and_convolution_layer_of_the_model_is_known_with_its_kerne
         assert found.rows[0].kernel == shape[2:], path
     natives = [fill(r.native, f.numbers) for p in layers(model) for f in [family.table.find(p)] for r in f.rows]
     shares = {p: len(family.table.find(p).rows[0].shares) for p in layers(model)}
-    assert sum(1 / n for n in shares.values()) == pytest.approx(len(set(natives)))  # each native layer is either whole or absent
+    assert sum(1 / n for n in shares.values()) == pytest.approx(
+        len(set(natives))
+    )  # each native layer is either whole or absent
 
 
 @pytest.mark.parametrize(
@@ -132,13 +136,19 @@ def sgm(path: str, with_attention: set[int]) -> str:
         return f"input_blocks.{3 * (b + 1)}.0.op"
     if kind == "upsampler":
         return f"output_blocks.{3 * b + 2}.{2 if b in with_attention else 1}.conv"
-    place = {"down": f"input_blocks.{1 + 3 * b + i}", "up": f"output_blocks.{3 * b + i}", "mid": f"middle_block.{2 * i}"}[side]
+    place = {
+        "down": f"input_blocks.{1 + 3 * b + i}",
+        "up": f"output_blocks.{3 * b + i}",
+        "mid": f"middle_block.{2 * i}",
+    }[side]
     if kind == "resnet":
         return f"{place}.{_RES[rest]}" if side == "mid" else f"{place}.0.{_RES[rest]}"
     return f"middle_block.1.{rest}" if side == "mid" else f"{place}.1.{rest}"
 
 
-@pytest.mark.parametrize(("model", "with_attention"), [("sd1", {1, 2, 3}), ("sd2", {1, 2, 3}), ("sdxl", {0, 1}), ("sdxl-refiner", {1, 2})])
+@pytest.mark.parametrize(
+    ("model", "with_attention"), [("sd1", {1, 2, 3}), ("sd2", {1, 2, 3}), ("sdxl", {0, 1}), ("sdxl-refiner", {1, 2})]
+)
 def test_unet_layers_have_the_sgm_names_of_the_rule(model, with_attention):
     table = FAMILIES[model].table
     names = {path: sgm(path, with_attention) for path in layers(model)}
@@ -161,7 +171,11 @@ def test_unet_layers_have_the_sgm_names_of_the_rule(model, with_attention):
         ("sd1", "output_blocks_8_2_conv", "up_blocks.2.upsamplers.0.conv"),
         ("sd1", "input_blocks_6_0_op", "down_blocks.1.downsamplers.0.conv"),
         ("sdxl", "label_emb_0_2", "add_embedding.linear_2"),
-        ("sdxl", "middle_block_1_transformer_blocks_9_attn2_to_out_0", "mid_block.attentions.0.transformer_blocks.9.attn2.to_out.0"),
+        (
+            "sdxl",
+            "middle_block_1_transformer_blocks_9_attn2_to_out_0",
+            "mid_block.attentions.0.transformer_blocks.9.attn2.to_out.0",
+        ),
     ],
 )
 def test_unet_names_seen_in_the_wild(family, native, path):
@@ -277,7 +291,9 @@ def test_a_clip_has_six_layers_a_block_and_the_projection():
     assert text.find("clip_g", "text_projection") == "text_projection"
 
 
-@pytest.mark.parametrize("name", ["text_model.encoder.layers.0.mlp.fc3", "encoder.block.0.layer.0.SelfAttention.q", "unet", ""])
+@pytest.mark.parametrize(
+    "name", ["text_model.encoder.layers.0.mlp.fc3", "encoder.block.0.layer.0.SelfAttention.q", "unet", ""]
+)
 def test_a_clip_has_no_other_layers(name):
     assert text.find("clip_l", name) is None
 
@@ -312,7 +328,9 @@ def spelled(model: str, subset: str, spelling: str) -> dict[str, Module]:
     out = {}
     for path, shape in chosen.items():
         if spelling in ("diffusers", "lycoris"):
-            out[f"{family.component}.{path}" if spelling == "diffusers" else f"lycoris_{path.replace('.', '_')}"] = rank_1(shape)
+            out[f"{family.component}.{path}" if spelling == "diffusers" else f"lycoris_{path.replace('.', '_')}"] = (
+                rank_1(shape)
+            )
             continue
         found = family.table.find(path)
         row = found.rows[0]
@@ -347,30 +365,51 @@ def test_unets_are_told_by_the_width_of_the_text_they_read(width, family, spelli
     name = {"diffusers": "unet.down_blocks.1.attentions.0", "comfyui": "diffusion_model.input_blocks.4.1"}[spelling]
     if family == "toy":
         name = {"diffusers": "unet.down_blocks.1.attentions.0", "comfyui": "diffusion_model.input_blocks.3.1"}[spelling]
-    found = detect({f"{name}.transformer_blocks.0.attn2.to_k": rank_1((640, width)), f"{name}.transformer_blocks.0.attn2.to_q": rank_1((640, 640))}, {})
+    found = detect(
+        {
+            f"{name}.transformer_blocks.0.attn2.to_k": rank_1((640, width)),
+            f"{name}.transformer_blocks.0.attn2.to_q": rank_1((640, 640)),
+        },
+        {},
+    )
     assert found == (family, None)
 
 
 def test_shapes_are_trusted_over_a_header_that_disagrees():
     assert detect(spelled("sdxl", "attention", "kohya"), {"ss_base_model_version": "sd_v1"})[0] == "sdxl"
-    assert detect(spelled("sd1", "attention", "kohya"), {"ss_base_model_version": "sdxl_base_v1-0", "ss_v2": "True"})[0] == "sd1"
-    assert detect(spelled("flux1", "all", "diffusers"), {"modelspec.architecture": "stable-diffusion-3-medium/lora"})[0] == "flux1"
+    assert (
+        detect(spelled("sd1", "attention", "kohya"), {"ss_base_model_version": "sdxl_base_v1-0", "ss_v2": "True"})[0]
+        == "sd1"
+    )
+    assert (
+        detect(spelled("flux1", "all", "diffusers"), {"modelspec.architecture": "stable-diffusion-3-medium/lora"})[0]
+        == "flux1"
+    )
 
 
 def test_flux_blocks_in_the_narrow_subset_of_sd3_names_are_told_by_their_width():
     names = ["attn.to_q", "attn.to_k", "attn.add_q_proj", "attn.to_out.0", "ff_context.net.0.proj"]
     for width, family in ((3072, "flux1"), (1536, "sd3"), (2432, "sd3")):
-        modules = {f"transformer.transformer_blocks.3.{n}": rank_1((width * (4 if "ff" in n else 1), width)) for n in names}
+        modules = {
+            f"transformer.transformer_blocks.3.{n}": rank_1((width * (4 if "ff" in n else 1), width)) for n in names
+        }
         assert detect(modules, {})[0] == family
 
 
 def test_attention_layers_of_the_two_stream_blocks_alone_fit_flux_and_qwen_so_neither_is_taken_without_doubt():
-    modules = {f"transformer.transformer_blocks.{b}.attn.{n}": rank_1((3072, 3072)) for b in range(19) for n in ("to_q", "to_k", "add_q_proj", "to_out.0")}
+    modules = {
+        f"transformer.transformer_blocks.{b}.attn.{n}": rank_1((3072, 3072))
+        for b in range(19)
+        for n in ("to_q", "to_k", "add_q_proj", "to_out.0")
+    }
     family, doubt = detect(modules, {})
     assert family in ("flux1", "qwen-image")
     assert doubt
     assert detect(modules, {"ss_base_model_version": "flux1"})[0] == "flux1"
-    assert detect(modules | {"transformer.transformer_blocks.0.img_mlp.net.2": rank_1((3072, 12288))}, {}) == ("qwen-image", None)
+    assert detect(modules | {"transformer.transformer_blocks.0.img_mlp.net.2": rank_1((3072, 12288))}, {}) == (
+        "qwen-image",
+        None,
+    )
 
 
 def test_names_nobody_knows_are_an_unknown_family():

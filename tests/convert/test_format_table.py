@@ -11,7 +11,9 @@ from lora_loom.convert.families import FAMILIES
 from lora_loom.convert.loaders import PROGRAMS, READS
 from safetensors.torch import save_file
 
-spec = importlib.util.spec_from_file_location("format_support", Path(__file__).parents[1] / "reference" / "format_support.py")
+spec = importlib.util.spec_from_file_location(
+    "format_support", Path(__file__).parents[1] / "reference" / "format_support.py"
+)
 support = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(support)
 
@@ -31,7 +33,10 @@ def layers_read(family: str, form: str, only, folder: Path) -> list[int]:
         except Exception:  # noqa: BLE001  whatever a reader raises for what it does not know
             return [0, len(ref.deltas)]
     got = tiny.lora_layers(model, "x")
-    return [sum(name in got and tiny.error(got[name], want) <= tiny.EXACT for name, want in ref.deltas.items()), len(ref.deltas)]
+    return [
+        sum(name in got and tiny.error(got[name], want) <= tiny.EXACT for name, want in ref.deltas.items()),
+        len(ref.deltas),
+    ]
 
 
 def cell_of(family: str, form: str, folder: Path) -> list[list[int]]:

@@ -23,7 +23,13 @@ def stacked(parts, shapes) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    ("rows", "shares", "wanted"), [(9, THREE, [3, 3, 3]), (21, (1, 1, 1, 4), [3, 3, 3, 12]), (10, (3, 1, 1), [6, 2, 2]), (3840, (3, 1, 1), [2304, 768, 768])]
+    ("rows", "shares", "wanted"),
+    [
+        (9, THREE, [3, 3, 3]),
+        (21, (1, 1, 1, 4), [3, 3, 3, 12]),
+        (10, (3, 1, 1), [6, 2, 2]),
+        (3840, (3, 1, 1), [2304, 768, 768]),
+    ],
 )
 def test_rows_are_divided_in_proportion(rows, shares, wanted):
     assert sizes(rows, shares) == wanted
@@ -256,21 +262,30 @@ def test_full_differences_are_cut_and_joined_with_their_biases():
 def test_rotations_in_blocks_are_cut_and_joined_along_their_rows_and_others_refused():
     whole = Module("oft", {"oft_blocks": random(1, 6, 3, 3)})
     parts = split(whole, THREE)
-    assert all(torch.equal(part.parts["oft_blocks"], whole.parts["oft_blocks"][2 * n : 2 * n + 2]) for n, part in enumerate(parts))
+    assert all(
+        torch.equal(part.parts["oft_blocks"], whole.parts["oft_blocks"][2 * n : 2 * n + 2])
+        for n, part in enumerate(parts)
+    )
     assert torch.equal(join(parts, THREE).parts["oft_blocks"], whole.parts["oft_blocks"])
     base = random(2, 18, 5)
     apart = torch.cat([applied(rows, part) for rows, part in zip(base.split(6), parts)])
     torch.testing.assert_close(apart, applied(base, whole), rtol=1e-6, atol=1e-6)
     with pytest.raises(FormatError, match="4 output rows cannot be divided"):  # a block would lie over two layers
         split(Module("oft", {"oft_blocks": random(1, 4, 3, 3)}), THREE)
-    with pytest.raises(FormatError, match="boft module over a fused layer cannot be divided exactly; it depends on the base weight"):
+    with pytest.raises(
+        FormatError, match="boft module over a fused layer cannot be divided exactly; it depends on the base weight"
+    ):
         split(Module("boft", {"oft_blocks": random(1, 2, 2, 4, 4)}), THREE)
-    with pytest.raises(FormatError, match="boft modules have no exact form over the fused layer; it depends on the base weight"):
+    with pytest.raises(
+        FormatError, match="boft modules have no exact form over the fused layer; it depends on the base weight"
+    ):
         join([Module("boft", {"oft_blocks": random(1, 2, 2, 4, 4)})] * 3, THREE)
 
 
 def test_a_glora_is_cut_by_its_rows_alone():
-    whole = Module("glora", {"a1": random(1, 5, 2), "a2": random(2, 2, 5), "b1": random(3, 6, 2), "b2": random(4, 2, 5)}, 1.0)
+    whole = Module(
+        "glora", {"a1": random(1, 5, 2), "a2": random(2, 2, 5), "b1": random(3, 6, 2), "b2": random(4, 2, 5)}, 1.0
+    )
     base = random(5, 6, 5)
     parts = split(whole, THREE)
     apart = torch.cat([applied(rows, part) for rows, part in zip(base.split(2), parts)])
@@ -287,7 +302,11 @@ def test_dora_magnitudes_of_outputs_go_with_their_rows_and_those_of_inputs_are_r
     assert all(torch.equal(now.parts["dora"], was.parts["dora"]) for now, was in zip(split(out, THREE), parts))
     with pytest.raises(FormatError, match="input columns"):
         split(lora(out=18).replaced(dora=torch.ones(1, 5)), THREE)
-    for bad in ([parts[0], None, parts[2]], [parts[0], lora(), parts[2]], [p.replaced(dora=torch.ones(1, 5)) for p in parts]):
+    for bad in (
+        [parts[0], None, parts[2]],
+        [parts[0], lora(), parts[2]],
+        [p.replaced(dora=torch.ones(1, 5)) for p in parts],
+    ):
         with pytest.raises(FormatError, match="DoRA"):
             join(bad, THREE)
 
@@ -308,7 +327,12 @@ def test_swapping_exchanges_the_halves_of_the_rows_and_twice_is_nothing(module):
 
 def test_swapping_by_hand():
     up = torch.tensor([[1.0], [2.0], [3.0], [4.0]])
-    assert swapped(Module("lora", {"down": torch.ones(1, 2), "up": up})).parts["up"].flatten().tolist() == [3.0, 4.0, 1.0, 2.0]
+    assert swapped(Module("lora", {"down": torch.ones(1, 2), "up": up})).parts["up"].flatten().tolist() == [
+        3.0,
+        4.0,
+        1.0,
+        2.0,
+    ]
 
 
 def test_swapping_leaves_magnitudes_of_inputs():
@@ -337,14 +361,19 @@ def test_modulations_are_reordered_on_the_way_to_native_names_and_back():
     name = "diffusion_model.joint_blocks.{}.context_block.adaLN_modulation.1.lora_B.weight"
     assert torch.equal(file[name.format(23)], last.parts["up"].roll(5, 0))
     assert torch.equal(file[name.format(3)], other.parts["up"])
-    assert torch.equal(file["diffusion_model.final_layer.adaLN_modulation.1.lora_B.weight"], modules["transformer.norm_out.linear"].parts["up"].roll(5, 0))
+    assert torch.equal(
+        file["diffusion_model.final_layer.adaLN_modulation.1.lora_B.weight"],
+        modules["transformer.norm_out.linear"].parts["up"].roll(5, 0),
+    )
     back = read(file, family="sd3").modules
     assert all(torch.equal(back[n].parts["up"], m.parts["up"]) for n, m in modules.items())
 
 
 def test_all_three_parts_of_the_classic_wrong_conversion_by_hand():
     # q, k, v of rank 2, alpha 1: every number of each change is 2 * (n + 1)^2 / 2.
-    modules = {f"transformer.transformer_blocks.0.attn.to_{x}": ones(2, 3, 2, 1.0, n + 1.0) for n, x in enumerate("qkv")}
+    modules = {
+        f"transformer.transformer_blocks.0.attn.to_{x}": ones(2, 3, 2, 1.0, n + 1.0) for n, x in enumerate("qkv")
+    }
     file = write(Lora("flux1", modules), "kohya")
     name = "lora_unet_double_blocks_0_img_attn_qkv"
     assert set(file) == {f"{name}.{p}" for p in ("lora_down.weight", "lora_up.weight", "alpha")}

@@ -27,7 +27,10 @@ def test_a_pattern_in_a_header_cannot_hold_up_reading(pattern, hang_guard):
         read(ab(Q), header)
 
 
-@pytest.mark.parametrize("config", [{"unet.alpha_pattern": [1]}, {"unet.alpha_pattern": "x"}, {"unet.lora_alpha": 10**400}, {"unet.lora_alpha": "4"}])
+@pytest.mark.parametrize(
+    "config",
+    [{"unet.alpha_pattern": [1]}, {"unet.alpha_pattern": "x"}, {"unet.lora_alpha": 10**400}, {"unet.lora_alpha": "4"}],
+)
 def test_a_config_of_other_types_is_refused_in_words(config):
     with pytest.raises(FormatError, match="adapter_config.json"):
         read(ab(Q), {"lora_adapter_metadata": json.dumps({"unet.lora_alpha": 4, **config})})
@@ -39,9 +42,18 @@ def test_a_header_nested_without_end_is_refused_in_words():
 
 
 HUGE = {
-    "loha": {"hada_w1_a": (200_000, 1), "hada_w1_b": (1, 200_000), "hada_w2_a": (200_000, 1), "hada_w2_b": (1, 200_000)},
+    "loha": {
+        "hada_w1_a": (200_000, 1),
+        "hada_w1_b": (1, 200_000),
+        "hada_w2_a": (200_000, 1),
+        "hada_w2_b": (1, 200_000),
+    },
     "lokr": {"lokr_w1": (1000, 1000), "lokr_w2": (1000, 1000)},
-    "tucker": {"lora_down.weight": (1, 200_000, 1, 1), "lora_up.weight": (200_000, 1, 1, 1), "lora_mid.weight": (1, 1, 1, 1)},
+    "tucker": {
+        "lora_down.weight": (1, 200_000, 1, 1),
+        "lora_up.weight": (200_000, 1, 1, 1),
+        "lora_mid.weight": (1, 1, 1, 1),
+    },
     "lora": {"lora_down.weight": (1, 400_000), "lora_up.weight": (4, 1)},
 }
 
@@ -95,13 +107,22 @@ def test_a_model_with_more_blocks_than_the_family_has_is_not_taken_for_it():
 
 
 def test_a_width_no_published_model_has_is_told():
-    family, doubt = detect({"transformer.transformer_blocks.0.attn.to_q": Module("lora", {"down": torch.ones(1, 1152), "up": torch.ones(1152, 1)})}, {})
+    family, doubt = detect(
+        {
+            "transformer.transformer_blocks.0.attn.to_q": Module(
+                "lora", {"down": torch.ones(1, 1152), "up": torch.ones(1152, 1)}
+            )
+        },
+        {},
+    )
     assert doubt
     assert family != "flux1" or "family" in str(doubt)
 
 
 def test_names_that_mostly_fit_no_family_are_kept():
-    state = {k: v for n in range(9) for k, v in ab(f"transformer.odd_blocks.{n}.mixer").items()} | ab("transformer.proj_out")
+    state = {k: v for n in range(9) for k, v in ab(f"transformer.odd_blocks.{n}.mixer").items()} | ab(
+        "transformer.proj_out"
+    )
     lora = read(state)
     assert lora.family == UNKNOWN
     assert write(lora).keys() == state.keys()
@@ -109,7 +130,11 @@ def test_names_that_mostly_fit_no_family_are_kept():
 
 def test_a_stray_key_can_be_left_out_and_is_counted():
     name = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
-    state = {f"{name}.lora_down.weight": torch.ones(2, 16), f"{name}.lora_up.weight": torch.ones(16, 2), "lora_te_logit_scale": torch.tensor(1.0)}
+    state = {
+        f"{name}.lora_down.weight": torch.ones(2, 16),
+        f"{name}.lora_up.weight": torch.ones(16, 2),
+        "lora_te_logit_scale": torch.tensor(1.0),
+    }
     with pytest.raises(FormatError, match="lora_te_logit_scale"):
         read(state)
     lora = read(state, drop_unknown=True)

@@ -12,7 +12,9 @@ from safetensors.torch import load_file
 
 
 @pytest.mark.parametrize("targets", ["attention", "conv"])
-def test_diffusers_loads_the_kohya_file_and_predicts_what_the_trained_model_predicts(targets, toy_config, run_toy, toy_backend, tmp_path):
+def test_diffusers_loads_the_kohya_file_and_predicts_what_the_trained_model_predicts(
+    targets, toy_config, run_toy, toy_backend, tmp_path
+):
     config = toy_config(steps=6, adapter={"alpha": 2.0, "targets": targets}, optimizer={"lr": 1e-2})
     result = run_toy(config, tmp_path)
     rng = torch.Generator().manual_seed(0)
@@ -22,7 +24,9 @@ def test_diffusers_loads_the_kohya_file_and_predicts_what_the_trained_model_pred
     state, alphas = StableDiffusionPipeline.lora_state_dict(load_file(result.file))
     StableDiffusionPipeline.load_lora_into_unet(state, network_alphas=alphas, unet=unet)
     layers, adapters = make_adapters(config, toy_backend)
-    adapters.load_state_dict({k.removesuffix(".weight"): v for k, v in result.tensors.items() if not k.endswith(".alpha")})
+    adapters.load_state_dict(
+        {k.removesuffix(".weight"): v for k, v in result.tensors.items() if not k.endswith(".alpha")}
+    )
     with torch.no_grad():
         plain = toy_backend.unet(*inputs).sample
         with attach(layers, adapters):

@@ -7,7 +7,18 @@ import pytest
 import torch
 from lora_cases import dense, error, kohya, loha, lokr, lora, random
 from lora_loom.convert import FormatError, Module, cast, is_lora
-from lora_loom.convert.lora import applied, component, concatenated, delta, folded, low_rank, multiplied, plain, resized, truncated_svd
+from lora_loom.convert.lora import (
+    applied,
+    component,
+    concatenated,
+    delta,
+    folded,
+    low_rank,
+    multiplied,
+    plain,
+    resized,
+    truncated_svd,
+)
 from peft.tuners.loha.layer import make_weight, make_weight_cp
 from peft.tuners.lokr.layer import make_kron
 
@@ -53,7 +64,11 @@ def test_the_shape_of_a_module_is_the_shape_of_its_delta(name):
 
 
 def test_delta_by_hand():
-    module = Module("lora", {"down": torch.tensor([[1.0, 2.0], [0.0, 1.0]]), "up": torch.tensor([[1.0, 0.0], [2.0, 3.0], [0.0, -1.0]])}, alpha=4.0)
+    module = Module(
+        "lora",
+        {"down": torch.tensor([[1.0, 2.0], [0.0, 1.0]]), "up": torch.tensor([[1.0, 0.0], [2.0, 3.0], [0.0, -1.0]])},
+        alpha=4.0,
+    )
     # up @ down = [[1, 2], [2, 4 + 3], [0, -1]], times alpha / rank = 4 / 2
     assert torch.equal(delta(module), torch.tensor([[2.0, 4.0], [4.0, 14.0], [0.0, -2.0]]))
 
@@ -63,7 +78,9 @@ def test_loha_is_what_peft_computes(name):
     m = LOHAS[name]
     p, scale = m.parts, torch.tensor(m.alpha / 2 if m.alpha else 1.0)
     if "hada_t1" in p:
-        theirs = make_weight_cp(p["hada_t1"], p["hada_w1_a"], p["hada_w1_b"], p["hada_t2"], p["hada_w2_a"], p["hada_w2_b"], scale)
+        theirs = make_weight_cp(
+            p["hada_t1"], p["hada_w1_a"], p["hada_w1_b"], p["hada_t2"], p["hada_w2_a"], p["hada_w2_b"], scale
+        )
     else:
         theirs = make_weight(p["hada_w1_a"], p["hada_w1_b"], p["hada_w2_a"], p["hada_w2_b"], scale)
     assert error(delta(m), theirs) < ROUNDING
@@ -88,7 +105,9 @@ def test_alpha_is_ignored_where_both_factors_of_a_lokr_are_full():
     assert torch.equal(delta(lokr(alpha=64.0)), delta(lokr()))
 
 
-@pytest.mark.parametrize(("name", "keep"), [(n, k) for n in (*LORAS, *LOHAS, *LOKRS) for k in (1.0, 0.5, 3.0) if ALL[n].rank or k == 1.0])
+@pytest.mark.parametrize(
+    ("name", "keep"), [(n, k) for n in (*LORAS, *LOHAS, *LOKRS) for k in (1.0, 0.5, 3.0) if ALL[n].rank or k == 1.0]
+)
 def test_folding_the_scale_into_the_factors_changes_the_effect_by_rounding_only(name, keep):
     out = folded(ALL[name], keep)
     assert out.scale == keep
@@ -166,7 +185,9 @@ def test_low_rank_of_a_low_rank_change_is_exact():
     module, told = low_rank(delta(lora(40, 30, rank=3, alpha=1.5)), 8, energy=0.999999)
     assert told < 2e-3
     assert module.rank <= 3
-    assert error(dense(low_rank(delta(lora(40, 30, rank=3)), 3)[0]), dense(lora(40, 30, rank=3))) < 1e-5  # float32 SVD of numbers of order 1
+    assert (
+        error(dense(low_rank(delta(lora(40, 30, rank=3)), 3)[0]), dense(lora(40, 30, rank=3))) < 1e-5
+    )  # float32 SVD of numbers of order 1
 
 
 def test_energy_stops_at_the_rank_that_holds_the_share():
@@ -193,7 +214,12 @@ def test_large_matrices_are_cut_the_same_way_every_time_and_nearly_as_well_as_by
 
 
 @pytest.mark.parametrize(
-    "module", [lora(12, 10, rank=4, alpha=2.0), lora(12, 10, rank=4, alpha=-2.0, kernel=(3, 3)), lora(12, 10, 4, 2.0, (3, 3), tucker=True)]
+    "module",
+    [
+        lora(12, 10, rank=4, alpha=2.0),
+        lora(12, 10, rank=4, alpha=-2.0, kernel=(3, 3)),
+        lora(12, 10, 4, 2.0, (3, 3), tucker=True),
+    ],
 )
 def test_resizing_finds_the_same_change_as_an_svd_of_the_dense_matrix(module):
     ours, told = resized(module, 2)
@@ -244,7 +270,9 @@ def test_baking_dora_rescales_each_row_or_column_to_its_magnitude(axis, kernel):
 
 def test_baking_at_a_strength_scales_the_change_and_takes_weights_in_another_shape():
     module, weight = lora(alpha=3.0), random(8, 6, 5)
-    assert error(applied(weight, module, 0.5) - weight, 0.5 * dense(module)) < 1e-6  # the difference of sums loses a digit
+    assert (
+        error(applied(weight, module, 0.5) - weight, 0.5 * dense(module)) < 1e-6
+    )  # the difference of sums loses a digit
     assert applied(weight[..., None, None], module).shape == (6, 5, 1, 1)
     magnitudes = module.replaced(dora=weight.norm(dim=1, keepdim=True))
     full, half = applied(weight, magnitudes), applied(weight, magnitudes, 0.5)
@@ -274,7 +302,9 @@ def test_the_component_is_the_first_word_of_a_canonical_name():
 # --- cast ---------------------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("dtype", "kind"), [("fp32", torch.float32), ("fp16", torch.float16), ("bf16", torch.bfloat16)])
+@pytest.mark.parametrize(
+    ("dtype", "kind"), [("fp32", torch.float32), ("fp16", torch.float16), ("bf16", torch.bfloat16)]
+)
 def test_cast_rounds_every_factor_once(dtype, kind):
     state = kohya("lora_unet_a", lora(rank=4, alpha=2.0))
     out, lost = cast(state, dtype)
@@ -285,7 +315,9 @@ def test_cast_rounds_every_factor_once(dtype, kind):
 
 def test_overflow_is_refused_by_key_and_fits_where_the_range_is_larger():
     state = {"lora_unet_a.lora_up.weight": torch.tensor([1.0, 70_000.0])}
-    with pytest.raises(FormatError, match="lora_unet_a.lora_up.weight: holds values that do not fit fp16; save as fp32 or bf16"):
+    with pytest.raises(
+        FormatError, match="lora_unet_a.lora_up.weight: holds values that do not fit fp16; save as fp32 or bf16"
+    ):
         cast(state, "fp16")
     assert cast(state, "bf16")[1] == 0
 

@@ -24,11 +24,21 @@ CONV_KINDS = {
     "lora": lora(12, 10, 3, 1.5, (3, 3)), "tucker": lora(12, 10, 3, 1.5, (3, 3), tucker=True), "loha-tucker": loha(12, 10, 2, 1.0, (3, 3), tucker=True),
     "lokr-tucker": lokr("full", "tucker", alpha=3.0, kernel=(3, 3)), "full": Module("full", {"diff": random(3, 12, 10, 3, 3)}),
 }  # fmt: skip
-PAIRS = [*((KINDS[a], KINDS[b]) for a in KINDS for b in KINDS), *((CONV_KINDS[a], CONV_KINDS[b]) for a in CONV_KINDS for b in CONV_KINDS)]
+PAIRS = [
+    *((KINDS[a], KINDS[b]) for a in KINDS for b in KINDS),
+    *((CONV_KINDS[a], CONV_KINDS[b]) for a in CONV_KINDS for b in CONV_KINDS),
+]
 PAIR_NAMES = [*(f"{a}, {b}" for a in KINDS for b in KINDS), *(f"conv {a}, {b}" for a in CONV_KINDS for b in CONV_KINDS)]
 
 
-def a_lora(modules: dict[str, Module] | None = None, seed: int = 0, rank: int = 3, alpha: float | None = 2.0, family: str = "sd1", **more) -> Lora:
+def a_lora(
+    modules: dict[str, Module] | None = None,
+    seed: int = 0,
+    rank: int = 3,
+    alpha: float | None = 2.0,
+    family: str = "sd1",
+    **more,
+) -> Lora:
     if modules is None:
         modules = {
             A: lora(12, 10, rank, alpha, seed=seed), B: lora(9, 14, rank + 1, None, seed=seed + 1), CONV: lora(8, 6, rank, alpha, kernel=(3, 3), seed=seed + 2)
@@ -74,7 +84,11 @@ def test_an_exact_merge_is_the_weighted_sum_and_its_ranks_add_up(weights):
 
 
 def test_three_loras_are_summed_and_modules_of_only_one_of_them_are_kept_at_its_weight():
-    parts = [(a_lora({A: lora(12, 10, seed=1)}), 0.5), (a_lora({B: lora(9, 14, alpha=3.0, seed=2)}), -2.0), (a_lora({A: lora(12, 10, seed=3)}), 1.5)]
+    parts = [
+        (a_lora({A: lora(12, 10, seed=1)}), 0.5),
+        (a_lora({B: lora(9, 14, alpha=3.0, seed=2)}), -2.0),
+        (a_lora({A: lora(12, 10, seed=3)}), 1.5),
+    ]
     made = merge(parts).lora
     for name, value in dense_sum(parts).items():
         assert error(dense(made.modules[name]), value) < ROUNDING
@@ -107,7 +121,10 @@ def test_a_lora_of_weight_zero_adds_neither_change_nor_rank():
     one, none = a_lora(seed=1), a_lora({A: lora(12, 10, seed=7), C: lora(5, 5, seed=8)})
     made = merge([(one, 1.0), (none, 0.0)]).lora
     assert set(made.modules) == set(one.modules)
-    assert all(made.modules[n].rank == m.rank and error(dense(made.modules[n]), dense(m)) < ROUNDING for n, m in one.modules.items())
+    assert all(
+        made.modules[n].rank == m.rank and error(dense(made.modules[n]), dense(m)) < ROUNDING
+        for n, m in one.modules.items()
+    )
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids=PAIR_NAMES)
@@ -121,7 +138,9 @@ def test_every_pair_of_kinds_is_summed_exactly(pair):
 
 
 @pytest.mark.parametrize(
-    "pair", [("lora", "loha"), ("loha", "lokr"), ("lokr-full", "full"), ("full", "lora"), ("loha", "loha"), ("full", "full")], ids=", ".join
+    "pair",
+    [("lora", "loha"), ("loha", "lokr"), ("lokr-full", "full"), ("full", "lora"), ("loha", "loha"), ("full", "full")],
+    ids=", ".join,
 )
 def test_kinds_merged_to_a_rank_are_the_best_lora_of_that_rank(pair):
     parts = [(a_lora({A: KINDS[pair[0]]}), 1.0), (a_lora({A: KINDS[pair[1]]}), -0.5)]
@@ -173,7 +192,10 @@ def test_a_rank_that_holds_the_sum_loses_nothing():
 @pytest.mark.parametrize("pair", [("lora", "lora"), ("full", "full"), ("lora", "loha"), ("lora", "full")])
 def test_changes_of_biases_are_summed_with_their_weights(pair, rank):
     biases = [random(41, 12), random(42, 12)]
-    parts = [(a_lora({A: KINDS[kind].replaced(diff_b=bias)}), weight) for kind, bias, weight in zip(pair, biases, (0.5, -2.0))]
+    parts = [
+        (a_lora({A: KINDS[kind].replaced(diff_b=bias)}), weight)
+        for kind, bias, weight in zip(pair, biases, (0.5, -2.0))
+    ]
     made = merge(parts, rank).lora.modules[A]
     assert "diff_b" in made.parts
     assert error(made.parts["diff_b"], 0.5 * biases[0].double() - 2.0 * biases[1].double()) < ROUNDING
@@ -194,7 +216,13 @@ def test_a_bias_only_one_of_them_changes_is_kept():
 def test_a_loha_and_a_lora_over_one_convolution_are_summed(rank):
     flat = loha(8, 6, rank=2, alpha=1.0, kernel=(3, 3))  # as LyCORIS writes it: (out, rank), (rank, in * 9)
     conv = lora(8, 6, rank=2, alpha=1.0, kernel=(3, 3))
-    made = merge([(read(kohya("lora_unet_down_blocks_1_resnets_0_conv1", flat), family="sd1"), 1.0), (a_lora({CONV: conv}), 0.5)], rank).lora.modules[CONV]
+    made = merge(
+        [
+            (read(kohya("lora_unet_down_blocks_1_resnets_0_conv1", flat), family="sd1"), 1.0),
+            (a_lora({CONV: conv}), 0.5),
+        ],
+        rank,
+    ).lora.modules[CONV]
     wanted = dense(flat) + 0.5 * dense(conv).flatten(1)
     got = error(dense(made).flatten(1), wanted)
     assert got == pytest.approx(best(wanted, 2), rel=TOLD) if rank else got < ROUNDING
@@ -273,7 +301,9 @@ def test_energy_finds_the_smallest_rank_that_keeps_the_share(energy, rank, alpha
     assert outcome.lora.modules[A].rank == rank
     kept = 1 - outcome.errors[A] ** 2
     assert kept >= energy - 1e-5  # float32 singular values
-    assert outcome.errors[A] == pytest.approx(best(dense(one.modules[A]), rank), abs=1e-3)  # 0 where nothing is lost, up to the root of a rounding
+    assert outcome.errors[A] == pytest.approx(
+        best(dense(one.modules[A]), rank), abs=1e-3
+    )  # 0 where nothing is lost, up to the root of a rounding
 
 
 def test_energy_never_exceeds_the_rank_asked_for():
@@ -301,7 +331,10 @@ def test_what_is_no_plain_lora_keeps_its_size_and_is_told():
     outcome = resize(one, 1)
     assert all(outcome.lora.modules[n] is one.modules[n] for n in (A, B, C))
     assert outcome.lora.modules[CONV].rank == 1
-    assert any("3 modules that are not plain LoRA" in str(note) and "keep their size" in str(note) for note in outcome.lora.notes)
+    assert any(
+        "3 modules that are not plain LoRA" in str(note) and "keep their size" in str(note)
+        for note in outcome.lora.notes
+    )
     assert one.notes == []
     assert not resize(a_lora(), 1).lora.notes
 
@@ -397,7 +430,11 @@ FLUX = {
     "transformer.single_transformer_blocks.12.proj_mlp": "single_blocks.12", "transformer.x_embedder": "img_in",
     "clip_l.text_model.encoder.layers.0.mlp.fc1": "BASE", "t5xxl.encoder.block.0.layer.0.SelfAttention.q": "BASE",
 }  # fmt: skip
-NAMED = [(family, name, block) for family, names in (("sd1", SD1), ("sdxl", SDXL), ("flux1", FLUX)) for name, block in names.items()]
+NAMED = [
+    (family, name, block)
+    for family, names in (("sd1", SD1), ("sdxl", SDXL), ("flux1", FLUX))
+    for name, block in names.items()
+]
 
 
 @pytest.mark.parametrize(("family", "name", "block"), NAMED)
@@ -461,7 +498,10 @@ def test_a_factor_of_one_leaves_every_module_alone():
 
 @pytest.mark.parametrize(
     ("family", "names", "blocks"),
-    [("sd1", SD1, {"IN04": 0.5, "OUT03": -2.0, "MID": 0.0, "BASE": 3.0}), ("sdxl", SDXL, {"IN08": 0.5, "OUT05": 4.0, "BASE": 0.0})],
+    [
+        ("sd1", SD1, {"IN04": 0.5, "OUT03": -2.0, "MID": 0.0, "BASE": 3.0}),
+        ("sdxl", SDXL, {"IN08": 0.5, "OUT05": 4.0, "BASE": 0.0}),
+    ],
 )
 def test_blocks_of_a_unet_are_multiplied_and_others_are_not(family, names, blocks):
     one = over(names, family)
@@ -478,8 +518,13 @@ def test_the_factor_and_every_block_that_fits_multiply():
 
 def test_blocks_of_a_transformer_are_multiplied_by_a_pattern():
     one = over(FLUX, "flux1")
-    got = scales(one, weighted(one, 1.0, {r"\.transformer_blocks\.3\.": 0.5, r"single_transformer_blocks\.1\d\.": -1.0, "BASE": 2.0}))
-    assert got == {n: {"double_blocks.03": 0.5, "single_blocks.12": -1.0, "BASE": 2.0}.get(block, 1.0) for n, block in FLUX.items()}
+    got = scales(
+        one,
+        weighted(one, 1.0, {r"\.transformer_blocks\.3\.": 0.5, r"single_transformer_blocks\.1\d\.": -1.0, "BASE": 2.0}),
+    )
+    assert got == {
+        n: {"double_blocks.03": 0.5, "single_blocks.12": -1.0, "BASE": 2.0}.get(block, 1.0) for n, block in FLUX.items()
+    }
 
 
 def test_blocks_of_a_transformer_are_multiplied_by_the_name_that_inspect_shows():
@@ -517,7 +562,9 @@ def test_the_squared_norm_is_that_of_the_dense_change(kind):
         "half": lora(12, 10, 3, alpha=0.3, dtype=torch.float16),
     }  # fmt: skip
     module = {**KINDS, **more}[kind]
-    assert squared_norm(module) == pytest.approx(float(dense(module).square().sum()), rel=1e-5)  # LoHa and LoKr in float32
+    assert squared_norm(module) == pytest.approx(
+        float(dense(module).square().sum()), rel=1e-5
+    )  # LoHa and LoKr in float32
 
 
 def test_the_squared_norm_of_what_has_no_change_of_a_weight_is_zero():
@@ -529,7 +576,10 @@ class Stop(BaseException):
     """An interrupt that is no Exception, as ComfyUI's is."""
 
 
-OPERATIONS = {"merge": lambda progress: merge([(a_lora(), 1.0), (a_lora(seed=9), 1.0)], 2, progress), "resize": lambda p: resize(a_lora(), 2, progress=p)}
+OPERATIONS = {
+    "merge": lambda progress: merge([(a_lora(), 1.0), (a_lora(seed=9), 1.0)], 2, progress),
+    "resize": lambda p: resize(a_lora(), 2, progress=p),
+}
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)

@@ -8,16 +8,34 @@ from lora_loom.convert import lora_metadata
 from lora_loom.convert.embedding import Embedding, write_embedding
 from lora_loom.convert.families import FAMILIES
 from lora_loom.convert.files.disk import header, save
-from lora_loom.convert.metadata import BASES, converted_metadata, describe, embedding_metadata, hashes, tag_frequency, within_limit
+from lora_loom.convert.metadata import (
+    BASES,
+    converted_metadata,
+    describe,
+    embedding_metadata,
+    hashes,
+    tag_frequency,
+    within_limit,
+)
 from lora_loom.lora_core.config import TrainConfig, as_dict, parse
 from lora_loom.lora_core.optim.optimizers import filled
 from safetensors.torch import save as library_save
 
-TENSORS = {"lora_unet_a.lora_down.weight": torch.ones(4, 8), "lora_unet_a.lora_up.weight": torch.ones(8, 4), "lora_unet_a.alpha": torch.tensor(2.0)}
+TENSORS = {
+    "lora_unet_a.lora_down.weight": torch.ones(4, 8),
+    "lora_unet_a.lora_up.weight": torch.ones(8, 4),
+    "lora_unet_a.alpha": torch.tensor(2.0),
+}
 
 
 def facts(**changes):
-    job = {"steps": 100, "batch_size": 2, "grad_accum": 3, "data": {"trigger": "zog", "folder": "/home/someone/private"}, **changes}
+    job = {
+        "steps": 100,
+        "batch_size": 2,
+        "grad_accum": 3,
+        "data": {"trigger": "zog", "folder": "/home/someone/private"},
+        **changes,
+    }
     config = as_dict(filled(parse(job)))
     return {"config": config, "step": 40, "repeats": [2, 1], "captions": ["zog, red", "zog, blue"], "per_epoch": 12}
 
@@ -65,7 +83,9 @@ def test_options_that_were_on_are_noted_and_others_are_not():
     options = ("ss_text_encoder_lr", "ss_prior_loss_weight", "ss_min_snr_gamma", "ss_noise_offset")
     assert not set(options) & set(lora_metadata(TENSORS, "x", "sd1", facts()))
     on = facts(
-        text_encoder={"train": True, "lr": 5e-5}, prior={"prompt": "a dog", "weight": 0.5}, objective={"weighting": "min_snr", "noise_offset": 0.05}
+        text_encoder={"train": True, "lr": 5e-5},
+        prior={"prompt": "a dog", "weight": 0.5},
+        objective={"weighting": "min_snr", "noise_offset": 0.05},
     )
     header = lora_metadata(TENSORS, "x", "sd1", on)
     assert {k: header[k] for k in options} == dict(zip(options, ("5e-05", "0.5", "5.0", "0.05"), strict=True))
@@ -128,16 +148,24 @@ def a1111_version(metadata: dict[str, str]) -> str:
 def forge_version(metadata: dict[str, str]) -> str:
     """The same for Forge."""
     architecture = metadata.get("modelspec.architecture", "")
-    if metadata.get("modelspec.implementation") == "https://github.com/black-forest-labs/flux" or architecture == "flux-1-dev/lora":
+    if (
+        metadata.get("modelspec.implementation") == "https://github.com/black-forest-labs/flux"
+        or architecture == "flux-1-dev/lora"
+    ):
         return "Flux"
-    if architecture == "stable-diffusion-xl-v1-base/lora" or metadata.get("ss_base_model_version", "").startswith("sdxl_"):
+    if architecture == "stable-diffusion-xl-v1-base/lora" or metadata.get("ss_base_model_version", "").startswith(
+        "sdxl_"
+    ):
         return "SDXL"
     if metadata.get("ss_v2") == "True":
         return "SD2"
     return "SD1" if architecture == "stable-diffusion-v1/lora" else "Unknown"
 
 
-@pytest.mark.parametrize("make", [lambda base: lora_metadata(TENSORS, "x", base, facts()), lambda base: converted_metadata({}, TENSORS, "x", base)])
+@pytest.mark.parametrize(
+    "make",
+    [lambda base: lora_metadata(TENSORS, "x", base, facts()), lambda base: converted_metadata({}, TENSORS, "x", base)],
+)
 @pytest.mark.parametrize(
     ("base", "a1111", "forge"),
     [
@@ -161,7 +189,9 @@ def test_a_file_without_more_than_a_format_would_be_hidden_under_sdxl():
 
 def test_the_metadata_dialog_of_a1111_can_read_what_it_looks_into():
     written = lora_metadata(TENSORS, "x", "sd1", facts(), with_captions=True)
-    assert all(int(d["n_repeats"]) >= 0 and int(d["img_count"]) >= 0 for d in json.loads(written["ss_dataset_dirs"]).values())
+    assert all(
+        int(d["n_repeats"]) >= 0 and int(d["img_count"]) >= 0 for d in json.loads(written["ss_dataset_dirs"]).values()
+    )
     assert all(isinstance(n, int) for tags in json.loads(written["ss_tag_frequency"]).values() for n in tags.values())
     json.loads(written["ss_network_args"])
 
@@ -202,7 +232,15 @@ def test_what_is_still_true_is_kept():
 
 def test_captions_and_folders_go_along_only_when_asked_for():
     quiet, full = (converted_metadata(OLD, TENSORS, "new", "sd1", details=asked) for asked in (False, True))
-    private = ("ss_tag_frequency", "ss_dataset_dirs", "ss_reg_dataset_dirs", "ss_datasets", "ss_bucket_info", "workflow", "prompt")
+    private = (
+        "ss_tag_frequency",
+        "ss_dataset_dirs",
+        "ss_reg_dataset_dirs",
+        "ss_datasets",
+        "ss_bucket_info",
+        "workflow",
+        "prompt",
+    )
     assert not set(quiet) & set(private)
     assert "private" not in json.dumps(quiet)
     assert {k: full[k] for k in private} == {k: OLD[k] for k in private}
@@ -230,16 +268,28 @@ def test_the_base_model_is_the_one_found_in_the_file_not_the_one_an_old_header_n
     [("sd3", "stable-diffusion-3-medium/lora"), ("flux1", "flux-1-schnell/lora"), ("sd2", "stable-diffusion-v2-768-v/lora")],
 )  # fmt: skip
 def test_a_variant_of_the_family_that_the_old_header_named_is_kept(base, architecture):
-    assert converted_metadata({"modelspec.architecture": architecture}, TENSORS, "new", base)["modelspec.architecture"] == architecture
+    assert (
+        converted_metadata({"modelspec.architecture": architecture}, TENSORS, "new", base)["modelspec.architecture"]
+        == architecture
+    )
 
 
 def test_sd2_with_v_prediction_stays_so():
     new = converted_metadata({"ss_base_model_version": "sd_v2_v", "ss_v2": "True"}, TENSORS, "new", "sd2")
-    assert (new["ss_base_model_version"], new["ss_v2"], new["modelspec.architecture"]) == ("sd_v2_v", "True", "stable-diffusion-v2-768-v/lora")
+    assert (new["ss_base_model_version"], new["ss_v2"], new["modelspec.architecture"]) == (
+        "sd_v2_v",
+        "True",
+        "stable-diffusion-v2-768-v/lora",
+    )
 
 
 def test_the_version_of_a_model_nobody_knows_is_kept():
-    assert converted_metadata({"ss_base_model_version": "hunyuan-image-2.1"}, TENSORS, "new", "unknown")["ss_base_model_version"] == "hunyuan-image-2.1"
+    assert (
+        converted_metadata({"ss_base_model_version": "hunyuan-image-2.1"}, TENSORS, "new", "unknown")[
+            "ss_base_model_version"
+        ]
+        == "hunyuan-image-2.1"
+    )
 
 
 def test_lycoris_modules_are_declared_as_such():
@@ -251,7 +301,10 @@ def test_lycoris_modules_are_declared_as_such():
         assert json.loads(new["ss_network_args"]) == {"algo": algo}
 
 
-@pytest.mark.parametrize("make", [lambda: lora_metadata(TENSORS, "x", "sdxl", facts()), lambda: converted_metadata(OLD, TENSORS, "x", "sdxl")])
+@pytest.mark.parametrize(
+    "make",
+    [lambda: lora_metadata(TENSORS, "x", "sdxl", facts()), lambda: converted_metadata(OLD, TENSORS, "x", "sdxl")],
+)
 def test_the_hash_in_a_written_file_is_the_hash_of_its_data_section(make, tmp_path):
     path = tmp_path / "x.safetensors"
     save(path, TENSORS, make())
@@ -262,10 +315,17 @@ def test_the_hash_in_a_written_file_is_the_hash_of_its_data_section(make, tmp_pa
 
 
 def test_hashes_of_mixed_types_are_those_of_the_file_that_is_written(tmp_path):
-    mixed = {"b": torch.ones(3, dtype=torch.float16), "a": torch.ones(3, dtype=torch.bfloat16), "c": torch.tensor(2.0), "d": torch.ones(5, dtype=torch.int8)}
+    mixed = {
+        "b": torch.ones(3, dtype=torch.float16),
+        "a": torch.ones(3, dtype=torch.bfloat16),
+        "c": torch.tensor(2.0),
+        "d": torch.ones(5, dtype=torch.int8),
+    }
     save(tmp_path / "x.safetensors", mixed)
     data = (tmp_path / "x.safetensors").read_bytes()
-    assert hashes(mixed)["sshs_model_hash"] == hashlib.sha256(data[8 + int.from_bytes(data[:8], "little") :]).hexdigest()
+    assert (
+        hashes(mixed)["sshs_model_hash"] == hashlib.sha256(data[8 + int.from_bytes(data[:8], "little") :]).hexdigest()
+    )
 
 
 # --- rank and alpha -----------------------------------------------------------------------------------------------------------------------
@@ -317,6 +377,8 @@ def test_the_largest_entries_go_when_the_tag_table_was_not_enough():
 
 
 def test_what_programs_need_to_show_a_file_survives_the_limit():
-    written = converted_metadata({"modelspec.thumbnail": "data:image/jpeg;base64," + "A" * 400_000, "ss_steps": "7"}, TENSORS, "x", "sdxl")
+    written = converted_metadata(
+        {"modelspec.thumbnail": "data:image/jpeg;base64," + "A" * 400_000, "ss_steps": "7"}, TENSORS, "x", "sdxl"
+    )
     assert "modelspec.thumbnail" not in written
     assert (a1111_version(written), written["ss_steps"]) == ("SDXL", "7")

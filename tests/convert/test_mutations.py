@@ -18,7 +18,9 @@ from safetensors.torch import load as library_load
 from safetensors.torch import save as library_save
 
 COUNT, PARTS = 10_000, 4
-IN_PARTS = [pytest.param(part, marks=[pytest.mark.slow] if part else []) for part in range(PARTS)]  # the first in every run
+IN_PARTS = [
+    pytest.param(part, marks=[pytest.mark.slow] if part else []) for part in range(PARTS)
+]  # the first in every run
 Q = "mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
 BLOCK = "transformer.transformer_blocks.0"
 KOHYA = {
@@ -35,8 +37,32 @@ FILES = {
     "embedding": ({"clip_l": numbers(1, 2, 768)[:, :64].contiguous()}, {"modelspec.title": "zog"}),
     "bundle": ({**kohya(f"lora_unet_{Q}", lora(6, 6, alpha=1.0)), "bundle_emb.zog.string_to_param.*": numbers(2, 1, 64)}, {"ss_output_name": "zog"}),
 }  # fmt: skip
-ORIGINALS = {name: library_save({k: v.contiguous() for k, v in tensors.items()}, metadata) for name, (tensors, metadata) in FILES.items()}
-TYPES = ["F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL", "F8_E4M3", "F8_E5M2", "U16", "C64", "x", "", None, 3, [], {}]
+ORIGINALS = {
+    name: library_save({k: v.contiguous() for k, v in tensors.items()}, metadata)
+    for name, (tensors, metadata) in FILES.items()
+}
+TYPES = [
+    "F64",
+    "F32",
+    "F16",
+    "BF16",
+    "I64",
+    "I32",
+    "I16",
+    "I8",
+    "U8",
+    "BOOL",
+    "F8_E4M3",
+    "F8_E5M2",
+    "U16",
+    "C64",
+    "x",
+    "",
+    None,
+    3,
+    [],
+    {},
+]
 NUMBERS = [0, 1, 2, 3, 255, 2**31, 2**32, 2**62, 2**63, 2**64, -1, 1.0, True, None, "1", [], {}]
 
 
@@ -54,17 +80,37 @@ def edited(data: bytes, rng: random.Random) -> bytes:
     elif kind == 2:
         one["dtype"] = rng.choice(TYPES)
     elif kind == 3:
-        one["shape"] = rng.choice([one["shape"][::-1], [1, *one["shape"]], [*one["shape"], 1], one["shape"][:-1], [], [0, *one["shape"]]])
+        one["shape"] = rng.choice(
+            [one["shape"][::-1], [1, *one["shape"]], [*one["shape"], 1], one["shape"][:-1], [], [0, *one["shape"]]]
+        )
     elif kind == 4 and one["shape"]:
         one["shape"][rng.randrange(len(one["shape"]))] = rng.choice(NUMBERS)
     elif kind == 5:
         one["data_offsets"][rng.randrange(2)] = rng.choice([*NUMBERS, 4, 8, 16, len(rest)])
     elif kind == 6:
         old = rng.choice(names)
-        new = rng.choice([old[:-1], old.upper(), f"{old}.weight", f"base_model.model.{old}", old.replace("0", "9" * rng.randrange(1, 30)), "", *names])
+        new = rng.choice(
+            [
+                old[:-1],
+                old.upper(),
+                f"{old}.weight",
+                f"base_model.model.{old}",
+                old.replace("0", "9" * rng.randrange(1, 30)),
+                "",
+                *names,
+            ]
+        )
         table[new] = table.pop(old)
     elif kind == 7:
-        table["__metadata__"] = rng.choice([{}, [], None, {"a": 1}, {"lora_adapter_metadata": rng.choice(["{", "[]", "3", '{"transformer.lora_alpha": {}}'])}])
+        table["__metadata__"] = rng.choice(
+            [
+                {},
+                [],
+                None,
+                {"a": 1},
+                {"lora_adapter_metadata": rng.choice(["{", "[]", "3", '{"transformer.lora_alpha": {}}'])},
+            ]
+        )
     elif rng.randrange(2):  # the same bytes under a type as wide: the one edit that leaves a valid file
         swap = {"F32": "I32", "I32": "F32", "F16": "BF16", "BF16": "I16"}
         one["dtype"] = swap.get(one["dtype"], one["dtype"])
@@ -157,7 +203,9 @@ def test_a_damaged_file_is_refused_in_our_words_or_read_as_the_library_reads_it(
         for key, value in theirs.items():
             assert (tensors[key].dtype, tensors[key].shape) == (value.dtype, value.shape), n
             assert torch.equal(bits(tensors[key]), bits(value)), n
-    assert refused > count // 3  # the damage is real; what is left are flips in the numbers and edits that keep the file valid
+    assert (
+        refused > count // 3
+    )  # the damage is real; what is left are flips in the numbers and edits that keep the file valid
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory) << 10 < (256 << 20) + 3 * len(ORIGINALS[name])
 
 

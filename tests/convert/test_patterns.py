@@ -48,7 +48,19 @@ def test_a_name_that_both_spellings_share_counts_as_diffusers():
     assert TABLE.find("same.2.fc").native is False
 
 
-@pytest.mark.parametrize("name", ["", "block", "block.x.out.0", "block.1.out", "1.block.1.out.0", "block.1.out.0.more", "deep.1.2.proj", "block..out.0"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "block",
+        "block.x.out.0",
+        "block.1.out",
+        "1.block.1.out.0",
+        "block.1.out.0.more",
+        "deep.1.2.proj",
+        "block..out.0",
+    ],
+)
 def test_other_names_are_not_found(name):
     assert TABLE.find(name) is None
 

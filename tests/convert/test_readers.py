@@ -15,7 +15,14 @@ Q = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
 FLAT_Q = Q.replace(".", "_")
 
 
-def state(name: str, rank: int = 2, alpha: float | None = None, down: str = "lora_down.weight", up: str = "lora_up.weight", width: int = 4) -> dict:
+def state(
+    name: str,
+    rank: int = 2,
+    alpha: float | None = None,
+    down: str = "lora_down.weight",
+    up: str = "lora_up.weight",
+    width: int = 4,
+) -> dict:
     """A layer whose change is 6 * rank * alpha / rank everywhere: every number of down is 2, every number of up is 3."""
     out = {f"{name}.{down}": torch.full((rank, width), 2.0), f"{name}.{up}": torch.full((width, rank), 3.0)}
     return out if alpha is None else {**out, f"{name}.alpha": torch.tensor(alpha)}
@@ -46,7 +53,9 @@ SPELLINGS = {
     "diffusers named adapter": state(f"unet.{Q}", down="lora_A.my_style_2.weight", up="lora_B.my_style_2.weight"),
     "bare path": state(Q, **A_B),
     "training scripts": state(f"unet.{Q}", down="lora.down.weight", up="lora.up.weight"),
-    "training scripts linear": state(f"unet.{Q}", down="lora_linear_layer.down.weight", up="lora_linear_layer.up.weight"),
+    "training scripts linear": state(
+        f"unet.{Q}", down="lora_linear_layer.down.weight", up="lora_linear_layer.up.weight"
+    ),
     "old attention processors": {
         f"{Q.removesuffix('to_q')}processor.to_q_lora.down.weight": torch.full((2, 4), 2.0),
         f"{Q.removesuffix('to_q')}processor.to_q_lora.up.weight": torch.full((4, 2), 3.0),
@@ -100,7 +109,11 @@ def test_out_projections_of_old_attention_processors_are_the_first_layer_of_to_o
 
 
 def test_onetrainer_and_comfyui_names_of_a_transformer():
-    for name in ("lora_transformer_transformer_blocks_0_attn_to_q", "lycoris_transformer_blocks_0_attn_to_q", "transformer.transformer_blocks.0.attn.to_q"):
+    for name in (
+        "lora_transformer_transformer_blocks_0_attn_to_q",
+        "lycoris_transformer_blocks_0_attn_to_q",
+        "transformer.transformer_blocks.0.attn.to_q",
+    ):
         assert only(read(state(name), family="flux1"))[0] == "transformer.transformer_blocks.0.attn.to_q"
 
 
@@ -108,7 +121,10 @@ def test_mixed_ranks_and_alphas_each_count_for_their_own_layer():
     up = "down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_k"
     mixed = {**state(f"lora_unet_{FLAT_Q}", rank=2, alpha=1.0), **state(f"lora_unet_{up}", rank=4, alpha=8.0)}
     modules = read(mixed, family="sd1").modules
-    assert {n.rpartition(".")[2]: (m.rank, m.alpha, value(m)) for n, m in modules.items()} == {"to_q": (2, 1.0, 6.0), "to_k": (4, 8.0, 48.0)}
+    assert {n.rpartition(".")[2]: (m.rank, m.alpha, value(m)) for n, m in modules.items()} == {
+        "to_q": (2, 1.0, 6.0),
+        "to_k": (4, 8.0, 48.0),
+    }
 
 
 def test_a1111_scale_counts_in_place_of_alpha():
@@ -158,7 +174,9 @@ def test_convolutions_saved_flat_by_comfyuis_node_get_their_kernel_back(kind):
 
 @pytest.mark.parametrize("stored", [(), (1, 1)])
 @pytest.mark.parametrize(("family", "kernel"), [("sd1", (1, 1)), ("sd2", ()), ("sdxl", ())])
-def test_projections_are_convolutions_in_sd1_and_linear_in_sd2_and_sdxl_however_they_were_stored(family, kernel, stored):
+def test_projections_are_convolutions_in_sd1_and_linear_in_sd2_and_sdxl_however_they_were_stored(
+    family, kernel, stored
+):
     module = lora(alpha=1.0, kernel=stored)
     got = only(read(kohya("lora_unet_mid_block_attentions_0_proj_in", module), family=family))[1]
     assert got.shape == (6, 5, *kernel)
@@ -181,7 +199,9 @@ def test_other_adapters_of_convolutions_are_read(module):
     assert torch.equal(dense(got), dense(module))
 
 
-@pytest.mark.parametrize("module", [loha(), loha(alpha=1.0), lokr("full", "low", alpha=1.0), lokr("low", "low", alpha=0.5), lokr(alpha=7.0)])
+@pytest.mark.parametrize(
+    "module", [loha(), loha(alpha=1.0), lokr("full", "low", alpha=1.0), lokr("low", "low", alpha=0.5), lokr(alpha=7.0)]
+)
 def test_other_adapters_of_linear_layers_are_read(module):
     got = only(read(kohya(f"lora_unet_{FLAT_Q}", module), family="sd1"))[1]
     assert got.kind == module.kind
@@ -215,7 +235,9 @@ def test_a_peft_config_gives_the_scale_and_without_it_the_scale_is_one():
     given = state(f"base_model.model.{Q}", rank=4, **A_B)
     assert value(only(read(given, family="sd1"))[1]) == 24.0
     assert value(only(read(given, config={"lora_alpha": 8, "r": 4}, family="sd1"))[1]) == 48.0
-    assert value(only(read(given, config={"lora_alpha": 8, "r": 16}, family="sd1"))[1]) == 48.0  # the rank is the tensor's
+    assert (
+        value(only(read(given, config={"lora_alpha": 8, "r": 16}, family="sd1"))[1]) == 48.0
+    )  # the rank is the tensor's
 
 
 def test_rslora_divides_by_the_root_of_the_rank():
@@ -232,7 +254,10 @@ def test_alpha_in_the_file_wins_over_the_config():
 
 def test_a_lora_alpha_of_zero_in_a_peft_config_is_no_effect():
     # Only in Kohya files does zero mean "as rank"; peft computes 0 / r.
-    assert value(only(read(state(f"base_model.model.{Q}", **A_B), config={"lora_alpha": 0, "r": 2}, family="sd1"))[1]) == 0.0
+    assert (
+        value(only(read(state(f"base_model.model.{Q}", **A_B), config={"lora_alpha": 0, "r": 2}, family="sd1"))[1])
+        == 0.0
+    )
 
 
 NAMES = ["down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q", "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_out.0", Q,
@@ -257,16 +282,35 @@ def test_alpha_patterns_match_the_layers_that_peft_matches(patterns):
 def test_the_copy_of_the_config_that_diffusers_keeps_in_the_header_counts_for_each_component():
     text = "text_model.encoder.layers.0.mlp.fc1"
     given = {**state(f"unet.{Q}", rank=4, **A_B), **state(f"text_encoder.{text}", rank=4, **A_B)}
-    header = {"unet.r": 4, "unet.lora_alpha": 8, "unet.alpha_pattern": {}, "text_encoder.r": 4, "text_encoder.lora_alpha": 3, "text_encoder.use_rslora": True}
+    header = {
+        "unet.r": 4,
+        "unet.lora_alpha": 8,
+        "unet.alpha_pattern": {},
+        "text_encoder.r": 4,
+        "text_encoder.lora_alpha": 3,
+        "text_encoder.use_rslora": True,
+    }
     modules = read(given, {"format": "pt", "lora_adapter_metadata": json.dumps(header)}, family="sd1").modules
     assert value(modules[f"unet.{Q}"]) == 48.0
     assert value(modules[f"clip_l.{text}"]) == 36.0
-    modules = read(given, {"lora_adapter_metadata": json.dumps({"unet.r": 4, "unet.lora_alpha": 8})}, family="sd1").modules
+    modules = read(
+        given, {"lora_adapter_metadata": json.dumps({"unet.r": 4, "unet.lora_alpha": 8})}, family="sd1"
+    ).modules
     assert value(modules[f"clip_l.{text}"]) == 24.0  # nothing is said about it: scale 1
 
 
 @pytest.mark.parametrize(
-    "header", ["not json", "[1, 2]", "3", "null", '"text"', '{"unet.lora_alpha": "x"}', '{"unet.lora_alpha": [1]}', '{"unet.lora_alpha": NaN}']
+    "header",
+    [
+        "not json",
+        "[1, 2]",
+        "3",
+        "null",
+        '"text"',
+        '{"unet.lora_alpha": "x"}',
+        '{"unet.lora_alpha": [1]}',
+        '{"unet.lora_alpha": NaN}',
+    ],
 )
 def test_a_damaged_copy_of_the_config_is_refused_or_ignored_but_nothing_else_happens(header):
     try:
@@ -276,7 +320,15 @@ def test_a_damaged_copy_of_the_config_is_refused_or_ignored_but_nothing_else_hap
     assert value(module) == 12.0
 
 
-@pytest.mark.parametrize("config", [{"lora_alpha": float("nan")}, {"lora_alpha": "8"}, {"lora_alpha": [8]}, {"lora_alpha": 8, "alpha_pattern": {"(": 1}}])
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"lora_alpha": float("nan")},
+        {"lora_alpha": "8"},
+        {"lora_alpha": [8]},
+        {"lora_alpha": 8, "alpha_pattern": {"(": 1}},
+    ],
+)
 def test_a_config_with_a_damaged_scale_is_refused(config):
     with pytest.raises(FormatError, match=r"adapter_config\.json"):
         read(state(f"base_model.model.{Q}", **A_B), config=config, family="sd1")
@@ -288,14 +340,18 @@ class Net(torch.nn.Module):
     def __init__(self):
         super().__init__()
         self.conv_in = torch.nn.Conv2d(4, 6, 3)
-        self.time_embedding = torch.nn.ModuleDict({"linear_1": torch.nn.Linear(64, 64), "linear_2": torch.nn.Linear(64, 36)})
+        self.time_embedding = torch.nn.ModuleDict(
+            {"linear_1": torch.nn.Linear(64, 64), "linear_2": torch.nn.Linear(64, 36)}
+        )
 
 
 @pytest.mark.parametrize(("rank", "both", "parts"), [(64, False, {"lokr_w1", "lokr_w2"}), (2, False, {"lokr_w1", "lokr_w2_a", "lokr_w2_b"}),
                                                      (2, True, {"lokr_w1_a", "lokr_w1_b", "lokr_w2_a", "lokr_w2_b"})])  # fmt: skip
 def test_a_lokr_of_peft_keeps_the_effect_it_has_in_peft(rank, both, parts):
     # peft multiplies alpha / r even where both factors are full and there is no rank to read; WebUIs ignore alpha there.
-    config = LoKrConfig(r=rank, alpha=3 * rank, target_modules=["linear_1", "linear_2"], decompose_both=both, init_weights=False)
+    config = LoKrConfig(
+        r=rank, alpha=3 * rank, target_modules=["linear_1", "linear_2"], decompose_both=both, init_weights=False
+    )
     torch.manual_seed(0)
     net = get_peft_model(Net(), config)
     saved = {k.replace(".default", ""): v.detach() for k, v in net.state_dict().items() if "lokr_" in k}
@@ -311,17 +367,28 @@ def test_a_lokr_of_peft_keeps_the_effect_it_has_in_peft(rank, both, parts):
 # --- DoRA ---------------------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("key", ["dora_scale", "lora_magnitude_vector", "lora_magnitude_vector.weight", "lora_magnitude_vector.default.weight"])
+@pytest.mark.parametrize(
+    "key",
+    ["dora_scale", "lora_magnitude_vector", "lora_magnitude_vector.weight", "lora_magnitude_vector.default.weight"],
+)
 @pytest.mark.parametrize("shape", [(6,), (6, 1)])
 def test_magnitudes_of_linear_outputs_become_a_column(key, shape):
     got = only(read({**a_b(f"unet.{Q}", lora()), f"unet.{Q}.{key}": torch.arange(6.0).reshape(shape)}, family="sd1"))[1]
     assert torch.equal(got.parts["dora"], torch.arange(6.0)[:, None])
 
 
-@pytest.mark.parametrize(("key", "shape"), [("dora_scale", (6, 1, 1, 1)), ("lora_magnitude_vector", (1, 6, 1, 1)), ("lora_magnitude_vector", (6,))])
+@pytest.mark.parametrize(
+    ("key", "shape"),
+    [("dora_scale", (6, 1, 1, 1)), ("lora_magnitude_vector", (1, 6, 1, 1)), ("lora_magnitude_vector", (6,))],
+)
 def test_magnitudes_of_convolution_outputs_stand_on_the_first_axis(key, shape):
     conv = "down_blocks.0.resnets.0.conv1"
-    got = only(read({**a_b(f"unet.{conv}", lora(kernel=(3, 3))), f"unet.{conv}.{key}": torch.arange(6.0).reshape(shape)}, family="sd1"))[1]
+    got = only(
+        read(
+            {**a_b(f"unet.{conv}", lora(kernel=(3, 3))), f"unet.{conv}.{key}": torch.arange(6.0).reshape(shape)},
+            family="sd1",
+        )
+    )[1]
     assert torch.equal(got.parts["dora"], torch.arange(6.0)[:, None, None, None])
 
 
@@ -507,13 +574,17 @@ def test_a_key_of_a_million_characters_cannot_hold_up_reading(hang_guard):
             read({key: torch.ones(1)})
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn, torch.float8_e5m2])
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn, torch.float8_e5m2]
+)
 def test_every_floating_type_is_read(dtype):
     modules = read({k: v.to(dtype) if not k.endswith("alpha") else v for k, v in GOOD.items()}, family="sd1").modules
     assert value(modules[f"unet.{Q}"]) == 6.0
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn, torch.float8_e5m2])
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn, torch.float8_e5m2]
+)
 def test_fused_layers_of_every_floating_type_are_read(dtype):
     given = {"diffusion_model.double_blocks.0.img_attn.qkv.lora_A.weight": torch.full((2, 4), 2.0).to(dtype),
              "diffusion_model.double_blocks.0.img_attn.qkv.lora_B.weight": torch.full((12, 2), 3.0).to(dtype)}  # fmt: skip
@@ -532,7 +603,10 @@ def test_the_input_is_left_as_it_is():
 
 
 def test_bundled_embeddings_are_taken_out_and_told():
-    lora_ = read({**GOOD, "bundle_emb.zog.clip_l": torch.ones(2, 768), "bundle_emb.old.string_to_param.*": torch.ones(1, 768)}, family="sd1")
+    lora_ = read(
+        {**GOOD, "bundle_emb.zog.clip_l": torch.ones(2, 768), "bundle_emb.old.string_to_param.*": torch.ones(1, 768)},
+        family="sd1",
+    )
     assert set(lora_.embeddings) == {"zog", "old"}
     assert set(lora_.modules) == {f"unet.{Q}"}
     assert any("zog, old" in str(n) for n in lora_.notes)

@@ -60,7 +60,15 @@ def test_blocks_come_in_the_order_of_the_model():
         "unet.up_blocks.3.resnets.0.conv1", "unet.conv_out", "unet.up_blocks.0.resnets.0.conv1", "unet.mid_block.resnets.0.conv1", "unet.conv_in",
         "unet.down_blocks.3.resnets.0.conv1", TEXT,
     ]  # fmt: skip
-    assert [b.name for b in inspect(a_lora({n: lora() for n in names})).blocks] == ["BASE", "IN00", "IN10", "MID", "OUT00", "OUT09", "out"]
+    assert [b.name for b in inspect(a_lora({n: lora() for n in names})).blocks] == [
+        "BASE",
+        "IN00",
+        "IN10",
+        "MID",
+        "OUT00",
+        "OUT09",
+        "out",
+    ]
     flux = [f"transformer.transformer_blocks.{n}.attn.to_q" for n in (10, 2, 0)]
     blocks = inspect(a_lora({n: lora() for n in flux}, "flux1", "diffusers")).blocks
     assert [b.name for b in blocks] == ["double_blocks.00", "double_blocks.02", "double_blocks.10"]
@@ -80,7 +88,11 @@ def test_a_lora_of_zeros_is_called_one():
     assert not any("changes nothing" in str(p) for p in inspect(a_lora({A: zero, B: lora()})).problems)
 
 
-@pytest.mark.parametrize("module", [Module("full", {"diff_b": torch.ones(12)}), Module("other", {"oft_blocks": random(1, 2, 4, 4)})], ids=["bias", "oft"])
+@pytest.mark.parametrize(
+    "module",
+    [Module("full", {"diff_b": torch.ones(12)}), Module("other", {"oft_blocks": random(1, 2, 4, 4)})],
+    ids=["bias", "oft"],
+)
 def test_what_has_an_effect_that_is_no_norm_of_a_weight_is_not_said_to_change_nothing(module):
     assert not any("changes nothing" in str(p) for p in inspect(a_lora({A: module})).problems)
 
@@ -122,7 +134,10 @@ def test_lines_of_plain_files():
 
 
 def test_a_lora_of_zeros_has_lines_too():
-    assert any("changes nothing" in line for line in lines_of(inspect(a_lora({A: Module("lora", {"down": torch.ones(2, 5), "up": torch.zeros(6, 2)})}))))
+    assert any(
+        "changes nothing" in line
+        for line in lines_of(inspect(a_lora({A: Module("lora", {"down": torch.ones(2, 5), "up": torch.zeros(6, 2)})})))
+    )
 
 
 # --- trigger words ------------------------------------------------------------------------------------------------------------------------
@@ -185,7 +200,9 @@ def test_the_difference_of_two_modules_is_that_of_their_dense_changes(first, sec
 
 def test_convolutions_are_compared_in_plain_and_in_tucker_form():
     plain, tucker = lora(8, 6, 3, 2.0, (3, 3)), lora(8, 6, 3, 2.0, (3, 3), tucker=True, seed=4)
-    assert difference(a_lora({CONV: plain}), a_lora({CONV: tucker}))[CONV] == pytest.approx(wanted(plain, tucker), rel=1e-5)
+    assert difference(a_lora({CONV: plain}), a_lora({CONV: tucker}))[CONV] == pytest.approx(
+        wanted(plain, tucker), rel=1e-5
+    )
 
 
 def test_a_loha_and_a_lora_over_one_convolution_are_compared():
@@ -210,13 +227,17 @@ def test_equal_loras_differ_by_nothing_however_they_are_written():
     one = a_lora()
     assert set(difference(one, a_lora()).values()) == {0.0}
     module = lora(12, 10, rank=2, alpha=4.0)
-    doubled = Module("lora", {"down": module.parts["down"] * 2, "up": module.parts["up"]}, 2.0)  # powers of two: no rounding
+    doubled = Module(
+        "lora", {"down": module.parts["down"] * 2, "up": module.parts["up"]}, 2.0
+    )  # powers of two: no rounding
     assert difference(a_lora({A: module}), a_lora({A: doubled}))[A] < 1e-7
     assert difference(a_lora({A: module}), a_lora({A: Module("full", {"diff": dense(module).float()})}))[A] < 1e-6
 
 
 def test_a_module_that_only_one_has_and_one_of_another_shape_differ_wholly():
-    got = difference(a_lora({A: lora(12, 10), B: lora(12, 10)}), a_lora({A: lora(12, 11), CONV: lora(8, 6, kernel=(3, 3))}))
+    got = difference(
+        a_lora({A: lora(12, 10), B: lora(12, 10)}), a_lora({A: lora(12, 11), CONV: lora(8, 6, kernel=(3, 3))})
+    )
     assert got == {A: 1.0, B: 1.0, CONV: 1.0}
 
 
@@ -224,10 +245,16 @@ def test_two_modules_of_zeros_are_equal_and_one_of_them_differs_wholly():
     zero = Module("lora", {"down": random(1, 2, 10), "up": torch.zeros(12, 2)})
     assert difference(a_lora({A: zero}), a_lora({A: zero})) == {A: 0.0}
     assert difference(a_lora({A: zero}), a_lora({A: lora(12, 10)}))[A] == pytest.approx(1.0, rel=1e-6)
-    assert difference(a_lora({A: lora(12, 10)}), a_lora({A: lora(12, 10).replaced(up=-lora(12, 10).parts["up"])}))[A] == pytest.approx(2.0, rel=1e-6)
+    assert difference(a_lora({A: lora(12, 10)}), a_lora({A: lora(12, 10).replaced(up=-lora(12, 10).parts["up"])}))[
+        A
+    ] == pytest.approx(2.0, rel=1e-6)
 
 
-@pytest.mark.parametrize("module", [Module("full", {"diff_b": torch.ones(12)}), Module("other", {"oft_blocks": random(1, 2, 4, 4)})], ids=["bias", "oft"])
+@pytest.mark.parametrize(
+    "module",
+    [Module("full", {"diff_b": torch.ones(12)}), Module("other", {"oft_blocks": random(1, 2, 4, 4)})],
+    ids=["bias", "oft"],
+)
 def test_a_file_with_modules_that_have_no_dense_change_can_be_compared_with_itself(module):
     one = a_lora({A: module, B: lora(12, 10)})
     assert set(difference(one, one).values()) == {0.0}
@@ -255,9 +282,13 @@ def test_a_kohya_file_of_mixed_alphas_warns_of_diffusers():
     assert "wrong strengths" in loaders(mixed)["diffusers"]
     assert loaders(mixed)["ComfyUI"] == loaders(mixed)["A1111"] == "all"
     assert loaders(a_lora({A: lora(alpha=1.0), B: lora(alpha=1.0)}))["diffusers"] == "all"
-    assert loaders(a_lora({A: lora(alpha=1.0), TEXT: lora(alpha=2.0)}))["diffusers"] == "all"  # each component has an alpha of its own
+    assert (
+        loaders(a_lora({A: lora(alpha=1.0), TEXT: lora(alpha=2.0)}))["diffusers"] == "all"
+    )  # each component has an alpha of its own
     assert "wrong" not in loaders(a_lora({A: lora(alpha=1.0), B: lora(alpha=2.0)}, source="diffusers"))["diffusers"]
-    assert "wrong strengths" in loaders(a_lora({A: lora(rank=2), B: lora(rank=4)}))["diffusers"]  # a missing alpha is the rank
+    assert (
+        "wrong strengths" in loaders(a_lora({A: lora(rank=2), B: lora(rank=4)}))["diffusers"]
+    )  # a missing alpha is the rank
 
 
 def test_a_file_that_was_read_warns_as_well():
@@ -282,7 +313,12 @@ def test_an_embedding_tells_its_vectors_norms_and_how_prompts_call_it():
     assert lines[0] == "embedding: Stable Diffusion XL"
     assert "clip_l: 2 vectors of width 2, norms 5 to 10" in lines
     assert "clip_g: 2 vectors of width 4, norms 2 to 2" in lines
-    assert {"token in the file: <zog>", "trained for 70 steps", "prompts: A1111 my_zog, ComfyUI embedding:my_zog", "note: something"} <= set(lines)
+    assert {
+        "token in the file: <zog>",
+        "trained for 70 steps",
+        "prompts: A1111 my_zog, ComfyUI embedding:my_zog",
+        "note: something",
+    } <= set(lines)
 
 
 def test_a_bare_embedding_says_no_more_than_it_knows():

@@ -7,7 +7,21 @@ import re
 
 import pytest
 import torch
-from lora_cases import FAMILY_MODELS, a_b, dense, error, kohya, layers, loha, lokr, lora, random, sampled, small, text_layers
+from lora_cases import (
+    FAMILY_MODELS,
+    a_b,
+    dense,
+    error,
+    kohya,
+    layers,
+    loha,
+    lokr,
+    lora,
+    random,
+    sampled,
+    small,
+    text_layers,
+)
 from lora_loom.convert import TARGETS, FormatError, Lora, Module, peft_directories, read, trained, write
 from lora_loom.convert.families import FAMILIES, UNKNOWN
 from lora_loom.convert.writers import approximated
@@ -85,7 +99,9 @@ def test_any_form_to_any_form_changes_nothing_but_rounding(family, first, second
     assert worst < ROUNDING
 
 
-@pytest.mark.parametrize(("target", "scale_one"), [("kohya", False), ("kohya", True), ("comfyui", True), ("diffusers", True)])
+@pytest.mark.parametrize(
+    ("target", "scale_one"), [("kohya", False), ("kohya", True), ("comfyui", True), ("diffusers", True)]
+)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_file_written_again_in_its_own_form_is_the_same_file(family, target, scale_one):
     # Exact because no scale has to be folded: one alpha in Kohya files, scale 1 in the others.
@@ -99,7 +115,9 @@ def test_a_file_written_again_in_its_own_form_is_the_same_file(family, target, s
 @pytest.mark.parametrize("ranks", [(4, 4), (49, 4)])
 def test_files_of_one_alpha_keep_their_type_and_bits_whatever_their_ranks(dtype, ranks):
     # 49 * (1 / 49) is not 1 in floating point.
-    given = {f"unet.{n}": lora(6, 6, rank=r, alpha=1.0, dtype=dtype) for n, r in zip((Q, Q.replace("to_q", "to_k")), ranks)}
+    given = {
+        f"unet.{n}": lora(6, 6, rank=r, alpha=1.0, dtype=dtype) for n, r in zip((Q, Q.replace("to_q", "to_k")), ranks)
+    }
     file = write(Lora("sd1", given), "kohya")
     for name, module in given.items():
         flat = f"lora_unet_{name.removeprefix('unet.').replace('.', '_')}"
@@ -178,7 +196,10 @@ def test_each_family_has_the_names_that_its_loaders_read(family, target, prefixe
 
 
 def test_clip_paths_on_disk_always_hold_text_model():
-    flat = {f"lora_te1_encoder_layers_0_mlp_fc1.lora_{p}.weight": torch.ones(s) for p, s in (("down", (2, 12)), ("up", (48, 2)))}
+    flat = {
+        f"lora_te1_encoder_layers_0_mlp_fc1.lora_{p}.weight": torch.ones(s)
+        for p, s in (("down", (2, 12)), ("up", (48, 2)))
+    }
     file = read(flat, family="sdxl")
     assert all("text_model_encoder" in k for k in write(file, "kohya"))
     for target in ("comfyui", "diffusers"):
@@ -196,13 +217,19 @@ def test_numbers_are_written_at_the_strength_worked_out_by_hand(target):
     up = next(v for k, v in file.items() if "lora_up" in k or "lora_B" in k)
     down = next(v for k, v in file.items() if "lora_down" in k or "lora_A" in k)
     scale = next((v.item() / 2 for k, v in file.items() if k.endswith("alpha")), 1.0)
-    assert torch.equal(scale * up @ down, torch.full((4, 4), 3.0))  # 2 * 3 * 2 * 0.5 / 2; the root of a quarter is exact
+    assert torch.equal(
+        scale * up @ down, torch.full((4, 4), 3.0)
+    )  # 2 * 3 * 2 * 0.5 / 2; the root of a quarter is exact
 
 
 def test_convolutions_of_sd1_projections_stay_convolutions_and_those_of_sdxl_linear():
     for family, dims in (("sd1", 4), ("sd2", 2), ("sdxl", 2)):
         for target in ("kohya", "diffusers"):
-            proj = [v for k, v in write(made(family), target).items() if "proj_in" in k and ("lora_up" in k or "lora_B" in k)]
+            proj = [
+                v
+                for k, v in write(made(family), target).items()
+                if "proj_in" in k and ("lora_up" in k or "lora_B" in k)
+            ]
             assert {v.ndim for v in proj} == {dims}
 
 
@@ -289,11 +316,20 @@ UNKNOWN_PARTS = {
 @pytest.mark.parametrize("family", ["sd1", "unknown"])
 def test_parts_of_a_kind_nobody_here_knows_keep_their_exact_endings(name, target, family):
     layer = f"lora_unet_{FLAT_Q}"
-    given = {f"{layer}.{ending}": random(1, *shape) if shape else torch.tensor(0.25) for ending, shape in UNKNOWN_PARTS[name].items()}
+    given = {
+        f"{layer}.{ending}": random(1, *shape) if shape else torch.tensor(0.25)
+        for ending, shape in UNKNOWN_PARTS[name].items()
+    }
     written = write(read(given, family=family), target)
-    (prefix,) = {key.split(".oft", 1)[0].split(".a1", 1)[0].split(".bm", 1)[0].split(".set", 1)[0].removesuffix(".alpha") for key in written}
+    (prefix,) = {
+        key.split(".oft", 1)[0].split(".a1", 1)[0].split(".bm", 1)[0].split(".set", 1)[0].removesuffix(".alpha")
+        for key in written
+    }
     assert {key.removeprefix(f"{prefix}.") for key in written} == set(UNKNOWN_PARTS[name])
-    assert all(torch.equal(written[f"{prefix}.{ending}"].float(), given[f"{layer}.{ending}"].float()) for ending in UNKNOWN_PARTS[name])
+    assert all(
+        torch.equal(written[f"{prefix}.{ending}"].float(), given[f"{layer}.{ending}"].float())
+        for ending in UNKNOWN_PARTS[name]
+    )
 
 
 def test_a_norm_is_written_under_the_names_each_program_reads():
@@ -301,7 +337,10 @@ def test_a_norm_is_written_under_the_names_each_program_reads():
 
     norm = "mid_block.attentions.0.transformer_blocks.0.norm1"
     diff, bias = random(1, 8), random(2, 8)
-    given = read({f"lora_unet_{norm.replace('.', '_')}.w_norm": diff, f"lora_unet_{norm.replace('.', '_')}.b_norm": bias}, family="sd1")
+    given = read(
+        {f"lora_unet_{norm.replace('.', '_')}.w_norm": diff, f"lora_unet_{norm.replace('.', '_')}.b_norm": bias},
+        family="sd1",
+    )
     file = write(given, "kohya")
     assert {key.rpartition(".")[2] for key in file} == {"w_norm", "b_norm"}
     layer = torch.nn.LayerNorm(8)
@@ -310,12 +349,19 @@ def test_a_norm_is_written_under_the_names_each_program_reads():
     native = write(given, "comfyui")
     assert {key.rpartition(".")[2] for key in native} == {"diff", "diff_b"}
     again = read(native, family="sd1").modules[f"unet.{norm}"]
-    assert (again.kind, torch.equal(again.parts["diff"], diff), torch.equal(again.parts["diff_b"], bias)) == ("norm", True, True)
+    assert (again.kind, torch.equal(again.parts["diff"], diff), torch.equal(again.parts["diff_b"], bias)) == (
+        "norm",
+        True,
+        True,
+    )
 
 
 def test_a_glora_keeps_the_keys_its_readers_ask_for():
     layer = f"lora_unet_{FLAT_Q}"
-    given = {f"{layer}.{n}.weight": random(i, *shape) for i, (n, shape) in enumerate({"a1": (5, 2), "a2": (2, 5), "b1": (6, 2), "b2": (2, 5)}.items())}
+    given = {
+        f"{layer}.{n}.weight": random(i, *shape)
+        for i, (n, shape) in enumerate({"a1": (5, 2), "a2": (2, 5), "b1": (6, 2), "b2": (2, 5)}.items())
+    }
     written = write(read(given | {f"{layer}.alpha": torch.tensor(1.0)}, family="sd1"), "kohya")
     assert written.keys() == {*given, f"{layer}.alpha"}
     assert all(torch.equal(written[key], given[key]) for key in given)
@@ -345,7 +391,14 @@ def test_a_lokr_of_two_full_matrices_is_written_with_an_alpha_since_lycoris_asks
 def test_approximation_replaces_what_is_no_lora_and_tells_the_error_of_each():
     k, v = Q.replace("to_q", "to_k"), Q.replace("to_q", "to_v")
     dense_change = torch.diag(torch.tensor([3.0, 2.0, 1.0, 1.0]))
-    given = Lora("sd1", {f"unet.{Q}": lora(4, 4), f"unet.{k}": loha(4, 4, alpha=1.0), f"unet.{v}": Module("full", {"diff": dense_change})})
+    given = Lora(
+        "sd1",
+        {
+            f"unet.{Q}": lora(4, 4),
+            f"unet.{k}": loha(4, 4, alpha=1.0),
+            f"unet.{v}": Module("full", {"diff": dense_change}),
+        },
+    )
     out, errors = approximated(given, 2)
     assert set(errors) == {f"unet.{k}", f"unet.{v}"}
     assert out.modules[f"unet.{Q}"] is given.modules[f"unet.{Q}"]
@@ -374,7 +427,10 @@ def test_approximation_refuses_dora_and_never_drops_a_bias_in_silence():
 # --- DoRA ---------------------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("path", "kernel", "kohya_shape", "peft_shape"), [(Q, (), (6, 1), (6,)), ("conv_in", (3, 3), (6, 1, 1, 1), (1, 6, 1, 1))])
+@pytest.mark.parametrize(
+    ("path", "kernel", "kohya_shape", "peft_shape"),
+    [(Q, (), (6, 1), (6,)), ("conv_in", (3, 3), (6, 1, 1, 1), (1, 6, 1, 1))],
+)
 def test_magnitudes_of_outputs_have_the_shape_of_each_form(path, kernel, kohya_shape, peft_shape):
     module = lora(alpha=1.0, kernel=kernel)
     module = module.replaced(dora=random(5, 6).reshape(kohya_shape))
@@ -422,16 +478,24 @@ class Net(torch.nn.Module):
         torch.manual_seed(0)
         self.conv_in = torch.nn.Conv2d(4, 6, 3)
         self.conv_out = torch.nn.Conv2d(6, 4, 3)
-        self.time_embedding = torch.nn.ModuleDict({"linear_1": torch.nn.Linear(8, 12), "linear_2": torch.nn.Linear(12, 12)})
+        self.time_embedding = torch.nn.ModuleDict(
+            {"linear_1": torch.nn.Linear(8, 12), "linear_2": torch.nn.Linear(12, 12)}
+        )
 
 
-NET = {"conv_in": (6, 4, 3, 3), "conv_out": (4, 6, 3, 3), "time_embedding.linear_1": (12, 8), "time_embedding.linear_2": (12, 12)}
+NET = {
+    "conv_in": (6, 4, 3, 3),
+    "conv_out": (4, 6, 3, 3),
+    "time_embedding.linear_1": (12, 8),
+    "time_embedding.linear_2": (12, 12),
+}
 
 
 @pytest.mark.parametrize("uniform", [True, False])
 def test_peft_loads_the_directory_and_has_the_same_change_in_every_layer(uniform, tmp_path):
     modules = {
-        f"unet.{n}": lora(*s[:2], rank=4 if uniform else 2 + i, alpha=2.0 if uniform else 1.0 + i, kernel=s[2:], seed=i) for i, (n, s) in enumerate(NET.items())
+        f"unet.{n}": lora(*s[:2], rank=4 if uniform else 2 + i, alpha=2.0 if uniform else 1.0 + i, kernel=s[2:], seed=i)
+        for i, (n, s) in enumerate(NET.items())
     }
     file, config = peft_directories(Lora("sd1", modules))["unet"]
     save_file({k: v.contiguous() for k, v in file.items()}, tmp_path / "adapter_model.safetensors")
@@ -462,7 +526,9 @@ def test_what_peft_saves_is_read_with_the_change_it_has_there(settings):
 
 
 def test_dora_that_peft_saves_is_read_and_written_for_peft_again():
-    net = get_peft_model(Net(), config := LoraConfig(r=4, target_modules=list(NET), init_lora_weights=False, use_dora=True))
+    net = get_peft_model(
+        Net(), config := LoraConfig(r=4, target_modules=list(NET), init_lora_weights=False, use_dora=True)
+    )
     saved = get_peft_model_state_dict(net)
     file, ours = peft_directories(read(saved, config=config.to_dict(), family="sd1"))["unet"]
     assert ours["use_dora"] is True
@@ -480,13 +546,19 @@ def test_flat_clip_names_fit_the_modules_of_newer_transformers():
 
 
 def test_kinds_peft_does_not_have_are_refused():
-    for modules in ({f"unet.{Q}": lokr()}, {f"unet.{Q}": Module("full", {"diff": random(1, 6, 5)})}, {f"unet.{Q}": lora(), "unet.conv_in": loha()}):
+    for modules in (
+        {f"unet.{Q}": lokr()},
+        {f"unet.{Q}": Module("full", {"diff": random(1, 6, 5)})},
+        {f"unet.{Q}": lora(), "unet.conv_in": loha()},
+    ):
         with pytest.raises(FormatError, match="approximate"):
             peft_directories(Lora("sd1", modules))
 
 
 def test_a_loha_directory_is_read_again_with_its_scale():
-    given = Lora("sd1", {f"unet.{Q}": loha(alpha=1.0), f"unet.{Q.replace('to_q', 'to_k')}": loha(rank=3, alpha=6.0, seed=9)})
+    given = Lora(
+        "sd1", {f"unet.{Q}": loha(alpha=1.0), f"unet.{Q.replace('to_q', 'to_k')}": loha(rank=3, alpha=6.0, seed=9)}
+    )
     file, config = peft_directories(given)["unet"]
     assert config["peft_type"] == "LOHA"
     same(read(file, config=config, family="sd1").modules, given.modules)
@@ -496,7 +568,10 @@ def test_a_loha_directory_is_read_again_with_its_scale():
 
 
 def test_names_of_an_unknown_model_are_kept_in_every_form():
-    flat, dotted = kohya("lora_unet_strange_3_layer", lora(alpha=1.0)), kohya("diffusion_model.strange.3.layer", lora(alpha=1.0))
+    flat, dotted = (
+        kohya("lora_unet_strange_3_layer", lora(alpha=1.0)),
+        kohya("diffusion_model.strange.3.layer", lora(alpha=1.0)),
+    )
     for target in ("universal", "kohya", "comfyui", "diffusers"):
         file = write(read(flat), target)
         assert file.keys() == flat.keys()
@@ -516,9 +591,15 @@ def test_what_a_run_trained_is_written_in_the_universal_form_of_its_base():
              "flux1": "diffusion_model.double_blocks.0.img_attn.proj"}  # fmt: skip
     for base, name in names.items():
         module = lora(6, 6, rank=2, alpha=1.0)
-        state = {f"{name}.lora_down": module.parts["down"], f"{name}.lora_up": module.parts["up"], f"{name}.alpha": torch.tensor(1.0)}
+        state = {
+            f"{name}.lora_down": module.parts["down"],
+            f"{name}.lora_up": module.parts["up"],
+            f"{name}.alpha": torch.tensor(1.0),
+        }
         file = trained(state, base)
-        sign = {"flux1": "transformer.transformer_blocks.0.attn.to_out.0.lora_A.weight"}.get(base, f"{name}.lora_down.weight")
+        sign = {"flux1": "transformer.transformer_blocks.0.attn.to_out.0.lora_A.weight"}.get(
+            base, f"{name}.lora_down.weight"
+        )
         assert sign in file
         (got,) = read(file, family=base).modules.values()
         assert error(dense(got), dense(module)) < ROUNDING

@@ -47,23 +47,41 @@ def denoiser(family: str, width: str = "tiny") -> nn.Module:
     if family == "sd2":
         return _unet(4, (0, 1, 2), linear=True)
     if family == "sdxl":
-        pooled = {"addition_embed_type": "text_time", "addition_time_embed_dim": 8, "projection_class_embeddings_input_dim": 80}
+        pooled = {
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 8,
+            "projection_class_embeddings_input_dim": 80,
+        }
         return _unet(3, (1, 2), linear=True, transformer_layers_per_block=(1, 2, 3), **pooled)
     if family == "flux1":
-        return diffusers.FluxTransformer2DModel(**two_stream, pooled_projection_dim=20, guidance_embeds=True, axes_dims_rope=(4, 4, 8))
+        return diffusers.FluxTransformer2DModel(
+            **two_stream, pooled_projection_dim=20, guidance_embeds=True, axes_dims_rope=(4, 4, 8)
+        )
     if family == "chroma":
         approximator = {"approximator_num_channels": 8, "approximator_hidden_dim": 20, "approximator_layers": 2}
         return diffusers.ChromaTransformer2DModel(**two_stream, axes_dims_rope=(4, 4, 8), **approximator)
     if family == "flux2":
-        return diffusers.Flux2Transformer2DModel(**two_stream, timestep_guidance_channels=12, mlp_ratio=3.0, axes_dims_rope=(4, 4, 4, 4))
-    if family == "sd3":  # as 3.5 medium: dual attention in the first block; the last block's text stream is context_pre_only, as in all of them
+        return diffusers.Flux2Transformer2DModel(
+            **two_stream, timestep_guidance_channels=12, mlp_ratio=3.0, axes_dims_rope=(4, 4, 4, 4)
+        )
+    if (
+        family == "sd3"
+    ):  # as 3.5 medium: dual attention in the first block; the last block's text stream is context_pre_only, as in all of them
         return diffusers.SD3Transformer2DModel(
             sample_size=8, in_channels=4, out_channels=4, num_layers=3, **attention, caption_projection_dim=32, pooled_projection_dim=20, pos_embed_max_size=8,
             dual_attention_layers=(0,), qk_norm="rms_norm",
         )  # fmt: skip
     if family == "z-image":
         return diffusers.ZImageTransformer2DModel(
-            in_channels=4, dim=48, n_layers=2, n_refiner_layers=1, n_heads=2, n_kv_heads=2, cap_feat_dim=24, axes_dims=[8, 8, 8], axes_lens=[32] * 3
+            in_channels=4,
+            dim=48,
+            n_layers=2,
+            n_refiner_layers=1,
+            n_heads=2,
+            n_kv_heads=2,
+            cap_feat_dim=24,
+            axes_dims=[8, 8, 8],
+            axes_lens=[32] * 3,
         )
     if family == "lumina2":  # three query heads to a key head, as in the published model
         heads, head = (24, 96) if width == "real" else (6, 8)
@@ -73,7 +91,9 @@ def denoiser(family: str, width: str = "tiny") -> nn.Module:
             axes_lens=(32, 16, 16), cap_feat_dim=24,
         )  # fmt: skip
     if family == "qwen-image":
-        return diffusers.QwenImageTransformer2DModel(in_channels=16, out_channels=4, num_layers=2, **attention, axes_dims_rope=(4, 6, 6))
+        return diffusers.QwenImageTransformer2DModel(
+            in_channels=16, out_channels=4, num_layers=2, **attention, axes_dims_rope=(4, 6, 6)
+        )
     assert family == "wan"  # image to video of 2.1: with image keys and values
     return diffusers.WanTransformer3DModel(
         num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=4, text_dim=24, freq_dim=16, ffn_dim=40, num_layers=2, image_dim=20,
@@ -84,7 +104,9 @@ def denoiser(family: str, width: str = "tiny") -> nn.Module:
 def encoder(name: str) -> nn.Module:
     """A CLIP text encoder; `clip_g` with a projection, as SDXL and SD3 use it."""
     wide = {"clip_l": 24, "clip_g": 32, "clip_h": 24}[name]
-    config = CLIPTextConfig(hidden_size=wide, intermediate_size=4 * wide, num_hidden_layers=2, num_attention_heads=2, projection_dim=20)
+    config = CLIPTextConfig(
+        hidden_size=wide, intermediate_size=4 * wide, num_hidden_layers=2, num_attention_heads=2, projection_dim=20
+    )
     return (CLIPTextModelWithProjection if name == "clip_g" else CLIPTextModel)(config)
 
 
@@ -104,9 +126,20 @@ class Tiny:
         """diffusers' own pipeline around the models; parts that loading a LoRA does not need are missing."""
         kind = getattr(diffusers, _PIPELINES[self.family])
         names = [n for n in kind.__init__.__annotations__ if n not in ("return", "requires_safety_checker")]
-        optional = {"is_distilled", "boundary_ratio", "expand_timesteps", "force_zeros_for_empty_prompt", "add_watermarker"}
+        optional = {
+            "is_distilled",
+            "boundary_ratio",
+            "expand_timesteps",
+            "force_zeros_for_empty_prompt",
+            "add_watermarker",
+        }
         parts = {n: self.models.get(n) for n in names if n not in optional}
-        return kind(**parts, **({"requires_safety_checker": False} if "requires_safety_checker" in kind.__init__.__annotations__ else {}))
+        return kind(
+            **parts,
+            **(
+                {"requires_safety_checker": False} if "requires_safety_checker" in kind.__init__.__annotations__ else {}
+            ),
+        )
 
 
 def build(family: str, width: str = "tiny", seed: int = 0) -> Tiny:
@@ -129,7 +162,10 @@ def build(family: str, width: str = "tiny", seed: int = 0) -> Tiny:
 _PUBLISHED = {
     "flux1": (diffusers.FluxTransformer2DModel, {"num_layers": 2, "num_single_layers": 2, "guidance_embeds": True}),
     "chroma": (diffusers.ChromaTransformer2DModel, {"num_layers": 2, "num_single_layers": 2}),
-    "sd3": (diffusers.SD3Transformer2DModel, {"num_layers": 3, "num_attention_heads": 24, "caption_projection_dim": 1536, "dual_attention_layers": (0,)}),
+    "sd3": (
+        diffusers.SD3Transformer2DModel,
+        {"num_layers": 3, "num_attention_heads": 24, "caption_projection_dim": 1536, "dual_attention_layers": (0,)},
+    ),
     "flux2": (diffusers.Flux2Transformer2DModel, {"num_layers": 2, "num_single_layers": 2}),
     "z-image": (diffusers.ZImageTransformer2DModel, {"n_layers": 2, "n_refiner_layers": 1}),
     "lumina2": (diffusers.Lumina2Transformer2DModel, {"num_layers": 2, "num_refiner_layers": 1}),
@@ -142,7 +178,11 @@ def on_meta(family: str) -> Tiny:
     kind, settings = _PUBLISHED[family]
     with torch.device("meta"):
         transformer = kind(**settings)
-    return Tiny(family, {"transformer": transformer}, {f"transformer.{path}": ("transformer", path) for path in _layers(transformer)})
+    return Tiny(
+        family,
+        {"transformer": transformer},
+        {f"transformer.{path}": ("transformer", path) for path in _layers(transformer)},
+    )
 
 
 def _layers(model: nn.Module) -> list[str]:
@@ -167,7 +207,10 @@ def factors(tiny: Tiny, scales: str = "mixed", only=None, seed: int = 1) -> Lora
     for n, name in enumerate(name for name in tiny.layers if only is None or only(name)):
         rank, alpha = (RANKS[n % len(RANKS)], ALPHAS[n % len(ALPHAS)]) if scales == "mixed" else (4, 2.0)
         out, *into = tiny.module(name).weight.shape
-        down, up = torch.randn(rank, *into, generator=rng), torch.randn(out, rank, *[1] * (len(into) - 1), generator=rng)
+        down, up = (
+            torch.randn(rank, *into, generator=rng),
+            torch.randn(out, rank, *[1] * (len(into) - 1), generator=rng),
+        )
         modules[name] = Module("lora", {"down": down, "up": up}, alpha)
     return Lora(tiny.family, modules)
 
@@ -202,7 +245,9 @@ def lora_layers(tiny: Tiny, adapter: str) -> dict[str, torch.Tensor]:
 
 def worst(got: dict[str, torch.Tensor], want: dict[str, torch.Tensor]) -> tuple[float, str]:
     """(largest error, whose) over layers that both name; that they name the same ones is asserted."""
-    assert got.keys() == want.keys(), f"missing {sorted(want.keys() - got.keys())[:5]}, extra {sorted(got.keys() - want.keys())[:5]}"
+    assert got.keys() == want.keys(), (
+        f"missing {sorted(want.keys() - got.keys())[:5]}, extra {sorted(got.keys() - want.keys())[:5]}"
+    )
     return max((error(got[name], want[name]), name) for name in want)
 
 

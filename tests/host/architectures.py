@@ -53,7 +53,14 @@ _HUNYUAN = {
     "mlp_ratio": 4.0, "num_heads": 2, "depth": 1, "depth_single_blocks": 1, "axes_dim": [8, 12, 12], "theta": 256, "qkv_bias": True, "byt5": False,
     "guidance_embed": True, "meanflow": False, "meanflow_sum": False, "use_cond_type_embedding": False, "vision_in_dim": None,
 }  # fmt: skip
-_HUNYUAN15 = {**_HUNYUAN, "patch_size": [1, 1, 1], "out_channels": 32, "vec_in_dim": None, "guidance_embed": False, "vision_in_dim": 40}
+_HUNYUAN15 = {
+    **_HUNYUAN,
+    "patch_size": [1, 1, 1],
+    "out_channels": 32,
+    "vec_in_dim": None,
+    "guidance_embed": False,
+    "vision_in_dim": 40,
+}
 _COSMOS2 = {
     "image_model": "cosmos_predict2", "max_img_h": 240, "max_img_w": 240, "max_frames": 128, "in_channels": 16, "out_channels": 16, "patch_spatial": 2,
     "patch_temporal": 1, "model_channels": 64, "num_blocks": 1, "num_heads": 2, "concat_padding_mask": True, "crossattn_emb_channels": 48,
@@ -124,12 +131,18 @@ def build(name: str, dtype: torch.dtype = torch.float32, seed: int = 0, **change
         for value in model.diffusion_model.buffers():  # some hold whatever was in memory until a checkpoint fills them
             if value.is_floating_point():
                 value.copy_(0.1 * torch.randn(value.shape, generator=rng))
-        return comfy.model_patcher.ModelPatcher(model, load_device=torch.device("cpu"), offload_device=torch.device("cpu"))
+        return comfy.model_patcher.ModelPatcher(
+            model, load_device=torch.device("cpu"), offload_device=torch.device("cpu")
+        )
 
 
 def conditioning(name: str, seed: int, tokens: int = 6) -> list:
     """One [[text, extras]] conditioning with random numbers."""
     _, _, _, width, extras = row_of(name)
     rng = torch.Generator().manual_seed(seed)
-    pooled = {"pooled_output": torch.randn(1, extras["pooled"], generator=rng)} if "pooled" in extras else {"pooled_output": None}
+    pooled = (
+        {"pooled_output": torch.randn(1, extras["pooled"], generator=rng)}
+        if "pooled" in extras
+        else {"pooled_output": None}
+    )
     return [[torch.randn(1, tokens, width, generator=rng), pooled]]

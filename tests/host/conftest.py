@@ -26,7 +26,9 @@ REASON = why_not()
 
 
 def pytest_ignore_collect(collection_path, config):
-    return bool(REASON) and collection_path.name != "test_host_here.py" and collection_path.parent.name == "host" or None
+    return (
+        bool(REASON) and collection_path.name != "test_host_here.py" and collection_path.parent.name == "host" or None
+    )
 
 
 def pytest_configure(config):

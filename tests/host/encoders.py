@@ -9,7 +9,9 @@ import comfy.supported_models_base
 import torch
 
 SHALLOW = {f"{name}_model_config": {"num_hidden_layers": 3} for name in ("clip_l", "clip_g", "clip_h")}
-T5 = {"t5xxl_model_config": {"num_layers": 1, "d_model": 64, "d_ff": 96, "d_kv": 8, "num_heads": 4, "vocab_size": 32128}}
+T5 = {
+    "t5xxl_model_config": {"num_layers": 1, "d_model": 64, "d_ff": 96, "d_kv": 8, "num_heads": 4, "vocab_size": 32128}
+}
 
 
 def target(family: str) -> Any:
@@ -34,6 +36,14 @@ def build(family: str, seed: int = 0) -> Any:
         clip = comfy.sd.CLIP(target(family), embedding_directory=[], model_options=options, disable_dynamic=True)
         rng = torch.Generator().manual_seed(seed)
         for name, p in clip.cond_stage_model.named_parameters():
-            scale = 0.02 if "embedding" in name or "shared" in name else 0.5 / max(1, p.numel() // max(1, len(p) if p.ndim else 1)) ** 0.5
-            p.copy_(1.0 + 0.1 * torch.randn(p.shape, generator=rng) if p.ndim == 1 and name.endswith("weight") else torch.randn(p.shape, generator=rng) * scale)
+            scale = (
+                0.02
+                if "embedding" in name or "shared" in name
+                else 0.5 / max(1, p.numel() // max(1, len(p) if p.ndim else 1)) ** 0.5
+            )
+            p.copy_(
+                1.0 + 0.1 * torch.randn(p.shape, generator=rng)
+                if p.ndim == 1 and name.endswith("weight")
+                else torch.randn(p.shape, generator=rng) * scale
+            )
     return clip

@@ -57,7 +57,15 @@ KLEIN_4B = {
     "depth_single_blocks": 20, "axes_dim": [32, 32, 32, 32], "theta": 2000, "qkv_bias": False, "ops_bias": False, "patch_size": 1, "guidance_embed": False,
     "global_modulation": True, "mlp_silu_act": True, "txt_ids_dims": [3], "default_ref_method": "index", "ref_index_scale": 10.0,
 }  # fmt: skip
-FLUX2_DEV = {**KLEIN_4B, "hidden_size": 6144, "num_heads": 48, "depth": 8, "depth_single_blocks": 48, "context_in_dim": 15360, "guidance_embed": True}
+FLUX2_DEV = {
+    **KLEIN_4B,
+    "hidden_size": 6144,
+    "num_heads": 48,
+    "depth": 8,
+    "depth_single_blocks": 48,
+    "context_in_dim": 15360,
+    "guidance_embed": True,
+}
 LUMINA2 = {
     "image_model": "lumina2", "patch_size": 2, "in_channels": 16, "dim": 2304, "cap_feat_dim": 2304, "n_layers": 26, "qk_norm": True, "n_heads": 24,
     "n_kv_heads": 8, "axes_dims": [32, 32, 32], "axes_lens": [300, 512, 512], "rope_theta": 10000.0, "ffn_dim_multiplier": 4.0,
@@ -71,7 +79,15 @@ WAN_1B = {
     "image_model": "wan2.1", "model_type": "t2v", "dim": 1536, "in_dim": 16, "out_dim": 16, "num_heads": 12, "ffn_dim": 8960, "num_layers": 30, "eps": 1e-6,
     "patch_size": (1, 2, 2), "freq_dim": 256, "window_size": (-1, -1), "qk_norm": True, "cross_attn_norm": True,
 }  # fmt: skip
-WAN_I2V = {**WAN_1B, "model_type": "i2v", "dim": 5120, "in_dim": 36, "num_heads": 40, "ffn_dim": 13824, "num_layers": 40}
+WAN_I2V = {
+    **WAN_1B,
+    "model_type": "i2v",
+    "dim": 5120,
+    "in_dim": 36,
+    "num_heads": 40,
+    "ffn_dim": 13824,
+    "num_layers": 40,
+}
 
 
 def sd3(depth: int, patches: int, second_attention: int = 0, norm: str | None = None) -> dict[str, Any]:
@@ -111,10 +127,14 @@ MODELS = {
     "sd1.5": Published("sd1", "SD15", SD1, 282, 282, lambda: comfy.sd1_clip.SD1ClipModel(**META), 72),
     "sd2.1": Published("sd2", "SD20", SD2, 282, 282, lambda: sd2_text.SD2ClipModel(**META), 144),
     "sdxl": Published("sdxl", "SDXL", SDXL, 794, 794, lambda: comfy.sdxl_clip.SDXLClipModel(**META), 72 + 192),
-    "sdxl-refiner": Published("sdxl-refiner", "SDXLRefiner", REFINER, 554, 554, lambda: comfy.sdxl_clip.SDXLRefinerClipModel(**META), 192),
+    "sdxl-refiner": Published(
+        "sdxl-refiner", "SDXLRefiner", REFINER, 554, 554, lambda: comfy.sdxl_clip.SDXLRefinerClipModel(**META), 192
+    ),
     "flux.1-dev": Published("flux1", "Flux", FLUX1, 314, 504, _flux_text, 72, diffusers=True),
     "chroma": Published("chroma", "Chroma", CHROMA, 243, 433, lambda: t5_text.PixArtT5XXL(**META)),
-    "sd3-medium": Published("sd3", "SD3", sd3(24, 192), 245, 341, _sd3_text, 72 + 192, diffusers=True),  # 340 linear layers and the patch convolution
+    "sd3-medium": Published(
+        "sd3", "SD3", sd3(24, 192), 245, 341, _sd3_text, 72 + 192, diffusers=True
+    ),  # 340 linear layers and the patch convolution
     "sd3.5-medium": Published("sd3", "SD3", sd3(24, 384, 13, "rms"), 271, 393, _sd3_text, 72 + 192, diffusers=True),
     "sd3.5-large": Published("sd3", "SD3", sd3(38, 192, 0, "rms"), 385, 537, _sd3_text, 72 + 192, diffusers=True),
     "lumina2": Published("lumina2", "Lumina2", LUMINA2, 184, 244),
@@ -128,16 +148,26 @@ MODELS = {
 
 # The tiny models of `architectures`, with the block layout of the published ones where the layout decides names, and kinds of layers it lacks.
 _SMALL = {"model_channels": 32, "context_dim": 48, "num_heads": 4, "num_head_channels": -1}
-_SHALLOW = {"transformer_depth": [0, 0, 1, 1, 2, 2], "transformer_depth_middle": 2, "transformer_depth_output": [0, 0, 0, 1, 1, 1, 2, 2, 2]}
+_SHALLOW = {
+    "transformer_depth": [0, 0, 1, 1, 2, 2],
+    "transformer_depth_middle": 2,
+    "transformer_depth_output": [0, 0, 0, 1, 1, 1, 2, 2, 2],
+}
 _TINY_WAN, _TINY_SD3, _TINY_LUMINA2 = (architectures.MODELS[name][1] for name in ("Wan", "SD3", "Lumina2"))
 _AS_THEY_ARE = {
     "SD3": "sd3", "Flux": "flux1", "Flux2": "flux2", "Chroma": "chroma", "ZImage": "z-image", "QwenImage": "qwen-image", "Wan": "wan",
 }  # fmt: skip
 TINY = {  # name -> (family, row of architectures.MODELS)
     "SD15": ("sd1", ("SD15", {**SD1, **_SMALL}, (), 0, {})),
-    "SD21": ("sd2", ("SD20", {**SD2, **_SMALL, "model_channels": 64}, (), 0, {})),  # the host gives its heads 64 channels
+    "SD21": (
+        "sd2",
+        ("SD20", {**SD2, **_SMALL, "model_channels": 64}, (), 0, {}),
+    ),  # the host gives its heads 64 channels
     "SDXL": ("sdxl", ("SDXL", {**SDXL, **_SMALL, **_SHALLOW}, (), 0, {})),
-    "Lumina2": ("lumina2", ("Lumina2", {**_TINY_LUMINA2, "n_heads": 6, "n_kv_heads": 2, "axes_dims": [8, 4, 4]}, (), 0, {})),  # q:k:v rows are 3:1:1
+    "Lumina2": (
+        "lumina2",
+        ("Lumina2", {**_TINY_LUMINA2, "n_heads": 6, "n_kv_heads": 2, "axes_dims": [8, 4, 4]}, (), 0, {}),
+    ),  # q:k:v rows are 3:1:1
     "WanI2V": ("wan", ("WAN21_I2V", {**_TINY_WAN, "model_type": "i2v", "in_dim": 36}, (), 0, {})),
     "SD3.5": ("sd3", ("SD3", {**_TINY_SD3, "x_block_self_attn_layers": [0], "qk_norm": "rms"}, (), 0, {})),
     **{name: (family, architectures.MODELS[name]) for name, family in _AS_THEY_ARE.items()},
@@ -175,8 +205,17 @@ def tiny_clip(make: Callable[..., Any], **more: Any) -> Any:
         for p in model.parameters():
             p.copy_(0.1 * torch.randn(p.shape, generator=rng))
     clip = comfy.sd.CLIP(no_init=True)
-    clip.cond_stage_model, clip.patcher = model, comfy.model_patcher.ModelPatcher(model, load_device=cpu, offload_device=cpu)
-    clip.tokenizer, clip.layer_idx, clip.tokenizer_options, clip.use_clip_schedule, clip.apply_hooks_to_conds = None, None, {}, False, None
+    clip.cond_stage_model, clip.patcher = (
+        model,
+        comfy.model_patcher.ModelPatcher(model, load_device=cpu, offload_device=cpu),
+    )
+    clip.tokenizer, clip.layer_idx, clip.tokenizer_options, clip.use_clip_schedule, clip.apply_hooks_to_conds = (
+        None,
+        None,
+        {},
+        False,
+        None,
+    )
     return clip
 
 
@@ -188,7 +227,11 @@ def layers(model: torch.nn.Module) -> dict[str, tuple[int, ...]]:
 
 def text_layers(text: torch.nn.Module | None, t5: bool = False) -> dict[str, tuple[int, ...]]:
     """As `layers`, for the attention and MLP layers of text encoders; T5's only when asked for."""
-    return {} if text is None else {k: s for k, s in layers(text).items() if "projection" not in k and (t5 or not k.startswith("t5xxl."))}
+    return (
+        {}
+        if text is None
+        else {k: s for k, s in layers(text).items() if "projection" not in k and (t5 or not k.startswith("t5xxl."))}
+    )
 
 
 def factors(shape: tuple[int, ...], rank: int, rng: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:

@@ -17,12 +17,19 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 HOST = Path(os.environ.get("COMFYUI_DIR", "~/comfy/ComfyUI")).expanduser()
-START_S, PROMPT_S, END_S = 300.0, 900.0, 60.0  # only against hanging: on a machine four times slower, with a second server beside it
+START_S, PROMPT_S, END_S = (
+    300.0,
+    900.0,
+    60.0,
+)  # only against hanging: on a machine four times slower, with a second server beside it
 
 
 def free_port() -> int:
     """A port nobody listens on; processes that test side by side each take theirs from numbers of their own, as a server needs seconds to take its port."""
-    worker, count = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]), int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    worker, count = (
+        int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]),
+        int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")),
+    )
     while True:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -83,8 +90,14 @@ class Server:
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=END_S) as answer:
             return json.loads(answer.read())
 
-    def post(self, path: str, body: Any, content_type: str = "application/json", headers: dict[str, str] | None = None) -> tuple[int, Any]:
-        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", json.dumps(body).encode(), {"Content-Type": content_type, **(headers or {})})
+    def post(
+        self, path: str, body: Any, content_type: str = "application/json", headers: dict[str, str] | None = None
+    ) -> tuple[int, Any]:
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.port}{path}",
+            json.dumps(body).encode(),
+            {"Content-Type": content_type, **(headers or {})},
+        )
         try:
             with urllib.request.urlopen(request, timeout=END_S) as answer:
                 text = answer.read()
@@ -126,7 +139,9 @@ class Server:
             for name, kind in {**spec.get("required", {}), **spec.get("optional", {})}.items():
                 is_widget = isinstance(kind[0], list) or kind[0] in ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
                 if is_widget and name not in wired:
-                    inputs[name] = next(values, kind[1].get("default") if len(kind) > 1 else None)  # an older workflow lacks the last ones
+                    inputs[name] = next(
+                        values, kind[1].get("default") if len(kind) > 1 else None
+                    )  # an older workflow lacks the last ones
                     if name == "seed":
                         next(values, None)  # control after generate
             assert next(values, None) is None, f"{node['type']}: more values than widgets"

@@ -34,7 +34,14 @@ def export(state: dict, facts: dict) -> dict:
     return products(state, "run", "sd1", facts)
 
 
-def run(toy: tuple, folder: Path, listener: Listener | None = None, control: Control | None = None, change=None, **changes: Any) -> Result:
+def run(
+    toy: tuple,
+    folder: Path,
+    listener: Listener | None = None,
+    control: Control | None = None,
+    change=None,
+    **changes: Any,
+) -> Result:
     """Trains as the node does: called inside inference mode, engine outside of it. `change(backend)` may sabotage the backend."""
     config = toy_config(**changes)
     with torch.inference_mode(), torch.inference_mode(False):
@@ -52,7 +59,9 @@ def picture(toy: tuple, seed: int = 5, text: str = "a zog on a white ground") ->
         cond, empty = (clip.encode_from_tokens_scheduled(clip.tokenize(t)) for t in (text, ""))
         latent = torch.zeros(1, 8, 8, 8)
         noise = comfy.sample.prepare_noise(latent, seed)
-        latents = comfy.sample.sample(model, noise, 6, 4.0, "euler", "simple", cond, empty, latent, seed=seed, disable_pbar=True)
+        latents = comfy.sample.sample(
+            model, noise, 6, 4.0, "euler", "simple", cond, empty, latent, seed=seed, disable_pbar=True
+        )
         return vae.decode(latents).clone()
 
 
@@ -62,12 +71,28 @@ def fingerprint(toy: tuple) -> dict[str, Any]:
     facts: dict[str, Any] = {}
     for label, root in (("model", model.model), ("clip", clip.cond_stage_model), ("vae", vae.first_stage_model)):
         for name, value in [*root.named_parameters(), *root.named_buffers()]:
-            data = value.detach().clone().contiguous().view(torch.uint8) if value.ndim else value.detach().clone().reshape(1).view(torch.uint8)
+            data = (
+                value.detach().clone().contiguous().view(torch.uint8)
+                if value.ndim
+                else value.detach().clone().reshape(1).view(torch.uint8)
+            )
             flags = (value.dtype, value.device, value.requires_grad, value.is_inference())
-            facts[f"{label}.{name}"] = (hashlib.sha256(data.numpy().tobytes()).hexdigest(), flags, value.data_ptr(), id(value))
+            facts[f"{label}.{name}"] = (
+                hashlib.sha256(data.numpy().tobytes()).hexdigest(),
+                flags,
+                value.data_ptr(),
+                id(value),
+            )
         for name, module in root.named_modules():
-            own = {k: id(v) for k, v in vars(module).items() if k not in ("_parameters", "_buffers", "_modules") and callable(v)}
-            hooks = [len(getattr(module, h)) for h in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")]
+            own = {
+                k: id(v)
+                for k, v in vars(module).items()
+                if k not in ("_parameters", "_buffers", "_modules") and callable(v)
+            }
+            hooks = [
+                len(getattr(module, h))
+                for h in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+            ]
             facts[f"{label}.{name}()"] = (own, hooks, module.training, sorted(vars(module)))
     for label, patcher in (("model", model), ("clip", clip.patcher)):
         facts[f"{label} patcher"] = (

@@ -35,7 +35,9 @@ def file_of(kind, layer, **options):
 
 def loaded(tensors, layer, strength=1.0):
     """(weight, bias, patches) of a layer after the host's own loader and arithmetic."""
-    keys = {key.rpartition(".")[0].removesuffix(".lora_A").removesuffix(".lora_down").removesuffix(".a1") for key in tensors}
+    keys = {
+        key.rpartition(".")[0].removesuffix(".lora_A").removesuffix(".lora_down").removesuffix(".a1") for key in tensors
+    }
     patches = comfy.lora.load_lora(dict(tensors), {name: "layer.weight" for name in keys}, log_missing=False)
     out = {"layer.weight": layer.weight.detach().clone(), "layer.bias": layer.bias.detach().clone()}
     for key, patch in patches.items():
@@ -43,7 +45,12 @@ def loaded(tensors, layer, strength=1.0):
     return out["layer.weight"], out["layer.bias"], patches
 
 
-CASES = [(kind, place) for kind in NAMES for place in LAYERS if (KINDS[kind].trains == NORMS) == (place == "norm") and kind != "ia3"]
+CASES = [
+    (kind, place)
+    for kind in NAMES
+    for place in LAYERS
+    if (KINDS[kind].trains == NORMS) == (place == "norm") and kind != "ia3"
+]
 
 
 @pytest.mark.parametrize("form", ["kohya", "comfyui"])
@@ -53,13 +60,17 @@ def test_the_host_changes_a_layer_as_we_do(kind, place, form):
     layer = LAYERS[place]()
     lora = file_of(kind, layer)
     lora.family, module = "sd1", lora.modules.pop(NAME)
-    lora.modules["unet.mid_block.attentions.0.proj_in" if place != "norm" else "unet.mid_block.attentions.0.norm"] = module
+    lora.modules["unet.mid_block.attentions.0.proj_in" if place != "norm" else "unet.mid_block.attentions.0.norm"] = (
+        module
+    )
     weight, bias, patches = loaded(write(lora, form), layer)
     assert patches
     wanted = applied(layer.weight.detach(), module) if module.changes_weight else layer.weight.detach()
     assert module.changes_weight == (not torch.equal(wanted, layer.weight))
     assert (weight - wanted).norm() <= 1e-6 * wanted.norm()
-    torch.testing.assert_close(bias, layer.bias + module.parts["diff_b"] if "diff_b" in module.parts else layer.bias, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(
+        bias, layer.bias + module.parts["diff_b"] if "diff_b" in module.parts else layer.bias, rtol=1e-6, atol=1e-7
+    )
 
 
 @pytest.mark.parametrize(("kind", "place"), CASES)
@@ -68,7 +79,9 @@ def test_half_the_strength_is_half_the_change_just_where_we_say_so(kind, place):
     layer = LAYERS[place]()
     file = write(file_of(kind, layer), "kohya")
     before = torch.cat([layer.weight.detach().flatten(), layer.bias.detach()])
-    whole, half = (torch.cat([t.flatten() for t in loaded(file, layer, strength)[:2]]) - before for strength in (1.0, 0.5))
+    whole, half = (
+        torch.cat([t.flatten() for t in loaded(file, layer, strength)[:2]]) - before for strength in (1.0, 0.5)
+    )
     apart = float((half - whole / 2).norm() / whole.norm())
     if KINDS[kind].proportional or kind == "dora":  # DoRA over inputs is halved here and left out elsewhere
         assert apart < 1e-5  # differences of sums in float32

@@ -24,7 +24,10 @@ def lora_over(path) -> Lora:
             shape = layout[key][1]
             if n % 5 or len(shape) < 2:
                 continue
-            down, up = torch.randn(2, *shape[1:], generator=rng) * 0.1, torch.randn(shape[0], 2, *[1] * (len(shape) - 2), generator=rng) * 0.1
+            down, up = (
+                torch.randn(2, *shape[1:], generator=rng) * 0.1,
+                torch.randn(shape[0], 2, *[1] * (len(shape) - 2), generator=rng) * 0.1,
+            )
             modules[layer.names()[0]] = Module("lora", {"down": down, "up": up}, 1.0)
     return Lora("sd1", modules)
 
@@ -38,7 +41,9 @@ def patched(path, state: dict) -> dict[str, torch.Tensor]:
     for patcher, prefix in ((model, ""), (clip.patcher, "clip:")):
         for key, value in comfy.utils.state_dict_prefix_replace(patcher.model.state_dict(), {}).items():
             patches = patcher.patches.get(key)
-            out[prefix + key] = comfy.lora.calculate_weight(patches, value.float(), key).to(value.dtype) if patches else value
+            out[prefix + key] = (
+                comfy.lora.calculate_weight(patches, value.float(), key).to(value.dtype) if patches else value
+            )
     return out
 
 

@@ -42,15 +42,28 @@ def sampled_conditioning(backend: HostBackend, batch: Batch) -> dict:
         conds = comfy.sampler_helpers.convert_cond(backend.texts.text(CAPTION))
         noise = batch.latents
         conds = comfy.samplers.encode_model_conds(
-            backend._model.extra_conds, conds, noise, backend.device, "positive", latent_image=torch.zeros_like(noise), denoise_mask=None, seed=0
+            backend._model.extra_conds,
+            conds,
+            noise,
+            backend.device,
+            "positive",
+            latent_image=torch.zeros_like(noise),
+            denoise_mask=None,
+            seed=0,
         )
-        return {key: value.process_cond(batch_size=1, area=None, device=backend.device).cond for key, value in conds[0]["model_conds"].items()}
+        return {
+            key: value.process_cond(batch_size=1, area=None, device=backend.device).cond
+            for key, value in conds[0]["model_conds"].items()
+        }
 
 
 @pytest.mark.parametrize("name", ["Chroma", "Chroma Radiance"])
 def test_a_model_that_embeds_no_guidance_is_trained_at_the_guidance_it_is_sampled_with(name):
     backend, batch = opened(name), batch_of(name)
-    trained, sampled = trained_conditioning(backend, batch)["guidance"], sampled_conditioning(backend, batch)["guidance"]
+    trained, sampled = (
+        trained_conditioning(backend, batch)["guidance"],
+        sampled_conditioning(backend, batch)["guidance"],
+    )
     assert trained.tolist() == sampled.tolist() == [0.0]
 
 
@@ -63,10 +76,22 @@ def test_a_guidance_distilled_model_is_trained_at_guidance_1(name):
 @pytest.mark.parametrize("name", ["Flux schnell", "Flux2 Klein"])
 def test_what_a_model_without_guidance_is_given_is_what_it_is_sampled_with(name):
     backend, batch = opened(name), batch_of(name)
-    assert trained_conditioning(backend, batch)["guidance"].tolist() == sampled_conditioning(backend, batch)["guidance"].tolist()
+    assert (
+        trained_conditioning(backend, batch)["guidance"].tolist()
+        == sampled_conditioning(backend, batch)["guidance"].tolist()
+    )
 
 
-PLAIN = [*architectures.MODELS, "Flux schnell", "Flux2 Klein", "Chroma Radiance", "HunyuanVideo", "HunyuanVideo 1.5", "Kandinsky 5", "Wan 2.2 TI2V"]
+PLAIN = [
+    *architectures.MODELS,
+    "Flux schnell",
+    "Flux2 Klein",
+    "Chroma Radiance",
+    "HunyuanVideo",
+    "HunyuanVideo 1.5",
+    "Kandinsky 5",
+    "Wan 2.2 TI2V",
+]
 PLAIN += ["Cosmos Predict2 picture"]
 REFUSED = {  # what of the sentence
     "SD15 inpaint": "an inpainting model and needs a mask and the masked picture", "SDXL inpaint": "an inpainting model",
@@ -92,7 +117,9 @@ def test_a_model_that_reads_more_than_noise_and_text_is_refused_before_a_picture
     backend = opened(name)
     with torch.inference_mode(False):
         layers, adapters = make_adapters(backend)
-        with pytest.raises(LoomError, match=f"^model: this is {REFUSED[name]}.*, which a dataset cannot give it yet; train [^.]*[.]$"):
+        with pytest.raises(
+            LoomError, match=f"^model: this is {REFUSED[name]}.*, which a dataset cannot give it yet; train [^.]*[.]$"
+        ):
             backend.encode_picture(torch.zeros(1, 64, 64, 3))
         with pytest.raises(LoomError, match=f"^model: this is {REFUSED[name]}"), backend.training(layers, adapters):
             raise AssertionError("training began")
@@ -108,7 +135,10 @@ def test_no_model_is_shown_the_latent_it_learns_as_its_picture(name):
     assert not shown[:, :16].any()
 
 
-@pytest.mark.parametrize(("name", "entries"), [("SD15 inpaint", ("concat_latent_image", "concat_mask")), ("Flux Canny", ("concat_latent_image",))])
+@pytest.mark.parametrize(
+    ("name", "entries"),
+    [("SD15 inpaint", ("concat_latent_image", "concat_mask")), ("Flux Canny", ("concat_latent_image",))],
+)
 def test_a_conditioning_from_other_nodes_that_holds_the_further_input_is_trained_with_it(name, entries):
     backend, batch = opened(name), batch_of(name)
     picture, mask = torch.randn(batch.latents.shape), torch.ones(1, 1, *batch.latents.shape[-2:])

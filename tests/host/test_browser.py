@@ -23,7 +23,12 @@ def why_not() -> str:
         return "node is not installed"
     if not Path(os.environ.get("CHROMIUM", "/usr/bin/chromium")).exists():
         return "chromium is not installed; set CHROMIUM"
-    found = subprocess.run(["node", "-e", "require(process.env.PLAYWRIGHT_CORE || 'playwright-core')"], cwd=DRIVER.parent, capture_output=True, check=False)
+    found = subprocess.run(
+        ["node", "-e", "require(process.env.PLAYWRIGHT_CORE || 'playwright-core')"],
+        cwd=DRIVER.parent,
+        capture_output=True,
+        check=False,
+    )
     return "" if found.returncode == 0 else "playwright-core is not installed; set PLAYWRIGHT_CORE to its folder"
 
 
@@ -51,7 +56,9 @@ def driven(server, renderer: str, scenario: str, seconds: int = 420) -> dict:
 
 
 def run_log(server, run: str) -> list[dict]:
-    return [json.loads(line) for line in (server.base / "output" / "lora_loom" / run / "log.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line) for line in (server.base / "output" / "lora_loom" / run / "log.jsonl").read_text().splitlines()
+    ]
 
 
 @pytest.mark.parametrize("renderer", RENDERERS)
@@ -65,7 +72,9 @@ def test_a_run_is_seen_steered_and_survives_a_reload(server, renderer):
     assert (seen["gaps"], seen["gaps_after_pause"], seen["drawn_while_collapsed"]) == (0, 0, 0)
     assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
     longest = max(b["time"] - a["time"] for a, b in zip(lines, lines[1:], strict=False))
-    print(f"chart {seen['chart_at'] - lines[0]['time']:.1f} s after step 1; last step {lines[-1]['time'] - seen['stop_clicked']:.2f} s after the click")
+    print(
+        f"chart {seen['chart_at'] - lines[0]['time']:.1f} s after step 1; last step {lines[-1]['time'] - seen['stop_clicked']:.2f} s after the click"
+    )
     assert lines[-1]["time"] - seen["stop_clicked"] <= longest + 1
     assert load_file(server.base / "output" / "loras" / f"{seen['run']}.safetensors")
     assert seen["listed"]
@@ -103,11 +112,19 @@ def test_the_page_speaks_the_readers_language(server, renderer):
     for language in ("zh", "ko", "ja"):
         words, told = json.loads((LOCALES / f"{language}.json").read_text(encoding="utf-8")), seen[language]
         assert told["idle"].strip() == words["panel.idle"]
-        assert all(words[f"panel.{key}"] in told["finished"]["text"] for key in ("finished", "smoothed", "rate", "saves"))
-        assert any(words["panel.made"].replace("{files}", f"words_{renderer}_{language}.safetensors") in toast for toast in told["finished"]["toasts"])
+        assert all(
+            words[f"panel.{key}"] in told["finished"]["text"] for key in ("finished", "smoothed", "rate", "saves")
+        )
+        assert any(
+            words["panel.made"].replace("{files}", f"words_{renderer}_{language}.safetensors") in toast
+            for toast in told["finished"]["toasts"]
+        )
         assert told["error"].endswith(table(language)["adapter.rank.too_large"].rpartition("{limit}")[2])
         assert told["marked"] == "rank"
-        assert all(words[f"runs.{key}"] in told["runs"] for key in ("refresh", "compare", "state_finished", "resume", "export", "delete"))
+        assert all(
+            words[f"runs.{key}"] in told["runs"]
+            for key in ("refresh", "compare", "state_finished", "resume", "export", "delete")
+        )
         assert told["over"] == told["finished"]["over"] == []
 
 

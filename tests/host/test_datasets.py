@@ -39,21 +39,38 @@ def put(server, name: str, files: dict[str, bytes]) -> str:
 
 def plain(server, name: str, count: int = 6) -> str:
     """Toy pictures with their captions."""
-    return put(server, name, {f"{n}.png": p.read_bytes() for n, p in enumerate(TOY[:count])} | {f"{n}.txt": c.encode() for n, c in enumerate(CAPTIONS[:count])})
+    return put(
+        server,
+        name,
+        {f"{n}.png": p.read_bytes() for n, p in enumerate(TOY[:count])}
+        | {f"{n}.txt": c.encode() for n, c in enumerate(CAPTIONS[:count])},
+    )
 
 
 def kohya() -> dict[str, bytes]:
-    files = {f"img/3_zog/{n}.png": p.read_bytes() for n, p in enumerate(TOY)} | {f"img/3_zog/{n}.txt": c.encode() for n, c in enumerate(CAPTIONS)}
-    return files | {f"reg/1_red circle/{n}.png": p.read_bytes() for n, p in enumerate(TOY[:2])} | {"log/x.log": b"x", "model/last.npz": b"x"}
+    files = {f"img/3_zog/{n}.png": p.read_bytes() for n, p in enumerate(TOY)} | {
+        f"img/3_zog/{n}.txt": c.encode() for n, c in enumerate(CAPTIONS)
+    }
+    return (
+        files
+        | {f"reg/1_red circle/{n}.png": p.read_bytes() for n, p in enumerate(TOY[:2])}
+        | {"log/x.log": b"x", "model/last.npz": b"x"}
+    )
 
 
 def imagefolder() -> dict[str, bytes]:
     rows = "\n".join(json.dumps({"file_name": f"{n}.png", "text": c}) for n, c in enumerate(CAPTIONS))
-    return {f"train/{n}.png": p.read_bytes() for n, p in enumerate(TOY)} | {"train/metadata.jsonl": rows.encode(), "test/0.png": TOY[0].read_bytes()}
+    return {f"train/{n}.png": p.read_bytes() for n, p in enumerate(TOY)} | {
+        "train/metadata.jsonl": rows.encode(),
+        "test/0.png": TOY[0].read_bytes(),
+    }
 
 
 def booru() -> dict[str, bytes]:
-    sidecars = {f"{n}.png.json": json.dumps({"id": n, "tag_string": "zog white_ground 1object", "rating": "s"}).encode() for n in range(6)}
+    sidecars = {
+        f"{n}.png.json": json.dumps({"id": n, "tag_string": "zog white_ground 1object", "rating": "s"}).encode()
+        for n in range(6)
+    }
     return {f"{n}.png": p.read_bytes() for n, p in enumerate(TOY)} | sidecars
 
 
@@ -137,7 +154,9 @@ def test_latents_and_conditioning_of_other_nodes_train_like_the_pictures_they_ca
         base = graph.add("LoraLoomLoadToyModel")
         if kind == "latents":
             native = graph.add("LoadImageTextDataSetFromFolder", folder=folder)
-            encoded = graph.add("MakeTrainingDataset", images=[native, 0], vae=[base, 2], clip=[base, 1], texts=[native, 1])
+            encoded = graph.add(
+                "MakeTrainingDataset", images=[native, 0], vae=[base, 2], clip=[base, 1], texts=[native, 1]
+            )
             data = graph.add("LoraLoomDatasetFromLatents", latents=[encoded, 0], conditioning=[encoded, 1])
         else:
             data = graph.add("LoraLoomLoadFolder", folder=folder)
@@ -145,7 +164,9 @@ def test_latents_and_conditioning_of_other_nodes_train_like_the_pictures_they_ca
         graph.run()
         log = server.base / "output" / "lora_loom" / f"of_{kind}" / "log.jsonl"
         losses[kind] = [json.loads(line)["loss"] for line in log.read_text().splitlines()]
-    assert losses["latents"] == pytest.approx(losses["pictures"], rel=1e-5)  # the same order, noise and network; the pictures went through PNG
+    assert losses["latents"] == pytest.approx(
+        losses["pictures"], rel=1e-5
+    )  # the same order, noise and network; the pictures went through PNG
 
 
 def test_conditioning_that_is_wired_cannot_train_text_encoders(server):
@@ -167,25 +188,50 @@ def test_combined_sets_keep_their_options(server):
     loaded = graph.add("LoraLoomLoadFolder", folder=one, trigger="zog", flip=True, caption_dropout=0.2)
     first = graph.add("LoraLoomDatasetOptions", dataset=[loaded, 0], background="black")
     second = graph.add("LoraLoomLoadFolder", folder=two)
-    other = graph.add("LoraLoomDatasetOptions", dataset=[second, 0], repeats=5, loss_weight=0.5, prefix="p, ", replace="zog => vish\nwhite => black")
+    other = graph.add(
+        "LoraLoomDatasetOptions",
+        dataset=[second, 0],
+        repeats=5,
+        loss_weight=0.5,
+        prefix="p, ",
+        replace="zog => vish\nwhite => black",
+    )
     third = graph.add("LoraLoomDatasetOptions", dataset=[second, 0], regularization=True)
     data = graph.add("LoraLoomCombineDatasets", dataset_1=[first, 0], dataset_2=[other, 0], dataset_3=[third, 0])
     train(graph, base, [data, 0], name="combined")
     entry = graph.run()
     assert "5 pictures, 13 per epoch with repeats, 0 skipped\n2 of the class for regularization" in said(entry, data)
     config = run_of(server, "combined")
-    assert [(s["repeats"], s["loss_weight"], s["regularization"]) for s in config["sets"]] == [(5, 0.5, False), (0, 1.0, True)]
+    assert [(s["repeats"], s["loss_weight"], s["regularization"]) for s in config["sets"]] == [
+        (5, 0.5, False),
+        (0, 1.0, True),
+    ]
     first_set = config["data"]
-    assert (first_set["trigger"], first_set["flip"], first_set["caption_dropout"], first_set["background"]) == ("zog", True, 0.2, "black")
+    assert (first_set["trigger"], first_set["flip"], first_set["caption_dropout"], first_set["background"]) == (
+        "zog",
+        True,
+        0.2,
+        "black",
+    )
 
 
 def test_the_check_names_what_is_wrong_and_measures_a_step(server):
     files = {f"{n}.png": p.read_bytes() for n, p in enumerate(TOY)} | {"copy.png": TOY[0].read_bytes()}
-    files |= {f"{n}.txt": c.encode() for n, c in enumerate(CAPTIONS)} | {"copy.txt": ("zog, " + "very long " * 60).encode()}
+    files |= {f"{n}.txt": c.encode() for n, c in enumerate(CAPTIONS)} | {
+        "copy.txt": ("zog, " + "very long " * 60).encode()
+    }
     graph = Graph(server)
     base = graph.add("LoraLoomLoadToyModel")
     data = graph.add("LoraLoomLoadFolder", folder=put(server, "checked", files))
-    check = graph.add("LoraLoomCheckDataset", dataset=[data, 0], resolution=64, bucket_step_px=8, clip=[base, 1], model=[base, 0], vae=[base, 2])
+    check = graph.add(
+        "LoraLoomCheckDataset",
+        dataset=[data, 0],
+        resolution=64,
+        bucket_step_px=8,
+        clip=[base, 1],
+        model=[base, 0],
+        vae=[base, 2],
+    )
     entry = graph.run()
     text = said(entry, check)
     assert "near-duplicate of copy.png" in text
@@ -224,7 +270,9 @@ def test_a_second_run_encodes_nothing_again_and_an_edit_is_seen(server):
 
 def opened(server, folder: str) -> str:
     graph = Graph(server)
-    node = graph.add("LoraLoomDatasetEditor", dataset=[graph.add("LoraLoomLoadFolder", folder=folder, trigger="zog"), 0])
+    node = graph.add(
+        "LoraLoomDatasetEditor", dataset=[graph.add("LoraLoomLoadFolder", folder=folder, trigger="zog"), 0]
+    )
     return graph.run()["outputs"][node]["loom_dataset"][0]
 
 
@@ -245,10 +293,16 @@ def test_the_editor_changes_captions_leaves_out_and_takes_back(server):
     assert [p["caption"] for p in found["pictures"]] == CAPTIONS
     assert not any(str(server.base) in json.dumps(p) for p in found["pictures"])
     first, second = found["pictures"][:2]
-    with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/lora_loom/dataset/thumb?session={session}&id={first['id']}") as answer:
+    with urllib.request.urlopen(
+        f"http://127.0.0.1:{server.port}/lora_loom/dataset/thumb?session={session}&id={first['id']}"
+    ) as answer:
         assert Image.open(io.BytesIO(answer.read())).size == (64, 64)
         assert answer.headers["X-Content-Type-Options"] == "nosniff"
-    body = {"session": session, "captions": {first["id"]: [first["caption"], "a new one"]}, "excluded": {second["id"]: True}}
+    body = {
+        "session": session,
+        "captions": {first["id"]: [first["caption"], "a new one"]},
+        "excluded": {second["id"]: True},
+    }
     assert server.post("/lora_loom/dataset/edit", body) == (200, {"changed": 2})
     assert files_of(server, folder) == {**before, "0.txt": b"a new one"}
     graph = Graph(server)
@@ -266,7 +320,9 @@ def test_bundled_pictures_can_be_looked_at_but_not_changed(server):
     found = listing(server, session)
     assert found["sets"][0]["editable"] is False
     one = found["pictures"][0]
-    status, answer = server.post("/lora_loom/dataset/edit", {"session": session, "captions": {one["id"]: [one["caption"], "x"]}})
+    status, answer = server.post(
+        "/lora_loom/dataset/edit", {"session": session, "captions": {one["id"]: [one["caption"], "x"]}}
+    )
     assert (status, "is not in ComfyUI's input folder and is not changed" in answer["error"]["text"]) == (403, True)
 
 
@@ -289,7 +345,13 @@ def test_bodies_that_make_no_sense_change_nothing(server, body):
     assert not (server.base / "input" / folder / ".lora_loom.json").exists()
 
 
-STRANGERS = [{"Host": "evil.example"}, {"Origin": "http://evil.example"}, {"Origin": "null"}, {"Sec-Fetch-Site": "same-site"}, {"Sec-Fetch-Site": "cross-site"}]
+STRANGERS = [
+    {"Host": "evil.example"},
+    {"Origin": "http://evil.example"},
+    {"Origin": "null"},
+    {"Sec-Fetch-Site": "same-site"},
+    {"Sec-Fetch-Site": "cross-site"},
+]
 
 
 @pytest.mark.parametrize("headers", STRANGERS)
@@ -299,13 +361,18 @@ def test_every_route_answers_only_the_hosts_own_page(server, headers):
         assert server.post(f"/lora_loom/dataset/{route}", {"session": session}, headers=headers)[0] == 403
     for path in (f"dataset?session={session}", f"dataset/thumb?session={session}&id=x"):
         with pytest.raises(urllib.error.HTTPError) as caught:
-            urllib.request.urlopen(urllib.request.Request(f"http://127.0.0.1:{server.port}/lora_loom/{path}", headers=headers))
+            urllib.request.urlopen(
+                urllib.request.Request(f"http://127.0.0.1:{server.port}/lora_loom/{path}", headers=headers)
+            )
         assert caught.value.code == 403
 
 
 @pytest.mark.parametrize("session", ["", "x", "../../..", "%00", "a" * 5000])
 def test_unknown_sessions_get_404_and_no_path_is_touched(server, session):
-    for path in (f"dataset?session={quote(session)}", f"dataset/thumb?session={quote(session)}&id=..%2F..%2Fetc%2Fpasswd"):
+    for path in (
+        f"dataset?session={quote(session)}",
+        f"dataset/thumb?session={quote(session)}&id=..%2F..%2Fetc%2Fpasswd",
+    ):
         with pytest.raises(urllib.error.HTTPError) as caught:
             server.get(f"/lora_loom/{path}")
         assert caught.value.code == 404
@@ -331,7 +398,12 @@ def test_captions_with_parentheses_are_read_as_they_stand(toy):
         plainly = clip.tokenize("saber \\(fate\\)")
         assert clip.tokenize(literal("saber (fate)")) == plainly
         assert clip.tokenize(literal("saber \\(fate\\)")) == plainly
-        weights = {pair[1] for windows in clip.tokenize(literal("a (red:1.5) cat")).values() for window in windows for pair in window}
+        weights = {
+            pair[1]
+            for windows in clip.tokenize(literal("a (red:1.5) cat")).values()
+            for window in windows
+            for pair in window
+        }
         assert weights == {1.0}
         backend = HostBackend(*toy)
         assert backend.text_length("a red circle").tokens == 3
@@ -344,7 +416,9 @@ def test_what_is_base64_in_the_own_list_is_the_file_as_it_was(server):
     one = listing(server, session)["pictures"][0]
     assert one["caption"] == "zog, Café"
     server.post("/lora_loom/dataset/edit", {"session": session, "captions": {one["id"]: ["zog, Café", "x"]}})
-    kept = json.loads((server.base / "input" / folder / ".lora_loom.json").read_text())["history"][-1]["captions"]["0.png"]["bytes"]
+    kept = json.loads((server.base / "input" / folder / ".lora_loom.json").read_text())["history"][-1]["captions"][
+        "0.png"
+    ]["bytes"]
     assert base64.b64decode(kept) == "zog, Café".encode("utf-16")
 
 

@@ -31,7 +31,9 @@ def page(node_id: str, language: str = "en") -> str:
 def test_there_is_a_page_for_every_node_in_every_language_and_no_other():
     ids = set(schemas())
     assert {p.stem for p in DOCS.glob("*.md")} == ids
-    assert {p.relative_to(DOCS).as_posix() for p in DOCS.glob("*/*.md")} == {f"{node_id}/{language}.md" for node_id in ids for language in LANGUAGES}
+    assert {p.relative_to(DOCS).as_posix() for p in DOCS.glob("*/*.md")} == {
+        f"{node_id}/{language}.md" for node_id in ids for language in LANGUAGES
+    }
 
 
 @pytest.mark.parametrize("language", ["en", *LANGUAGES])
@@ -58,7 +60,13 @@ def test_pages_have_an_example_and_common_mistakes(language):
 
 def pictures() -> list[str]:
     """Every picture a page shows; paths are relative to js/docs/ on all pages, since that is where the page looks."""
-    return sorted({picture for path in DOCS.rglob("*.md") for picture in re.findall(r"!\[[^\]]+\]\((\S+)\)", path.read_text(encoding="utf-8"))})
+    return sorted(
+        {
+            picture
+            for path in DOCS.rglob("*.md")
+            for picture in re.findall(r"!\[[^\]]+\]\((\S+)\)", path.read_text(encoding="utf-8"))
+        }
+    )
 
 
 @pytest.mark.parametrize("picture", pictures())

@@ -26,8 +26,14 @@ def a_lora(rank: int = 8, attn2: int = 768) -> dict:
     """A diffusers-spelled SD1 LoRA over one block of attention and one convolution, which ComfyUI reads only in part."""
     block, state = "unet.down_blocks.1.attentions.0.transformer_blocks.0", {}
     for name, inner in (("attn1.to_q", 64), ("attn2.to_k", attn2), ("attn2.to_out.0", 64)):
-        state[f"{block}.{name}.lora_A.weight"], state[f"{block}.{name}.lora_B.weight"] = rand(rank, inner), rand(64, rank)
-    state["unet.down_blocks.1.resnets.0.conv1.lora_A.weight"], state["unet.down_blocks.1.resnets.0.conv1.lora_B.weight"] = (
+        state[f"{block}.{name}.lora_A.weight"], state[f"{block}.{name}.lora_B.weight"] = (
+            rand(rank, inner),
+            rand(64, rank),
+        )
+    (
+        state["unet.down_blocks.1.resnets.0.conv1.lora_A.weight"],
+        state["unet.down_blocks.1.resnets.0.conv1.lora_B.weight"],
+    ) = (
         rand(rank, 32, 3, 3),
         rand(64, rank, 1, 1),
     )
@@ -38,7 +44,11 @@ def a_lora(rank: int = 8, attn2: int = 768) -> dict:
 def server(tmp_path_factory):
     with running(tmp_path_factory.mktemp("files") / "base") as server:
         loras = server.base / "output" / "loras"
-        save(loras / "one.safetensors", a_lora(), {"ss_tag_frequency": json.dumps({"x": {"zog": 3}}), "sshs_model_hash": "stale"})
+        save(
+            loras / "one.safetensors",
+            a_lora(),
+            {"ss_tag_frequency": json.dumps({"x": {"zog": 3}}), "sshs_model_hash": "stale"},
+        )
         save(loras / "two.safetensors", a_lora(4))
         save(loras / "other.safetensors", a_lora(4, attn2=1024))
         (loras / "broken.safetensors").write_bytes(b"not a safetensors file")
@@ -76,7 +86,15 @@ def refused(server, kind: str, **inputs) -> str:
 
 
 OUT = {"destination": "output/loras", "dtype": "fp32", "on_exists": "new number"}
-CONVERT = {**OUT, "scale": 1.0, "block_weights": "", "base_model": "auto", "approximate_rank": 0, "keep_captions": False, "drop_unknown": False}
+CONVERT = {
+    **OUT,
+    "scale": 1.0,
+    "block_weights": "",
+    "base_model": "auto",
+    "approximate_rank": 0,
+    "keep_captions": False,
+    "drop_unknown": False,
+}
 SLOTS = {f"file_{n}": "none" for n in (2, 3, 4)} | {f"strength_{n}": 1.0 for n in (1, 2, 3, 4)}
 
 
@@ -86,12 +104,21 @@ def test_convert_writes_a_lora_of_the_same_effect(server, form):
     loras = server.base / "output" / "loras"
     made = open_lora(loras / (f"as_{form}" if form == "peft" else f"as_{form}.safetensors"), "sd1")
     for name, module in open_lora(loras / "one.safetensors").modules.items():
-        torch.testing.assert_close(delta(made.modules[name]), delta(module), rtol=1e-6, atol=1e-8)  # one rounding of each factor
+        torch.testing.assert_close(
+            delta(made.modules[name]), delta(module), rtol=1e-6, atol=1e-8
+        )  # one rounding of each factor
 
 
 def test_convert_does_not_overwrite_and_drops_captions_and_stale_hashes(server):
     for scale in (1.0, 0.5):  # ComfyUI does not run equal inputs twice
-        run(server, "LoraLoomConvertLora", file="one.safetensors", form="kohya", name="twice", **{**CONVERT, "scale": scale})
+        run(
+            server,
+            "LoraLoomConvertLora",
+            file="one.safetensors",
+            form="kohya",
+            name="twice",
+            **{**CONVERT, "scale": scale},
+        )
     loras = server.base / "output" / "loras"
     assert (loras / "twice.safetensors").exists()
     _, metadata = load(loras / "twice_2.safetensors")
@@ -101,7 +128,14 @@ def test_convert_does_not_overwrite_and_drops_captions_and_stale_hashes(server):
 
 
 def test_block_weights_and_scale_reach_the_file(server):
-    run(server, "LoraLoomConvertLora", file="one.safetensors", form="kohya", name="blocks", **{**CONVERT, "scale": 0.5, "block_weights": r"attn2=0, IN04=2"})
+    run(
+        server,
+        "LoraLoomConvertLora",
+        file="one.safetensors",
+        form="kohya",
+        name="blocks",
+        **{**CONVERT, "scale": 0.5, "block_weights": r"attn2=0, IN04=2"},
+    )
     made = open_lora(server.base / "output" / "loras" / "blocks.safetensors", "sd1").modules
     before = open_lora(server.base / "output" / "loras" / "one.safetensors").modules
     for name, module in before.items():
@@ -130,7 +164,17 @@ def test_inspect_reads_embeddings(server):
 
 def test_merge_is_the_weighted_sum(server):
     widgets = {**SLOTS, "file_1": "one.safetensors", "file_2": "two.safetensors", "strength_1": 0.5, "strength_2": -1.0}
-    run(server, "LoraLoomMergeLoras", **widgets, rank=0, name="sum", form="universal", base_model="auto", approximate_rank=0, **OUT)
+    run(
+        server,
+        "LoraLoomMergeLoras",
+        **widgets,
+        rank=0,
+        name="sum",
+        form="universal",
+        base_model="auto",
+        approximate_rank=0,
+        **OUT,
+    )
     loras = server.base / "output" / "loras"
     made, one, two = (open_lora(loras / f"{n}.safetensors", "sd1").modules for n in ("sum", "one", "two"))
     for name in one:
@@ -142,13 +186,34 @@ def test_merge_is_the_weighted_sum(server):
 
 def test_merging_loras_of_different_models_is_refused(server):
     widgets = {**SLOTS, "file_1": "one.safetensors", "file_2": "other.safetensors"}
-    message = refused(server, "LoraLoomMergeLoras", **widgets, rank=0, name="x", form="universal", base_model="auto", approximate_rank=0, **OUT)
+    message = refused(
+        server,
+        "LoraLoomMergeLoras",
+        **widgets,
+        rank=0,
+        name="x",
+        form="universal",
+        base_model="auto",
+        approximate_rank=0,
+        **OUT,
+    )
     assert "different models (sd1, sd2)" in message
     assert not (server.base / "output" / "loras" / "x.safetensors").exists()
 
 
 def test_resize_tells_its_error(server):
-    shown = run(server, "LoraLoomResizeLora", file="one.safetensors", rank=2, energy=1.0, conv_rank=0, name="small", form="universal", base_model="auto", **OUT)
+    shown = run(
+        server,
+        "LoraLoomResizeLora",
+        file="one.safetensors",
+        rank=2,
+        energy=1.0,
+        conv_rank=0,
+        name="small",
+        form="universal",
+        base_model="auto",
+        **OUT,
+    )
     assert "Relative error" in shown["text"][0]
     made = open_lora(server.base / "output" / "loras" / "small.safetensors", "sd1")
     assert {m.rank for m in made.modules.values()} == {2}
@@ -171,7 +236,11 @@ def test_a_lora_baked_into_a_checkpoint_and_extracted_again_is_the_lora(server):
     lora = open_lora(server.base / "output" / "loras" / "one.safetensors")
     table = FAMILIES["sd1"].table
     for key, value in before.items():
-        found = table.find(key.removeprefix("model.diffusion_model.").removesuffix(".weight")) if key.endswith("weight") and "diffusion" in key else None
+        found = (
+            table.find(key.removeprefix("model.diffusion_model.").removesuffix(".weight"))
+            if key.endswith("weight") and "diffusion" in key
+            else None
+        )
         wanted = applied(value, lora.modules[f"unet.{found.diffusers(found.rows[0])}"]).half() if found else value
         assert torch.equal(baked[key], wanted), key
     run(
@@ -181,14 +250,22 @@ def test_a_lora_baked_into_a_checkpoint_and_extracted_again_is_the_lora(server):
     made = open_lora(server.base / "output" / "loras" / "extracted.safetensors", "sd1").modules
     for name, module in lora.modules.items():
         change = delta(module)
-        assert (delta(made[name]) - change).norm() < 0.02 * change.norm()  # the checkpoints are fp16: each weight is rounded to 11 bits
+        assert (
+            delta(made[name]) - change
+        ).norm() < 0.02 * change.norm()  # the checkpoints are fp16: each weight is rounded to 11 bits
 
 
 def test_embeddings_are_converted_and_saved(server):
     place = {"destination": "models/embeddings", "on_exists": "new number"}
     prompt = {
-        "1": {"class_type": "LoraLoomConvertEmbedding", "inputs": {"file": "pair.safetensors", "form": "diffusers", "name": "conv_emb", **place}},
-        "2": {"class_type": "LoraLoomSaveEmbedding", "inputs": {"embedding": ["1", 0], "name": "saved_emb", "form": "webui", **place}},
+        "1": {
+            "class_type": "LoraLoomConvertEmbedding",
+            "inputs": {"file": "pair.safetensors", "form": "diffusers", "name": "conv_emb", **place},
+        },
+        "2": {
+            "class_type": "LoraLoomSaveEmbedding",
+            "inputs": {"embedding": ["1", 0], "name": "saved_emb", "form": "webui", **place},
+        },
     }
     entry = server.execute(prompt)
     assert entry["status"]["status_str"] == "success", entry["status"]
@@ -203,9 +280,21 @@ def test_embeddings_are_converted_and_saved(server):
 @pytest.mark.parametrize(
     ("kind", "inputs", "says"),
     [
-        ("LoraLoomConvertLora", {"file": "broken.safetensors", "form": "kohya", "name": "x", **CONVERT}, "broken.safetensors: is not a safetensors file"),
-        ("LoraLoomConvertLora", {"file": "one.safetensors", "form": "kohya", "name": "../x", **CONVERT}, "contains a path"),
-        ("LoraLoomConvertLora", {"file": "one.safetensors", "form": "kohya", "name": "x", **CONVERT, "block_weights": "IN04"}, "BLOCK=FACTOR"),
+        (
+            "LoraLoomConvertLora",
+            {"file": "broken.safetensors", "form": "kohya", "name": "x", **CONVERT},
+            "broken.safetensors: is not a safetensors file",
+        ),
+        (
+            "LoraLoomConvertLora",
+            {"file": "one.safetensors", "form": "kohya", "name": "../x", **CONVERT},
+            "contains a path",
+        ),
+        (
+            "LoraLoomConvertLora",
+            {"file": "one.safetensors", "form": "kohya", "name": "x", **CONVERT, "block_weights": "IN04"},
+            "BLOCK=FACTOR",
+        ),
         ("LoraLoomInspect", {"file": "broken.safetensors", "base_model": "auto"}, "is not a safetensors file"),
     ],
 )
@@ -249,7 +338,10 @@ def test_zip_loras_learns_coefficients_on_the_wired_model(server):
     prompt = {"1": {"class_type": "LoraLoomLoadToyModel", "inputs": {}}}
     for n, name in ((2, "object"), (3, "pair")):
         prompt[str(n)] = {"class_type": "LoraLoomLoadFolder", "inputs": {"folder": f"toy: {name}", **folder}}
-        prompt[str(n + 2)] = {"class_type": "LoraLoomInspect", "inputs": {"file": f"toy_{n - 1}.safetensors", "base_model": "auto"}}
+        prompt[str(n + 2)] = {
+            "class_type": "LoraLoomInspect",
+            "inputs": {"file": f"toy_{n - 1}.safetensors", "base_model": "auto"},
+        }
     prompt["6"] = {
         "class_type": "LoraLoomZipLoras",
         "inputs": {
@@ -271,7 +363,9 @@ def test_zip_loras_learns_coefficients_on_the_wired_model(server):
     for name, module in made.items():
         assert module.rank == one[name].rank + two[name].rank
         plain_sum = delta(one[name]) + delta(two[name])
-        assert 1e-3 < (delta(module) - plain_sum).norm() / plain_sum.norm() < 1  # coefficients have moved from 1, but not far in eight steps
+        assert (
+            1e-3 < (delta(module) - plain_sum).norm() / plain_sum.norm() < 1
+        )  # coefficients have moved from 1, but not far in eight steps
 
 
 def test_save_lora_takes_a_native_lora_and_writes_card_and_preview(server):
@@ -290,14 +384,25 @@ def test_save_lora_takes_a_native_lora_and_writes_card_and_preview(server):
         },
     }  # fmt: skip
     place = {"destination": "models/embeddings", "on_exists": "new number"}
-    prompt["4"] = {"class_type": "LoraLoomConvertEmbedding", "inputs": {"file": "pair.safetensors", "form": "webui", "name": "bundled_emb", **place}}
+    prompt["4"] = {
+        "class_type": "LoraLoomConvertEmbedding",
+        "inputs": {"file": "pair.safetensors", "form": "webui", "name": "bundled_emb", **place},
+    }
     card = server.base / "output" / "loras" / "carded.json"
     card.write_text(json.dumps({"notes": "mine", "activation text": "", "preferred weight": 0, "own key": 1}))
     entry = server.execute(prompt)
     assert entry["status"]["status_str"] == "success", server.error_of(entry)
-    assert {k for k in load(card.with_suffix(".safetensors"))[0] if k.startswith("bundle")} == {f"bundle_emb.carded_emb.{e}" for e in ("clip_l", "clip_g")}
+    assert {k for k in load(card.with_suffix(".safetensors"))[0] if k.startswith("bundle")} == {
+        f"bundle_emb.carded_emb.{e}" for e in ("clip_l", "clip_g")
+    }
     told = json.loads(card.read_text())
-    assert (told["notes"], told["own key"], told["activation text"], told["sd version"], told["preferred weight"]) == ("mine", 1, "zog", "SD1", 0.8)
+    assert (told["notes"], told["own key"], told["activation text"], told["sd version"], told["preferred weight"]) == (
+        "mine",
+        1,
+        "zog",
+        "SD1",
+        0.8,
+    )
     picture = Image.open(card.with_name("carded.preview.png"))
     assert picture.size == (512, 341)
     assert picture.info == {}

@@ -11,7 +11,9 @@ from lora_loom.convert import read, write
 from lora_loom.convert.loaders import READS
 from lora_loom.convert.lora import Lora
 
-spec = importlib.util.spec_from_file_location("format_support", Path(__file__).parents[1] / "reference" / "format_support.py")
+spec = importlib.util.spec_from_file_location(
+    "format_support", Path(__file__).parents[1] / "reference" / "format_support.py"
+)
 support = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(support)
 
@@ -43,5 +45,8 @@ def test_comfyui_reads_what_the_table_says():
     for family in READS:
         lora = lora_over(MODEL_OF[family])
         blocks = Lora(family, {n: m for n, m in lora.modules.items() if support.in_block(n)})
-        measured[family] = {form: [layers_read(MODEL_OF[family], write(part, form)) for part in (blocks, lora)] for form in ("kohya", "comfyui", "diffusers")}
+        measured[family] = {
+            form: [layers_read(MODEL_OF[family], write(part, form)) for part in (blocks, lora)]
+            for form in ("kohya", "comfyui", "diffusers")
+        }
     support.check("ComfyUI", measured)

@@ -102,7 +102,11 @@ SAME_ATTENTION = {"flux.1-dev", "chroma"}  # their blocks are the same size, so 
 @pytest.mark.parametrize("name", MODELS)
 def test_an_attention_only_file_is_recognised(name):
     words = ("attn", "attention.", "linear1", "linear2")
-    state = {k: v for k, v in native_file(name).items() if k.startswith("diffusion_model.") and any(word in k for word in words)}
+    state = {
+        k: v
+        for k, v in native_file(name).items()
+        if k.startswith("diffusion_model.") and any(word in k for word in words)
+    }
     lora = read(state)
     assert lora.family == ("flux1" if name in SAME_ATTENTION else MODELS[name].family)
     assert len(lora.notes) == (name in SAME_ATTENTION)
@@ -131,7 +135,9 @@ def test_comfyui_reads_every_module_of_the_diffusers_file(name):
 def test_comfyui_reads_t5_layers(name, target):
     row, family = MODELS[name], FAMILIES[MODELS[name].family]
     split = (family.universal if target == "universal" else target) == "diffusers"
-    require_whole(name, write(lora_of(name, t5=True), target), (row.split if split else row.native) + row.text + 24 * 7, t5=True)
+    require_whole(
+        name, write(lora_of(name, t5=True), target), (row.split if split else row.native) + row.text + 24 * 7, t5=True
+    )
 
 
 def test_the_counts_the_field_knows():
@@ -142,7 +148,10 @@ def test_the_counts_the_field_knows():
         shapes = full_size.layers(full_size.build(name)[0].diffusion_model)
         counts[name] = sum(not k.startswith(outside) for k in shapes), sum(len(s) == 2 for s in shapes.values())
     assert (counts["sd1.5"][0] + 72, counts["sdxl"][0] + 72 + 192) == (350, 1052)
-    assert (counts["sd3-medium"][1] + 96, counts["wan2.1-1.3b"][1]) == (340, 306)  # 48 times q, k, v for one fused layer
+    assert (counts["sd3-medium"][1] + 96, counts["wan2.1-1.3b"][1]) == (
+        340,
+        306,
+    )  # 48 times q, k, v for one fused layer
 
 
 def loaded_of(name: str, state: State) -> list[str]:
@@ -153,7 +162,9 @@ def loaded_of(name: str, state: State) -> list[str]:
     return [key for key in modules_in(state) if key not in left]
 
 
-@pytest.mark.parametrize(("name", "attention", "rest"), [("sd1.5", 128, 282 - 128), ("sd2.1", 128, 282 - 128), ("sdxl", 560, 234)])
+@pytest.mark.parametrize(
+    ("name", "attention", "rest"), [("sd1.5", 128, 282 - 128), ("sd2.1", 128, 282 - 128), ("sdxl", 560, 234)]
+)
 def test_comfyui_reads_no_attention_layer_of_a_diffusers_unet_file(name, attention, rest):
     state = {k: v for k, v in write(lora_of(name), "diffusers").items() if k.startswith("unet.")}
     assert sum(".to_" in key for key in modules_in(state)) == attention
@@ -171,7 +182,9 @@ def test_comfyui_reads_nothing_of_a_diffusers_file_for(name, modules):
 
 def test_comfyui_reads_104_of_109_modules_of_a_diffusers_flux_2_file():
     state = write(lora_of("flux.2-klein-4b"), "diffusers")
-    left = {key.removesuffix(".lora_B.weight") for key in set(modules_in(state)) - set(loaded_of("flux.2-klein-4b", state))}
+    left = {
+        key.removesuffix(".lora_B.weight") for key in set(modules_in(state)) - set(loaded_of("flux.2-klein-4b", state))
+    }
     assert len(modules_in(state)) == 109
     assert left == {
         *(f"transformer.double_stream_modulation_{n}.linear" for n in ("img", "txt")), "transformer.single_stream_modulation.linear",
@@ -271,7 +284,12 @@ def as_weights(wanted: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def targets_of(family: str) -> list[str]:
     """What the host reads whole on a model without text encoders."""
-    return ["universal", "kohya", "comfyui", *(["diffusers"] if family in {row.family for row in MODELS.values() if row.diffusers} else [])]
+    return [
+        "universal",
+        "kohya",
+        "comfyui",
+        *(["diffusers"] if family in {row.family for row in MODELS.values() if row.diffusers} else []),
+    ]
 
 
 EACH = [(name, target) for name in TINY for target in targets_of(TINY[name][0])]
@@ -300,7 +318,9 @@ def host_map(name: str) -> dict[str, tuple[str, tuple[int, int, int] | None, boo
     patcher, (family, row) = full_size.tiny(name), TINY[name]
     config, shapes = row[1], full_size.layers(patcher.model.diffusion_model)
     if family in ("sd1", "sd2", "sdxl"):
-        table = {k: v for k, v in comfy.utils.unet_to_diffusers(config).items() if not k.startswith("class_embedding.")}  # a second name of add_embedding
+        table = {
+            k: v for k, v in comfy.utils.unet_to_diffusers(config).items() if not k.startswith("class_embedding.")
+        }  # a second name of add_embedding
     elif family == "sd3":
         table = comfy.utils.mmdit_to_diffusers(config)
     elif family in ("flux1", "chroma", "flux2"):
@@ -330,7 +350,11 @@ def lumina2_map(shapes: list[str], head: int) -> dict:
         "cap_embedder.1": "time_caption_embed.caption_embedder.1", "t_embedder.mlp.0": "time_caption_embed.timestep_embedder.linear_1",
         "t_embedder.mlp.2": "time_caption_embed.timestep_embedder.linear_2",
     }  # fmt: skip
-    inner = (("attention.out", "attn.to_out.0"), ("feed_forward.w", "feed_forward.linear_"), ("adaLN_modulation.1", "norm1.linear"))
+    inner = (
+        ("attention.out", "attn.to_out.0"),
+        ("feed_forward.w", "feed_forward.linear_"),
+        ("adaLN_modulation.1", "norm1.linear"),
+    )
     table: dict = {}
     for native in shapes:
         if native.endswith("attention.qkv"):
@@ -365,7 +389,10 @@ def split_file(name: str) -> tuple[State, dict[str, torch.Tensor], set[str]]:
     patcher, family = full_size.tiny(name), FAMILIES[TINY[name][0]]
     native = full_size.layers(patcher.model.diffusion_model)
     table = host_map(name)
-    shapes = {f"{family.component}.{k}": ((offset[2], *native[to][1:]) if offset else native[to]) for k, (to, offset, _) in table.items()}
+    shapes = {
+        f"{family.component}.{k}": ((offset[2], *native[to][1:]) if offset else native[to])
+        for k, (to, offset, _) in table.items()
+    }
     state, changes = random_file(shapes, seed=1)
     wanted = {}
     for key, (to, offset, swap) in table.items():
@@ -401,14 +428,20 @@ def test_a_conversion_does_what_the_original_does(name):
     before, original = patched(patcher, state)
     for target in targets_of(lora.family):
         _, after = patched(patcher, write(lora, target))
-        changes = {key: (original[key].double() - old.double()) / STRENGTH for key, old in before.items() if not torch.equal(old, original[key])}
+        changes = {
+            key: (original[key].double() - old.double()) / STRENGTH
+            for key, old in before.items()
+            if not torch.equal(old, original[key])
+        }
         require_changes(before, after, changes, 2 * EXACT)  # both sides are rounded
 
 
 # --- other kinds of modules, on the tiny SD1.5 --------------------------------------------------------------------------------------------
 
 
-def lokr(out: int, fan: int, rank: int, rng: torch.Generator, factored: str, kernel: tuple[int, ...] = ()) -> dict[str, torch.Tensor]:
+def lokr(
+    out: int, fan: int, rank: int, rng: torch.Generator, factored: str, kernel: tuple[int, ...] = ()
+) -> dict[str, torch.Tensor]:
     """LoKr factors of 4 x 4 and out/4 x fan/4, the named ones as a product of two."""
     rand = lambda *shape: torch.randn(*shape, generator=rng) / shape[-1] ** 0.5
     one = {"lokr_w1_a": rand(4, rank), "lokr_w1_b": rand(rank, 4)} if "1" in factored else {"lokr_w1": rand(4, 4)}
@@ -421,7 +454,9 @@ def lokr(out: int, fan: int, rank: int, rng: torch.Generator, factored: str, ker
 def other_kinds(rng: torch.Generator) -> dict[str, Module]:
     """One module of every kind and form, by the diffusers path of a layer of the tiny SD1.5 (32 to 128 channels, 1x1 projections)."""
     rand = lambda *shape: torch.randn(*shape, generator=rng) / shape[-1] ** 0.5
-    loha = lambda out, fan, rank: {f"hada_w{n}_{p}": rand(*((out, rank) if p == "a" else (rank, fan))) for n in (1, 2) for p in "ab"}
+    loha = lambda out, fan, rank: {
+        f"hada_w{n}_{p}": rand(*((out, rank) if p == "a" else (rank, fan))) for n in (1, 2) for p in "ab"
+    }
     block = "down_blocks.0.attentions.0.transformer_blocks.0"
     return {
         "down_blocks.0.resnets.0.conv1": Module("lora", {"down": rand(4, 32, 3, 3), "up": rand(32, 4, 1, 1)}, 2.0),
@@ -470,7 +505,9 @@ def test_every_kind_of_module_changes_its_weight_by_its_delta(spelling, target):
     modules = other_kinds(torch.Generator().manual_seed(2))
     names = {"kohya": lambda path: f"lora_unet_{path.replace('.', '_')}", "comfyui": native_name}[spelling]
     lora = read(file_of(modules, names), family="sd1")
-    assert {name.removeprefix("unet."): m.kind for name, m in lora.modules.items()} == {path: m.kind for path, m in modules.items()}
+    assert {name.removeprefix("unet."): m.kind for name, m in lora.modules.items()} == {
+        path: m.kind for path, m in modules.items()
+    }
     wanted = {f"{native_name(path)}.weight": delta(module) for path, module in modules.items()}
     before, after = patched(full_size.tiny("SD15"), write(lora, target))
     require_changes(before, after, wanted)
@@ -526,7 +563,9 @@ def test_the_note_on_dora_over_outputs_is_true_of_comfyui():
 def test_the_note_on_dora_over_inputs_is_true_of_comfyui():
     state, module, key = dora_file("input")
     lora = read(state, family="sd1")
-    assert lora.notes == ["DoRA over inputs: exact in ComfyUI, Forge and A1111; PEFT has no such form; diffusers ignores dora_scale."]
+    assert lora.notes == [
+        "DoRA over inputs: exact in ComfyUI, Forge and A1111; PEFT has no such form; diffusers ignores dora_scale."
+    ]
     for target in ("kohya", "comfyui"):
         before, after = patched(full_size.tiny("SD15"), write(lora, target))
         asked = (applied(before[key], module, STRENGTH) - before[key]) / STRENGTH
@@ -573,10 +612,18 @@ def test_a_file_of_the_hosts_own_trainer_keeps_its_effect(algorithm, target, bia
 # --- text encoders ------------------------------------------------------------------------------------------------------------------------
 
 T5 = {"dtype_t5": torch.float32}
-TEXT = {"sd1": (SD1ClipModel, {}), "sd2": (SD2ClipModel, {}), "sdxl": (SDXLClipModel, {}), "flux1": (FluxClipModel, T5), "sd3": (SD3ClipModel, T5)}
+TEXT = {
+    "sd1": (SD1ClipModel, {}),
+    "sd2": (SD2ClipModel, {}),
+    "sdxl": (SDXLClipModel, {}),
+    "flux1": (FluxClipModel, T5),
+    "sd3": (SD3ClipModel, T5),
+}
 
 
-@pytest.mark.parametrize(("family", "target"), [(family, target) for family in TEXT for target in ("universal", "kohya", "comfyui")])
+@pytest.mark.parametrize(
+    ("family", "target"), [(family, target) for family in TEXT for target in ("universal", "kohya", "comfyui")]
+)
 def test_a_file_changes_every_text_encoder_weight_as_trained(family, target):
     make, more = TEXT[family]
     clip = full_size.tiny_clip(make, **more)

@@ -29,8 +29,14 @@ def make_batch(name: str) -> Batch:
 
 def make_adapters(backend: HostBackend) -> tuple[dict, AdapterSet]:
     layers = backend.layers()
-    chosen = {backend.file_name(p): layers[p] for p in choose_targets(layers, AdapterConfig(targets="regex", include=".", exclude="img_in|final_layer"))}
-    members = {n: KindAdapter(KINDS["lora"], n, m, Shape(weight_shape(m), 2, 4.0), 0, backend.device) for n, m in chosen.items()}
+    chosen = {
+        backend.file_name(p): layers[p]
+        for p in choose_targets(layers, AdapterConfig(targets="regex", include=".", exclude="img_in|final_layer"))
+    }
+    members = {
+        n: KindAdapter(KINDS["lora"], n, m, Shape(weight_shape(m), 2, 4.0), 0, backend.device)
+        for n, m in chosen.items()
+    }
     adapters = AdapterSet(members)
     for name, adapter in adapters:  # a zero lora_up would leave lora_down without gradient
         with torch.no_grad():
@@ -38,13 +44,17 @@ def make_adapters(backend: HostBackend) -> tuple[dict, AdapterSet]:
     return chosen, adapters
 
 
-def loss_and_gradients(backend: HostBackend, adapters: AdapterSet, batch: Batch) -> tuple[float, dict[str, torch.Tensor]]:
+def loss_and_gradients(
+    backend: HostBackend, adapters: AdapterSet, batch: Batch
+) -> tuple[float, dict[str, torch.Tensor]]:
     objective = backend.objective(ObjectiveConfig())
     for p in adapters.parameters():
         p.grad = None
     loss = diffusion_loss(backend.predict, batch, objective, torch.Generator().manual_seed(3)).mean()
     loss.backward()
-    return loss.item(), {k: torch.zeros_like(p) if p.grad is None else p.grad.clone() for k, p in adapters.named_parameters()}
+    return loss.item(), {
+        k: torch.zeros_like(p) if p.grad is None else p.grad.clone() for k, p in adapters.named_parameters()
+    }
 
 
 def reference(name: str, batch: Batch) -> tuple[float, dict[str, torch.Tensor]]:
@@ -58,7 +68,11 @@ def reference(name: str, batch: Batch) -> tuple[float, dict[str, torch.Tensor]]:
             for table in (module._parameters, module._buffers):
                 for key, value in table.items():
                     if value is not None and value.is_inference():
-                        table[key] = torch.nn.Parameter(value.clone(), requires_grad=False) if table is module._parameters else value.clone()
+                        table[key] = (
+                            torch.nn.Parameter(value.clone(), requires_grad=False)
+                            if table is module._parameters
+                            else value.clone()
+                        )
         backend = HostBackend(patcher, RandomClip(name), NoVae(patcher))
         layers, adapters = make_adapters(backend)
         for key, adapter in adapters:

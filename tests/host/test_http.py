@@ -38,7 +38,10 @@ def id_of(prompt: dict, kind: str) -> str:
 
 def pictures(server, entry: dict) -> list[np.ndarray]:
     saved = [i for out in entry["outputs"].values() for i in out.get("images", []) if i["type"] == "output"]
-    return [np.asarray(Image.open(server.base / "output" / i["subfolder"] / i["filename"]).convert("RGB"), int) for i in saved]
+    return [
+        np.asarray(Image.open(server.base / "output" / i["subfolder"] / i["filename"]).convert("RGB"), int)
+        for i in saved
+    ]
 
 
 def wait_for(condition, seconds: float = 60) -> None:
@@ -51,9 +54,15 @@ def wait_for(condition, seconds: float = 60) -> None:
 
 def test_toy_template_trains_saves_and_draws(server):
     prompt = toy_prompt(server, name="whole_way", steps=60, learning_rate=0.01, sample_every=30)
-    before = {k: v for k, v in prompt.items() if v["class_type"] not in ("LoraLoomTrainLora", "LoraLoomSaveLora", "LoraLoomLoadFolder")}
+    before = {
+        k: v
+        for k, v in prompt.items()
+        if v["class_type"] not in ("LoraLoomTrainLora", "LoraLoomSaveLora", "LoraLoomLoadFolder")
+    }
     base, train = id_of(prompt, "LoraLoomLoadToyModel"), id_of(prompt, "LoraLoomTrainLora")
-    before = json.loads(json.dumps(before).replace(f'["{train}", 0]', f'["{base}", 0]').replace(f'["{train}", 1]', f'["{base}", 1]'))
+    before = json.loads(
+        json.dumps(before).replace(f'["{train}", 0]', f'["{base}", 0]').replace(f'["{train}", 1]', f'["{base}", 1]')
+    )
     untrained = pictures(server, server.execute(before))
     entry = server.execute(prompt)
     assert entry["status"]["status_str"] == "success", entry["status"]
@@ -61,7 +70,15 @@ def test_toy_template_trains_saves_and_draws(server):
     assert max(np.abs(a - b).max() for a, b in zip(untrained, trained)) > 50
 
     run = server.base / "output" / "lora_loom" / "whole_way"
-    assert {p.name for p in run.iterdir()} >= {"config.json", "log.jsonl", "run.log", "loss.png", "whole_way.safetensors", "checkpoints", "samples"}
+    assert {p.name for p in run.iterdir()} >= {
+        "config.json",
+        "log.jsonl",
+        "run.log",
+        "loss.png",
+        "whole_way.safetensors",
+        "checkpoints",
+        "samples",
+    }
     assert len((run / "log.jsonl").read_text().splitlines()) == 60
     with safe_open(server.base / "output" / "loras" / "my_lora_webui.safetensors", "pt") as file:
         assert file.metadata()["ss_base_model_version"] == "sd_v1"
@@ -69,10 +86,18 @@ def test_toy_template_trains_saves_and_draws(server):
         keys = list(file.keys())
         assert all(key.startswith("lora_unet_") for key in keys)
 
-    reload = json.loads(json.dumps(before).replace(f'["{base}", 0]', '["99", 0]').replace(f'["{base}", 1]', '["99", 1]'))
+    reload = json.loads(
+        json.dumps(before).replace(f'["{base}", 0]', '["99", 0]').replace(f'["{base}", 1]', '["99", 1]')
+    )
     reload["99"] = {
         "class_type": "LoraLoader",
-        "inputs": {"model": [base, 0], "clip": [base, 1], "lora_name": "whole_way.safetensors", "strength_model": 1.0, "strength_clip": 1.0},
+        "inputs": {
+            "model": [base, 0],
+            "clip": [base, 1],
+            "lora_name": "whole_way.safetensors",
+            "strength_model": 1.0,
+            "strength_clip": 1.0,
+        },
     }
     log_from = len(server.log.read_text())
     from_file = pictures(server, server.execute(reload))
@@ -84,10 +109,15 @@ def test_toy_template_trains_saves_and_draws(server):
 
 def test_same_name_never_overwrites(server):
     for _ in range(2):
-        assert server.execute(toy_prompt(server, name="twice", seed=int(time.time_ns() % 10**9)))["status"]["status_str"] == "success"
+        assert (
+            server.execute(toy_prompt(server, name="twice", seed=int(time.time_ns() % 10**9)))["status"]["status_str"]
+            == "success"
+        )
     runs = {p.name for p in (server.base / "output" / "lora_loom").iterdir()}
     assert {"twice", "twice_2"} <= runs
-    assert {"twice.safetensors", "twice_2.safetensors"} <= {p.name for p in (server.base / "output" / "loras").iterdir()}
+    assert {"twice.safetensors", "twice_2.safetensors"} <= {
+        p.name for p in (server.base / "output" / "loras").iterdir()
+    }
 
 
 def test_a_users_file_in_the_lora_folder_is_never_overwritten(server):
@@ -133,7 +163,12 @@ def test_cancel_keeps_the_work_and_continue_goes_on(server):
 
 @pytest.mark.parametrize(
     ("body", "kind", "status"),
-    [([], "application/json", 400), ({"node": "999"}, "application/json", 404), ({"node": {}}, "application/json", 404), ({"node": "3"}, "text/plain", 400)],
+    [
+        ([], "application/json", 400),
+        ({"node": "999"}, "application/json", 404),
+        ({"node": {}}, "application/json", 404),
+        ({"node": "3"}, "text/plain", 400),
+    ],
 )
 def test_stop_route_refuses_what_it_does_not_know(server, body, kind, status):
     assert server.post("/lora_loom/stop", body, kind)[0] == status
@@ -178,7 +213,11 @@ def folder_prompt(server, folder: str, **train) -> dict:
 
 def test_bad_input_gets_one_sentence(server):
     good = make_folder(server, "good", {"a.png": picture_bytes(), "a.txt": b"a red thing"})
-    for name, files in {"text_only": {"a.txt": b"hello"}, "broken": {"a.png": b"no picture"}, "tiny": {"a.png": picture_bytes(4)}}.items():
+    for name, files in {
+        "text_only": {"a.txt": b"hello"},
+        "broken": {"a.png": b"no picture"},
+        "tiny": {"a.png": picture_bytes(4)},
+    }.items():
         make_folder(server, name, {**files, "b.png": b""} if name != "text_only" else files)
     cases = {
         "output name with a path": (folder_prompt(server, good, name="../x"), "name: '../x' contains a path"),
@@ -188,7 +227,10 @@ def test_bad_input_gets_one_sentence(server):
         "folder that is not there": (folder_prompt(server, "missing"), "not in list"),
         "unreadable pictures": (folder_prompt(server, "broken"), "a.png cannot be read as a picture"),
         "picture smaller than a bucket": (folder_prompt(server, "tiny"), "smaller than the smallest bucket"),
-        "continue without a run": (folder_prompt(server, good, name="never", resume="continue last"), "there is no run named 'never'"),
+        "continue without a run": (
+            folder_prompt(server, good, name="never", resume="continue last"),
+            "there is no run named 'never'",
+        ),
     }
     for label, (prompt, sentence) in cases.items():
         found = failure(server, prompt)
@@ -201,7 +243,13 @@ def test_bad_input_gets_one_sentence(server):
 
 
 def test_skipped_and_captionless_pictures_are_named_and_the_run_goes_on(server):
-    files = {"a.png": picture_bytes(), "a.txt": b"a red thing", "b.png": picture_bytes(80), "c.png": b"broken", "orphan.txt": b"x"}
+    files = {
+        "a.png": picture_bytes(),
+        "a.txt": b"a red thing",
+        "b.png": picture_bytes(80),
+        "c.png": b"broken",
+        "orphan.txt": b"x",
+    }
     prompt = folder_prompt(server, make_folder(server, "mixed", files), name="mixed")
     node(prompt, "LoraLoomLoadFolder")["trigger"] = "zork"
     entry = server.execute(prompt)
@@ -228,6 +276,11 @@ def test_a_second_click_takes_its_first_step_before_the_first_run_would_be_throu
     prompt = toy_prompt(server, name="clock", steps=3, seed=9)
     began = time.time()
     assert server.execute(prompt)["status"]["status_str"] == "success"
-    first = json.loads(Path(server.base / "output" / "lora_loom" / "clock" / "log.jsonl").read_text().splitlines()[0])["time"] - began
+    first = (
+        json.loads(Path(server.base / "output" / "lora_loom" / "clock" / "log.jsonl").read_text().splitlines()[0])[
+            "time"
+        ]
+        - began
+    )
     figure("first step of the toy after the click", first)
     assert first < whole

@@ -101,9 +101,13 @@ EVERYTHING = {
 
 
 @pytest.mark.parametrize("ending", ENDINGS, ids=lambda f: f.__name__)
-def test_nothing_of_the_host_changes_with_text_tokens_class_pictures_and_dora_either(toy, tmp_path, ending, monkeypatch):
+def test_nothing_of_the_host_changes_with_text_tokens_class_pictures_and_dora_either(
+    toy, tmp_path, ending, monkeypatch
+):
     plain = runs.run
-    options = {k: v for k, v in EVERYTHING.items() if k != "prior" or ending is not exception_while_sampling}  # that would end it before the first step
+    options = {
+        k: v for k, v in EVERYTHING.items() if k != "prior" or ending is not exception_while_sampling
+    }  # that would end it before the first step
     monkeypatch.setattr(runs, "run", lambda *args, **changes: plain(*args, **{**options, **changes}))
     picture = runs.picture(toy)
     torch.manual_seed(11)
@@ -130,7 +134,9 @@ def test_nothing_of_the_host_changes_and_the_result_is_kept(toy, tmp_path, endin
     assert comfy.model_management.processing_interrupted() is False
     state = comfy.utils.load_torch_file(str(tmp_path / "run" / "run.safetensors"))
     keys = comfy.lora.model_lora_keys_unet(toy[0].model, {})
-    assert len(comfy.lora.load_lora(state, keys)) == 56 == len(state) // 3  # 7 transformer blocks with 8 attention layers each
+    assert (
+        len(comfy.lora.load_lora(state, keys)) == 56 == len(state) // 3
+    )  # 7 transformer blocks with 8 attention layers each
 
 
 def embedding_alone(toy, folder):
@@ -144,7 +150,14 @@ def embedding_cancelled(toy, folder):
 
 def validated_and_fitted(toy, folder):
     watch = {"every": 2, "pictures": 2, "levels": 2, "restore_best": True}
-    runs.run(toy, folder, validation=watch, auto_fit=True, text_encoder={"train": True}, optimizer={"name": "adafactor", "lr": 1e-3})
+    runs.run(
+        toy,
+        folder,
+        validation=watch,
+        auto_fit=True,
+        text_encoder={"train": True},
+        optimizer={"name": "adafactor", "lr": 1e-3},
+    )
 
 
 def learning_rate_test(toy, folder):
@@ -177,7 +190,11 @@ def dry_run_cancelled(toy, folder):
         trials()
 
 
-@pytest.mark.parametrize("act", [embedding_alone, embedding_cancelled, validated_and_fitted, learning_rate_test, dry_run_cancelled], ids=lambda f: f.__name__)
+@pytest.mark.parametrize(
+    "act",
+    [embedding_alone, embedding_cancelled, validated_and_fitted, learning_rate_test, dry_run_cancelled],
+    ids=lambda f: f.__name__,
+)
 def test_nothing_of_the_host_changes_by_an_embedding_a_validation_or_a_trial(toy, tmp_path, act):
     picture = runs.picture(toy)
     torch.manual_seed(11)
@@ -206,7 +223,11 @@ def test_users_model_samples_unchanged_while_its_clone_trains(toy, tmp_path):
 def test_trained_weights_are_the_hosts_own_storage(toy, tmp_path):
     pointers = {n: p.data_ptr() for n, p in toy[0].model.named_parameters()}
     during = {}
-    runs.run(toy, tmp_path / "run", runs.At(2, lambda: during.update({n: p.data_ptr() for n, p in toy[0].model.named_parameters()})))
+    runs.run(
+        toy,
+        tmp_path / "run",
+        runs.At(2, lambda: during.update({n: p.data_ptr() for n, p in toy[0].model.named_parameters()})),
+    )
     assert during == pointers
 
 
@@ -232,13 +253,17 @@ def test_file_through_the_hosts_loader_gives_the_pictures_of_the_live_adapters(t
     with torch.inference_mode():
         model, clip = comfy.sd.load_lora_for_models(toy[0], toy[1], state, 1.0, 1.0)
         with torch.inference_mode(False):
-            from_file = HostBackend(model, clip, toy[2]).sample(SampleJob("a zog on a white ground", 64, 64, SampleConfig(cfg=4.0)))[0]
+            from_file = HostBackend(model, clip, toy[2]).sample(
+                SampleJob("a zog on a white ground", 64, 64, SampleConfig(cfg=4.0))
+            )[0]
     import numpy as np
 
     difference = np.abs(np.asarray(live[-1], int) - np.asarray(from_file, int)).max()
     print(f"live against file: {difference} of 255")
     assert np.abs(np.asarray(live[0], int) - np.asarray(live[-1], int)).max() > 20  # training did change the picture
-    assert difference <= 2  # W + BA rounded once, against a branch added after the layer: fp32 rounding through 20 sampler steps
+    assert (
+        difference <= 2
+    )  # W + BA rounded once, against a branch added after the layer: fp32 rounding through 20 sampler steps
 
 
 def test_a_host_lora_on_the_model_is_kept_and_trained_through(toy, tmp_path):

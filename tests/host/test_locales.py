@@ -11,7 +11,19 @@ import pytest
 from live_server import ROOT, running
 
 CATEGORY = "training/LoRA Loom"
-WORDS = ("kohya", "dreambooth", "train", "finetune", "textual inversion", "lycoris", "a1111", "webui", "merge", "captions", "ziplora")
+WORDS = (
+    "kohya",
+    "dreambooth",
+    "train",
+    "finetune",
+    "textual inversion",
+    "lycoris",
+    "a1111",
+    "webui",
+    "merge",
+    "captions",
+    "ziplora",
+)
 spec = importlib.util.spec_from_file_location("stand_in_schemas", ROOT / "tests" / "reference" / "schemas.py")
 stand_in = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(stand_in)
@@ -44,12 +56,22 @@ def test_schemas_made_without_the_host_are_the_real_ones(schemas):
     assert list(ours) == [schema.node_id for schema in schemas]
     for schema in schemas:
         other = ours[schema.node_id]
-        assert (other.display_name, other.description, other.category) == (schema.display_name, schema.description, schema.category)
-        assert [(i.id, i.kind, i.tooltip) for i in other.inputs] == [(i.id, i.get_io_type(), i.tooltip) for i in schema.inputs], schema.node_id
-        assert [(o.display_name, o.kind, o.tooltip) for o in other.outputs] == [(o.display_name, o.get_io_type(), o.tooltip) for o in schema.outputs]
+        assert (other.display_name, other.description, other.category) == (
+            schema.display_name,
+            schema.description,
+            schema.category,
+        )
+        assert [(i.id, i.kind, i.tooltip) for i in other.inputs] == [
+            (i.id, i.get_io_type(), i.tooltip) for i in schema.inputs
+        ], schema.node_id
+        assert [(o.display_name, o.kind, o.tooltip) for o in other.outputs] == [
+            (o.display_name, o.get_io_type(), o.tooltip) for o in schema.outputs
+        ]
         for mine, real in zip(other.inputs, schema.inputs, strict=True):
             for name in ("default", "min", "max", "step", "optional", "advanced"):
-                assert (getattr(mine, name) or None) == (getattr(real, name, None) or None), f"{schema.node_id}.{mine.id}.{name}"
+                assert (getattr(mine, name) or None) == (getattr(real, name, None) or None), (
+                    f"{schema.node_id}.{mine.id}.{name}"
+                )
 
 
 def test_the_server_serves_them(tmp_path):
@@ -62,4 +84,6 @@ def test_the_server_serves_them(tmp_path):
         base = f"http://127.0.0.1:{server.port}/extensions/ComfyUI-LoRA-Loom_1.0"
         for language in ("en", "zh", "ko", "ja"):
             with urllib.request.urlopen(f"{base}/locales/{language}.json", timeout=30) as answer:
-                assert json.loads(answer.read()) == json.loads(Path(ROOT / "js" / "locales" / f"{language}.json").read_text(encoding="utf-8"))
+                assert json.loads(answer.read()) == json.loads(
+                    Path(ROOT / "js" / "locales" / f"{language}.json").read_text(encoding="utf-8")
+                )

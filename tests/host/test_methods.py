@@ -41,7 +41,9 @@ SMALL = {"steps": 20, "sample_every": 0, "batch_size": 2}
 def test_an_embedding_works_on_the_wire_and_from_its_file_alike(server):
     graph = Graph(server)
     wires = toy(graph, "toy: word", "dax")
-    train = graph.add("LoraLoomTrainEmbedding", **wires, **{**SMALL, "name": "purple_cross", "vectors": 3, "learning_rate": 0.02})
+    train = graph.add(
+        "LoraLoomTrainEmbedding", **wires, **{**SMALL, "name": "purple_cross", "vectors": 3, "learning_rate": 0.02}
+    )
     text = "a (embedding:purple_cross:1.1) on a white ground"
     graph.draw(wires["model"], wires["clip"], wires["vae"], "a on a white ground", "without")
     graph.draw(wires["model"], [train, 0], wires["vae"], text, "on_wire")
@@ -65,7 +67,9 @@ def test_pivotal_tuning_with_text_encoder_prodigy_and_class_pictures(server):
     text = graph.add("LoraLoomTextEncoderSettings", settings=[pivotal, 0], stop=0.8)
     optimizer = graph.add("LoraLoomOptimizerSettings", name="adafactor", settings=[text, 0])
     adapter = graph.add("LoraLoomAdapterSettings", algorithm="lora", settings=[optimizer, 0], max_norm=1.0)
-    train = graph.add("LoraLoomTrainLora", **wires, **{**SMALL, "name": "pivot", "learning_rate": 0.01}, settings=[adapter, 0])
+    train = graph.add(
+        "LoraLoomTrainLora", **wires, **{**SMALL, "name": "pivot", "learning_rate": 0.01}, settings=[adapter, 0]
+    )
     prompt = "a embedding:pivot_emb on a white ground"
     graph.draw([train, 0], [train, 1], wires["vae"], prompt, "pivot_wire")
     saved = graph.add("LoraLoomSaveEmbedding", embedding=[train, 5], name="copied_emb", destination="models/embeddings")
@@ -73,16 +77,31 @@ def test_pivotal_tuning_with_text_encoder_prodigy_and_class_pictures(server):
     assert saved
     run = server.base / "output" / "lora_loom" / "pivot"
     config = json.loads((run / "config.json").read_text())
-    assert (config["method"], config["optimizer"]["name"], config["embedding"]["stop"], config["text_encoder"]["stop"]) == ("pivotal", "adafactor", 0.5, 0.8)
+    assert (
+        config["method"],
+        config["optimizer"]["name"],
+        config["embedding"]["stop"],
+        config["text_encoder"]["stop"],
+    ) == ("pivotal", "adafactor", 0.5, 0.8)
     keys = load_file(server.base / "output" / "loras" / "pivot.safetensors").keys()
     assert sum(k.startswith("lora_te") and k.endswith("lora_up.weight") for k in keys) == 8
-    vectors = {n: load_file(server.base / "models" / "embeddings" / f"{n}.safetensors")["emb_params"] for n in ("pivot_emb", "copied_emb")}
+    vectors = {
+        n: load_file(server.base / "models" / "embeddings" / f"{n}.safetensors")["emb_params"]
+        for n in ("pivot_emb", "copied_emb")
+    }
     assert vectors["pivot_emb"].equal(vectors["copied_emb"])
     assert len(list((server.base / "output" / "lora_loom" / "class_pictures").glob("*.png"))) == 2
 
     again = Graph(server)
     wires = toy(again)
-    loader = again.add("LoraLoader", model=wires["model"], clip=wires["clip"], lora_name="pivot.safetensors", strength_model=1.0, strength_clip=1.0)
+    loader = again.add(
+        "LoraLoader",
+        model=wires["model"],
+        clip=wires["clip"],
+        lora_name="pivot.safetensors",
+        strength_model=1.0,
+        strength_clip=1.0,
+    )
     again.draw([loader, 0], [loader, 1], wires["vae"], prompt, "pivot_file")
     again.run()
     assert np.abs(picture(server, "pivot_wire") - picture(server, "pivot_file")).max() == 0
@@ -94,14 +113,26 @@ def test_other_adapters_on_the_wire_and_from_their_file_alike(server, algorithm)
     graph = Graph(server)
     wires = toy(graph)
     adapter = graph.add("LoraLoomAdapterSettings", algorithm=algorithm)
-    train = graph.add("LoraLoomTrainLora", **wires, **{**SMALL, "name": f"as_{algorithm}", "learning_rate": 0.02, "targets": "conv"}, settings=[adapter, 0])
+    train = graph.add(
+        "LoraLoomTrainLora",
+        **wires,
+        **{**SMALL, "name": f"as_{algorithm}", "learning_rate": 0.02, "targets": "conv"},
+        settings=[adapter, 0],
+    )
     text = "a zog on a white ground"
     graph.draw(wires["model"], wires["clip"], wires["vae"], text, f"{algorithm}_without")
     graph.draw([train, 0], [train, 1], wires["vae"], text, f"{algorithm}_wire")
     graph.run()
     again = Graph(server)
     wires = toy(again)
-    loader = again.add("LoraLoader", model=wires["model"], clip=wires["clip"], lora_name=f"as_{algorithm}.safetensors", strength_model=1.0, strength_clip=1.0)
+    loader = again.add(
+        "LoraLoader",
+        model=wires["model"],
+        clip=wires["clip"],
+        lora_name=f"as_{algorithm}.safetensors",
+        strength_model=1.0,
+        strength_clip=1.0,
+    )
     again.draw([loader, 0], [loader, 1], wires["vae"], text, f"{algorithm}_file")
     again.run()
     wired, filed, without = (picture(server, f"{algorithm}_{n}") for n in ("wire", "file", "without"))
@@ -112,13 +143,20 @@ def test_other_adapters_on_the_wire_and_from_their_file_alike(server, algorithm)
 def test_a_run_goes_on_from_a_wired_lora(server):
     graph = Graph(server)
     wires = toy(graph)
-    first = graph.add("LoraLoomTrainLora", **wires, **{**SMALL, "name": "first", "learning_rate": 0.01, "rank": 3, "steps": 40})
-    graph.add("LoraLoomTrainLora", **wires, **{**SMALL, "name": "second", "learning_rate": 1e-7, "steps": 1}, lora=[first, 2])
+    first = graph.add(
+        "LoraLoomTrainLora", **wires, **{**SMALL, "name": "first", "learning_rate": 0.01, "rank": 3, "steps": 40}
+    )
+    graph.add(
+        "LoraLoomTrainLora", **wires, **{**SMALL, "name": "second", "learning_rate": 1e-7, "steps": 1}, lora=[first, 2]
+    )
     graph.run()
     one, two = (load_file(server.base / "output" / "loras" / f"{n}.safetensors") for n in ("first", "second"))
     assert one.keys() == two.keys()
     assert max((one[k].float() - two[k].float()).abs().max().item() for k in one) < 1e-5  # one step of 1e-7
-    losses = [json.loads((Path(server.base) / "output" / "lora_loom" / n / "log.jsonl").read_text().splitlines()[0])["loss"] for n in ("first", "second")]
+    losses = [
+        json.loads((Path(server.base) / "output" / "lora_loom" / n / "log.jsonl").read_text().splitlines()[0])["loss"]
+        for n in ("first", "second")
+    ]
     assert losses[0] != losses[1]
 
 
@@ -145,7 +183,9 @@ def test_bad_settings_are_one_sentence_before_the_first_step(server, settings, t
 
 def test_a_pattern_that_re_searches_for_ages_does_not_hold_the_server(server):
     graph = Graph(server)
-    graph.add("LoraLoomTrainLora", **toy(graph), **{**SMALL, "name": "endless", "targets": "linear", "include": r"(\w+\.?)+!"})
+    graph.add(
+        "LoraLoomTrainLora", **toy(graph), **{**SMALL, "name": "endless", "targets": "linear", "include": r"(\w+\.?)+!"}
+    )
     began = time.monotonic()
     assert "adapter.targets: 'linear' with include" in graph.fails()
     assert time.monotonic() - began < 60  # seconds; it was for ever, and nothing else was answered meanwhile
@@ -192,7 +232,9 @@ def test_a_learning_rate_is_found_and_can_be_wired_on(server):
     graph = Graph(server)
     wires = toy(graph)
     find = graph.add("LoraLoomFindLearningRate", **wires, batch_size=4, rank=4, test_steps=20, lowest=1e-5, highest=0.3)
-    graph.add("LoraLoomTrainLora", **wires, **{**SMALL, "name": "with_found_rate", "steps": 2, "learning_rate": [find, 0]})
+    graph.add(
+        "LoraLoomTrainLora", **wires, **{**SMALL, "name": "with_found_rate", "steps": 2, "learning_rate": [find, 0]}
+    )
     entry = graph.run()
     (said,) = entry["outputs"][find]["text"]
     config = json.loads((server.base / "output" / "lora_loom" / "with_found_rate" / "config.json").read_text())

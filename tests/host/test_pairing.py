@@ -31,7 +31,10 @@ def test_a_clip_of_another_model_is_refused_before_the_first_step(name):
     with torch.inference_mode(False):
         backend = HostBackend(patcher, WideClip(name), NoVae(patcher))
         layers, adapters = make_adapters(backend)
-        with pytest.raises(LoomError, match="wire the CLIP that belongs to this model"), backend.training(layers, adapters):
+        with (
+            pytest.raises(LoomError, match="wire the CLIP that belongs to this model"),
+            backend.training(layers, adapters),
+        ):
             pass
     assert all("forward" not in vars(m) for m in patcher.model.modules())
 
@@ -42,7 +45,9 @@ def test_damaged_base_weights_are_named_and_nothing_is_written(toy, tmp_path):
         before = weight[0, 0, 0, 0].clone()
         weight[0, 0, 0, 0] = float("nan")
     try:
-        with pytest.raises(LoomError, match=r"weight middle_block\.1\.proj_in\.weight is not finite.*Step 1 was not made"):
+        with pytest.raises(
+            LoomError, match=r"weight middle_block\.1\.proj_in\.weight is not finite.*Step 1 was not made"
+        ):
             runs.run(toy, tmp_path / "run")
     finally:
         with torch.inference_mode():
@@ -57,7 +62,14 @@ def test_sdxl_is_told_each_pictures_size_and_crop():
         how = fit(700, 500, 256, 64)
         found = backend.conditioning._one_conditioning("a red cat", how, torch.zeros(1, 4, 8, 8))["y"].cond
     pooled = backend.texts.text("a red cat")[0][1]["pooled_output"]
-    numbers = (500, 700, how.crop[1], how.crop[0], how.bucket[1], how.bucket[0])  # height before width, as SDXL was trained
+    numbers = (
+        500,
+        700,
+        how.crop[1],
+        how.crop[0],
+        how.bucket[1],
+        how.bucket[0],
+    )  # height before width, as SDXL was trained
     embedded = torch.cat([patcher.model.embedder(torch.tensor([float(n)])) for n in numbers]).flatten()[None]
     assert how.crop != (0, 0)
     assert torch.equal(found, torch.cat([pooled, embedded], 1))
@@ -69,7 +81,9 @@ def test_a_quantised_layer_gives_the_gradient_of_its_dequantised_weight():
     stored = (weight / scale).clamp(-448, 448).to(torch.float8_e4m3fn)
     marker = torch.tensor(list(json.dumps({"format": "float8_e4m3fn"}).encode()), dtype=torch.uint8)
     with torch.inference_mode():
-        layer = comfy.ops.mixed_precision_ops({}, torch.float32).Linear(32, 16, bias=False, device="cpu", dtype=torch.float32)
+        layer = comfy.ops.mixed_precision_ops({}, torch.float32).Linear(
+            32, 16, bias=False, device="cpu", dtype=torch.float32
+        )
         layer.load_state_dict({"weight": stored, "weight_scale": scale, "comfy_quant": marker}, strict=False)
     assert hasattr(layer.weight, "_qdata")
     with torch.inference_mode(False):

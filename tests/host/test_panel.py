@@ -29,7 +29,11 @@ def server(tmp_path_factory):
 def quick(server, **train) -> dict:
     """Model, pictures and training alone, with steps of a few hundredths of a second."""
     prompt = toy_prompt(server, **{"targets": "cross-attention", "batch_size": 1, "learning_rate": 0.001, **train})
-    return {key: value for key, value in prompt.items() if value["class_type"] in ("LoraLoomLoadToyModel", "LoraLoomLoadFolder", "LoraLoomTrainLora")}
+    return {
+        key: value
+        for key, value in prompt.items()
+        if value["class_type"] in ("LoraLoomLoadToyModel", "LoraLoomLoadFolder", "LoraLoomTrainLora")
+    }
 
 
 def train_id(server) -> str:
@@ -46,7 +50,10 @@ def begun(server, node_id: str, name: str, steps: int = 3) -> None:
 
 
 def logged(server, name: str) -> list[dict]:
-    return [json.loads(line) for line in (server.base / "output" / "lora_loom" / name / "log.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line)
+        for line in (server.base / "output" / "lora_loom" / name / "log.jsonl").read_text().splitlines()
+    ]
 
 
 def test_the_state_of_a_run_holds_every_step_its_marks_and_its_pictures(server):
@@ -65,12 +72,16 @@ def test_the_state_of_a_run_holds_every_step_its_marks_and_its_pictures(server):
     assert state["result"]["files"] == ["seen.safetensors"]
     assert "<lora:seen:1>" in state["result"]["a1111"]
     assert not state["can_continue"]
-    assert "seen.safetensors" in server.get("/object_info/LoraLoader")["LoraLoader"]["input"]["required"]["lora_name"][0]
+    assert (
+        "seen.safetensors" in server.get("/object_info/LoraLoader")["LoraLoader"]["input"]["required"]["lora_name"][0]
+    )
     newer = panel(server, number, after=9, session=state["session"])
     assert [row[0] for row in newer["rows"]] == [10, 11, 12]
     assert len(panel(server, number, after=9, session="another")["rows"]) == 12
     for step, size in ((0, 128), (6, 1024)):
-        with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/lora_loom/panel/sample?run=seen&step={step}&size={size}") as answer:
+        with urllib.request.urlopen(
+            f"http://127.0.0.1:{server.port}/lora_loom/panel/sample?run=seen&step={step}&size={size}"
+        ) as answer:
             assert answer.headers["Content-Type"] == "image/jpeg"
             assert answer.headers["X-Content-Type-Options"] == "nosniff"
             assert max(Image.open(io.BytesIO(answer.read())).size) <= size
@@ -85,7 +96,9 @@ def test_a_panel_belongs_to_its_workflow(server):
     server.result(answer["prompt_id"])
     assert panel(server, number, workflow="workflow-a")["run"] == "owned"
     other = panel(server, number, workflow="workflow-b")
-    assert other is None or other["workflow"] == ""  # a run queued without a workflow may be shown, another workflow's never
+    assert (
+        other is None or other["workflow"] == ""
+    )  # a run queued without a workflow may be shown, another workflow's never
 
 
 def test_buttons_save_draw_and_stop_between_two_steps(server):
@@ -101,7 +114,10 @@ def test_buttons_save_draw_and_stop_between_two_steps(server):
     assert saved["status"] == "training"
     assert len(saved["saves"]) == 1
     assert load_file(file)
-    assert "pressed.safetensors" in server.get("/object_info/LoraLoader")["LoraLoader"]["input"]["required"]["lora_name"][0]
+    assert (
+        "pressed.safetensors"
+        in server.get("/object_info/LoraLoader")["LoraLoader"]["input"]["required"]["lora_name"][0]
+    )
     assert server.post("/lora_loom/sample", {"node": number})[0] == 200
     wait_for(lambda: len(panel(server, number)["samples"]) == 2)
     assert panel(server, number)["samples"][0][0] == 0
@@ -174,7 +190,10 @@ def test_the_learning_rate_test_has_a_panel_too(server):
     wires = {key: prompt[training]["inputs"][key] for key in ("model", "clip", "vae", "dataset")}
     spec = server.get("/object_info/LoraLoomFindLearningRate")["LoraLoomFindLearningRate"]["input"]["required"]
     values = {k: v[1].get("default", (v[1].get("options") or [None])[0]) for k, v in spec.items() if k not in wires}
-    prompt["90"] = {"class_type": "LoraLoomFindLearningRate", "inputs": {**values, **wires, "test_steps": 12, "rank": 4, "targets": "cross-attention"}}
+    prompt["90"] = {
+        "class_type": "LoraLoomFindLearningRate",
+        "inputs": {**values, **wires, "test_steps": 12, "rank": 4, "targets": "cross-attention"},
+    }
     del prompt[training]
     server.execute(prompt)
     state = panel(server, "90")
@@ -216,7 +235,9 @@ def tree(server) -> str:
     return found.hexdigest() + str([len(queue["queue_running"]), len(queue["queue_pending"])])
 
 
-def raw(server, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None) -> tuple[int, bytes]:
+def raw(
+    server, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None
+) -> tuple[int, bytes]:
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
     try:
         connection.request(method, path, body, headers or {})
@@ -266,7 +287,9 @@ def test_two_thousand_malformed_requests_change_nothing_and_none_is_a_server_err
         status, answer = raw(server, method, path, body, headers)
         slowest = max(slowest, time.perf_counter() - began)
         counts[status] = counts.get(status, 0) + 1
-        allowed = {200, 400, 404} if path.startswith("/lora_loom/panel?") else {400, 404, 413}  # a node nobody ran has an empty panel
+        allowed = (
+            {200, 400, 404} if path.startswith("/lora_loom/panel?") else {400, 404, 413}
+        )  # a node nobody ran has an empty panel
         if path.startswith("/lora_loom/panel/sample?run=seen&step=6") or (method, status) == ("GET", 200):
             continue
         assert status in allowed, (method, path, body, status, answer[:200])
@@ -299,7 +322,13 @@ def test_only_comfyuis_own_page_is_answered_under_every_name_and_origin(server):
             status, _ = raw(server, "GET", path, None, headers)
             assert status in ((200, 404) if ours else (403,)), (path, headers, status)
         for name in BUTTONS:
-            status, _ = raw(server, "POST", f"/lora_loom/{name}", b'{"node": "999"}', {"Content-Type": "application/json", **headers})
+            status, _ = raw(
+                server,
+                "POST",
+                f"/lora_loom/{name}",
+                b'{"node": "999"}',
+                {"Content-Type": "application/json", **headers},
+            )
             assert status == (404 if ours else 403), (name, headers, status)
     assert tree(server) == before
 

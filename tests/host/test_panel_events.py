@@ -66,7 +66,9 @@ def test_no_event_waits_behind_a_tab_that_does_not_read(host):
 
 
 def test_an_event_carries_numbers_and_names_and_no_picture(host):
-    panel = panels.Panel(in_comfyui.COMFYUI, "3", status="training", steps=10, samples=[[0, 1], [5, 2]], messages=["x" * 500] * 100)
+    panel = panels.Panel(
+        in_comfyui.COMFYUI, "3", status="training", steps=10, samples=[[0, 1], [5, 2]], messages=["x" * 500] * 100
+    )
     panel.took_step(report(1))
     ((_, event, data),) = host.sent
     assert event == "lora_loom.panel"

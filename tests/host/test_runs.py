@@ -47,7 +47,15 @@ def train(server, name: str, **changes) -> Graph:
         "name": name, "steps": 9, "rank": 4, "learning_rate": 0.02, "targets": "conv", "batch_size": 4, "sample_every": 3, "sample_cfg": 4.0,
         "sample_prompt": "a zog on a white ground", **changes,
     }  # fmt: skip
-    graph.add("LoraLoomTrainLora", model=[base, 0], clip=[base, 1], vae=[base, 2], dataset=[folder, 0], settings=[keep, 0], **values)
+    graph.add(
+        "LoraLoomTrainLora",
+        model=[base, 0],
+        clip=[base, 1],
+        vae=[base, 2],
+        dataset=[folder, 0],
+        settings=[keep, 0],
+        **values,
+    )
     graph.run()
     return graph
 
@@ -81,7 +89,12 @@ def state_of_disk(server) -> str:
 
 
 def pictures(server, entry: dict, prefix: str) -> list[np.ndarray]:
-    saved = sorted(i["filename"] for out in entry["outputs"].values() for i in out.get("images", []) if i["filename"].startswith(prefix))
+    saved = sorted(
+        i["filename"]
+        for out in entry["outputs"].values()
+        for i in out.get("images", [])
+        if i["filename"].startswith(prefix)
+    )
     return [np.asarray(Image.open(server.base / "output" / name).convert("RGB"), int) for name in saved]
 
 
@@ -100,7 +113,16 @@ def test_a_running_run_says_so_and_is_not_deleted(server):
     graph = Graph(server)
     base = graph.add("LoraLoomLoadToyModel")
     folder = graph.add("LoraLoomLoadFolder", folder="toy: object")
-    node = graph.add("LoraLoomTrainLora", model=[base, 0], clip=[base, 1], vae=[base, 2], dataset=[folder, 0], name="long", steps=5000, sample_every=0)
+    node = graph.add(
+        "LoraLoomTrainLora",
+        model=[base, 0],
+        clip=[base, 1],
+        vae=[base, 2],
+        dataset=[folder, 0],
+        name="long",
+        steps=5000,
+        sample_every=0,
+    )
     queued = server.queue(graph.nodes)
     for _ in range(600):
         found = [r for r in server.get(RUNS)["runs"] if r["id"] == "long"]
@@ -132,7 +154,14 @@ def test_every_save_of_a_run_goes_through_the_sampler_in_one_queue(server):
 
     last = Graph(server)  # the last save is the result: as LoraLoader draws its file
     base = last.add("LoraLoomLoadToyModel")
-    loaded = last.add("LoraLoader", model=[base, 0], clip=[base, 1], lora_name="kept.safetensors", strength_model=1.0, strength_clip=1.0)
+    loaded = last.add(
+        "LoraLoader",
+        model=[base, 0],
+        clip=[base, 1],
+        lora_name="kept.safetensors",
+        strength_model=1.0,
+        strength_clip=1.0,
+    )
     last.draw([loaded, 0], [loaded, 1], [base, 2], "a zog on a white ground", "from_file")
     assert np.abs(pictures(server, last.run(), "from_file")[0] - drawn[-1]).max() == 0
 
@@ -144,7 +173,11 @@ def test_training_and_its_saves_go_through_one_queue(server):
     saves = graph.add("LoraLoomRunCheckpoints", run="latest run", model=[base, 0], after=[path, 4])
     graph.add("PreviewAny", source=[saves, 5])
     entry = graph.run()
-    told = next(out["text"][0] for out in entry["outputs"].values() if "step 6" in str(out.get("text")) and "\n" in out["text"][0])
+    told = next(
+        out["text"][0]
+        for out in entry["outputs"].values()
+        if "step 6" in str(out.get("text")) and "\n" in out["text"][0]
+    )
     assert told.splitlines()[0] == "at_once_again"
 
 
@@ -153,7 +186,13 @@ def test_saves_can_be_chosen(server, saves, nth, count):
     graph = Graph(server)
     chosen = graph.add("LoraLoomRunCheckpoints", run="kept", saves=saves, nth=nth)
     graph.add("PreviewAny", source=[chosen, 3])
-    graph.add("LoraLoomSaveLora", lora=[chosen, 2], name=f"chosen_{saves.split()[0]}", destination="output/loras", write_card=False)
+    graph.add(
+        "LoraLoomSaveLora",
+        lora=[chosen, 2],
+        name=f"chosen_{saves.split()[0]}",
+        destination="output/loras",
+        write_card=False,
+    )
     graph.run()
     assert len(list((server.base / "output" / "loras").glob(f"chosen_{saves.split()[0]}*.safetensors"))) == count
 
@@ -185,7 +224,9 @@ def test_a_save_that_does_not_fit_the_model_is_refused(toy):
     from lora_loom.nodes.sockets import LoraWeights
 
     name = "lora_unet_nowhere"
-    other = LoraWeights({f"{name}.lora_down.weight": torch.zeros(2, 4), f"{name}.lora_up.weight": torch.zeros(4, 2)}, "sd1", {})
+    other = LoraWeights(
+        {f"{name}.lora_down.weight": torch.zeros(2, 4), f"{name}.lora_up.weight": torch.zeros(4, 2)}, "sd1", {}
+    )
     with pytest.raises(LoomError, match="model: the saves of this run do not fit it; wire the model and clip"):
         applied(toy[0], None, other, {}, 1.0)
 
@@ -205,7 +246,9 @@ def test_a_refused_comparison_is_one_sentence(server):
 
 def test_a_new_run_is_a_choice_without_a_restart(server):
     train(server, "later", steps=3)
-    options = server.get("/object_info/LoraLoomRunCheckpoints")["LoraLoomRunCheckpoints"]["input"]["required"]["run"][1]["options"]
+    options = server.get("/object_info/LoraLoomRunCheckpoints")["LoraLoomRunCheckpoints"]["input"]["required"]["run"][
+        1
+    ]["options"]
     assert options[:2] == ["latest run", "later"]
 
 
@@ -220,18 +263,25 @@ def test_pictures_curves_and_resume_are_read(server):
 
 
 def test_a_run_keeps_the_graph_it_was_queued_from(server):
-    graph, workflow = train(server, "drawn", steps=3), {"id": "w", "nodes": [{"id": 1, "type": "Näh \ud800"}], "links": []}
+    graph, workflow = (
+        train(server, "drawn", steps=3),
+        {"id": "w", "nodes": [{"id": 1, "type": "Näh \ud800"}], "links": []},
+    )
     assert not (runs_root(server) / "drawn" / "workflow.json").exists()  # the prompt came without one
 
     def queued(workflow: dict, **changes) -> str:
         next(n for n in graph.nodes.values() if n["class_type"] == "LoraLoomTrainLora")["inputs"].update(changes)
-        status, answer = server.post("/prompt", {"prompt": graph.nodes, "extra_data": {"extra_pnginfo": {"workflow": workflow}}})
+        status, answer = server.post(
+            "/prompt", {"prompt": graph.nodes, "extra_data": {"extra_pnginfo": {"workflow": workflow}}}
+        )
         assert status == 200
         return server.result(answer["prompt_id"])["status"]["status_str"]
 
     assert queued(workflow, name="graph") == "success"
     assert server.get(f"{RUNS}/resume?id=graph") == {"name": "graph", "workflow": workflow}
-    assert queued({**workflow, "id": "other"}, resume="continue last", seed=7) == "error"  # a run that does not go on keeps its graph
+    assert (
+        queued({**workflow, "id": "other"}, resume="continue last", seed=7) == "error"
+    )  # a run that does not go on keeps its graph
     assert server.get(f"{RUNS}/resume?id=graph")["workflow"] == workflow
     assert queued({**workflow, "id": "x" * (8 << 20)}, name="large", resume="new run") == "success"
     assert server.get(f"{RUNS}/resume?id=large") == {"name": "large", "workflow": None}
@@ -260,11 +310,18 @@ def test_export_writes_a_loadable_file_and_never_over_another(server):
         assert (status, answer) == (200, {"files": [f"models/loras/{name}.safetensors"]})
         with safe_open(folder / f"{name}.safetensors", "pt") as file:
             told = file.metadata()
-            assert (told["ss_output_name"], told["ss_base_model_version"], told["ss_network_dim"]) == (name, "sd_v1", "4")
+            assert (told["ss_output_name"], told["ss_base_model_version"], told["ss_network_dim"]) == (
+                name,
+                "sd_v1",
+                "4",
+            )
             assert int(told["ss_steps"]) == (6 if save == 6 else row(server)["best_save"] if save == "best" else 9)
         assert (folder / f"{name}.preview.png").exists()
     assert (folder / "kept.safetensors").read_bytes() == b"precious"
-    with safe_open(folder / "kept_2.safetensors", "pt") as mine, safe_open(runs_root(server) / "kept" / "kept.safetensors", "pt") as result:
+    with (
+        safe_open(folder / "kept_2.safetensors", "pt") as mine,
+        safe_open(runs_root(server) / "kept" / "kept.safetensors", "pt") as result,
+    ):
         assert set(mine.keys()) == set(result.keys())
     status, answer = server.post(f"{RUNS}/export", {"id": "kept", "save": 4})
     assert (status, answer["error"]["text"]) == (409, "save: kept has no save of step 4; it has 3, 6, 9.")
@@ -279,7 +336,14 @@ def test_an_exported_save_draws_what_the_node_draws(server):
         if kind == "node":
             source = graph.add("LoraLoomRunCheckpoints", run="kept", saves="all", model=[base, 0], clip=[base, 1])
         else:
-            source = graph.add("LoraLoader", model=[base, 0], clip=[base, 1], lora_name="kept_step3.safetensors", strength_model=1.0, strength_clip=1.0)
+            source = graph.add(
+                "LoraLoader",
+                model=[base, 0],
+                clip=[base, 1],
+                lora_name="kept_step3.safetensors",
+                strength_model=1.0,
+                strength_clip=1.0,
+            )
         graph.draw([source, 0], [source, 1], [base, 2], "a zog on a white ground", f"save3_{kind}")
         drawn.append(pictures(server, graph.run(), f"save3_{kind}")[0])
     assert np.abs(drawn[0] - drawn[1]).max() <= 2  # the file holds fp16
@@ -306,7 +370,9 @@ def test_the_saves_of_an_embedding_teach_the_clip_its_word(server):
     assert np.abs(drawn[0] - drawn[1]).max() > 2
     status, answer = server.post(f"{RUNS}/export", {"id": "word", "save": 2})
     assert (status, answer) == (200, {"files": ["models/embeddings/word_step2.safetensors"]})
-    assert server.post(f"{RUNS}/export", {"id": "word", "save": "result"})[1]["files"][0].startswith("models/embeddings/word")
+    assert server.post(f"{RUNS}/export", {"id": "word", "save": "result"})[1]["files"][0].startswith(
+        "models/embeddings/word"
+    )
 
 
 def test_a_deleted_run_is_in_the_trash_and_comes_back_whole(server):
@@ -342,7 +408,10 @@ def test_the_folder_opens_only_where_the_browser_is_on_the_same_machine(server):
     assert server.opened.read_text().splitlines() == [str(runs_root(server) / "kept")]
     for headers in ({"X-Forwarded-For": "10.0.0.7"}, {"Host": f"192.168.1.5:{server.port}"}):
         status, answer = server.post(f"{RUNS}/open", {"id": "kept"}, headers=headers)
-        assert (status, answer["error"]["text"]) == (403, "the folder is on the server, in ComfyUI's output folder: lora_loom/kept")
+        assert (status, answer["error"]["text"]) == (
+            403,
+            "the folder is on the server, in ComfyUI's output folder: lora_loom/kept",
+        )
     assert len(server.opened.read_text().splitlines()) == 1
 
 
@@ -384,7 +453,12 @@ def test_no_name_leads_out_of_the_listing(server):
         for path in (f"{RUNS}/curve?id=", f"{RUNS}/resume?id=", f"{RUNS}/picture?step=9&id="):
             status, data, _ = raw(server, "GET", path + quote(name, safe="", errors="surrogatepass"))
             assert 400 <= status < 500, (path, name, status)
-        for action, body in (("delete", {"id": name}), ("export", {"id": name, "save": "result"}), ("open", {"id": name}), ("restore", {"trash": name})):
+        for action, body in (
+            ("delete", {"id": name}),
+            ("export", {"id": name, "save": "result"}),
+            ("open", {"id": name}),
+            ("restore", {"trash": name}),
+        ):
             status, answer = server.post(f"{RUNS}/{action}", body)
             assert 400 <= status < 500, (action, name, status)
             assert answer["error"]["text"]
@@ -423,7 +497,11 @@ def test_600_malformed_requests_change_nothing_and_get_a_reason(server):
     slowest, seen = 0.0, set()
     for n in range(600):
         action = rng.choice(["delete", "export", "open", "restore"])
-        headers = {"Content-Type": rng.choice(["application/json"] * 4 + ["text/plain", "application/x-www-form-urlencoded", ""])}
+        headers = {
+            "Content-Type": rng.choice(
+                ["application/json"] * 4 + ["text/plain", "application/x-www-form-urlencoded", ""]
+            )
+        }
         began = time.monotonic()
         status, data, _ = raw(server, "POST", f"{RUNS}/{action}", hostile_body(rng), headers)
         slowest = max(slowest, time.monotonic() - began)
@@ -497,9 +575,13 @@ def test_300_runs_are_listed_and_listing_them_again_costs_less(server, figure):
 
 def test_the_template_compares_the_saves_of_the_first_template(server):
     first = server.api_prompt(json.loads((ROOT / "example_workflows" / "train_and_try_toy.json").read_text()))
-    next(n["inputs"] for n in first.values() if n["class_type"] == "LoraLoomTrainLora").update({"steps": 6, "save_every": 3, "sample_every": 0})
+    next(n["inputs"] for n in first.values() if n["class_type"] == "LoraLoomTrainLora").update(
+        {"steps": 6, "save_every": 3, "sample_every": 0}
+    )
     assert server.execute(first)["status"]["status_str"] == "success"
-    entry = server.execute(server.api_prompt(json.loads((ROOT / "example_workflows" / "compare_checkpoints.json").read_text())))
+    entry = server.execute(
+        server.api_prompt(json.loads((ROOT / "example_workflows" / "compare_checkpoints.json").read_text()))
+    )
     assert entry["status"]["status_str"] == "success", entry["status"]
     report = next(out["text"][0] for out in entry["outputs"].values() if out.get("text", [""])[0].startswith("toy_zog"))
     assert "step 3" in report

@@ -66,24 +66,34 @@ def test_sd15_template_trains_a_real_size_checkpoint(tmp_path_factory, figure):
         warm = {
             **loader,
             text: {"class_type": "CLIPTextEncode", "inputs": {"clip": [checkpoint, 1], "text": "x"}},
-            sampler: {"class_type": "KSampler", "inputs": {**sampling, "model": [checkpoint, 0], "positive": [text, 0], "negative": [text, 0]}},
+            sampler: {
+                "class_type": "KSampler",
+                "inputs": {**sampling, "model": [checkpoint, 0], "positive": [text, 0], "negative": [text, 0]},
+            },
             decode: {"class_type": "VAEDecode", "inputs": {"samples": [sampler, 0], "vae": [checkpoint, 2]}},
             save: {"class_type": "SaveImage", "inputs": {"images": [decode, 0], "filename_prefix": "warm"}},
         }
-        assert server.execute(warm, 600)["status"]["status_str"] == "success"  # the model is loaded, as it is for a user who has drawn with it
+        assert (
+            server.execute(warm, 600)["status"]["status_str"] == "success"
+        )  # the model is loaded, as it is for a user who has drawn with it
         began = time.time()
         entry = server.execute(prompt, 600)
         assert entry["status"]["status_str"] == "success", entry["status"]["messages"][-1]
         run = base / "output" / "lora_loom" / "cats"
         steps = [json.loads(line)["time"] for line in (run / "log.jsonl").read_text().splitlines()]
-        lines = [(datetime.datetime.fromisoformat(line[:23]).timestamp(), line[24:]) for line in (run / "run.log").read_text().splitlines()]
+        lines = [
+            (datetime.datetime.fromisoformat(line[:23]).timestamp(), line[24:])
+            for line in (run / "run.log").read_text().splitlines()
+        ]
         start = next(t for t, text in lines if text.startswith("training steps"))
         pictures = [t for t, text in lines if text.startswith("Encoding pictures")]
         captions = [t for t, text in lines if text.startswith("Encoding captions")]
         step = min(b - a for a, b in zip(steps, steps[1:]))
         encoding = (pictures[-1] - pictures[0]) + (start - captions[0])
         overhead = steps[0] - began - encoding - step
-        print(f"click to first step {steps[0] - began:.2f} s: encoding {encoding:.2f} s, one step {step:.2f} s, everything else {overhead:.2f} s")
+        print(
+            f"click to first step {steps[0] - began:.2f} s: encoding {encoding:.2f} s, one step {step:.2f} s, everything else {overhead:.2f} s"
+        )
         figure("first step of SD1.5 after the click, less encoding and the step itself", overhead)
         assert overhead < encoding + step  # both are of this machine; an eighth of them is usual
         facts = json.loads((run / "config.json").read_text())

@@ -53,7 +53,9 @@ def test_a_series_read_from_the_log_is_the_one_that_was_watched(tmp_path):
 
 def test_a_damaged_line_of_the_log_is_passed_over(tmp_path):
     log = tmp_path / "log.jsonl"
-    log.write_text('{"step": 1, "loss": 0.5, "lr": 0.1}\n{"step": 2, "lo\n[]\n{"step": 3, "loss": 0.25, "lr": 0.1, "grad_norm": 2}\n')
+    log.write_text(
+        '{"step": 1, "loss": 0.5, "lr": 0.1}\n{"step": 2, "lo\n[]\n{"step": 3, "loss": 0.25, "lr": 0.1, "grad_norm": 2}\n'
+    )
     assert [row[LAST] for row in Series.of_log(log).rows] == [1, 3]
 
 

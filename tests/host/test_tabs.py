@@ -19,7 +19,9 @@ from live_server import running
 from test_panel import begun, logged, panel, quick
 
 pytestmark = pytest.mark.slow
-ROUNDS = int(os.environ.get("ROUNDS", "6"))  # more of them see a smaller change: the limit below is 1 % and three standard errors
+ROUNDS = int(
+    os.environ.get("ROUNDS", "6")
+)  # more of them see a smaller change: the limit below is 1 % and three standard errors
 BLOCK_S = float(os.environ.get("BLOCK_S", "3"))
 
 
@@ -34,7 +36,12 @@ class Tab(threading.Thread):
 
     def __init__(self, server):
         super().__init__(daemon=True)
-        self.address, self.events, self.others, self.ending = f"http://127.0.0.1:{server.port}/ws", [], 0, threading.Event()
+        self.address, self.events, self.others, self.ending = (
+            f"http://127.0.0.1:{server.port}/ws",
+            [],
+            0,
+            threading.Event(),
+        )
         self.start()
 
     def run(self) -> None:
@@ -61,7 +68,13 @@ def stalled_tab(server) -> socket.socket:
     tab.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
     tab.connect(("127.0.0.1", server.port))
     key = base64.b64encode(os.urandom(16)).decode()
-    head = ["GET /ws HTTP/1.1", f"Host: 127.0.0.1:{server.port}", "Upgrade: websocket", "Connection: Upgrade", f"Sec-WebSocket-Key: {key}"]
+    head = [
+        "GET /ws HTTP/1.1",
+        f"Host: 127.0.0.1:{server.port}",
+        "Upgrade: websocket",
+        "Connection: Upgrade",
+        f"Sec-WebSocket-Key: {key}",
+    ]
     tab.sendall("\r\n".join([*head, "Sec-WebSocket-Version: 13", "", ""]).encode())
     return tab
 
@@ -103,7 +116,9 @@ def test_tabs_cost_the_run_nothing_and_get_few_small_events(server):
     def compared(label: str, each: dict[int, list[float]], allowed: float) -> None:
         base = statistics.fmean(each[0])
         for count in (1, 3):
-            changes = [a / b - 1 for a, b in zip(each[count], each[0], strict=True)]  # of one round: minutes of the machine cancel out
+            changes = [
+                a / b - 1 for a, b in zip(each[count], each[0], strict=True)
+            ]  # of one round: minutes of the machine cancel out
             change, noise = statistics.fmean(changes), statistics.stdev(changes) / len(changes) ** 0.5
             print(f"{count} tabs: {label} {change:+.2%} of {base * 1000:.2f} ms, standard error {noise:.2%}")
             assert change <= allowed + 3 * noise

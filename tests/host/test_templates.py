@@ -53,7 +53,16 @@ def a_diffusers_lora(server) -> str:
     if not (server.base / "output" / "loras" / "foreign.safetensors").exists():
         graph = Graph(server)
         base, data = graph.add("LoraLoomLoadToyModel"), graph.add("LoraLoomLoadFolder", folder="toy: object")
-        train = graph.add("LoraLoomTrainLora", model=[base, 0], clip=[base, 1], vae=[base, 2], dataset=[data, 0], name="seed", steps=2, sample_every=0)
+        train = graph.add(
+            "LoraLoomTrainLora",
+            model=[base, 0],
+            clip=[base, 1],
+            vae=[base, 2],
+            dataset=[data, 0],
+            name="seed",
+            steps=2,
+            sample_every=0,
+        )
         graph.add("LoraLoomSaveLora", lora=[train, 2], name="foreign", form="diffusers", write_card=False)
         graph.run()
     return "foreign.safetensors"
@@ -64,7 +73,17 @@ def a_run_with_saves(server) -> str:
     if not (server.base / "output" / "lora_loom" / "saved").exists():
         graph = Graph(server)
         base, data = graph.add("LoraLoomLoadToyModel"), graph.add("LoraLoomLoadFolder", folder="toy: object")
-        graph.add("LoraLoomTrainLora", model=[base, 0], clip=[base, 1], vae=[base, 2], dataset=[data, 0], name="saved", steps=4, save_every=2, sample_every=0)
+        graph.add(
+            "LoraLoomTrainLora",
+            model=[base, 0],
+            clip=[base, 1],
+            vae=[base, 2],
+            dataset=[data, 0],
+            name="saved",
+            steps=4,
+            save_every=2,
+            sample_every=0,
+        )
         graph.run()
     return "saved"
 
@@ -97,7 +116,9 @@ def test_the_server_offers_them_with_their_thumbnails(server):
     assert sorted(ours) == [path.stem for path in TEMPLATES]
 
 
-@pytest.mark.parametrize(("name", "to_choose"), [("first_lora_toy", set()), ("first_lora_sdxl", {"ckpt_name", "folder", "trigger"})])
+@pytest.mark.parametrize(
+    ("name", "to_choose"), [("first_lora_toy", set()), ("first_lora_sdxl", {"ckpt_name", "folder", "trigger"})]
+)
 def test_a_first_run_takes_three_nodes_and_at_most_three_values(server, name, to_choose):
     prompt = server.api_prompt(workflow(name))
     assert len(prompt) == 3

@@ -28,10 +28,25 @@ FAMILIES = {
     "sd1": ("SD15", {"context_dim": 768}),
     "sd2": ("SD15", {"context_dim": 1024}),
     "sdxl": ("SDXL", {"context_dim": 2048}),
-    "sd3": ("SD3", {"adm_in_channels": 2048, "context_embedder_config": {"target": "torch.nn.Linear", "params": {"in_features": 4096, "out_features": 128}}}),
+    "sd3": (
+        "SD3",
+        {
+            "adm_in_channels": 2048,
+            "context_embedder_config": {
+                "target": "torch.nn.Linear",
+                "params": {"in_features": 4096, "out_features": 128},
+            },
+        },
+    ),
     "flux1": ("Flux", {"vec_in_dim": 768, "context_in_dim": 64}),
 }
-WORDS = {"sd1": {"clip_l"}, "sd2": {"clip_h"}, "sdxl": {"clip_l", "clip_g"}, "sd3": {"clip_l", "clip_g"}, "flux1": {"clip_l"}}
+WORDS = {
+    "sd1": {"clip_l"},
+    "sd2": {"clip_h"},
+    "sdxl": {"clip_l", "clip_g"},
+    "sd3": {"clip_l", "clip_g"},
+    "flux1": {"clip_l"},
+}
 JOB = {
     "method": "pivotal", "adapter": {"rank": 2, "alpha": 4.0, "targets": "attention"}, "text_encoder": {"train": True, "targets": "attention and mlp"},
     "embedding": {"tokens": "TOK*2 = cat\nOTHER"},
@@ -61,7 +76,9 @@ def part_of(name):
     """Which encoder, or the model, a trained value belongs to."""
     if name.startswith("token."):
         return name
-    return next((e for e in ("clip_l", "clip_g", "clip_h", "t5xxl", "lora_te1", "lora_te2", "lora_te") if e in name), "model")
+    return next(
+        (e for e in ("clip_l", "clip_g", "clip_h", "t5xxl", "lora_te1", "lora_te2", "lora_te") if e in name), "model"
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -81,16 +98,22 @@ def test_gradients_of_text_encoders_and_tokens_are_the_slope_of_the_loss(family)
             named = adapters.named_parameters()
             parts = {}
             for key, p in named:
-                if p.grad is None:  # these read the last layer but one; the last is there, as in kohya's files, and stays at zero effect
+                if (
+                    p.grad is None
+                ):  # these read the last layer but one; the last is there, as in kohya's files, and stays at zero effect
                     assert (family, key.split("_text_model")[0]) in (("sd2", "lora_te"), ("sdxl", "lora_te1")), key
                     assert "layers_2" in key
                     continue
                 parts.setdefault(part_of(key), []).append(p)
-            assert len(parts) >= 1 + len(WORDS[family]) * 3  # the model, each encoder's layers, each encoder's two tokens
+            assert (
+                len(parts) >= 1 + len(WORDS[family]) * 3
+            )  # the model, each encoder's layers, each encoder's two tokens
             slopes = {}
             for part, params in parts.items():
                 norm = torch.stack([p.grad.norm() for p in params]).norm()
-                step = 1e-4 / norm  # moves the loss by 1e-4: far above float32 rounding of its mean (1e-7), small against its curvature
+                step = (
+                    1e-4 / norm
+                )  # moves the loss by 1e-4: far above float32 rounding of its mean (1e-7), small against its curvature
                 values = []
                 for sign in (1, -1):
                     with torch.no_grad():
@@ -174,7 +197,9 @@ def test_an_embedding_in_memory_encodes_like_its_file(tmp_path):
         tokenizer.embedding_directory = [str(tmp_path)]
     live = with_embeddings(encoders.build("sdxl"), {"word": vectors.get})
     with torch.inference_mode():
-        first, second = (c.encode_from_tokens_scheduled(c.tokenize("a (embedding:word:1.3), here")) for c in (clip, live))
+        first, second = (
+            c.encode_from_tokens_scheduled(c.tokenize("a (embedding:word:1.3), here")) for c in (clip, live)
+        )
     assert torch.equal(first[0][0], second[0][0])
     assert torch.equal(first[0][1]["pooled_output"], second[0][1]["pooled_output"])
 
@@ -209,7 +234,11 @@ def test_a_run_in_the_host_is_the_headless_run_of_the_same_job(changes, toy, tmp
             assert apart.mean() <= 2e-5, key
 
 
-LONG = {"word": "red " * 73 + "zyxwv blue", "commas": "a red circle, " * 30, "three": "red " * 70 + "zyxwvutsrq" + " blue" * 160}
+LONG = {
+    "word": "red " * 73 + "zyxwv blue",
+    "commas": "a red circle, " * 30,
+    "three": "red " * 70 + "zyxwvutsrq" + " blue" * 160,
+}
 
 
 @pytest.mark.parametrize("text", LONG.values(), ids=LONG)

@@ -22,14 +22,18 @@ def both(toy):
 def test_same_seed_and_prompt_give_the_same_picture(both, prompt):
     job = SampleJob(prompt, 64, 64, SampleConfig(seed=3, cfg=4.0))
     host, headless = (np.asarray(b.sample(job)[0], int) for b in both)
-    assert np.abs(host - headless).max() <= 2  # of 255: fp32 sums in another order, through 20 sampler steps and the rounding to 8 bits
+    assert (
+        np.abs(host - headless).max() <= 2
+    )  # of 255: fp32 sums in another order, through 20 sampler steps and the rounding to 8 bits
 
 
 def test_layers_have_the_same_names_and_pictures_the_same_latents(both):
     host, headless = both
     assert {host.file_name(p) for p in host.layers()} == {headless.file_name(p) for p in headless.layers()}
     pixels = torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(0))
-    assert torch.allclose(host.encode_picture(pixels), headless.encode_picture(pixels), atol=1e-5)  # fp32 rounding in the VAE
+    assert torch.allclose(
+        host.encode_picture(pixels), headless.encode_picture(pixels), atol=1e-5
+    )  # fp32 rounding in the VAE
 
 
 def test_both_draw_the_same_noise_levels_and_targets(both):

@@ -24,7 +24,9 @@ from lora_loom.nodes.jobs.headless import open_base
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-LOSS_TOLERANCE = 1e-5  # two implementations of one network in fp32, a little further apart after each of six AdamW steps
+LOSS_TOLERANCE = (
+    1e-5  # two implementations of one network in fp32, a little further apart after each of six AdamW steps
+)
 TEXT = {"vocab_size": 619, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 77, "bos_token_id": 617, "eos_token_id": 618,
         "pad_token_id": 618, "intermediate_size": 64}  # fmt: skip
 UNETS = {
@@ -46,12 +48,20 @@ def open_clip(model) -> dict[str, torch.Tensor]:
         "ln_final.weight": state["final_layer_norm.weight"], "ln_final.bias": state["final_layer_norm.bias"],
         "text_projection": state["text_projection.weight"].T.contiguous(),
     }  # fmt: skip
-    names = {"layer_norm1": "ln_1", "layer_norm2": "ln_2", "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj", "self_attn.out_proj": "attn.out_proj"}
+    names = {
+        "layer_norm1": "ln_1",
+        "layer_norm2": "ln_2",
+        "mlp.fc1": "mlp.c_fc",
+        "mlp.fc2": "mlp.c_proj",
+        "self_attn.out_proj": "attn.out_proj",
+    }
     for n in range(TEXT["num_hidden_layers"]):
         for kind in ("weight", "bias"):
             layer = f"encoder.layers.{n}"
             out |= {f"transformer.resblocks.{n}.{b}.{kind}": state[f"{layer}.{a}.{kind}"] for a, b in names.items()}
-            out[f"transformer.resblocks.{n}.attn.in_proj_{kind}"] = torch.cat([state[f"{layer}.self_attn.{p}_proj.{kind}"] for p in "qkv"])
+            out[f"transformer.resblocks.{n}.attn.in_proj_{kind}"] = torch.cat(
+                [state[f"{layer}.self_attn.{p}_proj.{kind}"] for p in "qkv"]
+            )
     return out
 
 
@@ -70,7 +80,9 @@ class OneBase:
         vae = AutoencoderKL(block_out_channels=(32, 32, 32, 32), down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
                             latent_channels=4, layers_per_block=2, scaling_factor=0.13025 if two else 0.18215)  # fmt: skip
         first = CLIPTextModel(CLIPTextConfig(hidden_size=16 if two else 48, **TEXT))
-        second = CLIPTextModelWithProjection(CLIPTextConfig(hidden_size=32, projection_dim=1280, hidden_act="gelu", **TEXT))
+        second = CLIPTextModelWithProjection(
+            CLIPTextConfig(hidden_size=32, projection_dim=1280, hidden_act="gelu", **TEXT)
+        )
         dims = {"ddconfig": {"double_z": True, "z_channels": 4, "resolution": 64, "in_channels": 3, "out_ch": 3, "ch": 32, "ch_mult": [1, 1, 1, 1],
                              "num_res_blocks": 2, "attn_resolutions": [], "dropout": 0.0}, "embed_dim": 4}  # fmt: skip
         self.vae = comfy.sd.VAE(sd=vae.state_dict(), config={"params": dims}, dtype=torch.float32)
@@ -84,8 +96,17 @@ class OneBase:
             state |= {f"cond_stage_model.transformer.{k}": v for k, v in texts.items()}
         save_file({k: v.clone().contiguous() for k, v in state.items()}, self.file)
 
-        parts = {"unet": UNet2DConditionModel(**UNETS[name]), "vae": vae, "text_encoder": first, **({"text_encoder_2": second} if two else {})}
-        kinds = {"vae": ["diffusers", "AutoencoderKL"], "unet": ["diffusers", "UNet2DConditionModel"], "scheduler": ["diffusers", "DDPMScheduler"]}
+        parts = {
+            "unet": UNet2DConditionModel(**UNETS[name]),
+            "vae": vae,
+            "text_encoder": first,
+            **({"text_encoder_2": second} if two else {}),
+        }
+        kinds = {
+            "vae": ["diffusers", "AutoencoderKL"],
+            "unet": ["diffusers", "UNet2DConditionModel"],
+            "scheduler": ["diffusers", "DDPMScheduler"],
+        }
         for part, model in parts.items():
             model.save_pretrained(self.folder / part)
             for weights in (self.folder / part).glob("*.safetensors"):
@@ -93,17 +114,31 @@ class OneBase:
         for suffix in ("", "_2")[: 1 + two]:
             shutil.copytree(MODEL / "tokenizer", self.folder / f"tokenizer{suffix}")
             kind = type(parts[f"text_encoder{suffix}"]).__name__
-            kinds |= {f"text_encoder{suffix}": ["transformers", kind], f"tokenizer{suffix}": ["transformers", "CLIPTokenizer"]}
-        noise = DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False, steps_offset=1)
+            kinds |= {
+                f"text_encoder{suffix}": ["transformers", kind],
+                f"tokenizer{suffix}": ["transformers", "CLIPTokenizer"],
+            }
+        noise = DDPMScheduler(
+            beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False, steps_offset=1
+        )
         noise.save_pretrained(self.folder / "scheduler")
-        index = {"_class_name": "StableDiffusionXLPipeline" if two else "StableDiffusionPipeline", "_diffusers_version": "0.30.0", **kinds}
+        index = {
+            "_class_name": "StableDiffusionXLPipeline" if two else "StableDiffusionPipeline",
+            "_diffusers_version": "0.30.0",
+            **kinds,
+        }
         (self.folder / "model_index.json").write_text(json.dumps(index))
 
 
 class TextOf:
     """A CLIP that says what the headless encoders say (their agreement with the host's is tested on the toy)."""
 
-    patcher, cond_stage_model, tokenizer, layer_idx = SimpleNamespace(backup={}, patches={}), torch.nn.Module(), None, None
+    patcher, cond_stage_model, tokenizer, layer_idx = (
+        SimpleNamespace(backup={}, patches={}),
+        torch.nn.Module(),
+        None,
+        None,
+    )
 
     def __init__(self, backend):
         self._backend = backend
@@ -123,7 +158,9 @@ def test_a_node_run_and_a_headless_run_agree(name, tmp_path):
     headless = open_base(parse({"base": str(base.file), "base_config": str(base.folder)}), "cpu")
     assert isinstance(headless, DiffusersBackend)
     assert headless.family == ("sdxl" if name == "SDXL" else "sd1")
-    config = runs.toy_config(optimizer={"lr": 1e-4}, data={"folder": runs.toy_config().data.folder, "resolution": 128, "bucket_step_px": 64})
+    config = runs.toy_config(
+        optimizer={"lr": 1e-4}, data={"folder": runs.toy_config().data.folder, "resolution": 128, "bucket_step_px": 64}
+    )
     dataset = scan(config.data)
 
     def export(state, facts):
@@ -140,4 +177,6 @@ def test_a_node_run_and_a_headless_run_agree(name, tmp_path):
     assert worst <= LOSS_TOLERANCE
     ours, theirs = second.tensors, first.tensors
     assert ours.keys() == theirs.keys()
-    assert all(torch.allclose(ours[k], theirs[k], rtol=0, atol=2 * 6 * 1e-4) for k in ours)  # an entry without gradient may step the other way
+    assert all(
+        torch.allclose(ours[k], theirs[k], rtol=0, atol=2 * 6 * 1e-4) for k in ours
+    )  # an entry without gradient may step the other way

@@ -43,6 +43,8 @@ def _unguarded(block):
 
 def test_wrong_frozen_gradient_is_named(monkeypatch):
     exact = frozen._Frozen.backward
-    monkeypatch.setattr(frozen._Frozen, "backward", staticmethod(lambda ctx, grad: (exact(ctx, grad)[0] * 1.05, None, None, None)))
+    monkeypatch.setattr(
+        frozen._Frozen, "backward", staticmethod(lambda ctx, grad: (exact(ctx, grad)[0] * 1.05, None, None, None))
+    )
     with pytest.raises(LoomError, match=r"off by .*most at diffusion_model\."):
         start("Flux", Recompute.NONE)

@@ -27,7 +27,9 @@ def model_with(storage: torch.dtype, compute: torch.dtype | None, values: dict[s
         model = config.get_model({}, "", device=torch.device("cpu"))
         for key, p in model.diffusion_model.named_parameters():
             p.copy_(values[key].to(p.dtype))
-        return comfy.model_patcher.ModelPatcher(model, load_device=torch.device("cpu"), offload_device=torch.device("cpu"))
+        return comfy.model_patcher.ModelPatcher(
+            model, load_device=torch.device("cpu"), offload_device=torch.device("cpu")
+        )
 
 
 def gradients(patcher, prepare=None) -> dict[str, torch.Tensor]:
@@ -100,7 +102,13 @@ def test_streamed_weights_are_fetched_again_for_backward(values):
 def test_a_hooked_layer_keeps_its_hook(values):
     """Another pack's forward override (the host's own bypass LoRA works so) stays in the path and gets its gradient."""
     key = next(k for k in values if k.endswith("attn1.to_out.0.weight"))
-    wanted = gradients(model_with(torch.float32, None, {k: v * 2 if k in (key, key.replace("weight", "bias")) else v for k, v in values.items()}))
+    wanted = gradients(
+        model_with(
+            torch.float32,
+            None,
+            {k: v * 2 if k in (key, key.replace("weight", "bias")) else v for k, v in values.items()},
+        )
+    )
     patcher = model_with(torch.float32, None, values)
     layer = patcher.model.diffusion_model.get_submodule(key.removesuffix(".weight"))
     plain = layer.forward
@@ -109,7 +117,9 @@ def test_a_hooked_layer_keeps_its_hook(values):
     assert layer.__dict__["forward"] is hooked
 
 
-QUANTISED = pytest.mark.skipif(not hasattr(comfy.ops, "mixed_precision_ops"), reason="this host has no quantised layers")
+QUANTISED = pytest.mark.skipif(
+    not hasattr(comfy.ops, "mixed_precision_ops"), reason="this host has no quantised layers"
+)
 
 
 def smoothed_layer(quantisation: str, factor: torch.Tensor | None):
@@ -117,10 +127,14 @@ def smoothed_layer(quantisation: str, factor: torch.Tensor | None):
     from comfy.quant_ops import QUANT_ALGOS, QuantizedTensor
 
     rng = torch.Generator().manual_seed(2)
-    quantised = QuantizedTensor.from_float(torch.randn(16, 32, generator=rng).bfloat16(), QUANT_ALGOS[quantisation]["comfy_tensor_layout"])
+    quantised = QuantizedTensor.from_float(
+        torch.randn(16, 32, generator=rng).bfloat16(), QUANT_ALGOS[quantisation]["comfy_tensor_layout"]
+    )
     state = {**quantised.state_dict("weight"), "bias": torch.randn(16, generator=rng).bfloat16()}
     state["comfy_quant"] = torch.tensor(list(json.dumps({"format": quantisation}).encode()), dtype=torch.uint8)
-    layer = comfy.ops.mixed_precision_ops({"mixed_ops": True}, torch.bfloat16, full_precision_mm=True).Linear(32, 16, device="cpu", dtype=torch.bfloat16)
+    layer = comfy.ops.mixed_precision_ops({"mixed_ops": True}, torch.bfloat16, full_precision_mm=True).Linear(
+        32, 16, device="cpu", dtype=torch.bfloat16
+    )
     layer.load_state_dict(state if factor is None else {**state, "pre_quant_scale": factor})
     return layer
 
@@ -146,5 +160,7 @@ def test_the_weight_that_adapters_are_measured_against_holds_the_factor_on_the_l
     backend = HostBackend(architectures.build(NAME), RandomClip(NAME), NoVae(architectures.build(NAME)))
     with backend.weight(layer) as (weight, bias):
         ours = torch.nn.functional.linear(x, weight, bias)
-    theirs = torch.nn.functional.linear(x * factor.float(), layer.weight.dequantize().float(), layer.bias.detach().float())
+    theirs = torch.nn.functional.linear(
+        x * factor.float(), layer.weight.dequantize().float(), layer.bias.detach().float()
+    )
     assert float((ours - theirs).norm() / theirs.norm()) <= 1e-2  # the host dequantises to bf16

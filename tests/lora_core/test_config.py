@@ -29,7 +29,10 @@ FIELDS = list(every_field())
 BOUNDED = [f for f in FIELDS if f[2].metadata["low"] is not None or f[2].metadata["high"] is not None]
 
 
-@pytest.mark.parametrize(("values", "name"), [({"lerning_rate": 1}, "lerning_rate"), ({"data": {"folders": ""}}, "data.folders"), ({"save": {"": 1}}, "save.")])
+@pytest.mark.parametrize(
+    ("values", "name"),
+    [({"lerning_rate": 1}, "lerning_rate"), ({"data": {"folders": ""}}, "data.folders"), ({"save": {"": 1}}, "save.")],
+)
 def test_an_unknown_key_is_refused_with_its_full_name_and_what_is_allowed(values, name):
     with pytest.raises(ConfigError) as caught:
         parse(values)
@@ -51,7 +54,12 @@ def test_bounds_are_allowed_and_one_beyond_is_refused_by_name(path, kind, field)
 
 @pytest.mark.parametrize(("path", "kind", "field"), FIELDS, ids=lambda p: ".".join(p) if isinstance(p, tuple) else "")
 def test_a_value_of_the_wrong_type_is_refused_by_name(path, kind, field):
-    wrong = {int: ["3", 1.5, True, None], float: ["0.1", True, None, math.nan, math.inf], str: [3, None, ["a"]], bool: [1, "true", None]}[kind]
+    wrong = {
+        int: ["3", 1.5, True, None],
+        float: ["0.1", True, None, math.nan, math.inf],
+        str: [3, None, ["a"]],
+        bool: [1, "true", None],
+    }[kind]
     for value in wrong:
         with pytest.raises(ConfigError) as caught:
             parse(nested(path, value))
@@ -126,7 +134,9 @@ def test_a_config_cannot_be_changed_after_parsing():
 
 def test_load_reads_toml_and_takes_the_data_folder_from_the_job_file(tmp_path):
     job = tmp_path / "job.toml"
-    job.write_bytes("\ufeffname = 'b'\nsteps = 5\n[data]\nfolder = 'pictures'\n".encode())  # with a byte-order mark, as Notepad writes it
+    job.write_bytes(
+        "\ufeffname = 'b'\nsteps = 5\n[data]\nfolder = 'pictures'\n".encode()
+    )  # with a byte-order mark, as Notepad writes it
     config = load(job)
     assert (config.name, config.steps, config.data.folder) == ("b", 5, str((tmp_path / "pictures").resolve()))
     job.write_text("[data]\nfolder = 'toy:object'\n")

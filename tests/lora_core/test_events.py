@@ -6,12 +6,26 @@ def test_listeners_pass_every_event_of_the_contract_on_in_order():
     calls = []
 
     def recorder(label):
-        methods = {n: (lambda self, *a, n=n: calls.append((label, n, a))) for n in vars(Listener) if n.startswith("on_")}
+        methods = {
+            n: (lambda self, *a, n=n: calls.append((label, n, a))) for n in vars(Listener) if n.startswith("on_")
+        }
         return type("Recorder", (Listener,), methods)()
 
     both = Listeners([recorder("first"), recorder("second")])
-    events = {"on_start": (0, 5, {}), "on_step": (1,), "on_validation": (2, 1), "on_sample": (1, [], "p"), "on_save": (1, "p")}
-    events |= {"on_progress": ("progress.captions", 1, 2), "on_warning": ("w",), "on_note": ("n",), "on_result": (1, ["p"]), "on_end": ("finished", 5)}
+    events = {
+        "on_start": (0, 5, {}),
+        "on_step": (1,),
+        "on_validation": (2, 1),
+        "on_sample": (1, [], "p"),
+        "on_save": (1, "p"),
+    }
+    events |= {
+        "on_progress": ("progress.captions", 1, 2),
+        "on_warning": ("w",),
+        "on_note": ("n",),
+        "on_result": (1, ["p"]),
+        "on_end": ("finished", 5),
+    }
     assert events.keys() == {n for n in vars(Listener) if n.startswith("on_")}
     for name, arguments in events.items():
         getattr(both, name)(*arguments)

@@ -47,11 +47,15 @@ def test_a_demo_teaches_the_concept_to_its_trigger_and_to_nothing_else(name, toy
     assert max(score(toy_backend, name)) <= 0.2  # unknown before, with and without the trigger
     config = parse(demo_job(name))
     config = dataclasses.replace(
-        config, data=dataclasses.replace(config.data, folder=resolve_set(config.data.folder)), samples=dataclasses.replace(config.samples, every=0)
+        config,
+        data=dataclasses.replace(config.data, folder=resolve_set(config.data.folder)),
+        samples=dataclasses.replace(config.samples, every=0),
     )
     result = run_toy(config, tmp_path)
     layers, adapters = make_adapters(config, toy_backend)
-    adapters.load_state_dict({k.removesuffix(".weight"): v for k, v in result.tensors.items() if not k.endswith(".alpha")})
+    adapters.load_state_dict(
+        {k.removesuffix(".weight"): v for k, v in result.tensors.items() if not k.endswith(".alpha")}
+    )
     with attach(layers, adapters):
         with_trigger, without = score(toy_backend, name)
     assert with_trigger >= 0.8
@@ -79,7 +83,9 @@ def learned(name, toy_backend, run_toy, folder, judge=None, **changes):
 
 @pytest.mark.slow
 def test_lora_on_model_and_text_encoder_learns_a_style(toy_backend, run_toy, tmp_path):
-    (with_trigger, without), result = learned("style", toy_backend, run_toy, tmp_path, text_encoder={"train": True, "lr": 5e-4})
+    (with_trigger, without), result = learned(
+        "style", toy_backend, run_toy, tmp_path, text_encoder={"train": True, "lr": 5e-4}
+    )
     assert sum(key.startswith("lora_te_") for key in result.tensors) == 24
     assert with_trigger >= 0.8
     assert without <= 0.2
@@ -100,10 +106,14 @@ def test_textual_inversion_gives_a_name_to_what_the_model_can_draw(toy_backend, 
 
 
 @pytest.mark.slow
-def test_pivotal_tuning_learns_what_neither_an_embedding_nor_half_the_steps_of_a_lora_can(toy_backend, run_toy, tmp_path):
+def test_pivotal_tuning_learns_what_neither_an_embedding_nor_half_the_steps_of_a_lora_can(
+    toy_backend, run_toy, tmp_path
+):
     pivotal = {"method": "pivotal", "steps": 600, "embedding": {"tokens": "zog*2", "lr": 5e-3, "stop": 0.5}}
     (with_token, without), _ = learned("object", toy_backend, run_toy, tmp_path / "pivotal", **pivotal)
-    (embedding_alone, _), _ = learned("object", toy_backend, run_toy, tmp_path / "ti", **{**WORD, "steps": 600, "embedding": {"tokens": "zog*2"}})
+    (embedding_alone, _), _ = learned(
+        "object", toy_backend, run_toy, tmp_path / "ti", **{**WORD, "steps": 600, "embedding": {"tokens": "zog*2"}}
+    )
     assert with_token >= 0.8
     assert without <= 0.2
     assert embedding_alone <= 0.2
@@ -129,11 +139,27 @@ def drift(backend):
 @pytest.mark.slow
 def test_prior_preservation_keeps_the_class_what_it_was(toy_backend, run_toy, tmp_path):
     """Pictures of the subject alone: without class pictures circles become rings, with them they stay circles and the subject is learned as well."""
-    subject = {"data": {"folder": resolve_set("toy:object") + "/2_zog", "trigger": "zog", "resolution": 64, "bucket_step_px": 8}, "steps": 500, "batch_size": 4}
+    subject = {
+        "data": {
+            "folder": resolve_set("toy:object") + "/2_zog",
+            "trigger": "zog",
+            "resolution": 64,
+            "bucket_step_px": 8,
+        },
+        "steps": 500,
+        "batch_size": 4,
+    }
     prior = {"class_word": "circle", "count": 32, "steps": 20, "cfg": 4.0}
     found = {}
     for name, changes in (("without", {}), ("with", {"prior": prior})):
-        found[name], _ = learned("object", toy_backend, run_toy, tmp_path / name / "run", lambda: drift(toy_backend), **merged(subject, changes))
+        found[name], _ = learned(
+            "object",
+            toy_backend,
+            run_toy,
+            tmp_path / name / "run",
+            lambda: drift(toy_backend),
+            **merged(subject, changes),
+        )
     assert drift(toy_backend)[0] >= 0.9
     (right, leaked, learned_it), (right_without, leaked_without, _) = found["with"], found["without"]
     assert learned_it >= 0.8
@@ -148,7 +174,10 @@ def test_a_run_goes_on_from_a_lora_instead_of_starting_anew(toy_backend, run_toy
     (half, _), first = learned("pair", toy_backend, run_toy, tmp_path / "first")
     names = [name for name, _ in make_adapters(parse(demo_job("pair")), toy_backend)[1]]
     start = starting_point(read(first.tensors, family=UNKNOWN), names, "lora")
-    job = merged(demo_job("pair"), {"samples": {"every": 0}, "data": {"folder": resolve_set("toy:pair")}, "steps": 30, "optimizer": {"lr": 1e-4}})
+    job = merged(
+        demo_job("pair"),
+        {"samples": {"every": 0}, "data": {"folder": resolve_set("toy:pair")}, "steps": 30, "optimizer": {"lr": 1e-4}},
+    )
     shares = {}
     for name, begin in (("anew", None), ("on", start)):
         scored = Scored(lambda: score(toy_backend, "pair"))
@@ -205,9 +234,13 @@ def test_the_best_step_draws_no_worse_than_the_last_one_of_a_run_that_goes_wrong
     result = run_toy(parse(job), tmp_path / "run", Judge())
     assert result.outcome == "stopped early"
     layers, adapters = make_adapters(parse(job), toy_backend)
-    adapters.load_state_dict({k.removesuffix(".weight"): v for k, v in result.tensors.items() if not k.endswith(".alpha")})
+    adapters.load_state_dict(
+        {k.removesuffix(".weight"): v for k, v in result.tensors.items() if not k.endswith(".alpha")}
+    )
     with attach(layers, adapters):
         chosen = score(toy_backend, "object")[0]
-    print(f"best step {result.facts['best_step']} of {result.step}: {chosen} with its weights, {drawn['last']} with the last ones")
+    print(
+        f"best step {result.facts['best_step']} of {result.step}: {chosen} with its weights, {drawn['last']} with the last ones"
+    )
     assert chosen >= drawn["last"]
     assert chosen >= 0.3

@@ -14,7 +14,29 @@ def test_paths_are_refused(name):
         check_name("name", name)
 
 
-@pytest.mark.parametrize("name", ["", " ", ".", "..", ".hidden", "_x", "-x", " x", "x.", "x ", "a\nb", "a\0b", "a*b", "a?b", 'a"b', "a|b", "a<b", "\u202ex"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        " ",
+        ".",
+        "..",
+        ".hidden",
+        "_x",
+        "-x",
+        " x",
+        "x.",
+        "x ",
+        "a\nb",
+        "a\0b",
+        "a*b",
+        "a?b",
+        'a"b',
+        "a|b",
+        "a<b",
+        "\u202ex",
+    ],
+)
 def test_names_that_some_system_cannot_hold_are_refused(name):
     with pytest.raises(LoomError, match="output_name: .* cannot be a file name"):
         check_name("output_name", name)

@@ -25,13 +25,17 @@ def test_min_snr_weights_are_those_of_the_diffusers_scripts(kind, gamma):
     snr = compute_snr(SCHEDULER, STEPS).double()
     expected = torch.stack([snr, gamma * torch.ones_like(snr)], 1).min(1)[0] / (snr + 1 if kind == "v" else snr)
     ours = objective(kind, weighting="min_snr", min_snr_gamma=gamma).weight(SIGMAS[STEPS])
-    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=0)  # diffusers computes the ratio in float32, which cancels near the clean end
+    torch.testing.assert_close(
+        ours, expected, rtol=1e-4, atol=0
+    )  # diffusers computes the ratio in float32, which cancels near the clean end
 
 
 def test_debiased_and_p2_weights_match_their_papers():
     snr = SIGMAS[STEPS] ** -2
     torch.testing.assert_close(objective(weighting="debiased").weight(SIGMAS[STEPS]), snr.clamp(max=1000).rsqrt())
-    torch.testing.assert_close(objective("v", weighting="debiased").weight(SIGMAS[STEPS]), 1 / (snr.clamp(max=1000) + 1))
+    torch.testing.assert_close(
+        objective("v", weighting="debiased").weight(SIGMAS[STEPS]), 1 / (snr.clamp(max=1000) + 1)
+    )
     torch.testing.assert_close(objective(weighting="p2", p2_gamma=0.5).weight(SIGMAS[STEPS]), (1 + snr) ** -0.5)
 
 
@@ -104,5 +108,7 @@ def test_a_weight_that_does_nothing_on_this_model_is_said(toy_config, run_toy, t
     run_toy(toy_config(objective={"weighting": "min_snr"}), tmp_path / "eps", plain)
     monkeypatch.setattr(toy_backend, "objective", lambda config: dataclasses.replace(objective(config), kind="flow"))
     run_toy(toy_config(objective={"weighting": "min_snr"}), tmp_path / "flow", said)
-    assert any("min_snr is for eps and v models and changes nothing here; this model predicts flow" in m for m in said.messages)
+    assert any(
+        "min_snr is for eps and v models and changes nothing here; this model predicts flow" in m for m in said.messages
+    )
     assert not any("changes nothing" in m for m in plain.messages)

@@ -50,7 +50,9 @@ def test_v_target_is_get_velocity_of_diffusers(scheduler, table, samples):
 
 def test_eps_target_is_the_noise_itself(table, samples):
     x0, noise, timesteps = samples
-    assert torch.equal(objectives.Objective("epsilon", objectives.DiscreteLevels(table)).target(x0, noise, table[timesteps]), noise)
+    assert torch.equal(
+        objectives.Objective("epsilon", objectives.DiscreteLevels(table)).target(x0, noise, table[timesteps]), noise
+    )
 
 
 def test_flow_corruption_is_scale_noise_of_diffusers_and_target_is_its_derivative(samples):
@@ -113,16 +115,22 @@ def test_zero_terminal_snr_keeps_the_first_step(scheduler):
 @pytest.mark.parametrize(("low", "high"), [(0, 1000), (200, 300), (0, 1), (999, 1000), (29, 58)])
 def test_drawn_timesteps_stay_in_the_asked_range(how, low, high, table):
     config = ObjectiveConfig(timesteps=how, min_timestep=low, max_timestep=high)
-    drawn = objectives.Objective("epsilon", objectives.DiscreteLevels(table), config).draw_sigma(5000, torch.Generator().manual_seed(1))
+    drawn = objectives.Objective("epsilon", objectives.DiscreteLevels(table), config).draw_sigma(
+        5000, torch.Generator().manual_seed(1)
+    )
     timesteps = torch.searchsorted(table, drawn)
     assert torch.equal(table[timesteps], drawn)
     assert low <= timesteps.min() <= timesteps.max() < high
     if how == "uniform" and high - low <= 100:
-        assert len(timesteps.unique()) == high - low  # 5000 draws miss one of 100 values with probability 100 * 0.99^5000 < 1e-19
+        assert (
+            len(timesteps.unique()) == high - low
+        )  # 5000 draws miss one of 100 values with probability 100 * 0.99^5000 < 1e-19
 
 
 def test_uniform_draws_are_uniform(table):
-    drawn = objectives.Objective("epsilon", objectives.DiscreteLevels(table)).draw_sigma(20_000, torch.Generator().manual_seed(2))
+    drawn = objectives.Objective("epsilon", objectives.DiscreteLevels(table)).draw_sigma(
+        20_000, torch.Generator().manual_seed(2)
+    )
     u = (torch.searchsorted(table, drawn).double() + 0.5) / 1000
     # Kolmogorov-Smirnov distance: 1.95 / sqrt(n) is exceeded once in a thousand seeds.
     assert _distance(u, u.sort().values) < 1.95 / math.sqrt(len(u)) + 0.0005
@@ -131,7 +139,12 @@ def test_uniform_draws_are_uniform(table):
 @pytest.mark.parametrize(("mean", "std"), [(0.0, 1.0), (-0.5, 0.6)])
 def test_logit_normal_draws_follow_their_distribution(mean, std):
     config = ObjectiveConfig(timesteps="logit_normal", logit_mean=mean, logit_std=std)
-    u = objectives.Objective("flow", objectives.FlowLevels(1.0), config).draw_sigma(20_000, torch.Generator().manual_seed(4)).sort().values
+    u = (
+        objectives.Objective("flow", objectives.FlowLevels(1.0), config)
+        .draw_sigma(20_000, torch.Generator().manual_seed(4))
+        .sort()
+        .values
+    )
     expected = torch.distributions.Normal(mean, std).cdf(torch.logit(u))
     assert _distance(u, expected) < 1.95 / math.sqrt(len(u))  # Kolmogorov-Smirnov, exceeded once in a thousand seeds
 
@@ -143,15 +156,23 @@ def _distance(sample, cdf_at_sorted):
 
 
 def test_auto_draws_uniform_for_eps_and_logit_normal_for_flow(table):
-    for kind, levels, how in (("epsilon", objectives.DiscreteLevels(table), "uniform"), ("flow", objectives.FlowLevels(), "logit_normal")):
+    for kind, levels, how in (
+        ("epsilon", objectives.DiscreteLevels(table), "uniform"),
+        ("flow", objectives.FlowLevels(), "logit_normal"),
+    ):
         drawn = [
-            objectives.Objective(kind, levels, ObjectiveConfig(timesteps=choice)).draw_sigma(50, torch.Generator().manual_seed(5)) for choice in ("auto", how)
+            objectives.Objective(kind, levels, ObjectiveConfig(timesteps=choice)).draw_sigma(
+                50, torch.Generator().manual_seed(5)
+            )
+            for choice in ("auto", how)
         ]
         assert torch.equal(*drawn)
 
 
 def test_loss_weight_is_one_at_every_noise_level(table):
-    assert torch.equal(objectives.Objective("v", objectives.DiscreteLevels(table)).weight(table), torch.ones_like(table))
+    assert torch.equal(
+        objectives.Objective("v", objectives.DiscreteLevels(table)).weight(table), torch.ones_like(table)
+    )
 
 
 def test_a_prediction_type_against_the_model_is_refused():

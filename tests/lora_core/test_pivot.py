@@ -9,7 +9,12 @@ from lora_loom.lora_core.messages.errors import LoomError
 from safetensors.torch import load_file
 
 OPTIMIZERS = [{"name": "adamw", "lr": 1e-3}, {"name": "prodigy", "lr": 1.0}, {"name": "schedule_free", "lr": 1e-3}]
-PIVOTAL = {"method": "pivotal", "steps": 8, "save": {"every": 1, "keep": 20}, "embedding": {"tokens": "zog*2", "stop": 0.5}}
+PIVOTAL = {
+    "method": "pivotal",
+    "steps": 8,
+    "save": {"every": 1, "keep": 20},
+    "embedding": {"tokens": "zog*2", "stop": 0.5},
+}
 
 
 def checkpoints(folder):
@@ -33,8 +38,12 @@ class StopAt(Listener):
             self.control.stop_and_keep()
 
 
-@pytest.mark.parametrize(("optimizer", "ema"), [(o, e) for o in OPTIMIZERS for e in (0.0, 0.9) if not (e and o["name"] == "schedule_free")])
-def test_from_the_pivot_on_no_bit_of_the_vectors_moves_and_the_lora_goes_on(optimizer, ema, toy_config, run_toy, tmp_path):
+@pytest.mark.parametrize(
+    ("optimizer", "ema"), [(o, e) for o in OPTIMIZERS for e in (0.0, 0.9) if not (e and o["name"] == "schedule_free")]
+)
+def test_from_the_pivot_on_no_bit_of_the_vectors_moves_and_the_lora_goes_on(
+    optimizer, ema, toy_config, run_toy, tmp_path
+):
     result = run_toy(toy_config(**PIVOTAL, optimizer=optimizer, ema_decay=ema), tmp_path)
     states = checkpoints(tmp_path)  # after steps 1 to 8; the last step saves its own
     assert len(states) == 8
@@ -84,7 +93,11 @@ def test_an_embedding_alone_writes_one_file_whose_name_is_its_word(toy_config, r
 
 def test_several_tokens_get_a_file_each_beside_the_lora(toy_config, run_toy, tmp_path):
     result = run_toy(toy_config(method="pivotal", embedding={"tokens": "zog\nOther One".replace(" ", "")}), tmp_path)
-    assert [p.name for p in result.files] == ["toy_test.safetensors", "toy_test_zog_emb.safetensors", "toy_test_otherone_emb.safetensors"]
+    assert [p.name for p in result.files] == [
+        "toy_test.safetensors",
+        "toy_test_zog_emb.safetensors",
+        "toy_test_otherone_emb.safetensors",
+    ]
     assert result.metadata["modelspec.trigger_phrase"] == "toy_test_zog_emb, toy_test_otherone_emb"
 
 
@@ -123,7 +136,9 @@ def test_a_continued_run_refuses_another_text_encoder(toy_backend, toy_config, r
 
 
 def test_a_pass_without_the_token_teaches_an_embedding_nothing_and_does_not_end_the_run(toy_config, run_toy, tmp_path):
-    config = toy_config(method="embedding", steps=6, batch_size=1, data={"caption_dropout": 0.5}, save={"every": 1, "keep": 20})
+    config = toy_config(
+        method="embedding", steps=6, batch_size=1, data={"caption_dropout": 0.5}, save={"every": 1, "keep": 20}
+    )
     assert len(run_toy(config, tmp_path).losses) == 6
     steps = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     states = checkpoints(tmp_path)

@@ -34,7 +34,11 @@ def job(pictures, tmp_path):
 
 def command(processes, *arguments):
     """Without a GPU accelerate starts processes through MPI alone; torch's own launcher sets the same environment up."""
-    launch = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", str(free_port())] if processes > 1 else []
+    launch = (
+        ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", str(free_port())]
+        if processes > 1
+        else []
+    )
     return [sys.executable, *launch, "-m", "lora_loom", *map(str, arguments)]
 
 
@@ -70,7 +74,10 @@ def test_shares_of_a_batch_are_the_batch(toy_config, toy_backend):
     data = {"flip": True, "shuffle_tags": True, "latents": "sampled", "crop": "random", "aspect_buckets": False}
     whole, half = toy_config(batch_size=4, data=data), toy_config(batch_size=2, data=data)
     cache = LatentCache(scan(whole.data), encoder_of(toy_backend), lambda n, of: None)
-    together, parts = Batches(cache, whole, "cpu"), [Batches(cache, half, "cpu", Processes(rank, 2)) for rank in range(2)]
+    together, parts = (
+        Batches(cache, whole, "cpu"),
+        [Batches(cache, half, "cpu", Processes(rank, 2)) for rank in range(2)],
+    )
     for step in range(6):
         one, two = together.at(step, 0), [p.at(step, 0) for p in parts]
         assert torch.equal(one.latents, torch.cat([b.latents for b in two]))
@@ -83,13 +90,21 @@ def test_two_processes_equal_one_with_both_batches(job, tmp_path):
     out = tmp_path / "runs"
     run(1, "train", job("one", 2), "--out", out)
     text = run(2, "train", job("two", 1), "--out", out)
-    assert text.count("per epoch with repeats") == text.count("finished after step 20") == 1  # only the first process speaks
+    assert (
+        text.count("per epoch with repeats") == text.count("finished after step 20") == 1
+    )  # only the first process speaks
     one, two = (load_file(out / name / f"{name}.safetensors") for name in ("one", "two"))
     worst = max((one[k] - two[k]).abs().max().item() / one[k].abs().max().clamp_min(1e-9).item() for k in one)
-    assert worst < 1e-3, worst  # 2e-4 seen: float32 sums in another order, and AdamW divides the first gradients by second moments near zero
-    losses = [[json.loads(line)["loss"] for line in (out / n / "log.jsonl").read_text().splitlines()] for n in ("one", "two")]
+    assert worst < 1e-3, (
+        worst
+    )  # 2e-4 seen: float32 sums in another order, and AdamW divides the first gradients by second moments near zero
+    losses = [
+        [json.loads(line)["loss"] for line in (out / n / "log.jsonl").read_text().splitlines()] for n in ("one", "two")
+    ]
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
-    assert sorted(p.name for p in (out / "one").iterdir()) == sorted(p.name.replace("two", "one") for p in (out / "two").iterdir())
+    assert sorted(p.name for p in (out / "one").iterdir()) == sorted(
+        p.name.replace("two", "one") for p in (out / "two").iterdir()
+    )
 
 
 @pytest.mark.slow
@@ -100,7 +115,12 @@ def test_a_run_of_two_goes_on_as_two_and_not_as_one(job, tmp_path):
     run(2, "train", tmp_path / "x.toml", "--resume", "--out", out)
     steps = [json.loads(line)["step"] for line in (out / "x" / "log.jsonl").read_text().splitlines()]
     assert steps == list(range(1, 11))
-    done = subprocess.run(command(1, "train", tmp_path / "x.toml", "--resume", "--set", "steps=12", "--out", out), capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        command(1, "train", tmp_path / "x.toml", "--resume", "--set", "steps=12", "--out", out),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 1
     assert "2 processes trained it, 1 are here" in done.stderr
 
@@ -167,7 +187,11 @@ def test_a_split_model_trains_what_whole_ones_train(family, job, tmp_path):
     out, extra = tmp_path / "runs", "[prior]\nweight = 0.0\n"
     whole, split = job("whole", 1, steps=6, extra=extra), job("split", 1, steps=6, extra=extra)
     for path in (whole, split):
-        text = path.read_text().replace("rank = 4", 'rank = 4\nalgorithm = "dora"').replace("[samples]\nevery = 0", "[samples]\nevery = 3\nsteps = 2")
+        text = (
+            path.read_text()
+            .replace("rank = 4", 'rank = 4\nalgorithm = "dora"')
+            .replace("[samples]\nevery = 0", "[samples]\nevery = 3\nsteps = 2")
+        )
         path.write_text(base + "checkpointing = true\n" + text)
     run(2, "train", whole, "--out", out)
     text = run(2, "train", split, "--out", out, ACCELERATE_USE_FSDP="true")
@@ -183,7 +207,11 @@ def test_a_deepspeed_configuration_is_read_for_what_it_asks(tmp_path):
     from lora_loom.lora_core.processes import _zero_stage
 
     asked = {"ACCELERATE_USE_DEEPSPEED": "true"}
-    assert (_zero_stage({}), _zero_stage(asked), _zero_stage({**asked, "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"})) == (0, 2, 3)
+    assert (_zero_stage({}), _zero_stage(asked), _zero_stage({**asked, "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"})) == (
+        0,
+        2,
+        3,
+    )
     file = tmp_path / "deepspeed.json"
     file.write_text('{"zero_optimization": {"stage": 3}}')
     assert _zero_stage({**asked, "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(file)}) == 3

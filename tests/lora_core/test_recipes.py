@@ -30,18 +30,27 @@ def test_recipes_have_the_numbers_of_the_article(tmp_path):
     assert numbers("captioned_set") == ("lora", 15000, 1, 4, "adamw", 1e-4, None)
     face = from_values({"recipe": "face"}, tmp_path)
     assert face.for_pictures(6).steps == 720
-    assert (face.optimizer.name, face.prior.count, face.embedding.stop, face.embedding.vectors) == ("prodigy", 150, 0.5, 2)
+    assert (face.optimizer.name, face.prior.count, face.embedding.stop, face.embedding.vectors) == (
+        "prodigy",
+        150,
+        0.5,
+        2,
+    )
     assert from_values({"recipe": "web_style_v4"}, tmp_path).data.repeats == 2
 
 
 def test_a_job_goes_over_its_recipe(tmp_path):
-    (tmp_path / "job.toml").write_text('recipe = "face"\nname = "me"\n[data]\nfolder = "pictures"\n[adapter]\nrank = 8\n')
+    (tmp_path / "job.toml").write_text(
+        'recipe = "face"\nname = "me"\n[data]\nfolder = "pictures"\n[adapter]\nrank = 8\n'
+    )
     config = load(tmp_path / "job.toml")
     assert (config.adapter.rank, config.optimizer.name, config.data.resolution) == (8, "prodigy", 1024)
 
 
 def test_an_unknown_recipe_is_named_with_those_there_are(tmp_path):
-    with pytest.raises(LoomError, match="recipe: 'faces' is not known; choose one of captioned_set, character_and_style,"):
+    with pytest.raises(
+        LoomError, match="recipe: 'faces' is not known; choose one of captioned_set, character_and_style,"
+    ):
         recipe("faces")
     with pytest.raises(ConfigError, match="recipe: expected str, found 3"):
         from_values({"recipe": 3}, tmp_path)
@@ -49,7 +58,9 @@ def test_an_unknown_recipe_is_named_with_those_there_are(tmp_path):
 
 def test_the_y2k_sweep_has_the_eight_runs_of_the_article(tmp_path):
     jobs = runs_of(read_toml(HERE / "sweeps" / "y2k.toml"), tmp_path)
-    table = [(j.name, j.steps, j.data.repeats, j.batch_size, j.objective.weighting == "min_snr", j.data.limit) for j in jobs]
+    table = [
+        (j.name, j.steps, j.data.repeats, j.batch_size, j.objective.weighting == "min_snr", j.data.limit) for j in jobs
+    ]
     assert table == [
         ("y2k_v1", 1500, 1, 4, True, 0), ("y2k_v2", 1500, 1, 4, True, 14), ("y2k_v3", 1500, 2, 4, True, 0), ("y2k_v4", 1000, 2, 4, True, 0),
         ("y2k_v5", 1000, 1, 2, False, 0), ("y2k_v6", 1000, 1, 1, False, 0), ("y2k_v7", 1000, 2, 1, True, 0), ("y2k_v8", 1000, 1, 1, True, 0),
@@ -69,7 +80,13 @@ def test_a_sweep_that_cannot_be_meant_is_refused(values, sentence, tmp_path):
 
 def test_the_sheet_has_a_column_for_each_run_and_a_row_for_each_prompt():
     pictures = [Image.new("RGB", (64, 64), c) for c in ("red", "blue")]
-    made = sheet([("a", pictures, ["one", "two"], 0.25), ("b", pictures[:1], ["one", "two"], None), ("c", pictures, ["one", "two"], 1.0)])
+    made = sheet(
+        [
+            ("a", pictures, ["one", "two"], 0.25),
+            ("b", pictures[:1], ["one", "two"], None),
+            ("c", pictures, ["one", "two"], 1.0),
+        ]
+    )
     one = sheet([("a", pictures[:1], ["one"], None)])
     assert (round(made.width / one.width), round(made.height / one.height)) == (3, 2)
 

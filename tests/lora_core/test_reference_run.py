@@ -21,7 +21,10 @@ STEPS = 20
 @pytest.fixture
 def config(toy_config):
     return toy_config(
-        steps=STEPS, grad_accum=2, data={"flip": True, "shuffle_tags": True, "caption_dropout": 0.2}, adapter={"rank": 4, "alpha": 2.0, "targets": "conv"}
+        steps=STEPS,
+        grad_accum=2,
+        data={"flip": True, "shuffle_tags": True, "caption_dropout": 0.2},
+        adapter={"rank": 4, "alpha": 2.0, "targets": "conv"},
     )
 
 
@@ -42,7 +45,9 @@ def plain_loop(config, backend):
             layer.lora_B["default"].weight.copy_(ours[name].lora_up)
             factors[name] = (layer.lora_A["default"].weight, layer.lora_B["default"].weight)
     params = [p for p in unet.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(params, lr=config.optimizer.lr, weight_decay=config.optimizer.weight_decay, foreach=False, fused=False)
+    optimizer = torch.optim.AdamW(
+        params, lr=config.optimizer.lr, weight_decay=config.optimizer.weight_decay, foreach=False, fused=False
+    )
     losses = []
     for step in range(STEPS):
         total = 0.0
@@ -50,7 +55,11 @@ def plain_loop(config, backend):
             batch, rng = batches.at(step, micro), step_rng(config.seed, 0, step, micro)
             timesteps = torch.searchsorted(sigmas, objective.draw_sigma(len(batch.latents), rng))
             noise = randn_like(batch.latents, rng)
-            ids = backend.text.encoders["clip_l"].tokenizer(batch.captions, padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
+            ids = (
+                backend.text.encoders["clip_l"]
+                .tokenizer(batch.captions, padding="max_length", max_length=77, truncation=True, return_tensors="pt")
+                .input_ids
+            )
             with torch.no_grad():
                 text = backend.text.encoders["clip_l"].model(ids).last_hidden_state
             pred = unet(scheduler.add_noise(batch.latents, noise, timesteps), timesteps, text).sample
@@ -73,6 +82,8 @@ def test_twenty_steps_equal_a_plain_diffusers_and_peft_loop(config, toy_backend,
     for name, (down, up) in factors.items():
         # AdamW turns a gradient near zero into a full step, so single entries may differ; the whole update of each layer may not by 1 %.
         theirs = up.detach().flatten(1) @ down.detach().flatten(1)
-        mine = result.tensors[f"{name}.lora_up.weight"].flatten(1) @ result.tensors[f"{name}.lora_down.weight"].flatten(1)
+        mine = result.tensors[f"{name}.lora_up.weight"].flatten(1) @ result.tensors[f"{name}.lora_down.weight"].flatten(
+            1
+        )
         assert theirs.norm() > 0
         assert (mine - theirs).norm() < 0.01 * theirs.norm(), name

@@ -24,7 +24,12 @@ def test_what_a_widget_says_of_itself_is_what_the_config_field_says(nodes):
 
     field = AdapterConfig.__dataclass_fields__["dropout"]
     drawn = nodes("widgets").row("adapter.dropout").input()
-    assert (drawn.id, drawn.kind, drawn.default, drawn.tooltip) == ("dropout", "FLOAT", field.default, field.metadata["help"])
+    assert (drawn.id, drawn.kind, drawn.default, drawn.tooltip) == (
+        "dropout",
+        "FLOAT",
+        field.default,
+        field.metadata["help"],
+    )
     assert (drawn.min, drawn.max) == (field.metadata["low"], field.metadata["high"])
 
 
@@ -45,7 +50,11 @@ def test_zero_and_auto_leave_the_value_to_the_preset_and_a_value_wins_over_it(no
     preset = {"steps": 800, "adapter.rank": 16, "schedule.name": "cosine"}
     left = widgets.settings(table, {"steps": 0, "rank": 0, "scheduler": "auto", "seed": 0}, preset)
     assert left == {**preset, "seed": 0}
-    assert widgets.settings(table, {"steps": 5, "rank": 0, "scheduler": "linear"}, preset) == {"steps": 5, "adapter.rank": 16, "schedule.name": "linear"}
+    assert widgets.settings(table, {"steps": 5, "rank": 0, "scheduler": "linear"}, preset) == {
+        "steps": 5,
+        "adapter.rank": 16,
+        "schedule.name": "linear",
+    }
 
 
 def test_a_widget_that_an_older_workflow_lacks_keeps_the_default(nodes):

@@ -23,7 +23,9 @@ Cell = list[list[int]]
 
 def in_block(name: str) -> bool:
     """Whether a canonical layer name lies inside a numbered or middle block."""
-    return bool(re.search(r"(blocks?|layers|refiner)\.\d+\.|mid_block", name)) and "distilled_guidance_layer" not in name
+    return (
+        bool(re.search(r"(blocks?|layers|refiner)\.\d+\.|mid_block", name)) and "distilled_guidance_layer" not in name
+    )
 
 
 def check(program: str, measured: dict[str, dict[str, Cell]]) -> None:
@@ -61,8 +63,13 @@ def table() -> str:
             cells = []
             for program, said in zip(PROGRAMS, forms[form]):
                 cell = kept.get(program, {}).get(family, {}).get(form)
-                cells.append(said.replace("nothing (does not run this model)", "-") + (f" ({cell[1][0]}/{cell[1][1]})" if cell else ""))
-            rows.append([info.title if form == FORMS[0] else "", form + (" *" if form == info.universal else ""), *cells])
+                cells.append(
+                    said.replace("nothing (does not run this model)", "-")
+                    + (f" ({cell[1][0]}/{cell[1][1]})" if cell else "")
+                )
+            rows.append(
+                [info.title if form == FORMS[0] else "", form + (" *" if form == info.universal else ""), *cells]
+            )
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 

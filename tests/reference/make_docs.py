@@ -14,7 +14,9 @@ from typing import Any
 from make_locales import LANGUAGES, translations
 
 DOCS = Path(__file__).resolve().parents[2] / "js" / "docs"
-PLACES = frozenset({"folder", "file", "file_1", "file_2", "file_3", "file_4", "checkpoint", "base", "tuned", "destination", "run"})  # what is there differs by machine
+PLACES = frozenset(
+    {"folder", "file", "file_1", "file_2", "file_3", "file_4", "checkpoint", "base", "tuned", "destination", "run"}
+)  # what is there differs by machine
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +52,9 @@ WORDS = {
 
 def cell(text: str) -> str:
     """A text as Markdown inside a table: angle brackets and bars are shown, not read."""
-    return re.sub(r"[\w./:]*(?:<\w[\w:]*>|\{[^}]+\})(?:[\w./:]*\w)?", r"`\g<0>`", text, flags=re.ASCII).replace("|", "\\|")
+    return re.sub(r"[\w./:]*(?:<\w[\w:]*>|\{[^}]+\})(?:[\w./:]*\w)?", r"`\g<0>`", text, flags=re.ASCII).replace(
+        "|", "\\|"
+    )
 
 
 def value(default: Any, words: Words) -> str:
@@ -92,10 +96,15 @@ def table(titles: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
 
 def sections(schema: Any, words: Words, word: Callable[[str], str]) -> str:
     """Both sections as Markdown; `word` translates a text of the schema."""
-    rows = [(kind(i, words, word), value(getattr(i, "default", None), words), meaning(i, words, word)) for i in schema.inputs]
+    rows = [
+        (kind(i, words, word), value(getattr(i, "default", None), words), meaning(i, words, word))
+        for i in schema.inputs
+    ]
     outputs = [(called(o.display_name, word), cell(word(o.tooltip))) for o in schema.outputs]
     inputs = table(words.input_row, rows) if rows else [words.nothing]
-    return "\n".join([f"## {words.headings[2]}", "", *inputs, "", f"## {words.headings[3]}", "", *table(words.output_row, outputs)])
+    return "\n".join(
+        [f"## {words.headings[2]}", "", *inputs, "", f"## {words.headings[3]}", "", *table(words.output_row, outputs)]
+    )
 
 
 def page(text: str, schema: Any, language: str = "en", known: dict[str, str] | None = None) -> str:

@@ -26,7 +26,12 @@ def node_texts(schemas: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 def _texts(schema: Any) -> dict[str, Any]:
     inputs = {i.id: {"name": i.display_name or i.id, "tooltip": i.tooltip} for i in schema.inputs}
     outputs = {str(n): {"name": o.display_name or o.id, "tooltip": o.tooltip} for n, o in enumerate(schema.outputs)}
-    return {"display_name": schema.display_name, "description": schema.description, "inputs": inputs, "outputs": outputs}
+    return {
+        "display_name": schema.display_name,
+        "description": schema.description,
+        "inputs": inputs,
+        "outputs": outputs,
+    }
 
 
 def in_words(texts: Any, word: Callable[[str], str]) -> Any:
@@ -52,12 +57,22 @@ def locale_files(texts: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def every_text(texts: Any) -> set[str]:
-    return {texts} if isinstance(texts, str) else set().union(*map(every_text, texts.values())) if isinstance(texts, dict) else set()
+    return (
+        {texts}
+        if isinstance(texts, str)
+        else set().union(*map(every_text, texts.values()))
+        if isinstance(texts, dict)
+        else set()
+    )
 
 
 def untranslated(texts: dict[str, Any]) -> list[str]:
     """`<language>: <text>` for every text that a language lacks."""
-    return [f"{language}: {text!r}" for language in LANGUAGES for text in sorted(every_text(texts) - translations(language).keys())]
+    return [
+        f"{language}: {text!r}"
+        for language in LANGUAGES
+        for text in sorted(every_text(texts) - translations(language).keys())
+    ]
 
 
 def write(schemas: Mapping[str, Any]) -> None:

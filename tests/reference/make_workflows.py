@@ -52,7 +52,12 @@ class Graph:
         return node
 
     def loom(
-        self, kind: str, at: tuple[int, int], size: tuple[int, int], inputs: dict[str, tuple[dict, str, str]], widgets: dict[str, Any] | None = None
+        self,
+        kind: str,
+        at: tuple[int, int],
+        size: tuple[int, int],
+        inputs: dict[str, tuple[dict, str, str]],
+        widgets: dict[str, Any] | None = None,
     ) -> dict:
         """A node of ours: what `widgets` does not name has the default of its schema."""
         schema = self._schemas[kind]
@@ -90,30 +95,75 @@ def with_defaults(schema: Any, widgets: Mapping[str, Any]) -> dict[str, Any]:
     return out
 
 
-def try_out(graph: Graph, train: dict, vae: tuple[dict, str], prompt: str, side: int, cfg: float, pictures: int) -> None:
+def try_out(
+    graph: Graph, train: dict, vae: tuple[dict, str], prompt: str, side: int, cfg: float, pictures: int
+) -> None:
     """Prompt, sampler and save nodes behind the trained MODEL and CLIP, and the file for WebUIs."""
-    good = graph.add("CLIPTextEncode", (920, 60), (320, 110), {"clip": (train, "clip", "CLIP")}, [("CONDITIONING", "CONDITIONING")], {"text": prompt})
-    bad = graph.add("CLIPTextEncode", (920, 220), (320, 110), {"clip": (train, "clip", "CLIP")}, [("CONDITIONING", "CONDITIONING")], {"text": ""})
-    size = graph.add("EmptyLatentImage", (920, 380), (320, 110), {}, [("LATENT", "LATENT")], {"width": side, "height": side, "batch_size": pictures})
+    good = graph.add(
+        "CLIPTextEncode",
+        (920, 60),
+        (320, 110),
+        {"clip": (train, "clip", "CLIP")},
+        [("CONDITIONING", "CONDITIONING")],
+        {"text": prompt},
+    )
+    bad = graph.add(
+        "CLIPTextEncode",
+        (920, 220),
+        (320, 110),
+        {"clip": (train, "clip", "CLIP")},
+        [("CONDITIONING", "CONDITIONING")],
+        {"text": ""},
+    )
+    size = graph.add(
+        "EmptyLatentImage",
+        (920, 380),
+        (320, 110),
+        {},
+        [("LATENT", "LATENT")],
+        {"width": side, "height": side, "batch_size": pictures},
+    )
     sampler = graph.add(
         "KSampler", (1280, 60), (300, 480),
         {"model": (train, "model", "MODEL"), "positive": (good, "CONDITIONING", "CONDITIONING"), "negative": (bad, "CONDITIONING", "CONDITIONING"), "latent_image": (size, "LATENT", "LATENT")},
         [("LATENT", "LATENT")], {"seed": 1, "control": "fixed", "steps": 20, "cfg": cfg, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0},
     )  # fmt: skip
-    decode = graph.add("VAEDecode", (1620, 60), (200, 60), {"samples": (sampler, "LATENT", "LATENT"), "vae": (vae[0], vae[1], "VAE")}, [("IMAGE", "IMAGE")], {})
-    graph.add("SaveImage", (1620, 180), (320, 320), {"images": (decode, "IMAGE", "IMAGE")}, [], {"filename_prefix": "lora_loom"})
+    decode = graph.add(
+        "VAEDecode",
+        (1620, 60),
+        (200, 60),
+        {"samples": (sampler, "LATENT", "LATENT"), "vae": (vae[0], vae[1], "VAE")},
+        [("IMAGE", "IMAGE")],
+        {},
+    )
+    graph.add(
+        "SaveImage",
+        (1620, 180),
+        (320, 320),
+        {"images": (decode, "IMAGE", "IMAGE")},
+        [],
+        {"filename_prefix": "lora_loom"},
+    )
     inputs = {"lora": (train, "lora", "LORA_MODEL"), "preview": (decode, "IMAGE", "IMAGE")}
-    graph.loom("LoraLoomSaveLora", (920, 560), (320, 240), inputs, {"name": "my_lora_webui", "destination": DESTINATION})
+    graph.loom(
+        "LoraLoomSaveLora", (920, 560), (320, 240), inputs, {"name": "my_lora_webui", "destination": DESTINATION}
+    )
 
 
 def toy(schemas: Mapping[str, Any]) -> None:
     graph = Graph(schemas)
     base = graph.loom("LoraLoomLoadToyModel", (40, 60), (260, 80), {})
     folder = graph.loom("LoraLoomLoadFolder", (40, 200), (360, 520), {}, TOY)
-    inputs = {name: (base, name, name.upper()) for name in ("model", "clip", "vae")} | {"dataset": (folder, "dataset", "LORALOOM_DATASET")}
+    inputs = {name: (base, name, name.upper()) for name in ("model", "clip", "vae")} | {
+        "dataset": (folder, "dataset", "LORALOOM_DATASET")
+    }
     train = graph.loom("LoraLoomTrainLora", (440, 60), (420, 720), inputs, ZOG)
     try_out(graph, train, (base, "vae"), "a zog on a white ground", 64, 4.0, 4)
-    graph.note("Teaches a tiny model what a **zog** is, in about a minute on a CPU. Press Run, and watch the sample in Train LoRA.", (40, 760), (360, 110))
+    graph.note(
+        "Teaches a tiny model what a **zog** is, in about a minute on a CPU. Press Run, and watch the sample in Train LoRA.",
+        (40, 760),
+        (360, 110),
+    )
     graph.write("train_and_try_toy")
 
 
@@ -128,7 +178,9 @@ def checkpoint(schemas: Mapping[str, Any]) -> None:
         {"ckpt_name": CHECKPOINT},
     )
     folder = graph.loom("LoraLoomLoadFolder", (40, 220), (360, 520), {}, {"folder": PICTURES})
-    inputs = {name.lower(): (base, name, name) for name in ("MODEL", "CLIP", "VAE")} | {"dataset": (folder, "dataset", "LORALOOM_DATASET")}
+    inputs = {name.lower(): (base, name, name) for name in ("MODEL", "CLIP", "VAE")} | {
+        "dataset": (folder, "dataset", "LORALOOM_DATASET")
+    }
     train = graph.loom("LoraLoomTrainLora", (440, 60), (420, 720), inputs)
     try_out(graph, train, (base, "VAE"), "a photo of my subject", 512, 7.0, 1)
     graph.note(
@@ -158,7 +210,11 @@ def first_lora_toy(schemas: Mapping[str, Any]) -> None:
     graph = Graph(schemas)
     inputs = toy_model(graph) | pictures(graph, (40, 200), **TOY)
     graph.loom("LoraLoomTrainLora", (440, 60), (420, 720), inputs, ZOG)
-    graph.note("Nothing to set: press **Run**. A tiny model learns what a **zog** is, in about a minute on a CPU. The LoRA is in output/loras.", (40, 760), (360, 110))
+    graph.note(
+        "Nothing to set: press **Run**. A tiny model learns what a **zog** is, in about a minute on a CPU. The LoRA is in output/loras.",
+        (40, 760),
+        (360, 110),
+    )
     graph.write("first_lora_toy")
 
 
@@ -177,7 +233,12 @@ def first_lora_sdxl(schemas: Mapping[str, Any]) -> None:
 def style(schemas: Mapping[str, Any]) -> None:
     graph = Graph(schemas)
     inputs = own_model(graph) | pictures(graph, folder=PICTURES, trigger="in mystyle style")
-    widgets = {"name": "my_style", "preset": "style", "sample_prompt": "a lighthouse by the sea, in mystyle style", "noise_offset": 0.03}
+    widgets = {
+        "name": "my_style",
+        "preset": "style",
+        "sample_prompt": "a lighthouse by the sea, in mystyle style",
+        "noise_offset": 0.03,
+    }
     train = graph.loom("LoraLoomTrainLora", (440, 60), (420, 720), inputs, widgets)
     try_out(graph, train, inputs["vae"][:2], "a lighthouse by the sea, in mystyle style", 1024, 7.0, 1)
     graph.note(
@@ -192,9 +253,15 @@ def face(schemas: Mapping[str, Any]) -> None:
     graph = Graph(schemas)
     inputs = own_model(graph) | pictures(graph, folder=PICTURES, trigger="ohwx woman")
     prior = graph.loom("LoraLoomPriorSettings", (440, 60), (320, 300), {}, {"prompt": "a photo of a woman"})
-    watch = graph.loom("LoraLoomValidationSettings", (440, 400), (320, 260), {"settings": (prior, "settings", "LORALOOM_SETTINGS")})
+    watch = graph.loom(
+        "LoraLoomValidationSettings", (440, 400), (320, 260), {"settings": (prior, "settings", "LORALOOM_SETTINGS")}
+    )
     inputs |= {"settings": (watch, "settings", "LORALOOM_SETTINGS")}
-    widgets = {"name": "my_face", "preset": "character", "sample_prompt": "a photo of ohwx woman in a cafe\na photo of a woman in a cafe"}
+    widgets = {
+        "name": "my_face",
+        "preset": "character",
+        "sample_prompt": "a photo of ohwx woman in a cafe\na photo of a woman in a cafe",
+    }
     train = graph.loom("LoraLoomTrainLora", (820, 60), (420, 720), inputs, widgets)
     graph.add("PreviewAny", (1300, 60), (320, 110), {"source": (train, "path", "STRING")}, [], {})
     graph.note(
@@ -230,7 +297,12 @@ def convert(schemas: Mapping[str, Any]) -> None:
     graph = Graph(schemas)
     choice = {"file": "choose your LoRA file", "destination": DESTINATION}
     converted = graph.loom("LoraLoomConvertLora", (40, 60), (380, 360), {}, choice)
-    header = {"name": "for_webui", "activation_text": "my trigger word", "preferred_weight": 0.8, "destination": DESTINATION}
+    header = {
+        "name": "for_webui",
+        "activation_text": "my trigger word",
+        "preferred_weight": 0.8,
+        "destination": DESTINATION,
+    }
     graph.loom("LoraLoomSaveLora", (480, 60), (360, 280), {"lora": (converted, "lora", "LORA_MODEL")}, header)
     graph.add("PreviewAny", (480, 400), (360, 300), {"source": (converted, "report", "STRING")}, [], {})
     graph.note(
@@ -249,20 +321,61 @@ def embedding(schemas: Mapping[str, Any]) -> None:
         "name": "dax_emb", "vectors": 2, "steps": 600, "learning_rate": 0.01, "batch_size": 8, "sample_prompt": "a dax on a white ground",
         "sample_every": 100, "sample_cfg": 4.0,
     }  # fmt: skip
-    inputs = {name: (base, name, name.upper()) for name in ("model", "clip", "vae")} | {"dataset": (folder, "dataset", "LORALOOM_DATASET")}
+    inputs = {name: (base, name, name.upper()) for name in ("model", "clip", "vae")} | {
+        "dataset": (folder, "dataset", "LORALOOM_DATASET")
+    }
     train = graph.loom("LoraLoomTrainEmbedding", (440, 60), (420, 620), inputs, widgets)
     words = "a embedding:dax_emb on a white ground"
-    good = graph.add("CLIPTextEncode", (920, 60), (320, 110), {"clip": (train, "clip", "CLIP")}, [("CONDITIONING", "CONDITIONING")], {"text": words})
-    bad = graph.add("CLIPTextEncode", (920, 220), (320, 110), {"clip": (train, "clip", "CLIP")}, [("CONDITIONING", "CONDITIONING")], {"text": ""})
-    size = graph.add("EmptyLatentImage", (920, 380), (320, 110), {}, [("LATENT", "LATENT")], {"width": 64, "height": 64, "batch_size": 4})
+    good = graph.add(
+        "CLIPTextEncode",
+        (920, 60),
+        (320, 110),
+        {"clip": (train, "clip", "CLIP")},
+        [("CONDITIONING", "CONDITIONING")],
+        {"text": words},
+    )
+    bad = graph.add(
+        "CLIPTextEncode",
+        (920, 220),
+        (320, 110),
+        {"clip": (train, "clip", "CLIP")},
+        [("CONDITIONING", "CONDITIONING")],
+        {"text": ""},
+    )
+    size = graph.add(
+        "EmptyLatentImage",
+        (920, 380),
+        (320, 110),
+        {},
+        [("LATENT", "LATENT")],
+        {"width": 64, "height": 64, "batch_size": 4},
+    )
     sampler = graph.add(
         "KSampler", (1280, 60), (300, 480),
         {"model": (base, "model", "MODEL"), "positive": (good, "CONDITIONING", "CONDITIONING"), "negative": (bad, "CONDITIONING", "CONDITIONING"), "latent_image": (size, "LATENT", "LATENT")},
         [("LATENT", "LATENT")], {"seed": 1, "control": "fixed", "steps": 20, "cfg": 4.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0},
     )  # fmt: skip
-    decode = graph.add("VAEDecode", (1620, 60), (200, 60), {"samples": (sampler, "LATENT", "LATENT"), "vae": (base, "vae", "VAE")}, [("IMAGE", "IMAGE")], {})
-    graph.add("SaveImage", (1620, 180), (320, 320), {"images": (decode, "IMAGE", "IMAGE")}, [], {"filename_prefix": "lora_loom"})
-    graph.note("Gives the tiny model a word, **dax**, for something it can draw but has no name for. The MODEL is the one it was.", (920, 560), (360, 110))
+    decode = graph.add(
+        "VAEDecode",
+        (1620, 60),
+        (200, 60),
+        {"samples": (sampler, "LATENT", "LATENT"), "vae": (base, "vae", "VAE")},
+        [("IMAGE", "IMAGE")],
+        {},
+    )
+    graph.add(
+        "SaveImage",
+        (1620, 180),
+        (320, 320),
+        {"images": (decode, "IMAGE", "IMAGE")},
+        [],
+        {"filename_prefix": "lora_loom"},
+    )
+    graph.note(
+        "Gives the tiny model a word, **dax**, for something it can draw but has no name for. The MODEL is the one it was.",
+        (920, 560),
+        (360, 110),
+    )
     graph.write("train_embedding_toy")
 
 
@@ -274,12 +387,26 @@ def pivotal(schemas: Mapping[str, Any]) -> None:
     )  # fmt: skip
     folder = graph.loom("LoraLoomLoadFolder", (40, 220), (360, 520), {}, {"folder": PICTURES, "trigger": "TOK"})
     words = graph.loom("LoraLoomPivotalSettings", (440, 60), (320, 300), {}, {"lr": 0.0003})
-    prior = graph.loom("LoraLoomPriorSettings", (440, 400), (320, 300), {"settings": (words, "settings", "LORALOOM_SETTINGS")}, {"prompt": "a photo of a dog"})
-    watch = graph.loom("LoraLoomValidationSettings", (440, 740), (320, 260), {"settings": (prior, "settings", "LORALOOM_SETTINGS")})
+    prior = graph.loom(
+        "LoraLoomPriorSettings",
+        (440, 400),
+        (320, 300),
+        {"settings": (words, "settings", "LORALOOM_SETTINGS")},
+        {"prompt": "a photo of a dog"},
+    )
+    watch = graph.loom(
+        "LoraLoomValidationSettings", (440, 740), (320, 260), {"settings": (prior, "settings", "LORALOOM_SETTINGS")}
+    )
     inputs = {name.lower(): (base, name, name) for name in ("MODEL", "CLIP", "VAE")} | {
         "dataset": (folder, "dataset", "LORALOOM_DATASET"), "settings": (watch, "settings", "LORALOOM_SETTINGS"),
     }  # fmt: skip
-    train = graph.loom("LoraLoomTrainLora", (820, 60), (420, 720), inputs, {"name": "my_dog", "sample_prompt": "a photo of TOK on the beach"})
+    train = graph.loom(
+        "LoraLoomTrainLora",
+        (820, 60),
+        (420, 720),
+        inputs,
+        {"name": "my_dog", "sample_prompt": "a photo of TOK on the beach"},
+    )
     graph.add("PreviewAny", (1300, 60), (320, 110), {"source": (train, "path", "STRING")}, [], {})
     graph.note(
         "DreamBooth with pivotal tuning: the new word **TOK** is learned beside the LoRA and frozen half-way, pictures of the class are made first and keep it what it "
@@ -294,12 +421,40 @@ def compare_checkpoints(schemas: Mapping[str, Any]) -> None:
     base = graph.loom("LoraLoomLoadToyModel", (40, 60), (260, 80), {})
     wires = {name: (base, name, name.upper()) for name in ("model", "clip", "vae")}
     sheet = graph.loom("LoraLoomCompareCheckpoints", (360, 60), (380, 860), wires, {"strengths": "0.6, 1"})
-    graph.add("SaveImage", (800, 60), (860, 420), {"images": (sheet, "sheet", "IMAGE")}, [], {"filename_prefix": "lora_loom_compared"})
+    graph.add(
+        "SaveImage",
+        (800, 60),
+        (860, 420),
+        {"images": (sheet, "sheet", "IMAGE")},
+        [],
+        {"filename_prefix": "lora_loom_compared"},
+    )
     saves = graph.loom("LoraLoomRunCheckpoints", (360, 1000), (380, 420), {n: wires[n] for n in ("model", "clip")})
     words = "a zog on a blue ground"
-    good = graph.add("CLIPTextEncode", (800, 1000), (320, 110), {"clip": (saves, "clip", "CLIP")}, [("CONDITIONING", "CONDITIONING")], {"text": words})
-    bad = graph.add("CLIPTextEncode", (800, 1160), (320, 110), {"clip": (saves, "clip", "CLIP")}, [("CONDITIONING", "CONDITIONING")], {"text": ""})
-    size = graph.add("EmptyLatentImage", (800, 1320), (320, 110), {}, [("LATENT", "LATENT")], {"width": 64, "height": 64, "batch_size": 4})
+    good = graph.add(
+        "CLIPTextEncode",
+        (800, 1000),
+        (320, 110),
+        {"clip": (saves, "clip", "CLIP")},
+        [("CONDITIONING", "CONDITIONING")],
+        {"text": words},
+    )
+    bad = graph.add(
+        "CLIPTextEncode",
+        (800, 1160),
+        (320, 110),
+        {"clip": (saves, "clip", "CLIP")},
+        [("CONDITIONING", "CONDITIONING")],
+        {"text": ""},
+    )
+    size = graph.add(
+        "EmptyLatentImage",
+        (800, 1320),
+        (320, 110),
+        {},
+        [("LATENT", "LATENT")],
+        {"width": 64, "height": 64, "batch_size": 4},
+    )
     sampler = graph.add(
         "KSampler", (1160, 1000), (300, 480),
         {
@@ -308,8 +463,22 @@ def compare_checkpoints(schemas: Mapping[str, Any]) -> None:
         },
         [("LATENT", "LATENT")], {"seed": 1, "control": "fixed", "steps": 20, "cfg": 4.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0},
     )  # fmt: skip
-    decode = graph.add("VAEDecode", (1500, 1000), (200, 60), {"samples": (sampler, "LATENT", "LATENT"), "vae": (base, "vae", "VAE")}, [("IMAGE", "IMAGE")], {})
-    graph.add("SaveImage", (1500, 1120), (320, 360), {"images": (decode, "IMAGE", "IMAGE")}, [], {"filename_prefix": "lora_loom_saves"})
+    decode = graph.add(
+        "VAEDecode",
+        (1500, 1000),
+        (200, 60),
+        {"samples": (sampler, "LATENT", "LATENT"), "vae": (base, "vae", "VAE")},
+        [("IMAGE", "IMAGE")],
+        {},
+    )
+    graph.add(
+        "SaveImage",
+        (1500, 1120),
+        (320, 360),
+        {"images": (decode, "IMAGE", "IMAGE")},
+        [],
+        {"filename_prefix": "lora_loom_saves"},
+    )
     graph.note(
         "Run **train_and_try_toy** first, then this. Above: base model, saves and strengths of the latest run on one sheet. Below: the same saves one after the "
         "other through the usual sampler. For a run of your own put your checkpoint in place of the toy model and choose the run.",
@@ -318,7 +487,19 @@ def compare_checkpoints(schemas: Mapping[str, Any]) -> None:
     graph.write("compare_checkpoints")
 
 
-WORKFLOWS = (first_lora_toy, first_lora_sdxl, style, face, resume, convert, toy, checkpoint, embedding, pivotal, compare_checkpoints)
+WORKFLOWS = (
+    first_lora_toy,
+    first_lora_sdxl,
+    style,
+    face,
+    resume,
+    convert,
+    toy,
+    checkpoint,
+    embedding,
+    pivotal,
+    compare_checkpoints,
+)
 
 
 def write(schemas: Mapping[str, Any]) -> None:

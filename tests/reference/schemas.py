@@ -19,7 +19,18 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-HOST = ("aiohttp", "comfy", "comfy_api", "comfy_extras", "comfy_kitchen", "comfyui_version", "execution", "folder_paths", "latent_preview", "server")
+HOST = (
+    "aiohttp",
+    "comfy",
+    "comfy_api",
+    "comfy_extras",
+    "comfy_kitchen",
+    "comfyui_version",
+    "execution",
+    "folder_paths",
+    "latent_preview",
+    "server",
+)
 
 
 class Blank(type):
@@ -46,7 +57,10 @@ class Item:
 
 def socket(name: str) -> type:
     """A type of wire or widget; its inputs and outputs know it by `kind`, the name in workflows such as LORA_MODEL."""
-    kind: dict[str, Any] = {"Input": type("Input", (Item,), {"kind": name}), "Output": type("Output", (Item,), {"kind": name})}
+    kind: dict[str, Any] = {
+        "Input": type("Input", (Item,), {"kind": name}),
+        "Output": type("Output", (Item,), {"kind": name}),
+    }
     return type(name, (), kind)
 
 
@@ -116,7 +130,9 @@ def without_host() -> Iterator[None]:
         yield
     finally:
         sys.meta_path.remove(finder)
-        for name in [name for name in sys.modules if name.partition(".")[0] in HOST or name.startswith("lora_loom.nodes")]:
+        for name in [
+            name for name in sys.modules if name.partition(".")[0] in HOST or name.startswith("lora_loom.nodes")
+        ]:
             del sys.modules[name]
         sys.modules.update({name: module for name, module in before.items() if name not in sys.modules})
 
@@ -124,12 +140,16 @@ def without_host() -> Iterator[None]:
 def load_package() -> None:
     """This checkout as the package `lora_loom`, whatever its folder is called."""
     if "lora_loom" not in sys.modules:
-        spec = importlib.util.spec_from_file_location("lora_loom", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
+        spec = importlib.util.spec_from_file_location(
+            "lora_loom", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
+        )
         assert spec is not None
         assert spec.loader is not None
         module = sys.modules["lora_loom"] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-        sys.path[:] = [p for p in sys.path if p and Path(p).resolve() != ROOT]  # our nodes/ must not shadow the host's nodes.py
+        sys.path[:] = [
+            p for p in sys.path if p and Path(p).resolve() != ROOT
+        ]  # our nodes/ must not shadow the host's nodes.py
 
 
 def schemas() -> dict[str, Any]:

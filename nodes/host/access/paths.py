@@ -45,7 +45,11 @@ def training_folder(choice: str) -> Path:
 
 def is_hub_name(name: str) -> bool:
     """owner/name and nothing that could be a path of this machine."""
-    return bool(re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name)) and ".." not in name and not Path(name).exists()
+    return (
+        bool(re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name))
+        and ".." not in name
+        and not Path(name).exists()
+    )
 
 
 def runs_root() -> Path:

@@ -49,12 +49,25 @@ def _model(folder: Path) -> Any:
     channels = 8
     config = ToyConfig(
         {
-            "use_checkpoint": False, "image_size": 32, "use_spatial_transformer": True, "legacy": False, "adm_in_channels": None,
-            "in_channels": channels, "out_channels": channels, "model_channels": 64, "num_res_blocks": [1, 1], "channel_mult": [1, _Mult(1)],
-            "transformer_depth": [1, 1], "transformer_depth_output": [1, 1, 1, 1], "transformer_depth_middle": 1,
-            "use_linear_in_transformer": False, "context_dim": 64, "use_temporal_attention": False, "disable_self_attentions": None,
+            "use_checkpoint": False,
+            "image_size": 32,
+            "use_spatial_transformer": True,
+            "legacy": False,
+            "adm_in_channels": None,
+            "in_channels": channels,
+            "out_channels": channels,
+            "model_channels": 64,
+            "num_res_blocks": [1, 1],
+            "channel_mult": [1, _Mult(1)],
+            "transformer_depth": [1, 1],
+            "transformer_depth_output": [1, 1, 1, 1],
+            "transformer_depth_middle": 1,
+            "use_linear_in_transformer": False,
+            "context_dim": 64,
+            "use_temporal_attention": False,
+            "disable_self_attentions": None,
         }
-    )  # fmt: skip
+    )
     vae = json.loads((folder / "vae" / "config.json").read_text())
     config.latent_format = comfy.latent_formats.SD15(scale_factor=vae["scaling_factor"])
     config.latent_format.latent_channels = channels
@@ -79,18 +92,30 @@ def _clip(folder: Path) -> Any:
     class TextModel(comfy.clip_model.CLIPTextModel):
         def __init__(self, config_dict, dtype, device, operations):
             super().__init__(config_dict, dtype, device, operations)
-            self.set_input_embeddings(operations.Embedding(len(vocab), config_dict["hidden_size"], dtype=dtype, device=device))
+            self.set_input_embeddings(
+                operations.Embedding(len(vocab), config_dict["hidden_size"], dtype=dtype, device=device)
+            )
 
     class ClipModel(comfy.sd1_clip.SDClipModel):
         def __init__(self, device="cpu", dtype=None, model_options=None):
             super().__init__(
-                device=device, dtype=dtype, textmodel_json_config=dict(config), model_class=TextModel, special_tokens=special,
-                return_projected_pooled=False, model_options={**(model_options or {}), "model_name": "clip_l"},
-            )  # fmt: skip
+                device=device,
+                dtype=dtype,
+                textmodel_json_config=dict(config),
+                model_class=TextModel,
+                special_tokens=special,
+                return_projected_pooled=False,
+                model_options={**(model_options or {}), "model_name": "clip_l"},
+            )
 
     class Tokenizer(comfy.sd1_clip.SDTokenizer):
         def __init__(self, embedding_directory=None, tokenizer_data=None):
-            super().__init__(str(folder / "tokenizer"), embedding_directory=embedding_directory, embedding_size=config["hidden_size"], embedding_key="clip_l")
+            super().__init__(
+                str(folder / "tokenizer"),
+                embedding_directory=embedding_directory,
+                embedding_size=config["hidden_size"],
+                embedding_key="clip_l",
+            )
 
     target = comfy.supported_models_base.ClipTarget(
         lambda embedding_directory=None, tokenizer_data=None: comfy.sd1_clip.SD1Tokenizer(
@@ -104,7 +129,9 @@ def _clip(folder: Path) -> Any:
     state = {f"text_model.{k.removeprefix('text_model.')}": v.float() for k, v in stored.items()}
     state["text_projection.weight"] = torch.eye(config["hidden_size"])
     known = inspect.signature(comfy.sd.CLIP.__init__).parameters
-    options = {"disable_dynamic": True} if "disable_dynamic" in known else {}  # newer hosts may stream weights; these few need not
+    options = (
+        {"disable_dynamic": True} if "disable_dynamic" in known else {}
+    )  # newer hosts may stream weights; these few need not
     folders = folder_paths.get_folder_paths("embeddings")
     clip = comfy.sd.CLIP(target, embedding_directory=folders, model_options={"dtype": torch.float32}, **options)
     missing, unexpected = clip.load_sd(state)
@@ -117,10 +144,22 @@ def _vae(folder: Path) -> Any:
     config = json.loads((folder / "vae" / "config.json").read_text())
     widths = config["block_out_channels"]
     ddconfig = {
-        "double_z": True, "z_channels": config["latent_channels"], "resolution": 64, "in_channels": 3, "out_ch": 3, "ch": widths[0],
-        "ch_mult": [w // widths[0] for w in widths], "num_res_blocks": config["layers_per_block"], "attn_resolutions": [], "dropout": 0.0,
-    }  # fmt: skip
+        "double_z": True,
+        "z_channels": config["latent_channels"],
+        "resolution": 64,
+        "in_channels": 3,
+        "out_ch": 3,
+        "ch": widths[0],
+        "ch_mult": [w // widths[0] for w in widths],
+        "num_res_blocks": config["layers_per_block"],
+        "attn_resolutions": [],
+        "dropout": 0.0,
+    }
     stored = comfy.utils.load_torch_file(str(folder / "vae" / "diffusion_pytorch_model.safetensors"))
-    vae = comfy.sd.VAE(sd=stored, config={"params": {"ddconfig": ddconfig, "embed_dim": config["latent_channels"]}}, dtype=torch.float32)
+    vae = comfy.sd.VAE(
+        sd=stored,
+        config={"params": {"ddconfig": ddconfig, "embed_dim": config["latent_channels"]}},
+        dtype=torch.float32,
+    )
     vae.latent_channels = config["latent_channels"]
     return vae

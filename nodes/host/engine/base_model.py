@@ -47,19 +47,45 @@ _BY_CLASS = {  # of comfy.model_base; older hosts lack some
     "HunyuanVideoSkyreelsI2V": FurtherInput("kind_of_model.image_to_video_model", "input.first_frame", _SHOWN, _VIDEO),
     "HunyuanVideo15_SR_Distilled": FurtherInput("kind_of_model.upscaler", "input.small_video", _SHOWN, _VIDEO),
     "HunyuanImage21Refiner": FurtherInput("kind_of_model.refiner", "input.picture_to_refine", _SHOWN),
-    "WAN21_Vace": FurtherInput("kind_of_model.vace_model", "input.control_frames_and_a_mask", ("vace_frames", "vace_mask"), _VIDEO),
-    "WAN21_Camera": FurtherInput("kind_of_model.camera_control_model", "input.camera_path", ("camera_conditions",), _VIDEO),
-    "WAN21_HuMo": FurtherInput("kind_of_model.humo_model", "input.sound_and_a_reference_picture", ("audio_embed", "reference_latents"), _VIDEO),
-    "WAN22_S2V": FurtherInput("kind_of_model.speech_to_video_model", "input.sound_and_a_reference_picture", ("audio_embed", "reference_latents"), _VIDEO),
-    "WAN22_Animate": FurtherInput("kind_of_model.animate_model", "input.pose_video_and_a_face_video", ("pose_video_latent", "face_video_pixels"), _VIDEO),
+    "WAN21_Vace": FurtherInput(
+        "kind_of_model.vace_model", "input.control_frames_and_a_mask", ("vace_frames", "vace_mask"), _VIDEO
+    ),
+    "WAN21_Camera": FurtherInput(
+        "kind_of_model.camera_control_model", "input.camera_path", ("camera_conditions",), _VIDEO
+    ),
+    "WAN21_HuMo": FurtherInput(
+        "kind_of_model.humo_model", "input.sound_and_a_reference_picture", ("audio_embed", "reference_latents"), _VIDEO
+    ),
+    "WAN22_S2V": FurtherInput(
+        "kind_of_model.speech_to_video_model",
+        "input.sound_and_a_reference_picture",
+        ("audio_embed", "reference_latents"),
+        _VIDEO,
+    ),
+    "WAN22_Animate": FurtherInput(
+        "kind_of_model.animate_model",
+        "input.pose_video_and_a_face_video",
+        ("pose_video_latent", "face_video_pixels"),
+        _VIDEO,
+    ),
     "WAN_Animate2": FurtherInput("kind_of_model.animate_model", "input.pose_video", ("pose_video_latent",), _VIDEO),
-    "WAN21_SCAIL": FurtherInput("kind_of_model.scail_model", "input.pose_video_and_a_reference_picture", ("pose_video_latent", "reference_latents"), _VIDEO),
+    "WAN21_SCAIL": FurtherInput(
+        "kind_of_model.scail_model",
+        "input.pose_video_and_a_reference_picture",
+        ("pose_video_latent", "reference_latents"),
+        _VIDEO,
+    ),
     "WAN22_WanDancer": FurtherInput("kind_of_model.dance_model", "input.music", ("audio_embed",), _VIDEO),
     "SVD_img2vid": FurtherInput("kind_of_model.image_to_video_model", "input.first_frame", _SHOWN, _VIDEO),
     "Stable_Zero123": FurtherInput("kind_of_model.novel_view_model", "input.picture_of_the_object", _SHOWN),
     "SD_X4Upscaler": FurtherInput("kind_of_model.upscaler", "input.small_picture", ("concat_image",)),
     "SD21UNCLIP": FurtherInput("kind_of_model.unclip_model", "input.clip_vision_output", ("unclip_conditioning",)),
-    "StableCascade_B": FurtherInput("kind_of_model.stable_cascade_stage_b", "input.latent_of_stage_c", ("stable_cascade_prior",), "plain_model.stage_c"),
+    "StableCascade_B": FurtherInput(
+        "kind_of_model.stable_cascade_stage_b",
+        "input.latent_of_stage_c",
+        ("stable_cascade_prior",),
+        "plain_model.stage_c",
+    ),
     "SeedVR2": FurtherInput("kind_of_model.upscaler", "input.small_video", ("condition",), _VIDEO),
     "PiD": FurtherInput("kind_of_model.decoder_of_latents", "input.latent_to_decode", ("lq_latent",)),
 }
@@ -80,7 +106,10 @@ def further_input(model: Any) -> FurtherInput | None:
     unet_config = model.model_config.unet_config
     if unet_config.get("use_additional_t_cond"):
         return FurtherInput("kind_of_model.qwen_image_layered", "input.picture_to_take_apart", ("reference_latents",))
-    if unet_config.get("image_model") == "qwen_image" and unet_config.get("default_ref_method") == "index_timestep_zero":
+    if (
+        unet_config.get("image_model") == "qwen_image"
+        and unet_config.get("default_ref_method") == "index_timestep_zero"
+    ):
         return FurtherInput("kind_of_model.qwen_image_edit", "input.picture_to_edit", ("reference_latents",))
     return None if any(_is(model, name) for name in _BLANK_FOR_TEXT) else _concatenated(model)
 
@@ -115,7 +144,9 @@ def _appended_channels(model: Any) -> int:
     form, network = model.latent_format, model.diffusion_model
     if type(network).__name__ == "UNetModel" and not model.concat_keys:
         return model.model_config.unet_config["in_channels"] - form.latent_channels
-    noise = torch.zeros(1, form.latent_channels, *[1] * (form.latent_dimensions - 2), *[8] * min(2, form.latent_dimensions))
+    noise = torch.zeros(
+        1, form.latent_channels, *[1] * (form.latent_dimensions - 2), *[8] * min(2, form.latent_dimensions)
+    )
     with torch.inference_mode():
         blank = model.concat_cond(noise=noise, latent_image=noise, denoise_mask=None, device=noise.device, seed=0)
     return 0 if blank is None else blank.shape[1]
@@ -124,5 +155,7 @@ def _appended_channels(model: Any) -> int:
 def training_guidance(model: Any) -> float | None:
     """The guidance a model is trained at; None where it embeds none: it is then trained at the host's default, as it is sampled (Chroma: 0)."""
     layer = getattr(model.diffusion_model, "guidance_in", None)
-    embeds = (layer is not None and not isinstance(layer, nn.Identity)) or bool(model.model_config.unet_config.get("guidance_embed"))
+    embeds = (layer is not None and not isinstance(layer, nn.Identity)) or bool(
+        model.model_config.unet_config.get("guidance_embed")
+    )
     return TRAINING_GUIDANCE if embeds else None

@@ -30,7 +30,11 @@ def _returns_name() -> bool:
 
 def tokenizers(clip: Any) -> dict[str, SDTokenizer]:
     """The tokenizer of each text encoder of a host CLIP, by the host's name for the encoder."""
-    return {t.embedding_key: t for t in vars(getattr(clip, "tokenizer", None) or object).values() if isinstance(t, SDTokenizer)}
+    return {
+        t.embedding_key: t
+        for t in vars(getattr(clip, "tokenizer", None) or object).values()
+        if isinstance(t, SDTokenizer)
+    }
 
 
 def with_embeddings(clip: Any, named: Mapping[str, Vectors], words: Mapping[str, str] | None = None) -> Any:
@@ -53,7 +57,9 @@ def _knowing(tokenizer: SDTokenizer, named: Mapping[str, Vectors], words: Mappin
     names = "|".join(re.escape(n) for n in sorted(named, key=len, reverse=True))
     pattern = re.compile(rf"(?:{names})(?![\w-])")
     have = {name: vectors for name, vectors in named.items() if vectors(tokenizer.embedding_key) is not None}
-    mine.embedding_directory = tokenizer.embedding_directory or []  # the host looks for embeddings only where it has a folder
+    mine.embedding_directory = (
+        tokenizer.embedding_directory or []
+    )  # the host looks for embeddings only where it has a folder
 
     def lookup(text: str):
         match = pattern.match(text)
@@ -83,7 +89,9 @@ def written(text: str, tokens: TokenSet) -> str:
 
 
 def _name(token: TokenVectors) -> str:
-    return "loom-" + token.token.placeholder.lower().encode().hex()  # every word has a name of its own, in letters the host splits nowhere
+    return (
+        "loom-" + token.token.placeholder.lower().encode().hex()
+    )  # every word has a name of its own, in letters the host splits nowhere
 
 
 def tables(clip: Any) -> dict[str, TokenTable]:

@@ -65,10 +65,15 @@ def contents(session: Session) -> dict[str, Any]:
 
 def _shown(item: Editable, n: int) -> dict[str, Any]:
     return {
-        "id": item.id, "set": n, "name": item.name, "caption": item.caption, "excluded": item.excluded,
+        "id": item.id,
+        "set": n,
+        "name": item.name,
+        "caption": item.caption,
+        "excluded": item.excluded,
         "locked": item.locked and item.locked.as_json(),
-        "width": item.picture.width_px, "height": item.picture.height_px,
-    }  # fmt: skip
+        "width": item.picture.width_px,
+        "height": item.picture.height_px,
+    }
 
 
 def edit(session: Session, captions: dict[str, tuple[str, str]], excluded: dict[str, bool]) -> int:
@@ -88,7 +93,9 @@ def edit(session: Session, captions: dict[str, tuple[str, str]], excluded: dict[
         done, number = 0, time.time_ns()
         for data, mine in jobs:
             chosen = {key: captions[key] for key in mine if key in captions}
-            done += apply_edits(Path(data.folder), data, chosen, {key: excluded[key] for key in mine if key in excluded}, number)
+            done += apply_edits(
+                Path(data.folder), data, chosen, {key: excluded[key] for key in mine if key in excluded}, number
+            )
         return done
 
 
@@ -97,7 +104,9 @@ def take_back(session: Session) -> int:
     with session.lock:
         numbers = {data.folder: (last_edit(Path(data.folder)), data) for data in session.sets if editable(data)}
         newest = max((n for n, _ in numbers.values() if n is not None), default=None)
-        return sum(undo(Path(folder), data) for folder, (n, data) in numbers.items() if newest is not None and n == newest)
+        return sum(
+            undo(Path(folder), data) for folder, (n, data) in numbers.items() if newest is not None and n == newest
+        )
 
 
 def _session(key: Any) -> Session:
@@ -111,7 +120,11 @@ def _edits(body: dict[str, Any]) -> tuple[dict[str, tuple[str, str]], dict[str, 
     if not isinstance(captions, dict) or not isinstance(excluded, dict) or len(captions) + len(excluded) > MAX_CHANGES:
         raise Refused(400, "request.edits", limit=MAX_CHANGES)
     for pair in captions.values():
-        if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(t, str) and len(t) <= 2 * MAX_CAPTION for t in pair):
+        if (
+            not isinstance(pair, list)
+            or len(pair) != 2
+            or not all(isinstance(t, str) and len(t) <= 2 * MAX_CAPTION for t in pair)
+        ):
             raise Refused(400, "request.caption")
     if not all(isinstance(value, bool) for value in excluded.values()):
         raise Refused(400, "request.excluded")
@@ -141,7 +154,11 @@ def add_dataset_routes() -> None:
             data = await in_thread(_jpeg, path)
         except PictureError as error:
             raise Refused(404, "picture.of", name=path.name, error=error) from error
-        return web.Response(body=data, content_type="image/jpeg", headers={"X-Content-Type-Options": "nosniff", "Cache-Control": "private, max-age=60"})
+        return web.Response(
+            body=data,
+            content_type="image/jpeg",
+            headers={"X-Content-Type-Options": "nosniff", "Cache-Control": "private, max-age=60"},
+        )
 
     @host.routes.post(f"{PREFIX}/dataset/edit")
     @guarded

@@ -49,7 +49,10 @@ class LiveNode(Listener):
     def on_start(self, first_step: int, steps: int, facts: dict[str, Any]) -> None:
         self._first, self._began = first_step, time.monotonic()
         size = f"a file of about {facts['trained_values'] * 4 / 1e6:.1f} MB"
-        self._text(f"Training {facts['layers']} layers, {facts['trained_values']:,} values ({size}), on {facts['pictures']} pictures", force=True)
+        self._text(
+            f"Training {facts['layers']} layers, {facts['trained_values']:,} values ({size}), on {facts['pictures']} pictures",
+            force=True,
+        )
 
     def on_step(self, report: StepReport) -> None:
         self._loss = 0.95 * self._loss + 0.05 * report.loss if self._loss else report.loss
@@ -58,7 +61,9 @@ class LiveNode(Listener):
             speed = (report.step - self._first) / max(1e-6, now - self._began)
             left = (self._steps - report.step) / max(1e-6, speed)
             pace = f"{speed:.1f} steps/s" if speed >= 1 else f"{1 / speed:.1f} s/step"
-            self._text(f"step {report.step}/{self._steps} · loss {self._loss:.4f} · {pace} · {_clock(left)} left", force=True)
+            self._text(
+                f"step {report.step}/{self._steps} · loss {self._loss:.4f} · {pace} · {_clock(left)} left", force=True
+            )
             preview = ("JPEG", self._preview, PREVIEW_PX) if self._preview else None
             self._bar.update_absolute(report.step, self._steps, preview)
             self._preview = None

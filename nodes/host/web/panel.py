@@ -31,7 +31,11 @@ def memory_used() -> dict[str, Any] | None:
     device = comfy.model_management.get_torch_device()
     try:
         if device.type == "cuda":
-            return {"of": "GPU", "used": torch.cuda.memory_reserved(device), "total": torch.cuda.get_device_properties(device).total_memory}
+            return {
+                "of": "GPU",
+                "used": torch.cuda.memory_reserved(device),
+                "total": torch.cuda.get_device_properties(device).total_memory,
+            }
         return {"of": "RAM", "used": psutil.Process().memory_info().rss, "total": psutil.virtual_memory().total}
     except (RuntimeError, OSError, psutil.Error):  # a figure must not end a run
         return None
@@ -56,7 +60,9 @@ def begin(hidden: Any) -> Panel:
     """A new panel for the node that starts now, with the values of its widgets as it was queued."""
     node = str(hidden.unique_id)
     mine = hidden.prompt.get(node, {}) if isinstance(hidden.prompt, dict) else {}
-    inputs = {key: value for key, value in mine.get("inputs", {}).items() if isinstance(value, str | int | float | bool)}
+    inputs = {
+        key: value for key, value in mine.get("inputs", {}).items() if isinstance(value, str | int | float | bool)
+    }
     return PANELS.begin(node, str((workflow_of(hidden) or {}).get("id") or ""), mine.get("class_type", ""), inputs)
 
 

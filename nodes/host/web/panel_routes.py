@@ -37,7 +37,9 @@ def _number(request: Any, name: str, default: int | None = None) -> int:
 def snapshot(node: str, workflow: str, after: int, session: str) -> str:
     """The panel of a node as JSON; `after` counts only within the session the browser knows."""
     panel = PANELS.find(node, workflow)
-    return json.dumps({"panel": panel.snapshot(after if panel.session == session else 0) if panel else None}, allow_nan=False)
+    if panel is None:
+        return json.dumps({"panel": None})
+    return json.dumps({"panel": panel.snapshot(after if panel.session == session else 0)}, allow_nan=False)
 
 
 def sample_file(run: str, step: int) -> Path:
@@ -74,7 +76,9 @@ def add_panel_routes() -> None:
         node = _text(request, "node")
         if not node:
             raise Refused(400, "request.node")
-        text = await in_thread(snapshot, node, _text(request, "workflow"), _number(request, "after", 0), _text(request, "session"))
+        text = await in_thread(
+            snapshot, node, _text(request, "workflow"), _number(request, "after", 0), _text(request, "session")
+        )
         return web.Response(text=text, content_type="application/json", headers={"Cache-Control": "no-store"})
 
     @host.routes.get(f"{PREFIX}/panel/sample")

@@ -43,7 +43,11 @@ def own_page(host: str, origin: str | None) -> bool:
         ipaddress.ip_address(name)
     except ValueError:
         allowed = [a.strip().lower() for a in os.environ.get(HOSTS_VARIABLE, "").split(",") if a.strip()]
-        if name != "localhost" and not name.endswith(".localhost") and not any(fnmatch(name.lower(), pattern) for pattern in allowed):
+        if (
+            name != "localhost"
+            and not name.endswith(".localhost")
+            and not any(fnmatch(name.lower(), pattern) for pattern in allowed)
+        ):
             return False
     return origin is None or urlsplit(origin).netloc == host
 
@@ -55,7 +59,9 @@ def guarded(handler: Callable[[Any], Awaitable[Any]]) -> Callable[[Any], Awaitab
     @functools.wraps(handler)
     async def answer(request: Any) -> Any:
         host = request.headers.get("Host", "")
-        if not own_page(host, request.headers.get("Origin")) or request.headers.get("Sec-Fetch-Site", "same-origin") not in ("same-origin", "none"):
+        if not own_page(host, request.headers.get("Origin")) or request.headers.get(
+            "Sec-Fetch-Site", "same-origin"
+        ) not in ("same-origin", "none"):
             stranger = Message.of("request.stranger", host=repr(host[:100]), variable=HOSTS_VARIABLE)
             return web.json_response({"error": stranger.as_json()}, status=403)
         try:

@@ -23,7 +23,9 @@ from .routes import PREFIX, Refused, body_of, guarded, in_thread, server
 
 SIZES_PX = (256, 1024)  # of pictures: in the list, side by side
 _FORWARDED = ("Forwarded", "X-Forwarded-For", "X-Real-IP", "Via")
-Export = Callable[[Path, str | int], list[str]]  # (run folder, result, best, last or a step) -> labels of the files written
+Export = Callable[
+    [Path, str | int], list[str]
+]  # (run folder, result, best, last or a step) -> labels of the files written
 Told = Callable[[listing.RunInfo], dict[str, str]]  # base model and trigger in words
 
 
@@ -41,7 +43,9 @@ def add_run_routes(export: Export, told: Told) -> None:
     @host.routes.get(f"{PREFIX}/runs")
     @guarded
     async def list_runs(request: web.Request) -> web.Response:
-        return web.json_response({**await in_thread(_listed, told), "local": _same_machine(request) and _file_manager() is not None})
+        return web.json_response(
+            {**await in_thread(_listed, told), "local": _same_machine(request) and _file_manager() is not None}
+        )
 
     @host.routes.get(f"{PREFIX}/runs/curve")
     @guarded
@@ -53,7 +57,11 @@ def add_run_routes(export: Export, told: Told) -> None:
     async def picture(request: web.Request) -> web.Response:
         side = SIZES_PX[request.query.get("large") == "1"]
         data = await in_thread(_picture, request.query.get("id"), request.query.get("step", ""), side)
-        return web.Response(body=data, content_type="image/jpeg", headers={"X-Content-Type-Options": "nosniff", "Cache-Control": "private, max-age=60"})
+        return web.Response(
+            body=data,
+            content_type="image/jpeg",
+            headers={"X-Content-Type-Options": "nosniff", "Cache-Control": "private, max-age=60"},
+        )
 
     @host.routes.get(f"{PREFIX}/runs/resume")
     @guarded
@@ -100,7 +108,11 @@ def _listed(told: Told) -> dict[str, Any]:
     for row in rows:
         del row["about"]
     place = root.relative_to(folder_paths.get_output_directory()).as_posix()
-    return {"runs": rows, "trash": [dataclasses.asdict(thrown) for thrown in trash.thrown_away(root)], "place": f"output/{place}"}
+    return {
+        "runs": rows,
+        "trash": [dataclasses.asdict(thrown) for thrown in trash.thrown_away(root)],
+        "place": f"output/{place}",
+    }
 
 
 def _run(run: Any) -> Path:
@@ -135,7 +147,9 @@ def _resumed(run: Any) -> dict[str, Any]:
 
 
 def _save(save: Any) -> str | int:
-    if save in ("result", "best", "last") or (isinstance(save, int) and not isinstance(save, bool) and 0 <= save < 10**12):
+    if save in ("result", "best", "last") or (
+        isinstance(save, int) and not isinstance(save, bool) and 0 <= save < 10**12
+    ):
         return save
     raise Refused(400, "request.save")
 
@@ -145,7 +159,9 @@ def _same_machine(request: Any) -> bool:
     if any(header in request.headers for header in _FORWARDED):
         return False
     name = urlsplit(f"//{request.headers.get('Host', '')}").hostname or ""
-    return _is_loopback(request.remote or "") and (name == "localhost" or name.endswith(".localhost") or _is_loopback(name))
+    return _is_loopback(request.remote or "") and (
+        name == "localhost" or name.endswith(".localhost") or _is_loopback(name)
+    )
 
 
 def _is_loopback(address: str) -> bool:
@@ -170,5 +186,11 @@ def _show(folder: Path) -> bool:
     program = _file_manager()
     if program is None:
         return False
-    subprocess.Popen([program, str(folder)], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    subprocess.Popen(
+        [program, str(folder)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
     return True

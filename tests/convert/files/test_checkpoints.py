@@ -37,19 +37,33 @@ class Place:
         return torch.cat([part[len(part) // 2 :], part[: len(part) // 2]]) if self.swap else part
 
     def put(self, stored: torch.Tensor, weight: torch.Tensor) -> None:
-        stored[self.start : self.start + self.shape[0]] = torch.cat([weight[len(weight) // 2 :], weight[: len(weight) // 2]]) if self.swap else weight
+        stored[self.start : self.start + self.shape[0]] = (
+            torch.cat([weight[len(weight) // 2 :], weight[: len(weight) // 2]]) if self.swap else weight
+        )
 
 
 def unet(prefix: str, context: int, conv_proj: bool) -> dict[str, Place]:
     one = (1, 1) if conv_proj else ()
-    block, up = f"{prefix}input_blocks.4.1", f"{prefix}output_blocks.3.1" if conv_proj or context == 1024 else f"{prefix}output_blocks.0.1"
-    ours, ours_up = "unet.down_blocks.1.attentions.0", "unet.up_blocks.1.attentions.0" if context != 2048 else "unet.up_blocks.0.attentions.0"
+    block, up = (
+        f"{prefix}input_blocks.4.1",
+        f"{prefix}output_blocks.3.1" if conv_proj or context == 1024 else f"{prefix}output_blocks.0.1",
+    )
+    ours, ours_up = (
+        "unet.down_blocks.1.attentions.0",
+        "unet.up_blocks.1.attentions.0" if context != 2048 else "unet.up_blocks.0.attentions.0",
+    )
     return {
         f"{ours}.proj_in": Place(f"{block}.proj_in.weight", (16, 16, *one)),
         f"{ours}.transformer_blocks.0.attn1.to_q": Place(f"{block}.transformer_blocks.0.attn1.to_q.weight", (16, 16)),
-        f"{ours}.transformer_blocks.0.attn2.to_k": Place(f"{block}.transformer_blocks.0.attn2.to_k.weight", (16, context)),
-        f"{ours}.transformer_blocks.0.ff.net.0.proj": Place(f"{block}.transformer_blocks.0.ff.net.0.proj.weight", (24, 16)),
-        f"{ours_up}.transformer_blocks.0.attn1.to_out.0": Place(f"{up}.transformer_blocks.0.attn1.to_out.0.weight", (16, 16)),
+        f"{ours}.transformer_blocks.0.attn2.to_k": Place(
+            f"{block}.transformer_blocks.0.attn2.to_k.weight", (16, context)
+        ),
+        f"{ours}.transformer_blocks.0.ff.net.0.proj": Place(
+            f"{block}.transformer_blocks.0.ff.net.0.proj.weight", (24, 16)
+        ),
+        f"{ours_up}.transformer_blocks.0.attn1.to_out.0": Place(
+            f"{up}.transformer_blocks.0.attn1.to_out.0.weight", (16, 16)
+        ),
         "unet.down_blocks.1.resnets.0.conv1": Place(f"{prefix}input_blocks.4.0.in_layers.2.weight", (16, 8, 3, 3)),
         "unet.mid_block.resnets.1.time_emb_proj": Place(f"{prefix}middle_block.2.emb_layers.1.weight", (16, 20)),
         "unet.conv_norm_out": Place(f"{prefix}out.0.weight", (16,)),
@@ -59,14 +73,20 @@ def unet(prefix: str, context: int, conv_proj: bool) -> dict[str, Place]:
 def clip(prefix: str, encoder: str) -> dict[str, Place]:
     """A CLIP in transformers' words."""
     layer = "text_model.encoder.layers.1"
-    shapes = {f"self_attn.{n}_proj": (12, 12) for n in ("q", "k", "v", "out")} | {"mlp.fc1": (48, 12), "mlp.fc2": (12, 48)}
+    shapes = {f"self_attn.{n}_proj": (12, 12) for n in ("q", "k", "v", "out")} | {
+        "mlp.fc1": (48, 12),
+        "mlp.fc2": (12, 48),
+    }
     return {f"{encoder}.{layer}.{n}": Place(f"{prefix}{layer}.{n}.weight", s) for n, s in shapes.items()}
 
 
 def open_clip(prefix: str, encoder: str) -> dict[str, Place]:
     """A CLIP in OpenCLIP's words, with q, k and v in one matrix."""
     ours, theirs = f"{encoder}.text_model.encoder.layers.1", f"{prefix}transformer.resblocks.1"
-    fused = {f"{ours}.self_attn.{n}_proj": Place(f"{theirs}.attn.in_proj_weight", (12, 12), 12 * i, 36) for i, n in enumerate("qkv")}
+    fused = {
+        f"{ours}.self_attn.{n}_proj": Place(f"{theirs}.attn.in_proj_weight", (12, 12), 12 * i, 36)
+        for i, n in enumerate("qkv")
+    }
     return fused | {
         f"{ours}.self_attn.out_proj": Place(f"{theirs}.attn.out_proj.weight", (12, 12)), f"{ours}.mlp.fc1": Place(f"{theirs}.mlp.c_fc.weight", (48, 12)),
         f"{ours}.mlp.fc2": Place(f"{theirs}.mlp.c_proj.weight", (12, 48)),
@@ -77,8 +97,14 @@ def flux(prefix: str) -> dict[str, Place]:
     h, double, single = 8, "transformer.transformer_blocks.0", "transformer.single_transformer_blocks.1"
     out = {}
     for stream, names in (("img", ("to_q", "to_k", "to_v")), ("txt", ("add_q_proj", "add_k_proj", "add_v_proj"))):
-        out |= {f"{double}.attn.{n}": Place(f"{prefix}double_blocks.0.{stream}_attn.qkv.weight", (h, h), h * i, 3 * h) for i, n in enumerate(names)}
-    out |= {f"{single}.attn.{n}": Place(f"{prefix}single_blocks.1.linear1.weight", (h, h), h * i, 7 * h) for i, n in enumerate(("to_q", "to_k", "to_v"))}
+        out |= {
+            f"{double}.attn.{n}": Place(f"{prefix}double_blocks.0.{stream}_attn.qkv.weight", (h, h), h * i, 3 * h)
+            for i, n in enumerate(names)
+        }
+    out |= {
+        f"{single}.attn.{n}": Place(f"{prefix}single_blocks.1.linear1.weight", (h, h), h * i, 7 * h)
+        for i, n in enumerate(("to_q", "to_k", "to_v"))
+    }
     return out | {
         f"{single}.proj_mlp": Place(f"{prefix}single_blocks.1.linear1.weight", (4 * h, h), 3 * h, 7 * h),
         f"{single}.proj_out": Place(f"{prefix}single_blocks.1.linear2.weight", (h, 5 * h)),
@@ -86,7 +112,9 @@ def flux(prefix: str) -> dict[str, Place]:
         f"{double}.ff.net.0.proj": Place(f"{prefix}double_blocks.0.img_mlp.0.weight", (4 * h, h)),
         f"{double}.norm1.linear": Place(f"{prefix}double_blocks.0.img_mod.lin.weight", (6 * h, h)),
         "transformer.x_embedder": Place(f"{prefix}img_in.weight", (h, 4)),
-        "transformer.time_text_embed.guidance_embedder.linear_1": Place(f"{prefix}guidance_in.in_layer.weight", (h, 20)),
+        "transformer.time_text_embed.guidance_embedder.linear_1": Place(
+            f"{prefix}guidance_in.in_layer.weight", (h, 20)
+        ),
         "transformer.norm_out.linear": Place(f"{prefix}final_layer.adaLN_modulation.1.weight", (2 * h, h), swap=True),
         "transformer.proj_out": Place(f"{prefix}final_layer.linear.weight", (4, h)),
     }
@@ -119,14 +147,27 @@ LAYOUTS: dict[str, tuple[str, dict[str, Place]]] = {
 }  # fmt: skip
 LAYOUTS |= {
     "sd1-folder": ("sd1", foldered(LAYOUTS["sd1"][1], {"unet": "unet", "clip_l": "text_encoder"})),
-    "sdxl-folder": ("sdxl", foldered(LAYOUTS["sdxl"][1], {"unet": "unet", "clip_l": "text_encoder", "clip_g": "text_encoder_2"})),
-    "flux1-folder": ("flux1", foldered(LAYOUTS["flux1"][1], {"transformer": "transformer", "clip_l": "text_encoder", "t5xxl": "text_encoder_2"})),
+    "sdxl-folder": (
+        "sdxl",
+        foldered(LAYOUTS["sdxl"][1], {"unet": "unet", "clip_l": "text_encoder", "clip_g": "text_encoder_2"}),
+    ),
+    "flux1-folder": (
+        "flux1",
+        foldered(
+            LAYOUTS["flux1"][1], {"transformer": "transformer", "clip_l": "text_encoder", "t5xxl": "text_encoder_2"}
+        ),
+    ),
 }
 # Layers of other parts, and kinds of tensors that no LoRA touches.
-EXTRA = {"first_stage_model.decoder.conv_in.weight": random(90, 4, 4, 3, 3), "first_stage_model.position": torch.arange(7)}
+EXTRA = {
+    "first_stage_model.decoder.conv_in.weight": random(90, 4, 4, 3, 3),
+    "first_stage_model.position": torch.arange(7),
+}
 
 
-def weights(layout: str, dtype: torch.dtype = torch.float32, seed: int = 0, biases: bool = True) -> dict[str, torch.Tensor]:
+def weights(
+    layout: str, dtype: torch.dtype = torch.float32, seed: int = 0, biases: bool = True
+) -> dict[str, torch.Tensor]:
     """A checkpoint in a layout; every fused matrix and every second layer has a bias."""
     out: dict[str, torch.Tensor] = {}
     for n, place in enumerate(LAYOUTS[layout][1].values()):
@@ -151,7 +192,11 @@ def write(path: Path, state: dict[str, torch.Tensor], metadata: dict[str, str] |
         return path
     for part in {key.partition("/")[0] for key in state}:
         name = "model" if part.startswith("text") else "diffusion_pytorch_model"
-        save(path / part / f"{name}.safetensors", {k.partition("/")[2]: v for k, v in state.items() if k.startswith(f"{part}/")}, {"format": "pt"})
+        save(
+            path / part / f"{name}.safetensors",
+            {k.partition("/")[2]: v for k, v in state.items() if k.startswith(f"{part}/")},
+            {"format": "pt"},
+        )
         (path / part / "config.json").write_text("{}")
     (path / "model_index.json").write_text('{"_class_name": "Pipeline"}')
     (path / "vae").mkdir()
@@ -163,10 +208,17 @@ def stored(path: Path) -> dict[str, torch.Tensor]:
     """What is in a file or folder, by key."""
     if path.is_file():
         return load(path)[0]
-    return {f"{file.parent.name}/{k}": v for file in path.rglob("*.safetensors") for k, v in load(file)[0].items() if file.parent.name != "vae"}
+    return {
+        f"{file.parent.name}/{k}": v
+        for file in path.rglob("*.safetensors")
+        for k, v in load(file)[0].items()
+        if file.parent.name != "vae"
+    }
 
 
-def a_lora(layout: str, rank: int = 2, seed: int = 0, alpha: float | None = 1.0, only: str = "", biases: bool = False) -> Lora:
+def a_lora(
+    layout: str, rank: int = 2, seed: int = 0, alpha: float | None = 1.0, only: str = "", biases: bool = False
+) -> Lora:
     """A LoRA over every layer of a layout whose name contains `only`; a full difference over norms."""
     family, places = LAYOUTS[layout]
     modules = {}
@@ -193,7 +245,9 @@ def by_hand(before: dict[str, torch.Tensor], layout: str, loras: list[tuple[Lora
                 change = dense(module).reshape(base.shape)
                 if "dora" in module.parts:
                     new = base + change
-                    kept = 0 if module.parts["dora"].shape[0] > 1 else 1  # the dimension that has a magnitude for each index
+                    kept = (
+                        0 if module.parts["dora"].shape[0] > 1 else 1
+                    )  # the dimension that has a magnitude for each index
                     norm = new.square().sum([d for d in range(base.ndim) if d != kept], keepdim=True).sqrt()
                     change = new / norm * module.parts["dora"].double().reshape(norm.shape) - base
                 place.put(out[place.key], base + strength * change)
@@ -214,7 +268,13 @@ def same(got: dict[str, torch.Tensor], before: dict[str, torch.Tensor], wanted: 
             continue
         changed += 1
         # Half a unit in the last place of the stored type, and float32 arithmetic on sums of numbers of order 1 to 10 before it.
-        torch.testing.assert_close(got[key].double(), wanted[key], rtol=torch.finfo(old.dtype).eps / 2 * 1.001, atol=3e-6, msg=lambda m, k=key: f"{k}: {m}")
+        torch.testing.assert_close(
+            got[key].double(),
+            wanted[key],
+            rtol=torch.finfo(old.dtype).eps / 2 * 1.001,
+            atol=3e-6,
+            msg=lambda m, k=key: f"{k}: {m}",
+        )
     return changed
 
 
@@ -257,7 +317,15 @@ def test_two_loras_are_added_at_their_strengths(layout, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("layout", "only"), [("sd2", "k_proj"), ("sdxl", "q_proj"), ("sdxl", "v_proj"), ("flux1", "to_v"), ("flux1", "proj_mlp"), ("flux1", "to_q")]
+    ("layout", "only"),
+    [
+        ("sd2", "k_proj"),
+        ("sdxl", "q_proj"),
+        ("sdxl", "v_proj"),
+        ("flux1", "to_v"),
+        ("flux1", "proj_mlp"),
+        ("flux1", "to_q"),
+    ],
 )
 def test_a_lora_over_part_of_a_fused_matrix_changes_only_its_rows(layout, only, tmp_path):
     before, one = weights(layout), a_lora(layout, only=only)
@@ -266,9 +334,13 @@ def test_a_lora_over_part_of_a_fused_matrix_changes_only_its_rows(layout, only, 
 
 
 def test_parts_of_a_fused_matrix_may_have_ranks_and_alphas_of_their_own(tmp_path):
-    names = [n for n in LAYOUTS["flux1"][1] if n.startswith("transformer.single_transformer_blocks") and "proj_out" not in n]
+    names = [
+        n for n in LAYOUTS["flux1"][1] if n.startswith("transformer.single_transformer_blocks") and "proj_out" not in n
+    ]
     shapes = [LAYOUTS["flux1"][1][n].shape for n in names]
-    modules = {n: lora(*s, rank=1 + i, alpha=(None, 2.0, -3.0, 0.5)[i], seed=i) for i, (n, s) in enumerate(zip(names, shapes))}
+    modules = {
+        n: lora(*s, rank=1 + i, alpha=(None, 2.0, -3.0, 0.5)[i], seed=i) for i, (n, s) in enumerate(zip(names, shapes))
+    }
     before, one = weights("flux1"), Lora("flux1", modules)
     bake(write(tmp_path / "base.safetensors", before), tmp_path / "baked.safetensors", [(one, 0.5)])
     assert same(stored(tmp_path / "baked.safetensors"), before, by_hand(before, "flux1", [(one, 0.5)])) == 1
@@ -282,7 +354,11 @@ FC1, QUERY = (f"clip_l.text_model.encoder.layers.1.{n}" for n in ("mlp.fc1", "se
 
 def kron(shape: tuple[int, ...]) -> Module:
     """A LoKr over a layer whose sides are multiples of 4."""
-    parts = {"lokr_w1": random(1, 4, 4), "lokr_w2_a": random(2, shape[0] // 4, 2), "lokr_w2_b": random(3, 2, shape[1] // 4)}
+    parts = {
+        "lokr_w1": random(1, 4, 4),
+        "lokr_w2_a": random(2, shape[0] // 4, 2),
+        "lokr_w2_b": random(3, 2, shape[1] // 4),
+    }
     return Module("lokr", parts, 3.0)
 
 
@@ -313,7 +389,9 @@ ADAPTERS = {
 def test_every_kind_of_adapter_is_baked_by_its_definition(name, strength, tmp_path):
     before, one = weights("sd1"), Lora("sd1", ADAPTERS[name])
     bake(write(tmp_path / "base.safetensors", before), tmp_path / "baked.safetensors", [(one, strength)])
-    assert same(stored(tmp_path / "baked.safetensors"), before, by_hand(before, "sd1", [(one, strength)])) == len(ADAPTERS[name])
+    assert same(stored(tmp_path / "baked.safetensors"), before, by_hand(before, "sd1", [(one, strength)])) == len(
+        ADAPTERS[name]
+    )
 
 
 def of_lycoris(module: Module, weight: torch.Tensor) -> torch.Tensor:
@@ -321,13 +399,19 @@ def of_lycoris(module: Module, weight: torch.Tensor) -> torch.Tensor:
     from lycoris.modules import get_module, make_module
     from lycoris.modules.ia3 import IA3Module
 
-    layer = torch.nn.Linear(*weight.shape[::-1]) if weight.ndim == 2 else torch.nn.Conv2d(weight.shape[1], weight.shape[0], weight.shape[2:])
+    layer = (
+        torch.nn.Linear(*weight.shape[::-1])
+        if weight.ndim == 2
+        else torch.nn.Conv2d(weight.shape[1], weight.shape[0], weight.shape[2:])
+    )
     layer.weight.data.copy_(weight)
     if module.kind == "ia3":  # its loader passes one value too many
         made = IA3Module("x", layer, train_on_input=bool(module.parts["on_input"]))
         made.weight.data.copy_(module.parts["weight"])
     else:
-        made = make_module(*get_module(kohya_write(Lora("unknown", {"lora_x": module}), "kohya"), "lora_x"), "lora_x", layer)
+        made = make_module(
+            *get_module(kohya_write(Lora("unknown", {"lora_x": module}), "kohya"), "lora_x"), "lora_x", layer
+        )
     return made.get_merged_weight()[0].detach()
 
 
@@ -347,7 +431,11 @@ RELATIVE = {
 @pytest.mark.parametrize("name", RELATIVE)
 def test_kinds_that_depend_on_the_weight_are_baked_as_lycoris_merges_them(name, tmp_path):
     before = {key: value.float() for key, value in weights("sd1").items()}
-    bake(write(tmp_path / "base.safetensors", before), tmp_path / "baked.safetensors", [(Lora("sd1", RELATIVE[name]), 1.0)])
+    bake(
+        write(tmp_path / "base.safetensors", before),
+        tmp_path / "baked.safetensors",
+        [(Lora("sd1", RELATIVE[name]), 1.0)],
+    )
     after = stored(tmp_path / "baked.safetensors")
     places = LAYOUTS["sd1"][1]
     changed = {places[layer].key: module for layer, module in RELATIVE[name].items()}
@@ -362,7 +450,9 @@ def test_a_strength_that_programs_disagree_on_is_refused_and_others_are_part_of_
     before, one = {key: value.float() for key, value in weights("sd1").items()}, Lora("sd1", RELATIVE[name])
     base = write(tmp_path / "base.safetensors", before)
     if "oft" in name:
-        with pytest.raises(FormatError, match=r"weight: strength 0.5 is not defined for B?OFT alike in all programs; use 1"):
+        with pytest.raises(
+            FormatError, match=r"weight: strength 0.5 is not defined for B?OFT alike in all programs; use 1"
+        ):
             bake(base, tmp_path / "half.safetensors", [(one, 0.5)])
         assert not (tmp_path / "half.safetensors").exists()
         return
@@ -377,10 +467,16 @@ def test_a_strength_that_programs_disagree_on_is_refused_and_others_are_part_of_
 def test_dora_loha_and_full_differences_over_fused_matrices_are_baked_by_their_definitions(strength, tmp_path):
     names = [f"transformer.transformer_blocks.0.attn.{n}" for n in ("to_q", "to_k", "to_v")]
     texts = [f"transformer.transformer_blocks.0.attn.{n}" for n in ("add_q_proj", "add_k_proj", "add_v_proj")]
-    single = [f"transformer.single_transformer_blocks.1.{n}" for n in ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp")]
+    single = [
+        f"transformer.single_transformer_blocks.1.{n}" for n in ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp")
+    ]
     places = LAYOUTS["flux1"][1]
-    modules = {n: lora(8, 8, 2, 1.0, seed=i).replaced(dora=random(40 + i, 8, 1).abs() + 0.5) for i, n in enumerate(names)}
-    modules |= {n: Module("full", {"diff": random(50 + i, 8, 8), "diff_b": random(60 + i, 8)}) for i, n in enumerate(texts)}
+    modules = {
+        n: lora(8, 8, 2, 1.0, seed=i).replaced(dora=random(40 + i, 8, 1).abs() + 0.5) for i, n in enumerate(names)
+    }
+    modules |= {
+        n: Module("full", {"diff": random(50 + i, 8, 8), "diff_b": random(60 + i, 8)}) for i, n in enumerate(texts)
+    }
     modules |= {n: loha(*places[n].shape, rank=2, alpha=float(1 + i), seed=70 + i) for i, n in enumerate(single)}
     modules["transformer.norm_out.linear"] = lora(16, 8, 2, 1.0).replaced(dora=random(80, 16, 1).abs() + 0.5)
     before, one = weights("flux1"), Lora("flux1", modules)
@@ -396,7 +492,10 @@ def test_a_lora_of_strength_zero_changes_no_bit(tmp_path):
 
 
 def test_a_file_of_mixed_types_keeps_each(tmp_path):
-    before = {k: v.to((torch.float16, torch.bfloat16, torch.float32)[n % 3]) if v.is_floating_point() else v for n, (k, v) in enumerate(weights("sd1").items())}
+    before = {
+        k: v.to((torch.float16, torch.bfloat16, torch.float32)[n % 3]) if v.is_floating_point() else v
+        for n, (k, v) in enumerate(weights("sd1").items())
+    }
     loras = [(a_lora("sd1", biases=True), 1.0)]
     bake(write(tmp_path / "base.safetensors", before), tmp_path / "baked.safetensors", loras)
     same(stored(tmp_path / "baked.safetensors"), before, by_hand(before, "sd1", loras))
@@ -404,7 +503,11 @@ def test_a_file_of_mixed_types_keeps_each(tmp_path):
 
 def test_small_types_that_no_lora_touches_are_copied(tmp_path):
     before = weights("sd1") | {"first_stage_model.small.weight": random(1, 4, 4).to(torch.float8_e4m3fn)}
-    bake(write(tmp_path / "base.safetensors", before), tmp_path / "baked.safetensors", [(a_lora("sd1", only="attn1"), 1.0)])
+    bake(
+        write(tmp_path / "base.safetensors", before),
+        tmp_path / "baked.safetensors",
+        [(a_lora("sd1", only="attn1"), 1.0)],
+    )
     after = stored(tmp_path / "baked.safetensors")["first_stage_model.small.weight"]
     assert torch.equal(after.view(torch.uint8), before["first_stage_model.small.weight"].view(torch.uint8))
 
@@ -430,7 +533,9 @@ def test_a_folder_is_written_as_a_folder_of_the_same_files(tmp_path):
     before = weights("sdxl-folder", torch.float16)
     source, target = write(tmp_path / "model", before), tmp_path / "baked"
     bake(source, target, [(a_lora("sdxl-folder"), 1.0)])
-    assert {str(p.relative_to(target)) for p in target.rglob("*")} == {str(p.relative_to(source)) for p in source.rglob("*")}
+    assert {str(p.relative_to(target)) for p in target.rglob("*")} == {
+        str(p.relative_to(source)) for p in source.rglob("*")
+    }
     for name in ("model_index.json", "unet/config.json", "vae/diffusion_pytorch_model.safetensors"):
         assert (target / name).read_bytes() == (source / name).read_bytes()
     assert load(target / "unet" / "diffusion_pytorch_model.safetensors")[1] == {"format": "pt"}
@@ -484,7 +589,10 @@ def test_the_full_weights_are_read_where_an_fp16_variant_lies_beside_them(tmp_pa
     save(source / "unet" / "diffusion_pytorch_model.non_ema.safetensors", {k: -v for k, v in unet_.items()})
     loras = [(a_lora("sd1-folder"), 0.5)]
     bake(source, tmp_path / "baked", loras)
-    got, wanted = load(tmp_path / "baked" / "unet" / "diffusion_pytorch_model.safetensors")[0], by_hand(before, "sd1-folder", loras)
+    got, wanted = (
+        load(tmp_path / "baked" / "unet" / "diffusion_pytorch_model.safetensors")[0],
+        by_hand(before, "sd1-folder", loras),
+    )
     same(got, unet_, {k.removeprefix("unet/"): v for k, v in wanted.items() if k.startswith("unet/")})
 
 
@@ -633,13 +741,22 @@ print(kb("VmHWM") - before)
 
 
 def test_a_large_checkpoint_is_never_held_in_memory(root, tmp_path):
-    state = {f"cond_stage_model.transformer.text_model.encoder.layers.{n}.mlp.fc1.weight": torch.zeros(512, 1024).half() for n in range(200)}
-    state["model.diffusion_model.input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight"] = torch.zeros(320, 768).half()
+    state = {
+        f"cond_stage_model.transformer.text_model.encoder.layers.{n}.mlp.fc1.weight": torch.zeros(512, 1024).half()
+        for n in range(200)
+    }
+    state["model.diffusion_model.input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight"] = torch.zeros(
+        320, 768
+    ).half()
     save(tmp_path / "base.safetensors", state)
-    save(tmp_path / "small.safetensors", {k: v for k, v in state.items() if ".layers.0." in k or "diffusion_model" in k})
+    save(
+        tmp_path / "small.safetensors", {k: v for k, v in state.items() if ".layers.0." in k or "diffusion_model" in k}
+    )
     size = (tmp_path / "base.safetensors").stat().st_size
     assert size > 200e6
-    ran = subprocess.run([sys.executable, "-c", STREAMING, str(root), str(tmp_path)], capture_output=True, text=True, check=False)
+    ran = subprocess.run(
+        [sys.executable, "-c", STREAMING, str(root), str(tmp_path)], capture_output=True, text=True, check=False
+    )
     assert ran.returncode == 0, ran.stderr
     assert (tmp_path / "baked.safetensors").stat().st_size >= size
     grown = int(ran.stdout) * 1024
@@ -701,15 +818,21 @@ def test_the_told_error_over_fused_matrices_is_that_of_the_whole(tmp_path):
     outcome = extract(*tuned_pair("flux1", one, tmp_path), rank=4)
     wanted = matrices(one)
     lost = sum(float((dense(outcome.lora.modules[n]) - c).square().sum()) for n, c in wanted.items())
-    assert outcome.error == pytest.approx((lost / sum(float(c.square().sum()) for c in wanted.values())) ** 0.5, rel=1e-3)
+    assert outcome.error == pytest.approx(
+        (lost / sum(float(c.square().sum()) for c in wanted.values())) ** 0.5, rel=1e-3
+    )
 
 
 def test_the_told_error_of_a_part_of_a_fused_matrix_is_that_of_the_part(tmp_path):
     names = [f"transformer.transformer_blocks.0.attn.to_{n}" for n in "qkv"]
-    one = Lora("flux1", {n: lora(8, 8, 3, alpha=3.0 * 10**i, seed=i) for i, n in enumerate(names)})  # v changes a hundred times as much as q
+    one = Lora(
+        "flux1", {n: lora(8, 8, 3, alpha=3.0 * 10**i, seed=i) for i, n in enumerate(names)}
+    )  # v changes a hundred times as much as q
     outcome = extract(*tuned_pair("flux1", one, tmp_path), rank=3)
     for name in names:
-        assert outcome.errors[name] == pytest.approx(error(dense(outcome.lora.modules[name]), dense(one.modules[name])), rel=1e-2)
+        assert outcome.errors[name] == pytest.approx(
+            error(dense(outcome.lora.modules[name]), dense(one.modules[name])), rel=1e-2
+        )
 
 
 def test_energy_stops_at_the_rank_that_keeps_the_share(tmp_path):
@@ -746,7 +869,9 @@ def test_layers_that_did_not_change_are_left_out(tmp_path):
 
 def test_changes_of_norms_which_a_lora_cannot_hold_are_told(tmp_path):
     one = a_lora("sd1")
-    assert any("1 norm layers changed" in str(note) for note in extract(*tuned_pair("sd1", one, tmp_path), rank=4).lora.notes)
+    assert any(
+        "1 norm layers changed" in str(note) for note in extract(*tuned_pair("sd1", one, tmp_path), rank=4).lora.notes
+    )
     (tmp_path / "plain").mkdir()
     plain = Lora("sd1", matrices_only(one))
     assert extract(*tuned_pair("sd1", plain, tmp_path / "plain"), rank=4).lora.notes == []
@@ -848,4 +973,6 @@ def test_an_extracted_lora_baked_again_gives_the_tuned_checkpoint(tmp_path):
 def test_a_small_change_of_an_fp16_checkpoint_is_found_as_far_as_its_type_holds_it(tmp_path):
     one = Lora("sd1", {Q: lora(16, 16, rank=2, alpha=0.2)})
     outcome = extract(*tuned_pair("sd1", one, tmp_path, torch.float16), rank=2)
-    assert error(dense(outcome.lora.modules[Q]), dense(one.modules[Q])) < 0.01  # each weight is rounded to 11 bits, the change is a tenth of it
+    assert (
+        error(dense(outcome.lora.modules[Q]), dense(one.modules[Q])) < 0.01
+    )  # each weight is rounded to 11 bits, the change is a tenth of it

@@ -35,7 +35,9 @@ def same(got: dict, wanted: dict) -> None:
     assert set(got) == set(wanted)
     for key, value in wanted.items():
         assert (got[key].dtype, got[key].shape) == (value.dtype, value.shape), key
-        assert torch.equal(got[key].reshape(-1).view(torch.uint8), value.contiguous().reshape(-1).view(torch.uint8)), key
+        assert torch.equal(got[key].reshape(-1).view(torch.uint8), value.contiguous().reshape(-1).view(torch.uint8)), (
+            key
+        )
 
 
 # --- out and in ---------------------------------------------------------------------------------------------------------------------------
@@ -128,7 +130,11 @@ def test_a_crash_in_the_middle_leaves_the_old_file_and_nothing_else(kind, existi
 def test_a_tensor_that_changed_its_shape_on_the_way_is_refused_by_name(tmp_path):
     for value in (torch.zeros(63), torch.zeros(64).half()):
         with pytest.raises(FormatError, match="second"):
-            save_streamed(tmp_path / "x.safetensors", LAYOUT, lambda key, value=value: value if key == "second" else torch.zeros(64))
+            save_streamed(
+                tmp_path / "x.safetensors",
+                LAYOUT,
+                lambda key, value=value: value if key == "second" else torch.zeros(64),
+            )
     assert not list(tmp_path.iterdir())
 
 
@@ -407,7 +413,11 @@ def test_code_in_a_pickle_never_runs(kind, wrapping, suffix, tmp_path):
     for name, make in writers.items():
         try:
             make()
-        except (TypeError, AttributeError, pickle.PicklingError):  # a BytesIO among the arguments: nothing to unpickle then
+        except (
+            TypeError,
+            AttributeError,
+            pickle.PicklingError,
+        ):  # a BytesIO among the arguments: nothing to unpickle then
             assert kind == "torch.load", name
             continue
         with pytest.raises(FormatError, match="evil"):
@@ -464,14 +474,21 @@ def shared(value):
 BOMBS = {
     "stride 0": lambda: shared(torch.zeros(1).expand(1 << 20, 16384)),
     "stride 0, in a table": lambda: {"string_to_param": {"*": torch.zeros(1).expand(1 << 20, 16384)}},
-    "stride 0, in a parameter dict": lambda: {"string_to_param": torch.nn.ParameterDict({"*": torch.nn.Parameter(torch.zeros(1).expand(1 << 20, 16384))})},
+    "stride 0, in a parameter dict": lambda: {
+        "string_to_param": torch.nn.ParameterDict({"*": torch.nn.Parameter(torch.zeros(1).expand(1 << 20, 16384))})
+    },
     "overlapping windows": lambda: shared(torch.zeros(4096).as_strided((2048, 2048), (1, 1))),
     "sparse": lambda: shared(torch.sparse_coo_tensor(torch.tensor([[0], [0]]), torch.ones(1), (2, 3))),
-    "enormous sparse": lambda: shared(torch.sparse_coo_tensor(torch.tensor([[0], [0]]), torch.ones(1), (1 << 20, 1 << 20))),
+    "enormous sparse": lambda: shared(
+        torch.sparse_coo_tensor(torch.tensor([[0], [0]]), torch.ones(1), (1 << 20, 1 << 20))
+    ),
     "on no device": lambda: shared(torch.zeros(2, 3, device="meta")),
     "enormous on no device": lambda: shared(torch.zeros(1 << 20, 1 << 20, device="meta")),
     "quantised": lambda: shared(torch.quantize_per_tensor(torch.ones(2, 3), 0.1, 0, torch.qint8)),
-    "a parameter dict without its state": lambda: {"string_to_param": torch.nn.ParameterDict.__new__(torch.nn.ParameterDict), "a": torch.ones(1)},
+    "a parameter dict without its state": lambda: {
+        "string_to_param": torch.nn.ParameterDict.__new__(torch.nn.ParameterDict),
+        "a": torch.ones(1),
+    },
     "a model": lambda: torch.nn.Linear(2, 2),
     "a list": lambda: [torch.ones(2)],
     "a tensor": lambda: torch.ones(2),

@@ -122,12 +122,21 @@ def peft_folder(folder: Path, component: str, **settings) -> dict[str, torch.Ten
     """An adapter as peft itself saves it, and the change of every layer that peft computes."""
     layers = {Q: nn.Linear(16, 16), K: nn.Linear(768, 16)} if component == "unet" else {TEXT: nn.Linear(12, 48)}
     model = Block({name.partition(".")[2]: layer for name, layer in layers.items()})
-    wrapped = get_peft_model(model, LoraConfig(r=4, target_modules=[n.partition(".")[2] for n in layers], init_lora_weights=False, **settings))
+    wrapped = get_peft_model(
+        model,
+        LoraConfig(r=4, target_modules=[n.partition(".")[2] for n in layers], init_lora_weights=False, **settings),
+    )
     wrapped.save_pretrained(folder)
-    return {name: wrapped.base_model.model.get_submodule(name.partition(".")[2]).get_delta_weight("default").detach() for name in layers}
+    return {
+        name: wrapped.base_model.model.get_submodule(name.partition(".")[2]).get_delta_weight("default").detach()
+        for name in layers
+    }
 
 
-@pytest.mark.parametrize("settings", [{"lora_alpha": 8}, {"lora_alpha": 3, "use_rslora": True}, {"lora_alpha": 2, "alpha_pattern": {"attn1.to_q": 16}}])
+@pytest.mark.parametrize(
+    "settings",
+    [{"lora_alpha": 8}, {"lora_alpha": 3, "use_rslora": True}, {"lora_alpha": 2, "alpha_pattern": {"attn1.to_q": 16}}],
+)
 def test_a_directory_saved_by_peft_is_opened_with_its_scale(settings, tmp_path):
     wanted = peft_folder(tmp_path / "adapter", "unet", **settings)
     opened = open_file(tmp_path / "adapter", "sd1")
@@ -138,7 +147,9 @@ def test_a_directory_saved_by_peft_is_opened_with_its_scale(settings, tmp_path):
 
 @pytest.mark.parametrize("torch_file", [False, True])
 def test_a_directory_of_peft_directories_is_one_lora_each_with_its_own_scale(torch_file, tmp_path):
-    wanted = peft_folder(tmp_path / "all" / "unet", "unet", lora_alpha=8) | peft_folder(tmp_path / "all" / "text_encoder", "text_encoder", lora_alpha=1)
+    wanted = peft_folder(tmp_path / "all" / "unet", "unet", lora_alpha=8) | peft_folder(
+        tmp_path / "all" / "text_encoder", "text_encoder", lora_alpha=1
+    )
     if torch_file:
         for file in tmp_path.rglob("*.safetensors"):
             torch.save(load(file)[0], file.with_suffix(".bin"))
@@ -221,7 +232,11 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
 
 @pytest.mark.parametrize("text", ["no json", "[" * 100_000, '"text"'], ids=["text", "deep", "string"])
 def test_a_header_whose_adapter_settings_are_damaged_is_refused_or_ignored_but_never_a_crash(text, tmp_path):
-    save(tmp_path / "x.safetensors", {"unet." + Q.partition(".")[2] + f".lora_{n}.weight": random(1, 4, 4) for n in "AB"}, {"lora_adapter_metadata": text})
+    save(
+        tmp_path / "x.safetensors",
+        {"unet." + Q.partition(".")[2] + f".lora_{n}.weight": random(1, 4, 4) for n in "AB"},
+        {"lora_adapter_metadata": text},
+    )
     with contextlib.suppress(FormatError):
         assert isinstance(open_file(tmp_path / "x.safetensors"), Lora)
 
@@ -250,7 +265,9 @@ def test_a_lora_written_in_any_form_and_opened_again_has_the_same_effect(target,
     same(open_lora(path, "sd1"), a_lora().modules, {"fp32": ROUNDING, "fp16": 1e-3, "bf16": 8e-3}[dtype])
     files = names(tmp_path)
     if target == "peft":
-        assert files == [f"out/{c}/adapter_{f}" for c in ("text_encoder", "unet") for f in ("config.json", "model.safetensors")]
+        assert files == [
+            f"out/{c}/adapter_{f}" for c in ("text_encoder", "unet") for f in ("config.json", "model.safetensors")
+        ]
     else:
         assert files == ["out.safetensors"]
         kind = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}[dtype]
@@ -335,13 +352,22 @@ def test_captions_and_folders_are_kept_only_when_asked_for(tmp_path):
     told = load(write_lora(one, tmp_path / "told.safetensors", Options("kohya", "fp32", details=True)).path)[1]
     assert (told["ss_tag_frequency"], told["ss_dataset_dirs"]) == (SAID["ss_tag_frequency"], SAID["ss_dataset_dirs"])
     for metadata, name in ((quiet, "quiet"), (told, "told")):
-        assert (metadata["ss_own"], metadata["ss_steps"], metadata["ss_output_name"], metadata["ss_network_dim"]) == ("kept", "7", name, "4")
+        assert (metadata["ss_own"], metadata["ss_steps"], metadata["ss_output_name"], metadata["ss_network_dim"]) == (
+            "kept",
+            "7",
+            name,
+            "4",
+        )
         assert metadata["sshs_model_hash"] != "stale"
         assert metadata["ss_sd_model_name"] == "base.safetensors"
 
 
 def test_a_header_stays_within_what_galleries_read(tmp_path):
-    huge = {**SAID, "ss_tag_frequency": json.dumps({"x": {f"tag number {n}": n for n in range(20_000)}}), "modelspec.thumbnail": "x" * 300_000}
+    huge = {
+        **SAID,
+        "ss_tag_frequency": json.dumps({"x": {f"tag number {n}": n for n in range(20_000)}}),
+        "modelspec.thumbnail": "x" * 300_000,
+    }
     path = write_lora(a_lora(metadata=huge), tmp_path / "x.safetensors", Options("kohya", "fp32", details=True)).path
     metadata = header(path)[1]
     assert sum(len(k) + len(v) for k, v in metadata.items()) <= 256 * 1024
@@ -350,7 +376,9 @@ def test_a_header_stays_within_what_galleries_read(tmp_path):
 
 
 def test_an_unheard_of_model_keeps_its_names(tmp_path):
-    state = {f"model.blocks.3.q.lora_{part}.weight": random(1, *shape) for part, shape in (("A", (2, 5)), ("B", (6, 2)))}
+    state = {
+        f"model.blocks.3.q.lora_{part}.weight": random(1, *shape) for part, shape in (("A", (2, 5)), ("B", (6, 2)))
+    }
     save(tmp_path / "x.safetensors", state)
     convert(open_lora(tmp_path / "x.safetensors"), tmp_path / "y.safetensors", Options("universal", "fp32"))
     assert set(load(tmp_path / "y.safetensors")[0]) == set(state)
@@ -373,7 +401,10 @@ def test_bundled_embeddings_become_files_beside_the_lora(bundle, tmp_path):
     assert names(tmp_path / "out") == ["made.safetensors", "made_emb_my_hat.safetensors", "made_emb_zog.safetensors"]
     assert not any("bundle" in k for k in load(out[0].path)[0])
     same(open_lora(out[0].path), a_lora().modules)
-    for name, key in (("made_emb_zog", "bundle_emb.zog.string_to_param.*"), ("made_emb_my_hat", "bundle_emb.my hat.emb_params")):
+    for name, key in (
+        ("made_emb_zog", "bundle_emb.zog.string_to_param.*"),
+        ("made_emb_my_hat", "bundle_emb.my hat.emb_params"),
+    ):
         place = tmp_path / "out" / f"{name}.safetensors"
         written = next(w for w in out if w.path == place)
         assert any(name in str(note) for note in written.notes)  # the trigger it has now
@@ -409,7 +440,9 @@ def test_embeddings_that_stay_in_the_file_are_not_said_to_be_taken_out(bundle, t
 def test_an_embedding_never_takes_the_place_of_the_lora_it_came_with(overwrite, bundle, tmp_path):
     target = tmp_path / "out" / "zog.safetensors"  # also the name of a token in it
     (tmp_path / "out").mkdir()
-    with contextlib.suppress(FormatError):  # a refusal is fine, as long as it leaves no embedding where the LoRA belongs
+    with contextlib.suppress(
+        FormatError
+    ):  # a refusal is fine, as long as it leaves no embedding where the LoRA belongs
         convert(open_lora(bundle), target, Options("kohya", "fp32", overwrite=overwrite))
     if target.exists():
         same(open_lora(target), a_lora().modules)
@@ -421,7 +454,9 @@ def test_an_embedding_of_the_user_is_not_replaced_by_a_bundled_one(overwrite, bu
     mine = [tmp_path / "out" / f"{name}.safetensors" for name in ("zog", "made_emb_zog", "made_emb_zog_2")]
     for place in mine:
         place.write_bytes(b"mine")
-    out = convert(open_lora(bundle), tmp_path / "out" / "made.safetensors", Options("kohya", "fp32", overwrite=overwrite))
+    out = convert(
+        open_lora(bundle), tmp_path / "out" / "made.safetensors", Options("kohya", "fp32", overwrite=overwrite)
+    )
     assert all(place.read_bytes() == b"mine" for place in mine)
     made = next(w.path for w in out if "zog" in w.path.stem)
     assert torch.equal(open_embedding(made).vectors["clip_l"], TOKENS["bundle_emb.zog.string_to_param.*"])
@@ -429,7 +464,12 @@ def test_an_embedding_of_the_user_is_not_replaced_by_a_bundled_one(overwrite, bu
 
 def test_bundled_embeddings_go_to_a_folder_of_their_own_when_one_is_named(tmp_path):
     save(tmp_path / "x.safetensors", {**keys(), "bundle_emb.zog.string_to_param.*": random(1, 2, 768)})
-    convert(open_lora(tmp_path / "x.safetensors"), tmp_path / "loras" / "made.safetensors", FP32, embeddings_to=tmp_path / "embeddings")
+    convert(
+        open_lora(tmp_path / "x.safetensors"),
+        tmp_path / "loras" / "made.safetensors",
+        FP32,
+        embeddings_to=tmp_path / "embeddings",
+    )
     assert names(tmp_path) == ["embeddings/made_emb.safetensors", "loras/made.safetensors", "x.safetensors"]
 
 
@@ -495,7 +535,10 @@ def test_a_merge_to_a_rank_tells_its_error_over_all_and_where_it_is_worst(two, t
     one, other = a_lora(1).modules, a_lora(9, rank=2).modules
     sums = {n: dense(one[n]) + dense(other[n]) for n in one}
     lost = {n: error(dense(made[n]), s) for n, s in sums.items()}
-    overall = (sum(float((dense(made[n]) - s).square().sum()) for n, s in sums.items()) / sum(float(s.square().sum()) for s in sums.values())) ** 0.5
+    overall = (
+        sum(float((dense(made[n]) - s).square().sum()) for n, s in sums.items())
+        / sum(float(s.square().sum()) for s in sums.values())
+    ) ** 0.5
     worst = max(lost, key=lost.get)
     note = next(n for n in written.notes if n.code == "note.error")
     assert f"{overall:.2%} over all, {lost[worst]:.2%} in {worst}" in str(note)
@@ -543,7 +586,9 @@ def test_an_extracted_file_reads_as_the_difference(tmp_path):
     base, change = random(1, 16, 768), dense(lora(16, 768, 2)).float()
     save(tmp_path / "base.safetensors", {key: base})
     save(tmp_path / "tuned.safetensors", {key: base + change})
-    written = extract_file((tmp_path / "base.safetensors", tmp_path / "tuned.safetensors"), tmp_path / "made.safetensors", FP32, Size(4))
+    written = extract_file(
+        (tmp_path / "base.safetensors", tmp_path / "tuned.safetensors"), tmp_path / "made.safetensors", FP32, Size(4)
+    )
     made = open_lora(written.path)
     assert (made.family, made.source) == ("sd1", "kohya")
     assert error(dense(made.modules[K]), change) < 1e-4  # the difference of two float32 numbers of order 1 to 10

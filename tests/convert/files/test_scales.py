@@ -38,8 +38,13 @@ def scaled(state, spelling, key):
 def test_extract_refuses_a_scaled_checkpoint_and_names_a_key(spelling, side, tmp_path):
     plain, key = weights("sd1"), place_of(LAYER).key
     other = scaled(weights("sd1", seed=3), spelling, key)
-    files = {name: write(tmp_path / f"{name}.safetensors", other if name == side else plain) for name in ("base", "tuned")}
-    with pytest.raises(FormatError, match=rf"^{side}.safetensors: its weights are quantised with scales beside them .such as .*give the fp16, bf16 or fp32"):
+    files = {
+        name: write(tmp_path / f"{name}.safetensors", other if name == side else plain) for name in ("base", "tuned")
+    }
+    with pytest.raises(
+        FormatError,
+        match=rf"^{side}.safetensors: its weights are quantised with scales beside them .such as .*give the fp16, bf16 or fp32",
+    ):
         extract(files["base"], files["tuned"], rank=4)
 
 
@@ -79,5 +84,10 @@ def test_plain_checkpoints_have_no_scales():
 
 
 def test_both_rooms_know_the_same_spellings():
-    names = [name.format(layer="a.b") for spelling in SPELLINGS.values() for name in spelling] + ["scaled_fp8", "a.scale_shift_table", "a.scale", "a.weight"]
+    names = [name.format(layer="a.b") for spelling in SPELLINGS.values() for name in spelling] + [
+        "scaled_fp8",
+        "a.scale_shift_table",
+        "a.scale",
+        "a.weight",
+    ]
     assert [bool(scaled_keys([name])) for name in names] == [bool(scaled_layers([name])) for name in names]

@@ -17,7 +17,9 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 CHECKOUT, OUT = Path(sys.argv[1]).resolve(), HERE / "files"
-spec = importlib.util.spec_from_file_location("lora_loom", CHECKOUT / "__init__.py", submodule_search_locations=[str(CHECKOUT)])
+spec = importlib.util.spec_from_file_location(
+    "lora_loom", CHECKOUT / "__init__.py", submodule_search_locations=[str(CHECKOUT)]
+)
 package = importlib.util.module_from_spec(spec)
 sys.modules["lora_loom"] = package
 spec.loader.exec_module(package)
@@ -71,7 +73,9 @@ def trained(place: Path) -> dict[str, list[Path]]:
     out = {}
     for name, parts in RUNS.items():
         job = place / f"{name}.toml"
-        text = JOB.format(name=name, rank=2, folder=set_folder("object"), **{"top": "", "adapter": "", "more": "", **parts})
+        text = JOB.format(
+            name=name, rank=2, folder=set_folder("object"), **{"top": "", "adapter": "", "more": "", **parts}
+        )
         job.write_text(text, encoding="utf-8")
         assert main(["train", str(job), "--out", str(place / "runs")]) == 0, name
         (folder,) = (place / "runs").glob(f"{name}*")
@@ -85,8 +89,16 @@ def numbers(path: Path) -> dict[str, list[float]]:
     if isinstance(opened, Embedding):
         return {encoder: few(vectors) for encoder, vectors in opened.vectors.items()}
     out = {name: few(change(module)) for name, module in opened.modules.items()}
-    out |= {f"{name} magnitude": few(module.parts["dora"]) for name, module in opened.modules.items() if "dora" in module.parts}
-    out |= {f"bundled {token}/{encoder}": few(v) for token, table in opened.embeddings.items() for encoder, v in table.items()}
+    out |= {
+        f"{name} magnitude": few(module.parts["dora"])
+        for name, module in opened.modules.items()
+        if "dora" in module.parts
+    }
+    out |= {
+        f"bundled {token}/{encoder}": few(v)
+        for token, table in opened.embeddings.items()
+        for encoder, v in table.items()
+    }
     return out
 
 
@@ -105,7 +117,9 @@ def write(place: Path) -> None:
     for name, forms in FORMS.items():
         (source,) = results[name]
         for form in forms:
-            jobs.convert(source, OUT / (f"{name}_{form}" + ("" if form == "peft" else ".safetensors")), jobs.Options(target=form))
+            jobs.convert(
+                source, OUT / (f"{name}_{form}" + ("" if form == "peft" else ".safetensors")), jobs.Options(target=form)
+            )
     for path in results["pivotal"] + results["embedding"]:
         shutil.copyfile(path, OUT / path.name)
     (embedding,) = results["embedding"]
@@ -115,7 +129,10 @@ def write(place: Path) -> None:
     jobs.convert(main_file, OUT / "pivotal_bundled.safetensors", jobs.Options(target="kohya"), embed=[token])
     places = sorted(path for path in OUT.iterdir() if path.suffix == ".safetensors" or path.is_dir())
     table = {path.name: numbers(path) for path in places}
-    (OUT / "numbers.json").write_text(json.dumps(table, indent=1).replace(",\n   ", ", ").replace("[\n   ", "[").replace("\n  ]", "]") + "\n", encoding="utf-8")
+    (OUT / "numbers.json").write_text(
+        json.dumps(table, indent=1).replace(",\n   ", ", ").replace("[\n   ", "[").replace("\n  ]", "]") + "\n",
+        encoding="utf-8",
+    )
 
 
 def nodes() -> dict[str, dict[str, list[list[str]]]]:

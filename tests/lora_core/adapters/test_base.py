@@ -18,7 +18,10 @@ def layers(model):
 
 @pytest.fixture
 def adapters(layers):
-    members = {name: KindAdapter(KINDS["lora"], name, layer, Shape(tuple(layer.weight.shape), 2, 2.0), 0, "cpu") for name, layer in layers.items()}
+    members = {
+        name: KindAdapter(KINDS["lora"], name, layer, Shape(tuple(layer.weight.shape), 2, 2.0), 0, "cpu")
+        for name, layer in layers.items()
+    }
     for member in members.values():
         nn.init.ones_(member.lora_up)
     return AdapterSet(members)
@@ -26,8 +29,15 @@ def adapters(layers):
 
 def snapshot(model):
     """Everything that hanging an adapter on could touch."""
-    inside = [{k: v for k, v in m.__dict__.items() if k not in ("_parameters", "_modules", "_buffers")} for m in model.modules()]
-    return [n for n, _ in model.named_modules()], {k: v.clone() for k, v in model.state_dict().items()}, [dict(d) for d in inside]
+    inside = [
+        {k: v for k, v in m.__dict__.items() if k not in ("_parameters", "_modules", "_buffers")}
+        for m in model.modules()
+    ]
+    return (
+        [n for n, _ in model.named_modules()],
+        {k: v.clone() for k, v in model.state_dict().items()},
+        [dict(d) for d in inside],
+    )
 
 
 def same(first, second):

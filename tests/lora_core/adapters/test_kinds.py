@@ -40,7 +40,9 @@ KINDS = {
 def build(kind, layer, **shape):
     options = {key: value for key, value in shape.items() if key not in ("rank", "alpha", "rank_stabilized")}
     own = {key: value for key, value in shape.items() if key not in options}
-    adapter = KindAdapter(ADAPTERS[kind.split()[0]], "layer", layer, Shape(tuple(layer.weight.shape), **own, options=options), 0, "cpu").to(layer.weight.dtype)
+    adapter = KindAdapter(
+        ADAPTERS[kind.split()[0]], "layer", layer, Shape(tuple(layer.weight.shape), **own, options=options), 0, "cpu"
+    ).to(layer.weight.dtype)
     adapter.prepare()
     return adapter
 
@@ -148,8 +150,14 @@ def test_a_file_read_back_has_the_update_the_training_had(kind, place):
     make, _ = LAYERS[place]
     layer = make()
     adapter = fill(build(kind, layer, **KINDS[kind][0]))
-    name = "lora_unet_mid_block_resnets_0_conv1" if layer.weight[0, 0].numel() > 1 else "lora_unet_mid_block_attentions_0_proj_in"
-    state = {f"{name}.{k}": v.detach() for k, v in adapter.named_parameters()} | {f"{name}.alpha": torch.tensor(adapter.alpha)}
+    name = (
+        "lora_unet_mid_block_resnets_0_conv1"
+        if layer.weight[0, 0].numel() > 1
+        else "lora_unet_mid_block_attentions_0_proj_in"
+    )
+    state = {f"{name}.{k}": v.detach() for k, v in adapter.named_parameters()} | {
+        f"{name}.alpha": torch.tensor(adapter.alpha)
+    }
     written = read(write(read(state, family="sd1"), "kohya"), family="sd1")
     (module,) = written.modules.values()
     expected = adapter.delta_weight().detach()
@@ -161,7 +169,9 @@ def test_a_file_read_back_has_the_update_the_training_had(kind, place):
 def test_dora_in_half_precision_and_a_recomputed_block_use_lengths_of_the_current_factors():
     torch.manual_seed(3)
     layer = nn.Linear(16, 16).to(torch.bfloat16).requires_grad_(False)
-    adapter = KindAdapter(ADAPTERS["dora"], "layer", layer, Shape((16, 16), 2, 2.0, options={"dora_axis": "output"}), 0, "cpu")
+    adapter = KindAdapter(
+        ADAPTERS["dora"], "layer", layer, Shape((16, 16), 2, 2.0, options={"dora_axis": "output"}), 0, "cpu"
+    )
     adapter.prepare()
     first = adapter.derived()["lengths"].clone()
     with torch.no_grad():
@@ -190,7 +200,9 @@ def test_weights_that_are_lent_in_inference_mode_leave_nothing_that_autograd_cou
             yield weight * 1, bias * 1
 
     layer = nn.Linear(8, 6).requires_grad_(False)
-    adapter = KindAdapter(ADAPTERS[kind], "layer", layer, Shape((6, 8), 2, 1.0, options={"dora_axis": "output"}), 0, "cpu", lent)
+    adapter = KindAdapter(
+        ADAPTERS[kind], "layer", layer, Shape((6, 8), 2, 1.0, options={"dora_axis": "output"}), 0, "cpu", lent
+    )
     adapter.prepare()
     adapter.begin_pass()
     assert not any(value.is_inference() for value in (*adapter._kept.values(), *adapter.derived().values()))
@@ -200,7 +212,9 @@ def test_weights_that_are_lent_in_inference_mode_leave_nothing_that_autograd_cou
 
 
 def test_rank_stabilized_scale_is_alpha_over_the_root_of_the_rank_and_files_say_it_in_alpha():
-    adapter = KindAdapter(ADAPTERS["lora"], "layer", nn.Linear(64, 64), Shape((64, 64), 16, 8.0, rank_stabilized=True), 0, "cpu")
+    adapter = KindAdapter(
+        ADAPTERS["lora"], "layer", nn.Linear(64, 64), Shape((64, 64), 16, 8.0, rank_stabilized=True), 0, "cpu"
+    )
     assert adapter.scale == pytest.approx(8 / math.sqrt(16))
     assert adapter.alpha / adapter.rank == pytest.approx(adapter.scale)
 
@@ -228,7 +242,11 @@ def test_dora_follows_its_weights_whatever_the_optimizer_does(axis, name, toy_co
             if report.step == 2:
                 self.control.stop_and_keep()
 
-    config = toy_config(steps=5, adapter={"algorithm": "dora", "dora_axis": axis}, optimizer={"name": name, "lr": 0.0 if name == "prodigy" else 1e-2})
+    config = toy_config(
+        steps=5,
+        adapter={"algorithm": "dora", "dora_axis": axis},
+        optimizer={"name": name, "lr": 0.0 if name == "prodigy" else 1e-2},
+    )
     whole = run_toy(config, tmp_path / "whole")
     stopper = StopAt()
     stopper.control = Control()
@@ -251,4 +269,6 @@ def test_a_lokr_goes_on_from_its_own_file_whatever_its_split(changes, toy_config
     _, adapters = make_adapters(other, toy_backend, "", start)
     written = read(made.tensors, family=UNKNOWN).modules
     for name, adapter in adapters:
-        torch.testing.assert_close(adapter.delta_weight().detach(), delta(written[name]).reshape(adapter.shape.weight), rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(
+            adapter.delta_weight().detach(), delta(written[name]).reshape(adapter.shape.weight), rtol=1e-5, atol=1e-7
+        )

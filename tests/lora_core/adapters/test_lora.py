@@ -19,7 +19,14 @@ LAYERS = {
 
 
 def make_adapter(layer, rank=4, alpha=0.0, dropout=0.0, init="kaiming", name="layer"):
-    return KindAdapter(KINDS["lora"], name, layer, Shape(tuple(layer.weight.shape), rank, alpha or float(rank), dropout, options={"init": init}), 0, "cpu")
+    return KindAdapter(
+        KINDS["lora"],
+        name,
+        layer,
+        Shape(tuple(layer.weight.shape), rank, alpha or float(rank), dropout, options={"init": init}),
+        0,
+        "cpu",
+    )
 
 
 def fill(adapter, seed=1):
@@ -88,7 +95,10 @@ def test_delta_weight_added_to_the_layer_gives_the_same_output_as_the_branch(kin
 
 def test_conv1d_and_conv3d_branches_match_their_delta_weight():
     torch.manual_seed(3)
-    for layer, x in ((nn.Conv1d(6, 8, 3, padding=1), torch.randn(2, 6, 9)), (nn.Conv3d(6, 8, 3, padding=1), torch.randn(1, 6, 3, 5, 4))):
+    for layer, x in (
+        (nn.Conv1d(6, 8, 3, padding=1), torch.randn(2, 6, 9)),
+        (nn.Conv3d(6, 8, 3, padding=1), torch.randn(1, 6, 3, 5, 4)),
+    ):
         adapter = fill(make_adapter(layer, rank=2, alpha=1.0))
         with attach({"layer": layer}, AdapterSet({"layer": adapter})):
             branch = layer(x)
@@ -107,7 +117,9 @@ def test_kaiming_start_has_the_bound_of_peft_and_gaussian_the_deviation_one_over
     layer = nn.Linear(256, 256)
     down = make_adapter(layer, rank=64).lora_down
     assert down.abs().max() <= 1 / 16  # kaiming_uniform with a = sqrt(5) draws from +- 1 / sqrt(in)
-    assert down.abs().max() > 0.99 / 16  # 16384 draws: the largest is within 1 % of the bound with probability 1 - 0.99^16384
+    assert (
+        down.abs().max() > 0.99 / 16
+    )  # 16384 draws: the largest is within 1 % of the bound with probability 1 - 0.99^16384
     gaussian = make_adapter(layer, rank=64, init="gaussian").lora_down
     assert gaussian.std().item() == pytest.approx(1 / 64, rel=0.05)  # 16384 draws: the deviation is known to 0.6 %
 

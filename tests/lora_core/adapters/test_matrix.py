@@ -48,7 +48,10 @@ class StopAfterTwo(Listener):
 @pytest.fixture(scope="module")
 def config(toy_config):
     return lambda kind: toy_config(
-        name="m", steps=3, adapter={"algorithm": kind, "rank": 2, "alpha": 1.0, "targets": "regex", "include": LAYERS}, optimizer={"lr": 0.02}
+        name="m",
+        steps=3,
+        adapter={"algorithm": kind, "rank": 2, "alpha": 1.0, "targets": "regex", "include": LAYERS},
+        optimizer={"lr": 0.02},
     )
 
 
@@ -65,7 +68,9 @@ def made(config, toy_backend, tmp_path_factory):
         if kind not in known:
             job = config(kind)
             folder = tmp_path_factory.mktemp(kind)
-            result = train(Job(job, toy_backend, open_sets(job), folder.parent), folder, lambda s, f: products(s, "m", "sd1", f))
+            result = train(
+                Job(job, toy_backend, open_sets(job), folder.parent), folder, lambda s, f: products(s, "m", "sd1", f)
+            )
             known[kind] = result, read(result.tensors, result.metadata, family="sd1")
         return known[kind]
 
@@ -122,7 +127,9 @@ def test_a_run_starts_from_its_file_and_other_kinds_refuse_it_by_name(kind, made
     assert begun.keys() == state.keys()
     assert all(torch.equal(begun[key].float(), state[key].float().reshape(begun[key].shape)) for key in state)
     other = "loha" if kind != "loha" else "lokr"
-    with pytest.raises(FormatError, match=f"of algorithm {kind}, and this run trains {other}; choose the algorithm of the file"):
+    with pytest.raises(
+        FormatError, match=f"of algorithm {kind}, and this run trains {other}; choose the algorithm of the file"
+    ):
         starting_point(lora, names, other)
     if KINDS[kind].trains == WEIGHTS:
         with pytest.raises(LoomError, match=rf"adapter.algorithm = {kind}\), this run trains {other}"):
@@ -135,10 +142,18 @@ def test_a_run_starts_from_its_file_and_other_kinds_refuse_it_by_name(kind, made
 @pytest.mark.parametrize("kind", NAMES)
 def test_a_file_is_sampled_at_any_strength_its_kind_defines(kind, made, toy_backend):
     _, lora = made(kind)
-    worn = sampling.of_start("m", toy_backend, starting_point(lora, [toy_backend.file_name(path) for path in toy_backend.layers()], kind))
+    worn = sampling.of_start(
+        "m", toy_backend, starting_point(lora, [toy_backend.file_name(path) for path in toy_backend.layers()], kind)
+    )
     name, layer = next(iter(worn.layers.items()))
     x = torch.randn(2, 8, layer.normalized_shape[0]) if hasattr(layer, "normalized_shape") else None
-    x = x if x is not None else torch.randn(2, *((layer.in_channels, 5, 5) if hasattr(layer, "in_channels") else (8, getattr(layer, "in_features", 0))))
+    x = (
+        x
+        if x is not None
+        else torch.randn(
+            2, *((layer.in_channels, 5, 5) if hasattr(layer, "in_channels") else (8, getattr(layer, "in_features", 0)))
+        )
+    )
     if hasattr(layer, "num_channels"):
         x = torch.randn(2, layer.num_channels, 5, 5)
 
@@ -154,7 +169,9 @@ def test_a_file_is_sampled_at_any_strength_its_kind_defines(kind, made, toy_back
     if kind in PROPORTIONAL:
         torch.testing.assert_close(output(0.5) - plain, whole / 2, rtol=1e-3, atol=1e-5 * plain.abs().max().item())
     else:
-        with pytest.raises(LoomError, match=f"strength: 0.5 is not defined for {KINDS[kind].title} alike in all programs; use 0 or 1"):
+        with pytest.raises(
+            LoomError, match=f"strength: 0.5 is not defined for {KINDS[kind].title} alike in all programs; use 0 or 1"
+        ):
             output(0.5)
 
 
@@ -203,7 +220,10 @@ def test_a_strength_is_put_into_the_file_or_refused(kind, made, toy_backend):
         with pytest.raises(FormatError, match=r"unet\..*strength"):
             weighted(lora, 0.5)
         return
-    same({name: 0.5 * change for name, change in changes(lora, toy_backend).items()}, changes(weighted(lora, 0.5), toy_backend))
+    same(
+        {name: 0.5 * change for name, change in changes(lora, toy_backend).items()},
+        changes(weighted(lora, 0.5), toy_backend),
+    )
 
 
 @pytest.mark.parametrize("kind", NAMES)
@@ -213,7 +233,10 @@ def test_resizing_makes_plain_loras_smaller_and_names_what_keeps_its_size(kind, 
     if kind == "lora":
         assert {m.rank for m in outcome.lora.modules.values()} == {1}
         return
-    assert any(f"not plain LoRA ({KINDS[kind].form if kind == 'bias' else kind}) keep their size" in str(note) for note in outcome.lora.notes)
+    assert any(
+        f"not plain LoRA ({KINDS[kind].form if kind == 'bias' else kind}) keep their size" in str(note)
+        for note in outcome.lora.notes
+    )
     same(changes(lora, toy_backend), changes(outcome.lora, toy_backend), 0.0)
 
 
@@ -226,7 +249,9 @@ def test_it_keeps_its_effect_in_the_forms_that_hold_it(kind, form, made, toy_bac
     assert {m.kind for m in again.modules.values()} == {KINDS[kind].form or kind}
     same(changes(lora, toy_backend), changes(again, toy_backend))
     for name, module in lora.modules.items():
-        assert torch.equal(again.modules[name].parts.get("diff_b", torch.zeros(1)), module.parts.get("diff_b", torch.zeros(1)))
+        assert torch.equal(
+            again.modules[name].parts.get("diff_b", torch.zeros(1)), module.parts.get("diff_b", torch.zeros(1))
+        )
 
 
 @pytest.mark.parametrize("form", ["diffusers", "peft"])

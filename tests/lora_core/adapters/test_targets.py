@@ -40,7 +40,10 @@ def test_rank_4_on_the_attention_of_sd15_trains_797184_values(sd15):
 
 
 def test_presets_of_sd15_grow_from_cross_attention_to_conv(sd15):
-    sets = [set(choose_targets(sd15, AdapterConfig(targets=name))) for name in ("cross-attention", "attention", "linear", "conv")]
+    sets = [
+        set(choose_targets(sd15, AdapterConfig(targets=name)))
+        for name in ("cross-attention", "attention", "linear", "conv")
+    ]
     assert len(sets[0]) == 64
     assert all(".attn2." in path for path in sets[0])
     assert sets[0] < sets[1] < sets[2] < sets[3]
@@ -59,7 +62,12 @@ def test_attention_finds_the_layers_of_the_original_unet_and_of_flow_transformer
     def layers(*paths):
         return {path: nn.Linear(4, 4) for path in paths}
 
-    original = layers("input_blocks.1.1.transformer_blocks.0.attn1.to_q", "input_blocks.1.1.transformer_blocks.0.attn2.to_out.0", "time_embed.0", "out.2")
+    original = layers(
+        "input_blocks.1.1.transformer_blocks.0.attn1.to_q",
+        "input_blocks.1.1.transformer_blocks.0.attn2.to_out.0",
+        "time_embed.0",
+        "out.2",
+    )
     attention = ["double_blocks.3.img_attn.qkv", "double_blocks.3.txt_attn.proj", "single_blocks.7.linear1"]
     flux = layers(*attention, "double_blocks.3.img_mlp.0", "img_in", "final_layer.linear")
     assert choose_targets(original, AdapterConfig()) == sorted(original)[:2]
@@ -69,7 +77,9 @@ def test_attention_finds_the_layers_of_the_original_unet_and_of_flow_transformer
 def test_include_narrows_a_preset_and_exclude_takes_away(sd15):
     narrowed = choose_targets(sd15, AdapterConfig(include=r"^mid_block\."))
     assert len(narrowed) == 8
-    assert choose_targets(sd15, AdapterConfig(include=r"^mid_block\.", exclude=r"to_[kv]$")) == [p for p in narrowed if not p.endswith(("to_k", "to_v"))]
+    assert choose_targets(sd15, AdapterConfig(include=r"^mid_block\.", exclude=r"to_[kv]$")) == [
+        p for p in narrowed if not p.endswith(("to_k", "to_v"))
+    ]
 
 
 def test_regex_alone_may_choose_any_layer(sd15):
@@ -114,7 +124,10 @@ def test_a_pattern_that_re_searches_for_ages_is_answered_at_once(sd15, field):
             choose_targets(sd15, config)
     else:
         assert choose_targets(sd15, config) == choose_targets(sd15, AdapterConfig(targets="linear"))
-    plain, repeated = (choose_targets(sd15, AdapterConfig(targets="linear", include=pattern)) for pattern in ("to_q$", r"(\w+\.?)+to_q$"))
+    plain, repeated = (
+        choose_targets(sd15, AdapterConfig(targets="linear", include=pattern))
+        for pattern in ("to_q$", r"(\w+\.?)+to_q$")
+    )
     assert plain == repeated
     assert time.process_time() - began < 20  # seconds
 
@@ -131,5 +144,8 @@ def test_text_encoders_and_rules_by_layer_take_such_patterns_too():
 
 
 def test_what_cannot_be_searched_in_bounded_time_is_refused_with_its_field():
-    with pytest.raises(LoomError, match="^adapter.include: .* is not a regular expression .look-around together with repeats that can take very long"):
+    with pytest.raises(
+        LoomError,
+        match="^adapter.include: .* is not a regular expression .look-around together with repeats that can take very long",
+    ):
         choose_targets({"a": nn.Linear(2, 2)}, AdapterConfig(targets="regex", include=ENDLESS + "(?=x)"))

@@ -5,7 +5,9 @@ from lora_loom.lora_core.adapters.tokens import Token, TokenSet, TokenTable, Tok
 from lora_loom.lora_core.config import EmbeddingConfig
 from lora_loom.lora_core.messages.errors import LoomError
 
-TABLE = TokenTable(8, 0.02, lambda words: torch.arange(8.0).repeat(len(words.split()), 1) + torch.arange(len(words.split()))[:, None])
+TABLE = TokenTable(
+    8, 0.02, lambda words: torch.arange(8.0).repeat(len(words.split()), 1) + torch.arange(len(words.split()))[:, None]
+)
 
 
 def token(word="TOK", vectors=2, init="", tables=None, seed=0):

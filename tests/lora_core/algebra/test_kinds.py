@@ -35,14 +35,19 @@ NORM_LAYERS = {
 LYCORIS = {
     "oft": (lambda layer: DiagOFTModule("x", layer, lora_dim=6), {}),
     "boft": (lambda layer: ButterflyOFTModule("x", layer, lora_dim=6), {}),
-    "glora": (lambda layer: GLoRAModule("x", layer, lora_dim=2, alpha=3.0), {p: f"{p}.weight" for p in ("a1", "a2", "b1", "b2")}),
+    "glora": (
+        lambda layer: GLoRAModule("x", layer, lora_dim=2, alpha=3.0),
+        {p: f"{p}.weight" for p in ("a1", "a2", "b1", "b2")},
+    ),
     "ia3": (lambda layer: IA3Module("x", layer), {}),
     "ia3 on inputs": (lambda layer: IA3Module("x", layer, train_on_input=True), {}),
     "full": (lambda layer: FullModule("x", layer), {"diff": "weight", "diff_b": "bias"}),
     "norm": (lambda layer: NormModule("x", layer), {"diff": "w_norm", "diff_b": "b_norm"}),
 }
 OPTIONS = {"ia3 on inputs": {"ia3_axis": "input"}}
-PLACES = [(kind, place) for kind in LYCORIS for place in (NORM_LAYERS if kind == "norm" else LAYERS) if place != "rms norm"]
+PLACES = [
+    (kind, place) for kind in LYCORIS for place in (NORM_LAYERS if kind == "norm" else LAYERS) if place != "rms norm"
+]
 
 
 def places(kind):
@@ -50,7 +55,9 @@ def places(kind):
 
 
 def build(kind, layer, given=None, **options):
-    shape = Shape(tuple(layer.weight.shape), 6 if "oft" in kind else 2, 3.0, options={**OPTIONS.get(kind, {}), **options})
+    shape = Shape(
+        tuple(layer.weight.shape), 6 if "oft" in kind else 2, 3.0, options={**OPTIONS.get(kind, {}), **options}
+    )
     return KindAdapter(KINDS[kind.split()[0]], "layer", layer, shape, 0, "cpu", given=given)
 
 
@@ -90,7 +97,9 @@ def test_output_and_gradients_are_those_of_lycoris(kind, place):
     elif isinstance(layer, nn.GroupNorm):
         expected = F.group_norm(x, 3, weight, bias)
     else:
-        expected = F.linear(x, weight, bias) if weight.ndim == 2 else F.conv2d(x, weight, bias, layer.stride, layer.padding)
+        expected = (
+            F.linear(x, weight, bias) if weight.ndim == 2 else F.conv2d(x, weight, bias, layer.stride, layer.padding)
+        )
     probe = torch.randn(expected.shape)  # a rotation keeps the sum of squares
     (expected * probe).sum().backward()
     with attached(layer, adapter):
@@ -103,13 +112,20 @@ def test_output_and_gradients_are_those_of_lycoris(kind, place):
         torch.testing.assert_close(p.grad, pairs[name].grad, rtol=1e-3, atol=1e-5 * p.grad.abs().max().item())
 
 
-EXACT = [(kind, place) for kind in (*NAMES, "ia3 on inputs") for place in places(kind) if not (kind == "bias" and place == "linear without bias")]
+EXACT = [
+    (kind, place)
+    for kind in (*NAMES, "ia3 on inputs")
+    for place in places(kind)
+    if not (kind == "bias" and place == "linear without bias")
+]
 
 
 @pytest.mark.parametrize(("kind", "place"), EXACT)
 def test_gradients_are_exact(kind, place):
     if kind == "dora":
-        pytest.skip("the length is a constant for the gradient, by the paper; compared with PEFT in adapters/test_kinds.py")
+        pytest.skip(
+            "the length is a constant for the gradient, by the paper; compared with PEFT in adapters/test_kinds.py"
+        )
     torch.manual_seed(1)
     make, size = places(kind)[place]
     layer = make().double().requires_grad_(False)
@@ -150,7 +166,9 @@ def test_the_branch_is_the_dense_change_and_at_the_start_there_is_none(kind, pla
 def test_the_rotations_are_orthogonal_and_the_identity_for_zeros():
     blocks = torch.randn(3, 5, 5, dtype=torch.float64)
     turns = rotations(blocks)
-    torch.testing.assert_close(turns @ turns.transpose(1, 2), torch.eye(5, dtype=torch.float64).expand(3, 5, 5), rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        turns @ turns.transpose(1, 2), torch.eye(5, dtype=torch.float64).expand(3, 5, 5), rtol=0, atol=1e-12
+    )
     assert torch.equal(rotations(torch.zeros(2, 4, 4)), torch.eye(4).expand(2, 4, 4))
 
 
@@ -161,7 +179,9 @@ def test_a_rotation_above_its_limit_is_brought_back_after_each_step(kind):
     assert skew_norm(before) > 0.12  # 0.01 for each of 12 outputs
     adapter.keep_bounds()
     torch.testing.assert_close(skew_norm(adapter.oft_blocks.detach()), torch.tensor(0.12))
-    torch.testing.assert_close(adapter.oft_blocks.detach() / before, torch.full_like(before, (adapter.oft_blocks / before).flatten()[1].item()))
+    torch.testing.assert_close(
+        adapter.oft_blocks.detach() / before, torch.full_like(before, (adapter.oft_blocks / before).flatten()[1].item())
+    )
     inside = adapter.oft_blocks.detach().clone()
     adapter.keep_bounds()
     torch.testing.assert_close(adapter.oft_blocks.detach(), inside, rtol=1e-6, atol=0)
@@ -179,12 +199,21 @@ def test_the_limit_in_a_file_is_meant_as_lycoris_trained_it(kind):
     assert KINDS[kind].alpha(parts, 1.0) == 0.0
     assert not torch.equal(parts["oft_blocks"], module.oft_blocks)
     expected = (module.get_merged_weight()[0] - layer.weight).detach()
-    torch.testing.assert_close(KINDS[kind].delta(parts, 1.0, base=layer.weight.detach()), expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        KINDS[kind].delta(parts, 1.0, base=layer.weight.detach()), expected, rtol=1e-4, atol=1e-6
+    )
 
 
 def test_boft_takes_the_smallest_block_where_none_is_small_enough_and_refuses_an_odd_number_of_outputs():
-    assert build("boft", nn.Linear(4, 144)).oft_blocks.shape == (4, 8, 18, 18)  # 144 = 8 * 18; blocks of at most 6 do not divide it by a power of two
-    with pytest.raises(LoomError, match="boft cannot be trained on layer layer: its outputs are an odd number; choose oft"):
+    assert build("boft", nn.Linear(4, 144)).oft_blocks.shape == (
+        4,
+        8,
+        18,
+        18,
+    )  # 144 = 8 * 18; blocks of at most 6 do not divide it by a power of two
+    with pytest.raises(
+        LoomError, match="boft cannot be trained on layer layer: its outputs are an odd number; choose oft"
+    ):
         build("boft", nn.Linear(4, 9))
 
 

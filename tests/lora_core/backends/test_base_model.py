@@ -31,17 +31,27 @@ def toy_with(tmp_path, pipeline, **unet):
 @pytest.mark.parametrize("pipeline", ["StableDiffusionInpaintPipeline", "StableDiffusionPipeline"])
 def test_a_unet_that_reads_a_mask_and_a_picture_is_refused_whatever_its_folder_calls_it(tmp_path, pipeline):
     folder = toy_with(tmp_path, pipeline, in_channels=17)  # the toy's latents have 8 channels
-    with pytest.raises(LoomError, match=f"^base: this is a model with 17 input channels and needs what belongs into them, {END}[.]$"):
+    with pytest.raises(
+        LoomError, match=f"^base: this is a model with 17 input channels and needs what belongs into them, {END}[.]$"
+    ):
         open_backend(str(folder), device="cpu")
 
 
 def test_a_unet_with_class_labels_is_refused(tmp_path):
-    folder = toy_with(tmp_path, "StableUnCLIPPipeline", class_embed_type="projection", projection_class_embeddings_input_dim=16)
-    with pytest.raises(LoomError, match="^base: this is a model with class labels .such as unCLIP. and needs an image embedding or a noise level"):
+    folder = toy_with(
+        tmp_path, "StableUnCLIPPipeline", class_embed_type="projection", projection_class_embeddings_input_dim=16
+    )
+    with pytest.raises(
+        LoomError,
+        match="^base: this is a model with class labels .such as unCLIP. and needs an image embedding or a noise level",
+    ):
         open_backend(str(folder), device="cpu")
 
 
-@pytest.mark.parametrize(("channels", "kind"), [(9, "an inpainting model"), (8, "an instruct-pix2pix model"), (7, "an upscaler"), (5, "a depth model")])
+@pytest.mark.parametrize(
+    ("channels", "kind"),
+    [(9, "an inpainting model"), (8, "an instruct-pix2pix model"), (7, "an upscaler"), (5, "a depth model")],
+)
 def test_the_published_kinds_of_unet_are_named(channels, kind):
     require_plain_network({"in_channels": 4}, 4)
     with pytest.raises(LoomError, match=f"^base: this is {kind} and needs .*{END}"):
@@ -59,28 +69,59 @@ def test_a_flux_transformer_that_reads_a_control_picture_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("first", "last", "shape", "kind"),
     [
-        ("model.diffusion_model.input_blocks.0.0.weight", "model.diffusion_model.out.2.weight", (32, 9, 3, 3), "an inpainting model"),
-        ("model.diffusion_model.input_blocks.0.0.weight", "model.diffusion_model.out.2.weight", (32, 8, 3, 3), "an instruct-pix2pix model"),
+        (
+            "model.diffusion_model.input_blocks.0.0.weight",
+            "model.diffusion_model.out.2.weight",
+            (32, 9, 3, 3),
+            "an inpainting model",
+        ),
+        (
+            "model.diffusion_model.input_blocks.0.0.weight",
+            "model.diffusion_model.out.2.weight",
+            (32, 8, 3, 3),
+            "an instruct-pix2pix model",
+        ),
         ("img_in.weight", "final_layer.linear.weight", (32, 384), "a fill .inpainting. model"),
-        ("model.diffusion_model.img_in.weight", "model.diffusion_model.final_layer.linear.weight", (32, 128), "a control model .such as Canny or Depth."),
+        (
+            "model.diffusion_model.img_in.weight",
+            "model.diffusion_model.final_layer.linear.weight",
+            (32, 128),
+            "a control model .such as Canny or Depth.",
+        ),
     ],
 )
-def test_a_single_file_is_told_by_its_first_and_last_layer_before_anything_else_is_asked_for(tmp_path, first, last, shape, kind):
+def test_a_single_file_is_told_by_its_first_and_last_layer_before_anything_else_is_asked_for(
+    tmp_path, first, last, shape, kind
+):
     written = 64 if len(shape) == 2 else 4
     save_file({first: torch.zeros(shape), last: torch.zeros(written, 32)}, tmp_path / "base.safetensors")
     with pytest.raises(LoomError, match=f"^base: this is {kind} and needs .*{END}"):
         open_backend(str(tmp_path / "base.safetensors"), device="cpu")
 
 
-@pytest.mark.parametrize(("first", "last", "channels"), [("input_blocks.0.0.weight", "out.2.weight", 4), ("img_in.weight", "final_layer.linear.weight", 64)])
+@pytest.mark.parametrize(
+    ("first", "last", "channels"),
+    [("input_blocks.0.0.weight", "out.2.weight", 4), ("img_in.weight", "final_layer.linear.weight", 64)],
+)
 def test_a_plain_single_file_is_not_refused(first, last, channels):
     require_plain_file({first, last}, lambda name: [channels, channels])
 
 
-@pytest.mark.parametrize("key", ["model.diffusion_model.a.scale_weight", "scaled_fp8", "double_blocks.0.img_mod.lin.weight_scale", "a.weight.absmax"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "model.diffusion_model.a.scale_weight",
+        "scaled_fp8",
+        "double_blocks.0.img_mod.lin.weight_scale",
+        "a.weight.absmax",
+    ],
+)
 def test_a_single_file_with_scales_beside_its_weights_is_refused(tmp_path, key):
     save_file({"model.diffusion_model.a.weight": torch.zeros(4, 4), key: torch.ones(1)}, tmp_path / "base.safetensors")
-    with pytest.raises(LoomError, match=f"^base: base.safetensors holds weights that are quantised with scales beside them .such as {key}., .* give the fp16"):
+    with pytest.raises(
+        LoomError,
+        match=f"^base: base.safetensors holds weights that are quantised with scales beside them .such as {key}., .* give the fp16",
+    ):
         open_backend(str(tmp_path / "base.safetensors"), device="cpu")
 
 
@@ -88,7 +129,10 @@ def test_a_folder_with_scales_is_refused_unless_its_config_says_how_it_is_quanti
     folder = shutil.copytree(MODEL, tmp_path / "base")
     file = folder / "unet" / "diffusion_pytorch_model.safetensors"
     save_file({**load_file(file), "conv_in.scale_weight": torch.ones(1)}, file)
-    with pytest.raises(LoomError, match="^base: base holds weights that are quantised with scales beside them .such as conv_in.scale_weight"):
+    with pytest.raises(
+        LoomError,
+        match="^base: base holds weights that are quantised with scales beside them .such as conv_in.scale_weight",
+    ):
         open_backend(str(folder), device="cpu")
     config = json.loads((folder / "unet" / "config.json").read_text())
     (folder / "unet" / "config.json").write_text(json.dumps({**config, "quantization_config": {}}))

@@ -19,14 +19,19 @@ def job(prompt="a red circle on a white ground", **settings):
 
 def test_a_folder_that_lacks_parts_is_refused_with_their_names(tmp_path):
     (tmp_path / "unet").mkdir()
-    with pytest.raises(LoomError, match="has no folder vae, text_encoder, tokenizer, scheduler; give a Stable Diffusion model in diffusers layout, or toy"):
+    with pytest.raises(
+        LoomError,
+        match="has no folder vae, text_encoder, tokenizer, scheduler; give a Stable Diffusion model in diffusers layout, or toy",
+    ):
         DiffusersBackend(tmp_path)
 
 
 def test_a_prediction_type_that_cannot_be_trained_is_refused_by_name(toy_backend, monkeypatch):
     config = type("Config", (), {"prediction_type": "sample"})()
     monkeypatch.setattr(type(toy_backend.scheduler), "config", config)
-    with pytest.raises(LoomError, match="prediction type 'sample' cannot be trained; allowed are epsilon, v_prediction"):
+    with pytest.raises(
+        LoomError, match="prediction type 'sample' cannot be trained; allowed are epsilon, v_prediction"
+    ):
         toy_backend.objective(ObjectiveConfig())
 
 
@@ -48,11 +53,19 @@ def test_layers_are_every_linear_and_convolution_under_its_kohya_name(toy_backen
 
 def test_the_network_sees_the_timestep_and_scale_that_diffusers_would_give_it(toy_backend):
     rng = torch.Generator().manual_seed(0)
-    x0, noise, timesteps = torch.randn(3, 8, 8, 8, generator=rng), torch.randn(3, 8, 8, 8, generator=rng), torch.tensor([3, 400, 999])
+    x0, noise, timesteps = (
+        torch.randn(3, 8, 8, 8, generator=rng),
+        torch.randn(3, 8, 8, 8, generator=rng),
+        torch.tensor([3, 400, 999]),
+    )
     objective = toy_backend.objective(ObjectiveConfig())
     sigma = objective.levels.sigmas[timesteps]
     captions = ["a red circle on a white ground", "", "a blue cross on a black ground"]
-    ids = toy_backend.text.encoders["clip_l"].tokenizer(captions, padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
+    ids = (
+        toy_backend.text.encoders["clip_l"]
+        .tokenizer(captions, padding="max_length", max_length=77, truncation=True, return_tensors="pt")
+        .input_ids
+    )
     with torch.no_grad():
         text = toy_backend.text.encoders["clip_l"].model(ids).last_hidden_state
         expected = toy_backend.unet(toy_backend.scheduler.add_noise(x0, noise, timesteps), timesteps, text).sample
@@ -79,20 +92,31 @@ def test_a_picture_comes_back_from_the_latents_it_was_encoded_to(toy_backend):
         latent = toy_backend.encode_picture(pixels)
         assert latent.shape == (1, 8, 8, 8)
         with torch.no_grad():
-            back = toy_backend.vae.decode(latent / toy_backend.vae.config.scaling_factor).sample.permute(0, 2, 3, 1) / 2 + 0.5
-        assert (back - pixels).abs().mean() < 0.03  # a learned autoencoder: 3 % of the range on average, measured well below
+            back = (
+                toy_backend.vae.decode(latent / toy_backend.vae.config.scaling_factor).sample.permute(0, 2, 3, 1) / 2
+                + 0.5
+            )
+        assert (
+            back - pixels
+        ).abs().mean() < 0.03  # a learned autoencoder: 3 % of the range on average, measured well below
 
 
 def test_latents_have_about_unit_variance(toy_backend):
     from lora_loom.lora_core.toy import shapes as world
 
-    pixels = [torch.tensor(list(world.draw(s).tobytes())).view(1, 64, 64, 3).float() / 255 for s in world.all_scenes()[::5]]
+    pixels = [
+        torch.tensor(list(world.draw(s).tobytes())).view(1, 64, 64, 3).float() / 255 for s in world.all_scenes()[::5]
+    ]
     deviation = torch.cat([toy_backend.encode_picture(p) for p in pixels]).std().item()
-    assert deviation == pytest.approx(1.0, abs=0.25)  # the scaling factor was measured on other pictures of the same world
+    assert deviation == pytest.approx(
+        1.0, abs=0.25
+    )  # the scaling factor was measured on other pictures of the same world
 
 
 def test_a_sample_follows_from_its_seed_and_prompt(toy_backend):
-    first, again, seed, prompt = (toy_backend.sample(j)[0].tobytes() for j in (job(), job(), job(seed=4), job("a blue cross on a black ground")))
+    first, again, seed, prompt = (
+        toy_backend.sample(j)[0].tobytes() for j in (job(), job(), job(seed=4), job("a blue cross on a black ground"))
+    )
     assert first == again
     assert first != seed
     assert first != prompt

@@ -49,10 +49,20 @@ def test_the_network_is_asked_what_the_pipeline_asks(backend, monkeypatch):
     """The velocity of the pipeline's second step, from its latents and its noise level alone."""
     pipe, seen = backend.pipe, []
     take = pipe.scheduler.step
-    monkeypatch.setattr(pipe.scheduler, "step", lambda out, t, x, **how: seen.append((out, t, x)) or take(out, t, x, **how))
+    monkeypatch.setattr(
+        pipe.scheduler, "step", lambda out, t, x, **how: seen.append((out, t, x)) or take(out, t, x, **how)
+    )
     guided = {"guidance_scale": 1.0} if backend.family != "qwen-image" else {"true_cfg_scale": 1.0}
     plain = {"guidance_scale": 0.0} if backend.family == "z-image" else guided
-    pipe(TEXTS[0], height=32, width=64, num_inference_steps=2, generator=torch.Generator().manual_seed(0), output_type="latent", **plain)
+    pipe(
+        TEXTS[0],
+        height=32,
+        width=64,
+        num_inference_steps=2,
+        generator=torch.Generator().manual_seed(0),
+        output_type="latent",
+        **plain,
+    )
     out, t, x = seen[1]
     if x.ndim == 3:
         out, x = (pixels(v, 16, 32) for v in (out, x))
@@ -60,17 +70,23 @@ def test_the_network_is_asked_what_the_pipeline_asks(backend, monkeypatch):
         out, x = out.unsqueeze(2), x.unsqueeze(2)
     got = backend.predict(x, t.view(1) / 1000, batch_of(x, TEXTS[:1]))
     assert got.dtype == torch.float32
-    torch.testing.assert_close(got, out.float(), rtol=0, atol=2e-6 * float(out.abs().max()))  # the same arithmetic but for the timestep's way
+    torch.testing.assert_close(
+        got, out.float(), rtol=0, atol=2e-6 * float(out.abs().max())
+    )  # the same arithmetic but for the timestep's way
 
 
 @pytest.mark.parametrize("backend", FAMILIES, indirect=True)
 def test_each_sample_of_a_batch_is_what_it_is_alone(backend):
-    latents = torch.randn(2, *backend.encode_picture(torch.rand(1, 32, 64, 3)).shape[1:], generator=torch.Generator().manual_seed(3))
+    latents = torch.randn(
+        2, *backend.encode_picture(torch.rand(1, 32, 64, 3)).shape[1:], generator=torch.Generator().manual_seed(3)
+    )
     sigma = torch.tensor([0.3, 0.8])
     both = backend.predict(latents, sigma, batch_of(latents, TEXTS))
     for i in range(2):
         one = backend.predict(latents[i : i + 1], sigma[i : i + 1], batch_of(latents[i : i + 1], TEXTS[i : i + 1]))
-        torch.testing.assert_close(both[i : i + 1], one, rtol=0, atol=1e-5)  # longer texts are filled up under the mask: other summation
+        torch.testing.assert_close(
+            both[i : i + 1], one, rtol=0, atol=1e-5
+        )  # longer texts are filled up under the mask: other summation
 
 
 @pytest.mark.parametrize("backend", FAMILIES, indirect=True)
@@ -78,10 +94,14 @@ def test_latents_go_back_through_the_pipelines_own_decoder(backend, monkeypatch)
     """What the pipeline hands to the VAE at the end, for latents that are ours, is what the VAE gave us."""
     raw = backend._encoded(torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(1))).mean
     mine, handed = backend._latents(raw), []
-    monkeypatch.setattr(backend.vae, "decode", lambda z, **_: handed.append(z) or (torch.zeros(1, 3, *[1] * (z.ndim - 4), 64, 64),))
+    monkeypatch.setattr(
+        backend.vae, "decode", lambda z, **_: handed.append(z) or (torch.zeros(1, 3, *[1] * (z.ndim - 4), 64, 64),)
+    )
     take = backend._drawing.scheduler.step
     given = patches(mine.squeeze(2) if mine.ndim == 5 else mine) if backend.family in ("flux1", "qwen-image") else mine
-    monkeypatch.setattr(backend._drawing.scheduler, "step", lambda out, t, x, **how: (take(out, t, x, **how), (given,))[1])
+    monkeypatch.setattr(
+        backend._drawing.scheduler, "step", lambda out, t, x, **how: (take(out, t, x, **how), (given,))[1]
+    )
     backend.sample(SampleJob("x", 64, 64, SampleConfig(steps=1, cfg=1.0)))
     torch.testing.assert_close(handed[0], raw, rtol=1e-5, atol=1e-6)
     mean, spread = backend.encode_spread(torch.rand(1, 32, 32, 3))
@@ -107,7 +127,11 @@ def test_a_lora_is_trained_and_read_by_the_pipeline(family, folders, pictures, t
         "adapter": {"rank": 4}, "optimizer": {"lr": 0.02}, "samples": {"every": 0}, "save": {"every": 100},
     })  # fmt: skip
     before = {name: p.clone() for name, p in backend.network.named_parameters()}
-    result = train(Job(config, backend, scan(config.data), tmp_path), tmp_path / "fl", lambda s, f: products(s, "fl", backend.family, f))
+    result = train(
+        Job(config, backend, scan(config.data), tmp_path),
+        tmp_path / "fl",
+        lambda s, f: products(s, "fl", backend.family, f),
+    )
     assert all(torch.equal(before[name], p) for name, p in backend.network.named_parameters())
     assert not any("forward" in vars(m) for m in backend.network.modules())
     assert not backend.network.training
@@ -124,7 +148,9 @@ def test_a_lora_is_trained_and_read_by_the_pipeline(family, folders, pictures, t
     backend.pipe.load_lora_weights(str(result.file))
     theirs = backend.predict(x, sigma, batch_of(x, TEXTS[:1]))
     assert float((ours - plain).abs().max()) > 0.01 * float(plain.abs().max())
-    torch.testing.assert_close(theirs, ours, rtol=0, atol=2e-6 * float(plain.abs().max()) + 1e-6)  # peft sums the branch in another order
+    torch.testing.assert_close(
+        theirs, ours, rtol=0, atol=2e-6 * float(plain.abs().max()) + 1e-6
+    )  # peft sums the branch in another order
 
 
 @pytest.mark.parametrize("precision", ["auto", "bf16"])
@@ -145,7 +171,10 @@ def test_what_cannot_be_opened_is_said(tmp_path, folders):
     with pytest.raises(LoomError, match="base: there is no folder or file"):
         open_backend(str(tmp_path / "nothing"))
     (tmp_path / "model_index.json").write_text('{"_class_name": "PixArtAlphaPipeline"}')
-    with pytest.raises(LoomError, match="is a PixArtAlphaPipeline, which cannot be trained without ComfyUI; allowed are StableDiffusionPipeline"):
+    with pytest.raises(
+        LoomError,
+        match="is a PixArtAlphaPipeline, which cannot be trained without ComfyUI; allowed are StableDiffusionPipeline",
+    ):
         open_backend(str(tmp_path))
     broken = tmp_path / "broken"
     shutil.copytree(folders["z-image"], broken)
@@ -164,18 +193,26 @@ def test_a_single_file_needs_a_folder_for_its_configs(folders, tmp_path):
     weights = next((folder / "transformer").glob("*.safetensors"))
     save_file(load_file(weights), file)
     weights.unlink()
-    backend, whole = open_backend(str(file), base_config=str(folder), device="cpu"), open_backend(str(folders["flux1"]), device="cpu")
+    backend, whole = (
+        open_backend(str(file), base_config=str(folder), device="cpu"),
+        open_backend(str(folders["flux1"]), device="cpu"),
+    )
     x = torch.randn(1, 4, 16, 16)
     ours, theirs = (b.predict(x, torch.tensor([0.5]), batch_of(x, TEXTS[:1])) for b in (backend, whole))
     assert torch.equal(ours, theirs)
-    with pytest.raises(LoomError, match=r"base_config: flux.safetensors holds no configs and tokenizers, and nothing is downloaded.*`hf download"):
+    with pytest.raises(
+        LoomError,
+        match=r"base_config: flux.safetensors holds no configs and tokenizers, and nothing is downloaded.*`hf download",
+    ):
         open_backend(str(file))
     asked = []
     with pytest.raises(LoomError, match="base_config: .* describes no pipeline"):
         open_backend(str(file), cached=lambda repo: asked.append(repo) or str(tmp_path))
     assert len(asked) == 1
     assert "/" in asked[0]
-    (folder / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "UNet2DConditionModel"]}')
+    (folder / "model_index.json").write_text(
+        '{"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "UNet2DConditionModel"]}'
+    )
     with pytest.raises(LoomError, match="flux.safetensors cannot be read as the StableDiffusionPipeline"):
         open_backend(str(file), base_config=str(folder))
 
@@ -186,6 +223,8 @@ def test_weights_under_a_variants_name_are_found(family, folders, tmp_path):
     shutil.copytree(MODEL if family == "toy" else folders[family], folder)
     for file in folder.glob("*/*.safetensors"):
         file.rename(file.with_name(f"{file.stem}.fp16.safetensors"))
-    backend, plain = (open_backend(str(place), device="cpu") for place in (folder, MODEL if family == "toy" else folders[family]))
+    backend, plain = (
+        open_backend(str(place), device="cpu") for place in (folder, MODEL if family == "toy" else folders[family])
+    )
     assert all(torch.equal(a, b) for a, b in zip(backend.network.parameters(), plain.network.parameters(), strict=True))
     assert torch.equal(backend.encode(["zog"]).hidden, plain.encode(["zog"]).hidden)

@@ -31,7 +31,9 @@ def test_a_long_caption_loses_no_token(toy_backend):
     tokenizer = tokenizer_of(toy_backend)
     rows = _windows(tokenizer, LONG, TokenSet())
     assert [len(row) for row in rows] == [LENGTH] * 3
-    assert [token for row in rows for token in inner(row, tokenizer)] == tokenizer(LONG, add_special_tokens=False).input_ids
+    assert [token for row in rows for token in inner(row, tokenizer)] == tokenizer(
+        LONG, add_special_tokens=False
+    ).input_ids
     assert [len(inner(row, tokenizer)) for row in rows] == [75, 75, 50]
 
 
@@ -52,15 +54,23 @@ def test_parentheses_written_for_other_programs_are_parentheses(toy_backend):
 
 def test_short_and_long_captions_in_one_batch_give_what_each_gives_alone(toy_backend):
     torch.manual_seed(0)
-    x, sigma, how = torch.randn(2, toy_backend.unet.config.in_channels, 8, 8), torch.tensor([1.0, 2.0], dtype=torch.float64), fit(64, 64, 64, 8)
+    x, sigma, how = (
+        torch.randn(2, toy_backend.unet.config.in_channels, 8, 8),
+        torch.tensor([1.0, 2.0], dtype=torch.float64),
+        fit(64, 64, 64, 8),
+    )
     captions = ["a red circle", LONG]
     with torch.no_grad():
         both = toy_backend.predict(x, sigma, Batch(x, captions, [how] * 2, ["a", "b"], torch.ones(2)))
         for n in range(2):
-            alone = toy_backend.predict(x[n : n + 1], sigma[n : n + 1], Batch(x[n : n + 1], captions[n : n + 1], [how], ["a"], torch.ones(1)))
+            alone = toy_backend.predict(
+                x[n : n + 1], sigma[n : n + 1], Batch(x[n : n + 1], captions[n : n + 1], [how], ["a"], torch.ones(1))
+            )
             assert (both[n] - alone[0]).abs().max() < 1e-5  # fp32 sums over three times as many, equal, keys
     assert toy_backend.encode([LONG]).hidden.shape[1] == 3 * LENGTH
-    assert (toy_backend.encode([LONG]).hidden[0, :LENGTH] - toy_backend.encode([" ".join(LONG.split()[:75])]).hidden[0]).abs().max() < 1e-5
+    assert (
+        toy_backend.encode([LONG]).hidden[0, :LENGTH] - toy_backend.encode([" ".join(LONG.split()[:75])]).hidden[0]
+    ).abs().max() < 1e-5
 
 
 def test_texts_of_other_lengths_are_joined_by_repeating():
@@ -72,7 +82,9 @@ def test_texts_of_other_lengths_are_joined_by_repeating():
 
 def test_long_captions_are_named_before_the_first_step(toy_backend, toy_config, run_toy, pictures, tmp_path):
     (sentence,) = long_captions([LONG, "a red circle", "red " * 80], toy_backend)
-    assert str(sentence).startswith("2 captions have more than 75 tokens and are read in pieces, the longest 200 tokens in 3: 'red orange")
+    assert str(sentence).startswith(
+        "2 captions have more than 75 tokens and are read in pieces, the longest 200 tokens in 3: 'red orange"
+    )
     from lora_loom.lora_core.events import Listener
 
     class Heard(Listener):

@@ -20,7 +20,9 @@ def gradients(backend, config, how):
     with backend.training(layers, adapters, how):
         adapters.prepare()
         adapters.begin_pass(0, 0, 0)
-        out = backend.predict(x, torch.tensor([0.5, 2.0]), Batch(x, ["a red circle", ""], [how_wide] * 2, ["a", "b"], torch.ones(2)))
+        out = backend.predict(
+            x, torch.tensor([0.5, 2.0]), Batch(x, ["a red circle", ""], [how_wide] * 2, ["a", "b"], torch.ones(2))
+        )
         out.square().mean().backward()
     return [p.grad for p in adapters.parameters()]
 
@@ -34,10 +36,14 @@ def test_gradients_are_the_same(how, algorithm, toy_backend, toy_config):
 
 
 def test_cheap_keeps_products_and_makes_the_rest_again():
-    block = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.LayerNorm(64), torch.nn.GELU(), torch.nn.Linear(64, 64))
+    block = torch.nn.Sequential(
+        torch.nn.Linear(64, 64), torch.nn.LayerNorm(64), torch.nn.GELU(), torch.nn.Linear(64, 64)
+    )
     runs = {Recompute.CHEAP: [], Recompute.ALL: []}
     for how, calls in runs.items():
-        hooks = [m.register_forward_hook(lambda m, args, out, calls=calls: calls.append(type(m).__name__)) for m in block]
+        hooks = [
+            m.register_forward_hook(lambda m, args, out, calls=calls: calls.append(type(m).__name__)) for m in block
+        ]
         products = []
         with _Products(products):
             recomputed(block, how, torch.randn(8, 64, requires_grad=True)).sum().backward()
@@ -50,10 +56,14 @@ def test_cheap_keeps_products_and_makes_the_rest_again():
 
 def test_small_inputs_of_large_blocks_are_not_worth_it():
     """SD1.5 at 512 px: what runs at 8 x 8 is kept, what runs at 64 x 64 is not; a transformer block of Flux.1 never is, at 256 px neither."""
-    conv = lambda channels: torch.nn.Sequential(*(torch.nn.Conv2d(channels, channels, 3, device="meta") for _ in range(2)))  # noqa: E731
+    conv = lambda channels: torch.nn.Sequential(
+        *(torch.nn.Conv2d(channels, channels, 3, device="meta") for _ in range(2))
+    )  # noqa: E731
     assert worthwhile(conv(320), torch.empty(1, 320, 64, 64, device="meta"))
     assert not worthwhile(conv(1280), torch.empty(1, 1280, 8, 8, device="meta"))
-    assert worthwhile(torch.nn.Linear(3072, 340_000_000 // 3072, device="meta"), torch.empty(1, 768, 3072, device="meta"))
+    assert worthwhile(
+        torch.nn.Linear(3072, 340_000_000 // 3072, device="meta"), torch.empty(1, 768, 3072, device="meta")
+    )
 
 
 class _Products(torch.utils._python_dispatch.TorchDispatchMode):

@@ -29,9 +29,9 @@ def folder(tmp_path_factory):
     text = {"vocab_size": 619, "num_hidden_layers": 3, "num_attention_heads": 4, "max_position_embeddings": 77, "bos_token_id": 617, "eos_token_id": 618,
             "pad_token_id": 618}  # fmt: skip
     CLIPTextModel(CLIPTextConfig(hidden_size=32, intermediate_size=64, **text)).save_pretrained(place / "text_encoder")
-    CLIPTextModelWithProjection(CLIPTextConfig(hidden_size=48, intermediate_size=64, projection_dim=40, hidden_act="gelu", **text)).save_pretrained(
-        place / "text_encoder_2"
-    )
+    CLIPTextModelWithProjection(
+        CLIPTextConfig(hidden_size=48, intermediate_size=64, projection_dim=40, hidden_act="gelu", **text)
+    ).save_pretrained(place / "text_encoder_2")
     UNet2DConditionModel(
         sample_size=8, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(32, 64), down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), attention_head_dim=(2, 4), use_linear_projection=True, addition_embed_type="text_time",
@@ -39,7 +39,9 @@ def folder(tmp_path_factory):
     ).save_pretrained(place / "unet")  # fmt: skip
     AutoencoderKL(block_out_channels=(32, 32), down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=4,
                   scaling_factor=0.13).save_pretrained(place / "vae")  # fmt: skip
-    EulerDiscreteScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012).save_pretrained(place / "scheduler")
+    EulerDiscreteScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012).save_pretrained(
+        place / "scheduler"
+    )
     for name in ("tokenizer", "tokenizer_2"):
         shutil.copytree(MODEL / "tokenizer", place / name)
     return place
@@ -56,14 +58,18 @@ def pipe(backend):
 
     one, two = backend.text.encoders.values()
     scheduler = EulerDiscreteScheduler.from_config(backend.scheduler.config)
-    return StableDiffusionXLPipeline(backend.vae, one.model, two.model, one.tokenizer, two.tokenizer, backend.unet, scheduler)
+    return StableDiffusionXLPipeline(
+        backend.vae, one.model, two.model, one.tokenizer, two.tokenizer, backend.unet, scheduler
+    )
 
 
 def test_text_is_encoded_as_the_pipeline_does(backend, pipe):
     ours = backend.text.encode(TEXTS, TokenSet())
     for n, text in enumerate(TEXTS):
         hidden, _, pooled, _ = pipe.encode_prompt(text, device="cpu", do_classifier_free_guidance=False)
-        torch.testing.assert_close(ours.hidden[n : n + 1], hidden, rtol=0, atol=1e-5)  # a batch of three against one: float32 rounding
+        torch.testing.assert_close(
+            ours.hidden[n : n + 1], hidden, rtol=0, atol=1e-5
+        )  # a batch of three against one: float32 rounding
         torch.testing.assert_close(ours.pooled[n : n + 1], pooled, rtol=0, atol=1e-5)
 
 
@@ -76,9 +82,13 @@ def test_the_network_gets_the_sizes_of_each_picture(backend, pipe):
         ours = backend.predict(x0, sigma, batch)
         for n in range(2):
             hidden, _, pooled, _ = pipe.encode_prompt(TEXTS[n], device="cpu", do_classifier_free_guidance=False)
-            ids = pipe._get_add_time_ids(fits[n].original[::-1], fits[n].crop[::-1], fits[n].bucket[::-1], torch.float32, 40)
+            ids = pipe._get_add_time_ids(
+                fits[n].original[::-1], fits[n].crop[::-1], fits[n].bucket[::-1], torch.float32, 40
+            )
             scaled = x0[n : n + 1] / (1 + sigma[n] ** 2).sqrt().float()
-            expected = pipe.unet(scaled, torch.tensor([[20, 700][n]]), hidden, added_cond_kwargs={"text_embeds": pooled, "time_ids": ids}).sample
+            expected = pipe.unet(
+                scaled, torch.tensor([[20, 700][n]]), hidden, added_cond_kwargs={"text_embeds": pooled, "time_ids": ids}
+            ).sample
             torch.testing.assert_close(ours[n : n + 1], expected, rtol=0, atol=2e-5)
 
 
@@ -93,7 +103,10 @@ def test_tokens_encode_as_words_added_to_the_tokenizers_and_have_their_gradients
     import copy
 
     names = {"clip_l": 32, "clip_g": 48}
-    members = [TokenVectors(Token("TOK", 2), backend.token_tables(), 0, "cpu"), TokenVectors(Token("OTHER", 1), backend.token_tables(), 0, "cpu")]
+    members = [
+        TokenVectors(Token("TOK", 2), backend.token_tables(), 0, "cpu"),
+        TokenVectors(Token("OTHER", 1), backend.token_tables(), 0, "cpu"),
+    ]
     tokens, text = TokenSet(members), "a TOK on OTHER"
     ours = backend.text.encode([text], tokens)
     (ours.hidden.square().sum() + ours.pooled.square().sum()).backward()
@@ -132,8 +145,12 @@ def test_adapters_on_the_text_encoders_have_the_gradients_of_peft(backend):
     from lora_loom.lora_core.algebra.kinds import KINDS
     from peft import LoraConfig, get_peft_model
 
-    layers = {backend.file_name(p): m for p, m in backend.text_layers().items() if p.endswith(("q_proj", "v_proj", "fc1"))}
-    members = {n: KindAdapter(KINDS["lora"], n, m, Shape(tuple(m.weight.shape), 4, 8.0), 0, "cpu") for n, m in layers.items()}
+    layers = {
+        backend.file_name(p): m for p, m in backend.text_layers().items() if p.endswith(("q_proj", "v_proj", "fc1"))
+    }
+    members = {
+        n: KindAdapter(KINDS["lora"], n, m, Shape(tuple(m.weight.shape), 4, 8.0), 0, "cpu") for n, m in layers.items()
+    }
     for n, a in members.items():
         with torch.no_grad():
             a.lora_up.copy_(torch.randn(a.lora_up.shape, generator=torch.Generator().manual_seed(len(n))) * 0.1)
@@ -142,7 +159,9 @@ def test_adapters_on_the_text_encoders_have_the_gradients_of_peft(backend):
     (out.hidden.square().sum() + out.pooled.square().sum()).backward()
     hidden, pooled, theirs = [], None, {}
     for name, encoder in backend.text.encoders.items():
-        model = get_peft_model(copy.deepcopy(encoder.model), LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj", "fc1"]))
+        model = get_peft_model(
+            copy.deepcopy(encoder.model), LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj", "fc1"])
+        )
         for path, module in model.base_model.model.named_modules():
             if hasattr(module, "lora_A"):
                 own = members[backend.file_name(f"{name}.{path}")]
@@ -150,7 +169,9 @@ def test_adapters_on_the_text_encoders_have_the_gradients_of_peft(backend):
                     module.lora_A["default"].weight.copy_(own.lora_down)
                     module.lora_B["default"].weight.copy_(own.lora_up)
                 theirs[backend.file_name(f"{name}.{path}")] = module
-        rows = encoder.tokenizer(TEXTS, padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
+        rows = encoder.tokenizer(
+            TEXTS, padding="max_length", max_length=77, truncation=True, return_tensors="pt"
+        ).input_ids
         result = model(rows, output_hidden_states=True)
         hidden.append(result.hidden_states[-2])
         pooled = result.text_embeds if name == "clip_g" else pooled
@@ -158,14 +179,24 @@ def test_adapters_on_the_text_encoders_have_the_gradients_of_peft(backend):
     (torch.cat(hidden, -1).square().sum() + pooled.square().sum()).backward()
     assert theirs.keys() == members.keys()
     for name, module in theirs.items():
-        for mine, other in ((members[name].lora_down, module.lora_A["default"].weight), (members[name].lora_up, module.lora_B["default"].weight)):
+        for mine, other in (
+            (members[name].lora_down, module.lora_A["default"].weight),
+            (members[name].lora_up, module.lora_B["default"].weight),
+        ):
             if other.grad is None or not other.grad.any():  # the last layer of the first encoder is not read by SDXL
                 assert mine.grad is None or not mine.grad.any()
                 continue
             torch.testing.assert_close(mine.grad, other.grad, rtol=1e-4, atol=1e-5 * other.grad.abs().max().item())
 
 
-@pytest.mark.parametrize("changes", [{"text_encoder": {"train": True}}, {"method": "pivotal", "embedding": {"tokens": "zog*2"}}, {"method": "embedding"}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"text_encoder": {"train": True}},
+        {"method": "pivotal", "embedding": {"tokens": "zog*2"}},
+        {"method": "embedding"},
+    ],
+)
 def test_sdxl_trains_headless_and_its_files_have_both_encoders(changes, backend, toy_config, pictures, tmp_path):
     from lora_loom.lora_core.data.folder import scan
     from lora_loom.lora_core.training.job import Job

@@ -42,7 +42,9 @@ def gradients(backend, recompute, channels):
         torch.nn.init.normal_(p, std=0.05, generator=torch.Generator().manual_seed(p.numel()))
     x, how = torch.randn(2, channels, 16, 16, generator=torch.Generator().manual_seed(1)), fit(64, 64, 64, 8)
     with backend.training(layers, adapters, recompute):
-        out = backend.predict(x, torch.tensor([0.3, 0.8]), Batch(x, ["a red circle", "two"], [how] * 2, ["a", "b"], torch.ones(2)))
+        out = backend.predict(
+            x, torch.tensor([0.3, 0.8]), Batch(x, ["a red circle", "two"], [how] * 2, ["a", "b"], torch.ones(2))
+        )
         out.square().mean().backward()
     return [out.detach(), *(p.grad for p in adapters.parameters())]
 
@@ -61,13 +63,21 @@ def plain_gradients(folder, rounded, channels):
 @pytest.mark.parametrize("recompute", list(Recompute))
 @pytest.mark.parametrize(("family", "channels"), [("toy", 8), ("flux1", 4)])
 @pytest.mark.parametrize(("storage", "offload"), [("fp8", 0.0), ("auto", 1.0), ("auto", 0.5), ("fp8", 0.6)])
-def test_gradients_are_those_of_plain_layers_with_the_same_numbers(storage, offload, family, channels, recompute, folders):
+def test_gradients_are_those_of_plain_layers_with_the_same_numbers(
+    storage, offload, family, channels, recompute, folders
+):
     stored = opened(folders[family], storage=storage, offload=offload)
     if recompute and recompute not in stored.recomputes:
         assert (recompute, bool(offload)) == ("cheap", True)
         return
-    for ours, theirs in zip(gradients(stored, recompute, channels), plain_gradients(folders[family], storage == "fp8", channels), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6 * float(theirs.abs().max()))  # one product for two, in another order
+    for ours, theirs in zip(
+        gradients(stored, recompute, channels),
+        plain_gradients(folders[family], storage == "fp8", channels),
+        strict=True,
+    ):
+        torch.testing.assert_close(
+            ours, theirs, rtol=0, atol=1e-6 * float(theirs.abs().max())
+        )  # one product for two, in another order
 
 
 def test_fp8_halves_the_memory_of_bf16_and_rounds_to_three_bits(folders):
@@ -86,7 +96,9 @@ def test_a_model_stored_in_fp8_stays_in_fp8(single, folders, tmp_path, pictures)
     folder = tmp_path / "narrow"
     shutil.copytree(folders["flux1"], folder)
     file = next((folder / "transformer").glob("*.safetensors"))
-    save_file({k: v.to(FP8) if v.ndim == 2 else v.bfloat16() for k, v in load_file(file).items()}, file, {"format": "pt"})
+    save_file(
+        {k: v.to(FP8) if v.ndim == 2 else v.bfloat16() for k, v in load_file(file).items()}, file, {"format": "pt"}
+    )
     if single:
         file = file.rename(tmp_path / "narrow.safetensors")
     backend = opened(file, base_config=str(folder)) if single else opened(folder)
@@ -105,8 +117,15 @@ def trained(backend, pictures, tmp_path):
         "samples": {"every": 0},
     })  # fmt: skip
     before = {name: copy.deepcopy(p.data) for name, p in backend.network.named_parameters()}
-    result = train(Job(config, backend, scan(config.data), tmp_path), tmp_path / "st", lambda s, f: products(s, "st", backend.family, f))
-    assert all(torch.equal(before[n].view(torch.uint8), p.data.view(torch.uint8)) for n, p in backend.network.named_parameters())
+    result = train(
+        Job(config, backend, scan(config.data), tmp_path),
+        tmp_path / "st",
+        lambda s, f: products(s, "st", backend.family, f),
+    )
+    assert all(
+        torch.equal(before[n].view(torch.uint8), p.data.view(torch.uint8))
+        for n, p in backend.network.named_parameters()
+    )
     return any(float(v.abs().max()) > 0 for k, v in result.tensors.items() if "lora_B" in k or "lora_up" in k)
 
 
@@ -116,9 +135,13 @@ def test_layers_of_bitsandbytes_are_trained_as_they_are(kind, folders, tmp_path,
     bnb = pytest.importorskip("bitsandbytes")
     backend = open_backend(str(folders["flux1"]), device="cpu")
     for block in blocks(backend.network):
-        for name, layer in [(n, m) for n, m in block.named_modules() if type(m) is torch.nn.Linear and m.in_features % 32 == 0]:
+        for name, layer in [
+            (n, m) for n, m in block.named_modules() if type(m) is torch.nn.Linear and m.in_features % 32 == 0
+        ]:
             if kind == "nf4":
-                packed = bnb.nn.Linear4bit(layer.in_features, layer.out_features, quant_type="nf4", compute_dtype=torch.float32)
+                packed = bnb.nn.Linear4bit(
+                    layer.in_features, layer.out_features, quant_type="nf4", compute_dtype=torch.float32
+                )
             else:
                 packed = bnb.nn.Linear8bitLt(layer.in_features, layer.out_features, has_fp16_weights=False)
             packed.load_state_dict(layer.state_dict())
@@ -134,7 +157,9 @@ def test_layers_of_bitsandbytes_are_trained_as_they_are(kind, folders, tmp_path,
 @pytest.mark.parametrize("listed", [[0, 1, 2, 3, 4], [3, 0, 4, 1, 2]], ids=["as they run", "in another order"])
 def test_two_blocks_at_most_are_on_the_device_and_the_next_one_is_on_its_way(listed):
     torch.manual_seed(0)
-    network = torch.nn.Sequential(*(torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.GELU(), torch.nn.Linear(8, 8)) for _ in range(5)))
+    network = torch.nn.Sequential(
+        *(torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.GELU(), torch.nn.Linear(8, 8)) for _ in range(5))
+    )
     plain = copy.deepcopy(network)
     streamed, seen, order = Streamed([network[n] for n in listed], torch.device("cpu")), [], []
     arrive, copied = streamed._arrive, streamed._copied
@@ -145,7 +170,23 @@ def test_two_blocks_at_most_are_on_the_device_and_the_next_one_is_on_its_way(lis
         out = network(x)
         (ours,) = torch.autograd.grad(out.square().sum(), x)
     assert max(seen) == 2
-    assert order == [0, 1, 2, 3, 4, 2, 1, 0, 1, 2, 3, 4, 2, 1, 0]  # the last two stay for the way back; none is copied in vain
+    assert order == [
+        0,
+        1,
+        2,
+        3,
+        4,
+        2,
+        1,
+        0,
+        1,
+        2,
+        3,
+        4,
+        2,
+        1,
+        0,
+    ]  # the last two stay for the way back; none is copied in vain
     (theirs,) = torch.autograd.grad(plain(x).square().sum(), x)
     assert torch.equal(out, plain(x))
     assert torch.equal(ours, theirs)
@@ -170,5 +211,7 @@ def test_compiled_blocks_compute_the_same(folders, recompute, storage):
     fused = gradients(backend, recompute, 4)
     assert all(block._compiled_call_impl is None for block in blocks(backend.network))
     for ours, theirs in zip(fused, plain, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=3e-5 * float(theirs.abs().max()))  # fused kernels sum in another order
+        torch.testing.assert_close(
+            ours, theirs, rtol=0, atol=3e-5 * float(theirs.abs().max())
+        )  # fused kernels sum in another order
     assert len(torch._dynamo.utils.counters["graph_break"]) == 0

@@ -40,20 +40,42 @@ def index(folder, name):
 @pytest.fixture(scope="module")
 def kandinsky(tmp_path_factory):
     from diffusers import DDPMScheduler, PriorTransformer, UnCLIPScheduler, UNet2DConditionModel, VQModel
-    from transformers import CLIPImageProcessor, CLIPTextConfig, CLIPTextModelWithProjection, CLIPVisionConfig, CLIPVisionModelWithProjection
+    from transformers import (
+        CLIPImageProcessor,
+        CLIPTextConfig,
+        CLIPTextModelWithProjection,
+        CLIPVisionConfig,
+        CLIPVisionModelWithProjection,
+    )
 
     torch.manual_seed(0)
     prior, decoder = (tmp_path_factory.mktemp(n) for n in ("prior", "decoder"))
-    network = PriorTransformer(num_attention_heads=2, attention_head_dim=16, num_layers=2, embedding_dim=32, num_embeddings=77)
+    network = PriorTransformer(
+        num_attention_heads=2, attention_head_dim=16, num_layers=2, embedding_dim=32, num_embeddings=77
+    )
     network.clip_mean.data.fill_(0.1)
     network.clip_std.data.fill_(0.8)
     network.save_pretrained(prior / "prior")
-    CLIPTextModelWithProjection(CLIPTextConfig(hidden_size=32, intermediate_size=64, projection_dim=32, **CLIP)).save_pretrained(prior / "text_encoder")
+    CLIPTextModelWithProjection(
+        CLIPTextConfig(hidden_size=32, intermediate_size=64, projection_dim=32, **CLIP)
+    ).save_pretrained(prior / "text_encoder")
     CLIPVisionModelWithProjection(
-        CLIPVisionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8, projection_dim=32)
+        CLIPVisionConfig(
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            image_size=32,
+            patch_size=8,
+            projection_dim=32,
+        )
     ).save_pretrained(prior / "image_encoder")
-    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(prior / "image_processor")
-    UnCLIPScheduler(prediction_type="sample", clip_sample=True, clip_sample_range=5.0).save_pretrained(prior / "scheduler")
+    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(
+        prior / "image_processor"
+    )
+    UnCLIPScheduler(prediction_type="sample", clip_sample=True, clip_sample_range=5.0).save_pretrained(
+        prior / "scheduler"
+    )
     shutil.copytree(MODEL / "tokenizer", prior / "tokenizer")
     UNet2DConditionModel(
         in_channels=4, out_channels=8, addition_embed_type="image", down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
@@ -65,7 +87,9 @@ def kandinsky(tmp_path_factory):
         block_out_channels=(32, 64), down_block_types=("DownEncoderBlock2D", "AttnDownEncoderBlock2D"), norm_num_groups=8, norm_type="spatial",
         up_block_types=("AttnUpDecoderBlock2D", "UpDecoderBlock2D"), num_vq_embeddings=12, vq_embed_dim=4, latent_channels=4,
     ).save_pretrained(decoder / "movq")  # fmt: skip
-    DDPMScheduler(beta_schedule="linear", beta_start=0.00085, beta_end=0.012, variance_type="learned_range").save_pretrained(decoder / "scheduler")
+    DDPMScheduler(
+        beta_schedule="linear", beta_start=0.00085, beta_end=0.012, variance_type="learned_range"
+    ).save_pretrained(decoder / "scheduler")
     return index(prior, "KandinskyV22PriorPipeline"), index(decoder, "KandinskyV22Pipeline")
 
 
@@ -92,11 +116,21 @@ def wuerstchen(tmp_path_factory):
     prior, decoder = (tmp_path_factory.mktemp(n) for n in ("prior", "decoder"))
     Network(c_in=16, c=32, c_cond=32, c_r=16, depth=2, nhead=2).save_pretrained(prior / "prior")
     WuerstchenDiffNeXt(
-        c_cond=32, c_hidden=[32, 32], nhead=[-1, 2], blocks=[1, 1], level_config=["CT", "CTA"], inject_effnet=[False, True], clip_embd=32
+        c_cond=32,
+        c_hidden=[32, 32],
+        nhead=[-1, 2],
+        blocks=[1, 1],
+        level_config=["CT", "CTA"],
+        inject_effnet=[False, True],
+        clip_embd=32,
     ).save_pretrained(decoder / "decoder")
-    PaellaVQModel(levels=2, bottleneck_blocks=1, embed_dim=16, latent_channels=4, num_vq_embeddings=12).save_pretrained(decoder / "vqgan")
+    PaellaVQModel(levels=2, bottleneck_blocks=1, embed_dim=16, latent_channels=4, num_vq_embeddings=12).save_pretrained(
+        decoder / "vqgan"
+    )
     for place in (prior, decoder):
-        CLIPTextModel(CLIPTextConfig(hidden_size=32, intermediate_size=64, **CLIP)).save_pretrained(place / "text_encoder")
+        CLIPTextModel(CLIPTextConfig(hidden_size=32, intermediate_size=64, **CLIP)).save_pretrained(
+            place / "text_encoder"
+        )
         DDPMWuerstchenScheduler().save_pretrained(place / "scheduler")
         shutil.copytree(MODEL / "tokenizer", place / "tokenizer")
     return index(prior, "WuerstchenPriorPipeline"), index(decoder, "WuerstchenDecoderPipeline")
@@ -116,7 +150,12 @@ def backends(kandinsky, wuerstchen, monkeypatch):
     return make
 
 
-KINDS = {"kandinsky prior": KandinskyPrior, "kandinsky decoder": KandinskyDecoder, "wuerstchen prior": WuerstchenPrior, "wuerstchen decoder": WuerstchenDecoder}
+KINDS = {
+    "kandinsky prior": KandinskyPrior,
+    "kandinsky decoder": KandinskyDecoder,
+    "wuerstchen prior": WuerstchenPrior,
+    "wuerstchen decoder": WuerstchenDecoder,
+}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -136,7 +175,9 @@ def pixels(seed=0):
 
 def batch_for(backend):
     latents = torch.cat([backend.encode_picture(pixels(n)) for n in range(2)])
-    beside = torch.cat([backend.encode_beside(pixels(n)) for n in range(2)]) if isinstance(backend, EncodesBeside) else None
+    beside = (
+        torch.cat([backend.encode_beside(pixels(n)) for n in range(2)]) if isinstance(backend, EncodesBeside) else None
+    )
     return Batch(latents, TEXTS, [fit(64, 64, 64, 32)] * 2, ["a", "b"], torch.ones(2), None, beside)
 
 
@@ -157,9 +198,13 @@ class Asked:
 
 def asked(backend, batch, sigma, noise):
     calls = []
-    hook = backend.network.register_forward_hook(lambda _, given, named, answer: calls.append((given, named, answer)), with_kwargs=True)
+    hook = backend.network.register_forward_hook(
+        lambda _, given, named, answer: calls.append((given, named, answer)), with_kwargs=True
+    )
     try:
-        prediction = backend.predict(backend.objective(ObjectiveConfig()).corrupt(batch.latents, noise, sigma), sigma, batch)
+        prediction = backend.predict(
+            backend.objective(ObjectiveConfig()).corrupt(batch.latents, noise, sigma), sigma, batch
+        )
     finally:
         hook.remove()
     assert len(calls) == 1
@@ -171,7 +216,10 @@ def test_the_kandinsky_prior_is_asked_as_in_diffusers_script(backends):
     backend = backends("kandinsky prior")
     batch, objective = batch_for(backend), backend.objective(ObjectiveConfig())
     timesteps = torch.tensor([17, 800])
-    sigma, noise = objective.levels.sigmas[timesteps], torch.randn(2, 32, 1, 1, generator=torch.Generator().manual_seed(2))
+    sigma, noise = (
+        objective.levels.sigmas[timesteps],
+        torch.randn(2, 32, 1, 1, generator=torch.Generator().manual_seed(2)),
+    )
     call = asked(backend, batch, sigma, noise)
 
     parts = backend.parts
@@ -185,9 +233,13 @@ def test_the_kandinsky_prior_is_asked_as_in_diffusers_script(backends):
     torch.testing.assert_close(call.given[0], noisy, **ROUNDING)
     torch.testing.assert_close(call.given[1].float(), timesteps.float(), **ROUNDING)
     assert torch.equal(call.named.pop("attention_mask"), tokens.attention_mask.bool())
-    torch.testing.assert_close(call.named, {"proj_embedding": text.text_embeds, "encoder_hidden_states": text.last_hidden_state}, **ROUNDING)
+    torch.testing.assert_close(
+        call.named, {"proj_embedding": text.text_embeds, "encoder_hidden_states": text.last_hidden_state}, **ROUNDING
+    )
     assert torch.equal(call.prediction.flatten(1), call.answer.predicted_image_embedding)
-    assert torch.equal(objective.target(batch.latents, noise, sigma), batch.latents)  # the clean embedding is what it should answer
+    assert torch.equal(
+        objective.target(batch.latents, noise, sigma), batch.latents
+    )  # the clean embedding is what it should answer
 
 
 @torch.no_grad()
@@ -195,7 +247,10 @@ def test_the_kandinsky_decoder_is_asked_as_in_diffusers_script(backends):
     backend = backends("kandinsky decoder")
     batch, objective = batch_for(backend), backend.objective(ObjectiveConfig())
     timesteps = torch.tensor([17, 800])
-    sigma, noise = objective.levels.sigmas[timesteps], torch.randn(batch.latents.shape, generator=torch.Generator().manual_seed(2))
+    sigma, noise = (
+        objective.levels.sigmas[timesteps],
+        torch.randn(batch.latents.shape, generator=torch.Generator().manual_seed(2)),
+    )
     call = asked(backend, batch, sigma, noise)
     torch.testing.assert_close(call.given[0], backend.scheduler.add_noise(batch.latents, noise, timesteps), **ROUNDING)
     torch.testing.assert_close(call.given[1].float(), timesteps.float(), **ROUNDING)
@@ -214,7 +269,9 @@ def test_wuerstchen_is_asked_as_in_diffusers_script(stage, backends):
     time = torch.tensor([0.1, 0.7])
     sigma, noise = objective.levels(time), torch.randn(batch.latents.shape, generator=torch.Generator().manual_seed(2))
     call = asked(backend, batch, sigma, noise)
-    tokens = backend.parts["tokenizer"](TEXTS, padding="max_length", max_length=77, truncation=True, return_tensors="pt")
+    tokens = backend.parts["tokenizer"](
+        TEXTS, padding="max_length", max_length=77, truncation=True, return_tensors="pt"
+    )
     text = backend.parts["text_encoder"](tokens.input_ids, attention_mask=tokens.attention_mask).last_hidden_state
     noisy = backend.parts["scheduler"].add_noise(batch.latents, noise, time)
     given = [*call.given, call.named["clip"]] if stage == "decoder" else call.given
@@ -249,7 +306,11 @@ def test_each_stage_trains_draws_and_its_lora_acts_in_diffusers_module(kind, bac
         (pictures / f"{n}.txt").write_text("a red circle")
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, folder=str(pictures)))
     before = {k: v.clone() for k, v in backend.network.state_dict().items()}
-    result = train(Job(config, backend, scan(config.data), tmp_path), tmp_path / "run", lambda s, f: products(s, "run", backend.family, f))
+    result = train(
+        Job(config, backend, scan(config.data), tmp_path),
+        tmp_path / "run",
+        lambda s, f: products(s, "run", backend.family, f),
+    )
     assert all(torch.equal(before[k], v) for k, v in backend.network.state_dict().items())
     assert (tmp_path / "run" / "before-after.png").is_file()
     modules = read(result.tensors, family=UNKNOWN).modules
@@ -269,12 +330,18 @@ def test_each_stage_trains_draws_and_its_lora_acts_in_diffusers_module(kind, bac
         backend.network.load_state_dict(before)
         backend.network.load_lora_adapter(result.tensors, prefix=backend.prefix)
         for name, module in modules.items():
-            change = backend.network.get_submodule(name.removeprefix(f"{backend.prefix}.")).get_delta_weight("default_0")
-            torch.testing.assert_close(change, delta(module), rtol=1e-4, atol=1e-4 * delta(module).abs().max().item(), msg=name)  # one float32 product
+            change = backend.network.get_submodule(name.removeprefix(f"{backend.prefix}.")).get_delta_weight(
+                "default_0"
+            )
+            torch.testing.assert_close(
+                change, delta(module), rtol=1e-4, atol=1e-4 * delta(module).abs().max().item(), msg=name
+            )  # one float32 product
         theirs = backend.predict(batch.latents, sigma, batch)
         backend.network.unload_lora()
     assert (ours - plain).abs().max() > 1e-4
-    assert (theirs - ours).norm() < 0.01 * (ours - plain).norm()  # and they are all in use; their own roundings come out of Würstchen much enlarged
+    assert (theirs - ours).norm() < 0.01 * (
+        ours - plain
+    ).norm()  # and they are all in use; their own roundings come out of Würstchen much enlarged
 
 
 def test_what_is_missing_is_named(kandinsky, wuerstchen, tmp_path):

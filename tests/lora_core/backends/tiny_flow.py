@@ -20,10 +20,16 @@ def _byte_tokenizer(length: int):
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    vocabulary = {"<pad>": 0, "</s>": 1, **{c: n + 2 for n, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}}
+    vocabulary = {
+        "<pad>": 0,
+        "</s>": 1,
+        **{c: n + 2 for n, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))},
+    }
     tokenizer = Tokenizer(models.BPE(vocabulary, []))
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", model_max_length=length)
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", model_max_length=length
+    )
     made.chat_template = CHAT
     return made
 
@@ -39,7 +45,9 @@ def _clip(folder: Path, part: str):
 def _t5():
     from transformers import T5Config, T5EncoderModel
 
-    return T5EncoderModel(T5Config(vocab_size=300, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, feed_forward_proj="gated-gelu"))
+    return T5EncoderModel(
+        T5Config(vocab_size=300, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, feed_forward_proj="gated-gelu")
+    )
 
 
 def _vae(**settings):
@@ -63,9 +71,21 @@ def sd3(folder: Path):
     words = CLIPTokenizer.from_pretrained(folder / "made_tokenizer")
     t5 = _t5()
     t5.config.d_model = 32
-    wide = type(t5)(type(t5.config)(vocab_size=300, d_model=64, d_kv=8, d_ff=64, num_layers=2, num_heads=4, feed_forward_proj="gated-gelu"))
+    wide = type(t5)(
+        type(t5.config)(
+            vocab_size=300, d_model=64, d_kv=8, d_ff=64, num_layers=2, num_heads=4, feed_forward_proj="gated-gelu"
+        )
+    )
     return StableDiffusion3Pipeline(
-        transformer, FlowMatchEulerDiscreteScheduler(shift=3.0), _vae(), first, words, second, words, wide, _byte_tokenizer(256)
+        transformer,
+        FlowMatchEulerDiscreteScheduler(shift=3.0),
+        _vae(),
+        first,
+        words,
+        second,
+        words,
+        wide,
+        _byte_tokenizer(256),
     )
 
 
@@ -79,7 +99,15 @@ def flux(folder: Path, guided: bool = True):
     )  # fmt: skip
     scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15)
     clip = _clip(folder, "")
-    return FluxPipeline(scheduler, _vae(), clip, CLIPTokenizer.from_pretrained(folder / "made_tokenizer"), _t5(), _byte_tokenizer(512), transformer)
+    return FluxPipeline(
+        scheduler,
+        _vae(),
+        clip,
+        CLIPTokenizer.from_pretrained(folder / "made_tokenizer"),
+        _t5(),
+        _byte_tokenizer(512),
+        transformer,
+    )
 
 
 def z_image(folder: Path):
@@ -87,16 +115,35 @@ def z_image(folder: Path):
     from transformers import Qwen3Config, Qwen3Model
 
     transformer = ZImageTransformer2DModel(
-        in_channels=4, dim=32, n_layers=2, n_refiner_layers=1, n_heads=2, n_kv_heads=2, cap_feat_dim=32, axes_dims=[4, 6, 6], axes_lens=[1024, 64, 64]
+        in_channels=4,
+        dim=32,
+        n_layers=2,
+        n_refiner_layers=1,
+        n_heads=2,
+        n_kv_heads=2,
+        cap_feat_dim=32,
+        axes_dims=[4, 6, 6],
+        axes_lens=[1024, 64, 64],
     )
     with torch.no_grad():
         for p in (transformer.x_pad_token, transformer.cap_pad_token):
             p.normal_(std=0.02)
-    return ZImagePipeline(FlowMatchEulerDiscreteScheduler(shift=3.0), _vae(), Qwen3Model(Qwen3Config(**QWEN)), _byte_tokenizer(512), transformer)
+    return ZImagePipeline(
+        FlowMatchEulerDiscreteScheduler(shift=3.0),
+        _vae(),
+        Qwen3Model(Qwen3Config(**QWEN)),
+        _byte_tokenizer(512),
+        transformer,
+    )
 
 
 def qwen_image(folder: Path):
-    from diffusers import AutoencoderKLQwenImage, FlowMatchEulerDiscreteScheduler, QwenImagePipeline, QwenImageTransformer2DModel
+    from diffusers import (
+        AutoencoderKLQwenImage,
+        FlowMatchEulerDiscreteScheduler,
+        QwenImagePipeline,
+        QwenImageTransformer2DModel,
+    )
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
     transformer = QwenImageTransformer2DModel(
@@ -106,11 +153,23 @@ def qwen_image(folder: Path):
     vae = AutoencoderKLQwenImage(base_dim=16, z_dim=4, dim_mult=[1, 2], num_res_blocks=1, temperal_downsample=[False], latents_mean=[0.1, -0.2, 0.3, 0.0],
                                  latents_std=[1.1, 0.9, 1.3, 2.0])  # fmt: skip
     settings = Qwen2_5_VLConfig(
-        text_config={**{k: v for k, v in QWEN.items() if k != "head_dim"}, "rope_scaling": {"type": "mrope", "mrope_section": [1, 1, 2]}},
-        vision_config={"depth": 1, "hidden_size": 16, "num_heads": 2, "intermediate_size": 16, "out_hidden_size": 32, "fullatt_block_indexes": [0]},
+        text_config={
+            **{k: v for k, v in QWEN.items() if k != "head_dim"},
+            "rope_scaling": {"type": "mrope", "mrope_section": [1, 1, 2]},
+        },
+        vision_config={
+            "depth": 1,
+            "hidden_size": 16,
+            "num_heads": 2,
+            "intermediate_size": 16,
+            "out_hidden_size": 32,
+            "fullatt_block_indexes": [0],
+        },
     )
     scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, base_shift=0.5, max_shift=0.9)
-    return QwenImagePipeline(scheduler, vae, Qwen2_5_VLForConditionalGeneration(settings), _byte_tokenizer(1100), transformer)
+    return QwenImagePipeline(
+        scheduler, vae, Qwen2_5_VLForConditionalGeneration(settings), _byte_tokenizer(1100), transformer
+    )
 
 
 MAKERS = {"sd3": sd3, "flux1": flux, "z-image": z_image, "qwen-image": qwen_image}

@@ -106,7 +106,9 @@ def model():
 
 def adapters_of(model):
     layers = {name: m for name, m in model.named_modules() if isinstance(m, Linear)}
-    members = {n: LoraAdapter(n, m, Shape(tuple(m.weight.shape), 2, 4.0), 0, torch.device("cpu")) for n, m in layers.items()}
+    members = {
+        n: LoraAdapter(n, m, Shape(tuple(m.weight.shape), 2, 4.0), 0, torch.device("cpu")) for n, m in layers.items()
+    }
     adapters = AdapterSet(members)
     for name, adapter in adapters:
         with torch.no_grad():
@@ -142,7 +144,9 @@ def exact_gradients(model, adapters):
 
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointed"])
-def test_gradients_are_those_of_plain_autograd_though_weights_are_fetched_and_blocks_write_in_place(model, checkpointing):
+def test_gradients_are_those_of_plain_autograd_though_weights_are_fetched_and_blocks_write_in_place(
+    model, checkpointing
+):
     layers, adapters = adapters_of(model)
     borrowing = Borrowing(model, layers, adapters, Host(), Measures(checkpointing=checkpointing))
     borrowing.inject()
@@ -164,7 +168,11 @@ def test_without_guards_autograd_refuses_a_block_that_writes_in_place(model):
 
 def state_of(model):
     """Every object and every attribute of every module."""
-    tables = [(name, key, id(value)) for name, m in model.named_modules() for key, value in {**m._parameters, **m._buffers}.items()]
+    tables = [
+        (name, key, id(value))
+        for name, m in model.named_modules()
+        for key, value in {**m._parameters, **m._buffers}.items()
+    ]
     return tables, {name: sorted(m.__dict__) for name, m in model.named_modules()}
 
 
@@ -250,7 +258,9 @@ class Wrong:
 
 
 @pytest.mark.parametrize(("factor", "tolerable"), [(1.0, True), (1.05, False), (float("nan"), False)])
-def test_the_comparison_with_the_slow_way_tells_a_wrong_gradient_and_where_it_is_largest(model, monkeypatch, factor, tolerable):
+def test_the_comparison_with_the_slow_way_tells_a_wrong_gradient_and_where_it_is_largest(
+    model, monkeypatch, factor, tolerable
+):
     """A model whose weights lie ready, so the slow way needs no frozen layers."""
     layers, adapters = adapters_of(model)
     borrowing = Borrowing(model, layers, adapters, Host(), ALL)

@@ -52,7 +52,9 @@ def test_a_batch_never_mixes_buckets_and_always_has_the_asked_size(tree, batch_s
 def test_an_epoch_shows_every_picture_as_often_as_its_repeats_say(tree):
     batches = make(tree, batch_size=1)
     for epoch in range(3):
-        shown = collections.Counter(batches.at(epoch * batches.per_epoch + k, 0).names[0] for k in range(batches.per_epoch))
+        shown = collections.Counter(
+            batches.at(epoch * batches.per_epoch + k, 0).names[0] for k in range(batches.per_epoch)
+        )
         assert shown == {p.name: p.repeats for p in batches.pictures}
     assert batches.per_epoch == 6 * 1 + 5 * 3
 
@@ -62,7 +64,9 @@ def test_filling_up_the_last_batch_of_a_bucket_never_costs_a_picture_its_turn(tr
     batches = make(tree, batch_size=batch_size)
     shown = collections.Counter(name for k in range(batches.per_epoch) for name in batches.at(k, 0).names)
     assert all(shown[p.name] >= p.repeats for p in batches.pictures)
-    assert sum(shown.values()) - sum(p.repeats for p in batches.pictures) < 3 * batch_size  # three buckets, each filled up once
+    assert (
+        sum(shown.values()) - sum(p.repeats for p in batches.pictures) < 3 * batch_size
+    )  # three buckets, each filled up once
 
 
 def test_a_batch_is_a_pure_function_of_seed_step_and_pass(tree):

@@ -58,7 +58,14 @@ def test_at_most_one_step_of_each_side_is_lost_for_ordinary_shapes():
 
 
 @pytest.mark.parametrize(
-    ("size", "bucket"), [((512, 512), (512, 512)), ((1024, 1024), (512, 512)), ((300, 300), (256, 256)), ((1024, 512), (704, 320)), ((512, 1024), (320, 704))]
+    ("size", "bucket"),
+    [
+        ((512, 512), (512, 512)),
+        ((1024, 1024), (512, 512)),
+        ((300, 300), (256, 256)),
+        ((1024, 512), (704, 320)),
+        ((512, 1024), (320, 704)),
+    ],
 )
 def test_known_sizes_at_512_in_steps_of_64(size, bucket):
     assert buckets.fit(*size, 512, 64).bucket == bucket

@@ -29,7 +29,19 @@ def test_bytes_that_are_no_utf_8_are_windows_1252(tmp_path):
     assert read_caption(tmp_path / "x.txt") == "a café – “zog”"
 
 
-@pytest.mark.parametrize("content", [b"", b"\n \t\r\n", b"\xef\xbb\xbf", b"\xff\xfe", b"\xff\xfea", b"\x81\x8d\xff", bytes(range(256)), b"\xff\xfe\x00\xd8"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\n \t\r\n",
+        b"\xef\xbb\xbf",
+        b"\xff\xfe",
+        b"\xff\xfea",
+        b"\x81\x8d\xff",
+        bytes(range(256)),
+        b"\xff\xfe\x00\xd8",
+    ],
+)
 def test_no_bytes_whatsoever_make_reading_fail(content, tmp_path):
     (tmp_path / "x.txt").write_bytes(content)
     caption = read_caption(tmp_path / "x.txt")
@@ -73,7 +85,14 @@ def test_a_caption_without_options_is_left_as_it_is():
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"shuffle_tags": True}, {"keep_tokens": 0, "caption_dropout": 0.5}, {"caption_dropout": 1.0}, {"tag_dropout": 0.5}, {"wildcards": True}],
+    [
+        {},
+        {"shuffle_tags": True},
+        {"keep_tokens": 0, "caption_dropout": 0.5},
+        {"caption_dropout": 1.0},
+        {"tag_dropout": 0.5},
+        {"wildcards": True},
+    ],
     ids=str,
 )
 def test_options_do_not_shift_the_randomness_of_what_comes_after(options):
@@ -92,7 +111,10 @@ def test_one_of_several_captions_is_drawn_as_often_as_its_weight_says():
 
 def test_lines_are_one_caption_or_alternatives_with_weights():
     assert captions_in("a dog,\n sitting", "joined") == (Caption("a dog, sitting"),)
-    assert captions_in("a dog\n\n0.5:: a brown dog \n", "alternatives") == (Caption("a dog"), Caption("a brown dog", 0.5))
+    assert captions_in("a dog\n\n0.5:: a brown dog \n", "alternatives") == (
+        Caption("a dog"),
+        Caption("a brown dog", 0.5),
+    )
     assert captions_in("\n \n", "alternatives") == ()
 
 
@@ -108,12 +130,21 @@ def test_tag_dropout_spares_the_kept_ones_and_takes_the_asked_share_of_the_rest(
     rng = random.Random(0)
     left = [varied("zog, a, b, c, d", rng, tag_dropout=0.25).split(", ") for _ in range(4000)]
     assert all(tags[0] == "zog" for tags in left)
-    assert sum(len(tags) - 1 for tags in left) / 16_000 == pytest.approx(0.75, abs=0.017)  # five deviations of 16000 coin flips
+    assert sum(len(tags) - 1 for tags in left) / 16_000 == pytest.approx(
+        0.75, abs=0.017
+    )  # five deviations of 16000 coin flips
     assert all(tags == [t for t in ["zog", "a", "b", "c", "d"] if t in tags] for tags in left)  # in their order
 
 
 def test_the_edits_of_a_set_come_in_their_order():
-    edit = editor(DataConfig(replace="dog => cat\n/(\\d+)girls?/ => \\1 girls\n(x) => y", prefix="photo of ", suffix=", best", trigger="zog"))
+    edit = editor(
+        DataConfig(
+            replace="dog => cat\n/(\\d+)girls?/ => \\1 girls\n(x) => y",
+            prefix="photo of ",
+            suffix=", best",
+            trigger="zog",
+        )
+    )
     assert edit(Caption("a dog, 2girls (x)", 0.5)) == Caption("zog, photo of a cat, 2 girls y, best", 0.5)
     assert edit(Caption("")) == Caption("zog")
 

@@ -30,16 +30,26 @@ def state(folder):
 
 def test_what_is_shown_is_what_the_files_say(folder):
     items = {item.name: item for item in listed(folder, CONFIG)}
-    assert {name: item.caption for name, item in items.items()} == {"0.png": "zog, Café", "1.png": "line one\nline two", "2.png": ""}
+    assert {name: item.caption for name, item in items.items()} == {
+        "0.png": "zog, Café",
+        "1.png": "line one\nline two",
+        "2.png": "",
+    }
     assert not any(item.excluded for item in items.values())
 
 
 def test_an_edit_writes_the_caption_files_and_nothing_else(folder):
     before = state(folder)
-    assert apply_edits(folder, CONFIG, {key(folder, 0): ("zog, Café", "zog, tea"), key(folder, 2): ("", "new")}, {}) == 2
+    assert (
+        apply_edits(folder, CONFIG, {key(folder, 0): ("zog, Café", "zog, tea"), key(folder, 2): ("", "new")}, {}) == 2
+    )
     after = state(folder)
     assert after == {**before, "0.txt": b"zog, tea", "2.txt": b"new"}
-    assert [p.caption for p in scan(DataConfig(folder=str(folder), resolution=32, bucket_step_px=8)).pictures] == ["zog, tea", "line one line two", "new"]
+    assert [p.caption for p in scan(DataConfig(folder=str(folder), resolution=32, bucket_step_px=8)).pictures] == [
+        "zog, tea",
+        "line one line two",
+        "new",
+    ]
 
 
 def test_undo_gives_back_the_very_bytes_edit_by_edit(folder):
@@ -103,7 +113,10 @@ def test_a_caption_from_a_table_is_edited_into_a_file_of_its_own(folder):
     assert scan(DataConfig(folder=str(folder), resolution=32, bucket_step_px=8)).pictures[2].caption == "edited"
 
 
-@pytest.mark.parametrize("content", [b"", b"not json", b"[]", b'{"excluded": 3}', b'{"excluded": [1], "history": [{"captions": 1}]}', b"[" * 100_000])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"not json", b"[]", b'{"excluded": 3}', b'{"excluded": [1], "history": [{"captions": 1}]}', b"[" * 100_000],
+)
 def test_a_list_somebody_broke_stops_nothing(content, folder):
     (folder / OWN_LIST).write_bytes(content)
     assert len(listed(folder, CONFIG)) == 3

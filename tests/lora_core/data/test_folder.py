@@ -34,7 +34,11 @@ def test_pictures_and_their_captions_are_found_in_sorted_order_with_their_sizes(
     put(tmp_path, "a.jpg", "first")
     put(tmp_path, "sub/c.webp", "third")
     found = scanned(tmp_path).pictures
-    assert [(p.name, p.caption, p.repeats) for p in found] == [("a.jpg", "first", 1), ("b.png", "second", 1), ("sub/c.webp", "third", 1)]
+    assert [(p.name, p.caption, p.repeats) for p in found] == [
+        ("a.jpg", "first", 1),
+        ("b.png", "second", 1),
+        ("sub/c.webp", "third", 1),
+    ]
     assert (found[1].width_px, found[1].height_px) == (96, 64)
     assert [p.name for p in scanned(tmp_path, recursive=False).pictures] == ["a.jpg", "b.png"]
 
@@ -62,7 +66,9 @@ def test_zero_repeats_are_skipped_with_the_reason_and_a_date_is_no_number_of_rep
     put(tmp_path, "c.png", "c")
     data = scanned(tmp_path)
     assert [(p.name, p.repeats) for p in data.pictures] == [("20250101_trip/b.png", 1), ("c.png", 1)]
-    assert {name: str(reason) for name, reason in data.skipped} == {"0_off/a.png": "its folder asks for 0 repeats; 1 to 1000 are allowed"}
+    assert {name: str(reason) for name, reason in data.skipped} == {
+        "0_off/a.png": "its folder asks for 0 repeats; 1 to 1000 are allowed"
+    }
 
 
 @pytest.mark.parametrize("missing", ["", "nowhere"])
@@ -74,7 +80,9 @@ def test_a_missing_folder_is_one_sentence(missing, tmp_path):
 
 def test_an_empty_folder_is_one_sentence_that_lists_the_types(tmp_path):
     (tmp_path / "notes.txt").write_text("x")
-    with pytest.raises(LoomError, match=rf"data\.folder: '{tmp_path.name}' holds no usable picture; put in pictures of type .*jpg.*png"):
+    with pytest.raises(
+        LoomError, match=rf"data\.folder: '{tmp_path.name}' holds no usable picture; put in pictures of type .*jpg.*png"
+    ):
         scanned(tmp_path)
 
 
@@ -119,7 +127,9 @@ def test_pictures_without_caption_are_named_and_take_the_trigger(tmp_path):
     put(tmp_path, "c.png", "red")
     bare, triggered = scanned(tmp_path), scanned(tmp_path, trigger="zog")
     assert [p.caption for p in bare.pictures] == ["", "", "red"]
-    assert [*map(str, bare.warnings)] == ["2 without caption, e.g. a.png, b.png: trained with an empty caption (set a trigger word to give them one)"]
+    assert [*map(str, bare.warnings)] == [
+        "2 without caption, e.g. a.png, b.png: trained with an empty caption (set a trigger word to give them one)"
+    ]
     assert [p.caption for p in triggered.pictures] == ["zog", "zog", "zog, red"]
     assert [*map(str, triggered.warnings)] == [
         "2 without caption, e.g. a.png, b.png: trained with the trigger 'zog'",
@@ -130,8 +140,17 @@ def test_pictures_without_caption_are_named_and_take_the_trigger(tmp_path):
 def test_the_caption_source_decides_which_file_is_read(tmp_path):
     put(tmp_path, "Red_dog-12.png", "from txt")
     (tmp_path / "Red_dog-12.caption").write_text("from caption")
-    sources = {source: scanned(tmp_path, captions=source).pictures[0].caption for source in ("auto", ".txt", ".caption", "file name", "none")}
-    assert sources == {"auto": "from txt", ".txt": "from txt", ".caption": "from caption", "file name": "Red dog", "none": ""}
+    sources = {
+        source: scanned(tmp_path, captions=source).pictures[0].caption
+        for source in ("auto", ".txt", ".caption", "file name", "none")
+    }
+    assert sources == {
+        "auto": "from txt",
+        ".txt": "from txt",
+        ".caption": "from caption",
+        "file name": "Red dog",
+        "none": "",
+    }
 
 
 def test_an_empty_txt_falls_back_to_the_caption_file(tmp_path):
@@ -227,12 +246,14 @@ print(*(f"{name}: {why}" for name, why in found.skipped), sep="\\n")
     (root / "a.mask.png").symlink_to(secret / "s.png")
     os.mkfifo(root / "pipe.png")
     (root / "loop").symlink_to(root)
-    run = subprocess.run([sys.executable, "-c", code, str(root)], capture_output=True, text=True, timeout=60, check=True)
+    run = subprocess.run(
+        [sys.executable, "-c", code, str(root)], capture_output=True, text=True, timeout=60, check=True
+    )
     lines = run.stdout.splitlines()
     assert lines[0] == "1 []"
-    assert set(lines[1:]) == {f"{name}: is a link that leads out of the folder" for name in ("a.mask.png", "a.txt", "linked.png", "out")} | {
-        "pipe.png: is no regular file"
-    }
+    assert set(lines[1:]) == {
+        f"{name}: is a link that leads out of the folder" for name in ("a.mask.png", "a.txt", "linked.png", "out")
+    } | {"pipe.png: is no regular file"}
 
 
 def test_a_scan_opens_each_file_once_and_its_work_grows_with_the_number_of_pictures(tmp_path, counted):
@@ -248,7 +269,9 @@ def test_a_scan_opens_each_file_once_and_its_work_grows_with_the_number_of_pictu
                 (folder / f"{n:05}.txt").write_text(f"caption {n}")
         found, opened, work[count] = counted(lambda place=folder: scanned(place))
         assert len(found.pictures) == count
-        assert {name: times for name, times in opened.items() if name.endswith((".png", ".txt"))} == dict.fromkeys(os.listdir(folder), 1)
+        assert {name: times for name, times in opened.items() if name.endswith((".png", ".txt"))} == dict.fromkeys(
+            os.listdir(folder), 1
+        )
     assert work[400] < 2.1 * work[200]
 
 
@@ -269,7 +292,9 @@ for step in range(40):
 """
     names = ["a.png", "B.png", "ä.png", "z.png", "Ä2.png", "ı.png", "猫.png", "10.png", "9.png"]
     logs = []
-    for n, (order, environment) in enumerate([(names, {"LC_ALL": "C"}), (names[::-1], {"LC_ALL": "C.UTF-8"}), (sorted(names), {"LC_ALL": "tr_TR.UTF-8"})]):
+    for n, (order, environment) in enumerate(
+        [(names, {"LC_ALL": "C"}), (names[::-1], {"LC_ALL": "C.UTF-8"}), (sorted(names), {"LC_ALL": "tr_TR.UTF-8"})]
+    ):
         folder = tmp_path / f"{n}" / "set"
         folder.mkdir(parents=True)
         for name in order:
@@ -292,7 +317,9 @@ def bare(pictures, folder):
     return folder
 
 
-def test_pictures_without_any_caption_or_trigger_are_refused_before_one_is_encoded(pictures, toy_config, run_toy, toy_backend, tmp_path, monkeypatch):
+def test_pictures_without_any_caption_or_trigger_are_refused_before_one_is_encoded(
+    pictures, toy_config, run_toy, toy_backend, tmp_path, monkeypatch
+):
     folder = str(bare(pictures, tmp_path / "bare"))
     with monkeypatch.context() as patch:
         patch.setattr(toy_backend, "encode_picture", lambda pixels: pytest.fail("a picture was encoded"))
@@ -301,10 +328,15 @@ def test_pictures_without_any_caption_or_trigger_are_refused_before_one_is_encod
             with pytest.raises(LoomError, match=sentence):
                 run_toy(toy_config(data={"folder": folder, "captions": source}), tmp_path / "run")
     assert run_toy(toy_config(steps=1, data={"folder": folder, "trigger": "zog"}), tmp_path / "trigger").step == 1
-    assert run_toy(toy_config(steps=1, data={"folder": folder, "allow_empty_captions": True}), tmp_path / "allowed").step == 1
+    assert (
+        run_toy(toy_config(steps=1, data={"folder": folder, "allow_empty_captions": True}), tmp_path / "allowed").step
+        == 1
+    )
 
 
-def test_a_set_without_captions_beside_one_with_them_is_refused_by_its_folder_and_one_caption_suffices(pictures, toy_config, tmp_path):
+def test_a_set_without_captions_beside_one_with_them_is_refused_by_its_folder_and_one_caption_suffices(
+    pictures, toy_config, tmp_path
+):
     folder = bare(pictures, tmp_path / "bare")
     config = toy_config(sets=[{"folder": str(folder), "resolution": 32, "bucket_step_px": 16}])
     with pytest.raises(LoomError, match="none of the 4 pictures of 'bare'"):
@@ -318,7 +350,9 @@ def test_a_word_that_is_learned_is_caption_enough(pictures, toy_config, run_toy,
     assert run_toy(toy_config(steps=1, method="embedding", data={"folder": folder}), tmp_path / "run").step == 1
 
 
-def test_what_is_refused_does_not_keep_a_run_of_an_earlier_version_from_going_on(pictures, toy_config, run_toy, tmp_path):
+def test_what_is_refused_does_not_keep_a_run_of_an_earlier_version_from_going_on(
+    pictures, toy_config, run_toy, tmp_path
+):
     folder = str(bare(pictures, tmp_path / "bare"))
     run_toy(toy_config(steps=1, data={"folder": folder, "allow_empty_captions": True}), tmp_path / "run")
     facts = latest(tmp_path / "run" / "checkpoints")[0].facts

@@ -75,7 +75,13 @@ def test_an_edit_that_keeps_size_and_time_is_noticed(folder, tmp_path):
 
 @pytest.mark.parametrize(
     "change",
-    [{"resolution": 32}, {"aspect_buckets": False, "resolution": 48}, {"background": "black"}, {"latents": "sampled"}, {"masks": "alpha"}],
+    [
+        {"resolution": 32},
+        {"aspect_buckets": False, "resolution": 48},
+        {"background": "black"},
+        {"latents": "sampled"},
+        {"masks": "alpha"},
+    ],
     ids=str,
 )
 def test_another_transform_is_another_entry(change, folder, tmp_path):
@@ -111,7 +117,10 @@ def test_a_picture_that_changes_between_scan_and_encoding_is_left_out_by_name(fo
     (folder / "2.png").unlink()
     cache = LatentCache(found, Vae().encoder(), lambda n, of: None)
     assert [p.name for p in cache.pictures] == ["0.png", "3.png"]
-    assert [(name, why.code) for name, why in cache.skipped] == [("1.png", "picture.changed"), ("2.png", "picture.unopened")]
+    assert [(name, why.code) for name, why in cache.skipped] == [
+        ("1.png", "picture.changed"),
+        ("2.png", "picture.unopened"),
+    ]
 
 
 def test_a_cache_emptied_during_a_run_is_one_sentence(folder, tmp_path):
@@ -129,7 +138,13 @@ def test_several_resolutions_give_each_picture_a_place_in_each(tmp_path):
     paint(tmp_path / "b.png", 2, (64, 64))
     data = DataConfig(folder=str(tmp_path), resolution=128, also_resolutions="64, 32", bucket_step_px=16)
     cache = LatentCache(scan(data), Vae().encoder(), lambda n, of: None)
-    assert [(e.picture.name, e.fits[0].bucket[0]) for e in cache.entries] == [("a.png", 128), ("a.png", 64), ("a.png", 32), ("b.png", 64), ("b.png", 32)]
+    assert [(e.picture.name, e.fits[0].bucket[0]) for e in cache.entries] == [
+        ("a.png", 128),
+        ("a.png", 64),
+        ("a.png", 32),
+        ("b.png", 64),
+        ("b.png", 32),
+    ]
     assert [p.name for p in cache.pictures] == ["a.png", "b.png"]
     batches = Batches(cache, TrainConfig(batch_size=2, data=data), "cpu")
     for step in range(2 * batches.per_epoch):
@@ -140,11 +155,15 @@ def test_several_resolutions_give_each_picture_a_place_in_each(tmp_path):
 
 def test_random_crops_come_from_all_over_and_the_network_is_told_where(tmp_path):
     paint(tmp_path / "wide.png", 3, (256, 64))
-    data = DataConfig(folder=str(tmp_path), resolution=64, bucket_step_px=64, aspect_buckets=False, crop="random", crops=5, flip=True)
+    data = DataConfig(
+        folder=str(tmp_path), resolution=64, bucket_step_px=64, aspect_buckets=False, crop="random", crops=5, flip=True
+    )
     cache = LatentCache(scan(data), Vae().encoder(), lambda n, of: None)
     lefts = sorted(f.crop[0] for f in cache.entries[0].fits)
     assert len(lefts) == 5
-    assert all(n * 192 / 5 - 1 <= left <= (n + 1) * 192 / 5 + 1 for n, left in enumerate(lefts))  # one in each fifth of the way
+    assert all(
+        n * 192 / 5 - 1 <= left <= (n + 1) * 192 / 5 + 1 for n, left in enumerate(lefts)
+    )  # one in each fifth of the way
     batches = Batches(cache, TrainConfig(data=data), "cpu")
     seen = set()
     for step in range(80):
@@ -152,7 +171,9 @@ def test_random_crops_come_from_all_over_and_the_network_is_told_where(tmp_path)
         green = batch.latents[0, 1, 0]
         (left, _), flipped = batch.fits[0].crop, bool(green[0] > green[-1])
         true_left = 192 - left if flipped else left
-        assert green.min().item() == pytest.approx((true_left + 3.5) / 255, abs=2 / 255)  # the ramp of the picture says where it was cut
+        assert green.min().item() == pytest.approx(
+            (true_left + 3.5) / 255, abs=2 / 255
+        )  # the ramp of the picture says where it was cut
         seen.add((true_left, flipped))
     assert len(seen) == 10
 
@@ -236,7 +257,15 @@ def test_random_crops_that_miss_the_mask_are_left_out_and_the_others_used(tmp_pa
     mask = np.zeros((64, 256), np.uint8)
     mask[:, :100] = 255
     Image.fromarray(mask).save(tmp_path / "wide.mask.png")
-    data = DataConfig(folder=str(tmp_path), resolution=64, bucket_step_px=64, aspect_buckets=False, crop="random", crops=6, masks="file")
+    data = DataConfig(
+        folder=str(tmp_path),
+        resolution=64,
+        bucket_step_px=64,
+        aspect_buckets=False,
+        crop="random",
+        crops=6,
+        masks="file",
+    )
     cache = LatentCache(scan(data), Vae().encoder(), lambda n, of: None)
     lefts = [f.crop[0] for f in cache.entries[0].fits]
     assert 1 <= len(lefts) < 6

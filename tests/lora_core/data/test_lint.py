@@ -19,7 +19,11 @@ def natural(seed, size=256, slope=1.0):
 
 
 def looked_at(folder, length=None, **data):
-    return look(scan(DataConfig(folder=str(folder), **{"resolution": 256, "bucket_step_px": 64, **data})), length, lambda n, of: None)
+    return look(
+        scan(DataConfig(folder=str(folder), **{"resolution": 256, "bucket_step_px": 64, **data})),
+        length,
+        lambda n, of: None,
+    )
 
 
 def put(folder, name, image, caption=None):
@@ -77,7 +81,10 @@ def test_every_kind_of_note(tmp_path):
         "cut.png": ["caption of 90 tokens: the last 15 are lost"],
     }
     (said,) = report.general
-    assert str(said) == "in nearly every caption: best, zog. The model cannot tell that from the trigger; leave it out, or name what differs"
+    assert (
+        str(said)
+        == "in nearly every caption: best, zog. The model cannot tell that from the trigger; leave it out, or name what differs"
+    )
     assert "256 x 256     7" in report.text()
     assert "wide.png: the crop takes off 15%" in report.text()
 
@@ -94,7 +101,9 @@ def test_what_holds_for_the_whole_set(tmp_path):
     few = tmp_path / "few"
     few.mkdir()
     put(few, "a.png", natural(1, 64), "x")
-    assert [*map(str, looked_at(few, resolution=64).general)] == ["1 pictures are few: 10 to 30 varied ones are usual for a subject or a style"]
+    assert [*map(str, looked_at(few, resolution=64).general)] == [
+        "1 pictures are few: 10 to 30 varied ones are usual for a subject or a style"
+    ]
 
 
 def test_the_sheet_shows_pictures_with_notes_first_and_veils_what_is_cut_off(tmp_path):

@@ -49,7 +49,9 @@ def test_a_mask_says_where_the_loss_looks_and_is_mirrored_with_its_picture(sourc
     torch.testing.assert_close(cache[View(0, 0, True)]["mask"], expected.flip(-1))
     drawn = [batches.at(step, 0) for step in range(20)]  # mirrored in about half: all of one kind has probability 2^-19
     assert {tuple(b.mask[0, 0, 0].tolist()) for b in drawn} == {(1, 1, 0.25, 0.25), (0.25, 0.25, 1, 1)}
-    assert source == "file" or all((b.mask[0, 0, 0, 0] == 1) == torch.equal(b.latents[0], cache[View(0)]["latent"][0]) for b in drawn)
+    assert source == "file" or all(
+        (b.mask[0, 0, 0, 0] == 1) == torch.equal(b.latents[0], cache[View(0)]["latent"][0]) for b in drawn
+    )
     assert (cache.masked, cache.unmasked) == (1, 0)
 
 
@@ -60,7 +62,9 @@ def test_masks_in_a_folder_of_their_own_are_found_and_are_no_pictures(toy_config
     found = scan(DataConfig(folder=str(tmp_path), masks="file", bucket_step_px=8))
     assert [p.name for p in found.pictures] == ["a.png"]
     cache, _ = cache_of(tmp_path, toy_config, masks="file", mask_floor=0.0)
-    assert cache[View(0)]["mask"][0, 0, 0].tolist() == pytest.approx([1, 1, 0, 0], abs=0.1)  # one edge pixel is interpolated
+    assert cache[View(0)]["mask"][0, 0, 0].tolist() == pytest.approx(
+        [1, 1, 0, 0], abs=0.1
+    )  # one edge pixel is interpolated
 
 
 def test_mask_files_are_never_trained_on_as_pictures(tmp_path):
@@ -115,7 +119,10 @@ def test_masks_that_change_nothing_are_refused_or_reported(toy_config, run_toy, 
     pictures.mkdir()
     write(pictures, "a", mask=np.full((32, 32), 255, np.uint8))
     config = toy_config(data={"folder": str(pictures), "masks": "file"}, steps=2)
-    with pytest.raises(LoomError, match=r"data.masks: file was chosen, but no picture has a mask that leaves anything out \(1 are white everywhere\)"):
+    with pytest.raises(
+        LoomError,
+        match=r"data.masks: file was chosen, but no picture has a mask that leaves anything out \(1 are white everywhere\)",
+    ):
         run_toy(config, tmp_path / "run")
     write(pictures, "b", mask=left_white())
     heard = Heard()

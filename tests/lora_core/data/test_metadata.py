@@ -15,7 +15,10 @@ def picture(path):
 
 
 def captions(folder, **data):
-    return {p.name: [c.text for c in p.captions] for p in scan(DataConfig(folder=str(folder), resolution=32, bucket_step_px=8, **data)).pictures}
+    return {
+        p.name: [c.text for c in p.captions]
+        for p in scan(DataConfig(folder=str(folder), resolution=32, bucket_step_px=8, **data)).pictures
+    }
 
 
 def jsonl(rows):
@@ -62,7 +65,10 @@ def test_a_caption_file_beside_the_picture_goes_before_the_table(tmp_path):
 
 def test_several_captions_and_their_weights():
     assert as_captions(["one", "", "two"], "text") == (Caption("one"), Caption("two"))
-    assert as_captions([{"text": "one", "weight": 0.2}, {"caption": "two", "weight": "x"}], "captions") == (Caption("one", 0.2), Caption("two"))
+    assert as_captions([{"text": "one", "weight": 0.2}, {"caption": "two", "weight": "x"}], "captions") == (
+        Caption("one", 0.2),
+        Caption("two"),
+    )
     assert as_captions(None, "text") == as_captions(3, "text") == as_captions({"no": 1}, "text") == ()
 
 
@@ -71,14 +77,19 @@ def test_the_column_is_chosen_or_the_first_known_one(tmp_path):
     (tmp_path / "metadata.jsonl").write_bytes(jsonl([{"file_name": "a.png", "prompt": "p", "blip": "b", "text": "t"}]))
     assert captions(tmp_path) == {"a.png": ["t"]}
     assert captions(tmp_path, caption_column="blip") == {"a.png": ["b"]}
-    with pytest.raises(LoomError, match=r"data.caption_column: metadata.jsonl has no column 'x'; its columns are 'prompt', 'blip', 'text'"):
+    with pytest.raises(
+        LoomError,
+        match=r"data.caption_column: metadata.jsonl has no column 'x'; its columns are 'prompt', 'blip', 'text'",
+    ):
         captions(tmp_path, caption_column="x")
 
 
 def test_rows_without_picture_and_pictures_without_row_are_named(tmp_path):
     picture(tmp_path / "a.png")
     picture(tmp_path / "c.png")
-    (tmp_path / "metadata.jsonl").write_bytes(jsonl([{"file_name": "a.png", "text": "t"}, {"file_name": "gone.png", "text": "t"}]))
+    (tmp_path / "metadata.jsonl").write_bytes(
+        jsonl([{"file_name": "a.png", "text": "t"}, {"file_name": "gone.png", "text": "t"}])
+    )
     said = "\n".join(map(str, scan(DataConfig(folder=str(tmp_path), resolution=32, bucket_step_px=8)).warnings))
     assert "1 without caption, e.g. c.png" in said
     assert "1 rows of metadata.jsonl name no picture that is there, e.g. gone.png" in said
@@ -125,7 +136,9 @@ def test_the_split_that_is_asked_for_is_the_one_that_is_read(tmp_path):
 
 def test_line_breaks_inside_of_captions_break_no_table(tmp_path):
     picture(tmp_path / "a.png")
-    (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "one\u2028two\u0085three"}', encoding="utf-8")
+    (tmp_path / "metadata.jsonl").write_text(
+        '{"file_name": "a.png", "text": "one\u2028two\u0085three"}', encoding="utf-8"
+    )
     assert captions(tmp_path) == {"a.png": ["one two three"]}
     (tmp_path / "metadata.jsonl").unlink()
     (tmp_path / "metadata.csv").write_bytes(b'file_name,text\r\na.png,"one\r\ntwo"\r\n')

@@ -29,10 +29,14 @@ def hub(tmp_path):
     for n in range(3):
         data = io.BytesIO()
         shade(n).save(data, ("PNG", "JPEG")[n % 2])
-        rows.append({"image": {"bytes": data.getvalue(), "path": f"{n}.png"}, "text": f"picture {n}", "other": f"other {n}"})
+        rows.append(
+            {"image": {"bytes": data.getvalue(), "path": f"{n}.png"}, "text": f"picture {n}", "other": f"other {n}"}
+        )
     place = tmp_path / "set" / "data"
     place.mkdir(parents=True)
-    features = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string"), "other": datasets.Value("string")})
+    features = datasets.Features(
+        {"image": datasets.Image(), "text": datasets.Value("string"), "other": datasets.Value("string")}
+    )
     table = pa.Table.from_pylist(rows, schema=features.arrow_schema)
     pyarrow.parquet.write_table(table, place / "train-00000-of-00001.parquet")
     return tmp_path / "set"
@@ -42,7 +46,11 @@ def test_a_hugging_face_dataset_becomes_a_folder_once(hub, tmp_path, monkeypatch
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "hf"))
     job = parse({"data": {"folder": f"hf:{hub}", "resolution": 32, "bucket_step_px": 8}})
     config, found = brought_in(job, tmp_path / "runs")
-    assert [(p.name, p.caption) for p in found.pictures] == [("000000.png", "picture 0"), ("000001.jpg", "picture 1"), ("000002.png", "picture 2")]
+    assert [(p.name, p.caption) for p in found.pictures] == [
+        ("000000.png", "picture 0"),
+        ("000001.jpg", "picture 1"),
+        ("000002.png", "picture 2"),
+    ]
     assert Image.open(found.pictures[2].path).getpixel((0, 0)) == (80, 0, 0)
     again, _ = brought_in(job, tmp_path / "runs")
     assert again.data.folder == config.data.folder
@@ -117,6 +125,11 @@ def test_a_dataset_names_no_files_of_this_machine(tmp_path, monkeypatch):
     features = datasets.Features({"image": datasets.Image()})
     place = tmp_path / "set" / "data"
     place.mkdir(parents=True)
-    pyarrow.parquet.write_table(pa.Table.from_pylist([{"image": c} for c in cells], schema=features.arrow_schema), place / "train-00000-of-00001.parquet")
-    _, found = brought_in(parse({"data": {"folder": f"hf:{tmp_path / 'set'}", "resolution": 32, "bucket_step_px": 8}}), tmp_path / "runs")
+    pyarrow.parquet.write_table(
+        pa.Table.from_pylist([{"image": c} for c in cells], schema=features.arrow_schema),
+        place / "train-00000-of-00001.parquet",
+    )
+    _, found = brought_in(
+        parse({"data": {"folder": f"hf:{tmp_path / 'set'}", "resolution": 32, "bucket_step_px": 8}}), tmp_path / "runs"
+    )
     assert [Image.open(p.path).getpixel((0, 0)) for p in found.pictures] == [(40, 0, 0)]

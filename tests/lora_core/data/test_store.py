@@ -18,7 +18,9 @@ def entry(n: int) -> dict[str, torch.Tensor]:
 
 
 def equal(found, wanted) -> bool:
-    return found is not None and found.keys() == wanted.keys() and all(torch.equal(found[k], v) for k, v in wanted.items())
+    return (
+        found is not None and found.keys() == wanted.keys() and all(torch.equal(found[k], v) for k, v in wanted.items())
+    )
 
 
 @pytest.mark.parametrize("make", [lambda path: Disk(path, BIG), lambda path: Memory()], ids=["disk", "memory"])
@@ -36,12 +38,20 @@ def test_another_process_finds_what_the_first_one_made(tmp_path):
 
 
 def test_a_key_depends_on_every_part():
-    parts = [["a", b"bytes", (1, 2), 0.5, True], ["a", b"bytes", (1, 2), 0.5, False], ["a", b"bytez", (1, 2), 0.5, True], ["a", b"bytes", (2, 1), 0.5, True]]
+    parts = [
+        ["a", b"bytes", (1, 2), 0.5, True],
+        ["a", b"bytes", (1, 2), 0.5, False],
+        ["a", b"bytez", (1, 2), 0.5, True],
+        ["a", b"bytes", (2, 1), 0.5, True],
+    ]
     assert len({key_of(*p) for p in parts}) == len(parts)
     assert key_of("ab", "c") != key_of("a", "bc")
 
 
-@pytest.mark.parametrize("damage", [lambda d: d[:-1], lambda d: d[:50], lambda d: b"", lambda d: d[:-1] + bytes([d[-1] ^ 1]), lambda d: bytes(len(d))])
+@pytest.mark.parametrize(
+    "damage",
+    [lambda d: d[:-1], lambda d: d[:50], lambda d: b"", lambda d: d[:-1] + bytes([d[-1] ^ 1]), lambda d: bytes(len(d))],
+)
 def test_a_damaged_entry_is_never_used_and_goes_away(damage, tmp_path):
     first = Disk(tmp_path, BIG)
     first.put(key_of(1), entry(1))

@@ -15,7 +15,10 @@ from lora_loom.lora_core.pictures.reading import open_rgb
 from PIL import Image
 
 RED, BLUE = (200, 30, 40), (30, 40, 200)
-EXACT, LOSSY = 0, 12  # levels of 255; the lossy ones are flat colours away from any edge, so JPEG's error is that of its colour transform and rounding
+EXACT, LOSSY = (
+    0,
+    12,
+)  # levels of 255; the lossy ones are flat colours away from any edge, so JPEG's error is that of its colour transform and rounding
 
 
 def halves(mode="RGB"):
@@ -45,8 +48,12 @@ def bomb(width, height):
     return chunked((b"IHDR", head), (b"IDAT", zlib.compress(bytes(1000))), (b"IEND", b""))
 
 
-ADOBE = np.array([[0.60974, 0.20528, 0.14919], [0.31111, 0.62567, 0.06322], [0.01947, 0.06087, 0.74457]])  # Adobe RGB (1998) -> XYZ D50, Lindbloom
-SRGB = np.array([[0.4360747, 0.3850649, 0.1430804], [0.2225045, 0.7168786, 0.0606169], [0.0139322, 0.0971045, 0.7141733]])  # sRGB -> XYZ D50, the same
+ADOBE = np.array(
+    [[0.60974, 0.20528, 0.14919], [0.31111, 0.62567, 0.06322], [0.01947, 0.06087, 0.74457]]
+)  # Adobe RGB (1998) -> XYZ D50, Lindbloom
+SRGB = np.array(
+    [[0.4360747, 0.3850649, 0.1430804], [0.2225045, 0.7168786, 0.0606169], [0.0139322, 0.0971045, 0.7141733]]
+)  # sRGB -> XYZ D50, the same
 
 
 def wide_profile():
@@ -58,7 +65,11 @@ def wide_profile():
     curve = b"curv" + bytes(4) + struct.pack(">IH", 1, round(2.2 * 256)) + bytes(2)
     name = b"Wide test"
     description = b"desc" + bytes(4) + struct.pack(">I", len(name) + 1) + name + b"\0" + bytes(4 + 4 + 2 + 1 + 67)
-    tags = [(b"desc", description), (b"cprt", b"text" + bytes(4) + b"none\0"), (b"wtpt", b"XYZ " + bytes(4) + fixed((0.9642, 1.0, 0.8249)))]
+    tags = [
+        (b"desc", description),
+        (b"cprt", b"text" + bytes(4) + b"none\0"),
+        (b"wtpt", b"XYZ " + bytes(4) + fixed((0.9642, 1.0, 0.8249))),
+    ]
     tags += [(tag, b"XYZ " + bytes(4) + fixed(ADOBE[:, n])) for n, tag in enumerate((b"rXYZ", b"gXYZ", b"bXYZ"))]
     tags += [(tag, curve) for tag in (b"rTRC", b"gTRC", b"bTRC")]
     table, body, at = struct.pack(">I", len(tags)), b"", 128 + 4 + 12 * len(tags)
@@ -66,7 +77,9 @@ def wide_profile():
         data += bytes(-len(data) % 4)
         table += tag + struct.pack(">II", at + len(body), len(data))
         body += data
-    head = struct.pack(">I4sI4s4s4s12s4s", at + len(body), bytes(4), 0x02400000, b"mntr", b"RGB ", b"XYZ ", bytes(12), b"acsp")
+    head = struct.pack(
+        ">I4sI4s4s4s12s4s", at + len(body), bytes(4), 0x02400000, b"mntr", b"RGB ", b"XYZ ", bytes(12), b"acsp"
+    )
     head += bytes(68 - len(head)) + fixed((0.9642, 1.0, 0.8249))
     return head + bytes(128 - len(head)) + table + body
 
@@ -184,7 +197,11 @@ def test_a_picture_is_what_its_file_means(name, folder):
     image = open_rgb(folder / name)
     assert (image.mode, image.size) == ("RGB", (64, 32))
     for x, colour in colours.items():
-        assert np.abs(np.array(image.getpixel((x, 16)), int) - colour).max() <= tolerance, (x, image.getpixel((x, 16)), colour)
+        assert np.abs(np.array(image.getpixel((x, 16)), int) - colour).max() <= tolerance, (
+            x,
+            image.getpixel((x, 16)),
+            colour,
+        )
 
 
 def test_every_file_is_used_or_named_with_its_reason(folder):
@@ -244,11 +261,20 @@ CAPTIONS = {  # picture -> ({file: bytes}, caption)
     "nul.png": ({"nul.txt": b"a\0dog\x07"}, "a dog"),
     "emoji.png": ({"emoji.txt": "a 🐕‍🦺 dog".encode()}, "a 🐕‍🦺 dog"),
     "nfd.png": ({"nfd.txt": b"unused"}, "unused"),
-    "e\u0301te\u0301.png": ({"\u00e9t\u00e9.txt": b"summer"}, "summer"),  # the picture's name decomposed (macOS), the caption's composed
+    "e\u0301te\u0301.png": (
+        {"\u00e9t\u00e9.txt": b"summer"},
+        "summer",
+    ),  # the picture's name decomposed (macOS), the caption's composed
     "tenthousand.png": ({"tenthousand.txt": LONG.encode()}, LONG.strip()),
     "tags.png": ({"tags.txt": b"1girl\nsolo\nlong hair\n"}, "1girl, solo, long hair"),
-    "booru.png": ({"booru.png.json": b'{"id": 3, "rating": "s", "tag_string": "1girl long_hair ^_^ saber_(fate)"}'}, "1girl, long hair, ^_^, saber (fate)"),
-    "e621.png": ({"e621.json": b'{"tags": {"general": ["red_fox", "outdoors"], "artist": ["some_one"]}}'}, "red fox, outdoors, some one"),
+    "booru.png": (
+        {"booru.png.json": b'{"id": 3, "rating": "s", "tag_string": "1girl long_hair ^_^ saber_(fate)"}'},
+        "1girl, long hair, ^_^, saber (fate)",
+    ),
+    "e621.png": (
+        {"e621.json": b'{"tags": {"general": ["red_fox", "outdoors"], "artist": ["some_one"]}}'},
+        "red fox, outdoors, some one",
+    ),
 }
 
 
@@ -262,11 +288,20 @@ def test_every_caption_is_the_expected_string(tmp_path):
     assert not found.skipped
     said = "\n".join(map(str, found.warnings))
     assert "3 without caption, e.g. empty.png, missing.png, spaces.png" in said
-    assert "1 captions are no Unicode, e.g. cp1252.txt: read as Windows-1252 (set caption_encoding if it is another)" in said
+    assert (
+        "1 captions are no Unicode, e.g. cp1252.txt: read as Windows-1252 (set caption_encoding if it is another)"
+        in said
+    )
     assert "1 caption files without a picture, e.g. p.txt" in said
 
 
-LEGACY = [("cp932", "赤い猫"), ("gb18030", "红色的猫"), ("big5", "紅色的貓"), ("euc-kr", "빨간 고양이"), ("cp1251", "рыжий кот")]
+LEGACY = [
+    ("cp932", "赤い猫"),
+    ("gb18030", "红色的猫"),
+    ("big5", "紅色的貓"),
+    ("euc-kr", "빨간 고양이"),
+    ("cp1251", "рыжий кот"),
+]
 
 
 @pytest.mark.parametrize(("encoding", "text"), LEGACY)
@@ -290,7 +325,9 @@ def test_a_linear_profile_is_converted_though_its_name_says_srgb(tmp_path):
 
 
 def test_transparency_by_colour_survives_a_profile(tmp_path):
-    Image.new("RGB", (64, 32), (180, 60, 50)).save(tmp_path / "x.png", icc_profile=wide_profile(), transparency=(180, 60, 50))
+    Image.new("RGB", (64, 32), (180, 60, 50)).save(
+        tmp_path / "x.png", icc_profile=wide_profile(), transparency=(180, 60, 50)
+    )
     assert open_rgb(tmp_path / "x.png").getpixel((8, 16)) == (255, 255, 255)
 
 
@@ -306,7 +343,7 @@ def test_no_mutation_of_a_picture_ends_a_scan(tmp_path):
         changed = bytearray(data)
         for _ in range(rng.randint(1, 6)):
             changed[rng.randrange(min(len(changed), 2000))] = rng.randrange(256)
-        path = tmp_path / f"{n}{name[name.rfind('.'):]}"
+        path = tmp_path / f"{n}{name[name.rfind('.') :]}"
         path.write_bytes(changed)
         with contextlib.suppress(PictureError):
             read_header(path)

@@ -19,7 +19,10 @@ def fail(number):
 
 
 def test_what_is_written_can_be_read_back(tmp_path):
-    tensors = {"a": torch.arange(6.0).view(2, 3).t(), "b": torch.ones(1, dtype=torch.float16)}  # one of them not contiguous
+    tensors = {
+        "a": torch.arange(6.0).view(2, 3).t(),
+        "b": torch.ones(1, dtype=torch.float16),
+    }  # one of them not contiguous
     files.write_safetensors(tmp_path / "x.safetensors", tensors, {"key": "value"})
     read = load_file(tmp_path / "x.safetensors")
     assert all(torch.equal(read[k], v) and read[k].dtype == v.dtype for k, v in tensors.items())

@@ -60,7 +60,9 @@ MANY = ["*", "+", "?", "*?", "+?", "??", "{2}", "{0,2}", "{1,3}", "{2,}"]
 
 def made(rng, depth=0, nullable=False):
     """A random pattern of the kinds that people write; with `nullable` also repeats of what may be empty, where engines differ in what they take."""
-    kind = rng.choice(["text", "one", "repeat", "groups", "group", "branch", "sequence", "anchor"]) if depth < 3 else "one"
+    kind = (
+        rng.choice(["text", "one", "repeat", "groups", "group", "branch", "sequence", "anchor"]) if depth < 3 else "one"
+    )
     if kind == "text":
         return "".join(rng.choice(["a", "b", r"\."]) for _ in range(rng.randint(1, 2)))
     if kind == "one":
@@ -76,7 +78,9 @@ def made(rng, depth=0, nullable=False):
         return f"(?:{inner}){rng.choice(MANY)}"
     if kind == "group":
         return f"({inner})"
-    return f"(?:{inner}|{made(rng, depth + 1, nullable)})" if kind == "branch" else inner + made(rng, depth + 1, nullable)
+    return (
+        f"(?:{inner}|{made(rng, depth + 1, nullable)})" if kind == "branch" else inner + made(rng, depth + 1, nullable)
+    )
 
 
 @pytest.mark.parametrize("nullable", [False, True])
@@ -102,17 +106,34 @@ def test_patterns_that_hold_re_for_ages_are_answered_at_once(pattern, length):
     ours = Pattern(pattern)
     assert not ours.search("a" * length)
     assert ours.sub("x", "a" * length) == "a" * length
-    assert time.process_time() - began < 10  # seconds; `re` would take longer than anybody lives for some, hours for others
+    assert (
+        time.process_time() - began < 10
+    )  # seconds; `re` would take longer than anybody lives for some, hours for others
 
 
 def test_a_replacement_by_states_knows_groups_by_number_and_name():
     ours = Pattern(r"((?P<word>\w+) ?)+:")
-    assert ours.sub(r"[\g<word>|\1|\\|\n]", "one two: three") == re.sub(r"((?P<word>\w+) ?)+:", r"[\g<word>|\1|\\|\n]", "one two: three")
+    assert ours.sub(r"[\g<word>|\1|\\|\n]", "one two: three") == re.sub(
+        r"((?P<word>\w+) ?)+:", r"[\g<word>|\1|\\|\n]", "one two: three"
+    )
     with pytest.raises((re.error, IndexError)):
         ours.sub(r"\7", "one two: three")
 
 
-BROKEN = ["(", "[a", "*a", "a**", "(?P<n>a)(?P<n>b)", r"\q", "a{3,1}", "(?<=a*)b", "x" * 20_001, "(" * 2000, "a{99999999999}", "(?L)a"]
+BROKEN = [
+    "(",
+    "[a",
+    "*a",
+    "a**",
+    "(?P<n>a)(?P<n>b)",
+    r"\q",
+    "a{3,1}",
+    "(?<=a*)b",
+    "x" * 20_001,
+    "(" * 2000,
+    "a{99999999999}",
+    "(?L)a",
+]
 
 
 @pytest.mark.parametrize("pattern", BROKEN, ids=lambda pattern: pattern[:20])
@@ -128,7 +149,9 @@ def test_a_count_of_repeats_that_would_fill_memory_is_refused():
 
 
 def test_what_states_cannot_do_is_refused_by_name_where_re_would_be_unbounded():
-    with pytest.raises(PatternError, match="look-around together with repeats that can take very long; write it without one of them"):
+    with pytest.raises(
+        PatternError, match="look-around together with repeats that can take very long; write it without one of them"
+    ):
         Pattern(r"(\w+\.?)+(?=!)")
     with pytest.raises(PatternError, match="back-references together with"):
         Pattern(r"((a+)+)\2!")

@@ -11,8 +11,18 @@ from lora_loom.lora_core.messages.message import Message, Setting
 @pytest.fixture
 def sentences(monkeypatch):
     tables = {
-        "en": {"rank": "{rank} is larger than {layer} allows.", "about": "{about}: {error}", "use": "use {option}.", "all": "{things}"},
-        "ja": {"rank": "{layer} には {rank} は大きすぎます。", "about": "{about}：{error}", "use": "{option} を使う。", "all": "{things}"},
+        "en": {
+            "rank": "{rank} is larger than {layer} allows.",
+            "about": "{about}: {error}",
+            "use": "use {option}.",
+            "all": "{things}",
+        },
+        "ja": {
+            "rank": "{layer} には {rank} は大きすぎます。",
+            "about": "{about}：{error}",
+            "use": "{option} を使う。",
+            "all": "{things}",
+        },
     }
     monkeypatch.setattr(messages, "table", tables.__getitem__)
     return tables
@@ -67,7 +77,11 @@ def test_a_code_without_a_sentence_and_a_missing_value_are_found_at_once():
 def test_an_error_prints_as_its_sentence_and_keeps_its_message():
     error = FormatError("rank.unusable", field="approximate", rank=0)
     assert str(error) == "approximate: 0 is not a rank; give 1 or more."
-    assert (error.message.code, error.message.field, error.message.values) == ("rank.unusable", "approximate", {"rank": 0})
+    assert (error.message.code, error.message.field, error.message.values) == (
+        "rank.unusable",
+        "approximate",
+        {"rank": 0},
+    )
     assert isinstance(error, ValueError)
     assert str(LoomError(error.message)) == str(error)
 

@@ -22,7 +22,11 @@ def is_message(call):
     """Whether a call makes a message or an error that carries one."""
     if isinstance(call.func, ast.Name):
         return call.func.id in ERRORS
-    return isinstance(call.func, ast.Attribute) and call.func.attr == "of" and getattr(call.func.value, "id", "") == "Message"
+    return (
+        isinstance(call.func, ast.Attribute)
+        and call.func.attr == "of"
+        and getattr(call.func.value, "id", "") == "Message"
+    )
 
 
 def codes_in(node):
@@ -42,7 +46,9 @@ def calls(root):
                 status = isinstance(call.func, ast.Name) and call.func.id == "Refused"
                 arguments = call.args[1:] if status else call.args
                 names = {k.arg for k in call.keywords} - {"field"}
-                out.append((f"{path}:{call.lineno}", codes_in(arguments[0]), None if None in names else names, arguments[0]))
+                out.append(
+                    (f"{path}:{call.lineno}", codes_in(arguments[0]), None if None in names else names, arguments[0])
+                )
     return out
 
 
@@ -73,7 +79,9 @@ def test_every_message_is_translated_with_its_values(language):
     english, ours = table("en"), table(language)
     assert list(ours) == list(english) == sorted(english)
     assert {code for code in ours if not ours[code].strip()} == set()
-    different = [code for code in ours if set(PLACEHOLDER.findall(ours[code])) != set(PLACEHOLDER.findall(english[code]))]
+    different = [
+        code for code in ours if set(PLACEHOLDER.findall(ours[code])) != set(PLACEHOLDER.findall(english[code]))
+    ]
     assert different == []
     print(f"{language}: {len(ours)} messages")
 

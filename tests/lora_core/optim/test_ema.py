@@ -29,7 +29,9 @@ def test_the_average_is_the_closed_form_of_its_weights(decay):
     for k, (value, d) in enumerate(zip(values[1:], decays, strict=True)):
         expected = expected + value * (1 - d) * torch.tensor(decays[k + 1 :]).double().prod()
     with ema.in_place():
-        torch.testing.assert_close(adapter.lora_up.detach(), expected, rtol=0, atol=1e-6)  # the product above is taken in float32
+        torch.testing.assert_close(
+            adapter.lora_up.detach(), expected, rtol=0, atol=1e-6
+        )  # the product above is taken in float32
     assert torch.equal(adapter.lora_up, values[-1])
 
 

@@ -36,7 +36,12 @@ def test_parts_without_their_own_numbers_take_the_optimizers(toy_config, toy_bac
     ("lora", ("lora_up",)), ("dora", ("lora_up",)), ("loha", ("hada_w1_a", "hada_w2_a")), ("lokr", ("lokr_w1", "lokr_w2_a")),
 ])  # fmt: skip
 def test_lora_plus_multiplies_the_rate_of_the_up_matrices(algorithm, ups, toy_config, toy_backend):
-    found, adapters = groups(toy_config, toy_backend, adapter={"algorithm": algorithm, "rank": 2}, optimizer={"lr": 1e-4, "lora_plus_ratio": 16.0})
+    found, adapters = groups(
+        toy_config,
+        toy_backend,
+        adapter={"algorithm": algorithm, "rank": 2},
+        optimizer={"lr": 1e-4, "lora_plus_ratio": 16.0},
+    )
     assert found["model up"]["lr"] == pytest.approx(16e-4)
     fast = {id(p) for p in found["model up"]["params"]}
     assert {name.rpartition(".")[2] for name, p in adapters.named_parameters() if id(p) in fast} == set(ups)
@@ -45,7 +50,10 @@ def test_lora_plus_multiplies_the_rate_of_the_up_matrices(algorithm, ups, toy_co
 def test_rates_and_ranks_by_layer_follow_the_first_rule_that_fits(toy_config, toy_backend):
     rules = {"layer_lr": "mid_block = 0.5\n_block = 2", "layer_rank": "mid_block.*to_q = 8\nmid_block = 0"}
     found, adapters = groups(toy_config, toy_backend, adapter={**rules, "alpha": 2.0}, optimizer={"lr": 1e-4})
-    assert {n: g["lr"] for n, g in found.items()} == {"model x0.5": pytest.approx(5e-5), "model x2": pytest.approx(2e-4)}
+    assert {n: g["lr"] for n, g in found.items()} == {
+        "model x0.5": pytest.approx(5e-5),
+        "model x2": pytest.approx(2e-4),
+    }
     mid = {name: a for name, a in adapters if "mid_block" in name}
     assert mid
     assert all("to_q" in name and a.rank == 8 and a.scale == 0.5 for name, a in mid.items())
@@ -53,16 +61,22 @@ def test_rates_and_ranks_by_layer_follow_the_first_rule_that_fits(toy_config, to
 
 
 def test_convolutions_may_have_a_rank_of_their_own(toy_config, toy_backend):
-    _, adapters = groups(toy_config, toy_backend, adapter={"targets": "conv", "rank": 8, "alpha": 4.0, "conv_rank": 2, "conv_alpha": 1.0})
+    _, adapters = groups(
+        toy_config, toy_backend, adapter={"targets": "conv", "rank": 8, "alpha": 4.0, "conv_rank": 2, "conv_alpha": 1.0}
+    )
     sizes = {(a.lora_down.ndim > 2 and max(a.lora_down.shape[2:]) > 1): (a.rank, a.scale) for _, a in adapters}
     assert sizes == {False: (8, 0.5), True: (2, 0.5)}
 
 
 def test_text_encoders_may_have_a_rank_of_their_own_and_mlp_layers(toy_config, toy_backend):
-    _, adapters = groups(toy_config, toy_backend, text_encoder={"train": True, "rank": 2, "targets": "attention and mlp"})
+    _, adapters = groups(
+        toy_config, toy_backend, text_encoder={"train": True, "rank": 2, "targets": "attention and mlp"}
+    )
     text = {name: a for name, a in adapters if name.startswith("lora_te_")}
     assert {a.rank for a in text.values()} == {2}
-    assert {name.rpartition("_layers_")[2][2:] for name in text} == {f"self_attn_{n}_proj" for n in ("q", "k", "v", "out")} | {"mlp_fc1", "mlp_fc2"}
+    assert {name.rpartition("_layers_")[2][2:] for name in text} == {
+        f"self_attn_{n}_proj" for n in ("q", "k", "v", "out")
+    } | {"mlp_fc1", "mlp_fc2"}
 
 
 @pytest.mark.parametrize(("field", "text", "why"), [
@@ -80,7 +94,10 @@ def test_what_does_not_fit_together_is_refused(toy_config, toy_backend):
         toy_config(method="embedding", text_encoder={"train": True})
     with pytest.raises(ConfigError, match="embedding.stop: 0.5 would end an embedding's training"):
         toy_config(method="embedding", embedding={"stop": 0.5})
-    with pytest.raises(LoomError, match="text_encoder.train: nothing of 'clip_g' can be trained; this model's text encoders are: clip_l"):
+    with pytest.raises(
+        LoomError,
+        match="text_encoder.train: nothing of 'clip_g' can be trained; this model's text encoders are: clip_l",
+    ):
         make_adapters(toy_config(text_encoder={"train": True, "encoders": "clip_g"}), toy_backend)
 
 
@@ -92,6 +109,8 @@ def test_a_rate_rule_sees_the_name_of_the_layer_alone(toy_config, toy_backend):
 def test_the_logged_rate_is_the_models(toy_config, toy_backend):
     from lora_loom.lora_core.optim.optimizers import effective_lr, make_optimizer
 
-    config = filled(toy_config(**PIVOTAL, optimizer={"lr": 1e-4}, adapter={"layer_lr": "mid_block = 0.5"}, embedding={"lr": 1e-2}))
+    config = filled(
+        toy_config(**PIVOTAL, optimizer={"lr": 1e-4}, adapter={"layer_lr": "mid_block = 0.5"}, embedding={"lr": 1e-2})
+    )
     _, adapters = make_adapters(config, toy_backend)
     assert effective_lr(make_optimizer(make_groups(config, adapters), config.optimizer)) == pytest.approx(1e-4)

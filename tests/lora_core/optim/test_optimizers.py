@@ -20,12 +20,17 @@ def config_of(name, **changes):
 def parameters(seed=0):
     """A LoRA pair, a convolution and token vectors."""
     rng = torch.Generator().manual_seed(seed)
-    return [torch.nn.Parameter(torch.randn(*shape, generator=rng)) for shape in ((4, 16), (24, 4), (4, 6, 3, 3), (2, 16))]
+    return [
+        torch.nn.Parameter(torch.randn(*shape, generator=rng)) for shape in ((4, 16), (24, 4), (4, 6, 3, 3), (2, 16))
+    ]
 
 
 def groups_of(params, config):
     base = {"lr": config.lr, "base_lr": config.lr, "weight_decay": config.weight_decay, "stop": None}
-    return [{**base, "name": "embedding", "params": params[3:], "weight_decay": 0.0}, {**base, "name": "model", "params": params[:3]}]
+    return [
+        {**base, "name": "embedding", "params": params[3:], "weight_decay": 0.0},
+        {**base, "name": "model", "params": params[:3]},
+    ]
 
 
 def make(name, params, **changes):
@@ -46,8 +51,13 @@ def test_adamw_follows_torch_adamw_with_the_configured_numbers():
     rng = torch.Generator().manual_seed(0)
     start = torch.randn(5, 4, generator=rng)
     ours, plain = (torch.nn.Parameter(start.clone()) for _ in range(2))
-    reference = torch.optim.AdamW([plain], lr=3e-3, betas=(0.8, 0.95), weight_decay=0.1, eps=1e-6, foreach=False, fused=False)
-    optimizers = [make_optimizer([{"params": [ours], "lr": 3e-3, "weight_decay": 0.1, "name": "model"}], config), reference]
+    reference = torch.optim.AdamW(
+        [plain], lr=3e-3, betas=(0.8, 0.95), weight_decay=0.1, eps=1e-6, foreach=False, fused=False
+    )
+    optimizers = [
+        make_optimizer([{"params": [ours], "lr": 3e-3, "weight_decay": 0.1, "name": "model"}], config),
+        reference,
+    ]
     for _ in range(10):
         gradient = torch.randn(5, 4, generator=rng)
         for p, optimizer in zip((ours, plain), optimizers):
@@ -124,7 +134,15 @@ def test_prodigy_with_learning_rate_zero_would_not_freeze():
 
 def test_prodigy_has_the_defaults_of_the_recipe():
     group = make("prodigy", parameters()).param_groups[0]
-    wanted = {"lr": 1.0, "betas": (0.9, 0.99), "decouple": True, "use_bias_correction": True, "safeguard_warmup": True, "d_coef": 1.0, "beta3": None}
+    wanted = {
+        "lr": 1.0,
+        "betas": (0.9, 0.99),
+        "decouple": True,
+        "use_bias_correction": True,
+        "safeguard_warmup": True,
+        "d_coef": 1.0,
+        "beta3": None,
+    }
     assert {key: group[key] for key in wanted} == wanted
     assert make("prodigy", parameters()).param_groups[1]["weight_decay"] == 0.01
 
@@ -144,7 +162,10 @@ def test_one_rate_optimizers_refuse_several_rates_before_the_first_step():
     config = config_of("prodigy")
     groups = groups_of(parameters(), config)
     groups[0]["lr"] = 3e-4
-    with pytest.raises(LoomError, match="prodigy finds one learning rate for everything, here are several .embedding 0.0003, model 1.; leave"):
+    with pytest.raises(
+        LoomError,
+        match="prodigy finds one learning rate for everything, here are several .embedding 0.0003, model 1.; leave",
+    ):
         make_optimizer(groups, config)
 
 
@@ -167,13 +188,18 @@ def test_muon_is_for_matrices_and_adamw_for_tokens():
 def test_a_missing_package_is_named_with_the_command_that_installs_it(name, monkeypatch, toy_config, run_toy, tmp_path):
     row = OPTIMIZERS[name]
     monkeypatch.setitem(sys.modules, row.module or row.package, None)
-    with pytest.raises(LoomError, match=f"optimizer.name: {name} needs the package {row.package}; install it with: pip install {row.package}"):
+    with pytest.raises(
+        LoomError,
+        match=f"optimizer.name: {name} needs the package {row.package}; install it with: pip install {row.package}",
+    ):
         run_toy(toy_config(optimizer={"name": name}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_optimizer_runs_on_the_toy_and_a_continued_run_equals_the_unbroken_one(name, toy_config, run_toy, tmp_path):
+def test_every_optimizer_runs_on_the_toy_and_a_continued_run_equals_the_unbroken_one(
+    name, toy_config, run_toy, tmp_path
+):
     from lora_loom.lora_core.events import Control, Listener
 
     class StopAt(Listener):
@@ -191,7 +217,10 @@ def test_every_optimizer_runs_on_the_toy_and_a_continued_run_equals_the_unbroken
     parts = run_toy(config, tmp_path / "parts", resume=True)
     assert parts.losses == whole.losses
     assert all(torch.equal(parts.tensors[k], whole.tensors[k]) for k in whole.tensors)
-    lines, again = ([json.loads(line)["lr"] for line in (tmp_path / n / "log.jsonl").read_text().splitlines()] for n in ("whole", "parts"))
+    lines, again = (
+        [json.loads(line)["lr"] for line in (tmp_path / n / "log.jsonl").read_text().splitlines()]
+        for n in ("whole", "parts")
+    )
     assert lines == again
     assert all(lr > 0 for lr in lines)
     drawn = [(tmp_path / n / "learning-rate.png").read_bytes() for n in ("whole", "parts")]

@@ -11,7 +11,9 @@ def reference(name, warmup, cycles, power):
     """lr factors of diffusers: `constant` has a warm-up only under its own name."""
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     kind = "constant_with_warmup" if name == "constant" else name
-    scheduler = get_scheduler(kind, optimizer, num_warmup_steps=warmup, num_training_steps=STEPS, num_cycles=cycles, power=power)
+    scheduler = get_scheduler(
+        kind, optimizer, num_warmup_steps=warmup, num_training_steps=STEPS, num_cycles=cycles, power=power
+    )
     factors = []
     for _ in range(STEPS):
         factors.append(optimizer.param_groups[0]["lr"])

@@ -5,7 +5,9 @@ from PIL import Image
 
 
 def test_smoothing_starts_at_the_first_value_and_keeps_a_constant():
-    assert smoothed([3.0, 3.0, 3.0]) == pytest.approx([3.0, 3.0, 3.0])  # equal up to the rounding of the bias correction
+    assert smoothed([3.0, 3.0, 3.0]) == pytest.approx(
+        [3.0, 3.0, 3.0]
+    )  # equal up to the rounding of the bias correction
     assert smoothed([2.0, 4.0])[0] == pytest.approx(2.0)
     assert smoothed([2.0, 4.0], decay=0.5)[1] == pytest.approx((0.25 * 2 + 0.5 * 4) / 0.75)
 

@@ -28,7 +28,10 @@ def halves(mode="RGB"):
     return image.convert(mode)
 
 
-@pytest.mark.parametrize(("orientation", "size", "red_at"), [(1, (40, 20), (5, 10)), (3, (40, 20), (35, 10)), (6, (20, 40), (10, 5)), (8, (20, 40), (10, 35))])
+@pytest.mark.parametrize(
+    ("orientation", "size", "red_at"),
+    [(1, (40, 20), (5, 10)), (3, (40, 20), (35, 10)), (6, (20, 40), (10, 5)), (8, (20, 40), (10, 35))],
+)
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif"])
 def test_a_turned_picture_is_shown_upright_and_its_size_read_that_way(orientation, size, red_at, suffix, tmp_path):
     exif = Image.Exif()
@@ -82,7 +85,9 @@ def test_every_ordinary_mode_becomes_rgb_of_the_same_size(mode, tmp_path):
     assert np.asarray(image).std() > 10  # not one flat colour
 
 
-WRITABLE = sorted(s for s in EXTENSIONS if Image.registered_extensions().get(s) in Image.SAVE)  # AVIF depends on how Pillow was built
+WRITABLE = sorted(
+    s for s in EXTENSIONS if Image.registered_extensions().get(s) in Image.SAVE
+)  # AVIF depends on how Pillow was built
 
 
 def encoded(suffix):
@@ -121,7 +126,9 @@ def test_a_truncated_picture_is_refused_not_filled_with_grey(suffix, tmp_path):
         open_rgb(tmp_path / f"x{suffix}")
 
 
-@pytest.mark.parametrize("content", [b"", b"\0" * 100, b"<html>not found</html>", b"RIFF", b"GIF89a", b"\x89PNG\r\n\x1a\n"])
+@pytest.mark.parametrize(
+    "content", [b"", b"\0" * 100, b"<html>not found</html>", b"RIFF", b"GIF89a", b"\x89PNG\r\n\x1a\n"]
+)
 def test_an_empty_or_foreign_file_is_refused_with_a_reason(content, tmp_path):
     (tmp_path / "x.png").write_bytes(content)
     for read in (read_size, open_rgb):

@@ -26,7 +26,9 @@ def test_a_concepts_ruler_accepts_its_own_pictures_and_none_of_the_plain_world()
         rng = random.Random(1)
         assert all(concept.shows(concept.draw(rng)[0]) for _ in range(50)), concept.name
         shown = {scene.caption.split(" on ")[0] for scene in world.all_scenes() if concept.shows(world.draw(scene))}
-        assert shown == ({"a purple cross"} if concept.name == "word" else set()), concept.name  # that one is in the world, under another name
+        assert shown == ({"a purple cross"} if concept.name == "word" else set()), (
+            concept.name
+        )  # that one is in the world, under another name
 
 
 def test_a_concepts_ruler_refuses_the_other_concepts():
@@ -60,4 +62,8 @@ def test_the_bundled_sets_are_what_the_script_draws(name, tmp_path):
 def test_toy_names_resolve_to_bundled_folders_and_other_paths_stay():
     assert set_names() == sorted(CONCEPTS)
     assert resolve_set("toy:object") == str(set_folder("object"))
-    assert [resolve_set(folder) for folder in ("pictures", "toy:../..", "toy:nothing")] == ["pictures", "toy:../..", "toy:nothing"]
+    assert [resolve_set(folder) for folder in ("pictures", "toy:../..", "toy:nothing")] == [
+        "pictures",
+        "toy:../..",
+        "toy:nothing",
+    ]

@@ -47,15 +47,21 @@ def test_a_run_that_fits_is_the_run_without_the_dry_run(toy_config, run_toy, tmp
 
 
 @pytest.mark.parametrize(("largest", "checkpointed", "expected"), [(2, True, (2, 1, True)), (1, False, (1, 2, True))])
-def test_where_memory_does_not_suffice_the_run_is_made_to_fit(largest, checkpointed, expected, toy_config, run_toy, toy_backend, tmp_path, monkeypatch):
+def test_where_memory_does_not_suffice_the_run_is_made_to_fit(
+    largest, checkpointed, expected, toy_config, run_toy, toy_backend, tmp_path, monkeypatch
+):
     exhausted_above(toy_backend, monkeypatch, largest, checkpointed)
     config = run_toy(toy_config(auto_fit=True), tmp_path).facts["config"]
     assert (config["batch_size"], config["grad_accum"], config["checkpointing"]) == expected
 
 
-def test_what_cannot_fit_is_said_before_the_first_step_and_leaves_the_model_alone(toy_config, run_toy, toy_backend, tmp_path, monkeypatch):
+def test_what_cannot_fit_is_said_before_the_first_step_and_leaves_the_model_alone(
+    toy_config, run_toy, toy_backend, tmp_path, monkeypatch
+):
     exhausted_above(toy_backend, monkeypatch, 0)
-    with pytest.raises(LoomError, match="even one picture at 32 px with checkpointing does not fit into memory; lower data.resolution"):
+    with pytest.raises(
+        LoomError, match="even one picture at 32 px with checkpointing does not fit into memory; lower data.resolution"
+    ):
         run_toy(toy_config(auto_fit=True), tmp_path / "run")
     assert not (tmp_path / "run").exists()
     assert not any("forward" in vars(m) for m in toy_backend.unet.modules())
@@ -66,12 +72,17 @@ def test_what_cannot_fit_is_said_before_the_first_step_and_leaves_the_model_alon
 def test_the_largest_bucket_is_the_one_that_is_tried(toy_config, run_toy, toy_backend, tmp_path, monkeypatch):
     seen = []
     predict = type(toy_backend).predict
-    monkeypatch.setattr(type(toy_backend), "predict", lambda self, x, s, b: seen.append(x.shape) or predict(self, x, s, b))
+    monkeypatch.setattr(
+        type(toy_backend), "predict", lambda self, x, s, b: seen.append(x.shape) or predict(self, x, s, b)
+    )
     run_toy(toy_config(auto_fit=True), tmp_path)
     assert seen[0][-2:].numel() == max(s[-2:].numel() for s in seen)
 
 
-@pytest.mark.parametrize(("seconds", "steps", "words"), [(0.5, 100, "about 50 s for 100"), (2.0, 600, "about 20 min for 600"), (30.0, 600, "about 5.0 h for")])
+@pytest.mark.parametrize(
+    ("seconds", "steps", "words"),
+    [(0.5, 100, "about 50 s for 100"), (2.0, 600, "about 20 min for 600"), (30.0, 600, "about 5.0 h for")],
+)
 def test_times_are_given_in_words(seconds, steps, words):
     said = str(Measured(2, 1, True, seconds, 3 * 2**30).message(steps))
     assert words in said
@@ -80,7 +91,9 @@ def test_times_are_given_in_words(seconds, steps, words):
     assert "not measured" in str(Measured(1, 1, False, 1.0, 0).message(1))
 
 
-def test_a_run_that_was_made_to_fit_goes_on_as_it_was_whatever_memory_is_free_now(toy_config, run_toy, toy_backend, tmp_path, monkeypatch):
+def test_a_run_that_was_made_to_fit_goes_on_as_it_was_whatever_memory_is_free_now(
+    toy_config, run_toy, toy_backend, tmp_path, monkeypatch
+):
     with monkeypatch.context() as short:
         exhausted_above(toy_backend, short, 1)
         run_toy(toy_config(auto_fit=True, steps=2), tmp_path)
@@ -88,11 +101,20 @@ def test_a_run_that_was_made_to_fit_goes_on_as_it_was_whatever_memory_is_free_no
     assert (config["batch_size"], config["grad_accum"], config["checkpointing"]) == (1, 2, True)
 
 
-def test_class_pictures_count_when_the_largest_pass_is_looked_for(toy_config, run_toy, toy_backend, tmp_path, monkeypatch):
+def test_class_pictures_count_when_the_largest_pass_is_looked_for(
+    toy_config, run_toy, toy_backend, tmp_path, monkeypatch
+):
     seen = []
     predict = type(toy_backend).predict
-    monkeypatch.setattr(type(toy_backend), "predict", lambda self, x, s, b: seen.append(x.shape[-1] * x.shape[-2]) or predict(self, x, s, b))
-    run_toy(toy_config(auto_fit=True, data={"resolution": 64}, prior={"prompt": "a red circle", "count": 1, "steps": 1}), tmp_path / "run")
+    monkeypatch.setattr(
+        type(toy_backend),
+        "predict",
+        lambda self, x, s, b: seen.append(x.shape[-1] * x.shape[-2]) or predict(self, x, s, b),
+    )
+    run_toy(
+        toy_config(auto_fit=True, data={"resolution": 64}, prior={"prompt": "a red circle", "count": 1, "steps": 1}),
+        tmp_path / "run",
+    )
     assert seen[0] == max(seen) == 64  # pictures of 32 px are not scaled up, class pictures are made at 64
 
 

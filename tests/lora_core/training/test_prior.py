@@ -16,11 +16,15 @@ PRIOR = {"prompt": "a red circle on a white ground", "count": 3, "steps": 2}
 
 
 def subject(*captions, trigger="zog"):
-    return Dataset(None, tuple(Picture(None, f"{n}.png", 64, 64, (Caption(c),)) for n, c in enumerate(captions)), (), (), trigger)
+    return Dataset(
+        None, tuple(Picture(None, f"{n}.png", 64, 64, (Caption(c),)) for n, c in enumerate(captions)), (), (), trigger
+    )
 
 
 def tokens(word="TOK", init="ring"):
-    return TokenSet([TokenVectors(Token(word, 1, init), {"clip_l": TokenTable(4, 1.0, lambda w: torch.ones(1, 4))}, 0, "cpu")])
+    return TokenSet(
+        [TokenVectors(Token(word, 1, init), {"clip_l": TokenTable(4, 1.0, lambda w: torch.ones(1, 4))}, 0, "cpu")]
+    )
 
 
 def made(folder):
@@ -48,7 +52,9 @@ def test_a_token_in_the_class_prompt_is_made_from_its_words_and_trained_as_the_t
     assert (job.caption, job.prompt) == ("a TOK here", "a ring here")
 
 
-def test_class_pictures_are_made_once_and_again_only_when_something_they_depend_on_changes(toy_config, run_toy, toy_backend, tmp_path, monkeypatch):
+def test_class_pictures_are_made_once_and_again_only_when_something_they_depend_on_changes(
+    toy_config, run_toy, toy_backend, tmp_path, monkeypatch
+):
     drawn, plain = [], toy_backend.sample
     monkeypatch.setattr(toy_backend, "sample", lambda job: drawn.append(job) or plain(job))
     run_toy(toy_config(prior=PRIOR), tmp_path / "one")
@@ -92,7 +98,9 @@ def test_weight_zero_or_no_class_is_the_run_without(toy_config, run_toy, tmp_pat
     assert not made(tmp_path / "off")
 
 
-def test_the_gradient_is_that_of_the_subject_plus_weight_times_that_of_the_class(toy_config, run_toy, toy_backend, tmp_path, monkeypatch):
+def test_the_gradient_is_that_of_the_subject_plus_weight_times_that_of_the_class(
+    toy_config, run_toy, toy_backend, tmp_path, monkeypatch
+):
     """Raw gradients of one step at three weights: the part that the class adds is linear in the weight."""
     from lora_loom.lora_core.training import step as step_module
 
@@ -110,7 +118,9 @@ def test_the_gradient_is_that_of_the_subject_plus_weight_times_that_of_the_class
     scale = (whole - alone).abs().max().item()
     assert scale > 0
     torch.testing.assert_close(seen[3], alone, rtol=0, atol=1e-5 * scale + 1e-8)
-    torch.testing.assert_close(half - alone, 0.5 * (whole - alone), rtol=0, atol=1e-4 * scale)  # float32 sums over a network's backward
+    torch.testing.assert_close(
+        half - alone, 0.5 * (whole - alone), rtol=0, atol=1e-4 * scale
+    )  # float32 sums over a network's backward
 
 
 def test_the_class_loss_is_logged_and_drawn_samples_show_the_class(toy_config, run_toy, tmp_path):
@@ -151,19 +161,28 @@ def test_a_run_with_class_pictures_goes_on_bit_for_bit_and_refuses_other_picture
         run_toy(config, tmp_path / "parts", resume=True)
 
 
-
 @pytest.mark.parametrize("job", [{"recipe": "face"}, {"recipe": "dreambooth"}, {"prior": {"count": 5}}])
 def test_a_job_that_names_a_number_of_class_pictures_and_not_what_they_are_is_refused_before_anything_is_encoded(
     job, pictures, run_toy, tmp_path, toy_backend, monkeypatch
 ):
     def values(**prior):
-        return {**job, "data": {"folder": str(pictures), "resolution": 32, "bucket_step_px": 16}, "prior": {**job.get("prior", {}), **prior}}
+        return {
+            **job,
+            "data": {"folder": str(pictures), "resolution": 32, "bucket_step_px": 16},
+            "prior": {**job.get("prior", {}), **prior},
+        }
 
     monkeypatch.setattr(toy_backend, "encode_picture", lambda pixels: pytest.fail("a picture was encoded"))
     sentence = r"^prior.prompt: \d+ class pictures are wanted .* prior.class_word and prior.folder are all empty; .* prior.weight to 0"
     with pytest.raises(LoomError, match=sentence):
         run_toy(from_values(values(), tmp_path), tmp_path / "run")
-    for given in ({"weight": 0.0}, {"prompt": "a dog"}, {"class_word": "dog"}, {"folder": "class"}, {"required": False}):
+    for given in (
+        {"weight": 0.0},
+        {"prompt": "a dog"},
+        {"class_word": "dog"},
+        {"folder": "class"},
+        {"required": False},
+    ):
         require_class_pictures(from_values(values(**given), tmp_path).prior, subject("a zog"))
     of_class = dataclasses.replace(subject("a zog"), class_pictures=subject("a dog").pictures)
     require_class_pictures(from_values(values(), tmp_path).prior, of_class)  # those of a regularization set

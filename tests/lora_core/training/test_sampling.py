@@ -25,7 +25,13 @@ def run(toy_config, toy_backend, tmp_path_factory):
     from lora_loom.lora_core.training.trainer import train
 
     folder = tmp_path_factory.mktemp("sampled") / "run"
-    config = toy_config(steps=6, save={"every": 3}, optimizer={"lr": 0.02}, adapter={"targets": "conv"}, samples={"every": 6, "steps": 2, "prompt": JOB.prompt})
+    config = toy_config(
+        steps=6,
+        save={"every": 3},
+        optimizer={"lr": 0.02},
+        adapter={"targets": "conv"},
+        samples={"every": 6, "steps": 2, "prompt": JOB.prompt},
+    )
     from lora_loom.convert import products
 
     job = Job(config, toy_backend, open_sets(config), folder.parent)
@@ -45,7 +51,9 @@ def test_the_saves_of_a_run_draw_what_the_run_and_its_file_draw(run, toy_backend
     assert [s.label for s in saves] == ["step 3", "step 6"]
     file = of_start("file", toy_backend, start_of(result.file, toy_backend))
     columns = dict(drawn([*saves, file], [1.0], [JOB], toy_backend))
-    assert np.abs(array(columns["step 6"][0]) - array(columns["file"][0])).max() <= 1  # the same numbers; sums in another order
+    assert (
+        np.abs(array(columns["step 6"][0]) - array(columns["file"][0])).max() <= 1
+    )  # the same numbers; sums in another order
     assert np.abs(array(columns["step 3"][0]) - array(columns["step 6"][0])).max() > 5
     assert np.abs(array(columns["without"][0]) - array(columns["step 6"][0])).max() > 5
 
@@ -85,7 +93,20 @@ def test_the_command_draws_a_sheet_of_files_strengths_and_prompts(run, tmp_path,
     word = tmp_path / "vish.safetensors"
     save(word, {"clip_l": torch.randn(2, 64)})
     out = tmp_path / "sheets" / "s.png"
-    options = ["--prompt", "a red circle", "--prompt", "vish on a white ground", "--strength", "0", "0.5", "1", "--steps", "2", "--out", str(out)]
+    options = [
+        "--prompt",
+        "a red circle",
+        "--prompt",
+        "vish on a white ground",
+        "--strength",
+        "0",
+        "0.5",
+        "1",
+        "--steps",
+        "2",
+        "--out",
+        str(out),
+    ]
     assert main(["sample", str(result.file), str(folder), str(word), *options]) == 0
     assert "7 x 2 pictures" in capsys.readouterr().out  # without, and the file and two saves at two strengths
     assert Image.open(out).size == (8 + 7 * 200, 22 + 2 * (192 + 22 + 8))
@@ -93,7 +114,11 @@ def test_the_command_draws_a_sheet_of_files_strengths_and_prompts(run, tmp_path,
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
-    [([], "give LoRA or embedding files"), (["nothing.safetensors"], "there is no file or run folder nothing.safetensors"), (["."], "is no run folder")],
+    [
+        ([], "give LoRA or embedding files"),
+        (["nothing.safetensors"], "there is no file or run folder nothing.safetensors"),
+        (["."], "is no run folder"),
+    ],
 )
 def test_what_cannot_be_drawn_is_one_sentence(arguments, sentence, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
@@ -102,7 +127,10 @@ def test_what_cannot_be_drawn_is_one_sentence(arguments, sentence, tmp_path, mon
 
 
 def test_an_embedding_of_another_model_is_refused(toy_backend):
-    with pytest.raises(LoomError, match="word: is an embedding for clip_l of width 768, the model reads clip_l of width 64; take one of this model"):
+    with pytest.raises(
+        LoomError,
+        match="word: is an embedding for clip_l of width 768, the model reads clip_l of width 64; take one of this model",
+    ):
         of_start("x", toy_backend, {}, {"word": {"clip_l": torch.randn(2, 768)}})
 
 

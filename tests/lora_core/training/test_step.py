@@ -52,7 +52,9 @@ def test_loss_is_the_mean_squared_error_of_the_corrupted_sample_written_out(obje
     noise = randn_like(batch.latents, rng)
     x_t = batch.latents + sigma.float().view(-1, 1, 1, 1) * noise
     expected = torch.stack([torch.nn.functional.mse_loss(x * 0.1, n) for x, n in zip(x_t, noise)])
-    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)  # x_t is rounded once from float64 there, twice here
+    torch.testing.assert_close(
+        loss, expected, rtol=1e-5, atol=1e-6
+    )  # x_t is rounded once from float64 there, twice here
     assert torch.equal(seen["sigma"], sigma)
     assert seen["batch"] is batch
     assert loss.dtype == torch.float32
@@ -61,7 +63,12 @@ def test_loss_is_the_mean_squared_error_of_the_corrupted_sample_written_out(obje
 def test_sample_weights_scale_each_loss_on_its_own(objective):
     batch = make_batch(3)
     plain = diffusion_loss(lambda x, s, b: x, batch, objective, step_rng(1, 0, 0, 0))
-    weighted = diffusion_loss(lambda x, s, b: x, dataclasses.replace(batch, weight=torch.tensor([1.0, 0.0, 0.5])), objective, step_rng(1, 0, 0, 0))
+    weighted = diffusion_loss(
+        lambda x, s, b: x,
+        dataclasses.replace(batch, weight=torch.tensor([1.0, 0.0, 0.5])),
+        objective,
+        step_rng(1, 0, 0, 0),
+    )
     assert torch.equal(weighted, plain * torch.tensor([1.0, 0.0, 0.5]))
 
 
@@ -71,7 +78,9 @@ def test_accumulated_gradient_of_four_times_two_equals_one_batch_of_eight(object
     queue = []
     monkeypatch.setattr("lora_loom.lora_core.objectives.randn_like", lambda x, rng: queue.pop(0))
     torch.manual_seed(0)
-    network = torch.nn.Sequential(torch.nn.Conv2d(4, 8, 3, padding=1), torch.nn.SiLU(), torch.nn.Conv2d(8, 4, 3, padding=1))
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(4, 8, 3, padding=1), torch.nn.SiLU(), torch.nn.Conv2d(8, 4, 3, padding=1)
+    )
 
     def gradient(parts):
         network.zero_grad()
@@ -79,7 +88,9 @@ def test_accumulated_gradient_of_four_times_two_equals_one_batch_of_eight(object
         queue.extend(noise[part] for part in parts)
         total = 0.0
         for part in parts:
-            piece = Batch(batch.latents[part], batch.captions[part], batch.fits[part], batch.names[part], batch.weight[part])
+            piece = Batch(
+                batch.latents[part], batch.captions[part], batch.fits[part], batch.names[part], batch.weight[part]
+            )
             share = diffusion_loss(lambda x, s, b: network(x), piece, levels, torch.Generator()).mean() / len(parts)
             share.backward()
             total += share.item()
@@ -137,7 +148,9 @@ class Borrowed:
         return out * math.nan if self.calls == self._bad_call else out
 
 
-def test_non_finite_loss_names_step_and_pictures_and_keeps_the_last_good_weights(toy_backend, toy_config, run_toy, tmp_path):
+def test_non_finite_loss_names_step_and_pictures_and_keeps_the_last_good_weights(
+    toy_backend, toy_config, run_toy, tmp_path
+):
     config, seen = toy_config(steps=6, grad_accum=2), []
 
     class Record(Listener):
@@ -172,7 +185,9 @@ def test_a_damaged_base_weight_is_named(toy_backend, toy_config, run_toy, tmp_pa
     before = weight[0, 0, 0, 0].item()
     try:
         weight[0, 0, 0, 0] = math.inf
-        with pytest.raises(NonFiniteError, match=r"weight mid_block\.resnets\.0\.conv1\.weight is not finite.*Step 1 was not made"):
+        with pytest.raises(
+            NonFiniteError, match=r"weight mid_block\.resnets\.0\.conv1\.weight is not finite.*Step 1 was not made"
+        ):
             run_toy(toy_config(), tmp_path / "run")
     finally:
         weight[0, 0, 0, 0] = before

@@ -102,7 +102,9 @@ def weights(folder):
     return files.sha256(last / "adapter.safetensors"), files.sha256(last / "optimizer.safetensors")
 
 
-def test_a_run_stopped_and_continued_after_every_step_equals_the_unbroken_run_bit_for_bit(unbroken, toy_config, run_toy, tmp_path):
+def test_a_run_stopped_and_continued_after_every_step_equals_the_unbroken_run_bit_for_bit(
+    unbroken, toy_config, run_toy, tmp_path
+):
     """Each continuation begins at another step, and what one of them loses shows in the end."""
     config = toy_config(**EVERYTHING_RANDOM)
     for step in range(1, STEPS):
@@ -130,7 +132,9 @@ def test_a_run_continued_once_equals_the_unbroken_run_bit_for_bit(step, unbroken
 
 def test_the_random_parts_of_the_continued_run_are_really_on(unbroken, toy_config, run_toy, tmp_path):
     plain = EVERYTHING_RANDOM | {"adapter": {"dropout": 0.0}}
-    for n, change in enumerate((plain, EVERYTHING_RANDOM | {"data": {}}, EVERYTHING_RANDOM | {"seed": 8}, EVERYTHING_RANDOM | {"schedule": {}})):
+    for n, change in enumerate(
+        (plain, EVERYTHING_RANDOM | {"data": {}}, EVERYTHING_RANDOM | {"seed": 8}, EVERYTHING_RANDOM | {"schedule": {}})
+    ):
         stop = StopAt(6)
         assert run_toy(toy_config(**change), tmp_path / str(n), stop, control=stop.control).losses != unbroken[1][:6]
 
@@ -183,7 +187,9 @@ def test_cancel_before_the_first_step_leaves_no_result(toy_config, run_toy, tmp_
     assert not list((tmp_path / "run").rglob("*.safetensors"))
 
 
-def test_a_failure_inside_an_update_keeps_the_last_checkpoint_and_nothing_newer(toy_config, run_toy, tmp_path, monkeypatch):
+def test_a_failure_inside_an_update_keeps_the_last_checkpoint_and_nothing_newer(
+    toy_config, run_toy, tmp_path, monkeypatch
+):
     original, calls = torch.optim.AdamW.step, []
 
     def fail_third(self, *args, **kwargs):
@@ -240,7 +246,9 @@ class AskAt(Listener):
             self.ask()
 
 
-def test_a_paused_run_is_saved_without_last_samples_and_goes_on_to_the_same_end(toy_config, run_toy, unbroken, tmp_path):
+def test_a_paused_run_is_saved_without_last_samples_and_goes_on_to_the_same_end(
+    toy_config, run_toy, unbroken, tmp_path
+):
     config, control, record = toy_config(**EVERYTHING_RANDOM), Control(), Record()
     result = run_toy(config, tmp_path, Listeners([AskAt(4, control.pause), record]), control=control)
     assert (result.outcome, result.step) == ("paused", 4)
@@ -257,7 +265,9 @@ def test_pausing_draws_no_samples_where_stopping_does(toy_config, run_toy, tmp_p
         assert [step for kind, step in record.events if kind == "sample"] == expected
 
 
-def test_a_save_on_request_leaves_a_checkpoint_and_the_files_and_changes_nothing_of_the_run(toy_config, run_toy, unbroken, tmp_path):
+def test_a_save_on_request_leaves_a_checkpoint_and_the_files_and_changes_nothing_of_the_run(
+    toy_config, run_toy, unbroken, tmp_path
+):
     control, record, results = Control(), Record(), []
 
     class Results(Listener):
@@ -284,7 +294,9 @@ def test_a_run_stopped_before_its_first_step_writes_no_result(toy_config, run_to
 def test_a_finished_run_can_be_continued_with_more_steps_and_nothing_is_lost(toy_config, run_toy, tmp_path):
     first, longer = run_toy(toy_config(steps=3), tmp_path / "a"), run_toy(toy_config(steps=5), tmp_path / "b")
     on = run_toy(toy_config(steps=5), tmp_path / "a", resume=True)
-    assert first.losses == longer.losses[:3]  # the learning rate is constant, so the first steps do not depend on the length
+    assert (
+        first.losses == longer.losses[:3]
+    )  # the learning rate is constant, so the first steps do not depend on the length
     assert on.losses == longer.losses
     assert all(torch.equal(on.tensors[k], longer.tensors[k]) for k in longer.tensors)
 
@@ -310,7 +322,9 @@ def test_a_changed_setting_is_refused_when_continuing(change, sentence, toy_conf
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
 
 
-def test_changed_pictures_and_another_base_are_refused_when_continuing(toy_config, run_toy, toy_backend, pictures, tmp_path):
+def test_changed_pictures_and_another_base_are_refused_when_continuing(
+    toy_config, run_toy, toy_backend, pictures, tmp_path
+):
     interrupt(run_toy, toy_config(), tmp_path / "run", 2)
     shutil.copytree(pictures, tmp_path / "other")
     (tmp_path / "other" / "0.txt").write_text("something else")
@@ -326,9 +340,14 @@ def test_changed_pictures_and_another_base_are_refused_when_continuing(toy_confi
         weight[0, 0, 0, 0] = before
 
 
-def test_another_vae_or_text_encoder_is_refused_when_continuing(toy_config, run_toy, toy_backend, tmp_path, monkeypatch):
+def test_another_vae_or_text_encoder_is_refused_when_continuing(
+    toy_config, run_toy, toy_backend, tmp_path, monkeypatch
+):
     run_toy(toy_config(steps=2), tmp_path / "run")
-    for name, sentence in (("picture_fingerprint", "the VAE is another one"), ("text_fingerprint", "the text encoder is another one")):
+    for name, sentence in (
+        ("picture_fingerprint", "the VAE is another one"),
+        ("text_fingerprint", "the text encoder is another one"),
+    ):
         with monkeypatch.context() as patch:
             patch.setattr(type(toy_backend), name, lambda self: "another")
             with pytest.raises(LoomError, match=sentence):
@@ -342,7 +361,9 @@ def test_a_moved_but_equal_folder_continues(toy_config, run_toy, pictures, tmp_p
     assert (result.outcome, result.step) == ("finished", 4)
 
 
-def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_continued_to_the_same_end(toy_config, run_toy, unbroken, tmp_path):
+def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_continued_to_the_same_end(
+    toy_config, run_toy, unbroken, tmp_path
+):
     config = toy_config(**EVERYTHING_RANDOM | {"save": {"every": 4}})
     interrupt(run_toy, config, tmp_path, 10)
     newest = checkpoints.folder_of(tmp_path / "checkpoints", 10) / "adapter.safetensors"
@@ -382,15 +403,25 @@ def test_samples_are_drawn_before_and_after_and_do_not_change_the_training(toy_c
     quiet = run_toy(toy_config(), tmp_path / "quiet")
     record = Record()
     prompts = "a red circle on a white ground\na blue square on a gray ground"
-    drawn = run_toy(toy_config(samples={"every": 2, "steps": 2, "prompt": prompts, "width_px": 64, "height_px": 64}), tmp_path / "drawn", record)
+    drawn = run_toy(
+        toy_config(samples={"every": 2, "steps": 2, "prompt": prompts, "width_px": 64, "height_px": 64}),
+        tmp_path / "drawn",
+        record,
+    )
     assert quiet.losses == drawn.losses
     assert all(torch.equal(quiet.tensors[k], drawn.tensors[k]) for k in quiet.tensors)
     assert [e for e in record.events if e[0] == "sample"] == [("sample", 2), ("sample", 2), ("sample", 4)]
-    assert sorted(p.name for p in (tmp_path / "drawn" / "samples").iterdir()) == ["before.png", "step-2.png", "step-4.png"]
+    assert sorted(p.name for p in (tmp_path / "drawn" / "samples").iterdir()) == [
+        "before.png",
+        "step-2.png",
+        "step-4.png",
+    ]
     assert (tmp_path / "drawn" / "before-after.png").is_file()
 
 
-def test_a_disk_that_fills_up_during_a_save_stops_the_run_and_leaves_no_temporary_files(toy_config, run_toy, tmp_path, monkeypatch):
+def test_a_disk_that_fills_up_during_a_save_stops_the_run_and_leaves_no_temporary_files(
+    toy_config, run_toy, tmp_path, monkeypatch
+):
     original, calls = files.write_safetensors, []
 
     def full(path, *args):
@@ -408,7 +439,9 @@ def test_a_disk_that_fills_up_during_a_save_stops_the_run_and_leaves_no_temporar
     assert any("could not be kept" in text for text in record.texts())
 
 
-def test_a_disk_too_small_for_the_checkpoints_is_refused_before_anything_is_written(toy_config, run_toy, tmp_path, monkeypatch):
+def test_a_disk_too_small_for_the_checkpoints_is_refused_before_anything_is_written(
+    toy_config, run_toy, tmp_path, monkeypatch
+):
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**9, 10**9, 0))
     with pytest.raises(LoomError, match=r"the run needs \d+ MB, 0 MB are free"):
         run_toy(toy_config(), tmp_path / "run")
@@ -442,7 +475,9 @@ def test_the_result_holds_every_layer_and_the_facts_of_the_run(toy_config, run_t
     result = run_toy(toy_config(), tmp_path)
     assert result.file == tmp_path / "toy_test.safetensors"
     assert len(result.tensors) == 3 * result.facts["layers"]
-    assert result.facts["trained_values"] == sum(v.numel() for k, v in result.tensors.items() if not k.endswith(".alpha"))
+    assert result.facts["trained_values"] == sum(
+        v.numel() for k, v in result.tensors.items() if not k.endswith(".alpha")
+    )
     assert result.facts["captions"][0].startswith("zog, ")
     assert (tmp_path / "loss.png").is_file()
     assert json.loads((tmp_path / "config.json").read_text())["seed"] == 7

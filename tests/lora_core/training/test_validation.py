@@ -37,7 +37,9 @@ def test_a_share_of_the_pictures_is_held_out_the_same_ones_every_time(n, share, 
     config = toy_config(validation={"every": 1, "share": share})
     train, out = split(dataset(n), config)
     assert len(out.pictures) == held
-    assert sorted([*train.pictures, *out.pictures], key=lambda p: p.name) == sorted(dataset(n).pictures, key=lambda p: p.name)
+    assert sorted([*train.pictures, *out.pictures], key=lambda p: p.name) == sorted(
+        dataset(n).pictures, key=lambda p: p.name
+    )
     assert split(dataset(n), config) == (train, out)
 
 
@@ -56,7 +58,10 @@ def test_off_nothing_is_held_out_and_the_run_is_the_same(toy_config, run_toy, tm
 def test_validation_does_not_change_what_is_trained(toy_config, run_toy, tmp_path, pictures):
     """With pictures of its own to look at, the run with validation is bit for bit the one without."""
     plain = run_toy(toy_config(data={"flip": True, "caption_dropout": 0.3}), tmp_path / "plain")
-    watched = run_toy(toy_config(data={"flip": True, "caption_dropout": 0.3}, validation={**ON, "folder": str(pictures)}), tmp_path / "watched")
+    watched = run_toy(
+        toy_config(data={"flip": True, "caption_dropout": 0.3}, validation={**ON, "folder": str(pictures)}),
+        tmp_path / "watched",
+    )
     assert watched.losses == plain.losses
     assert all(torch.equal(watched.tensors[k], plain.tensors[k]) for k in plain.tensors)
 
@@ -99,7 +104,9 @@ def test_the_best_weights_are_the_result_where_wanted(toy_config, run_toy, tmp_p
     from lora_loom.lora_core.training import validation
 
     course = {0: 1.0, 1: 0.8, 2: 0.5, 3: 0.7, 4: 0.9}
-    monkeypatch.setattr(validation.Probes, "measure", lambda self, backend, objective, step: Measure(step, course[step], 0.1))
+    monkeypatch.setattr(
+        validation.Probes, "measure", lambda self, backend, objective, step: Measure(step, course[step], 0.1)
+    )
     watch = {"every": 1, "share": 0.25}
     best = run_toy(toy_config(validation={**watch, "restore_best": True}), tmp_path / "best")
     last = run_toy(toy_config(validation=watch), tmp_path / "last")
@@ -111,10 +118,14 @@ def test_the_best_weights_are_the_result_where_wanted(toy_config, run_toy, tmp_p
 
 
 @pytest.mark.parametrize(("patience", "ended"), [(0, 8), (1, 3), (2, 4), (6, 8)])
-def test_a_run_ends_when_it_has_not_been_better_for_long_enough(patience, ended, toy_config, run_toy, tmp_path, monkeypatch):
+def test_a_run_ends_when_it_has_not_been_better_for_long_enough(
+    patience, ended, toy_config, run_toy, tmp_path, monkeypatch
+):
     from lora_loom.lora_core.training import validation
 
-    monkeypatch.setattr(validation.Probes, "measure", lambda self, backend, objective, step: Measure(step, abs(step - 2) + 1.0, 0.1))
+    monkeypatch.setattr(
+        validation.Probes, "measure", lambda self, backend, objective, step: Measure(step, abs(step - 2) + 1.0, 0.1)
+    )
     result = run_toy(toy_config(steps=8, validation={"every": 1, "patience": patience}), tmp_path)
     assert result.step == ended
     assert result.outcome == ("finished" if ended == 8 else "stopped early")
@@ -123,7 +134,11 @@ def test_a_run_ends_when_it_has_not_been_better_for_long_enough(patience, ended,
 def test_a_held_out_loss_that_is_not_finite_ends_the_run_and_keeps_the_work(toy_config, run_toy, tmp_path, monkeypatch):
     from lora_loom.lora_core.training import validation
 
-    monkeypatch.setattr(validation.Probes, "measure", lambda self, backend, objective, step: Measure(step, float("nan") if step else 1.0, 0.1))
+    monkeypatch.setattr(
+        validation.Probes,
+        "measure",
+        lambda self, backend, objective, step: Measure(step, float("nan") if step else 1.0, 0.1),
+    )
     with pytest.raises(LoomError, match="Step 2: the loss on held-out pictures is nan"):
         run_toy(toy_config(validation={"every": 2}), tmp_path)
     assert (tmp_path / "toy_test.safetensors").is_file()
@@ -143,6 +158,13 @@ def test_patience_without_validation_is_refused(toy_config):
 
 
 def test_pictures_of_a_folder_are_measured_with_the_token_too(toy_config, run_toy, pictures, tmp_path):
-    config = toy_config(method="embedding", embedding={"tokens": "TOK"}, optimizer={"lr": 0.05}, validation={**ON, "folder": str(pictures)})
+    config = toy_config(
+        method="embedding",
+        embedding={"tokens": "TOK"},
+        optimizer={"lr": 0.05},
+        validation={**ON, "folder": str(pictures)},
+    )
     measures = run_toy(config, tmp_path).facts["validation"]
-    assert len({m[1] for m in measures}) == len(measures)  # the word is in their captions, so its training moves the loss
+    assert len({m[1] for m in measures}) == len(
+        measures
+    )  # the word is in their captions, so its training moves the loss

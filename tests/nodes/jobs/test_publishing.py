@@ -9,7 +9,11 @@ from lora_loom.nodes.jobs.publishing import Shelf, prompts_for
 def lora(folder, value, name="cat"):
     path = folder / f"{name}.safetensors"
     path.parent.mkdir(exist_ok=True)
-    tensors = {"lora_unet_x.lora_down.weight": torch.full((1, 2), value), "lora_unet_x.lora_up.weight": torch.ones(2, 1), "lora_unet_x.alpha": torch.ones(())}
+    tensors = {
+        "lora_unet_x.lora_down.weight": torch.full((1, 2), value),
+        "lora_unet_x.lora_up.weight": torch.ones(2, 1),
+        "lora_unet_x.alpha": torch.ones(()),
+    }
     write_safetensors(path, tensors, {"modelspec.trigger_phrase": "zog"})
     return path
 
@@ -27,7 +31,9 @@ def test_a_run_replaces_its_own_result_and_leaves_a_strangers_file_alone(tmp_pat
 def test_an_embedding_is_put_apart_and_is_its_own_word(tmp_path):
     shelf = Shelf(tmp_path / "loras", tmp_path / "embeddings")
     (tmp_path / "run").mkdir()
-    write_safetensors(tmp_path / "run" / "zog.safetensors", {"clip_l": torch.ones(2, 768), "clip_g": torch.ones(2, 1280)}, {})
+    write_safetensors(
+        tmp_path / "run" / "zog.safetensors", {"clip_l": torch.ones(2, 768), "clip_g": torch.ones(2, 1280)}, {}
+    )
     target = shelf.publish(tmp_path / "run" / "zog.safetensors")
     assert target == tmp_path / "embeddings" / "zog.safetensors"
     assert prompts_for([target])["comfyui"] == "embedding:zog"

@@ -12,7 +12,9 @@ HOST_MODULES = ["comfy", "comfy_api", "comfy_extras", "execution", "folder_paths
 
 @pytest.mark.parametrize("room", ["jobs", "terminal"])
 def test_a_room_below_nodes_imports_without_a_host(room, root):
-    modules = sorted(f"lora_loom.nodes.{room}.{p.stem}" for p in (root / "nodes" / room).glob("*.py") if p.stem != "__init__")
+    modules = sorted(
+        f"lora_loom.nodes.{room}.{p.stem}" for p in (root / "nodes" / room).glob("*.py") if p.stem != "__init__"
+    )
     assert len(modules) > 5
     code = f"""
 import importlib, json, sys
@@ -29,7 +31,9 @@ def test_no_file_of_these_rooms_names_a_host_and_no_host_names_the_terminal(root
     def imported(path):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         nodes = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
-        return {part for node in nodes for part in (node.module or "").split(".")} | {a.name for node in nodes for a in node.names}
+        return {part for node in nodes for part in (node.module or "").split(".")} | {
+            a.name for node in nodes for a in node.names
+        }
 
     for room in ("jobs", "terminal"):
         for path in (root / "nodes" / room).glob("*.py"):
@@ -61,7 +65,11 @@ print(json.dumps([heavy, [f"usage: lora-loom {name}" in text for name, text in z
 def test_every_file_of_a_command_is_in_the_table_and_the_other_way_round(root):
     from lora_loom.nodes.terminal import COMMANDS, STEPPING
 
-    files = {p.stem for p in (root / "nodes" / "terminal").glob("*.py") if "\ndef run(args: argparse.Namespace) -> int:" in p.read_text(encoding="utf-8")}
+    files = {
+        p.stem
+        for p in (root / "nodes" / "terminal").glob("*.py")
+        if "\ndef run(args: argparse.Namespace) -> int:" in p.read_text(encoding="utf-8")
+    }
     assert files == {name.replace("-", "_") for name in COMMANDS}
     assert set(STEPPING) <= COMMANDS.keys()
 

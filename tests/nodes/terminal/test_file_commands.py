@@ -25,7 +25,11 @@ TEXT = "clip_l.text_model.encoder.layers.3.mlp.fc1"
 
 
 def modules(seed: int = 0, rank: int = 4, alpha: float | None = 2.0) -> dict:
-    return {Q: lora(16, 16, rank, alpha, seed=seed), K: lora(16, 768, rank, alpha, seed=seed + 1), TEXT: lora(48, 12, rank, alpha, seed=seed + 2)}
+    return {
+        Q: lora(16, 16, rank, alpha, seed=seed),
+        K: lora(16, 768, rank, alpha, seed=seed + 1),
+        TEXT: lora(48, 12, rank, alpha, seed=seed + 2),
+    }
 
 
 def keys(seed: int = 0, **more) -> dict[str, torch.Tensor]:
@@ -77,7 +81,12 @@ def test_one_file_is_converted_to_every_form_beside_itself(target, here, capsys)
     assert out.splitlines()[0] == f"one.safetensors -> {name}"
     assert err == []
     same(name, modules())
-    prefixes = {"universal": "lora_", "kohya": "lora_", "comfyui": ("diffusion_model.", "text_encoders."), "diffusers": ("unet.", "text_encoder.")}
+    prefixes = {
+        "universal": "lora_",
+        "kohya": "lora_",
+        "comfyui": ("diffusion_model.", "text_encoders."),
+        "diffusers": ("unet.", "text_encoder."),
+    }
     if target != "peft":
         assert all(k.startswith(prefixes[target]) for k in load(Path(name))[0])
 
@@ -96,11 +105,17 @@ def test_files_are_fp16_unless_another_type_is_asked_for(here):
     same("a.safetensors", modules(), HALF)
 
 
-@pytest.mark.parametrize("pattern", [["in/*.safetensors"], ["in/one.safetensors", "in/t*.safetensors"], ["in/*.safetensors", "in/one.safetensors"]])
+@pytest.mark.parametrize(
+    "pattern",
+    [["in/*.safetensors"], ["in/one.safetensors", "in/t*.safetensors"], ["in/*.safetensors", "in/one.safetensors"]],
+)
 def test_a_pattern_is_converted_into_a_folder_each_file_once(pattern, here, capsys):
     assert main(["convert", *pattern, "--out", "all/new", "--dtype", "fp32"]) == DONE
     assert files() == ["all/new/one.safetensors", "all/new/two.safetensors"]
-    assert said(capsys)[0].splitlines() == ["[1/2] one.safetensors -> all/new/one.safetensors", "[2/2] two.safetensors -> all/new/two.safetensors"]
+    assert said(capsys)[0].splitlines() == [
+        "[1/2] one.safetensors -> all/new/one.safetensors",
+        "[2/2] two.safetensors -> all/new/two.safetensors",
+    ]
     same("all/new/two.safetensors", modules(9, rank=2))
 
 
@@ -110,9 +125,13 @@ def test_one_file_goes_into_a_folder_that_is_there(here):
     assert files() == ["all/one.safetensors"]
 
 
-@pytest.mark.parametrize(("target", "wanted"), [("universal", "clip_l"), ("comfyui", "clip_l"), ("diffusers", "clip_l"), ("peft", "clip_l")])
+@pytest.mark.parametrize(
+    ("target", "wanted"), [("universal", "clip_l"), ("comfyui", "clip_l"), ("diffusers", "clip_l"), ("peft", "clip_l")]
+)
 def test_embeddings_are_converted_too(target, wanted, here, capsys):
-    assert main(["convert", "emb/pair.safetensors", "--to", target, "--out", "out.safetensors", "--dtype", "fp32"]) == DONE
+    assert (
+        main(["convert", "emb/pair.safetensors", "--to", target, "--out", "out.safetensors", "--dtype", "fp32"]) == DONE
+    )
     made = open_embedding(Path("out.safetensors"))
     assert torch.equal(made.vectors["clip_l"], random(1, 2, 768))
     assert torch.equal(made.vectors["clip_g"], random(2, 2, 1280))
@@ -150,13 +169,22 @@ def test_alphas_that_differ_are_made_equal_unless_they_are_to_stay(here):
     mixed = {**keys(), "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q.alpha": torch.tensor(1.0)}
     save(here / "in" / "mixed.safetensors", mixed)
     for name, more, alphas in (("a", [], {2.0}), ("b", ["--keep-alphas"], {1.0, 2.0})):
-        assert main(["convert", "in/mixed.safetensors", "--to", "kohya", "--out", name, "--dtype", "fp32", *more]) == DONE
-        assert {float(v) for k, v in load(Path(f"{name}.safetensors"))[0].items() if k.startswith("lora_unet") and k.endswith("alpha")} == alphas
+        assert (
+            main(["convert", "in/mixed.safetensors", "--to", "kohya", "--out", name, "--dtype", "fp32", *more]) == DONE
+        )
+        assert {
+            float(v)
+            for k, v in load(Path(f"{name}.safetensors"))[0].items()
+            if k.startswith("lora_unet") and k.endswith("alpha")
+        } == alphas
         same(f"{name}.safetensors", {**modules(), Q: lora(16, 16, 4, 1.0)})
 
 
 def test_other_kinds_are_refused_or_approximated(here, capsys):
-    save(here / "in" / "loha.safetensors", kohya("lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q", loha(16, 16, 2, 1.0)))
+    save(
+        here / "in" / "loha.safetensors",
+        kohya("lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q", loha(16, 16, 2, 1.0)),
+    )
     order = ["convert", "in/loha.safetensors", "--to", "diffusers", "--out", "x"]
     assert main(order) == FAILED
     assert "convert it to a LoRA first (--approximate)" in said(capsys)[1][0]
@@ -203,7 +231,14 @@ def test_names_with_dots_keep_all_of_themselves(here):
     assert sorted(p.name for p in Path("all").iterdir()) == ["run-0.1.safetensors", "run-0.2.safetensors"]
 
 
-@pytest.mark.parametrize("command", [["convert", "in/one.safetensors"], ["merge", "in/one.safetensors"], ["resize", "in/one.safetensors", "--rank", "2"]])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["convert", "in/one.safetensors"],
+        ["merge", "in/one.safetensors"],
+        ["resize", "in/one.safetensors", "--rank", "2"],
+    ],
+)
 def test_what_is_written_ends_in_safetensors_also_after_a_dot_in_the_name(command, here):
     assert main([*command, "--out", "style-v1.5"]) == DONE
     assert files() == ["style-v1.5.safetensors"]
@@ -230,7 +265,10 @@ WRITES = {
 def checkpoints(here):
     """A base checkpoint, the LoRA of its one layer, and the base with that change."""
     key = "model.diffusion_model.input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight"
-    other = {"model.diffusion_model.out.2.bias": random(3, 4), "first_stage_model.decoder.conv_in.weight": random(4, 3, 3)}
+    other = {
+        "model.diffusion_model.out.2.bias": random(3, 4),
+        "first_stage_model.decoder.conv_in.weight": random(4, 3, 3),
+    }
     base, module = random(1, 16, 768), modules()[K]
     save(here / "in" / "base.safetensors", {key: base, **other}, {"own": "kept"})
     save(here / "in" / "tuned.safetensors", {key: (base.double() + dense(module)).float(), **other})
@@ -263,7 +301,19 @@ def test_a_second_conversion_beside_the_source_is_refused(here, capsys):
 def test_two_files_of_one_name_do_not_replace_each_other(command, here, capsys):
     save(here / "in" / "sub" / "one.safetensors", keys(50))
     more = ["--rank", "8"] if command == "resize" else []
-    assert main([command, "in/one.safetensors", "in/sub/one.safetensors", "--out", "all", "--overwrite", "--dtype", "fp32", *more]) in (DONE, FAILED)
+    assert main(
+        [
+            command,
+            "in/one.safetensors",
+            "in/sub/one.safetensors",
+            "--out",
+            "all",
+            "--overwrite",
+            "--dtype",
+            "fp32",
+            *more,
+        ]
+    ) in (DONE, FAILED)
     same("all/one.safetensors", modules())
 
 
@@ -273,7 +323,12 @@ def test_two_files_of_one_name_do_not_replace_each_other(command, here, capsys):
 def test_inspect_says_what_a_file_is(here, capsys):
     assert main(["inspect", "in/one.safetensors"]) == DONE
     lines = said(capsys)[0].splitlines()
-    assert lines[:4] == ["one.safetensors", "base: Stable Diffusion 1.x", "spelling: kohya, 3 modules (3 lora)", "rank: 4; alpha: 2"]
+    assert lines[:4] == [
+        "one.safetensors",
+        "base: Stable Diffusion 1.x",
+        "spelling: kohya, 3 modules (3 lora)",
+        "rank: 4; alpha: 2",
+    ]
     assert "trigger words: zog" in lines
     assert any(line.startswith("IN04") and "2 modules" in line for line in lines)
     assert any(line.startswith("ComfyUI: ") for line in lines)
@@ -282,7 +337,13 @@ def test_inspect_says_what_a_file_is(here, capsys):
 def test_inspect_gives_facts_for_programs_one_line_a_file(here, capsys):
     assert main(["inspect", "in/*.safetensors", "emb/pair.safetensors", "--json"]) == DONE
     one, two, pair = (json.loads(line) for line in said(capsys)[0].splitlines())
-    assert (one["file"], one["family"], one["modules"], one["ranks"], one["triggers"]) == ("one.safetensors", "sd1", 3, {"4": 3}, ["zog"])
+    assert (one["file"], one["family"], one["modules"], one["ranks"], one["triggers"]) == (
+        "one.safetensors",
+        "sd1",
+        3,
+        {"4": 3},
+        ["zog"],
+    )
     norms = {b["name"]: b["norm"] for b in one["blocks"]}
     assert norms["BASE"] == pytest.approx(float(dense(modules()[TEXT]).norm()), rel=1e-6)
     assert two["ranks"] == {"2": 3}
@@ -328,7 +389,9 @@ def test_two_files_are_compared_layer_by_layer(here, capsys):
     assert main(["inspect", "--diff", "in/one.safetensors", "in/two.safetensors"]) == DONE
     lines = said(capsys)[0].splitlines()
     one, two = modules(), modules(9, rank=2)
-    apart = {n: float((dense(one[n]) - dense(two[n])).norm() / max(dense(one[n]).norm(), dense(two[n]).norm())) for n in one}
+    apart = {
+        n: float((dense(one[n]) - dense(two[n])).norm() / max(dense(one[n]).norm(), dense(two[n]).norm())) for n in one
+    }
     worst = max(apart, key=apart.get)
     assert lines[0] == f"3 modules, 0 equal, largest relative difference {apart[worst]:.3g}"
     assert lines[1].split() == [f"{apart[worst]:.3g}", worst]
@@ -355,7 +418,21 @@ def test_a_file_that_is_converted_is_opened_once(here, monkeypatch):
 
 
 def test_merge_adds_files_up_with_their_weights(here, capsys):
-    assert main(["merge", "in/one.safetensors=0.5", "in/two.safetensors=-1", "in/one.safetensors", "--out", "sum", "--dtype", "fp32"]) == DONE
+    assert (
+        main(
+            [
+                "merge",
+                "in/one.safetensors=0.5",
+                "in/two.safetensors=-1",
+                "in/one.safetensors",
+                "--out",
+                "sum",
+                "--dtype",
+                "fp32",
+            ]
+        )
+        == DONE
+    )
     assert said(capsys)[0].splitlines() == ["sum.safetensors"]
     one, two = modules(), modules(9, rank=2)
     same("sum.safetensors", {n: 1.5 * dense(one[n]) - dense(two[n]) for n in one}, 2 * ROUNDING)
@@ -389,7 +466,23 @@ def test_resize_makes_files_smaller_beside_themselves_or_in_a_folder(here, capsy
 
 def test_extract_finds_the_lora_between_two_checkpoints(checkpoints, here, capsys):
     _, _, module, _ = checkpoints
-    assert main(["extract", "in/base.safetensors", "in/tuned.safetensors", "--rank", "4", "--out", "made", "--dtype", "fp32", "--no-text-encoders"]) == DONE
+    assert (
+        main(
+            [
+                "extract",
+                "in/base.safetensors",
+                "in/tuned.safetensors",
+                "--rank",
+                "4",
+                "--out",
+                "made",
+                "--dtype",
+                "fp32",
+                "--no-text-encoders",
+            ]
+        )
+        == DONE
+    )
     same("made.safetensors", {K: module}, 1e-4)  # the difference of two float32 numbers of order 1 to 10
     assert main(["extract", "in/base.safetensors", "in/tuned.safetensors", "--rank", "1", "--out", "small"]) == DONE
     assert "Relative error" in said(capsys)[0]
@@ -398,10 +491,15 @@ def test_extract_finds_the_lora_between_two_checkpoints(checkpoints, here, capsy
 def test_bake_adds_a_lora_to_a_checkpoint(checkpoints, here, capsys):
     key, base, module, other = checkpoints
     before = Path("in/base.safetensors").read_bytes()
-    assert main(["bake", "in/base.safetensors", "in/unet.safetensors=0.5", "in/unet.safetensors=-0.25", "--out", "baked"]) == DONE
+    assert (
+        main(["bake", "in/base.safetensors", "in/unet.safetensors=0.5", "in/unet.safetensors=-0.25", "--out", "baked"])
+        == DONE
+    )
     assert "1 of 3 tensors changed" in said(capsys)[0]
     state, metadata = load(Path("baked.safetensors"))
-    torch.testing.assert_close(state[key].double(), base.double() + 0.25 * dense(module), rtol=1e-6, atol=1e-6)  # float32 sums
+    torch.testing.assert_close(
+        state[key].double(), base.double() + 0.25 * dense(module), rtol=1e-6, atol=1e-6
+    )  # float32 sums
     assert all(torch.equal(state[k], v) for k, v in other.items())
     assert (metadata["own"], metadata["modelspec.merged_from"]) == ("kept", "base, unet (0.5), unet (-0.25)")
     assert Path("in/base.safetensors").read_bytes() == before
@@ -459,8 +557,14 @@ def test_wrong_usage_is_exit_code_2(arguments, here, capsys):
 
 
 def test_the_exit_code_reaches_the_shell(root, here):
-    for arguments, code in ((["inspect", "in/one.safetensors"], 0), (["inspect", "nowhere.safetensors"], 1), (["inspect"], 2)):
-        ran = subprocess.run([sys.executable, str(root / "__main__.py"), *arguments], capture_output=True, text=True, check=False)
+    for arguments, code in (
+        (["inspect", "in/one.safetensors"], 0),
+        (["inspect", "nowhere.safetensors"], 1),
+        (["inspect"], 2),
+    ):
+        ran = subprocess.run(
+            [sys.executable, str(root / "__main__.py"), *arguments], capture_output=True, text=True, check=False
+        )
         assert ran.returncode == code, ran.stderr
         assert "Traceback" not in ran.stderr
 
