@@ -1,4 +1,4 @@
-"""The tested set of versions, `constraints.txt`: `update` resolves it anew, `age` says how old it is, `differences` names what is installed instead.
+"""The tested set of versions, `.ci/constraints.txt`: `update` resolves it anew, `age` says how old it is, `differences` names what is installed instead.
 
 `update` takes the newest of everything that pyproject.toml asks for, but for the lines of `.ci/constraints.in`, for Python 3.10 and newer and every
 platform at once. It needs uv (`pip install uv`). Run the tests with the new set before it is committed.
@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-FILE, LIMITS = ROOT / "constraints.txt", ROOT / ".ci" / "constraints.in"
+FILE, LIMITS = ROOT / ".ci" / "constraints.txt", ROOT / ".ci" / "constraints.in"
 OLDEST_PYTHON = "3.10"
 BROUGHT_BY_TORCH = (
     "nvidia-",

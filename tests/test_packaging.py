@@ -44,7 +44,7 @@ def test_dependencies_are_static_and_never_pinned_from_above(project):
 
 
 def test_the_tested_set_names_a_version_of_every_dependency_for_every_platform(root, project):
-    lines = (root / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    lines = (root / ".ci" / "constraints.txt").read_text(encoding="utf-8").splitlines()
     datetime.date.fromisoformat(re.search(r"made on (\S+) by", lines[0])[1])
     rows = [
         re.fullmatch(r"([a-z0-9-]+)==([0-9.]+\w*)( ; .+)?", line) for line in lines[1:]
@@ -58,7 +58,7 @@ def test_the_tested_set_names_a_version_of_every_dependency_for_every_platform(r
 def test_both_commands_of_the_readme_install_the_tested_set(root):
     installs = re.findall(r"^.*\bpip install .*-e.*$", (root / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert len(installs) == 2
-    assert all(" -c constraints.txt " in command for command in installs)
+    assert all(" -c .ci/constraints.txt " in command for command in installs)
 
 
 def test_the_version_is_that_of_the_top_changelog_entry(root, project):

@@ -46,7 +46,7 @@ def test_the_commands_of_the_workflows_name_what_is_there(root, project):
     ]
     text = "\n".join(commands)
     assert "bash .ci/run" in text
-    files = re.findall(r"(?<![\w/~])(\.ci/\w+|constraints\.txt|pyproject\.toml|tests/\w+)", text)
+    files = re.findall(r"(?<![\w/~])(\.ci/\w[\w.]*|pyproject\.toml|tests/\w+)", text)
     assert [file for file in files if not (root / file).is_file()] == []
     assert {extra for names in re.findall(r'"\.\[(.*?)\]"', text) for extra in names.split(",")} <= project["project"][
         "optional-dependencies"
