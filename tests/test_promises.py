@@ -319,6 +319,39 @@ WORKFLOWS = (open_the_toy, ''')  # fmt: skip
     return ["tests/test_made_texts.py"]
 
 
+def adapter(copy: Copy) -> list[str]:
+    """A kind that is there is taken out, everything holds without it, and it is put back as the line says."""
+    names, rows, headers = (
+        "lora_core/algebra/__init__.py",
+        "tests/lora_core/algebra/test_kinds.py",
+        "tests/lora_core/adapters/test_matrix.py",
+    )
+    place, row = "lora_core/algebra/ia3.py", re.compile(r'    "ia3(?: on inputs)?": \(lambda layer: [^\n]*\n')
+    kind, original = copy.read(place), {name: copy.read(name) for name in (names, rows, headers)}
+    (copy.place / place).unlink()
+    bare = {
+        names: original[names].replace(' "ia3",', ""),
+        rows: row.sub("", original[rows]),
+        headers: original[headers].replace('"ia3": (LYCORIS, {"algo": "ia3"}, None), ', ""),
+    }
+    for name, text in bare.items():
+        assert text != original[name]
+        (copy.place / name).write_text(text, encoding="utf-8")
+    copy.python(
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "tests/convert/test_lora.py",
+        "tests/lora_core/adapters/test_lora.py",
+    )
+    copy.write(place, kind)
+    for name, text in original.items():
+        copy.write(name, text)
+    return ["tests/lora_core/algebra/test_kinds.py", "tests/lora_core/adapters/test_matrix.py", "-k", "ia3"]
+
+
 PROMISES: dict[str, Callable[[Copy], list[str]]] = {
     "An optimizer": optimizer,
     "A loss": loss,
@@ -328,6 +361,7 @@ PROMISES: dict[str, Callable[[Copy], list[str]]] = {
     "A node": node,
     "A text of the page": text_of_the_page,
     "A template": template,
+    "An adapter": adapter,
 }
 
 
