@@ -27,6 +27,9 @@ def load(name: str, file: Path, **more):
     return sys.modules[name]
 
 
+# One thread for a test process and for those it starts; two processes use both cores. With two threads, on two busy cores, tests that take 12 seconds of
+# processor time with one were stopped unfinished after 54 (2026-11-28, AMD EPYC): threads that wait for each other spin.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 load("lora_loom", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
 share = load("share_of_tests", ROOT / "tests" / "share_of_tests.py")
 sys.path[:] = [p for p in sys.path if p and Path(p).resolve() != ROOT]  # our nodes/ must not shadow the host's nodes.py

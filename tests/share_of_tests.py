@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 
 import pytest
 
@@ -35,7 +35,7 @@ def number(text: str) -> int:
 
 
 def chosen_rows(group: str, count: int, of: int, seed: str) -> set[int]:
-    """Places of the rows of a group that are run: of `of` seeds in a row of parts each place is in one at least."""
+    """Places of the rows of a group that are run. A group is cut into `of` parts, or as many as it has rows; the seed chooses one of them."""
     of = min(of, count)
     part = (
         number(seed) + number(group)
@@ -43,13 +43,14 @@ def chosen_rows(group: str, count: int, of: int, seed: str) -> set[int]:
     return set(range(part, count, of))
 
 
-def group_of(item: pytest.Item) -> Hashable:
+def group_of(item: pytest.Item) -> str | None:
     """What the test is a row of; None for one that stands alone."""
     if item.get_closest_marker("always"):
         return None
+    file = item.nodeid.split("::")[0]
     if item.get_closest_marker("slow"):
-        return f"{item.path.name} slow"
-    return f"{item.path.name} {item.originalname}" if getattr(item, "callspec", None) else None
+        return f"{file} slow"
+    return f"{file} {item.originalname}" if getattr(item, "callspec", None) else None
 
 
 def left_out(items: Sequence[pytest.Item], of: int, seed: str) -> list[pytest.Item]:
