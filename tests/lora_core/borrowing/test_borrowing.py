@@ -8,7 +8,8 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
-from lora_loom.lora_core.adapters import AdapterSet, LoraAdapter, Shape
+from lora_loom.lora_core.adapters import AdapterSet, KindAdapter, Shape
+from lora_loom.lora_core.algebra.kinds import KINDS
 from lora_loom.lora_core.borrowing import borrow, frozen
 from lora_loom.lora_core.borrowing.aliases import as_normal
 from lora_loom.lora_core.borrowing.borrow import Borrowing, Measures
@@ -76,6 +77,9 @@ class Host:
     def fetched(self, layer, dtype, device):
         yield (layer.fetch() if isinstance(layer, Linear) else layer.weight * 2).to(device, dtype), layer.bias
 
+    def input_factor(self, layer, like):
+        return None
+
     def fetches(self, layer):
         return hasattr(layer, "fetching")
 
@@ -107,7 +111,8 @@ def model():
 def adapters_of(model):
     layers = {name: m for name, m in model.named_modules() if isinstance(m, Linear)}
     members = {
-        n: LoraAdapter(n, m, Shape(tuple(m.weight.shape), 2, 4.0), 0, torch.device("cpu")) for n, m in layers.items()
+        n: KindAdapter(KINDS["lora"], n, m, Shape(tuple(m.weight.shape), 2, 4.0), 0, torch.device("cpu"))
+        for n, m in layers.items()
     }
     adapters = AdapterSet(members)
     for name, adapter in adapters:

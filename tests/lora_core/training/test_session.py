@@ -4,9 +4,11 @@ import pytest
 from lora_loom.lora_core.data.folder import open_sets
 from lora_loom.lora_core.events import Listener
 from lora_loom.lora_core.messages.errors import LoomError
+from lora_loom.lora_core.messages.message import Message
 from lora_loom.lora_core.processes import ALONE, Processes
+from lora_loom.lora_core.runs.state import LOG
 from lora_loom.lora_core.training.job import Job
-from lora_loom.lora_core.training.session import LOG, Session, run_folder
+from lora_loom.lora_core.training.session import Session, run_folder
 
 
 class CancelAt(Listener):
@@ -24,19 +26,22 @@ def export(state, facts):
 
 @pytest.fixture
 def session(toy_config, toy_backend, tmp_path):
-    def build(listener=None, resume=False, notes=(), processes=ALONE, **changes):
+    def build(listener=None, resume=False, warnings=(), processes=ALONE, **changes):
         config = toy_config(**changes)
         job = Job(config, toy_backend, open_sets(config), tmp_path, listener or Listener(), processes=processes)
-        return Session(job, run_folder(tmp_path, config.name, resume, processes), export, resume, notes)
+        return Session(job, run_folder(tmp_path, config.name, resume, processes), export, resume, warnings)
 
     return build
 
 
 def test_a_run_leaves_its_log_and_goes_on_in_the_same_folder(session):
-    first = session(notes=["said before"], steps=3)
+    first = session(warnings=[Message.of("note.hash")], steps=3)
     assert first.run().files[0].name == "made.safetensors"
     text = (first.folder / LOG).read_text()
-    assert text.index("said before") < text.index("training steps 1 to 3") < text.index("finished after step 3")
+    assert (
+        text.index("The hash in the header") < text.index("training steps 1 to 3") < text.index("finished after step 3")
+    )
+    assert ending(first.folder).outcome == "finished"
     again = session(resume=True, steps=5)
     assert again.folder == first.folder
     assert again.run().step == 5
