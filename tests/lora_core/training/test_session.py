@@ -6,7 +6,7 @@ from lora_loom.lora_core.events import Listener
 from lora_loom.lora_core.messages.errors import LoomError
 from lora_loom.lora_core.messages.message import Message
 from lora_loom.lora_core.processes import ALONE, Processes
-from lora_loom.lora_core.runs.state import LOG
+from lora_loom.lora_core.runs.state import LOG, ending
 from lora_loom.lora_core.training.job import Job
 from lora_loom.lora_core.training.session import Session, run_folder
 
