@@ -243,7 +243,7 @@ const scenarios = {
       await drop({ ...QUICK, name: `${NAME}_${language}`, steps: 6, sample_every: 0 });
       const idle = await panel("p.root.innerText");
       await run();
-      await until("p.state?.status === 'finished'");
+      await until("p.state?.status === 'finished' && p.state.saves.length && p.state.result.files"); // the last two come with the answer to a question
       await page.waitForTimeout(1500);
       const finished = { text: await panel("p.root.innerText"), toasts: await page.locator(".p-toast-message").allInnerTexts(), over: await over() };
       await set({ rank: 1024 });
