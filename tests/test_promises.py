@@ -158,8 +158,8 @@ def _lumina_drawing(text: Text, negative: Text, cfg: float) -> dict[str, Any]:
 
 
 #''')  # fmt: skip
-    row = 'Kind("lumina2", "Lumina2Transformer2DModel", _lumina_text, _lumina, _lumina_drawing, ("tokenizer", 256))'
-    copy.behind("lora_core/backends/flow.py", "\nKINDS = {\n", f'    "Lumina2Pipeline": {row},\n')
+    row = 'FlowFamily("lumina2", "Lumina2Transformer2DModel", _lumina_text, _lumina, _lumina_drawing, ("tokenizer", 256))'
+    copy.behind("lora_core/backends/flow.py", "\nFLOW_FAMILIES = {\n", f'    "Lumina2Pipeline": {row},\n')
     copy.behind("tests/lora_core/backends/tiny_flow.py", "scaling_factor=0.36, shift_factor=0.12, **settings,\n    )  # fmt: skip\n", '''
 
 def lumina(folder: Path):
@@ -257,7 +257,7 @@ class CountPictures(io.ComfyNode):
         "from .convert_format import ConvertEmbedding, ConvertLora, Inspect\n",
         "from .count import CountPictures\n",
     )
-    copy.behind("nodes/extension.py", "NODES: list[type[io.ComfyNode]] = [", "CountPictures, ")
+    copy.behind("nodes/extension.py", "    for node in (\n", "        CountPictures,\n")
     copy.translate("Count Pictures", description, tooltip)
     words = {
         "en": ("Example", "Common mistakes"),
