@@ -158,7 +158,9 @@ def _lumina_drawing(text: Text, negative: Text, cfg: float) -> dict[str, Any]:
 
 
 #''')  # fmt: skip
-    row = 'FlowFamily("lumina2", "Lumina2Transformer2DModel", _lumina_text, _lumina, _lumina_drawing, ("tokenizer", 256))'
+    row = (
+        'FlowFamily("lumina2", "Lumina2Transformer2DModel", _lumina_text, _lumina, _lumina_drawing, ("tokenizer", 256))'
+    )
     copy.behind("lora_core/backends/flow.py", "\nFLOW_FAMILIES = {\n", f'    "Lumina2Pipeline": {row},\n')
     copy.behind("tests/lora_core/backends/tiny_flow.py", "scaling_factor=0.36, shift_factor=0.12, **settings,\n    )  # fmt: skip\n", '''
 
@@ -237,7 +239,8 @@ def node(copy: Copy) -> list[str]:
 from __future__ import annotations
 
 from .host.access.api import io, schema
-from .sockets import CATEGORY, DatasetSocket, count_output, dataset_input
+from .jobs.datasets import PictureSets
+from .sockets import CATEGORY, count_output, dataset_input
 
 
 class CountPictures(io.ComfyNode):
@@ -249,7 +252,7 @@ class CountPictures(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, dataset: DatasetSocket) -> io.NodeOutput:
+    def execute(cls, dataset: PictureSets) -> io.NodeOutput:
         return io.NodeOutput(len(dataset.opened().pictures))
 ''')  # fmt: skip
     copy.behind(
