@@ -221,6 +221,7 @@ class Headless(abc.ABC):
             if stored is None:
                 stored = self._store.put(key, self._encode_awake([caption]).tensors())
             self._texts[caption] = Text(**stored)
+        progress(len(captions), len(captions))
 
     def forget_texts(self) -> None:
         self._texts.clear()

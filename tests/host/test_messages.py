@@ -50,11 +50,12 @@ def test_the_page_that_queued_a_node_is_told_its_error_as_data(host):
 
 
 def test_an_error_about_a_file_names_the_widget_it_came_in_by_or_its_own(host):
+    way = Message.of("way.approximate", approximate=Setting("approximate"))
     with pytest.raises(
         LoomError,
         match="^file: unet.q: diffusers has no form for a loha module; convert it to a LoRA first .approximate_rank.[.]$",
     ):
-        node(FormatError("diffusers.no_form", name="unet.q", kind="loha", approximate=Setting("approximate"))).execute()
+        node(FormatError("diffusers.no_form", name="unet.q", kind="loha", way=way)).execute()
     with pytest.raises(LoomError, match="^approximate_rank: 0 is not a rank"):
         node(FormatError("rank.unusable", field="approximate", rank=0)).execute()
     assert [data["field"] for _, data, _ in host.sent] == ["file", "approximate_rank"]

@@ -29,7 +29,9 @@ def test_same_seed_and_prompt_give_the_same_picture(both, prompt):
 
 def test_layers_have_the_same_names_and_pictures_the_same_latents(both):
     host, headless = both
-    assert {host.file_name(p) for p in host.layers()} == {headless.file_name(p) for p in headless.layers()}
+    ours, theirs = ({b.file_name(p) for p in b.layers()} for b in (host, headless))
+    assert theirs - ours == {"lora_unet_conv_norm_out"}  # a norm that ComfyUI's key map has no name for
+    assert ours <= theirs
     pixels = torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(0))
     assert torch.allclose(
         host.encode_picture(pixels), headless.encode_picture(pixels), atol=1e-5

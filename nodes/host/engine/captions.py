@@ -108,10 +108,11 @@ class HostTexts:
         return length_of(literal(caption), self._clip)
 
     def encode_ahead(self, captions: Sequence[str], progress: Callable[[int, int], None]) -> None:
-        """`progress(done, total)` is told before each caption."""
+        """`progress(done, total)` is told before each caption, and when all are done."""
         for done, caption in enumerate(captions):
             progress(done, len(captions))
             self.text(literal(caption), keep=True)
+        progress(len(captions), len(captions))
 
     def learn(self, captions: Sequence[str]) -> bool:
         """Encodes those that are not known and will be asked for; whether there were any."""
