@@ -151,7 +151,7 @@ const scenarios = {
     seen.gaps_after_pause = seen.after_pause.filter((r, n, all) => r[0] !== (n ? all[n - 1][1] + 1 : 1)).length;
     delete seen.after_pause;
     await click("Save now");
-    await until("p.state.messages.some((m) => m.startsWith('Saved after step'))");
+    await until("p.state.messages.some((m) => m.code === 'run.saved')");
     await click("Sample now");
     const samples = await panel("p.state.samples.length");
     await until("p.state.samples.length > value", samples);
