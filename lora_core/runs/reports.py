@@ -46,7 +46,7 @@ class FileLog(Listener):
         self._file.flush()
 
     def on_progress(self, what: str, done: int, total: int) -> None:
-        if done == total:
+        if done in (0, total):  # when it began, and when it was done
             self._write(str(Message.of(what, done=done, total=total)))
 
     def on_warning(self, message: Message) -> None:
