@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
+from ..matching.scales import SCALE
 from ..messages.errors import LoomError
 from ..messages.message import Message
 
@@ -24,17 +24,10 @@ _ENDS = (
 )  # first and last layer of a single file's network
 _PREFIXES = ("", "diffusion_model.", "model.diffusion_model.")
 
-# Ends of keys of quantised weights: ComfyUI's scaled fp8, MXFP8 and NVFP4, ModelOpt, fp8 with blocks, bitsandbytes, quanto, GPTQ/AWQ, SVDQuant
-_SCALE = re.compile(
-    r"(?:.*\.)?(?:scale_weight|scale_input|scaled_fp8|weight_scales?(?:_2|_inv)?|input_scale|output_scale|pre_quant_scale|comfy_quant|weight_s_rel|"
-    r"weight_s_channel|weight\.(?:absmax|quant_map|nested_absmax|nested_quant_map|quant_state\..*|_data|_scale|_shift)|SCB|weight_format|"
-    r"qweight|qzeros|wscales)"
-)
-
 
 def scaled_keys(names: Iterable[str]) -> list[str]:
     """The keys of scales, without which the weights beside them are other numbers."""
-    return [name for name in names if _SCALE.fullmatch(name)]
+    return [name for name in names if SCALE.fullmatch(name)]
 
 
 def require_unscaled(what: str, names: Iterable[str]) -> None:
