@@ -90,6 +90,9 @@ class OptimizerSettings(SettingsNode):
         row("optimizer.prodigy_beta3", advanced=True),
         row("schedule.cycles", advanced=True),
         row("schedule.power", advanced=True),
+        row("optimizer.prodigy_use_bias_correction", advanced=True, optional=True),
+        row("optimizer.prodigy_safeguard_warmup", advanced=True, optional=True),
+        row("optimizer.prodigy_decouple", advanced=True, optional=True),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,34 @@ from .clip_text import ClipText, Text, vocabulary
 from .headless import nearest_timestep
 from .layout import LOCAL, require_parts, stored_dtype, variant_of
 from .sharded import Sharded
+from .vae import other_vae
 
 PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v"}  # our word for each of diffusers'
+
+
+DPM_SOLVER = "dpmpp_2m"  # DPM-Solver++ of second order, by the name it has in samplers' lists
+
+
+def euler(x: torch.Tensor, denoised: torch.Tensor, sigma: float, lower: float) -> torch.Tensor:
+    """One step of Euler's method from `sigma` to `lower`."""
+    return x + (x - denoised) / sigma * (lower - sigma)
+
+
+class Multistep:
+    """Steps of DPM-Solver++(2M), Lu et al. 2022 (arXiv 2211.01095), algorithm 2, in x = x0 + sigma * noise; the last one, to 0, is of first order."""
+
+    def __init__(self) -> None:
+        self._before: tuple[torch.Tensor, float] | None = None  # what was denoised one step ago, and that step's length
+
+    def __call__(self, x: torch.Tensor, denoised: torch.Tensor, sigma: float, lower: float) -> torch.Tensor:
+        if lower == 0:
+            return denoised
+        length, target = math.log(sigma / lower), denoised  # of the step, in the logarithm of the signal-to-noise ratio
+        if self._before is not None:
+            earlier, earlier_length = self._before
+            target = denoised + (denoised - earlier) * length / (2 * earlier_length)
+        self._before = denoised, length
+        return lower / sigma * x - math.expm1(-length) * target
 
 
 class DiffusersBackend(Sharded):
@@ -59,6 +86,10 @@ class DiffusersBackend(Sharded):
         self._layer_name: Callable[[str, str], str] = _unet_name
         self._abar = self.scheduler.alphas_cumprod.double()
         self._table = discrete_sigmas(self._abar)  # sigma of each timestep, as sampling and training see it
+
+    def use_vae(self, place: Path) -> None:
+        self._idle.remove(self.vae)
+        self.vae = self.idle(other_vae(place, self.vae))
 
     def to_device(self, device: str) -> None:
         super().to_device(device)
@@ -151,7 +182,10 @@ class DiffusersBackend(Sharded):
 
     @torch.no_grad()
     def sample(self, job: SampleJob) -> list[Image.Image]:
-        """Euler with classifier-free guidance on the same sigmas and noise as the host's `euler` and `simple`, so pictures agree."""
+        """Euler, or DPM-Solver++(2M) for the sampler `dpmpp_2m`, with classifier-free guidance on the same sigmas and noise as the host's `simple`,
+
+        so pictures agree.
+        """
         config, step = job.config, self.latent_step_px
         shape = (1, self.unet.config.in_channels, job.height_px // step, job.width_px // step)
         table = self._table
@@ -162,6 +196,7 @@ class DiffusersBackend(Sharded):
         text, size = self.encoded([job.prompt, config.negative]), (job.width_px, job.height_px)
         fits = [Fit(size, size, (0, 0), size)] * 2
         prediction = PREDICTIONS[self.scheduler.config.prediction_type]
+        solver = Multistep() if config.sampler == DPM_SOLVER else euler
         for sigma, lower in zip(sigmas, sigmas[1:], strict=False):
             out = self._network(x.repeat(2, 1, 1, 1), torch.full((2,), sigma), text, fits)
             if prediction == "epsilon":
@@ -169,7 +204,7 @@ class DiffusersBackend(Sharded):
             else:
                 denoised = x / (1 + sigma**2) - out * sigma / (1 + sigma**2) ** 0.5
             guided = denoised[1:] + config.cfg * (denoised[:1] - denoised[1:])
-            x = x + (x - guided) / sigma * (lower - sigma)
+            x = solver(x, guided, sigma, lower)
         pixels = self.wake(self.vae).decode(x / self.vae.config.scaling_factor).sample
         if self.lent:
             self.rest()

@@ -32,6 +32,7 @@ from ..rng import derive, preserved_rng
 from .build import make_adapters
 from .fitting import Measured, as_chosen, fit
 from .job import Job
+from .length import planned, told
 from .prior import class_dataset, require_class_pictures
 from .run import Material, Run, Source
 from .validation import Probes, split
@@ -90,7 +91,9 @@ def gathered(job: Job, first_step: int = 0, folder: Path | None = None) -> Mater
 
 def settled(job: Job) -> TrainConfig:
     """The settings with what they leave open filled in. Raises LoomError for what this model or these processes cannot do."""
-    config, ways = filled(job.config.for_pictures(len(job.dataset.pictures))), job.backend.recomputes
+    config, ways = filled(planned(job.config, job.dataset, job.processes.size)), job.backend.recomputes
+    if (length := told(config, job.dataset)) is not None:
+        job.listener.on_note(length)
     require_class_pictures(config.prior, job.dataset)
     check_installed(config.optimizer.name)
     if config.recomputed and not ways:
