@@ -35,7 +35,9 @@ def folder_of(root: Path, step: int) -> Path:
     return root / f"step-{step:08d}"
 
 
-def save(root: Path, step: int, adapter: dict[str, torch.Tensor], optimizer: torch.optim.Optimizer, facts: dict[str, Any]) -> Path:
+def save(
+    root: Path, step: int, adapter: dict[str, torch.Tensor], optimizer: torch.optim.Optimizer, facts: dict[str, Any]
+) -> Path:
     """Writes checkpoint `step` below `root` in one piece: files, fsync, manifest with their sha256 last, rename. Returns its folder."""
     target = folder_of(root, step)
     if target.exists():
@@ -57,7 +59,10 @@ def read(folder: Path, verify_only: bool = False) -> Checkpoint | None:
     """The checkpoint in `folder`, or None when any file is missing, cut or changed."""
     try:
         hashes = json.loads((folder / MANIFEST).read_bytes())
-        data = {name: (folder / name).read_bytes() for name in ("adapter.safetensors", "optimizer.safetensors", "state.json")}
+        data = {
+            name: (folder / name).read_bytes()
+            for name in ("adapter.safetensors", "optimizer.safetensors", "state.json")
+        }
     except (OSError, ValueError):
         return None
     if not isinstance(hashes, dict) or any(hashes.get(name) != _sha(content) for name, content in data.items()):

@@ -37,7 +37,11 @@ def new_run(root: Path, name: str, taken: Callable[[str], bool] = lambda name: F
 def _numbered(root: Path, name: str) -> list[tuple[int, Path]]:
     """(number, folder) of the runs of that name."""
     pattern = re.compile(re.escape(name) + r"(?:_(\d+))?")
-    return [(int(m[1] or 1), p) for p in root.glob("*") if p.is_dir() and (m := pattern.fullmatch(p.name))] if root.is_dir() else []
+    return (
+        [(int(m[1] or 1), p) for p in root.glob("*") if p.is_dir() and (m := pattern.fullmatch(p.name))]
+        if root.is_dir()
+        else []
+    )
 
 
 def config_of(folder: Path) -> TrainConfig:

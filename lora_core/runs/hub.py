@@ -53,23 +53,42 @@ def gather(run: Path, target: Path, about: About) -> list[Path]:
 def card(config: TrainConfig, about: About, files: Sequence[str], pictures: Sequence[str]) -> str:
     """A model card: the header the Hub reads, how to use the file, the settings, the pictures."""
     kind = {"lora": "lora", "embedding": "textual_inversion", "pivotal": "lora"}[config.method]
-    tags = ["text-to-image", "diffusers", kind, *(["textual_inversion"] if config.method == "pivotal" else []), "template:sd-lora"]
+    tags = [
+        "text-to-image",
+        "diffusers",
+        kind,
+        *(["textual_inversion"] if config.method == "pivotal" else []),
+        "template:sd-lora",
+    ]
     shown = [{"text": prompt, "output": {"url": pictures[0]}} for prompt in _prompts(config)[:1]] if pictures else None
     header = {
-        "base_model": about.base_model, "library_name": "diffusers", "license": about.license, "tags": tags, "instance_prompt": ", ".join(about.triggers),
+        "base_model": about.base_model,
+        "library_name": "diffusers",
+        "license": about.license,
+        "tags": tags,
+        "instance_prompt": ", ".join(about.triggers),
         "widget": shown,
     }
     base = f"[{about.base_model}](https://huggingface.co/{about.base_model})"
-    written = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in header.items() if value]  # JSON is YAML
+    written = [
+        f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in header.items() if value
+    ]  # JSON is YAML
     lines = ["---", *written, "---", "", f"# {config.name}", "", f"Trained with LoRA Loom on {base}.", ""]
     lines += [f"![{name.removesuffix('.png')}]({name})" for name in pictures] + [""] * bool(pictures)
     if about.triggers:
         lines += ["Write " + ", ".join(f"`{t}`" for t in about.triggers) + " in a prompt.", ""]
     if config.trains_lora and about.diffusers:
         main = next((f for f in files if not f.endswith("_emb.safetensors")), files[0])
-        lines += ["```python", "from diffusers import AutoPipelineForText2Image", f'pipe = AutoPipelineForText2Image.from_pretrained("{about.base_model}")']
+        lines += [
+            "```python",
+            "from diffusers import AutoPipelineForText2Image",
+            f'pipe = AutoPipelineForText2Image.from_pretrained("{about.base_model}")',
+        ]
         lines += [f'pipe.load_lora_weights("this repository", weight_name="{main}")', "```", ""]
-    lines += [f"Files: {', '.join(f'`{f}`' for f in files)}. In ComfyUI, A1111 and Forge put them where your LoRAs and embeddings are.", ""]
+    lines += [
+        f"Files: {', '.join(f'`{f}`' for f in files)}. In ComfyUI, A1111 and Forge put them where your LoRAs and embeddings are.",
+        "",
+    ]
     if _prompts(config):
         lines += ["Prompts of the pictures:", "", *(f"- {p}" for p in _prompts(config)), ""]
     lines += ["| setting | value |", "|---|---|", *(f"| {key} | {_value(config, key)} |" for key in _RECIPE), ""]

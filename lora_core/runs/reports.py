@@ -59,7 +59,9 @@ class FileLog(Listener):
         self._write(str(probed(measure, best)))
 
     def on_start(self, first_step: int, steps: int, facts: dict[str, Any]) -> None:
-        self._write(f"training steps {first_step + 1} to {steps}: {facts['layers']} layers, {facts['trained_values']} values, {facts['pictures']} pictures")
+        self._write(
+            f"training steps {first_step + 1} to {steps}: {facts['layers']} layers, {facts['trained_values']} values, {facts['pictures']} pictures"
+        )
 
     def on_save(self, step: int, path: Path) -> None:
         self._write(f"saved step {step}")

@@ -44,8 +44,16 @@ class StateFile(Listener):
         self._file = folder / FILE
         self._cancels: tuple[type[BaseException], ...] = (KeyboardInterrupt, SystemExit, GeneratorExit, *cancels)
         self._values: dict[str, Any] = {
-            "format": FORMAT, "outcome": "running", "step": (as_step(then.get("step")) or 0) if isinstance(then, dict) else 0, "steps": 0, "error": None,
-            "started": time.time(), "changed": 0.0, "ended": None, "process": os.getpid(), "versions": versions(host),
+            "format": FORMAT,
+            "outcome": "running",
+            "step": (as_step(then.get("step")) or 0) if isinstance(then, dict) else 0,
+            "steps": 0,
+            "error": None,
+            "started": time.time(),
+            "changed": 0.0,
+            "ended": None,
+            "process": os.getpid(),
+            "versions": versions(host),
         }
 
     def __enter__(self) -> StateFile:
