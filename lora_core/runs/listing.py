@@ -20,7 +20,7 @@ from typing import Any
 from ..disk import locks
 from ..messages.errors import LoomError
 from ..pictures.plots import smoothed
-from . import old_log, state
+from . import old_log, owner, state
 from .bounded import as_number, as_step, as_text, is_regular, read, read_json, tail
 from .checkpoints import MANIFEST
 from .folders import RESERVED, last_run
@@ -226,6 +226,8 @@ def _state(folder: Path, files: Files, has_result: bool, ending: state.Ending) -
     """How it is with a run: what it says itself, and whether the process that said "running" still holds the log."""
     if ending.outcome != "running":
         return _STATES.get(ending.outcome, ending.outcome)
+    if owner.is_trained(folder):
+        return "running"
     if TEXT_LOG not in files:
         return "finished" if has_result else "interrupted"
     held = locks.is_held(folder / TEXT_LOG)

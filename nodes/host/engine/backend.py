@@ -29,7 +29,7 @@ from ....lora_core.data.batches import Batch
 from ....lora_core.data.buckets import Fit
 from ....lora_core.data.lengths import TextLength
 from ....lora_core.data.store import Store
-from ....lora_core.messages.errors import LoomError
+from ....lora_core.messages.errors import LoomError, reason_of
 from .base_model import described, further_input, reached
 from .captions import KEY, Conds, HostTexts, injection
 from .conditioning import HostConditioning
@@ -248,7 +248,7 @@ class HostBackend:
         except (RuntimeError, TypeError, AttributeError) as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
-            reason = str(error).splitlines()[0][:120]
+            reason = reason_of(error, 120)
             raise LoomError("clip.other_model", field="clip", reason=reason) from error
 
     def _tiny_forward(self) -> torch.Tensor:
