@@ -81,7 +81,7 @@ class DataConfig:
     )
     masks: str = setting(
         "none",
-        "Where the loss looks: everywhere, at what is opaque (alpha), or at what is white in <name>.mask.png or mask/<name>.png (file).",
+        "Where the loss looks: everywhere, at what is opaque (alpha), or at what is white in <name>.mask.png, <name>-masklabel.png or mask/<name>.png (file).",
         choices=("none", "alpha", "file"),
     )
     mask_floor: float = setting(0.1, "Weight of what a mask leaves out, relative to the rest.", low=0.0, high=1.0)
@@ -94,8 +94,8 @@ class DataConfig:
     )
     caption_lines: str = setting(
         "joined",
-        "What the lines of a caption file are: one caption, or alternatives of which one is drawn each time (0.5::text gives a weight).",
-        choices=("joined", "alternatives"),
+        "What the lines of a caption file are: one caption, alternatives of which one is drawn each time (0.5::text gives a weight), or only the first counts.",
+        choices=("joined", "alternatives", "first"),
     )
     caption_encoding: str = setting(
         "auto",

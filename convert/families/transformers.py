@@ -279,6 +279,7 @@ WAN = [
     Row("patch_embedding", "patch_embedding", kernel=(1, 2, 2)), Row("proj_out", "head.head"),
     *(Row(f"condition_embedder.{kind}_embedder.linear_{n}", f"{kind}_embedding.{2 * n - 2}") for kind in ("time", "text") for n in (1, 2)),
     Row("condition_embedder.time_proj", "time_projection.1"),
-    Row("condition_embedder.image_embedder.norm1", "img_emb.proj.0", kernel=None), Row("condition_embedder.image_embedder.norm2", "img_emb.proj.4", kernel=None),
+    Row("condition_embedder.image_embedder.norm1", "img_emb.proj.0", kernel=None),
+    Row("condition_embedder.image_embedder.norm2", "img_emb.proj.4", kernel=None),
     Row("condition_embedder.image_embedder.ff.net.0.proj", "img_emb.proj.1"), Row("condition_embedder.image_embedder.ff.net.2", "img_emb.proj.3"),
 ]  # fmt: skip

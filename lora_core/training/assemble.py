@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -16,7 +16,7 @@ from ..backends.base_model import BaseModel
 from ..backends.encoder import encoder_of
 from ..config import TrainConfig
 from ..data.batches import Batches
-from ..data.captions import with_trigger
+from ..data.captions import PLACEHOLDER, named, with_trigger
 from ..data.folder import Dataset, Picture, require_captions
 from ..data.latents import LatentCache
 from ..data.lengths import WINDOW
@@ -35,6 +35,7 @@ from .fitting import Measured, as_chosen, fit
 from .job import Job
 from .length import planned, told
 from .prior import class_dataset, require_class_pictures
+from .prompts import unknown_options
 from .run import Material, Run, Source
 from .validation import Probes, split
 
@@ -107,6 +108,8 @@ def settled(job: Job) -> TrainConfig:
     config, ways = filled(planned(job.config, job.dataset, job.processes.size)), job.backend.recomputes
     if (length := told(config, job.dataset)) is not None:
         job.listener.on_note(length)
+    if (options := unknown_options(config)) is not None:
+        job.listener.on_warning(options)
     require_class_pictures(config.prior, job.dataset)
     check_installed(config.optimizer.name)
     if config.recomputed and not ways:
@@ -271,17 +274,29 @@ def _check_masks(dataset: Dataset, cache: LatentCache, listener: Listener) -> No
 
 
 def with_tokens(dataset: Dataset, tokens: TokenSet) -> Dataset:
-    """The dataset with the first token in front of every caption, when no caption has any; pictures without it are meant to be when some do."""
+    """The dataset with the first token in front of every caption, when no caption has any; pictures without it are meant to be when some do.
+
+    It stands for [trigger] too, where the set has no trigger of its own.
+    """
+    if len(tokens) and any(PLACEHOLDER.search(c.text) for p in dataset.pictures for c in p.captions):
+        dataset = _with_captions(dataset, lambda text: named(text, next(iter(tokens)).token.placeholder))
     if not len(tokens) or any(tokens.names_in(c.text) for p in dataset.pictures for c in p.captions):
         return dataset
     first = next(iter(tokens)).token.placeholder
+    return _with_captions(dataset, lambda text: with_trigger(text, first))
 
-    def named(picture: Picture) -> Picture:
-        return dataclasses.replace(
-            picture, captions=tuple(dataclasses.replace(c, text=with_trigger(c.text, first)) for c in picture.captions)
+
+def _with_captions(dataset: Dataset, change: Callable[[str], str]) -> Dataset:
+    """The dataset with each caption changed, with and without its separators."""
+
+    def changed(picture: Picture) -> Picture:
+        captions = (
+            dataclasses.replace(c, text=change(c.text), marked=change(c.marked) if c.marked else "")
+            for c in picture.captions
         )
+        return dataclasses.replace(picture, captions=tuple(captions))
 
-    return dataclasses.replace(dataset, pictures=tuple(map(named, dataset.pictures)))
+    return dataclasses.replace(dataset, pictures=tuple(map(changed, dataset.pictures)))
 
 
 def captions_ahead(batches: Batches, config: TrainConfig, first_step: int = 0) -> list[str]:

@@ -34,6 +34,7 @@ from .assemble import assembled
 from .conditions import conditions_of, difference
 from .fitting import as_chosen
 from .job import Job
+from .prompts import Prompt, job_of, prompts_in
 from .run import Run
 from .step import optimizer_step
 from .validation import History
@@ -417,15 +418,15 @@ class Loop:
 
 def sample_jobs(config: TrainConfig, batches: Batches, prior: Batches | None = None) -> list[SampleJob]:
     """One job per line of samples.prompt; without prompts, the first caption. With class pictures one for the class, to see whether it drifts."""
-    prompts = sample_prompts(config, [p.caption for p in batches.pictures])
-    prompts += [config.prior.prompt or prior.pictures[0].caption] if prior else []
-    width, height = (side or config.data.resolution for side in (config.samples.width_px, config.samples.height_px))
-    return [SampleJob(prompt, width, height, config.samples) for prompt in prompts]
+    prompts = prompts_in(config.samples.prompt) or [Prompt(batches.pictures[0].caption, {})]
+    if prior:
+        prompts.append(Prompt(config.prior.prompt or prior.pictures[0].caption, {}))
+    return [job_of(prompt, config) for prompt in prompts]
 
 
 def sample_prompts(config: TrainConfig, captions: Sequence[str]) -> list[str]:
-    """The lines of samples.prompt, else the first caption."""
-    return [line.strip() for line in config.samples.prompt.splitlines() if line.strip()] or [captions[0]]
+    """What is drawn for the lines of samples.prompt, else the first caption."""
+    return [job_of(prompt, config).prompt for prompt in prompts_in(config.samples.prompt)] or [captions[0]]
 
 
 def identity_of(run: Run) -> dict[str, Any]:
