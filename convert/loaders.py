@@ -103,4 +103,4 @@ def _mixed_alphas(lora: Lora) -> bool:
     alphas: dict[str, set[float]] = {}
     for name, module in lora.modules.items():
         alphas.setdefault(component(name), set()).add(module.scale * module.rank)
-    return any(len(found) > 1 for found in alphas.values())
+    return any(len(values) > 1 for values in alphas.values())

@@ -48,10 +48,10 @@ class Report:
         ranks = [f"{r} ({n}x)" if len(self.ranks) > 1 else str(r) for r, n in sorted(self.ranks.items())[:8]]
         alphas = [f"{a:g}" for a in sorted(self.alphas)[:8]]
         kinds = [f"{n} {kind}" for kind, n in self.kinds.items()]
-        known = self.family in FAMILIES
+        is_listed = self.family in FAMILIES
         out: list[Message | str] = [
             Message.of("report.base", family=FAMILIES[self.family].title)
-            if known
+            if is_listed
             else Message.of("report.base_unknown"),
             Message.of("report.spelling", form=self.form, count=self.modules, kinds=kinds),
             Message.of("report.rank", ranks=ranks, alphas=alphas)

@@ -19,7 +19,7 @@ from PIL import Image
 
 from ..config import DataConfig, TrainConfig
 from ..disk import files
-from ..messages.errors import LoomError
+from ..messages.errors import LoomError, reason_of
 from ..pictures.reading import EXTENSIONS
 from ..toy.model import resolve_set
 from .folder import LATENT, Dataset, open_sets
@@ -80,7 +80,7 @@ def from_hub(name: str, split: str, image_column: str, caption_column: str, plac
         )  # later versions cannot run any
         rows = datasets.load_dataset(name, split=split, **safe)
     except Exception as error:  # noqa: BLE001 - the library raises what it likes; the reader needs one sentence
-        reason = str(error).splitlines()[0][:200]
+        reason = reason_of(error)
         raise LoomError(
             "dataset.unreadable", field="data.folder", name=f"{HUB}{name}", split=split, reason=reason
         ) from error

@@ -135,8 +135,7 @@ def test_a_stray_key_can_be_left_out_and_is_counted():
         f"{name}.lora_up.weight": torch.ones(16, 2),
         "lora_te_logit_scale": torch.tensor(1.0),
     }
-    with pytest.raises(FormatError, match="lora_te_logit_scale"):
-        read(state)
+    assert any("logit_scale" in str(note) for note in read(state).notes)
     lora = read(state, drop_unknown=True)
     assert len(lora.modules) == 1
     assert any("1 keys or layers" in str(note) and "logit_scale" in str(note) for note in lora.notes)

@@ -10,7 +10,7 @@ from torch import nn
 from ....lora_core.adapters import AdapterSet
 from ....lora_core.borrowing.borrow import Borrowing
 from ....lora_core.borrowing.comparison import compared
-from ....lora_core.messages.errors import LoomError
+from ....lora_core.messages.errors import LoomError, reason_of
 
 
 def verify(
@@ -30,7 +30,7 @@ def verify(
         if isinstance(error, torch.OutOfMemoryError):
             raise
         raise LoomError(
-            "model.untrainable", field="model", network=type(network).__name__, reason=str(error).splitlines()[0][:160]
+            "model.untrainable", field="model", network=type(network).__name__, reason=reason_of(error, 160)
         ) from error
     if not difference.tolerable(dtype):
         total, worst = difference
