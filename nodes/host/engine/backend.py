@@ -21,7 +21,7 @@ from torch import nn
 from ....lora_core.adapters import AdapterSet
 from ....lora_core.adapters.tokens import TokenTable
 from ....lora_core.algebra.walk import is_norm
-from ....lora_core.backends.base import Backend, EncodesSpread, SampleJob, TakesWired
+from ....lora_core.backends.base import Backend, EncodesSpread, Remarks, SampleJob, TakesWired
 from ....lora_core.borrowing.aliases import as_normal
 from ....lora_core.borrowing.borrow import Borrowing, Measures
 from ....lora_core.borrowing.comparison import writing
@@ -376,5 +376,5 @@ class HostBackend:
 
 if TYPE_CHECKING:
 
-    def _fulfils_the_protocols(backend: HostBackend) -> tuple[Backend, EncodesSpread, TakesWired]:
-        return backend, backend, backend
+    def _fulfils_the_protocols(backend: HostBackend) -> tuple[Backend, EncodesSpread, TakesWired, Remarks]:
+        return backend, backend, backend, backend
