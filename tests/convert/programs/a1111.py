@@ -24,7 +24,12 @@ def surroundings() -> None:
     package = stand_in("modules")
     package.__path__ = [str(HOME / "modules")]
     cpu = torch.device("cpu")
-    stand_in("modules.shared", opts=OPTIONS, cmd_opts=types.SimpleNamespace(lora_dir=tempfile.gettempdir(), lyco_dir_backcompat="", no_half=True), sd_model=None)
+    stand_in(
+        "modules.shared",
+        opts=OPTIONS,
+        cmd_opts=types.SimpleNamespace(lora_dir=tempfile.gettempdir(), lyco_dir_backcompat="", no_half=True),
+        sd_model=None,
+    )
     stand_in("modules.devices", cpu=cpu, device=cpu, dtype=torch.float32, torch_gc=lambda: None)
     stand_in("modules.sd_models", read_state_dict=lambda file: safetensors.torch.load_file(file), read_metadata_from_safetensors=lambda file: {})  # fmt: skip
     for name in ("errors", "scripts", "sd_hijack", "images", "sd_samplers", "sd_hijack_checkpoint", "hashes", "cache", "patches", "textual_inversion", "textual_inversion.textual_inversion"):  # fmt: skip
@@ -130,6 +135,8 @@ def load(tree: Tree, path: Path) -> None:
     patched = torch.nn.Linear | torch.nn.Conv2d | torch.nn.GroupNorm | torch.nn.LayerNorm | torch.nn.MultiheadAttention
     inside = {id(m.out_proj) for m in tree.host.network_layer_mapping.values() if isinstance(m, torch.nn.MultiheadAttention)}  # fmt: skip
     for module in tree.host.network_layer_mapping.values():
-        if isinstance(module, patched) and id(module) not in inside:  # the forward of a projection inside is never called
+        if (
+            isinstance(module, patched) and id(module) not in inside
+        ):  # the forward of a projection inside is never called
             networks.network_apply_weights(module)
             networks.network_reset_cached_weight(module)

@@ -65,7 +65,11 @@ def text(family: str) -> dict[str, torch.nn.Module]:
     out = {}
     for encoder, layers in ENCODERS[family].items():
         clip = encoder != "t5xxl"
-        out[encoder] = randomised(IntegratedCLIP(CLIPTextModel, clip_config(16, layers), add_text_projection=True) if clip else IntegratedT5(T5))
+        out[encoder] = randomised(
+            IntegratedCLIP(CLIPTextModel, clip_config(16, layers), add_text_projection=True)
+            if clip
+            else IntegratedT5(T5)
+        )
     return out  # fmt: skip
 
 

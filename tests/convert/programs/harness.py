@@ -150,7 +150,9 @@ class Tree:
         """The rows of a canonical layer in (a change of) the weight or bias it stands in."""
         place = self.places[name]
         rows = torch.split(whole, sizes(len(whole), place.shares))[place.part]
-        halves = place.swap == "always" or (place.swap == "last" and whole.ndim == 2 and len(whole) == 2 * whole.shape[1])
+        halves = place.swap == "always" or (
+            place.swap == "last" and whole.ndim == 2 and len(whole) == 2 * whole.shape[1]
+        )
         return torch.cat([*reversed(rows.chunk(2))]) if halves else rows
 
     def now(self, name: str) -> torch.Tensor:
@@ -304,7 +306,7 @@ def seen(program: Any, tree: Tree, lora: Lora, path: Path) -> Seen:
 
 
 def changes_of(tree: Tree, name: str, module: Module) -> dict[str, torch.Tensor]:
-    """"" -> the change of the layer's weight, "#bias" -> that of its bias, as the file means them."""
+    """ "" -> the change of the layer's weight, "#bias" -> that of its bias, as the file means them."""
     out = {}
     base = tree.now(name)
     if module.changes_weight:
@@ -369,7 +371,9 @@ class Survey:
     folder: Path
     unread: dict[str, set[str]] = dataclasses.field(default_factory=dict)
 
-    def of(self, names: Iterable[str], form: str, kind: str = "lora", mixed: bool = False, program: Any = None) -> Seen | None:
+    def of(
+        self, names: Iterable[str], form: str, kind: str = "lora", mixed: bool = False, program: Any = None
+    ) -> Seen | None:
         """What is read of a file over these layers; None where there is no such file."""
         lora = lora_over(self.tree, names, kind, mixed)
         try:
@@ -487,7 +491,11 @@ class Survey:
         """One layer of each sort that is read as a plain LoRA: attention with all that is fused with it, MLP, 3x3 convolution, text."""
         good = [name for name in self.tree.layers() if name not in self.unread[form]]
         chosen: list[str] = []
-        for wanted in (r"attn1?\.(to_|add_)|attention\.to_|self_attn\.", r"ff\.|mlp|feed_forward|linear", r"resnets.*conv1"):
+        for wanted in (
+            r"attn1?\.(to_|add_)|attention\.to_|self_attn\.",
+            r"ff\.|mlp|feed_forward|linear",
+            r"resnets.*conv1",
+        ):
             first = next((n for n in good if re.search(wanted, n) and "clip" not in n and "t5" not in n), None)
             chosen += [first] if first else []
         first = next((n for n in good if n.startswith("clip")), None)

@@ -76,7 +76,9 @@ def load(tree: Tree, path: Path) -> None:
 def merged(tree: Tree, path: Path) -> None:
     """As its training continues a LoRA (--dim_from_weights), and its Kontext script draws with one."""
     state = load_file(str(path))
-    network = NETWORKS[tree.family].create_arch_network_from_weights(1.0, state, unet=tree.host.model, for_inference=True)
+    network = NETWORKS[tree.family].create_arch_network_from_weights(
+        1.0, state, unet=tree.host.model, for_inference=True
+    )
     network.merge_to(None, tree.host.model, state, torch.float32, torch.device("cpu"))
 
 

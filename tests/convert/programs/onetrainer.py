@@ -57,7 +57,9 @@ def config_for(state: dict[str, torch.Tensor]) -> TrainConfig:
     """What its user has to set for this file."""
     config = TrainConfig.default_values()
     config.train_device = "cpu"
-    config.lora_rank = next((v.shape[0] for k, v in state.items() if k.endswith(("lora_down.weight", "lora_A.weight", "hada_w1_b"))), 2)
+    config.lora_rank = next(
+        (v.shape[0] for k, v in state.items() if k.endswith(("lora_down.weight", "lora_A.weight", "hada_w1_b"))), 2
+    )
     config.lora_alpha = next((float(v) for k, v in state.items() if k.endswith(".alpha")), float(config.lora_rank))
     config.lora_decompose = any(k.endswith(("dora_scale", "lora_magnitude_vector")) for k in state)
     config.lora_decompose_output_axis = any(k.endswith("dora_scale") and v.shape[0] > 1 for k, v in state.items())
@@ -87,7 +89,10 @@ def load(tree: Tree, path: Path) -> dict[str, torch.Tensor]:
 def filtered(part: torch.nn.Module, prefix: str, state: dict, groups: list | None) -> list[str]:
     """The layer filter that chooses the layers of the file: the denoiser's setting of this program."""
     layers = {key.removeprefix(f"{prefix}.") for key in state if key.startswith(f"{prefix}.")}
-    layers = {re.sub(r"\.(lora_down\.weight|lora_up\.weight|alpha|dora_scale|(hada|lokr|oft)_.*)$", "", layer) for layer in layers}
+    layers = {
+        re.sub(r"\.(lora_down\.weight|lora_up\.weight|alpha|dora_scale|(hada|lokr|oft)_.*)$", "", layer)
+        for layer in layers
+    }
     for _, leaves, fused, _ in groups or []:
         for layer in [layer for layer in layers if layer.endswith(f".{fused}")]:
             layers |= {f"{layer.removesuffix(fused)}{leaf}" for leaf in leaves}
@@ -113,7 +118,9 @@ def wrapped(tree: Tree, prefix: str, part: torch.nn.Module, config: TrainConfig,
     raise AssertionError("unreachable")
 
 
-def changes(tree: Tree, prefix: str, part: torch.nn.Module, config: TrainConfig, state: dict) -> dict[str, torch.Tensor]:
+def changes(
+    tree: Tree, prefix: str, part: torch.nn.Module, config: TrainConfig, state: dict
+) -> dict[str, torch.Tensor]:
     """Label -> change of the weight of each layer that carries an adapter."""
     wrapper = wrapped(tree, prefix, part, config, state)
     wrapper.to(dtype=torch.float32)

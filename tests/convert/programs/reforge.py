@@ -16,8 +16,23 @@ HOME = folder(FOLDER)
 
 sys.path[:0] = [str(HOME / "extensions-builtin" / "Lora"), str(HOME)]
 stand_in("modules")
-stand_in("modules.shared", opts=types.SimpleNamespace(), cmd_opts=types.SimpleNamespace(lora_dir=tempfile.gettempdir(), lyco_dir_backcompat=""))
-for surrounding in ("sd_models", "errors", "scripts", "hashes", "cache", "paths", "devices", "patches", "models", "models.sd3"):
+stand_in(
+    "modules.shared",
+    opts=types.SimpleNamespace(),
+    cmd_opts=types.SimpleNamespace(lora_dir=tempfile.gettempdir(), lyco_dir_backcompat=""),
+)
+for surrounding in (
+    "sd_models",
+    "errors",
+    "scripts",
+    "hashes",
+    "cache",
+    "paths",
+    "devices",
+    "patches",
+    "models",
+    "models.sd3",
+):
     stand_in(f"modules.{surrounding}")
 stand_in("modules.models.sd3.mmdit", QkvLinear=torch.nn.Linear)
 for absent in ("gradio", "av", "torchaudio", "torchsde", "kornia"):
@@ -77,10 +92,14 @@ def tree(family: str) -> Tree:
     encoders = {}
     for encoder, layers in TEXT.get(family, {}).items():
         projection = family == "sd3" or encoder == "clip_g"
-        encoders[encoder] = Namespace(transformer=t5(16, layers) if encoder == "t5xxl" else clip(16, layers, projection))
+        encoders[encoder] = Namespace(
+            transformer=t5(16, layers) if encoder == "t5xxl" else clip(16, layers, projection)
+        )
     cpu = torch.device("cpu")
     texts = Namespace(**encoders) if encoders else None
-    out = Tree(family, types.SimpleNamespace(unet=model_patcher.ModelPatcher(model, cpu, cpu), clip=texts and Clip(texts)))
+    out = Tree(
+        family, types.SimpleNamespace(unet=model_patcher.ModelPatcher(model, cpu, cpu), clip=texts and Clip(texts))
+    )
     out.add_denoiser(model.diffusion_model)
     for encoder, module in encoders.items():
         out.add_text(encoder, module.transformer)
@@ -94,5 +113,3 @@ def load(tree: Tree, path: Path) -> None:
     for patcher in (unet, clip and clip.patcher):
         for key in patcher.patches if patcher else ():
             patcher.patch_weight_to_device(key)
-
-
