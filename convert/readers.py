@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -56,7 +56,7 @@ def read(
     chosen, doubt = (family, None) if family else detect(raw, metadata)
     notes = [doubt] if doubt else []
     named, strays = (raw, []) if chosen == UNKNOWN else _canonical(raw, FAMILIES[chosen])
-    if strays and len(strays) == len(named):
+    if strays and _none_is_of_the_model(named, strays):
         raise FormatError("family.no_layer_or_other", name=strays[0], family=FAMILIES[chosen].title, option=FAMILY)
     if drop_unknown and (strays or foreign):
         named = {name: module for name, module in named.items() if name not in strays}
@@ -110,6 +110,12 @@ def _modules(state: Mapping[str, torch.Tensor]) -> tuple[dict[str, Module], Stat
     return {name: _module(name, part, {origin[name, p]: p for p in part}) for name, part in parts.items()}, foreign
 
 
+def _none_is_of_the_model(named: Iterable[str], strays: Collection[str]) -> bool:
+    """Whether no layer of the model itself is one of the family's; text encoders are shared by several families."""
+    layers = [name for name in named if not name.startswith(("text_encoder", "lora_te"))]
+    return all(name in strays for name in layers or named)
+
+
 _NO_ADAPTER = frozenset({"alpha", "bias", "scale"})  # what weights of a model may be called too
 
 
@@ -128,7 +134,7 @@ def _require_adapter(parts: Mapping[str, Mapping[str, torch.Tensor]], foreign: S
 def _module(name: str, found: dict[str, torch.Tensor], origin: Mapping[str, str]) -> Module:
     """One layer's parts as a module. `origin`: key in the file -> part. Parts of no kind we know, or of more than one, stay as they are."""
     if found.keys() == {"alpha"}:
-        raise FormatError("module.no_weights", name=name)
+        raise FormatError("module.no_weights", name=name, parts=["alpha"])
     as_found = {key: found[part] for key, part in origin.items()}
     parts = {part: value for part, value in found.items() if part != "alpha"}
     if parts.keys() == {"naive_a", "naive_b"}:
