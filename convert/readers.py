@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -56,7 +56,7 @@ def read(
     chosen, doubt = (family, None) if family else detect(raw, metadata)
     notes = [doubt] if doubt else []
     named, strays = (raw, []) if chosen == UNKNOWN else _canonical(raw, FAMILIES[chosen])
-    if strays and _none_is_of_the_model(named, strays):
+    if strays and _none_fits(named, strays, FAMILIES[chosen]):
         raise FormatError("family.no_layer_or_other", name=strays[0], family=FAMILIES[chosen].title, option=FAMILY)
     if drop_unknown and (strays or foreign):
         named = {name: module for name, module in named.items() if name not in strays}
@@ -110,10 +110,11 @@ def _modules(state: Mapping[str, torch.Tensor]) -> tuple[dict[str, Module], Stat
     return {name: _module(name, part, {origin[name, p]: p for p in part}) for name, part in parts.items()}, foreign
 
 
-def _none_is_of_the_model(named: Iterable[str], strays: Collection[str]) -> bool:
-    """Whether no layer of the model itself is one of the family's; text encoders are shared by several families."""
-    layers = [name for name in named if not name.startswith(("text_encoder", "lora_te"))]
-    return all(name in strays for name in layers or named)
+def _none_fits(named: Collection[str], strays: Collection[str], family: Family) -> bool:
+    """Whether a file has layers of a model, and none of this one. Layers of text encoders, which several families share, tell nothing."""
+    of_a_model = [name for name in strays if split_prefix(name)[1] is None]
+    fitting = any(name.startswith(f"{family.component}.") for name in named)
+    return len(strays) == len(named) or bool(of_a_model) and not fitting
 
 
 _NO_ADAPTER = frozenset({"alpha", "bias", "scale"})  # what weights of a model may be called too
