@@ -69,7 +69,7 @@ class SaveLora(io.ComfyNode):
             node_id="LoraLoomSaveLora",
             display_name="Save LoRA for WebUI",
             category=CATEGORY,
-            description="Writes a LoRA as one safetensors file with full metadata, in the form you choose; universal is what every WebUI lists and loads.",
+            description="Writes a LoRA as one safetensors file with full metadata, in the form you choose.",
             search_aliases=["export lora", "kohya", "a1111", "forge", "webui", "diffusers"],
             is_output_node=True,
             inputs=[
@@ -110,7 +110,7 @@ class SaveLora(io.ComfyNode):
                     options=list(LORA_FORMS),
                     default="universal",
                     advanced=True,
-                    tooltip="Names of the layers: universal is read by every program that runs the model; the others are for one program.",
+                    tooltip="Names of the layers: universal is read by ComfyUI and diffusers, for SD1, SD2 and SDXL by WebUIs and kohya's scripts too; those want kohya for other models.",
                 ),
                 make_input(
                     io.String,

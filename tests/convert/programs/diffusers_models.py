@@ -28,23 +28,28 @@ def unet(levels: int, attention: tuple[int, ...], linear: bool, **more) -> torch
     )  # fmt: skip
 
 
-def denoiser(family: str, real: bool = False) -> torch.nn.Module:
-    """`real`: Flux.1 at its published width, with one block of each sort."""
+def denoiser(family: str) -> torch.nn.Module:
     two_stream = {"patch_size": 1, "in_channels": 8, "num_layers": 3, "num_single_layers": 4, **ATTENTION}
     if family in ("sd1", "sd2"):
         return unet(4, (0, 1, 2), family == "sd2")
     if family == "sdxl":
-        pooled = {"addition_embed_type": "text_time", "addition_time_embed_dim": 8, "projection_class_embeddings_input_dim": 80}  # fmt: skip
+        pooled = {
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 8,
+            "projection_class_embeddings_input_dim": 80,
+        }
         return unet(3, (1, 2), True, transformer_layers_per_block=(1, 2, 10), **pooled)
-    if family == "flux1" and real:
-        return diffusers.FluxTransformer2DModel(num_layers=1, num_single_layers=1, guidance_embeds=True)
     if family == "flux1":
-        return diffusers.FluxTransformer2DModel(**two_stream, pooled_projection_dim=20, guidance_embeds=True, axes_dims_rope=(4, 4, 8))  # fmt: skip
+        return diffusers.FluxTransformer2DModel(
+            **two_stream, pooled_projection_dim=20, guidance_embeds=True, axes_dims_rope=(4, 4, 8)
+        )
     if family == "chroma":
         approximator = {"approximator_num_channels": 8, "approximator_hidden_dim": 20, "approximator_layers": 2}
         return diffusers.ChromaTransformer2DModel(**two_stream, axes_dims_rope=(4, 4, 8), **approximator)
     if family == "flux2":
-        return diffusers.Flux2Transformer2DModel(**two_stream, timestep_guidance_channels=12, mlp_ratio=3.0, axes_dims_rope=(4, 4, 4, 4))  # fmt: skip
+        return diffusers.Flux2Transformer2DModel(
+            **two_stream, timestep_guidance_channels=12, mlp_ratio=3.0, axes_dims_rope=(4, 4, 4, 4)
+        )
     if family == "sd3":
         return diffusers.SD3Transformer2DModel(
             sample_size=8, in_channels=4, out_channels=4, num_layers=3, **ATTENTION, caption_projection_dim=32, pooled_projection_dim=20, pos_embed_max_size=8,
@@ -54,11 +59,13 @@ def denoiser(family: str, real: bool = False) -> torch.nn.Module:
             in_channels=4, dim=48, n_layers=3, n_refiner_layers=2, n_heads=2, n_kv_heads=2, cap_feat_dim=24, axes_dims=[8, 8, 8], axes_lens=[32] * 3
         )  # fmt: skip
     if family == "qwen-image":
-        return diffusers.QwenImageTransformer2DModel(in_channels=16, out_channels=4, num_layers=3, **ATTENTION, axes_dims_rope=(4, 6, 6))  # fmt: skip
+        return diffusers.QwenImageTransformer2DModel(
+            in_channels=16, out_channels=4, num_layers=3, **ATTENTION, axes_dims_rope=(4, 6, 6)
+        )
     if family == "lumina2":
         return diffusers.Lumina2Transformer2DModel(
-            sample_size=8, in_channels=4, out_channels=4, hidden_size=96, num_layers=3, num_refiner_layers=2, num_attention_heads=6, num_kv_heads=2, multiple_of=8,
-            axes_dim_rope=(4, 4, 8), axes_lens=(64, 64, 64), cap_feat_dim=24,
+            sample_size=8, in_channels=4, out_channels=4, hidden_size=96, num_layers=3, num_refiner_layers=2, num_attention_heads=6, num_kv_heads=2,
+            multiple_of=8, axes_dim_rope=(4, 4, 8), axes_lens=(64, 64, 64), cap_feat_dim=24,
         )  # fmt: skip
     return diffusers.WanTransformer3DModel(
         num_attention_heads=2, attention_head_dim=12, in_channels=36, out_channels=16, text_dim=24, freq_dim=16, ffn_dim=48, num_layers=3, image_dim=20,

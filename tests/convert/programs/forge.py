@@ -13,7 +13,14 @@ from transformers import CLIPTextModel
 TITLE, FOLDER = "Forge", "forge"
 FAMILIES = ("sd1", "sd2", "sdxl", "flux1", "chroma", "sd3")
 HOME = folder(FOLDER)
-REPOSITORIES = {"sd1": "runwayml/stable-diffusion-v1-5", "sd2": "stabilityai/stable-diffusion-2-1", "sdxl": "stabilityai/stable-diffusion-xl-base-1.0", "flux1": "black-forest-labs/FLUX.1-dev", "chroma": "Chroma", "sd3": "stabilityai/stable-diffusion-3-medium-diffusers"}  # fmt: skip
+REPOSITORIES = {
+    "sd1": "runwayml/stable-diffusion-v1-5",
+    "sd2": "stabilityai/stable-diffusion-2-1",
+    "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
+    "flux1": "black-forest-labs/FLUX.1-dev",
+    "chroma": "Chroma",
+    "sd3": "stabilityai/stable-diffusion-3-medium-diffusers",
+}
 
 sys.path[:0] = [str(HOME / "extensions-builtin" / "sd_forge_lora"), str(HOME)]
 sys.argv[1:] = ["--always-cpu", "--all-in-fp32"]
@@ -28,8 +35,25 @@ from backend.patcher import lora  # noqa: E402
 from backend.patcher.clip import CLIP  # noqa: E402
 from backend.patcher.unet import UnetPatcher  # noqa: E402
 
-ENCODERS = {"sd1": {"clip_l": 12}, "sd2": {"clip_h": 23}, "sdxl": {"clip_l": 12, "clip_g": 32}, "flux1": {"clip_l": 12, "t5xxl": 4}, "chroma": {"t5xxl": 4}, "sd3": {"clip_l": 12, "clip_g": 32, "t5xxl": 4}}  # fmt: skip
-T5 = {"d_ff": 32, "d_kv": 8, "d_model": 16, "dense_act_fn": "gelu_pytorch_tanh", "is_gated_act": True, "model_type": "t5", "num_heads": 2, "num_layers": 4, "vocab_size": 64}  # fmt: skip
+ENCODERS = {
+    "sd1": {"clip_l": 12},
+    "sd2": {"clip_h": 23},
+    "sdxl": {"clip_l": 12, "clip_g": 32},
+    "flux1": {"clip_l": 12, "t5xxl": 4},
+    "chroma": {"t5xxl": 4},
+    "sd3": {"clip_l": 12, "clip_g": 32, "t5xxl": 4},
+}
+T5 = {
+    "d_ff": 32,
+    "d_kv": 8,
+    "d_model": 16,
+    "dense_act_fn": "gelu_pytorch_tanh",
+    "is_gated_act": True,
+    "model_type": "t5",
+    "num_heads": 2,
+    "num_layers": 4,
+    "vocab_size": 64,
+}
 
 
 def denoiser(family: str) -> tuple[torch.nn.Module, dict]:
@@ -55,7 +79,14 @@ def denoiser(family: str) -> tuple[torch.nn.Module, dict]:
         from backend.nn.mmditx import MMDiTX
 
         embedder = {"target": "torch.nn.Linear", "params": {"in_features": 48, "out_features": 192}}
-        config = {"in_channels": 16, "depth": 3, "num_patches": 16, "pos_embed_max_size": 4, "adm_in_channels": 40, "context_embedder_config": embedder}  # fmt: skip
+        config = {
+            "in_channels": 16,
+            "depth": 3,
+            "num_patches": 16,
+            "pos_embed_max_size": 4,
+            "adm_in_channels": 40,
+            "context_embedder_config": embedder,
+        }
         model = MMDiTX(input_size=None, **config)
     model.config = config
     return model, config
@@ -70,14 +101,16 @@ def text(family: str) -> dict[str, torch.nn.Module]:
             if clip
             else IntegratedT5(T5)
         )
-    return out  # fmt: skip
+    return out
 
 
 def tree(family: str) -> Tree:
     model, config = denoiser(family)
     randomised(model)
     model.storage_dtype = model.computation_dtype = torch.float32
-    k_model = KModel(model, None, k_predictor=object(), config=types.SimpleNamespace(huggingface_repo=REPOSITORIES[family]))  # fmt: skip
+    k_model = KModel(
+        model, None, k_predictor=object(), config=types.SimpleNamespace(huggingface_repo=REPOSITORIES[family])
+    )
     cpu = torch.device("cpu")
     encoders = text(family)
     out = Tree(family, types.SimpleNamespace(unet=UnetPatcher(k_model, cpu, cpu), clip=CLIP(encoders, {})))
@@ -99,3 +132,25 @@ def load(tree: Tree, path: Path) -> None:
     tree.host.unet.lora_loader.refresh({}, force_refresh=True)
     tree.host.clip.patcher.lora_loader.refresh({}, force_refresh=True)
     return {label: after - tree.weights[label]().detach() for label, after in change.items()}
+
+
+EMBEDDINGS = ("sd1", "sd2", "sdxl", "flux1", "sd3")
+SHAPES = {
+    "sd1": 768,
+    "sd2": 1024,
+    "sdxl": 2048,
+    "flux1": 768,
+    "sd3": 768,
+}  # as its engines ask for them, of the first CLIP
+
+
+def embedding(family: str, path: Path) -> dict[str, torch.Tensor]:
+    """The vectors of the word it registers for a file."""
+    from backend.text_processing import textual_inversion
+
+    database = textual_inversion.EmbeddingDatabase(lambda words, **more: {"input_ids": [[1]]}, SHAPES[family])
+    database.load_from_file(str(path), path.name)
+    if path.stem not in database.word_embeddings:
+        return {}
+    vectors = database.word_embeddings[path.stem].vec
+    return vectors if isinstance(vectors, dict) else {"clip_h" if family == "sd2" else "clip_l": vectors}

@@ -28,6 +28,7 @@ from unittest.mock import MagicMock
 
 import torch
 from lora_loom.convert import write
+from lora_loom.convert.embedding import EMBEDDING_TARGETS, Embedding, write_embedding
 from lora_loom.convert.families import FAMILIES, text
 from lora_loom.convert.files.disk import save
 from lora_loom.convert.fuse import sizes
@@ -35,8 +36,10 @@ from lora_loom.convert.lora import FormatError, Lora, Module, applied, component
 from lora_loom.lora_core.algebra.kind import Shape
 from lora_loom.lora_core.algebra.kinds import KINDS
 from lora_loom.lora_core.algebra.walk import Walk
-from open_clip.model import CLIP
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, T5Config, T5EncoderModel
+
+with contextlib.suppress(ImportError):  # the interpreter of a host may have none
+    from open_clip.model import CLIP
 
 # A delta is a sum of a few products of float32 numbers, seen as the difference of two weights: 1e-6 is what is seen. A wrong alpha, half or order of rows is an
 # error of 0.1 and more.
@@ -208,7 +211,11 @@ def clip(width: int, layers: int, projection: bool = False) -> torch.nn.Module:
 
 def open_clip(width: int, layers: int) -> torch.nn.Module:
     """A narrow CLIP of OpenCLIP's own class, without its picture tower."""
-    model = CLIP(width, {"layers": 1, "width": 64, "head_width": 64, "patch_size": 16, "image_size": 16}, {"width": width, "heads": 2, "layers": layers, "vocab_size": 64})  # fmt: skip
+    model = CLIP(
+        width,
+        {"layers": 1, "width": 64, "head_width": 64, "patch_size": 16, "image_size": 16},
+        {"width": width, "heads": 2, "layers": layers, "vocab_size": 64},
+    )
     del model.visual
     return randomised(model)
 
@@ -230,14 +237,14 @@ def clip_config(width: int, layers: int) -> CLIPTextConfig:
 # --- files --------------------------------------------------------------------------------------------------------------------------------
 
 
-def module(kind: str, weight: torch.Tensor, seed: int, rank: int = 2, alpha: float = 2.0) -> Module:
+def module(kind: str, weight: torch.Tensor, seed: int, rank: int = 2, alpha: float = 2.0, bias: bool = False) -> Module:
     """A random adapter of this kind for a layer with such a weight. `dora_outputs` and `lokr_full` are further forms of their kinds."""
     base, _, form = kind.partition("_")
     rule = KINDS[base]
     options = {"dora_axis": "output" if form == "outputs" else "input", "lokr_factor": 4}
     shape = Shape(tuple(weight.shape), 64 if form == "full" else rank, alpha, options=options)
     rng = torch.Generator().manual_seed(seed)
-    parts = rule.start(shape, Walk(bias=base in ("norm", "bias")), rng)
+    parts = rule.start(shape, Walk(bias=bias), rng)
     for name, value in parts.items():
         described = rule.part(name)
         if described is None or not described.constant:
@@ -253,13 +260,14 @@ def lora_over(tree: Tree, names: Iterable[str], kind: str = "lora", mixed: bool 
     modules = {}
     for n, name in enumerate(names):
         rank, alpha = ((2, 4)[n % 2], (1.0, 3.0, 8.0)[n % 3]) if mixed else (2, 2.0)
-        modules[name] = module(kind, tree.now(name), n, rank, alpha)
+        bias = kind == "bias" or (kind == "norm" and tree.places[name].weight + BIAS in tree.weights)
+        modules[name] = module(kind, tree.now(name), n, rank, alpha, bias)
     return Lora(tree.family, modules)
 
 
-def file_of(lora: Lora, form: str, path: Path) -> Path:
-    """A file of this form with the header that our own saves have at least."""
-    state = {k: v.contiguous() for k, v in write(lora, form).items()}
+def file_of(lora: Lora, form: str, path: Path, one_alpha: bool | None = None) -> Path:
+    """A file of this form with the header that our own saves have at least. `one_alpha` False: as other programs write it, each layer with its own."""
+    state = {k: v.contiguous() for k, v in write(lora, form, one_alpha).items()}
     save(path, state, {"format": "pt"})
     return path
 
@@ -296,7 +304,7 @@ def seen(program: Any, tree: Tree, lora: Lora, path: Path) -> Seen:
     except Exception as error:  # noqa: BLE001  whatever a loader raises for what it does not know
         if re.search("Mock|SimpleNamespace|StandIn|stand_in", str(error)):
             raise  # our surroundings are not enough; that is no finding about the program
-        raised, change = f"{type(error).__name__}: {error}".split("\n")[0][:160], {}
+        raised, change = f"{type(error).__name__}: {error}".replace(str(path.parent), "").split("\n")[0][:120], {}
     if change is None:
         change = {label: weight().detach() - before[label] for label, weight in tree.weights.items()}
     with torch.no_grad():
@@ -377,7 +385,7 @@ class Survey:
         """What is read of a file over these layers; None where there is no such file."""
         lora = lora_over(self.tree, names, kind, mixed)
         try:
-            path = file_of(lora, form, self.folder / "x.safetensors")
+            path = file_of(lora, form, self.folder / "x.safetensors", False if mixed else None)
         except FormatError:
             return None
         return seen(program or self.program, self.tree, lora, path)
@@ -402,8 +410,8 @@ class Survey:
             rest = [name for name in names if name not in self.unread[form]]
             if rest and (what := self.of(rest, form)):
                 result["rest"] = [len(what.read()), len(rest)]
-        together = [encoder for encoder, members in parts_of(names).items() if self.needs_company(members, form)]
-        if together:
+        company = {part: self.without_company(members, form) for part, members in parts_of(names).items()}
+        if together := {part: told for part, told in company.items() if told}:
             result["together"] = together
         mixed = self.of(names, form, mixed=True)
         if mixed is not None and mixed.read() != whole.read():
@@ -416,11 +424,11 @@ class Survey:
             result["training"] = [len(what.read()), len(what.errors)] if what else [0, 0]
         return result
 
-    def needs_company(self, members: list[str], form: str) -> bool:
-        """Whether the queries of a text encoder that is read are not read without keys, values and output beside them."""
+    def without_company(self, members: list[str], form: str) -> str:
+        """What becomes of the queries of a text encoder that is read, without keys, values and outputs beside them; "" where they are read."""
         queries = [n for n in members if n.endswith("self_attn.q_proj") and n not in self.unread[form]][:2]
         what = self.of(queries, form) if queries else None
-        return what is not None and not what.read()
+        return "" if what is None or what.read() else verdict(what)
 
     def told(self, what: Seen, names: Iterable[str]) -> list[str]:
         """The layers that are not read, or not right, as patterns where all of a pattern are so."""
@@ -478,6 +486,8 @@ class Survey:
         out: dict[str, dict[str, str]] = {}
         for kind in (*KINDS, "dora_outputs", "lokr_full"):
             for sort, names in (("linear", linear), ("conv", convolutions)):
+                if sort == "conv" and kind not in getattr(self.program, "CONVOLUTIONS_OF", (kind,)):
+                    continue
                 if kind == "norm":
                     names = norms if sort == "linear" else []
                 if kind == "bias":
@@ -522,6 +532,38 @@ def verdict(what: Seen) -> str:
     return f"{good} of {of} right, error up to {worst:.2g}" if good else f"error up to {worst:.2g}"
 
 
+EMBEDDINGS = {
+    "sd1": {"clip_l": 768}, "sd2": {"clip_h": 1024}, "sdxl": {"clip_l": 768, "clip_g": 1280}, "flux1": {"clip_l": 768, "t5xxl": 4096},
+    "sd3": {"clip_l": 768, "clip_g": 1280, "t5xxl": 4096},
+}  # fmt: skip
+
+
+def embeddings(program: ModuleType, folder: Path) -> dict[str, dict[str, str]]:
+    """Family -> form of the file -> what the program takes from an embedding of two vectors for each text encoder."""
+    out: dict[str, dict[str, str]] = {}
+    for family in program.EMBEDDINGS:
+        rng = torch.Generator().manual_seed(3)
+        vectors = {encoder: torch.randn(2, width, generator=rng) for encoder, width in EMBEDDINGS[family].items()}
+        out[family] = {}
+        for target in EMBEDDING_TARGETS:
+            path = folder / "zog.safetensors"
+            save(path, write_embedding(Embedding(vectors, token="zog"), target))
+            try:
+                with quiet():
+                    taken = program.embedding(family, path)
+            except Exception as error:  # noqa: BLE001  whatever a loader raises for what it does not know
+                if re.search("Mock|SimpleNamespace|StandIn|stand_in", str(error)):
+                    raise
+                out[family][target] = f"raises {type(error).__name__}"
+                continue
+            good = [
+                name for name, value in vectors.items() if name in taken and torch.equal(taken[name].float(), value)
+            ]
+            whole = len(good) == len(vectors)
+            out[family][target] = "exact" if whole else f"only {' and '.join(good)}" if good else "nothing"
+    return out
+
+
 def measured(program: ModuleType, only: str = "") -> dict[str, Any]:
     """The whole survey of a program."""
     families: dict[str, Any] = {}
@@ -531,7 +573,8 @@ def measured(program: ModuleType, only: str = "") -> dict[str, Any]:
                 continue
             tree = program.tree(family)
             survey = Survey(program, tree, Path(temp))
-            forms = {form: survey.form(form) for form in FORMS[:3]}
+            left_out = getattr(program, "NOT_AT_NARROW_WIDTH", ())
+            forms = {form: survey.form(form) for form in FORMS[:3] if (family, form) not in left_out}
             entry: dict[str, Any] = {"forms": forms}
             read = [form for form, unread in survey.unread.items() if unread < {*tree.layers()}]
             if read:

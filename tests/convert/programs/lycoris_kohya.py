@@ -21,7 +21,9 @@ def load(tree, path: Path) -> None:
     encoders = tree.host.encoders
     if len(encoders) < 2 and tree.family in ("sd1", "sd2"):
         encoders = encoders[0]
-    network, state = kohya.create_network_from_weights(1.0, str(path), None, encoders, tree.host.model, for_inference=True)  # fmt: skip
+    network, state = kohya.create_network_from_weights(
+        1.0, str(path), None, encoders, tree.host.model, for_inference=True
+    )
     network.merge_to(encoders, tree.host.model, state, torch.float32, "cpu")
 
 

@@ -21,7 +21,13 @@ torch.cuda.current_device = lambda: 0  # a default argument of a text encoder's 
 from musubi_tuner.networks import lora_flux, lora_flux_2, lora_qwen_image, lora_wan, lora_zimage  # noqa: E402
 from musubi_tuner.utils.lora_utils import load_safetensors_with_lora_and_fp8  # noqa: E402
 
-NETWORKS = {"flux1": lora_flux, "flux2": lora_flux_2, "z-image": lora_zimage, "qwen-image": lora_qwen_image, "wan": lora_wan}  # fmt: skip
+NETWORKS = {
+    "flux1": lora_flux,
+    "flux2": lora_flux_2,
+    "z-image": lora_zimage,
+    "qwen-image": lora_qwen_image,
+    "wan": lora_wan,
+}
 
 
 def denoiser(family: str) -> torch.nn.Module:

@@ -4,6 +4,7 @@ sets; they are set as the file has them.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import re
 import sys
@@ -29,18 +30,27 @@ MODELS = {
     "sd1": ("STABLE_DIFFUSION_15", "StableDiffusionModel", "stableDiffusion.StableDiffusionLoRALoader", "StableDiffusionLoRALoader"),
     "sd2": ("STABLE_DIFFUSION_21", "StableDiffusionModel", "stableDiffusion.StableDiffusionLoRALoader", "StableDiffusionLoRALoader"),
     "sdxl": ("STABLE_DIFFUSION_XL_10_BASE", "StableDiffusionXLModel", "stableDiffusionXL.StableDiffusionXLLoRALoader", "StableDiffusionXLLoRALoader"),
-    "flux1": ("FLUX_DEV_1", "FluxModel", "flux.FluxLoRALoader", "FluxLoRALoader"), "chroma": ("CHROMA_1", "ChromaModel", "chroma.ChromaLoRALoader", "ChromaLoRALoader"),
+    "flux1": ("FLUX_DEV_1", "FluxModel", "flux.FluxLoRALoader", "FluxLoRALoader"),
+    "chroma": ("CHROMA_1", "ChromaModel", "chroma.ChromaLoRALoader", "ChromaLoRALoader"),
     "sd3": ("STABLE_DIFFUSION_3", "StableDiffusion3Model", "stableDiffusion3.StableDiffusion3LoRALoader", "StableDiffusion3LoRALoader"),
     "flux2": ("FLUX_2", "Flux2Model", "Flux2ModelLoader", "Flux2LoRALoader"), "z-image": ("Z_IMAGE", "ZImageModel", "ZImageModelLoader", "ZImageLoRALoader"),
     "qwen-image": ("QWEN", "QwenModel", "qwen.QwenLoRALoader", "QwenLoRALoader"),
 }  # fmt: skip
+CONVOLUTIONS_OF = (
+    "lora",
+)  # kinds whose change of a convolution can be told from the program's own product of the factors
 ONE_ENCODER = ("sd1", "sd2", "chroma")
 
 
 def tree(family: str) -> Tree:
     kind, cls, module, loader = MODELS[family]
     host = getattr(importlib.import_module(f"modules.model.{cls}"), cls)(ModelType[kind])
-    out = Tree(family, types.SimpleNamespace(model=host, loader=getattr(importlib.import_module(f"modules.modelLoader.{module}"), loader)(), parts={}))  # fmt: skip
+    out = Tree(
+        family,
+        types.SimpleNamespace(
+            model=host, loader=getattr(importlib.import_module(f"modules.modelLoader.{module}"), loader)(), parts={}
+        ),
+    )
     prefix = "unet" if family.startswith("sd") and family != "sd3" else "transformer"
     parts = {prefix: randomised(denoiser(family))}
     setattr(host, prefix, parts[prefix])
@@ -49,6 +59,8 @@ def tree(family: str) -> Tree:
         parts[component] = encoder(family, name)
         setattr(host, "text_encoder" if family in ONE_ENCODER else f"text_encoder_{number}", parts[component])
         out.add_text(name, parts[component])
+    if family == "qwen-image":
+        host.text_encoder = torch.nn.Module()  # whose layers the loader asks for; we write none
     out.host.parts = parts
     return out
 
@@ -68,6 +80,7 @@ def config_for(state: dict[str, torch.Tensor]) -> TrainConfig:
     elif any("lokr_" in k for k in state):
         config.peft_type, config.lokr_dim = PeftType.LOKR, 2
         config.lokr_full_matrix = not any("lokr_w2_a" in k for k in state)
+        config.lokr_decompose_factor = next(v.shape[0] for k, v in state.items() if k.endswith("lokr_w1"))
     elif any("oft_" in k for k in state):
         config.peft_type = PeftType.OFT_2
     return config
@@ -124,10 +137,14 @@ def changes(
     """Label -> change of the weight of each layer that carries an adapter."""
     wrapper = wrapped(tree, prefix, part, config, state)
     wrapper.to(dtype=torch.float32)
-    convolutions = {name: module for name, module in wrapper.lora_modules.items() if isinstance(module, LoRAModule) and name in dict(part.named_modules())}  # fmt: skip
+    convolutions = {
+        name: module
+        for name, module in wrapper.lora_modules.items()
+        if isinstance(module, LoRAModule) and name in dict(part.named_modules())
+    }
     base = prefix if prefix in ("unet", "transformer") else dict(TEXT[tree.family])[prefix]
-    wrapper.hook_to_module()
     try:
+        wrapper.hook_to_module()
         out = {}
         with torch.no_grad():
             for name, layer in part.named_modules():
@@ -139,7 +156,11 @@ def changes(
                     out[label] = (answer if layer.bias is None else answer - layer.bias).T - layer.weight
                 elif name in convolutions:
                     module = convolutions[name]
-                    out[label] = module.make_weight(module.lora_down.weight, module.lora_up.weight) * (module.alpha / module.rank)  # fmt: skip
+                    out[label] = module.make_weight(module.lora_down.weight, module.lora_up.weight) * (
+                        module.alpha / module.rank
+                    )
     finally:
-        wrapper.remove_hook_from_module()
+        for module in wrapper.lora_modules.values():
+            with contextlib.suppress(NotImplementedError):  # stand-ins of the program for layers it does not know
+                module.remove_hook_from_module()
     return out

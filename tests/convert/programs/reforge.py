@@ -44,17 +44,73 @@ import networks  # noqa: E402  the extension's own module
 from ldm_patched.modules import model_patcher, supported_models  # noqa: E402
 
 _UNET = {"image_size": 32, "use_temporal_attention": False, "disable_self_attentions": None, "legacy": False}
-_SD3 = {"in_channels": 16, "depth": 3, "num_patches": 16, "pos_embed_max_size": 4, "adm_in_channels": 40, "input_size": None, "patch_size": 2, "pos_embed_scaling_factor": None, "context_embedder_config": {"target": "torch.nn.Linear", "params": {"in_features": 48, "out_features": 192}}}  # fmt: skip
+_SD3 = {
+    "in_channels": 16,
+    "depth": 3,
+    "num_patches": 16,
+    "pos_embed_max_size": 4,
+    "adm_in_channels": 40,
+    "input_size": None,
+    "patch_size": 2,
+    "pos_embed_scaling_factor": None,
+    "context_embedder_config": {"target": "torch.nn.Linear", "params": {"in_features": 48, "out_features": 192}},
+}
 _FLUX = {**FLUX, "patch_size": 2, "out_channels": 16}
-_CHROMA = {**{k: v for k, v in _FLUX.items() if k != "vec_in_dim"}, "image_model": "chroma", "in_dim": 64, "out_dim": 32, "hidden_dim": 48, "n_layers": 5, "vec_in_dim": None}  # fmt: skip
-_LUMINA2 = {"image_model": "lumina2", "patch_size": 2, "in_channels": 16, "cap_feat_dim": 24, "dim": 96, "n_layers": 4, "n_refiner_layers": 2, "n_heads": 6, "n_kv_heads": 2, "qk_norm": True, "axes_dims": [4, 4, 8], "axes_lens": [64, 64, 64], "rope_theta": 10000.0, "ffn_dim_multiplier": 4.0}  # fmt: skip
-_WAN = {"image_model": "wan2.1", "model_type": "i2v", "patch_size": (1, 2, 2), "text_len": 16, "in_dim": 36, "dim": 32, "ffn_dim": 64, "freq_dim": 16, "text_dim": 24, "out_dim": 16, "num_heads": 2, "num_layers": 4, "window_size": (-1, -1), "qk_norm": True, "cross_attn_norm": True, "eps": 1e-6}  # fmt: skip
+_CHROMA = {
+    **{k: v for k, v in _FLUX.items() if k != "vec_in_dim"},
+    "image_model": "chroma",
+    "in_dim": 64,
+    "out_dim": 32,
+    "hidden_dim": 48,
+    "n_layers": 5,
+}
+_LUMINA2 = {
+    "image_model": "lumina2",
+    "patch_size": 2,
+    "in_channels": 16,
+    "cap_feat_dim": 24,
+    "dim": 96,
+    "n_layers": 4,
+    "n_refiner_layers": 2,
+    "n_heads": 6,
+    "n_kv_heads": 2,
+    "qk_norm": True,
+    "axes_dims": [4, 4, 8],
+    "axes_lens": [64, 64, 64],
+    "ffn_dim_multiplier": 4.0,
+}
+_WAN = {
+    "image_model": "wan2.1",
+    "model_type": "i2v",
+    "patch_size": (1, 2, 2),
+    "text_len": 16,
+    "in_dim": 36,
+    "dim": 32,
+    "ffn_dim": 64,
+    "freq_dim": 16,
+    "text_dim": 24,
+    "out_dim": 16,
+    "num_heads": 2,
+    "num_layers": 4,
+    "window_size": (-1, -1),
+    "qk_norm": True,
+    "cross_attn_norm": True,
+    "eps": 1e-6,
+}
 MODELS = {
-    "sd1": ("SD15", {**UNETS["sd1"], **_UNET, "adm_in_channels": None}), "sd2": ("SD20", {**UNETS["sd2"], **_UNET, "adm_in_channels": None, "num_head_channels": 16}),
+    "sd1": ("SD15", {**UNETS["sd1"], **_UNET, "adm_in_channels": None}),
+    "sd2": ("SD20", {**UNETS["sd2"], **_UNET, "adm_in_channels": None, "num_head_channels": 16}),
     "sdxl": ("SDXL", {**UNETS["sdxl"], **_UNET}), "flux1": ("Flux", {**_FLUX, "image_model": "flux", "guidance_embed": True}), "chroma": ("Chroma", _CHROMA),
     "sd3": ("SD3", _SD3), "lumina2": ("Lumina2", _LUMINA2), "wan": ("WAN21_I2V", _WAN),
 }  # fmt: skip
-TEXT = {"sd1": {"clip_l": 12}, "sd2": {"clip_h": 23}, "sdxl": {"clip_l": 12, "clip_g": 32}, "flux1": {"clip_l": 12, "t5xxl": 4}, "chroma": {"t5xxl": 4}, "sd3": {"clip_l": 12, "clip_g": 32, "t5xxl": 4}}  # fmt: skip
+TEXT = {
+    "sd1": {"clip_l": 12},
+    "sd2": {"clip_h": 23},
+    "sdxl": {"clip_l": 12, "clip_g": 32},
+    "flux1": {"clip_l": 12, "t5xxl": 4},
+    "chroma": {"t5xxl": 4},
+    "sd3": {"clip_l": 12, "clip_g": 32, "t5xxl": 4},
+}
 
 
 class Namespace(torch.nn.Module):

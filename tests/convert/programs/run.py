@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import json
 import sys
+import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -34,15 +35,24 @@ def main(name: str, out: str, only: str = "") -> None:
 
     torch.set_num_threads(1)
     harness = by_file("harness")
-    for needed in {"lycoris_kohya": ["sd_scripts"], "sdnext": ["diffusers_models"], "onetrainer": ["diffusers_models"]}.get(name, []):  # fmt: skip
+    for needed in {
+        "lycoris_kohya": ["sd_scripts"],
+        "sdnext": ["diffusers_models"],
+        "onetrainer": ["diffusers_models"],
+        "diffusers_own": ["diffusers_models"],
+        "peft_own": ["diffusers_models", "diffusers_own"],
+    }.get(name, []):
         by_file(needed)
     program = by_file(name)
     families = harness.measured(program, only)
+    with tempfile.TemporaryDirectory() as temp:
+        embeddings = harness.embeddings(program, Path(temp)) if hasattr(program, "embedding") else {}
     result = {
         "program": program.TITLE,
         "version": getattr(program, "VERSION", "") or harness.commit(harness.folder(program.FOLDER)),
         "date": datetime.date.today().isoformat(),
         "families": families,
+        "embeddings": embeddings,
     }
     Path(out).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 

@@ -23,7 +23,15 @@ from library import flux_models, lumina_models, original_unet, sd3_models, sdxl_
 from networks import lora, lora_flux, lora_lumina, lora_sd3  # noqa: E402
 
 NETWORKS = {"flux1": lora_flux, "chroma": lora_flux, "sd3": lora_sd3, "lumina2": lora_lumina}
-TEXT = {"sd1": {"clip_l": 12}, "sd2": {"clip_h": 23}, "sdxl": {"clip_l": 12, "clip_g": 32}, "flux1": {"clip_l": 12, "t5xxl": 4}, "chroma": {"t5xxl": 4}, "sd3": {"clip_l": 12, "clip_g": 32, "t5xxl": 4}, "lumina2": {}}  # fmt: skip
+TEXT = {
+    "sd1": {"clip_l": 12},
+    "sd2": {"clip_h": 23},
+    "sdxl": {"clip_l": 12, "clip_g": 32},
+    "flux1": {"clip_l": 12, "t5xxl": 4},
+    "chroma": {"t5xxl": 4},
+    "sd3": {"clip_l": 12, "clip_g": 32, "t5xxl": 4},
+    "lumina2": {},
+}
 
 # The widths of the published UNets are constants of these modules.
 original_unet.BLOCK_OUT_CHANNELS = (32, 64, 128, 128)
@@ -70,6 +78,8 @@ def tree(family: str) -> Tree:
         projection = family == "sd3" or encoder == "clip_g"
         encoders.append(t5(16, layers) if encoder == "t5xxl" else clip(16, layers, projection))
         out.add_text(encoder, encoders[-1])
+    if family == "lumina2":
+        encoders.append(torch.nn.Module())  # Gemma, of which we write nothing
     if family == "chroma":
         encoders.insert(0, None)  # the reader counts the encoders of Flux.1
     return out
@@ -80,5 +90,7 @@ def load(tree: Tree, path: Path) -> None:
     encoders = tree.host.encoders
     if reader is lora and len(encoders) == 1:
         encoders = encoders[0]
-    network, state = reader.create_network_from_weights(1.0, str(path), None, encoders, tree.host.model, for_inference=True)  # fmt: skip
+    network, state = reader.create_network_from_weights(
+        1.0, str(path), None, encoders, tree.host.model, for_inference=True
+    )
     network.merge_to(encoders, tree.host.model, state, torch.float32, "cpu")

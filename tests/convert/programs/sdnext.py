@@ -22,6 +22,7 @@ OPTIONS = types.SimpleNamespace(
     extra_networks_default_multiplier=1.0, lora_fuse_diffusers=False, lora_force_diffusers=False, lora_in_memory_limit=0, diffusers_offload_mode="none",
     lora_maybe_diffusers=False, lora_preferred_name="filename", lora_apply_tags=0,
 )  # fmt: skip
+NOT_AT_NARROW_WIDTH = {("flux1", "kohya")}  # the reader has the widths of the published model in it
 TYPES = {"sd1": "sd", "sd2": "sd", "sdxl": "sdxl", "flux1": "f1", "sd3": "sd3", "lumina2": "lumina2", "wan": "wanai"}
 
 
@@ -30,9 +31,28 @@ def surroundings() -> None:
     package = stand_in("modules")
     package.__path__ = [str(HOME / "modules")]
     cpu = torch.device("cpu")
-    stand_in("modules.shared", opts=OPTIONS, native=True, sd_loaded=True, compiled_model_state=None, console=Console(file=open(os.devnull, "w")), state=types.SimpleNamespace(interrupted=False))  # fmt: skip
-    stand_in("modules.devices", cpu=cpu, device=cpu, dtype=torch.float32, torch_gc=lambda: None, inference_context=contextlib.nullcontext)  # fmt: skip
-    stand_in("modules.sd_models", read_state_dict=lambda file, what="": safetensors.torch.load_file(file), read_metadata_from_safetensors=lambda file: {})  # fmt: skip
+    stand_in(
+        "modules.shared",
+        opts=OPTIONS,
+        native=True,
+        sd_loaded=True,
+        compiled_model_state=None,
+        console=Console(file=open(os.devnull, "w")),
+        state=types.SimpleNamespace(interrupted=False),
+    )
+    stand_in(
+        "modules.devices",
+        cpu=cpu,
+        device=cpu,
+        dtype=torch.float32,
+        torch_gc=lambda: None,
+        inference_context=contextlib.nullcontext,
+    )
+    stand_in(
+        "modules.sd_models",
+        read_state_dict=lambda file, what="": safetensors.torch.load_file(file),
+        read_metadata_from_safetensors=lambda file: {},
+    )
     for name in ("sd_models_compile", "errors", "files_cache", "model_quant", "hashes", "extra_networks"):
         stand_in(f"modules.{name}")
     sys.modules["modules.extra_networks"].ExtraNetwork = type("ExtraNetwork", (), {"__init__": lambda self, name: None})
@@ -49,7 +69,7 @@ from modules.lora import networks  # noqa: E402
 def tree(family: str) -> Tree:
     pipeline = types.SimpleNamespace()
     out = Tree(family, pipeline)
-    model = randomised(denoiser(family, real=family == "flux1"))  # the widths of Flux.1 stand in its reader
+    model = randomised(denoiser(family))
     setattr(pipeline, "unet" if family in ("sd1", "sd2", "sdxl") else "transformer", model)
     out.add_denoiser(model)
     for component, name in TEXT.get(family, {}).items():
