@@ -5,7 +5,9 @@ import json
 import os
 import random
 import signal
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -432,3 +434,22 @@ def test_a_tracker_that_fails_is_told_and_the_run_goes_on(train, recorded, tmp_p
     assert len(said) == 1
     assert "tensorboard could not be written (no route to host" in said[0]
     assert "abcdef" not in said[0]
+
+
+# ---- kills, with a second writer that tries --------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("kills", [pytest.param(6, id="few"), pytest.param(300, id="many", marks=pytest.mark.slow)])
+def test_killed_at_any_moment_with_a_second_writer_trying_nothing_saved_is_lost(kills, pictures, tmp_path):
+    program = Path(__file__).with_name("kill_runs.py")
+    done = subprocess.run(
+        [sys.executable, str(program), str(tmp_path), str(pictures), str(kills), "1"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    counts = json.loads(done.stdout.splitlines()[-1])
+    print(counts)
+    wrong = ("two at once", "lost", "broken", "other end", "other log", "temps", "code 1")
+    assert {name: counts.get(name, 0) for name in wrong} == dict.fromkeys(wrong, 0)
+    assert counts["kills"] >= kills
+    assert counts["finished"]
