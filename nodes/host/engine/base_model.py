@@ -178,11 +178,12 @@ def _marks(patcher: Any) -> Marks:
 
 def _distilled(model: Any) -> Message | None:
     """By the class and the configuration of a model that was distilled for few steps."""
-    if _is(model, "FluxSchnell"):
+    config = model.model_config
+    if type(config).__name__ == "FluxSchnell" and not config.unet_config.get("yak_mlp"):  # Ovis has the class as well
         return Message.of("base.sign.kind", kind="Flux schnell")
     if "distilled" in type(model).__name__.lower():
         return Message.of("base.sign.kind", kind=type(model).__name__)
-    if model.model_config.unet_config.get("meanflow"):
+    if config.unet_config.get("meanflow"):
         return Message.of("base.sign.setting", setting="meanflow")
     return None
 
