@@ -73,10 +73,13 @@ def write_safetensors(
     path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
     """A safetensors file written atomically. Refuses numbers that are not finite."""
+    write_bytes(path, as_safetensors(tensors, metadata))
+
+
+def as_safetensors(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
+    """The bytes of a safetensors file. Raises NonFiniteError for numbers that are not finite."""
     require_finite(tensors)
-    write_bytes(
-        path, safetensors_bytes({k: v.contiguous() for k, v in tensors.items()}, dict(metadata) if metadata else None)
-    )
+    return safetensors_bytes({k: v.contiguous() for k, v in tensors.items()}, dict(metadata) if metadata else None)
 
 
 def require_finite(tensors: Mapping[str, torch.Tensor]) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from ..adapters import AdapterSet
 from ..adapters.tokens import TokenSet
-from ..backends.base import Backend
+from ..backends.base import Backend, Remarks
 from ..backends.base_model import BaseModel
 from ..backends.encoder import encoder_of
 from ..config import TrainConfig
@@ -54,6 +54,7 @@ def assembled(job: Job, first_step: int = 0, folder: Path | None = None) -> Iter
             material = _fitted(material, job.listener)
         config = material.config
         with material.lent(material.largest()):
+            pass_on_remarks(job)
             material.adapters.prepare()
             optimizer = make_optimizer(make_groups(config, material.adapters), config.optimizer)
             half = job.backend.dtype == torch.float16
@@ -62,6 +63,12 @@ def assembled(job: Job, first_step: int = 0, folder: Path | None = None) -> Iter
             run = Run(material, optimizer, scaler, ema)
             run.untouched -= set(job.start or ())  # these hold more than nothing from the beginning
             yield run
+
+
+def pass_on_remarks(job: Job) -> None:
+    """Tells what the lent model's backend has to say about how it is trained."""
+    for message in job.backend.remarks() if isinstance(job.backend, Remarks) else ():
+        job.listener.on_warning(message)
 
 
 def dry_run(job: Job) -> tuple[TrainConfig, Measured]:

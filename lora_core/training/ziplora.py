@@ -27,7 +27,7 @@ from ..events import Listener, StepReport
 from ..messages.errors import LoomError
 from ..optim.optimizers import filled, make_optimizer
 from ..rng import preserved_rng, randn_like, step_rng
-from .assemble import captions_ahead
+from .assemble import captions_ahead, pass_on_remarks
 from .job import Job
 from .step import clip_grad_norm
 
@@ -113,6 +113,7 @@ def zip_loras(job: Job, second: Dataset, loras: Loras, similarity: float) -> Zip
             0, config.steps, {"layers": len(adapters), "trained_values": adapters.count(), "pictures": pictures}
         )
         with backend.training(layers, adapters, config.recomputed, (config.batch_size, *largest)):
+            pass_on_remarks(job)
             for step in range(config.steps):
                 if job.control.stopping:
                     break
