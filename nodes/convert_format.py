@@ -94,7 +94,8 @@ class ConvertLora(io.ComfyNode):
                     "form",
                     options=list(TARGETS),
                     default="universal",
-                    tooltip="universal is read by ComfyUI and diffusers, for SD1, SD2 and SDXL by WebUIs and kohya's scripts too; those want kohya for other models. peft writes a directory for each component.",
+                    tooltip="universal is read by ComfyUI and diffusers, for SD1, SD2 and SDXL by WebUIs and kohya's scripts too; "
+                    "those want kohya for other models. peft writes a directory for each component.",
                 ),
                 make_input(io.String, "name", default="converted", tooltip="File name without folder and ending."),
                 destination_input(lora_folders(), "LoRAs"),
