@@ -22,6 +22,7 @@ from ..data.lengths import TextLength
 from ..data.store import Store
 from ..messages.message import Message
 from ..objectives import Objective
+from .base_model import BaseModel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,6 +128,9 @@ class Backend(Protocol):
 
     def fingerprint(self) -> str:
         """Identifies the base weights; two models that differ give different strings."""
+
+    def base_model(self, config: ObjectiveConfig) -> BaseModel:
+        """What this model was found to be, decided with what the job says of it. Raises LoomError for what has to be said and is not."""
 
     def objective(self, config: ObjectiveConfig) -> Objective:
         """Noise schedule and prediction type of this model."""

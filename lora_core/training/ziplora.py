@@ -193,24 +193,24 @@ def zip_config(data, steps: int, lr: float, batch_size: int, seed: int, checkpoi
 
 
 def _adapters(backend: Backend, loras: Loras) -> tuple[dict[str, nn.Module], AdapterSet]:
-    found = {backend.file_name(path): layer for path, layer in backend.layers().items()}
+    layers = {backend.file_name(path): layer for path, layer in backend.layers().items()}
     names = {*loras[0], *loras[1]}
-    if unknown := sorted(names - found.keys()):
+    if unknown := sorted(names - layers.keys()):
         raise LoomError("lora.unknown_layer", field="lora", layer=unknown[0])
     for name, (down, up) in [*loras[0].items(), *loras[1].items()]:
-        if (len(up), *down.shape[1:]) != weight_shape(found[name]):
+        if (len(up), *down.shape[1:]) != weight_shape(layers[name]):
             raise LoomError(
                 "zip.other_shape",
                 field="lora",
                 layer=name,
                 rows=len(up),
                 columns=tuple(down.shape[1:]),
-                shape=weight_shape(found[name]),
+                shape=weight_shape(layers[name]),
             )
     if not loras[0].keys() & loras[1].keys():
         raise LoomError("zip.no_common_layer", field="lora")
-    adapters = AdapterSet({n: ZipAdapter(found[n], loras[0].get(n), loras[1].get(n), backend.device) for n in names})
-    return {n: found[n] for n in names}, adapters
+    adapters = AdapterSet({n: ZipAdapter(layers[n], loras[0].get(n), loras[1].get(n), backend.device) for n in names})
+    return {n: layers[n] for n in names}, adapters
 
 
 def _progress(listener: Listener, what: str) -> Callable[[int, int], None]:

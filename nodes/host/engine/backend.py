@@ -22,6 +22,7 @@ from ....lora_core.adapters import AdapterSet
 from ....lora_core.adapters.tokens import TokenTable
 from ....lora_core.algebra.walk import is_norm
 from ....lora_core.backends.base import Backend, EncodesSpread, Remarks, SampleJob, TakesWired
+from ....lora_core.backends.base_model import BaseModel
 from ....lora_core.borrowing.aliases import as_normal
 from ....lora_core.borrowing.borrow import Borrowing, Measures
 from ....lora_core.borrowing.comparison import writing
@@ -32,7 +33,7 @@ from ....lora_core.data.lengths import TextLength
 from ....lora_core.data.store import Store
 from ....lora_core.messages.errors import LoomError, NonFiniteError
 from ....lora_core.messages.message import Message
-from .base_model import further_input
+from .base_model import described, further_input, reached
 from .blame import blamed, first_line, misfit_width, passing
 from .captions import KEY, Conds, HostTexts, injection
 from .conditioning import HostConditioning
@@ -40,7 +41,7 @@ from .fingerprints import patched_fingerprint
 from .kernels import TrainingKernels, torch_attention
 from .layers import LAYERS, fetched_weights, foreign_layers, input_factor, is_linear, is_pure, is_unet
 from .naming import base_family, file_names
-from .objective import HostObjective, host_objective, raw_output
+from .objective import HostObjective, host_objective, kind_of, raw_output, sampling_for
 from .pictures import HostPictures
 from .texts import literal
 from .trials import Trials
@@ -66,6 +67,7 @@ class HostBackend:
         self.device: torch.device = self._patcher.load_device
         self.dtype: torch.dtype = self._model.manual_cast_dtype or self._model.get_dtype()
         self._further = further_input(self._model)
+        self._sampling = self._patcher.get_model_object("model_sampling")
         self._names = file_names(self._model)
         self._borrowing: Borrowing | None = None
         self._kernels = TrainingKernels()
@@ -98,7 +100,9 @@ class HostBackend:
     # ---- what can be trained -----------------------------------------------------------------------------------------
 
     def layers(self) -> Mapping[str, nn.Module]:
-        named = {path: m for path, m in self.network.named_modules() if path in self._names}
+        named = {
+            path: m for path, m in self.network.named_modules() if path in self._names and reached(self._model, path)
+        }
         convolutions = nn.Conv1d | nn.Conv2d | nn.Conv3d
         layers = {path: m for path, m in named.items() if is_linear(m) or isinstance(m, convolutions) or is_norm(m)}
         self._refuse_foreign(layers)
@@ -136,8 +140,15 @@ class HostBackend:
     def fingerprint(self) -> str:
         return patched_fingerprint(self._patcher, self.network, "diffusion_model.")
 
+    def base_model(self, config: ObjectiveConfig) -> BaseModel:
+        return described(self._patcher, self._sampling, config)
+
     def objective(self, config: ObjectiveConfig) -> HostObjective:
-        return host_objective(self._patcher.get_model_object("model_sampling"), config)
+        prediction, sampling = self.base_model(config).predicts.prediction, self._sampling
+        if prediction != kind_of(sampling):  # as the job wants it; samples are drawn so too
+            sampling = sampling_for(prediction, sampling)
+            self._patcher.add_object_patch("model_sampling", sampling)
+        return host_objective(sampling, config)
 
     def find_non_finite(self) -> str | None:
         for name, p in self.network.named_parameters():
@@ -154,7 +165,7 @@ class HostBackend:
 
     def encode_picture(self, pixels: torch.Tensor) -> torch.Tensor:
         if self._further is not None:  # a picture comes with a caption alone
-            raise self._further.error()
+            raise self._further.error("model")
         return self.pictures.encode(pixels)
 
     def encode_spread(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -252,7 +263,7 @@ class HostBackend:
             return
         encoded = self.texts.wired_for(captions)
         if not encoded or not all(text is not None and self._further.given_in(text[0][1]) for text in encoded):
-            raise self._further.error()
+            raise self._further.error("model")
 
     def _hand_back(self) -> None:
         """Takes everything off again that training put on."""

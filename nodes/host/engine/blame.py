@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from ....lora_core.messages.errors import LoomError, Problem
+from ....lora_core.messages.errors import LoomError, Problem, reason_of
 
 LONGEST = 160  # characters of a foreign error inside a sentence
 
 
 def first_line(error: BaseException) -> str:
     """What a foreign error says, short, after its kind."""
-    text = next(iter(str(error).splitlines()), "")[:LONGEST]
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+    kind, reason = type(error).__name__, reason_of(error, LONGEST)
+    return kind if reason == kind else f"{kind}: {reason}"
 
 
 def passing(error: BaseException) -> None:
