@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
+import traceback
 from pathlib import Path
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one command. Exit codes: 0 done, 1 the input needs a change, 2 wrong usage, 130 or 143 stopped by a signal with the work kept."""
     from .lora_core.messages.errors import Problem
+    from .lora_core.messages.secrets import without_secrets
     from .nodes.terminal import COMMANDS, FAILED, STEPPING, in_words, module_name
 
     words = sys.argv[1:] if argv is None else argv
@@ -32,6 +34,9 @@ def main(argv: list[str] | None = None) -> int:
         return command.run(args)
     except Problem as error:
         sys.stderr.write(f"lora-loom: {in_words(error.message)}\n")
+        return FAILED
+    except Exception:  # noqa: BLE001 - a fault of ours, told with all we know but the secrets it may repeat
+        sys.stderr.write(without_secrets(traceback.format_exc()))
         return FAILED
 
 

@@ -38,7 +38,7 @@ from .sockets import (
     path_output,
     plain_errors,
 )
-from .training import job_of, published, run, started_from
+from .training import job_of, run, started_from
 from .widgets import inputs, job, row
 from .widgets import settings as values_of
 
@@ -166,8 +166,7 @@ class TrainLora(io.ComfyNode):
                 raise LoomError("settings.embedding_alone", field="settings")
             start = started_from(lora, backend, config)
             require_matched(trained(_empty_lora(backend, config), backend.family), model, clip)
-            result = run(cls.hidden, job_of(backend, config, pictures, start), resume == "continue last")
-        paths = published(cls.hidden.unique_id, result.files)
+            result, paths = run(cls.hidden, job_of(backend, config, pictures, start), resume == "continue last")
         require_matched(result.tensors, model, clip)
         tuned, tuned_clip = with_lora(model, clip if config.text_encoder.train else None, result.tensors)
         embeddings = embeddings_of(result, paths[1:])

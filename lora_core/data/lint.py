@@ -77,14 +77,14 @@ def look(dataset: Dataset, length: Callable[[str], TextLength] | None, progress:
     notes: dict[str, list[Message]] = collections.defaultdict(list)
     buckets: collections.Counter[tuple[int, int]] = collections.Counter()
     progress(0, len(pictures))
-    for done, (picture, found) in enumerate(ahead(_seen, pictures), 1):
-        if isinstance(found, Seen):
-            seen[picture.name] = found
-            notes[picture.name] += [*_about_picture(picture, found), *about_subject(picture, dataset, found.mask)]
+    for done, (picture, sight) in enumerate(ahead(_seen, pictures), 1):
+        if isinstance(sight, Seen):
+            seen[picture.name] = sight
+            notes[picture.name] += [*_about_picture(picture, sight), *about_subject(picture, dataset, sight.mask)]
             for how in fits(picture.width_px, picture.height_px, picture.data):
                 buckets[how.bucket] += picture.repeats
         else:
-            notes[picture.name].append(Message.of("lint.left_out", reason=found))
+            notes[picture.name].append(Message.of("lint.left_out", reason=sight))
         notes[picture.name] += _about_caption(picture, length)
         progress(done, len(pictures))
     for group in near_duplicates(seen):
@@ -201,7 +201,9 @@ def _about_caption(picture: Picture, length: Callable[[str], TextLength] | None)
     out: list[Message] = []
     if not picture.caption and picture.data.captions != "none":
         out.append(Message.of("lint.no_caption"))
-    longest = max((length(c.text) for c in picture.captions), key=lambda found: found.tokens) if length else None
+    longest = (
+        max((length(c.text) for c in picture.captions), key=lambda text_length: text_length.tokens) if length else None
+    )
     if longest and longest.cut:
         out.append(Message.of("lint.caption_cut", tokens=longest.tokens, cut=longest.cut))
     elif longest and longest.pieces > 1:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ..messages.errors import LoomError
+from ..messages.errors import LoomError, reason_of
 from ..pictures.reading import EXTENSIONS
 from .captions import Caption, decoded, tidy
 
@@ -77,7 +77,7 @@ def read_table(path: Path, column: str = "") -> Table:
             )
         rows = list(_records(path))
     except (OSError, ValueError, RecursionError, csv.Error) as error:
-        raise LoomError("metadata.unreadable", file=path.name, reason=str(error).splitlines()[0][:160]) from error
+        raise LoomError("metadata.unreadable", file=path.name, reason=reason_of(error, 160)) from error
     if not rows:
         return Table(path, {}, "")
     columns = list(dict.fromkeys(key for _, row in rows for key in row))

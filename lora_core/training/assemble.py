@@ -11,7 +11,8 @@ import torch
 
 from ..adapters import AdapterSet
 from ..adapters.tokens import TokenSet
-from ..backends.base import Backend
+from ..backends.base import Backend, Remarks
+from ..backends.base_model import BaseModel
 from ..backends.encoder import encoder_of
 from ..config import TrainConfig
 from ..data.batches import Batches
@@ -24,7 +25,7 @@ from ..disk import files
 from ..events import Listener
 from ..messages.errors import LoomError
 from ..messages.message import Message
-from ..objectives import Objective, SharedObjective, check_prediction
+from ..objectives import Objective, SharedObjective
 from ..optim.ema import Ema
 from ..optim.groups import make_groups
 from ..optim.optimizers import check_installed, filled, make_optimizer
@@ -53,13 +54,21 @@ def assembled(job: Job, first_step: int = 0, folder: Path | None = None) -> Iter
             material = _fitted(material, job.listener)
         config = material.config
         with material.lent(material.largest()):
+            pass_on_remarks(job)
             material.adapters.prepare()
             optimizer = make_optimizer(make_groups(config, material.adapters), config.optimizer)
             half = job.backend.dtype == torch.float16
             scaler = torch.amp.GradScaler(job.backend.device.type, init_scale=2.0**12, enabled=half)
-            yield Run(
-                material, optimizer, scaler, Ema(material.adapters, config.ema_decay) if config.ema_decay else None
-            )
+            ema = Ema(material.adapters, config.ema_decay) if config.ema_decay else None
+            run = Run(material, optimizer, scaler, ema)
+            run.untouched -= set(job.start or ())  # these hold more than nothing from the beginning
+            yield run
+
+
+def pass_on_remarks(job: Job) -> None:
+    """Tells what the lent model's backend has to say about how it is trained."""
+    for message in job.backend.remarks() if isinstance(job.backend, Remarks) else ():
+        job.listener.on_warning(message)
 
 
 def dry_run(job: Job) -> tuple[TrainConfig, Measured]:
@@ -74,6 +83,7 @@ def dry_run(job: Job) -> tuple[TrainConfig, Measured]:
 def gathered(job: Job, first_step: int = 0, folder: Path | None = None) -> Material:
     """Everything a run needs before the model is lent to it, step by step. Raises LoomError for what cannot be trained."""
     job = job.with_config(settled(job))
+    base = base_of(job)
     layers, adapters = make_adapters(job.config, job.backend, job.dataset.trigger, job.start)
     if folder is not None:
         require_room(job.config, adapters, folder)
@@ -87,7 +97,17 @@ def gathered(job: Job, first_step: int = 0, folder: Path | None = None) -> Mater
     if not adapters.changes_text:
         encoding.captions(captions_of(sources, probes, job.config, first_step))
     encoding.close()
-    return Material(job.config, job.backend, layers, adapters, objective, sources, probes, job.processes)
+    return Material(job.config, job.backend, base, layers, adapters, objective, sources, probes, job.processes)
+
+
+def base_of(job: Job) -> BaseModel:
+    """What the base model is, told before anything is done with it. Raises LoomError for what has to be said of it and is not."""
+    asked = job.config.objective
+    base = job.backend.base_model(asked)
+    job.listener.on_note(base.told())
+    for warning in base.warnings(asked):
+        job.listener.on_warning(warning)
+    return base
 
 
 def settled(job: Job) -> TrainConfig:
@@ -124,7 +144,6 @@ def held_apart(job: Job, tokens: TokenSet) -> tuple[Dataset, Dataset | None]:
 def objective_of(job: Job) -> Objective:
     """The model's objective, of which each of several processes draws its share; says what of the settings has no effect with it."""
     objective = job.backend.objective(job.config.objective)
-    check_prediction(job.config.objective, objective.kind)
     weighting = job.config.objective.weighting
     if weighting != "none" and objective.kind not in ("epsilon", "v"):
         job.listener.on_warning(

@@ -15,14 +15,14 @@ from .validation import trained_part
 
 def batches_per_epoch(dataset: Dataset, size: int) -> int:
     """Batches of `size` pictures in which every picture is shown as often as it repeats; they never mix buckets, so the last of each is filled up."""
-    shown: collections.Counter[tuple[int, int]] = collections.Counter()
+    counts: collections.Counter[tuple[int, int]] = collections.Counter()
     for picture in dataset.pictures:
         if picture.is_latent:
-            shown[picture.width_px, picture.height_px] += picture.repeats
+            counts[picture.width_px, picture.height_px] += picture.repeats
         else:
             for how in fits(picture.width_px, picture.height_px, picture.data):
-                shown[how.bucket] += picture.repeats
-    return sum(math.ceil(count / size) for count in shown.values())
+                counts[how.bucket] += picture.repeats
+    return sum(math.ceil(count / size) for count in counts.values())
 
 
 def planned(config: TrainConfig, dataset: Dataset, processes: int = 1) -> TrainConfig:
@@ -39,11 +39,11 @@ def told(config: TrainConfig, dataset: Dataset) -> Message | None:
     """What the epochs of a planned job come to; None for one that counts steps."""
     if not config.epochs:
         return None
-    shown = sum(picture.repeats for picture in trained_part(dataset, config).pictures)
+    count = sum(picture.repeats for picture in trained_part(dataset, config).pictures)
     return Message.of(
         "length.epochs",
         epochs=config.epochs,
-        pictures=shown,
+        pictures=count,
         batch=config.batch_size,
         accum=config.grad_accum,
         steps=config.steps,

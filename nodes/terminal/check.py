@@ -28,6 +28,9 @@ def run(args: argparse.Namespace) -> int:
     picture = args.out / f"{job.config.name}-dataset.png"
     sheet(report).save(picture)
     sys.stdout.write(f"{report.text()}\n\nseen at a glance: {picture}\n")
+    base = job.backend.base_model(job.config.objective)
+    for message in (base.told(), *base.warnings(job.config.objective)):
+        sys.stdout.write(f"{message}\n")
     chosen, measured = dry_run(job)
     length = planned(job.config, job.dataset)
     if (epochs := told(length, job.dataset)) is not None:
