@@ -111,6 +111,9 @@ def test_a_background_that_repeats_is_told_and_a_different_one_is_not(tmp_path):
         "count": 5,
         "all": 5,
     }
+    few = tmp_path / "few"
+    few.mkdir()
+    assert "lint.same_background" not in general(report(few, PLAIN[:4], background=(250, 250, 250)))
     assert "lint.same_background" not in general(report(tmp_path, PLAIN))
 
 

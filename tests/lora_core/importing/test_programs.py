@@ -1,5 +1,6 @@
 """One configuration of our own for each program: what it becomes, and that every key in it is in the report."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -187,6 +188,13 @@ def test_an_onetrainer_configuration_with_concepts_and_samples():
         Fate.NOTHING,
         Fate.NOTHING,
     )
+
+
+def test_onetrainer_counts_in_minutes_and_epochs_unless_it_says_steps():
+    bare = {"training_method": "LORA", "backup_after": 10, "sample_after": 10, "save_every": 5}
+    result = imported([Text("preset.json", json.dumps(bare))])
+    says(result, save=None, samples=None)
+    says(imported([Text("x.json", json.dumps({**bare, "save_every_unit": "STEP"}))]), save__every=5)
 
 
 def test_an_ai_toolkit_job():
