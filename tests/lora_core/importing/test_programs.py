@@ -239,8 +239,8 @@ def test_a_simpletuner_config_with_its_backends_and_lycoris():
 
 
 def test_simpletuner_as_toml_and_env_is_the_same_job():
-    toml = 'model_type = "lora"\nmodel_family = "sdxl"\nlearning_rate = 1e-4\nmax_train_steps = 50\n'
-    env = "export MODEL_TYPE='lora'\nexport MODEL_FAMILY=sdxl\nexport LEARNING_RATE=1e-4\nexport MAX_TRAIN_STEPS=50\n"
+    toml = 'model_type = "lora"\nmodel_family = "sdxl"\nlearning_rate = 1e-4\nmax_train_steps = 50\nlora_rank = 8\n'
+    env = "export MODEL_TYPE='lora'\nexport MODEL_FAMILY=sdxl\nexport LEARNING_RATE=1e-4\nexport MAX_NUM_STEPS=50\nexport TRAINER_EXTRA_ARGS='--lora_rank=8'\n"
     jobs = [imported([Text(name, text)]).values for name, text in (("config.toml", toml), ("config.env", env))]
     assert jobs[0] == jobs[1]
     assert jobs[0]["steps"] == 50
