@@ -16,7 +16,12 @@ OPTIONAL = {
     "bitsandbytes", "datasets", "lycoris", "mypy", "pillow_heif", "prodigyopt", "pyarrow", "pytorch_optimizer", "schedulefree", "tensorboard",
 }  # fmt: skip
 HEADLESS = {"diffusers", "peft", "transformers"}  # whose models only headless runs use
-MISSING = {"file.unsafe_torch", "optimizer.package_missing", "trackers.not_installed"}  # codes of our own errors
+MISSING = {
+    "file.unsafe_torch",
+    "optimizer.package_missing",
+    "package.too_old",
+    "trackers.not_installed",
+}  # codes of our own errors
 
 
 def since(package: str, version: str, why: str) -> pytest.MarkDecorator:
@@ -48,7 +53,9 @@ def _reason(error: BaseException) -> str:
     name = (getattr(error, "name", None) or "").partition(".")[0]
     if isinstance(error, ImportError) and name in OPTIONAL | HEADLESS:
         return text
-    lacks = isinstance(error, AttributeError) and any(f"module {top} has no" in text.replace("'", "") for top in HEADLESS)
+    lacks = isinstance(error, AttributeError) and any(
+        f"module {top} has no" in text.replace("'", "") for top in HEADLESS
+    )
     return text if lacks else ""
 
 

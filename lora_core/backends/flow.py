@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from ..compat import needed
 from ..config import ObjectiveConfig
 from ..data.batches import Batch
 from ..data.lengths import TextLength
@@ -23,6 +24,7 @@ from .base import TRAINING_GUIDANCE, SampleJob, weights_checksum
 from .base_model import require_plain_network
 from .clip_text import Text, length_of, vocabulary
 from .layout import LOCAL, pipeline_name, require_parts, stored_dtype, variant_of
+from .networks import DIFFUSERS
 from .sharded import Sharded
 
 
@@ -46,8 +48,7 @@ class FlowBackend(Sharded):
 
     def __init__(self, folder: Path, precision: str = "auto", device: str = "", file: Path | None = None):
         """`file`: the transformer's weights, where they lie apart from the folder."""
-        import diffusers
-
+        diffusers = needed("diffusers", DIFFUSERS)
         require_parts(folder, ("vae", "tokenizer", "text_encoder", "scheduler"), "layout.flow")
         super().__init__(precision, device, stored_dtype(file or folder / "transformer"))
         self.row, given = FLOW_FAMILIES[pipeline_name(folder)], {}
