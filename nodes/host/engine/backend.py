@@ -26,6 +26,7 @@ from ....lora_core.backends.base_model import BaseModel
 from ....lora_core.borrowing.aliases import as_normal
 from ....lora_core.borrowing.borrow import Borrowing, Measures
 from ....lora_core.borrowing.comparison import writing
+from ....lora_core.compat import OutOfMemoryError
 from ....lora_core.config import ObjectiveConfig, Recompute
 from ....lora_core.data.batches import Batch
 from ....lora_core.data.buckets import Fit
@@ -247,7 +248,7 @@ class HostBackend:
             try:
                 trial = functools.partial(self._trial, shape)
                 verdict = verify(self.network, adapters, borrowing, trial, self.dtype)
-            except torch.OutOfMemoryError:
+            except OutOfMemoryError:
                 if shape == shapes[-1]:
                     raise
                 continue
