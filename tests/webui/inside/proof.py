@@ -1,0 +1,293 @@
+"""Runs inside a WebUI's process: what was there before and after, and exact gradients to compare with."""
+
+import contextlib
+import hashlib
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+
+def package(name):
+    import importlib
+
+    return importlib.import_module(f"lora_loom.{name}")
+
+
+def host():
+    return package("nodes.webui.engine.host").webui_here().name
+
+
+def make_backend():
+    return package("nodes.webui.engine.lent").lent_model()
+
+
+def parts(backend):
+    """Everything of the host's model that a run could touch."""
+    if host() == "A1111":
+        return {"model": backend.model}
+    objects = package("nodes.webui.engine.host").loaded_model().forge_objects
+    return {"unet": objects.unet.model, "clip": objects.clip.cond_stage_model, "vae": objects.vae.first_stage_model}
+
+
+def digest(backend):
+    """{name: hash of the bytes} of every parameter and buffer."""
+    out = {}
+    with torch.inference_mode():
+        for part, module in parts(backend).items():
+            for name, value in [*module.named_parameters(), *module.named_buffers()]:
+                value = value.detach().cpu().contiguous()
+                data = value.reshape(-1).view(torch.uint8).numpy().tobytes() if value.numel() else b""
+                out[f"{part}.{name}"] = hashlib.sha256(data).hexdigest()
+    return out
+
+
+def tree(backend):
+    """Beside weights: classes, own attributes, hooks, flags."""
+    out = {}
+    for part, module in parts(backend).items():
+        for name, m in module.named_modules():
+            flags = tuple((k, p.requires_grad, p.is_inference()) for k, p in m._parameters.items() if p is not None)
+            hooks = len(m._forward_pre_hooks), len(m._forward_hooks)
+            out[f"{part}.{name}"] = (type(m).__name__, tuple(sorted(m.__dict__)), hooks, m.training, flags)
+    return out
+
+
+def picture(prompt="a photo of a cat", size=64, **more):
+    from modules import processing, shared
+
+    request = processing.StableDiffusionProcessingTxt2Img(
+        sd_model=shared.sd_model, prompt=prompt, negative_prompt="", seed=7, steps=4, cfg_scale=5, width=size, height=size,
+        sampler_name="Euler", do_not_save_samples=True, do_not_save_grid=True, **more,
+    )  # fmt: skip
+    request.scripts = None
+    if host() == "REFORGE":
+        from modules.scripts import ScriptRunner
+
+        request.scripts, request.script_args = ScriptRunner(), ()
+    with contextlib.closing(request):
+        image = processing.process_images(request).images[0].convert("RGB")
+    return image, hashlib.sha256(image.tobytes()).hexdigest()[:16]
+
+
+def difference(a, b):
+    import numpy as np
+
+    d = np.abs(np.asarray(a, dtype=np.int16) - np.asarray(b, dtype=np.int16))
+    return {"max": int(d.max()), "mean": round(float(d.mean()), 5)}
+
+
+def pictures_folder(count=6, size=64):
+    """A few pictures with captions."""
+    from PIL import Image
+
+    folder = Path(tempfile.gettempdir()) / f"loom_pictures_{count}_{size}"
+    folder.mkdir(exist_ok=True)
+    rng = torch.Generator().manual_seed(3)
+    for n in range(count):
+        small = torch.randint(0, 255, (6, 6, 3), generator=rng, dtype=torch.uint8).numpy()
+        Image.fromarray(small).resize((size, size + 16 * (n % 2)), Image.BICUBIC).save(folder / f"{n}.png")
+        (folder / f"{n}.txt").write_text(f"a (photo) of [sks] dog number {n}")
+    return folder
+
+
+def config_of(**more):
+    values = {
+        "name": "proof", "base": "webui", "steps": 4, "batch_size": 2, "cache": {"disk": False},
+        "data": {"folder": str(pictures_folder()), "resolution": 64, "bucket_step_px": 16},
+        "adapter": {"rank": 4, "targets": "attention"}, "optimizer": {"lr": 1e-3}, "save": {"every": 1000}, "samples": {"every": 0},
+    }  # fmt: skip
+    for key, value in more.items():
+        values[key] = {**values[key], **value} if isinstance(value, dict) and key in values else value
+    return package("lora_core.config").parse(values)
+
+
+@contextlib.contextmanager
+def locked():
+    from modules.call_queue import queue_lock
+
+    with queue_lock:
+        yield
+
+
+def trained(config, folder=None, control=None, listener=None):
+    """One run on the loaded model, with everything of it measured before and after."""
+    job, session = package("lora_core.training.job"), package("lora_core.training.session")
+    formats, events = package("nodes.jobs.formats"), package("lora_core.events")
+    root = Path(folder or tempfile.mkdtemp(prefix="loom_proof_"))
+    backend = make_backend()
+    dataset = package("lora_core.data.folder").open_sets(config)
+    place = session.run_folder(root, config.name, False, package("lora_core.processes").ALONE)
+    losses = []
+
+    class Losses(events.Listener):
+        def on_step(self, report):
+            losses.append(round(report.loss, 6))
+
+    members = [Losses(), *([listener] if listener else [])]
+    a_job = job.Job(config, backend, dataset, root, events.Listeners(members), control or events.Control())
+    result = session.Session(a_job, place, formats.exporter(place.name, backend.family)).run()
+    return backend, result, losses
+
+
+def integrity(**config):
+    """A run, and what of the host differs after it."""
+    with locked():
+        backend = make_backend()
+        image, name = picture()
+        _, again = picture()
+        backend.settle()
+        before, shape = digest(backend), tree(backend)
+        began = time.time()
+        backend, result, losses = trained(config_of(**config))
+        took = time.time() - began
+        after, now = digest(backend), tree(backend)
+        _, last = picture()
+        live, with_file = {}, {}
+        return {
+            "family": backend.family, "settled": [str(m) for m in backend.settled], "losses": losses, "seconds": round(took, 2), "tensors": len(result.tensors),
+            "picture_repeats": name == again, "changed": sum(before[k] != after.get(k) for k in before), "weights": len(before),
+            "tree": [(k, str(shape[k]), str(now.get(k))) for k in shape if shape[k] != now.get(k)][:3], "picture_same": last == name, "file": str(result.file),
+        }  # fmt: skip
+
+
+def _norm(grads):
+    return torch.stack([g.float().norm() for g in grads]).norm()
+
+
+def _layers_and_adapters(backend, config):
+    layers, adapters = package("lora_core.training.build").make_adapters(config, backend, "", None)
+    rng = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for _, p in adapters.named_parameters():
+            if not p.any():
+                p.copy_(torch.randn(p.shape, generator=rng) * 0.02)
+    return layers, adapters
+
+
+def _loss_at(backend, objective):
+    batches, buckets = package("lora_core.data.batches"), package("lora_core.data.buckets")
+    rng = torch.Generator().manual_seed(1)
+    channels = backend._channels() if hasattr(backend, "_channels") else 4
+    latents, noise = (torch.randn(2, channels, 8, 8, generator=rng).to(backend.device) for _ in range(2))
+    size = buckets.Fit((64, 64), (64, 64), (0, 0), (64, 64))
+    batch = batches.Batch(latents, ["a (photo) of [sks] dog", "sks dog, sitting"], [size] * 2, ["a", "b"], torch.ones(2))
+    sigma = objective.levels(torch.tensor([0.3, 0.7], dtype=torch.float64)).to(backend.device)
+    x_t, target = objective.corrupt(latents, noise, sigma), objective.target(latents, noise, sigma)
+    return lambda: F.mse_loss(backend.predict(x_t, sigma, batch).float(), target)
+
+
+def _merged(layer, adapter):
+    """The layer with the adapter's change in its weight: another way to the same function."""
+
+    def forward(x, *args, **kwargs):
+        change = (adapter.lora_up.flatten(1) @ adapter.lora_down.flatten(1)) * adapter.scale
+        weight, bias = layer.weight, layer.bias
+        if x.dtype != weight.dtype:
+            weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
+        return F.linear(x, weight + change.to(weight.dtype), bias)
+
+    return forward
+
+
+def gradients(attentions=(), **config):
+    """Relative error of all adapter gradients together against plain autograd through merged weights, for each way of attention."""
+    with locked(), torch.inference_mode(False), torch.enable_grad():
+        backend = make_backend()
+        asked = config_of(**config)
+        objective = backend.objective(asked.objective)
+        layers, adapters = _layers_and_adapters(backend, asked)
+        members = dict(adapters)
+        params = [p for _, p in adapters.named_parameters()]
+        loss = _loss_at(backend, objective)
+        override = package("lora_core.adapters.base").override_forward
+        empty, errors, reference = package("lora_core.adapters").AdapterSet({}), {}, None
+        for attention in ["plain", *attentions]:
+            with _attention(attention):
+                if reference is None:
+                    with backend.training({}, empty), contextlib.ExitStack() as undo:
+                        for name, layer in layers.items():
+                            undo.enter_context(override(layer, _merged(layer, members[name])))
+                        reference = torch.autograd.grad(loss(), params)
+                with backend.training(layers, adapters):
+                    adapters.prepare()
+                    grads = torch.autograd.grad(loss(), params)
+            errors[attention] = float(_norm([a - b for a, b in zip(grads, reference)]) / _norm(reference))
+        return errors
+
+
+@contextlib.contextmanager
+def _attention(name):
+    """The host's attention of this name, `plain` meaning the original one."""
+    if host() == "A1111":
+        from modules import sd_hijack
+
+        if name == "plain":
+            sd_hijack.undo_optimizations()
+        else:
+            chosen = next(o for o in sd_hijack.optimizers if o.name == name)
+            with contextlib.redirect_stdout(sys.stderr):
+                sd_hijack.apply_optimizations(chosen.title())
+        try:
+            yield
+        finally:
+            sd_hijack.apply_optimizations()
+        return
+    if host() == "FORGE":
+        import backend.nn.unet as unet
+        from backend import attention
+
+        before = unet.attention_function
+        unet.attention_function = getattr(attention, "attention_basic" if name == "plain" else name)
+        try:
+            yield
+        finally:
+            unet.attention_function = before
+        return
+    yield
+
+
+def file_against_live(**config):
+    """The picture with adapters still attached, and the one with the written file in the prompt; how many modules the host matched."""
+    import shutil
+
+    with locked():
+        live = {}
+        base = package("lora_core.backends.base")
+        events = package("lora_core.events")
+        backend = make_backend()
+        before, shape = digest(backend), None
+        asked = config_of(**{"steps": 6, "optimizer": {"lr": 5e-3}, **config})
+
+        class Keeper(events.Listener):
+            def on_step(self, report):
+                if report.step == asked.steps:
+                    live["picture"] = picture()[0]
+
+        backend, result, losses = trained(asked, listener=Keeper())
+        name = "loom_file_against_live"
+        folder = package("nodes.webui.engine.host").loras_folder()
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(result.file, folder / f"{name}.safetensors")
+        try:
+            networks = package("nodes.webui.engine.host").lora_extension()
+            networks.list_available_networks()
+            plain = picture()[0]
+            drawn = picture(f"a photo of a cat <lora:{name}:1>")[0]
+            matched = _matched(networks)
+            backend.settle()
+            changed = sum(before[k] != v for k, v in digest(backend).items())
+        finally:
+            (folder / f"{name}.safetensors").unlink()
+        return {"file_vs_live": difference(drawn, live["picture"]), "live_vs_plain": difference(live["picture"], plain), "matched": matched, "adapters": len(result.tensors) // 3, "changed": changed, "losses": losses}  # fmt: skip
+
+
+def _matched(networks):
+    if host() == "A1111":
+        return sum(len(n.modules) for n in networks.loaded_networks)
+    objects = package("nodes.webui.engine.host").loaded_model().forge_objects
+    patches = lambda patcher: getattr(patcher, "lora_patches", None) or {"": getattr(patcher, "patches", {})}
+    return sum(len(p) for patcher in (objects.unet, objects.clip.patcher) for p in patches(patcher).values())
