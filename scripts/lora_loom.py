@@ -6,7 +6,9 @@ from pathlib import Path
 
 root = Path(__file__).resolve().parent.parent
 if "lora_loom" not in sys.modules:  # it outlives "Reload UI", and so does a run
-    spec = importlib.util.spec_from_file_location("lora_loom", root / "__init__.py", submodule_search_locations=[str(root)])
+    spec = importlib.util.spec_from_file_location(
+        "lora_loom", root / "__init__.py", submodule_search_locations=[str(root)]
+    )
     package = importlib.util.module_from_spec(spec)
     sys.modules["lora_loom"] = package
     spec.loader.exec_module(package)

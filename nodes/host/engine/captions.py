@@ -206,6 +206,12 @@ class HostTexts:
         self._borrowing = Borrowing(encoders, layers, adapters.only(layers), LAYERS, Measures())
         self._live_clip.patcher.set_injections(KEY, [injection(self._borrowing)])
 
+    def set_aside(self) -> None:
+        """Takes the adapters off until the host loads the text encoders again. Inside inference mode."""
+        if self._borrowing is not None:
+            self._live_clip.patcher.eject_model()
+            self._borrowing.eject()
+
     def take_back(self) -> None:
         """Takes everything off again that `lend` put on."""
         if self._borrowing is not None:

@@ -25,7 +25,7 @@ from .a1111_texts import A1111Texts
 from .backend import WebUIBackend
 from .captions import Encoded, lengthened
 from .drawing import drawn
-from .host import loaded_model, lora_extension
+from .host import loaded_model, lora_extension, wanted_model
 from .layers import PlainLayers
 from .tokens import written
 
@@ -36,7 +36,7 @@ class A1111Backend(WebUIBackend):
     """Raises LoomError for a model that is not one of these, or needs more than noise and text."""
 
     def __init__(self) -> None:
-        self.model = loaded_model()
+        self.model = wanted_model()
         if self.model is None:
             raise LoomError("webui.no_model", host="AUTOMATIC1111")
         _require_plain(self.model)
@@ -162,7 +162,10 @@ def _require_plain(model: Any) -> None:
     kinds = [
         ("sd3", getattr(model, "is_sd3", False)),
         ("inpainting", getattr(model, "is_sdxl_inpaint", False)),
-        ("inpainting", getattr(model.model, "conditioning_key", "") in ("hybrid", "concat", "hybrid-adm", "crossattn-adm")),
+        (
+            "inpainting",
+            getattr(model.model, "conditioning_key", "") in ("hybrid", "concat", "hybrid-adm", "crossattn-adm"),
+        ),
     ]
     conditioner = getattr(model, "conditioner", None)
     if conditioner is not None:

@@ -132,9 +132,7 @@ class WebUIBackend(abc.ABC):
     def layers(self) -> Mapping[str, nn.Module]:
         convolutions = nn.Conv1d | nn.Conv2d | nn.Conv3d
         named = self.network.named_modules()
-        return {
-            path: m for path, m in named if self.host.is_linear(m) or isinstance(m, convolutions) or is_norm(m)
-        }
+        return {path: m for path, m in named if self.host.is_linear(m) or isinstance(m, convolutions) or is_norm(m)}
 
     def text_layers(self) -> Mapping[str, nn.Module]:
         return self.text_projections()

@@ -75,6 +75,13 @@ def loaded_model() -> Any:
     return sd_models.model_data.sd_model
 
 
+def wanted_model() -> Any:
+    """The same, after the host has loaded its first one where it has not yet."""
+    from modules import sd_models
+
+    return sd_models.model_data.get_sd_model()
+
+
 def lora_extension() -> Any:
     """The host's own Lora extension; None where it is switched off. Another extension may have a module of the same name."""
     module = sys.modules.get("networks")

@@ -21,7 +21,7 @@ def host():
     return package("nodes.webui.engine.host").webui_here().name
 
 
-def make_backend():
+def lend():
     return package("nodes.webui.engine.lent").lent_model()
 
 
@@ -118,7 +118,8 @@ def trained(config, folder=None, control=None, listener=None):
     job, session = package("lora_core.training.job"), package("lora_core.training.session")
     formats, events = package("nodes.jobs.formats"), package("lora_core.events")
     root = Path(folder or tempfile.mkdtemp(prefix="loom_proof_"))
-    backend = make_backend()
+    lent = lend()
+    backend = lent.backend
     dataset = package("lora_core.data.folder").open_sets(config)
     place = session.run_folder(root, config.name, False, package("lora_core.processes").ALONE)
     losses = []
@@ -130,25 +131,25 @@ def trained(config, folder=None, control=None, listener=None):
     members = [Losses(), *([listener] if listener else [])]
     a_job = job.Job(config, backend, dataset, root, events.Listeners(members), control or events.Control())
     result = session.Session(a_job, place, formats.exporter(place.name, backend.family)).run()
-    return backend, result, losses
+    return lent, result, losses
 
 
 def integrity(**config):
     """A run, and what of the host differs after it."""
     with locked():
-        backend = make_backend()
+        lent = lend()
+        backend = lent.backend
         image, name = picture()
         _, again = picture()
-        backend.settle()
+        lent.settle()
         before, shape = digest(backend), tree(backend)
         began = time.time()
-        backend, result, losses = trained(config_of(**config))
+        lent, result, losses = trained(config_of(**config))
         took = time.time() - began
         after, now = digest(backend), tree(backend)
         _, last = picture()
-        live, with_file = {}, {}
         return {
-            "family": backend.family, "settled": [str(m) for m in backend.settled], "losses": losses, "seconds": round(took, 2), "tensors": len(result.tensors),
+            "family": backend.family, "settled": [str(m) for m in lent.settled], "losses": losses, "seconds": round(took, 2), "tensors": len(result.tensors),
             "picture_repeats": name == again, "changed": sum(before[k] != after.get(k) for k in before), "weights": len(before),
             "tree": [(k, str(shape[k]), str(now.get(k))) for k in shape if shape[k] != now.get(k)][:3], "picture_same": last == name, "file": str(result.file),
         }  # fmt: skip
@@ -174,21 +175,22 @@ def _loss_at(backend, objective):
     channels = backend._channels() if hasattr(backend, "_channels") else 4
     latents, noise = (torch.randn(2, channels, 8, 8, generator=rng).to(backend.device) for _ in range(2))
     size = buckets.Fit((64, 64), (64, 64), (0, 0), (64, 64))
-    batch = batches.Batch(latents, ["a (photo) of [sks] dog", "sks dog, sitting"], [size] * 2, ["a", "b"], torch.ones(2))
+    batch = batches.Batch(
+        latents, ["a (photo) of [sks] dog", "sks dog, sitting"], [size] * 2, ["a", "b"], torch.ones(2)
+    )
     sigma = objective.levels(torch.tensor([0.3, 0.7], dtype=torch.float64)).to(backend.device)
     x_t, target = objective.corrupt(latents, noise, sigma), objective.target(latents, noise, sigma)
     return lambda: F.mse_loss(backend.predict(x_t, sigma, batch).float(), target)
 
 
-def _merged(layer, adapter):
+def _merged(backend, layer, adapter):
     """The layer with the adapter's change in its weight: another way to the same function."""
+    with backend.weight(layer) as (weight, bias):
+        weight, bias = weight.clone(), None if bias is None else bias.clone()
 
     def forward(x, *args, **kwargs):
         change = (adapter.lora_up.flatten(1) @ adapter.lora_down.flatten(1)) * adapter.scale
-        weight, bias = layer.weight, layer.bias
-        if x.dtype != weight.dtype:
-            weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
-        return F.linear(x, weight + change.to(weight.dtype), bias)
+        return F.linear(x, (weight + change).to(x.dtype), None if bias is None else bias.to(x.dtype))
 
     return forward
 
@@ -196,7 +198,7 @@ def _merged(layer, adapter):
 def gradients(attentions=(), **config):
     """Relative error of all adapter gradients together against plain autograd through merged weights, for each way of attention."""
     with locked(), torch.inference_mode(False), torch.enable_grad():
-        backend = make_backend()
+        backend = lend().backend
         asked = config_of(**config)
         objective = backend.objective(asked.objective)
         layers, adapters = _layers_and_adapters(backend, asked)
@@ -209,8 +211,10 @@ def gradients(attentions=(), **config):
             with _attention(attention):
                 if reference is None:
                     with backend.training({}, empty), contextlib.ExitStack() as undo:
+                        with torch.no_grad():
+                            loss()  # everything is encoded and loaded before the layers are replaced
                         for name, layer in layers.items():
-                            undo.enter_context(override(layer, _merged(layer, members[name])))
+                            undo.enter_context(override(layer, _merged(backend, layer, members[name])))
                         reference = torch.autograd.grad(loss(), params)
                 with backend.training(layers, adapters):
                     adapters.prepare()
@@ -256,10 +260,10 @@ def file_against_live(**config):
 
     with locked():
         live = {}
-        base = package("lora_core.backends.base")
         events = package("lora_core.events")
-        backend = make_backend()
-        before, shape = digest(backend), None
+        lent = lend()
+        backend = lent.backend
+        before = digest(backend)
         asked = config_of(**{"steps": 6, "optimizer": {"lr": 5e-3}, **config})
 
         class Keeper(events.Listener):
@@ -267,7 +271,7 @@ def file_against_live(**config):
                 if report.step == asked.steps:
                     live["picture"] = picture()[0]
 
-        backend, result, losses = trained(asked, listener=Keeper())
+        lent, result, losses = trained(asked, listener=Keeper())
         name = "loom_file_against_live"
         folder = package("nodes.webui.engine.host").loras_folder()
         folder.mkdir(parents=True, exist_ok=True)
@@ -278,11 +282,14 @@ def file_against_live(**config):
             plain = picture()[0]
             drawn = picture(f"a photo of a cat <lora:{name}:1>")[0]
             matched = _matched(networks)
-            backend.settle()
+            lent.settle()
             changed = sum(before[k] != v for k, v in digest(backend).items())
         finally:
             (folder / f"{name}.safetensors").unlink()
-        return {"file_vs_live": difference(drawn, live["picture"]), "live_vs_plain": difference(live["picture"], plain), "matched": matched, "adapters": len(result.tensors) // 3, "changed": changed, "losses": losses}  # fmt: skip
+        return {
+            "file_vs_live": difference(drawn, live["picture"]), "live_vs_plain": difference(live["picture"], plain),
+            "matched": matched, "adapters": len(result.tensors) // 3, "changed": changed, "losses": losses,
+        }  # fmt: skip
 
 
 def _matched(networks):
