@@ -6,7 +6,6 @@ their values: new rows go at the end.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import typing
 from collections.abc import Iterable, Mapping
@@ -14,6 +13,7 @@ from typing import Any
 
 from ..lora_core.config import TrainConfig, as_dict, parse
 from .host.access.api import io, make_input
+from .jobs.settings import over
 
 FOREVER = 2**53 - 1  # the largest whole number a page can count to
 
@@ -100,18 +100,6 @@ def settings(
         left_open = entry.automatic and value == entry.default
         values[entry.path] = (automatic or {}).get(entry.path, value) if left_open else value
     return values
-
-
-def over(config: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """`config` (nested) with these values in it, by config path."""
-    out = copy.deepcopy(dict(config))
-    for path, value in values.items():
-        *sections, leaf = path.split(".")
-        place = out
-        for section in sections:
-            place = place[section]
-        place[leaf] = value
-    return out
 
 
 def job(*layers: Mapping[str, Any], **fixed: Any) -> TrainConfig:

@@ -77,7 +77,7 @@ class A1111Backend(WebUIBackend):
             hook(vae, None)
         with devices.autocast():
             if self.family == "sdxl":  # its own encode() draws a sample; the class it comes from gives the distribution
-                posterior = super(type(vae), vae).encode(x)
+                posterior = _distribution(vae, x)
             else:
                 posterior = self.model.encode_first_stage(x)
         scale = self.model.scale_factor
@@ -125,6 +125,9 @@ class A1111Backend(WebUIBackend):
         moves = getattr(self.model, "lowvram", False)  # by hooks of the host, in each forward
         return bool(moves) or next(self.network.parameters()).device.type == torch.device(devices.device).type
 
+    def load(self) -> None:
+        """Hooks of the host bring the model where it runs in each forward."""
+
     def join(self, texts: Sequence[Encoded]) -> Encoded:
         longest = max(text["crossattn"].shape[1] for text in texts)
         joined = {"crossattn": torch.cat([lengthened(text["crossattn"], longest) for text in texts])}
@@ -133,11 +136,10 @@ class A1111Backend(WebUIBackend):
         return joined
 
     def ask(self, x_t: torch.Tensor, sigma: torch.Tensor, texts: Encoded, fits: Sequence[Fit]) -> torch.Tensor:
-        place = {"device": x_t.device}
         wide = sigma.to(x_t.device, torch.float32 if x_t.device.type == "mps" else torch.float64)
         t = nearest_timestep(self._sigmas.to(wide), wide)
         scaled = x_t / (1 + wide.square()).sqrt().view(-1, 1, 1, 1).to(x_t.dtype)
-        text = texts["crossattn"].to(**place)
+        text = texts["crossattn"].to(x_t.device)
         if self.family == "sdxl":
             sizes = torch.cat([self._sizes(fit) for fit in fits])
             cond: Any = {"crossattn": text, "vector": torch.cat([texts["pooled"].to(sizes), sizes], 1)}
@@ -155,6 +157,12 @@ class A1111Backend(WebUIBackend):
     def draw(self, job: SampleJob, adapters: AdapterSet) -> list[Image.Image]:
         with torch.no_grad(), self._texts.known(adapters.tokens), self._texts.attention_in_parts(adapters):
             return drawn(self.model, job, written(job.prompt, adapters.tokens))
+
+
+def _distribution(vae: Any, x: torch.Tensor) -> Any:
+    """What the VAE of SDXL makes of pixels, by the class that its wrapper comes from."""
+    wrapped: Any = super(type(vae), vae)
+    return wrapped.encode(x)
 
 
 def _require_plain(model: Any) -> None:

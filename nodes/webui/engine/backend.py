@@ -53,6 +53,7 @@ class WebUIBackend(abc.ABC):
         self.settled: list[Message] = []
         self._lending: Lending | None = None
         self._adapters = AdapterSet({})
+        self._largest: tuple[int, ...] = ()  # shape of the largest batch
         self._identity = ""  # of the network while it is lent
 
     # ---- what a host has to say --------------------------------------------------------------------------------------
@@ -112,6 +113,7 @@ class WebUIBackend(abc.ABC):
     def at_hand(self) -> bool:
         """Whether the host still has this model loaded, where it can be asked."""
 
+    @abc.abstractmethod
     def load(self) -> None:
         """Asks the host to put the model where it runs, before a step that may find it elsewhere."""
 
@@ -202,7 +204,7 @@ class WebUIBackend(abc.ABC):
             modules.append(parts)
         self.settled += self.settle()
         self._identity = self.fingerprint()
-        self._adapters = adapters
+        self._adapters, self._largest = adapters, largest
         self._lending = Lending(borrowings, modules)
         try:
             with torch.inference_mode(False), torch.enable_grad():

@@ -9,10 +9,10 @@ import torch
 
 from ....lora_core.adapters import AdapterSet
 from ....lora_core.backends.base import TEXT_VERSION
-from ....lora_core.data.store import Memory, Store, Tensors, key_of
+from ....lora_core.data.store import Memory, Store, key_of
 
 MAX_TEXTS = 4000  # only captions that vary fill the memory; then it starts anew
-Encoded = Tensors  # crossattn (1, length, width); pooled (1, width) where the model reads one
+Encoded = dict[str, torch.Tensor]  # crossattn (1, length, width); pooled (1, width) where the model reads one
 
 
 class Encoders(Protocol):

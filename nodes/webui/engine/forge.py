@@ -168,14 +168,9 @@ class ForgeBackend(WebUIBackend):
 
     @property
     def _needed_bytes(self) -> float:
-        return BYTES_PER_VALUE * self._adapters.count() + self._activations_bytes
-
-    _activations_bytes = 0.0
-
-    def expect(self, largest: tuple[int, ...]) -> None:
-        """Leaves room for batches up to this shape."""
-        shape = largest if len(largest) == 4 else (1, self._channels(), 64, 64)
-        self._activations_bytes = ACTIVATION_FACTOR * self._kmodel.memory_required(shape)
+        shape = self._largest if len(self._largest) == 4 else (1, self._channels(), 64, 64)
+        activations = ACTIVATION_FACTOR * self._kmodel.memory_required(shape)
+        return BYTES_PER_VALUE * self._adapters.count() + activations
 
     def _channels(self) -> int:
         return self.model.forge_objects.vae.latent_channels

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import importlib.util
+import inspect
 import sys
 from pathlib import Path
 from typing import Any
@@ -86,3 +87,23 @@ def lora_extension() -> Any:
     """The host's own Lora extension; None where it is switched off. Another extension may have a module of the same name."""
     module = sys.modules.get("networks")
     return module if hasattr(module, "load_networks") else None
+
+
+def refresh_lists() -> None:
+    """Makes the host read its folders of LoRAs and embeddings again, so that new files can be named in a prompt at once. Under the host's lock."""
+    networks = lora_extension()
+    if networks is not None:
+        networks.list_available_networks()
+    for database in _embedding_databases():
+        reload = database.load_textual_inversion_embeddings
+        reload(**({"force_reload": True} if "force_reload" in inspect.signature(reload).parameters else {}))
+
+
+def _embedding_databases() -> list[Any]:
+    if webui_here() is WebUI.FORGE:
+        names = ("text_processing_engine", "text_processing_engine_l", "text_processing_engine_g")
+        engines = [getattr(loaded_model(), name, None) for name in names]
+        return [engine.embeddings for engine in engines if engine is not None]
+    from modules import sd_hijack
+
+    return [sd_hijack.model_hijack.embedding_db] if loaded_model() is not None else []

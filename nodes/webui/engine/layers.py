@@ -27,7 +27,7 @@ class PlainLayers:
 
     @contextlib.contextmanager
     def fetched(
-        self, layer: nn.Module, dtype: torch.dtype, device: torch.device
+        self, layer: Any, dtype: torch.dtype, device: torch.device
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
         bias = getattr(layer, "bias", None)
         yield layer.weight.to(device, dtype), None if bias is None else bias.to(device, dtype)
