@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import secrets
 import sys
 import tempfile
 import time
@@ -113,8 +114,14 @@ def locked():
         yield
 
 
+def _sample_job(prompt="a photo of a cat"):
+    """What `picture` asks for, as the engine asks."""
+    base, config = package("lora_core.backends.base"), package("lora_core.config")
+    return base.SampleJob(prompt, 64, 64, config.SampleConfig(seed=7, steps=4, cfg=5.0, sampler="euler"))
+
+
 def trained(config, folder=None, control=None, listener=None):
-    """One run on the loaded model, with everything of it measured before and after."""
+    """(the lent model, result, losses) of one run on it."""
     job, session = package("lora_core.training.job"), package("lora_core.training.session")
     formats, events = package("nodes.jobs.formats"), package("lora_core.events")
     root = Path(folder or tempfile.mkdtemp(prefix="loom_proof_"))
@@ -123,6 +130,8 @@ def trained(config, folder=None, control=None, listener=None):
     dataset = package("lora_core.data.folder").open_sets(config)
     place = session.run_folder(root, config.name, False, package("lora_core.processes").ALONE)
     losses = []
+    if listener is not None and hasattr(listener, "backend"):
+        listener.backend = backend
 
     class Losses(events.Listener):
         def on_step(self, report):
@@ -169,14 +178,14 @@ def _layers_and_adapters(backend, config):
     return layers, adapters
 
 
-def _loss_at(backend, objective):
+def _loss_at(backend, objective, word="dog"):
     batches, buckets = package("lora_core.data.batches"), package("lora_core.data.buckets")
     rng = torch.Generator().manual_seed(1)
     channels = backend._channels() if hasattr(backend, "_channels") else 4
     latents, noise = (torch.randn(2, channels, 8, 8, generator=rng).to(backend.device) for _ in range(2))
     size = buckets.Fit((64, 64), (64, 64), (0, 0), (64, 64))
     batch = batches.Batch(
-        latents, ["a (photo) of [sks] dog", "sks dog, sitting"], [size] * 2, ["a", "b"], torch.ones(2)
+        latents, [f"a (photo) of [sks] {word}", f"sks {word}, sitting"], [size] * 2, ["a", "b"], torch.ones(2)
     )
     sigma = objective.levels(torch.tensor([0.3, 0.7], dtype=torch.float64)).to(backend.device)
     x_t, target = objective.corrupt(latents, noise, sigma), objective.target(latents, noise, sigma)
@@ -267,21 +276,30 @@ def file_against_live(**config):
         asked = config_of(**{"steps": 6, "optimizer": {"lr": 5e-3}, **config})
 
         class Keeper(events.Listener):
+            """The last step's listener: the trained branches are still on."""
+
+            backend = None
+
             def on_step(self, report):
                 if report.step == asked.steps:
-                    live["picture"] = picture()[0]
+                    live["picture"] = self.backend.sample(_sample_job())[0]
 
-        lent, result, losses = trained(asked, listener=Keeper())
-        name = "loom_file_against_live"
+        keeper = Keeper()
+        lent, result, losses = trained(asked, listener=keeper)
+        name = f"loom_file_{secrets.token_hex(4)}"  # the host keeps texts by prompt, whatever the file held then
         folder = package("nodes.webui.engine.host").loras_folder()
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copy(result.file, folder / f"{name}.safetensors")
         try:
             networks = package("nodes.webui.engine.host").lora_extension()
             networks.list_available_networks()
-            plain = picture()[0]
+            plain = backend.sample(_sample_job())[0]
             drawn = picture(f"a photo of a cat <lora:{name}:1>")[0]
             matched = _matched(networks)
+            if host() == "REFORGE":  # whose own sampler is not the one that live pictures come from
+                objects = package("nodes.webui.engine.host").loaded_model().forge_objects
+                drawn = type(backend)(objects.unet, objects.clip, objects.vae).sample(_sample_job())[0]
+                _unloaded()
             lent.settle()
             changed = sum(before[k] != v for k, v in digest(backend).items())
         finally:
@@ -298,3 +316,38 @@ def _matched(networks):
     objects = package("nodes.webui.engine.host").loaded_model().forge_objects
     patches = lambda patcher: getattr(patcher, "lora_patches", None) or {"": getattr(patcher, "patches", {})}
     return sum(len(p) for patcher in (objects.unet, objects.clip.patcher) for p in patches(patcher).values())
+
+
+def _unloaded():
+    """reForge takes patches off its weights when it unloads a model."""
+    import ldm_patched.modules.model_management as management
+
+    management.unload_all_models()
+
+
+def direction(**config):
+    """The derivative of the loss along a random direction of all trained values: by gradients, and by central differences."""
+    with locked(), torch.inference_mode(False), torch.enable_grad():
+        backend = lend().backend
+        asked = config_of(**config)
+        objective = backend.objective(asked.objective)
+        layers, adapters = _layers_and_adapters(backend, asked)
+        params = [p for _, p in adapters.named_parameters()]
+        loss = _loss_at(backend, objective, "TOK" if len(adapters.tokens) else "dog")
+        rng = torch.Generator().manual_seed(9)
+        along = [torch.randn(p.shape, generator=rng).to(p) * float(p.detach().std().clamp_min(1e-3)) for p in params]
+        with backend.training(layers, adapters):
+            adapters.prepare()
+            grads = torch.autograd.grad(loss(), params, allow_unused=True)
+            by_gradient = sum(float((g * d).sum()) for g, d in zip(grads, along) if g is not None)
+            values, step = [], 2e-2
+            with torch.no_grad():
+                for sign in (1, -2):
+                    for p, d in zip(params, along):
+                        p.add_(d, alpha=sign * step)
+                    adapters.weights_changed()
+                    values.append(float(loss()))
+        by_difference = (values[0] - values[1]) / (2 * step)
+        names = [name for name, _ in adapters.named_parameters()]
+        without = sorted({n.split(".")[0] for n, g in zip(names, grads) if g is None or not g.any()})
+        return {"by_gradient": by_gradient, "by_difference": by_difference, "without": without, "of": len({n.split(".")[0] for n in names})}  # fmt: skip
