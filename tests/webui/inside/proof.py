@@ -351,3 +351,95 @@ def direction(**config):
         names = [name for name, _ in adapters.named_parameters()]
         without = sorted({n.split(".")[0] for n, g in zip(names, grads) if g is None or not g.any()})
         return {"by_gradient": by_gradient, "by_difference": by_difference, "without": without, "of": len({n.split(".")[0] for n in names})}  # fmt: skip
+
+
+def pictures():
+    return str(pictures_folder())
+
+
+def packages():
+    """Name and version of everything installed."""
+    from importlib import metadata
+
+    return sorted(f"{d.metadata['Name']}=={d.version}" for d in metadata.distributions())
+
+
+def whose_modules():
+    """Where our package comes from, though a neighbour has taken the names of its folders."""
+    return {"package": package("nodes.webui.jobs").__name__, "nodes": getattr(sys.modules.get("nodes"), "__file__", None), "convert": getattr(sys.modules.get("convert"), "__file__", None)}  # fmt: skip
+
+
+def after_leftovers(leftovers, **config):
+    return after(*leftovers, **config)
+
+
+def after(*leftovers, **config):
+    """Losses of a run that follows a picture with these leftovers, and what it said it took out."""
+    import shutil
+
+    with locked():
+        folder = package("nodes.webui.engine.host").loras_folder()
+        lora, made = f"loom_left_{secrets.token_hex(4)}", None
+        if "lora" in leftovers:
+            _, result, _ = trained(config_of(steps=2, optimizer={"lr": 1e-2}))
+            folder.mkdir(parents=True, exist_ok=True)
+            made = shutil.copy(result.file, folder / f"{lora}.safetensors")
+            package("nodes.webui.engine.host").lora_extension().list_available_networks()
+        more = {"tiling": True} if "tiling" in leftovers else {}
+        prompt = f"a cat <lora:{lora}:1>" if made else "a cat"
+        for _ in leftovers[:1]:
+            picture(prompt, **more)
+        try:
+            lent, result, losses = trained(config_of(**config))
+        finally:
+            if made:
+                Path(made).unlink()
+        said = [m.code for m in lent.settled]
+        return {"losses": losses, "file": hashlib.sha256(Path(result.file).read_bytes()[8:]).hexdigest(), "said": said, "tensors": _tensors(result.file)}  # fmt: skip
+
+
+def _tensors(file):
+    """Hash of the weights in a file, whatever its header says."""
+    from safetensors.torch import load_file
+
+    digest = hashlib.sha256()
+    for name, value in sorted(load_file(file).items()):
+        digest.update(name.encode() + value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def ending(how):
+    """What of the host differs after a run that ended in this way; whether its work was kept."""
+    with locked():
+        events = package("lora_core.events")
+        lent = lend()
+        backend = lent.backend
+        _, name = picture()
+        lent.settle()
+        before, shape = digest(backend), tree(backend)
+        control = events.Control()
+
+        class Ends(events.Listener):
+            def on_step(self, report):
+                if report.step == 2:
+                    {"cancel": self.cancel, "stop": control.stop_and_keep, "pause": control.pause}.get(how, self.fail)()
+
+            def cancel(self):
+                raise KeyboardInterrupt("cancelled on purpose")
+
+            def fail(self):
+                if how == "error":
+                    raise RuntimeError("broken on purpose")
+
+        root = Path(tempfile.mkdtemp(prefix="loom_ending_"))
+        error = ""
+        try:
+            trained(config_of(checkpointing=True, steps=3), root, control, Ends())
+        except BaseException as caught:
+            error = type(caught).__name__
+        after, now = digest(backend), tree(backend)
+        return {
+            "error": error, "changed": sum(before[k] != after.get(k) for k in before), "picture_same": picture()[1] == name,
+            "tree": [(k, str(shape[k]), str(now.get(k))) for k in shape if shape[k] != now.get(k)][:3],
+            "kept": [p.name for p in sorted(root.glob("proof/*.safetensors"))],
+        }  # fmt: skip
