@@ -37,6 +37,7 @@ ORDER = [
     "lora_core/adapters lora_core/data lora_core/objectives",
     "lora_core/config lora_core/pictures lora_core/rng lora_core/toy",
     "lora_core/algebra lora_core/recipes lora_core/names lora_core/disk lora_core/processes",
+    "lora_core/compat",
     "lora_core lora_core/matching lora_core/messages",
 ]
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms.split()}

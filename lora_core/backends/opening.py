@@ -7,6 +7,7 @@ from pathlib import Path
 
 from safetensors import safe_open
 
+from ..compat import needed
 from ..messages.errors import LoomError
 from ..toy.model import MODEL
 from .base_model import require_plain_file, require_unscaled
@@ -39,10 +40,12 @@ def open_backend(
     base_config: str = "",
     cached: Callable[[str], str | None] = lambda repo: None,
 ) -> Headless:
-    """Raises LoomError for what is no base model we can train, naming what is missing.
+    """Raises LoomError for what is no base model we can train, naming what is missing, packages too.
 
     `cached`: where this machine keeps a repository of the Hub, or None.
     """
+    for package in ("diffusers", "transformers"):
+        needed(package)
     place = MODEL if base == "toy" else Path(base)
     if place.is_file():
         return _of_file(place, Path(base_config) if base_config else None, cached, precision, device)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from .. import compat
 from ..adapters import AdapterSet
 from ..adapters.tokens import TokenSet
 from ..backends.base import Backend
@@ -54,7 +55,7 @@ def assembled(job: Job, first_step: int = 0, folder: Path | None = None) -> Iter
             material.adapters.prepare()
             optimizer = make_optimizer(make_groups(config, material.adapters), config.optimizer)
             half = job.backend.dtype == torch.float16
-            scaler = torch.amp.GradScaler(job.backend.device.type, init_scale=2.0**12, enabled=half)
+            scaler = compat.GradScaler(job.backend.device.type, init_scale=2.0**12, enabled=half)
             yield Run(
                 material, optimizer, scaler, Ema(material.adapters, config.ema_decay) if config.ema_decay else None
             )

@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from .. import compat
 from ..backends.base import UNKNOWN_ENCODER, SampleJob
 from ..config import TrainConfig, as_dict, parse
 from ..data.batches import Batches
@@ -276,7 +277,7 @@ class Loop:
                     self._draw("before")
             with self.run.finished_weights(), self._texts_apart():
                 self._draw(f"step {self.done}")
-        except torch.OutOfMemoryError:
+        except compat.OutOfMemoryError:
             self.samples_failed += 1
             self.listener.on_warning(Message.of("samples.no_memory"))
 

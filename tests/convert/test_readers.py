@@ -9,7 +9,6 @@ from lora_cases import a_b, dense, error, kohya, layers, loha, lokr, lora, rando
 from lora_loom.convert import FormatError, Module, read
 from lora_loom.convert.families import FAMILIES, UNKNOWN
 from peft import LoKrConfig, get_peft_model
-from peft.utils.other import get_pattern_key
 
 Q = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
 FLAT_Q = Q.replace(".", "_")
@@ -275,6 +274,8 @@ def test_alpha_patterns_match_the_layers_that_peft_matches(patterns):
         kernel = (3, 3) if name.endswith("conv1") else ()
         given |= a_b(f"base_model.model.{name}", lora(kernel=kernel))
     modules = read(given, config={"lora_alpha": 1, "alpha_pattern": patterns}, family="sd1").modules
+    from peft.utils.other import get_pattern_key
+
     theirs = {name: float(patterns.get(get_pattern_key(patterns.keys(), name), 1)) for name in NAMES}
     assert {n.removeprefix("unet."): m.alpha for n, m in modules.items()} == theirs
 

@@ -23,6 +23,7 @@ from ....lora_core.algebra.walk import is_norm
 from ....lora_core.backends.base import Backend, EncodesSpread, SampleJob, TakesWired
 from ....lora_core.borrowing.aliases import as_normal
 from ....lora_core.borrowing.borrow import Borrowing, Measures
+from ....lora_core.compat import OutOfMemoryError
 from ....lora_core.config import ObjectiveConfig, Recompute
 from ....lora_core.data.batches import Batch
 from ....lora_core.data.buckets import Fit
@@ -245,7 +246,7 @@ class HostBackend:
             with torch.no_grad():
                 self._tiny_forward()
         except (RuntimeError, TypeError, AttributeError) as error:
-            if isinstance(error, torch.OutOfMemoryError):
+            if isinstance(error, OutOfMemoryError):
                 raise
             reason = str(error).splitlines()[0][:120]
             raise LoomError("clip.other_model", field="clip", reason=reason) from error

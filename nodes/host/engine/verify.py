@@ -10,6 +10,7 @@ from torch import nn
 from ....lora_core.adapters import AdapterSet
 from ....lora_core.borrowing.borrow import Borrowing
 from ....lora_core.borrowing.comparison import compared
+from ....lora_core.compat import OutOfMemoryError
 from ....lora_core.messages.errors import LoomError
 
 
@@ -27,7 +28,7 @@ def verify(
     try:
         difference = compared(network, borrowing, adapters, forward, dtype)
     except RuntimeError as error:
-        if isinstance(error, torch.OutOfMemoryError):
+        if isinstance(error, OutOfMemoryError):
             raise
         raise LoomError(
             "model.untrainable", field="model", network=type(network).__name__, reason=str(error).splitlines()[0][:160]

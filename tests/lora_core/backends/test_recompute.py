@@ -15,7 +15,7 @@ from lora_loom.lora_core.training.build import make_adapters
 def gradients(backend, config, how):
     layers, adapters = make_adapters(config, backend)
     for _, p in adapters.named_parameters():
-        torch.nn.init.normal_(p, std=0.05, generator=torch.Generator().manual_seed(p.numel()))
+        p.data.normal_(std=0.05, generator=torch.Generator().manual_seed(p.numel()))
     x, how_wide = torch.randn(2, 8, 16, 16, generator=torch.Generator().manual_seed(1)), fit(64, 64, 64, 8)
     with backend.training(layers, adapters, how):
         adapters.prepare()
