@@ -48,7 +48,9 @@ def _reason(error: BaseException) -> str:
     name = (getattr(error, "name", None) or "").partition(".")[0]
     if isinstance(error, ImportError) and name in OPTIONAL | HEADLESS:
         return text
-    lacks = isinstance(error, AttributeError) and any(f"module {top} has no" in text.replace("'", "") for top in HEADLESS)
+    lacks = isinstance(error, AttributeError) and any(
+        f"module {top} has no" in text.replace("'", "") for top in HEADLESS
+    )
     return text if lacks else ""
 
 
