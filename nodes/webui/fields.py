@@ -66,7 +66,9 @@ def _fields(section: Any, prefix: str) -> Iterator[Field]:
             yield from _fields(kind, f"{path}.")
         elif "help" in field.metadata and kind in (bool, int, float, str):
             said = field.metadata
-            yield Field(path, kind, field.default, said["help"], tuple(said["choices"] or ()), said["low"], said["high"])
+            yield Field(
+                path, kind, field.default, said["help"], tuple(said["choices"] or ()), said["low"], said["high"]
+            )
 
 
 def changed(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -80,7 +82,9 @@ def changed(values: Mapping[str, Any]) -> dict[str, Any]:
 def translated(language: str) -> Mapping[str, str]:
     """English sentence or label -> the same in `language`, of all that nodes and the page say of settings; empty where there is none."""
     try:
-        tables = [json.loads((LOCALES / lang / "nodeDefs.json").read_text(encoding="utf-8")) for lang in ("en", language)]
+        tables = [
+            json.loads((LOCALES / lang / "nodeDefs.json").read_text(encoding="utf-8")) for lang in ("en", language)
+        ]
     except (OSError, ValueError):
         return {}
     return dict(_pairs(*tables))

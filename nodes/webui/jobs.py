@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ...lora_core.config import DataConfig, TrainConfig
+from ...lora_core.config import TrainConfig, parse
 from ...lora_core.data.folder import Dataset, open_sets
 from ...lora_core.data.sources import as_folder
 from ...lora_core.events import Control, Listeners
@@ -195,7 +195,12 @@ def _job(order: Order, lent: Lent) -> tuple[TrainConfig, Dataset]:
     if order.resume:
         config = config_of(runs_root() / order.resume)
         return config, open_sets(config)
+    return job_config(BASE, order.values, order.preset, picture_sets(order), lent.backend)
+
+
+def picture_sets(order: Order) -> PictureSets:
+    """The pictures an order names, before it is known at which size they are trained. Raises LoomError."""
     data = {path.removeprefix("data."): v for path, v in order.values.items() if path.startswith("data.")}
     data.pop("resolution", None)
-    first = as_folder(DataConfig(**data), runs_root())
-    return job_config(BASE, order.values, order.preset, PictureSets.of(first), lent.backend)
+    checked = parse({"data": data}).data
+    return PictureSets.of(as_folder(checked, runs_root()))

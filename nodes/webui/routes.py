@@ -20,6 +20,7 @@ from ..jobs.exports import told_of
 from ..jobs.requests import SMALL_BODY, Refused, object_in, refusal, require_own_page
 from .engine.host import runs_root, version
 from .jobs import NODE, PANELS, RUNS, Order, exported
+from .library import converted, inspected
 from .pictures import stored
 
 log = logging.getLogger(__name__)
@@ -49,6 +50,8 @@ def add_routes(app: FastAPI) -> None:
         "start": (_start, "Starts a run, or queues it behind others: settings by config path, a preset."),
         "go_on": (_go_on, "Goes on with a run from its newest checkpoint."),
         "upload": (_upload, "Pictures, captions or ZIP files for a new folder of pictures; answers with its path."),
+        "inspect": (_inspect, "What a LoRA or embedding file is: by its name in the host's list, or by its path."),
+        "convert": (_convert, "Writes a LoRA in another spelling into the host's folder."),
         "runs/export": (_export, "Writes a run's result where the host lists LoRAs and embeddings."),
         "runs/delete": (_delete, "Moves a run into the trash."),
         "runs/restore": (_restore, "Takes a run back from the trash."),
@@ -233,6 +236,17 @@ async def _upload(request: Request) -> dict[str, Any]:
     files = [(file.filename or "", await file.read()) for _, file in form.multi_items() if hasattr(file, "read")]
     folder = await run_in_threadpool(stored, files)
     return {"folder": str(folder), "files": len(files)}
+
+
+async def _inspect(request: Request) -> dict[str, Any]:
+    body = await _body(request)
+    return {"report": await run_in_threadpool(inspected, str(body.get("file", "")))}
+
+
+async def _convert(request: Request) -> dict[str, Any]:
+    body = await _body(request)
+    file, target = str(body.get("file", "")), str(body.get("to", "universal"))
+    return {"report": await run_in_threadpool(converted, file, target)}
 
 
 async def _export(request: Request) -> dict[str, Any]:
