@@ -52,6 +52,8 @@ def tabs() -> list[tuple[Any, str, str]]:
             gr.HTML(_place("lora_loom_runs"))
         with gr.Tab(word("files"), elem_id="lora_loom_tab_files"):
             _files()
+    for component in tab.blocks.values():  # the host keeps defaults by label, which two settings may share
+        component.do_not_save_to_config = True
     return [(tab, TITLE, ELEMENT)]
 
 
