@@ -18,7 +18,7 @@ from ...lora_core.messages.errors import Problem, message_of
 from ...lora_core.messages.message import LANGUAGES, Message, table
 from ..jobs.presets import PRESETS
 from ..jobs.settings import automatic
-from .fields import FIRST, Field, changed, sections, translated
+from .fields import Field, changed, sections, translated
 from .jobs import RUNS, Order, picture_sets
 from .library import converted, inspected, lora_names
 from .pictures import stored
@@ -84,11 +84,12 @@ def _train() -> None:
                 elem_id="lora_loom_memory",
             )
             prompt = gr.Textbox(label=word("prompt"), lines=2, elem_id="lora_loom_prompt")
-    more = _sections()
     plan = gr.HTML(elem_id="lora_loom_plan")
     start = gr.Button(word("start"), variant="primary", elem_id="lora_loom_start")
     said = gr.HTML(elem_id="lora_loom_said")
     gr.HTML(_place("lora_loom_panel"))
+    with gr.Accordion(word("more"), open=False, elem_id="lora_loom_more"):
+        more = _sections()
     inputs = [folder, name, trigger, preset, steps, memory, prompt, *(component for _, component in more)]
     paths = [*FIRST_PATHS, *(field.path for field, _ in more)]
     files.change(_received, [files], [folder, said], queue=False)
@@ -101,8 +102,7 @@ def _sections() -> list[tuple[Field, Any]]:
     """An accordion for each part of the config, with an input for each of its settings."""
     made = []
     for section, fields in sections().items():
-        title = word("more") if section == FIRST else section.replace("_", " ")
-        with gr.Accordion(_translated(title), open=False):
+        with gr.Accordion(word(f"section_{section}"), open=False):
             made += [(field, _input(field)) for field in fields]
     return made
 

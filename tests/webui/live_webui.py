@@ -48,7 +48,7 @@ class Kind:
 
 _CPU_FORGE = ("--always-cpu", "--all-in-fp32")
 A1111 = Kind("A1111", "WEBUI_DIR", "a1111", ("--no-half", "--use-cpu", "all"), {"sd1": "tiny", "sdxl": "tiny_sdxl"})
-FORGE = Kind("Forge", "FORGE_DIR", "forge", _CPU_FORGE, {"sd1": "tiny_sd15"})
+FORGE = Kind("Forge", "FORGE_DIR", "forge", _CPU_FORGE, {"sd1": "tiny_sd15", "sdxl": "tiny_sdxl", "flux1": "tiny_flux"})
 REFORGE = Kind("reForge", "REFORGE_DIR", "reforge", _CPU_FORGE, {"sd1": "tiny_sd15"})
 KINDS = {kind.name: kind for kind in (A1111, FORGE, REFORGE)}
 
@@ -65,7 +65,12 @@ def hub_folder() -> Path:
 
 def environment() -> dict[str, str]:
     env = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "COMFYUI_DIR")}
-    offline = {"HF_HOME": str(hub_folder()), "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+    offline = {
+        "LOOM_MODELS": str(models_folder()),
+        "HF_HOME": str(hub_folder()),
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+    }
     return {
         **env,
         **offline,
@@ -77,13 +82,30 @@ def environment() -> dict[str, str]:
 
 def checkpoint(name: str) -> Path:
     """The small checkpoint of this name, made where it is missing. Its random weights are the same each time."""
-    file = models_folder() / f"{name}.safetensors"
+    file, out = models_folder() / f"{name}.safetensors", str(models_folder())
     if not file.is_file():
         models_folder().mkdir(parents=True, exist_ok=True)
-        script = Path(__file__).parent / "make_models.py"
-        command = [str(A1111.python), str(script), str(A1111.place), str(models_folder()), name]
-        subprocess.run(command, env=environment(), check=True, timeout=ANSWER_S)
+        here = Path(__file__).parent
+        command = [str(A1111.python), str(here / "make_models.py"), str(A1111.place), out, name]
+        if name == "tiny_flux":
+            command = [str(FORGE.python), str(here / "make_flux.py"), str(FORGE.place), out]
+        place = FORGE.place if name == "tiny_flux" else A1111.place
+        subprocess.run(command, env=environment(), cwd=place, check=True, timeout=ANSWER_S)
     return file
+
+
+def sdxl_configurations() -> None:
+    """Forge's own configurations of SDXL, as narrow as the small checkpoint."""
+    folder = models_folder() / "tiny_sdxl"
+    if folder.is_dir():
+        return
+    own = FORGE.place / "backend" / "huggingface" / "stabilityai" / "stable-diffusion-xl-base-1.0"
+    shutil.copytree(own, folder)
+    second = {"hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8, "num_hidden_layers": 12}
+    changes = {"text_encoder_2": {**second, "projection_dim": 512}, "vae": {"block_out_channels": [32, 64, 128, 128]}}
+    for part, values in changes.items():
+        file = folder / part / "config.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
 
 
 class Server:
@@ -103,6 +125,8 @@ class Server:
 
     def prepare(self) -> None:
         """The data folder with the extension beside one that shadows our folders' names."""
+        if self.kind is FORGE and self._checkpoint.stem == "tiny_sdxl":
+            sdxl_configurations()
         extensions, models = self.data / "extensions", self.data / "models" / "Stable-diffusion"
         models.mkdir(parents=True, exist_ok=True)
         extensions.mkdir(exist_ok=True)

@@ -1,6 +1,7 @@
 """The model a WebUI has loaded is trained exactly, and is afterwards what it was."""
 
 import pytest
+from live_webui import KINDS, running
 
 ATTENTIONS = {
     "A1111": ["V1", "InvokeAI", "Doggettx", "sdp", "sdp-no-mem", "sub-quadratic"],
@@ -56,5 +57,39 @@ def test_what_a_picture_leaves_in_the_model_changes_nothing_that_is_trained(serv
     left = server.inside("after_leftovers", leftovers=["lora", "tiling"])
     assert left["losses"] == fresh["losses"]
     assert left["tensors"] == fresh["tensors"]
-    said = {"A1111": ["webui.settled_lora", "webui.settled_tiling"], "Forge": ["webui.settled_lora"], "reForge": []}
+    lora, tiling = "webui.settled_lora", "webui.settled_tiling"
+    said = {"A1111": [lora, tiling], "Forge": [lora], "reForge": [tiling]}
     assert left["said"] == said[server.kind.name]
+
+
+@pytest.fixture(scope="module", params=["A1111-sdxl", "Forge-sdxl", "Forge-flux1"])
+def other(request, tmp_path_factory):
+    """A host with another family than Stable Diffusion 1."""
+    name, family = request.param.split("-")
+    if reason := KINDS[name].missing():
+        pytest.skip(reason)
+    yield from running(KINDS[name], tmp_path_factory.mktemp(request.param), family=family)
+
+
+def test_gradients_of_other_families_are_those_of_plain_autograd(other):
+    errors = other.inside("gradients")
+    assert max(errors.values()) < 1e-5, errors
+
+
+def test_other_families_are_the_same_after_a_run(other):
+    found = other.inside("integrity", **({} if "flux" in other.data.name else {"text_encoder": TEXT}))
+    assert found["picture_repeats"]
+    assert (found["changed"], found["tree"], found["picture_same"]) == (0, [], True), found
+
+
+def test_files_of_other_families_draw_what_the_live_model_drew(other):
+    found = other.inside("file_against_live", **({} if "flux" in other.data.name else {"text_encoder": TEXT}))
+    assert found["live_vs_plain"]["max"] > 3, found
+    assert found["file_vs_live"]["max"] <= 1, found
+    assert (found["matched"], found["changed"]) == (found["adapters"], 0), found
+
+
+def test_sizes_and_crops_of_pictures_reach_sdxl(other):
+    if "sdxl" not in other.data.name:
+        pytest.skip("Flux reads no size")
+    assert other.inside("size_matters")

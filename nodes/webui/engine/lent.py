@@ -31,7 +31,7 @@ def lent_model() -> Lent:
         from .reforge import Loan
 
         loan = Loan()
-        return Lent(loan.backend, (), loan.settle, loan.given_back)
+        return Lent(loan.backend, loan.settled, loan.settle, loan.given_back)
     if host is WebUI.FORGE:
         from .forge import ForgeBackend as HostsBackend
     else:

@@ -85,11 +85,17 @@ class Loan:
             raise LoomError("webui.no_model", host="reForge")
         with comfy_names():
             from ...host.engine.backend import HostBackend
+        self.settled = self.settle()
         self.backend = HostBackend(objects.unet, objects.clip, objects.vae)
 
     def settle(self) -> list[Message]:
-        """Nothing to do: LoRAs are patches of clones, which the host takes off when it loads ours."""
-        return []
+        """Tiling alone: LoRAs are patches of clones, which the host takes off when it loads ours."""
+        if not getattr(self._model, "tiling_enabled", False):
+            return []
+        from modules_forge.forge_util import apply_circular_forge
+
+        apply_circular_forge(self._model, False)
+        return [Message.of("webui.settled_tiling")]
 
     @contextlib.contextmanager
     def given_back(self) -> Iterator[None]:
@@ -97,3 +103,4 @@ class Loan:
             yield
         if loaded_model() is not self._model:
             raise LoomError("webui.model_changed")
+        self.settle()

@@ -444,3 +444,29 @@ def ending(how):
             "tree": [(k, str(shape[k]), str(now.get(k))) for k in shape if shape[k] != now.get(k)][:3],
             "kept": [p.name for p in sorted(root.glob("proof/*.safetensors"))],
         }  # fmt: skip
+
+
+def size_matters():
+    """Whether the network's answer follows the picture's size and the place of its crop, and the same ones give the same."""
+    buckets = package("lora_core.data.buckets")
+    with locked():
+        backend = lend().backend
+        objective = backend.objective(config_of().objective)
+        rng = torch.Generator().manual_seed(1)
+        x_t, sigma = torch.randn(1, 4, 8, 8, generator=rng), objective.levels(torch.tensor([0.5], dtype=torch.float64))
+        texts = backend.captions.of("a dog")
+
+        def answer(original, crop):
+            fit = buckets.Fit(original, (64, 64), crop, (64, 64))
+            with torch.no_grad():
+                return backend.ask(x_t, sigma, texts, [fit]).clone()
+
+        plain = answer((64, 64), (0, 0))
+        others = [
+            answer((512, 64), (0, 0)),
+            answer((64, 512), (0, 0)),
+            answer((64, 64), (16, 0)),
+            answer((64, 64), (0, 16)),
+        ]
+        different = len({tuple(o.flatten()[:8].tolist()) for o in [plain, *others]}) == 5
+        return different and torch.equal(plain, answer((64, 64), (0, 0)))
