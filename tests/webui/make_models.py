@@ -1,7 +1,8 @@
 """Small checkpoints of random weights, made of A1111's own classes: make_models.py A1111_FOLDER OUT NAME, run with A1111's Python.
 
-For Flux.1 see make_flux.py. tiny: Stable Diffusion 1 at a tenth of the width, with a .yaml beside it that A1111 reads. tiny_sd15: the same with VAE and text encoder of full
-size, whose configurations Forge has built in. tiny_sdxl: SDXL's classes, with ViT-B-32 as second text encoder.
+For Flux.1 see make_flux.py. tiny: Stable Diffusion 1 at a tenth of the width, with a .yaml beside it that A1111 reads. tiny_sd15: the
+same with VAE and text encoder of full size, whose configurations Forge has built in. tiny_sdxl: SDXL's classes, with ViT-B-32 as second
+text encoder.
 """
 
 import os

@@ -6,7 +6,7 @@ import abc
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
@@ -27,8 +27,8 @@ from ....lora_core.data.store import Store
 from ....lora_core.messages.errors import LoomError
 from ....lora_core.messages.message import Message
 from ....lora_core.objectives import Objective
-from ...host.engine.verify import verify
 from .captions import Captions, Encoded, Encoders
+from .check import require_exact
 from .lending import Lending
 
 PROBE_PX = 64  # of the latent on which a lent model is tried out
@@ -214,7 +214,7 @@ class WebUIBackend(abc.ABC):
                 self.load()
                 self._lending.on()
                 if len(ours):
-                    verify(self.network, adapters.only(ours), network, self._tiny_forward, self.dtype)
+                    require_exact(self.network, adapters.only(ours), network, self._tiny_forward, self.dtype)
                 yield
         finally:
             self._lending.off()
@@ -277,8 +277,3 @@ if TYPE_CHECKING:
 
     def _fulfils_the_protocols(backend: WebUIBackend) -> tuple[Backend, EncodesSpread]:
         return backend, backend
-
-
-def picture_of(image: Any) -> Image.Image:
-    """A picture of the host's without what it carries beside its pixels."""
-    return image.convert("RGB")
