@@ -15,6 +15,7 @@ from .engine.drawing import state_kept
 
 log = logging.getLogger(__name__)
 GAP_S = 0.2  # the lock goes to whoever asks first once it is free: those who wait need this long to wake up
+RELOAD_S = 1.0  # between the interrupt that Reload UI sends first, and its own word
 GivenBack = Callable[[], AbstractContextManager[None]]
 
 
@@ -55,6 +56,25 @@ def let_through(given_back: GivenBack) -> None:
             queue_lock.acquire()
 
 
+_reloaded_at = float("-inf")
+
+
+def note_reload() -> None:
+    """Called by the host when its page is made anew."""
+    global _reloaded_at
+    _reloaded_at = time.monotonic()
+
+
+def page_reloads() -> bool:
+    """Whether an interrupt came with Reload UI, which sends one before it says so itself."""
+    deadline = time.monotonic() + RELOAD_S
+    while time.monotonic() < deadline:
+        if time.monotonic() - _reloaded_at < 2 * RELOAD_S:
+            return True
+        time.sleep(RELOAD_S / 10)
+    return False
+
+
 class Courtesy(Listener):
     """Lets pictures through at every event of a run, shows its steps in the host's progress bar, and hears the host's Interrupt."""
 
@@ -93,6 +113,8 @@ class Courtesy(Listener):
         from modules import shared
 
         if shared.state.interrupted:
-            self._control.stop_and_keep()
+            shared.state.interrupted = False
+            if not page_reloads():
+                self._control.stop_and_keep()
         elif pictures_wait():
             let_through(self._given_back)

@@ -60,11 +60,10 @@ class A1111Backend(WebUIBackend):
             return "sd2-v" if self.model.parameterization == "v" else "sd2"
         return "sd1"
 
-    def objective(self, config: ObjectiveConfig) -> Objective:
+    def objective_of(self, config: ObjectiveConfig) -> Objective:
         abar = rescale_zero_terminal_snr(self._abar) if config.zero_terminal_snr else self._abar
-        self._sigmas = discrete_sigmas(abar)
         kind = "v" if self.model.parameterization == "v" else "epsilon"
-        return Objective(kind, DiscreteLevels(self._sigmas), config)
+        return Objective(kind, DiscreteLevels(discrete_sigmas(abar)), config)
 
     # ---- pictures and texts ------------------------------------------------------------------------------------------
 
@@ -137,7 +136,8 @@ class A1111Backend(WebUIBackend):
 
     def ask(self, x_t: torch.Tensor, sigma: torch.Tensor, texts: Encoded, fits: Sequence[Fit]) -> torch.Tensor:
         wide = sigma.to(x_t.device, torch.float32 if x_t.device.type == "mps" else torch.float64)
-        t = nearest_timestep(self._sigmas.to(wide), wide)
+        known = self._levels.sigmas if isinstance(self._levels, DiscreteLevels) else discrete_sigmas(self._abar)
+        t = nearest_timestep(known.to(wide), wide)
         scaled = x_t / (1 + wide.square()).sqrt().view(-1, 1, 1, 1).to(x_t.dtype)
         text = texts["crossattn"].to(x_t.device)
         if self.family == "sdxl":

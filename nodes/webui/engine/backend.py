@@ -26,7 +26,7 @@ from ....lora_core.data.lengths import TextLength
 from ....lora_core.data.store import Store
 from ....lora_core.messages.errors import LoomError
 from ....lora_core.messages.message import Message
-from ....lora_core.objectives import Objective
+from ....lora_core.objectives import NoiseLevels, Objective
 from .captions import Captions, Encoded, Encoders
 from .check import require_exact
 from .lending import Lending
@@ -52,6 +52,7 @@ class WebUIBackend(abc.ABC):
         self.captions = Captions(encoders)
         self.settled: list[Message] = []
         self._lending: Lending | None = None
+        self._levels: NoiseLevels | None = None  # of the objective that was asked for last
         self._adapters = AdapterSet({})
         self._largest: tuple[int, ...] = ()  # shape of the largest batch
         self._identity = ""  # of the network while it is lent
@@ -74,7 +75,7 @@ class WebUIBackend(abc.ABC):
         return None
 
     @abc.abstractmethod
-    def objective(self, config: ObjectiveConfig) -> Objective:
+    def objective_of(self, config: ObjectiveConfig) -> Objective:
         """Noise schedule and prediction type."""
 
     @abc.abstractmethod
@@ -128,6 +129,11 @@ class WebUIBackend(abc.ABC):
     @abc.abstractmethod
     def draw(self, job: SampleJob, adapters: AdapterSet) -> list[Image.Image]:
         """Pictures by the host's own sampler."""
+
+    def objective(self, config: ObjectiveConfig) -> Objective:
+        made = self.objective_of(config)
+        self._levels = made.levels
+        return made
 
     # ---- what can be trained -----------------------------------------------------------------------------------------
 
@@ -246,19 +252,18 @@ class WebUIBackend(abc.ABC):
         side, channels = PROBE_PX // self.latent_step_px, self._channels()
         rng = torch.Generator().manual_seed(0)
         x_t = torch.randn(1, channels, side, side, generator=rng).to(self.device)
-        levels = self.objective(ObjectiveConfig()).levels(torch.tensor([0.5], dtype=torch.float64))
+        levels = self._levels or self.objective(ObjectiveConfig()).levels
+        sigma = levels(torch.tensor([0.5], dtype=torch.float64)).to(self.device)
         size = Fit((PROBE_PX, PROBE_PX), (PROBE_PX, PROBE_PX), (0, 0), (PROBE_PX, PROBE_PX))
-        return self.ask(x_t, levels.to(self.device), {k: v.detach() for k, v in self.captions.of("").items()}, [size])
+        return self.ask(x_t, sigma, {k: v.detach() for k, v in self.captions.of("").items()}, [size])
 
     def _channels(self) -> int:
         return 4
 
     def predict(self, x_t: torch.Tensor, sigma: torch.Tensor, batch: Batch) -> torch.Tensor:
         self.require_at_hand()
-        taken = not all(map(self.captions.known, batch.captions))
         texts = [self.captions.of(caption) for caption in batch.captions]
-        if taken:  # the text encoder may have taken the network's place
-            self.load()
+        self.load()  # the text encoder, a sample or the host's user may have taken the network's place
         together = self.join(texts)
         if together is not None:
             return self.ask(x_t, sigma, together, batch.fits)

@@ -73,10 +73,6 @@ class Captions:
             self._kept[caption] = self._plain(caption)
         return self._kept[caption]
 
-    def known(self, caption: str) -> bool:
-        """Whether nothing needs to be encoded for it."""
-        return caption in self._kept and not self._trained.trains_text
-
     @torch.no_grad()
     def _plain(self, caption: str) -> Encoded:
         return {name: value.detach() for name, value in self._encoders.encode(caption, self._trained).items()}

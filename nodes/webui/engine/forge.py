@@ -24,7 +24,7 @@ from ....lora_core.objectives import DiscreteLevels, FlowLevels, NoiseLevels, Ob
 from .backend import WebUIBackend
 from .captions import Encoded, lengthened
 from .drawing import drawn
-from .forge_layers import ForgeLayers, loaded
+from .forge_layers import ForgeLayers, are_loaded, load_all
 from .forge_texts import ForgeTexts
 from .host import loaded_model, lora_extension
 from .tokens import written
@@ -43,7 +43,9 @@ class ForgeBackend(WebUIBackend):
     def __init__(self) -> None:
         self.model = _loaded()
         self._further(self.model)
-        self._patcher = self.model.forge_objects_original.unet.clone()
+        self._patcher = (
+            self.model.forge_objects_original.unet
+        )  # the one pictures are drawn with, so that loading is shared
         self._kmodel = self._patcher.model
         self.host = ForgeLayers()
         self.device = self._patcher.load_device
@@ -79,15 +81,15 @@ class ForgeBackend(WebUIBackend):
     def _predictor(self) -> Any:
         return self._kmodel.predictor
 
-    def objective(self, config: ObjectiveConfig) -> Objective:
+    def objective_of(self, config: ObjectiveConfig) -> Objective:
         kind = KINDS.get(self._predictor.prediction_type)
         if kind is None:
             raise LoomError("model.sampling_type", field="model", type=self._predictor.prediction_type)
         if config.zero_terminal_snr:
             raise LoomError("objective.zero_terminal_snr.host", field="objective.zero_terminal_snr")
-        return Objective(kind, self._levels(config), config)
+        return Objective(kind, self._levels_of(config), config)
 
-    def _levels(self, config: ObjectiveConfig) -> NoiseLevels:
+    def _levels_of(self, config: ObjectiveConfig) -> NoiseLevels:
         if self._predictor.prediction_type != "const":
             return DiscreteLevels(self._predictor.sigmas.detach().cpu().double().clone())
         return FlowLevels(config.shift or math.exp(self._predictor.mu))
@@ -156,15 +158,17 @@ class ForgeBackend(WebUIBackend):
         return loaded_model() is self.model
 
     def load(self) -> None:
-        on = self._lending is not None and self._lending.installed
-        if on and self._lending is not None:
-            self._lending.off()
         patchers = [self._patcher]
         if self._adapters.trains_text:
-            patchers.append(self.model.forge_objects.clip.patcher)
-        loaded(patchers, self._needed_bytes)
-        if on and self._lending is not None:
-            self._lending.on()
+            patchers.append(self.model.forge_objects_original.clip.patcher)
+        if are_loaded(patchers):
+            return
+        lending = self._lending if self._lending is not None and self._lending.installed else None
+        if lending is not None:
+            lending.off()
+        load_all(patchers, self._needed_bytes)
+        if lending is not None:
+            lending.on()
 
     @property
     def _needed_bytes(self) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -68,6 +68,11 @@ def _dequantised(weight: Any) -> Any:
     return None
 
 
-def loaded(patchers: list[Any], needed_bytes: float) -> None:
+def are_loaded(patchers: Sequence[Any]) -> bool:
+    """Whether the host has these models where they run."""
+    return all(memory_management.LoadedModel(p) in memory_management.current_loaded_models for p in patchers)
+
+
+def load_all(patchers: Sequence[Any], needed_bytes: float) -> None:
     """Asks the host to put these models where they run, and to leave that much memory beside them."""
-    memory_management.load_models_gpu(patchers, memory_required=needed_bytes)
+    memory_management.load_models_gpu(list(patchers), memory_required=needed_bytes)
