@@ -470,3 +470,10 @@ def size_matters():
         ]
         different = len({tuple(o.flatten()[:8].tolist()) for o in [plain, *others]}) == 5
         return different and torch.equal(plain, answer((64, 64), (0, 0)))
+
+
+def reload_page():
+    """What the button Reload UI does."""
+    from modules import shared
+
+    shared.state.request_restart()
