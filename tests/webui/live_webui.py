@@ -139,10 +139,10 @@ class Server:
         ours = extensions / "ComfyUI-LoRA-Loom"
         if not ours.exists():
             ours.symlink_to(ROOT)
-        for suffix in (".safetensors", ".yaml"):
-            file = self._checkpoint.with_suffix(suffix)
-            if file.is_file() and not (models / file.name).exists():
-                os.link(file, models / file.name)
+        for small in (self._checkpoint, checkpoint("tiny_sd15")):  # one to change to
+            for file in (small, small.with_suffix(".yaml")):
+                if file.is_file() and not (models / file.name).exists():
+                    os.link(file, models / file.name)
         settings = self.data / "config.json"
         if not settings.exists():
             settings.write_text(json.dumps({"show_progress_type": "Approx cheap", "live_previews_enable": True}))

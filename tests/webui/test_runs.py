@@ -114,17 +114,18 @@ def test_runs_wait_for_each_other_in_order(server, pictures):
     assert (panel["run"], panel["status"]) == ("second", "finished")
 
 
-def test_a_checkpoint_that_is_unloaded_ends_the_run_with_its_work_kept(server, pictures):
+def test_another_checkpoint_under_a_run_ends_it_with_its_work_kept(server, pictures):
     if server.kind.name != "A1111":
-        pytest.skip("the others keep the model and only move it")
-    start(server, pictures, "unloaded", steps=400)
+        pytest.skip("the others take another checkpoint with the next picture, which the page chooses")
+    own = server.get("/sdapi/v1/options")["sd_model_checkpoint"]
+    start(server, pictures, "changed", steps=400)
     server.wait_for("training")
     time.sleep(2)
-    server.ask("/sdapi/v1/unload-checkpoint", {})
+    server.post("/sdapi/v1/options", {"sd_model_checkpoint": "tiny_sd15"})
     panel = server.wait_for("failed", "stopped", "finished")
-    assert panel["status"] == "failed"
-    assert panel["result"]["files"] == ["unloaded.safetensors"]
-    server.ask("/sdapi/v1/reload-checkpoint", {})
+    assert (panel["status"], panel["error"]["code"]) == ("failed", "webui.model_changed")
+    assert panel["result"]["files"] == ["changed.safetensors"]
+    server.post("/sdapi/v1/options", {"sd_model_checkpoint": own})
     assert picture(server)[0]
 
 
