@@ -55,9 +55,18 @@ def write_safetensors(
 ) -> None:
     """A safetensors file written atomically. Refuses numbers that are not finite."""
     require_finite(tensors)
-    write_bytes(
-        path, safetensors_bytes({k: v.contiguous() for k, v in tensors.items()}, dict(metadata) if metadata else None)
-    )
+    write_bytes(path, safetensors_bytes(_apart(tensors), dict(metadata) if metadata else None))
+
+
+def _apart(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Contiguous, and no two in one storage: parts of a fused layer share a matrix, which safetensors before 0.5 does not write."""
+    out: dict[str, torch.Tensor] = {}
+    storages: set[int] = set()
+    for key, value in tensors.items():
+        place = value.untyped_storage().data_ptr()
+        out[key] = value.clone().contiguous() if place in storages else value.contiguous()
+        storages.add(place)
+    return out
 
 
 def require_finite(tensors: Mapping[str, torch.Tensor]) -> None:
