@@ -266,6 +266,16 @@ class HostBackend:
         if not encoded or not all(text is not None and self._further.given_in(text[0][1]) for text in encoded):
             raise self._further.error("model")
 
+    @contextlib.contextmanager
+    def given_back(self) -> Iterator[None]:
+        """Inside, the host has its models as they were before the run and may use them; the next step takes them again."""
+        with self._kernels.paused():
+            with torch.inference_mode():
+                self._patcher.eject_model()
+                self.texts.set_aside()
+            yield
+        self._reload = self._borrowing is not None
+
     def _hand_back(self) -> None:
         """Takes everything off again that training put on."""
         with torch.inference_mode():

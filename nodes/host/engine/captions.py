@@ -216,6 +216,12 @@ class HostTexts:
         prove_layers(self._clip.cond_stage_model, torch.float32, self.device, TEXT)
         self._borrowing.inject()
 
+    def set_aside(self) -> None:
+        """Takes the adapters off until the host loads the text encoders again. Inside inference mode."""
+        if self._borrowing is not None:
+            self._live_clip.patcher.eject_model()
+            self._borrowing.eject()
+
     def take_back(self) -> None:
         """Takes everything off again that `lend` put on."""
         if self._borrowing is not None:
