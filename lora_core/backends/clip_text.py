@@ -18,7 +18,7 @@ from torch import nn
 from ..adapters.base import override_forward
 from ..adapters.tokens import TokenSet, TokenTable, TokenVectors
 from ..data.lengths import TextLength
-from .layout import LOCAL, variant_of
+from .layout import LOCAL, read_whole
 
 LENGTH = 77
 LARGE = 8  # tokens of a stretch that may be split over two windows
@@ -100,7 +100,7 @@ class ClipText:
         models = []
         for part, kind in kinds.items():
             place = folder / f"text_encoder{part}"
-            models.append(kind.from_pretrained(place, torch_dtype=torch.float32, **variant_of(place), **LOCAL))
+            models.append(read_whole(kind, place, torch.float32))
         return models, [CLIPTokenizer.from_pretrained(folder / f"tokenizer{part}", **LOCAL) for part in kinds]
 
     def layers(self) -> Mapping[str, nn.Module]:
