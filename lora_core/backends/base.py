@@ -20,6 +20,7 @@ from ..config import ObjectiveConfig, Recompute, SampleConfig
 from ..data.batches import Batch
 from ..data.lengths import TextLength
 from ..data.store import Store
+from ..messages.message import Message
 from ..objectives import Objective
 from .base_model import BaseModel
 
@@ -65,6 +66,14 @@ class TakesWired(Protocol):
 
     def encode_wired(self, samples: torch.Tensor) -> torch.Tensor:
         """(1, C, [T,] h, w) in the host's units -> the model's own units."""
+
+
+@runtime_checkable
+class Remarks(Protocol):
+    """A backend that chooses by itself how its network is trained."""
+
+    def remarks(self) -> Sequence[Message]:
+        """What there is to say about the choice, inside `training`."""
 
 
 @runtime_checkable

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,35 @@ from .headless import nearest_timestep
 from .layout import LOCAL, read_whole, require_parts, stored_dtype
 from .marks import require_discrete_scheduler, scheduler_witness
 from .sharded import Sharded
+from .vae import other_vae
 
 _STATISTICS = ("latents_mean", "latents_std")  # of a VAE, where its latents are scaled channel by channel
 LCM_SIGN = "time_cond_proj_dim"  # of a UNet's config: it reads the guidance it was distilled at
+
+
+DPM_SOLVER = "dpmpp_2m"  # DPM-Solver++ of second order, by the name it has in samplers' lists
+
+
+def euler(x: torch.Tensor, denoised: torch.Tensor, sigma: float, lower: float) -> torch.Tensor:
+    """One step of Euler's method from `sigma` to `lower`."""
+    return x + (x - denoised) / sigma * (lower - sigma)
+
+
+class Multistep:
+    """Steps of DPM-Solver++(2M), Lu et al. 2022 (arXiv 2211.01095), algorithm 2, in x = x0 + sigma * noise; the last one, to 0, is of first order."""
+
+    def __init__(self) -> None:
+        self._before: tuple[torch.Tensor, float] | None = None  # what was denoised one step ago, and that step's length
+
+    def __call__(self, x: torch.Tensor, denoised: torch.Tensor, sigma: float, lower: float) -> torch.Tensor:
+        if lower == 0:
+            return denoised
+        length, target = math.log(sigma / lower), denoised  # of the step, in the logarithm of the signal-to-noise ratio
+        if self._before is not None:
+            earlier, earlier_length = self._before
+            target = denoised + (denoised - earlier) * length / (2 * earlier_length)
+        self._before = denoised, length
+        return lower / sigma * x - math.expm1(-length) * target
 
 
 class DiffusersBackend(Sharded):
@@ -66,6 +93,10 @@ class DiffusersBackend(Sharded):
         self._abar = self.scheduler.alphas_cumprod.double()
         self._prediction, zero_snr = self._told_by_scheduler.prediction, self._told_by_scheduler.zero_snr
         self._table = self._levels(bool(zero_snr))  # sigma of each timestep, as sampling and training see it
+
+    def use_vae(self, place: Path) -> None:
+        self._idle.remove(self.vae)
+        self.vae = self.idle(other_vae(place, self.vae))
 
     def to_device(self, device: str) -> None:
         super().to_device(device)
@@ -189,7 +220,10 @@ class DiffusersBackend(Sharded):
 
     @torch.no_grad()
     def sample(self, job: SampleJob) -> list[Image.Image]:
-        """Euler with classifier-free guidance on the same sigmas and noise as the host's `euler` and `simple`, so pictures agree."""
+        """Euler, or DPM-Solver++(2M) for the sampler `dpmpp_2m`, with classifier-free guidance on the same sigmas and noise as the host's `simple`,
+
+        so pictures agree.
+        """
         config, step = job.config, self.latent_step_px
         shape = (1, self.unet.config.in_channels, job.height_px // step, job.width_px // step)
         table = self._table
@@ -199,11 +233,12 @@ class DiffusersBackend(Sharded):
         x = (noise * (1 + sigmas[0] ** 2) ** 0.5).to(self.device)
         text, size = self.encoded([job.prompt, config.negative]), (job.width_px, job.height_px)
         fits = [Fit(size, size, (0, 0), size)] * 2
+        solver = Multistep() if config.sampler == DPM_SOLVER else euler
         for sigma, lower in zip(sigmas, sigmas[1:], strict=False):
             out = self._network(x.repeat(2, 1, 1, 1), torch.full((2,), sigma), text, fits)
             denoised = _denoised(self._prediction, x, out, sigma)
             guided = denoised[1:] + config.cfg * (denoised[:1] - denoised[1:])
-            x = x + (x - guided) / sigma * (lower - sigma)
+            x = solver(x, guided, sigma, lower)
         mean, scale = self._latent_units()
         pixels = self.wake(self.vae).decode(x / scale + mean).sample
         if self.lent:

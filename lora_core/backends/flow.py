@@ -26,6 +26,7 @@ from .clip_text import Text, length_of, vocabulary
 from .layout import LOCAL, pipeline_name, read_whole, require_parts, stored_dtype, variant_of
 from .marks import require_flow_scheduler
 from .sharded import Sharded
+from .vae import other_vae
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +77,12 @@ class FlowBackend(Sharded):
         self._drawing = type(self.pipe)(**{**self.pipe.components, **without})
         self._drawing.set_progress_bar_config(disable=True)
         self.latent_step_px = self.pipe.vae_scale_factor * 2  # the network reads patches of 2 x 2
+
+    def use_vae(self, place: Path) -> None:
+        self._idle.remove(self.vae)
+        self.vae = self.idle(other_vae(place, self.vae))
+        for pipe in (self.pipe, self._drawing):
+            pipe.register_modules(vae=self.vae)
 
     def _parts_named(self, prefix: str) -> list[Any]:
         """The parts of the pipeline whose names begin so, where it has them."""

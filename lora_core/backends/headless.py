@@ -90,6 +90,10 @@ class Headless(abc.ABC):
     def sample(self, job: SampleJob) -> list[Image.Image]:
         """Pictures drawn by the model's own sampler."""
 
+    def use_vae(self, place: Path) -> None:
+        """From now on pictures are encoded and decoded by the VAE at `place`. Raises LoomError where it cannot stand in."""
+        raise LoomError("base_vae.impossible", field="base_vae", family=self.family)
+
     @property
     def recomputes(self) -> tuple[Recompute, ...]:
         if not getattr(self.network, "_supports_gradient_checkpointing", False):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-from ..messages.errors import LoomError
+from ..messages.errors import LoomError, reason_of
 from ..toy.model import MODEL
 from .base_model import require_plain_file, require_unscaled
 from .diffusers_backend import DiffusersBackend
@@ -67,9 +67,7 @@ def open_backend(
         backend.marks = marks_of_folder(place)
         return backend
     except (OSError, ValueError) as error:  # a part without weights, or with some that do not fit its config
-        raise LoomError(
-            "base.unreadable", field="base", file=place.name, reason=str(error).splitlines()[0][:200]
-        ) from error
+        raise LoomError("base.unreadable", field="base", file=place.name, reason=reason_of(error)) from error
 
 
 def _of_file(
@@ -89,7 +87,7 @@ def _of_file(
             backend.marks = marks_of_file(file)
             return backend
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        reason = str(error).splitlines()[0][:200]
+        reason = reason_of(error)
         raise LoomError(
             "base.other_kind", field="base", file=file.name, kind=name, folder=folder.name, reason=reason
         ) from error

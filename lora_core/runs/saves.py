@@ -10,12 +10,12 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from ..config import TrainConfig
+from ..messages.errors import LoomError
+from ..optim.ema import PREFIX as EMA_PREFIX
+from ..optim.groups import first_match, lines
 from . import checkpoints, listing
 from .bounded import as_number, read_json
-from ..config import TrainConfig
-from ..optim.ema import PREFIX as EMA_PREFIX
-from ..messages.errors import LoomError
-from ..optim.groups import first_match, lines
 from .folders import config_of
 
 MAX_STATE_BYTES = 256 << 20
@@ -49,7 +49,11 @@ def all_saves(folder: Path) -> list[Save]:
 
 def _measured(folder: Path, steps: Sequence[int]) -> dict[int, float]:
     """Step -> loss on held-out pictures; a checkpoint knows that of step 0 too, which the log does not."""
-    facts = read_json(checkpoints.folder_of(folder / "checkpoints", steps[-1]) / "state.json", MAX_STATE_BYTES) if steps else None
+    facts = (
+        read_json(checkpoints.folder_of(folder / "checkpoints", steps[-1]) / "state.json", MAX_STATE_BYTES)
+        if steps
+        else None
+    )
     inner = facts.get("facts") if isinstance(facts, dict) else None
     rows = inner.get("validation") if isinstance(inner, dict) else None
     known: dict[int, float] = {}
@@ -117,7 +121,14 @@ def _untouched(folder: Path) -> list[str]:
 def finished(adapter: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The values to sample with out of a checkpoint's: the moving averages where it kept some."""
     plain = {k: v for k, v in adapter.items() if not k.startswith(EMA_PREFIX)}
-    return {**plain, **{k.removeprefix(EMA_PREFIX): v for k, v in adapter.items() if k.removeprefix(EMA_PREFIX) in plain and k.startswith(EMA_PREFIX)}}
+    return {
+        **plain,
+        **{
+            k.removeprefix(EMA_PREFIX): v
+            for k, v in adapter.items()
+            if k.removeprefix(EMA_PREFIX) in plain and k.startswith(EMA_PREFIX)
+        },
+    }
 
 
 def alphas_of_0_1(config: TrainConfig, adapter: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 
 from ..adapters import AdapterSet
 from ..adapters.tokens import TokenSet
-from ..backends.base import Backend
+from ..backends.base import Backend, Remarks
 from ..backends.base_model import BaseModel
 from ..backends.encoder import encoder_of
 from ..config import TrainConfig
 from ..data.batches import Batches
-from ..data.captions import with_trigger
+from ..data.captions import PLACEHOLDER, named, with_trigger
 from ..data.folder import Dataset, Picture, require_captions
 from ..data.latents import LatentCache
 from ..data.lengths import WINDOW
@@ -33,7 +33,9 @@ from ..rng import derive, preserved_rng
 from .build import make_adapters
 from .fitting import Measured, as_chosen, fit
 from .job import Job
+from .length import planned, told
 from .prior import class_dataset, require_class_pictures
+from .prompts import unknown_options
 from .run import Material, Run, Source
 from .validation import Probes, split
 
@@ -52,6 +54,7 @@ def assembled(job: Job, first_step: int = 0, folder: Path | None = None) -> Iter
             material = _fitted(material, job.listener)
         config = material.config
         with material.lent(material.largest()):
+            pass_on_remarks(job)
             material.adapters.prepare()
             optimizer = make_optimizer(make_groups(config, material.adapters), config.optimizer)
             half = job.backend.dtype == torch.float16
@@ -60,6 +63,12 @@ def assembled(job: Job, first_step: int = 0, folder: Path | None = None) -> Iter
             run = Run(material, optimizer, scaler, ema)
             run.untouched -= set(job.start or ())  # these hold more than nothing from the beginning
             yield run
+
+
+def pass_on_remarks(job: Job) -> None:
+    """Tells what the lent model's backend has to say about how it is trained."""
+    for message in job.backend.remarks() if isinstance(job.backend, Remarks) else ():
+        job.listener.on_warning(message)
 
 
 def dry_run(job: Job) -> tuple[TrainConfig, Measured]:
@@ -103,7 +112,11 @@ def base_of(job: Job) -> BaseModel:
 
 def settled(job: Job) -> TrainConfig:
     """The settings with what they leave open filled in. Raises LoomError for what this model or these processes cannot do."""
-    config, ways = filled(job.config.for_pictures(len(job.dataset.pictures))), job.backend.recomputes
+    config, ways = filled(planned(job.config, job.dataset, job.processes.size)), job.backend.recomputes
+    if (length := told(config, job.dataset)) is not None:
+        job.listener.on_note(length)
+    if (options := unknown_options(config)) is not None:
+        job.listener.on_warning(options)
     require_class_pictures(config.prior, job.dataset)
     check_installed(config.optimizer.name)
     if config.recomputed and not ways:
@@ -268,17 +281,29 @@ def _check_masks(dataset: Dataset, cache: LatentCache, listener: Listener) -> No
 
 
 def with_tokens(dataset: Dataset, tokens: TokenSet) -> Dataset:
-    """The dataset with the first token in front of every caption, when no caption has any; pictures without it are meant to be when some do."""
+    """The dataset with the first token in front of every caption, when no caption has any; pictures without it are meant to be when some do.
+
+    It stands for [trigger] too, where the set has no trigger of its own.
+    """
+    if len(tokens) and any(PLACEHOLDER.search(c.text) for p in dataset.pictures for c in p.captions):
+        dataset = _with_captions(dataset, lambda text: named(text, next(iter(tokens)).token.placeholder))
     if not len(tokens) or any(tokens.names_in(c.text) for p in dataset.pictures for c in p.captions):
         return dataset
     first = next(iter(tokens)).token.placeholder
+    return _with_captions(dataset, lambda text: with_trigger(text, first))
 
-    def named(picture: Picture) -> Picture:
-        return dataclasses.replace(
-            picture, captions=tuple(dataclasses.replace(c, text=with_trigger(c.text, first)) for c in picture.captions)
+
+def _with_captions(dataset: Dataset, change: Callable[[str], str]) -> Dataset:
+    """The dataset with each caption changed, with and without its separators."""
+
+    def changed(picture: Picture) -> Picture:
+        captions = (
+            dataclasses.replace(c, text=change(c.text), marked=change(c.marked) if c.marked else "")
+            for c in picture.captions
         )
+        return dataclasses.replace(picture, captions=tuple(captions))
 
-    return dataclasses.replace(dataset, pictures=tuple(map(named, dataset.pictures)))
+    return dataclasses.replace(dataset, pictures=tuple(map(changed, dataset.pictures)))
 
 
 def captions_ahead(batches: Batches, config: TrainConfig, first_step: int = 0) -> list[str]:

@@ -111,11 +111,68 @@ KIN: dict[str, tuple[str, dict[str, Any], tuple[int, ...], int, dict[str, Any]]]
     "Wan SCAIL": ("WAN21_SCAIL", {**_WAN, "model_type": "scail", "in_dim": 20}, (16, 1, 8, 8), 48, {}),
 }  # fmt: skip
 
-
-_FLUX1_BARE = {**_FLUX1, "guidance_embed": False, "vec_in_dim": None, "txt_ids_dims": [1, 2]}
+# Models that wanted something of their own before they trained: updates in place outside of norms, latents of one dimension, in pixels or of a least size,
+# a class that shares its name with another, conditioning beyond text.
+_LTX = {
+    "image_model": "ltxv",
+    "num_layers": 2,
+    "attention_head_dim": 32,
+    "num_attention_heads": 2,
+    "cross_attention_dim": 64,
+    "caption_channels": 48,
+    "in_channels": 128,
+}
+_PIXART = {"image_model": "pixart_sigma", "num_heads": 2, "hidden_size": 64, "depth": 2, "micro_condition": False, "in_channels": 4, "input_size": 64,
+           "pe_interpolation": 1, "model_max_length": 300, "caption_channels": 48, "mlp_ratio": 4}  # fmt: skip
+_PIXELDIT = {"image_model": "pixeldit_t2i", "num_groups": 2, "hidden_size": 64, "pixel_hidden_size": 8, "pixel_attn_hidden_size": 64, "pixel_num_groups": 2,
+             "patch_depth": 2, "pixel_depth": 1, "patch_size": 16, "txt_embed_dim": 48, "txt_max_length": 300}  # fmt: skip
 _HUNYUAN_IMAGE = {
     **_HUNYUAN, "in_channels": 64, "out_channels": 64, "patch_size": [1, 1], "axes_dim": [16, 16], "vec_in_dim": None, "byt5": True, "guidance_embed": False,
 }  # fmt: skip
+_ACE = {"audio_model": "ace1.5", "hidden_size": 64, "text_hidden_dim": 48, "num_dit_layers": 2, "num_lyric_layers": 1, "num_timbre_layers": 1,
+        "num_tokenizer_layers": 1, "num_heads": 2, "num_kv_heads": 1, "head_dim": 32, "intermediate_size": 96, "fsq_dim": 64, "encoder_hidden_size": 64,
+        "encoder_intermediate_size": 96, "encoder_num_heads": 2}  # fmt: skip
+_MINIMAX = {"image_model": "minimax_h3", "hidden_size": 64, "num_layers": 2, "token_refiner_num_layers": 1, "num_attention_heads": 2, "attention_head_dim": 32,
+            "ffn_hidden_size": 96, "latents_dim": 24, "audio_latents_dim": 32, "text_dim": 48, "timestep_input_dim": 32, "time_embed_hidden_size": 32,
+            "time_embed_dim": 32, "rope_inv_freq_len": 4}  # fmt: skip
+_HUNYUAN_3D = {"image_model": "hunyuan3d2", "in_channels": 64, "context_in_dim": 48, "hidden_size": 64, "mlp_ratio": 4.0, "num_heads": 2, "depth": 2,
+               "depth_single_blocks": 2, "qkv_bias": True, "guidance_embed": False}  # fmt: skip
+
+
+def _masked(rng: torch.Generator, tokens: int) -> dict[str, Any]:
+    return {"attention_mask": torch.ones(1, tokens, dtype=torch.long)}
+
+
+def _byt5(rng: torch.Generator, tokens: int) -> dict[str, Any]:
+    return {"conditioning_byt5small": torch.randn(1, 4, 1472, generator=rng)}
+
+
+def _lyrics(rng: torch.Generator, tokens: int) -> dict[str, Any]:
+    return {"conditioning_lyrics": torch.randn(1, 5, 48, generator=rng)}
+
+
+def _cascade_b(rng: torch.Generator, tokens: int) -> dict[str, Any]:
+    return {"stable_cascade_prior": torch.randn(1, 16, 4, 4, generator=rng)}
+
+
+SPECIAL: dict[str, tuple[str, dict[str, Any], tuple[int, ...], int, dict[str, Any]]] = {
+    "LTXV": ("LTXV", _LTX, (128, 1, 8, 8), 48, {"more": _masked}),
+    "LTXAV": ("LTXAV", {**_LTX, "image_model": "ltxav", "audio_in_channels": 128, "audio_cross_attention_dim": 32, "audio_attention_head_dim": 16,
+                        "audio_num_attention_heads": 2}, (128, 1, 8, 8), 96, {"more": _masked}),
+    "PixArt Sigma": ("PixArtSigma", _PIXART, (4, 64, 64), 48, {}),
+    "PixArt alpha": ("PixArtAlpha", {**_PIXART, "image_model": "pixart_alpha", "micro_condition": True, "hidden_size": 96}, (4, 64, 40), 48, {}),
+    "PixelDiT": ("PixelDiTT2I", _PIXELDIT, (3, 64, 64), 48, {"more": _masked}),
+    "Cascade B": ("Stable_Cascade_B", {"stable_cascade_stage": "b", "c_cond": 32, "c_hidden": [32, 32, 32, 32], "nhead": [-1, -1, 2, 2],
+                  "blocks": [[1, 1, 1, 1], [1, 1, 1, 1]], "block_repeat": [[1, 1, 1, 1], [1, 1, 1, 1]], "c_clip": 48}, (4, 32, 32), 48,
+                  {"pooled": 48, "more": _cascade_b}),
+    "HunyuanImage distilled": ("HunyuanImage21", {**_HUNYUAN_IMAGE, "guidance_embed": True, "meanflow": True}, (64, 8, 8), 48, {"more": _byt5}),
+    "ACE-Step 1.5": ("ACEStep15", _ACE, (64, 20), 48, {"more": _lyrics}),
+    "Hunyuan3D": ("Hunyuan3Dv2", _HUNYUAN_3D, (64, 32), 48, {}),
+    "MiniMax H3": ("MiniMaxH3", _MINIMAX, (24, 1, 8, 8), 48, {}),
+}  # fmt: skip
+
+
+_FLUX1_BARE = {**_FLUX1, "guidance_embed": False, "vec_in_dim": None, "txt_ids_dims": [1, 2]}
 _HUNYUAN_DIT = {"hidden_size": 64, "depth": 4, "num_heads": 2, "text_states_dim": 48, "text_states_dim_t5": 32}
 
 
@@ -190,7 +247,7 @@ TRAINED = [
 
 
 def row_of(name: str) -> tuple[str, dict[str, Any], tuple[int, ...], int, dict[str, Any]]:
-    return next(table[name] for table in (MODELS, KIN, MORE) if name in table)
+    return next(table[name] for table in (MODELS, KIN, SPECIAL, MORE) if name in table)
 
 
 def build(name: str, dtype: torch.dtype = torch.float32, seed: int = 0, **changes: Any) -> Any:

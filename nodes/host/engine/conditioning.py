@@ -23,16 +23,16 @@ class HostConditioning:
     def __init__(self, model: Any, texts: HostTexts, device: torch.device):
         self._model, self._texts, self._device = model, texts, device
 
-    def of(self, batch: Batch, x_t: torch.Tensor) -> list[tuple[list[int], Conds]]:
+    def of(self, batch: Batch, x_t: torch.Tensor, apart: bool = False) -> list[tuple[list[int], Conds]]:
         """(sample indices, model arguments) of each forward pass.
 
-        One pass for the whole batch, unless the model takes text of varying length and the captions differ in it.
+        One pass for the whole batch, unless the model takes text of varying length and the captions differ in it; `apart`: one for each sample.
         """
         groups: list[tuple[list[int], list[Conds]]] = []
         for i, (caption, fit) in enumerate(zip(batch.captions, batch.fits, strict=True)):
             part = self._one_conditioning(literal(caption), fit, x_t[i : i + 1])
             for indices, parts in groups:
-                if self._can_join(parts[0], part):
+                if not apart and self._can_join(parts[0], part):
                     indices.append(i)
                     parts.append(part)
                     break

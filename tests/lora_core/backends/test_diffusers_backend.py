@@ -2,10 +2,10 @@ import shutil
 
 import pytest
 import torch
-from diffusers import EulerDiscreteScheduler
+from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler
 from lora_loom.lora_core.adapters.tokens import TokenSet
 from lora_loom.lora_core.backends.base import SampleJob, weights_fingerprint
-from lora_loom.lora_core.backends.diffusers_backend import DiffusersBackend
+from lora_loom.lora_core.backends.diffusers_backend import DiffusersBackend, Multistep
 from lora_loom.lora_core.backends.opening import open_backend
 from lora_loom.lora_core.config import ObjectiveConfig, SampleConfig
 from lora_loom.lora_core.data.batches import Batch
@@ -171,3 +171,25 @@ def test_nothing_is_downloaded_when_a_part_is_broken(tmp_path):
     (tmp_path / "model" / "unet" / "diffusion_pytorch_model.safetensors").unlink()
     with pytest.raises(OSError, match="diffusion_pytorch_model"):
         DiffusersBackend(tmp_path / "model")
+
+
+def test_dpm_solver_takes_the_steps_of_the_scheduler_of_that_name():
+    scheduler = DPMSolverMultistepScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", solver_order=2, final_sigmas_type="zero"
+    )
+    timesteps = [999, 800, 600, 400, 200, 40]
+    scheduler.set_timesteps(timesteps=timesteps)
+    rng = torch.Generator().manual_seed(0)
+    answers = torch.randn(len(timesteps), 1, 4, 4, 4, generator=rng).double()
+    sigmas = discrete_sigmas(scheduler.alphas_cumprod.double())[timesteps].tolist()
+    x = torch.randn(1, 4, 4, 4, generator=rng).double() * sigmas[0]
+    theirs, ours, solver = x / (1 + sigmas[0] ** 2) ** 0.5, x, Multistep()
+    for answer, timestep, sigma, lower in zip(answers, scheduler.timesteps, sigmas, [*sigmas[1:], 0.0], strict=True):
+        theirs = scheduler.step(answer, timestep, theirs).prev_sample
+        ours = solver(ours, ours - sigma * answer, sigma, lower)
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)  # its sigmas are float32
+
+
+def test_the_sampler_of_samples_is_the_one_that_draws(toy_backend):
+    euler, solver = (toy_backend.sample(job(sampler=name))[0].tobytes() for name in ("euler", "dpmpp_2m"))
+    assert euler != solver
