@@ -45,6 +45,20 @@ def cell_of(program: str, family: str, form: str) -> Cell | None:
     return cell
 
 
+def readers_of(kind: str) -> list[str]:
+    """Programs that were seen to read modules of this kind exactly, in files of any family."""
+    return [program for program in measured() if any(_reads(cell, kind) for cell in _cells(program))]
+
+
+def _cells(program: str) -> Iterable[Cell]:
+    return (cell for forms in measured()[program]["families"].values() for cell in forms.values())
+
+
+def _reads(cell: Cell, kind: str) -> bool:
+    told = cell.get("kinds", {}).get(kind, "")
+    return "exact" in ([told] if isinstance(told, str) else told.values())
+
+
 def loaders(lora: Lora) -> dict[str, Message]:
     """Program -> what it reads of this file, as it is spelled; {} where the spelling or the family is none that was measured."""
     if lora.family not in FAMILIES or lora.source not in FORMS:

@@ -158,7 +158,7 @@ def _read(kind: Any, place: Path) -> Any:
         model.load_state_dict({name: w.float() for name, w in full.items()}, strict=False)
         missing = [name for name in missing if name not in full]
     if missing:
-        raise LoomError("base.weights_missing", field="base", folder=place.name, count=len(missing), first=missing[0])
+        raise LoomError("base.weights_missing", field="base", file=place, count=len(missing), key=missing[0])
     return model
 
 

@@ -24,7 +24,7 @@ from ..objectives import FlowLevels, Objective
 from .base import TRAINING_GUIDANCE, SampleJob, weights_checksum
 from .base_model import BaseModel, Strength, Witness, predicts, require_plain_network
 from .clip_text import Text, length_of, vocabulary
-from .layout import LOCAL, pipeline_name, require_parts, stored_dtype, variant_of
+from .layout import LOCAL, pipeline_name, read_whole, require_parts, stored_dtype, variant_of
 from .marks import require_flow_scheduler
 from .networks import DIFFUSERS
 from .sharded import Sharded
@@ -56,8 +56,10 @@ class FlowBackend(Sharded):
         require_flow_scheduler(folder)
         super().__init__(precision, device, stored_dtype(file or folder / "transformer"))
         self.row, given = FLOW_FAMILIES[pipeline_name(folder)], {}
-        if file is not None:
-            network = getattr(diffusers, self.row.transformer)
+        network = getattr(diffusers, self.row.transformer)
+        if file is None:
+            given["transformer"] = read_whole(network, folder / "transformer", self.dtype)
+        else:
             where = {"config": str(folder), "subfolder": "transformer"}
             given["transformer"] = network.from_single_file(str(file), torch_dtype=self.dtype, **where, **LOCAL)
         types = {"default": self.dtype, "vae": torch.float32}
