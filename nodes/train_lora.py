@@ -94,6 +94,7 @@ INPUTS = (
     row("objective.input_perturbation", advanced=True),
     row("objective.timestep_bias", advanced=True, optional=True),
     row("auto_fit", advanced=True, optional=True),
+    row("epochs", advanced=True, optional=True),
     make_input(Settings, "settings", optional=True, tooltip="From the settings nodes: optimizer, adapter, text encoders, tokens, class pictures."),
     make_input(io.LoraModel, "lora", optional=True, tooltip="A LoRA to go on from instead of starting at zero. Its ranks are kept."),
 )  # fmt: skip
@@ -230,4 +231,6 @@ def config_from(
         "data.resolution": sets.parts()["data"].resolution,
     }
     own = values_of(INPUTS, widgets, automatic)
+    if widgets.get("epochs") and widgets["steps"]:
+        raise LoomError("length.several", field="epochs", given=["steps", "epochs"])
     return job(own, settings.values if settings else {}, **sets.parts()), pictures

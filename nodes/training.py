@@ -21,6 +21,7 @@ from ..lora_core.messages.message import Message
 from ..lora_core.processes import ALONE
 from ..lora_core.runs.listing import MAX_WORKFLOW_BYTES, WORKFLOW
 from ..lora_core.training.job import Job
+from ..lora_core.training.length import planned
 from ..lora_core.training.run import Start
 from ..lora_core.training.session import Session, run_folder
 from ..lora_core.training.trainer import Result
@@ -47,7 +48,7 @@ def run(hidden: Any, job: Job, resume: bool) -> tuple[Result, list[Path]]:
     Cancel publishes what there is and passes on; what a run leaves that failed stays in its folder.
     `hidden`: what the host tells a node of itself; the graph in it goes into the run folder.
     """
-    node_id, config, place = hidden.unique_id, job.config.for_pictures(len(job.dataset.pictures)), shelf()
+    node_id, config, place = hidden.unique_id, planned(job.config, job.dataset), shelf()
     folder = run_folder(
         job.root, config.name, resume, ALONE, lambda name: place.holds(name, config, job.dataset.trigger)
     )

@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import re
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,12 @@ def read(folder: Path, verify_only: bool = False) -> Checkpoint | None:
         return Checkpoint(state["step"], {}, {}, state["facts"])
     optimizer = _unflatten(safetensors_load(data["optimizer.safetensors"]), state["optimizer"])
     return Checkpoint(state["step"], safetensors_load(data["adapter.safetensors"]), optimizer, state["facts"])
+
+
+def without_layers(adapter: Mapping[str, torch.Tensor], layers: Collection[str]) -> dict[str, torch.Tensor]:
+    """The values of a run without those of `layers`; all of them where nothing would be left."""
+    rest = {key: value for key, value in adapter.items() if key.rpartition(".")[0] not in layers}
+    return rest or dict(adapter)
 
 
 def all_steps(root: Path) -> list[Path]:

@@ -96,14 +96,26 @@ def weights(folder: Path, save: Save) -> dict[str, torch.Tensor]:
             found = load_file(save.path)
         except (OSError, SafetensorError) as error:
             raise LoomError("save.unreadable", save=save.path.name) from error
+        untouched = _untouched(folder)
     else:
         if config.optimizer.name == "schedule_free":
             raise LoomError("saves.schedule_free", run=folder.name)
         checkpoint = checkpoints.read(save.path)
         if checkpoint is None:
             raise LoomError("save.damaged", save=save.path.name)
-        found = finished(checkpoint.adapter)
+        found, untouched = finished(checkpoint.adapter), checkpoint.facts.get("untouched", [])
+    found = checkpoints.without_layers(found, untouched)
     return found if any(key.endswith(".alpha") for key in found) else {**found, **alphas_of_0_1(config, found)}
+
+
+def _untouched(folder: Path) -> list[str]:
+    """The layers that had no gradient until the newest checkpoint of a run."""
+    for place in checkpoints.all_steps(folder / "checkpoints")[:1]:
+        state = read_json(place / "state.json", MAX_STATE_BYTES)
+        facts = state.get("facts") if isinstance(state, dict) else None
+        names = facts.get("untouched") if isinstance(facts, dict) else None
+        return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+    return []
 
 
 def finished(adapter: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

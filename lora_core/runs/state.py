@@ -79,6 +79,8 @@ class StateFile(Listener):
 
     def on_start(self, first_step: int, steps: int, facts: dict[str, Any]) -> None:
         self._values |= {"step": first_step, "steps": steps}
+        if "base_model" in facts:
+            self._values["base_model"] = facts["base_model"]
         self._write()
 
     def on_save(self, step: int, path: Path) -> None:

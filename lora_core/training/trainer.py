@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from ..adapters.base import TEXT_ENCODER
 from ..backends.base import UNKNOWN_ENCODER, SampleJob
 from ..config import TrainConfig, as_dict, parse
 from ..data.batches import Batches
@@ -33,6 +34,7 @@ from .assemble import assembled
 from .conditions import conditions_of, difference
 from .fitting import as_chosen
 from .job import Job
+from .prompts import Prompt, job_of, prompts_in
 from .run import Run
 from .step import optimizer_step
 from .validation import History
@@ -43,7 +45,7 @@ Export = Callable[
     [dict[str, torch.Tensor], dict[str, Any]], dict[str, Product]
 ]  # trained values and facts -> file stem -> what is in it, the main one first
 MAX_FAILED_SAMPLES = 2
-POINTS_DRAWN = 200
+POINTS_DRAWN, UNTOUCHED_NAMED = 200, 8
 CHANGEABLE = (
     "steps",
     "save",
@@ -181,6 +183,9 @@ class Loop:
         }
         log.write(row)
         self.listener.on_step(report)
+        if self.done == 1 and (layers := self.run.untouched_layers()):
+            values = {"count": len(layers), "all": len(self.run.adapters), "layer": layers[0]}
+            self._tell_of(layers, Message.of("adapter.no_gradient", field="adapter.targets", **values))
         if self.done % self.config.save.every == 0 and not last:
             log.settle()
             self.save()
@@ -261,6 +266,7 @@ class Loop:
             "config": as_dict(self.config),
             "scaler": self.run.scaler.state_dict(),
             "skipped_in_a_row": self.run.skipped_in_a_row,
+            "untouched": sorted(self.run.untouched),
             "conditions": self.conditions,
         }
         facts |= {"losses": self.losses, "frozen": self.run.frozen, "validation": self.history.as_list()}
@@ -324,6 +330,7 @@ class Loop:
             "pictures": len(self.run.batches.pictures),
             "per_epoch": self.run.batches.per_epoch,
             "objective": self.run.objective.kind,
+            "base_model": self.run.material.base.as_json(),
             "captions": [p.caption for p in self.run.batches.pictures],
             "repeats": [p.repeats for p in self.run.batches.pictures],
             **self.identity,
@@ -334,13 +341,30 @@ class Loop:
             self.save()
         if self.config.samples.every and outcome != "paused":
             self.draw_samples()
+        if outcome != "paused":
+            self._tell_untouched()
         return self._write_result(outcome)
+
+    def _tell_of(self, layers: Sequence[str], message: Message) -> None:
+        """Warns of layers of the model. That a text encoder's last ones give nothing is usual: SDXL and others read what comes before them."""
+        usual = all(self.run.adapters[name].part == TEXT_ENCODER for name in layers)
+        (self.listener.on_note if usual else self.listener.on_warning)(message)
+
+    def _tell_untouched(self) -> None:
+        """Says what was trained in name only."""
+        if layers := self.run.untouched_layers():
+            named = [*layers[:UNTOUCHED_NAMED], *(["…"] if len(layers) > UNTOUCHED_NAMED else [])]
+            values = {"count": len(layers), "all": len(self.run.adapters), "layers": named}
+            self._tell_of(layers, Message.of("adapter.left_out", field="adapter.targets", **values))
+        for token in self.run.adapters.tokens:
+            if token.token.placeholder in self.run.untouched:
+                self.listener.on_warning(Message.of("embedding.no_gradient", token=token.token.placeholder))
 
     def _write_result(self, outcome: str) -> Result:
         if not self.processes.main:
             return Result(self.folder, [], self.done, outcome, self.losses, {}, self.facts())
         weights = {**self.run.adapters.facts(), **self._chosen_weights()}  # best weights of 0.1.0 came without alphas
-        products = self.export(weights, self.facts())
+        products = self.export(checkpoints.without_layers(weights, self.run.untouched_layers()), self.facts())
         written = [self.folder / f"{stem}.safetensors" for stem in products]
         for path, (tensors, metadata) in zip(written, products.values(), strict=True):
             files.write_safetensors(path, tensors, metadata)
@@ -394,15 +418,15 @@ class Loop:
 
 def sample_jobs(config: TrainConfig, batches: Batches, prior: Batches | None = None) -> list[SampleJob]:
     """One job per line of samples.prompt; without prompts, the first caption. With class pictures one for the class, to see whether it drifts."""
-    prompts = sample_prompts(config, [p.caption for p in batches.pictures])
-    prompts += [config.prior.prompt or prior.pictures[0].caption] if prior else []
-    width, height = (side or config.data.resolution for side in (config.samples.width_px, config.samples.height_px))
-    return [SampleJob(prompt, width, height, config.samples) for prompt in prompts]
+    prompts = prompts_in(config.samples.prompt) or [Prompt(batches.pictures[0].caption, {})]
+    if prior:
+        prompts.append(Prompt(config.prior.prompt or prior.pictures[0].caption, {}))
+    return [job_of(prompt, config) for prompt in prompts]
 
 
 def sample_prompts(config: TrainConfig, captions: Sequence[str]) -> list[str]:
-    """The lines of samples.prompt, else the first caption."""
-    return [line.strip() for line in config.samples.prompt.splitlines() if line.strip()] or [captions[0]]
+    """What is drawn for the lines of samples.prompt, else the first caption."""
+    return [job_of(prompt, config).prompt for prompt in prompts_in(config.samples.prompt)] or [captions[0]]
 
 
 def identity_of(run: Run) -> dict[str, Any]:
