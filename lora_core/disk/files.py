@@ -202,6 +202,22 @@ def _discard(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def is_folder(path: Path) -> bool:
+    """Whether there is a folder of that name; a name that no system takes is none."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is a file of that name."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
 def existing(folder: Path) -> Path:
     """The folder itself or its nearest ancestor that exists."""
     return folder if folder.exists() else existing(folder.parent)
