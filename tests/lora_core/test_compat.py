@@ -18,7 +18,7 @@ def test_where_there_are_no_fused_kernels_adamw_steps_as_without_them(monkeypatc
 
     def old(groups, fused, **options):
         for group in groups:
-            group["fused"] = fused
+            group.setdefault("fused", fused)
         if fused:
             raise RuntimeError("`fused=True` requires all the params to be on supported devices: ['cuda']")
         return plain(groups, fused=fused, **options)
