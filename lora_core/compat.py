@@ -28,7 +28,7 @@ else:
 
 
 OutOfMemoryError: type[Exception] = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)  # 2.5
-_TOML = ("tomllib", "tomli", "pip._vendor.tomli")  # Python 3.11; the package; the copy that pip carries
+TOML = ("tomllib", "tomli", "pip._vendor.tomli")  # Python 3.11; the package; the copy that pip carries
 _GRAPHS = (
     ("recompile_limit", "cache_size_limit"),
     ("accumulated_recompile_limit", "accumulated_cache_size_limit"),
@@ -52,7 +52,7 @@ def _numbers(version: str) -> list[int]:
 
 def parse_toml(text: str) -> dict[str, Any]:
     """TOML text as nested dicts. Raises ValueError when it is none, LoomError where nothing here reads TOML."""
-    for name in _TOML:
+    for name in TOML:
         try:
             reader = importlib.import_module(name)
         except ModuleNotFoundError:

@@ -128,6 +128,7 @@ MAY_ASK = {  # about something else than what is lacking
     "lora_core/data/sources.py": "an option that the package datasets has dropped",
     "nodes/host/access/api.py": "what a run's card says of ComfyUI",
     "nodes/__init__.py": "whether ComfyUI is new enough to show its nodes",
+    "lora_core/training/conditions.py": "what a checkpoint says it was trained with",
     "lora_core/matching/regex.py": "the grammar of Python's patterns",
 }
 
