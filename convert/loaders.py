@@ -45,6 +45,12 @@ def cell_of(program: str, family: str, form: str) -> Cell | None:
     return cell
 
 
+def readers_of(kind: str) -> list[str]:
+    """The programs that were seen to read adapters of this kind, at least on some layers (SD1 in Kohya's spelling, which all of them were run with)."""
+    seen = {program: (cell_of(program, "sd1", "kohya") or {}).get("kinds", {}).get(kind) for program in PROGRAMS}
+    return [program for program, how in seen.items() if "exact" in (how.values() if isinstance(how, dict) else (how,))]
+
+
 def loaders(lora: Lora) -> dict[str, Message]:
     """Program -> what it reads of this file, as it is spelled; {} where the spelling or the family is none that was measured."""
     if lora.family not in FAMILIES or lora.source not in FORMS:
