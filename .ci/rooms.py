@@ -34,7 +34,7 @@ ORDER = [
     "lora_core/runs lora_core/backends",
     "lora_core/borrowing",
     "lora_core/optim lora_core/losses lora_core/events",
-    "lora_core/adapters lora_core/data lora_core/objectives",
+    "lora_core/adapters lora_core/data lora_core/objectives lora_core/importing",
     "lora_core/config lora_core/pictures lora_core/rng lora_core/toy",
     "lora_core/algebra lora_core/recipes lora_core/names lora_core/disk lora_core/processes",
     "lora_core/compat",

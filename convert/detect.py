@@ -2,24 +2,41 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from collections.abc import Mapping
-from typing import NamedTuple
 
 from ..lora_core.messages.message import Message
 from . import keys
 from .families import FAMILIES, UNKNOWN, Family, text
-from .lora import FAMILY, Module
+from .lora import FAMILY, OTHER, Module
 
 
-class _Score(NamedTuple):
-    """How well a family explains a file; compared field by field."""
+@dataclasses.dataclass(frozen=True)
+class _Fit:
+    """How well a family explains the denoiser layers of a file."""
 
     matched: int  # layers whose names it has
-    agrees: int  # shapes that only this kind of model has, minus those it cannot have
+    against: int  # shapes, kernels and block numbers that it cannot have
+    agrees: int  # shapes that only this kind of model has
     hidden: int  # widths of its published models, minus others
     declared: bool  # by the header
+
+    def explains(self, layers: int, any_width: bool) -> bool:
+        """Whether the family has nearly all names, all shapes, and a width it was published in or the header's word for it."""
+        return (
+            self.matched >= NEARLY_ALL * layers
+            and not self.against
+            and (self.hidden >= 0 or self.declared or any_width)
+        )
+
+    @property
+    def order(self) -> tuple[int, int, int, bool]:
+        return self.matched, self.agrees, self.hidden, self.declared
+
+
+NEARLY_ALL = 0.9  # layers of another model mostly have a name that the family lacks among any ten
 
 
 def split_prefix(name: str) -> tuple[str, int | str | None]:
@@ -35,55 +52,70 @@ def split_prefix(name: str) -> tuple[str, int | str | None]:
     return name, None
 
 
-def detect(modules: Mapping[str, Module], metadata: Mapping[str, str]) -> tuple[str, Message | None]:
-    """(family, doubt): the family whose layers the names are, told from its likes by shapes, then by the header. `doubt` is what the user should know."""
+def detect(
+    modules: Mapping[str, Module], metadata: Mapping[str, str], any_width: bool = False
+) -> tuple[str, Message | None]:
+    """(family, doubt): the family whose layers these are by all their names and shapes, told from its likes by shapes, then by the header.
+
+    `doubt` is what the user should know. `any_width`: also models of other widths than the published, for whole checkpoints.
+    """
     denoiser = {rest: m for name, m in modules.items() for rest, slot in [split_prefix(name)] if slot is None}
     texts = {name: m for name, m in modules.items() if split_prefix(name)[1] is not None}
+    denoiser = {name: module for name, module in denoiser.items() if module.kind != OTHER}
     if not denoiser:
-        return _from_text(texts, metadata)
+        return _from_text(texts, metadata) if texts else (UNKNOWN, Message.of("note.unknown_family"))
     declared = declared_family(metadata)
-    scores = {}
-    for family in FAMILIES.values():
-        score = _score(family, denoiser, declared)
-        if score.matched:
-            scores[family.name] = score
-    if not scores:
-        return UNKNOWN, Message.of("note.unknown_family")
-    best = max(scores, key=lambda n: scores[n])  # the first of equals: FAMILIES is in order of use
-    matched, agrees, hidden, _ = scores[best]
-    if agrees < 0 or 2 * matched < len(denoiser):
-        return UNKNOWN, Message.of("note.other_model", family=FAMILIES[best].title)
-    if hidden < 0:
-        return best, Message.of("note.other_size", family=FAMILIES[best].title, option=FAMILY)
-    rivals = [n for n in scores if n not in (best, "toy") and scores[n] == scores[best]]
+    fits = {name: _fit(family, denoiser, declared) for name, family in FAMILIES.items()}
+    able = {name: fit for name, fit in fits.items() if fit.explains(len(denoiser), any_width)}
+    if not able:
+        return UNKNOWN, _unlike(fits, len(denoiser))
+    best = max(able, key=lambda n: able[n].order)  # the first of equals: FAMILIES is in order of use
+    if able[best].hidden < 0:
+        return best, Message.of("note.declared_size", family=FAMILIES[best].title)
+    rivals = [n for n in able if n not in (best, "toy") and able[n] == able[best]]
     if rivals:
         return best, Message.of("note.rivals", families=[best, *rivals], family=best, option=FAMILY)
     return best, None
 
 
-def _score(family: Family, denoiser: Mapping[str, Module], declared: str) -> _Score:
-    matched = agrees = hidden = 0
+def _unlike(fits: Mapping[str, _Fit], layers: int) -> Message:
+    """Why no family is told: the nearest one, and what of it does not fit."""
+    near = max(fits, key=lambda n: (fits[n].matched, -fits[n].against))
+    fit, title = fits[near], FAMILIES[near].title
+    if not fit.matched:
+        return Message.of("note.unknown_family")
+    if fit.matched < NEARLY_ALL * layers or fit.against:
+        return Message.of("note.other_model", family=title)
+    return Message.of("note.other_size", family=title, option=FAMILY)
+
+
+def _fit(family: Family, denoiser: Mapping[str, Module], declared: str) -> _Fit:
+    matched = against = agrees = hidden = 0
     for name, module in denoiser.items():
-        found = family.table.find(name)
-        if found is None:
+        layer = family.table.find(name)
+        if layer is None:
             continue
         matched += 1
+        row = layer.rows[0]
+        if row.limit and int(layer.numbers[0]) >= row.limit:
+            against += 1
         shape = module.shape
-        if len(shape) < 2:
+        if len(shape) < 2 or row.kernel is None:
             continue
-        row = found.rows[0]
-        if row.limit and int(found.numbers[0]) >= row.limit:
-            agrees -= len(denoiser)
+        against += math.prod(shape[2:]) > 1 and shape[2:] != row.kernel
         if family.context and row.diffusers.endswith(("attn2.to_k", "attn2.to_v")):
-            agrees += 1 if shape[1] == family.context else -len(denoiser)
+            agrees += shape[1] == family.context
+            against += shape[1] != family.context
         if row.kernel == (1, 1) and row.diffusers.endswith(("proj_in", "proj_out")) and family.context:
             agrees += len(shape) > 2
         if row.ratio:
-            expected = row.ratio if found.native else row.ratio * row.shares[row.part] / sum(row.shares)
-            agrees += 1 if math.isclose(shape[0] / shape[1], expected, rel_tol=0.02) else -1
-        if shape[0] == shape[1] and (row.ratio == 1 or (len(row.shares) > 1 and not found.native)):
+            expected = row.ratio if layer.native else row.ratio * row.shares[row.part] / sum(row.shares)
+            fitting = math.isclose(shape[0] / shape[1], expected, rel_tol=0.02)
+            agrees += fitting
+            against += not fitting
+        if family.hidden and shape[0] == shape[1] and (row.ratio == 1 or (len(row.shares) > 1 and not layer.native)):
             hidden += 1 if shape[0] in family.hidden else -1
-    return _Score(matched, agrees, hidden, declared == family.name)
+    return _Fit(matched, against, agrees, hidden, declared == family.name)
 
 
 def declared_family(metadata: Mapping[str, str]) -> str:

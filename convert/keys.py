@@ -18,10 +18,17 @@ _ENDINGS = (
     ("A", "naive_a"), ("B", "naive_b"),
 )  # fmt: skip
 _PART = dict(_ENDINGS)
+UP_BIAS = "up_bias"  # PEFT's `lora_bias`: a bias of the upper factor, whose effect is a change of the layer's bias by scale * bias
 _KEY = re.compile(
-    r"(?P<name>.+?)(?:(?<=\w)(?P<old>_lora\.(?:down|up))|\.(?P<part>" + "|".join(re.escape(e) for e, _ in _ENDINGS if not e.startswith("_lora"))
-    + r"))(?:\.(?!weight$|bias$)(?P<adapter>\w+))?(?P<weight>\.weight)?"
+    r"(?P<name>.+?)(?:(?<=\w)(?P<old>_lora[12]?\.(?:down|up))|\.(?P<part>" + "|".join(re.escape(e) for e, _ in _ENDINGS if not e.startswith("_lora"))
+    + r"))(?:\.(?!weight$|bias$)(?P<adapter>\w+))?(?P<value>\.weight|\.bias)?"
 )  # fmt: skip
+
+# XLabs' Flux files, whose adapters hang on attention processors: "_lora" is said of one stream or the other.
+_XLABS = {
+    "double_blocks qkv_lora1": "img_attn.qkv", "double_blocks qkv_lora2": "txt_attn.qkv", "double_blocks proj_lora1": "img_attn.proj",
+    "double_blocks proj_lora2": "txt_attn.proj", "single_blocks qkv_lora": "linear1_qkv", "single_blocks proj_lora": "linear2",
+}  # fmt: skip
 
 # Old diffusers attention files: processor.to_out_lora is layer to_out.0, and a text encoder's self_attn.to_q_lora is layer self_attn.q_proj.
 WRAPPERS = re.compile(r"(^|\.)(base_model\.model|_orig_mod|module|_fsdp_wrapped_module)(?=\.)")
@@ -55,13 +62,21 @@ def parse(key: str, others: Collection[str] = ()) -> tuple[str, str] | None:
     if match is None:
         return None
     name = unwrapped(match["name"])
+    if match["value"] == ".bias":
+        part = _PART.get(match["part"])
+        return (name, UP_BIAS) if part == "up" else None
     if match["old"]:
         head, _, last = name.replace(".processor.", ".").rpartition(".")
+        hook, _, side = match["old"].partition(".")
+        if layer := _XLABS.get(f"{head.removeprefix('diffusion_model.').partition('.')[0]} {last}{hook}"):
+            return f"{head}.{layer}", side
+        if hook != "_lora":
+            return None
         if head.endswith(".self_attn") and last.startswith("to_"):  # of a text encoder
             last = f"{last[3:]}_proj"
         elif last == "to_out":
             last = "to_out.0"
-        return f"{head}.{last}", _PART[match["old"]]
+        return f"{head}.{last}", side
     return name.replace(".processor.", "."), _PART[match["part"]]
 
 

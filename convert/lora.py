@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -57,13 +57,23 @@ class Module:
 
     `kind` is a name in `algebra.kinds.KINDS`, which says what `parts` it has; or "other": parts as found under their exact endings, to be renamed only.
     Some kinds also carry dora (magnitudes, (out, 1, ...) or (1, in, ...)), all of them diff_b, a change of the bias that no alpha scales.
-    `alpha` None means scale 1. `kernel`: of a convolution whose factors are stored flat.
+    `alpha` None means scale 1. `kernel`: of a convolution whose factors are stored flat. `as_found`: keys and tensors of the file this was
+    read from; a changed module, made by `replaced` or `dataclasses.replace`, has none.
     """
 
     kind: str
     parts: Mapping[str, torch.Tensor]
     alpha: float | None = None
     kernel: tuple[int, ...] = ()
+    as_found: Mapping[str, torch.Tensor] = dataclasses.field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+
+    def found_as(self, tensors: Mapping[str, torch.Tensor]) -> Module:
+        """This module, with the keys and tensors that a file has for it."""
+        out = dataclasses.replace(self)
+        object.__setattr__(out, "as_found", dict(tensors))
+        return out
 
     @property
     def algebra(self) -> Kind | None:
@@ -122,7 +132,8 @@ class Lora:
     """A LoRA file in canonical form: modules by canonical name, `<component>.<diffusers path>` with the components "unet" or "transformer"
     for the denoiser and ComfyUI's names for text encoders (clip_l, clip_g, clip_h, t5xxl). Names nobody knows stay as they were.
 
-    `source`: the spelling it was read from; `keys`: those of the file. `embeddings`: bundled textual inversions by token. `notes`: what the user should know.
+    `source`: the spelling it was read from; `keys`: those of the file. `foreign`: tensors of the file that are no part of an adapter, which
+    are carried as they are. `embeddings`: bundled textual inversions by token. `notes`: what the user should know.
     """
 
     family: str
@@ -132,9 +143,21 @@ class Lora:
     notes: list[Message] = dataclasses.field(default_factory=list)
     source: str = ""
     keys: frozenset[str] = frozenset()
+    foreign: State = dataclasses.field(default_factory=dict)
 
     def components(self) -> list[str]:
         return sorted({component(name) for name in self.modules})
+
+
+def same(one: Module, other: Module) -> bool:
+    """Whether two modules are equal to the last bit."""
+    alike = (one.kind, one.alpha, one.kernel, one.parts.keys()) == (
+        other.kind,
+        other.alpha,
+        other.kernel,
+        other.parts.keys(),
+    )
+    return alike and all(torch.equal(value, other.parts[part]) for part, value in one.parts.items())
 
 
 def component(name: str) -> str:
@@ -288,13 +311,20 @@ def dense_tucker(module: Module) -> Module:
     return Module("lokr", {**rest, "lokr_w2": two * module.scale}, kernel=module.kernel)
 
 
-def cast(state: Mapping[str, torch.Tensor] | Iterable[tuple[str, torch.Tensor]], dtype: str) -> tuple[State, float]:
+def cast(
+    state: Mapping[str, torch.Tensor] | Iterable[tuple[str, torch.Tensor]],
+    dtype: str,
+    as_they_are: Collection[str] = (),
+) -> tuple[State, float]:
     """(state in `dtype`, share of non-zero values that became zero). Alpha stays float32-exact. Raises FormatError on overflow.
 
-    Takes a table or its pairs one by one, so that a large file need not be held in float32.
+    Takes a table or its pairs one by one, so that a large file need not be held in float32. `as_they_are`: keys whose tensors keep their bytes.
     """
     out, lost, total = {}, 0, 0
     for key, value in state.items() if isinstance(state, Mapping) else state:
+        if key in as_they_are:
+            out[key] = value
+            continue
         small = value.float() if key.endswith(".alpha") else value.to(DTYPES[dtype])
         if not torch.isfinite(small).all():
             raise FormatError("tensor.unfit", key=key, type=dtype)

@@ -62,12 +62,15 @@ def fused(*names: str, native: str, shares: tuple[int, ...] = (1, 1, 1), **more)
 class Table:
     """All rows of one model part, indexed by both spellings."""
 
-    def __init__(self, rows: Iterable[Row]):
+    def __init__(self, rows: Iterable[Row], aliases: Iterable[Row] = ()):
+        """`aliases`: further native spellings of layers that `rows` have, which are read and never written."""
         self.rows = tuple(rows)
         self._index: dict[str, list[tuple[tuple[str, ...], bool, tuple[Row, ...]]]] = {}
         natives: dict[str, list[Row]] = {}
         for row in self.rows:
             self._add(row.diffusers, False, (row,))
+            natives.setdefault(row.native, []).append(row)
+        for row in aliases:
             natives.setdefault(row.native, []).append(row)
         for pattern, rows_of_it in natives.items():
             self._add(pattern, True, tuple(rows_of_it))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from .detect import detect, split_prefix
 from .embedding import WIDTHS as EMBEDDING_WIDTHS
 from .embedding import unbundled
 from .families import FAMILIES, UNKNOWN, Family, text
-from .lora import DROP_UNKNOWN, FAMILY, OTHER, SCALE, FormatError, Lora, Module, about, multiplied
+from .lora import DROP_UNKNOWN, FAMILY, OTHER, SCALE, FormatError, Lora, Module, State, about, multiplied, same
 from .patterns import Found, Row
 
 MAX_RANK = 65536
@@ -36,31 +36,42 @@ def read(
     """The LoRA in `state`. `config` is a PEFT `adapter_config.json`; `family` overrides detection.
 
     Scale comes from `.alpha`, else from the PEFT config (or the copy diffusers keeps in the header), else it is 1.
-    `drop_unknown` leaves out, and counts in a note, keys that are no part of an adapter or of no layer of the model.
-    Raises FormatError for unknown or repeated keys, incomplete or misshapen modules, numbers that are not finite, and an unknown `family`.
+    Keys that are no part of an adapter, and layers that the model does not have, are carried as they are and counted in a note;
+    `drop_unknown` leaves them out instead. Raises FormatError for files without any adapter, repeated keys, incomplete or misshapen modules,
+    numbers that are not finite, and an unknown `family`.
     """
+    if family and family not in (*FAMILIES, UNKNOWN):
+        raise FormatError("family.unknown", field="family", family=repr(family), allowed=FAMILIES)
     state, embeddings = unbundled(state)
     metadata = dict(metadata or {})
-    dropped: list[str] = []
-    notes: list[Message] = []
     if not state:
         raise FormatError("file.only_embeddings" if embeddings else "file.empty")
-    raw = _modules(state, dropped if drop_unknown else None)
+    raw, foreign = _modules(state)
     _require_finite(raw)
     if config:
         raw = _scaled(raw, lambda name, m: (name, m, config))
     elif adapters := peft.header_configs(metadata):
         raw = _scaled(raw, lambda name, m: _in_component(name, m, adapters))
-    if family and family not in (*FAMILIES, UNKNOWN):
-        raise FormatError("family.unknown", field="family", family=repr(family), allowed=FAMILIES)
+    raw = {name: _settled_bias(name, module) for name, module in raw.items()}
     chosen, doubt = (family, None) if family else detect(raw, metadata)
-    if doubt:
-        notes.append(doubt)
-    named = raw
-    if chosen != UNKNOWN:
-        named = _canonical(raw, FAMILIES[chosen], dropped if drop_unknown else None)
-    if dropped:
-        notes.append(Message.of("note.dropped", count=len(dropped), key=dropped[0]))
+    notes = [doubt] if doubt else []
+    named, strays = (raw, []) if chosen == UNKNOWN else _canonical(raw, FAMILIES[chosen])
+    if strays and _none_fits(named, strays, FAMILIES[chosen]):
+        raise FormatError("family.no_layer_or_other", name=strays[0], family=FAMILIES[chosen].title, option=FAMILY)
+    if drop_unknown and (strays or foreign):
+        named = {name: module for name, module in named.items() if name not in strays}
+        notes.append(Message.of("note.dropped", count=len(strays) + len(foreign), key=[*strays, *foreign][0]))
+        strays, foreign = [], {}
+    if strays:
+        notes.append(
+            Message.of(
+                "note.strays", count=len(strays), layer=strays[0], family=FAMILIES[chosen].title, option=DROP_UNKNOWN
+            )
+        )
+    if others := [key for module in named.values() if module.kind == OTHER for key in module.as_found]:
+        notes.append(Message.of("note.unknown_kind", count=len(others), key=others[0]))
+    if foreign:
+        notes.append(Message.of("note.foreign", count=len(foreign), key=next(iter(foreign)), option=DROP_UNKNOWN))
     if any(m.alpha == 0 for m in raw.values()):
         notes.append(Message.of("note.alpha_zero"))
     if embeddings:
@@ -76,75 +87,123 @@ def read(
         notes,
         keys.form(next(iter(state), "")),
         frozenset(state),
+        foreign,
     )
 
 
-def _modules(state: Mapping[str, torch.Tensor], dropped: list[str] | None) -> dict[str, Module]:
-    """Modules by their name in the file."""
+def _modules(state: Mapping[str, torch.Tensor]) -> tuple[dict[str, Module], State]:
+    """(modules by their name in the file, tensors that are no part of an adapter)."""
     parts: dict[str, dict[str, torch.Tensor]] = {}
     origin: dict[tuple[str, str], str] = {}
+    foreign: State = {}
     for key, value in state.items():
         parsed = keys.parse(key, state)
-        if parsed is None and dropped is not None:
-            dropped.append(key)
-            continue
         if parsed is None:
-            widths = value.ndim in (1, 2, 3) and value.shape[-1] in EMBEDDING_WIDTHS
-            if widths:
-                raise FormatError("file.foreign_vectors", key=key)
-            raise FormatError("file.foreign_key", key=key, option=DROP_UNKNOWN)
+            foreign[key] = value
+            continue
         name, part = parsed
         if (name, part) in origin:
             raise FormatError("file.key_repeated", key=key, other=origin[name, part])
-        if value.is_complex() or value.dtype == torch.bool:
-            raise FormatError("tensor.type", key=key, type=value.dtype)
-        if value.is_floating_point() and value.itemsize == 1:
-            value = value.float()  # torch has hardly any arithmetic for 8-bit numbers
         origin[name, part] = key
         parts.setdefault(name, {})[part] = value
-    if not parts:
-        raise FormatError("file.empty")
-    return {name: _module(name, part, {p: origin[name, p] for p in part}) for name, part in parts.items()}
+    _require_adapter(parts, foreign)
+    return {name: _module(name, part, {origin[name, p]: p for p in part}) for name, part in parts.items()}, foreign
 
 
-def _module(name: str, parts: dict[str, torch.Tensor], origin: Mapping[str, str]) -> Module:
-    """One layer's parts as a module. `origin`: the key of each in the file."""
-    alpha = None
-    if "alpha" in parts:
-        alpha = _number(f"{name}.alpha", parts.pop("alpha"))
-    if not parts:
-        raise FormatError("module.no_weights", name=name)
-    if "naive_a" in parts or "naive_b" in parts:
+def _none_fits(named: Collection[str], strays: Collection[str], family: Family) -> bool:
+    """Whether a file has layers of a model, and none of this one. Layers of text encoders, which several families share, tell nothing."""
+    of_a_model = [name for name in strays if split_prefix(name)[1] is None]
+    fitting = any(name.startswith(f"{family.component}.") for name in named)
+    return len(strays) == len(named) or bool(of_a_model) and not fitting
+
+
+_NO_ADAPTER = frozenset({"alpha", "bias", "scale"})  # what weights of a model may be called too
+
+
+def _require_adapter(parts: Mapping[str, Mapping[str, torch.Tensor]], foreign: State) -> None:
+    """Raises FormatError for a file without any part that only adapters have."""
+    if any(part.keys() - _NO_ADAPTER for part in parts.values()):
+        return
+    if not foreign:
+        name, part = next(iter(parts.items()))
+        raise FormatError("module.no_weights", name=name, parts=sorted(part))
+    key, value = next(iter(foreign.items()))
+    vectors = value.ndim in (1, 2, 3) and value.shape[-1:] and value.shape[-1] in EMBEDDING_WIDTHS
+    raise FormatError("file.foreign_vectors" if vectors else "file.foreign_key", key=key)
+
+
+def _module(name: str, found: dict[str, torch.Tensor], origin: Mapping[str, str]) -> Module:
+    """One layer's parts as a module. `origin`: key in the file -> part. Parts of no kind we know, or of more than one, stay as they are."""
+    if found.keys() == {"alpha"}:
+        raise FormatError("module.no_weights", name=name, parts=["alpha"])
+    as_found = {key: found[part] for key, part in origin.items()}
+    parts = {part: value for part, value in found.items() if part != "alpha"}
+    if parts.keys() == {"naive_a", "naive_b"}:
         parts = _from_naive(name, parts)
+    kind = recognised(parts)
+    if kind is None or parts.keys() - kind.allowed - _BESIDE[kind.name == "lora"]:
+        return Module(OTHER, {keys.ending(key): value for key, value in as_found.items()}).found_as(as_found)
+    _require_numbers(as_found)
+    parts = {part: _computable(value) for part, value in parts.items()}
+    alpha = _number(f"{name}.alpha", found["alpha"]) if "alpha" in found else None
+    bias = parts.pop(keys.UP_BIAS, None)
     _require_sizes(name, parts)
     factor = 1.0
-    if "scale" in parts and {"down", "up"} <= parts.keys():  # A1111 reads it in place of alpha / rank
+    if "scale" in parts:  # A1111 reads it in place of alpha / rank
         factor, alpha = _number(f"{name}.scale", parts.pop("scale")), None
     if "magnitude" in parts and "down" in parts:  # PEFT: one number for each output, in a shape of its own
         parts["dora"] = parts.pop("magnitude").reshape(-1, *[1] * (parts["down"].ndim - 1))
     elif "dora" in parts and parts["dora"].ndim == 1:
         parts["dora"] = parts["dora"].reshape(-1, 1)
-    kind = recognised(parts)
-    if kind is None:
-        return Module(OTHER, {keys.ending(origin[part]): value for part, value in parts.items()}, alpha)
     _require_parts(name, kind, parts)
     _require_shapes(name, kind, parts)
     settled, alpha = kind.settled(parts, alpha)
     module = Module(kind.name, settled, alpha)
     _require_layer(name, module)
-    return module if factor == 1.0 else multiplied(module, factor)
+    if factor != 1.0:
+        module = multiplied(module, factor)
+    return (module if bias is None else module.replaced(**{keys.UP_BIAS: bias})).found_as(as_found)
+
+
+_BESIDE = {
+    True: frozenset({"scale", "magnitude", keys.UP_BIAS}),
+    False: frozenset(),
+}  # what only a LoRA's own factors are read with
+
+
+def _require_numbers(tensors: Mapping[str, torch.Tensor]) -> None:
+    for key, value in tensors.items():
+        if value.is_complex() or value.dtype == torch.bool:
+            raise FormatError("tensor.type", key=key, type=value.dtype)
+
+
+def _computable(value: torch.Tensor) -> torch.Tensor:
+    """torch has hardly any arithmetic for 8-bit numbers."""
+    return value.float() if value.is_floating_point() and value.itemsize == 1 else value
+
+
+def _settled_bias(name: str, module: Module) -> Module:
+    """The module with PEFT's bias of the upper factor as what it does: a change of the layer's bias, scale * bias."""
+    bias = module.parts.get(keys.UP_BIAS)
+    if bias is None:
+        return module
+    change = bias.float().flatten() * module.scale
+    if "diff_b" in module.parts:
+        change = change + module.parts["diff_b"].float()
+    rest = {part: value for part, value in module.parts.items() if part != keys.UP_BIAS}
+    settled = dataclasses.replace(module, parts={**rest, "diff_b": change})
+    _require_layer(name, settled)
+    return settled.found_as(module.as_found)
 
 
 def _require_parts(name: str, kind: Kind, parts: Mapping[str, torch.Tensor]) -> None:
-    """All that the kind needs, nothing that it does not have, and numbers where it learns."""
+    """All that the kind needs, and numbers where it learns."""
     for part, value in parts.items():
         described = kind.part(part)
         if not value.is_floating_point() and not (described and described.constant):
             raise FormatError("module.part_type", name=name, part=part, type=value.dtype)
     if missing := kind.needed - parts.keys():
         raise FormatError("module.part_missing", name=name, parts=sorted(parts), missing=sorted(missing))
-    if extra := parts.keys() - kind.allowed:
-        raise FormatError("module.part_foreign", name=name, parts=sorted(extra), kind=kind.name)
 
 
 def _number(key: str, value: torch.Tensor) -> float:
@@ -157,9 +216,9 @@ def _number(key: str, value: torch.Tensor) -> float:
 
 
 def _require_sizes(name: str, parts: Mapping[str, torch.Tensor]) -> None:
-    """Every part is a tensor of one to five dimensions with something in it; biases and scales may be any."""
+    """Every part is a tensor of one to five dimensions with something in it; scales may be any."""
     for part, value in parts.items():
-        if part in ("scale", "bias", "reshape_weight", "on_input"):
+        if part in ("scale", "on_input"):
             continue
         if value.numel() == 0 or not 1 <= value.ndim <= 5 or (part == "diff_b" and value.ndim != 1):
             raise FormatError("module.part_size", name=name, part=part, size=_size(value))
@@ -167,8 +226,6 @@ def _require_sizes(name: str, parts: Mapping[str, torch.Tensor]) -> None:
 
 def _from_naive(name: str, parts: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """A (in, rank) and B (rank, out), used as x @ A @ B."""
-    if set(parts) != {"naive_a", "naive_b"}:
-        raise FormatError("module.bare_a", name=name, parts=sorted(parts))
     a, b = parts["naive_a"], parts["naive_b"]
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[0]:
         raise FormatError("module.bare_shapes", name=name, a=_size(a), b=_size(b))
@@ -209,7 +266,7 @@ def _size(value: torch.Tensor) -> str:
 def _require_finite(modules: Mapping[str, Module]) -> None:
     for name, module in modules.items():
         for part, value in module.parts.items():
-            if value.is_floating_point() and not torch.isfinite(value).all():
+            if value.is_floating_point() and not torch.isfinite(_computable(value)).all():
                 raise FormatError("module.not_finite", name=name, part=part)
 
 
@@ -233,54 +290,59 @@ def _in_component(
     return (name[len(prefix) + 1 :], module, adapters[prefix]) if prefix else (name, module, {})
 
 
-def _canonical(raw: Mapping[str, Module], family: Family, dropped: list[str] | None = None) -> dict[str, Module]:
+def _canonical(raw: Mapping[str, Module], family: Family) -> tuple[dict[str, Module], list[str]]:
+    """(modules by canonical name, the names of those that are of no layer of the family, which stay as they are)."""
     out: dict[str, Module] = {}
     origin: dict[str, str] = {}
+    strays = []
 
     def put(canonical: str, module: Module | None, name: str) -> None:
         if module is None:
             return
+        if canonical in out and same(out[canonical], module):
+            return  # "universal" files hold some layers under the names of two programs
         if canonical in out:
             raise FormatError("file.layer_repeated", name=name, other=origin[canonical])
         out[canonical], origin[canonical] = module, name
 
     for name, module in raw.items():
+        if module.kind == OTHER:
+            put(name, module, name)
+            continue
         rest, slot = split_prefix(name)
-        if slot is None:
-            found = family.table.find(rest)
-            if found is None and dropped is not None:
-                dropped.append(name)
-                continue
-            if found is None:
-                raise FormatError("family.no_layer_or_other", name=name, family=family.title, option=FAMILY)
-            for canonical, part in _unfused(name, found, module):
-                put(f"{family.component}.{canonical}", part, name)
-        else:
-            encoder = _encoder(name, rest, slot, family)
-            path = text.find(encoder, rest)
-            if path is None and dropped is not None:
-                dropped.append(name)
-                continue
+        if slot is not None:
+            path = _text_path(name, rest, slot, family)
             if path is None:
-                raise FormatError("family.no_text_layer", name=name, encoder=encoder, family=family.title)
-            put(f"{encoder}.{path}", module, name)
-    return out
+                strays.append(name)
+            put(path or name, module, name)
+            continue
+        layer = family.table.find(rest)
+        if layer is None:
+            strays.append(name)
+            put(name, module, name)
+            continue
+        for canonical, part in _unfused(name, layer, module):
+            put(f"{family.component}.{canonical}", part, name)
+    return out, strays
 
 
-def _encoder(name: str, rest: str, slot: int | str, family: Family) -> str:
+def _text_path(name: str, rest: str, slot: int | str, family: Family) -> str | None:
+    """The canonical name of a text encoder's layer: `name` in the file, `rest` without its prefix; None where the family has no such layer."""
+    encoder = _encoder(name, rest, slot, family)
+    path = text.find(encoder, rest) if encoder else None
+    return f"{encoder}.{path}" if path else None
+
+
+def _encoder(name: str, rest: str, slot: int | str, family: Family) -> str | None:
     """Which text encoder a slot means in this family. T5 is known by its layer names: some trainers count it as the second encoder of Flux."""
     if isinstance(slot, str):
-        if family.encoder(slot) is None:
-            raise FormatError("family.no_encoder", name=name, family=family.title, encoder=slot)
-        return slot
+        return slot if family.encoder(slot) else None
     if ("SelfAttention" in rest or "DenseReluDense" in rest) and family.encoder("t5xxl"):
         return "t5xxl"
     if by_component := [e for e in family.encoders if name.startswith(f"{e.component}.")]:
         return by_component[0].name
     clips = [e for e in family.encoders if e.name != "t5xxl"]
-    if slot > len(clips):
-        raise FormatError("family.no_encoder_number", name=name, family=family.title, number=slot)
-    return clips[slot - 1].name
+    return clips[slot - 1].name if slot <= len(clips) else None
 
 
 def _unfused(name: str, found: Found, module: Module) -> list[tuple[str, Module | None]]:

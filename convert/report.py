@@ -29,7 +29,7 @@ class Block:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What a LoRA file is. `loaders`: program -> "all", or what it does not read and why. `problems`: the worst first."""
+    """What a LoRA file is. `loaders`: program -> what it reads of the file, and why not more. `problems`: the worst first."""
 
     family: str
     form: str
@@ -39,7 +39,7 @@ class Report:
     alphas: dict[float, int]
     blocks: tuple[Block, ...]
     triggers: tuple[str, ...]
-    loaders: dict[str, str]
+    loaders: dict[str, Message]
     problems: tuple[Message, ...]
     metadata: Mapping[str, str]
 
@@ -48,10 +48,10 @@ class Report:
         ranks = [f"{r} ({n}x)" if len(self.ranks) > 1 else str(r) for r, n in sorted(self.ranks.items())[:8]]
         alphas = [f"{a:g}" for a in sorted(self.alphas)[:8]]
         kinds = [f"{n} {kind}" for kind, n in self.kinds.items()]
-        known = self.family in FAMILIES
+        is_listed = self.family in FAMILIES
         out: list[Message | str] = [
             Message.of("report.base", family=FAMILIES[self.family].title)
-            if known
+            if is_listed
             else Message.of("report.base_unknown"),
             Message.of("report.spelling", form=self.form, count=self.modules, kinds=kinds),
             Message.of("report.rank", ranks=ranks, alphas=alphas)
@@ -60,7 +60,7 @@ class Report:
         ]
         if self.triggers:
             out.append(Message.of("report.triggers", words=self.triggers))
-        out += [f"{program}: {verdict}" for program, verdict in self.loaders.items()]
+        out += [Message.of("report.reads", program=program, verdict=told) for program, told in self.loaders.items()]
         if not self.loaders:
             out.append(Message.of("report.unread"))
         return [*out, *(Message.of("report.note", note=p) for p in self.problems)]

@@ -1,7 +1,7 @@
 """The canonical form -> the spelling a program reads. What each of them reads, and what it silently gets wrong, decides the details here.
 
 "kohya" (A1111, Forge, kohya's own tools, ComfyUI), "comfyui" (its native names), "diffusers" (one file for `load_lora_weights`), "peft"
-(a directory for each component) and "universal": the one form all loaders of the family read.
+(a directory for each component) and "universal": the one form that ComfyUI and diffusers both read; what other programs read of it stands in README.md.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ import torch
 
 from ..lora_core.messages.message import Message
 from . import fuse, peft
-from .families import FAMILIES, UNKNOWN, Family, known_family
+from .families import FAMILIES, UNKNOWN, Family, known_family, text
 from .forms import TARGETS
 from .lora import (
     APPROXIMATE,
+    DROP_UNKNOWN,
     FAMILY,
     OTHER,
     FormatError,
@@ -51,18 +52,68 @@ def entries(lora: Lora, target: str = "universal", one_alpha: bool | None = None
     """(key, tensor) of one file, computed one module at a time.
 
     `one_alpha`: the same alpha for all modules of a component, the difference folded into the weights. Default: only for the SD families
-    in Kohya form, where diffusers gives every module the commonest alpha. Raises FormatError where the target has no exact form.
+    in Kohya form, where diffusers gives every module the commonest alpha. What is of no known kind or layer has its own keys and tensors in
+    every form (see `carried`). Raises FormatError where the target has no exact form.
     """
     if target == "peft":
         raise FormatError("peft.several_folders")
     if target not in TARGETS:
         raise FormatError("target.unknown", field="target", target=repr(target), allowed=TARGETS)
-    if lora.family == UNKNOWN:
-        yield from _unknown(lora)
+    placed, strays = _placed(lora)
+    written: set[str] = set()
+    for key, value in (*_spelled(placed, target, one_alpha), *_carried(strays), *lora.foreign.items()):
+        if key in written:
+            raise FormatError("file.key_repeated", key=key, other=key)
+        written.add(key)
+        yield key, value
+
+
+def carried(lora: Lora) -> frozenset[str]:
+    """The keys that `entries` gives with the very tensors of the file: of kinds and layers nobody here knows, and of no adapter at all."""
+    _, strays = _placed(lora)
+    return frozenset([*lora.foreign, *(key for module in strays.values() for key in module.as_found)])
+
+
+def form_of(lora: Lora, target: str) -> str:
+    """The form that `target` stands for with this LoRA. "universal" is the family's, and ComfyUI's where diffusers has no form for a module."""
+    if target != "universal" or lora.family == UNKNOWN:
+        return target
+    form = FAMILIES[lora.family].universal
+    placed, _ = _placed(lora)
+    held = all(in_diffusers(module) for module in placed.modules.values())
+    return "comfyui" if form == "diffusers" and not held else form
+
+
+def in_diffusers(module: Module) -> bool:
+    """Whether diffusers has a form for it: lora_A and lora_B, with DoRA magnitudes of outputs where there are any."""
+    outputs = "dora" not in module.parts or module.parts["dora"].shape[0] == module.shape[0]
+    return module.kind == "lora" and "diff_b" not in module.parts and outputs
+
+
+def _placed(lora: Lora) -> tuple[Lora, Named]:
+    """(the modules of layers that the family has, all others by their name in the file)."""
+    family = FAMILIES.get(lora.family)
+    strays = {n: m for n, m in lora.modules.items() if family is None or m.kind == OTHER or not _has(family, n)}
+    placed = {name: module for name, module in lora.modules.items() if name not in strays}
+    return dataclasses.replace(lora, modules=placed, foreign={}), strays
+
+
+def _has(family: Family, name: str) -> bool:
+    """Whether `name` is the canonical name of a layer of the family."""
+    part, _, path = name.partition(".")
+    if part == family.component:
+        layer = family.table.find(path)
+        return layer is not None and not layer.native
+    return family.encoder(part) is not None and text.find(part, path) is not None
+
+
+def _spelled(lora: Lora, target: str, one_alpha: bool | None) -> Iterator[tuple[str, torch.Tensor]]:
+    """(key, tensor) of modules whose layers the family has."""
+    if not lora.modules:
         return
-    family = _known(lora)
-    everyone = target == "universal" and family.universal == "diffusers"
-    target = family.universal if target == "universal" else target
+    family, form = FAMILIES[lora.family], form_of(lora, target)
+    everyone = target == "universal" and form == "diffusers"
+    target = form
     named = (
         _for_everyone(lora, family)
         if everyone
@@ -87,7 +138,10 @@ def peft_directories(lora: Lora, flat_clip: bool = False) -> dict[str, tuple[Sta
     """
     family = _known(lora)
     groups: dict[str, dict[str, Module]] = {}
-    for name, module in lora.modules.items():
+    placed, strays = _placed(lora)
+    if foreign := [*strays, *lora.foreign]:
+        raise FormatError("peft.foreign", key=foreign[0], option=DROP_UNKNOWN)
+    for name, module in placed.modules.items():
         part = component(name)
         path = name.removeprefix(f"{part}.")
         encoder = family.encoder(part)
@@ -117,13 +171,7 @@ Named = dict[str, Module]
 def _known(lora: Lora) -> Family:
     if lora.family == UNKNOWN:
         raise FormatError("family.unknown_names", option=FAMILY)
-    family = FAMILIES[lora.family]
-    parts = {family.component, *(e.name for e in family.encoders)}
-    if foreign := next((n for n in lora.modules if component(n) not in parts), None):
-        raise FormatError(
-            "family.no_component", layer=foreign, family=family.title, component=component(foreign), parts=sorted(parts)
-        )
-    return family
+    return FAMILIES[lora.family]
 
 
 def _native(lora: Lora, family: Family) -> Named:
@@ -132,8 +180,7 @@ def _native(lora: Lora, family: Family) -> Named:
     rows = {}
     for name, module in _denoiser(lora, family):
         found = family.table.find(name)
-        if found is None or found.native:
-            raise FormatError("family.no_layer", name=name, family=family.title)
+        assert found is not None
         row = found.rows[0]
         path = fill(row.native, found.numbers)
         groups.setdefault(path, {})[row.part] = module
@@ -160,7 +207,11 @@ def _kohya_names(lora: Lora, family: Family) -> Named:
     denoiser = _native(lora, family) if family.native_kohya else dict(_denoiser(lora, family))
     named = {f"lora_unet_{_flat(path)}": module for path, module in denoiser.items()}
     prefixes = {e.name: e.kohya for e in family.encoders}
-    return named | {f"{prefixes[encoder]}_{_flat(path)}": module for encoder, path, module in _texts(lora, family)}
+    for encoder, path, module in _texts(lora, family):
+        flat = encoder == "t5xxl" or text.in_blocks(path) or (prefixes[encoder], path) in text.KOHYA_PROJECTIONS
+        name = f"{prefixes[encoder]}_{_flat(path)}" if flat else f"text_encoders.{encoder}.transformer.{path}"
+        named[name] = module
+    return named
 
 
 def _native_names(lora: Lora, family: Family) -> Named:
@@ -177,21 +228,23 @@ def _diffusers_names(lora: Lora, family: Family) -> Named:
 
 
 def _for_everyone(lora: Lora, family: Family) -> Named:
-    """diffusers' names, except for layers that diffusers does not load and ComfyUI knows by its own names alone: T5, and rows that say so."""
+    """diffusers' names, and beside them ComfyUI's own of layers that it knows by no other: rows that say so, parts of text encoders. T5, which
+    diffusers does not load, has ComfyUI's alone.
+    """
     named = {}
-    for name, module in _diffusers_names(lora, family).items():
-        found = (
-            family.table.find(name.removeprefix(f"{family.component}."))
-            if name.startswith(f"{family.component}.")
-            else None
-        )
-        native = found is not None and found.rows[0].host_name_only
-        named[f"diffusion_model.{fill(found.rows[0].native, found.numbers)}" if found and native else name] = module
-    for encoder, path, module in _texts(lora, family):
-        if encoder == "t5xxl":
-            entry = family.encoder(encoder)
-            named.pop(f"{entry.component if entry else ''}.{path}")
-            named[f"text_encoders.{encoder}.transformer.{path}"] = module
+    for name, module in lora.modules.items():
+        encoder, path = family.encoder(component(name)), name.partition(".")[2]
+        if encoder is None:
+            layer = family.table.find(path)
+            assert layer is not None
+            named[name] = module
+            if layer.rows[0].host_name_only:
+                named[f"diffusion_model.{fill(layer.rows[0].native, layer.numbers)}"] = module
+            continue
+        if encoder.name != "t5xxl":
+            named[f"{encoder.component}.{path}"] = module
+        if encoder.name == "t5xxl" or not text.in_blocks(path):
+            named[f"text_encoders.{encoder.name}.transformer.{path}"] = module
     return named
 
 
@@ -256,9 +309,12 @@ def _common_alphas(named: Named) -> dict[str, float]:
     return out
 
 
-def _unknown(lora: Lora) -> Iterator[tuple[str, torch.Tensor]]:
-    """Names as they were; Kohya suffixes for flat names, A and B for dotted ones."""
-    for name, module in lora.modules.items():
+def _carried(modules: Named) -> Iterator[tuple[str, torch.Tensor]]:
+    """The file's own keys and tensors; of modules that were changed since, its names with Kohya suffixes for flat ones, A and B for dotted ones."""
+    for name, module in modules.items():
+        if module.as_found:
+            yield from module.as_found.items()
+            continue
         flat = name.startswith(("lora_", "lycoris_", "oft_"))
         suffixes = (_kohya_suffixes if flat else _scale_in_weights_or_alpha)(name, module)
         yield from ((f"{name}.{part}", value) for part, value in suffixes.items())
@@ -272,8 +328,15 @@ def trained(state: Mapping[str, torch.Tensor], base: str) -> State:
     family = known_family(base)
     if family != UNKNOWN:
         with contextlib.suppress(FormatError):
-            return write(read(state, family=family))
-    return write(read(state, family=UNKNOWN))
+            lora = read(state, family=family)
+            _, strays = _placed(lora)
+            if not strays and not lora.foreign:
+                return write(lora)
+    lora = read(state, family=UNKNOWN)
+    modules = {
+        name: module if module.kind == OTHER else dataclasses.replace(module) for name, module in lora.modules.items()
+    }
+    return write(dataclasses.replace(lora, modules=modules))
 
 
 def approximated(lora: Lora, rank: int) -> tuple[Lora, dict[str, float]]:

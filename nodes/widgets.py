@@ -116,4 +116,4 @@ def widget_names(tables: Iterable[Iterable[Any]]) -> dict[str, tuple[str, ...]]:
     for table in tables:
         for entry in rows(table):
             names.setdefault(entry.path, {})[entry.name] = None
-    return {path: tuple(found) for path, found in names.items()}
+    return {path: tuple(widgets) for path, widgets in names.items()}

@@ -25,7 +25,7 @@ class Encoder:
 class Family:
     """One base model family.
 
-    `universal`: the one form every loader of this family reads (see `writers.py`). `native_kohya`: Kohya names are built from native
+    `universal`: the one form that ComfyUI and diffusers both read (see `writers.py`). `native_kohya`: Kohya names are built from native
     paths, not from diffusers ones. `context`: width of the text that cross-attention reads (UNets). `hidden`: widths of published models.
     """
 
@@ -63,7 +63,7 @@ _ALL = (
     _unet("sdxl", "Stable Diffusion XL", Table(unet_rows(3, (1, 2), pooled=True, depth=10)), _TE_SDXL, 2048, native_kohya=True),
     _unet("sdxl-refiner", "Stable Diffusion XL refiner", _REFINER, (Encoder("clip_g", "lora_te", "text_encoder_2"),), 1280, True),
     _unet("toy", "LoRA Loom's bundled toy model", Table(unet_rows(2, (0, 1), layers=1, conv_proj=True)), _TE, 64),
-    Family("flux1", "Flux.1", "transformer", Table(transformers.FLUX1), _TE_FLUX, hidden=(3072,)),
+    Family("flux1", "Flux.1", "transformer", Table(transformers.FLUX1, transformers.FLUX1_ALIASES), _TE_FLUX, hidden=(3072,)),
     Family("chroma", "Chroma", "transformer", Table(transformers.CHROMA), (Encoder("t5xxl", "lora_te1", "text_encoder"),), hidden=(3072,)),
     Family("sd3", "Stable Diffusion 3 and 3.5", "transformer", Table(transformers.SD3), _TE_SD3, hidden=(1536, 2432)),
     Family("flux2", "Flux.2", "transformer", Table(transformers.FLUX2), universal="comfyui", hidden=(6144, 4096, 3072)),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterable
+
 from ..patterns import Row, fused
 
 
@@ -62,6 +65,31 @@ def _single_blocks(limit: int) -> list[Row]:
     ]
 
 
+def _norms(pairs: Iterable[tuple[str, str]], limit: int = 0) -> list[Row]:
+    """Norm layers: their weight, and a bias where they have one."""
+    return [Row(ours, theirs, kernel=None, limit=limit) for ours, theirs in pairs]
+
+
+def _flux_norms(double: int, single: int) -> list[Row]:
+    """The norms of queries and keys in the blocks of the Flux models."""
+    streams = (
+        ("norm_q", "img_attn.norm.query"),
+        ("norm_k", "img_attn.norm.key"),
+        ("norm_added_q", "txt_attn.norm.query"),
+        ("norm_added_k", "txt_attn.norm.key"),
+    )
+    return [
+        *_norms(((f"transformer_blocks.*.attn.{a}", f"double_blocks.*.{b}_norm") for a, b in streams), double),
+        *_norms(
+            (
+                (f"single_transformer_blocks.*.attn.norm_{a[0]}", f"single_blocks.*.norm.{a}_norm")
+                for a in ("query", "key")
+            ),
+            single,
+        ),
+    ]
+
+
 _FLUX_ENDS = [Row("x_embedder", "img_in"), Row("context_embedder", "txt_in"), Row("proj_out", "final_layer.linear")]
 _NORM_OUT = Row("norm_out.linear", "final_layer.adaLN_modulation.1", ratio=2, swap="always")
 
@@ -71,6 +99,7 @@ FLUX1 = [
     Row("transformer_blocks.*.norm1.linear", "double_blocks.*.img_mod.lin", ratio=6, limit=19),
     Row("transformer_blocks.*.norm1_context.linear", "double_blocks.*.txt_mod.lin", ratio=6, limit=19),
     Row("single_transformer_blocks.*.norm.linear", "single_blocks.*.modulation.lin", ratio=3, limit=38),
+    *_flux_norms(19, 38),
     *_FLUX_ENDS,
     _NORM_OUT,
     *(
@@ -79,10 +108,17 @@ FLUX1 = [
         for n, layer in ((1, "in_layer"), (2, "out_layer"))
     ),
 ]
+FLUX1_ALIASES = [  # XLabs' and USO's adapters of the queries, keys and values in a one-stream block, without the MLP that shares their matrix
+    *fused(
+        *(f"single_transformer_blocks.*.{n}" for n in _IMG), native="single_blocks.*.linear1_qkv", ratio=3, limit=38
+    ),
+]
 CHROMA = [
     *_double_blocks(gated=False, limit=19),
     *_single_blocks(limit=38),
+    *_flux_norms(19, 38),
     *_FLUX_ENDS,
+    Row("distilled_guidance_layer.norms.*", "distilled_guidance_layer.norms.*", kernel=None, host_name_only=True),
     *(
         Row(f"distilled_guidance_layer.{n}", f"distilled_guidance_layer.{n}", host_name_only=True)
         for n in ("in_proj", "out_proj")
@@ -98,6 +134,7 @@ FLUX2 = [
     *_double_blocks(gated=True, limit=8),
     Row("single_transformer_blocks.*.attn.to_qkv_mlp_proj", "single_blocks.*.linear1", ratio=9, limit=48),
     Row("single_transformer_blocks.*.attn.to_out", "single_blocks.*.linear2", ratio=0.25, limit=48),
+    *_flux_norms(8, 48),
     *_FLUX_ENDS,
     _NORM_OUT,
     Row("double_stream_modulation_img.linear", "double_stream_modulation_img.lin", ratio=6),
@@ -143,16 +180,33 @@ def _sd3() -> list[Row]:
         *(f"{block}.attn2.to_{n}" for n in "qkv"), native="joint_blocks.*.x_block.attn2.qkv", ratio=3, limit=38
     )
     rows.append(Row(f"{block}.attn2.to_out.0", "joint_blocks.*.x_block.attn2.proj", ratio=1, limit=38))
+    norms = (
+        ("attn.norm_", "x_block.attn"),
+        ("attn.norm_added_", "context_block.attn"),
+        ("attn2.norm_", "x_block.attn2"),
+    )
+    rows += _norms(((f"{block}.{a}{n}", f"joint_blocks.*.{b}.ln_{n}") for a, b in norms for n in "qk"), 38)
     return rows
 
 
 SD3 = _sd3()
 
 
-def _next_dit(
-    attention: str, shares: tuple[int, ...], mlp: str, widening: float, modulation: tuple[str, str], ends: list[Row]
-) -> list[Row]:
+@dataclasses.dataclass(frozen=True)
+class _NextDit:
+    """What differs between Lumina2 and Z-Image. `norms`: diffusers' names of the two around the attention."""
+
+    attention: str
+    shares: tuple[int, ...]
+    mlp: str
+    widening: float
+    modulation: tuple[str, str]
+    norms: tuple[str, str]
+
+
+def _next_dit(kind: _NextDit, ends: list[Row]) -> list[Row]:
     """The blocks of Lumina2 and Z-Image, which share their code."""
+    attention, shares, mlp, widening, modulation, norms = dataclasses.astuple(kind)
     rows = list(ends)
     for place in ("layers", "noise_refiner", "context_refiner"):
         block = f"{place}.*"
@@ -169,20 +223,28 @@ def _next_dit(
             for n in (1, 2, 3)
         ]
         rows.append(Row(f"{block}.{modulation[0]}", f"{block}.{modulation[1]}", limit=30))
+        rows += _norms(((f"{block}.{attention}.norm_{n}", f"{block}.attention.{n}_norm") for n in "qk"), 30)
+        rows += _norms(((f"{block}.ffn_norm{n}", f"{block}.ffn_norm{n}") for n in (1, 2)), 30)
+        first, second = (f"{name}.norm" if place != "context_refiner" and name == "norm1" else name for name in norms)
+        rows += _norms(
+            ((f"{block}.{first}", f"{block}.attention_norm1"), (f"{block}.{second}", f"{block}.attention_norm2")), 30
+        )
     return rows
 
 
 Z_IMAGE = _next_dit(
-    "attention", (1, 1, 1), "w", 8 / 3, ("adaLN_modulation.0", "adaLN_modulation.0"),
+    _NextDit("attention", (1, 1, 1), "w", 8 / 3, ("adaLN_modulation.0", "adaLN_modulation.0"), ("attention_norm1", "attention_norm2")),
     [
+        Row("cap_embedder.0", "cap_embedder.0", kernel=None),
         Row("all_x_embedder.2-1", "x_embedder"), Row("all_final_layer.2-1.linear", "final_layer.linear"),
         Row("all_final_layer.2-1.adaLN_modulation.1", "final_layer.adaLN_modulation.1"), Row("cap_embedder.1", "cap_embedder.1"),
         *(Row(f"t_embedder.mlp.{n}", f"t_embedder.mlp.{n}") for n in (0, 2)),
     ],
 )  # fmt: skip
 LUMINA2 = _next_dit(
-    "attn", (3, 1, 1), "linear_", 4, ("norm1.linear", "adaLN_modulation.1"),  # grouped queries: 24 heads share 8 keys and values
+    _NextDit("attn", (3, 1, 1), "linear_", 4, ("norm1.linear", "adaLN_modulation.1"), ("norm1", "norm2")),  # grouped queries: 24 heads share 8 keys and values
     [
+        Row("time_caption_embed.caption_embedder.0", "cap_embedder.0", kernel=None),
         Row("x_embedder", "x_embedder"), Row("norm_out.linear_1", "final_layer.adaLN_modulation.1"), Row("norm_out.linear_2", "final_layer.linear"),
         Row("time_caption_embed.caption_embedder.1", "cap_embedder.1"),
         *(Row(f"time_caption_embed.timestep_embedder.linear_{n}", f"t_embedder.mlp.{2 * n - 2}") for n in (1, 2)),
@@ -199,13 +261,17 @@ QWEN = [
         for n, ratio in _QWEN.items()
     ),
     *(Row(n, n) for n in ("img_in", "txt_in", "norm_out.linear", "proj_out")),
+    Row("txt_norm", "txt_norm", kernel=None),
+    *_norms(
+        ((name, name) for name in (f"transformer_blocks.*.attn.norm_{n}" for n in ("q", "k", "added_q", "added_k"))), 60
+    ),
     *(Row(n, n) for n in (f"time_text_embed.timestep_embedder.linear_{i}" for i in (1, 2))),
 ]
 
 _WAN_ATTENTION = {"to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "o", "add_k_proj": "k_img", "add_v_proj": "v_img"}
 WAN = [
-    *(Row(f"blocks.*.attn1.{a}", f"blocks.*.self_attn.{b}", limit=40) for a, b in list(_WAN_ATTENTION.items())[:4]),
-    *(Row(f"blocks.*.attn2.{a}", f"blocks.*.cross_attn.{b}", limit=40) for a, b in _WAN_ATTENTION.items()),
+    *(Row(f"blocks.*.attn1.{a}", f"blocks.*.self_attn.{b}", ratio=1, limit=40) for a, b in list(_WAN_ATTENTION.items())[:4]),
+    *(Row(f"blocks.*.attn2.{a}", f"blocks.*.cross_attn.{b}", ratio=1, limit=40) for a, b in _WAN_ATTENTION.items()),
     *(Row(f"blocks.*.attn1.norm_{p}", f"blocks.*.self_attn.norm_{p}", kernel=None, limit=40) for p in "qk"),
     *(Row(f"blocks.*.attn2.norm_{p}", f"blocks.*.cross_attn.norm_{p}", kernel=None, limit=40) for p in "qk"),
     Row("blocks.*.attn2.norm_added_k", "blocks.*.cross_attn.norm_k_img", kernel=None, limit=40), Row("blocks.*.norm2", "blocks.*.norm3", kernel=None, limit=40),
@@ -213,5 +279,7 @@ WAN = [
     Row("patch_embedding", "patch_embedding", kernel=(1, 2, 2)), Row("proj_out", "head.head"),
     *(Row(f"condition_embedder.{kind}_embedder.linear_{n}", f"{kind}_embedding.{2 * n - 2}") for kind in ("time", "text") for n in (1, 2)),
     Row("condition_embedder.time_proj", "time_projection.1"),
+    Row("condition_embedder.image_embedder.norm1", "img_emb.proj.0", kernel=None),
+    Row("condition_embedder.image_embedder.norm2", "img_emb.proj.4", kernel=None),
     Row("condition_embedder.image_embedder.ff.net.0.proj", "img_emb.proj.1"), Row("condition_embedder.image_embedder.ff.net.2", "img_emb.proj.3"),
 ]  # fmt: skip

@@ -160,7 +160,7 @@ def family_of(layout: Layout) -> Family:
         if match and len(shape) > 1 and not key.startswith(_NOT_DENOISER):
             name = match[1].partition("/")[2] or match[1].removeprefix("model.").removeprefix("diffusion_model.")
             raw[f"diffusion_model.{name}"] = Module("full", {"diff": torch.empty(shape, device="meta")})
-    name, _ = detect(raw, {}) if raw else ("", None)
+    name, _ = detect(raw, {}, any_width=True) if raw else ("", None)
     if name not in FAMILIES:
         raise FormatError("checkpoint.unknown_family")
     return FAMILIES[name]

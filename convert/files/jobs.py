@@ -20,7 +20,7 @@ from ..merge import Outcome, Progress, merge, quiet, resize
 from ..metadata import converted_metadata, embedding_metadata
 from ..readers import read
 from ..report import triggers
-from ..writers import approximated, entries, peft_directories
+from ..writers import approximated, carried, entries, form_of, in_diffusers, peft_directories
 from . import disk
 from .checkpoints import bake, checkpoint, extract, family_of, require_unscaled
 
@@ -146,7 +146,10 @@ def write_lora(lora: Lora, path: Path, options: Options, extra: Mapping[str, str
         raise FormatError("file.exists" if options.target == "peft" else "file.exists_overwrite", file=path.name)
     if options.target == "peft":
         return _write_peft(lora, path, options, notes)
-    tensors, lost = cast(entries(lora, options.target, False if options.keep_alphas else None), options.dtype)
+    if form_of(lora, options.target) == "comfyui" != form_of(dataclasses.replace(lora, modules={}), options.target):
+        notes.append(_host_form(lora))
+    spelled = entries(lora, options.target, False if options.keep_alphas else None)
+    tensors, lost = cast(spelled, options.dtype, carried(lora))
     if options.bundle and lora.embeddings:
         tensors |= bundled({token: read_embedding(vectors) for token, vectors in lora.embeddings.items()})
     if lost:
@@ -157,6 +160,12 @@ def write_lora(lora: Lora, path: Path, options: Options, extra: Mapping[str, str
         converted_metadata(lora.metadata, tensors, path.stem, lora.family, options.details, **(extra or {})),
     )
     return Written(path, notes)
+
+
+def _host_form(lora: Lora) -> Message:
+    """Why a file that was to be read by diffusers too has ComfyUI's names."""
+    unheld = [m.kind if "dora" not in m.parts else "dora" for m in lora.modules.values() if not in_diffusers(m)]
+    return Message.of("note.host_form", count=len(unheld), kinds=sorted(set(unheld)))
 
 
 def _write_peft(lora: Lora, path: Path, options: Options, notes: list[Message]) -> Written:

@@ -76,14 +76,14 @@ def look(dataset: Dataset, length: Callable[[str], TextLength] | None, progress:
     notes: dict[str, list[Message]] = collections.defaultdict(list)
     buckets: collections.Counter[tuple[int, int]] = collections.Counter()
     progress(0, len(pictures))
-    for done, (picture, found) in enumerate(ahead(_seen, pictures), 1):
-        if isinstance(found, Seen):
-            seen[picture.name] = found
-            notes[picture.name] += _about_picture(picture, found)
+    for done, (picture, sight) in enumerate(ahead(_seen, pictures), 1):
+        if isinstance(sight, Seen):
+            seen[picture.name] = sight
+            notes[picture.name] += _about_picture(picture, sight)
             for how in fits(picture.width_px, picture.height_px, picture.data):
                 buckets[how.bucket] += picture.repeats
         else:
-            notes[picture.name].append(Message.of("lint.left_out", reason=found))
+            notes[picture.name].append(Message.of("lint.left_out", reason=sight))
         notes[picture.name] += _about_caption(picture, length)
         progress(done, len(pictures))
     for group in near_duplicates(seen):
@@ -190,7 +190,9 @@ def _about_caption(picture: Picture, length: Callable[[str], TextLength] | None)
     out: list[Message] = []
     if not picture.caption and picture.data.captions != "none":
         out.append(Message.of("lint.no_caption"))
-    longest = max((length(c.text) for c in picture.captions), key=lambda found: found.tokens) if length else None
+    longest = (
+        max((length(c.text) for c in picture.captions), key=lambda text_length: text_length.tokens) if length else None
+    )
     if longest and longest.cut:
         out.append(Message.of("lint.caption_cut", tokens=longest.tokens, cut=longest.cut))
     elif longest and longest.pieces > 1:
@@ -205,7 +207,7 @@ def _general(dataset: Dataset) -> list[Message]:
     captions = [p.caption for p in dataset.pictures if p.caption]
     tags = [_tags(caption) for caption in captions]
     if len(captions) >= FEWEST_FOR_TAGS:
-        counts = collections.Counter(tag for found in tags for tag in found if tag != dataset.trigger.lower())
+        counts = collections.Counter(tag for words in tags for tag in words if tag != dataset.trigger.lower())
         constant = (
             sorted(tag for tag, n in counts.items() if n >= CONSTANT_SHARE * len(tags))
             if len(set(captions)) > 1

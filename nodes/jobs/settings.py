@@ -8,13 +8,16 @@ from typing import Any
 
 from ...lora_core.config import TrainConfig, as_dict, parse
 from ...lora_core.data.folder import Dataset
+from ...lora_core.recipes import LENGTHS
 from .datasets import Base, PictureSets
 from .presets import PRESETS
 
 
 def over(config: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """`config` (nested) with these values in it, by config path."""
+    """`config` (nested) with these values in it, by config path. A length among them replaces one that is said otherwise."""
     out = copy.deepcopy(dict(config))
+    if any(values.get(name) for name in LENGTHS):
+        out |= {name: 0 for name in LENGTHS if name != "steps"}
     for path, value in values.items():
         *sections, leaf = path.split(".")
         place = out
@@ -43,5 +46,7 @@ def job_config(
     pictures = sized.opened()
     filled = automatic(preset, len(pictures.pictures), values.get("optimizer.name", "adamw"))
     own = {path: value for path, value in values.items() if not path.startswith("data.")}
+    if any(own.get(name) for name in LENGTHS):
+        del filled["steps"]
     plain = over(as_dict(TrainConfig(base=base, **sized.parts())), {**filled, **own})
     return parse(plain), pictures

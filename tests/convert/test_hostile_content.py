@@ -135,8 +135,7 @@ def test_a_stray_key_can_be_left_out_and_is_counted():
         f"{name}.lora_up.weight": torch.ones(16, 2),
         "lora_te_logit_scale": torch.tensor(1.0),
     }
-    with pytest.raises(FormatError, match="lora_te_logit_scale"):
-        read(state)
+    assert any("logit_scale" in str(note) for note in read(state).notes)
     lora = read(state, drop_unknown=True)
     assert len(lora.modules) == 1
     assert any("1 keys or layers" in str(note) and "logit_scale" in str(note) for note in lora.notes)
@@ -181,7 +180,7 @@ def test_shares_without_weights_keep_their_bias_change_and_magnitudes():
 
 def test_only_the_file_s_own_spelling_gets_a_verdict():
     kohya = write(Lora("sd1", {Q: Module("lora", {"down": torch.ones(2, 16), "up": torch.ones(16, 2)})}), "kohya")
-    assert inspect(read(kohya, family="sd1")).loaders["A1111"] == "all"
+    assert str(inspect(read(kohya, family="sd1")).loaders["A1111"]) == "all"
     other = {k.replace("lora_unet_", "lycoris_"): v for k, v in kohya.items()}
     assert inspect(read(other, family="sd1")).loaders == {}
 

@@ -24,6 +24,7 @@ from lora_cases import (
 )
 from lora_loom.convert import TARGETS, FormatError, Lora, Module, peft_directories, read, trained, write
 from lora_loom.convert.families import FAMILIES, UNKNOWN
+from lora_loom.convert.merge import weighted
 from lora_loom.convert.writers import approximated
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import save_file
@@ -239,16 +240,19 @@ def test_an_unknown_target_and_peft_as_a_file_are_refused():
             write(made("sd1"), target)
 
 
-def test_a_layer_the_family_does_not_have_is_refused_by_name():
-    with pytest.raises(FormatError, match="transformer_blocks.0.strange"):
-        write(Lora("flux1", {"transformer.transformer_blocks.0.strange": lora()}), "kohya")
-
-
 @pytest.mark.parametrize("target", ["universal", "kohya", "comfyui", "diffusers"])
-def test_no_layer_is_left_out_in_silence(target):
-    stray = Lora("sd1", {f"unet.{Q}": lora(6, 6), "clip_g.text_model.encoder.layers.0.mlp.fc1": lora()})
-    with pytest.raises(FormatError, match="clip_g"):
-        write(stray, target)
+@pytest.mark.parametrize("name", ["unet.strange.3.layer", "clip_g.text_model.encoder.layers.0.mlp.fc1", "strange"])
+def test_a_layer_the_family_does_not_have_is_written_under_its_own_name(target, name):
+    stray = lora()
+    file = write(Lora("sd1", {f"unet.{Q}": lora(6, 6), name: stray}), target)
+    assert torch.equal(file[f"{name}.lora_A.weight"], stray.parts["down"])
+    assert torch.equal(file[f"{name}.lora_B.weight"], stray.parts["up"])
+    assert len(file) > 2
+
+
+def test_a_peft_directory_is_refused_for_a_layer_the_family_does_not_have():
+    with pytest.raises(FormatError, match="unet.strange.3.layer.*leaves such keys out"):
+        peft_directories(Lora("sd1", {f"unet.{Q}": lora(6, 6), "unet.strange.3.layer": lora()}))
 
 
 @pytest.mark.parametrize("target", [t for t in TARGETS if t != "peft"])
@@ -371,8 +375,8 @@ def test_a_weight_is_a_part_of_ia3_only_beside_on_input():
     layer = f"lora_unet_{FLAT_Q}"
     given = {f"{layer}.weight": random(1, 6), f"{layer}.on_input": torch.tensor(0)}
     assert set(write(read(given, family="sd1"), "kohya")) == set(given)
-    with pytest.raises(FormatError, match="is not part of any adapter"):
-        read({f"{layer}.weight": random(1, 6), **kohya(f"lora_unet_{FLAT_Q}", lora())}, family="sd1")
+    beside = read({f"{layer}.weight": random(1, 6), **kohya(f"lora_unet_{FLAT_Q}", lora())}, family="sd1")
+    assert set(beside.foreign) == {f"{layer}.weight"}
 
 
 @pytest.mark.parametrize("target", ["kohya", "comfyui"])
@@ -567,18 +571,23 @@ def test_a_loha_directory_is_read_again_with_its_scale():
 # --- unknown families and fresh runs ------------------------------------------------------------------------------------------------------
 
 
-def test_names_of_an_unknown_model_are_kept_in_every_form():
-    flat, dotted = (
-        kohya("lora_unet_strange_3_layer", lora(alpha=1.0)),
-        kohya("diffusion_model.strange.3.layer", lora(alpha=1.0)),
-    )
-    for target in ("universal", "kohya", "comfyui", "diffusers"):
-        file = write(read(flat), target)
-        assert file.keys() == flat.keys()
-        assert all(torch.equal(file[k], v) for k, v in flat.items())
-        named = write(read(dotted), target)
-        assert set(named) == {f"diffusion_model.strange.3.layer.lora_{x}.weight" for x in "AB"}
-        same(read(named).modules, read(dotted).modules)
+def test_keys_of_an_unknown_model_are_kept_bit_for_bit_in_every_form():
+    flat = kohya("lora_unet_strange_3_layer", lora(alpha=1.0, dtype=torch.float16))
+    dotted = kohya("base_model.model.strange.3.layer", lora(alpha=1.0, dtype=torch.bfloat16))
+    for given in (flat, dotted):
+        for target in ("universal", "kohya", "comfyui", "diffusers"):
+            file = write(read(given), target)
+            assert file.keys() == given.keys()
+            assert all(torch.equal(file[k], v) and file[k].dtype == v.dtype for k, v in given.items())
+
+
+def test_a_changed_module_of_an_unknown_model_is_spelled_anew_under_its_name():
+    given = read(kohya("diffusion_model.strange.3.layer", lora(alpha=1.0)))
+    changed = write(weighted(given, 0.5), "universal")
+    assert set(changed) == {f"diffusion_model.strange.3.layer.lora_{x}.weight" for x in "AB"}
+    ((name, before),), ((again, after),) = given.modules.items(), read(changed).modules.items()
+    assert name == again
+    torch.testing.assert_close(dense(after), 0.5 * dense(before))
 
 
 def test_an_unknown_model_has_no_peft_directory():

@@ -29,6 +29,7 @@ from .host import loaded_model, lora_extension, wanted_model
 from .layers import PlainLayers
 from .tokens import written
 
+NEARLY_ZERO = 1e-6  # of the signal that is left at the last noise level
 _PATCHED = (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm, nn.MultiheadAttention)  # by the Lora extension
 
 
@@ -60,10 +61,18 @@ class A1111Backend(WebUIBackend):
             return "sd2-v" if self.model.parameterization == "v" else "sd2"
         return "sd1"
 
+    @property
+    def prediction(self) -> str:
+        return "v" if self.model.parameterization == "v" else "epsilon"
+
+    @property
+    def ends_in_noise(self) -> bool:
+        return float(self._abar[-1]) < NEARLY_ZERO
+
     def objective_of(self, config: ObjectiveConfig) -> Objective:
-        abar = rescale_zero_terminal_snr(self._abar) if config.zero_terminal_snr else self._abar
-        kind = "v" if self.model.parameterization == "v" else "epsilon"
-        return Objective(kind, DiscreteLevels(discrete_sigmas(abar)), config)
+        wanted = config.zero_terminal_snr and not self.ends_in_noise
+        abar = rescale_zero_terminal_snr(self._abar) if wanted else self._abar
+        return Objective(self.prediction, DiscreteLevels(discrete_sigmas(abar)), config)
 
     # ---- pictures and texts ------------------------------------------------------------------------------------------
 
