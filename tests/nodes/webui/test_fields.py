@@ -4,7 +4,6 @@ import dataclasses
 import typing
 
 from lora_loom.lora_core.config import TrainConfig, parse
-from lora_loom.lora_core.messages.message import LANGUAGES, table
 from lora_loom.nodes.webui import fields
 
 
@@ -22,12 +21,6 @@ def test_every_setting_is_on_the_tab_or_named_as_being_elsewhere():
     shown = {field.path for field in fields.fields()}
     assert set(paths(TrainConfig)) - shown - fields.ELSEWHERE == {"sets"}
     assert not shown & fields.ELSEWHERE
-
-
-def test_every_section_has_a_title_in_every_language():
-    for language in LANGUAGES:
-        titles = table(language)
-        assert all(titles[f"tab.section_{section}"] for section in fields.sections())
 
 
 def test_what_was_left_alone_is_not_handed_on():
