@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.metadata
+import re
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
@@ -33,12 +35,19 @@ _GRAPHS = (
 )  # 2.6
 
 
-def needed(module: str) -> Any:
-    """A module that not every host has. Raises LoomError that names the package to install."""
+def needed(module: str, since: str = "") -> Any:
+    """A module that not every host has, or has in an older version than `since`. Raises LoomError that names the package."""
     try:
-        return importlib.import_module(module)
+        found = importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise LoomError("package.missing", package=(error.name or module).partition(".")[0]) from error
+    if since and _numbers(version := importlib.metadata.version(module)) < _numbers(since):
+        raise LoomError("package.too_old", package=module, version=version, since=since)
+    return found
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", version)[:2]]
 
 
 def parse_toml(text: str) -> dict[str, Any]:
@@ -50,6 +59,11 @@ def parse_toml(text: str) -> dict[str, Any]:
             continue
         return reader.loads(text)
     raise LoomError("package.missing", package="tomli")
+
+
+def has_accelerator() -> bool:
+    """Whether there is a device other than the CPU; before 2.6 only CUDA's and ROCm's are known of."""
+    return torch.accelerator.is_available() if hasattr(torch, "accelerator") else torch.cuda.is_available()
 
 
 def adamw(groups: list[dict[str, Any]], fused: bool, **options: Any) -> torch.optim.AdamW:

@@ -152,7 +152,7 @@ class AdapterConfig:
     )
     rank: int = setting(
         16,
-        "Size of the low-rank update; of oft and boft, of their blocks. More holds more detail and learns unwanted detail sooner.",
+        "Size of the low-rank update; of oft and boft, of their blocks. More holds more detail and learns unwanted detail sooner: at 64 skin gets smooth.",
         low=1,
         high=1024,
     )

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from .compat import needed
+from .compat import has_accelerator, needed
 from .messages.errors import LoomError
 
 
@@ -88,8 +88,9 @@ def launched() -> Processes:
     stage = _zero_stage(os.environ)
     os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)  # accelerate would look for the package, which nothing here needs
     sharded = os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true") or stage == 3
-    found = torch.accelerator.is_available() if hasattr(torch, "accelerator") else torch.cuda.is_available()
-    state = needed("accelerate").PartialState(cpu=not found)  # gloo between processes without an accelerator
+    state = needed("accelerate").PartialState(
+        cpu=not has_accelerator()
+    )  # gloo between processes without an accelerator
     if state.num_processes < 2:
         raise LoomError("accelerate.one_process", field="accelerate")
     return Processes(state.process_index, state.num_processes, str(state.device), sharded)

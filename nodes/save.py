@@ -110,8 +110,8 @@ class SaveLora(io.ComfyNode):
                     options=list(LORA_FORMS),
                     default="universal",
                     advanced=True,
-                    tooltip="Names of the layers: universal is read by ComfyUI and diffusers, for SD1, SD2 and SDXL by WebUIs and kohya's scripts too; "
-                    "those want kohya for other models.",
+                    tooltip="Names of the layers: universal is read by ComfyUI and diffusers, for SD1, SD2 and SDXL by WebUIs and "
+                    "kohya's scripts too; those want kohya for other models.",
                 ),
                 make_input(
                     io.String,

@@ -16,7 +16,12 @@ OPTIONAL = {
     "bitsandbytes", "datasets", "lycoris", "mypy", "pillow_heif", "prodigyopt", "pyarrow", "pytorch_optimizer", "schedulefree", "tensorboard",
 }  # fmt: skip
 HEADLESS = {"diffusers", "peft", "transformers"}  # whose models only headless runs use
-MISSING = {"file.unsafe_torch", "optimizer.package_missing", "trackers.not_installed"}  # codes of our own errors
+MISSING = {
+    "file.unsafe_torch",
+    "optimizer.package_missing",
+    "package.too_old",
+    "trackers.not_installed",
+}  # codes of our own errors
 
 
 def since(package: str, version: str, why: str) -> pytest.MarkDecorator:

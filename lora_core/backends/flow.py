@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from ..compat import needed
 from ..config import ObjectiveConfig
 from ..data.batches import Batch
 from ..data.lengths import TextLength
@@ -25,6 +26,7 @@ from .base_model import BaseModel, Strength, Witness, predicts, require_plain_ne
 from .clip_text import Text, length_of, vocabulary
 from .layout import LOCAL, pipeline_name, require_parts, stored_dtype, variant_of
 from .marks import require_flow_scheduler
+from .networks import DIFFUSERS
 from .sharded import Sharded
 from .vae import other_vae
 
@@ -49,8 +51,7 @@ class FlowBackend(Sharded):
 
     def __init__(self, folder: Path, precision: str = "auto", device: str = "", file: Path | None = None):
         """`file`: the transformer's weights, where they lie apart from the folder."""
-        import diffusers
-
+        diffusers = needed("diffusers", DIFFUSERS)
         require_parts(folder, ("vae", "tokenizer", "text_encoder", "scheduler"), "layout.flow")
         require_flow_scheduler(folder)
         super().__init__(precision, device, stored_dtype(file or folder / "transformer"))

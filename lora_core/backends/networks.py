@@ -9,10 +9,11 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import nn
 
-from ..compat import compiled_graphs
+from ..compat import compiled_graphs, needed
 from ..config import Recompute
 from .recompute import recomputed, worthwhile
 
+DIFFUSERS = "0.33"  # since when a network takes a function for recomputing, and a pipeline a type for each part
 MAX_GRAPHS = 256  # compiled for one kind of block; above it torch would fall back to slow steps without a word
 
 
@@ -31,6 +32,8 @@ def recomputing(network: Any, recompute: Recompute) -> Iterator[None]:
     if not recompute:
         yield
         return
+
+    needed("diffusers", DIFFUSERS)
 
     def forward(module: nn.Module, x: torch.Tensor, *args: Any) -> Any:
         if worthwhile(module, x):

@@ -57,6 +57,8 @@ KINDS: Mapping[str, Defaults] = {  # by how a script's name begins; the first th
     "textual_inversion": Defaults(16, 100, 1e-2),
     "train_text_to_image_lora_decoder": Defaults(1, 100, 0.0),
     "train_text_to_image_lora_prior": Defaults(1, 100, 0.0),
+    "train_text_to_image_decoder_lora": Defaults(1, 100, 0.0),  # as the guide calls them
+    "train_text_to_image_prior_lora": Defaults(1, 100, 0.0),
     "train_text_to_image_lora_sdxl": Defaults(16, 100, 1e-2, resolution=1024),
     "train_text_to_image": Defaults(16, 100, 1e-2),
     "train_dreambooth_lora_sdxl": Defaults(resolution=1024),
@@ -189,12 +191,29 @@ def named_tokens(value: Value, given: Settings) -> Paths:
     return {"method": "embedding", "embedding.tokens": str(value)}
 
 
+def known_script(value: Value, given: Settings) -> Paths:
+    """A script that trains what is trained here."""
+    if FULL.fullmatch(str(value)) or NOT_LORA.search(str(value)):
+        raise Unmapped("import.why.adapters_only")
+    return {}
+
+
+def stage(own: str) -> Row:
+    """One of the two models of Kandinsky and Würstchen: the one that its script trains is the base, the other one its companion."""
+
+    def convert(value: Value, given: Settings) -> Paths:
+        trained = "prior" if "prior" in str(given.get("script", "")) else "decoder"
+        return {"base" if trained == own else "companion": str(value)}
+
+    return otherwise("base companion", "import.why.base", convert)
+
+
 ROWS: dict[str, Row] = {
     "output_dir": otherwise("name", "import.why.name", lambda value, given: {"name": name_of(value)}),
     "pretrained_model_name_or_path": otherwise("base", "import.why.base"),
     "pretrained_vae_model_name_or_path": otherwise("base_vae", "import.why.vae"),
-    "pretrained_decoder_model_name_or_path": otherwise("base", "import.why.base"),
-    "pretrained_prior_model_name_or_path": otherwise("companion", "import.why.base"),
+    "pretrained_decoder_model_name_or_path": stage("decoder"),
+    "pretrained_prior_model_name_or_path": stage("prior"),
     "dataset_name": otherwise("data.folder", "import.why.written", hub),
     "train_data_dir": same("data.folder"),
     "instance_data_dir": same("data.folder"),
@@ -335,7 +354,7 @@ ROWS: dict[str, Row] = {
     "num_vectors": same("embedding.vectors"),
     "learnable_property": nothing("import.why.templates"),
     "clip_skip": nothing("import.why.clip_skip"),
-    "script": nothing("import.why.adapters_only"),
+    "script": otherwise("", "import.why.understood", known_script),
     "vae_encode_mode": otherwise(
         "data.latents",
         "import.why.written",
@@ -430,8 +449,7 @@ def given_of(settings: Settings, script: str) -> Given:
     if tokens(settings):
         defaults |= {"train_text_encoder_ti_frac": 0.5}
     plain = dict(settings)
-    if FULL.fullmatch(script) or NOT_LORA.search(script):
-        plain["script"] = script
+    plain["script"] = script
     if "max_train_steps" in defaults and not plain.get("max_train_steps"):
         plain["max_train_steps"] = defaults["max_train_steps"]
     return Given(plain, (), defaults)

@@ -81,6 +81,15 @@ class Source:
     script: str = ""
 
 
+ENV = {
+    "MODEL_FAMILY",
+    "MODEL_TYPE",
+    "DATA_BACKEND_CONFIG",
+    "DATALOADER_CONFIG",
+    "TRAINING_NUM_PROCESSES",
+}  # one of them is in every env of SimpleTuner
+
+
 def _source(text: Text) -> Source:
     start = text.text.lstrip()[:1]
     if start == "{":
@@ -95,9 +104,8 @@ def _source(text: Text) -> Source:
         return _of_command(text.name, command)
     if table:
         return _of_table(text.name, table)
-    env = {key.lower(): value for key, value in variables.items()}
-    if {"model_family", "model_type", "data_backend_config", "training_num_processes"} & env.keys():
-        return Source(text.name, env, "simpletuner")
+    if ENV & variables.keys():
+        return Source(text.name, simpletuner.of_variables(variables), "simpletuner")
     if re.match(r"\s*--[A-Za-z]", text.text):  # the options of a command without it
         return _of_options(text.name, text.text)
     value = as_yaml(text.text, text.name)

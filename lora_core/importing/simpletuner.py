@@ -25,6 +25,7 @@ from .rows import (
     truth,
     whole,
 )
+from .texts import options
 
 TITLE = "SimpleTuner"
 OPTIMIZERS = {
@@ -37,7 +38,28 @@ SCHEDULES = {
     "constant": "constant", "constant_with_warmup": "constant", "linear": "linear", "cosine": "cosine", "cosine_with_restarts": "cosine_with_restarts",
     "polynomial": "polynomial",
 }  # fmt: skip
+VARIABLES = {  # of its env files, where they are called otherwise than the setting
+    "model_name": "pretrained_model_name_or_path", "dataloader_config": "data_backend_config", "training_seed": "seed", "max_num_steps": "max_train_steps",
+    "num_epochs": "num_train_epochs", "checkpointing_steps": "checkpoint_step_interval", "checkpointing_limit": "checkpoints_total_limit",
+    "lr_schedule": "lr_scheduler", "use_gradient_checkpointing": "gradient_checkpointing", "resume_checkpoint": "resume_from_checkpoint",
+    "hub_model_name": "hub_model_id", "push_checkpoints": "push_checkpoints_to_hub", "minimum_resolution": "minimum_image_size",
+    "training_num_processes": "num_processes", "training_num_machines": "num_machines", "training_dynamo_backend": "dynamo_backend",
+    "trainer_dynamo_backend": "dynamo_backend", "use_xformers": "attention_mechanism",
+}  # fmt: skip
+EXTRA = ("trainer_extra_args", "debug_extra_args")  # variables that hold options as a command line has them
 BACKENDS = ("image", "")  # dataset types that hold pictures to train
+
+
+def of_variables(variables: Mapping[str, str]) -> dict[str, Value]:
+    """The settings of an env file."""
+    out: dict[str, Value] = {}
+    for name, value in variables.items():
+        key = name.lower()
+        if key in EXTRA:
+            out |= options(value.split())
+        else:
+            out[VARIABLES.get(key, key)] = value
+    return out
 
 
 def model(value: Value, given: Settings) -> Paths:
@@ -194,6 +216,7 @@ IGNORED: Mapping[str, tuple[str, ...]] = {
     ),
     "import.why.logging": (
         "tracker_*",
+        "num_machines",
         "webhook_*",
         "logging_dir",
         "disable_benchmark",

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from ..messages.message import Message
 from .validation import History
 
+STRETCHES, FEWEST_IN_STRETCH = 10, 8
+GROWN = 3.0  # how many times the scatter of a loss may grow over a run
 FEWEST = 40  # steps below which a course says nothing
 
 
@@ -29,4 +31,32 @@ def advice(losses: Sequence[float], history: History) -> list[Message]:
         start, end = statistics.median(losses[:quarter]), statistics.median(losses[-quarter:])
         if end > 1.5 * start:
             messages.append(Message.of("advice.risen"))
+    if not messages and swings(losses):
+        messages.append(Message.of("advice.oscillates"))
     return messages
+
+
+def swings(losses: Sequence[float]) -> bool:
+    """Whether the loss goes up and down by more than the drawn noise levels explain.
+
+    Either medians of ten stretches turn at nearly every one and lie further apart than the values inside of a stretch do, or the values of the last third
+    scatter far more than those of the first.
+    """
+    length = len(losses) // STRETCHES
+    if length < FEWEST_IN_STRETCH:
+        return False
+    parts = [losses[n * length : (n + 1) * length] for n in range(STRETCHES)]
+    middle = [statistics.median(part) for part in parts]
+    steps = [later - earlier for earlier, later in zip(middle, middle[1:], strict=False)]
+    turns = sum(one * other < 0 for one, other in zip(steps, steps[1:], strict=False))
+    inside = statistics.median(map(_scatter, parts))
+    if turns >= STRETCHES - 4 and statistics.median(map(abs, steps)) > 2 * inside:
+        return True
+    third = len(losses) // 3
+    return _scatter(losses[-third:]) > GROWN * _scatter(losses[:third]) > 0
+
+
+def _scatter(values: Sequence[float]) -> float:
+    """Median distance from the median."""
+    middle = statistics.median(values)
+    return statistics.median(abs(value - middle) for value in values)

@@ -45,8 +45,8 @@ def job_config(
     sized = sets.sized(values.get("data.resolution", 0), model)
     pictures = sized.opened()
     filled = automatic(preset, len(pictures.pictures), values.get("optimizer.name", "adamw"))
-    own = {path: value for path, value in values.items() if not path.startswith("data.")}
-    if any(own.get(name) for name in LENGTHS):
+    chosen = {path: value for path, value in values.items() if not path.startswith("data.")}
+    if any(chosen.get(name) for name in LENGTHS):
         del filled["steps"]
-    plain = over(as_dict(TrainConfig(base=base, **sized.parts())), {**filled, **own})
+    plain = over(as_dict(TrainConfig(base=base, **sized.parts())), {**filled, **chosen})
     return parse(plain), pictures

@@ -155,7 +155,9 @@ def _cascade_b(rng: torch.Generator, tokens: int) -> dict[str, Any]:
     return {"stable_cascade_prior": torch.randn(1, 16, 4, 4, generator=rng)}
 
 
+_REFINER = {**_UNET_XL, "adm_in_channels": 2560}
 SPECIAL: dict[str, tuple[str, dict[str, Any], tuple[int, ...], int, dict[str, Any]]] = {
+    "SDXL refiner": ("SDXLRefiner", _REFINER, (4, 8, 8), 48, {"pooled": 1280}),
     "LTXV": ("LTXV", _LTX, (128, 1, 8, 8), 48, {"more": _masked}),
     "LTXAV": ("LTXAV", {**_LTX, "image_model": "ltxav", "audio_in_channels": 128, "audio_cross_attention_dim": 32, "audio_attention_head_dim": 16,
                         "audio_num_attention_heads": 2}, (128, 1, 8, 8), 96, {"more": _masked}),

@@ -32,11 +32,8 @@ def trained(server, name: str, text: str, **widgets) -> dict:
     settings = graph.add("LoraLoomImportSettings", text=text, more="")
     graph.add("LoraLoomTrainLora", **toy(graph), name=name, sample_every=0, settings=[settings, 0], **widgets)
     graph.run()
-    checkpoint = sorted((server.base / "output" / "lora_loom" / name / "checkpoints").iterdir())[-1]
-    facts = next(
-        json.loads(file.read_text()) for file in sorted(checkpoint.glob("*.json")) if "config" in file.read_text()
-    )
-    return facts["config"]
+    run = server.base / "output" / "lora_loom" / name
+    return {**json.loads((run / "config.json").read_text()), "steps": len((run / "log.jsonl").read_text().splitlines())}
 
 
 def test_a_command_of_another_trainer_drives_the_run_and_its_report_names_what_is_left(server):

@@ -222,7 +222,9 @@ class HostBackend:
             with torch.inference_mode(False), self._kernels:
                 self._load()
                 self._require_further_input()
+                adapters.prepare()  # some kinds cannot run before
                 self._prove(borrowing, adapters.only(ours), self._trials(largest, measures))
+                adapters.weights_changed()  # what was derived from them belongs to the test, and to inference mode
                 with writing(borrowing.measures):
                     yield
         finally:

@@ -24,7 +24,7 @@ def first_line(error: BaseException) -> str:
 
 def passing(error: BaseException) -> None:
     """Raises again what says already what is wrong: our own errors, and a lack of memory."""
-    if isinstance(error, Problem | OutOfMemoryError | MemoryError):
+    if isinstance(error, (Problem, OutOfMemoryError, MemoryError)):
         raise error
 
 

@@ -27,10 +27,10 @@ from typing import Any
 from unittest.mock import MagicMock
 
 import torch
-from lora_loom.convert import write
+from lora_loom.convert import read, write
 from lora_loom.convert.embedding import EMBEDDING_TARGETS, Embedding, write_embedding
 from lora_loom.convert.families import FAMILIES, text
-from lora_loom.convert.files.disk import save
+from lora_loom.convert.files.disk import load, save
 from lora_loom.convert.fuse import sizes
 from lora_loom.convert.lora import FormatError, Lora, Module, applied, component
 from lora_loom.lora_core.algebra.kind import Shape
@@ -532,6 +532,25 @@ def verdict(what: Seen) -> str:
     return f"{good} of {of} right, error up to {worst:.2g}" if good else f"error up to {worst:.2g}"
 
 
+def written(program: ModuleType, tree: Tree, folder: Path) -> list[int]:
+    """[layers that a file of the program's own making means alike to it and to us, layers in that file]."""
+    path = folder / "own.safetensors"
+    with quiet():
+        program.write(tree, path)
+    before = {label: weight().detach().clone() for label, weight in tree.weights.items()}
+    with quiet():
+        program.load(tree, path)
+    change = {label: weight().detach() - before[label] for label, weight in tree.weights.items()}
+    with torch.no_grad():
+        for label, weight in tree.weights.items():
+            weight().copy_(before[label])
+    lora = read(*load(path), family=tree.family)
+    known = [name for name in lora.modules if name in tree.places]
+    good = [n for n in known if error_of(tree, n, changes_of(tree, n, lora.modules[n]), change) <= EXACT]
+    changed = sum(bool(value.any()) for value in change.values())
+    return [len(good), len(lora.modules)] if changed else [0, len(lora.modules)]
+
+
 EMBEDDINGS = {
     "sd1": {"clip_l": 768}, "sd2": {"clip_h": 1024}, "sdxl": {"clip_l": 768, "clip_g": 1280}, "flux1": {"clip_l": 768, "t5xxl": 4096},
     "sd3": {"clip_l": 768, "clip_g": 1280, "t5xxl": 4096},
@@ -576,6 +595,8 @@ def measured(program: ModuleType, only: str = "") -> dict[str, Any]:
             left_out = getattr(program, "NOT_AT_NARROW_WIDTH", ())
             forms = {form: survey.form(form) for form in FORMS[:3] if (family, form) not in left_out}
             entry: dict[str, Any] = {"forms": forms}
+            if hasattr(program, "write"):
+                entry["written"] = written(program, tree, Path(temp))
             read = [form for form, unread in survey.unread.items() if unread < {*tree.layers()}]
             if read:
                 entry["kinds"] = {form: survey.kinds(form) for form in read}

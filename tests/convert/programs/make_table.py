@@ -196,6 +196,12 @@ def rules(measured: dict[str, Result]) -> list[str]:
             "mixed" in c and c["mixed"][0] == 0 for e in result["families"].values() for c in e["forms"].values() if c
         ):
             out.append(f"- **{program}** takes one rank for the whole file, which its user sets.")
+        own = [e["written"] for e in result["families"].values() if "written" in e]
+        if own:
+            good, of = sum(n for n, _ in own), sum(n for _, n in own)
+            out.append(
+                f"- Of the layers in files that **{program}** wrote itself, {good} of {of} mean here what they mean to it."
+            )
         training = {
             family: f"{c['training'][0]} of {c['training'][1]}"
             for family, e in result["families"].items()

@@ -88,4 +88,15 @@ def merged(tree: Tree, path: Path) -> None:
     network.merge_to(None, tree.host.model, state, torch.float32, torch.device("cpu"))
 
 
+def write(tree: Tree, path: Path) -> None:
+    """A file of its own training: its default layers, rank 4, alpha 2, random weights."""
+    model = tree.host.model
+    network = NETWORKS[tree.family].create_arch_network(1.0, 4, 2.0, None, [], model)
+    network.apply_to(None, model, apply_text_encoder=False, apply_unet=True)
+    randomised(network)
+    network.save_weights(str(path), torch.float32, {})
+    for layer in model.modules():  # the layers get their own forward back
+        vars(layer).pop("forward", None)
+
+
 trains = merged

@@ -8,6 +8,7 @@ import types
 from pathlib import Path
 
 import torch
+import transformers
 from loom_harness import FLUX, Tree, clip, folder, randomised, stand_in, t5
 
 TITLE, FOLDER = "sd-scripts", "sd-scripts"
@@ -18,6 +19,7 @@ sys.path[:0] = [str(HOME)]
 for absent in ("cv2", "imagesize", "toml"):
     stand_in(absent)
 logging.disable(logging.WARNING)
+transformers.CLIPFeatureExtractor = transformers.CLIPImageProcessor  # its name until version 5
 
 from library import flux_models, lumina_models, original_unet, sd3_models, sdxl_original_unet  # noqa: E402
 from networks import lora, lora_flux, lora_lumina, lora_sd3  # noqa: E402
@@ -94,3 +96,18 @@ def load(tree: Tree, path: Path) -> None:
         1.0, str(path), None, encoders, tree.host.model, for_inference=True
     )
     network.merge_to(encoders, tree.host.model, state, torch.float32, "cpu")
+
+
+def write(tree: Tree, path: Path) -> None:
+    """A file of its own training: its default layers, rank 4, alpha 2, random weights."""
+    writer = NETWORKS.get(tree.family, lora)
+    encoders = tree.host.encoders
+    if writer is lora and len(encoders) == 1:
+        encoders = encoders[0]
+    network = writer.create_network(1.0, 4, 2.0, None, encoders, tree.host.model)
+    network.apply_to(encoders, tree.host.model, apply_text_encoder=tree.family != "lumina2", apply_unet=True)
+    randomised(network)
+    network.save_weights(str(path), torch.float32, {})
+    for part in (tree.host.model, *filter(None, tree.host.encoders)):
+        for layer in part.modules():  # the layers get their own forward back
+            vars(layer).pop("forward", None)

@@ -1,5 +1,6 @@
 """One configuration of our own for each program: what it becomes, and that every key in it is in the report."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from lora_loom.lora_core.messages.errors import LoomError
 from lora_loom.lora_core.recipes import parse_toml
 
 HERE = Path(__file__).parent / "examples"
+STAGES = "--pretrained_decoder_model_name_or_path=d --pretrained_prior_model_name_or_path=p"
 MAIN = {
     "diffusers": "diffusers.sh",
     "kohya": "kohya.toml",
@@ -78,12 +80,23 @@ def test_a_diffusers_command_of_pivotal_tuning_with_prodigy():
          {"method": "embedding", "embedding__tokens": "<cat>", "embedding__init": "toy", "embedding__vectors": 4, "steps": 5000, "data__repeats": 100}),
         ("train_dreambooth_lora_flux_advanced.py --train_text_encoder_ti --token_abstraction='TOK,dog'", 
          {"embedding__tokens": "TOK\ndog", "embedding__stop": 0.5}),
+        ("train_text_to_image_prior_lora.py "
+         + STAGES, {"base": "p", "companion": "d", "batch_size": 1}),
+        ("train_text_to_image_lora_decoder.py "
+         + STAGES, {"base": "d", "companion": "p"}),
         ("train_text_to_image_lora_prior.py --lr_scheduler=constant --lr_warmup_steps=10", {"optimizer__weight_decay": 0.0, "schedule__warmup_steps": None}),
         ("train_text_to_image_lora.py --lr_scheduler=constant_with_warmup --lr_warmup_steps=10", {"schedule__name": "constant", "schedule__warmup_steps": 10}),
     ],
 )  # fmt: skip
 def test_what_a_diffusers_script_takes_by_default_is_written_out(script, expected):
     says(imported([Text("train.sh", f"accelerate launch {script}")]), **expected)
+
+
+def test_a_script_that_trains_something_else_is_told():
+    for script in ("train_dreambooth.py", "train_dreambooth_lora_flux_kontext.py", "train_control_lora_flux.py"):
+        result = imported([Text("x", f"python {script} --rank 8")])
+        (line,) = (line for line in result.lines if line.key == "script")
+        assert (line.fate, line.why.code) == (Fate.NOTHING, "import.why.adapters_only")
 
 
 def test_a_kohya_config_with_its_datasets_and_prompts():
@@ -177,6 +190,13 @@ def test_an_onetrainer_configuration_with_concepts_and_samples():
     )
 
 
+def test_onetrainer_counts_in_minutes_and_epochs_unless_it_says_steps():
+    bare = {"training_method": "LORA", "backup_after": 10, "sample_after": 10, "save_every": 5}
+    result = imported([Text("preset.json", json.dumps(bare))])
+    says(result, save=None, samples=None)
+    says(imported([Text("x.json", json.dumps({**bare, "save_every_unit": "STEP"}))]), save__every=5)
+
+
 def test_an_ai_toolkit_job():
     result = job("ai_toolkit")
     says(
@@ -219,8 +239,8 @@ def test_a_simpletuner_config_with_its_backends_and_lycoris():
 
 
 def test_simpletuner_as_toml_and_env_is_the_same_job():
-    toml = 'model_type = "lora"\nmodel_family = "sdxl"\nlearning_rate = 1e-4\nmax_train_steps = 50\n'
-    env = "export MODEL_TYPE='lora'\nexport MODEL_FAMILY=sdxl\nexport LEARNING_RATE=1e-4\nexport MAX_TRAIN_STEPS=50\n"
+    toml = 'model_type = "lora"\nmodel_family = "sdxl"\nlearning_rate = 1e-4\nmax_train_steps = 50\nlora_rank = 8\n'
+    env = "export MODEL_TYPE='lora'\nexport MODEL_FAMILY=sdxl\nexport LEARNING_RATE=1e-4\nexport MAX_NUM_STEPS=50\nexport TRAINER_EXTRA_ARGS='--lora_rank=8'\n"
     jobs = [imported([Text(name, text)]).values for name, text in (("config.toml", toml), ("config.env", env))]
     assert jobs[0] == jobs[1]
     assert jobs[0]["steps"] == 50
