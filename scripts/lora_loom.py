@@ -9,6 +9,8 @@ if "lora_loom" not in sys.modules:  # it outlives "Reload UI", and so does a run
     spec = importlib.util.spec_from_file_location(
         "lora_loom", root / "__init__.py", submodule_search_locations=[str(root)]
     )
+    assert spec is not None
+    assert spec.loader is not None
     package = importlib.util.module_from_spec(spec)
     sys.modules["lora_loom"] = package
     spec.loader.exec_module(package)

@@ -46,5 +46,7 @@ def job_config(
     pictures = sized.opened()
     filled = automatic(preset, len(pictures.pictures), values.get("optimizer.name", "adamw"))
     chosen = {path: value for path, value in values.items() if not path.startswith("data.")}
+    if any(chosen.get(name) for name in LENGTHS):
+        del filled["steps"]
     plain = over(as_dict(TrainConfig(base=base, **sized.parts())), {**filled, **chosen})
     return parse(plain), pictures

@@ -42,7 +42,7 @@ def stored(files: Sequence[tuple[str, bytes]]) -> Path:
 
 def _wanted(name: str) -> bool:
     place = PurePosixPath(name.replace("\\", "/"))
-    hidden = any(part.startswith((".", "__MACOSX")) for part in place.parts)
+    hidden = any(part.startswith((".", "__MACOSX")) and part not in (".", "..") for part in place.parts)
     suffix = place.suffix.lower()
     return not hidden and (suffix in EXTENSIONS or suffix in CAPTIONS or place.name in TABLES)
 

@@ -26,7 +26,13 @@ from .pictures import stored
 log = logging.getLogger(__name__)
 TITLE, ELEMENT = "LoRA Loom", "lora_loom"
 FIRST_PRESET = "concept"
-MEMORY = ("fast", "less_memory")  # whether blocks are made again in the backward pass
+MEMORY = ("tab.fast", "tab.less_memory")  # whether blocks are made again in the backward pass
+SECTIONS = {
+    "training": "tab.section_training", "data": "tab.section_data", "adapter": "tab.section_adapter", "text_encoder": "tab.section_text_encoder",
+    "embedding": "tab.section_embedding", "optimizer": "tab.section_optimizer", "schedule": "tab.section_schedule",
+    "objective": "tab.section_objective", "prior": "tab.section_prior", "validation": "tab.section_validation", "save": "tab.section_save",
+    "samples": "tab.section_samples", "cache": "tab.section_cache",
+}  # fmt: skip
 FIRST_PATHS = ("data.folder", "name", "data.trigger", "preset", "steps", "checkpointing", "samples.prompt")
 
 
@@ -40,17 +46,17 @@ def language() -> str:
 
 def word(code: str) -> str:
     """A label of the tab."""
-    return table(language())[f"tab.{code}"]
+    return table(language())[code]
 
 
 def tabs() -> list[tuple[Any, str, str]]:
     """What the host's `on_ui_tabs` takes."""
     with gr.Blocks(analytics_enabled=False) as tab, gr.Tabs(elem_id="lora_loom_tabs"):
-        with gr.Tab(word("train"), elem_id="lora_loom_tab_train"):
+        with gr.Tab(word("tab.train"), elem_id="lora_loom_tab_train"):
             _train()
-        with gr.Tab(word("runs"), elem_id="lora_loom_tab_runs"):
+        with gr.Tab(word("tab.runs"), elem_id="lora_loom_tab_runs"):
             gr.HTML(_place("lora_loom_runs"))
-        with gr.Tab(word("files"), elem_id="lora_loom_tab_files"):
+        with gr.Tab(word("tab.files"), elem_id="lora_loom_tab_files"):
             _files()
     for component in tab.blocks.values():  # the host keeps defaults by label, which two settings may share
         component.do_not_save_to_config = True
@@ -59,7 +65,7 @@ def tabs() -> list[tuple[Any, str, str]]:
 
 def _place(element: str) -> str:
     """Where js/ puts a part."""
-    return f'<div id="{element}"><noscript>{html.escape(word("needs_script"))}</noscript></div>'
+    return f'<div id="{element}"><noscript>{html.escape(word("tab.needs_script"))}</noscript></div>'
 
 
 # ---- training --------------------------------------------------------------------------------------------------------
@@ -68,27 +74,29 @@ def _place(element: str) -> str:
 def _train() -> None:
     with gr.Row():
         with gr.Column():
-            files = gr.File(label=word("pictures"), file_count="multiple", elem_id="lora_loom_pictures")
-            folder = gr.Textbox(label=word("folder"), info=word("folder_info"), elem_id="lora_loom_folder")
+            files = gr.File(label=word("tab.pictures"), file_count="multiple", elem_id="lora_loom_pictures")
+            folder = gr.Textbox(label=word("tab.folder"), info=word("tab.folder_info"), elem_id="lora_loom_folder")
         with gr.Column():
-            name = gr.Textbox("my_lora", label=word("name"), elem_id="lora_loom_name")
-            trigger = gr.Textbox(label=word("trigger"), info=word("trigger_info"), elem_id="lora_loom_trigger")
+            name = gr.Textbox("my_lora", label=word("tab.name"), elem_id="lora_loom_name")
+            trigger = gr.Textbox(label=word("tab.trigger"), info=word("tab.trigger_info"), elem_id="lora_loom_trigger")
             with gr.Row():
-                preset = gr.Dropdown([*PRESETS], value=FIRST_PRESET, label=word("preset"), elem_id="lora_loom_preset")
-                steps = gr.Number(0, label=word("steps"), precision=0, elem_id="lora_loom_steps")
+                preset = gr.Dropdown(
+                    [*PRESETS], value=FIRST_PRESET, label=word("tab.preset"), elem_id="lora_loom_preset"
+                )
+                steps = gr.Number(0, label=word("tab.steps"), precision=0, elem_id="lora_loom_steps")
             memory = gr.Radio(
                 [word(choice) for choice in MEMORY],
                 value=word(MEMORY[0]),
-                label=word("memory"),
+                label=word("tab.memory"),
                 type="index",
                 elem_id="lora_loom_memory",
             )
-            prompt = gr.Textbox(label=word("prompt"), lines=2, elem_id="lora_loom_prompt")
+            prompt = gr.Textbox(label=word("tab.prompt"), lines=2, elem_id="lora_loom_prompt")
     plan = gr.HTML(elem_id="lora_loom_plan")
-    start = gr.Button(word("start"), variant="primary", elem_id="lora_loom_start")
+    start = gr.Button(word("tab.start"), variant="primary", elem_id="lora_loom_start")
     said = gr.HTML(elem_id="lora_loom_said")
     gr.HTML(_place("lora_loom_panel"))
-    with gr.Accordion(word("more"), open=False, elem_id="lora_loom_more"):
+    with gr.Accordion(word("tab.more"), open=False, elem_id="lora_loom_more"):
         more = _sections()
     inputs = [folder, name, trigger, preset, steps, memory, prompt, *(component for _, component in more)]
     paths = [*FIRST_PATHS, *(field.path for field, _ in more)]
@@ -102,7 +110,7 @@ def _sections() -> list[tuple[Field, Any]]:
     """An accordion for each part of the config, with an input for each of its settings."""
     made = []
     for section, fields in sections().items():
-        with gr.Accordion(word(f"section_{section}"), open=False):
+        with gr.Accordion(word(SECTIONS[section]), open=False):
             made += [(field, _input(field)) for field in fields]
     return made
 
@@ -204,13 +212,17 @@ def _files() -> None:
     """Inspect and convert what lies among the host's LoRAs, or anywhere by its path."""
     with gr.Row():
         file = gr.Dropdown(
-            lora_names(), label=word("lora"), allow_custom_value=True, elem_id="lora_loom_file", info=word("lora_info")
+            lora_names(),
+            label=word("tab.lora"),
+            allow_custom_value=True,
+            elem_id="lora_loom_file",
+            info=word("tab.lora_info"),
         )
-        again = gr.Button(word("refresh"), elem_id="lora_loom_refresh")
+        again = gr.Button(word("tab.refresh"), elem_id="lora_loom_refresh")
     with gr.Row():
-        look = gr.Button(word("inspect"), elem_id="lora_loom_inspect")
-        target = gr.Dropdown([*TARGETS], value="kohya", label=word("target"), elem_id="lora_loom_target")
-        convert = gr.Button(word("convert"), elem_id="lora_loom_convert")
+        look = gr.Button(word("tab.inspect"), elem_id="lora_loom_inspect")
+        target = gr.Dropdown([*TARGETS], value="kohya", label=word("tab.target"), elem_id="lora_loom_target")
+        convert = gr.Button(word("tab.convert"), elem_id="lora_loom_convert")
     report = gr.HTML(elem_id="lora_loom_report")
     again.click(lambda: gr.update(choices=lora_names()), [], [file], queue=False)
     look.click(_reported(inspected), [file], [report], queue=False)

@@ -29,6 +29,8 @@ from .host import loaded_model, lora_extension, wanted_model
 from .layers import PlainLayers
 from .tokens import written
 
+NEARLY_ZERO = 1e-6  # of the signal that is left at the last noise level
+WITH_PICTURE = ("hybrid", "concat", "hybrid-adm", "crossattn-adm")  # conditioning of models that read a picture
 _PATCHED = (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm, nn.MultiheadAttention)  # by the Lora extension
 
 
@@ -60,10 +62,18 @@ class A1111Backend(WebUIBackend):
             return "sd2-v" if self.model.parameterization == "v" else "sd2"
         return "sd1"
 
+    @property
+    def prediction(self) -> str:
+        return "v" if self.model.parameterization == "v" else "epsilon"
+
+    @property
+    def ends_in_noise(self) -> bool:
+        return float(self._abar[-1]) < NEARLY_ZERO
+
     def objective_of(self, config: ObjectiveConfig) -> Objective:
-        abar = rescale_zero_terminal_snr(self._abar) if config.zero_terminal_snr else self._abar
-        kind = "v" if self.model.parameterization == "v" else "epsilon"
-        return Objective(kind, DiscreteLevels(discrete_sigmas(abar)), config)
+        wanted = config.zero_terminal_snr and not self.ends_in_noise
+        abar = rescale_zero_terminal_snr(self._abar) if wanted else self._abar
+        return Objective(self.prediction, DiscreteLevels(discrete_sigmas(abar)), config)
 
     # ---- pictures and texts ------------------------------------------------------------------------------------------
 
@@ -168,19 +178,16 @@ def _distribution(vae: Any, x: torch.Tensor) -> Any:
 def _require_plain(model: Any) -> None:
     """Raises LoomError for what is not a text-to-image model of the SD family."""
     kinds = [
-        ("sd3", getattr(model, "is_sd3", False)),
-        ("inpainting", getattr(model, "is_sdxl_inpaint", False)),
-        (
-            "inpainting",
-            getattr(model.model, "conditioning_key", "") in ("hybrid", "concat", "hybrid-adm", "crossattn-adm"),
-        ),
+        ("webui.kind_sd3", getattr(model, "is_sd3", False)),
+        ("webui.kind_inpainting", getattr(model, "is_sdxl_inpaint", False)),
+        ("webui.kind_inpainting", getattr(model.model, "conditioning_key", "") in WITH_PICTURE),
     ]
     conditioner = getattr(model, "conditioner", None)
     if conditioner is not None:
-        kinds.append(("refiner", sum(hasattr(e, "process_texts") for e in conditioner.embedders) != 2))
+        kinds.append(("webui.kind_refiner", sum(hasattr(e, "process_texts") for e in conditioner.embedders) != 2))
     for kind, holds in kinds:
         if holds:
-            raise LoomError("webui.model_kind", kind=Message.of(f"webui.kind_{kind}"))
+            raise LoomError("webui.model_kind", kind=Message.of(kind))
 
 
 def _without_networks(model: nn.Module) -> bool:

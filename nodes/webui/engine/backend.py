@@ -17,6 +17,7 @@ from ....lora_core.adapters import AdapterSet
 from ....lora_core.adapters.tokens import TokenTable
 from ....lora_core.algebra.walk import is_norm
 from ....lora_core.backends.base import Backend, EncodesSpread, SampleJob, weights_fingerprint
+from ....lora_core.backends.base_model import BaseModel, Strength, Witness, predicts
 from ....lora_core.borrowing.borrow import Borrowing, Measures
 from ....lora_core.borrowing.layers import HostLayers
 from ....lora_core.config import ObjectiveConfig, Recompute
@@ -74,6 +75,25 @@ class WebUIBackend(abc.ABC):
         """Width of the text the model reads; None where the family says it all."""
         return None
 
+    @property
+    @abc.abstractmethod
+    def prediction(self) -> str:
+        """epsilon, v or flow, as the host has the model loaded. Raises LoomError for others."""
+
+    @property
+    def ends_in_noise(self) -> bool:
+        """Whether the host's last noise level is pure noise."""
+        return False
+
+    @property
+    def guidance(self) -> float | None:
+        """What the model embeds and is trained at; None where it embeds none."""
+        return None
+
+    def shift(self, config: ObjectiveConfig) -> float | None:
+        """The time shift of a flow model."""
+        return None
+
     @abc.abstractmethod
     def objective_of(self, config: ObjectiveConfig) -> Objective:
         """Noise schedule and prediction type."""
@@ -129,6 +149,14 @@ class WebUIBackend(abc.ABC):
     @abc.abstractmethod
     def draw(self, job: SampleJob, adapters: AdapterSet) -> list[Image.Image]:
         """Pictures by the host's own sampler."""
+
+    def base_model(self, config: ObjectiveConfig) -> BaseModel:
+        loaded = Witness(Message.of("base.source.host"), self.prediction, self.ends_in_noise, Strength.WEIGHTS)
+        decided = predicts([loaded], config, "model", (self.prediction,))  # samples are drawn as the host has it
+        stored = str(next(self.network.parameters()).dtype).removeprefix("torch.")
+        return BaseModel(
+            self.family, decided, self._channels(), stored, self.guidance, self.shift(config), field="model"
+        )
 
     def objective(self, config: ObjectiveConfig) -> Objective:
         made = self.objective_of(config)

@@ -14,7 +14,7 @@ from torch import nn
 from ....lora_core.adapters import AdapterSet
 from ....lora_core.adapters.base import override
 from ....lora_core.adapters.tokens import TokenTable
-from ....lora_core.backends.base import SampleJob, whole_fingerprint
+from ....lora_core.backends.base import TRAINING_GUIDANCE, SampleJob, whole_fingerprint
 from ....lora_core.config import ObjectiveConfig
 from ....lora_core.data.buckets import Fit
 from ....lora_core.data.lengths import TextLength
@@ -81,18 +81,30 @@ class ForgeBackend(WebUIBackend):
     def _predictor(self) -> Any:
         return self._kmodel.predictor
 
-    def objective_of(self, config: ObjectiveConfig) -> Objective:
+    @property
+    def prediction(self) -> str:
         kind = KINDS.get(self._predictor.prediction_type)
         if kind is None:
             raise LoomError("model.sampling_type", field="model", type=self._predictor.prediction_type)
+        return kind
+
+    @property
+    def guidance(self) -> float | None:
+        return TRAINING_GUIDANCE if self.model.use_distilled_cfg_scale else None
+
+    def shift(self, config: ObjectiveConfig) -> float | None:
+        return (config.shift or math.exp(self._predictor.mu)) if self.prediction == "flow" else None
+
+    def objective_of(self, config: ObjectiveConfig) -> Objective:
         if config.zero_terminal_snr:
             raise LoomError("objective.zero_terminal_snr.host", field="objective.zero_terminal_snr")
-        return Objective(kind, self._levels_of(config), config)
+        return Objective(self.prediction, self._levels_of(config), config)
 
     def _levels_of(self, config: ObjectiveConfig) -> NoiseLevels:
-        if self._predictor.prediction_type != "const":
-            return DiscreteLevels(self._predictor.sigmas.detach().cpu().double().clone())
-        return FlowLevels(config.shift or math.exp(self._predictor.mu))
+        shift = self.shift(config)
+        if shift is not None:
+            return FlowLevels(shift)
+        return DiscreteLevels(self._predictor.sigmas.detach().cpu().double().clone())
 
     # ---- pictures and texts ------------------------------------------------------------------------------------------
 
