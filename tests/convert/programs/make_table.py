@@ -79,6 +79,8 @@ def cell(entry: Result, form: str, one_rank: bool) -> Result:
     if together := seen.get("together"):
         out["together"] = sorted(together)
         out["fails_alone"] = any(told.startswith("raises") for told in together.values())
+    if seen.get("not_alone"):
+        out["not_alone"] = seen["not_alone"]
     if one_rank:
         out["one_rank"] = True
     elif "mixed" in seen and seen["mixed"][0] < seen["mixed"][1]:
