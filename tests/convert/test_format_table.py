@@ -18,11 +18,8 @@ support = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(support)
 
 FORMATS = tuple(family for family in FAMILIES if family not in ("toy", "sdxl-refiner"))
-OTHER_LAYERS = {
-    ("lumina2", "comfyui"),
-    ("flux1", "diffusers"),
-    ("sd3", "diffusers"),
-}  # another width here; T5 and projections there
+# another width here; T5 and projections there
+OTHER_LAYERS = {("lumina2", "comfyui"), ("flux1", "diffusers"), ("chroma", "diffusers"), ("sd3", "diffusers")}
 
 # diffusers' reader of these has the sizes of the published model in it; test_effect_diffusers.py has tests of their own for flux1.
 NOT_AT_TINY_SIZE = {("flux1", "kohya"), ("chroma", "kohya")}
