@@ -74,6 +74,8 @@ def _told(program: str, lora: Lora, ranks_differ: bool) -> Message:
     if cell is None:
         return NOT_RUN
     unread = {name for name in lora.modules if _listed(name, cell["unread"]) or _without_company(name, lora, cell)}
+    if {*lora.components()} <= {*cell.get("not_alone", ())}:
+        return Message.of("loader.nothing")
     kinds = {name: _seen(module, cell) for name, module in lora.modules.items() if name not in unread}
     for seen, code in (("", "loader.kinds_not_run"), ("raises", "loader.stops_at_kinds")):
         if affected := sorted({_kind(lora.modules[name]) for name, told in kinds.items() if told == seen}):
