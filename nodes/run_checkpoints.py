@@ -22,7 +22,7 @@ from ..lora_core.messages.message import Message
 from ..lora_core.pictures.reading import PictureError, open_rgb
 from ..lora_core.runs import listing
 from ..lora_core.runs.folders import config_of
-from ..lora_core.runs.owner import is_trained, owning
+from ..lora_core.runs.owner import exporting
 from ..lora_core.runs.saves import WHICH, Save, all_saves, chosen, loss_without, weights
 from ..lora_core.training.prompts import prompts_in
 from ..lora_core.training.sampling import drawn, of_saves, sheet
@@ -434,9 +434,7 @@ def export_run(folder: Path, save: str | int) -> list[str]:
 
     A run that is being trained is read beside its training, which changes no save; for all others the export owns the folder.
     """
-    if is_trained(folder):
-        return _exported(folder, save)
-    with owning(folder, "export", host_version()):
+    with exporting(folder, host_version()):
         return _exported(folder, save)
 
 

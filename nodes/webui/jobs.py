@@ -7,7 +7,7 @@ import dataclasses
 import logging
 import secrets
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from ...lora_core.messages.message import Message
 from ...lora_core.names import check_name
 from ...lora_core.processes import ALONE
 from ...lora_core.runs.folders import config_of
+from ...lora_core.runs.owner import exporting
 from ...lora_core.training.job import Job
 from ...lora_core.training.session import Session, run_folder
 from ...lora_core.training.trainer import Result
@@ -158,7 +159,8 @@ def shelf() -> Shelf:
 
 def exported(folder: Path, save: str | int) -> list[str]:
     """Puts a run's result or one of its saves where the host lists such files. Returns their names."""
-    paths = [shelf().publish(file) for file in files_of(folder, save)]
+    with exporting(folder, version()):
+        paths = [shelf().publish(file) for file in files_of(folder, save)]
     return [path.name for path in paths]
 
 
@@ -178,17 +180,13 @@ def _carried_out(order: Order, panel: Panel, control: Control) -> Result:
         job = Job(config, lent.backend, dataset, runs_root(), Listeners(listeners), control)
         export = exporter(folder.name, lent.backend.family)
         warnings = [*dataset.warnings, *lent.settled]
-        session = Session(job, folder, export, bool(order.resume), warnings, version())
-        try:
-            result = session.run()
-        finally:
-            place.publish_all(_results(folder), panel)
+
+        def deliver(files: Sequence[Path], cancelled: bool) -> None:
+            place.publish_all(files, panel)
             refresh_lists()
-    return result
 
-
-def _results(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
+        session = Session(job, folder, export, bool(order.resume), warnings, version(), deliver=deliver)
+        return session.run()
 
 
 def _job(order: Order, lent: Lent) -> tuple[TrainConfig, Dataset]:
