@@ -9,10 +9,10 @@ def register() -> None:
     """Called by the door each time the host loads its scripts."""
     from modules import script_callbacks
 
-    from .turns import note_reload
+    from .turns import GATE
 
     script_callbacks.on_ui_tabs(_tabs, name="lora_loom")
-    script_callbacks.on_before_reload(note_reload, name="lora_loom")
+    script_callbacks.on_before_reload(GATE.shut_now, name="lora_loom")
     script_callbacks.on_app_started(_started, name="lora_loom")
 
 
@@ -26,7 +26,9 @@ def _started(demo: Any, app: Any) -> None:
     """`demo`: the host's page, None where it serves its API alone."""
     from .engine.host import data_root
     from .routes import add_routes
+    from .turns import GATE
 
     if demo is not None:  # which may serve whatever lies below the host's own folder
         demo.blocked_paths = [*(getattr(demo, "blocked_paths", None) or ()), str(data_root().resolve())]
     add_routes(app)
+    GATE.open_again()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import logging
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -13,9 +13,9 @@ from ...lora_core.events import Control, Listener, Measure, StepReport
 from ...lora_core.messages.message import Message
 from .engine.drawing import state_kept
 
-log = logging.getLogger(__name__)
 GAP_S = 0.2  # the lock goes to whoever asks first once it is free: those who wait need this long to wake up
-RELOAD_S = 1.0  # between the interrupt that Reload UI sends first, and its own word
+INTERRUPT_S = 3.0  # at most, between the interrupt that Reload UI sends first and its own word
+RELOAD_S = 180.0  # at most, that a run and a new page wait for each other
 GivenBack = Callable[[], AbstractContextManager[None]]
 
 
@@ -30,7 +30,8 @@ def turn(task: str) -> Iterator[None]:
         shared.state.begin(job=task)
         progress.start_task(task)
         try:
-            yield
+            with GATE.run():
+                yield
         finally:
             progress.finish_task(task)
             shared.state.end()
@@ -56,23 +57,51 @@ def let_through(given_back: GivenBack) -> None:
             queue_lock.acquire()
 
 
-_reloaded_at = float("-inf")
+class PageGate:
+    """Holds a run between two steps, its model given back, while the host makes its page anew and takes its own patches of layers off and on again."""
+
+    def __init__(self) -> None:
+        self._open, self._stands = threading.Event(), threading.Event()
+        self._open.set()
+        self._stands.set()
+
+    @property
+    def shut(self) -> bool:
+        return not self._open.is_set()
+
+    @contextlib.contextmanager
+    def run(self) -> Iterator[None]:
+        """Around a run, for which `shut_now` waits."""
+        self._stands.clear()
+        try:
+            yield
+        finally:
+            self._stands.set()
+
+    def shut_now(self) -> None:
+        """Called by the host before anything is taken off. Returns when no step is under way."""
+        self._open.clear()
+        self._stands.wait(RELOAD_S)
+
+    def open_again(self) -> None:
+        """Called by the host when its page is there."""
+        self._open.set()
+
+    def wait(self) -> None:
+        """Called by a run that stands."""
+        self._stands.set()
+        self._open.wait(RELOAD_S)
+        self._stands.clear()
+
+    def shuts_soon(self) -> bool:
+        """Whether an interrupt came with Reload UI, which sends one before its own word."""
+        deadline = time.monotonic() + INTERRUPT_S
+        while time.monotonic() < deadline and not self.shut:
+            time.sleep(INTERRUPT_S / 20)
+        return self.shut
 
 
-def note_reload() -> None:
-    """Called by the host when its page is made anew."""
-    global _reloaded_at
-    _reloaded_at = time.monotonic()
-
-
-def page_reloads() -> bool:
-    """Whether an interrupt came with Reload UI, which sends one before it says so itself."""
-    deadline = time.monotonic() + RELOAD_S
-    while time.monotonic() < deadline:
-        if time.monotonic() - _reloaded_at < 2 * RELOAD_S:
-            return True
-        time.sleep(RELOAD_S / 10)
-    return False
+GATE = PageGate()
 
 
 class Courtesy(Listener):
@@ -114,7 +143,10 @@ class Courtesy(Listener):
 
         if shared.state.interrupted:
             shared.state.interrupted = False
-            if not page_reloads():
+            if not GATE.shuts_soon():
                 self._control.stop_and_keep()
+        if GATE.shut:
+            with self._given_back(), state_kept():
+                GATE.wait()
         elif pictures_wait():
             let_through(self._given_back)

@@ -162,10 +162,11 @@ class Server:
             if self._process.poll() is not None:
                 break
             try:
-                self.get("/loom-probe/alive")
-                return
-            except (urllib.error.URLError, OSError):
-                time.sleep(1)
+                if self.ask("/loom-probe/alive")[0] == 200:  # the page answers before its extensions have their routes
+                    return
+            except OSError:
+                pass
+            time.sleep(1)
         raise RuntimeError(f"{self.kind.name} did not start:\n{self.log()[-3000:]}")
 
     def stop(self) -> None:

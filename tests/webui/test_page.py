@@ -89,7 +89,7 @@ def test_a_run_goes_on_through_reload_ui(page, seen):
     while time.monotonic() < deadline and panel.get("status") not in ("finished", "stopped", "failed"):
         time.sleep(1)
         try:
-            panel = json.loads(page.ask(f"{ROUTE}/state", timeout=10)[1])["panel"] or {}
+            panel = json.loads(page.ask(f"{ROUTE}/state", timeout=10)[1]).get("panel") or {}
         except (OSError, ValueError):  # the page is being made anew
             continue
     assert (panel.get("run"), panel.get("status"), panel.get("step")) == ("reloaded", "finished", 60), panel

@@ -24,7 +24,7 @@ from ....lora_core.objectives import DiscreteLevels, Objective, discrete_sigmas,
 from .a1111_texts import A1111Texts
 from .backend import WebUIBackend
 from .captions import Encoded, lengthened
-from .drawing import drawn
+from .drawing import drawn, scheduler_for
 from .host import loaded_model, lora_extension, wanted_model
 from .layers import PlainLayers
 from .tokens import written
@@ -166,7 +166,7 @@ class A1111Backend(WebUIBackend):
 
     def draw(self, job: SampleJob, adapters: AdapterSet) -> list[Image.Image]:
         with torch.no_grad(), self._texts.known(adapters.tokens), self._texts.attention_in_parts(adapters):
-            return drawn(self.model, job, written(job.prompt, adapters.tokens))
+            return drawn(self.model, job, written(job.prompt, adapters.tokens), scheduler_for(job.config, flow=False))
 
 
 def _distribution(vae: Any, x: torch.Tensor) -> Any:

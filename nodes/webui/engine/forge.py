@@ -23,7 +23,7 @@ from ....lora_core.messages.message import Message
 from ....lora_core.objectives import DiscreteLevels, FlowLevels, NoiseLevels, Objective
 from .backend import WebUIBackend
 from .captions import Encoded, lengthened
-from .drawing import drawn
+from .drawing import drawn, scheduler_for
 from .forge_layers import ForgeLayers, are_loaded, load_all
 from .forge_texts import ForgeTexts
 from .host import loaded_model, lora_extension
@@ -223,9 +223,9 @@ class ForgeBackend(WebUIBackend):
         return torch.flatten(torch.cat(parts)).unsqueeze(0)
 
     def draw(self, job: SampleJob, adapters: AdapterSet) -> list[Image.Image]:
-        more = {"scheduler": "Automatic"}
+        scheduler = scheduler_for(job.config, self.prediction == "flow")
         with torch.inference_mode(), self._texts.known(adapters.tokens):
-            return drawn(self.model, job, written(job.prompt, adapters.tokens), **more)
+            return drawn(self.model, job, written(job.prompt, adapters.tokens), scheduler)
 
 
 def _loaded() -> Any:

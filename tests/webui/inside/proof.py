@@ -65,6 +65,8 @@ def picture(prompt="a photo of a cat", size=64, **more):
         sampler_name="Euler", do_not_save_samples=True, do_not_save_grid=True, **more,
     )  # fmt: skip
     request.scripts = None
+    if type(shared.sd_model).__name__ == "Flux":
+        request.scheduler = "Simple"
     if host() == "REFORGE":
         from modules.scripts import ScriptRunner
 
@@ -306,7 +308,7 @@ def file_against_live(**config):
             (folder / f"{name}.safetensors").unlink()
         return {
             "file_vs_live": difference(drawn, live["picture"]), "live_vs_plain": difference(live["picture"], plain),
-            "matched": matched, "adapters": len(result.tensors) // 3, "changed": changed, "losses": losses,
+            "matched": matched, "adapters": result.facts["layers"], "changed": changed, "losses": losses,
         }  # fmt: skip
 
 
