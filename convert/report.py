@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping
 
@@ -93,6 +94,11 @@ def inspect(lora: Lora) -> Report:
         and not any(m.algebra is None or "diff_b" in m.parts or "dora" in m.parts for m in lora.modules.values())
     ):
         problems.insert(0, Message.of("note.no_effect"))
+    if above := {name: m for name, m in lora.modules.items() if m.kind == "lora" and m.rank > _most(m)}:
+        name, module = next(iter(above.items()))
+        problems.append(
+            Message.of("report.rank_above", count=len(above), layer=name, rank=module.rank, limit=_most(module))
+        )
     if relative := sorted({m.kind for m in lora.modules.values() if m.algebra and m.algebra.needs_base}):
         problems.append(Message.of("report.relative", kinds=relative))
     return Report(
@@ -108,6 +114,11 @@ def inspect(lora: Lora) -> Report:
         tuple(problems),
         lora.metadata,
     )
+
+
+def _most(module: Module) -> int:
+    """The largest rank that the sides of the layer have room for."""
+    return min(module.shape[0], math.prod(module.shape[1:]))
 
 
 def _block_order(item: tuple[str, list[str]]) -> tuple[int, str]:
