@@ -41,9 +41,15 @@ def open_file(path: Path, family: str = "", drop_unknown: bool = False) -> Lora 
     with about(path.name):
         if is_embedding(data):
             return read_embedding(data)
-        if not all(isinstance(v, torch.Tensor) for v in data.values()):
-            raise FormatError("file.holds_no_tensors")
-        return read(data, metadata, family=family, drop_unknown=drop_unknown)
+        return _read_table(data, metadata, family, drop_unknown)
+
+
+def _read_table(
+    data: Mapping[str, Any], metadata: Mapping[str, str], family: str = "", drop_unknown: bool = False
+) -> Lora:
+    if not all(isinstance(v, torch.Tensor) for v in data.values()):
+        raise FormatError("file.holds_no_tensors")
+    return read(data, metadata, family=family, drop_unknown=drop_unknown)
 
 
 def inspected(path: Path, family: str = "") -> Lora | Embedding:
@@ -312,9 +318,13 @@ def bake_file(
 
 def _for_family(path: Path, family: Family) -> Lora:
     """A LoRA for a known model: one of text encoders alone fits several."""
-    lora = open_lora(path)
-    texts_only = not any(name.startswith(("unet.", "transformer.")) for name in lora.modules)
-    return open_lora(path, family.name) if lora.family != family.name and texts_only else lora
+    data, metadata = disk.load_any(path) if path.is_file() else ({}, {})
+    if not data or is_embedding(data):
+        return open_lora(path)
+    with about(path.name):
+        lora = _read_table(data, metadata)
+        texts_only = not any(name.startswith(("unet.", "transformer.")) for name in lora.modules)
+        return read(data, metadata, family=family.name) if lora.family != family.name and texts_only else lora
 
 
 def write_card(path: Path, family: str, words: tuple[str, ...], weight: float = 1.0, description: str = "") -> Path:

@@ -41,7 +41,10 @@ NEWER: dict[str, tuple[str, dict[str, Any]]] = {
                                   "text_in_dim": 48, "rope_axes_dim": (8, 12, 12)}),
     "longcatimage": ("LongCatImage", {**_FLUX1, "guidance_embed": False, "vec_in_dim": None, "txt_ids_dims": [1, 2]}),
 }  # fmt: skip
-OLDER = {"SD15": "sd1", "Flux": "flux1", "Flux2": "flux2", "Chroma": "chroma", "SD3.5": "sd3", "ZImage": "z-image", "Lumina2": "lumina2", "QwenImage": "qwen-image", "Wan": "wan"}  # fmt: skip
+OLDER = {
+    "SD15": "sd1", "Flux": "flux1", "Flux2": "flux2", "Chroma": "chroma", "SD3.5": "sd3", "ZImage": "z-image", "Lumina2": "lumina2",
+    "QwenImage": "qwen-image", "Wan": "wan",
+}  # fmt: skip
 
 
 @functools.cache
