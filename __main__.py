@@ -5,22 +5,22 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
+import traceback
 from pathlib import Path
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one command. Exit codes: 0 done, 1 the input needs a change, 2 wrong usage, 130 or 143 stopped by a signal with the work kept."""
     from .lora_core.messages.errors import Problem
-    from .nodes.terminal import COMMANDS, FAILED, STEPPING, in_words
+    from .lora_core.messages.secrets import without_secrets
+    from .nodes.terminal import COMMANDS, FAILED, STEPPING, in_words, module_name
 
     words = sys.argv[1:] if argv is None else argv
     name = next((word for word in words if not word.startswith("-")), "")
     parser = argparse.ArgumentParser(prog="lora-loom", description="Train LoRAs. The same engine runs inside ComfyUI.")
     commands = parser.add_subparsers(dest="command", required=True)
     parsers = {command: commands.add_parser(command, help=line) for command, line in COMMANDS.items()}
-    command = (
-        importlib.import_module(f".nodes.terminal.{name.replace('-', '_')}", __package__) if name in COMMANDS else None
-    )
+    command = importlib.import_module(f".nodes.terminal.{module_name(name)}", __package__) if name in COMMANDS else None
     if command is not None:
         command.add_arguments(parsers[name])
     args = parser.parse_args(words)
@@ -34,6 +34,9 @@ def main(argv: list[str] | None = None) -> int:
         return command.run(args)
     except Problem as error:
         sys.stderr.write(f"lora-loom: {in_words(error.message)}\n")
+        return FAILED
+    except Exception:  # noqa: BLE001 - a fault of ours, told with all we know but the secrets it may repeat
+        sys.stderr.write(without_secrets(traceback.format_exc()))
         return FAILED
 
 

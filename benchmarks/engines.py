@@ -192,7 +192,15 @@ class Loom:
         self.trained, self.adapters = adapters.count(), len(adapters)
         self._training = backend.training(layers, adapters, job.recomputed, case.latent)
         optimizer = make_optimizer(make_groups(job, adapters), job.optimizer)
-        material = Material(job, backend, layers, adapters, backend.objective(job.objective), [Source(Cached())])
+        material = Material(
+            job,
+            backend,
+            backend.base_model(job.objective),
+            layers,
+            adapters,
+            backend.objective(job.objective),
+            [Source(Cached())],
+        )
         self._run = Run(material, optimizer, scaler)
         began = time.perf_counter()
         with torch.inference_mode(False):

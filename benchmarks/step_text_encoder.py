@@ -62,7 +62,15 @@ def build(train_text: bool) -> Any:
         make_optimizer(make_groups(job, adapters), job.optimizer),
         torch.amp.GradScaler("cpu", enabled=False),
     )
-    material = Material(job, backend, layers, adapters, backend.objective(job.objective), [Source(cached)])
+    material = Material(
+        job,
+        backend,
+        backend.base_model(job.objective),
+        layers,
+        adapters,
+        backend.objective(job.objective),
+        [Source(cached)],
+    )
     run = Run(material, optimizer, scaler)
     return run, backend, backend.training(layers, adapters)
 

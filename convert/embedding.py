@@ -151,7 +151,7 @@ def write_embedding(embedding: Embedding, target: str = "webui") -> State:
 def unbundled(state: Mapping[str, torch.Tensor]) -> tuple[State, dict[str, State]]:
     """(the file without bundled embeddings, token -> its vectors). Bundles: `bundle_emb.<token>.clip_l` or `.string_to_param.*`."""
     rest: State = {}
-    found: dict[str, State] = {}
+    tables: dict[str, State] = {}
     for key, value in state.items():
         if not key.startswith("bundle_emb."):
             rest[key] = value
@@ -159,8 +159,8 @@ def unbundled(state: Mapping[str, torch.Tensor]) -> tuple[State, dict[str, State
         token, _, part = key.removeprefix("bundle_emb.").partition(".")
         if not token or not part:
             raise FormatError("embedding.bundle_key", key=key)
-        found.setdefault(token, {})["emb_params" if part.startswith("string_to_param") else part] = value
-    return rest, found
+        tables.setdefault(token, {})["emb_params" if part.startswith("string_to_param") else part] = value
+    return rest, tables
 
 
 def bundled(embeddings: Mapping[str, Embedding]) -> State:

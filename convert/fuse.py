@@ -68,10 +68,10 @@ def _split_lora(module: Module, shares: Sequence[int]) -> list[Module | None]:
                 continue
             out.append(_with_rows_of(module.replaced(up=block.clone()), module, n, shares))
         elif len(columns[n]):
-            here = slice(columns[n].start, columns[n].stop)
+            chosen = slice(columns[n].start, columns[n].stop)
             part = Module(
                 "lora",
-                {**module.parts, "down": down[here].clone(), "up": block[:, here].clone()},
+                {**module.parts, "down": down[chosen].clone(), "up": block[:, chosen].clone()},
                 module.scale * len(columns[n]),
             )
             out.append(_with_rows_of(part, module, n, shares))

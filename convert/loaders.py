@@ -1,106 +1,185 @@
-"""Which program reads which spelling of which family. The cells of ComfyUI, diffusers and PEFT are held to those programs' own loaders by the
-tests; those of A1111, Forge and kohya's tools come from reading their loaders.
+"""Which program reads which spelling of which family: what was measured with the programs' own loaders (`loaders.json`), asked for the file at hand.
+
+Nothing is said here of a program, family, spelling or kind that was not run.
 """
 
 from __future__ import annotations
 
+import functools
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
 from ..lora_core.algebra.kinds import trained_as
+from ..lora_core.messages.message import Message
 from .families import FAMILIES
 from .lora import FormatError, Lora, Module, component
 from .writers import write
 
-PROGRAMS = ("ComfyUI", "A1111", "Forge", "kohya", "diffusers", "PEFT")
-ALL, NONE, NO_MODEL, UNCHECKED = "all", "nothing", "nothing (does not run this model)", "not checked"
-_OUTSIDE_ATTENTION = "only layers outside attention"
-_INSIDE_BLOCKS = "only layers inside blocks"
-_NOT_ENDS = "all but layers at the ends"
-_WHOLE_BLOCKS = "only whole blocks, alone in the file"
-_PEFT = (NONE, NONE, NONE, NONE, NONE, ALL)
+PROGRAMS = (
+    "ComfyUI", "A1111", "Forge", "reForge", "SD.Next", "sd-scripts", "musubi-tuner", "OneTrainer", "LyCORIS", "diffusers", "PEFT",
+)  # fmt: skip
+FORMS = ("kohya", "comfyui", "diffusers", "peft")
+ALL, NOT_RUN = Message.of("loader.all"), Message.of("loader.not_run")
+_NUMBER = re.compile(r"(block|blocks|layers|attentions|resnets|refiner)\.\d+(?=\.)")
+_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
+_DOWN = (".lora_down.weight", ".lora_A.weight", ".hada_w1_b")
+_NAMED = 3  # layers that a sentence names
 
-# family -> spelling -> what each of PROGRAMS reads of it
-_UNET: dict[str, tuple[str, ...]] = {
-    "kohya": (ALL, ALL, ALL, _INSIDE_BLOCKS, ALL, NONE),
-    "comfyui": (ALL, NONE, ALL, NONE, NONE, NONE),
-    "diffusers": (_OUTSIDE_ATTENTION, NONE, _OUTSIDE_ATTENTION, NONE, ALL, NONE),
-    "peft": _PEFT,
-}
+Cell = Mapping[str, Any]
 
 
-def _transformer(
-    kohya: tuple[str, ...], comfyui: tuple[str, ...], diffusers: tuple[str, ...]
-) -> dict[str, tuple[str, ...]]:
-    """Rows of a family A1111 does not run, from the cells of ComfyUI, Forge, kohya's tools and diffusers."""
-    forms = {"kohya": kohya, "comfyui": comfyui, "diffusers": diffusers}
-    return {form: (cells[0], NO_MODEL, *cells[1:], NONE) for form, cells in forms.items()} | {"peft": _PEFT}
+@functools.cache
+def measured() -> dict[str, Any]:
+    """Program -> version, date, and family -> spelling -> what was seen; see tests/convert/programs/make_table.py, which writes it."""
+    table: dict[str, Any] = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
+    return table
 
 
-READS: dict[str, dict[str, tuple[str, ...]]] = {
-    "sd1": _UNET,
-    "sd2": _UNET,
-    "sdxl": _UNET,
-    "flux1": _transformer((ALL, ALL, ALL, _INSIDE_BLOCKS), (ALL, ALL, NONE, NONE), (ALL, ALL, NONE, ALL)),
-    "chroma": _transformer(
-        (ALL, UNCHECKED, ALL, UNCHECKED), (ALL, UNCHECKED, NONE, NONE), (_INSIDE_BLOCKS, UNCHECKED, NONE, ALL)
-    ),
-    "sd3": _transformer((ALL, ALL, ALL, NONE), (ALL, ALL, NONE, NONE), (ALL, NONE, NONE, ALL)),
-    "flux2": _transformer(
-        (ALL, NO_MODEL, UNCHECKED, _INSIDE_BLOCKS),
-        (ALL, NO_MODEL, NONE, _NOT_ENDS),
-        (_INSIDE_BLOCKS, NO_MODEL, NONE, ALL),
-    ),
-    "z-image": _transformer(
-        (ALL, NO_MODEL, NONE, _NOT_ENDS), (ALL, NO_MODEL, NONE, _OUTSIDE_ATTENTION), (ALL, NO_MODEL, NONE, ALL)
-    ),
-    "lumina2": _transformer(
-        (ALL, NO_MODEL, ALL, NONE), (ALL, NO_MODEL, NONE, _WHOLE_BLOCKS), (NONE, NO_MODEL, NONE, ALL)
-    ),
-    "qwen-image": _transformer((ALL, NO_MODEL, UNCHECKED, ALL), (ALL, NO_MODEL, NONE, ALL), (ALL, NO_MODEL, NONE, ALL)),
-    "wan": _transformer(
-        (ALL, NO_MODEL, UNCHECKED, _WHOLE_BLOCKS),
-        (ALL, NO_MODEL, NONE, "all but the patch embedding"),
-        (NONE, NO_MODEL, NONE, ALL),
-    ),
-}
+def cell_of(program: str, family: str, form: str) -> Cell | None:
+    """What was seen of a program with files of a family in a spelling; None where it was not run."""
+    cell: Cell | None = measured().get(program, {}).get("families", {}).get(family, {}).get(form)
+    return cell
 
 
-def loaders(lora: Lora) -> dict[str, str]:
-    """Program -> what it reads of this file, as it is spelled; {} where that is not known."""
-    cells = READS.get(lora.family, {}).get(lora.source)
-    if cells is None or not _spelled_as_now(lora):
+def loaders(lora: Lora) -> dict[str, Message]:
+    """Program -> what it reads of this file, as it is spelled; {} where the spelling or the family is none that was measured."""
+    if lora.family not in FAMILIES or lora.source not in FORMS:
         return {}
-    out = dict(zip(PROGRAMS, cells))
-    for program in PROGRAMS:
-        unread = sorted({m.kind for m in lora.modules.values() if not _reads(program, m)})
-        if unread and not out[program].startswith(NONE):
-            out[program] = f"{NONE} ({', '.join(unread)} modules)"
-    if (
-        lora.source == "kohya"
-        and FAMILIES[lora.family].component == "unet"
-        and out["diffusers"] == ALL
-        and _mixed_alphas(lora)
-    ):
-        out["diffusers"] = "all, but at wrong strengths: it gives every layer the commonest alpha; convert the file"
-    return out
+    ranks = _ranks_as_spelled(lora)
+    return {program: _told(program, lora, len(ranks) > 1) for program in PROGRAMS} if ranks is not None else {}
 
 
-def _reads(program: str, module: Module) -> bool:
-    """Whether a program reads this kind of module at all."""
-    kind = trained_as(module.parts) or module.algebra
-    return kind is not None and (kind.read_by is None or program in kind.read_by)
+def _told(program: str, lora: Lora, ranks_differ: bool) -> Message:
+    if lora.source == "peft" and program == "PEFT":
+        return ALL  # tests/convert/test_effect_peft.py
+    cell = cell_of(program, lora.family, lora.source)
+    if cell is None:
+        return NOT_RUN
+    unread = {name for name in lora.modules if _listed(name, cell["unread"]) or _without_company(name, lora, cell)}
+    kinds = {name: _seen(module, cell) for name, module in lora.modules.items() if name not in unread}
+    for seen, code in (("", "loader.kinds_not_run"), ("raises", "loader.stops_at_kinds")):
+        if affected := sorted({_kind(lora.modules[name]) for name, told in kinds.items() if told == seen}):
+            return Message.of(code, kinds=affected)
+    unread |= {name for name, told in kinds.items() if told != "exact"}
+    return _refused(lora, cell, unread, ranks_differ) or _counted(lora, cell, unread)
 
 
-def _spelled_as_now(lora: Lora) -> bool:
-    """Whether the file's keys are among those this package writes in that spelling; of others the table says nothing."""
-    if lora.source == "peft":
-        return True
-    try:
-        return lora.keys <= write(lora, lora.source, one_alpha=False).keys()
-    except FormatError:
+def _seen(module: Module, cell: Cell) -> str:
+    """What became of such a module: exact, nothing, wrong or raises; "" where it was not run."""
+    kind = _kind(module)
+    if kind == "lora":
+        return "exact"
+    told = cell.get("kinds", {}).get(kind, "")
+    sort = "conv" if len(module.shape) > 2 else "linear"
+    return str(told if isinstance(told, str) else told.get(sort, ""))
+
+
+def _refused(lora: Lora, cell: Cell, unread: set[str], ranks_differ: bool) -> Message | None:
+    """Why the program reads nothing of the whole file, where that is so."""
+    if culprits := _stars(name for name in lora.modules if _listed(name, cell.get("fails_on", ()))):
+        return Message.of("loader.fails", layers=culprits[:_NAMED])
+    if cell.get("fails_alone") and any(_without_company(name, lora, cell) for name in lora.modules):
+        return Message.of("loader.fails_incomplete")
+    if cell.get("one_rank") and ranks_differ:
+        return Message.of("loader.one_rank")
+    most = cell.get("foreign_keys")
+    foreign = _keys_of(lora, unread)
+    if most is not None and foreign > most:
+        return Message.of("loader.too_many_keys", count=foreign, most=most)
+    return None
+
+
+def _counted(lora: Lora, cell: Cell, unread: set[str]) -> Message:
+    """How many layers are read, and which are not."""
+    count = len(lora.modules)
+    if len(unread) == count:
+        kinds = sorted({_kind(module) for module in lora.modules.values()} - {"lora"})
+        return (
+            Message.of("loader.nothing_of_kinds", kinds=kinds)
+            if kinds and _only_kinds(lora, cell)
+            else Message.of("loader.nothing")
+        )
+    if unread:
+        return Message.of("loader.some", read=count - len(unread), count=count, layers=_shown(unread))
+    if cell.get("one_alpha") and _mixed_alphas(lora):
+        return Message.of("loader.wrong_strengths")
+    return ALL
+
+
+def _only_kinds(lora: Lora, cell: Cell) -> bool:
+    """Whether the layers themselves would be read."""
+    return any(not _listed(name, cell.get("unread", ())) for name in lora.modules)
+
+
+def _shown(names: Iterable[str]) -> list[str]:
+    stars = _stars(names)
+    return stars[:_NAMED] + (["..."] if len(stars) > _NAMED else [])
+
+
+def _stars(names: Iterable[str]) -> list[str]:
+    """The names with stars for block numbers, each once."""
+    return sorted({starred(name) for name in names})
+
+
+def starred(name: str) -> str:
+    """A canonical layer name with stars for the numbers of its blocks."""
+    return _NUMBER.sub(r"\1.*", name)
+
+
+def _listed(name: str, patterns: Iterable[str]) -> bool:
+    """Whether a layer is among those patterns: `<component>.*`, a name with stars for block numbers, or a name."""
+    return bool({name, starred(name), f"{component(name)}.*"} & {*patterns})
+
+
+def _without_company(name: str, lora: Lora, cell: Cell) -> bool:
+    """Whether it is attention of a text encoder whose queries, keys, values and outputs the program reads together or not at all, and some are missing."""
+    if component(name) not in cell.get("together", ()):
         return False
+    block, _, last = name.rpartition(".")
+    return last in _ATTENTION and any(f"{block}.{part}" not in lora.modules for part in _ATTENTION)
+
+
+def _kind(module: Module) -> str:
+    """The name under which the kind was measured."""
+    kind = trained_as(module.parts) or module.algebra
+    name = kind.name if kind else module.kind
+    if name == "dora" or "dora" in module.parts:
+        outputs = "dora" in module.parts and module.parts["dora"].shape[0] == module.shape[0]
+        return f"{name}_outputs" if outputs else name
+    return "lokr_full" if name == "lokr" and {"lokr_w1", "lokr_w2"} <= module.parts.keys() else name
+
+
+def _keys_of(lora: Lora, names: set[str]) -> int:
+    """How many keys of the file belong to these layers."""
+    if not names:
+        return 0
+    part = Lora(lora.family, {name: lora.modules[name] for name in names}, source=lora.source)
+    try:
+        return len(write(part, lora.source, one_alpha=False))
+    except FormatError:
+        return 3 * len(names)
+
+
+def _ranks_as_spelled(lora: Lora) -> set[int] | None:
+    """The ranks of the file's own modules, fused ones where it has them fused; None for keys that are not among those this package writes in that
+    spelling, of which the table says nothing.
+    """
+    if lora.source == "peft":
+        return {module.rank for module in lora.modules.values()}
+    try:
+        state = write(lora, lora.source, one_alpha=False)
+    except FormatError:
+        return None
+    ranks = {len(value) for key, value in state.items() if key.endswith(_DOWN)}
+    return ranks if lora.keys <= state.keys() else None
 
 
 def _mixed_alphas(lora: Lora) -> bool:
-    alphas: dict[str, set[float]] = {}
+    alphas: dict[str, Counter[float]] = {}
     for name, module in lora.modules.items():
-        alphas.setdefault(component(name), set()).add(module.scale * module.rank)
-    return any(len(found) > 1 for found in alphas.values())
+        alphas.setdefault(component(name), Counter())[module.scale * module.rank] += 1
+    return any(len(values) > 1 for values in alphas.values())

@@ -212,11 +212,11 @@ def block_of(family: str, name: str) -> str:
     path = name.partition(".")[2]
     if entry is None or component(name) != entry.component:
         return "BASE" if entry else name.split(".")[0]
-    found = entry.table.find(path)
-    native = (found.rows[0].native if found else path).split(".")
+    match = entry.table.find(path)
+    native = (match.rows[0].native if match else path).split(".")
     if entry.component == "unet":
         kind = {"input_blocks": "IN", "output_blocks": "OUT"}.get(native[0])
         if kind:
             return f"{kind}{int(native[1]):02d}"
         return "MID" if native[0] == "middle_block" else native[0]
-    return f"{native[0]}.{int(found.numbers[0]):02d}" if found and found.numbers else native[0]
+    return f"{native[0]}.{int(match.numbers[0]):02d}" if match and match.numbers else native[0]

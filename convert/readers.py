@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from .embedding import WIDTHS as EMBEDDING_WIDTHS
 from .embedding import unbundled
 from .families import FAMILIES, UNKNOWN, Family, text
 from .lora import DROP_UNKNOWN, FAMILY, OTHER, SCALE, FormatError, Lora, Module, State, about, multiplied, same
+from .origin import trained_on
 from .patterns import Found, Row
 
 MAX_RANK = 65536
@@ -56,7 +57,7 @@ def read(
     chosen, doubt = (family, None) if family else detect(raw, metadata)
     notes = [doubt] if doubt else []
     named, strays = (raw, []) if chosen == UNKNOWN else _canonical(raw, FAMILIES[chosen])
-    if strays and len(strays) == len(named):
+    if strays and _none_fits(named, strays, FAMILIES[chosen]):
         raise FormatError("family.no_layer_or_other", name=strays[0], family=FAMILIES[chosen].title, option=FAMILY)
     if drop_unknown and (strays or foreign):
         named = {name: module for name, module in named.items() if name not in strays}
@@ -88,6 +89,7 @@ def read(
         keys.form(next(iter(state), "")),
         frozenset(state),
         foreign,
+        trained_on(metadata),
     )
 
 
@@ -110,6 +112,13 @@ def _modules(state: Mapping[str, torch.Tensor]) -> tuple[dict[str, Module], Stat
     return {name: _module(name, part, {origin[name, p]: p for p in part}) for name, part in parts.items()}, foreign
 
 
+def _none_fits(named: Collection[str], strays: Collection[str], family: Family) -> bool:
+    """Whether a file has layers of a model, and none of this one. Layers of text encoders, which several families share, tell nothing."""
+    of_a_model = [name for name in strays if split_prefix(name)[1] is None]
+    fitting = any(name.startswith(f"{family.component}.") for name in named)
+    return len(strays) == len(named) or bool(of_a_model) and not fitting
+
+
 _NO_ADAPTER = frozenset({"alpha", "bias", "scale"})  # what weights of a model may be called too
 
 
@@ -128,7 +137,7 @@ def _require_adapter(parts: Mapping[str, Mapping[str, torch.Tensor]], foreign: S
 def _module(name: str, found: dict[str, torch.Tensor], origin: Mapping[str, str]) -> Module:
     """One layer's parts as a module. `origin`: key in the file -> part. Parts of no kind we know, or of more than one, stay as they are."""
     if found.keys() == {"alpha"}:
-        raise FormatError("module.no_weights", name=name)
+        raise FormatError("module.no_weights", name=name, parts=["alpha"])
     as_found = {key: found[part] for key, part in origin.items()}
     parts = {part: value for part, value in found.items() if part != "alpha"}
     if parts.keys() == {"naive_a", "naive_b"}:

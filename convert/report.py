@@ -30,7 +30,9 @@ class Block:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What a LoRA file is. `loaders`: program -> "all", or what it does not read and why. `problems`: the worst first."""
+    """What a LoRA file is. `origins`: base models it names, and where. `loaders`: program -> what it reads of the file, and why not more.
+    `problems`: the worst first.
+    """
 
     family: str
     form: str
@@ -40,7 +42,8 @@ class Report:
     alphas: dict[float, int]
     blocks: tuple[Block, ...]
     triggers: tuple[str, ...]
-    loaders: dict[str, str]
+    origins: tuple[tuple[str, str], ...]
+    loaders: dict[str, Message]
     problems: tuple[Message, ...]
     metadata: Mapping[str, str]
 
@@ -49,19 +52,20 @@ class Report:
         ranks = [f"{r} ({n}x)" if len(self.ranks) > 1 else str(r) for r, n in sorted(self.ranks.items())[:8]]
         alphas = [f"{a:g}" for a in sorted(self.alphas)[:8]]
         kinds = [f"{n} {kind}" for kind, n in self.kinds.items()]
-        known = self.family in FAMILIES
+        is_listed = self.family in FAMILIES
         out: list[Message | str] = [
             Message.of("report.base", family=FAMILIES[self.family].title)
-            if known
+            if is_listed
             else Message.of("report.base_unknown"),
             Message.of("report.spelling", form=self.form, count=self.modules, kinds=kinds),
             Message.of("report.rank", ranks=ranks, alphas=alphas)
             if alphas
             else Message.of("report.rank_alone", ranks=ranks),
         ]
+        out += [Message.of("report.trained_on", name=name, where=place) for name, place in self.origins]
         if self.triggers:
             out.append(Message.of("report.triggers", words=self.triggers))
-        out += [f"{program}: {verdict}" for program, verdict in self.loaders.items()]
+        out += [Message.of("report.reads", program=program, verdict=told) for program, told in self.loaders.items()]
         if not self.loaders:
             out.append(Message.of("report.unread"))
         return [*out, *(Message.of("report.note", note=p) for p in self.problems)]
@@ -110,6 +114,7 @@ def inspect(lora: Lora) -> Report:
         dict(Counter(round(m.scale * m.rank, 4) for m in lora.modules.values() if m.rank)),
         blocks,
         triggers(lora.metadata),
+        lora.origins,
         loaders(lora),
         tuple(problems),
         lora.metadata,

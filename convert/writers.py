@@ -1,7 +1,7 @@
 """The canonical form -> the spelling a program reads. What each of them reads, and what it silently gets wrong, decides the details here.
 
 "kohya" (A1111, Forge, kohya's own tools, ComfyUI), "comfyui" (its native names), "diffusers" (one file for `load_lora_weights`), "peft"
-(a directory for each component) and "universal": the one form all loaders of the family read.
+(a directory for each component) and "universal": the one form that ComfyUI and diffusers both read; what other programs read of it stands in README.md.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 // @ts-check
 // Questions to the server: JSON there and back, and one sentence for the reader where that fails.
-import { said, t } from "./words.js";
+import { said, speak, t } from "./words.js";
 
 const PREFIX = "/lora_loom/";
 const SELF = "http://own.invalid"; // stands for the server, whatever its address is
@@ -65,4 +65,12 @@ export function jsonClient(send) {
       return answerOf(send(ownPath(path), { method: "POST", headers, body: JSON.stringify(body) }));
     },
   };
+}
+
+/**
+ * From now on texts are in the language of the host's reader. Called once, before anything is shown.
+ * @param {Pick<import("./host.js").Host, "language" | "fetchJson" | "program">} host
+ */
+export async function speakTo(host) {
+  await speak(await host.language(), (language) => host.fetchJson(route(`messages/${language}`)), host.program);
 }

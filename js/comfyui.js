@@ -25,12 +25,16 @@ export const nodesAreElements = () => Boolean(window.LiteGraph?.vueNodesMode);
 
 /** @type {import("./host.js").Host} */
 export const host = {
+  program: "comfyui",
+
   ...jsonClient((path, options) => api.fetchApi(path, options)),
 
   imageUrl: (path) => api.apiURL(path),
 
   onEvent(event, listener) {
-    for (const name of EVENTS[event]) api.addEventListener(name, ({ detail }) => listener(detail));
+    const take = (/** @type {CustomEvent} */ { detail }) => listener(detail);
+    for (const name of EVENTS[event]) api.addEventListener(name, take);
+    return () => EVENTS[event].forEach((name) => api.removeEventListener(name, take));
   },
 
   toast(severity, detail, life = TOAST_MS) {

@@ -51,7 +51,7 @@ function* panels() {
  * @returns {ComfyExtension}
  */
 export function panelExtension(settings) {
-  const refreshAll = watchPanels(host, panels, (id) => nodeById(rootGraph(), id)?.loomPanel);
+  const { refreshAll } = watchPanels(host, panels, (id) => nodeById(rootGraph(), id)?.loomPanel);
   return {
     name: "lora_loom.panel",
     nodeCreated(node) {

@@ -1,12 +1,18 @@
 // @ts-check
 // Elements and their styles.
 
+// Colours are ComfyUI's, else gradio's, else those of a dark page; data-theme sets them whatever the page says.
 const STYLE = `
 .loom { display: flex; flex-direction: column; box-sizing: border-box; height: 100%;
-  font: 12px/1.4 system-ui, sans-serif; color: var(--input-text, #ddd); }
-.loom input[type=text], .loom select, .loom textarea { background: var(--comfy-input-bg, #222); color: inherit;
-  border: 1px solid var(--border-color, #444); border-radius: 4px; padding: 3px 5px; font: inherit; min-width: 0; }
-.loom button { background: var(--comfy-input-bg, #333); color: inherit; border: 1px solid var(--border-color, #555);
+  --loom-ink: var(--input-text, var(--body-text-color, #ddd));
+  --loom-field: var(--comfy-input-bg, var(--input-background-fill, #2b2b2b));
+  --loom-line: var(--border-color, var(--border-color-primary, #555));
+  font: 12px/1.4 system-ui, sans-serif; color: var(--loom-ink); }
+.loom[data-theme=light] { --loom-ink: #1f2328; --loom-field: #fff; --loom-line: #b6bdc6; }
+.loom[data-theme=dark] { --loom-ink: #ddd; --loom-field: #2b2b2b; --loom-line: #555; }
+.loom input[type=text], .loom select, .loom textarea { background: var(--loom-field); color: inherit;
+  border: 1px solid var(--loom-line); border-radius: 4px; padding: 3px 5px; font: inherit; min-width: 0; }
+.loom button { background: var(--loom-field); color: inherit; border: 1px solid var(--loom-line);
   border-radius: 4px; padding: 3px 9px; cursor: pointer; font: inherit; }
 .loom button:disabled { opacity: .45; cursor: default; }
 .loom .tools { display: flex; flex-wrap: wrap; gap: 4px; align-items: center; }

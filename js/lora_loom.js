@@ -1,14 +1,14 @@
 // @ts-check
 // LoRA Loom in ComfyUI's page. ComfyUI loads every file of this folder; this one alone does something when loaded.
-import { route } from "./api.js";
+import { speakTo } from "./api.js";
 import { app, host } from "./comfyui.js";
 import { nodeExtensions, watchErrors } from "./comfyui_nodes.js";
 import { panelExtension } from "./comfyui_panels.js";
 import { Runs } from "./runs.js";
 import { Settings } from "./settings.js";
-import { speak, t } from "./words.js";
+import { t } from "./words.js";
 
-await speak(await host.language(), (language) => host.fetchJson(route(`messages/${language}`)));
+await speakTo(host);
 const settings = new Settings(host), runs = new Runs(host);
 
 app.registerExtension({ name: "lora_loom.settings", settings: settings.entries() });

@@ -121,6 +121,7 @@ interface ComfyApi {
   getSetting(id: string): Promise<string | null>;
   queuePrompt(number: number, prompt: ComfyPrompt): Promise<unknown>;
   addEventListener(name: string, listener: (event: CustomEvent) => void): void;
+  removeEventListener(name: string, listener: (event: CustomEvent) => void): void;
 }
 
 interface Window {

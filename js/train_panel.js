@@ -48,13 +48,14 @@ import { language, said, t } from "./words.js";
  */
 
 /** @typedef {PanelEvent & PanelDetails} PanelAnswer */
-/** @typedef {Omit<PanelAnswer, "rows"> & { live: boolean }} PanelState `live`: this page saw an event of it */
+/** @typedef {Omit<PanelAnswer, "rows"> & { live: boolean }} PanelState `live`: this page saw it go on */
 
 const ACTIVE = ["preparing", "training"];
 const BUTTONS = ["stop", "save", "sample", "pause"];
-const RATE_SEARCH = "LoraLoomFindLearningRate"; // has a rising learning rate, and can be stopped only
+const RATE_SEARCH = ["LoraLoomFindLearningRate", "find-lr"]; // has a rising learning rate, and can be stopped only
 const MOST_ROWS = 30000;
 const SILENCE_MS = 2500, CHECK_MS = 1000, BETWEEN_ASKS_MS = 400; // of the server
+const IDLE_CHECKS = 4; // where a panel polls and nothing runs, it asks at every fourth time
 const ASKED_MS = 4000, LONG_TOAST_MS = 15000;
 const STRIP = 60; // small samples
 const SMALL_PX = 128, LARGE_PX = 1024; // sides of a sample
@@ -132,17 +133,28 @@ function refused(host, error) {
 const samplePrompt = (inputs) => String(inputs.sample_prompt ?? "").split("\n")[0].trim();
 
 /**
- * How to use what a run made, in lines.
+ * What to write in an A1111 prompt to use what a run made.
  * @param {Pick<PanelState, "result" | "inputs">} state
  */
-export function usage({ result, inputs }) {
+export function promptFor({ result, inputs }) {
+  return [result.comfyui ? "" : samplePrompt(inputs), result.a1111].filter(Boolean).join(", ");
+}
+
+/**
+ * How to use what a run made, in lines.
+ * @param {Pick<PanelState, "result" | "inputs">} state
+ * @param {Host["program"]} [program] on a page that is not ComfyUI's, ComfyUI is not spoken of
+ */
+export function usage({ result, inputs }, program = "comfyui") {
   const files = result.files ?? [];
   const example = result.comfyui ? "" : samplePrompt(inputs); // it has no word of its own
   const prompt = result.comfyui || example;
   const lines = [t("panel.made", { files: files.join(", ") })];
   if (result.trigger) lines.push(t("panel.trigger", result));
+  const wanted = promptFor({ result, inputs });
+  if (program === "page") return [...lines, t("panel.prompt", { prompt: wanted })];
   lines.push(result.lora ? t("panel.in_comfyui_lora", { file: files[0], prompt }) : `ComfyUI: ${prompt}`);
-  lines.push(`A1111: ${[example, result.a1111].filter(Boolean).join(", ")}`);
+  lines.push(`A1111: ${wanted}`);
   return lines;
 }
 
@@ -177,20 +189,19 @@ export class TrainPanel {
     this.chosen = null;
     /** @type {?import("./host.js").Field} */
     this.marked = null;
+    /** @type {(state: PanelState) => void} called with each state that is shown */
+    this.onShow = () => {};
     this.heard = 0; // when the server was heard of, in ms
     this.asking = this.askAgain = false;
     this.announced = this.listed = ""; // the end and the files of a run that were told of
     /** @type {Record<string, string>} what stands in each part, so that nothing is drawn twice */
     this.drawn = {};
     this.chart = new Chart(settings);
-    this.chart.risingRate = seat.kind === RATE_SEARCH;
-    this.offered = this.chart.risingRate ? ["stop"] : BUTTONS;
     style("loom-panel", STYLE);
     this.status = make("span", { className: "status", textContent: t("panel.idle") });
     this.line = make("span", { className: "line" });
     this.progress = make("div");
     this.buttons = Object.fromEntries(BUTTONS.map((name) => [name, this.button(name, () => this.ask(name))]));
-    for (const name of BUTTONS) this.buttons[name].hidden = !this.offered.includes(name);
     this.continueButton = this.button("go_on", () => this.goOn());
     this.controls = make("div", { className: "buttons" }, ...Object.values(this.buttons), this.continueButton);
     this.error = make("div", { className: "error", hidden: true });
@@ -205,6 +216,8 @@ export class TrainPanel {
     this.root = make("div", { className: "loom loom-panel idle", lang: language }, head,
       make("div", { className: "bar" }, this.progress), this.controls, this.error, this.chart.root, this.legend,
       this.pictures, this.messages);
+    this.offered = BUTTONS;
+    this.suit(seat.kind);
     this.keepPointer();
     this.endSettings = settings.onChange(() => this.rearrange());
   }
@@ -215,6 +228,13 @@ export class TrainPanel {
    */
   button(name, work) {
     return make("button", { textContent: t(`panel.${name}`), title: t(`panel.${name}_tip`), onclick: work });
+  }
+
+  /** Offers what a run of this kind has: its buttons, and a chart for its learning rate. */
+  suit(/** @type {string} */ kind) {
+    this.chart.risingRate = RATE_SEARCH.includes(kind);
+    this.offered = this.chart.risingRate ? ["stop"] : BUTTONS;
+    for (const name of BUTTONS) this.buttons[name].hidden = !this.offered.includes(name);
   }
 
   /** Keeps wheel and pointer from the graph where the panel has its own use for them. */
@@ -328,14 +348,19 @@ export class TrainPanel {
   }
 
   set(/** @type {PanelAnswer} */ answer) {
-    if (answer.kind && answer.kind !== this.seat.kind) return; // another node had this id then
+    if (!this.suits(answer.kind)) return; // another node had this id then
     const { rows, ...news } = answer;
     const before = this.state?.session === news.session ? this.state : null;
     if (this.state && !before) this.restart();
-    this.state = { ...news, live: before?.live ?? false };
+    this.state = { ...news, live: before?.live || ACTIVE.includes(news.status) };
     this.add(rows);
     this.show(this.state);
     if (this.state.live) this.announce(this.state);
+  }
+
+  /** Whether a run of this kind belongs here. */
+  suits(/** @type {string} */ kind) {
+    return !kind || !this.seat.kind || kind === this.seat.kind;
   }
 
   /** What happens once, in the page that saw the run: lists of the loaders, and a toast. */
@@ -348,7 +373,11 @@ export class TrainPanel {
     if (this.announced === end || ACTIVE.includes(status)) return;
     this.announced = end;
     if (status === "failed") this.host.toast("error", said(error), LONG_TOAST_MS);
-    else if (result.files?.length) this.host.toast("success", usage({ result, inputs }).join("\n"), LONG_TOAST_MS);
+    else if (result.files?.length) this.host.toast("success", this.usage({ result, inputs }), LONG_TOAST_MS);
+  }
+
+  usage(/** @type {Pick<PanelState, "result" | "inputs">} */ state) {
+    return usage(state, this.host.program).join("\n");
   }
 
   show(/** @type {PanelState} */ state) {
@@ -359,6 +388,8 @@ export class TrainPanel {
       this.root.classList.remove("idle");
       this.grow();
     }
+    this.colour();
+    this.suit(state.kind || this.seat.kind);
     this.showHead(state);
     this.showButtons(state);
     this.showError(state);
@@ -369,6 +400,12 @@ export class TrainPanel {
     this.showLegend(state);
     this.showSamples(state);
     this.showMessages(state.messages);
+    this.onShow(state);
+  }
+
+  /** In the colours the host wants; left out, they are those of the page. */
+  colour() {
+    this.root.dataset.theme = this.host.theme?.() ?? "";
   }
 
   showHead(/** @type {PanelState} */ state) {
@@ -507,25 +544,36 @@ export class TrainPanel {
 }
 
 /**
- * Keeps the panels of a page up to date: by events, and by questions where these may be lost.
+ * Keeps the panels of a page up to date: by events, and by questions where these may be lost or the host has none.
  * @param {Host} host
  * @param {() => Iterable<TrainPanel>} panels of the open workflow
  * @param {(id: string) => TrainPanel | undefined} panelOf the node that runs under an id
+ * @returns {{ refreshAll: () => void, end: () => void }} what asks for every panel now, and what ends the watch
  */
 export function watchPanels(host, panels, panelOf) {
   const visible = () => document.visibilityState === "visible";
   const refreshAll = () => [...panels()].forEach((panel) => panel.refresh());
-  host.onEvent("panel", (/** @type {PanelEvent} */ event) => {
+  const whenSeen = () => visible() && refreshAll();
+  const ends = [host.onEvent("reconnected", refreshAll), host.onEvent("panel", (/** @type {PanelEvent} */ event) => {
     const panel = panelOf(event.node), workflow = panel?.seat.workflow();
-    if (!panel || (event.kind && event.kind !== panel.seat.kind)) return;
+    if (!panel?.suits(event.kind)) return;
     const foreign = event.workflow && workflow && event.workflow !== workflow;
     if (!foreign || panel.state?.session === event.session) panel.take(event);
-  });
-  host.onEvent("reconnected", refreshAll);
-  document.addEventListener("visibilitychange", () => visible() && refreshAll());
-  setInterval(() => { // an event may be lost, and a tab that does not read can hold up those of all
+  })];
+  document.addEventListener("visibilitychange", whenSeen);
+  let checks = 0;
+  const timer = setInterval(() => { // an event may be lost, and a tab that does not read can hold up those of all
     if (!visible()) return;
-    for (const panel of panels()) if (panel.silent()) panel.refresh();
-  }, CHECK_MS);
-  return refreshAll;
+    checks += 1;
+    for (const panel of panels()) {
+      const due = host.pollMs && (panel.active() || checks % IDLE_CHECKS === 0);
+      if (due || panel.silent()) panel.refresh();
+    }
+  }, host.pollMs || CHECK_MS);
+  const end = () => {
+    clearInterval(timer);
+    document.removeEventListener("visibilitychange", whenSeen);
+    ends.forEach((stop) => stop());
+  };
+  return { refreshAll, end };
 }

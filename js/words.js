@@ -21,6 +21,7 @@ const english = await file("en");
 let words = english;
 /** @type {Record<string, string>} */
 let sentences = {}; // of the server, by their code; for English it sends them along
+let program = ""; // of the host: a text that differs there has the key with @program
 export let language = "en";
 
 /**
@@ -28,8 +29,10 @@ export let language = "en";
  * where we have no such texts. Called once, before anything is shown.
  * @param {?string} [wanted]
  * @param {(language: string) => Promise<Record<string, string>>} [tableOf] the server's sentences in a language
+ * @param {string} [inProgram] whose texts are taken where they differ
  */
-export async function speak(wanted, tableOf = async () => ({})) {
+export async function speak(wanted, tableOf = async () => ({}), inProgram = "") {
+  program = inProgram;
   const [chosen] = String(wanted || globalThis.navigator?.language || "en").split(/[-_]/);
   language = LANGUAGES.includes(chosen) ? chosen : "en";
   if (language === "en") {
@@ -53,7 +56,8 @@ function filled(text, values) {
  * @param {Record<string, unknown>} [values]
  */
 export function t(key, values = {}) {
-  return filled(words[key] ?? english[key] ?? key, values);
+  const special = `${key}@${program}`;
+  return filled(words[special] ?? words[key] ?? english[special] ?? english[key] ?? key, values);
 }
 
 /**

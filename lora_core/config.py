@@ -13,7 +13,7 @@ from typing import Any
 from .algebra import NAMES as ADAPTER_KINDS
 from .messages.errors import LoomError
 from .names import check_name
-from .recipes import merged, read_toml, recipe
+from .recipes import LENGTHS, merged, read_toml, recipe
 
 
 class Recompute(str, enum.Enum):
@@ -81,7 +81,7 @@ class DataConfig:
     )
     masks: str = setting(
         "none",
-        "Where the loss looks: everywhere, at what is opaque (alpha), or at what is white in <name>.mask.png or mask/<name>.png (file).",
+        "Where the loss looks: everywhere, at what is opaque (alpha), or at what is white in <name>.mask.png, <name>-masklabel.png or mask/<name>.png (file).",
         choices=("none", "alpha", "file"),
     )
     mask_floor: float = setting(0.1, "Weight of what a mask leaves out, relative to the rest.", low=0.0, high=1.0)
@@ -94,8 +94,8 @@ class DataConfig:
     )
     caption_lines: str = setting(
         "joined",
-        "What the lines of a caption file are: one caption, or alternatives of which one is drawn each time (0.5::text gives a weight).",
-        choices=("joined", "alternatives"),
+        "What the lines of a caption file are: one caption, alternatives of which one is drawn each time (0.5::text gives a weight), or only the first counts.",
+        choices=("joined", "alternatives", "first"),
     )
     caption_encoding: str = setting(
         "auto",
@@ -152,7 +152,7 @@ class AdapterConfig:
     )
     rank: int = setting(
         16,
-        "Size of the low-rank update; of oft and boft, of their blocks. More holds more detail and learns unwanted detail sooner.",
+        "Size of the low-rank update; of oft and boft, of their blocks. More holds more detail and learns unwanted detail sooner: at 64 skin gets smooth.",
         low=1,
         high=1024,
     )
@@ -296,6 +296,16 @@ class OptimizerConfig:
     prodigy_d_coef: float = setting(1.0, "Factor on the rate Prodigy finds.", low=0.01, high=100.0)
     prodigy_beta3: float = setting(
         0.0, "Decay of Prodigy's estimate; 0 takes the square root of beta2.", low=0.0, high=0.999999
+    )
+    prodigy_use_bias_correction: bool = setting(
+        True,
+        "Prodigy corrects its averages for their start at zero, as Adam does; its first steps are smaller without.",
+    )
+    prodigy_safeguard_warmup: bool = setting(
+        True, "Prodigy leaves the rate of a warm-up out of its estimate, which would come out too large with it."
+    )
+    prodigy_decouple: bool = setting(
+        True, "Prodigy's weight decay acts on the weights (as AdamW's); off: on the gradients (as Adam's)."
     )
     max_grad_norm: float = setting(
         1.0, "Gradients are scaled down to this norm; 0 turns clipping off.", low=0.0, high=1e6
@@ -454,6 +464,10 @@ class TrainConfig:
         "",
         "Folder in diffusers layout with the configs and tokenizers of a base that is a file; empty: the Hugging Face cache.",
     )
+    base_vae: str = setting(
+        "",
+        "Another VAE for a headless run: its folder in diffusers layout, a folder that holds it as vae, or a .safetensors file; empty: the base model's own.",
+    )
     companion: str = setting(
         "",
         "Folder of the other stage of a two-stage model (Kandinsky 2.2, Würstchen): the prior of a decoder, the decoder of a prior.",
@@ -461,6 +475,12 @@ class TrainConfig:
     steps: int = setting(1000, "Weight updates.", low=1, high=10_000_000)
     steps_per_picture: int = setting(
         0, "Weight updates for each picture instead of steps; 0 takes steps.", low=0, high=100_000
+    )
+    epochs: int = setting(
+        0,
+        "How often every picture is shown (times its repeats), instead of steps; 0 takes steps. The number of steps is told before the first.",
+        low=0,
+        high=100_000,
     )
     batch_size: int = setting(1, "Pictures per forward pass.", low=1, high=1024)
     grad_accum: int = setting(
@@ -541,6 +561,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_name("name", self.name)
+        if self.epochs and self.steps_per_picture:
+            raise ConfigError("length.several", field="epochs", given=["epochs", "steps_per_picture"])
         if self.objective.min_timestep >= self.objective.max_timestep:
             raise ConfigError(
                 "objective.timesteps",
@@ -554,10 +576,6 @@ class TrainConfig:
             raise ConfigError("ema_decay.with_schedule_free", field="ema_decay")
         if self.method == "embedding" and self.embedding.stop < 1.0:
             raise ConfigError("embedding.stop.too_early", field="embedding.stop", stop=self.embedding.stop)
-
-    def for_pictures(self, count: int) -> TrainConfig:
-        """With the number of steps that `steps_per_picture` asks for."""
-        return dataclasses.replace(self, steps=self.steps_per_picture * count) if self.steps_per_picture else self
 
     @property
     def recomputed(self) -> Recompute:
@@ -630,6 +648,9 @@ def load(path: Path) -> TrainConfig:
 def from_values(values: dict[str, Any], beside: Path) -> TrainConfig:
     """The config of a job as nested dicts; `recipe` names a job file of ours that it starts from. Relative folders are taken from `beside`."""
     values = dict(values)
+    given = [key for key in LENGTHS if values.get(key)]
+    if len(given) > 1:
+        raise ConfigError("length.several", field=given[-1], given=given)
     name = values.pop("recipe", "")
     if not isinstance(name, str):
         raise ConfigError("recipe.type", field="recipe", value=repr(name))
@@ -648,6 +669,7 @@ def from_values(values: dict[str, Any], beside: Path) -> TrainConfig:
         validation=dataclasses.replace(config.validation, folder=_beside(config.validation.folder, beside)),
         base=_beside(config.base, beside) if config.base != "toy" and (beside / config.base).exists() else config.base,
         base_config=_beside(config.base_config, beside),
+        base_vae=_beside(config.base_vae, beside),
         companion=_beside(config.companion, beside),
         adapter=dataclasses.replace(config.adapter, start_from=_beside(config.adapter.start_from, beside)),
     )

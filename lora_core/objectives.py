@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 
 from .config import ObjectiveConfig
-from .messages.errors import LoomError
 from .processes import Processes
 from .rng import randn_like
 
@@ -227,13 +226,3 @@ def multires(noise: torch.Tensor, iterations: int, discount: float, rng: torch.G
         if 1 in size:
             break
     return (total / total.std()).view(noise.shape)
-
-
-def check_prediction(config: ObjectiveConfig, kind: str) -> None:
-    """Refuses a prediction type that contradicts the model."""
-    if config.prediction not in ("auto", kind):
-        raise LoomError("objective.prediction", field="objective.prediction", kind=kind, asked=config.prediction)
-    if config.zero_terminal_snr and kind == "flow":
-        raise LoomError("objective.zero_terminal_snr.flow", field="objective.zero_terminal_snr")
-    if config.zero_terminal_snr and kind == "epsilon":
-        raise LoomError("objective.zero_terminal_snr.epsilon", field="objective.zero_terminal_snr")

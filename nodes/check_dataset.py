@@ -69,13 +69,16 @@ class CheckDataset(io.ComfyNode):
         vae: Any = None,
     ) -> io.NodeOutput:
         node_id = cls.hidden.unique_id
-        measured = None
+        measured, base = None, []
         if model is not None and clip is not None and vae is not None:
             with torch.inference_mode(False):
                 backend = HostBackend(model, clip, vae)
                 sets = dataset.sized(resolution, backend)
                 config = TrainConfig(name="trial", base="ComfyUI", adapter=AdapterConfig(), **sets.parts())
                 job = dataclasses.replace(job_of(backend, config, sets.opened()), listener=LiveNode(node_id, 1))
+                asked = config.objective
+                described = backend.base_model(asked)
+                base = ["", described.told(), *described.warnings(asked)]
                 _, measured = verdict(config, *dry_run(job), config.steps)
             pictures = job.dataset
         else:
@@ -88,6 +91,7 @@ class CheckDataset(io.ComfyNode):
         report = look(pictures, length if clip is not None else None, lambda n, of: show(n, of, ""))
         image = torch.from_numpy(np.asarray(sheet(report), np.float32) / 255.0)[None]
         lines = report.messages()
+        lines += base
         if measured:
             lines += ["", Message.of("lint.measured", rank=AdapterConfig().rank, measured=measured)]
         good = not report.notes and not report.general

@@ -94,7 +94,8 @@ class ConvertLora(io.ComfyNode):
                     "form",
                     options=list(TARGETS),
                     default="universal",
-                    tooltip="universal is read by every program that runs the model; peft writes a directory for each component.",
+                    tooltip="universal is read by ComfyUI and diffusers, for SD1, SD2 and SDXL by WebUIs and kohya's scripts too; "
+                    "those want kohya for other models. peft writes a directory for each component.",
                 ),
                 make_input(io.String, "name", default="converted", tooltip="File name without folder and ending."),
                 destination_input(lora_folders(), "LoRAs"),
@@ -165,12 +166,12 @@ class ConvertLora(io.ComfyNode):
         options = Options(form, dtype, approximate_rank, keep_captions, on_exists == "overwrite")
         lora = weighted(open_lora(source, chosen_family(base_model), drop_unknown), scale, block_factors(block_weights))
         written = convert(lora, path, options, next(iter(embedding_folders().values())))
-        found = open_file(path)
-        if not isinstance(found, Lora):
+        file_content = open_file(path)
+        if not isinstance(file_content, Lora):
             raise LoomError("file.not_as_lora", field="file", file=file)
-        notes = [*(note for file in written for note in file.notes), *inspect(found).messages()]
+        notes = [*(note for file in written for note in file.notes), *inspect(file_content).messages()]
         lines = [*(file.path.name for file in written), *notes]
-        return io.NodeOutput(on_the_wire(found), str(path), in_english(lines), ui=in_words(lines))
+        return io.NodeOutput(on_the_wire(file_content), str(path), in_english(lines), ui=in_words(lines))
 
 
 def block_factors(text: str) -> dict[str, float]:
@@ -280,20 +281,20 @@ class Inspect(io.ComfyNode):
     def execute(cls, file: str, base_model: str) -> io.NodeOutput:
         is_embedding = file.startswith(_EMBEDDING_PREFIX)
         path = model_file("embeddings" if is_embedding else "loras", file.removeprefix(_EMBEDDING_PREFIX))
-        found = inspected(path, chosen_family(base_model))
-        if isinstance(found, Lora):
-            report = inspect(found)
+        file_content = inspected(path, chosen_family(base_model))
+        if isinstance(file_content, Lora):
+            report = inspect(file_content)
             lines, trigger = [path.name, *report.messages()], ", ".join(report.triggers)
             rows, title = [(b.name, b.norm) for b in report.blocks], "Norm of the change of weights, by block"
         else:
-            lines, trigger = [path.name, *embedding_lines(found, path.stem)], f"embedding:{path.stem}"
+            lines, trigger = [path.name, *embedding_lines(file_content, path.stem)], f"embedding:{path.stem}"
             rows = [
                 (f"{encoder} {n}", float(v.float().norm()))
-                for encoder, vectors in found.vectors.items()
+                for encoder, vectors in file_content.vectors.items()
                 for n, v in enumerate(vectors)
             ]
             title = "Norm of each vector"
         picture = torch.from_numpy(np.asarray(bars(rows, title)).astype(np.float32) / 255)[None]
-        shown = in_words(lines, **ui.PreviewImage(picture, cls=cls).as_dict())
-        lora = on_the_wire(found) if isinstance(found, Lora) else {}
-        return io.NodeOutput(in_english(lines), trigger, picture, lora, ui=shown)
+        display = in_words(lines, **ui.PreviewImage(picture, cls=cls).as_dict())
+        lora = on_the_wire(file_content) if isinstance(file_content, Lora) else {}
+        return io.NodeOutput(in_english(lines), trigger, picture, lora, ui=display)

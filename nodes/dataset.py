@@ -35,9 +35,9 @@ def outputs() -> list:
 
 def shown(cls: type[io.ComfyNode], socket: PictureSets) -> io.NodeOutput:
     """What every node that makes a dataset gives: the dataset, a grid of its first pictures, the report, how many there are."""
-    found = socket.opened()
+    dataset = socket.opened()
     images, labels, broken = [], [], []
-    for picture in found.pictures[:SHOWN]:
+    for picture in dataset.pictures[:SHOWN]:
         if picture.is_latent:
             continue
         try:
@@ -45,24 +45,24 @@ def shown(cls: type[io.ComfyNode], socket: PictureSets) -> io.NodeOutput:
             labels.append(picture.caption)
         except PictureError as error:
             broken.append(Message.of("data.skipped", name=picture.name, reason=error))
-    lines = [*found.messages(), *broken]
+    lines = [*dataset.messages(), *broken]
     sheet = (
         torch.from_numpy(np.asarray(grid(images, labels), np.float32) / 255.0)[None]
         if images
         else torch.zeros(1, 64, 64, 3)
     )
     shown_there = in_words(lines, **ui.PreviewImage(sheet, cls=cls).as_dict())
-    return io.NodeOutput(socket, sheet, in_english(lines), len(found.pictures), ui=shown_there)
+    return io.NodeOutput(socket, sheet, in_english(lines), len(dataset.pictures), ui=shown_there)
 
 
 def folder_fingerprint(folder: str | os.PathLike[str]) -> str:
     """Changes whenever a file below the folder does."""
     digest = hashlib.sha256()
-    for here, folders, files in os.walk(os.fspath(folder)):
+    for place, folders, files in os.walk(os.fspath(folder)):
         folders.sort()
         for name in sorted(files):
-            facts = os.lstat(os.path.join(here, name))
-            digest.update(f"{here}/{name} {facts.st_size} {facts.st_mtime_ns}".encode("utf-8", "surrogateescape"))
+            facts = os.lstat(os.path.join(place, name))
+            digest.update(f"{place}/{name} {facts.st_size} {facts.st_mtime_ns}".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
 

@@ -25,5 +25,5 @@ class DatasetEditor(io.ComfyNode):
 
     @classmethod
     def execute(cls, dataset: PictureSets) -> io.NodeOutput:
-        found = dataset.opened()
-        return io.NodeOutput(dataset, len(found.pictures), ui={"loom_dataset": (open_session(dataset.sets),)})
+        opened = dataset.opened()
+        return io.NodeOutput(dataset, len(opened.pictures), ui={"loom_dataset": (open_session(dataset.sets),)})

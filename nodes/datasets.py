@@ -219,11 +219,11 @@ class EncodeDataset(io.ComfyNode):
 
     @classmethod
     def execute(cls, dataset: PictureSets, vae: Any, clip: Any, resolution: int, bucket_step_px: int) -> io.NodeOutput:
-        found = dataset.changed(resolution=resolution, bucket_step_px=bucket_step_px).opened()
+        opened = dataset.changed(resolution=resolution, bucket_step_px=bucket_step_px).opened()
         progress = layer_progress(cls.hidden.unique_id)
         latents, texts, images = [], [], []
-        for n, (picture, pixels) in enumerate(ahead(_cut, found.pictures)):
-            progress(n, len(found.pictures), picture.name)
+        for n, (picture, pixels) in enumerate(ahead(_cut, opened.pictures)):
+            progress(n, len(opened.pictures), picture.name)
             if pixels is None:
                 continue
             image = torch.from_numpy(pixels.astype(np.float32) / 255.0)[None]

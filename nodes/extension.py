@@ -15,6 +15,7 @@ from .host.web.live import add_routes
 from .host.web.message_routes import add_message_routes, telling
 from .host.web.panel_routes import add_panel_routes
 from .host.web.run_routes import add_run_routes
+from .import_settings import ImportSettings
 from .run_checkpoints import RUN_NODES, SaveSettings, export_run, told_of
 from .save import SaveEmbedding, SaveLora
 from .settings import SETTINGS_NODES
@@ -50,6 +51,7 @@ NODES: list[type[io.ComfyNode]] = [
         DatasetEditor,
         *SETTINGS_NODES,
         *RUN_NODES,
+        ImportSettings,
     )
 ]
 WIDGET_NAMES = widget_names(

@@ -19,14 +19,17 @@ from ..convert.files.disk import header, load
 from ..convert.metadata import BASES
 from ..lora_core.backends.base import SampleJob
 from ..lora_core.config import TrainConfig, as_dict
+from ..lora_core.data.captions import named
 from ..lora_core.messages.errors import LoomError
 from ..lora_core.messages.message import Message
 from ..lora_core.pictures.reading import PictureError, open_rgb
 from ..lora_core.runs import listing
 from ..lora_core.runs.folders import config_of
+from ..lora_core.runs.owner import is_trained, owning
 from ..lora_core.runs.saves import WHICH, Save, all_saves, chosen, loss_without, weights
+from ..lora_core.training.prompts import prompts_in
 from ..lora_core.training.sampling import drawn, of_saves, sheet
-from .host.access.api import io, make_input, make_output, schema, ui
+from .host.access.api import host_version, io, make_input, make_output, schema, ui
 from .host.access.check import require_matched
 from .host.access.loras import with_lora
 from .host.access.paths import embedding_folders, lora_folders, runs_root
@@ -397,11 +400,8 @@ class CompareCheckpoints(io.ComfyNode):
     ) -> io.NodeOutput:
         folder, factors = folder_of(run), strengths_in(strengths)
         wanted, config = chosen(all_saves(folder), saves, nth), config_of(folder)
-        lines = [
-            line.strip()
-            for line in (prompts or config.samples.prompt or config.data.trigger).splitlines()
-            if line.strip()
-        ]
+        given = prompts_in(prompts or config.samples.prompt or config.data.trigger)
+        lines = [named(prompt.text, config.data.trigger) for prompt in given]
         if not lines:
             raise LoomError("prompts.missing", field="prompts")
         total = (1 + len(wanted) * len(factors)) * len(lines)
@@ -455,7 +455,17 @@ def jobs_for(
 
 
 def export_run(folder: Path, save: str | int) -> list[str]:
-    """Writes a run's result or one of its saves where ComfyUI lists LoRAs and embeddings, by the Save nodes, never over a file. Returns their labels."""
+    """Writes a run's result or one of its saves where ComfyUI lists LoRAs and embeddings, by the Save nodes, never over a file. Returns their labels.
+
+    A run that is being trained is read beside its training, which changes no save; for all others the export owns the folder.
+    """
+    if is_trained(folder):
+        return _exported(folder, save)
+    with owning(folder, "export", host_version()):
+        return _exported(folder, save)
+
+
+def _exported(folder: Path, save: str | int) -> list[str]:
     name = folder.name
     if save == "result":
         lora, embeddings, step = result_of(folder)

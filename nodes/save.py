@@ -69,7 +69,7 @@ class SaveLora(io.ComfyNode):
             node_id="LoraLoomSaveLora",
             display_name="Save LoRA for WebUI",
             category=CATEGORY,
-            description="Writes a LoRA as one safetensors file with full metadata, in the form you choose; universal is what every WebUI lists and loads.",
+            description="Writes a LoRA as one safetensors file with full metadata, in the form you choose.",
             search_aliases=["export lora", "kohya", "a1111", "forge", "webui", "diffusers"],
             is_output_node=True,
             inputs=[
@@ -110,7 +110,8 @@ class SaveLora(io.ComfyNode):
                     options=list(LORA_FORMS),
                     default="universal",
                     advanced=True,
-                    tooltip="Names of the layers: universal is read by every program that runs the model; the others are for one program.",
+                    tooltip="Names of the layers: universal is read by ComfyUI and diffusers, for SD1, SD2 and SDXL by WebUIs and "
+                    "kohya's scripts too; those want kohya for other models.",
                 ),
                 make_input(
                     io.String,
@@ -166,23 +167,26 @@ class SaveLora(io.ComfyNode):
         path = place_for(lora_folders(), destination, name, on_exists == "overwrite")
         if not is_lora(lora):
             raise LoomError("lora.no_weights", field="lora")
-        found = _canonical(lora)
-        tensors, lost = cast(write(found, form), dtype)
+        canonical = _canonical(lora)
+        tensors, lost = cast(write(canonical, form), dtype)
         if embedding is not None:
             tensors |= bundled({f"{path.stem}_emb": embedding.embedding})
         if isinstance(lora, LoraWeights) and lora.facts:
             facts = lora.facts if embedding is None else {**lora.facts, "triggers": [f"{path.stem}_emb"]}
             header = lora_metadata(tensors, path.stem, lora.base, facts, write_captions)
         else:
-            header = converted_metadata({}, tensors, path.stem, found.family)
+            header = converted_metadata({}, tensors, path.stem, canonical.family)
         write_safetensors(path, tensors, header)
         if embedding is not None:
-            found.notes.append(Message.of("note.bundled", embedding=f"{path.stem}_emb"))
+            canonical.notes.append(Message.of("note.bundled", embedding=f"{path.stem}_emb"))
         size = f"{path.stat().st_size / 1e6:.1f}"
-        notes = [Message.of("save.written", file=path.name, size=size, type=dtype, lost=f"{lost:.2%}"), *found.notes]
+        notes = [
+            Message.of("save.written", file=path.name, size=size, type=dtype, lost=f"{lost:.2%}"),
+            *canonical.notes,
+        ]
         if write_card:
             words = tuple(w.strip() for w in activation_text.split(",") if w.strip()) or triggers(header)
-            _attempt(notes, lambda: write_card_beside(path, found.family, words, preferred_weight))
+            _attempt(notes, lambda: write_card_beside(path, canonical.family, words, preferred_weight))
         if preview is not None:
             _attempt(notes, lambda: write_preview(path.with_suffix(".preview.png"), first_picture(preview)))
         return io.NodeOutput(str(path), ui=in_words(notes))

@@ -67,10 +67,10 @@ class SettingsNode(io.ComfyNode):
 
     @classmethod
     def execute(cls, settings: SettingsSocket | None = None, **values: Any) -> io.NodeOutput:
-        own = values_of(cls.ROWS, values)
+        chosen = values_of(cls.ROWS, values)
         if cls.FOLDER:
-            own[cls.FOLDER] = "" if values["folder"] == NO_FOLDER else str(training_folder(values["folder"]))
-        return io.NodeOutput(SettingsSocket({**(settings.values if settings else {}), **cls.FIXED, **own}))
+            chosen[cls.FOLDER] = "" if values["folder"] == NO_FOLDER else str(training_folder(values["folder"]))
+        return io.NodeOutput(SettingsSocket({**(settings.values if settings else {}), **cls.FIXED, **chosen}))
 
 
 class OptimizerSettings(SettingsNode):
@@ -90,6 +90,9 @@ class OptimizerSettings(SettingsNode):
         row("optimizer.prodigy_beta3", advanced=True),
         row("schedule.cycles", advanced=True),
         row("schedule.power", advanced=True),
+        row("optimizer.prodigy_use_bias_correction", advanced=True, optional=True),
+        row("optimizer.prodigy_safeguard_warmup", advanced=True, optional=True),
+        row("optimizer.prodigy_decouple", advanced=True, optional=True),
     )
 
 

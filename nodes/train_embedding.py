@@ -18,7 +18,7 @@ from .jobs.datasets import PictureSets
 from .settings import Settings, SettingsSocket, optimizer_of
 from .sockets import CATEGORY, Dataset, Embedding, in_words, loss_output, path_output, plain_errors
 from .train_lora import embeddings_of
-from .training import job_of, published, run
+from .training import job_of, run
 from .widgets import inputs, job, row
 from .widgets import settings as values_of
 
@@ -115,8 +115,7 @@ class TrainEmbedding(io.ComfyNode):
             )
             if config.trains_lora:
                 raise LoomError("settings.pivotal_elsewhere", field="settings")
-            result = run(cls.hidden, job_of(backend, config, pictures), resume == "continue last")
-        paths = published(cls.hidden.unique_id, result.files)
+            result, paths = run(cls.hidden, job_of(backend, config, pictures), resume == "continue last")
         embeddings = embeddings_of(result, paths)
         known = with_embeddings(clip, {name: e.embedding.vectors.get for name, e in embeddings.items()})
         words = ", ".join(f"embedding:{name}" for name in embeddings)

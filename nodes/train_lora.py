@@ -38,7 +38,7 @@ from .sockets import (
     path_output,
     plain_errors,
 )
-from .training import job_of, published, run, started_from
+from .training import job_of, run, started_from
 from .widgets import inputs, job, row
 from .widgets import settings as values_of
 
@@ -94,6 +94,7 @@ INPUTS = (
     row("objective.input_perturbation", advanced=True),
     row("objective.timestep_bias", advanced=True, optional=True),
     row("auto_fit", advanced=True, optional=True),
+    row("epochs", advanced=True, optional=True),
     make_input(Settings, "settings", optional=True, tooltip="From the settings nodes: optimizer, adapter, text encoders, tokens, class pictures."),
     make_input(io.LoraModel, "lora", optional=True, tooltip="A LoRA to go on from instead of starting at zero. Its ranks are kept."),
 )  # fmt: skip
@@ -165,8 +166,7 @@ class TrainLora(io.ComfyNode):
                 raise LoomError("settings.embedding_alone", field="settings")
             start = started_from(lora, backend, config)
             require_matched(trained(_empty_lora(backend, config), backend.family), model, clip)
-            result = run(cls.hidden, job_of(backend, config, pictures, start), resume == "continue last")
-        paths = published(cls.hidden.unique_id, result.files)
+            result, paths = run(cls.hidden, job_of(backend, config, pictures, start), resume == "continue last")
         require_matched(result.tensors, model, clip)
         tuned, tuned_clip = with_lora(model, clip if config.text_encoder.train else None, result.tensors)
         embeddings = embeddings_of(result, paths[1:])
@@ -231,4 +231,6 @@ def config_from(
         "data.resolution": sets.parts()["data"].resolution,
     }
     own = values_of(INPUTS, widgets, automatic)
+    if widgets.get("epochs") and widgets["steps"]:
+        raise LoomError("length.several", field="epochs", given=["steps", "epochs"])
     return job(own, settings.values if settings else {}, **sets.parts()), pictures

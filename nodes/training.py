@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +16,22 @@ from ..lora_core.config import TrainConfig
 from ..lora_core.data.folder import Dataset
 from ..lora_core.disk.files import write_bytes
 from ..lora_core.events import Control, Listener, Listeners
-from ..lora_core.messages.errors import LoomError
+from ..lora_core.messages.errors import LoomError, Problem
+from ..lora_core.messages.message import Message
 from ..lora_core.processes import ALONE
 from ..lora_core.runs.listing import MAX_WORKFLOW_BYTES, WORKFLOW
 from ..lora_core.training.job import Job
+from ..lora_core.training.length import planned
 from ..lora_core.training.run import Start
 from ..lora_core.training.session import Session, run_folder
 from ..lora_core.training.trainer import Result
+from .host.access.api import host_version
 from .host.access.paths import embedding_folders, runs_root
 from .host.engine.backend import HostBackend
 from .host.web.live import Cancelled, LiveNode, free_memory, registered
 from .host.web.panel import panel_of, workflow_of
 from .jobs.formats import exporter, start_of
-from .jobs.panel import PanelListener
+from .jobs.panel import Panel, PanelListener
 from .jobs.publishing import Publisher, Shelf
 
 log = logging.getLogger(__name__)
@@ -39,12 +42,13 @@ def shelf() -> Shelf:
     return Shelf(runs_root().parent / "loras", next(iter(embedding_folders().values())))
 
 
-def run(hidden: Any, job: Job, resume: bool) -> Result:
-    """Trains below a run folder of the job's name, or goes on with the latest. Cancel and errors publish what there is and pass on.
+def run(hidden: Any, job: Job, resume: bool) -> tuple[Result, list[Path]]:
+    """Trains below a run folder of the job's name, or goes on with the latest. Returns (result, its files where the host lists them).
 
+    Cancel publishes what there is and passes on; what a run leaves that failed stays in its folder.
     `hidden`: what the host tells a node of itself; the graph in it goes into the run folder.
     """
-    node_id, config, place = hidden.unique_id, job.config.for_pictures(len(job.dataset.pictures)), shelf()
+    node_id, config, place = hidden.unique_id, planned(job.config, job.dataset), shelf()
     folder = run_folder(
         job.root, config.name, resume, ALONE, lambda name: place.holds(name, config, job.dataset.trigger)
     )
@@ -57,19 +61,45 @@ def run(hidden: Any, job: Job, resume: bool) -> Result:
     job = dataclasses.replace(
         job, config=dataclasses.replace(config, name=folder.name), listener=Listeners(listeners), control=Control()
     )
+    paths: list[Path] = []
+
+    def deliver(files: Sequence[Path], cancelled: bool) -> None:
+        try:
+            paths.extend(place.publish_all(files, panel))
+        except (OSError, Problem):
+            if not cancelled:
+                raise
+            log.exception("The result stays in %s; it could not be copied to where ComfyUI lists it", folder)
+
+    session = Session(
+        job,
+        folder,
+        exporter(folder.name, job.backend.family),
+        resume,
+        job.dataset.warnings,
+        host_version(),
+        (Cancelled,),
+        deliver,
+    )
     try:
         with registered(node_id, job.control):
-            result = Session(job, folder, exporter(folder.name, job.backend.family), resume, job.dataset.warnings).run()
-        if result.outcome == "paused":  # nothing behind this node runs on half a result
-            free_memory()
-            raise Cancelled()
-        return result
-    except BaseException:
-        try:
-            place.publish_all(sorted(folder.glob("*.safetensors")), panel)
-        except (OSError, LoomError):
-            log.exception("The result stays in %s; it could not be copied to where ComfyUI lists it", folder)
+            result = session.run()
+    except Cancelled:
         raise
+    except Exception:
+        _tell_where_it_stays(folder, panel)
+        raise
+    if result.outcome == "paused":  # nothing behind this node runs on half a result
+        free_memory()
+        raise Cancelled()
+    return result, paths
+
+
+def _tell_where_it_stays(folder: Path, panel: Panel | None) -> None:
+    """Says where the file of a failed run lies, where it left one."""
+    files = [path.name for path in sorted(folder.glob("*.safetensors"))]
+    if panel is not None and files:
+        panel.say(Message.of("run.result_stays", folder=f"output/{runs_root().name}/{folder.name}", files=files))
 
 
 def started_from(lora: Mapping[str, torch.Tensor] | None, backend: HostBackend, config: TrainConfig) -> Start | None:
@@ -84,11 +114,6 @@ def started_from(lora: Mapping[str, torch.Tensor] | None, backend: HostBackend, 
 def job_of(backend: HostBackend, config: TrainConfig, dataset: Dataset, start: Start | None = None) -> Job:
     """A job of this ComfyUI, whose runs lie below its output folder."""
     return Job(config, backend, dataset, runs_root(), start=start)
-
-
-def published(node_id: str | None, files: list[Path]) -> list[Path]:
-    """Copies a finished run's files to where the host lists them, and tells the node's panel."""
-    return shelf().publish_all(files, panel_of(node_id))
 
 
 class WorkflowKeeper(Listener):

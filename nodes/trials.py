@@ -53,8 +53,8 @@ def _trial(
 ) -> Job:
     """What will be tried, as the widgets say, with wired settings over them."""
     sets = dataset.sized(widgets["resolution"], backend)
-    own = values_of(SHARED, widgets, {"data.resolution": sets.parts()["data"].resolution})
-    config = job(own, settings.values if settings else {}, name="trial", **sets.parts(), **fixed)
+    chosen = values_of(SHARED, widgets, {"data.resolution": sets.parts()["data"].resolution})
+    config = job(chosen, settings.values if settings else {}, name="trial", **sets.parts(), **fixed)
     return job_of(backend, config, sets.opened())
 
 
@@ -184,7 +184,7 @@ class FindLearningRate(io.ComfyNode):
             rates = Trial(lowest, highest, test_steps)
             result = lr_range(dataclasses.replace(trial, listener=live, control=control), rates)
         sheet = torch.from_numpy(np.asarray(result.drawn(), np.float32) / 255.0)[None]
-        said = result.message()
+        message = result.message()
         return io.NodeOutput(
-            result.suggested, sheet, str(said), ui=in_words([said], **ui.PreviewImage(sheet, cls=cls).as_dict())
+            result.suggested, sheet, str(message), ui=in_words([message], **ui.PreviewImage(sheet, cls=cls).as_dict())
         )

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..lora_core.config import TrainConfig, as_dict, parse
+from ..lora_core.recipes import LENGTHS
 from .host.access.api import io, make_input
 
 FOREVER = 2**53 - 1  # the largest whole number a page can count to
@@ -103,8 +104,10 @@ def settings(
 
 
 def over(config: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """`config` (nested) with these values in it, by config path."""
+    """`config` (nested) with these values in it, by config path. A length among them replaces one that is said otherwise."""
     out = copy.deepcopy(dict(config))
+    if any(values.get(name) for name in LENGTHS):
+        out |= {name: 0 for name in LENGTHS if name != "steps"}
     for path, value in values.items():
         *sections, leaf = path.split(".")
         place = out
@@ -128,4 +131,4 @@ def widget_names(tables: Iterable[Iterable[Any]]) -> dict[str, tuple[str, ...]]:
     for table in tables:
         for entry in rows(table):
             names.setdefault(entry.path, {})[entry.name] = None
-    return {path: tuple(found) for path, found in names.items()}
+    return {path: tuple(widgets) for path, widgets in names.items()}

@@ -32,6 +32,7 @@ def load(name: str, file: Path, **more):
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 load("lora_loom", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
 share = load("share_of_tests", ROOT / "tests" / "share_of_tests.py")
+load("power_cut", ROOT / "tests" / "power_cut.py")
 sys.path[:] = [p for p in sys.path if p and Path(p).resolve() != ROOT]  # our nodes/ must not shadow the host's nodes.py
 
 import torch  # noqa: E402

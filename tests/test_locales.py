@@ -108,7 +108,7 @@ def test_the_page_says_nothing_past_the_translations(root):
 
 
 def test_every_text_of_the_page_is_used(root):
-    """By its key, or by a name that our code puts into a key, as in t(`panel.${name}_tip`)."""
+    """By its key, or by a name that our code puts into a key, as in t(`panel.${name}_tip`). A key with @page is the text of the same key there."""
     code = "".join(scripts(root).values())
     python = "".join(
         path.read_text(encoding="utf-8") for part in ("nodes", "lora_core") for path in (root / part).rglob("*.py")
@@ -119,7 +119,17 @@ def test_every_text_of_the_page_is_used(root):
         for key in re.findall(r"`([a-z]+\.\w*\$\{[^`}]+\}\w*)`", code)
     ]
     assert len(made) >= 5
-    ours = [key for key in page(root, "en") if f'"{key}"' not in code]
+    ours = [key for text in page(root, "en") if f'"{(key := text.partition("@")[0])}"' not in code]
     assert [
         key for key in ours if not any(found[1] in names for family in made if (found := family.fullmatch(key)))
     ] == []
+
+
+def test_a_text_for_another_page_stands_beside_the_text_it_replaces(root):
+    english = page(root, "en")
+    special = [key for key in english if "@" in key]
+    assert special
+    for key in special:
+        usual, _, program = key.partition("@")
+        assert program == "page"
+        assert set(PLACEHOLDER.findall(english[key])) <= set(PLACEHOLDER.findall(english[usual])), key

@@ -15,7 +15,10 @@ AGAIN = "run tests/reference/make_texts.py"
 def scripts(root):
     """The scripts by name."""
     sys.path.insert(0, str(root / "tests" / "reference"))
-    yield {name: importlib.import_module(name) for name in ("schemas", "make_locales", "make_docs", "make_workflows")}
+    yield {
+        name: importlib.import_module(name)
+        for name in ("schemas", "make_locales", "make_docs", "make_workflows", "make_switching")
+    }
     sys.path.remove(str(root / "tests" / "reference"))
 
 
@@ -44,6 +47,12 @@ def test_locales_are_those_of_the_nodes_and_every_text_is_translated(scripts, sc
 def test_help_pages_name_every_input_and_output(scripts, schemas):
     for path, text in scripts["make_docs"].pages(schemas).items():
         assert path.read_text(encoding="utf-8") == text, f"{path.name}: {AGAIN}"
+
+
+def test_the_page_for_those_who_come_from_another_trainer_is_made_of_the_tables_of_the_import(scripts, schemas):
+    script = scripts["make_switching"]
+    assert script.PLACE.read_text(encoding="utf-8") == script.text(), AGAIN
+    assert all(line.count("|") - line.count("\\|") == 3 for line in script.text().splitlines() if line.startswith("|"))
 
 
 def test_workflows_are_what_the_nodes_defaults_and_their_script_make(scripts, schemas, tmp_path, monkeypatch, root):

@@ -25,7 +25,7 @@ class Encoder:
 class Family:
     """One base model family.
 
-    `universal`: the one form every loader of this family reads (see `writers.py`). `native_kohya`: Kohya names are built from native
+    `universal`: the one form that ComfyUI and diffusers both read (see `writers.py`). `native_kohya`: Kohya names are built from native
     paths, not from diffusers ones. `context`: width of the text that cross-attention reads (UNets). `hidden`: widths of published models.
     `shared`: native path -> the name that ComfyUI and diffusers both read, where neither's own is. `needs`: a word that some layer's name has in
     every LoRA of the family, where all other names are those of other models too.

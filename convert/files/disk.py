@@ -104,7 +104,7 @@ def data_sha256(path: Path) -> str:
 
 def dtype_of(name: str) -> torch.dtype:
     """The torch type of a type name in a safetensors header."""
-    return next(dtype for dtype, own in TYPE_NAMES.items() if own == name)
+    return next(dtype for dtype, letters in TYPE_NAMES.items() if letters == name)
 
 
 def load(path: Path) -> tuple[State, dict[str, str]]:
@@ -246,8 +246,8 @@ def save_folder(
                 continue  # another copy of these weights, without the change
             if file in written:
                 prefix = f"{file.parent.name}/"
-                own = {key.removeprefix(prefix): layout[key] for key, place in where.items() if place == file}
-                save_streamed(copy, own, _prefixed(tensor, prefix), header(file)[1])
+                tensors = {key.removeprefix(prefix): layout[key] for key, place in where.items() if place == file}
+                save_streamed(copy, tensors, _prefixed(tensor, prefix), header(file)[1])
             else:
                 shutil.copyfile(file, copy)
         os.rename(temp, target)

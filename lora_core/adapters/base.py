@@ -210,8 +210,8 @@ class KindAdapter(Adapter):
 
     def facts(self) -> dict[str, torch.Tensor]:
         """alpha, in float64 so that it comes back bit for bit, and parts that are not learnt."""
-        said = {} if self.alpha is None else {"alpha": torch.tensor(self.alpha, dtype=torch.float64)}
-        return said | {name: value.detach().to("cpu", copy=True) for name, value in self.named_buffers()}
+        alpha = {} if self.alpha is None else {"alpha": torch.tensor(self.alpha, dtype=torch.float64)}
+        return alpha | {name: value.detach().to("cpu", copy=True) for name, value in self.named_buffers()}
 
     def learn(self, facts: Mapping[str, torch.Tensor]) -> None:
         if "alpha" in facts:
@@ -247,8 +247,8 @@ class AdapterSet:
 
     def entries(self) -> list[tuple[str, str, nn.Parameter]]:
         """(name, part, parameter) of everything trained: `<layer>.<parameter>`, then the tokens' as `token.<placeholder>.<encoder>`."""
-        own = [(f"{name}.{key}", a.part, p) for name, a in self for key, p in a.named_parameters()]
-        return own + [
+        parameters = [(f"{name}.{key}", a.part, p) for name, a in self for key, p in a.named_parameters()]
+        return parameters + [
             (f"token.{t.token.placeholder}.{encoder}", EMBEDDING, p)
             for t in self.tokens
             for encoder, p in t.vectors.items()
@@ -285,14 +285,14 @@ class AdapterSet:
 
     def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
         """Copies every tensor in; the keys of what is trained must match exactly. Facts that `state` has go before those of the settings."""
-        own, facts = dict(self.named_parameters()), self.facts().keys()
-        missing, unknown = own.keys() - state.keys(), state.keys() - own.keys() - facts
+        parameters, facts = dict(self.named_parameters()), self.facts().keys()
+        missing, unknown = parameters.keys() - state.keys(), state.keys() - parameters.keys() - facts
         if missing or unknown:
             raise KeyError(
                 f"adapter state does not fit: {len(missing)} missing, {len(unknown)} unknown, e.g. {next(iter(missing | unknown))}"
             )
         with torch.no_grad():
-            for key, p in own.items():
+            for key, p in parameters.items():
                 p.copy_(state[key])
         for name, adapter in self:
             adapter.learn({key: state[f"{name}.{key}"] for key in adapter.facts() if f"{name}.{key}" in state})
@@ -364,13 +364,13 @@ def override_forward(module: nn.Module, forward: Forward) -> AbstractContextMana
 @contextlib.contextmanager
 def override(instance: Any, name: str, value: Any) -> Iterator[None]:
     """Shadows an attribute on the instance alone; on exit the instance has again just what it had of its own."""
-    own = instance.__dict__
-    had, before = name in own, own.get(name)
-    own[name] = value
+    attributes = instance.__dict__
+    had, before = name in attributes, attributes.get(name)
+    attributes[name] = value
     try:
         yield
     finally:
         if had:
-            own[name] = before
+            attributes[name] = before
         else:
-            own.pop(name, None)
+            attributes.pop(name, None)

@@ -18,7 +18,6 @@ class Bias(Full):
     signs = frozenset({"diff_b"})
     parts = (dataclasses.replace(BIAS_PART, optional=False),)
     drops_inputs = False
-    read_by = ("ComfyUI",)
 
     def fits(self, p: Parts, weight: tuple[int, ...]) -> bool:
         return len(p["diff_b"]) == weight[0]

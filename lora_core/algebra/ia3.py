@@ -19,7 +19,7 @@ class Ia3(Kind):
     name, title, algorithm, has_alpha = "ia3", "(IA)^3", "ia3", False
     signs = frozenset({"on_input"})
     parts = (Part("weight"), Part("on_input", scales=False, constant=True))
-    needs_base, keeps_base, drops_inputs, read_by = True, True, False, ("A1111", "Forge")
+    needs_base, keeps_base, drops_inputs = True, True, False
 
     def fits(self, p: Parts, weight: tuple[int, ...]) -> bool:
         return p["weight"].numel() == weight[1 if p["on_input"].item() else 0]

@@ -19,7 +19,6 @@ from .walk import Walk
 
 Parts = Mapping[str, torch.Tensor]
 WEIGHTS, NORMS, BIASES = "weights", "norms", "biases"  # what of a model a kind can be trained on
-LYCORIS_READERS = ("ComfyUI", "A1111", "Forge")  # programs that read LyCORIS' kinds beside kohya's own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +92,7 @@ class Kind:
 
     `form`: the kind a file holds, where training has a further name for it. `algorithm`, `arguments`: what LyCORIS' metadata calls it; "" is kohya's LoRA.
     `needs_base`: the change depends on the layer's own weight. `proportional`: half the strength is half the change in every program.
-    `peft`: what PEFT calls it, where we write such a directory. `read_by`: programs that read such modules; None: as the table of spellings says.
+    `peft`: what PEFT calls it, where we write such a directory.
     """
 
     name: str
@@ -113,7 +112,6 @@ class Kind:
     trains_bias: bool = False
     stores_flat: bool = False  # whether a convolution's factors do not tell its kernel
     has_alpha: bool = True
-    read_by: tuple[str, ...] | None = LYCORIS_READERS
 
     # ---- what a file holds -------------------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from .kind import BIAS_PART, LYCORIS_READERS, MAGNITUDES, Kind, Part, Parts, Shape, kaiming, unflattened
+from .kind import BIAS_PART, MAGNITUDES, Kind, Part, Parts, Shape, kaiming, unflattened
 from .products import blocks, squared_norm, total
 from .walk import Walk
 
@@ -30,7 +30,6 @@ class Loha(Kind):
         MAGNITUDES,
         BIAS_PART,
     )
-    read_by = (*LYCORIS_READERS, "PEFT")
 
     def shape(self, p: Parts, kernel: tuple[int, ...] = ()) -> tuple[int, ...]:
         if "hada_t1" in p:

@@ -15,7 +15,7 @@ from .walk import CONVS, Walk
 class Lora(Kind):
     """down (rank, in) or (rank, in, *kernel); up (out, rank) or (out, rank, 1, ...), zero at the start. mid (rank, rank, *kernel) in Tucker form."""
 
-    name, title, peft, read_by = "lora", "LoRA", "LORA", None
+    name, title, peft = "lora", "LoRA", "LORA"
     signs = frozenset({"down", "up"})
     parts: tuple[Part, ...] = (
         Part("down", "lora_down", "lora_down.weight", rank_axis=0),

@@ -29,8 +29,8 @@ def weight_shape(layer: Any) -> tuple[int, ...]:
 
 def is_norm(layer: Any) -> bool:
     """Whether this is a LayerNorm, GroupNorm or RMSNorm with a weight of its own."""
-    known = isinstance(layer, nn.LayerNorm | nn.GroupNorm) or "RMSNorm" in type(layer).__name__
-    return known and getattr(layer, "weight", None) is not None
+    is_norm_class = isinstance(layer, nn.LayerNorm | nn.GroupNorm) or "RMSNorm" in type(layer).__name__
+    return is_norm_class and getattr(layer, "weight", None) is not None
 
 
 def has_bias(layer: Any) -> bool:

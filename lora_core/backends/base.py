@@ -20,7 +20,9 @@ from ..config import ObjectiveConfig, Recompute, SampleConfig
 from ..data.batches import Batch
 from ..data.lengths import TextLength
 from ..data.store import Store
+from ..messages.message import Message
 from ..objectives import Objective
+from .base_model import BaseModel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +66,14 @@ class TakesWired(Protocol):
 
     def encode_wired(self, samples: torch.Tensor) -> torch.Tensor:
         """(1, C, [T,] h, w) in the host's units -> the model's own units."""
+
+
+@runtime_checkable
+class Remarks(Protocol):
+    """A backend that chooses by itself how its network is trained."""
+
+    def remarks(self) -> Sequence[Message]:
+        """What there is to say about the choice, inside `training`."""
 
 
 @runtime_checkable
@@ -118,6 +128,9 @@ class Backend(Protocol):
 
     def fingerprint(self) -> str:
         """Identifies the base weights; two models that differ give different strings."""
+
+    def base_model(self, config: ObjectiveConfig) -> BaseModel:
+        """What this model was found to be, decided with what the job says of it. Raises LoomError for what has to be said and is not."""
 
     def objective(self, config: ObjectiveConfig) -> Objective:
         """Noise schedule and prediction type of this model."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,22 +16,50 @@ from ..config import ObjectiveConfig
 from ..data.batches import Batch
 from ..data.buckets import Fit
 from ..data.lengths import TextLength
-from ..messages.errors import LoomError
+from ..messages.message import Message
 from ..objectives import DiscreteLevels, Objective, discrete_sigmas, rescale_zero_terminal_snr
 from .base import SampleJob, weights_checksum
-from .base_model import require_plain_network
+from .base_model import BaseModel, predicts, require_plain_network
 from .clip_text import ClipText, Text, vocabulary
 from .headless import nearest_timestep
 from .layout import LOCAL, require_parts, stored_dtype, variant_of
+from .marks import require_discrete_scheduler, scheduler_witness
 from .sharded import Sharded
+from .vae import other_vae
 
-PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v"}  # our word for each of diffusers'
+_STATISTICS = ("latents_mean", "latents_std")  # of a VAE, where its latents are scaled channel by channel
+LCM_SIGN = "time_cond_proj_dim"  # of a UNet's config: it reads the guidance it was distilled at
+
+
+DPM_SOLVER = "dpmpp_2m"  # DPM-Solver++ of second order, by the name it has in samplers' lists
+
+
+def euler(x: torch.Tensor, denoised: torch.Tensor, sigma: float, lower: float) -> torch.Tensor:
+    """One step of Euler's method from `sigma` to `lower`."""
+    return x + (x - denoised) / sigma * (lower - sigma)
+
+
+class Multistep:
+    """Steps of DPM-Solver++(2M), Lu et al. 2022 (arXiv 2211.01095), algorithm 2, in x = x0 + sigma * noise; the last one, to 0, is of first order."""
+
+    def __init__(self) -> None:
+        self._before: tuple[torch.Tensor, float] | None = None  # what was denoised one step ago, and that step's length
+
+    def __call__(self, x: torch.Tensor, denoised: torch.Tensor, sigma: float, lower: float) -> torch.Tensor:
+        if lower == 0:
+            return denoised
+        length, target = math.log(sigma / lower), denoised  # of the step, in the logarithm of the signal-to-noise ratio
+        if self._before is not None:
+            earlier, earlier_length = self._before
+            target = denoised + (denoised - earlier) * length / (2 * earlier_length)
+        self._before = denoised, length
+        return lower / sigma * x - math.expm1(-length) * target
 
 
 class DiffusersBackend(Sharded):
     """Lends a UNet with its CLIP text encoders. Everything is read from `folder`; nothing is ever downloaded.
 
-    `pipe`: the same parts read already, from a single file.
+    `pipe`: the same parts read already, from a single file, with the scheduler of the folder that describes it.
     """
 
     def __init__(self, folder: Path, precision: str = "auto", device: str = "", pipe: Any = None):
@@ -39,26 +68,35 @@ class DiffusersBackend(Sharded):
         if pipe is None:
             wanted = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
             require_parts(folder, wanted, "layout.stable_diffusion")
+            schedule = DDPMScheduler.load_config(folder / "scheduler", **LOCAL)
+            require_discrete_scheduler(folder, schedule)
             super().__init__(precision, device, stored_dtype(folder / "unet"))
             unet = _read(UNet2DConditionModel, folder / "unet", self.dtype)
             vae = _read(AutoencoderKL, folder / "vae", torch.float32)
             texts: tuple[list[Any], ...] = ClipText.parts_of(folder)
-            self.scheduler = DDPMScheduler.from_pretrained(folder / "scheduler", **LOCAL)
         else:
+            schedule = dict(pipe.scheduler.config)
             super().__init__(precision, device, stored_dtype(folder))
             unet, vae = pipe.unet.to(self.dtype), pipe.vae.float()
             parts = sorted(pipe.components.items())
             encoders = [part for name, part in parts if name.startswith("text_encoder")]
             texts = encoders, [part for name, part in parts if name.startswith("tokenizer")]
-            self.scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
         require_plain_network(unet.config, vae.config.latent_channels)
         self.network = self.unet = self.place_network(unet)
         self.vae = self.idle(vae)
         self.text = ClipText([self.idle(model) for model in texts[0]], texts[1], self.device)
         self.latent_step_px = 2 ** (len(self.vae.config.block_out_channels) - 1)
         self._layer_name: Callable[[str, str], str] = _unet_name
+        # Stretched by us where it has to be: diffusers' own stretching ends in no signal at all, at an infinite sigma.
+        self.scheduler = DDPMScheduler.from_config({**schedule, "rescale_betas_zero_snr": False})
+        self._told_by_scheduler = scheduler_witness(schedule)
         self._abar = self.scheduler.alphas_cumprod.double()
-        self._table = discrete_sigmas(self._abar)  # sigma of each timestep, as sampling and training see it
+        self._prediction, zero_snr = self._told_by_scheduler.prediction, self._told_by_scheduler.zero_snr
+        self._table = self._levels(bool(zero_snr))  # sigma of each timestep, as sampling and training see it
+
+    def use_vae(self, place: Path) -> None:
+        self._idle.remove(self.vae)
+        self.vae = self.idle(other_vae(place, self.vae))
 
     def to_device(self, device: str) -> None:
         super().to_device(device)
@@ -71,7 +109,7 @@ class DiffusersBackend(Sharded):
             return "sdxl"
         if self.unet.config.cross_attention_dim != 1024:
             return "sd1"
-        return "sd2-v" if self.scheduler.config.prediction_type == "v_prediction" else "sd2"
+        return "sd2-v" if self._prediction == "v" else "sd2"
 
     def name_layers(self, name: Callable[[str, str], str]) -> None:
         """From now on a layer of the UNet is called `name(family, path)` in files."""
@@ -88,18 +126,26 @@ class DiffusersBackend(Sharded):
             return self.text.file_name(path)
         return self._layer_name(self.family, path)
 
+    def base_model(self, config: ObjectiveConfig) -> BaseModel:
+        distilled = self.marks.distilled
+        if distilled is None and self.unet.config.get(LCM_SIGN):
+            distilled = Message.of("base.sign.setting", setting=LCM_SIGN)
+        return BaseModel(
+            self.family,
+            predicts([*self.marks.witnesses, self._told_by_scheduler], config),
+            self.vae.config.latent_channels,
+            self.stored_type,
+            distilled=distilled,
+        )
+
     def objective(self, config: ObjectiveConfig) -> Objective:
-        kind = PREDICTIONS.get(self.scheduler.config.prediction_type)
-        if kind is None:
-            raise LoomError(
-                "base.prediction_type",
-                field="base",
-                type=repr(self.scheduler.config.prediction_type),
-                allowed=PREDICTIONS,
-            )
-        abar = rescale_zero_terminal_snr(self._abar) if config.zero_terminal_snr else self._abar
-        self._table = discrete_sigmas(abar)
-        return Objective(kind, DiscreteLevels(self._table), config)
+        decided = self.base_model(config).predicts
+        self._prediction, self._table = decided.prediction, self._levels(decided.zero_snr)
+        return Objective(decided.prediction, DiscreteLevels(self._table), config)
+
+    def _levels(self, zero_snr: bool) -> torch.Tensor:
+        """(T,) float64 sigma of each timestep."""
+        return discrete_sigmas(rescale_zero_terminal_snr(self._abar) if zero_snr else self._abar)
 
     @torch.no_grad()
     def _encoded(self, pixels: torch.Tensor) -> Any:
@@ -108,18 +154,29 @@ class DiffusersBackend(Sharded):
         return self.wake(self.vae).encode(x).latent_dist
 
     def encode_picture(self, pixels: torch.Tensor) -> torch.Tensor:
-        return self._encoded(pixels).mean * self.vae.config.scaling_factor
+        mean, scale = self._latent_units()
+        return (self._encoded(pixels).mean - mean) * scale
 
     def encode_spread(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(mean, standard deviation) of the latents, both in the model's units."""
-        answer, scale = self._encoded(pixels), self.vae.config.scaling_factor
-        return answer.mean * scale, answer.std * scale
+        answer, (mean, scale) = self._encoded(pixels), self._latent_units()
+        return (answer.mean - mean) * scale, answer.std * scale
+
+    def _latent_units(self) -> tuple[torch.Tensor | float, torch.Tensor | float]:
+        """(what is taken off the VAE's latents, what they are then multiplied with) to have the network's."""
+        config = self.vae.config
+        if config.get("latents_mean") is None or config.get("latents_std") is None:
+            return 0.0, config.scaling_factor
+        mean, std = (torch.tensor(config[name], device=self.device).view(1, -1, 1, 1) for name in _STATISTICS)
+        return mean, config.scaling_factor / std
 
     def picture_encoders(self) -> Sequence[nn.Module]:
         return [self.vae]
 
     def picture_fingerprint(self) -> str:
-        return f"{super().picture_fingerprint()} {self.vae.config.scaling_factor}"
+        statistics = [self.vae.config.get(name) for name in _STATISTICS]
+        more = f" {statistics}" if any(statistics) else ""
+        return f"{super().picture_fingerprint()} {self.vae.config.scaling_factor}{more}"
 
     def text_length(self, caption: str) -> TextLength:
         return self.text.length(caption)
@@ -147,11 +204,26 @@ class DiffusersBackend(Sharded):
             times = torch.tensor(sizes, device=x_t.device, dtype=self.dtype)
             added = {"text_embeds": text.pooled.to(self.dtype), "time_ids": times}
         hidden = text.hidden.to(self.dtype)
-        return self.unet(scaled.to(self.dtype), timestep, hidden, added_cond_kwargs=added).sample.float()
+        more = {"timestep_cond": self._embedded_guidance(len(x_t)), "added_cond_kwargs": added}
+        return self.unet(scaled.to(self.dtype), timestep, hidden, **more).sample.float()
+
+    def _embedded_guidance(self, count: int) -> torch.Tensor | None:
+        """(count, D) for UNets that read their guidance (LCM; Luo et al. 2023, arXiv 2310.04378), at guidance 1; None for all others.
+
+        Pipelines embed guidance - 1: sines of it, then cosines.
+        """
+        width = self.unet.config.get(LCM_SIGN)
+        if not width:
+            return None
+        row = torch.cat([torch.zeros(width // 2), torch.ones(width - width // 2)])
+        return row.to(self.device, self.dtype).repeat(count, 1)
 
     @torch.no_grad()
     def sample(self, job: SampleJob) -> list[Image.Image]:
-        """Euler with classifier-free guidance on the same sigmas and noise as the host's `euler` and `simple`, so pictures agree."""
+        """Euler, or DPM-Solver++(2M) for the sampler `dpmpp_2m`, with classifier-free guidance on the same sigmas and noise as the host's `simple`,
+
+        so pictures agree.
+        """
         config, step = job.config, self.latent_step_px
         shape = (1, self.unet.config.in_channels, job.height_px // step, job.width_px // step)
         table = self._table
@@ -161,20 +233,27 @@ class DiffusersBackend(Sharded):
         x = (noise * (1 + sigmas[0] ** 2) ** 0.5).to(self.device)
         text, size = self.encoded([job.prompt, config.negative]), (job.width_px, job.height_px)
         fits = [Fit(size, size, (0, 0), size)] * 2
-        prediction = PREDICTIONS[self.scheduler.config.prediction_type]
+        solver = Multistep() if config.sampler == DPM_SOLVER else euler
         for sigma, lower in zip(sigmas, sigmas[1:], strict=False):
             out = self._network(x.repeat(2, 1, 1, 1), torch.full((2,), sigma), text, fits)
-            if prediction == "epsilon":
-                denoised = x - sigma * out
-            else:
-                denoised = x / (1 + sigma**2) - out * sigma / (1 + sigma**2) ** 0.5
+            denoised = _denoised(self._prediction, x, out, sigma)
             guided = denoised[1:] + config.cfg * (denoised[:1] - denoised[1:])
-            x = x + (x - guided) / sigma * (lower - sigma)
-        pixels = self.wake(self.vae).decode(x / self.vae.config.scaling_factor).sample
+            x = solver(x, guided, sigma, lower)
+        mean, scale = self._latent_units()
+        pixels = self.wake(self.vae).decode(x / scale + mean).sample
         if self.lent:
             self.rest()
         array = ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
         return [Image.fromarray(a) for a in array]
+
+
+def _denoised(prediction: str, x: torch.Tensor, out: torch.Tensor, sigma: float) -> torch.Tensor:
+    """The clean latents that the network's answer `out` for x = x0 + sigma noise means."""
+    if prediction == "x0":
+        return out
+    if prediction == "epsilon":
+        return x - sigma * out
+    return x / (1 + sigma**2) - out * sigma / (1 + sigma**2) ** 0.5
 
 
 def _read(kind: Any, place: Path, dtype: torch.dtype) -> Any:

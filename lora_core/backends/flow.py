@@ -18,12 +18,15 @@ from torch import nn
 from ..config import ObjectiveConfig
 from ..data.batches import Batch
 from ..data.lengths import TextLength
+from ..messages.message import Message
 from ..objectives import FlowLevels, Objective
 from .base import TRAINING_GUIDANCE, SampleJob, weights_checksum
-from .base_model import require_plain_network
+from .base_model import BaseModel, Strength, Witness, predicts, require_plain_network
 from .clip_text import Text, length_of, vocabulary
 from .layout import LOCAL, pipeline_name, require_parts, stored_dtype, variant_of
+from .marks import require_flow_scheduler
 from .sharded import Sharded
+from .vae import other_vae
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +52,7 @@ class FlowBackend(Sharded):
         import diffusers
 
         require_parts(folder, ("vae", "tokenizer", "text_encoder", "scheduler"), "layout.flow")
+        require_flow_scheduler(folder)
         super().__init__(precision, device, stored_dtype(file or folder / "transformer"))
         self.row, given = FLOW_FAMILIES[pipeline_name(folder)], {}
         if file is not None:
@@ -72,6 +76,12 @@ class FlowBackend(Sharded):
         self._drawing.set_progress_bar_config(disable=True)
         self.latent_step_px = self.pipe.vae_scale_factor * 2  # the network reads patches of 2 x 2
 
+    def use_vae(self, place: Path) -> None:
+        self._idle.remove(self.vae)
+        self.vae = self.idle(other_vae(place, self.vae))
+        for pipe in (self.pipe, self._drawing):
+            pipe.register_modules(vae=self.vae)
+
     def _parts_named(self, prefix: str) -> list[Any]:
         """The parts of the pipeline whose names begin so, where it has them."""
         named = [part for name, part in self.pipe.components.items() if name.startswith(prefix)]
@@ -82,12 +92,33 @@ class FlowBackend(Sharded):
         return self.row.name
 
     @property
+    def _embeds_guidance(self) -> bool:
+        return bool(getattr(self.network.config, "guidance_embeds", False))
+
+    @property
     def shift(self) -> float:
         """The model's own time shift: that of its scheduler, for one that depends on the size the largest, as ComfyUI has it."""
         config = self.pipe.scheduler.config
         return math.exp(config.max_shift) if config.use_dynamic_shifting else config.shift
 
+    def base_model(self, config: ObjectiveConfig) -> BaseModel:
+        vae, guidance = self.vae.config, TRAINING_GUIDANCE if self._embeds_guidance else None
+        witness = Witness(Message.of("base.source.scheduler"), "flow", strength=Strength.WEIGHTS)
+        distilled = self.marks.distilled
+        if distilled is None and self.family == "flux1" and not self._embeds_guidance:
+            distilled = Message.of("base.sign.setting", setting="guidance_embeds: false")
+        return BaseModel(
+            self.family,
+            predicts([witness], config),
+            vae["z_dim"] if "z_dim" in vae else vae["latent_channels"],
+            self.stored_type,
+            guidance,
+            config.shift or self.shift,
+            distilled=distilled,
+        )
+
     def objective(self, config: ObjectiveConfig) -> Objective:
+        self.base_model(config)  # refuses what it cannot be asked
         return Objective("flow", FlowLevels(config.shift or self.shift), config)
 
     # ---- pictures ----------------------------------------------------------------------------------------------------
@@ -151,7 +182,7 @@ class FlowBackend(Sharded):
 
     def guidance(self, count: int) -> torch.Tensor | None:
         """(count,) guidance for networks that read it."""
-        if not getattr(self.network.config, "guidance_embeds", False):
+        if not self._embeds_guidance:
             return None
         return torch.full((count,), TRAINING_GUIDANCE, device=self.device)
 

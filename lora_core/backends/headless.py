@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -22,7 +23,9 @@ from ..data.store import Memory, Store, key_of
 from ..messages.errors import LoomError
 from ..objectives import Objective
 from .base import TEXT_VERSION, Backend, SampleJob, weights_fingerprint, whole_fingerprint
+from .base_model import BaseModel
 from .clip_text import Text, length_of
+from .marks import Marks
 from .networks import blocks, compiled, local_part, recomputing, unsplit, whole_weight
 from .stored import FP8, Streamed, as_fp8
 
@@ -53,6 +56,7 @@ class Headless(abc.ABC):
         self._first_fingerprint = ""
         self._streamed: Streamed | None = None
         self._compiles = False
+        self.marks = Marks()  # what its file or folder tells
         self._texts: dict[str, Text] = {}
         self._trained = AdapterSet({})
         self._store: Store = Memory()
@@ -61,6 +65,18 @@ class Headless(abc.ABC):
     @abc.abstractmethod
     def family(self) -> str:
         """The base model's family in the words of the file formats."""
+
+    @abc.abstractmethod
+    def base_model(self, config: ObjectiveConfig) -> BaseModel:
+        """What this model was found to be, decided with what the job says of it."""
+
+    @property
+    def stored_type(self) -> str:
+        """How the network's weights are kept, in a word: the type most of their values have."""
+        sizes: Counter[str] = Counter()
+        for p in self.network.parameters():
+            sizes[str(p.dtype).removeprefix("torch.")] += p.numel()
+        return sizes.most_common(1)[0][0] if sizes else "float32"
 
     @abc.abstractmethod
     def objective(self, config: ObjectiveConfig) -> Objective:
@@ -73,6 +89,10 @@ class Headless(abc.ABC):
     @abc.abstractmethod
     def sample(self, job: SampleJob) -> list[Image.Image]:
         """Pictures drawn by the model's own sampler."""
+
+    def use_vae(self, place: Path) -> None:
+        """From now on pictures are encoded and decoded by the VAE at `place`. Raises LoomError where it cannot stand in."""
+        raise LoomError("base_vae.impossible", field="base_vae", family=self.family)
 
     @property
     def recomputes(self) -> tuple[Recompute, ...]:

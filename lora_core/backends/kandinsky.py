@@ -17,6 +17,7 @@ from ..data.lengths import TextLength
 from ..messages.errors import LoomError
 from ..objectives import DiscreteLevels, Objective, discrete_sigmas
 from .base import SampleJob
+from .base_model import BaseModel
 from .clip_text import Text
 from .headless import Headless, nearest_timestep
 from .layout import LOCAL, require_parts
@@ -32,9 +33,12 @@ class _Kandinsky(TwoStage):
     latent_step_px = 8
     prediction = "epsilon"
 
+    def base_model(self, config: ObjectiveConfig) -> BaseModel:
+        return self.stage(self.prediction, config)
+
     def objective(self, config: ObjectiveConfig) -> Objective:
         require_plain_schedule(config)
-        return Objective(self.prediction, DiscreteLevels(self._table), config)
+        return Objective(self.base_model(config).predicts.prediction, DiscreteLevels(self._table), config)
 
     @torch.no_grad()
     def _embedding(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -65,6 +69,7 @@ class KandinskyPrior(_Kandinsky):
         super().__init__(precision, device)
         self.parts = _prior_parts(self, folder)
         self.network, self.scheduler = self.parts["prior"], self.parts["scheduler"]
+        self.channels = self.network.config.embedding_dim
         self._decoder = _decoder_parts(self, Path(companion)) if companion else None
 
     def picture_encoders(self) -> Sequence[nn.Module]:
@@ -114,6 +119,7 @@ class KandinskyDecoder(_Kandinsky):
         self.parts = _prior_parts(self, prior)
         self._decoder = _decoder_parts(self, folder)
         self.network, self.scheduler = self._decoder["unet"], self._decoder["scheduler"]
+        self.channels = self._decoder["movq"].config.latent_channels
         self.latent_step_px = 2 ** (len(self._decoder["movq"].config.block_out_channels) - 1)
 
     def picture_encoders(self) -> Sequence[nn.Module]:

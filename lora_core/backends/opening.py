@@ -7,7 +7,7 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-from ..messages.errors import LoomError
+from ..messages.errors import LoomError, reason_of
 from ..toy.model import MODEL
 from .base_model import require_plain_file, require_unscaled
 from .diffusers_backend import DiffusersBackend
@@ -15,6 +15,13 @@ from .flow import FLOW_FAMILIES, FlowBackend
 from .headless import Headless
 from .kandinsky import KandinskyDecoder, KandinskyPrior
 from .layout import LOCAL, pipeline_name, stored_names
+from .marks import (
+    marks_of_file,
+    marks_of_folder,
+    require_discrete_file,
+    require_discrete_scheduler,
+    scheduler_config,
+)
 from .wuerstchen import WuerstchenDecoder, WuerstchenPrior
 
 # What model_index.json calls a pipeline -> what lends its model.
@@ -56,11 +63,11 @@ def open_backend(
     try:
         if name in TWO_STAGES:
             return TWO_STAGES[name](place, companion, precision, device)
-        return ONE_NETWORK.get(name, DiffusersBackend)(place, precision, device)
+        backend = ONE_NETWORK.get(name, DiffusersBackend)(place, precision, device)
+        backend.marks = marks_of_folder(place)
+        return backend
     except (OSError, ValueError) as error:  # a part without weights, or with some that do not fit its config
-        raise LoomError(
-            "base.unreadable", field="base", file=place.name, reason=str(error).splitlines()[0][:200]
-        ) from error
+        raise LoomError("base.unreadable", field="base", file=place.name, reason=reason_of(error)) from error
 
 
 def _of_file(
@@ -70,21 +77,17 @@ def _of_file(
         raise LoomError("base.not_safetensors", field="base", file=file.name)
     with safe_open(file, "pt") as opened:
         require_unscaled(file.name, opened.keys())
+        require_discrete_file(file, opened.keys())
         require_plain_file(set(opened.keys()), lambda name: opened.get_slice(name).get_shape())
     folder = folder or _cached_layout(file, cached)
     name = pipeline_name(folder)
     try:
-        if name in FLOW_FAMILIES:
-            return FlowBackend(folder, precision, device, file)
         if name in ONE_NETWORK:
-            import diffusers
-
-            kind = getattr(diffusers, name)
-            without = {"safety_checker": None, "feature_extractor": None, "image_encoder": None}
-            pipe = kind.from_single_file(str(file), config=str(folder), **without, **LOCAL)
-            return DiffusersBackend(file, precision, device, pipe)
+            backend = _read(file, folder, name, precision, device)
+            backend.marks = marks_of_file(file)
+            return backend
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        reason = str(error).splitlines()[0][:200]
+        reason = reason_of(error)
         raise LoomError(
             "base.other_kind", field="base", file=file.name, kind=name, folder=folder.name, reason=reason
         ) from error
@@ -92,6 +95,18 @@ def _of_file(
     if not name:
         raise LoomError("base_config.no_pipeline", field="base_config", folder=folder, allowed=allowed)
     raise LoomError("base_config.other_pipeline", field="base_config", folder=folder, pipeline=name, allowed=allowed)
+
+
+def _read(file: Path, folder: Path, name: str, precision: str, device: str) -> Headless:
+    """A single file by the pipeline of its folder."""
+    if name in FLOW_FAMILIES:
+        return FlowBackend(folder, precision, device, file)
+    import diffusers
+
+    without = {"safety_checker": None, "feature_extractor": None, "image_encoder": None}
+    pipe = getattr(diffusers, name).from_single_file(str(file), config=str(folder), **without, **LOCAL)
+    require_discrete_scheduler(folder, scheduler_config(folder))
+    return DiffusersBackend(file, precision, device, pipe)
 
 
 def _cached_layout(file: Path, cached: Callable[[str], str | None]) -> Path:

@@ -9,13 +9,22 @@ from pathlib import Path
 
 from ..config import ObjectiveConfig
 from ..messages.errors import LoomError
+from ..messages.message import Message
 from .base import weights_checksum
+from .base_model import BaseModel, Strength, Witness, predicts
 from .clip_text import vocabulary
 from .headless import Headless
 
 
 class TwoStage(Headless):
-    """Lends one of the two stages."""
+    """Lends one of the two stages. `channels`: of what it calls its latents."""
+
+    channels: int
+
+    def stage(self, prediction: str, config: ObjectiveConfig) -> BaseModel:
+        """What a stage is whose network is only ever asked for this prediction. Raises LoomError when the job asks for another."""
+        witness = Witness(Message.of("base.source.kind", family=self.family), prediction, strength=Strength.WEIGHTS)
+        return BaseModel(self.family, predicts([witness], config, able=(prediction,)), self.channels, self.stored_type)
 
     def text_fingerprint(self) -> str:
         return weights_checksum(self.parts["text_encoder"]) + vocabulary(self.parts["tokenizer"])

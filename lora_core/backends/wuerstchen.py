@@ -17,6 +17,7 @@ from ..data.batches import Batch
 from ..messages.errors import LoomError
 from ..objectives import Objective
 from .base import SampleJob
+from .base_model import BaseModel
 from .clip_text import Text
 from .effnet import EfficientNet, features
 from .headless import Headless
@@ -51,9 +52,12 @@ class _Wuerstchen(TwoStage):
     latent_step_px = 32
     levels = CosineLevels()
 
+    def base_model(self, config: ObjectiveConfig) -> BaseModel:
+        return self.stage("epsilon", config)
+
     def objective(self, config: ObjectiveConfig) -> Objective:
         require_plain_schedule(config)
-        return Objective("epsilon", self.levels, config)
+        return Objective(self.base_model(config).predicts.prediction, self.levels, config)
 
     def encode(self, texts: Sequence[str]) -> Text:
         tokenizer = self.parts["tokenizer"]
@@ -79,6 +83,7 @@ class WuerstchenPrior(_Wuerstchen):
         require_parts(folder, ("prior",), "layout.wuerstchen_prior")
         self.parts = _text_parts(self, folder)
         self.network = _prior_network(self, folder)
+        self.channels = self.network.config.c_in
         self.effnet = self.place(EfficientNet.read(folder))
         self._decoder = WuerstchenDecoder(Path(companion), str(folder), precision, device) if companion else None
 
@@ -117,6 +122,7 @@ class WuerstchenDecoder(_Wuerstchen):
         what = "companion.wuerstchen_prior"
         self._prior_folder = companion_folder(companion, what)
         self.effnet = self.place(EfficientNet.read(self._prior_folder))
+        self.channels = self.vqgan.config.latent_channels
 
     def pipeline_parts(self) -> dict[str, Any]:
         """Everything of this stage, as its pipeline names it."""

@@ -18,6 +18,7 @@ from .aliases import aliased, put_back
 from .frozen import can_freeze, frozen
 from .guards import blocks, checkpointed, cloned_input, fetched_norm, norms
 from .layers import HostLayers
+from .recomputed import recomputed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Measures:
     checkpointing: bool = False  # blocks are made again in the backward pass
     guard: bool = True  # for models whose blocks update tensors in place
     freeze: bool = True  # weights are fetched for the backward pass, not kept
+    exact: bool = False  # what autograd saves is copied before it is written over; every pass then runs inside copied_before_writes()
 
 
 class Borrowing:
@@ -43,6 +45,23 @@ class Borrowing:
         self._model, self._layers, self._adapters = model, layers, adapters
         self._host, self._measures = host, measures
         self._undo: contextlib.ExitStack | None = None
+
+    @property
+    def measures(self) -> Measures:
+        return self._measures
+
+    def take(self, measures: Measures) -> None:
+        """Other measures from now on, also where it is on already."""
+        again = self.installed
+        self.eject()
+        self._measures = measures
+        if again:
+            self.inject()
+
+    def host_uses_as_they_stand(self, module: nn.Module) -> bool:
+        """Whether the host takes this module's own parameters for its forward, neither cast nor patched on the fly nor from elsewhere."""
+        standing = self._host.as_they_stand
+        return not self._host.fetches(module) or all(getattr(module, k, v) == v for k, v in standing.items())
 
     def with_measures(self, measures: Measures) -> Borrowing:
         """Another installation on the same modules, not injected."""
@@ -96,6 +115,10 @@ class Borrowing:
                 undo.enter_context(override_forward(norm, fetched_norm(norm, self._host)))
             if measures.guard:
                 undo.enter_context(override_forward(norm, cloned_input(norm)))
-        if measures.checkpointing:
-            for block in blocks(self._model):
-                undo.enter_context(override_forward(block, checkpointed(block, pure=not measures.guard)))
+        for block in blocks(self._model) if measures.checkpointing else ():
+            again = recomputed(block, self._parameters_in(block)) if measures.exact else None
+            undo.enter_context(override_forward(block, again or checkpointed(block, pure=not measures.guard)))
+
+    def _parameters_in(self, block: nn.Module) -> list[nn.Parameter]:
+        inside = set(map(id, block.modules()))
+        return [p for name, adapter in self._adapters if id(self._layers[name]) in inside for p in adapter.parameters()]

@@ -87,7 +87,7 @@ def resolutions(config: DataConfig) -> list[int]:
 
 def fits(width: int, height: int, config: DataConfig) -> list[Fit]:
     """The bucket of a picture at each resolution of its set, the same bucket once."""
-    found = [
+    every = [
         fit(
             width,
             height,
@@ -100,7 +100,7 @@ def fits(width: int, height: int, config: DataConfig) -> list[Fit]:
         )
         for r in resolutions(config)
     ]
-    return list({f.bucket: f for f in found}.values())
+    return list({f.bucket: f for f in every}.values())
 
 
 def crops(how: Fit, name: str, config: DataConfig) -> list[Fit]:
@@ -118,10 +118,10 @@ def salient(image: Image.Image, how: Fit, mask: Image.Image | None = None) -> Fi
     """The crop that keeps most of what is to be seen: of the mask where there is one, else of the edges, those near the middle counting twice."""
     if how.slack == (0, 0):
         return how
-    shown = (mask or image).convert("L")
-    scale = SEEN_PX / max(shown.size)
+    grey = (mask or image).convert("L")
+    scale = SEEN_PX / max(grey.size)
     small = np.asarray(
-        shown.resize((max(2, round(shown.width * scale)), max(2, round(shown.height * scale))), Image.Resampling.BOX),
+        grey.resize((max(2, round(grey.width * scale)), max(2, round(grey.height * scale))), Image.Resampling.BOX),
         np.float64,
     )
     if mask is None:

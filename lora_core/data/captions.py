@@ -21,15 +21,21 @@ _BOMS = (  # UTF-32 first: its mark begins like that of UTF-16
     (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"),
 )  # fmt: skip
 _WEIGHT = re.compile(r"\s*(\d+(?:\.\d+)?)::")
+KEEP, TOGETHER = "|||", ";;;"  # around the parts that may be shuffled; between parts that stay side by side
+PLACEHOLDER = re.compile(r"\[(?:trigger|name)\]", re.IGNORECASE)  # ai-toolkit's word for the trigger
 _WILDCARD = re.compile(r"\{([^{}]*)\}")
 
 
 @dataclasses.dataclass(frozen=True)
 class Caption:
-    """One of the captions of a picture; `weight` says how often it is drawn beside the others."""
+    """One of the captions of a picture; `weight` says how often it is drawn beside the others.
+
+    `marked`: the same with the separators of kohya's tools in it, where it has some: ||| around what is shuffled, ;;; inside of what stays together.
+    """
 
     text: str
     weight: float = 1.0
+    marked: str = ""
 
 
 def decoded(data: bytes, encoding: str = "auto") -> tuple[str, str]:
@@ -72,21 +78,23 @@ def tidy(text: str) -> str:
 
 
 def captions_in(text: str, lines: str) -> tuple[Caption, ...]:
-    """The captions a text file holds: all of it as one (lines = joined), or each line as one to choose from (lines = alternatives).
+    """The captions a text file holds: all of it as one (lines = joined), its first line (first), or each line as one to choose from (alternatives).
 
     A line may start with its weight, as in `0.5::a cat`. Several short lines without a comma are tags, one a line, and joined as such.
     """
     found = lines_of(text)
     if lines == "alternatives":
         return tuple(weighted(line) for line in found)
-    tags = (
-        len(found) > 2
-        and not any("," in line or line.endswith((".", "!", "?")) for line in found)
-        and max(map(len, found)) <= 60
-    )
     if not found:
         return ()
-    return (Caption((", " if tags else " ").join(found)),)
+    if lines == "first":
+        return (Caption(found[0]),)
+    return (Caption((", " if are_tags(found) else " ").join(found)),)
+
+
+def are_tags(lines: Sequence[str]) -> bool:
+    """Whether the lines of a caption file are tags, one a line: three or more, short, without a comma or the end of a sentence."""
+    return len(lines) > 2 and not any("," in line or line.endswith((".", "!", "?")) or len(line) > 60 for line in lines)
 
 
 def weighted(line: str) -> Caption:
@@ -97,12 +105,17 @@ def weighted(line: str) -> Caption:
 
 def read_captions(path: Path, encoding: str = "auto", lines: str = "joined") -> tuple[tuple[Caption, ...], str]:
     """(captions, encoding) of a text file. Raises OSError, and ValueError for a file no caption can be."""
+    text, known = read_text(path, encoding)
+    return captions_in(text, lines), known
+
+
+def read_text(path: Path, encoding: str = "auto") -> tuple[str, str]:
+    """(text, encoding) of a caption file. Raises OSError, and ValueError for a file no caption can be."""
     if path.stat().st_size > MAX_CAPTION_BYTES:
         raise ValueError(
             f"has {path.stat().st_size / 1e6:.0f} MB; a caption has at most {MAX_CAPTION_BYTES // 10**6} MB"
         )
-    text, found = decoded(path.read_bytes(), encoding)
-    return captions_in(text, lines), found
+    return decoded(path.read_bytes(), encoding)
 
 
 def read_caption(path: Path) -> str:
@@ -118,6 +131,19 @@ def with_trigger(caption: str, trigger: str) -> str:
     return f"{trigger}, {caption}" if caption else trigger
 
 
+def named(text: str, trigger: str) -> str:
+    """`text` with the trigger where [trigger] or [name] stands; unchanged without a trigger."""
+    return PLACEHOLDER.sub(lambda place: trigger, text) if trigger else text
+
+
+def separated(caption: Caption) -> Caption:
+    """A caption whose text has no separators, which `marked` keeps."""
+    if KEEP not in caption.text and TOGETHER not in caption.text:
+        return caption
+    parts = [part.strip(" ,") for part in re.split(r"\|\|\||;;;", caption.text)]
+    return dataclasses.replace(caption, text=", ".join(filter(None, parts)), marked=caption.text)
+
+
 def has_word(caption: str, word: str) -> bool:
     return bool(re.search(rf"(?<!\w){re.escape(word)}(?!\w)", caption, re.IGNORECASE))
 
@@ -131,7 +157,7 @@ def editor(config: DataConfig) -> Callable[[Caption], Caption]:
         for pattern, new in rules:
             text = pattern.sub(new, text)
         text = tidy(f"{config.prefix}{text}{config.suffix}") if text else tidy(text)
-        return dataclasses.replace(caption, text=with_trigger(text, config.trigger))
+        return separated(dataclasses.replace(caption, text=with_trigger(named(text, config.trigger), config.trigger)))
 
     return edit
 
@@ -173,19 +199,32 @@ def vary(captions: Sequence[Caption], rng: random.Random, config: DataConfig) ->
     )
     if drop < config.caption_dropout:
         return ""
-    text = chosen(captions, which).text
+    caption = chosen(captions, which)
+    text = caption.marked or caption.text
     if config.wildcards:
         text = expanded(text, random.Random(wild))
     if not config.shuffle_tags and not config.tag_dropout:
-        return text
-    parts = [t.strip() for t in text.split(",") if t.strip()]
-    kept, rest = parts[: config.keep_tokens], parts[config.keep_tokens :]
+        return separated(Caption(text)).text
+    kept, rest, last = in_parts(text, config.keep_tokens)
     if config.shuffle_tags:
         random.Random(order).shuffle(rest)
     if config.tag_dropout:
         dice = random.Random(tags)
         rest = [tag for tag in rest if dice.random() >= config.tag_dropout]
-    return ", ".join(kept + rest)
+    return separated(Caption(", ".join(kept + rest + last))).text
+
+
+def in_parts(text: str, keep: int) -> tuple[list[str], list[str], list[str]]:
+    """(parts that stay in front, parts to shuffle, parts that stay at the end), between commas. Without ||| the first `keep` stay in front."""
+    if KEEP not in text:
+        parts = _parts(text)
+        return parts[:keep], parts[keep:], []
+    first, rest, *last = text.split(KEEP, 2)
+    return _parts(first), _parts(rest), _parts(last[0]) if last else []
+
+
+def _parts(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def varies(captions: Sequence[Caption], config: DataConfig) -> bool:

@@ -50,8 +50,10 @@ def listed(folder: Path, config: DataConfig) -> list[Editable]:
     plain = dataclasses.replace(
         config, folder=str(folder), trigger="", prefix="", suffix="", replace="", limit=0, regularization=False
     )
-    out, found = set(excluded_in(folder)), scan(plain, keep_excluded=True)
-    pictures = sorted((p for p in (*found.pictures, *found.class_pictures) if not p.is_latent), key=lambda p: p.name)
+    out, dataset = set(excluded_in(folder)), scan(plain, keep_excluded=True)
+    pictures = sorted(
+        (p for p in (*dataset.pictures, *dataset.class_pictures) if not p.is_latent), key=lambda p: p.name
+    )
     stems = collections.Counter(p.path.with_suffix("") for p in pictures)
     return [
         Editable(
@@ -82,11 +84,11 @@ def text_of(picture: Picture) -> str:
 def _file_of(picture: Picture, shares_its_name: bool) -> Path:
     """The file that is read, and a new one where there is none; one by the whole name where several pictures share a stem."""
     suffix = picture.data.captions if picture.data.captions in TEXTS else TEXTS[0]
-    own = Path(f"{picture.path}{suffix}")
+    caption_file = Path(f"{picture.path}{suffix}")
     if picture.caption_file is None:
-        return own if shares_its_name else picture.path.with_suffix(suffix)
+        return caption_file if shares_its_name else picture.path.with_suffix(suffix)
     return (
-        own
+        caption_file
         if shares_its_name and picture.caption_file.name != f"{picture.path.name}{picture.caption_file.suffix}"
         else picture.caption_file
     )
@@ -116,14 +118,14 @@ def apply_edits(
     All or none: raises Conflict when a caption is another one by now, LoomError for what is not there, too long or cannot be written, before
     anything is written.
     """
-    known = {item.id: item for item in listed(folder, config)}
-    unknown = [key for key in (*captions, *excluded) if key not in known]
+    items = {item.id: item for item in listed(folder, config)}
+    unknown = [key for key in (*captions, *excluded) if key not in items]
     if unknown:
         raise Conflict("editor.pictures_gone", folder=folder.name, count=len(unknown))
     new: dict[str, bytes] = {}
     changes: dict[str, dict[str, Any]] = {}
     for key, (before, after) in captions.items():
-        item, after = known[key], "\n".join(lines_of(after))
+        item, after = items[key], "\n".join(lines_of(after))
         if item.caption != before:
             raise Conflict("editor.caption_changed", name=item.name)
         if after == before:
@@ -138,8 +140,8 @@ def apply_edits(
             "after": after,
             "bytes": old,
         }
-    out = {item.name for item in known.values() if excluded.get(item.id, item.excluded)}
-    before_out = {item.name for item in known.values() if item.excluded}
+    out = {item.name for item in items.values() if excluded.get(item.id, item.excluded)}
+    before_out = {item.name for item in items.values() if item.excluded}
     if not changes and out == before_out:
         return 0
     entry = {
@@ -152,7 +154,7 @@ def apply_edits(
         before_out - out
     )  # of pictures that are not seen at the moment nothing is forgotten
     _write_own(folder, sorted(now_out), [*_history(folder), entry])
-    for item in known.values():
+    for item in items.values():
         if item.name in new:
             files.write_bytes(item.file, new[item.name])
     return len(changes) + len(out ^ before_out)
@@ -167,8 +169,8 @@ def _encoded(item: Editable, text: str, encoding: str) -> bytes:
     try:
         return text.encode("utf-8" if encoding == "auto" else encoding)
     except UnicodeEncodeError as error:
-        found = text[error.start : error.end]
-        raise LoomError("editor.caption_encoding", name=item.name, text=repr(found), encoding=encoding) from error
+        letters = text[error.start : error.end]
+        raise LoomError("editor.caption_encoding", name=item.name, text=repr(letters), encoding=encoding) from error
 
 
 def last_edit(folder: Path) -> int | None:

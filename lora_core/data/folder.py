@@ -20,7 +20,8 @@ from ..messages.message import Message
 from ..pictures.reading import EXTENSIONS, UNREADABLE, PictureError, read_header
 from ..rng import derive
 from .buckets import fits
-from .captions import Caption, editor, has_word, read_captions
+from .captions import PLACEHOLDER, Caption, are_tags, captions_in, editor, has_word, lines_of, read_text
+from .companions import Companion, Companions
 from .metadata import TABLES, Table, read_sidecar, read_table
 
 MAX_REPEATS = 1000
@@ -28,6 +29,14 @@ OWN_LIST = ".lora_loom.json"  # what the dataset editor keeps in a folder: pictu
 LATENT = ".latent.safetensors"  # a latent with its conditioning, brought in from other nodes
 _KOHYA = re.compile(r"(\d+)_(.*)")
 TEXTS = (".txt", ".caption")
+_SPEECH = {  # what captions hold that is no text to an encoder -> the message that tells of it
+    "data.placeholder": PLACEHOLDER,
+    "data.wildcards_off": re.compile(r"\{[^{}|]*\|[^{}]*\}"),
+    "data.wildcard_files": re.compile(r"__[\w/-]+__"),
+    "data.lora_tags": re.compile(r"<(?:lora|lyco|hypernet):[^>]*>", re.IGNORECASE),
+    "data.prompt_options": re.compile(r"(?:^|\s)--(?:n|w|h|d|l|s|g|ar|cfg|seed|steps)\s"),
+    "data.emphasis": re.compile(r"\([^()]*:\s*\d+(?:\.\d+)?\)"),
+}
 _SPLITS = frozenset({"train", "test", "validation", "valid", "val", "eval", "dev"})
 _UNICODE = frozenset({"utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"})
 
@@ -166,7 +175,7 @@ def scan(config: DataConfig, field: str = "data.folder", keep_excluded: bool = F
         raise LoomError("data.background.unknown", field="data.background", colour=repr(config.background)) from error
     skipped: list[tuple[str, Message]] = []
     files = sorted(_walk(root, config.recursive, skipped), key=lambda p: p.relative_to(root).as_posix())
-    out, excluded, there = (
+    out, excluded, folders = (
         _Found(config, root, files),
         set(excluded_in(root)),
         {p.name for p in root.iterdir() if p.is_dir()},
@@ -177,17 +186,17 @@ def scan(config: DataConfig, field: str = "data.folder", keep_excluded: bool = F
         name = path.relative_to(root).as_posix()
         if path.suffix.lower() in UNREADABLE:
             skipped.append((name, Message.of("picture.other_type", type=path.suffix.lower())))
-        if not _is_picture(path) or _is_mask(path, config.masks):
+        if not _is_picture(path) or out.belongs_to_another(path, name):
             continue
         top = name.split("/")[0] if "/" in name else ""
         if name in excluded and not keep_excluded:
             left_out += 1
-        elif config.split in there and top != config.split and top in _SPLITS:
+        elif config.split in folders and top != config.split and top in _SPLITS:
             elsewhere += 1
         else:
             try:
                 found.append(
-                    (out.picture(path, name), config.regularization or (top == "reg" and "img" in there))
+                    (out.picture(path, name), config.regularization or (top == "reg" and "img" in folders))
                 )  # the layout Kohya's own guide shows
             except PictureError as error:
                 skipped.append((name, error.message))
@@ -241,6 +250,11 @@ class _Found:
         self.other_tables: list[Message] = []
         self.tables = {f.parent: table for f in _tables(files) if (table := self._table(f))} if wanted else {}
         self.used: set[Path] = set()
+        self.companions = self._companions(files)
+        self.masks: list[str] = []
+        self.conditions: list[str] = []
+        self.several_lines: list[str] = []
+        self.speech: dict[str, list[str]] = {}  # code of a message -> pictures whose captions it is about
         self.encodings: dict[str, str] = {}
         self.no_caption: list[str] = []
         self.without_trigger: list[str] = []
@@ -256,6 +270,32 @@ class _Found:
                 raise
             self.other_tables.append(error.message)
             return None
+
+    def _companions(self, files: Sequence[Path]) -> Companions:
+        pictures = [f for f in files if f.suffix.lower() in EXTENSIONS]
+        captioned = {f for f in pictures if self._has_caption(f)}
+        named = {place for table in self.tables.values() for place in table.beside}
+        return Companions(self.root, pictures, captioned, {f for f in pictures if _folded(f) in named})
+
+    def _has_caption(self, path: Path) -> bool:
+        """Whether a file or a row of a table is meant for this very picture; of no weight where captions come from elsewhere."""
+        if self.config.captions in ("file name", "none"):
+            return True
+        stems = {
+            _folded(Path(f"{stem}{suffix}")) for stem in (path, path.with_suffix("")) for suffix in (*TEXTS, ".json")
+        }
+        return bool(stems & self._by_name.keys()) or any(
+            table.names(path) for folder, table in self.tables.items() if folder in path.parents
+        )
+
+    def belongs_to_another(self, path: Path, name: str) -> bool:
+        """Whether a picture is another one's mask or condition, of which a note is made."""
+        kind = self.companions.kind(path)
+        if kind is None and self.config.masks == "file" and path.parent.name.lower() == "mask":
+            kind = Companion.MASK
+        if kind is not None:
+            (self.masks if kind is Companion.MASK else self.conditions).append(name)
+        return kind is not None
 
     def picture(self, path: Path, name: str) -> Picture:
         """Raises PictureError, and OSError or ValueError when its caption cannot be read."""
@@ -280,11 +320,29 @@ class _Found:
             self.animated.append(name)
         if header.profile:
             self.profiles.setdefault(header.profile, []).append(name)
-        if config.trigger and captions and not all(has_word(c.text, config.trigger) for c in captions):
+        self._note_speech(name, captions)
+        if (
+            config.trigger
+            and captions
+            and not all(has_word(c.text, config.trigger) or PLACEHOLDER.search(c.text) for c in captions)
+        ):
             self.without_trigger.append(name)
         edited = tuple(self.edit(c) for c in captions or (Caption(""),))
-        mask = self._mask(path) if config.masks == "file" else None
+        mask = self.companions.mask(path) if config.masks == "file" else None
         return Picture(path, name, header.width_px, header.height_px, edited, repeats, mask, config, file)
+
+    def _note_speech(self, name: str, captions: Sequence[Caption]) -> None:
+        """Notes what captions hold that is written for other programs."""
+        for code, pattern in _SPEECH.items():
+            if (
+                code == "data.wildcards_off"
+                and self.config.wildcards
+                or code == "data.placeholder"
+                and self.config.trigger
+            ):
+                continue
+            if any(pattern.search(caption.text) for caption in captions):
+                self.speech.setdefault(code, []).append(name)
 
     def _captions(self, path: Path) -> tuple[Path | None, tuple[Caption, ...]]:
         """(the caption file that is read, captions); None where they come from elsewhere."""
@@ -293,10 +351,13 @@ class _Found:
             return None, (Caption(re.sub(r"[_\-\s]+", " ", re.sub(r"[\s_\-]*\(?\d+\)?$", "", path.stem)).strip()),)
         for suffix in {"auto": TEXTS, "none": (), "metadata": ()}.get(source, (source,)):
             for file in self._beside(path, suffix):
-                captions, encoding = read_captions(file, self.config.caption_encoding, self.config.caption_lines)
+                text, encoding = read_text(file, self.config.caption_encoding)
+                captions, lines = captions_in(text, self.config.caption_lines), lines_of(text)
                 if encoding not in _UNICODE:
                     self.encodings[file.relative_to(self.root).as_posix()] = encoding
                 if captions:
+                    if self.config.caption_lines == "joined" and len(lines) > 1 and not are_tags(lines):
+                        self.several_lines.append(path.relative_to(self.root).as_posix())
                     return file, captions
         if source not in ("auto", "metadata"):
             return None, ()
@@ -320,11 +381,6 @@ class _Found:
                 found.append(file)
         return found
 
-    def _mask(self, path: Path) -> Path | None:
-        """<name>.mask.png beside the picture, or mask/<name>.png."""
-        places = (path.with_name(f"{path.stem}.mask.png"), path.parent / "mask" / f"{path.stem}.png")
-        return next((self._by_name[str(place)] for place in places if str(place) in self._by_name), None)
-
     def warnings(self, pictures: Sequence[Picture]) -> list[Message]:
         return [*self._about_captions(pictures), *self._about_pictures(pictures), *self._about_files()]
 
@@ -336,12 +392,21 @@ class _Found:
             yield _some("data.no_caption", self.no_caption)
         if self.without_trigger:
             yield _some("data.no_trigger", self.without_trigger, all=len(pictures), trigger=repr(config.trigger))
+        if self.several_lines:
+            yield _some("data.several_lines", self.several_lines)
+        for code, names in self.speech.items():
+            example = {"example": "{a|b}"} if code == "data.wildcards_off" else {}
+            yield _some(code, names, **example)
 
     def _about_pictures(self, pictures: Sequence[Picture]) -> Iterator[Message]:
         config = self.config
         unmasked = [p.name for p in pictures if config.masks == "file" and p.mask is None]
         if unmasked:
             yield _some("data.no_mask", unmasked)
+        if self.masks and config.masks != "file":
+            yield _some("data.masks_unused", self.masks)
+        if self.conditions:
+            yield _some("data.conditions", self.conditions)
         small = [p.name for p in pictures if p.width_px * p.height_px < config.resolution**2 and not p.is_latent]
         if small:
             yield _some("data.small_scaled_up" if config.upscale else "data.small_kept", small, side=config.resolution)
@@ -483,8 +548,3 @@ def _kohya(path: Path, root: Path) -> tuple[int, str]:
         if parent == root:
             break
     return 1, ""
-
-
-def _is_mask(path: Path, masks: str) -> bool:
-    """Masks lie beside pictures; they are not pictures to train on."""
-    return path.stem.lower().endswith(".mask") or (masks == "file" and path.parent.name.lower() == "mask")

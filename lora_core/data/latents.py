@@ -91,11 +91,11 @@ class LatentCache:
         self._store, self._encoder = store if store is not None else Memory(), encoder
         pictures = dataset.pictures
         progress(0, len(pictures))
-        for done, (picture, found) in enumerate(ahead(self._prepared, pictures), 1):
+        for done, (picture, cuts) in enumerate(ahead(self._prepared, pictures), 1):
             try:
-                if isinstance(found, PictureError):
-                    raise found
-                self.entries += self._encoded(picture, found)
+                if isinstance(cuts, PictureError):
+                    raise cuts
+                self.entries += self._encoded(picture, cuts)
             except PictureError as error:
                 self.skipped.append((picture.name, error.message))
             progress(done, len(pictures))
@@ -156,41 +156,41 @@ class LatentCache:
                     ],
                 )
             ]
-        found, image, mask = [], None, None
+        cuts, image, mask = [], None, None
         for base in fits(picture.width_px, picture.height_px, config):
             for how in crops(base, picture.name, config):
                 keys = [
                     key_of(*made_from, dataclasses.astuple(how), config.crop == "salient", f)
                     for f in ((False, True) if config.flip else (False,))
                 ]
-                known = [self._store.get(key) for key in keys]
-                if any(k is None for k in known) and image is None:
+                stored = [self._store.get(key) for key in keys]
+                if any(k is None for k in stored) and image is None:
                     image, mask = open_trained(picture, data)
-                first = next((k for k in known if k is not None), None)
+                first = next((k for k in stored if k is not None), None)
                 if first is not None:
                     where = dataclasses.replace(how, crop=(int(first["crop"][0]), int(first["crop"][1])))
                 else:
                     assert image is not None
                     where = placed(image, mask, how, config)
                 views: list[tuple[str, _Cut | None]] = []
-                for flipped, (key, there) in enumerate(zip(keys, known, strict=True)):
+                for flipped, (key, latent) in enumerate(zip(keys, stored, strict=True)):
                     views.append(
                         (
                             key,
                             None
-                            if there is not None or image is None
+                            if latent is not None or image is None
                             else _cut(key, image, mask, where, bool(flipped)),
                         )
                     )
-                found.append((where, views))
-        return found
+                cuts.append((where, views))
+        return cuts
 
-    def _encoded(self, picture: Picture, found: _Views) -> list[Entry]:
+    def _encoded(self, picture: Picture, cuts: _Views) -> list[Entry]:
         """The entries of one picture, crops of one bucket together. A crop without any of the mask is left out; PictureError when none is left."""
         buckets: dict[tuple[int, int], list[tuple[Fit, tuple[str, ...]]]] = {}
         firsts: dict[tuple[int, int], Tensors] = {}
         refused = PictureError("picture.unusable")
-        for how, views in found:
+        for how, views in cuts:
             try:
                 kept = [
                     self._store.get(key) if cut is None else self._store.put(key, self._encode(picture, cut))

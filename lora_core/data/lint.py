@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from PIL import Image, ImageFilter
@@ -16,6 +16,7 @@ from .folder import Dataset, Picture
 from .latents import ahead
 from .lengths import TextLength
 from .masks import open_trained, placed
+from .variety import about_set, about_subject, border
 
 HASH_SIDE = 12  # a hash has 2 x 12 x 12 bits
 HASH_BITS = 40  # of them may differ between near-duplicates
@@ -76,14 +77,14 @@ def look(dataset: Dataset, length: Callable[[str], TextLength] | None, progress:
     notes: dict[str, list[Message]] = collections.defaultdict(list)
     buckets: collections.Counter[tuple[int, int]] = collections.Counter()
     progress(0, len(pictures))
-    for done, (picture, found) in enumerate(ahead(_seen, pictures), 1):
-        if isinstance(found, Seen):
-            seen[picture.name] = found
-            notes[picture.name] += _about_picture(picture, found)
+    for done, (picture, sight) in enumerate(ahead(_seen, pictures), 1):
+        if isinstance(sight, Seen):
+            seen[picture.name] = sight
+            notes[picture.name] += [*_about_picture(picture, sight), *about_subject(picture, dataset, sight.mask)]
             for how in fits(picture.width_px, picture.height_px, picture.data):
                 buckets[how.bucket] += picture.repeats
         else:
-            notes[picture.name].append(Message.of("lint.left_out", reason=found))
+            notes[picture.name].append(Message.of("lint.left_out", reason=sight))
         notes[picture.name] += _about_caption(picture, length)
         progress(done, len(pictures))
     for group in near_duplicates(seen):
@@ -93,7 +94,17 @@ def look(dataset: Dataset, length: Callable[[str], TextLength] | None, progress:
                 notes[name].append(Message.of("lint.duplicate_of_many", names=others[:2], count=len(others) - 2))
             else:
                 notes[name].append(Message.of("lint.duplicate", names=others))
-    return Report(dataset, seen, {n: v for n, v in notes.items() if v}, list(_general(dataset)), dict(buckets))
+    general = [*_general(dataset), *about_set(dataset, _constant(dataset), _borders(dataset, seen, notes))]
+    return Report(dataset, seen, {n: v for n, v in notes.items() if v}, general, dict(buckets))
+
+
+def _borders(
+    dataset: Dataset, seen: Mapping[str, Seen], notes: Mapping[str, Sequence[Message]]
+) -> dict[str, np.ndarray]:
+    """The borders of the subject's pictures; of near-duplicates, which are told, one would do."""
+    names = [picture.name for picture in dataset.pictures if picture.name in seen]
+    told = {name for name in names if any(note.code.startswith("lint.duplicate") for note in notes[name])}
+    return {name: border(seen[name].tiny) for name in names if name not in told}
 
 
 def _seen(picture: Picture) -> Seen | Message:
@@ -190,7 +201,9 @@ def _about_caption(picture: Picture, length: Callable[[str], TextLength] | None)
     out: list[Message] = []
     if not picture.caption and picture.data.captions != "none":
         out.append(Message.of("lint.no_caption"))
-    longest = max((length(c.text) for c in picture.captions), key=lambda found: found.tokens) if length else None
+    longest = (
+        max((length(c.text) for c in picture.captions), key=lambda text_length: text_length.tokens) if length else None
+    )
     if longest and longest.cut:
         out.append(Message.of("lint.caption_cut", tokens=longest.tokens, cut=longest.cut))
     elif longest and longest.pieces > 1:
@@ -203,15 +216,8 @@ def _general(dataset: Dataset) -> list[Message]:
     """What holds for the set as a whole."""
     out: list[Message] = []
     captions = [p.caption for p in dataset.pictures if p.caption]
-    tags = [_tags(caption) for caption in captions]
     if len(captions) >= FEWEST_FOR_TAGS:
-        counts = collections.Counter(tag for found in tags for tag in found if tag != dataset.trigger.lower())
-        constant = (
-            sorted(tag for tag, n in counts.items() if n >= CONSTANT_SHARE * len(tags))
-            if len(set(captions)) > 1
-            else []
-        )
-        if constant:
+        if constant := _constant(dataset):
             out.append(Message.of("lint.constant_tags", tags=constant[:8]))
         repeated, count = collections.Counter(captions).most_common(1)[0]
         if count > len(captions) / 2:
@@ -222,6 +228,17 @@ def _general(dataset: Dataset) -> list[Message]:
     if doubled:
         out.append(Message.of("lint.shared_names", count=len(doubled), name=f"{doubled[0]}.*"))
     return out
+
+
+def _constant(dataset: Dataset) -> list[str]:
+    """Tags of nearly every caption but the trigger, where captions differ and there are enough of them."""
+    captions = [p.caption for p in dataset.pictures if p.caption]
+    if len(captions) < FEWEST_FOR_TAGS or len(set(captions)) < 2:
+        return []
+    counts = collections.Counter(
+        tag for caption in captions for tag in _tags(caption) if tag != dataset.trigger.lower()
+    )
+    return sorted(tag for tag, n in counts.items() if n >= CONSTANT_SHARE * len(captions))
 
 
 def _tags(caption: str) -> set[str]:

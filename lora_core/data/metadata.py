@@ -6,12 +6,14 @@ import csv
 import dataclasses
 import io
 import json
+import re
 import unicodedata
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ..messages.errors import LoomError
+from ..messages.errors import LoomError, reason_of
+from ..pictures.reading import EXTENSIONS
 from .captions import Caption, decoded, tidy
 
 TABLES = (
@@ -22,21 +24,36 @@ TABLES = (
     "captions.json",
     "captions.jsonl",
     "captions.csv",
+    "meta_lat.json",
+    "meta_clean.json",
+    "meta_cap.json",
+    "dataset.jsonl",
+    "data.jsonl",
 )
 COLUMNS = ("text", "caption", "captions", "prompt", "tags", "tag_string", "description")
 FILE_COLUMNS = ("file_name", "file", "image", "path", "filename", "image_path")
+_BESIDE = re.compile(r"control|condition|mask|reference|_file_name$|_path(_\d+)?$|_image$", re.IGNORECASE)
 MAX_BYTES = 512_000_000
 MAX_SIDECAR_BYTES = 4_000_000
 
 
 @dataclasses.dataclass
 class Table:
-    """The rows of one metadata file, by picture: path relative to the file's folder with forward slashes, or that path without its suffix."""
+    """The rows of one metadata file, by picture: path relative to the file's folder with forward slashes, or that path without its suffix.
+
+    `beside`: folded paths of pictures that rows name beside their own, such as control pictures.
+    """
 
     path: Path
     rows: dict[str, tuple[Caption, ...]]
     column: str
     used: set[str] = dataclasses.field(default_factory=set)
+    beside: frozenset[str] = frozenset()
+
+    def names(self, picture: Path) -> bool:
+        """Whether a row is for the picture at `picture`."""
+        inside = PurePosixPath(picture.relative_to(self.path.parent).as_posix())
+        return any(_folded(str(key)) in self.rows for key in (inside, inside.with_suffix("")))
 
     def captions(self, picture: Path) -> tuple[Caption, ...] | None:
         """Of the picture at `picture`; None when no row names it."""
@@ -60,7 +77,7 @@ def read_table(path: Path, column: str = "") -> Table:
             )
         rows = list(_records(path))
     except (OSError, ValueError, RecursionError, csv.Error) as error:
-        raise LoomError("metadata.unreadable", file=path.name, reason=str(error).splitlines()[0][:160]) from error
+        raise LoomError("metadata.unreadable", file=path.name, reason=reason_of(error, 160)) from error
     if not rows:
         return Table(path, {}, "")
     columns = list(dict.fromkeys(key for _, row in rows for key in row))
@@ -72,9 +89,16 @@ def read_table(path: Path, column: str = "") -> Table:
         raise LoomError(
             "metadata.no_column", field="data.caption_column", file=path.name, column=repr(column), columns=first
         )
-    return Table(
-        path, {_folded(_normal(key, path.parent)): as_captions(row.get(name), name) for key, row in rows}, name
-    )
+    captions = {_folded(_normal(key, path.parent)): as_captions(row.get(name), name) for key, row in rows}
+    return Table(path, captions, name, beside=frozenset(_beside(rows, path.parent)))
+
+
+def _beside(rows: Iterable[tuple[str, Mapping[str, Any]]], folder: Path) -> Iterable[str]:
+    """Folded paths of the pictures that rows name in columns such as control_path, conditioning_image or mask_file_name."""
+    for _, row in rows:
+        for column, value in row.items():
+            if isinstance(value, str) and _BESIDE.search(column) and PurePosixPath(value).suffix.lower() in EXTENSIONS:
+                yield _folded(str(folder / _normal(value, folder)))
 
 
 def read_sidecar(path: Path, column: str = "") -> tuple[Caption, ...]:

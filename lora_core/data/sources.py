@@ -19,10 +19,11 @@ from PIL import Image
 
 from ..config import DataConfig, TrainConfig
 from ..disk import files
-from ..messages.errors import LoomError
+from ..messages.errors import LoomError, reason_of
 from ..pictures.reading import EXTENSIONS
 from ..toy.model import resolve_set
 from .folder import LATENT, Dataset, open_sets
+from .imported import Parts, brought
 from .metadata import COLUMNS, TABLES
 
 IMPORTED = "imported"
@@ -80,7 +81,7 @@ def from_hub(name: str, split: str, image_column: str, caption_column: str, plac
         )  # later versions cannot run any
         rows = datasets.load_dataset(name, split=split, **safe)
     except Exception as error:  # noqa: BLE001 - the library raises what it likes; the reader needs one sentence
-        reason = str(error).splitlines()[0][:200]
+        reason = reason_of(error)
         raise LoomError(
             "dataset.unreadable", field="data.folder", name=f"{HUB}{name}", split=split, reason=reason
         ) from error
@@ -106,26 +107,23 @@ def from_hub(name: str, split: str, image_column: str, caption_column: str, plac
         )
     rows = rows.cast_column(picture, datasets.Image(decode=False))
     target = place / hashlib.sha256(f"{name} {rows._fingerprint} {picture} {caption}".encode()).hexdigest()[:24]
-    if target.is_dir():
-        return target
     if not len(rows):
         raise LoomError("dataset.empty", field="data.folder", name=f"{HUB}{name}", split=split)
-    place.mkdir(parents=True, exist_ok=True)
-    with files.folder_in_one_piece(target) as folder:
+    inside = Path(name) if Path(name).is_dir() else Path(datasets.config.HF_CACHE_HOME)
+
+    def parts() -> Parts:
         lines = []
         for n, row in enumerate(rows):
-            data = _bytes_of(row[picture], Path(name) if Path(name).is_dir() else Path(datasets.config.HF_CACHE_HOME))
+            data = _bytes_of(row[picture], inside)
             if data is None:
                 continue
-            file = folder / f"{n:06}{_suffix(data)}"
-            file.write_bytes(data)
-            lines.append(
-                json.dumps(
-                    {"file_name": file.name, "text": row.get(caption, "") if caption else ""}, ensure_ascii=False
-                )
-            )
-        (folder / "metadata.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    return target
+            file = f"{n:06}{_suffix(data)}"
+            yield file, data
+            text = row.get(caption, "") if caption else ""
+            lines.append(json.dumps({"file_name": file, "text": text}, ensure_ascii=False))
+        yield "metadata.jsonl", "\n".join(lines).encode("utf-8", "replace")
+
+    return brought(target, parts)
 
 
 def from_images(
@@ -133,28 +131,26 @@ def from_images(
 ) -> Path:
     """The folder that pictures of other nodes were written to, as PNG without loss, with their captions and masks where there are some."""
     written, white = [_png(image) for image in images], [_png(mask) for mask in masks]
-    digest = hashlib.sha256("\x1f".join(captions).encode())
+    digest = hashlib.sha256("\x1f".join(captions).encode("utf-8", "replace"))
     for data in (*written, *white):
         digest.update(hashlib.sha256(data).digest())
-    target = place / IMPORTED / digest.hexdigest()[:24]
-    if target.is_dir():
-        return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with files.folder_in_one_piece(target) as folder:
+
+    def parts() -> Parts:
         for n, data in enumerate(written):
-            (folder / f"{n:04}.png").write_bytes(data)
+            yield f"{n:04}.png", data
             if n < len(captions) and captions[n]:
-                (folder / f"{n:04}.txt").write_text(captions[n], encoding="utf-8")
+                yield f"{n:04}.txt", captions[n].encode("utf-8", "replace")
             if n < len(white):
-                (folder / f"{n:04}.mask.png").write_bytes(white[n])
-    return target
+                yield f"{n:04}.mask.png", white[n]
+
+    return brought(place / IMPORTED / digest.hexdigest()[:24], parts)
 
 
 def from_latents(
     latents: Sequence[torch.Tensor], texts: Sequence[tuple[dict[str, torch.Tensor], Any]], step_px: int, place: Path
 ) -> Path:
     """The folder that latents (1, C, [T,] h, w) and encoded texts (tensors, the rest as JSON) of other nodes were written to."""
-    parts = []
+    encoded = []
     for latent, (tensors, plain) in zip(latents, texts, strict=True):
         whole = {
             "samples": latent.detach().float().cpu().contiguous(),
@@ -168,7 +164,7 @@ def from_latents(
             )
         name = digest.hexdigest()[:24]
         height, width = (side * step_px for side in latent.shape[-2:])
-        parts.append(
+        encoded.append(
             (
                 whole,
                 {
@@ -180,14 +176,13 @@ def from_latents(
                 name,
             )
         )
-    target = place / IMPORTED / hashlib.sha256("".join(name for *_, name in parts).encode()).hexdigest()[:24]
-    if target.is_dir():
-        return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with files.folder_in_one_piece(target) as folder:
-        for n, (tensors, facts, _) in enumerate(parts):
-            files.write_safetensors(folder / f"{n:04}{LATENT}", tensors, facts)
-    return target
+    target = place / IMPORTED / hashlib.sha256("".join(name for *_, name in encoded).encode()).hexdigest()[:24]
+
+    def parts() -> Parts:
+        for n, (tensors, facts, _) in enumerate(encoded):
+            yield f"{n:04}{LATENT}", files.as_safetensors(tensors, facts)
+
+    return brought(target, parts)
 
 
 def _bytes_of(cell: Any, inside: Path) -> bytes | None:

@@ -89,9 +89,9 @@ class Disk:
     def put(self, key: str, tensors: Mapping[str, torch.Tensor]) -> Tensors:
         plain = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
         path = self._path(key)
-        if (known := self._mapped(key)) is not None:  # another process was faster
-            self._remember(key, known)
-            return known
+        if (earlier := self._mapped(key)) is not None:  # another process was faster
+            self._remember(key, earlier)
+            return earlier
         temp = path.with_name(f"{TEMP_PREFIX}{os.getpid()}-{threading.get_ident()}-{next(self._number)}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -104,9 +104,9 @@ class Disk:
         except BaseException:
             _remove(temp)
             raise
-        found = self._mapped(key) or self._instead.put(key, plain)
-        self._remember(key, found)
-        return found
+        value = self._mapped(key) or self._instead.put(key, plain)
+        self._remember(key, value)
+        return value
 
     def tidy(self) -> None:
         """Removes what was not used for longest until the folder is within its limit, and what killed writers left behind."""

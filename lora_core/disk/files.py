@@ -1,12 +1,15 @@
-"""Writing so that a crash leaves either the old file or the new one: temp beside the target, fsync, rename, fsync of the folder."""
+"""Writing so that a crash or a power cut leaves either the old or the new: temp beside the target, fsync, rename, fsync of the folder, and of its parents."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
+import itertools
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,33 +18,49 @@ import torch
 from safetensors.torch import save as safetensors_bytes
 
 from ..messages.errors import LoomError, NonFiniteError
+from . import writers
 
 TEMP_PREFIX = ".loom-tmp-"
+LEFTOVER_S = 3600  # what a writer left behind of whom nothing is known is swept when it is older
+_NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)  # a file system that syncs no folders says so
+_number = itertools.count()
+
+
+def temp_beside(path: Path) -> Path:
+    """A name in the folder of `path` that no other writer has: not another thread, process or machine."""
+    return path.with_name(f"{TEMP_PREFIX}{writers.mark()}-{next(_number)}.tmp")
 
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Writes `path` atomically and durably, with ordinary permissions. Raises LoomError naming the path when the disk refuses."""
-    temp = path.with_name(f"{TEMP_PREFIX}{os.getpid()}-{path.name}")
+    temp = temp_beside(path)
     try:
-        with open(temp, "wb") as file:
+        with open(temp, "xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temp, path)
         fsync_folder(path.parent)
     except OSError as error:
-        temp.unlink(missing_ok=True)
-        free = shutil.disk_usage(existing(path.parent)).free
-        raise LoomError(
-            "disk.unwritten",
-            path=path,
-            reason=error.strerror,
-            needed=f"{len(data) / 1e6:.1f}",
-            free=f"{free / 1e6:.1f}",
-        ) from error
+        _discard(temp)
+        raise unwritten(path, error, len(data)) from error
     except BaseException:
-        temp.unlink(missing_ok=True)
+        _discard(temp)
         raise
+
+
+def unwritten(path: Path, error: OSError, needed_bytes: int = 0) -> LoomError:
+    """What to raise when the disk refuses a file or folder."""
+    free = 0
+    with contextlib.suppress(OSError):
+        free = shutil.disk_usage(existing(path.parent)).free
+    return LoomError(
+        "disk.unwritten",
+        path=path,
+        reason=error.strerror or type(error).__name__,
+        needed=f"{needed_bytes / 1e6:.1f}",
+        free=f"{free / 1e6:.1f}",
+    )
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -54,10 +73,13 @@ def write_safetensors(
     path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
     """A safetensors file written atomically. Refuses numbers that are not finite."""
+    write_bytes(path, as_safetensors(tensors, metadata))
+
+
+def as_safetensors(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
+    """The bytes of a safetensors file. Raises NonFiniteError for numbers that are not finite."""
     require_finite(tensors)
-    write_bytes(
-        path, safetensors_bytes({k: v.contiguous() for k, v in tensors.items()}, dict(metadata) if metadata else None)
-    )
+    return safetensors_bytes({k: v.contiguous() for k, v in tensors.items()}, dict(metadata) if metadata else None)
 
 
 def require_finite(tensors: Mapping[str, torch.Tensor]) -> None:
@@ -76,36 +98,97 @@ def sha256(path: Path) -> str:
 
 
 def fsync_folder(folder: Path) -> None:
-    """Makes a rename inside `folder` durable, where the system allows it (not on Windows)."""
+    """Makes the names inside `folder` durable, where the system can (not on Windows). Raises OSError when the disk fails."""
     if os.name == "nt":
         return
-    handle = os.open(folder, os.O_RDONLY)
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except PermissionError:  # a folder that may be written and not listed
+        return
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
     finally:
         os.close(handle)
 
 
+def make_folders(folder: Path) -> None:
+    """`folder` and what is missing above it, each name durable. Raises LoomError."""
+    missing = list(itertools.takewhile(lambda place: not place.is_dir(), (folder, *folder.parents)))
+    try:
+        for place in reversed(missing):
+            place.mkdir(exist_ok=True)
+            fsync_folder(place.parent)
+    except OSError as error:
+        raise unwritten(folder, error) from error
+
+
 @contextlib.contextmanager
 def folder_in_one_piece(target: Path) -> Iterator[Path]:
-    """A temporary folder that becomes `target` by one rename when the block ends well, and disappears when it does not."""
-    temp = target.with_name(f"{TEMP_PREFIX}{os.getpid()}-{target.name}")
-    shutil.rmtree(temp, ignore_errors=True)
-    temp.mkdir(parents=True)
+    """A temporary folder that becomes `target` by one rename when the block ends well, and disappears when it does not.
+
+    Whatever was written into it is durable before the name is, and so is the name when the block has ended. Raises LoomError when the disk refuses.
+    """
+    make_folders(target.parent)
+    temp = temp_beside(target)
     try:
+        temp.mkdir()
         yield temp
-        fsync_folder(temp)
+        fsync_tree(temp)
         os.rename(temp, target)
         fsync_folder(target.parent)
+    except OSError as error:
+        _discard(temp)
+        raise unwritten(target, error) from error
     except BaseException:
-        shutil.rmtree(temp, ignore_errors=True)
+        _discard(temp)
         raise
 
 
+def fsync_tree(folder: Path) -> None:
+    """Makes every file in a folder durable, then the names of all. Raises OSError."""
+    for place, _, names in os.walk(folder, topdown=False):
+        for name in names:
+            with open(Path(place, name), "r+b") as file:
+                os.fsync(file.fileno())
+        fsync_folder(Path(place))
+
+
 def sweep_temps(folder: Path) -> None:
-    """Removes what a killed process left behind in `folder`."""
+    """Removes from `folder` what writers that are gone left behind; those that live, here or elsewhere, are not disturbed."""
     for path in folder.glob(f"{TEMP_PREFIX}*"):
-        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+        if is_leftover(path):
+            _discard(path)
+
+
+def is_leftover(path: Path) -> bool:
+    """Whether a temporary file or folder has no writer any more. One whose writer cannot be asked counts after an hour of rest."""
+    gone = writers.is_gone(path.name.removeprefix(TEMP_PREFIX))
+    if gone is not None:
+        return gone
+    try:
+        return time.time() - path.lstat().st_mtime > LEFTOVER_S
+    except OSError:
+        return False
+
+
+def remove_folder(folder: Path) -> None:
+    """Removes a folder so that it is never seen half deleted: it is renamed away first, durably."""
+    doomed = temp_beside(folder)
+    os.rename(folder, doomed)
+    fsync_folder(folder.parent)
+    _discard(doomed)
+
+
+def _discard(path: Path) -> None:
+    """Removes a file or folder, where that goes; what stays is swept later."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+        return
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)
 
 
 def existing(folder: Path) -> Path:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
@@ -16,18 +18,38 @@ except ImportError:  # Windows
 
 _FAR = 2**31 - 2  # a byte nobody reads: Windows keeps others away from what is locked
 _TRIES, _PAUSE_S = 20, 0.05
+_held: weakref.WeakSet[IO[Any]] = weakref.WeakSet()
+
+
+def _let_go_in_child() -> None:
+    """A forked child has the files of its parent; a lock must not outlive the process that took it, in a child that knows nothing of it."""
+    for file in list(_held):
+        buffered = getattr(file, "buffer", file)
+        with contextlib.suppress(OSError):
+            getattr(buffered, "raw", buffered).close()  # a thread that is not here may hold the lock of what buffers it
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go_in_child)
 
 
 def hold(file: IO[Any]) -> None:
     """Marks an open file as being written until it is closed. Does nothing where the file system knows no locks, or another process holds it."""
     for _ in range(_TRIES):  # somebody may be looking just now
         try:
-            _lock(file, shared=False)
+            take(file)
             return
         except BlockingIOError:
             time.sleep(_PAUSE_S)
         except OSError:
             return
+
+
+def take(file: IO[Any]) -> None:
+    """Locks an open file until it is closed or this process ends. Raises BlockingIOError when another has it, OSError where no locks are known."""
+    _lock(file, shared=False)
+    _held.add(file)
 
 
 def is_held(path: Path) -> bool | None:

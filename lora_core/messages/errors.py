@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from .message import Message
+from .secrets import without_secrets
 
 MAX_REASON = 1000  # characters of a foreign error
+MAX_LINE = 200  # of one inside a sentence of ours
 
 
 class Problem(Exception):
@@ -31,4 +33,12 @@ def message_of(error: BaseException) -> Message:
         return error.message
     if type(error).__name__ == "OutOfMemoryError":  # torch's, by name: nothing heavy is imported here
         return Message.of("batch_size.no_memory", field="batch_size")
-    return Message.of("error.unexpected", kind=type(error).__name__, reason=str(error)[:MAX_REASON])
+    return Message.of("error.unexpected", kind=type(error).__name__, reason=without_secrets(str(error)[:MAX_REASON]))
+
+
+def reason_of(error: BaseException, limit: int = MAX_LINE) -> str:
+    """What another program's error says, for the middle of a sentence: its first line without secrets, else its kind."""
+    cause = error.__cause__ if isinstance(error, Problem) and isinstance(error.__cause__, OSError) else error
+    said = getattr(cause, "strerror", None) or str(cause)
+    line = next((line.strip() for line in str(said).splitlines() if line.strip()), type(cause).__name__)
+    return without_secrets(line[: 4 * limit])[:limit]

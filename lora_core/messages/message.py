@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Union
 
+from .secrets import in_one_line
+
 LANGUAGES = ("en", "zh", "ko", "ja")
 PLACEHOLDER = re.compile(r"\{(\w+)\}")
 _TEXTS = Path(__file__).parent / "texts"
@@ -88,7 +90,7 @@ def _rendered(value: Value, language: str) -> str:
     if isinstance(value, tuple):
         sign = "; " if any(isinstance(member, Message) for member in value) else ", "
         return sign.join(_rendered(member, language) for member in value)
-    return str(value)
+    return in_one_line(str(value))
 
 
 def _named(value: Value, names: Mapping[str, str]) -> Value:

@@ -62,9 +62,9 @@ def _prodigy(groups: Groups, config: OptimizerConfig) -> torch.optim.Optimizer:
         beta3=config.prodigy_beta3 or None,
         eps=config.eps,
         d_coef=config.prodigy_d_coef,
-        decouple=True,
-        use_bias_correction=True,
-        safeguard_warmup=True,
+        decouple=config.prodigy_decouple,
+        use_bias_correction=config.prodigy_use_bias_correction,
+        safeguard_warmup=config.prodigy_safeguard_warmup,
     )
 
 

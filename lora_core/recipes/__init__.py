@@ -8,6 +8,7 @@ from typing import Any
 
 from ..messages.errors import LoomError
 
+LENGTHS = ("steps", "steps_per_picture", "epochs")  # a run is as long as one of them says
 HERE = Path(__file__).resolve().parent
 
 
@@ -47,8 +48,14 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def merged(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
-    """`first` with the nested values of `second` put over it."""
+    """The job `first` with the nested values of `second` put over it. A length in `second` replaces that of `first`, however either says it."""
+    if any(second.get(key) for key in LENGTHS):
+        first = {key: value for key, value in first.items() if key not in LENGTHS}
+    return _over(first, second)
+
+
+def _over(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
     out = dict(first)
     for key, value in second.items():
-        out[key] = merged(out[key], value) if isinstance(value, dict) and isinstance(out.get(key), dict) else value
+        out[key] = _over(out[key], value) if isinstance(value, dict) and isinstance(out.get(key), dict) else value
     return out

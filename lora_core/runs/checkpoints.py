@@ -6,8 +6,8 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
-import shutil
+import re
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from ..messages.errors import LoomError
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+PARTS = ("adapter.safetensors", "optimizer.safetensors", "state.json")
+_FOLDER = re.compile(r"step-(\d{8,12})")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,14 +37,18 @@ def folder_of(root: Path, step: int) -> Path:
     return root / f"step-{step:08d}"
 
 
-def save(root: Path, step: int, adapter: dict[str, torch.Tensor], optimizer: torch.optim.Optimizer, facts: dict[str, Any]) -> Path:
+def save(
+    root: Path, step: int, adapter: dict[str, torch.Tensor], optimizer: torch.optim.Optimizer, facts: dict[str, Any]
+) -> Path:
     """Writes checkpoint `step` below `root` in one piece: files, fsync, manifest with their sha256 last, rename. Returns its folder."""
     target = folder_of(root, step)
     if target.exists():
         if read(target, verify_only=True):
             return target
-        shutil.rmtree(target)
-    root.mkdir(parents=True, exist_ok=True)
+        try:
+            files.remove_folder(target)
+        except OSError as error:
+            raise files.unwritten(target, error) from error
     tensors, plain = _flatten(optimizer.state_dict())
     with files.folder_in_one_piece(target) as temp:
         files.write_safetensors(temp / "adapter.safetensors", adapter)
@@ -56,24 +62,38 @@ def save(root: Path, step: int, adapter: dict[str, torch.Tensor], optimizer: tor
 def read(folder: Path, verify_only: bool = False) -> Checkpoint | None:
     """The checkpoint in `folder`, or None when any file is missing, cut or changed."""
     try:
-        hashes = json.loads((folder / MANIFEST).read_bytes())
-        data = {name: (folder / name).read_bytes() for name in ("adapter.safetensors", "optimizer.safetensors", "state.json")}
-    except (OSError, ValueError):
+        hashes = _table((folder / MANIFEST).read_bytes())
+        data = {name: (folder / name).read_bytes() for name in PARTS}
+    except OSError:
         return None
-    if not isinstance(hashes, dict) or any(hashes.get(name) != _sha(content) for name, content in data.items()):
+    if any(hashes.get(name) != _sha(content) for name, content in data.items()):
         return None
-    state = json.loads(data["state.json"])
-    if state["format"] != FORMAT:
-        raise LoomError("checkpoint.format", folder=folder, format=state["format"], known=FORMAT)
+    state = _table(data["state.json"])
+    if not isinstance(state.get("facts"), dict):
+        return None
+    if state.get("format") != FORMAT:
+        raise LoomError("checkpoint.format", folder=folder, format=state.get("format"), known=FORMAT)
     if verify_only:
         return Checkpoint(state["step"], {}, {}, state["facts"])
     optimizer = _unflatten(safetensors_load(data["optimizer.safetensors"]), state["optimizer"])
     return Checkpoint(state["step"], safetensors_load(data["adapter.safetensors"]), optimizer, state["facts"])
 
 
+def without_layers(adapter: Mapping[str, torch.Tensor], layers: Collection[str]) -> dict[str, torch.Tensor]:
+    """The values of a run without those of `layers`; all of them where nothing would be left."""
+    rest = {key: value for key, value in adapter.items() if key.rpartition(".")[0] not in layers}
+    return rest or dict(adapter)
+
+
 def all_steps(root: Path) -> list[Path]:
     """Checkpoint folders below `root`, newest first, whether whole or not."""
-    return sorted((p for p in root.glob("step-*") if p.is_dir()), reverse=True) if root.is_dir() else []
+    folders = [p for p in root.glob("step-*") if _FOLDER.fullmatch(p.name) and p.is_dir()]
+    return sorted(folders, key=step_of, reverse=True)
+
+
+def step_of(folder: Path) -> int:
+    """The step that the name of a checkpoint folder tells."""
+    return int(folder.name.removeprefix("step-"))
 
 
 def latest(root: Path) -> tuple[Checkpoint | None, list[str]]:
@@ -88,12 +108,19 @@ def latest(root: Path) -> tuple[Checkpoint | None, list[str]]:
 
 
 def prune(root: Path, keep: int) -> None:
-    """Removes all but the `keep` newest whole checkpoints; a folder is renamed away first, so none is ever seen half deleted."""
+    """Removes all but the `keep` newest whole checkpoints, none of which is ever seen half deleted. Raises OSError."""
     whole = [folder for folder in all_steps(root) if (folder / MANIFEST).is_file()]
     for folder in whole[max(2, keep) :]:
-        doomed = folder.with_name(f"{files.TEMP_PREFIX}old-{os.getpid()}-{folder.name}")
-        os.rename(folder, doomed)
-        shutil.rmtree(doomed, ignore_errors=True)
+        files.remove_folder(folder)
+
+
+def _table(data: bytes) -> dict[str, Any]:
+    """A JSON object; an empty one for everything else."""
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def _sha(data: bytes) -> str:

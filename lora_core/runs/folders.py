@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
@@ -9,8 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..config import TrainConfig, parse
+from ..disk import files
 from ..messages.errors import LoomError
 from ..names import check_name
+from . import checkpoints, owner
 
 RESERVED = ("cache", "imported", "class_pictures")
 
@@ -20,7 +23,7 @@ def new_run(root: Path, name: str, taken: Callable[[str], bool] = lambda name: F
     check_name("name", name)
     if name.lower() in RESERVED:
         raise LoomError("name.shared", field="name", name=repr(name))
-    root.mkdir(parents=True, exist_ok=True)
+    files.make_folders(root)
     number = max((n for n, _ in _numbered(root, name)), default=0) + 1
     while True:
         folder = root / (name if number == 1 else f"{name}_{number}")
@@ -29,15 +32,22 @@ def new_run(root: Path, name: str, taken: Callable[[str], bool] = lambda name: F
             continue
         try:
             folder.mkdir()
+            files.fsync_folder(root)
             return folder
         except FileExistsError:
             continue
+        except OSError as error:
+            raise files.unwritten(folder, error) from error
 
 
 def _numbered(root: Path, name: str) -> list[tuple[int, Path]]:
     """(number, folder) of the runs of that name."""
     pattern = re.compile(re.escape(name) + r"(?:_(\d+))?")
-    return [(int(m[1] or 1), p) for p in root.glob("*") if p.is_dir() and (m := pattern.fullmatch(p.name))] if root.is_dir() else []
+    return (
+        [(int(m[1] or 1), p) for p in root.glob("*") if p.is_dir() and (m := pattern.fullmatch(p.name))]
+        if root.is_dir()
+        else []
+    )
 
 
 def config_of(folder: Path) -> TrainConfig:
@@ -48,13 +58,28 @@ def config_of(folder: Path) -> TrainConfig:
         raise LoomError("run.no_folder", folder=folder) from error
 
 
-def remove_if_untrained(folder: Path) -> None:
-    """Removes a run folder that holds no checkpoint: nothing was trained in it."""
-    if not any((folder / "checkpoints").glob("step-*")):
-        shutil.rmtree(folder, ignore_errors=True)
+def empty_if_untrained(folder: Path) -> None:
+    """Empties a run folder that holds no checkpoint, but for its owner's lock: nothing was trained in it. Its owner calls this."""
+    if any((folder / "checkpoints").glob("step-*")):
+        return
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.name != owner.FILE:
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def holds_work(folder: Path) -> bool:
+    """Whether a run folder has a checkpoint that is whole."""
+    try:
+        return any(checkpoints.read(step, verify_only=True) for step in checkpoints.all_steps(folder / "checkpoints"))
+    except LoomError:  # one of another version: whoever goes on with it is told so
+        return True
 
 
 def last_run(root: Path, name: str) -> Path | None:
-    """The run of that name with the highest number that holds checkpoints, or None."""
+    """The run of that name with the highest number that holds work; where none does, the last with a place for checkpoints, or None."""
     check_name("name", name)
-    return max(((n, p) for n, p in _numbered(root, name) if (p / "checkpoints").is_dir()), default=(0, None))[1]
+    begun = [p for _, p in sorted(_numbered(root, name), reverse=True) if (p / "checkpoints").is_dir()]
+    return next((folder for folder in begun if holds_work(folder)), begun[0] if begun else None)

@@ -20,7 +20,7 @@ from typing import Any
 from ..disk import locks
 from ..messages.errors import LoomError
 from ..pictures.plots import smoothed
-from . import old_log, state
+from . import old_log, owner, state
 from .bounded import as_number, as_step, as_text, is_regular, read, read_json, tail
 from .checkpoints import MANIFEST
 from .folders import RESERVED, last_run
@@ -32,7 +32,10 @@ FRESH_S = 600  # where locks cannot be asked, a run that wrote within this time 
 ABOUT = ("ss_base_model_version", "modelspec.architecture", "modelspec.trigger_phrase", "ss_v2")
 _STATES = {"stopped early": "stopped", "cancelled": "interrupted"}  # outcomes the list calls by a wider name
 _SAMPLE = re.compile(r"samples/step-(\d{1,12})\.png")
-_SAVE, _BEST = re.compile(rf"checkpoints/step-(\d{{1,12}})/{re.escape(MANIFEST)}"), re.compile(r"checkpoints/best-(\d{1,12})\.safetensors")
+_SAVE, _BEST = (
+    re.compile(rf"checkpoints/step-(\d{{1,12}})/{re.escape(MANIFEST)}"),
+    re.compile(r"checkpoints/best-(\d{1,12})\.safetensors"),
+)
 ENDED = ("finished", "stopped", "paused")  # states in which a run says itself how far it came
 Files = dict[str, os.stat_result]
 
@@ -113,9 +116,21 @@ def read_run(folder: Path) -> RunInfo:
     header = _header(folder / results[0]) if results else {}
     changed = max((f.st_mtime for f in files.values()), default=0.0)
     return RunInfo(
-        id=folder.name, method=as_text(config.get("method")) or "lora", base=as_text(config.get("base")), trigger=as_text(data.get("trigger")), step=done,
-        steps=as_step(config.get("steps")) or 0, best=_best(folder / LOG, files.get(LOG)), state=shown, error=ending.error, changed=changed,
-        size_bytes=sum(f.st_size for f in files.values()), picture=max(_pictures(files), default=None), saves=saves, best_save=best_save, results=results,
+        id=folder.name,
+        method=as_text(config.get("method")) or "lora",
+        base=as_text(config.get("base")),
+        trigger=as_text(data.get("trigger")),
+        step=done,
+        steps=as_step(config.get("steps")) or 0,
+        best=_best(folder / LOG, files.get(LOG)),
+        state=shown,
+        error=ending.error,
+        changed=changed,
+        size_bytes=sum(f.st_size for f in files.values()),
+        picture=max(_pictures(files), default=None),
+        saves=saves,
+        best_save=best_save,
+        results=results,
         about={key: as_text(header.get(key)) for key in ABOUT if header.get(key)},
     )
 
@@ -211,6 +226,8 @@ def _state(folder: Path, files: Files, has_result: bool, ending: state.Ending) -
     """How it is with a run: what it says itself, and whether the process that said "running" still holds the log."""
     if ending.outcome != "running":
         return _STATES.get(ending.outcome, ending.outcome)
+    if owner.is_trained(folder):
+        return "running"
     if TEXT_LOG not in files:
         return "finished" if has_result else "interrupted"
     held = locks.is_held(folder / TEXT_LOG)
@@ -263,13 +280,6 @@ def _header(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
-
-
-
-
-
-
-
 
 
 def _thinned(line: list[list[float]], points: int) -> list[list[float]]:

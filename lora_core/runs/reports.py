@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ from tqdm import tqdm
 
 from ..disk import locks
 from ..events import Listener, Measure, StepReport
+from ..messages.errors import MAX_REASON, reason_of
 from ..messages.message import Message
+from ..messages.secrets import in_one_line
 
 
 def probed(measure: Measure, best: Measure) -> Message:
@@ -37,12 +40,16 @@ class FileLog(Listener):
         return self
 
     def __exit__(self, *error: object) -> None:
-        if error[0] is not None:
-            self._write(f"ended by {error[0].__name__}: {error[1]}")  # type: ignore[attr-defined]
-        self._file.close()
+        with contextlib.suppress(
+            OSError
+        ):  # a disk that was full before; the error that ended the run is the one to show
+            if isinstance(error[1], BaseException):
+                self._write(f"ended by {type(error[1]).__name__}: {reason_of(error[1], MAX_REASON)}")
+        with contextlib.suppress(OSError):
+            self._file.close()
 
     def _write(self, text: str) -> None:
-        self._file.write(f"{datetime.datetime.now().isoformat(sep=' ', timespec='milliseconds')} {text}\n")
+        self._file.write(f"{datetime.datetime.now().isoformat(sep=' ', timespec='milliseconds')} {in_one_line(text)}\n")
         self._file.flush()
 
     def on_progress(self, what: str, done: int, total: int) -> None:
@@ -59,7 +66,9 @@ class FileLog(Listener):
         self._write(str(probed(measure, best)))
 
     def on_start(self, first_step: int, steps: int, facts: dict[str, Any]) -> None:
-        self._write(f"training steps {first_step + 1} to {steps}: {facts['layers']} layers, {facts['trained_values']} values, {facts['pictures']} pictures")
+        self._write(
+            f"training steps {first_step + 1} to {steps}: {facts['layers']} layers, {facts['trained_values']} values, {facts['pictures']} pictures"
+        )
 
     def on_save(self, step: int, path: Path) -> None:
         self._write(f"saved step {step}")

@@ -10,12 +10,12 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from ..config import TrainConfig
+from ..messages.errors import LoomError
+from ..optim.ema import PREFIX as EMA_PREFIX
+from ..optim.groups import first_match, lines
 from . import checkpoints, listing
 from .bounded import as_number, read_json
-from ..config import TrainConfig
-from ..optim.ema import PREFIX as EMA_PREFIX
-from ..messages.errors import LoomError
-from ..optim.groups import first_match, lines
 from .folders import config_of
 
 MAX_STATE_BYTES = 256 << 20
@@ -49,7 +49,11 @@ def all_saves(folder: Path) -> list[Save]:
 
 def _measured(folder: Path, steps: Sequence[int]) -> dict[int, float]:
     """Step -> loss on held-out pictures; a checkpoint knows that of step 0 too, which the log does not."""
-    facts = read_json(checkpoints.folder_of(folder / "checkpoints", steps[-1]) / "state.json", MAX_STATE_BYTES) if steps else None
+    facts = (
+        read_json(checkpoints.folder_of(folder / "checkpoints", steps[-1]) / "state.json", MAX_STATE_BYTES)
+        if steps
+        else None
+    )
     inner = facts.get("facts") if isinstance(facts, dict) else None
     rows = inner.get("validation") if isinstance(inner, dict) else None
     known: dict[int, float] = {}
@@ -92,20 +96,39 @@ def weights(folder: Path, save: Save) -> dict[str, torch.Tensor]:
             found = load_file(save.path)
         except (OSError, SafetensorError) as error:
             raise LoomError("save.unreadable", save=save.path.name) from error
+        untouched = _untouched(folder)
     else:
         if config.optimizer.name == "schedule_free":
             raise LoomError("saves.schedule_free", run=folder.name)
         checkpoint = checkpoints.read(save.path)
         if checkpoint is None:
             raise LoomError("save.damaged", save=save.path.name)
-        found = finished(checkpoint.adapter)
+        found, untouched = finished(checkpoint.adapter), checkpoint.facts.get("untouched", [])
+    found = checkpoints.without_layers(found, untouched)
     return found if any(key.endswith(".alpha") for key in found) else {**found, **alphas_of_0_1(config, found)}
+
+
+def _untouched(folder: Path) -> list[str]:
+    """The layers that had no gradient until the newest checkpoint of a run."""
+    for place in checkpoints.all_steps(folder / "checkpoints")[:1]:
+        state = read_json(place / "state.json", MAX_STATE_BYTES)
+        facts = state.get("facts") if isinstance(state, dict) else None
+        names = facts.get("untouched") if isinstance(facts, dict) else None
+        return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+    return []
 
 
 def finished(adapter: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The values to sample with out of a checkpoint's: the moving averages where it kept some."""
     plain = {k: v for k, v in adapter.items() if not k.startswith(EMA_PREFIX)}
-    return {**plain, **{k.removeprefix(EMA_PREFIX): v for k, v in adapter.items() if k.removeprefix(EMA_PREFIX) in plain and k.startswith(EMA_PREFIX)}}
+    return {
+        **plain,
+        **{
+            k.removeprefix(EMA_PREFIX): v
+            for k, v in adapter.items()
+            if k.removeprefix(EMA_PREFIX) in plain and k.startswith(EMA_PREFIX)
+        },
+    }
 
 
 def alphas_of_0_1(config: TrainConfig, adapter: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

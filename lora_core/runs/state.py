@@ -15,14 +15,16 @@ from typing import Any
 
 from ..disk.files import write_json
 from ..events import Listener, Listeners
-from ..messages.errors import LoomError, message_of
+from ..messages.errors import message_of
 from .bounded import as_step, as_text, read_json
+from .guarded import DISK, Extras, Guarded, Tell
 from .reports import FileLog
 
 log = logging.getLogger(__name__)
 FILE, LOG = "run.json", "run.log"
 FORMAT = 1
 MAX_BYTES = 64 << 10
+CANCELS = (KeyboardInterrupt, SystemExit, GeneratorExit)  # errors that end a run on its user's wish
 OUTCOMES = ("running", "paused", "stopped", "stopped early", "finished", "cancelled", "failed")
 PACKAGES = ("torch", "diffusers", "transformers", "safetensors")
 
@@ -42,15 +44,26 @@ class StateFile(Listener):
     def __init__(self, folder: Path, host: str = "", cancels: tuple[type[BaseException], ...] = ()):
         then = read_json(folder / FILE, MAX_BYTES)
         self._file = folder / FILE
-        self._cancels: tuple[type[BaseException], ...] = (KeyboardInterrupt, SystemExit, GeneratorExit, *cancels)
+        self._cancels: tuple[type[BaseException], ...] = (*CANCELS, *cancels)
         self._values: dict[str, Any] = {
-            "format": FORMAT, "outcome": "running", "step": (as_step(then.get("step")) or 0) if isinstance(then, dict) else 0, "steps": 0, "error": None,
-            "started": time.time(), "changed": 0.0, "ended": None, "process": os.getpid(), "versions": versions(host),
+            "format": FORMAT,
+            "outcome": "running",
+            "step": (as_step(then.get("step")) or 0) if isinstance(then, dict) else 0,
+            "steps": 0,
+            "error": None,
+            "started": time.time(),
+            "changed": 0.0,
+            "ended": None,
+            "process": os.getpid(),
+            "versions": versions(host),
         }
 
     def __enter__(self) -> StateFile:
-        self._write()
         return self
+
+    def begin(self) -> None:
+        """Says that the run goes on."""
+        self._write()
 
     def __exit__(self, *error: Any) -> None:
         if error[1] is None:
@@ -61,11 +74,13 @@ class StateFile(Listener):
             self._values |= {"outcome": "failed", "error": message_of(error[1]).as_json()}
         try:
             self._write(ended=True)
-        except (LoomError, ValueError):  # the error that ended the run is the one to show
+        except DISK:  # the error that ended the run is the one to show
             log.exception("How the run ended could not be written to %s", self._file)
 
     def on_start(self, first_step: int, steps: int, facts: dict[str, Any]) -> None:
         self._values |= {"step": first_step, "steps": steps}
+        if "base_model" in facts:
+            self._values["base_model"] = facts["base_model"]
         self._write()
 
     def on_save(self, step: int, path: Path) -> None:
@@ -83,10 +98,22 @@ class StateFile(Listener):
 
 
 @contextlib.contextmanager
-def recorded(folder: Path, host: str = "", cancels: tuple[type[BaseException], ...] = ()) -> Iterator[Listeners]:
-    """What keeps run.log and run.json of a folder while the block runs. The log is held, so that others see whether the run goes on."""
-    with FileLog(folder / LOG) as lines, StateFile(folder, host, cancels) as state:
-        yield Listeners([lines, state])
+def recorded(
+    folder: Path, host: str = "", cancels: tuple[type[BaseException], ...] = (), tell: Tell | None = None
+) -> Iterator[Listeners]:
+    """What keeps run.log and run.json of a folder while the block runs. The log is held, so that others see whether the run goes on.
+
+    `tell`: who hears of a file that cannot be written; the block runs on without it.
+    """
+    extras, members = Extras(tell or (lambda message: log.warning("%s", message))), list[Listener]()
+    with contextlib.ExitStack() as stack:
+        with extras.writing(LOG):
+            members.append(Guarded(stack.enter_context(FileLog(folder / LOG)), LOG, extras))
+        state = stack.enter_context(StateFile(folder, host, cancels))
+        with extras.writing(FILE):
+            state.begin()
+        members.append(Guarded(state, FILE, extras))
+        yield Listeners(members)
 
 
 def versions(host: str = "") -> dict[str, str]:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..messages.errors import LoomError
 from ..events import Listener, Measure, StepReport
+from ..messages.errors import LoomError
 
 FOLDER = "tracking"
 
@@ -36,12 +36,17 @@ class Tracker(Listener):
             self._tracker.start()
 
     def on_start(self, first_step: int, steps: int, facts: dict[str, Any]) -> None:
-        flat = {**_flat(facts["config"]), **{key: facts[key] for key in ("layers", "trained_values", "pictures", "objective")}}
+        flat = {
+            **_flat(facts["config"]),
+            **{key: facts[key] for key in ("layers", "trained_values", "pictures", "objective")},
+        }
         self._tracker.store_init_configuration(flat)
 
     def on_step(self, report: StepReport) -> None:
         values = {"loss": report.loss, "lr": report.lr, "grad_norm": report.grad_norm}
-        self._tracker.log({**values, **({"class_loss": report.class_loss} if report.class_loss else {})}, step=report.step)
+        self._tracker.log(
+            {**values, **({"class_loss": report.class_loss} if report.class_loss else {})}, step=report.step
+        )
 
     def on_validation(self, measure: Measure, best: Measure) -> None:
         self._tracker.log({"held_out_loss": measure.held_out, "trained_loss": measure.trained}, step=measure.step)

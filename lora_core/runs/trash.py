@@ -10,8 +10,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ..disk import files
 from ..messages.errors import LoomError
 from .listing import find, is_running, size_and_time
+from .owner import owning
 
 TRASH = ".trash"
 _ID = re.compile(r"\d{10,20}")
@@ -28,19 +30,30 @@ class Thrown:
 
 
 def throw_away(root: Path, run: Any) -> str:
-    """Moves a run into the trash beside the runs and returns its id there. Raises LoomError for one that is running."""
+    """Moves a run into the trash beside the runs and returns its id there. Raises LoomError for one that is running or in use."""
     folder = find(root, run)
     if is_running(folder):
         raise LoomError("run.running", field="run", run=repr(folder.name))
     number = str(time.time_ns())
-    place = _place(root) / number
-    place.mkdir(parents=True)
-    try:
-        os.rename(folder, place / folder.name)
-    except OSError as error:
-        place.rmdir()
-        raise LoomError("run.not_moved", field="run", run=repr(folder.name), reason=error.strerror) from error
+    with owning(folder, "move") as hold:
+        place = _place(root) / number
+        files.make_folders(place)
+        if os.name == "nt":  # a folder with an open file cannot be moved there
+            hold.let_go()
+        try:
+            _moved(folder, place / folder.name)
+        except OSError as error:
+            place.rmdir()
+            raise LoomError("run.not_moved", field="run", run=repr(folder.name), reason=error.strerror) from error
+        hold.moved(place / folder.name)
     return number
+
+
+def _moved(source: Path, target: Path) -> None:
+    """Renames a folder, durably at both ends."""
+    os.rename(source, target)
+    files.fsync_folder(target.parent)
+    files.fsync_folder(source.parent)
 
 
 def thrown_away(root: Path) -> list[Thrown]:
@@ -60,16 +73,37 @@ def take_back(root: Path, number: Any) -> str:
     thrown = next((t for t in thrown_away(root) if t.id == number), None)
     if thrown is None:
         raise LoomError("trash.unknown", field="run")
-    place, n = _place(root) / thrown.id, 1
-    while os.path.lexists(root / (name := thrown.name if n == 1 else f"{thrown.name}_{n}")):
-        n += 1
-    try:
-        os.rename(place / thrown.name, root / name)
-    except OSError as error:
-        raise LoomError("run.not_moved_back", field="run", run=repr(thrown.name), reason=error.strerror) from error
+    place = _place(root) / thrown.id
+    with owning(place / thrown.name, "move") as hold:
+        target = _reserved(root, thrown.name)
+        if os.name == "nt":
+            hold.let_go()
+            target.rmdir()
+        try:
+            _moved(place / thrown.name, target)  # in the place of the empty folder, at once
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                target.rmdir()
+            raise LoomError("run.not_moved_back", field="run", run=repr(thrown.name), reason=error.strerror) from error
+        hold.moved(target)
     with contextlib.suppress(OSError):
         place.rmdir()
-    return name
+    return target.name
+
+
+def _reserved(root: Path, name: str) -> Path:
+    """An empty folder of that name, with a number where it is taken: made here, so no run that begins meanwhile gets it."""
+    number = 1
+    while True:
+        folder = root / (name if number == 1 else f"{name}_{number}")
+        number += 1
+        try:
+            folder.mkdir()
+            return folder
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise LoomError("run.not_moved_back", field="run", run=repr(name), reason=error.strerror) from error
 
 
 def _place(root: Path) -> Path:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 
 from ..adapters import AdapterSet
 from ..adapters.tokens import TokenSet
-from ..backends.base import Backend
+from ..backends.base import Backend, Remarks
+from ..backends.base_model import BaseModel
 from ..backends.encoder import encoder_of
 from ..config import TrainConfig
 from ..data.batches import Batches
-from ..data.captions import with_trigger
+from ..data.captions import PLACEHOLDER, named, with_trigger
 from ..data.folder import Dataset, Picture, require_captions
 from ..data.latents import LatentCache
 from ..data.lengths import WINDOW
@@ -24,7 +25,7 @@ from ..disk import files
 from ..events import Listener
 from ..messages.errors import LoomError
 from ..messages.message import Message
-from ..objectives import Objective, SharedObjective, check_prediction
+from ..objectives import Objective, SharedObjective
 from ..optim.ema import Ema
 from ..optim.groups import make_groups
 from ..optim.optimizers import check_installed, filled, make_optimizer
@@ -32,7 +33,9 @@ from ..rng import derive, preserved_rng
 from .build import make_adapters
 from .fitting import Measured, as_chosen, fit
 from .job import Job
+from .length import planned, told
 from .prior import class_dataset, require_class_pictures
+from .prompts import unknown_options
 from .run import Material, Run, Source
 from .validation import Probes, split
 
@@ -51,13 +54,21 @@ def assembled(job: Job, first_step: int = 0, folder: Path | None = None) -> Iter
             material = _fitted(material, job.listener)
         config = material.config
         with material.lent(material.largest()):
+            pass_on_remarks(job)
             material.adapters.prepare()
             optimizer = make_optimizer(make_groups(config, material.adapters), config.optimizer)
             half = job.backend.dtype == torch.float16
             scaler = torch.amp.GradScaler(job.backend.device.type, init_scale=2.0**12, enabled=half)
-            yield Run(
-                material, optimizer, scaler, Ema(material.adapters, config.ema_decay) if config.ema_decay else None
-            )
+            ema = Ema(material.adapters, config.ema_decay) if config.ema_decay else None
+            run = Run(material, optimizer, scaler, ema)
+            run.untouched -= set(job.start or ())  # these hold more than nothing from the beginning
+            yield run
+
+
+def pass_on_remarks(job: Job) -> None:
+    """Tells what the lent model's backend has to say about how it is trained."""
+    for message in job.backend.remarks() if isinstance(job.backend, Remarks) else ():
+        job.listener.on_warning(message)
 
 
 def dry_run(job: Job) -> tuple[TrainConfig, Measured]:
@@ -72,6 +83,7 @@ def dry_run(job: Job) -> tuple[TrainConfig, Measured]:
 def gathered(job: Job, first_step: int = 0, folder: Path | None = None) -> Material:
     """Everything a run needs before the model is lent to it, step by step. Raises LoomError for what cannot be trained."""
     job = job.with_config(settled(job))
+    base = base_of(job)
     layers, adapters = make_adapters(job.config, job.backend, job.dataset.trigger, job.start)
     if folder is not None:
         require_room(job.config, adapters, folder)
@@ -85,12 +97,26 @@ def gathered(job: Job, first_step: int = 0, folder: Path | None = None) -> Mater
     if not adapters.changes_text:
         encoding.captions(captions_of(sources, probes, job.config, first_step))
     encoding.close()
-    return Material(job.config, job.backend, layers, adapters, objective, sources, probes, job.processes)
+    return Material(job.config, job.backend, base, layers, adapters, objective, sources, probes, job.processes)
+
+
+def base_of(job: Job) -> BaseModel:
+    """What the base model is, told before anything is done with it. Raises LoomError for what has to be said of it and is not."""
+    asked = job.config.objective
+    base = job.backend.base_model(asked)
+    job.listener.on_note(base.told())
+    for warning in base.warnings(asked):
+        job.listener.on_warning(warning)
+    return base
 
 
 def settled(job: Job) -> TrainConfig:
     """The settings with what they leave open filled in. Raises LoomError for what this model or these processes cannot do."""
-    config, ways = filled(job.config.for_pictures(len(job.dataset.pictures))), job.backend.recomputes
+    config, ways = filled(planned(job.config, job.dataset, job.processes.size)), job.backend.recomputes
+    if (length := told(config, job.dataset)) is not None:
+        job.listener.on_note(length)
+    if (options := unknown_options(config)) is not None:
+        job.listener.on_warning(options)
     require_class_pictures(config.prior, job.dataset)
     check_installed(config.optimizer.name)
     if config.recomputed and not ways:
@@ -118,7 +144,6 @@ def held_apart(job: Job, tokens: TokenSet) -> tuple[Dataset, Dataset | None]:
 def objective_of(job: Job) -> Objective:
     """The model's objective, of which each of several processes draws its share; says what of the settings has no effect with it."""
     objective = job.backend.objective(job.config.objective)
-    check_prediction(job.config.objective, objective.kind)
     weighting = job.config.objective.weighting
     if weighting != "none" and objective.kind not in ("epsilon", "v"):
         job.listener.on_warning(
@@ -256,17 +281,29 @@ def _check_masks(dataset: Dataset, cache: LatentCache, listener: Listener) -> No
 
 
 def with_tokens(dataset: Dataset, tokens: TokenSet) -> Dataset:
-    """The dataset with the first token in front of every caption, when no caption has any; pictures without it are meant to be when some do."""
+    """The dataset with the first token in front of every caption, when no caption has any; pictures without it are meant to be when some do.
+
+    It stands for [trigger] too, where the set has no trigger of its own.
+    """
+    if len(tokens) and any(PLACEHOLDER.search(c.text) for p in dataset.pictures for c in p.captions):
+        dataset = _with_captions(dataset, lambda text: named(text, next(iter(tokens)).token.placeholder))
     if not len(tokens) or any(tokens.names_in(c.text) for p in dataset.pictures for c in p.captions):
         return dataset
     first = next(iter(tokens)).token.placeholder
+    return _with_captions(dataset, lambda text: with_trigger(text, first))
 
-    def named(picture: Picture) -> Picture:
-        return dataclasses.replace(
-            picture, captions=tuple(dataclasses.replace(c, text=with_trigger(c.text, first)) for c in picture.captions)
+
+def _with_captions(dataset: Dataset, change: Callable[[str], str]) -> Dataset:
+    """The dataset with each caption changed, with and without its separators."""
+
+    def changed(picture: Picture) -> Picture:
+        captions = (
+            dataclasses.replace(c, text=change(c.text), marked=change(c.marked) if c.marked else "")
+            for c in picture.captions
         )
+        return dataclasses.replace(picture, captions=tuple(captions))
 
-    return dataclasses.replace(dataset, pictures=tuple(map(named, dataset.pictures)))
+    return dataclasses.replace(dataset, pictures=tuple(map(changed, dataset.pictures)))
 
 
 def captions_ahead(batches: Batches, config: TrainConfig, first_step: int = 0) -> list[str]:

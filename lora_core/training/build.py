@@ -67,12 +67,12 @@ def make_adapters(
 
 def chosen_layers(config: TrainConfig, backend: Backend) -> tuple[dict[str, nn.Module], dict[str, nn.Module]]:
     """(layers of the model, layers of its text encoders) that the config selects for adapters, by file name."""
-    found = backend.layers()
-    own = {backend.file_name(path): found[path] for path in choose_targets(found, config.adapter)}
+    offered = backend.layers()
+    layers = {backend.file_name(path): offered[path] for path in choose_targets(offered, config.adapter)}
     if not config.text_encoder.train:
-        return own, {}
+        return layers, {}
     texts = backend.text_layers()
-    return own, {
+    return layers, {
         backend.file_name(path): texts[path]
         for path in choose_text_targets(texts, config.text_encoder, config.adapter.algorithm)
     }

@@ -62,7 +62,9 @@ def lr_range(job: Job, trial: Trial = Trial()) -> LrRange:
         raise LoomError("optimizer.own_rate", field="optimizer.name", name=config.optimizer.name)
     watched = dataclasses.replace(config.validation, every=config.validation.every or 1, patience=0, restore_best=False)
     endless = dataclasses.replace(config.embedding, stop=1.0)
-    test = dataclasses.replace(config, steps=trial.steps, validation=watched, embedding=endless)
+    test = dataclasses.replace(
+        config, steps=trial.steps, steps_per_picture=0, epochs=0, validation=watched, embedding=endless
+    )
     with assembled(job.with_config(test)) as run:
         facts = {
             "layers": len(run.adapters),

@@ -51,7 +51,7 @@ def class_dataset(job: Job, subject: Dataset, tokens: TokenSet) -> Dataset | Non
         return None
     real = subject.class_pictures
     if prior.folder:
-        own = DataConfig(  # nothing that was said about the subject's captions
+        plain = DataConfig(  # nothing that was said about the subject's captions
             folder=prior.folder,
             resolution=config.data.resolution,
             bucket_step_px=config.data.bucket_step_px,
@@ -60,8 +60,8 @@ def class_dataset(job: Job, subject: Dataset, tokens: TokenSet) -> Dataset | Non
             aspect_buckets=config.data.aspect_buckets,
             upscale=config.data.upscale,
         )
-        found = scan(own, "prior.folder")
-        real += (*found.pictures, *found.class_pictures)
+        dataset = scan(plain, "prior.folder")
+        real += (*dataset.pictures, *dataset.class_pictures)
     real = tuple(
         p if p.caption or not prior.prompt else dataclasses.replace(p, captions=(Caption(prior.prompt),)) for p in real
     )
@@ -88,15 +88,15 @@ def wanted(config: TrainConfig, subject: Dataset, tokens: TokenSet, have: int) -
 def matched_captions(subject: Dataset, tokens: TokenSet, word: str) -> list[str]:
     """Each training caption with the class word where the trigger or a token stands; those without either are left out."""
     trigger = re.compile(rf"(?<!\w){re.escape(subject.trigger)}(?!\w)", re.IGNORECASE) if subject.trigger else None
-    found: dict[str, None] = {}
+    captions: dict[str, None] = {}
     for picture in subject.pictures:
         caption = tokens.replaced(picture.caption, lambda t: word)
         caption = trigger.sub(lambda m: word, caption) if trigger else caption
         if caption != picture.caption:
-            found[caption] = None
-    if not found:
+            captions[caption] = None
+    if not captions:
         raise LoomError("prior.class_word.missing", field="prior.class_word")
-    return list(found)
+    return list(captions)
 
 
 def _made(missing: Sequence[Wanted], job: Job, cache: Path) -> list[Picture]:

@@ -14,6 +14,7 @@ from torch import nn
 
 from ..adapters import AdapterSet
 from ..backends.base import Backend
+from ..backends.base_model import BaseModel
 from ..config import TrainConfig
 from ..data.batches import Batches
 from ..messages.errors import NonFiniteError
@@ -45,6 +46,7 @@ class Material:
 
     config: TrainConfig
     backend: Backend
+    base: BaseModel
     layers: dict[str, nn.Module]
     adapters: AdapterSet
     objective: Objective
@@ -79,6 +81,10 @@ class Run:
     skipped_in_a_row: int = 0
     mid_update: bool = False
     frozen: list[str] = dataclasses.field(default_factory=list)  # names of the groups whose time is over
+    untouched: set[str] = dataclasses.field(default_factory=set)  # layers and tokens that never had a gradient
+
+    def __post_init__(self) -> None:
+        self.untouched |= {name for name, _ in self.adapters} | {t.token.placeholder for t in self.adapters.tokens}
 
     @property
     def config(self) -> TrainConfig:
@@ -137,8 +143,23 @@ class Run:
             for p in parameters:
                 p.grad = torch.zeros_like(p) if p.grad is None else p.grad
             self.processes.average([p.grad for p in parameters if p.grad is not None])
+        self._see_gradients()
         self.scaler.unscale_(self.optimizer)
         return True
+
+    def _see_gradients(self) -> None:
+        """Takes layers and tokens that have a gradient in this step off the untouched ones. After the first step hardly any are left to look at."""
+        if not self.untouched:
+            return
+        members = dict(self.adapters) | {token.token.placeholder: token for token in self.adapters.tokens}
+        for name in sorted(self.untouched):
+            gradients = [p.grad for p in members[name].parameters() if p.grad is not None]
+            if any(bool(gradient.any()) for gradient in gradients):
+                self.untouched.discard(name)
+
+    def untouched_layers(self) -> list[str]:
+        """Names of the layers among the untouched: they are as they began, and change nothing."""
+        return [name for name, _ in self.adapters if name in self.untouched]
 
     def update(self, step: int) -> None:
         """Moves the weights, and drops the gradients."""
@@ -181,6 +202,7 @@ class Run:
         if self.ema:
             self.ema.load_state_dict(checkpoint.adapter)
         self.frozen = list(checkpoint.facts.get("frozen", []))
+        self.untouched &= set(checkpoint.facts.get("untouched", []))  # 0.1.0 did not keep them
         for group in [g for g in self.optimizer.param_groups if g["name"] in self.frozen]:
             drop(self.optimizer, group)
         stops = {g["name"]: g["stop"] for g in self.optimizer.param_groups}

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
-import json
+import io
 import logging
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -18,6 +16,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from ..adapters.base import TEXT_ENCODER
 from ..backends.base import UNKNOWN_ENCODER, SampleJob
 from ..config import TrainConfig, as_dict, parse
 from ..data.batches import Batches
@@ -28,11 +27,14 @@ from ..messages.message import Message
 from ..optim.groups import frozen_at
 from ..optim.schedules import lr_factor
 from ..pictures.plots import curves, grid, loss_plot
-from ..runs import checkpoints
+from ..runs import checkpoints, step_log
+from ..runs.guarded import Extras
 from .advice import advice
 from .assemble import assembled
+from .conditions import conditions_of, difference
 from .fitting import as_chosen
 from .job import Job
+from .prompts import Prompt, job_of, prompts_in
 from .run import Run
 from .step import optimizer_step
 from .validation import History
@@ -43,7 +45,7 @@ Export = Callable[
     [dict[str, torch.Tensor], dict[str, Any]], dict[str, Product]
 ]  # trained values and facts -> file stem -> what is in it, the main one first
 MAX_FAILED_SAMPLES = 2
-POINTS_DRAWN = 200
+POINTS_DRAWN, UNTOUCHED_NAMED = 200, 8
 CHANGEABLE = (
     "steps",
     "save",
@@ -89,19 +91,19 @@ def train(job: Job, folder: Path, export: Export, resume: bool = False) -> Resul
     checkpoint and a result file. With `resume`, continues the newest whole checkpoint of `folder`, bit for bit as if never interrupted.
     """
     if resume and job.config.auto_fit:
-        job = job.with_config(as_fitted(job.config, folder / "config.json"))
+        job = job.with_config(as_fitted(job.config, folder))
     saved = checkpoints.all_steps(folder / "checkpoints") if resume else []
-    first = int(saved[0].name.removeprefix("step-")) if saved else 0
+    first = checkpoints.step_of(saved[0]) if saved else 0
     with assembled(job, first, folder) as run:
         return Loop(run, job, folder, export, resume).go()
 
 
-def as_fitted(config: TrainConfig, file: Path) -> TrainConfig:
+def as_fitted(config: TrainConfig, folder: Path) -> TrainConfig:
     """The job with the batch size, accumulation and checkpointing its run settled on: memory free today must not change a run that goes on."""
-    if not file.is_file():
+    checkpoint, _ = checkpoints.latest(folder / "checkpoints")
+    if checkpoint is None:
         return config
-    then = parse(json.loads(file.read_text(encoding="utf-8")))
-    return dataclasses.replace(as_chosen(config, then), auto_fit=False)
+    return dataclasses.replace(as_chosen(config, parse(checkpoint.facts["config"])), auto_fit=False)
 
 
 class Loop:
@@ -116,10 +118,11 @@ class Loop:
         self.started = time.time()
         self.sampled: list[tuple[str, list[Image.Image]]] = []
         self.history = History()
-        self.rates: list[float] = []  # learning rate of each step as it acted, Prodigy's d * lr
-        self.identity = identity_of(run)
-        folder.mkdir(parents=True, exist_ok=True)
-        for place in (folder, self.checkpoints) if self.processes.main else ():
+        self.rates: list[float | None] = []  # learning rate of each step as it acted, Prodigy's d * lr; None: not known
+        self.identity, self.conditions = identity_of(run), conditions_of(run.backend)
+        self.extras = Extras(self.listener.on_warning)
+        files.make_folders(folder)
+        for place in (folder, self.checkpoints, folder / "samples") if self.processes.main else ():
             files.sweep_temps(place)
         self.processes.barrier()
         if resume:
@@ -134,7 +137,7 @@ class Loop:
         self.listener.on_start(self.done, self.config.steps, self.facts())
         outcome = "finished"
         try:
-            with open(self.folder / "log.jsonl" if self.processes.main else os.devnull, "a", encoding="utf-8") as log:
+            with step_log.StepLog(self.folder if self.processes.main else None, self.extras) as log:
                 if self.run.material.probes and not self.history.measures:
                     self.validate()
                 for step in range(self.done, self.config.steps):
@@ -157,7 +160,7 @@ class Loop:
         self.listener.on_end(outcome, self.done)
         return result
 
-    def _step(self, step: int, log) -> None:
+    def _step(self, step: int, log: step_log.StepLog) -> None:
         self.run.freeze(frozen_at(self.run.optimizer, step))
         factor = lr_factor(self.config.schedule, step, self.config.steps)
         for group in self.run.optimizer.param_groups:
@@ -178,18 +181,21 @@ class Loop:
             "time": round(time.time(), 3),
             **({"held_out": measure.held_out, "trained": measure.trained} if measure else {}),
         }
-        log.write(json.dumps(row) + "\n")
+        log.write(row)
         self.listener.on_step(report)
+        if self.done == 1 and (layers := self.run.untouched_layers()):
+            values = {"count": len(layers), "all": len(self.run.adapters), "layer": layers[0]}
+            self._tell_of(layers, Message.of("adapter.no_gradient", field="adapter.targets", **values))
         if self.done % self.config.save.every == 0 and not last:
-            log.flush()
+            log.settle()
             self.save()
         if self.config.samples.every and self.done % self.config.samples.every == 0 and not last:
             self.draw_samples()
 
-    def _as_asked(self, log) -> None:
+    def _as_asked(self, log: step_log.StepLog) -> None:
         """Saves and draws samples when another thread has asked for it. A save on request also writes the files a person uses."""
         if self.control.take_save():
-            log.flush()
+            log.settle()
             if self.saved != self.done:
                 self.save()
             self.listener.on_result(self.done, self._write_result("running").files)
@@ -211,24 +217,27 @@ class Loop:
                 raise NonFiniteError("validation.not_finite", step=self.done, loss=measure.held_out)
             self.history.measures.append(measure)
             if self.history.best is measure and self.processes.main:
-                files.write_safetensors(self._best_file(self.done), self.run.adapters.state_dict())
+                file = self._best_file(self.done)
+                with self.extras.writing(file.name):
+                    files.make_folders(file.parent)
+                    files.write_safetensors(file, self.run.adapters.state_dict())
         best = self.history.best
         assert best is not None
         if not self.processes.main:
             return measure
         for old in sorted(self.checkpoints.glob("best-*.safetensors"))[:-2]:
-            old.unlink()
+            with self.extras.writing(old.name):
+                old.unlink()
         rows = self.history.measures
         drawn = {
             "held-out pictures": [(m.step, m.held_out) for m in rows],
             "trained pictures": [(m.step, m.trained) for m in rows],
         }
-        curves(drawn, best.step).save(self.folder / "validation.png")
+        self._picture("validation.png", curves(drawn, best.step))
         self.listener.on_validation(measure, best)
         return measure
 
     def _best_file(self, step: int) -> Path:
-        self.checkpoints.mkdir(parents=True, exist_ok=True)
         return self.checkpoints / f"best-{step:08d}.safetensors"
 
     def _no_longer_better(self) -> bool:
@@ -257,11 +266,14 @@ class Loop:
             "config": as_dict(self.config),
             "scaler": self.run.scaler.state_dict(),
             "skipped_in_a_row": self.run.skipped_in_a_row,
+            "untouched": sorted(self.run.untouched),
+            "conditions": self.conditions,
         }
         facts |= {"losses": self.losses, "frozen": self.run.frozen, "validation": self.history.as_list()}
         weights = self.run.adapters.state_dict() | (self.run.ema.state_dict() if self.run.ema else {})
         path = checkpoints.save(self.checkpoints, self.done, weights, self.run.optimizer, facts)
-        checkpoints.prune(self.checkpoints, self.config.save.keep)
+        with self.extras.writing("checkpoints"):
+            checkpoints.prune(self.checkpoints, self.config.save.keep)
         self.saved = self.done
         self.listener.on_save(self.done, path)
         return path
@@ -296,15 +308,13 @@ class Loop:
         if not self.processes.main:  # it only lent its part of the model
             self.sampled.append((label, []))
             return
-        path = self.folder / "samples" / f"{label.replace(' ', '-')}.png"
-        path.parent.mkdir(exist_ok=True)
         sheet = grid(images, columns=len(images), cell_px=max(192, *(max(i.size) for i in images)))
-        sheet.save(path)
+        path = self._picture(f"samples/{label.replace(' ', '-')}.png", sheet)
         self.sampled.append((label, images))
         if len(self.sampled) > 1:
             rows, columns = [self.sampled[0], self.sampled[-1]], len(images)
             labels = [f"{label}: {job.prompt}" for label, _ in rows for job in jobs]
-            grid([i for _, row in rows for i in row], labels, columns).save(self.folder / "before-after.png")
+            self._picture("before-after.png", grid([i for _, row in rows for i in row], labels, columns))
         self.listener.on_sample(self.done, images, path)
 
     def facts(self) -> dict[str, Any]:
@@ -320,6 +330,7 @@ class Loop:
             "pictures": len(self.run.batches.pictures),
             "per_epoch": self.run.batches.per_epoch,
             "objective": self.run.objective.kind,
+            "base_model": self.run.material.base.as_json(),
             "captions": [p.caption for p in self.run.batches.pictures],
             "repeats": [p.repeats for p in self.run.batches.pictures],
             **self.identity,
@@ -330,22 +341,49 @@ class Loop:
             self.save()
         if self.config.samples.every and outcome != "paused":
             self.draw_samples()
+        if outcome != "paused":
+            self._tell_untouched()
         return self._write_result(outcome)
+
+    def _tell_of(self, layers: Sequence[str], message: Message) -> None:
+        """Warns of layers of the model. That a text encoder's last ones give nothing is usual: SDXL and others read what comes before them."""
+        usual = all(self.run.adapters[name].part == TEXT_ENCODER for name in layers)
+        (self.listener.on_note if usual else self.listener.on_warning)(message)
+
+    def _tell_untouched(self) -> None:
+        """Says what was trained in name only."""
+        if layers := self.run.untouched_layers():
+            named = [*layers[:UNTOUCHED_NAMED], *(["…"] if len(layers) > UNTOUCHED_NAMED else [])]
+            values = {"count": len(layers), "all": len(self.run.adapters), "layers": named}
+            self._tell_of(layers, Message.of("adapter.left_out", field="adapter.targets", **values))
+        for token in self.run.adapters.tokens:
+            if token.token.placeholder in self.run.untouched:
+                self.listener.on_warning(Message.of("embedding.no_gradient", token=token.token.placeholder))
 
     def _write_result(self, outcome: str) -> Result:
         if not self.processes.main:
             return Result(self.folder, [], self.done, outcome, self.losses, {}, self.facts())
         weights = {**self.run.adapters.facts(), **self._chosen_weights()}  # best weights of 0.1.0 came without alphas
-        products = self.export(weights, self.facts())
+        products = self.export(checkpoints.without_layers(weights, self.run.untouched_layers()), self.facts())
         written = [self.folder / f"{stem}.safetensors" for stem in products]
         for path, (tensors, metadata) in zip(written, products.values(), strict=True):
             files.write_safetensors(path, tensors, metadata)
-        loss_plot(self.losses).save(self.folder / "loss.png")
-        points = [(float(n), rate) for n, rate in enumerate(self.rates, 1)]
-        curves({"learning rate": points[:: max(1, len(points) // POINTS_DRAWN)]}).save(
-            self.folder / "learning-rate.png"
-        )
+        self._picture("loss.png", loss_plot(self.losses))
+        points = [(float(n), rate) for n, rate in enumerate(self.rates, 1) if rate is not None]
+        if points:
+            drawn = points[:: max(1, len(points) // POINTS_DRAWN)]
+            self._picture("learning-rate.png", curves({"learning rate": drawn}))
         return Result(self.folder, written, self.done, outcome, self.losses, products, self.facts())
+
+    def _picture(self, name: str, picture: Image.Image) -> Path:
+        """Writes a picture into the run folder; a disk that refuses it costs the picture, not the run."""
+        path = self.folder / name
+        with self.extras.writing(name):
+            data = io.BytesIO()
+            picture.save(data, "PNG")
+            files.make_folders(path.parent)
+            files.write_bytes(path, data.getvalue())
+        return path
 
     def _rescue(self) -> None:
         """Keeps the finished steps of a run that was cancelled or failed, unless the failure struck inside an update."""
@@ -367,29 +405,28 @@ class Loop:
         if checkpoint is None:
             raise LoomError("resume.no_checkpoint", run=self.folder.name)
         refuse_changes(self.config, checkpoint.facts, self.identity)
+        warning = difference(checkpoint.facts.get("conditions"), self.conditions)
+        if warning is not None:
+            self.listener.on_warning(warning)
         self.run.restore(checkpoint)
         self.losses = list(checkpoint.facts["losses"])
         self.history = History.from_list(checkpoint.facts.get("validation", []))
         self.done = self.saved = checkpoint.step
-        log = self.folder / "log.jsonl"
-        if log.exists() and self.processes.main:
-            kept = list(itertools.islice(log.read_text(encoding="utf-8").splitlines(), self.done))
-            files.write_bytes(log, "".join(line + "\n" for line in kept).encode())
-            with contextlib.suppress(ValueError, KeyError):  # a log that was damaged costs the drawing, not the run
-                self.rates = [json.loads(line)["lr"] for line in kept]
+        if self.processes.main:
+            self.rates = step_log.mend(self.folder, self.losses, self.extras)
 
 
 def sample_jobs(config: TrainConfig, batches: Batches, prior: Batches | None = None) -> list[SampleJob]:
     """One job per line of samples.prompt; without prompts, the first caption. With class pictures one for the class, to see whether it drifts."""
-    prompts = sample_prompts(config, [p.caption for p in batches.pictures])
-    prompts += [config.prior.prompt or prior.pictures[0].caption] if prior else []
-    width, height = (side or config.data.resolution for side in (config.samples.width_px, config.samples.height_px))
-    return [SampleJob(prompt, width, height, config.samples) for prompt in prompts]
+    prompts = prompts_in(config.samples.prompt) or [Prompt(batches.pictures[0].caption, {})]
+    if prior:
+        prompts.append(Prompt(config.prior.prompt or prior.pictures[0].caption, {}))
+    return [job_of(prompt, config) for prompt in prompts]
 
 
 def sample_prompts(config: TrainConfig, captions: Sequence[str]) -> list[str]:
-    """The lines of samples.prompt, else the first caption."""
-    return [line.strip() for line in config.samples.prompt.splitlines() if line.strip()] or [captions[0]]
+    """What is drawn for the lines of samples.prompt, else the first caption."""
+    return [job_of(prompt, config).prompt for prompt in prompts_in(config.samples.prompt)] or [captions[0]]
 
 
 def identity_of(run: Run) -> dict[str, Any]:

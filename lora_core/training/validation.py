@@ -15,7 +15,7 @@ import torch
 from ..backends.base import Backend
 from ..config import TrainConfig
 from ..data.batches import Batch
-from ..data.folder import Dataset, scan
+from ..data.folder import Dataset, Picture, scan
 from ..data.latents import LatentCache, View
 from ..events import Measure
 from ..losses import mean, mse
@@ -35,17 +35,34 @@ def split(dataset: Dataset, config: TrainConfig) -> tuple[Dataset, Dataset | Non
             dataclasses.replace(config.data, folder=config.validation.folder, limit=0, regularization=False),
             "validation.folder",
         )
-    count = max(1, round(config.validation.share * len(dataset.pictures)))
+    count = _held_count(dataset, config)
     if count >= len(dataset.pictures):
         raise LoomError(
             "validation.one_picture", field="validation.every", folder=dataset.folder.name, count=len(dataset.pictures)
         )
-    order = list(dataset.pictures)
-    python_rng(config.seed, "held out").shuffle(order)
-    held = set(order[:count])
+    held = _held(dataset, config)
     return _only(dataset, [p for p in dataset.pictures if p not in held]), _only(
         dataset, [p for p in dataset.pictures if p in held]
     )
+
+
+def trained_part(dataset: Dataset, config: TrainConfig) -> Dataset:
+    """The first part of `split`, without a look at a folder to validate on."""
+    if not config.validation.every or config.validation.folder:
+        return dataset
+    held = _held(dataset, config)
+    return _only(dataset, [p for p in dataset.pictures if p not in held])
+
+
+def _held_count(dataset: Dataset, config: TrainConfig) -> int:
+    return max(1, round(config.validation.share * len(dataset.pictures)))
+
+
+def _held(dataset: Dataset, config: TrainConfig) -> set[Picture]:
+    """The pictures held out, drawn from the seed."""
+    order = list(dataset.pictures)
+    python_rng(config.seed, "held out").shuffle(order)
+    return set(order[: _held_count(dataset, config)])
 
 
 def _only(dataset: Dataset, pictures: Sequence) -> Dataset:

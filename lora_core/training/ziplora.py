@@ -27,7 +27,7 @@ from ..events import Listener, StepReport
 from ..messages.errors import LoomError
 from ..optim.optimizers import filled, make_optimizer
 from ..rng import preserved_rng, randn_like, step_rng
-from .assemble import captions_ahead
+from .assemble import captions_ahead, pass_on_remarks
 from .job import Job
 from .step import clip_grad_norm
 
@@ -113,6 +113,7 @@ def zip_loras(job: Job, second: Dataset, loras: Loras, similarity: float) -> Zip
             0, config.steps, {"layers": len(adapters), "trained_values": adapters.count(), "pictures": pictures}
         )
         with backend.training(layers, adapters, config.recomputed, (config.batch_size, *largest)):
+            pass_on_remarks(job)
             for step in range(config.steps):
                 if job.control.stopping:
                     break
@@ -192,24 +193,24 @@ def zip_config(data, steps: int, lr: float, batch_size: int, seed: int, checkpoi
 
 
 def _adapters(backend: Backend, loras: Loras) -> tuple[dict[str, nn.Module], AdapterSet]:
-    found = {backend.file_name(path): layer for path, layer in backend.layers().items()}
+    layers = {backend.file_name(path): layer for path, layer in backend.layers().items()}
     names = {*loras[0], *loras[1]}
-    if unknown := sorted(names - found.keys()):
+    if unknown := sorted(names - layers.keys()):
         raise LoomError("lora.unknown_layer", field="lora", layer=unknown[0])
     for name, (down, up) in [*loras[0].items(), *loras[1].items()]:
-        if (len(up), *down.shape[1:]) != weight_shape(found[name]):
+        if (len(up), *down.shape[1:]) != weight_shape(layers[name]):
             raise LoomError(
                 "zip.other_shape",
                 field="lora",
                 layer=name,
                 rows=len(up),
                 columns=tuple(down.shape[1:]),
-                shape=weight_shape(found[name]),
+                shape=weight_shape(layers[name]),
             )
     if not loras[0].keys() & loras[1].keys():
         raise LoomError("zip.no_common_layer", field="lora")
-    adapters = AdapterSet({n: ZipAdapter(found[n], loras[0].get(n), loras[1].get(n), backend.device) for n in names})
-    return {n: found[n] for n in names}, adapters
+    adapters = AdapterSet({n: ZipAdapter(layers[n], loras[0].get(n), loras[1].get(n), backend.device) for n in names})
+    return {n: layers[n] for n in names}, adapters
 
 
 def _progress(listener: Listener, what: str) -> Callable[[int, int], None]:

@@ -18,7 +18,7 @@ from ...lora_core.training.trainer import Export, Product
 
 
 def exporter(name: str, family: str) -> Export:
-    """Makes the files of a run called `name` on a model of `family`, in the form every program of that model reads."""
+    """Makes the files of a run called `name` on a model of `family`, in the form that ComfyUI and diffusers both read."""
 
     def export(state: dict[str, torch.Tensor], facts: dict[str, Any]) -> dict[str, Product]:
         return products(state, name, family, facts)

@@ -31,6 +31,8 @@ def open_base(config: TrainConfig, device: str = "") -> Headless:
     backend = open_backend(
         config.base, config.companion, config.precision, place, config.base_config, folder_in_hub_cache
     )
+    if config.base_vae:
+        backend.use_vae(Path(config.base_vae))
     if isinstance(backend, DiffusersBackend):
         backend.name_layers(kohya_name)
     if narrow:

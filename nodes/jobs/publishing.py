@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import hashlib
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,11 +20,12 @@ from ...convert.report import triggers
 from ...convert.results import token_stems
 from ...lora_core.adapters.tokens import wanted_tokens
 from ...lora_core.config import TrainConfig
-from ...lora_core.disk.files import sha256, write_bytes, write_json
+from ...lora_core.disk.files import make_folders, sha256, sweep_temps, write_bytes, write_json
 from ...lora_core.events import Listener
-from ...lora_core.messages.errors import LoomError
+from ...lora_core.messages.errors import LoomError, Problem
 from ...lora_core.messages.message import Message
 from ...lora_core.pictures.previews import write_preview
+from ...lora_core.runs.bounded import read_json
 from .panel import Panel
 
 log = logging.getLogger(__name__)
@@ -40,16 +41,22 @@ class Shelf:
 
     def publish(self, file: Path) -> Path:
         """Copies a run's result here. A file that is not an earlier result of this run is never overwritten."""
-        record = file.parent / RECORD
-        earlier = json.loads(record.read_text()) if record.exists() else {}
+        record, data = file.parent / RECORD, file.read_bytes()
+        earlier, now = _record(record), hashlib.sha256(data).hexdigest()
         embedding = is_embedding(header(file)[0])
         place = self.embeddings if embedding else self.loras
-        target = free_path(
-            place, file.stem, taken=lambda path: path.exists() and sha256(path) != earlier.get(path.name)
-        )
-        target.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(target, file.read_bytes())
-        write_json(record, {**earlier, target.name: sha256(target)})
+
+        def is_a_strangers(path: Path) -> bool:
+            return path.exists() and sha256(path) not in (earlier.get(path.name), now)
+
+        target = free_path(place, file.stem, taken=is_a_strangers)
+        make_folders(target.parent)
+        sweep_temps(target.parent)
+        write_bytes(target, data)
+        try:
+            write_json(record, {**earlier, target.name: now})
+        except LoomError:  # the next result of this run gets a number behind its name
+            log.exception("What was published could not be noted in %s", record)
         _dress(target, file.parent, card=not embedding)
         return target
 
@@ -80,11 +87,17 @@ class Publisher(Listener):
     def on_result(self, step: int, files: list[Path]) -> None:
         try:
             paths = self._shelf.publish_all(files, self._panel)
-        except (OSError, LoomError):
+        except (OSError, Problem):
             log.exception("What was saved after step %s stays in the run folder", step)
             return
         if self._panel is not None:
             self._panel.say(Message.of("run.saved", step=step, files=[p.name for p in paths]))
+
+
+def _record(path: Path) -> dict[str, str]:
+    """What a run has published: name -> hash. Nothing where the note of it is damaged."""
+    value = read_json(path)
+    return {k: v for k, v in value.items() if isinstance(v, str)} if isinstance(value, dict) else {}
 
 
 def prompts_for(published: Sequence[Path]) -> dict[str, Any]:
@@ -120,5 +133,5 @@ def _dress(target: Path, folder: Path, card: bool) -> None:
         samples = sorted((folder / "samples").glob("*.png"), key=lambda p: p.stat().st_mtime_ns)
         if samples and not picture.exists():
             write_preview(picture, Image.open(samples[-1]))
-    except (FormatError, OSError):
+    except (FormatError, LoomError, OSError):
         log.exception("%s is written, but not its card or picture", target)

@@ -55,8 +55,8 @@ class Series:
         """Takes one step in and returns its own row."""
         if math.isfinite(loss):
             self._smooth = loss if self._smooth is None else SMOOTHING * self._smooth + (1 - SMOOTHING) * loss
-        shown = number(loss)
-        row: Row = [step, step, shown, shown, number(self._smooth), number(rate), number(norm)]
+        rounded = number(loss)
+        row: Row = [step, step, rounded, rounded, number(self._smooth), number(rate), number(norm)]
         last = self.rows[-1] if self.rows else None
         if last is not None and last[LAST] - last[FIRST] + 1 < self._width:  # type: ignore[operator]
             self.rows[-1] = joined(last, row)

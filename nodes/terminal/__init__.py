@@ -5,6 +5,8 @@ A command's module has `add_arguments(parser)` and `run(args)`, which returns an
 
 from __future__ import annotations
 
+import keyword
+
 from ...lora_core.messages.message import Message
 
 DONE, FAILED = 0, 1
@@ -14,6 +16,7 @@ COMMANDS = {
     "sweep": "train several variants of a job and compare them on one sheet",
     "check": "look at a job's pictures and captions, and run one step: how long will it take, how much memory",
     "find-lr": "find a learning rate for a job by a short test",
+    "import": "turn the settings of another trainer (diffusers, kohya, OneTrainer, ai-toolkit, SimpleTuner) into a job file",
     "recipes": "list the bundled job files a job can start from",
     "sample": "draw pictures with LoRAs, embeddings or the saves of runs, on one sheet beside the base model",
     "push": "gather the files of a finished run with a model card, and upload them to the Hugging Face Hub",
@@ -30,6 +33,12 @@ FLAGS = {  # setting -> the option it is given by
     "approximate": "--approximate", "blocks": "--block", "conv_rank": "--conv-rank", "drop_unknown": "--drop-unknown", "energy": "--energy",
     "family": "--family", "rank": "--rank", "scale": "--scale", "target": "--to",
 }  # fmt: skip
+
+
+def module_name(command: str) -> str:
+    """The file of a command; that of `import` has a name that Python can import."""
+    name = command.replace("-", "_")
+    return f"{name}_" if keyword.iskeyword(name) else name
 
 
 def in_words(line: Message | str) -> str:

@@ -16,6 +16,7 @@ def run(args: argparse.Namespace) -> int:
     from ...lora_core.data.sheet import sheet
     from ...lora_core.training.assemble import dry_run
     from ...lora_core.training.fitting import verdict
+    from ...lora_core.training.length import planned, told
     from ..jobs.headless import prepared
     from .running import use_threads
     from .settings import job_of
@@ -27,7 +28,13 @@ def run(args: argparse.Namespace) -> int:
     picture = args.out / f"{job.config.name}-dataset.png"
     sheet(report).save(picture)
     sys.stdout.write(f"{report.text()}\n\nseen at a glance: {picture}\n")
+    base = job.backend.base_model(job.config.objective)
+    for message in (base.told(), *base.warnings(job.config.objective)):
+        sys.stdout.write(f"{message}\n")
     chosen, measured = dry_run(job)
-    fits, message = verdict(job.config, chosen, measured, job.config.for_pictures(len(job.dataset.pictures)).steps)
+    length = planned(job.config, job.dataset)
+    if (epochs := told(length, job.dataset)) is not None:
+        sys.stdout.write(f"{epochs}\n")
+    fits, message = verdict(job.config, chosen, measured, length.steps)
     sys.stdout.write(f"{message}\n")
     return DONE if fits else FAILED

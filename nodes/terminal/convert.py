@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--to",
         default="universal",
         choices=TARGETS,
-        help="form to write (default: the one every program of that model reads)",
+        help="form to write (default: the one ComfyUI and diffusers both read)",
     )
     parser.add_argument("--scale", type=float, default=1.0, help="multiply the effect")
     parser.add_argument(

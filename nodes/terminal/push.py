@@ -45,9 +45,9 @@ def run(args: argparse.Namespace) -> int:
 def _uploaded(folder: Path, repo: str, private: bool) -> str:
     """Uploads a folder and returns its address. The token is the one huggingface_hub knows (login or HF_TOKEN); it is never read here."""
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+    from huggingface_hub.errors import LocalTokenNotFoundError
 
-    from ...lora_core.messages.errors import LoomError
+    from ...lora_core.messages.errors import LoomError, reason_of
 
     api = HfApi()
     try:
@@ -55,8 +55,6 @@ def _uploaded(folder: Path, repo: str, private: bool) -> str:
         api.upload_folder(folder_path=str(folder), repo_id=url.repo_id, commit_message="LoRA trained with LoRA Loom")
     except LocalTokenNotFoundError as error:
         raise LoomError("hub.no_login", field="--repo") from error
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        raise LoomError(
-            "hub.not_uploaded", field="--repo", repo=repo, reason=str(error).splitlines()[0][:200]
-        ) from error
+    except Exception as error:  # noqa: BLE001 - the library raises what it likes; the reader needs one sentence
+        raise LoomError("hub.not_uploaded", field="--repo", repo=repo, reason=reason_of(error)) from error
     return str(url)

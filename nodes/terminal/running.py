@@ -16,6 +16,7 @@ from ...lora_core.backends.headless import Headless
 from ...lora_core.config import TrainConfig
 from ...lora_core.events import Control, Listener, Listeners
 from ...lora_core.processes import launched
+from ...lora_core.runs.guarded import Extras, Guarded
 from ...lora_core.runs.reports import ProgressBar
 from ...lora_core.training.session import Session, run_folder
 from ...lora_core.training.trainer import Result
@@ -23,7 +24,9 @@ from ..jobs.formats import exporter
 from ..jobs.headless import prepared, with_start
 from . import DONE
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = [  # SIGHUP: the terminal was closed; SIGBREAK: the same on Windows
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name)
+]
 
 
 def use_threads(count: int) -> None:
@@ -52,12 +55,14 @@ def run_job(
     job = with_start(job)
     folder = run_folder(args.out, job.config.name, resume, processes)
     with stopping_on_signal(job.control) as received, ProgressBar() as bar:
-        job = dataclasses.replace(job, listener=Listeners([bar, *([listener] if listener else [])]))
+        drawn = Guarded(bar, "the progress bar", Extras(lambda message: None))  # a terminal that is gone hears nothing
+        job = dataclasses.replace(job, listener=Listeners([drawn, *([listener] if listener else [])]))
         try:
             result = Session(job, folder, exporter(job.config.name, job.backend.family), resume).run()
         except BaseException:
             if received:
-                sys.stderr.write("lora-loom: stopped\n")
+                with contextlib.suppress(OSError):  # the terminal may be gone
+                    sys.stderr.write("lora-loom: stopped\n")
                 raise SystemExit(128 + received[0]) from None
             raise
     return result, 128 + received[0] if received else DONE
@@ -65,7 +70,10 @@ def run_job(
 
 @contextlib.contextmanager
 def stopping_on_signal(control: Control) -> Iterator[list[int]]:
-    """Inside, the first signal lets the run end after its step, a second one ends the program at once. Gives the signals that came."""
+    """Inside, the first signal lets the run end after its step, a second one ends the program at once. Gives the signals that came.
+
+    A signal that whoever started us wants ignored (nohup, a job in the background) stays ignored.
+    """
     received: list[int] = []
     before: dict[int, Any] = {}
 
@@ -74,7 +82,11 @@ def stopping_on_signal(control: Control) -> Iterator[list[int]]:
         control.stop_and_keep()
         signal.signal(number, before[number])
 
-    before |= {number: signal.signal(number, on_signal) for number in SIGNALS}
+    for number in SIGNALS:
+        handler = signal.getsignal(number)
+        if handler not in (signal.SIG_IGN, None):  # None: somebody else than Python takes it
+            before[number] = handler
+            signal.signal(number, on_signal)
     try:
         yield received
     finally:

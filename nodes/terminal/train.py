@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 
 from .arguments import add_job
@@ -19,5 +20,7 @@ def run(args: argparse.Namespace) -> int:
 
     result, code = run_job(job_of(args), args, args.resume)
     if result.files:  # of several processes only the first one writes
-        sys.stdout.write(f"{result.outcome} after step {result.step}: {', '.join(map(str, result.files))}\n")
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            sys.stdout.write(f"{result.outcome} after step {result.step}: {', '.join(map(str, result.files))}\n")
+            sys.stdout.flush()
     return code

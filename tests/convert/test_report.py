@@ -9,7 +9,7 @@ from lora_cases import dense, kohya, loha, lokr, lora, random
 from lora_loom.convert import FormatError, Lora, Module, read
 from lora_loom.convert.embedding import Embedding
 from lora_loom.convert.families import FAMILIES
-from lora_loom.convert.loaders import PROGRAMS, READS, loaders
+from lora_loom.convert.loaders import FORMS, PROGRAMS, cell_of, loaders
 from lora_loom.convert.report import difference, embedding_lines, inspect, triggers
 from lora_loom.lora_core.messages.message import Message
 
@@ -263,13 +263,21 @@ def test_a_file_with_modules_that_have_no_dense_change_can_be_compared_with_itse
 # --- who reads it -------------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", READS)
+def verdicts(lora):
+    """Program -> its verdict in English."""
+    return {program: str(verdict) for program, verdict in loaders(lora).items()}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_every_spelling_of_every_family_has_a_verdict_for_every_program(family):
     layer = FAMILIES[family].table.rows[-1].diffusers.replace("*", "1")
-    for form in READS[family]:
-        got = loaders(a_lora({f"{FAMILIES[family].component}.{layer}": lora()}, family, form))
-        assert list(got) == list(PROGRAMS)
-        assert all(got.values())
+    for form in FORMS:
+        told = verdicts(a_lora({f"{FAMILIES[family].component}.{layer}": lora()}, family, form))
+        assert list(told) == list(PROGRAMS)
+        assert all(told.values())
+        for program in PROGRAMS:
+            ran = cell_of(program, family, form) is not None or (program, form) == ("PEFT", "peft")
+            assert (told[program] != "not run") == ran, (program, form)
 
 
 def test_nothing_is_said_of_spellings_and_families_nobody_tried():
@@ -279,15 +287,15 @@ def test_nothing_is_said_of_spellings_and_families_nobody_tried():
 
 def test_a_kohya_file_of_mixed_alphas_warns_of_diffusers():
     mixed = a_lora({A: lora(alpha=1.0), B: lora(alpha=2.0)})
-    assert "wrong strengths" in loaders(mixed)["diffusers"]
-    assert loaders(mixed)["ComfyUI"] == loaders(mixed)["A1111"] == "all"
-    assert loaders(a_lora({A: lora(alpha=1.0), B: lora(alpha=1.0)}))["diffusers"] == "all"
+    assert "wrong strengths" in verdicts(mixed)["diffusers"]
+    assert verdicts(mixed)["ComfyUI"] == verdicts(mixed)["A1111"] == "all"
+    assert verdicts(a_lora({A: lora(alpha=1.0), B: lora(alpha=1.0)}))["diffusers"] == "all"
     assert (
-        loaders(a_lora({A: lora(alpha=1.0), TEXT: lora(alpha=2.0)}))["diffusers"] == "all"
+        verdicts(a_lora({A: lora(alpha=1.0), TEXT: lora(alpha=2.0)}))["diffusers"] == "all"
     )  # each component has an alpha of its own
-    assert "wrong" not in loaders(a_lora({A: lora(alpha=1.0), B: lora(alpha=2.0)}, source="diffusers"))["diffusers"]
+    assert "wrong" not in verdicts(a_lora({A: lora(alpha=1.0), B: lora(alpha=2.0)}, source="diffusers"))["diffusers"]
     assert (
-        "wrong strengths" in loaders(a_lora({A: lora(rank=2), B: lora(rank=4)}))["diffusers"]
+        "wrong strengths" in verdicts(a_lora({A: lora(rank=2), B: lora(rank=4)}))["diffusers"]
     )  # a missing alpha is the rank
 
 
@@ -298,10 +306,52 @@ def test_a_file_that_was_read_warns_as_well():
 
 
 @pytest.mark.parametrize("kind", ["loha", "lokr", "full"])
-def test_diffusers_and_kohya_read_no_file_of_other_kinds(kind):
-    got = loaders(a_lora({A: KINDS[kind], B: lora()}))
-    assert got["diffusers"] == got["kohya"] == f"nothing ({kind} modules)"
-    assert got["ComfyUI"] == "all"
+def test_a_file_of_another_kind_is_read_by_those_that_read_it_when_they_were_run(kind):
+    told = verdicts(a_lora({A: KINDS[kind]}))
+    assert told["sd-scripts"] == f"nothing ({kind} modules)"
+    assert told["ComfyUI"] == told["A1111"] == "all"
+    some = verdicts(a_lora({A: KINDS[kind], B: lora()}))
+    assert some["sd-scripts"].startswith("1 of 2 layers, not ")
+
+
+def flux(*blocks, text=0, source="diffusers"):
+    """A Flux.1 LoRA over the outputs of these blocks, and of so many blocks of T5."""
+    names = [f"transformer.transformer_blocks.{n}.attn.to_out.0" for n in blocks]
+    names += [f"t5xxl.encoder.block.{n}.layer.0.SelfAttention.o" for n in range(text)]
+    return a_lora({name: lora(8, 8) for name in names}, "flux1", source)
+
+
+def test_forge_is_told_to_refuse_a_file_for_the_keys_it_does_not_know():
+    assert verdicts(flux(0, 1, source="comfyui"))["Forge"] == "all"
+    few = verdicts(flux(0, 1, text=6, source="comfyui"))["Forge"]
+    assert few.startswith("2 of 8 layers, not t5xxl.")
+    many = verdicts(flux(0, 1, text=7, source="comfyui"))["Forge"]
+    assert many.endswith("more than 12 keys it does not know, and this one has 14")
+
+
+def test_text_layers_of_one_block_count_together_where_a_program_reads_them_so():
+    part = "text_model.encoder.layers.0.self_attn"
+    whole = {f"clip_g.{part}.{n}_proj": lora(8, 8) for n in ("q", "k", "v", "out")}
+    assert verdicts(a_lora(whole, "sdxl"))["A1111"] == "all"
+    queries = {name: module for name, module in whole.items() if "q_proj" in name}
+    assert verdicts(a_lora(queries, "sdxl"))["A1111"] == "nothing"
+    assert verdicts(a_lora(queries, "sdxl"))["ComfyUI"] == "all"
+
+
+def test_a_program_that_stops_at_a_layer_is_told_to_read_nothing_of_a_file_that_has_it():
+    good = {"transformer.blocks.0.attn1.to_q": lora(8, 8)}
+    assert verdicts(a_lora(good, "wan"))["musubi-tuner"] == "all"
+    bad = good | {
+        "transformer.patch_embedding": Module(
+            "lora", {"down": random(1, 2, 4, 1, 2, 2), "up": random(2, 8, 2, 1, 1, 1)}
+        )
+    }
+    assert verdicts(a_lora(bad, "wan"))["musubi-tuner"] == "nothing: it stops at transformer.patch_embedding"
+
+
+def test_onetrainer_takes_one_rank_a_file():
+    assert verdicts(a_lora({A: lora(rank=2), B: lora(rank=2)}))["OneTrainer"] == "all"
+    assert "one rank for the whole file" in verdicts(a_lora({A: lora(rank=2), B: lora(rank=4)}))["OneTrainer"]
 
 
 # --- embeddings ---------------------------------------------------------------------------------------------------------------------------

@@ -111,9 +111,145 @@ KIN: dict[str, tuple[str, dict[str, Any], tuple[int, ...], int, dict[str, Any]]]
     "Wan SCAIL": ("WAN21_SCAIL", {**_WAN, "model_type": "scail", "in_dim": 20}, (16, 1, 8, 8), 48, {}),
 }  # fmt: skip
 
+# Models that wanted something of their own before they trained: updates in place outside of norms, latents of one dimension, in pixels or of a least size,
+# a class that shares its name with another, conditioning beyond text.
+_LTX = {
+    "image_model": "ltxv",
+    "num_layers": 2,
+    "attention_head_dim": 32,
+    "num_attention_heads": 2,
+    "cross_attention_dim": 64,
+    "caption_channels": 48,
+    "in_channels": 128,
+}
+_PIXART = {"image_model": "pixart_sigma", "num_heads": 2, "hidden_size": 64, "depth": 2, "micro_condition": False, "in_channels": 4, "input_size": 64,
+           "pe_interpolation": 1, "model_max_length": 300, "caption_channels": 48, "mlp_ratio": 4}  # fmt: skip
+_PIXELDIT = {"image_model": "pixeldit_t2i", "num_groups": 2, "hidden_size": 64, "pixel_hidden_size": 8, "pixel_attn_hidden_size": 64, "pixel_num_groups": 2,
+             "patch_depth": 2, "pixel_depth": 1, "patch_size": 16, "txt_embed_dim": 48, "txt_max_length": 300}  # fmt: skip
+_HUNYUAN_IMAGE = {
+    **_HUNYUAN, "in_channels": 64, "out_channels": 64, "patch_size": [1, 1], "axes_dim": [16, 16], "vec_in_dim": None, "byt5": True, "guidance_embed": False,
+}  # fmt: skip
+_ACE = {"audio_model": "ace1.5", "hidden_size": 64, "text_hidden_dim": 48, "num_dit_layers": 2, "num_lyric_layers": 1, "num_timbre_layers": 1,
+        "num_tokenizer_layers": 1, "num_heads": 2, "num_kv_heads": 1, "head_dim": 32, "intermediate_size": 96, "fsq_dim": 64, "encoder_hidden_size": 64,
+        "encoder_intermediate_size": 96, "encoder_num_heads": 2}  # fmt: skip
+_MINIMAX = {"image_model": "minimax_h3", "hidden_size": 64, "num_layers": 2, "token_refiner_num_layers": 1, "num_attention_heads": 2, "attention_head_dim": 32,
+            "ffn_hidden_size": 96, "latents_dim": 24, "audio_latents_dim": 32, "text_dim": 48, "timestep_input_dim": 32, "time_embed_hidden_size": 32,
+            "time_embed_dim": 32, "rope_inv_freq_len": 4}  # fmt: skip
+_HUNYUAN_3D = {"image_model": "hunyuan3d2", "in_channels": 64, "context_in_dim": 48, "hidden_size": 64, "mlp_ratio": 4.0, "num_heads": 2, "depth": 2,
+               "depth_single_blocks": 2, "qkv_bias": True, "guidance_embed": False}  # fmt: skip
+
+
+def _masked(rng: torch.Generator, tokens: int) -> dict[str, Any]:
+    return {"attention_mask": torch.ones(1, tokens, dtype=torch.long)}
+
+
+def _byt5(rng: torch.Generator, tokens: int) -> dict[str, Any]:
+    return {"conditioning_byt5small": torch.randn(1, 4, 1472, generator=rng)}
+
+
+def _lyrics(rng: torch.Generator, tokens: int) -> dict[str, Any]:
+    return {"conditioning_lyrics": torch.randn(1, 5, 48, generator=rng)}
+
+
+def _cascade_b(rng: torch.Generator, tokens: int) -> dict[str, Any]:
+    return {"stable_cascade_prior": torch.randn(1, 16, 4, 4, generator=rng)}
+
+
+_REFINER = {**_UNET_XL, "adm_in_channels": 2560}
+SPECIAL: dict[str, tuple[str, dict[str, Any], tuple[int, ...], int, dict[str, Any]]] = {
+    "SDXL refiner": ("SDXLRefiner", _REFINER, (4, 8, 8), 48, {"pooled": 1280}),
+    "LTXV": ("LTXV", _LTX, (128, 1, 8, 8), 48, {"more": _masked}),
+    "LTXAV": ("LTXAV", {**_LTX, "image_model": "ltxav", "audio_in_channels": 128, "audio_cross_attention_dim": 32, "audio_attention_head_dim": 16,
+                        "audio_num_attention_heads": 2}, (128, 1, 8, 8), 96, {"more": _masked}),
+    "PixArt Sigma": ("PixArtSigma", _PIXART, (4, 64, 64), 48, {}),
+    "PixArt alpha": ("PixArtAlpha", {**_PIXART, "image_model": "pixart_alpha", "micro_condition": True, "hidden_size": 96}, (4, 64, 40), 48, {}),
+    "PixelDiT": ("PixelDiTT2I", _PIXELDIT, (3, 64, 64), 48, {"more": _masked}),
+    "Cascade B": ("Stable_Cascade_B", {"stable_cascade_stage": "b", "c_cond": 32, "c_hidden": [32, 32, 32, 32], "nhead": [-1, -1, 2, 2],
+                  "blocks": [[1, 1, 1, 1], [1, 1, 1, 1]], "block_repeat": [[1, 1, 1, 1], [1, 1, 1, 1]], "c_clip": 48}, (4, 32, 32), 48,
+                  {"pooled": 48, "more": _cascade_b}),
+    "HunyuanImage distilled": ("HunyuanImage21", {**_HUNYUAN_IMAGE, "guidance_embed": True, "meanflow": True}, (64, 8, 8), 48, {"more": _byt5}),
+    "ACE-Step 1.5": ("ACEStep15", _ACE, (64, 20), 48, {"more": _lyrics}),
+    "Hunyuan3D": ("Hunyuan3Dv2", _HUNYUAN_3D, (64, 32), 48, {}),
+    "MiniMax H3": ("MiniMaxH3", _MINIMAX, (24, 1, 8, 8), 48, {}),
+}  # fmt: skip
+
+
+_FLUX1_BARE = {**_FLUX1, "guidance_embed": False, "vec_in_dim": None, "txt_ids_dims": [1, 2]}
+_HUNYUAN_DIT = {"hidden_size": 64, "depth": 4, "num_heads": 2, "text_states_dim": 48, "text_states_dim_t5": 32}
+
+
+def _numbers(rng: torch.Generator, *shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=rng)
+
+
+def _with_t5(rng: torch.Generator, tokens: int) -> dict[str, Any]:
+    """What HunyuanDiT's two encoders give."""
+    masks = {"attention_mask": torch.ones(1, 77).long(), "attention_mask_mt5xl": torch.ones(1, 256).long()}
+    return {"conditioning_mt5xl": _numbers(rng, 1, 256, 32), **masks}
+
+
+# Further families that are trained. "mask": the text comes with an attention mask; "more": what else its encoders give, by (rng, tokens).
+MORE: dict[str, tuple[str, dict[str, Any], tuple[int, ...], int, dict[str, Any]]] = {
+    "SD2": ("SD20", {**_UNET_SD, "model_channels": 64, "use_linear_in_transformer": True}, (4, 8, 8), 48, {}),
+    "SDXL refiner": ("SDXLRefiner", {**_UNET_XL, "adm_in_channels": 2560}, (4, 8, 8), 48, {"pooled": 1280}),
+    "SD3.5 medium": ("SD3", {**MODELS["SD3"][1], "x_block_self_attn_layers": [0], "qk_norm": "rms"}, (16, 8, 8), 48, {"pooled": 24}),
+    "Stable Cascade C": ("Stable_Cascade_C", {"stable_cascade_stage": "c", "c_cond": 32, "c_hidden": [32, 32], "nhead": [2, 2], "blocks": [[1, 1], [1, 1]],
+                         "c_clip_text": 48, "c_clip_text_pooled": 48}, (16, 8, 8), 48, {"pooled": 48}),
+    "AuraFlow": ("AuraFlow", {"max_seq": 64, "cond_seq_dim": 48, "n_double_layers": 1, "n_layers": 2, "dim": 64, "n_heads": 2, "global_conddim": 64},
+                 (4, 8, 8), 48, {}),
+    "HunyuanDiT": ("HunyuanDiT", {**_HUNYUAN_DIT, "image_model": "hydit"}, (4, 8, 8), 48, {"pooled": 24, "tokens": 77, "more": _with_t5}),
+    "HunyuanDiT 1.0": ("HunyuanDiT1", {**_HUNYUAN_DIT, "image_model": "hydit1", "size_cond": True, "use_style_cond": True}, (4, 8, 8), 48,
+                       {"pooled": 24, "tokens": 77, "more": _with_t5}),
+    "HiDream": ("HiDream", {"image_model": "hidream", "attention_head_dim": 128, "axes_dims_rope": [64, 32, 32], "caption_channels": [48, 48],
+                "max_resolution": [128, 128], "in_channels": 16, "llama_layers": [0, 1, 2], "num_attention_heads": 1, "num_routed_experts": 4,
+                "num_activated_experts": 2, "num_layers": 1, "num_single_layers": 1, "out_channels": 16, "patch_size": 2, "text_emb_dim": 48}, (16, 8, 8), 48,
+                {"pooled": 48, "more": lambda rng, tokens: {"conditioning_llama3": _numbers(rng, 1, 3, tokens, 48)}}),
+    "LongCat": ("LongCatImage", _FLUX1_BARE, (16, 8, 8), 48, {}),
+    "Ovis": ("FluxSchnell", {**_FLUX1_BARE, "yak_mlp": True, "txt_norm": True}, (16, 8, 8), 48, {}),
+    "Lens": ("Lens", {"image_model": "lens", "in_channels": 128, "out_channels": 32, "num_layers": 2, "attention_head_dim": 32, "num_attention_heads": 2,
+             "enc_hidden_dim": 48, "axes_dims_rope": (8, 12, 12), "multi_layer_encoder_feature": False, "selected_layer_index": (0,)}, (128, 4, 4), 48,
+             {"mask": True}),
+    "HunyuanImage 2.1": ("HunyuanImage21", _HUNYUAN_IMAGE, (64, 8, 8), 48,
+                         {"more": lambda rng, tokens: {"conditioning_byt5small": _numbers(rng, 1, 4, 1472)}}),
+    "Cosmos 1": ("CosmosT2V", {"image_model": "cosmos", "max_img_h": 240, "max_img_w": 240, "max_frames": 128, "in_channels": 16, "out_channels": 16,
+                 "patch_spatial": 2, "patch_temporal": 1, "model_channels": 64, "block_config": "FA-CA-MLP", "concat_padding_mask": True,
+                 "pos_emb_cls": "rope3d", "pos_emb_learnable": False, "pos_emb_interpolation": "crop", "block_x_format": "THWBD", "affline_emb_norm": True,
+                 "use_adaln_lora": True, "adaln_lora_dim": 16, "num_blocks": 2, "num_heads": 2, "extra_per_block_abs_pos_emb": True,
+                 "rope_h_extrapolation_ratio": 1.0, "rope_w_extrapolation_ratio": 1.0, "rope_t_extrapolation_ratio": 2.0,
+                 "extra_per_block_abs_pos_emb_type": "learnable", "crossattn_emb_channels": 48}, (16, 1, 8, 8), 48, {}),
+    "Anima": ("Anima", {**_COSMOS2, "image_model": "anima", "crossattn_emb_channels": 1024}, (16, 1, 8, 8), 1024,
+              {"more": lambda rng, tokens: {"t5xxl_ids": torch.randint(1, 32000, (tokens,), generator=rng), "t5xxl_weights": torch.ones(tokens)}}),
+    "Z-Image Omni": ("ZImage", {**MODELS["ZImage"][1], "siglip_feat_dim": 32}, (16, 8, 8), 48, {"mask": True}),
+    "NewBie": ("Lumina2", {**MODELS["Lumina2"][1], "clip_text_dim": 24}, (16, 8, 8), 48, {"pooled": 24, "mask": True}),
+    "OmniGen2": ("Omnigen2", {"image_model": "omnigen2", "axes_dim_rope": [16, 8, 8], "axes_lens": [1024, 1664, 1664], "ffn_dim_multiplier": None,
+                 "hidden_size": 64, "in_channels": 16, "multiple_of": 64, "norm_eps": 1e-5, "num_attention_heads": 2, "num_kv_heads": 1, "num_layers": 2,
+                 "num_refiner_layers": 1, "out_channels": None, "patch_size": 2, "text_feat_dim": 48, "timestep_scale": 1000.0}, (16, 8, 8), 48, {"mask": True}),
+    "Boogu": ("Boogu", {"image_model": "boogu", "hidden_size": 64, "num_layers": 2, "num_double_stream_layers": 1, "num_refiner_layers": 1,
+              "num_attention_heads": 2, "num_kv_heads": 1, "multiple_of": 64, "axes_dim_rope": (16, 8, 8), "instruction_feat_dim": 48}, (16, 8, 8), 48,
+              {"mask": True}),
+    "Mage-Flow": ("MageFlow", {"image_model": "mage_flow", "in_channels": 128, "num_layers": 2, "attention_head_dim": 32, "num_attention_heads": 2,
+                  "joint_attention_dim": 48, "axes_dims_rope": (8, 12, 12)}, (128, 4, 4), 48, {}),
+    "JoyImage": ("JoyImage", {"image_model": "joyimage", "hidden_size": 64, "num_attention_heads": 2, "text_dim": 48, "num_layers": 2,
+                 "rope_dim_list": [8, 12, 12], "theta": 10000}, (16, 1, 8, 8), 48, {}),
+    "Ideogram 4": ("Ideogram4", {"image_model": "ideogram4", "in_channels": 128, "num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 32,
+                   "intermediate_size": 96, "adaln_dim": 32, "llm_features_dim": 48, "rope_theta": 5000000, "mrope_section": (6, 5, 5), "norm_eps": 1e-5},
+                   (128, 4, 4), 48, {}),
+    "Krea 2": ("Krea2", {"image_model": "krea2", "features": 64, "tdim": 32, "txtdim": 16, "heads": 2, "kvheads": 1, "multiplier": 4, "layers": 2, "patch": 2,
+               "channels": 16, "txtlayers": 3, "txtheads": 2, "txtkvheads": 2}, (16, 1, 8, 8), 48, {}),
+    "Kandinsky 5 picture": ("Kandinsky5Image", {**_KANDINSKY5, "visual_embed_dim": 64}, (16, 8, 8), 48, {"pooled": 768}),
+    "ERNIE-Image": ("ErnieImage", {"image_model": "ernie", "hidden_size": 64, "num_attention_heads": 2, "num_layers": 2, "ffn_hidden_size": 96,
+                    "text_in_dim": 48, "rope_axes_dim": (8, 12, 12)}, (128, 4, 4), 48, {}),
+}  # fmt: skip
+
+# All that are trained from noise and text alone.
+TRAINED = [
+    *MODELS, "Flux schnell", "Flux2 Klein", "Chroma Radiance", "HunyuanVideo", "HunyuanVideo 1.5", "Kandinsky 5", "Cosmos Predict2 picture", "Wan 2.2 TI2V",
+    *MORE,
+]  # fmt: skip
+
 
 def row_of(name: str) -> tuple[str, dict[str, Any], tuple[int, ...], int, dict[str, Any]]:
-    return MODELS[name] if name in MODELS else KIN[name]
+    return next(table[name] for table in (MODELS, KIN, SPECIAL, MORE) if name in table)
 
 
 def build(name: str, dtype: torch.dtype = torch.float32, seed: int = 0, **changes: Any) -> Any:
@@ -121,6 +257,7 @@ def build(name: str, dtype: torch.dtype = torch.float32, seed: int = 0, **change
     cls, unet_config, _, _, _ = row_of(name)
     with torch.inference_mode():
         config = getattr(sm, cls)({**unet_config, **changes})
+        config.unet_config.update({**unet_config, **changes})  # some classes put the published sizes back
         config.set_inference_dtype(dtype, None)
         model = config.get_model({}, "", device=torch.device("cpu"))
         rng = torch.Generator().manual_seed(seed)
@@ -139,10 +276,13 @@ def build(name: str, dtype: torch.dtype = torch.float32, seed: int = 0, **change
 def conditioning(name: str, seed: int, tokens: int = 6) -> list:
     """One [[text, extras]] conditioning with random numbers."""
     _, _, _, width, extras = row_of(name)
-    rng = torch.Generator().manual_seed(seed)
-    pooled = (
-        {"pooled_output": torch.randn(1, extras["pooled"], generator=rng)}
-        if "pooled" in extras
-        else {"pooled_output": None}
-    )
-    return [[torch.randn(1, tokens, width, generator=rng), pooled]]
+    rng, tokens = torch.Generator().manual_seed(seed), extras.get("tokens", tokens)
+    beside: dict[str, Any] = {"pooled_output": None}
+    if "pooled" in extras:
+        beside["pooled_output"] = torch.randn(1, extras["pooled"], generator=rng)
+    text = torch.randn(1, tokens, width, generator=rng)
+    if extras.get("mask"):
+        beside["attention_mask"] = torch.ones(1, tokens, dtype=torch.long)
+    if "more" in extras:
+        beside |= extras["more"](rng, tokens)
+    return [[text, beside]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -24,18 +25,19 @@ START_S, PROMPT_S, END_S = (
 )  # only against hanging: on a machine four times slower, with a second server beside it
 
 
+PORTS = range(20_000, 30_000)  # below the numbers that systems hand out by themselves, which may all be odd
+
+
 def free_port() -> int:
     """A port nobody listens on; processes that test side by side each take theirs from numbers of their own, as a server needs seconds to take its port."""
-    worker, count = (
-        int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]),
-        int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")),
-    )
-    while True:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        if port % count == worker:
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
+    count = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    ports = PORTS[worker::count]
+    for port in random.Random().sample(ports, len(ports)):
+        with contextlib.suppress(OSError), socket.socket() as candidate:
+            candidate.bind(("127.0.0.1", port))
             return port
+    raise RuntimeError(f"no free port from {PORTS.start} to {PORTS.stop - 1}")
 
 
 class Server:

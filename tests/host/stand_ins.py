@@ -1,4 +1,4 @@
-"""A CLIP and a VAE for random models without real ones: the text is a seed, the latents are given."""
+"""A CLIP and a VAE for random models without real ones (the text is a seed, the latents are given), and layers as the GGUF pack has them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ import zlib
 from typing import Any
 
 import architectures
+import comfy.model_patcher
+import comfy.ops
+import comfy.supported_models
+import torch
 
 
 class RandomClip:
@@ -28,3 +32,103 @@ class NoVae:
 
     def __init__(self, model: Any):
         self.latent_channels = model.get_model_object("latent_format").latent_channels
+
+
+class PackedTensor(torch.Tensor):
+    """A weight as the GGUF pack keeps it: packed bytes of one shape that says it has another, never copied, and of a class that must not leak."""
+
+    def __new__(cls, data: torch.Tensor, *, stored: str, logical: torch.Size) -> PackedTensor:
+        return data.as_subclass(cls)
+
+    def __init__(self, data: torch.Tensor, *, stored: str, logical: torch.Size):
+        super().__init__()
+        self.tensor_type, self.tensor_shape = stored, logical
+
+    def detach(self) -> PackedTensor:
+        return self
+
+    def clone(self) -> PackedTensor:
+        return self
+
+    def to(self, *args: Any, **kwargs: Any) -> PackedTensor:
+        new = super().to(*args, **kwargs)
+        new.tensor_type, new.tensor_shape = self.tensor_type, self.tensor_shape
+        return new
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.tensor_shape
+
+
+class PackedLayer:
+    """A layer that dequantises its own weight whenever it is used, by a `cast_bias_weight` of its own: a byte for each value, a scale for each row."""
+
+    comfy_cast_weights = True
+
+    def cast_bias_weight(self, input=None, dtype=None, device=None, bias_dtype=None):
+        like = input if input is not None else torch.empty(0, dtype=dtype, device=device)
+        bias = None if self.bias is None else self.unpacked(self.bias, like)
+        return self.unpacked(self.weight, like), bias
+
+    def unpacked(self, value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+        if getattr(value, "tensor_type", "plain") == "plain":
+            return torch.Tensor(value.to(like.device, like.dtype))
+        return unpack(value).to(like.device, like.dtype)
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors):
+        self.weight = torch.nn.Parameter(state_dict[f"{prefix}weight"], requires_grad=False)
+        if f"{prefix}bias" in state_dict:
+            self.bias = torch.nn.Parameter(state_dict[f"{prefix}bias"], requires_grad=False)
+
+
+class PackedOps(comfy.ops.manual_cast):
+    """The host's operations with such linear layers."""
+
+    class Linear(PackedLayer, comfy.ops.manual_cast.Linear):
+        def __init__(self, in_features, out_features, bias=True, device=None, dtype=None):
+            torch.nn.Module.__init__(self)
+            self.in_features, self.out_features, self.weight, self.bias = in_features, out_features, None, None
+
+        def forward_comfy_cast_weights(self, input):
+            return torch.nn.functional.linear(input, *self.cast_bias_weight(input))
+
+
+def pack(value: torch.Tensor) -> PackedTensor:
+    """(out, in) float -> (out, 4 + in) bytes: a float32 scale and whole numbers from -127 to 127."""
+    scale = value.abs().amax(1, keepdim=True).clamp(min=1e-8) / 127
+    whole = (value / scale).round().to(torch.int8).view(torch.uint8)
+    return PackedTensor(torch.cat([scale.contiguous().view(torch.uint8), whole], 1), stored="Q8", logical=value.shape)
+
+
+def unpack(packed: torch.Tensor) -> torch.Tensor:
+    rows = packed.as_subclass(torch.Tensor)
+    scale = rows[:, :4].contiguous().view(torch.float32)
+    return rows[:, 4:].contiguous().view(torch.int8).float() * scale
+
+
+def packed_weights(name: str) -> dict[str, PackedTensor]:
+    """Of the tiny model `name`: its larger matrices packed, everything else a plain tensor of the pack's class."""
+    weights = {
+        key: value.clone().float()
+        for key, value in architectures.build(name).model.diffusion_model.state_dict().items()
+    }
+    packs = {
+        key for key, value in weights.items() if key.endswith("weight") and value.ndim == 2 and min(value.shape) >= 16
+    }
+    return {
+        key: pack(value) if key in packs else PackedTensor(value, stored="plain", logical=value.shape)
+        for key, value in weights.items()
+    }
+
+
+def packed_model(name: str, weights: dict[str, PackedTensor]) -> Any:
+    """The tiny model `name` as the pack's loader gives it."""
+    cls, unet_config, *_ = architectures.row_of(name)
+    with torch.inference_mode():
+        config = getattr(comfy.supported_models, cls)(dict(unet_config))
+        config.set_inference_dtype(torch.float32, None)
+        config.custom_operations = PackedOps
+        model = config.get_model({}, "", device=torch.device("cpu"))
+        model.diffusion_model.load_state_dict(dict(weights), strict=False)
+        place = torch.device("cpu")
+        return comfy.model_patcher.ModelPatcher(model, load_device=place, offload_device=place)

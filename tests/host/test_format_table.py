@@ -8,7 +8,6 @@ from pathlib import Path
 import full_size
 import torch
 from lora_loom.convert import read, write
-from lora_loom.convert.loaders import READS
 from lora_loom.convert.lora import Lora
 
 spec = importlib.util.spec_from_file_location(
@@ -42,7 +41,7 @@ def layers_read(name: str, state: dict) -> list[int]:
 
 def test_comfyui_reads_what_the_table_says():
     measured = {}
-    for family in READS:
+    for family in MODEL_OF:
         lora = lora_over(MODEL_OF[family])
         blocks = Lora(family, {n: m for n, m in lora.modules.items() if support.in_block(n)})
         measured[family] = {

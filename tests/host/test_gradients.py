@@ -1,6 +1,8 @@
-"""Adapter gradients of ten architectures against plain autograd on an ordinary copy: weights W + scale * up @ down, no frozen op, no guard."""
+"""Adapter gradients of every architecture that is trained against plain autograd on an ordinary copy: weights W + scale * up @ down, no guard."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import architectures
 import pytest
@@ -8,30 +10,48 @@ import torch
 from lora_loom.lora_core.adapters import AdapterSet, KindAdapter, Shape, choose_targets
 from lora_loom.lora_core.algebra.kinds import KINDS
 from lora_loom.lora_core.algebra.walk import weight_shape
+from lora_loom.lora_core.borrowing.saved import copied_before_writes
 from lora_loom.lora_core.config import AdapterConfig, ObjectiveConfig, Recompute
 from lora_loom.lora_core.data.batches import Batch
 from lora_loom.lora_core.data.buckets import fit
 from lora_loom.lora_core.rng import generator
 from lora_loom.lora_core.training.step import diffusion_loss
 from lora_loom.nodes.host.engine.backend import HostBackend
+from lora_loom.nodes.host.engine.base_model import further_input
 from lora_loom.nodes.host.engine.kernels import TrainingKernels
 from stand_ins import NoVae, RandomClip
 
+REACHED = {
+    "LTXAV": 0.2,
+    "ACE-Step 1.5": 0.6,
+}  # share of the adapters; pictures have no sound, latents alone no lyrics to encode
+WRITES_IN_INFERENCE_MODE = ("ACE-Step 1.5",)
+REFUSED = ("MiniMax H3",)  # by tests/host/test_verify.py
 CAPTIONS = ["a red cat", "two words and three more"]  # different lengths: each sample keeps its own text
 
 
 def make_batch(name: str) -> Batch:
-    shape = architectures.MODELS[name][2]
+    shape = architectures.row_of(name)[2]
     latents = torch.randn(2, *shape, generator=torch.Generator().manual_seed(7))
     fits = [fit(96, 64, 64, 8), fit(70, 130, 64, 8)]  # different sizes and crops
     return Batch(latents, CAPTIONS, fits, ["one.png", "two.png"], torch.ones(2))
+
+
+def opened(name: str, patcher: Any) -> HostBackend:
+    """With texts that other nodes encoded where the model asks for more than text."""
+    backend = HostBackend(patcher, RandomClip(name), NoVae(patcher))
+    if further_input(patcher.model) is not None:
+        backend.texts._wired |= {caption: backend.texts.text(caption) for caption in CAPTIONS}
+    return backend
 
 
 def make_adapters(backend: HostBackend) -> tuple[dict, AdapterSet]:
     layers = backend.layers()
     chosen = {
         backend.file_name(p): layers[p]
-        for p in choose_targets(layers, AdapterConfig(targets="regex", include=".", exclude="img_in|final_layer"))
+        for p in choose_targets(
+            layers, AdapterConfig(targets="regex", include=".", exclude="img_in|final_layer|txtfusion.projector")
+        )
     }
     members = {
         n: KindAdapter(KINDS["lora"], n, m, Shape(weight_shape(m), 2, 4.0), 0, backend.device)
@@ -60,8 +80,14 @@ def loss_and_gradients(
 def reference(name: str, batch: Batch) -> tuple[float, dict[str, torch.Tensor]]:
     """Loss and gradients from a normal copy of the model whose weights are replaced by W + scale * up @ down.
 
-    In-place updates of the host's blocks are made safe by torch's own copy-on-write of saved tensors.
+    In-place updates of the host's blocks are made safe by torch's own copy-on-write of saved tensors; by ours where the host writes to tensors of
+    inference mode, which torch's refuses.
     """
+    safe = (
+        copied_before_writes
+        if name in WRITES_IN_INFERENCE_MODE
+        else torch.autograd.graph.allow_mutation_on_saved_tensors
+    )
     with torch.inference_mode(False):
         patcher = architectures.build(name)
         for module in patcher.model.modules():
@@ -73,28 +99,28 @@ def reference(name: str, batch: Batch) -> tuple[float, dict[str, torch.Tensor]]:
                             if table is module._parameters
                             else value.clone()
                         )
-        backend = HostBackend(patcher, RandomClip(name), NoVae(patcher))
+        backend = opened(name, patcher)
         layers, adapters = make_adapters(backend)
         for key, adapter in adapters:
             weight = layers[key]._parameters.pop("weight")
             layers[key].weight = weight.detach() + adapter.delta_weight().view(weight.shape)
-        with TrainingKernels(), torch.autograd.graph.allow_mutation_on_saved_tensors():
+        with TrainingKernels(), safe():
             return loss_and_gradients(backend, adapters, batch)
 
 
 @pytest.mark.parametrize("recompute", [Recompute.NONE, Recompute.ALL], ids=["plain", "checkpointed"])
-@pytest.mark.parametrize("name", list(architectures.MODELS))
+@pytest.mark.parametrize("name", [*architectures.TRAINED, *(n for n in architectures.SPECIAL if n not in REFUSED)])
 def test_gradients_equal_plain_autograd(name, recompute):
     batch = make_batch(name)
     wanted_loss, wanted = reference(name, batch)
     patcher = architectures.build(name)
     with torch.inference_mode(False):
-        backend = HostBackend(patcher, RandomClip(name), NoVae(patcher))
+        backend = opened(name, patcher)
         layers, adapters = make_adapters(backend)
-        with backend.training(layers, adapters, recompute):
+        with backend.training(layers, adapters, recompute, tuple(batch.latents.shape)):
             loss, found = loss_and_gradients(backend, adapters, batch)
     reached = [k for k, g in wanted.items() if g.norm() > 0]
-    assert len(reached) > 0.8 * len(wanted)
+    assert len(reached) > REACHED.get(name, 0.8) * len(wanted)
     whole = torch.cat([wanted[k].flatten() for k in wanted])
     error = torch.cat([(found[k] - wanted[k]).flatten() for k in wanted]).norm() / whole.norm()
     print(f"{name} {recompute or 'plain'}: relative error {error:.2e}, loss {loss:.6f} vs {wanted_loss:.6f}")

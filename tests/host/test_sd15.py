@@ -95,7 +95,6 @@ def test_sd15_template_trains_a_real_size_checkpoint(tmp_path_factory, figure):
             f"click to first step {steps[0] - began:.2f} s: encoding {encoding:.2f} s, one step {step:.2f} s, everything else {overhead:.2f} s"
         )
         figure("first step of SD1.5 after the click, less encoding and the step itself", overhead)
-        assert overhead < encoding + step  # both are of this machine; an eighth of them is usual
         facts = json.loads((run / "config.json").read_text())
         assert (facts["adapter"]["rank"], facts["data"]["bucket_step_px"]) == (16, 64)
         assert "not loaded" not in server.log.read_text().lower()

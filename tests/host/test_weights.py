@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 
 import architectures
 import comfy.model_patcher
 import comfy.ops
+import comfy.quant_ops
 import comfy.supported_models as sm
 import pytest
 import torch
+from lora_loom.lora_core.borrowing import proof
 from lora_loom.lora_core.borrowing.frozen import frozen
+from lora_loom.lora_core.config import Recompute
+from lora_loom.nodes.host.engine import layers as host_layers
 from lora_loom.nodes.host.engine.backend import HostBackend
 from lora_loom.nodes.host.engine.layers import LAYERS
-from stand_ins import NoVae, RandomClip
-from test_gradients import loss_and_gradients, make_adapters, make_batch
+from stand_ins import NoVae, RandomClip, packed_model, packed_weights, unpack
+from test_gradients import loss_and_gradients, make_adapters, make_batch, reference
 
 NAME = "SD15"
 
@@ -117,9 +122,26 @@ def test_a_hooked_layer_keeps_its_hook(values):
     assert layer.__dict__["forward"] is hooked
 
 
+QUANTISATIONS = list(getattr(comfy.quant_ops, "QUANT_ALGOS", {}))
 QUANTISED = pytest.mark.skipif(
     not hasattr(comfy.ops, "mixed_precision_ops"), reason="this host has no quantised layers"
 )
+
+
+def quantised_layer(quantisation: str):
+    """A Linear (256 -> 256, which the rotations of some formats need) as a checkpoint of this format fills it."""
+    from comfy.quant_ops import QUANT_ALGOS, QuantizedTensor
+
+    rng = torch.Generator().manual_seed(2)
+    weight = torch.randn(256, 256, generator=rng).bfloat16()
+    quantised = QuantizedTensor.from_float(weight, QUANT_ALGOS[quantisation]["comfy_tensor_layout"])
+    state = {**quantised.state_dict("weight"), "bias": torch.randn(256, generator=rng).bfloat16()}
+    state["comfy_quant"] = torch.tensor(list(json.dumps({"format": quantisation}).encode()), dtype=torch.uint8)
+    layer = comfy.ops.mixed_precision_ops({"mixed_ops": True}, torch.bfloat16).Linear(
+        256, 256, device="cpu", dtype=torch.bfloat16
+    )
+    layer.load_state_dict(state)
+    return layer
 
 
 def smoothed_layer(quantisation: str, factor: torch.Tensor | None):
@@ -164,3 +186,67 @@ def test_the_weight_that_adapters_are_measured_against_holds_the_factor_on_the_l
         x * factor.float(), layer.weight.dequantize().float(), layer.bias.detach().float()
     )
     assert float((ours - theirs).norm() / theirs.norm()) <= 1e-2  # the host dequantises to bf16
+
+
+PACKED = pytest.mark.parametrize("recompute", [Recompute.NONE, Recompute.ALL], ids=["plain", "checkpointed"])
+
+
+@PACKED
+@pytest.mark.parametrize("name", ["Flux", "Wan", "LTXV"])  # guarded, trusted, and the slow exact way
+def test_layers_that_dequantise_their_own_weights_train_exactly(monkeypatch, name, recompute):
+    """As with the GGUF pack: packed bytes in a tensor class of its own, also around what is not packed."""
+    weights, build, batch = packed_weights(name), architectures.build, make_batch(name)
+
+    def dense(wanted):
+        patcher = build(wanted)
+        with torch.inference_mode():
+            for key, value in patcher.model.diffusion_model.state_dict().items():
+                packed = weights[key]
+                plain = unpack(packed) if packed.tensor_type == "Q8" else packed.as_subclass(torch.Tensor)
+                value.copy_(plain.view(value.shape))
+        return patcher
+
+    monkeypatch.setattr(architectures, "build", dense)
+    _, wanted = reference(name, batch)
+    patcher = packed_model(name, weights)
+    before = {key: value.data_ptr() for key, value in patcher.model.named_parameters()}
+    with torch.inference_mode(False):
+        backend = HostBackend(patcher, RandomClip(name), NoVae(patcher))
+        layers, adapters = make_adapters(backend)
+        assert backend.fingerprint()
+        assert backend.find_non_finite() is None
+        with backend.training(layers, adapters, recompute, tuple(batch.latents.shape)):
+            _, ours = loss_and_gradients(backend, adapters, batch)
+    assert error_between(ours, wanted) <= 1e-5  # fp32
+    assert {key: value.data_ptr() for key, value in patcher.model.named_parameters()} == before
+    assert type(next(iter(layers.values())).weight) is type(next(iter(weights.values())))
+
+
+@QUANTISED
+@pytest.mark.parametrize("quantisation", QUANTISATIONS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_one_layer_of_each_quantisation_passes_the_self_test_and_fails_it_with_a_weight_that_is_off(
+    monkeypatch, quantisation, dtype
+):
+    layer = quantised_layer(quantisation)
+    error = proof.error_of(layer, LAYERS, dtype, torch.device("cpu"))
+    assert proof.tolerable(error, dtype), error
+    fetched = host_layers.fetched_weights
+
+    @contextlib.contextmanager
+    def off(layer, dtype, device):
+        with fetched(layer, dtype, device) as (weight, bias):
+            yield weight * 1.05, bias
+
+    monkeypatch.setattr(host_layers, "fetched_weights", off)
+    assert not proof.tolerable(proof.error_of(layer, LAYERS, dtype, torch.device("cpu")), dtype)
+
+
+@QUANTISED
+@pytest.mark.parametrize("spread", [0.1, 2.0])
+def test_a_factor_on_the_input_that_is_left_out_is_seen_by_the_self_test(monkeypatch, spread):
+    factor = (1 + spread * torch.rand(32, generator=torch.Generator().manual_seed(3))).bfloat16()
+    layer = smoothed_layer("nvfp4", factor)
+    assert proof.tolerable(proof.error_of(layer, LAYERS, torch.bfloat16, torch.device("cpu")), torch.bfloat16)
+    monkeypatch.setattr(host_layers, "input_factor", lambda layer, like: None)
+    assert not proof.tolerable(proof.error_of(layer, LAYERS, torch.bfloat16, torch.device("cpu")), torch.bfloat16)

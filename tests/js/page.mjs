@@ -20,6 +20,7 @@ class Element {
   append(...children) { this.children.push(...children); }
   replaceChildren(...children) { this.children = children; this.text = ""; }
   addEventListener(name, listener) { (this.listeners[name] ??= []).push(listener); }
+  remove() { this.removed = true; }
   getContext() { return null; }
 }
 
@@ -35,7 +36,9 @@ export function openPage() {
     head, listeners, hidden: false, visibilityState: "visible",
     createElement: (tag) => new Element(tag),
     getElementById: (id) => head.children.find((child) => child.id === id) ?? null,
+    body: new Element("body"),
     addEventListener(name, listener) { (listeners[name] ??= []).push(listener); },
+    removeEventListener(name, listener) { listeners[name] = listeners[name].filter((other) => other !== listener); },
   };
   Object.assign(globalThis, {
     document, window: { addEventListener() {} }, ResizeObserver: Observer, IntersectionObserver: Observer,
@@ -59,7 +62,11 @@ export function fakeHost(answers = {}) {
       return host.fetchJson(path);
     },
     imageUrl: (path) => `http://server${path}`,
-    onEvent(name, listener) { (host.listeners[name] ??= []).push(listener); },
+    program: "comfyui",
+    onEvent(name, listener) {
+      (host.listeners[name] ??= []).push(listener);
+      return () => { host.listeners[name] = host.listeners[name].filter((other) => other !== listener); };
+    },
     tell: (name, detail) => host.listeners[name].forEach((listener) => listener(detail)),
     toast: (severity, text) => host.toasts.push([severity, text]),
     language: async () => "en",

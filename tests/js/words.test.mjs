@@ -48,3 +48,14 @@ test("an English reader needs no table, and one that does not come costs the tra
   await speak("ja", async () => { throw new Error("no answer"); });
   assert.equal(said(RANK), RANK.text);
 });
+
+test("a text that differs on another page is taken there, and there alone", async (context) => {
+  const texts = { "panel.idle": "Press Run.", "panel.idle@page": "Start it.", "panel.stop": "Stop" };
+  context.mock.method(globalThis, "fetch", async () => new Response(JSON.stringify(texts)));
+  const { speak: speakAnew, t } = await import("../../js/words.js?anew");
+  await speakAnew("en", undefined, "comfyui");
+  assert.equal(t("panel.idle"), "Press Run.");
+  await speakAnew("en", undefined, "page");
+  assert.equal(t("panel.idle"), "Start it.");
+  assert.equal(t("panel.stop"), "Stop");
+});

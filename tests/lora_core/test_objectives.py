@@ -6,7 +6,6 @@ from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr as reference_rescale
 from lora_loom.lora_core import objectives
 from lora_loom.lora_core.config import ObjectiveConfig
-from lora_loom.lora_core.messages.errors import LoomError
 from lora_loom.lora_core.objectives import DiscreteLevels, Objective, SharedObjective
 from lora_loom.lora_core.processes import ALONE, Processes
 from lora_loom.lora_core.rng import step_rng
@@ -173,19 +172,6 @@ def test_loss_weight_is_one_at_every_noise_level(table):
     assert torch.equal(
         objectives.Objective("v", objectives.DiscreteLevels(table)).weight(table), torch.ones_like(table)
     )
-
-
-def test_a_prediction_type_against_the_model_is_refused():
-    objectives.check_prediction(ObjectiveConfig(prediction="v"), "v")
-    with pytest.raises(LoomError, match="predicts epsilon, the job says v"):
-        objectives.check_prediction(ObjectiveConfig(prediction="v"), "epsilon")
-
-
-@pytest.mark.parametrize("kind", ["epsilon", "flow"])
-def test_zero_terminal_snr_is_refused_where_it_makes_no_sense(kind):
-    objectives.check_prediction(ObjectiveConfig(zero_terminal_snr=True), "v")
-    with pytest.raises(LoomError, match="zero_terminal_snr"):
-        objectives.check_prediction(ObjectiveConfig(zero_terminal_snr=True), kind)
 
 
 def test_the_shares_of_several_processes_are_what_one_draws_for_the_whole_batch():

@@ -29,7 +29,7 @@ def test_recipes_have_the_numbers_of_the_article(tmp_path):
     assert numbers("web_style_v6") == ("pivotal", 1000, 1, 32, "adamw", 1e-4, None)
     assert numbers("captioned_set") == ("lora", 15000, 1, 4, "adamw", 1e-4, None)
     face = from_values({"recipe": "face"}, tmp_path)
-    assert face.for_pictures(6).steps == 720
+    assert (face.steps_per_picture, face.epochs) == (120, 0)
     assert (face.optimizer.name, face.prior.count, face.embedding.stop, face.embedding.vectors) == (
         "prodigy",
         150,

@@ -1,4 +1,6 @@
-"""Writes everything that is made from the schemas of our nodes: locales/, the tables of the help pages, example_workflows/. Needs no ComfyUI.
+"""Writes everything that is made from the schemas of our nodes: locales/, the tables of the help pages, example_workflows/,
+
+and docs/switching.md. Needs no ComfyUI.
 
 Run it when a node, an input or a setting changes: python tests/reference/make_texts.py
 """
@@ -12,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import make_docs  # noqa: E402
 import make_locales  # noqa: E402
+import make_switching  # noqa: E402
 import make_workflows  # noqa: E402
 from schemas import schemas  # noqa: E402
 
@@ -21,6 +24,7 @@ def main() -> None:
     make_locales.write(ours)
     make_docs.write(ours)
     make_workflows.write(ours)
+    make_switching.write()
 
 
 if __name__ == "__main__":

@@ -19,15 +19,15 @@ MAX_FOLDERS = 2000
 def training_folders() -> list[str]:
     """Folders below the host's input folder that hold pictures (directly, or in sub-folders), then the bundled toy sets."""
     root = Path(folder_paths.get_input_directory())
-    found: set[str] = set()
-    for here, folders, files in os.walk(root):  # links are not followed, so loops end
+    folders_below: set[str] = set()
+    for branch, folders, files in os.walk(root):  # links are not followed, so loops end
         folders[:] = sorted(f for f in folders if not f.startswith("."))
-        if here != str(root) and any(Path(f).suffix.lower() in (*EXTENSIONS, ".parquet") for f in files):
-            place = Path(here).relative_to(root)
-            found.update(p.as_posix() for p in (place, *place.parents) if p.as_posix() != ".")
-        if len(found) > MAX_FOLDERS:
+        if branch != str(root) and any(Path(f).suffix.lower() in (*EXTENSIONS, ".parquet") for f in files):
+            place = Path(branch).relative_to(root)
+            folders_below.update(p.as_posix() for p in (place, *place.parents) if p.as_posix() != ".")
+        if len(folders_below) > MAX_FOLDERS:
             break
-    return sorted(found) + [TOY_PREFIX + name for name in set_names()]
+    return sorted(folders_below) + [TOY_PREFIX + name for name in set_names()]
 
 
 def training_folder(choice: str) -> Path:
@@ -64,17 +64,17 @@ def lora_folders() -> dict[str, Path]:
 
 def embedding_folders() -> dict[str, Path]:
     """Label -> folder for every place the host reads embeddings from."""
-    return _folders("embeddings", own=False)
+    return _folders("embeddings", with_output=False)
 
 
 def checkpoint_folders() -> dict[str, Path]:
     """Label -> folder for every place the host reads checkpoints and diffusion models from."""
-    return _folders("checkpoints") | _folders("diffusion_models", own=False)
+    return _folders("checkpoints") | _folders("diffusion_models", with_output=False)
 
 
-def _folders(kind: str, own: bool = True) -> dict[str, Path]:
+def _folders(kind: str, with_output: bool = True) -> dict[str, Path]:
     first = Path(folder_paths.get_output_directory()) / kind
-    places = {f"output/{kind}": first} if own else {}
+    places = {f"output/{kind}": first} if with_output else {}
     for path in map(Path, folder_paths.get_folder_paths(kind)):
         if path.resolve() != first.resolve():
             label = "/".join(path.parts[-2:])

@@ -128,9 +128,9 @@ def _clip(folder: Path) -> Any:
     stored = comfy.utils.load_torch_file(str(folder / "text_encoder" / "model.safetensors"))
     state = {f"text_model.{k.removeprefix('text_model.')}": v.float() for k, v in stored.items()}
     state["text_projection.weight"] = torch.eye(config["hidden_size"])
-    known = inspect.signature(comfy.sd.CLIP.__init__).parameters
+    parameters = inspect.signature(comfy.sd.CLIP.__init__).parameters
     options = (
-        {"disable_dynamic": True} if "disable_dynamic" in known else {}
+        {"disable_dynamic": True} if "disable_dynamic" in parameters else {}
     )  # newer hosts may stream weights; these few need not
     folders = folder_paths.get_folder_paths("embeddings")
     clip = comfy.sd.CLIP(target, embedding_directory=folders, model_options={"dtype": torch.float32}, **options)

@@ -6,6 +6,7 @@ Host code runs inside inference mode, as everywhere in the host; only the step's
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,25 +21,31 @@ from torch import nn
 from ....lora_core.adapters import AdapterSet
 from ....lora_core.adapters.tokens import TokenTable
 from ....lora_core.algebra.walk import is_norm
-from ....lora_core.backends.base import Backend, EncodesSpread, SampleJob, TakesWired
+from ....lora_core.backends.base import Backend, EncodesSpread, Remarks, SampleJob, TakesWired
+from ....lora_core.backends.base_model import BaseModel
 from ....lora_core.borrowing.aliases import as_normal
 from ....lora_core.borrowing.borrow import Borrowing, Measures
+from ....lora_core.borrowing.comparison import writing
 from ....lora_core.config import ObjectiveConfig, Recompute
 from ....lora_core.data.batches import Batch
 from ....lora_core.data.buckets import Fit
 from ....lora_core.data.lengths import TextLength
 from ....lora_core.data.store import Store
-from ....lora_core.messages.errors import LoomError
-from .base_model import further_input
+from ....lora_core.messages.errors import LoomError, NonFiniteError
+from ....lora_core.messages.message import Message
+from .base_model import described, further_input, reached
+from .blame import blamed, first_line, misfit_width, passing
 from .captions import KEY, Conds, HostTexts, injection
 from .conditioning import HostConditioning
 from .fingerprints import patched_fingerprint
 from .kernels import TrainingKernels, torch_attention
-from .layers import LAYERS, fetched_weights, input_factor, is_linear, is_pure, is_unet
+from .layers import LAYERS, fetched_weights, foreign_layers, input_factor, is_linear, is_pure, is_unet
 from .naming import base_family, file_names
-from .objective import HostObjective, host_objective, raw_output
+from .objective import HostObjective, host_objective, kind_of, raw_output, sampling_for
 from .pictures import HostPictures
-from .verify import verify
+from .texts import literal
+from .trials import Trials
+from .verify import DIFFUSION, prove_layers, verify
 
 ACTIVATION_FACTOR = 3  # of a forward and backward over the host's estimate for sampling
 BYTES_PER_VALUE = 4 * 4  # an adapter's value, its gradient and two Adam moments in fp32
@@ -51,16 +58,22 @@ class HostBackend:
     recomputes = (Recompute.ALL,)
 
     def __init__(self, model: Any, clip: Any, vae: Any):
+        with blamed("model.unopened", "model"):
+            self._open(model, clip, vae)
+
+    def _open(self, model: Any, clip: Any, vae: Any) -> None:
         self._patcher = model.clone()
         self._model = self._patcher.model
         self.device: torch.device = self._patcher.load_device
         self.dtype: torch.dtype = self._model.manual_cast_dtype or self._model.get_dtype()
         self._further = further_input(self._model)
+        self._sampling = self._patcher.get_model_object("model_sampling")
         self._names = file_names(self._model)
         self._borrowing: Borrowing | None = None
         self._kernels = TrainingKernels()
         self._needed_bytes = 0
         self._reload = False
+        self._remarks: list[Message] = []
         self.texts = HostTexts(clip, self.family, self._text_width)
         self.conditioning = HostConditioning(self._model, self.texts, self.device)
         self.pictures = HostPictures(self._patcher, vae)
@@ -87,9 +100,22 @@ class HostBackend:
     # ---- what can be trained -----------------------------------------------------------------------------------------
 
     def layers(self) -> Mapping[str, nn.Module]:
-        named = {path: m for path, m in self.network.named_modules() if path in self._names}
+        named = {
+            path: m for path, m in self.network.named_modules() if path in self._names and reached(self._model, path)
+        }
         convolutions = nn.Conv1d | nn.Conv2d | nn.Conv3d
-        return {path: m for path, m in named.items() if is_linear(m) or isinstance(m, convolutions) or is_norm(m)}
+        layers = {path: m for path, m in named.items() if is_linear(m) or isinstance(m, convolutions) or is_norm(m)}
+        self._refuse_foreign(layers)
+        return layers
+
+    def _refuse_foreign(self, layers: Mapping[str, nn.Module]) -> None:
+        """Refuses a model whose linear layers are mostly of a pack that does not hand out their weights, and one without any layer to train."""
+        foreign = foreign_layers(self.network)
+        if foreign and len(foreign) >= sum(map(is_linear, layers.values())):
+            kinds = sorted({f"{type(m).__module__.rpartition('.')[2]}.{type(m).__name__}" for m in foreign})
+            raise LoomError("model.foreign_layers", field="model", count=len(foreign), kinds=", ".join(kinds))
+        if not layers:
+            raise LoomError("model.no_layers", field="model", network=type(self.network).__name__)
 
     def text_layers(self) -> Mapping[str, nn.Module]:
         return self.texts.layers()
@@ -114,8 +140,15 @@ class HostBackend:
     def fingerprint(self) -> str:
         return patched_fingerprint(self._patcher, self.network, "diffusion_model.")
 
+    def base_model(self, config: ObjectiveConfig) -> BaseModel:
+        return described(self._patcher, self._sampling, config)
+
     def objective(self, config: ObjectiveConfig) -> HostObjective:
-        return host_objective(self._patcher.get_model_object("model_sampling"), config)
+        prediction, sampling = self.base_model(config).predicts.prediction, self._sampling
+        if prediction != kind_of(sampling):  # as the job wants it; samples are drawn so too
+            sampling = sampling_for(prediction, sampling)
+            self._patcher.add_object_patch("model_sampling", sampling)
+        return host_objective(sampling, config)
 
     def find_non_finite(self) -> str | None:
         for name, p in self.network.named_parameters():
@@ -132,7 +165,7 @@ class HostBackend:
 
     def encode_picture(self, pixels: torch.Tensor) -> torch.Tensor:
         if self._further is not None:  # a picture comes with a caption alone
-            raise self._further.error()
+            raise self._further.error("model")
         return self.pictures.encode(pixels)
 
     def encode_spread(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -188,12 +221,38 @@ class HostBackend:
             with torch.inference_mode(False), self._kernels:
                 self._load()
                 self._require_further_input()
-                self._check_text()
-                if not is_pure(self.network):
-                    verify(self.network, adapters.only(ours), borrowing, self._tiny_forward, self.dtype)
-                yield
+                adapters.prepare()  # some kinds cannot run before
+                self._prove(borrowing, adapters.only(ours), self._trials(largest, measures))
+                adapters.weights_changed()  # what was derived from them belongs to the test, and to inference mode
+                with writing(borrowing.measures):
+                    yield
         finally:
             self._hand_back()
+
+    def remarks(self) -> Sequence[Message]:
+        """What there is to say about how the model is trained, since `training` was entered."""
+        return tuple(self._remarks)
+
+    def _prove(self, borrowing: Borrowing, adapters: AdapterSet, trials: Trials) -> None:
+        """The self-test. Raises LoomError for what cannot be trained, and says what is at fault; chooses the first way that is exact."""
+        self._remarks = []
+        borrowing.eject()
+        prove_layers(self.network, self.dtype, self.device, DIFFUSION)
+        self.texts.prove()
+        borrowing.inject()
+        shapes = trials.that_run(self._check)
+        if not borrowing.measures.guard or not adapters.parameters():
+            return
+        for shape in shapes:
+            try:
+                trial = functools.partial(self._trial, shape)
+                verdict = verify(self.network, adapters, borrowing, trial, self.dtype)
+            except torch.OutOfMemoryError:
+                if shape == shapes[-1]:
+                    raise
+                continue
+            self._remarks = [verdict.remark] if verdict.remark else []
+            return
 
     def _require_further_input(self, captions: Sequence[str] = ()) -> None:
         """Refuses a model that reads more than noise and text.
@@ -204,7 +263,7 @@ class HostBackend:
             return
         encoded = self.texts.wired_for(captions)
         if not encoded or not all(text is not None and self._further.given_in(text[0][1]) for text in encoded):
-            raise self._further.error()
+            raise self._further.error("model")
 
     def _hand_back(self) -> None:
         """Takes everything off again that training put on."""
@@ -227,28 +286,40 @@ class HostBackend:
             comfy.model_management.load_models_gpu(wanted, memory_required=self._needed_bytes)
         self._further = further_input(self._model)  # a control LoRA widens the first layer when the host loads it
 
-    def _check_text(self) -> None:
-        """Refuses a CLIP whose text the model cannot read, by one forward pass on a tiny latent. A UNet's was checked by its width."""
-        if self._text_width is not None:
-            return
+    def _trials(self, largest: tuple[int, ...], measures: Measures) -> Trials:
+        form = self._patcher.get_model_object("latent_format")
+        plain = (1, form.latent_channels, *[1] * (form.latent_dimensions - 2), *[64] * min(2, form.latent_dimensions))
+        quick = measures.checkpointing or self._text_width is not None
+        return Trials(plain, (1, *largest[1:]) if largest else None, small_first=quick)
+
+    def _check(self, shape: tuple[int, ...]) -> None:
+        """One forward pass on latents of this shape with a caption. Raises LoomError that blames the text or the model."""
         try:
             with torch.no_grad():
-                self._tiny_forward()
-        except (RuntimeError, TypeError, AttributeError) as error:
-            if isinstance(error, torch.OutOfMemoryError):
-                raise
-            reason = str(error).splitlines()[0][:120]
-            raise LoomError("clip.other_model", field="clip", reason=reason) from error
+                answer = self._trial(shape)
+        except Exception as error:
+            passing(error)
+            caption = self.texts.any_caption()
+            misfit = misfit_width(error, self.network, self.texts.text(literal(caption)))
+            if misfit:
+                raise LoomError("clip.width", field="clip", width=misfit[0], wanted=misfit[1]) from error
+            raise self._stopped(shape, first_line(error)) from error
+        if not torch.isfinite(answer).all():
+            weight = self.find_non_finite()
+            if weight:
+                raise NonFiniteError("base.damaged", weight=weight, step=1)
 
-    def _tiny_forward(self) -> torch.Tensor:
-        """A prediction for fixed noise of 8 x 8 latent pixels and any caption."""
-        form = self._patcher.get_model_object("latent_format")
-        shape = (1, form.latent_channels, *[1] * (form.latent_dimensions - 2), 8, 8)
+    def _stopped(self, shape: tuple[int, ...], reason: str) -> LoomError:
+        size = " x ".join(map(str, shape))
+        return LoomError("model.stopped", field="model", network=type(self.network).__name__, size=size, reason=reason)
+
+    def _trial(self, shape: tuple[int, ...]) -> torch.Tensor:
+        """A prediction for fixed noise of this shape and any caption."""
         x_t = torch.linspace(-1.5, 1.5, math.prod(shape), device=self.device).view(shape)
         sigma = self._patcher.get_model_object("model_sampling").sigmas
-        side = 8 * self.latent_step_px
-        size = Fit((side, side), (side, side), (0, 0), (side, side))
-        batch = Batch(x_t, [self.texts.any_caption()], [size], ["self-test"], torch.ones(1))
+        height, width = shape[-2:] if len(shape) > 3 else (8, 8)
+        side = (width * self.latent_step_px, height * self.latent_step_px)
+        batch = Batch(x_t, [self.texts.any_caption()], [Fit(side, side, (0, 0), side)], ["self-test"], torch.ones(1))
         return self._predict(x_t, sigma[len(sigma) // 2].reshape(1), batch)
 
     def predict(self, x_t: torch.Tensor, sigma: torch.Tensor, batch: Batch) -> torch.Tensor:
@@ -262,9 +333,14 @@ class HostBackend:
                 self._load()
         return self._predict(x_t, sigma, batch)
 
+    @property
+    def _one_level_a_pass(self) -> bool:
+        """Whether the network (HunyuanImage, distilled to mean flow) is also told the level it should step to, one for the whole batch."""
+        return getattr(self.network, "time_r_in", None) is not None
+
     def _predict(self, x_t: torch.Tensor, sigma: torch.Tensor, batch: Batch) -> torch.Tensor:
         sigma = sigma.to(x_t.device, torch.float32)
-        groups = self.conditioning.of(batch, x_t)
+        groups = self.conditioning.of(batch, x_t, apart=self._one_level_a_pass)
         if len(groups) == 1:
             return self._apply_model(x_t, sigma, groups[0][1])
         parts = [self._apply_model(x_t[indices], sigma[indices], conds) for indices, conds in groups]
@@ -274,6 +350,8 @@ class HostBackend:
     def _apply_model(self, x_t: torch.Tensor, sigma: torch.Tensor, conds: Conds) -> torch.Tensor:
         options = dict(self._patcher.model_options.get("transformer_options", {}))
         options |= {"optimized_attention_override": torch_attention, "cond_or_uncond": [0], "sigmas": sigma}
+        if self._one_level_a_pass:
+            options["sample_sigmas"] = sigma[:1].repeat(2)  # the next level is this one: the velocity at a point
         with raw_output(self._model.model_sampling):
             return self._model.apply_model(x_t, sigma, transformer_options=options, **conds)
 
@@ -311,5 +389,5 @@ class HostBackend:
 
 if TYPE_CHECKING:
 
-    def _fulfils_the_protocols(backend: HostBackend) -> tuple[Backend, EncodesSpread, TakesWired]:
-        return backend, backend, backend
+    def _fulfils_the_protocols(backend: HostBackend) -> tuple[Backend, EncodesSpread, TakesWired, Remarks]:
+        return backend, backend, backend, backend

@@ -1,9 +1,12 @@
-"""What a base model of the host is, asked of the model itself, never of a file's name: whether it embeds guidance, and what it reads beside noise and text."""
+"""What a base model of the host is: its prediction, its guidance, what it reads beside noise and text, which of its layers training reaches.
+
+All but names and marks of its file is asked of the loaded model itself.
+"""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
+from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import comfy.model_base
@@ -11,31 +14,12 @@ import torch
 from torch import nn
 
 from ....lora_core.backends.base import TRAINING_GUIDANCE
-from ....lora_core.messages.errors import LoomError
+from ....lora_core.backends.base_model import EITHER, BaseModel, FurtherInput, Strength, Witness, predicts
+from ....lora_core.backends.marks import Marks, marks_of_file
+from ....lora_core.config import ObjectiveConfig
 from ....lora_core.messages.message import Message
-
-
-@dataclasses.dataclass(frozen=True)
-class FurtherInput:
-    """An input beside noise and text without which a model is asked something it was not made for.
-
-    `model`, `needs` and `plain` are codes of messages. `entries`: those of the host's conditioning that give it. `plain`: what to train instead.
-    """
-
-    model: str
-    needs: str
-    entries: tuple[str, ...]
-    plain: str = "plain_model.text_to_image_model_it_was_made_from"
-    count: int = 0
-
-    def given_in(self, conditioning: Mapping[str, Any]) -> bool:
-        return all(conditioning.get(entry) is not None for entry in self.entries)
-
-    def error(self) -> LoomError:
-        model = Message.of(self.model, **({"count": self.count} if self.count else {}))
-        needs, plain = Message.of(self.needs), Message.of(self.plain)
-        return LoomError("model.further_input", field="model", model=model, needs=needs, plain=plain)
-
+from .naming import base_family
+from .objective import has_table, kind_of, time_shift
 
 _VIDEO = "plain_model.text_to_video_model_of_the_same_family"
 _SHOWN, _MASKED = ("concat_latent_image",), ("concat_latent_image", "concat_mask")
@@ -159,3 +143,72 @@ def training_guidance(model: Any) -> float | None:
         model.model_config.unet_config.get("guidance_embed")
     )
     return TRAINING_GUIDANCE if embeds else None
+
+
+# Of a diffusion model: what the host runs before it, when it encodes a text, outside of what is trained.
+_RUN_WITH_THE_TEXT = {
+    "Anima": ("llm_adapter",),
+    "LTXAV": ("video_embeddings_connector", "audio_embeddings_connector"),
+    "MiniMaxH3": ("condition_proj", "token_refiner"),
+}
+
+
+def reached(model: Any, path: str) -> bool:
+    """Whether a training step runs through the layer at `path` of the diffusion model."""
+    outside = [part for name, parts in _RUN_WITH_THE_TEXT.items() if _is(model, name) for part in parts]
+    return path.split(".", 1)[0] not in outside
+
+
+def _stored(network: nn.Module) -> str:
+    """In a word, how most of its weights are kept: a type of numbers, or the layout of quantised ones."""
+    sizes: Counter[str] = Counter()
+    for p in network.parameters():
+        layout = getattr(p, "_layout_cls", None) or getattr(p, "tensor_type", None)
+        word = str(p.dtype).removeprefix("torch.") if layout is None else getattr(layout, "__name__", str(layout))
+        sizes[word] += p.numel()
+    return sizes.most_common(1)[0][0] if sizes else "float32"
+
+
+def _marks(patcher: Any) -> Marks:
+    """What the file tells that the host's loader read the model from; nothing where it does not say which."""
+    _, arguments, *_ = getattr(patcher, "cached_patcher_init", None) or ((), ())
+    place = arguments[0] if arguments and isinstance(arguments[0], str) else ""
+    return marks_of_file(Path(place)) if place else Marks()
+
+
+def _distilled(model: Any) -> Message | None:
+    """By the class and the configuration of a model that was distilled for few steps."""
+    config = model.model_config
+    if type(config).__name__ == "FluxSchnell" and not config.unet_config.get("yak_mlp"):  # Ovis has the class as well
+        return Message.of("base.sign.kind", kind="Flux schnell")
+    if "distilled" in type(model).__name__.lower():
+        return Message.of("base.sign.kind", kind=type(model).__name__)
+    if config.unet_config.get("meanflow"):
+        return Message.of("base.sign.setting", setting="meanflow")
+    return None
+
+
+def described(patcher: Any, sampling: Any, config: ObjectiveConfig) -> BaseModel:
+    """What a MODEL is that samples by `sampling`. Raises LoomError for one that cannot be trained, or not as the job asks."""
+    model, marks = patcher.model, _marks(patcher)
+    kind = kind_of(sampling)
+    loaded = Witness(Message.of("base.source.host"), kind, bool(getattr(sampling, "zsnr", False)), Strength.WEIGHTS)
+    decided = predicts([loaded], config, "model", EITHER if has_table(sampling) else (kind,))
+    others = [w for w in marks.witnesses if w.prediction != kind and config.prediction == "auto"]
+    doubts = tuple(
+        Message.of("model.other_prediction", field="model", kind=kind, other=w.prediction, source=w.source)
+        for w in others[:1]
+    )
+    return BaseModel(
+        base_family(model),
+        decided,
+        patcher.get_model_object("latent_format").latent_channels,
+        _stored(model.diffusion_model),
+        training_guidance(model),
+        time_shift(sampling, config) if kind == "flow" else None,
+        marks.expert,
+        _distilled(model) or marks.distilled,
+        further_input(model),
+        doubts,
+        "model",
+    )

@@ -19,12 +19,14 @@ from ....lora_core.data.buckets import Fit
 from ....lora_core.data.lengths import TextLength
 from ....lora_core.data.store import Memory, Store, key_of
 from ....lora_core.messages.errors import LoomError
+from .blame import blamed
 from .fingerprints import patched_fingerprint
 from .kept import Kept
 from .layers import LAYERS, is_linear
 from .naming import text_file_names
 from .texts import length_of, literal, packed, unpacked, wired
 from .tokens import for_training, tables, written
+from .verify import TEXT, prove_layers
 
 KEY = "lora_loom"  # of our injections in the host's models
 MAX_CONDS_BYTES = 2**29  # of conditioning kept on the training device
@@ -166,7 +168,7 @@ class HostTexts:
         return None if tensors is None else unpacked(self._store.put(key, tensors))
 
     def _encode(self, caption: str) -> Encoded:
-        with torch.inference_mode():
+        with blamed("clip.failed", "clip"), torch.inference_mode():
             return self._live_clip.encode_from_tokens_scheduled(self._tokenized(caption))
 
     def _tokenized(self, caption: str) -> Any:
@@ -206,6 +208,14 @@ class HostTexts:
         self._borrowing = Borrowing(encoders, layers, adapters.only(layers), LAYERS, Measures())
         self._live_clip.patcher.set_injections(KEY, [injection(self._borrowing)])
 
+    def prove(self) -> None:
+        """The self-test of the layers of text encoders that are trained; they are loaded. Raises LoomError."""
+        if self._borrowing is None or not self._trained.trains_text:
+            return
+        self._borrowing.eject()
+        prove_layers(self._clip.cond_stage_model, torch.float32, self.device, TEXT)
+        self._borrowing.inject()
+
     def take_back(self) -> None:
         """Takes everything off again that `lend` put on."""
         if self._borrowing is not None:
@@ -225,5 +235,6 @@ class HostTexts:
         if clip.layer_idx is not None:
             encoder.set_clip_options({"layer": clip.layer_idx})
         encoder.set_clip_options({"execution_device": self.device})
-        hidden, pooled, *more = encoder.encode_token_weights(self._tokenized(caption))
+        with blamed("clip.failed", "clip"):
+            hidden, pooled, *more = encoder.encode_token_weights(self._tokenized(caption))
         return [[hidden, {"pooled_output": pooled, **(more[0] if more else {})}]]

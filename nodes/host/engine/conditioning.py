@@ -13,6 +13,7 @@ from ....lora_core.data.batches import Batch
 from ....lora_core.data.buckets import Fit
 from .base_model import training_guidance
 from .captions import Conds, Encoded, HostTexts
+from .layers import is_unet
 from .texts import literal
 
 
@@ -22,16 +23,16 @@ class HostConditioning:
     def __init__(self, model: Any, texts: HostTexts, device: torch.device):
         self._model, self._texts, self._device = model, texts, device
 
-    def of(self, batch: Batch, x_t: torch.Tensor) -> list[tuple[list[int], Conds]]:
+    def of(self, batch: Batch, x_t: torch.Tensor, apart: bool = False) -> list[tuple[list[int], Conds]]:
         """(sample indices, model arguments) of each forward pass.
 
-        One pass for the whole batch, unless the model takes text of varying length and the captions differ in it.
+        One pass for the whole batch, unless the model takes text of varying length and the captions differ in it; `apart`: one for each sample.
         """
         groups: list[tuple[list[int], list[Conds]]] = []
         for i, (caption, fit) in enumerate(zip(batch.captions, batch.fits, strict=True)):
             part = self._one_conditioning(literal(caption), fit, x_t[i : i + 1])
             for indices, parts in groups:
-                if _can_join(parts[0], part):
+                if not apart and self._can_join(parts[0], part):
                     indices.append(i)
                     parts.append(part)
                     break
@@ -40,6 +41,15 @@ class HostConditioning:
         with contextlib.nullcontext() if self._texts.live else torch.inference_mode():
             joined = [(indices, comfy.samplers.cond_cat(parts)) for indices, parts in groups]
         return [(indices, _normal_copy(conds)) for indices, conds in joined]
+
+    def _can_join(self, one: Conds, other: Conds) -> bool:
+        """Whether two samples' arguments fit into one batch.
+
+        The host makes texts of two lengths equal by repeating them, which only pure cross-attention does not see.
+        """
+        if one.keys() != other.keys() or not all(one[key].can_concat(other[key]) for key in other):
+            return False
+        return is_unet(self._model.diffusion_model) or all(_of_one_length(one[key], other[key]) for key in other)
 
     def _one_conditioning(self, caption: str, fit: Fit, noise: torch.Tensor) -> Conds:
         """Of one sample, kept where the same caption, fit and shape always give the same."""
@@ -82,9 +92,9 @@ class HostConditioning:
         return {k: v.process_cond(batch_size=1, area=None, device=self._device) for k, v in made.items()}
 
 
-def _can_join(one: Conds, other: Conds) -> bool:
-    """Whether two samples' arguments fit into one batch."""
-    return one.keys() == other.keys() and all(one[k].can_concat(other[k]) for k in other)
+def _of_one_length(one: Any, other: Any) -> bool:
+    """Whether two arguments (the host's COND objects) have one shape, where they are tensors."""
+    return getattr(one.cond, "shape", None) == getattr(other.cond, "shape", None)
 
 
 def _normal_copy(value: Any) -> Any:

@@ -16,16 +16,15 @@ _DIFFUSERS_UNET = (
     "lora_unet_time_embedding",
     "lora_unet_add_embedding",
 )
-
-
-_OUR_NAMES = {"flux": "flux1", "qwenimage": "qwen-image"}
+_OUR_NAMES = {"flux": "flux1", "qwenimage": "qwen-image", "sdxlrefiner": "sdxl-refiner"}
 
 
 def base_family(model: Any) -> str:
     """The family in the words of `convert` (sd1, sd2-v, sdxl, flux1, z-image, ...), or the host's class name in lower case."""
     if isinstance(model, comfy.model_base.SDXL):
         return "sdxl"
-    if type(model.diffusion_model).__name__ == "UNetModel" and type(model) is comfy.model_base.BaseModel:
+    plain = type(model).__name__ in ("BaseModel", "SD15_instructpix2pix", "SD21UNCLIP", "Lotus")
+    if type(model.diffusion_model).__name__ == "UNetModel" and plain:
         if model.model_config.unet_config.get("context_dim") == 1024:
             return "sd2-v" if model.model_type == comfy.model_base.ModelType.V_PREDICTION else "sd2"
         return "sd1"
@@ -44,6 +43,7 @@ _KOHYA_TEXT = {
     "sd2": ("lora_te_",),
     "sd2-v": ("lora_te_",),
     "sdxl": ("lora_te1_", "lora_te2_"),
+    "sdxl-refiner": ("lora_te_",),
 }
 _NATIVE_TEXT = ("text_encoders.",)
 
@@ -64,7 +64,7 @@ def text_file_names(clip: Any, family: str) -> dict[str, str]:
 
 
 def file_names(model: Any) -> dict[str, str]:
-    """Path below the diffusion model -> name in the file: Kohya for the SD family (SDXL with SGM paths), the native dotted path elsewhere."""
+    """Path below the diffusion model -> name in the file: Kohya for the SD family (SDXL and its refiner with SGM paths), the native dotted path elsewhere."""
     keys = comfy.lora.model_lora_keys_unet(model, {})
     prefix, suffix = "diffusion_model.", ".weight"
     family = base_family(model)
@@ -76,7 +76,7 @@ def file_names(model: Any) -> dict[str, str]:
         if family in ("sd1", "sd2", "sd2-v"):
             if name.startswith(_DIFFUSERS_UNET):
                 names[path] = name
-        elif family == "sdxl":
+        elif family in ("sdxl", "sdxl-refiner"):
             if name == "lora_unet_" + path.replace(".", "_"):
                 names[path] = name
         elif name == prefix + path:

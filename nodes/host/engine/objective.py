@@ -7,6 +7,7 @@ computed in float64 because the division cancels at small sigma.
 from __future__ import annotations
 
 import dataclasses
+import math
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -82,6 +83,32 @@ def raw_output(sampling: Any) -> AbstractContextManager[None]:
 def _beside(sigma: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """Noise levels on x's device, as wide as it allows."""
     return sigma.to(widest(x[:0]).dtype).to(x.device)
+
+
+def time_shift(sampling: Any, config: ObjectiveConfig) -> float | None:
+    """The time shift that noise levels are drawn with: the job's, else the model's own; None where it has none."""
+    if config.shift:
+        return config.shift
+    own = getattr(sampling, "shift", None)
+    if own is None:
+        return None
+    flux = getattr(ms, "ModelSamplingFlux", None)  # whose shift is an exponent
+    return math.exp(own) if flux is not None and isinstance(sampling, flux) else float(own)
+
+
+def has_table(sampling: Any) -> bool:
+    """Whether noise levels are a table of the SD family's kind, on which a network may predict the noise or v."""
+    others = tuple(getattr(ms, name) for name in ("ModelSamplingDiscreteEDM", "StableCascadeSampling"))
+    return isinstance(sampling, ms.ModelSamplingDiscrete) and not isinstance(sampling, others)
+
+
+def sampling_for(prediction: str, sampling: Any) -> Any:
+    """A sampling with the same table of noise levels for a network that predicts `prediction` (epsilon or v), as the node ModelSamplingDiscrete makes it."""
+    answer = {"epsilon": ms.EPS, "v": ms.V_PREDICTION}[prediction]
+    made = type("ModelSamplingAsked", (ms.ModelSamplingDiscrete, answer), {})()
+    made.set_sigmas(sampling.sigmas)
+    made.sigma_data, made.zsnr = sampling.sigma_data, getattr(sampling, "zsnr", False)
+    return made
 
 
 def host_objective(sampling: Any, config: ObjectiveConfig) -> HostObjective:

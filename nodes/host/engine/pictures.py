@@ -13,6 +13,7 @@ from torch import nn
 from ....lora_core.adapters.base import override
 from ....lora_core.backends.base import UNKNOWN_ENCODER, whole_fingerprint
 from ....lora_core.messages.errors import LoomError
+from .blame import blamed
 
 
 class HostPictures:
@@ -37,7 +38,7 @@ class HostPictures:
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
         """(1, H, W, 3) float32 in [0, 1] -> latents (1, C, [T,] h, w) in the model's units. Raises LoomError."""
-        with torch.inference_mode():
+        with blamed("vae.failed", "vae"), torch.inference_mode():
             latent = self._model.process_latent_in(self._vae.encode(pixels))
             wanted = self._channels
             if latent.shape[1] != wanted:
@@ -79,7 +80,8 @@ class HostPictures:
 
     def decode(self, latents: torch.Tensor) -> list[Image.Image]:
         """Latents as the host's sampler gives them -> pictures, one for each frame. Inside inference mode."""
-        pixels = self._vae.decode(latents)  # (B, [T,] H, W, 3) in [0, 1]
+        with blamed("vae.failed", "vae"):
+            pixels = self._vae.decode(latents)  # (B, [T,] H, W, 3) in [0, 1]
         frames = (pixels.reshape(-1, *pixels.shape[-3:]).clamp(0, 1) * 255).round().byte().cpu().numpy()
         return [Image.fromarray(frame) for frame in frames]
 

@@ -65,8 +65,8 @@ def _knowing(tokenizer: SDTokenizer, named: Mapping[str, Vectors], words: Mappin
         match = pattern.match(text)
         if match is None or match[0] not in have:
             return tokenizer._try_get_embedding(text)
-        found = have[match[0]](tokenizer.embedding_key), match[0], text[match.end() :].strip()
-        return found if _returns_name() else (found[0], found[2])
+        vector = have[match[0]](tokenizer.embedding_key), match[0], text[match.end() :].strip()
+        return vector if _returns_name() else (vector[0], vector[2])
 
     def tokenize(text: str, *args, **kwargs):
         for name in named.keys() - have.keys():
@@ -96,12 +96,12 @@ def _name(token: TokenVectors) -> str:
 
 def tables(clip: Any) -> dict[str, TokenTable]:
     """The input embeddings of each CLIP text encoder."""
-    found = {}
+    by_name = {}
     for name, tokenizer in tokenizers(clip).items():
         encoder = getattr(clip.cond_stage_model, name, None)
         if name in CLIP_ENCODERS and encoder is not None:
-            found[name] = _table(encoder.transformer.get_input_embeddings().weight, tokenizer)
-    return found
+            by_name[name] = _table(encoder.transformer.get_input_embeddings().weight, tokenizer)
+    return by_name
 
 
 def _table(weight: torch.Tensor, tokenizer: SDTokenizer) -> TokenTable:

@@ -37,8 +37,8 @@ _open: collections.OrderedDict[str, Session] = collections.OrderedDict()
 
 def open_session(sets: tuple[DataConfig, ...]) -> str:
     """The id under which the browser may look at and edit these folders, until the server ends or 50 others were opened."""
-    known = next((key for key, session in _open.items() if session.sets == sets), None)
-    key = known or secrets.token_urlsafe(16)
+    session_key = next((key for key, session in _open.items() if session.sets == sets), None)
+    key = session_key or secrets.token_urlsafe(16)
     _open.setdefault(key, Session(sets))
     _open.move_to_end(key)
     while len(_open) > MAX_OPEN:

@@ -194,9 +194,8 @@ def test_inspect_tells_kind_and_norm(kind, made):
     assert kind == "bias" or all(block.norm > 0 for block in report.blocks)
     assert not any("changes nothing" in str(problem) for problem in report.problems)
     assert any("of their own numbers" in str(problem) for problem in report.problems) == (kind in NEEDS_BASE)
-    wanted = KINDS[kind].read_by
-    if report.loaders and wanted is not None:
-        assert {program for program, told in report.loaders.items() if told == "all"} <= set(wanted)
+    if report.loaders and kind == "ia3":
+        assert str(report.loaders["ComfyUI"]) == "nothing (ia3 modules)"
 
 
 @pytest.mark.parametrize("kind", NAMES)

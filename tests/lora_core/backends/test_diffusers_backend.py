@@ -2,15 +2,17 @@ import shutil
 
 import pytest
 import torch
-from diffusers import EulerDiscreteScheduler
+from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler
 from lora_loom.lora_core.adapters.tokens import TokenSet
 from lora_loom.lora_core.backends.base import SampleJob, weights_fingerprint
-from lora_loom.lora_core.backends.diffusers_backend import DiffusersBackend
+from lora_loom.lora_core.backends.diffusers_backend import DiffusersBackend, Multistep
+from lora_loom.lora_core.backends.opening import open_backend
 from lora_loom.lora_core.config import ObjectiveConfig, SampleConfig
 from lora_loom.lora_core.data.batches import Batch
 from lora_loom.lora_core.messages.errors import LoomError
 from lora_loom.lora_core.objectives import discrete_sigmas
 from lora_loom.lora_core.toy.model import MODEL
+from toy_bases import toy_with_schedule
 
 
 def job(prompt="a red circle on a white ground", **settings):
@@ -26,13 +28,13 @@ def test_a_folder_that_lacks_parts_is_refused_with_their_names(tmp_path):
         DiffusersBackend(tmp_path)
 
 
-def test_a_prediction_type_that_cannot_be_trained_is_refused_by_name(toy_backend, monkeypatch):
-    config = type("Config", (), {"prediction_type": "sample"})()
-    monkeypatch.setattr(type(toy_backend.scheduler), "config", config)
+def test_a_prediction_type_that_cannot_be_trained_is_refused_by_name(tmp_path):
+    folder = toy_with_schedule(tmp_path, prediction_type="flow_prediction")
     with pytest.raises(
-        LoomError, match="prediction type 'sample' cannot be trained; allowed are epsilon, v_prediction"
+        LoomError,
+        match="^base: prediction type 'flow_prediction' cannot be trained; allowed are epsilon, v_prediction, sample[.]$",
     ):
-        toy_backend.objective(ObjectiveConfig())
+        open_backend(str(folder), device="cpu")
 
 
 def test_everything_is_frozen_and_in_evaluation_mode(toy_backend):
@@ -77,7 +79,7 @@ def test_the_network_sees_the_timestep_and_scale_that_diffusers_would_give_it(to
 
 def test_zero_terminal_snr_reaches_the_network_and_the_next_objective_takes_it_back(toy_backend):
     plain = toy_backend.objective(ObjectiveConfig()).levels.sigmas
-    rescaled = toy_backend.objective(ObjectiveConfig(zero_terminal_snr=True)).levels.sigmas
+    rescaled = toy_backend.objective(ObjectiveConfig(prediction="v", zero_terminal_snr=True)).levels.sigmas
     assert rescaled[-1] > 1000 > plain[-1]
     assert torch.equal(toy_backend._table, rescaled)
     assert torch.equal(toy_backend.objective(ObjectiveConfig()).levels.sigmas, plain)
@@ -169,3 +171,25 @@ def test_nothing_is_downloaded_when_a_part_is_broken(tmp_path):
     (tmp_path / "model" / "unet" / "diffusion_pytorch_model.safetensors").unlink()
     with pytest.raises(OSError, match="diffusion_pytorch_model"):
         DiffusersBackend(tmp_path / "model")
+
+
+def test_dpm_solver_takes_the_steps_of_the_scheduler_of_that_name():
+    scheduler = DPMSolverMultistepScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", solver_order=2, final_sigmas_type="zero"
+    )
+    timesteps = [999, 800, 600, 400, 200, 40]
+    scheduler.set_timesteps(timesteps=timesteps)
+    rng = torch.Generator().manual_seed(0)
+    answers = torch.randn(len(timesteps), 1, 4, 4, 4, generator=rng).double()
+    sigmas = discrete_sigmas(scheduler.alphas_cumprod.double())[timesteps].tolist()
+    x = torch.randn(1, 4, 4, 4, generator=rng).double() * sigmas[0]
+    theirs, ours, solver = x / (1 + sigmas[0] ** 2) ** 0.5, x, Multistep()
+    for answer, timestep, sigma, lower in zip(answers, scheduler.timesteps, sigmas, [*sigmas[1:], 0.0], strict=True):
+        theirs = scheduler.step(answer, timestep, theirs).prev_sample
+        ours = solver(ours, ours - sigma * answer, sigma, lower)
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)  # its sigmas are float32
+
+
+def test_the_sampler_of_samples_is_the_one_that_draws(toy_backend):
+    euler, solver = (toy_backend.sample(job(sampler=name))[0].tobytes() for name in ("euler", "dpmpp_2m"))
+    assert euler != solver

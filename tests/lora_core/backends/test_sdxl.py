@@ -209,8 +209,9 @@ def test_sdxl_trains_headless_and_its_files_have_both_encoders(changes, backend,
 
     result = train(Job(config, backend, scan(config.data), tmp_path), tmp_path / "run", export)
     if config.trains_lora:
-        found = read(result.products["run"][0], family=UNKNOWN)
-        assert len(found.modules) == result.facts["layers"]
+        written = read(result.products["run"][0], family=UNKNOWN)
+        unread = 4 if config.text_encoder.train else 0  # SDXL does not read the last layer of its first encoder
+        assert len(written.modules) == result.facts["layers"] - unread
     if config.trains_tokens:
         vectors = next(reversed(result.products.values()))[0]
         assert {k: v.shape[1] for k, v in vectors.items()} == {"clip_l": 32, "clip_g": 48}

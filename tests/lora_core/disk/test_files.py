@@ -3,10 +3,14 @@ import errno
 import hashlib
 import os
 import shutil
+import subprocess
+import sys
+import threading
+import time
 
 import pytest
 import torch
-from lora_loom.lora_core.disk import files
+from lora_loom.lora_core.disk import files, writers
 from lora_loom.lora_core.messages.errors import LoomError, NonFiniteError
 from safetensors.torch import load_file
 
@@ -107,14 +111,86 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["whole"]
 
 
-def test_sweep_removes_temporary_files_and_folders_and_nothing_else(tmp_path):
-    (tmp_path / f"{files.TEMP_PREFIX}1-x").mkdir()
-    (tmp_path / f"{files.TEMP_PREFIX}1-x" / "inner").write_bytes(b"")
-    (tmp_path / f"{files.TEMP_PREFIX}2-y").write_bytes(b"")
-    (tmp_path / "kept").write_bytes(b"")
+def mark_of_a_process_that_ended():
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    machine, _, _ = writers.mark().split("-")
+    return f"{machine}-{child.pid}-1"
+
+
+def test_what_writers_left_that_are_gone_is_swept_and_nothing_else(tmp_path):
+    gone, (machine, pid, started) = mark_of_a_process_that_ended(), writers.mark().split("-")
+    (tmp_path / f"{files.TEMP_PREFIX}{gone}-0.tmp").mkdir()
+    (tmp_path / f"{files.TEMP_PREFIX}{gone}-0.tmp" / "inner").write_bytes(b"")
+    (tmp_path / f"{files.TEMP_PREFIX}{gone}-1.tmp").write_bytes(b"")
+    (tmp_path / f"{files.TEMP_PREFIX}{machine}-{pid}-{int(started) + 1}-0.tmp").write_bytes(
+        b""
+    )  # our number, used again
+    old = tmp_path / f"{files.TEMP_PREFIX}{'0' * 18}-7-7-0.tmp"  # of another machine, two hours ago
+    old.write_bytes(b"")
+    os.utime(old, (time.time() - 7200,) * 2)
+    kept = [
+        tmp_path / f"{files.TEMP_PREFIX}{'0' * 18}-7-7-1.tmp",  # of another machine, now
+        tmp_path / f"{files.TEMP_PREFIX}12345-made-by-the-first-version",  # now
+        files.temp_beside(tmp_path / "x"),  # ours
+        tmp_path / "kept",
+    ]
+    for path in kept:
+        path.write_bytes(b"")
     files.sweep_temps(tmp_path)
-    assert [p.name for p in tmp_path.iterdir()] == ["kept"]
+    assert sorted(tmp_path.iterdir()) == sorted(kept)
     files.sweep_temps(tmp_path / "nowhere")
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="needs /proc")
+def test_a_process_that_only_waits_for_its_parent_to_look_is_gone():
+    child = subprocess.Popen([sys.executable, "-c", ""], stdout=subprocess.PIPE)
+    child.stdout.read()  # ends when it does
+    for _ in range(500):
+        if not writers.is_alive(child.pid):
+            break
+        time.sleep(0.01)
+    assert not writers.is_alive(child.pid)
+    assert child.wait() == 0
+    assert writers.is_alive(os.getpid())
+
+
+def test_no_two_writers_share_a_temporary_name(tmp_path):
+    target, seen, lock = tmp_path / "x", [], threading.Lock()
+
+    def ask():
+        for _ in range(50):
+            name = files.temp_beside(target)
+            with lock:
+                seen.append(name)
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(set(seen)) == 200
+
+
+def test_writers_of_one_file_at_once_leave_one_of_the_contents_whole(tmp_path):
+    contents, errors = [bytes([n]) * 200_000 for n in range(4)], []
+
+    def write(data):
+        try:
+            for _ in range(10):
+                files.write_bytes(tmp_path / "x", data)
+                files.sweep_temps(tmp_path)
+        except LoomError as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=write, args=(data,)) for data in contents]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert (tmp_path / "x").read_bytes() in contents
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
 
 def test_a_full_disk_is_reported_with_both_numbers_before_the_run(tmp_path, monkeypatch):

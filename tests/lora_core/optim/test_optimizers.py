@@ -147,6 +147,32 @@ def test_prodigy_has_the_defaults_of_the_recipe():
     assert make("prodigy", parameters()).param_groups[1]["weight_decay"] == 0.01
 
 
+@pytest.mark.parametrize("switch", ["decouple", "use_bias_correction", "safeguard_warmup"])
+def test_each_switch_of_prodigy_reaches_it_and_changes_what_it_does(switch):
+    def trained(**changes):
+        params = parameters()
+        optimizer = make("prodigy", params, weight_decay=0.5, **changes)
+        for step in range(30):
+            for group in optimizer.param_groups:
+                group["lr"] = min(1.0, (step + 1) / 8)  # a warm-up
+            advance(optimizer, params, 1)
+        return optimizer.param_groups[0], params[0].detach()
+
+    (plain, before), (group, after) = trained(), trained(**{f"prodigy_{switch}": False})
+    assert (plain[switch], group[switch]) == (True, False)
+    assert {
+        k: v for k, v in plain.items() if k in ("decouple", "use_bias_correction", "safeguard_warmup") and k != switch
+    } == {
+        k: v for k, v in group.items() if k in ("decouple", "use_bias_correction", "safeguard_warmup") and k != switch
+    }
+    assert not torch.equal(before, after)
+
+
+def test_beta3_of_prodigy_is_the_root_of_beta2_unless_it_is_given():
+    assert make("prodigy", parameters()).param_groups[0]["beta3"] is None
+    assert make("prodigy", parameters(), prodigy_beta3=0.9).param_groups[0]["beta3"] == 0.9
+
+
 def test_prodigy_reports_the_rate_it_found():
     params = parameters()
     optimizer = make("prodigy", params)

@@ -9,8 +9,8 @@ import time
 import pytest
 import torch
 from lora_loom.lora_core.disk import files
-from lora_loom.lora_core.runs import checkpoints
 from lora_loom.lora_core.messages.errors import LoomError, NonFiniteError
+from lora_loom.lora_core.runs import checkpoints
 
 FACTS = {"config": {"name": "x"}, "losses": [0.1, 1 / 3]}
 
@@ -33,7 +33,9 @@ def save_some(root, steps):
 
 def same_state(first, second):
     return first["param_groups"] == second["param_groups"] and all(
-        torch.equal(torch.as_tensor(first["state"][i][k]), torch.as_tensor(second["state"][i][k])) for i in first["state"] for k in first["state"][i]
+        torch.equal(torch.as_tensor(first["state"][i][k]), torch.as_tensor(second["state"][i][k]))
+        for i in first["state"]
+        for k in first["state"][i]
     )
 
 
@@ -50,7 +52,12 @@ def test_a_checkpoint_gives_back_every_bit_that_was_saved(tmp_path):
 
 def test_tuples_infinite_numbers_and_nested_tables_of_an_optimizer_come_back_as_they_were(tmp_path):
     adapter, optimizer = trained()
-    optimizer.param_groups[0] |= {"pair": (1, (2.5, None)), "best": float("inf"), "worst": float("-inf"), "list": [1, 2]}
+    optimizer.param_groups[0] |= {
+        "pair": (1, (2.5, None)),
+        "best": float("inf"),
+        "worst": float("-inf"),
+        "list": [1, 2],
+    }
     optimizer.state[optimizer.param_groups[0]["params"][0]]["table"] = {"inner": torch.ones(2), "deeper": {"n": 3}}
     read = checkpoints.read(checkpoints.save(tmp_path, 1, adapter, optimizer, FACTS)).optimizer
     assert read["param_groups"] == optimizer.state_dict()["param_groups"]
@@ -100,7 +107,9 @@ def test_every_single_flipped_bit_of_the_manifest_is_survived(tmp_path):
             damaged[place] ^= 1 << bit
             file.write_bytes(damaged)
             read = checkpoints.read(file.parent, verify_only=True)
-            assert read is None or json.loads(bytes(damaged)).keys() >= {"adapter.safetensors"}  # white space and case are harmless
+            assert read is None or json.loads(bytes(damaged)).keys() >= {
+                "adapter.safetensors"
+            }  # white space and case are harmless
 
 
 @pytest.mark.parametrize("content", [b"[]", b"null", b"3", b'"text"'])

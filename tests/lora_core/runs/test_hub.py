@@ -15,20 +15,37 @@ def run(pictures, tmp_path_factory):
     return place / "runs" / "cat"
 
 
-def test_what_is_gathered_is_the_file_the_pictures_and_a_card_the_hub_reads_and_no_path(run, pictures, tmp_path, capsys):
+def test_what_is_gathered_is_the_file_the_pictures_and_a_card_the_hub_reads_and_no_path(
+    run, pictures, tmp_path, capsys
+):
     from huggingface_hub import ModelCard
 
-    assert main(["push", str(run), "--base-model", "owner/base", "--license", "mit", "--out", str(tmp_path / "hub")]) == 0
+    assert (
+        main(["push", str(run), "--base-model", "owner/base", "--license", "mit", "--out", str(tmp_path / "hub")]) == 0
+    )
     assert "4 files" in capsys.readouterr().out
-    assert sorted(p.name for p in (tmp_path / "hub").iterdir()) == ["README.md", "before-after.png", "cat.safetensors", "samples.png"]
+    assert sorted(p.name for p in (tmp_path / "hub").iterdir()) == [
+        "README.md",
+        "before-after.png",
+        "cat.safetensors",
+        "samples.png",
+    ]
     card = ModelCard.load(tmp_path / "hub" / "README.md")
     assert (card.data.base_model, card.data.license, card.data.instance_prompt) == ("owner/base", "mit", "zog")
     assert {"lora", "text-to-image"} <= set(card.data.tags)
-    for part in ("- a zog at sea", "| adapter.rank | 2 |", 'weight_name="cat.safetensors"', "![samples](samples.png)", "Write `zog` in a prompt."):
+    for part in (
+        "- a zog at sea",
+        "| adapter.rank | 2 |",
+        'weight_name="cat.safetensors"',
+        "![samples](samples.png)",
+        "Write `zog` in a prompt.",
+    ):
         assert part in card.text
     everything = b"".join(p.read_bytes() for p in (tmp_path / "hub").iterdir())
     assert str(pictures.parent).encode() not in everything
-    assert Image.open(tmp_path / "hub" / "samples.png").size == Image.open(next((run / "samples").glob("step-*.png"))).size
+    assert (
+        Image.open(tmp_path / "hub" / "samples.png").size == Image.open(next((run / "samples").glob("step-*.png"))).size
+    )
 
 
 def test_the_upload_asks_the_library_and_passes_its_refusals_on_in_one_sentence(run, tmp_path, monkeypatch, capsys):
@@ -43,7 +60,17 @@ def test_the_upload_asks_the_library_and_passes_its_refusals_on_in_one_sentence(
             calls.append(("upload", folder_path, repo_id))
 
     monkeypatch.setattr("huggingface_hub.HfApi", Api)
-    arguments = ["push", str(run), "--base-model", "o/b", "--repo", "me/cat", "--private", "--out", str(tmp_path / "hub")]
+    arguments = [
+        "push",
+        str(run),
+        "--base-model",
+        "o/b",
+        "--repo",
+        "me/cat",
+        "--private",
+        "--out",
+        str(tmp_path / "hub"),
+    ]
     assert main(arguments) == 0
     assert calls == [("create", "me/cat", True), ("upload", str(tmp_path / "hub"), "me/cat")]
     assert "https://hub/me/cat" in capsys.readouterr().out

@@ -8,10 +8,10 @@ import time
 
 import pytest
 import torch
-from lora_loom.lora_core.disk import locks
-from lora_loom.lora_core.runs import bounded, checkpoints, listing, saves, trash
 from lora_loom.lora_core.config import as_dict, parse
+from lora_loom.lora_core.disk import locks
 from lora_loom.lora_core.messages.errors import LoomError
+from lora_loom.lora_core.runs import bounded, checkpoints, listing, saves, trash
 from lora_loom.lora_core.runs.reports import FileLog
 from PIL import Image
 from safetensors.torch import save_file
@@ -22,10 +22,16 @@ def make_run(root, name="a", steps=10, done=10, log="finished after step 10", **
     folder = root / name
     (folder / "samples").mkdir(parents=True)
     (folder / "checkpoints").mkdir()
-    (folder / "config.json").write_text(json.dumps({"name": name, "steps": steps, "method": "lora", "base": "ComfyUI", **config}))
-    rows = [{"step": n, "loss": 1 / n, **({"held_out": abs(n - 6) + 0.5} if n % 2 == 0 else {})} for n in range(1, done + 1)]
+    (folder / "config.json").write_text(
+        json.dumps({"name": name, "steps": steps, "method": "lora", "base": "ComfyUI", **config})
+    )
+    rows = [
+        {"step": n, "loss": 1 / n, **({"held_out": abs(n - 6) + 0.5} if n % 2 == 0 else {})} for n in range(1, done + 1)
+    ]
     (folder / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "run.log").write_text(f"2026-11-21 02:41:06.001 training steps 1 to {steps}: 2 layers, 8 values, 4 pictures\n2026-11-21 02:41:07.002 {log}\n")
+    (folder / "run.log").write_text(
+        f"2026-11-21 02:41:06.001 training steps 1 to {steps}: 2 layers, 8 values, 4 pictures\n2026-11-21 02:41:07.002 {log}\n"
+    )
     for picture in ("before", "step-4", "step-10", "step-8"):
         Image.new("RGB", (8, 8)).save(folder / "samples" / f"{picture}.png")
     return folder
@@ -33,14 +39,26 @@ def make_run(root, name="a", steps=10, done=10, log="finished after step 10", **
 
 def test_a_run_is_read(tmp_path):
     folder = make_run(tmp_path, data={"trigger": "zog"})
-    save_file({"x": torch.zeros(1)}, folder / "a.safetensors", {"ss_base_model_version": "sd_v1", "modelspec.trigger_phrase": "zog", "secret": "x"})
+    save_file(
+        {"x": torch.zeros(1)},
+        folder / "a.safetensors",
+        {"ss_base_model_version": "sd_v1", "modelspec.trigger_phrase": "zog", "secret": "x"},
+    )
     save_file({"x": torch.zeros(1)}, folder / "a_emb.safetensors")
     (folder / "checkpoints" / "step-00000005").mkdir()
     (folder / "checkpoints" / "step-00000010").mkdir()
     (folder / "checkpoints" / "step-00000010" / "manifest.json").write_text("{}")
     (folder / "checkpoints" / "best-00000006.safetensors").write_bytes(b"x")
     (run,) = listing.listing(tmp_path)
-    assert (run.id, run.method, run.base, run.trigger, run.step, run.steps, run.state) == ("a", "lora", "ComfyUI", "zog", 10, 10, "finished")
+    assert (run.id, run.method, run.base, run.trigger, run.step, run.steps, run.state) == (
+        "a",
+        "lora",
+        "ComfyUI",
+        "zog",
+        10,
+        10,
+        "finished",
+    )
     assert (run.best, run.picture, run.saves, run.best_save) == ((6, 0.5), 10, [10], 6)
     assert run.results == ["a.safetensors", "a_emb.safetensors"]
     assert run.about == {"ss_base_model_version": "sd_v1", "modelspec.trigger_phrase": "zog"}
@@ -72,7 +90,9 @@ def test_a_run_is_running_as_long_as_its_process_lives(tmp_path):
         "import sys, pathlib\nfrom lora_loom.lora_core.runs.reports import FileLog\n"
         "log = FileLog(pathlib.Path(sys.argv[1]))\nprint('held', flush=True)\nsys.stdin.read()"
     )
-    child = subprocess.Popen([sys.executable, "-c", code, str(folder / "run.log")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    child = subprocess.Popen(
+        [sys.executable, "-c", code, str(folder / "run.log")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     try:
         assert child.stdout.readline().strip() == "held"
         assert listing.read_run(folder).state == "running"
@@ -170,13 +190,21 @@ def test_links_are_not_followed(tmp_path):
     (mine / "log.jsonl").unlink()
     (mine / "log.jsonl").symlink_to(outside / "log.jsonl")
     (run,) = listing.listing(root)
-    assert (run.id, run.picture, run.best, listing.pictures(mine), listing.curve(mine)["loss"]) == ("mine", None, None, {}, [])
+    assert (run.id, run.picture, run.best, listing.pictures(mine), listing.curve(mine)["loss"]) == (
+        "mine",
+        None,
+        None,
+        {},
+        [],
+    )
     for name in ("link", "odd", "../elsewhere/secret", str(outside)):
         with pytest.raises(LoomError, match="there is no run"):
             listing.find(root, name)
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "a/", "./a", "A", "a ", "a\0", None, 3, ["a"], {}, True, "nothing", "a\n", "\ud800"])
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", "a/", "./a", "A", "a ", "a\0", None, 3, ["a"], {}, True, "nothing", "a\n", "\ud800"]
+)
 def test_only_a_name_of_the_list_is_found(tmp_path, name):
     make_run(tmp_path, "a")
     with pytest.raises(LoomError, match="there is no run"):
@@ -220,7 +248,9 @@ def test_the_trash_gives_back_what_it_was_given(tmp_path):
     assert listing.run_ids(tmp_path) == []
     assert trash.take_back(tmp_path, second) == "a"
     assert trash.take_back(tmp_path, first) == "a_2"  # the name is taken by now
-    assert {p.relative_to(tmp_path / "a_2"): p.read_bytes() for p in (tmp_path / "a_2").rglob("*") if p.is_file()} == whole
+    assert {
+        p.relative_to(tmp_path / "a_2"): p.read_bytes() for p in (tmp_path / "a_2").rglob("*") if p.is_file()
+    } == whole
     assert trash.thrown_away(tmp_path) == []
     for number in (first, "..", "", None, 3):
         with pytest.raises(LoomError, match="not in the trash"):
@@ -245,7 +275,9 @@ def config_of(**changes):
 
 
 def test_saves_are_listed_with_their_losses_and_the_best_once(tmp_path, toy_config, run_toy):
-    config = toy_config(steps=6, save={"every": 2, "keep": 10}, validation={"every": 2, "share": 0.25}, optimizer={"lr": 0.02})
+    config = toy_config(
+        steps=6, save={"every": 2, "keep": 10}, validation={"every": 2, "share": 0.25}, optimizer={"lr": 0.02}
+    )
     run_toy(config, tmp_path / "run")
     found = saves.all_saves(tmp_path / "run")
     best = listing.read_run(tmp_path / "run").best_save
@@ -283,7 +315,9 @@ def test_a_save_is_written_as_the_result_of_the_same_step(tmp_path, toy_config, 
     result = run_toy(toy_config(steps=2, adapter=adapter, text_encoder={"train": True, "rank": 3}), tmp_path / "run")
     (save,) = saves.all_saves(tmp_path / "run")
     stored = saves.weights(tmp_path / "run", save)
-    of_0_1 = {key: value for key, value in stored.items() if not key.endswith(".alpha")}  # the first version did not store alphas
+    of_0_1 = {
+        key: value for key, value in stored.items() if not key.endswith(".alpha")
+    }  # the first version did not store alphas
     assert len(of_0_1) < len(stored)
     for weights in (stored, {**of_0_1, **saves.alphas_of_0_1(saves.config_of(tmp_path / "run"), of_0_1)}):
         written = products(weights, "run", "sd1", {})["run"][0]
@@ -293,7 +327,6 @@ def test_a_save_is_written_as_the_result_of_the_same_step(tmp_path, toy_config, 
 
 def test_a_save_of_a_run_that_went_on_from_a_lora_has_that_loras_alpha(tmp_path, toy_config, toy_backend, run_toy):
     from lora_loom.lora_core.data.folder import open_sets
-    from lora_loom.lora_core.events import Listener
     from lora_loom.lora_core.training.job import Job
     from lora_loom.lora_core.training.trainer import train
 
@@ -305,7 +338,11 @@ def test_a_save_of_a_run_that_went_on_from_a_lora_has_that_loras_alpha(tmp_path,
         name, _, part = key.rpartition(".")
         start.setdefault(name, {})[part] = value
     second = toy_config(steps=1, adapter={"rank": 4, "alpha": 4.0, "include": "mid_block", "targets": "attention"})
-    train(Job(second, toy_backend, open_sets(second), tmp_path, start=start), tmp_path / "second", lambda state, facts: {"a": (state, {})})
+    train(
+        Job(second, toy_backend, open_sets(second), tmp_path, start=start),
+        tmp_path / "second",
+        lambda state, facts: {"a": (state, {})},
+    )
     (save,) = saves.all_saves(tmp_path / "second")
     alphas = {float(value) for key, value in saves.weights(tmp_path / "second", save).items() if key.endswith(".alpha")}
     assert alphas == {1.0}

@@ -29,7 +29,14 @@ def test_a_run_says_how_it_is_at_every_turn(tmp_path):
         record.on_start(0, 8, {"layers": 1, "trained_values": 2, "pictures": 3})
         record.on_save(4, tmp_path)
         now = read(tmp_path)
-        assert (now["format"], now["outcome"], now["step"], now["steps"], now["ended"], now["process"]) == (1, "running", 4, 8, None, os.getpid())
+        assert (now["format"], now["outcome"], now["step"], now["steps"], now["ended"], now["process"]) == (
+            1,
+            "running",
+            4,
+            8,
+            None,
+            os.getpid(),
+        )
         record.on_end("stopped early", 6)
     then = read(tmp_path)
     assert (then["outcome"], then["step"], then["error"]) == ("stopped early", 6, None)
@@ -48,7 +55,9 @@ def test_an_error_is_kept_with_its_code_and_values(tmp_path, error, outcome, cod
     then = read(tmp_path)
     assert then["outcome"] == outcome
     assert (then["error"] or {}).get("code") == code
-    assert (state.ending(tmp_path).error or {}).get("text", "") == (str(error) if code == "lora.unknown_layer" else (then["error"] or {}).get("text", ""))
+    assert (state.ending(tmp_path).error or {}).get("text", "") == (
+        str(error) if code == "lora.unknown_layer" else (then["error"] or {}).get("text", "")
+    )
 
 
 def test_a_run_that_goes_on_keeps_its_step_until_it_has_begun(tmp_path):
@@ -89,7 +98,9 @@ def test_a_run_is_running_only_while_its_process_holds_the_log(tmp_path):
         "with recorded(folder) as record:\n    print('held', flush=True)\n    sys.stdin.read()"
     )
     folder = made(tmp_path)
-    child = subprocess.Popen([sys.executable, "-c", code, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    child = subprocess.Popen(
+        [sys.executable, "-c", code, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     try:
         assert child.stdout.readline().strip() == "held"
         assert listing.read_run(folder).state == "running"

@@ -40,5 +40,7 @@ def test_a_tracker_that_is_unknown_or_not_installed_is_one_sentence(tmp_path, mo
 
 
 def test_folders_are_passed_on_by_their_last_part():
-    flat = _flat({"base": "/home/me/models/sdxl", "data": {"folder": "/home/me/cat", "flip": True}, "sets": [{"folder": "/x"}]})
+    flat = _flat(
+        {"base": "/home/me/models/sdxl", "data": {"folder": "/home/me/cat", "flip": True}, "sets": [{"folder": "/x"}]}
+    )
     assert flat == {"base": "sdxl", "data.folder": "cat", "data.flip": True, "sets": 1}

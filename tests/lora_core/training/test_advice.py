@@ -1,3 +1,5 @@
+import random
+
 import pytest
 from lora_loom.lora_core.events import Measure
 from lora_loom.lora_core.training.advice import advice
@@ -27,6 +29,20 @@ def test_without_probes_only_a_loss_that_rises_clearly_is_said():
     assert "The loss has risen" in str(advice([1.0] * 50 + [2.0] * 50, History())[0])
     assert advice([1.0] * 50 + [1.2] * 50, History()) == []
     assert advice([1.0, 2.0, 3.0], History()) == []
+
+
+def drawn(count, spread=0.3, level=lambda n: 1.0, grow=lambda n: 1.0):
+    rng = random.Random(0)
+    return [level(n) + spread * grow(n) * rng.gauss(0, 1) for n in range(count)]
+
+
+def test_a_loss_that_swings_is_told_and_one_that_scatters_as_noise_levels_do_is_not():
+    word = "The loss goes up and down"
+    swinging = drawn(400, 0.1, level=lambda n: 1.0 + 0.5 * (-1) ** (n // 40))
+    assert word in str(advice(swinging, History())[0])
+    assert word in str(advice(drawn(400, grow=lambda n: 1 + n / 30), History())[0])
+    for seedless in (drawn(400), drawn(400, level=lambda n: 2.0 - n / 400), drawn(60), [1.0] * 400):
+        assert advice(seedless, History()) == []
 
 
 def test_a_trigger_the_text_encoder_knows_as_a_word_is_told(toy_config, run_toy, tmp_path):

@@ -84,3 +84,12 @@ def test_only_the_first_process_makes_a_folder_and_speaks(tmp_path):
 
     assert run_folder(tmp_path, "x", False, Second(1, 2)) == tmp_path / "of_the_first"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_backend_says_of_how_it_trains_reaches_the_user_before_the_first_step(session, toy_backend, monkeypatch):
+    remark = Message.of("model.slow_way", field="model", network="Toy")
+    monkeypatch.setattr(type(toy_backend), "remarks", lambda self: (remark,), raising=False)
+    run = session(steps=1)
+    run.run()
+    text = (run.folder / LOG).read_text()
+    assert text.index(str(remark)) < text.index("finished after step 1")

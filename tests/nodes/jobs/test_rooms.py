@@ -78,5 +78,5 @@ def test_a_field_in_a_sentence_is_spelled_as_the_terminal_calls_it():
     from lora_loom.lora_core.messages.message import Message, Setting
     from lora_loom.nodes.terminal import in_words
 
-    message = Message.of("file.foreign_key", key="x", option=Setting("drop_unknown"))
+    message = Message.of("note.foreign", count=1, key="x", option=Setting("drop_unknown"))
     assert "--drop-unknown" in in_words(message)

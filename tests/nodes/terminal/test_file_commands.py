@@ -573,11 +573,11 @@ def test_the_terminal_calls_every_setting_by_its_option():
     """What pure functions name by the setting is what is typed here."""
     import importlib
 
-    from lora_loom.nodes.terminal import COMMANDS, FLAGS
+    from lora_loom.nodes.terminal import COMMANDS, FLAGS, module_name
 
     options = set()
     for name in COMMANDS:
         parser = argparse.ArgumentParser()
-        importlib.import_module(f"lora_loom.nodes.terminal.{name.replace('-', '_')}").add_arguments(parser)
+        importlib.import_module(f"lora_loom.nodes.terminal.{module_name(name)}").add_arguments(parser)
         options |= {option for action in parser._actions for option in action.option_strings}
     assert set(FLAGS.values()) <= options

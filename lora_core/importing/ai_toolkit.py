@@ -1,0 +1,471 @@
+"""ostris' ai-toolkit: the YAML (or JSON) of an sd_trainer job."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+from .result import Given
+from .rows import (
+    Paths,
+    Row,
+    Settings,
+    Unmapped,
+    Value,
+    as_list,
+    choice,
+    flag,
+    flat,
+    name_of,
+    nothing,
+    number,
+    on,
+    otherwise,
+    same,
+    tables,
+    truth,
+    whole,
+)
+
+TITLE = "ai-toolkit"
+OPTIMIZERS = {
+    "adamw": "adamw",
+    "adam": "adamw",
+    "adamw8bit": "adamw8bit",
+    "adam8bit": "adamw8bit",
+    "adafactor": "adafactor",
+    "prodigy": "prodigy",
+    "prodigy8bit": "prodigy",
+    "lion": "lion",
+    "lion8bit": "lion",
+}
+SCHEDULES = {
+    "constant": "constant",
+    "linear": "linear",
+    "cosine": "cosine",
+    "cosine_with_restarts": "cosine_with_restarts",
+    "constant_with_warmup": "constant",
+}
+STRUCTURE = ("sd_trainer", "diffusion_trainer", "ui_trainer")
+
+
+def task(value: Value, given: Settings) -> Paths:
+    if str(value) not in ("extension", "train"):
+        raise Unmapped("import.why.adapters_only")
+    return {}
+
+
+def kind(value: Value, given: Settings) -> Paths:
+    if str(value) not in STRUCTURE:
+        raise Unmapped("import.why.adapters_only")
+    return {}
+
+
+def network(value: Value, given: Settings) -> Paths:
+    names = {"lora": "lora", "locon": "lora", "lokr": "lokr", "dora": "dora"}
+    if str(value).lower() not in names:
+        raise Unmapped("import.why.value")
+    return {"adapter.algorithm": names[str(value).lower()]}
+
+
+def full_lokr(value: Value, given: Settings) -> Paths:
+    """LoKr of full matrices: a rank above the layers' sides."""
+    return {"adapter.rank": 1024} if str(given.get("network.type")).lower() == "lokr" and truth(value) else {}
+
+
+def rank(value: Value, given: Settings) -> Paths:
+    full = str(given.get("network.type")).lower() == "lokr" and given.get("network.lokr_full_rank", True)
+    return {} if full else {"adapter.rank": whole(value)}
+
+
+def convolutions(value: Value, given: Settings) -> Paths:
+    return {"adapter.conv_rank": whole(value), "adapter.targets": "conv"} if whole(value) else {}
+
+
+def layer_names(key: str) -> Row:
+    def convert(value: Value, given: Settings) -> Paths:
+        return {key: "|".join(re.escape(str(part)) for part in as_list(value))}
+
+    return otherwise(key, "import.why.layer_names", convert)
+
+
+def average(value: Value, given: Settings) -> Paths:
+    return {"ema_decay": number(given.get("train.ema_config.ema_decay", 0.999))} if truth(value) else {}
+
+
+def noise(value: Value, given: Settings) -> Paths:
+    """How noise levels of flow models are drawn: sigmoid is logit-normal."""
+    names = {"sigmoid": "logit_normal", "linear": "uniform"}
+    if str(value) not in names:
+        raise Unmapped("import.why.value")
+    return {"objective.timesteps": names[str(value)]}
+
+
+def gamma(value: Value, given: Settings) -> Paths:
+    return {"objective.weighting": "min_snr", "objective.min_snr_gamma": number(value)} if number(value) else {}
+
+
+def accumulation(value: Value, given: Settings) -> Paths:
+    """Two settings for one thing, of which at most one is above 1."""
+    if whole(value) < 1:
+        raise Unmapped("import.why.value")
+    both = (given.get(f"train.{name}", 1) for name in ("gradient_accumulation", "gradient_accumulation_steps"))
+    return {"grad_accum": max(map(whole, both))}
+
+
+def prompts(value: Value, given: Settings) -> Paths:
+    """A list of prompts."""
+    texts = [str(one) for one in value] if isinstance(value, Sequence) and not isinstance(value, str) else [str(value)]
+    return {"samples.prompt": "\n".join(" ".join(text.split()) for text in texts)}
+
+
+def samples(value: Value, given: Settings) -> Paths:
+    """A list of prompts with sizes of their own."""
+    lines = []
+    for one in value if isinstance(value, Sequence) and not isinstance(value, str) else []:
+        if isinstance(one, Mapping) and one.get("prompt"):
+            options = {"n": "neg", "w": "width", "h": "height", "d": "seed", "s": "sample_steps", "l": "guidance_scale"}
+            more = "".join(
+                f" --{name} {one[key]}" for name, key in options.items() if one.get(key) not in (None, "", False)
+            )
+            lines.append(" ".join(str(one["prompt"]).split()) + more)
+    return {"samples.prompt": "\n".join(lines)}
+
+
+def sampling(value: Value, given: Settings) -> Paths:
+    return {"samples.every": 0} if truth(value) else {}
+
+
+def quantized(value: Value, given: Settings) -> Paths:
+    return {"storage": "fp8"} if truth(value) else {}
+
+
+def sizes(value: Value, given: Settings) -> Paths:
+    found = [whole(part) for part in as_list(value)]
+    if not found:
+        raise Unmapped("import.why.value")
+    more: Paths = {"also_resolutions": ", ".join(map(str, found[1:]))} if found[1:] else {}
+    return {"resolution": found[0], **more}
+
+
+def extension(value: Value, given: Settings) -> Paths:
+    word = f".{str(value).lstrip('.')}"
+    if word not in (".txt", ".caption", ".json"):
+        raise Unmapped("import.why.extension")
+    return {"captions": "auto" if word == ".json" else word}
+
+
+def replaced(value: Value, given: Settings) -> Paths:
+    """old|new pairs as rules of ours."""
+    rules = [str(one).partition("|") for one in (value if isinstance(value, list) else [value])]
+    return {"replace": "\n".join(f"{old} => {new}" for old, sign, new in rules if sign)}
+
+
+def token(key: str) -> Row:
+    return otherwise(
+        key,
+        "import.why.tokens",
+        lambda value, given: {key: value, "method": "embedding" if not given.get("network.type") else "pivotal"},
+    )
+
+
+TRAIN_DETAIL = (
+    "content_or_style", "content_or_style_reg", "min_denoising_steps", "max_denoising_steps", "train_refiner", "refiner_lr", "adapter_lr", "train_turbo",
+    "show_turbo_outputs", "learnable_snr_gos", "weight_jitter", "merge_network_on_save*", "start_step", "free_u", "adapter_assist*", "noise_multiplier",
+    "target_noise_multiplier", "random_noise_multiplier", "do_*", "batch_noise_correction_scale", "signal_*", "random_noise_shift", "img_multiplier",
+    "noisy_latent_multiplier", "latent_multiplier", "negative_prompt", "max_negative_prompts", "num_train_timesteps", "adaptive_scaling_factor",
+    "prompt_dropout_prob", "match_noise_norm", "short_and_long_captions*", "single_item_batching", "match_adapter*", "loss_target", "inverted_mask_prior*",
+    "diff_output_preservation*", "blank_prompt_preservation*", "standardize_*", "dynamic_noise_offset", "cfg_scale", "max_cfg_scale", "cfg_rescale",
+    "correct_pred_norm*", "t0_*", "pred_scaler", "prompt_saturation_chance", "target_norm_std*", "next_sample_timesteps", "linear_timesteps*",
+    "paramiter_swapping_factor", "bypass_guidance_embedding", "latent_feature*", "diffusion_feature*", "optimal_noise_pairing_samples",
+    "force_consistent_noise",
+    "blended_blur_noise", "guidance_loss*", "unconditional_prompt", "differential_guidance_scale", "switch_boundary_every", "audio_loss_multiplier",
+    "max_loss*", "ema_config.use_feedback", "ema_config.param_multiplier", "timestep_blend*",
+)  # fmt: skip
+
+ROWS: dict[str, Row] = {
+    "name": otherwise("name", "import.why.name", lambda value, given: {"name": name_of(value)}),
+    "process*": nothing("import.why.adapters_only"),
+    "job": otherwise("", "import.why.understood", task),
+    "type": otherwise("", "import.why.understood", kind),
+    "trigger_word": same("data.trigger"),
+    "network.type": otherwise("adapter.algorithm", "import.why.layers", network, "lora"),
+    "network.rank": otherwise("adapter.rank", "import.why.lokr_full", rank),
+    "network.linear": otherwise("adapter.rank", "import.why.lokr_full", rank, 4),
+    "network.alpha": same("adapter.alpha"),
+    "network.linear_alpha": same("adapter.alpha", default=1.0),
+    "targets": otherwise(
+        "adapter.targets", "import.why.layers", lambda value, given: {"adapter.targets": "linear"}, "linear"
+    ),
+    "network.conv": otherwise("adapter.conv_rank adapter.targets", "import.why.convolutions", convolutions),
+    "network.conv_alpha": same("adapter.conv_alpha"),
+    "network.dropout": same("adapter.dropout"),
+    "network.lokr_factor": otherwise(
+        "adapter.lokr_factor", "import.why.factor", lambda value, given: {"adapter.lokr_factor": max(0, whole(value))}
+    ),
+    "network.lokr_full_rank": otherwise("adapter.rank", "import.why.lokr_full", full_lokr, True),
+    "network.pretrained_lora_path": otherwise("adapter.start_from", "import.why.start"),
+    "network.network_kwargs.ignore_if_contains": layer_names("adapter.exclude"),
+    "network.network_kwargs.only_if_contains": layer_names("adapter.include"),
+    **dict.fromkeys(
+        (
+            "network.network_kwargs.*",
+            "network.transformer_only",
+            "network.all_layers",
+            "network.lorm*",
+            "network.old_lokr_format",
+            "network.split_multistage_loras",
+            "network.layer_offloading",
+        ),
+        nothing("import.why.adapter_detail"),
+    ),
+    "embedding.trigger": token("embedding.tokens"),
+    "embedding.tokens": token("embedding.vectors"),
+    "embedding.init_words": same("embedding.init"),
+    "embedding.save_format": nothing("import.why.files"),
+    "save.save_every": same("save.every", default=1000),
+    "save.max_step_saves_to_keep": otherwise(
+        "save.keep", "import.why.keep", lambda value, given: {"save.keep": max(2, whole(value))}, 5
+    ),
+    "train.batch_size": same("batch_size"),
+    "train.steps": same("steps"),
+    "train.gradient_accumulation_steps": otherwise("grad_accum", "import.why.written", accumulation),
+    "train.gradient_accumulation": otherwise("grad_accum", "import.why.written", accumulation),
+    "train.lr": same("optimizer.lr", default=1e-6),
+    "train.unet_lr": same("optimizer.lr"),
+    "train.text_encoder_lr": otherwise(
+        "text_encoder.lr",
+        "import.why.if_trained",
+        lambda value, given: {"text_encoder.lr": number(value)} if on(given, "train.train_text_encoder") else {},
+    ),
+    "train.embedding_lr": same("embedding.lr"),
+    "train.train_unet": otherwise("", "import.why.network_always", lambda value, given: {}),
+    "train.train_text_encoder": same("text_encoder.train"),
+    "train.gradient_checkpointing": same("checkpointing", default=True),
+    "train.optimizer": choice("optimizer.name", OPTIMIZERS),
+    "train.optimizer_params.weight_decay": same("optimizer.weight_decay"),
+    "train.optimizer_params.eps": same("optimizer.eps"),
+    "train.optimizer_params.betas": otherwise(
+        "optimizer.beta1 optimizer.beta2",
+        "import.why.written",
+        lambda value, given: dict(zip(("optimizer.beta1", "optimizer.beta2"), as_list(value), strict=False)),
+    ),
+    "train.optimizer_params.d_coef": same("optimizer.prodigy_d_coef"),
+    "train.optimizer_params.decouple": flag("optimizer.prodigy_decouple"),
+    "train.optimizer_params.use_bias_correction": flag("optimizer.prodigy_use_bias_correction"),
+    "train.optimizer_params.safeguard_warmup": flag("optimizer.prodigy_safeguard_warmup"),
+    "train.lr_scheduler": choice("schedule.name", SCHEDULES),
+    "train.lr_scheduler_params.num_warmup_steps": same("schedule.warmup_steps"),
+    "train.lr_scheduler_params.warmup_steps": same("schedule.warmup_steps"),
+    "train.lr_scheduler_params.*": nothing("import.why.schedule_detail"),
+    "train.max_grad_norm": same("optimizer.max_grad_norm"),
+    "train.ema_config.use_ema": otherwise("ema_decay", "import.why.written", average),
+    "train.ema_config.ema_decay": nothing("import.why.with_other"),
+    "train.dtype": choice(
+        "precision",
+        {"fp32": "fp32", "float32": "fp32", "bf16": "bf16", "bfloat16": "bf16", "fp16": "fp16", "float16": "fp16"},
+    ),
+    "train.min_snr_gamma": otherwise("objective.weighting objective.min_snr_gamma", "import.why.written", gamma),
+    "train.snr_gamma": otherwise("objective.weighting objective.min_snr_gamma", "import.why.written", gamma),
+    "train.noise_offset": same("objective.noise_offset"),
+    "train.timestep_type": otherwise("objective.timesteps", "import.why.timesteps", noise),
+    "train.noise_scheduler": otherwise("", "import.why.base_tells", lambda value, given: {}),
+    "train.loss_type": choice("loss", {"mse": "mse", "mae": "l1"}),
+    "train.reg_weight": same("prior.weight"),
+    "train.skip_first_sample": nothing("import.why.sample_first"),
+    "train.force_first_sample": nothing("import.why.sample_first"),
+    "train.disable_sampling": otherwise("samples.every", "import.why.written", sampling),
+    "train.validation_config.validate_every_n_steps": same("validation.every"),
+    "train.validation_config.*": nothing("import.why.validation_of_set"),
+    "model.name_or_path": otherwise("base", "import.why.base"),
+    "model.vae_path": otherwise("base_vae", "import.why.vae"),
+    "model.quantize": otherwise("storage", "import.why.fp8", quantized),
+    "model.is_v_pred": otherwise(
+        "objective.prediction",
+        "import.why.prediction",
+        lambda value, given: {"objective.prediction": "v"} if truth(value) else {},
+    ),
+    "model.compile": same("compile"),
+    "model.assistant_lora_path": nothing("import.why.assistant"),
+    "model.lora_path": nothing("import.why.assistant"),
+    "model.inference_lora_path": nothing("import.why.assistant"),
+    "model.unconditional_lora_path": nothing("import.why.assistant"),
+    **dict.fromkeys(
+        (
+            "model.is_*",
+            "model.arch",
+            "model.latent_space_version",
+            "model.use_flux_cfg",
+            "model.experimental_xl",
+            "model.in_context",
+        ),
+        nothing("import.why.base_tells"),
+    ),
+    **dict.fromkeys(
+        (
+            "model.dtype",
+            "model.quantize_*",
+            "model.qtype*",
+            "model.low_vram",
+            "model.*_device",
+            "model.*_dtype",
+            "model.layer_offloading*",
+            "model.auto_memory",
+            "model.text_encoder_bits",
+            "model.split_model_*",
+            "model.block_compile",
+            "model.compile_*",
+            "model.cache_size_limit",
+            "model.attn_masking",
+            "model.accuracy_recovery_adapter",
+            "train.unload_text_encoder",
+            "train.cache_text_embeddings",
+            "train.do_paramiter_swapping",
+            "train.sdp",
+            "train.xformers",
+            "train.attention_backend",
+            "device",
+            "low_vram",
+        ),
+        nothing("import.why.memory"),
+    ),
+    **dict.fromkeys(
+        (
+            "model.extras_name_or_path",
+            "model.te_name_or_path",
+            "model.unet_path",
+            "model.unet_sample_size",
+            "model.refiner*",
+            "model.use_text_encoder_*",
+            "model.model_kwargs*",
+            "model.model_paths*",
+            "model.ignore_if_contains",
+            "model.only_if_contains",
+        ),
+        nothing("import.why.parts"),
+    ),
+    "sample.sample_every": same("samples.every", default=100),
+    "sample.width": same("samples.width_px"),
+    "sample.height": same("samples.height_px"),
+    "sample.prompts": otherwise("samples.prompt", "import.why.samples", prompts),
+    "sample.samples": otherwise("samples.prompt", "import.why.samples", samples),
+    "sample.neg": otherwise(
+        "samples.negative",
+        "import.why.written",
+        lambda value, given: {"samples.negative": value} if isinstance(value, str) else {},
+    ),
+    "sample.seed": same("samples.seed"),
+    "sample.guidance_scale": same("samples.cfg"),
+    "sample.sample_steps": same("samples.steps"),
+    "sample.*": nothing("import.why.sampling"),
+    **dict.fromkeys((f"train.{name}" for name in TRAIN_DETAIL), nothing("import.why.train_detail")),
+    **dict.fromkeys(("adapter.*", "decorator.*", "slider.*", "guidance.*"), nothing("import.why.adapters_only")),
+    **dict.fromkeys(
+        ("training_folder", "save.dtype", "save.save_format", "meta.*", "metadata.*", "training_seed"),
+        nothing("import.why.files"),
+    ),
+    **dict.fromkeys(("save.push_to_hub", "save.hf_*"), nothing("import.why.hub")),
+    **dict.fromkeys(("logging.*", "performance_log_every", "sqlite_db_path", "log_dir"), nothing("import.why.logging")),
+}
+
+SET_ROWS: dict[str, Row] = {
+    "folder_path": same("folder"),
+    "dataset_path": same("folder"),
+    "caption_ext": otherwise("captions", "import.why.extension", extension, ".txt"),
+    "trigger_word": same("trigger"),
+    "caption_dropout_rate": same("caption_dropout"),
+    "token_dropout_rate": same("tag_dropout"),
+    "shuffle_tokens": flag("shuffle_tags"),
+    "keep_tokens": same("keep_tokens", default=0),
+    "resolution": otherwise("resolution also_resolutions", "import.why.written", sizes),
+    "num_repeats": same("repeats"),
+    "flip_x": flag("flip"),
+    "is_reg": flag("regularization"),
+    "random_crop": otherwise(
+        "crop", "import.why.random_crop", lambda value, given: {"crop": "random" if truth(value) else "centre"}
+    ),
+    "buckets": flag("aspect_buckets"),
+    "square_crop": flag("aspect_buckets", opposite=True),
+    "bucket_tolerance": same("bucket_step_px"),
+    "alpha_mask": otherwise(
+        "masks", "import.why.written", lambda value, given: {"masks": "alpha"} if truth(value) else {}
+    ),
+    "mask_path": otherwise("masks", "import.why.mask_folder", lambda value, given: {"masks": "file"}),
+    "mask_min_value": same("mask_floor"),
+    "loss_multiplier": same("loss_weight"),
+    "network_weight": nothing("import.why.set_detail"),
+    "replacements": otherwise("replace", "import.why.written", replaced),
+    "default_caption": nothing("import.why.default_caption"),
+    "cache_latents": nothing("import.why.cache"),
+    "cache_latents_*": nothing("import.why.cache"),
+    "cache_*": nothing("import.why.cache"),
+    "load_image_when_caching_latents": nothing("import.why.cache"),
+    **dict.fromkeys(("num_workers", "prefetch_factor"), nothing("import.why.memory")),
+    **dict.fromkeys(
+        (
+            "control_path*",
+            "control_*",
+            "controls",
+            "inpaint_path",
+            "unconditional_path",
+            "clip_image_*",
+            "full_size_control_images",
+            "num_controls_*",
+        ),
+        nothing("import.why.conditioning"),
+    ),
+    **dict.fromkeys(
+        (
+            "augments",
+            "augmentations",
+            "shuffle_augmentations",
+            "random_scale",
+            "scale",
+            "flip_y",
+            "standardize_images",
+            "replay_transforms",
+        ),
+        nothing("import.why.augment"),
+    ),
+    **dict.fromkeys(
+        (
+            "type",
+            "batch_size",
+            "random_triggers*",
+            "prior_reg",
+            "invert_mask",
+            "poi",
+            "use_short_captions",
+            "caption_type",
+            "guidance_type",
+            "extra_values",
+            "diff_output_preservation*",
+            "num_frames",
+            "fps",
+            "shrink_video_to_frames",
+            "auto_frame_count",
+            "trim_auto_frame_count_tail",
+            "do_i2v",
+            "do_audio",
+        ),
+        nothing("import.why.set_detail"),
+    ),
+}
+ALL_ROWS = ROWS
+
+
+def given_of(config: Settings) -> Given:
+    """The first process of a job."""
+    inside = config.get("config")
+    job = inside if isinstance(inside, Mapping) else config
+    listed = tables(job.get("process"))
+    process = dict(listed[0]) if listed else {}
+    datasets = process.pop("datasets", None)
+    settings: dict[str, Value] = {"job": config.get("job")}
+    settings |= {key: value for key, value in job.items() if key != "process"}
+    settings |= flat(process)
+    if isinstance(config.get("meta"), Mapping):
+        settings |= flat({"meta": config["meta"]})
+    for n, more in enumerate(listed[1:], 1):
+        settings[f"process[{n}]"] = str(more.get("type", ""))
+    return Given(settings, [(f"datasets[{n}].", one) for n, one in enumerate(tables(datasets))])

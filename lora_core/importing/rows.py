@@ -1,0 +1,174 @@
+"""A row says how one setting of another program is carried over. Tables of rows make the job, the report and the page of the documentation alike."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import math
+import typing
+from collections.abc import Callable, Mapping, Sequence
+
+from ..messages.errors import LoomError
+
+Value = typing.Union[str, int, float, bool, None, Sequence["Value"], Mapping[str, "Value"]]  # noqa: UP007  # a name inside of itself
+Settings = Mapping[str, Value]  # of another program: key -> value
+Paths = dict[str, Value]  # of a job of ours: config path, such as optimizer.lr -> value
+Convert = Callable[[Value, Settings], Paths]
+
+TRUE, FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off", "none", "null", "")
+
+
+class Fate(str, enum.Enum):
+    """What becomes of a setting."""
+
+    SAME = "same"
+    OTHERWISE = "otherwise"
+    DEFAULT = "default"  # not said there, and the program's own value differs from ours
+    NOTHING = "nothing"
+    UNKNOWN = "unknown"
+
+
+class Unmapped(LoomError):
+    """A value of a setting that has no counterpart, where other values have one; its message is the reason."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """`paths`: where a setting goes, for the table. `why`: code of the reason where it is not the same. `default`: what the program takes where
+
+    it is not given and a job of ours would take something else; None for nothing to say. `quiet`: a value that stays the same needs no reason.
+    """
+
+    paths: tuple[str, ...] = ()
+    why: str = ""
+    convert: Convert | None = None
+    default: Value = None
+    quiet: bool = False
+
+    @property
+    def fate(self) -> Fate:
+        if self.convert is None:
+            return Fate.NOTHING
+        return Fate.OTHERWISE if self.why else Fate.SAME
+
+
+def same(path: str, default: Value = None) -> Row:
+    """The value as it is."""
+    return Row((path,), "", lambda value, given: {path: value}, default)
+
+
+def otherwise(paths: str, why: str, convert: Convert | None = None, default: Value = None) -> Row:
+    """Another value, or several, or the same one with something to know; `paths` with spaces between them."""
+    places = tuple(paths.split())
+    return Row(places, why, convert or (lambda value, given: {places[0]: value}), default)
+
+
+def nothing(why: str) -> Row:
+    return Row((), why)
+
+
+def choice(path: str, names: Mapping[str, Value], default: Value = None, why: str = "") -> Row:
+    """A word that has another name here; one that is not among `names` has no counterpart."""
+
+    def convert(value: Value, given: Settings) -> Paths:
+        word = str(value).strip().lower()
+        if word not in names:
+            raise Unmapped("import.why.value")
+        return {path: names[word]}
+
+    return Row((path,), why, convert, default, quiet=True)
+
+
+def flag(path: str, default: Value = None, opposite: bool = False, why: str = "") -> Row:
+    """A switch, or its opposite."""
+    return Row((path,), why, lambda value, given: {path: truth(value) != opposite}, default)
+
+
+def truth(value: Value) -> bool:
+    """Whether a switch is on: true, "True", 1, "ON". Raises Unmapped for what is no switch."""
+    if isinstance(value, bool | int | float):
+        return bool(value)
+    word = str(value).strip().lower()
+    if word not in (*TRUE, *FALSE):
+        raise Unmapped("import.why.value")
+    return word in TRUE
+
+
+def on(given: Settings, key: str) -> bool:
+    """Whether a switch is given and on."""
+    try:
+        return truth(given.get(key))
+    except Unmapped:
+        return False
+
+
+def number(value: Value) -> float:
+    """Raises Unmapped for what is no finite number."""
+    try:
+        result = float(str(value).strip())
+    except ValueError:
+        result = math.nan
+    if not math.isfinite(result):
+        raise Unmapped("import.why.value")
+    return result
+
+
+def whole(value: Value) -> int:
+    """Raises Unmapped for what is no whole number."""
+    result = number(value)
+    if result != int(result):
+        raise Unmapped("import.why.value")
+    return int(result)
+
+
+def as_list(value: Value) -> list[Value]:
+    """A list as it is, a text cut at commas or spaces, anything else alone."""
+    if isinstance(value, str):
+        return [part for part in value.replace(",", " ").split() if part]
+    if isinstance(value, Sequence):
+        return list(value)
+    return [value]
+
+
+def name_of(value: Value) -> str:
+    """A run's name from a path or a name: its last part without the suffix of a file. Raises Unmapped when nothing is left."""
+    last = str(value).replace("\\", "/").rstrip("/").rpartition("/")[2]
+    stem = last.removesuffix(".safetensors").removesuffix(".ckpt").removesuffix(".pt")
+    name = "".join(c if c.isalnum() or c in "._- " else "_" for c in stem).lstrip("._- ").rstrip(". ")[:80]
+    if not name:
+        raise Unmapped("import.why.value")
+    return name
+
+
+def side(value: Value) -> int:
+    """The side of the square of as many pixels: 512, "512", "512,768", "512x768", [512, 768]."""
+    parts = [number(part) for part in as_list(value.lower().replace("x", ",") if isinstance(value, str) else value)]
+    if not parts or min(parts) <= 0:
+        raise Unmapped("import.why.value")
+    return round(math.sqrt(parts[0] * parts[-1]))
+
+
+def tables(value: Value) -> list[Settings]:
+    """The tables in a list; none where it is no list."""
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        return []
+    return [one for one in value if isinstance(one, Mapping)]
+
+
+def flat(value: Settings, prefix: str = "") -> dict[str, Value]:
+    """Nested settings by dotted keys; lists stay as they are, empty tables say nothing."""
+    out: dict[str, Value] = {}
+    for key, inner in value.items():
+        name = f"{prefix}{key}"
+        if isinstance(inner, Mapping):
+            out |= flat(inner, f"{name}.")
+        else:
+            out[name] = inner
+    return out
+
+
+def arguments(value: Value) -> dict[str, str]:
+    """`key=value` texts in a list or between spaces, as kohya's tools write them."""
+    texts = value.split() if isinstance(value, str) else [str(part) for part in as_list(value)]
+    pairs = (text.partition("=") for text in texts)
+    return {key.strip(): word.strip().strip("\"'") for key, sign, word in pairs if sign}

@@ -1,0 +1,89 @@
+"""Sample prompts, one a line, with the options that kohya's tools and ai-toolkit write behind them: a cat --n blurry --w 768 --h 512 --d 7 --l 5 --s 25."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+
+from ..adapters.tokens import wanted_tokens
+from ..backends.base import SampleJob
+from ..config import SampleConfig, TrainConfig
+from ..data.captions import named
+from ..messages.errors import LoomError
+from ..messages.message import Message
+
+_OPTION = re.compile(r"(?:^|\s)--([A-Za-z]\w*)")
+FIELDS: Mapping[str, str] = {  # option -> field of SampleConfig
+    "n": "negative", "w": "width_px", "h": "height_px", "d": "seed", "seed": "seed", "l": "cfg", "cfg": "cfg", "s": "steps", "steps": "steps",
+    "ss": "sampler",
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """A line of samples.prompt: its text, what its options say by field of SampleConfig, and the options that have no counterpart."""
+
+    text: str
+    settings: Mapping[str, str | int | float]
+    unknown: tuple[str, ...] = ()
+
+
+def prompts_in(text: str) -> list[Prompt]:
+    """The prompts of a text; lines that are empty or begin with # are none. Raises LoomError for an option with a value it cannot have."""
+    lines = (line.strip() for line in text.splitlines())
+    return [_prompt(line) for line in lines if line and not line.startswith("#")]
+
+
+def _prompt(line: str) -> Prompt:
+    text, *options = _OPTION.split(line)
+    settings: dict[str, str | int | float] = {}
+    unknown = []
+    for name, value in zip(options[::2], options[1::2], strict=True):
+        field = FIELDS.get(name.lower())
+        if field is None:
+            unknown.append(f"--{name}")
+        else:
+            settings[field] = _value(name, field, value.strip())
+    return Prompt(text.strip(), settings, tuple(unknown))
+
+
+def _value(name: str, field: str, text: str) -> str | int | float:
+    """What an option says. Raises LoomError."""
+    setting = next(f for f in dataclasses.fields(SampleConfig) if f.name == field)
+    if setting.type == "str":
+        return text
+    low, high = setting.metadata["low"], setting.metadata["high"]
+    try:
+        value = int(text) if setting.type == "int" else float(text)
+    except ValueError:
+        value = math.nan
+    if not low <= value <= high:
+        allowed = f"{low:g} to {high:g}"
+        raise LoomError("samples.option", field="samples.prompt", option=f"--{name}", value=repr(text), allowed=allowed)
+    return value
+
+
+def job_of(prompt: Prompt, config: TrainConfig) -> SampleJob:
+    """The picture to draw: what the prompt's options say goes before the settings of the samples."""
+    settings = dataclasses.replace(config.samples, **prompt.settings)  # type: ignore[arg-type]  # each was made of its field's own type
+    side = config.data.resolution
+    trigger = config.data.trigger
+    if config.trains_tokens and not trigger:
+        trigger = wanted_tokens(config.embedding)[0].placeholder
+    text = named(prompt.text, trigger)
+    return SampleJob(text, settings.width_px or side, settings.height_px or side, settings)
+
+
+def unknown_options(config: TrainConfig) -> Message | None:
+    """What to say about options that are left out of the prompts. Raises LoomError for one with a value it cannot have."""
+    unknown = [option for prompt in prompts_in(config.samples.prompt) for option in prompt.unknown]
+    if not unknown:
+        return None
+    return Message.of(
+        "samples.options_unknown",
+        field="samples.prompt",
+        options=[*dict.fromkeys(unknown)],
+        allowed=[f"--{name}" for name in FIELDS],
+    )
