@@ -21,6 +21,7 @@ from ..metadata import converted_metadata, embedding_metadata
 from ..origin import Origin, in_card, in_config
 from ..readers import read
 from ..report import triggers
+from ..scales import factors
 from ..writers import approximated, carried, entries, form_of, in_diffusers, peft_directories
 from . import disk
 from .checkpoints import bake, checkpoint, extract, family_of, require_unscaled
@@ -338,11 +339,14 @@ def bake_file(
     metadata["modelspec.merged_from"] = ", ".join(
         [source.stem, *(f"{path.stem} ({weight:g})" for path, weight in loras)]
     )
-    with checkpoint(source) as (layout, _, _):
-        require_unscaled(source.name, layout)
+    with checkpoint(source) as (layout, tensor, _):
+        require_unscaled(source.name, layout, factors(layout, tensor))
         family = family_of(layout)
-    counts = bake(source, target, [(_for_family(path, family), weight) for path, weight in loras], metadata, progress)
-    return Written(target, [Message.of("note.baked", changed=counts["changed"], count=counts["tensors"])])
+    baked = bake(source, target, [(_for_family(path, family), weight) for path, weight in loras], metadata, progress)
+    notes = [Message.of("note.baked", changed=baked.changed, count=baked.tensors)]
+    if baked.rounded:
+        notes.append(Message.of("note.baked_rounded", count=baked.rounded, error=f"{baked.rounding:.1%}"))
+    return Written(target, notes)
 
 
 def _for_family(path: Path, family: Family) -> Lora:
