@@ -29,7 +29,7 @@ ORDER = [
     "convert/readers convert/metadata",
     "convert/detect convert/embedding convert/fuse convert/merge convert/peft convert/serialize",
     "convert/families convert/lora",
-    "convert/forms convert/keys convert/patterns convert/scales",
+    "convert/forms convert/keys convert/origin convert/patterns convert/scales",
     "lora_core/training",
     "lora_core/runs lora_core/backends",
     "lora_core/borrowing",

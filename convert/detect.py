@@ -22,18 +22,17 @@ class _Fit:
     agrees: int  # shapes that only this kind of model has
     hidden: int  # widths of its published models, minus others
     declared: bool  # by the header
+    full: int  # kinds of blocks of which the file has the last one of the published models
+    complete: bool  # whether it has what no LoRA of the family lacks
 
     def explains(self, layers: int, any_width: bool) -> bool:
         """Whether the family has nearly all names, all shapes, and a width it was published in or the header's word for it."""
-        return (
-            self.matched >= NEARLY_ALL * layers
-            and not self.against
-            and (self.hidden >= 0 or self.declared or any_width)
-        )
+        names = self.complete and self.matched >= NEARLY_ALL * layers
+        return names and not self.against and (self.hidden >= 0 or self.declared or any_width)
 
     @property
-    def order(self) -> tuple[int, int, int, bool]:
-        return self.matched, self.agrees, self.hidden, self.declared
+    def order(self) -> tuple[int, int, int, bool, int]:
+        return self.matched, self.agrees, self.hidden, self.declared, self.full
 
 
 NEARLY_ALL = 0.9  # layers of another model mostly have a name that the family lacks among any ten
@@ -91,14 +90,19 @@ def _unlike(fits: Mapping[str, _Fit], layers: int) -> Message:
 
 def _fit(family: Family, denoiser: Mapping[str, Module], declared: str) -> _Fit:
     matched = against = agrees = hidden = 0
+    complete = False
+    blocks: dict[tuple[str, int], int] = {}  # (kind of block, how many there are) -> the last in the file
     for name, module in denoiser.items():
         layer = family.table.find(name)
         if layer is None:
             continue
         matched += 1
         row = layer.rows[0]
-        if row.limit and int(layer.numbers[0]) >= row.limit:
-            against += 1
+        complete = complete or family.needs in row.diffusers
+        if row.limit:
+            kind, number = (row.diffusers.partition(".")[0], row.limit), int(layer.numbers[0])
+            blocks[kind] = max(number, blocks.get(kind, 0))
+            against += number >= row.limit
         shape = module.shape
         if len(shape) < 2 or row.kernel is None:
             continue
@@ -115,7 +119,16 @@ def _fit(family: Family, denoiser: Mapping[str, Module], declared: str) -> _Fit:
             against += not fitting
         if family.hidden and shape[0] == shape[1] and (row.ratio == 1 or (len(row.shares) > 1 and not layer.native)):
             hidden += 1 if shape[0] in family.hidden else -1
-    return _Fit(matched, against, agrees, hidden, declared == family.name)
+    full = sum(last + 1 == count for (_, count), last in blocks.items())
+    return _Fit(matched, against, agrees, hidden, declared == family.name, full, complete)
+
+
+_SIGNS = (
+    ("hunyuan_video", "hunyuanvideo"), ("hunyuan-video", "hunyuanvideo"), ("hunyuanvideo", "hunyuanvideo"), ("ltx-2", "ltxav"), ("ltx2", "ltxav"),
+    ("ltxav", "ltxav"), ("ltx", "ltxv"), ("hidream", "hidream"), ("anima", "anima"), ("cosmos", "cosmospredict2"), ("kandinsky5", "kandinsky5"),
+    ("kandinsky-5", "kandinsky5"), ("auraflow", "auraflow"), ("pixart", "pixart"), ("omnigen2", "omnigen2"), ("krea2", "krea2"), ("krea-2", "krea2"),
+    ("ideogram4", "ideogram4"), ("ideogram-4", "ideogram4"), ("ernie", "ernieimage"), ("longcat", "longcatimage"),
+)  # fmt: skip
 
 
 def declared_family(metadata: Mapping[str, str]) -> str:
@@ -134,6 +147,7 @@ def declared_family(metadata: Mapping[str, str]) -> str:
         ("stable-diffusion-v1", "sd1"),
         ("stable-diffusion-3", "sd3"),
         ("chroma", "chroma"),
+        *_SIGNS,
         ("flux2", "flux2"),
         ("flux.2", "flux2"),
         ("flux-2", "flux2"),

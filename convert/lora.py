@@ -133,7 +133,8 @@ class Lora:
     for the denoiser and ComfyUI's names for text encoders (clip_l, clip_g, clip_h, t5xxl). Names nobody knows stay as they were.
 
     `source`: the spelling it was read from; `keys`: those of the file. `foreign`: tensors of the file that are no part of an adapter, which
-    are carried as they are. `embeddings`: bundled textual inversions by token. `notes`: what the user should know.
+    are carried as they are. `origins`: base models it says it was trained on, each with the field that says so. `embeddings`: bundled
+    textual inversions by token. `notes`: what the user should know.
     """
 
     family: str
@@ -144,6 +145,7 @@ class Lora:
     source: str = ""
     keys: frozenset[str] = frozenset()
     foreign: State = dataclasses.field(default_factory=dict)
+    origins: tuple[tuple[str, str], ...] = ()
 
     def components(self) -> list[str]:
         return sorted({component(name) for name in self.modules})

@@ -29,6 +29,9 @@ from .lora import (
 )
 
 Progress = Callable[[int, int, str], None]
+EXACT_NUMBERS = (
+    1 << 23
+)  # of one module, whose norm is computed in float64; larger ones would take several times the file
 _BLOCK = re.compile(r"(IN|OUT)(\d\d)|MID|M00|BASE")
 
 
@@ -117,7 +120,8 @@ def squared_norm(module: Module) -> float:
     """||delta||^2, by the factors where the kind knows how; of a kind that depends on the base weight, of its own numbers. 0 where nothing is known."""
     if module.algebra is None or not module.changes_weight:
         return 0.0
-    return max(0.0, float(module.algebra.squared_norm({k: v.double() for k, v in module.parts.items()}, module.scale)))
+    wide = torch.float64 if sum(value.numel() for value in module.parts.values()) <= EXACT_NUMBERS else torch.float32
+    return max(0.0, float(module.algebra.squared_norm({k: v.to(wide) for k, v in module.parts.items()}, module.scale)))
 
 
 def resize(lora: Lora, rank: int, conv_rank: int = 0, energy: float = 1.0, progress: Progress = quiet) -> Outcome:

@@ -19,6 +19,7 @@ from .embedding import WIDTHS as EMBEDDING_WIDTHS
 from .embedding import unbundled
 from .families import FAMILIES, UNKNOWN, Family, text
 from .lora import DROP_UNKNOWN, FAMILY, OTHER, SCALE, FormatError, Lora, Module, State, about, multiplied, same
+from .origin import trained_on
 from .patterns import Found, Row
 
 MAX_RANK = 65536
@@ -88,6 +89,7 @@ def read(
         keys.form(next(iter(state), "")),
         frozenset(state),
         foreign,
+        trained_on(metadata),
     )
 
 

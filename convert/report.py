@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping
 
@@ -29,7 +30,9 @@ class Block:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What a LoRA file is. `loaders`: program -> what it reads of the file, and why not more. `problems`: the worst first."""
+    """What a LoRA file is. `origins`: base models it names, and where. `loaders`: program -> what it reads of the file, and why not more.
+    `problems`: the worst first.
+    """
 
     family: str
     form: str
@@ -39,6 +42,7 @@ class Report:
     alphas: dict[float, int]
     blocks: tuple[Block, ...]
     triggers: tuple[str, ...]
+    origins: tuple[tuple[str, str], ...]
     loaders: dict[str, Message]
     problems: tuple[Message, ...]
     metadata: Mapping[str, str]
@@ -58,6 +62,7 @@ class Report:
             if alphas
             else Message.of("report.rank_alone", ranks=ranks),
         ]
+        out += [Message.of("report.trained_on", name=name, where=place) for name, place in self.origins]
         if self.triggers:
             out.append(Message.of("report.triggers", words=self.triggers))
         out += [Message.of("report.reads", program=program, verdict=told) for program, told in self.loaders.items()]
@@ -93,6 +98,11 @@ def inspect(lora: Lora) -> Report:
         and not any(m.algebra is None or "diff_b" in m.parts or "dora" in m.parts for m in lora.modules.values())
     ):
         problems.insert(0, Message.of("note.no_effect"))
+    if above := {name: m for name, m in lora.modules.items() if m.kind == "lora" and m.rank > _most(m)}:
+        name, module = next(iter(above.items()))
+        problems.append(
+            Message.of("report.rank_above", count=len(above), layer=name, rank=module.rank, limit=_most(module))
+        )
     if relative := sorted({m.kind for m in lora.modules.values() if m.algebra and m.algebra.needs_base}):
         problems.append(Message.of("report.relative", kinds=relative))
     return Report(
@@ -104,10 +114,16 @@ def inspect(lora: Lora) -> Report:
         dict(Counter(round(m.scale * m.rank, 4) for m in lora.modules.values() if m.rank)),
         blocks,
         triggers(lora.metadata),
+        lora.origins,
         loaders(lora),
         tuple(problems),
         lora.metadata,
     )
+
+
+def _most(module: Module) -> int:
+    """The largest rank that the sides of the layer have room for."""
+    return min(module.shape[0], math.prod(module.shape[1:]))
 
 
 def _block_order(item: tuple[str, list[str]]) -> tuple[int, str]:

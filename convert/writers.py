@@ -81,7 +81,7 @@ def form_of(lora: Lora, target: str) -> str:
     form = FAMILIES[lora.family].universal
     placed, _ = _placed(lora)
     held = all(in_diffusers(module) for module in placed.modules.values())
-    return "comfyui" if form == "diffusers" and not held else form
+    return "comfyui" if form in ("diffusers", "shared") and not held else form
 
 
 def in_diffusers(module: Module) -> bool:
@@ -114,17 +114,15 @@ def _spelled(lora: Lora, target: str, one_alpha: bool | None) -> Iterator[tuple[
     family, form = FAMILIES[lora.family], form_of(lora, target)
     everyone = target == "universal" and form == "diffusers"
     target = form
-    named = (
-        _for_everyone(lora, family)
-        if everyone
-        else {"kohya": _kohya_names, "comfyui": _native_names, "diffusers": _diffusers_names}[target](lora, family)
-    )
+    named = _for_everyone(lora, family) if everyone else _NAMES[target](lora, family)
     common = (
         _common_alphas(named)
         if target == "kohya" and (one_alpha or (one_alpha is None and family.component == "unet"))
         else {}
     )
-    suffixes = {"kohya": _kohya_suffixes, "comfyui": _scale_in_weights_or_alpha, "diffusers": _scale_in_weights}[target]
+    suffixes = _kohya_suffixes if target == "kohya" else _scale_in_weights
+    if target == "comfyui":
+        suffixes = _scale_in_weights_or_alpha
     for name, module in named.items():
         if name in common:
             module = folded(module, common[name] / module.rank)
@@ -227,9 +225,17 @@ def _diffusers_names(lora: Lora, family: Family) -> Named:
     return named | {f"{components[encoder]}.{path}": module for encoder, path, module in _texts(lora, family)}
 
 
+def _shared_names(lora: Lora, family: Family) -> Named:
+    """Fused layers under names that ComfyUI and diffusers both read; text encoders as in `_for_everyone`."""
+    assert family.shared is not None
+    named = {family.shared(path): module for path, module in _native(lora, family).items()}
+    texts = {name: module for name, module in lora.modules.items() if family.encoder(component(name))}
+    return named | _for_everyone(dataclasses.replace(lora, modules=texts), family)
+
+
 def _for_everyone(lora: Lora, family: Family) -> Named:
-    """diffusers' names, and beside them ComfyUI's own of layers that it knows by no other: rows that say so, parts of text encoders. T5, which
-    diffusers does not load, has ComfyUI's alone.
+    """diffusers' names, except for layers that ComfyUI knows by its own alone: T5, which diffusers does not load, and rows that say so. Parts of
+    text encoders beside their blocks, which are few, have both names.
     """
     named = {}
     for name, module in lora.modules.items():
@@ -237,15 +243,17 @@ def _for_everyone(lora: Lora, family: Family) -> Named:
         if encoder is None:
             layer = family.table.find(path)
             assert layer is not None
-            named[name] = module
-            if layer.rows[0].host_name_only:
-                named[f"diffusion_model.{fill(layer.rows[0].native, layer.numbers)}"] = module
+            row = layer.rows[0]
+            named[f"diffusion_model.{fill(row.native, layer.numbers)}" if row.host_name_only else name] = module
             continue
         if encoder.name != "t5xxl":
             named[f"{encoder.component}.{path}"] = module
         if encoder.name == "t5xxl" or not text.in_blocks(path):
             named[f"text_encoders.{encoder.name}.transformer.{path}"] = module
     return named
+
+
+_NAMES = {"kohya": _kohya_names, "comfyui": _native_names, "diffusers": _diffusers_names, "shared": _shared_names}
 
 
 def _flat(path: str) -> str:

@@ -26,10 +26,10 @@ def _stream(
     ]
 
 
-_IMG, _TXT = ("attn.to_q", "attn.to_k", "attn.to_v"), ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj")
+IMG, TXT = ("attn.to_q", "attn.to_k", "attn.to_v"), ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj")
 
 
-def _double_blocks(gated: bool, limit: int) -> list[Row]:
+def double_blocks(gated: bool, limit: int) -> list[Row]:
     """The two-stream blocks of the Flux models. `gated`: Flux.2's MLP, whose first layer is twice as wide."""
     block, native = "transformer_blocks.*", "double_blocks.*"
     inner, wide = (("linear_in", "linear_out"), 6.0) if gated else (("net.0.proj", "net.2"), 4.0)
@@ -37,7 +37,7 @@ def _double_blocks(gated: bool, limit: int) -> list[Row]:
         *_stream(
             block,
             f"{native}.img",
-            _IMG,
+            IMG,
             ("attn.to_out.0", "proj"),
             (f"ff.{inner[0]}", f"ff.{inner[1]}", "0", "2"),
             limit,
@@ -46,7 +46,7 @@ def _double_blocks(gated: bool, limit: int) -> list[Row]:
         *_stream(
             block,
             f"{native}.txt",
-            _TXT,
+            TXT,
             ("attn.to_add_out", "proj"),
             (f"ff_context.{inner[0]}", f"ff_context.{inner[1]}", "0", "2"),
             limit,
@@ -55,22 +55,22 @@ def _double_blocks(gated: bool, limit: int) -> list[Row]:
     ]
 
 
-def _single_blocks(limit: int) -> list[Row]:
+def single_blocks(limit: int) -> list[Row]:
     """The one-stream blocks of Flux.1: q, k, v and the MLP's first layer lie in one matrix."""
     block, native = "single_transformer_blocks.*", "single_blocks.*"
-    names = (*(f"{block}.{n}" for n in _IMG), f"{block}.proj_mlp")
+    names = (*(f"{block}.{n}" for n in IMG), f"{block}.proj_mlp")
     return [
         *fused(*names, native=f"{native}.linear1", shares=(1, 1, 1, 4), ratio=7, limit=limit),
         Row(f"{block}.proj_out", f"{native}.linear2", ratio=0.2, limit=limit),
     ]
 
 
-def _norms(pairs: Iterable[tuple[str, str]], limit: int = 0) -> list[Row]:
+def norms(pairs: Iterable[tuple[str, str]], limit: int = 0) -> list[Row]:
     """Norm layers: their weight, and a bias where they have one."""
     return [Row(ours, theirs, kernel=None, limit=limit) for ours, theirs in pairs]
 
 
-def _flux_norms(double: int, single: int) -> list[Row]:
+def flux_norms(double: int, single: int) -> list[Row]:
     """The norms of queries and keys in the blocks of the Flux models."""
     streams = (
         ("norm_q", "img_attn.norm.query"),
@@ -79,8 +79,8 @@ def _flux_norms(double: int, single: int) -> list[Row]:
         ("norm_added_k", "txt_attn.norm.key"),
     )
     return [
-        *_norms(((f"transformer_blocks.*.attn.{a}", f"double_blocks.*.{b}_norm") for a, b in streams), double),
-        *_norms(
+        *norms(((f"transformer_blocks.*.attn.{a}", f"double_blocks.*.{b}_norm") for a, b in streams), double),
+        *norms(
             (
                 (f"single_transformer_blocks.*.attn.norm_{a[0]}", f"single_blocks.*.norm.{a}_norm")
                 for a in ("query", "key")
@@ -90,18 +90,19 @@ def _flux_norms(double: int, single: int) -> list[Row]:
     ]
 
 
-_FLUX_ENDS = [Row("x_embedder", "img_in"), Row("context_embedder", "txt_in"), Row("proj_out", "final_layer.linear")]
-_NORM_OUT = Row("norm_out.linear", "final_layer.adaLN_modulation.1", ratio=2, swap="always")
+FLUX_ENDS = [Row("x_embedder", "img_in"), Row("context_embedder", "txt_in"), Row("proj_out", "final_layer.linear")]
+_FLUX1_ENDS = [FLUX_ENDS[0], Row("context_embedder", "txt_in", ratio=0.75), FLUX_ENDS[2]]  # T5 has 4096 channels
+NORM_OUT = Row("norm_out.linear", "final_layer.adaLN_modulation.1", ratio=2, swap="always")
 
 FLUX1 = [
-    *_double_blocks(gated=False, limit=19),
-    *_single_blocks(limit=38),
+    *double_blocks(gated=False, limit=19),
+    *single_blocks(limit=38),
     Row("transformer_blocks.*.norm1.linear", "double_blocks.*.img_mod.lin", ratio=6, limit=19),
     Row("transformer_blocks.*.norm1_context.linear", "double_blocks.*.txt_mod.lin", ratio=6, limit=19),
     Row("single_transformer_blocks.*.norm.linear", "single_blocks.*.modulation.lin", ratio=3, limit=38),
-    *_flux_norms(19, 38),
-    *_FLUX_ENDS,
-    _NORM_OUT,
+    *flux_norms(19, 38),
+    *_FLUX1_ENDS,
+    NORM_OUT,
     *(
         Row(f"time_text_embed.{a}_embedder.linear_{n}", f"{b}_in.{layer}")
         for a, b in (("timestep", "time"), ("text", "vector"), ("guidance", "guidance"))
@@ -109,15 +110,13 @@ FLUX1 = [
     ),
 ]
 FLUX1_ALIASES = [  # XLabs' and USO's adapters of the queries, keys and values in a one-stream block, without the MLP that shares their matrix
-    *fused(
-        *(f"single_transformer_blocks.*.{n}" for n in _IMG), native="single_blocks.*.linear1_qkv", ratio=3, limit=38
-    ),
+    *fused(*(f"single_transformer_blocks.*.{n}" for n in IMG), native="single_blocks.*.linear1_qkv", ratio=3, limit=38),
 ]
 CHROMA = [
-    *_double_blocks(gated=False, limit=19),
-    *_single_blocks(limit=38),
-    *_flux_norms(19, 38),
-    *_FLUX_ENDS,
+    *double_blocks(gated=False, limit=19),
+    *single_blocks(limit=38),
+    *flux_norms(19, 38),
+    *_FLUX1_ENDS,
     Row("distilled_guidance_layer.norms.*", "distilled_guidance_layer.norms.*", kernel=None, host_name_only=True),
     *(
         Row(f"distilled_guidance_layer.{n}", f"distilled_guidance_layer.{n}", host_name_only=True)
@@ -131,12 +130,12 @@ CHROMA = [
     ),
 ]
 FLUX2 = [
-    *_double_blocks(gated=True, limit=8),
+    *double_blocks(gated=True, limit=8),
     Row("single_transformer_blocks.*.attn.to_qkv_mlp_proj", "single_blocks.*.linear1", ratio=9, limit=48),
     Row("single_transformer_blocks.*.attn.to_out", "single_blocks.*.linear2", ratio=0.25, limit=48),
-    *_flux_norms(8, 48),
-    *_FLUX_ENDS,
-    _NORM_OUT,
+    *flux_norms(8, 48),
+    *FLUX_ENDS,
+    NORM_OUT,
     Row("double_stream_modulation_img.linear", "double_stream_modulation_img.lin", ratio=6),
     Row("double_stream_modulation_txt.linear", "double_stream_modulation_txt.lin", ratio=6),
     Row("single_stream_modulation.linear", "single_stream_modulation.lin", ratio=3),
@@ -153,14 +152,14 @@ def _sd3() -> list[Row]:
         Row("pos_embed.proj", "x_embedder.proj", kernel=(2, 2)),
         Row("context_embedder", "context_embedder"),
         Row("proj_out", "final_layer.linear"),
-        _NORM_OUT,
+        NORM_OUT,
         *(Row(f"time_text_embed.timestep_embedder.linear_{n}", f"t_embedder.mlp.{2 * n - 2}") for n in (1, 2)),
         *(Row(f"time_text_embed.text_embedder.linear_{n}", f"y_embedder.mlp.{2 * n - 2}") for n in (1, 2)),
     ]
     block = "transformer_blocks.*"
     streams = (
-        ("x_block", _IMG, "attn.to_out.0", "ff", "norm1"),
-        ("context_block", _TXT, "attn.to_add_out", "ff_context", "norm1_context"),
+        ("x_block", IMG, "attn.to_out.0", "ff", "norm1"),
+        ("context_block", TXT, "attn.to_add_out", "ff_context", "norm1_context"),
     )
     for stream, names, out, mlp, norm in streams:
         native = f"joint_blocks.*.{stream}"
@@ -180,12 +179,12 @@ def _sd3() -> list[Row]:
         *(f"{block}.attn2.to_{n}" for n in "qkv"), native="joint_blocks.*.x_block.attn2.qkv", ratio=3, limit=38
     )
     rows.append(Row(f"{block}.attn2.to_out.0", "joint_blocks.*.x_block.attn2.proj", ratio=1, limit=38))
-    norms = (
+    scaled = (
         ("attn.norm_", "x_block.attn"),
         ("attn.norm_added_", "context_block.attn"),
         ("attn2.norm_", "x_block.attn2"),
     )
-    rows += _norms(((f"{block}.{a}{n}", f"joint_blocks.*.{b}.ln_{n}") for a, b in norms for n in "qk"), 38)
+    rows += norms(((f"{block}.{a}{n}", f"joint_blocks.*.{b}.ln_{n}") for a, b in scaled for n in "qk"), 38)
     return rows
 
 
@@ -206,7 +205,7 @@ class _NextDit:
 
 def _next_dit(kind: _NextDit, ends: list[Row]) -> list[Row]:
     """The blocks of Lumina2 and Z-Image, which share their code."""
-    attention, shares, mlp, widening, modulation, norms = dataclasses.astuple(kind)
+    attention, shares, mlp, widening, modulation, around = dataclasses.astuple(kind)
     rows = list(ends)
     for place in ("layers", "noise_refiner", "context_refiner"):
         block = f"{place}.*"
@@ -223,10 +222,10 @@ def _next_dit(kind: _NextDit, ends: list[Row]) -> list[Row]:
             for n in (1, 2, 3)
         ]
         rows.append(Row(f"{block}.{modulation[0]}", f"{block}.{modulation[1]}", limit=30))
-        rows += _norms(((f"{block}.{attention}.norm_{n}", f"{block}.attention.{n}_norm") for n in "qk"), 30)
-        rows += _norms(((f"{block}.ffn_norm{n}", f"{block}.ffn_norm{n}") for n in (1, 2)), 30)
-        first, second = (f"{name}.norm" if place != "context_refiner" and name == "norm1" else name for name in norms)
-        rows += _norms(
+        rows += norms(((f"{block}.{attention}.norm_{n}", f"{block}.attention.{n}_norm") for n in "qk"), 30)
+        rows += norms(((f"{block}.ffn_norm{n}", f"{block}.ffn_norm{n}") for n in (1, 2)), 30)
+        first, second = (f"{name}.norm" if place != "context_refiner" and name == "norm1" else name for name in around)
+        rows += norms(
             ((f"{block}.{first}", f"{block}.attention_norm1"), (f"{block}.{second}", f"{block}.attention_norm2")), 30
         )
     return rows
@@ -252,7 +251,7 @@ LUMINA2 = _next_dit(
 )  # fmt: skip
 
 _QWEN = {
-    **dict.fromkeys((*_IMG, *_TXT, "attn.to_out.0", "attn.to_add_out"), 1.0), **dict.fromkeys(("img_mod.1", "txt_mod.1"), 6.0),
+    **dict.fromkeys((*IMG, *TXT, "attn.to_out.0", "attn.to_add_out"), 1.0), **dict.fromkeys(("img_mod.1", "txt_mod.1"), 6.0),
     **dict.fromkeys(("img_mlp.net.0.proj", "txt_mlp.net.0.proj"), 4.0), **dict.fromkeys(("img_mlp.net.2", "txt_mlp.net.2"), 0.25),
 }  # fmt: skip
 QWEN = [
@@ -262,7 +261,7 @@ QWEN = [
     ),
     *(Row(n, n) for n in ("img_in", "txt_in", "norm_out.linear", "proj_out")),
     Row("txt_norm", "txt_norm", kernel=None),
-    *_norms(
+    *norms(
         ((name, name) for name in (f"transformer_blocks.*.attn.norm_{n}" for n in ("q", "k", "added_q", "added_k"))), 60
     ),
     *(Row(n, n) for n in (f"time_text_embed.timestep_embedder.linear_{i}" for i in (1, 2))),
@@ -279,7 +278,6 @@ WAN = [
     Row("patch_embedding", "patch_embedding", kernel=(1, 2, 2)), Row("proj_out", "head.head"),
     *(Row(f"condition_embedder.{kind}_embedder.linear_{n}", f"{kind}_embedding.{2 * n - 2}") for kind in ("time", "text") for n in (1, 2)),
     Row("condition_embedder.time_proj", "time_projection.1"),
-    Row("condition_embedder.image_embedder.norm1", "img_emb.proj.0", kernel=None),
-    Row("condition_embedder.image_embedder.norm2", "img_emb.proj.4", kernel=None),
+    *norms((f"condition_embedder.image_embedder.norm{n}", f"img_emb.proj.{place}") for n, place in ((1, 0), (2, 4))),
     Row("condition_embedder.image_embedder.ff.net.0.proj", "img_emb.proj.1"), Row("condition_embedder.image_embedder.ff.net.2", "img_emb.proj.3"),
 ]  # fmt: skip

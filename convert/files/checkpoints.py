@@ -22,7 +22,7 @@ from ..lora import FormatError, Lora, Module, applied, delta, kind_of, low_rank
 from ..merge import Outcome, Progress, quiet, rank_limit, require_sizes
 from ..patterns import Found
 from ..readers import unfused
-from ..scales import scaled_layers, warning
+from ..scales import dequantised, factors, quantised, unapplied, warning
 from ..serialize import Layout
 from . import disk
 
@@ -143,9 +143,11 @@ def _in_file(name: str, family: Family) -> tuple[str, Found] | None:
     return (family.component, found) if found else None
 
 
-def require_unscaled(name: str, layout: Layout, keys: Iterable[str] = ()) -> None:
-    """Refuses a checkpoint whose denoiser is quantised with scales, or one of the weights `keys` in another part. Raises FormatError."""
-    scaled = scaled_layers(layout)
+def require_unscaled(name: str, layout: Layout, plain: Mapping[str, str], keys: Iterable[str] = ()) -> None:
+    """Refuses a checkpoint whose denoiser is quantised with more than the `plain` factors of `scales.factors`, or one of the weights `keys` in
+    another part. Raises FormatError.
+    """
+    scaled = unapplied(layout, plain)
     found = [scale for scales in scaled.values() for scale in scales if not scale.startswith(_NOT_DENOISER)]
     found += [scale for key in keys for scale in scaled.get(key.removesuffix(".weight"), ())]
     if found:
@@ -175,20 +177,21 @@ def bake(
     loras: list[tuple[Lora, float]],
     metadata: Mapping[str, str] | None = None,
     progress: Progress = quiet,
-) -> dict[str, int]:
-    """Writes `source` with the LoRAs added at their strengths to `target`, each weight in the type it had; returns counts.
+) -> Baked:
+    """Writes `source` with the LoRAs added at their strengths to `target`, each weight in the type it had, fp8 ones with a new factor where they need one.
 
     A folder is written as a folder of the same files; other files in it are copied. Raises FormatError, before writing, when a module of a
     LoRA has no layer in the checkpoint, and when a result is not finite.
     """
     with checkpoint(source) as (layout, tensor, where):
-        require_unscaled(source.name, layout)
+        plain = factors(layout, tensor)
+        require_unscaled(source.name, layout, plain)
         family = family_of(layout)
         _require_family(family, loras)
         layers = layers_of(layout, family)
         changes = [(_by_key(lora, layers), strength) for lora, strength in loras]
         changed = sorted({key for by_key, _ in changes for key in by_key})
-        require_unscaled(source.name, layout, changed)
+        require_unscaled(source.name, layout, plain, changed)
         for by_key, _ in changes:
             for key, module in by_key.items():
                 if key not in layout:
@@ -199,34 +202,68 @@ def bake(
                     )
                     raise FormatError("bake.other_shape", key=key, shape=layout[key][1], wanted=told)
         done = 0
+        lost, asked = 0.0, 0.0  # squared norms: of what rounding to fp8 took from the changes, of the changes
+        of_scale = {scale: weight for weight, scale in plain.items() if weight in changed}
 
-        def result(key: str) -> torch.Tensor:
-            nonlocal done
-            value = tensor(key)
-            mine = [(by_key[key], strength) for by_key, strength in changes if key in by_key]
-            if not mine:
-                return value
-            progress(done, len(changed), key)
-            done += 1
-            new = value
-            for module, strength in mine:
+        def numbers(key: str) -> torch.Tensor:
+            """The weight with the LoRAs added, float32 where it is one of the changed."""
+            new = tensor(key)
+            if key in plain:
+                new = dequantised(new, tensor(plain[key]))
+            for by_key, strength in changes:
+                if key not in by_key:
+                    continue
                 try:
-                    new = applied(new, module, strength)
+                    new = applied(new, by_key[key], strength)
                 except FormatError as error:
                     raise FormatError("error.about", about=key, error=error) from error
-            new = new.to(value.dtype)
+            return new
+
+        def result(key: str) -> torch.Tensor:
+            nonlocal done, lost, asked
+            if key in of_scale:
+                weight = of_scale[key]
+                return quantised(numbers(weight), tensor(key), layout[weight][0])[1]
+            if key not in changed:
+                return tensor(key)
+            progress(done, len(changed), key)
+            done += 1
+            new = numbers(key)
+            if key in plain:
+                old = tensor(plain[key])
+                stored, scale = quantised(new, old, layout[key][0])
+                apart = dequantised(stored, scale) - new
+                lost, asked = (
+                    lost + float(apart.square().sum()),
+                    asked + float((new - dequantised(tensor(key), old)).square().sum()),
+                )
+                new = stored
+            else:
+                new = new.to(layout[key][0])
             if not torch.isfinite(new.float()).all():
                 raise FormatError("bake.not_finite", key=key)
             return new
 
         for key in changed:
-            if layout[key][0].itemsize < 2:
+            if layout[key][0].itemsize < 2 and key not in plain:
                 raise FormatError("bake.small_type", key=key, type=layout[key][0])
         if source.is_file():
             disk.save_streamed(target, layout, result, metadata)
         else:
             disk.save_folder(source, target, layout, result, where)
-    return {"changed": len(changed), "tensors": len(layout)}
+    return Baked(len(changed), len(layout), len(of_scale), (lost / asked) ** 0.5 if asked else 0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Baked:
+    """What was written: how many of the tensors changed; how many of those are fp8 with a factor, and how much of their change rounding took,
+    as a relative error.
+    """
+
+    changed: int
+    tensors: int
+    rounded: int = 0
+    rounding: float = 0.0
 
 
 def _require_family(family: Family, loras: list[tuple[Lora, float]]) -> None:
@@ -280,23 +317,26 @@ def extract(
     """
     require_sizes(rank, conv_rank, energy)
     with checkpoint(base) as (old_layout, old, _), checkpoint(tuned) as (new_layout, new, _):
-        for place, layout in ((base, old_layout), (tuned, new_layout)):
-            require_unscaled(place.name, layout)
+        old_plain, new_plain = factors(old_layout, old), factors(new_layout, new)
+        for place, layout, plain in ((base, old_layout, old_plain), (tuned, new_layout, new_plain)):
+            require_unscaled(place.name, layout, plain)
         family = family_of(old_layout)
         if family_of(new_layout) is not family:
             raise FormatError("extract.other_family", family=family.title, other=family_of(new_layout).title)
         wanted = [family.component, *(e.name for e in family.encoders if text_encoders)]
         ours, theirs = (_by_name(layers_of(layout, family), wanted) for layout in (old_layout, new_layout))
         pairs = list(dict.fromkeys((ours[name], theirs[name]) for name in theirs if name in ours))
-        require_unscaled(base.name, old_layout, (before.key for before, _ in pairs))
-        require_unscaled(tuned.name, new_layout, (after.key for _, after in pairs))
+        require_unscaled(base.name, old_layout, old_plain, (before.key for before, _ in pairs))
+        require_unscaled(tuned.name, new_layout, new_plain, (after.key for _, after in pairs))
         if not pairs:
             raise FormatError("extract.nothing_common")
         modules, errors, lost, total, norms, biases = {}, {}, 0.0, 0.0, 0, 0
         for n, (before, after) in enumerate(pairs):
             progress(n, len(pairs), after.key)
             biases += _bias_changed(before, after, old_layout, new_layout, old, new)
-            for found, change, size in _changes(before, after, old(before.key), new(after.key)):
+            for found, change, size in _changes(
+                before, after, _numbers(before.key, old, old_plain), _numbers(after.key, new, new_plain)
+            ):
                 if change.ndim < 2 or size <= min_change:
                     norms += change.ndim < 2 and size > 0
                     continue
@@ -321,6 +361,11 @@ def extract(
     return Outcome(
         Lora(family.name, dict(sorted(modules.items())), notes=notes), (lost / total) ** 0.5 if total else 0.0, errors
     )
+
+
+def _numbers(key: str, tensor: Read, plain: Mapping[str, str]) -> torch.Tensor:
+    value = tensor(key)
+    return dequantised(value, tensor(plain[key])) if key in plain else value
 
 
 def _by_name(layers: Mapping[str, Layer], owners: list[str]) -> dict[str, Layer]:

@@ -18,8 +18,10 @@ from ..families import Family
 from ..lora import FormatError, Lora, State, about, cast
 from ..merge import Outcome, Progress, merge, quiet, resize
 from ..metadata import converted_metadata, embedding_metadata
+from ..origin import Origin, in_card, in_config
 from ..readers import read
 from ..report import triggers
+from ..scales import factors
 from ..writers import approximated, carried, entries, form_of, in_diffusers, peft_directories
 from . import disk
 from .checkpoints import bake, checkpoint, extract, family_of, require_unscaled
@@ -36,14 +38,47 @@ class Written:
 def open_file(path: Path, family: str = "", drop_unknown: bool = False) -> Lora | Embedding:
     """The LoRA or embedding at `path`: a safetensors or torch file, or a PEFT directory (or a directory of PEFT directories)."""
     if path.is_dir():
-        return open_peft(path, family)
+        return _open_folder(path, family, drop_unknown)
     data, metadata = disk.load_any(path)
     with about(path.name):
         if is_embedding(data):
             return read_embedding(data)
-        if not all(isinstance(v, torch.Tensor) for v in data.values()):
-            raise FormatError("file.holds_no_tensors")
-        return read(data, metadata, family=family, drop_unknown=drop_unknown)
+        return _read_table(data, metadata, family, drop_unknown)
+
+
+def _read_table(
+    data: Mapping[str, Any], metadata: Mapping[str, str], family: str = "", drop_unknown: bool = False
+) -> Lora:
+    if not all(isinstance(v, torch.Tensor) for v in data.values()):
+        raise FormatError("file.holds_no_tensors")
+    return read(data, metadata, family=family, drop_unknown=drop_unknown)
+
+
+def _open_folder(folder: Path, family: str, drop_unknown: bool) -> Lora | Embedding:
+    """A PEFT directory, or a repository with one weight file; its card may say which base model it was trained on."""
+    weights = sorted(folder.glob("*.safetensors"))
+    is_peft = any((place / "adapter_config.json").is_file() for place in (folder, *(folder / c for c in _COMPONENTS)))
+    usual = folder / "pytorch_lora_weights.safetensors"
+    file = usual if usual in weights else next(iter(weights), None)
+    if is_peft or file is None or (file != usual and len(weights) > 1):
+        found: Lora | Embedding = open_peft(folder, family)
+    else:
+        found = open_file(file, family, drop_unknown)
+    if isinstance(found, Lora):
+        found.origins = tuple(dict.fromkeys((*_card_origins(folder), *found.origins)))
+    return found
+
+
+def _card_origins(folder: Path) -> tuple[Origin, ...]:
+    """What the card of a repository folder says; nothing where there is none that can be read."""
+    try:
+        with open(folder / "README.md", encoding="utf-8", errors="replace") as file:
+            return in_card(file.read(MAX_CARD))
+    except OSError:
+        return ()
+
+
+MAX_CARD = 1 << 18  # characters of a card that are read; its header is at the beginning
 
 
 def inspected(path: Path, family: str = "") -> Lora | Embedding:
@@ -102,6 +137,7 @@ def open_peft(folder: Path, family: str = "") -> Lora:
             flat = {f"{part}.{key}": value for part, config in configs.items() for key, value in config.items()}
             lora = read(state, {**metadata, peft.HEADER: json.dumps(flat)}, family=family)
             lora.metadata = dict(metadata)
+    lora.origins = tuple(dict.fromkeys(origin for config in configs.values() for origin in in_config(config)))
     lora.source = "peft"
     return lora
 
@@ -303,18 +339,25 @@ def bake_file(
     metadata["modelspec.merged_from"] = ", ".join(
         [source.stem, *(f"{path.stem} ({weight:g})" for path, weight in loras)]
     )
-    with checkpoint(source) as (layout, _, _):
-        require_unscaled(source.name, layout)
+    with checkpoint(source) as (layout, tensor, _):
+        require_unscaled(source.name, layout, factors(layout, tensor))
         family = family_of(layout)
-    counts = bake(source, target, [(_for_family(path, family), weight) for path, weight in loras], metadata, progress)
-    return Written(target, [Message.of("note.baked", changed=counts["changed"], count=counts["tensors"])])
+    baked = bake(source, target, [(_for_family(path, family), weight) for path, weight in loras], metadata, progress)
+    notes = [Message.of("note.baked", changed=baked.changed, count=baked.tensors)]
+    if baked.rounded:
+        notes.append(Message.of("note.baked_rounded", count=baked.rounded, error=f"{baked.rounding:.1%}"))
+    return Written(target, notes)
 
 
 def _for_family(path: Path, family: Family) -> Lora:
     """A LoRA for a known model: one of text encoders alone fits several."""
-    lora = open_lora(path)
-    texts_only = not any(name.startswith(("unet.", "transformer.")) for name in lora.modules)
-    return open_lora(path, family.name) if lora.family != family.name and texts_only else lora
+    data, metadata = disk.load_any(path) if path.is_file() else ({}, {})
+    if not data or is_embedding(data):
+        return open_lora(path)
+    with about(path.name):
+        lora = _read_table(data, metadata)
+        texts_only = not any(name.startswith(("unet.", "transformer.")) for name in lora.modules)
+        return read(data, metadata, family=family.name) if lora.family != family.name and texts_only else lora
 
 
 def write_card(path: Path, family: str, words: tuple[str, ...], weight: float = 1.0, description: str = "") -> Path:

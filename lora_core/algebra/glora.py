@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from .kind import Acting, Kind, Part, Parts, Shape, kaiming
+from .products import squared_norm
 from .walk import CONVS, Walk
 
 
@@ -48,8 +49,7 @@ class Glora(Kind):
 
     def squared_norm(self, p: Parts, scale: float) -> torch.Tensor:
         """||A||^2 + ||B||^2."""
-        pairs = [(p[up].flatten(1), p[down].flatten(1)) for up, down in (("a1", "a2"), ("b1", "b2"))]
-        return torch.stack([((up.t() @ up) * (down @ down.t())).sum() for up, down in pairs]).sum() * scale**2
+        return (squared_norm(p["a1"], p["a2"]) + squared_norm(p["b1"], p["b2"])) * scale**2
 
     def degree(self, p: Parts) -> int:
         return 2

@@ -7,6 +7,7 @@ import math
 import torch
 
 from .kind import BIAS_PART, MAGNITUDES, Kind, Part, Parts, Shape, kaiming, unflattened
+from .products import blocks, squared_norm, total
 from .walk import Walk
 
 
@@ -60,6 +61,22 @@ class Loha(Kind):
     ) -> torch.Tensor:
         one, two = (_matrix(p, n) for n in (1, 2))
         return (one * two * scale).reshape(weight or self.shape(p))
+
+    def squared_norm(self, p: Parts, scale: float) -> torch.Tensor:
+        """By rows of the product, which may be far larger than the factors; at very low ranks by the factors alone: the elementwise product of two
+        matrices of rank r is one of rank r^2.
+        """
+        if "hada_t1" not in p and max(p["hada_w1_b"].shape[0], p["hada_w2_b"].shape[0]) <= 4:
+            up = torch.einsum("oi,oj->oij", p["hada_w1_a"], p["hada_w2_a"]).flatten(1)
+            return squared_norm(up, torch.einsum("ik,jk->ijk", p["hada_w1_b"], p["hada_w2_b"]).flatten(0, 1)) * scale**2
+        axis, shape = (1, self.shape(p)) if "hada_t1" in p else (0, self.shape(p))
+        ups = ("hada_w1_a", "hada_w2_a")
+
+        def part(rows: slice) -> torch.Tensor:
+            cut = {**p, **{name: p[name].narrow(axis, rows.start, rows.stop - rows.start) for name in ups}}
+            return (_matrix(cut, 1) * _matrix(cut, 2)).square().sum()
+
+        return total(part(rows) for rows in blocks(shape[0], math.prod(shape[1:]))) * scale**2
 
     def ends(self, p: Parts) -> tuple[tuple[str, ...], ...]:
         return (("hada_w1_b", "hada_w1_a"),)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from .kind import BIAS_PART, MAGNITUDES, Acting, Kind, Part, Parts, Shape, kaiming, unflattened
+from .products import squared_norm, squared_norm_of_core
 from .walk import Walk
 
 
@@ -33,7 +34,9 @@ class Lokr(Kind):
     )
 
     def shape(self, p: Parts, kernel: tuple[int, ...] = ()) -> tuple[int, ...]:
-        one, two = kronecker_factors(p)
+        one, two = kronecker_factors(
+            {name: value.to("meta") for name, value in p.items()}
+        )  # sizes alone; the product may be far larger than the file
         rows, columns = one.shape[0] * two.shape[0], one.shape[1] * two.shape[1]
         return (rows, columns, *two.shape[2:]) if two.ndim > 2 else unflattened(rows, columns, kernel)
 
@@ -52,8 +55,15 @@ class Lokr(Kind):
 
     def squared_norm(self, p: Parts, scale: float) -> torch.Tensor:
         """||A kron B|| = ||A|| ||B||."""
-        one, two = kronecker_factors(p)
-        return one.square().sum() * two.square().sum() * scale**2
+        one = p["lokr_w1"].square().sum() if "lokr_w1" in p else squared_norm(p["lokr_w1_a"], p["lokr_w1_b"])
+        if "lokr_w2" in p:
+            two = p["lokr_w2"].square().sum()
+        elif "lokr_t2" in p:
+            a, b = p["lokr_w2_a"], p["lokr_w2_b"]
+            two = squared_norm_of_core(p["lokr_t2"], a @ a.t(), b @ b.t())
+        else:
+            two = squared_norm(p["lokr_w2_a"], p["lokr_w2_b"])
+        return one * two * scale**2
 
     def ends(self, p: Parts) -> tuple[tuple[str, ...], ...]:
         return (

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from .kind import BIAS_PART, MAGNITUDES, Acting, Kind, Part, Parts, Shape, kaiming
+from .products import squared_norm, squared_norm_of_core
 from .walk import CONVS, Walk
 
 
@@ -42,10 +43,11 @@ class Lora(Kind):
         return (up.flatten(1) @ down.flatten(1)).view(weight or (len(up), *down.shape[1:])) * scale
 
     def squared_norm(self, p: Parts, scale: float) -> torch.Tensor:
-        """By the Gram matrices of the factors: tr(B^T B A A^T)."""
-        p = untuckered(p)
+        """By the factors (see `products`)."""
         up, down = p["up"].flatten(1), p["down"].flatten(1)
-        return ((up.t() @ up) * (down @ down.t())).sum() * scale**2
+        if "mid" in p:
+            return squared_norm_of_core(p["mid"], up.t() @ up, down @ down.t()) * scale**2
+        return squared_norm(up, down) * scale**2
 
     def ends(self, p: Parts) -> tuple[tuple[str, ...], ...]:
         return (("down", "up"),)

@@ -58,6 +58,24 @@ MODELS = {
     "sd3-medium": ("sd3", "SD3Transformer2DModel", _SD3),
     "sd3.5-medium": ("sd3", "SD3Transformer2DModel", {**_SD3, "qk_norm": "rms_norm", "dual_attention_layers": tuple(range(13))}),
     "sd3.5-large": ("sd3", "SD3Transformer2DModel", {"num_layers": 38, "num_attention_heads": 38, "caption_projection_dim": 2432, "qk_norm": "rms_norm"}),
+    "hunyuan-video": ("hunyuanvideo", "HunyuanVideoTransformer3DModel", {}),
+    "ltx-video": ("ltxv", "LTXVideoTransformer3DModel", {}),
+    "ltx-video-13b": ("ltxv", "LTXVideoTransformer3DModel", {"num_layers": 48, "attention_head_dim": 128, "cross_attention_dim": 4096}),
+    "ltx-2": ("ltxav", "LTX2VideoTransformer3DModel", {}),
+    "hidream": ("hidream", "HiDreamImageTransformer2DModel", {
+        "patch_size": 2, "in_channels": 16, "out_channels": 16, "caption_channels": [4096, 4096], "llama_layers": list(range(48)),
+    }),
+    "cosmos-predict2": ("cosmospredict2", "CosmosTransformer3DModel", {"num_attention_heads": 16, "in_channels": 17}),
+    "cosmos-predict2-14b": ("cosmospredict2", "CosmosTransformer3DModel", {"num_attention_heads": 40, "num_layers": 36, "in_channels": 17}),
+    "anima": ("anima", "CosmosTransformer3DModel", {"num_attention_heads": 16, "in_channels": 16}),
+    "kandinsky5": ("kandinsky5", "Kandinsky5Transformer3DModel", {"model_dim": 1792, "time_dim": 512, "ff_dim": 7168}),
+    "auraflow": ("auraflow", "AuraFlowTransformer2DModel", {}),
+    "pixart": ("pixart", "PixArtTransformer2DModel", {}),
+    "krea2": ("krea2", "Krea2Transformer2DModel", {}),
+    "ideogram4": ("ideogram4", "Ideogram4Transformer2DModel", {}),
+    "ernie": ("ernieimage", "ErnieImageTransformer2DModel", {}),
+    "omnigen2": ("omnigen2", "", {}),
+    "longcat": ("longcatimage", "LongCatImageTransformer2DModel", {"num_layers": 10, "num_single_layers": 20}),
 }  # fmt: skip
 # A model of each family, to take layers from.
 FAMILY_MODELS = {MODELS[m][0]: m for m in reversed(MODELS)} | {"wan": "wan-i2v", "sd3": "sd3.5-medium"}
@@ -66,11 +84,45 @@ FAMILY_MODELS = {MODELS[m][0]: m for m in reversed(MODELS)} | {"wan": "wan-i2v",
 @functools.cache
 def layers(model: str) -> dict[str, tuple[int, ...]]:
     """Path -> weight shape of every linear and convolution layer of a full-size model."""
+    if model == "omnigen2":
+        return _omnigen2()
     _, kind, config = MODELS[model]
     with torch.device("meta"):
         net = getattr(diffusers, kind)(**config)
     kinds = (torch.nn.Linear, torch.nn.Conv2d, torch.nn.Conv3d)
     return {name: tuple(layer.weight.shape) for name, layer in net.named_modules() if isinstance(layer, kinds)}
+
+
+def _omnigen2() -> dict[str, tuple[int, ...]]:
+    """diffusers has no OmniGen2. Sizes of its published model: 21 heads of 120, which share 7 keys and values."""
+    wide, few, inner = 2520, 840, 10240
+    block = {
+        "attn.to_q": (wide, wide),
+        "attn.to_k": (few, wide),
+        "attn.to_v": (few, wide),
+        "attn.to_out.0": (wide, wide),
+    }
+    block |= {f"feed_forward.linear_{n}": (wide, inner) if n == 2 else (inner, wide) for n in (1, 2, 3)}
+    counts = {"layers": 32, "noise_refiner": 2, "context_refiner": 2, "ref_image_refiner": 2}
+    out = {
+        f"{place}.{n}.{name}": shape
+        for place, count in counts.items()
+        for n in range(count)
+        for name, shape in block.items()
+    }
+    out |= {
+        f"{place}.{n}.norm1.linear": (4 * wide, 1024)
+        for place, count in counts.items()
+        if place != "context_refiner"
+        for n in range(count)
+    }
+    ends = {
+        "x_embedder": (wide, 64),
+        "ref_image_patch_embedder": (wide, 64),
+        "norm_out.linear_1": (wide, 1024),
+        "norm_out.linear_2": (64, wide),
+    }
+    return {**out, **ends, "time_caption_embed.caption_embedder.1": (wide, 2048)}
 
 
 def text_layers(encoder: str, count: int = 12) -> dict[str, tuple[int, int]]:

@@ -53,7 +53,7 @@ def test_the_host_loads_the_baked_checkpoint_with_the_weights_its_lora_loader_gi
         write_checkpoint(source)
         lora = lora_over(source)
         counts = bake(source, target, [(lora, STRENGTH)])
-    assert counts["changed"] == len(lora.modules) > 60
+    assert counts.changed == len(lora.modules) > 60
     with torch.inference_mode():
         baked, wanted, plain = patched(target, {}), patched(source, write(lora)), patched(source, {})
     assert baked.keys() == wanted.keys()

@@ -302,8 +302,8 @@ def test_every_weight_is_base_plus_strength_times_change_and_others_keep_their_b
     kept = digest(source)
     counts = bake(source, target, loras)
     changed = same(stored(target), before, by_hand(before, layout, loras))
-    assert changed == counts["changed"] >= len({p.key for p in LAYOUTS[layout][1].values()})
-    assert counts["tensors"] == len(before)
+    assert changed == counts.changed >= len({p.key for p in LAYOUTS[layout][1].values()})
+    assert counts.tensors == len(before)
     assert digest(source) == kept
 
 
