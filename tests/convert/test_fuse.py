@@ -273,7 +273,8 @@ def test_rotations_in_blocks_are_cut_and_joined_along_their_rows_and_others_refu
     with pytest.raises(FormatError, match="4 output rows cannot be divided"):  # a block would lie over two layers
         split(Module("oft", {"oft_blocks": random(1, 4, 3, 3)}), THREE)
     with pytest.raises(
-        FormatError, match="boft module over a fused layer cannot be divided exactly; it depends on the base weight"
+        FormatError,
+        match="module of kind boft over a fused layer cannot be divided exactly; it depends on the base weight",
     ):
         split(Module("boft", {"oft_blocks": random(1, 2, 2, 4, 4)}), THREE)
     with pytest.raises(

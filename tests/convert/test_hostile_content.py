@@ -138,7 +138,7 @@ def test_a_stray_key_can_be_left_out_and_is_counted():
     assert any("logit_scale" in str(note) for note in read(state).notes)
     lora = read(state, drop_unknown=True)
     assert len(lora.modules) == 1
-    assert any("1 keys or layers" in str(note) and "logit_scale" in str(note) for note in lora.notes)
+    assert any("1 key or layer" in str(note) and "logit_scale" in str(note) for note in lora.notes)
 
 
 def test_wan_files_with_trained_norms_are_read():

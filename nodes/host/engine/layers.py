@@ -17,7 +17,9 @@ from ....lora_core.borrowing.aliases import as_normal
 
 _OFFLOADABLE = "offloadable" in inspect.signature(comfy.ops.cast_bias_weight).parameters  # older hosts do not stream
 # What its layers are told with to cast their weights; forks call it by their own name.
-_CASTS = next(name for name in vars(comfy.ops.CastWeightBiasOp) if name.endswith("_cast_weights"))
+_CASTS = next(
+    (name for name in vars(comfy.ops.CastWeightBiasOp) if name.endswith("_cast_weights")), "comfy_cast_weights"
+)
 
 _MODELS = "comfy.ldm."
 _UNET = "modules.diffusionmodules.openaimodel.UNetModel"

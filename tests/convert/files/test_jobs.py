@@ -320,7 +320,7 @@ def test_values_that_became_zero_are_told(target, tmp_path):
 
 def test_other_kinds_become_a_lora_of_the_rank_asked_for_and_the_error_is_told(tmp_path):
     one = Lora("sd1", {Q: loha(16, 16, 3, 1.0), K: lora(16, 768, 2)})
-    with pytest.raises(FormatError, match="no form for a loha module"):
+    with pytest.raises(FormatError, match="no form for a module of kind loha"):
         write_lora(one, tmp_path / "out.safetensors", Options("diffusers", "fp32"))
     assert names(tmp_path) == []
     written = write_lora(one, tmp_path / "out.safetensors", Options("diffusers", "fp32", approximate=4))
@@ -336,7 +336,7 @@ def test_other_kinds_become_a_lora_of_the_rank_asked_for_and_the_error_is_told(t
 def test_an_approximation_that_leaves_out_biases_says_so(tmp_path):
     one = Lora("sd1", {Q: lora(16, 16).replaced(diff_b=torch.ones(16))})
     written = write_lora(one, tmp_path / "out.safetensors", Options("diffusers", "fp32", approximate=4))
-    assert any("bias of 1 layers" in str(note) for note in written.notes)
+    assert any("bias of 1 layer" in str(note) for note in written.notes)
 
 
 SAID = {

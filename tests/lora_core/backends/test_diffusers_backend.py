@@ -220,5 +220,5 @@ def test_a_text_encoder_that_lacks_weights_is_refused_with_their_number(folder):
     for name in [name for name in weights if "layers.1.mlp" in name]:
         del weights[name]
     save_file(weights, file, {"format": "pt"})
-    with pytest.raises(LoomError, match="text_encoder lacks 4 of the model's weights, .*layers.1.mlp"):
+    with pytest.raises(LoomError, match="text_encoder lacks 4 of its model's weights .*layers.1.mlp"):
         DiffusersBackend(place, device="cpu")

@@ -105,7 +105,7 @@ def test_what_a_model_cuts_is_said_too():
             return TextLength(90, 1, 15)
 
     (sentence,) = long_captions(["x" * 100], Cutting())
-    assert str(sentence).startswith("1 captions are too long for this model and are cut, the longest by 15 tokens")
+    assert str(sentence).startswith("1 caption is too long for this model and is cut, the longest by 15 tokens")
 
 
 def test_one_changed_number_changes_the_checksum_of_an_encoder(toy_backend):

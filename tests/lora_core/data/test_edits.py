@@ -89,7 +89,7 @@ def test_what_changed_meanwhile_is_never_overwritten(folder):
 
 
 def test_ids_that_are_none_and_captions_too_long_are_refused(folder):
-    with pytest.raises(Conflict, match="1 of the pictures are no longer there"):
+    with pytest.raises(Conflict, match="1 of the pictures is no longer there"):
         apply_edits(folder, CONFIG, {"../../etc/passwd": ("", "x")}, {})
     with pytest.raises(LoomError, match="its caption has 20001 characters"):
         apply_edits(folder, CONFIG, {key(folder, 2): ("", "x" * 20_001)}, {})

@@ -104,7 +104,7 @@ def test_broken_and_tiny_pictures_are_skipped_by_name_and_the_rest_used(tmp_path
     assert [p.name for p in data.pictures] == ["good.png"]
     assert [name for name, _ in data.skipped] == ["empty.png", "tiny.png", "web.jpg"]
     assert "skipped empty.png: cannot be read as a picture" in data.summary()
-    assert data.summary().startswith("1 pictures, 1 per epoch with repeats, 3 skipped")
+    assert data.summary().startswith("1 picture, 1 per epoch with repeats, 3 skipped")
 
 
 def test_captions_without_a_picture_are_named(tmp_path):
@@ -133,7 +133,7 @@ def test_pictures_without_caption_are_named_and_take_the_trigger(tmp_path):
     assert [p.caption for p in triggered.pictures] == ["zog", "zog", "zog, red"]
     assert [*map(str, triggered.warnings)] == [
         "2 without caption, e.g. a.png, b.png: trained with the trigger 'zog'",
-        "1 of 3 captions lack the trigger 'zog', e.g. c.png: it is put in front",
+        "1 of 3 captions lacks the trigger 'zog', e.g. c.png: it is put in front",
     ]
 
 

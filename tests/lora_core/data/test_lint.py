@@ -96,7 +96,7 @@ def test_what_holds_for_the_whole_set(tmp_path):
     general = looked_at(tmp_path, resolution=64).general
     assert [*map(str, general)] == [
         "4 of 7 captions are the same ('the same'); say what differs, or it becomes part of the concept",
-        "1 names stand for several pictures (5.*), which share a caption file",
+        "1 name stands for several pictures (5.*), which share a caption file",
     ]
     few = tmp_path / "few"
     few.mkdir()

@@ -121,7 +121,7 @@ def test_masks_that_change_nothing_are_refused_or_reported(toy_config, run_toy, 
     config = toy_config(data={"folder": str(pictures), "masks": "file"}, steps=2)
     with pytest.raises(
         LoomError,
-        match=r"data.masks: file was chosen, but no picture has a mask that leaves anything out \(1 are white everywhere\)",
+        match=r"data.masks: file was chosen, but no picture has a mask that leaves anything out \(1 is white everywhere\)",
     ):
         run_toy(config, tmp_path / "run")
     write(pictures, "b", mask=left_white())

@@ -92,7 +92,7 @@ def test_rows_without_picture_and_pictures_without_row_are_named(tmp_path):
     )
     said = "\n".join(map(str, scan(DataConfig(folder=str(tmp_path), resolution=32, bucket_step_px=8)).warnings))
     assert "1 without caption, e.g. c.png" in said
-    assert "1 rows of metadata.jsonl name no picture that is there, e.g. gone.png" in said
+    assert "1 row of metadata.jsonl names no picture that is there, e.g. gone.png" in said
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_the_layout_of_kohyas_guide_trains_the_subject_and_keeps_the_class_apart
     found = scan(DataConfig(folder=str(tmp_path), resolution=32, bucket_step_px=8))
     assert [(p.caption, p.repeats) for p in found.pictures] == [("zog dog, sitting", 10), ("zog dog", 10)]
     assert [(p.caption, p.repeats) for p in found.class_pictures] == [("dog", 1)]
-    assert "1 other files left alone, e.g. img/10_zog dog/b.npz" in map(str, found.warnings)
+    assert "1 other file left alone, e.g. img/10_zog dog/b.npz" in map(str, found.warnings)
 
 
 def test_other_splits_of_an_imagefolder_are_not_trained_on(tmp_path):

@@ -72,7 +72,7 @@ def test_what_a_dataset_lacks_is_one_sentence(data, sentence, hub, tmp_path, mon
 
 
 def test_a_folder_of_parquet_files_is_told_how_to_say_so(hub, tmp_path):
-    with pytest.raises(LoomError, match="1 parquet files; if they are a Hugging Face dataset, write hf: in front"):
+    with pytest.raises(LoomError, match="1 parquet file; if it is a Hugging Face dataset, write hf: in front"):
         brought_in(parse({"data": {"folder": str(hub)}}), tmp_path / "runs")
 
 

@@ -296,8 +296,7 @@ def test_every_caption_is_the_expected_string(tmp_path):
     said = "\n".join(map(str, found.warnings))
     assert "3 without caption, e.g. empty.png, missing.png, spaces.png" in said
     assert (
-        "1 captions are no Unicode, e.g. cp1252.txt: read as Windows-1252 (set caption_encoding if it is another)"
-        in said
+        "1 caption is no Unicode, e.g. cp1252.txt: read as Windows-1252 (set caption_encoding if it is another)" in said
     )
     assert "1 caption files without a picture, e.g. p.txt" in said
 
@@ -316,7 +315,7 @@ def test_a_legacy_encoding_is_read_when_it_is_named(encoding, text, tmp_path):
     Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
     (tmp_path / "a.txt").write_bytes(text.encode(encoding))
     assert scan(settings(tmp_path, caption_encoding=encoding)).pictures[0].caption == text
-    assert "captions are no Unicode" in scan(settings(tmp_path)).summary()
+    assert "caption is no Unicode" in scan(settings(tmp_path)).summary()
 
 
 def test_a_file_that_would_start_another_program_is_no_picture(tmp_path):

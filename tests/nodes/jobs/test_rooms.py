@@ -66,7 +66,7 @@ def test_every_file_of_a_command_is_in_the_table_and_the_other_way_round(root):
     from lora_loom.nodes.terminal import COMMANDS, STEPPING
 
     files = {
-        p.stem
+        p.stem.rstrip("_")
         for p in (root / "nodes" / "terminal").glob("*.py")
         if "\ndef run(args: argparse.Namespace) -> int:" in p.read_text(encoding="utf-8")
     }

@@ -402,7 +402,7 @@ def test_two_files_are_compared_layer_by_layer(here, capsys):
 
 def test_a_file_and_its_conversion_are_equal_but_for_rounding(here, capsys):
     assert main(["inspect", "--diff", "in/one.safetensors", "in/one.safetensors", "in/one.safetensors"]) == FAILED
-    assert "1 were given" in said(capsys)[1][0]  # the same file once
+    assert "1 was given" in said(capsys)[1][0]  # the same file once
     assert main(["convert", "in/one.safetensors", "--to", "comfyui", "--out", "x", "--dtype", "fp32"]) == DONE
     capsys.readouterr()
     assert main(["inspect", "--diff", "in/one.safetensors", "x.safetensors"]) == DONE
@@ -527,7 +527,7 @@ WRONG = {
     "no checkpoint": (["bake", "nowhere.safetensors", "in/one.safetensors", "--out", "x"], "nowhere.safetensors: "),
     "lora as checkpoint": (["bake", "in/two.safetensors", "in/one.safetensors", "--out", "x"], "no model family|no layer"),
     "no base": (["extract", "nowhere.safetensors", "in/one.safetensors", "--rank", "2", "--out", "x"], "nowhere.safetensors: "),
-    "three to compare": (["inspect", "--diff", "in/one.safetensors"], "compares two files; 1 were given"),
+    "three to compare": (["inspect", "--diff", "in/one.safetensors"], "compares two files; 1 was given"),
     "another family": (["convert", "in/one.safetensors", "--family", "flux1"], "one.safetensors: .* is not a layer of Flux.1"),
 }  # fmt: skip
 
