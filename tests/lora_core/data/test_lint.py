@@ -102,7 +102,7 @@ def test_what_holds_for_the_whole_set(tmp_path):
     few.mkdir()
     put(few, "a.png", natural(1, 64), "x")
     assert [*map(str, looked_at(few, resolution=64).general)] == [
-        "1 pictures are few: 10 to 30 varied ones are usual for a subject or a style"
+        "1 picture is few: 10 to 30 varied ones are usual for a subject or a style"
     ]
 
 

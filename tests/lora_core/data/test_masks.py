@@ -127,7 +127,7 @@ def test_masks_that_change_nothing_are_refused_or_reported(toy_config, run_toy, 
     write(pictures, "b", mask=left_white())
     heard = Heard()
     run_toy(config, tmp_path / "run", heard)
-    assert "1 masks are white everywhere and change nothing" in heard.messages
+    assert "1 mask is white everywhere and changes nothing" in heard.messages
 
 
 def test_another_mask_makes_it_another_dataset(toy_config, tmp_path):

@@ -298,7 +298,7 @@ def test_every_caption_is_the_expected_string(tmp_path):
     assert (
         "1 caption is no Unicode, e.g. cp1252.txt: read as Windows-1252 (set caption_encoding if it is another)" in said
     )
-    assert "1 caption files without a picture, e.g. p.txt" in said
+    assert "1 caption file without a picture, e.g. p.txt" in said
 
 
 LEGACY = [
