@@ -479,3 +479,21 @@ def reload_page():
     from modules import shared
 
     shared.state.request_restart()
+
+
+def fp8(proof, **arguments):
+    """Another proof with the weights of the network stored in eight bits."""
+    from modules import sd_models, shared
+
+    with locked():
+        lend()  # the first checkpoint may still be loading
+    shared.opts.data["fp8_storage"] = "Enable"
+    try:
+        with locked():
+            sd_models.reload_model_weights(forced_reload=True)
+        stored = {str(p.dtype) for p in lend().backend.network.parameters()}
+        return {"stored": sorted(stored), **globals()[proof](**arguments)}
+    finally:
+        shared.opts.data["fp8_storage"] = "Disable"
+        with locked():
+            sd_models.reload_model_weights(forced_reload=True)
