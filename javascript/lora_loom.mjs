@@ -35,6 +35,9 @@ async function mountWhereLeft(host) {
 const language = () => (window.opts?.localization && window.opts.localization !== "None" ? window.opts.localization : null);
 
 const host = pageHost({ server: base() + SERVER, usePrompt, theme: () => (isDark() ? "dark" : "light"), language });
-const began = () => mountWhereLeft(host).catch((error) => console.error("LoRA Loom", error));
-if (typeof onUiLoaded === "function") onUiLoaded(began);
-else began();
+// The page may have been drawn before this module came, or be drawn long after it: some versions tell of neither.
+const waiting = setInterval(() => {
+  if (!page().querySelector("#lora_loom_panel")) return;
+  clearInterval(waiting);
+  mountWhereLeft(host).catch((error) => console.error("LoRA Loom", error));
+}, 250);

@@ -93,3 +93,11 @@ def test_sizes_and_crops_of_pictures_reach_sdxl(other):
     if "sdxl" not in other.data.name:
         pytest.skip("Flux reads no size")
     assert other.inside("size_matters")
+
+
+def test_weights_stored_in_eight_bits_are_the_same_after_a_run(server):
+    if server.kind.name != "A1111":
+        pytest.skip("Forge chooses how it stores weights with the checkpoint")
+    found = server.inside("fp8", proof="integrity")
+    assert "torch.float8_e4m3fn" in found["stored"]
+    assert (found["changed"], found["tree"], found["picture_same"]) == (0, [], True), found
