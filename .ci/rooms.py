@@ -19,8 +19,8 @@ ROOT = Path(__file__).resolve().parents[1]
 # From top to bottom: a room imports only rooms of later lines, and of its own line none but itself.
 ORDER = [
     "door",
-    "nodes nodes/terminal",
-    "nodes/host/web",
+    "nodes nodes/terminal nodes/webui",
+    "nodes/host/web nodes/webui/engine",
     "nodes/host/engine nodes/host/access nodes/host nodes/jobs",
     "convert/files",
     "convert convert/report convert/card",
@@ -37,11 +37,13 @@ ORDER = [
     "lora_core/adapters lora_core/data lora_core/objectives lora_core/importing",
     "lora_core/config lora_core/pictures lora_core/rng lora_core/toy",
     "lora_core/algebra lora_core/recipes lora_core/names lora_core/disk lora_core/processes",
+    "lora_core/compat",
     "lora_core lora_core/matching lora_core/messages",
 ]
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms.split()}
 SHARED = ("lora_core/messages", "lora_core/matching", "lora_core/algebra")  # what convert may import of the engine
 HOST = ("comfy", "comfy_api", "comfy_extras", "execution", "folder_paths", "nodes", "server")  # ComfyUI's own modules
+WEBUI = ("backend", "modules", "modules_forge", "networks", "gradio", "fastapi")  # those of A1111, Forge and reForge
 
 
 class Arrow(NamedTuple):
@@ -148,6 +150,8 @@ def _against(arrow: Arrow) -> str:
     if arrow.foreign:
         if arrow.target in HOST and not arrow.source.startswith("nodes/host/"):
             return "only nodes/host imports the host"
+        if arrow.target in WEBUI and not arrow.source.startswith("nodes/webui/"):
+            return "only nodes/webui imports the WebUIs"
         return "no such file of ours" if arrow.relative or arrow.target in ("lora_core", "convert") else ""
     if not arrow.relative and arrow.source != "__main__":  # which finds itself by name when it was started by path
         return "files of ours are imported by relative imports"

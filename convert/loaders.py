@@ -45,6 +45,20 @@ def cell_of(program: str, family: str, form: str) -> Cell | None:
     return cell
 
 
+def readers_of(kind: str) -> list[str]:
+    """Programs that were seen to read modules of this kind exactly, in files of any family."""
+    return [program for program in measured() if any(_reads(cell, kind) for cell in _cells(program))]
+
+
+def _cells(program: str) -> Iterable[Cell]:
+    return (cell for forms in measured()[program]["families"].values() for cell in forms.values())
+
+
+def _reads(cell: Cell, kind: str) -> bool:
+    told = cell.get("kinds", {}).get(kind, "")
+    return "exact" in ([told] if isinstance(told, str) else told.values())
+
+
 def loaders(lora: Lora) -> dict[str, Message]:
     """Program -> what it reads of this file, as it is spelled; {} where the spelling or the family is none that was measured."""
     if lora.family not in FAMILIES or lora.source not in FORMS:
@@ -60,6 +74,8 @@ def _told(program: str, lora: Lora, ranks_differ: bool) -> Message:
     if cell is None:
         return NOT_RUN
     unread = {name for name in lora.modules if _listed(name, cell["unread"]) or _without_company(name, lora, cell)}
+    if {*lora.components()} <= {*cell.get("not_alone", ())}:
+        return Message.of("loader.nothing")
     kinds = {name: _seen(module, cell) for name, module in lora.modules.items() if name not in unread}
     for seen, code in (("", "loader.kinds_not_run"), ("raises", "loader.stops_at_kinds")):
         if affected := sorted({_kind(lora.modules[name]) for name, told in kinds.items() if told == seen}):

@@ -67,6 +67,13 @@ def kohya_name(base: str, path: str) -> str:
     return "lora_unet_" + (fill(found.rows[0].native, found.numbers) if found else path).replace(".", "_")
 
 
+def kohya_name_of_native(base: str, path: str) -> str:
+    """The same for the layer that the original model has at `path`, such as input_blocks.1.1.proj_in. Layers without a table keep their path."""
+    family = FAMILIES.get(known_family(base))
+    found = family.table.find(path) if family and not family.native_kohya else None
+    return "lora_unet_" + (fill(found.rows[0].diffusers, found.numbers) if found else path).replace(".", "_")
+
+
 _ENDINGS = {
     **{f".{part.file}": part.parameter for kind in KINDS.values() for part in kind.parts},
     **{f".{part.native}": part.parameter for kind in KINDS.values() for part in kind.parts if part.native},

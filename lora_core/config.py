@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import math
+import reprlib
 import types
 import typing
 from pathlib import Path
@@ -14,6 +15,11 @@ from .algebra import NAMES as ADAPTER_KINDS
 from .messages.errors import LoomError
 from .names import check_name
 from .recipes import LENGTHS, merged, read_toml, recipe
+
+MAX_TEXT = 20_000  # characters of a setting
+_shown = reprlib.Repr()
+_shown.maxstring = _shown.maxother = 200
+_shown.maxlong = 40
 
 
 class Recompute(str, enum.Enum):
@@ -607,12 +613,12 @@ def parse(values: dict[str, Any], cls: type = TrainConfig, where: str = "") -> A
         kind = hints[key]
         if dataclasses.is_dataclass(kind):
             if not isinstance(value, dict):
-                raise ConfigError("setting.no_section", field=f"{where}{key}", value=repr(value))
+                raise ConfigError("setting.no_section", field=f"{where}{key}", value=_shown.repr(value))
             checked[key] = parse(value, typing.cast(type, kind), f"{where}{key}.")
         elif typing.get_origin(kind) is tuple:
             if not isinstance(value, list | tuple) or not all(isinstance(v, dict) for v in value):
                 raise ConfigError(
-                    "setting.no_sections", field=f"{where}{key}", section=f"{where}{key}", value=repr(value)
+                    "setting.no_sections", field=f"{where}{key}", section=f"{where}{key}", value=_shown.repr(value)
                 )
             checked[key] = tuple(parse(v, typing.get_args(kind)[0], f"{where}{key}[{n}].") for n, v in enumerate(value))
         else:
@@ -623,16 +629,19 @@ def parse(values: dict[str, Any], cls: type = TrainConfig, where: str = "") -> A
 def check(label: str, value: Any, kind: type, meta: types.MappingProxyType | dict) -> Any:
     """`value` as `kind` when it is of that type and within the bounds of `meta`; else ConfigError."""
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        value = float(value) if abs(value) < 1e300 else math.inf
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise ConfigError("setting.type", field=label, kind=kind.__name__, value=repr(value))
+        raise ConfigError("setting.type", field=label, kind=kind.__name__, value=_shown.repr(value))
+    if isinstance(value, str) and len(value) > MAX_TEXT:
+        raise ConfigError("setting.long", field=label, length=len(value), limit=MAX_TEXT)
     if isinstance(value, float) and not math.isfinite(value):
         raise ConfigError("setting.not_finite", field=label, value=value)
     low, high, choices = meta["low"], meta["high"], meta["choices"]
     if choices and value not in choices:
-        raise ConfigError("setting.choice", field=label, value=repr(value), allowed=choices)
+        raise ConfigError("setting.choice", field=label, value=_shown.repr(value), allowed=choices)
     if (low is not None and value < low) or (high is not None and value > high):
-        raise ConfigError("setting.range", field=label, value=value, low=f"{low:g}", high=f"{high:g}")
+        given = value if isinstance(value, float) else _shown.repr(value)
+        raise ConfigError("setting.range", field=label, value=given, low=f"{low:g}", high=f"{high:g}")
     return value
 
 
@@ -653,7 +662,7 @@ def from_values(values: dict[str, Any], beside: Path) -> TrainConfig:
         raise ConfigError("length.several", field=given[-1], given=given)
     name = values.pop("recipe", "")
     if not isinstance(name, str):
-        raise ConfigError("recipe.type", field="recipe", value=repr(name))
+        raise ConfigError("recipe.type", field="recipe", value=_shown.repr(name))
     values = merged(recipe(name), values) if name else values
     prior = values.get("prior")
     if isinstance(prior, dict) and prior.get("count"):

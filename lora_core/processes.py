@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from .compat import has_accelerator, needed
 from .messages.errors import LoomError
 
 
@@ -84,13 +85,12 @@ def launched() -> Processes:
     """As `accelerate launch` has set the environment up; alone without it. Raises LoomError for what it asks and we do not do."""
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         return ALONE
-    from accelerate import PartialState
-
     stage = _zero_stage(os.environ)
     os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)  # accelerate would look for the package, which nothing here needs
     sharded = os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true") or stage == 3
-    found = torch.accelerator.is_available() if hasattr(torch, "accelerator") else torch.cuda.is_available()
-    state = PartialState(cpu=not found)  # gloo between processes without an accelerator
+    state = needed("accelerate").PartialState(
+        cpu=not has_accelerator()
+    )  # gloo between processes without an accelerator
     if state.num_processes < 2:
         raise LoomError("accelerate.one_process", field="accelerate")
     return Processes(state.process_index, state.num_processes, str(state.device), sharded)

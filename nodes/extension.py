@@ -16,7 +16,8 @@ from .host.web.message_routes import add_message_routes, telling
 from .host.web.panel_routes import add_panel_routes
 from .host.web.run_routes import add_run_routes
 from .import_settings import ImportSettings
-from .run_checkpoints import RUN_NODES, SaveSettings, export_run, told_of
+from .jobs.exports import told_of
+from .run_checkpoints import RUN_NODES, SaveSettings, export_run
 from .save import SaveEmbedding, SaveLora
 from .settings import SETTINGS_NODES
 from .toy import LoadToyModel

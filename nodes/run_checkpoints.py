@@ -11,12 +11,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..convert import FormatError, is_lora, products, read
-from ..convert.detect import declared_family
+from ..convert import is_lora, products
 from ..convert.embedding import is_embedding, read_embedding
-from ..convert.families import FAMILIES, UNKNOWN
-from ..convert.files.disk import header, load
-from ..convert.metadata import BASES
+from ..convert.files.disk import load
 from ..lora_core.backends.base import SampleJob
 from ..lora_core.config import TrainConfig, as_dict
 from ..lora_core.data.captions import named
@@ -25,7 +22,7 @@ from ..lora_core.messages.message import Message
 from ..lora_core.pictures.reading import PictureError, open_rgb
 from ..lora_core.runs import listing
 from ..lora_core.runs.folders import config_of
-from ..lora_core.runs.owner import is_trained, owning
+from ..lora_core.runs.owner import exporting
 from ..lora_core.runs.saves import WHICH, Save, all_saves, chosen, loss_without, weights
 from ..lora_core.training.prompts import prompts_in
 from ..lora_core.training.sampling import drawn, of_saves, sheet
@@ -37,6 +34,7 @@ from .host.engine.backend import HostBackend
 from .host.engine.naming import base_family
 from .host.engine.tokens import with_embeddings
 from .host.web.live import layer_progress
+from .jobs.exports import base_of, saved
 from .save import SaveEmbedding, SaveLora
 from .settings import SettingsNode
 from .sockets import CATEGORY, Embedding, EmbeddingSocket, LoraWeights, in_english, in_words, plain_errors
@@ -104,29 +102,6 @@ def state_of(run: str) -> str:
     except LoomError:
         return ""
     return f"{info.id} {info.saves} {info.best_save} {info.step} {info.changed}"
-
-
-def base_of(folder: Path, state: dict[str, torch.Tensor]) -> str:
-    """What the run's base model is called: as its result says, else as the names of its layers do."""
-    results = listing.read_run(folder).results
-    if results:
-        version = header(folder / results[0])[1].get("ss_base_model_version", "")
-        return next((name for name, base in BASES.items() if base.version == version), version)
-    try:
-        return read({k: v for k, v in state.items() if not k.startswith("token.")}).family
-    except FormatError:
-        return UNKNOWN
-
-
-def told_of(run: listing.RunInfo) -> dict[str, str]:
-    """The base model of a run in words ("" while no result says it), and what to write in a prompt to call what it learned."""
-    family = declared_family(run.about)
-    base = FAMILIES[family].title if family else run.about.get("ss_base_model_version", "")
-    if not base and run.base != "ComfyUI":
-        base = Path(run.base).name
-    words = [w.strip() for w in (run.about.get("modelspec.trigger_phrase", "") or run.trigger).split(",") if w.strip()]
-    files = {Path(name).stem for name in run.results if run.method != "lora"}
-    return {"base": base, "trigger": ", ".join(f"embedding:{word}" if word in files else word for word in words)}
 
 
 def contents(folder: Path, save: Save, base: str = "") -> tuple[LoraWeights, dict[str, EmbeddingSocket]]:
@@ -459,9 +434,7 @@ def export_run(folder: Path, save: str | int) -> list[str]:
 
     A run that is being trained is read beside its training, which changes no save; for all others the export owns the folder.
     """
-    if is_trained(folder):
-        return _exported(folder, save)
-    with owning(folder, "export", host_version()):
+    with exporting(folder, host_version()):
         return _exported(folder, save)
 
 
@@ -482,21 +455,6 @@ def _exported(folder: Path, save: str | int) -> list[str]:
         place = next(iter(embedding_folders()))
         written.append((place, SaveEmbedding.execute(embedding, stem, place, "webui", "new number").args[0]))
     return [f"{place}/{Path(path).name}" for place, path in written]
-
-
-def saved(folder: Path, save: str | int) -> Save:
-    """One save of a run by its step, or the last or best. Raises LoomError."""
-    found = all_saves(folder)
-    if isinstance(save, str):
-        return chosen(found, save)[0]
-    match = next((s for s in found if s.step == save), None)
-    if match is None:
-        if not found:
-            raise LoomError("save.none", field="save", run=folder.name, step=save)
-        raise LoomError(
-            "save.no_such_step", field="save", run=folder.name, step=save, steps=[str(s.step) for s in found]
-        )
-    return match
 
 
 def result_of(folder: Path) -> tuple[LoraWeights, dict[str, EmbeddingSocket], int]:

@@ -10,6 +10,7 @@ import torch
 
 from ..convert import trained
 from ..convert.embedding import read_embedding
+from ..convert.loaders import readers_of
 from ..lora_core.algebra.kinds import KINDS
 from ..lora_core.algebra.walk import weight_shape
 from ..lora_core.config import TrainConfig
@@ -200,8 +201,8 @@ def _empty_lora(backend: HostBackend, config: TrainConfig) -> dict[str, torch.Te
     """The names this run will write, with empty weights: what the host cannot read back is found before training. Raises LoomError for kinds it never reads."""
     own, texts = chosen_layers(config, backend)
     kind = KINDS[config.adapter.algorithm]
-    if kind.read_by is not None and "ComfyUI" not in kind.read_by:
-        readers = " and ".join(kind.read_by)
+    readers = readers_of(kind.name)
+    if readers and "ComfyUI" not in readers:
         raise LoomError("adapter.not_in_comfyui", field="adapter.algorithm", kind=kind.title, readers=readers)
     state = {}
     for name, layer in {**own, **texts}.items():

@@ -6,15 +6,14 @@ their values: new rows go at the end.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import typing
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..lora_core.config import TrainConfig, as_dict, parse
-from ..lora_core.recipes import LENGTHS
 from .host.access.api import io, make_input
+from .jobs.settings import over
 
 FOREVER = 2**53 - 1  # the largest whole number a page can count to
 
@@ -101,20 +100,6 @@ def settings(
         left_open = entry.automatic and value == entry.default
         values[entry.path] = (automatic or {}).get(entry.path, value) if left_open else value
     return values
-
-
-def over(config: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """`config` (nested) with these values in it, by config path. A length among them replaces one that is said otherwise."""
-    out = copy.deepcopy(dict(config))
-    if any(values.get(name) for name in LENGTHS):
-        out |= {name: 0 for name in LENGTHS if name != "steps"}
-    for path, value in values.items():
-        *sections, leaf = path.split(".")
-        place = out
-        for section in sections:
-            place = place[section]
-        place[leaf] = value
-    return out
 
 
 def job(*layers: Mapping[str, Any], **fixed: Any) -> TrainConfig:

@@ -32,6 +32,7 @@ def load(name: str, file: Path, **more):
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 load("lora_loom", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
 share = load("share_of_tests", ROOT / "tests" / "share_of_tests.py")
+oldest = load("since", ROOT / "tests" / "since.py")
 load("power_cut", ROOT / "tests" / "power_cut.py")
 sys.path[:] = [p for p in sys.path if p and Path(p).resolve() != ROOT]  # our nodes/ must not shadow the host's nodes.py
 
@@ -43,6 +44,12 @@ torch.set_num_threads(1)
 
 def pytest_addoption(parser):
     share.options(parser)
+    oldest.options(parser)
+
+
+def pytest_configure(config):
+    if config.getoption("--oldest"):
+        config.pluginmanager.register(oldest.Oldest(), "oldest packages")
 
 
 def pytest_sessionstart(session):

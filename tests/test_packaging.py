@@ -69,6 +69,7 @@ def test_the_version_is_that_of_the_top_changelog_entry(root, project):
 
 def test_every_package_with_python_files_is_listed_for_the_wheel(root, project, sources):
     folders = {path.rpartition("/")[0].replace("/", ".") for path in sources}
+    folders.discard("scripts")  # the WebUIs' door, which they run by its path
     expected = {"lora_loom", *(f"lora_loom.{name}" for name in folders if name)}
     assert set(project["tool"]["setuptools"]["packages"]) == expected
 
@@ -112,6 +113,129 @@ def test_the_algebra_of_adapters_imports_nothing_of_ours_but_itself(sources):
         if path.startswith("lora_core/algebra/"):
             for node in ast.walk(tree):
                 assert not isinstance(node, ast.ImportFrom) or node.level < 2, f"{path}:{node.lineno}"
+
+
+COMPAT = "lora_core/compat.py"
+NEWER = {  # than PyTorch 2.1, Pillow 9.5 and Python 3.10
+    "accelerator", "CheckpointPolicy", "clip_grads_with_norm_", "create_selective_checkpoint_contexts", "custom_op", "DTensor", "fully_shard",
+    "get_default_device", "get_total_norm", "GradScaler", "OutOfMemoryError", "recompile_limit", "rms_norm", "RMSNorm", "sdpa_kernel",
+    "set_model_state_dict", "swap_tensors", "tomllib", "torchao", "_fused_adamw_",
+}  # fmt: skip
+NEWER_OPTIONS = {("exif_transpose", "in_place"), ("AdamW", "fused"), ("Adam", "fused"), ("SGD", "fused")}
+STARTS = re.compile(r"(^|\.)init\.\w+_$")  # of torch.nn.init, which take no generator before 2.3
+ASKS = {"version_info", "__version__"}
+MAY_ASK = {  # about something else than what is lacking
+    "convert/files/disk.py": "before which PyTorch its own files may run code",
+    "lora_core/data/sources.py": "an option that the package datasets has dropped",
+    "nodes/host/access/api.py": "what a run's card says of ComfyUI",
+    "nodes/__init__.py": "whether ComfyUI is new enough to show its nodes",
+    "lora_core/training/conditions.py": "what a checkpoint says it was trained with",
+    "lora_core/matching/regex.py": "the grammar of Python's patterns",
+}
+
+
+def newer(tree):
+    """(line, name) of what the oldest libraries lack, and of questions which version is there."""
+    imported = {
+        a.asname or a.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.level
+        for a in node.names
+    }
+    for node in ast.walk(tree):
+        names = [node.attr] if isinstance(node, ast.Attribute) else []
+        names += [a.name for a in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom) and not node.level:
+            names += [*(node.module or "").split("."), *(a.name for a in node.names)]
+        ours = isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in imported
+        yield from ((node.lineno, name) for name in names if name in NEWER | ASKS and not ours)
+        if isinstance(node, ast.Call):
+            name, keywords = called(node), {k.arg for k in node.keywords}
+            options = {(name.rpartition(".")[2], keyword) for keyword in keywords}
+            yield from ((node.lineno, f"{call}({option}=)") for call, option in options & NEWER_OPTIONS)
+            if STARTS.search(name) and "generator" in keywords:
+                yield node.lineno, f"{name}(generator=)"
+            if name.endswith("load_default") and (node.args or node.keywords):
+                yield node.lineno, "load_default(size)"
+
+
+def test_what_the_oldest_libraries_lack_is_used_in_one_file_only(sources):
+    found = [(path, *what) for path, tree in sources.items() if path != COMPAT for what in newer(tree)]
+    assert [row for row in found if not (row[0] in MAY_ASK and row[2] in ASKS)] == []
+    assert {path for path, *_ in found} == set(MAY_ASK)  # none stands there in vain
+    assert list(newer(sources[COMPAT]))
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "torch.OutOfMemoryError", "from torch.distributed.tensor import DTensor", "torch.nn.utils.get_total_norm(g)", "import tomllib",
+        "torch.optim.AdamW(g, fused=True)", "ImageOps.exif_transpose(i, in_place=True)", "ImageFont.load_default(12)", "torch.__version__ >= '2.4'",
+        "nn.init.normal_(p, generator=g)", "torch.nn.init.kaiming_uniform_(p, generator=g)", "sys.version_info >= (3, 11)",
+    ],
+)  # fmt: skip
+def test_the_scan_for_newer_libraries_finds_them(code):
+    assert list(newer(ast.parse(code)))
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from .. import compat\ncompat.OutOfMemoryError", "from ..compat import fully_shard\nfully_shard()", "ImageOps.exif_transpose(i)",
+        "ImageFont.load_default()", "p.normal_(generator=g)", "adamw(groups, fused)",
+    ],
+)  # fmt: skip
+def test_what_every_library_has_passes_that_scan(code):
+    assert not list(newer(ast.parse(code)))
+
+
+HOSTS_HAVE = ("numpy", "PIL", "safetensors", "torch", "tqdm")  # every WebUI
+LACKING = (
+    "accelerate",
+    "bitsandbytes",
+    "datasets",
+    "diffusers",
+    "huggingface_hub",
+    "peft",
+    "psutil",
+    "pyarrow",
+    "tensorboard",
+    "transformers",
+)
+WITHOUT = f"""
+import importlib, sys
+class Lacking:
+    def find_spec(name, path=None, target=None):
+        if name.partition(".")[0] in {LACKING!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Lacking)
+"""
+
+
+def test_the_engine_and_what_hosts_share_import_with_nothing_but_what_every_webui_has(sources):
+    """A WebUI's environment is left as it is: what it lacks is asked for where it is used, by name."""
+    rooms = ("lora_core/", "convert/", "nodes/jobs/", "nodes/terminal/")
+    modules = [path.removesuffix(".py").replace("/", ".") for path in sources if path.startswith(rooms)]
+    names = [f"lora_loom.{name.removesuffix('.__init__')}" for name in modules]
+    code = f"{WITHOUT}\nfor name in {names!r}:\n    importlib.import_module(name)\nprint(len(sys.modules))"
+    subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+
+@pytest.mark.parametrize(
+    ("use", "package"),
+    [
+        ("from lora_loom.lora_core.backends.opening import open_backend; open_backend('toy')", "diffusers"),
+        ("from lora_loom.lora_core.runs.trackers import Tracker; Tracker('tensorboard', 'x', None)", "accelerate"),
+        ("import os; os.environ['WORLD_SIZE'] = '2'; from lora_loom.lora_core.processes import launched; launched()", "accelerate"),
+        ("from lora_loom.nodes.jobs.headless import folder_in_hub_cache; folder_in_hub_cache('x')", "huggingface_hub"),
+        ("from lora_loom.lora_core.optim.optimizers import OPTIMIZERS; OPTIMIZERS['adafactor'].make([], None)", "transformers"),
+    ],
+)  # fmt: skip
+def test_what_a_host_lacks_is_asked_for_by_name(use, package):
+    done = subprocess.run([sys.executable, "-c", f"{WITHOUT}\n{use}"], capture_output=True, text=True)
+    assert done.stderr.splitlines()[-1].endswith(
+        f"needs the Python package {package}, which is not installed here; install it with: pip install {package}"
+    )
 
 
 def called(node):

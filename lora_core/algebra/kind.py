@@ -270,7 +270,11 @@ class Kind:
 
 def kaiming(rng: torch.Generator, *size: int) -> torch.Tensor:
     """As PEFT, LyCORIS and kohya start what does not start at zero."""
-    return torch.nn.init.kaiming_uniform_(torch.empty(size), a=math.sqrt(5), generator=rng)
+    gain = torch.nn.init.calculate_gain("leaky_relu", math.sqrt(5))
+    bound = math.sqrt(3.0) * (
+        gain / math.sqrt(math.prod(size[1:]))
+    )  # what kaiming_uniform_ does; it takes no generator before PyTorch 2.3
+    return torch.empty(size).uniform_(-bound, bound, generator=rng)
 
 
 def _bare(shape: tuple[int, ...]) -> tuple[int, ...]:

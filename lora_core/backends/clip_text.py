@@ -13,11 +13,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import nn
 
 from ..adapters.base import override_forward
 from ..adapters.tokens import TokenSet, TokenTable, TokenVectors
 from ..data.lengths import TextLength
+from ..messages.errors import LoomError
 from .layout import LOCAL, variant_of
 
 LENGTH = 77
@@ -100,7 +102,7 @@ class ClipText:
         models = []
         for part, kind in kinds.items():
             place = folder / f"text_encoder{part}"
-            models.append(kind.from_pretrained(place, torch_dtype=torch.float32, **variant_of(place), **LOCAL))
+            models.append(_read(kind, place))
         return models, [CLIPTokenizer.from_pretrained(folder / f"tokenizer{part}", **LOCAL) for part in kinds]
 
     def layers(self) -> Mapping[str, nn.Module]:
@@ -139,6 +141,25 @@ class ClipText:
         encoder = next(iter(self.encoders.values()))
         whole = length_of(caption, encoder.tokenizer)
         return dataclasses.replace(whole, pieces=len(_windows(encoder.tokenizer, caption, TokenSet())), cut=0)
+
+
+def _read(kind: Any, place: Path) -> Any:
+    """A text encoder in float32. Raises LoomError where the folder lacks weights of it.
+
+    Newer transformers write the names without `text_model.`; older ones would start such an encoder from random numbers without a word.
+    """
+    model, report = kind.from_pretrained(
+        place, torch_dtype=torch.float32, output_loading_info=True, **variant_of(place), **LOCAL
+    )
+    missing = [name for name in report["missing_keys"] if not name.endswith("position_ids")]
+    if missing:
+        weights = {name: tensor for file in place.glob("*.safetensors") for name, tensor in load_file(file).items()}
+        full = {name if name.startswith("text_") else f"text_model.{name}": w for name, w in weights.items()}
+        model.load_state_dict({name: w.float() for name, w in full.items()}, strict=False)
+        missing = [name for name in missing if name not in full]
+    if missing:
+        raise LoomError("base.weights_missing", field="base", file=place, count=len(missing), key=missing[0])
+    return model
 
 
 def vocabulary(tokenizer: Any) -> str:

@@ -22,7 +22,7 @@ from .base import SampleJob, weights_checksum
 from .base_model import BaseModel, predicts, require_plain_network
 from .clip_text import ClipText, Text, vocabulary
 from .headless import nearest_timestep
-from .layout import LOCAL, require_parts, stored_dtype, variant_of
+from .layout import LOCAL, read_whole, require_parts, stored_dtype
 from .marks import require_discrete_scheduler, scheduler_witness
 from .sharded import Sharded
 from .vae import other_vae
@@ -71,8 +71,8 @@ class DiffusersBackend(Sharded):
             schedule = DDPMScheduler.load_config(folder / "scheduler", **LOCAL)
             require_discrete_scheduler(folder, schedule)
             super().__init__(precision, device, stored_dtype(folder / "unet"))
-            unet = _read(UNet2DConditionModel, folder / "unet", self.dtype)
-            vae = _read(AutoencoderKL, folder / "vae", torch.float32)
+            unet = read_whole(UNet2DConditionModel, folder / "unet", self.dtype)
+            vae = read_whole(AutoencoderKL, folder / "vae", torch.float32)
             texts: tuple[list[Any], ...] = ClipText.parts_of(folder)
         else:
             schedule = dict(pipe.scheduler.config)
@@ -254,11 +254,6 @@ def _denoised(prediction: str, x: torch.Tensor, out: torch.Tensor, sigma: float)
     if prediction == "epsilon":
         return x - sigma * out
     return x / (1 + sigma**2) - out * sigma / (1 + sigma**2) ** 0.5
-
-
-def _read(kind: Any, place: Path, dtype: torch.dtype) -> Any:
-    """A model of this class of diffusers from its folder."""
-    return kind.from_pretrained(place, torch_dtype=dtype, **variant_of(place), **LOCAL)
 
 
 def _unet_name(family: str, path: str) -> str:

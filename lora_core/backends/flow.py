@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from ..compat import needed
 from ..config import ObjectiveConfig
 from ..data.batches import Batch
 from ..data.lengths import TextLength
@@ -23,8 +24,9 @@ from ..objectives import FlowLevels, Objective
 from .base import TRAINING_GUIDANCE, SampleJob, weights_checksum
 from .base_model import BaseModel, Strength, Witness, predicts, require_plain_network
 from .clip_text import Text, length_of, vocabulary
-from .layout import LOCAL, pipeline_name, require_parts, stored_dtype, variant_of
+from .layout import LOCAL, pipeline_name, read_whole, require_parts, stored_dtype, variant_of
 from .marks import require_flow_scheduler
+from .networks import DIFFUSERS
 from .sharded import Sharded
 from .vae import other_vae
 
@@ -49,14 +51,15 @@ class FlowBackend(Sharded):
 
     def __init__(self, folder: Path, precision: str = "auto", device: str = "", file: Path | None = None):
         """`file`: the transformer's weights, where they lie apart from the folder."""
-        import diffusers
-
+        diffusers = needed("diffusers", DIFFUSERS)
         require_parts(folder, ("vae", "tokenizer", "text_encoder", "scheduler"), "layout.flow")
         require_flow_scheduler(folder)
         super().__init__(precision, device, stored_dtype(file or folder / "transformer"))
         self.row, given = FLOW_FAMILIES[pipeline_name(folder)], {}
-        if file is not None:
-            network = getattr(diffusers, self.row.transformer)
+        network = getattr(diffusers, self.row.transformer)
+        if file is None:
+            given["transformer"] = read_whole(network, folder / "transformer", self.dtype)
+        else:
             where = {"config": str(folder), "subfolder": "transformer"}
             given["transformer"] = network.from_single_file(str(file), torch_dtype=self.dtype, **where, **LOCAL)
         types = {"default": self.dtype, "vae": torch.float32}

@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import torch
@@ -50,6 +51,18 @@ def stored_names(folder: Path) -> list[str]:
         except (OSError, ValueError, safetensors.SafetensorError):
             continue  # said by who reads the part
     return names
+
+
+def read_whole(kind: Any, place: Path, dtype: torch.dtype) -> Any:
+    """A model of this class of diffusers or transformers from its folder.
+
+    Raises LoomError where weights are missing, which both libraries fill with random numbers.
+    """
+    model, info = kind.from_pretrained(place, torch_dtype=dtype, output_loading_info=True, **variant_of(place), **LOCAL)
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise LoomError("base.weights_missing", field="base", file=place, count=len(missing), key=missing[0])
+    return model
 
 
 def variant_of(place: Path) -> dict[str, str]:

@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 
+from ..compat import compiled_graphs, needed
 from ..config import Recompute
 from .recompute import recomputed, worthwhile
 
+DIFFUSERS = "0.33"  # since when a network takes a function for recomputing, and a pipeline a type for each part
 MAX_GRAPHS = 256  # compiled for one kind of block; above it torch would fall back to slow steps without a word
+
+
+@runtime_checkable
+class Split(Protocol):
+    """A tensor of which each process holds a part: PyTorch's DTensor, which lies elsewhere in older versions and in builds for one process nowhere."""
+
+    def full_tensor(self) -> torch.Tensor: ...
+
+    def to_local(self) -> torch.Tensor: ...
 
 
 @contextlib.contextmanager
@@ -22,6 +32,8 @@ def recomputing(network: Any, recompute: Recompute) -> Iterator[None]:
     if not recompute:
         yield
         return
+
+    needed("diffusers", DIFFUSERS)
 
     def forward(module: nn.Module, x: torch.Tensor, *args: Any) -> Any:
         if worthwhile(module, x):
@@ -55,9 +67,7 @@ def compiled(blocks: Sequence[nn.Module]) -> Iterator[None]:
     if not blocks:
         yield
         return
-    import torch._dynamo
-
-    with torch._dynamo.config.patch(recompile_limit=MAX_GRAPHS, accumulated_recompile_limit=8 * MAX_GRAPHS):
+    with compiled_graphs(MAX_GRAPHS):
         try:
             for block in blocks:
                 block.compile(dynamic=False)
@@ -85,9 +95,9 @@ def whole_weight(layer: Any) -> torch.Tensor:
 def unsplit(weight: torch.Tensor) -> torch.Tensor:
     """The tensor put together from all processes, where it is split over them."""
     weight = weight.detach()
-    return weight.full_tensor() if isinstance(weight, DTensor) else weight
+    return weight.full_tensor() if isinstance(weight, Split) else weight
 
 
 def local_part(weight: torch.Tensor) -> torch.Tensor:
     """What this process holds of it."""
-    return weight.to_local() if isinstance(weight, DTensor) else weight
+    return weight.to_local() if isinstance(weight, Split) else weight

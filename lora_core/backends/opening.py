@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
+from ..compat import needed
+from ..disk.files import is_file, is_folder
 from ..messages.errors import LoomError, reason_of
 from ..toy.model import MODEL
 from .base_model import require_plain_file, require_unscaled
@@ -46,14 +48,16 @@ def open_backend(
     base_config: str = "",
     cached: Callable[[str], str | None] = lambda repo: None,
 ) -> Headless:
-    """Raises LoomError for what is no base model we can train, naming what is missing.
+    """Raises LoomError for what is no base model we can train, naming what is missing, packages too.
 
     `cached`: where this machine keeps a repository of the Hub, or None.
     """
+    for package in ("diffusers", "transformers"):
+        needed(package)
     place = MODEL if base == "toy" else Path(base)
-    if place.is_file():
+    if is_file(place):
         return _of_file(place, Path(base_config) if base_config else None, cached, precision, device)
-    if not place.is_dir():
+    if not is_folder(place):
         raise LoomError("base.missing", field="base", place=place)
     name = pipeline_name(place)
     if name and name not in (*ONE_NETWORK, *TWO_STAGES) and not (place / "unet").is_dir():
@@ -75,10 +79,13 @@ def _of_file(
 ) -> Headless:
     if file.suffix != ".safetensors":
         raise LoomError("base.not_safetensors", field="base", file=file.name)
-    with safe_open(file, "pt") as opened:
-        require_unscaled(file.name, opened.keys())
-        require_discrete_file(file, opened.keys())
-        require_plain_file(set(opened.keys()), lambda name: opened.get_slice(name).get_shape())
+    try:
+        with safe_open(file, "pt") as opened:
+            require_unscaled(file.name, opened.keys())
+            require_discrete_file(file, opened.keys())
+            require_plain_file(set(opened.keys()), lambda name: opened.get_slice(name).get_shape())
+    except (SafetensorError, OSError) as error:
+        raise LoomError("base.unreadable", field="base", file=file.name, reason=reason_of(error)) from error
     folder = folder or _cached_layout(file, cached)
     name = pipeline_name(folder)
     try:

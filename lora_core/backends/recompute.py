@@ -2,43 +2,25 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+from torch.utils.checkpoint import checkpoint
 
+from ..compat import keeping
 from ..config import Recompute
 
 SMALL_SHARE = 256
-_aten = torch.ops.aten
-_DEAR = {
-    op.default if hasattr(op, "default") else op
-    for op in (
-        _aten.mm,
-        _aten.addmm,
-        _aten.bmm,
-        _aten.baddbmm,
-        _aten.convolution,
-        _aten._scaled_mm,
-        _aten._scaled_dot_product_flash_attention,
-        _aten._scaled_dot_product_flash_attention_for_cpu,
-        _aten._scaled_dot_product_efficient_attention,
-        _aten._scaled_dot_product_cudnn_attention,
-        _aten.mkldnn_linear,
-        _aten._convolution,
-        _aten.linear,
-    )
-    if op is not None
-}
+_PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "linear", "mkldnn_linear", "_scaled_mm", "convolution", "_convolution")
+_ATTENTION = ("flash_attention", "flash_attention_for_cpu", "efficient_attention", "cudnn_attention")
+_DEAR_NAMES = (*_PRODUCTS, *(f"_scaled_dot_product_{kind}" for kind in _ATTENTION))
+_DEAR = {getattr(torch.ops.aten, name).default for name in _DEAR_NAMES if hasattr(torch.ops.aten, name)}
 
 
 def recomputed(function: Callable[..., Any], how: Recompute, *args: Any, **kwargs: Any) -> Any:
     """`function(*args, **kwargs)`, of which the backward pass makes again what `how` says, which is not nothing."""
-    keep: dict[str, Any] = {}
-    if how == Recompute.CHEAP:
-        keep["context_fn"] = functools.partial(create_selective_checkpoint_contexts, _policy)
+    keep = keeping(_DEAR) if how == Recompute.CHEAP else {}
     return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False, **keep, **kwargs)
 
 
@@ -48,7 +30,3 @@ def worthwhile(module: torch.nn.Module, x: torch.Tensor) -> bool:
     A block keeps some ten tensors of its input's size, so what is not recomputed stays below a twentieth of its weights.
     """
     return x.numel() * SMALL_SHARE >= sum(p.numel() for p in module.parameters())
-
-
-def _policy(context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-    return CheckpointPolicy.MUST_SAVE if op in _DEAR else CheckpointPolicy.PREFER_RECOMPUTE

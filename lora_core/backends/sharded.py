@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from ..compat import fully_shard
 from .headless import Headless
 from .networks import blocks
 
@@ -17,11 +18,11 @@ class Sharded(Headless):
         The network has to be on the CPU, so a device never holds more than its part and one block.
         """
         from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import fully_shard
 
+        split = fully_shard()
         self.remember_fingerprint()
         self.to_device(device)
         mesh = init_device_mesh(self.device.type, (torch.distributed.get_world_size(),))
         for block in blocks(self.network):
-            fully_shard(block, mesh=mesh)
-        fully_shard(self.network, mesh=mesh)
+            split(block, mesh=mesh)
+        split(self.network, mesh=mesh)

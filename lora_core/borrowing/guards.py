@@ -9,7 +9,8 @@ import torch
 import torch.utils.checkpoint
 from torch import nn
 
-from .aliases import as_normal, replaced
+from ..adapters.base import override
+from .aliases import as_normal
 from .layers import Forward, HostLayers
 
 _UNET_BLOCKS = frozenset({"ResBlock", "BasicTransformerBlock"})  # of the original Stable Diffusion UNet, in every host
@@ -51,7 +52,7 @@ def fetched_norm(norm: nn.Module, host: HostLayers) -> Forward:
         tables = {key: norm._parameters[key] for key in copies if key in norm._parameters}
         with contextlib.ExitStack() as undo:
             for name, value in host.as_they_stand.items():
-                undo.enter_context(replaced(norm, name, value))
+                undo.enter_context(override(norm, name, value))
             undo.callback(norm._parameters.update, tables)
             for key in tables:
                 copy = copies[key]

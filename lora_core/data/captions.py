@@ -17,6 +17,7 @@ from ..matching.regex import Pattern
 from ..messages.errors import LoomError
 
 MAX_CAPTION_BYTES = 1_000_000
+MAX_CAPTION_CHARS = 100_000  # of what is encoded, about 20,000 words: text encoders read it in pieces of 75 tokens
 _BOMS = (  # UTF-32 first: its mark begins like that of UTF-16
     (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"),
 )  # fmt: skip
@@ -155,11 +156,20 @@ def editor(config: DataConfig) -> Callable[[Caption], Caption]:
     def edit(caption: Caption) -> Caption:
         text = caption.text
         for pattern, new in rules:
-            text = pattern.sub(new, text)
+            text = _replaced(text, pattern, new)
         text = tidy(f"{config.prefix}{text}{config.suffix}") if text else tidy(text)
         return separated(dataclasses.replace(caption, text=with_trigger(named(text, config.trigger), config.trigger)))
 
     return edit
+
+
+def _replaced(text: str, pattern: Pattern | re.Pattern[str], new: str) -> str:
+    """The text with one rule applied. Raises LoomError, before it is made, for one that grows without measure."""
+    if (len(text) + 1) * max(1, len(new)) > MAX_CAPTION_CHARS:
+        places, groups = pattern.sub("\0", text).count("\0"), new.count("\\")
+        if len(text) * (1 + groups) + places * len(new) > 4 * MAX_CAPTION_CHARS:
+            raise LoomError("data.replace.grows", field="data.replace", new=repr(new[:40]), limit=MAX_CAPTION_CHARS)
+    return pattern.sub(new, text)
 
 
 def replacements(rules: str) -> list[tuple[Pattern | re.Pattern[str], str]]:

@@ -15,12 +15,23 @@ from typing import Any
 from PIL import ImageColor
 
 from ..config import DataConfig, TrainConfig
+from ..disk.files import is_folder
 from ..messages.errors import LoomError
 from ..messages.message import Message
 from ..pictures.reading import EXTENSIONS, UNREADABLE, PictureError, read_header
 from ..rng import derive
 from .buckets import fits
-from .captions import PLACEHOLDER, Caption, are_tags, captions_in, editor, has_word, lines_of, read_text
+from .captions import (
+    MAX_CAPTION_CHARS,
+    PLACEHOLDER,
+    Caption,
+    are_tags,
+    captions_in,
+    editor,
+    has_word,
+    lines_of,
+    read_text,
+)
 from .companions import Companion, Companions
 from .metadata import TABLES, Table, read_sidecar, read_table
 
@@ -118,6 +129,13 @@ def open_sets(config: TrainConfig) -> Dataset:
     return out
 
 
+def _require_short(captions: Sequence[Caption]) -> None:
+    """Raises PictureError for a caption that is none."""
+    longest = max((len(caption.text) for caption in captions), default=0)
+    if longest > MAX_CAPTION_CHARS:
+        raise PictureError("picture.caption_long", length=longest, limit=MAX_CAPTION_CHARS)
+
+
 def require_captions(dataset: Dataset) -> None:
     """Refuses a set whose pictures would all be trained on empty text, unless it is allowed. Raises LoomError."""
     sets: dict[DataConfig, list[Picture]] = {}
@@ -167,7 +185,7 @@ def scan(config: DataConfig, field: str = "data.folder", keep_excluded: bool = F
     `keep_excluded`: also those that were left out in the dataset editor.
     """
     root = Path(config.folder)
-    if not config.folder or not root.is_dir():
+    if not config.folder or not is_folder(root):
         raise LoomError("data.folder.missing", field=field, folder=repr(config.folder))
     try:
         ImageColor.getrgb(config.background)
@@ -314,6 +332,7 @@ class _Found:
         fits(header.width_px, header.height_px, config)
         file, captions = self._captions(path)
         captions = captions or ((Caption(concept),) if concept else ())
+        _require_short(captions)
         if not captions and config.captions != "none":
             self.no_caption.append(name)
         if header.animated:
@@ -328,6 +347,7 @@ class _Found:
         ):
             self.without_trigger.append(name)
         edited = tuple(self.edit(c) for c in captions or (Caption(""),))
+        _require_short(edited)
         mask = self.companions.mask(path) if config.masks == "file" else None
         return Picture(path, name, header.width_px, header.height_px, edited, repeats, mask, config, file)
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
+from ..compat import font as font_of
 from ..pictures.reading import thumbnail
 from .buckets import Fit
 from .lint import Report, Seen, flagged_first
@@ -18,7 +19,7 @@ _INK, _RED, _FAINT = (40, 40, 48), (200, 30, 30), (235, 235, 240)
 def sheet(report: Report, columns: int = 6, most: int = 60) -> Image.Image:
     """At most `most` pictures, those with notes first; what the crop takes off is veiled in red."""
     pictures = flagged_first(report, most)
-    font, small = ImageFont.load_default(14), ImageFont.load_default(12)
+    font, small = font_of(14), font_of(12)
     pen = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     columns = min(columns, max(1, len(pictures)))
     width = max(columns * (CELL_PX + PAD_PX) + PAD_PX, 640)

@@ -73,7 +73,7 @@ def from_hub(name: str, split: str, image_column: str, caption_column: str, plac
         import datasets
     except ImportError as error:
         raise LoomError("dataset.needs_package", field="data.folder", name=f"{HUB}{name}") from error
-    if not (name and Path(name).is_dir()) and not _REPO.fullmatch(name):
+    if not (name and files.is_folder(Path(name))) and not _REPO.fullmatch(name):
         raise LoomError("dataset.no_name", field="data.folder", name=f"{HUB}{name}")
     try:
         safe = (

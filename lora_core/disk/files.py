@@ -79,7 +79,18 @@ def write_safetensors(
 def as_safetensors(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
     """The bytes of a safetensors file. Raises NonFiniteError for numbers that are not finite."""
     require_finite(tensors)
-    return safetensors_bytes({k: v.contiguous() for k, v in tensors.items()}, dict(metadata) if metadata else None)
+    return safetensors_bytes(_apart(tensors), dict(metadata) if metadata else None)
+
+
+def _apart(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Contiguous, and no two in one storage: parts of a fused layer share a matrix, which safetensors before 0.5 does not write."""
+    out: dict[str, torch.Tensor] = {}
+    storages: set[int] = set()
+    for key, value in tensors.items():
+        place = value.untyped_storage().data_ptr()
+        out[key] = value.clone().contiguous() if place in storages else value.contiguous()
+        storages.add(place)
+    return out
 
 
 def require_finite(tensors: Mapping[str, torch.Tensor]) -> None:
@@ -189,6 +200,22 @@ def _discard(path: Path) -> None:
         return
     with contextlib.suppress(OSError):
         path.unlink(missing_ok=True)
+
+
+def is_folder(path: Path) -> bool:
+    """Whether there is a folder of that name; a name that no system takes is none."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is a file of that name."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def existing(folder: Path) -> Path:

@@ -14,6 +14,10 @@ from .secrets import in_one_line
 
 LANGUAGES = ("en", "zh", "ko", "ja")
 PLACEHOLDER = re.compile(r"\{(\w+)\}")
+NUMBER = re.compile(
+    r"\[(\w+):([^|\]]*)\|([^\]]*)\]"
+)  # [count:picture is|pictures are] for one and for any other number of {count}
+MOST_DIGITS = 8  # significant ones; what has more was computed, and is told with three
 _TEXTS = Path(__file__).parent / "texts"
 
 
@@ -42,7 +46,8 @@ class Message:
 
     def text(self, language: str = "en") -> str:
         """The sentence, after the name of its field. Raises KeyError for a code that has no sentence and for a value that is missing."""
-        sentence = PLACEHOLDER.sub(lambda place: _rendered(self.values[place[1]], language), table(language)[self.code])
+        worded = NUMBER.sub(lambda m: m[2] if str(self.values[m[1]]) == "1" else m[3], table(language)[self.code])
+        sentence = PLACEHOLDER.sub(lambda place: _rendered(self.values[place[1]], language), worded)
         return f"{self.field}: {sentence}" if self.field else sentence
 
     def __str__(self) -> str:
@@ -73,13 +78,20 @@ def _plain(value: Any) -> Value:
     carried = getattr(value, "message", value)
     if isinstance(carried, Message):
         return carried
-    if isinstance(value, str | int | float | Setting):
+    if isinstance(value, float):
+        return _short(value)
+    if isinstance(value, str | int | Setting):
         return value
     if isinstance(value, list | tuple | dict):
         members = tuple(_plain(member) for member in value)
         if all(isinstance(member, str | Message) for member in members):
             return members
     return str(value)  # a path, a shape, a type
+
+
+def _short(number: float) -> float:
+    digits = repr(number).partition("e")[0].replace(".", "").lstrip("-0")
+    return float(f"{number:.3g}") if len(digits) > MOST_DIGITS else number
 
 
 def _rendered(value: Value, language: str) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ..compat import adamw, needed
 from ..config import OptimizerConfig, TrainConfig
 from ..messages.errors import LoomError
 
@@ -35,7 +36,7 @@ def _betas(config: OptimizerConfig) -> tuple[float, float]:
 
 def _adamw(groups: Groups, config: OptimizerConfig) -> torch.optim.Optimizer:
     fused = all(p.device.type in {"cpu", "cuda"} and p.dtype == torch.float32 for g in groups for p in g["params"])
-    return torch.optim.AdamW(groups, betas=_betas(config), eps=config.eps, fused=fused)
+    return adamw(groups, fused, betas=_betas(config), eps=config.eps)
 
 
 def _adamw8bit(groups: Groups, config: OptimizerConfig) -> torch.optim.Optimizer:
@@ -46,9 +47,9 @@ def _adamw8bit(groups: Groups, config: OptimizerConfig) -> torch.optim.Optimizer
 
 def _adafactor(groups: Groups, config: OptimizerConfig) -> torch.optim.Optimizer:
     """Shazeer & Stern 2018 (arXiv 1804.04235) with the given rate, not a relative one: lora_up starts at zero, and a step relative to that stands still."""
-    from transformers.optimization import Adafactor
-
-    return Adafactor(groups, lr=config.lr, scale_parameter=False, relative_step=False, warmup_init=False)
+    return needed("transformers.optimization").Adafactor(
+        groups, lr=config.lr, scale_parameter=False, relative_step=False, warmup_init=False
+    )
 
 
 def _prodigy(groups: Groups, config: OptimizerConfig) -> torch.optim.Optimizer:

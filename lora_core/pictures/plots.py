@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from ..compat import font as font_of
 
 _INK, _FAINT, _RAW, _SMOOTH = (40, 40, 48), (224, 224, 230), (178, 200, 235), (30, 90, 200)
 _LINES = (_SMOOTH, (200, 90, 30), (60, 150, 70), (140, 60, 170))
@@ -23,7 +25,7 @@ def smoothed(values: Sequence[float], decay: float = 0.97) -> list[float]:
 def loss_plot(losses: Sequence[float], width: int = 720, height: int = 360) -> Image.Image:
     """Raw and smoothed loss against the step, with axes."""
     image = Image.new("RGB", (width, height), "white")
-    pen, font = ImageDraw.Draw(image), ImageFont.load_default(13)
+    pen, font = ImageDraw.Draw(image), font_of(13)
     left, top, right, bottom = 62, 18, width - 16, height - 36
     ordered = sorted(losses)
     high = ordered[int(0.995 * (len(ordered) - 1))] * 1.05 or 1.0 if ordered else 1.0
@@ -58,7 +60,7 @@ def curves(
 ) -> Image.Image:
     """Named lines through (x, y) points on common axes; `mark` draws a vertical line at that x, `logarithmic` spreads x by its logarithm."""
     image = Image.new("RGB", (width, height), "white")
-    pen, font = ImageDraw.Draw(image), ImageFont.load_default(13)
+    pen, font = ImageDraw.Draw(image), font_of(13)
     left, top, right, bottom = 70, 18, width - 16, height - 36
     points = [p for line in series.values() for p in line if math.isfinite(p[1])]
     if not points:
@@ -103,8 +105,8 @@ def bars(rows: Sequence[tuple[str, float]], title: str, width: int = 640) -> Ima
     """A horizontal bar for each (label, value), longest at the full width, with the value written behind it."""
     line, left, top = 18, 170, 34
     image = Image.new("RGB", (width, top + line * len(rows) + 10), "white")
-    pen, font = ImageDraw.Draw(image), ImageFont.load_default(12)
-    pen.text((10, 8), title, fill=_INK, font=ImageFont.load_default(14))
+    pen, font = ImageDraw.Draw(image), font_of(12)
+    pen.text((10, 8), title, fill=_INK, font=font_of(14))
     longest = max((value for _, value in rows), default=0.0) or 1.0
     for n, (label, value) in enumerate(rows):
         y = top + line * n
@@ -121,7 +123,7 @@ def grid(
     """Pictures in rows on white, each fitted into a square cell with its label (cut to fit) underneath."""
     columns = columns or min(8, max(1, math.ceil(math.sqrt(len(images)))))
     rows = math.ceil(len(images) / columns)
-    font, caption_px = ImageFont.load_default(12), 20 if labels else 0
+    font, caption_px = font_of(12), 20 if labels else 0
     pad = 6
     sheet = Image.new("RGB", (columns * (cell_px + pad) + pad, rows * (cell_px + caption_px + pad) + pad), "white")
     pen = ImageDraw.Draw(sheet)

@@ -42,6 +42,7 @@ UNREADABLE = frozenset(  # looks like something to train on, but is not a pictur
 )
 
 _ORIENTATION = 0x0112
+_TURNED_BY_PILLOW = ("HEIF", "TIFF")  # as they are loaded; not every Pillow then forgets that it was to be done
 _TURNED_IN = ("exif", "Raw profile type exif", "XML:com.adobe.xmp")  # where a PNG may say how it is turned
 _FORMATS = (
     "PNG",
@@ -115,8 +116,8 @@ def open_picture(path: Path, background: str = "white", data: bytes | None = Non
             _check_size(*_stored_size(image))
             image.load()
             profile, shown = _foreign_profile(image), image
-            if image.format != "HEIF":
-                ImageOps.exif_transpose(shown, in_place=True)
+            if image.format not in _TURNED_BY_PILLOW and image.getexif().get(_ORIENTATION, 1) != 1:
+                shown = ImageOps.exif_transpose(shown)
             if shown.mode.startswith(("I", "F")):
                 return Opened(_scaled_down(shown), None)
             shown = _as_srgb(shown, profile)

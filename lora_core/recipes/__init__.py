@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
+from ..compat import parse_toml
 from ..messages.errors import LoomError
 
 LENGTHS = ("steps", "steps_per_picture", "epochs")  # a run is as long as one of them says
@@ -26,15 +26,6 @@ def recipe(name: str) -> dict[str, Any]:
 def about(name: str) -> str:
     """The first line of a recipe's file: what it is for and where it comes from."""
     return (HERE / f"{name}.toml").read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
-
-
-def parse_toml(text: str) -> dict[str, Any]:
-    """TOML text as nested dicts. Raises ValueError when it is none."""
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-    return tomllib.loads(text)
 
 
 def read_toml(path: Path) -> dict[str, Any]:

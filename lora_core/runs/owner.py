@@ -81,6 +81,16 @@ def owning(folder: Path, purpose: str, program: str = PROGRAM) -> Iterator[Hold]
         hold.let_go()
 
 
+@contextlib.contextmanager
+def exporting(folder: Path, program: str = PROGRAM) -> Iterator[None]:
+    """Owns a run folder to export from it. One that is being trained is read beside its training, which changes no save. Raises LoomError as `owning`."""
+    if is_trained(folder):
+        yield
+        return
+    with owning(folder, "export", program):
+        yield
+
+
 def owner_of(folder: Path) -> dict[str, str] | None:
     """Who owns the folder now: purpose, program, process, machine, since. None where nobody does or nobody can say."""
     return _record(folder) if locks.is_held(folder / FILE) else None

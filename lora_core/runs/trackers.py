@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ..compat import needed
 from ..events import Listener, Measure, StepReport
 from ..messages.errors import LoomError
 
@@ -19,14 +20,13 @@ class Tracker(Listener):
 
     def __init__(self, name: str, run_name: str, folder: Path):
         """Raises LoomError for a tracker that does not exist or is not installed."""
-        from accelerate import PartialState, tracking
-
+        tracking = needed("accelerate.tracking")
         kinds = {str(kind): cls for kind, cls in tracking.LOGGER_TYPE_TO_CLASS.items()}
         if name not in kinds:
             raise LoomError("trackers.unknown", field="trackers", name=repr(name), allowed=sorted(kinds))
         if name not in {str(kind) for kind in tracking.get_available_trackers()}:
             raise LoomError("trackers.not_installed", field="trackers", name=name)
-        PartialState()
+        needed("accelerate").PartialState()
         kind, place = kinds[name], folder / FOLDER
         if kind.requires_logging_directory:
             place.mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from .. import compat
 from ..adapters import AdapterSet
 from ..adapters.tokens import TokenSet
 from ..backends.base import Backend, Remarks
@@ -58,7 +59,7 @@ def assembled(job: Job, first_step: int = 0, folder: Path | None = None) -> Iter
             material.adapters.prepare()
             optimizer = make_optimizer(make_groups(config, material.adapters), config.optimizer)
             half = job.backend.dtype == torch.float16
-            scaler = torch.amp.GradScaler(job.backend.device.type, init_scale=2.0**12, enabled=half)
+            scaler = compat.GradScaler(job.backend.device.type, init_scale=2.0**12, enabled=half)
             ema = Ema(material.adapters, config.ema_decay) if config.ema_decay else None
             run = Run(material, optimizer, scaler, ema)
             run.untouched -= set(job.start or ())  # these hold more than nothing from the beginning

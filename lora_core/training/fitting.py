@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from .. import compat
 from ..config import Recompute, TrainConfig
 from ..data.batches import Batch
 from ..losses import Distance
@@ -85,7 +86,7 @@ def fit(material: Material) -> tuple[TrainConfig, Measured]:
     for choice in candidates(material.config, material.backend.recomputes):
         try:
             return choice, measure(material.with_config(choice))
-        except torch.OutOfMemoryError:
+        except compat.OutOfMemoryError:
             pass
         finally:
             for p in material.adapters.parameters():

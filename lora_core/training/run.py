@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .. import compat
 from ..adapters import AdapterSet
 from ..backends.base import Backend
 from ..backends.base_model import BaseModel
@@ -76,7 +77,7 @@ class Run:
 
     material: Material
     optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
+    scaler: compat.GradScaler
     ema: Ema | None = None
     skipped_in_a_row: int = 0
     mid_update: bool = False

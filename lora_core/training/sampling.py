@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import nn
 
+from .. import compat
 from ..adapters import AdapterSet
 from ..adapters.tokens import Token, TokenSet, TokenVectors
 from ..backends.base import Backend, SampleJob
@@ -159,7 +160,7 @@ def sheet(
 
     Cells are at most `largest_px` wide (0: any), and at least 192.
     """
-    font, pad, line = ImageFont.load_default(14), 8, 22
+    font, pad, line = compat.font(14), 8, 22
     width, height = columns[0][1][0].size
     if 0 < largest_px < width:
         width, height = largest_px, max(1, round(height * largest_px / width))

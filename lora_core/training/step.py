@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -64,7 +65,4 @@ def clip_grad_norm(params: list[torch.nn.Parameter], max_norm: float) -> torch.T
     grads = [p.grad for p in params if p.grad is not None]
     if not grads:
         raise NonFiniteError("step.no_gradient")
-    norm = torch.nn.utils.get_total_norm(grads, foreach=True)
-    if max_norm > 0:
-        torch.nn.utils.clip_grads_with_norm_(params, max_norm, norm, foreach=True)
-    return norm
+    return torch.nn.utils.clip_grad_norm_(params, max_norm or math.inf, foreach=True)

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from .. import compat
 from ..adapters.base import TEXT_ENCODER
 from ..backends.base import UNKNOWN_ENCODER, SampleJob
 from ..config import TrainConfig, as_dict, parse
@@ -288,7 +289,7 @@ class Loop:
                     self._draw("before")
             with self.run.finished_weights(), self._texts_apart():
                 self._draw(f"step {self.done}")
-        except torch.OutOfMemoryError:
+        except compat.OutOfMemoryError:
             self.samples_failed += 1
             self.listener.on_warning(Message.of("samples.no_memory"))
 
@@ -459,12 +460,13 @@ def refuse_changes(config: TrainConfig, facts: dict[str, Any], identity: dict[st
     """Raises LoomError when anything that would change the continued run differs from the saved one."""
     now, then = (_without_demands(as_dict(c)) for c in (config, parse(facts["config"])))
     settings = [k for k in now if k not in (*CHANGEABLE, "data", "sets", "base")]
-    changed = [_then_and_now(k, then[k], now[k]) for k in settings if now[k] != then[k]]
+    changed = [message for k in settings for message in _differing(k, then[k], now[k])]
     if len(now["sets"]) != len(then["sets"]):
         changed.append(_then_and_now("sets", len(then["sets"]), len(now["sets"])))
     labels = ("data", *(f"sets[{n}]" for n in range(len(now["sets"]))))
     for label, mine, old in zip(labels, (now["data"], *now["sets"]), (then["data"], *then["sets"])):
-        changed += [_then_and_now(f"{label}.{k}", old[k], v) for k, v in mine.items() if k != "folder" and old[k] != v]
+        others_of = {k: v for k, v in old.items() if k != "folder"}
+        changed += _differing(label, others_of, {k: v for k, v in mine.items() if k != "folder"})
     others = {
         "base": "resume.other_base",
         "prior": "resume.other_prior",
@@ -482,6 +484,13 @@ def refuse_changes(config: TrainConfig, facts: dict[str, Any], identity: dict[st
         changed.append(Message.of("resume.other_data"))
     if changed:
         raise LoomError("resume.changed", changes=changed)
+
+
+def _differing(setting: str, then: Any, now: Any) -> list[Message]:
+    """A message for each single setting below `setting` that differs."""
+    if isinstance(then, dict) and isinstance(now, dict):
+        return [m for k in {**then, **now} for m in _differing(f"{setting}.{k}", then.get(k), now.get(k))]
+    return [] if then == now else [_then_and_now(setting, then, now)]
 
 
 def _then_and_now(setting: str, then: Any, now: Any) -> Message:

@@ -13,6 +13,7 @@ from ...lora_core.backends.base import Splits
 from ...lora_core.backends.diffusers_backend import DiffusersBackend
 from ...lora_core.backends.headless import Headless
 from ...lora_core.backends.opening import open_backend
+from ...lora_core.compat import needed
 from ...lora_core.config import TrainConfig
 from ...lora_core.data.sources import brought_in
 from ...lora_core.messages.errors import LoomError
@@ -44,12 +45,10 @@ def open_base(config: TrainConfig, device: str = "") -> Headless:
 
 def folder_in_hub_cache(repo: str) -> str | None:
     """The folder of a repository that was downloaded earlier; asks nobody."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
+    hub, errors = needed("huggingface_hub"), needed("huggingface_hub.utils")
     try:
-        return snapshot_download(repo, local_files_only=True)
-    except LocalEntryNotFoundError:
+        return hub.snapshot_download(repo, local_files_only=True)
+    except errors.LocalEntryNotFoundError:
         return None
 
 

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 
 from ...lora_core.disk.files import write_json
@@ -305,15 +304,6 @@ def _on_disk(folder: Path) -> dict[str, Any]:
     value = _of_0_1_0(value)
     fits = isinstance(value, dict) and all(isinstance(value[key], kind) for key, kind in KEPT.items() if key in value)
     return value if fits else {}
-
-
-def sentence_of(error: BaseException) -> str:
-    """What a person is told: our own errors say what to do, others their kind."""
-    if isinstance(error, LoomError):
-        return str(error)
-    if isinstance(error, torch.OutOfMemoryError):
-        return "batch_size: there is not enough memory on the device; lower batch_size or resolution, or turn checkpointing on."
-    return f"{type(error).__name__}: {error}"[: 2 * MESSAGE_CHARS]
 
 
 def _of_0_1_0(value: Any) -> Any:

@@ -84,16 +84,15 @@ def _about(
 
 def _uploaded(folder: Path, repo: str, private: bool) -> str:
     """Uploads a folder and returns its address. The token is the one huggingface_hub knows (login or HF_TOKEN); it is never read here."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import LocalTokenNotFoundError
-
+    from ...lora_core.compat import needed
     from ...lora_core.messages.errors import LoomError, reason_of
 
-    api = HfApi()
+    hub, errors = needed("huggingface_hub"), needed("huggingface_hub.utils")
+    api = hub.HfApi()
     try:
         url = api.create_repo(repo, private=private, exist_ok=True)
         api.upload_folder(folder_path=str(folder), repo_id=url.repo_id, commit_message="LoRA trained with LoRA Loom")
-    except LocalTokenNotFoundError as error:
+    except errors.LocalTokenNotFoundError as error:
         raise LoomError("hub.no_login", field="--repo") from error
     except Exception as error:  # noqa: BLE001 - the library raises what it likes; the reader needs one sentence
         raise LoomError("hub.not_uploaded", field="--repo", repo=repo, reason=reason_of(error)) from error

@@ -11,7 +11,7 @@ from lora_loom.convert import FormatError, Module, read, write
 from lora_loom.convert.families import FAMILIES, UNKNOWN
 from lora_loom.convert.writers import carried
 from peft import LoKrConfig, get_peft_model
-from peft.utils.other import get_pattern_key
+from since import since
 
 Q = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
 FLAT_Q = Q.replace(".", "_")
@@ -271,12 +271,15 @@ PATTERNS = [
 
 
 @pytest.mark.parametrize("patterns", PATTERNS, ids=lambda p: " ".join(p) or "none")
+@since("peft", "0.14", "get_pattern_key")
 def test_alpha_patterns_match_the_layers_that_peft_matches(patterns):
     given = {}
     for name in NAMES:
         kernel = (3, 3) if name.endswith("conv1") else ()
         given |= a_b(f"base_model.model.{name}", lora(kernel=kernel))
     modules = read(given, config={"lora_alpha": 1, "alpha_pattern": patterns}, family="sd1").modules
+    from peft.utils.other import get_pattern_key
+
     theirs = {name: float(patterns.get(get_pattern_key(patterns.keys(), name), 1)) for name in NAMES}
     assert {n.removeprefix("unet."): m.alpha for n, m in modules.items()} == theirs
 
@@ -349,6 +352,7 @@ class Net(torch.nn.Module):
 
 @pytest.mark.parametrize(("rank", "both", "parts"), [(64, False, {"lokr_w1", "lokr_w2"}), (2, False, {"lokr_w1", "lokr_w2_a", "lokr_w2_b"}),
                                                      (2, True, {"lokr_w1_a", "lokr_w1_b", "lokr_w2_a", "lokr_w2_b"})])  # fmt: skip
+@since("peft", "0.14", "LoKr is scaled by alpha / r")
 def test_a_lokr_of_peft_keeps_the_effect_it_has_in_peft(rank, both, parts):
     # peft multiplies alpha / r even where both factors are full and there is no rank to read; WebUIs ignore alpha there.
     config = LoKrConfig(

@@ -338,6 +338,13 @@ def test_text_layers_of_one_block_count_together_where_a_program_reads_them_so()
     assert verdicts(a_lora(queries, "sdxl"))["ComfyUI"] == "all"
 
 
+def test_a_part_that_is_read_only_beside_others_is_told_not_to_be_read_alone():
+    alone = {"clip_l.text_model.encoder.layers.0.mlp.fc1": lora(8, 8)}
+    assert verdicts(a_lora(alone, "sd3"))["SD.Next"] == "nothing"
+    beside = alone | {"clip_g.text_model.encoder.layers.0.mlp.fc1": lora(8, 8)}
+    assert verdicts(a_lora(beside, "sd3"))["SD.Next"] == "all"
+
+
 def test_a_program_that_stops_at_a_layer_is_told_to_read_nothing_of_a_file_that_has_it():
     good = {"transformer.blocks.0.attn1.to_q": lora(8, 8)}
     assert verdicts(a_lora(good, "wan"))["musubi-tuner"] == "all"

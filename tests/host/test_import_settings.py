@@ -37,7 +37,7 @@ def trained(server, name: str, text: str, **widgets) -> dict:
 
 
 def test_a_command_of_another_trainer_drives_the_run_and_its_report_names_what_is_left(server):
-    config = trained(server, "imported", COMMAND, steps=50, rank=16)
+    config = trained(server, "taken_over", COMMAND, steps=50, rank=16)
     assert (config["steps"], config["batch_size"], config["seed"]) == (6, 2, 5)
     assert (config["adapter"]["rank"], config["adapter"]["alpha"], config["optimizer"]["lr"]) == (3, 2.0, 3e-3)
     assert config["schedule"]["name"] == "linear"

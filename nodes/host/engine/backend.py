@@ -26,6 +26,7 @@ from ....lora_core.backends.base_model import BaseModel
 from ....lora_core.borrowing.aliases import as_normal
 from ....lora_core.borrowing.borrow import Borrowing, Measures
 from ....lora_core.borrowing.comparison import writing
+from ....lora_core.compat import OutOfMemoryError
 from ....lora_core.config import ObjectiveConfig, Recompute
 from ....lora_core.data.batches import Batch
 from ....lora_core.data.buckets import Fit
@@ -247,7 +248,7 @@ class HostBackend:
             try:
                 trial = functools.partial(self._trial, shape)
                 verdict = verify(self.network, adapters, borrowing, trial, self.dtype)
-            except torch.OutOfMemoryError:
+            except OutOfMemoryError:
                 if shape == shapes[-1]:
                     raise
                 continue
@@ -264,6 +265,16 @@ class HostBackend:
         encoded = self.texts.wired_for(captions)
         if not encoded or not all(text is not None and self._further.given_in(text[0][1]) for text in encoded):
             raise self._further.error("model")
+
+    @contextlib.contextmanager
+    def given_back(self) -> Iterator[None]:
+        """Inside, the host has its models as they were before the run and may use them; the next step takes them again."""
+        with self._kernels.paused():
+            with torch.inference_mode():
+                self._patcher.eject_model()
+                self.texts.set_aside()
+            yield
+        self._reload = self._borrowing is not None
 
     def _hand_back(self) -> None:
         """Takes everything off again that training put on."""

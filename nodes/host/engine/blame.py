@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ....lora_core.compat import OutOfMemoryError
 from ....lora_core.messages.errors import LoomError, Problem, reason_of
 
 LONGEST = 160  # characters of a foreign error inside a sentence
@@ -23,7 +24,7 @@ def first_line(error: BaseException) -> str:
 
 def passing(error: BaseException) -> None:
     """Raises again what says already what is wrong: our own errors, and a lack of memory."""
-    if isinstance(error, Problem | torch.OutOfMemoryError | MemoryError):
+    if isinstance(error, (Problem, OutOfMemoryError, MemoryError)):
         raise error
 
 

@@ -208,6 +208,12 @@ class HostTexts:
         self._borrowing = Borrowing(encoders, layers, adapters.only(layers), LAYERS, Measures())
         self._live_clip.patcher.set_injections(KEY, [injection(self._borrowing)])
 
+    def set_aside(self) -> None:
+        """Takes the adapters off until the host loads the text encoders again. Inside inference mode."""
+        if self._borrowing is not None:
+            self._live_clip.patcher.eject_model()
+            self._borrowing.eject()
+
     def prove(self) -> None:
         """The self-test of the layers of text encoders that are trained; they are loaded. Raises LoomError."""
         if self._borrowing is None or not self._trained.trains_text:

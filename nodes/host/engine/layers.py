@@ -16,6 +16,8 @@ from ....lora_core.adapters.base import override
 from ....lora_core.borrowing.aliases import as_normal
 
 _OFFLOADABLE = "offloadable" in inspect.signature(comfy.ops.cast_bias_weight).parameters  # older hosts do not stream
+# What its layers are told with to cast their weights; forks call it by their own name.
+_CASTS = next(name for name in vars(comfy.ops.CastWeightBiasOp) if name.endswith("_cast_weights"))
 
 _MODELS = "comfy.ldm."
 _UNET = "modules.diffusionmodules.openaimodel.UNetModel"
@@ -126,7 +128,7 @@ class ComfyLayers:
 
     @property
     def as_they_stand(self) -> Mapping[str, Any]:
-        return {"comfy_cast_weights": False, "weight_function": [], "bias_function": []}
+        return {_CASTS: False, "weight_function": [], "bias_function": []}
 
     def fetched(
         self, layer: nn.Module, dtype: torch.dtype, device: torch.device

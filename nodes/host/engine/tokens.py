@@ -99,7 +99,8 @@ def tables(clip: Any) -> dict[str, TokenTable]:
     by_name = {}
     for name, tokenizer in tokenizers(clip).items():
         encoder = getattr(clip.cond_stage_model, name, None)
-        if name in CLIP_ENCODERS and encoder is not None:
+        copies = hasattr(encoder, "set_up_textual_embeddings")  # older hosts: no gradient comes back from there
+        if name in CLIP_ENCODERS and encoder is not None and not copies:
             by_name[name] = _table(encoder.transformer.get_input_embeddings().weight, tokenizer)
     return by_name
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
 from typing import Any
 
 from ....lora_core.messages.errors import Problem
-from ....lora_core.messages.message import LANGUAGES, Message, table
-from .routes import PREFIX, Refused, guarded, server
+from ....lora_core.messages.message import Message
+from ...jobs import answers
+from .routes import PREFIX, guarded, server
 
 EVENT = "lora_loom.error"
 
@@ -26,20 +25,11 @@ def add_message_routes() -> None:
     @guarded
     async def sentences(request: web.Request) -> web.Response:
         language = request.match_info["language"]
-        if language not in LANGUAGES:
-            raise Refused(404, "request.language", languages=LANGUAGES)
-        text, digest = _table_text(language)
+        text, digest = answers.sentences(language)
         headers = {"Cache-Control": "no-cache", "ETag": f'"{digest}"'}
         if any(tag.value == digest for tag in request.if_none_match or ()):
             return web.Response(status=304, headers=headers)
         return web.Response(text=text, content_type="application/json", headers=headers)
-
-
-@functools.cache
-def _table_text(language: str) -> tuple[str, str]:
-    """(a table as JSON, what tells it from others)."""
-    text = json.dumps(table(language), ensure_ascii=False)
-    return text, hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def telling(node: Any) -> Any:

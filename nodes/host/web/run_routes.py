@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import ipaddress
 import os
 import shutil
@@ -15,21 +14,18 @@ from urllib.parse import urlsplit
 
 import folder_paths
 
-from ....lora_core.messages.errors import LoomError
-from ....lora_core.pictures.reading import PictureError, thumbnail
 from ....lora_core.runs import listing, trash
+from ...jobs import answers
 from ..access.paths import runs_root
 from .routes import PREFIX, Refused, body_of, guarded, in_thread, server
 
-SIZES_PX = (256, 1024)  # of pictures: in the list, side by side
 _FORWARDED = ("Forwarded", "X-Forwarded-For", "X-Real-IP", "Via")
 Export = Callable[
     [Path, str | int], list[str]
 ]  # (run folder, result, best, last or a step) -> labels of the files written
-Told = Callable[[listing.RunInfo], dict[str, str]]  # base model and trigger in words
 
 
-def add_run_routes(export: Export, told: Told) -> None:
+def add_run_routes(export: Export, told: answers.Told) -> None:
     """GET /lora_loom/runs, /runs/curve, /runs/picture and /runs/resume change nothing.
 
     POST /runs/export writes a LoRA where ComfyUI lists it, /runs/delete and /runs/restore move a run into the trash and back, /runs/open shows its folder.
@@ -55,8 +51,9 @@ def add_run_routes(export: Export, told: Told) -> None:
     @host.routes.get(f"{PREFIX}/runs/picture")
     @guarded
     async def picture(request: web.Request) -> web.Response:
-        side = SIZES_PX[request.query.get("large") == "1"]
-        data = await in_thread(_picture, request.query.get("id"), request.query.get("step", ""), side)
+        query = request.query
+        large = query.get("large") == "1"
+        data = await in_thread(answers.run_picture, runs_root(), query.get("id"), query.get("step", ""), large)
         return web.Response(
             body=data,
             content_type="image/jpeg",
@@ -66,14 +63,14 @@ def add_run_routes(export: Export, told: Told) -> None:
     @host.routes.get(f"{PREFIX}/runs/resume")
     @guarded
     async def resume(request: web.Request) -> web.Response:
-        return web.json_response(await in_thread(_resumed, request.query.get("id")))
+        return web.json_response(await in_thread(answers.resumed, runs_root(), request.query.get("id")))
 
     @host.routes.post(f"{PREFIX}/runs/export")
     @guarded
     async def export_run(request: web.Request) -> web.Response:
         body = await body_of(request)
         folder = await in_thread(_run, body.get("id"))
-        return web.json_response({"files": await in_thread(export, folder, _save(body.get("save")))})
+        return web.json_response({"files": await in_thread(export, folder, answers.save_named(body.get("save")))})
 
     @host.routes.post(f"{PREFIX}/runs/delete")
     @guarded
@@ -102,56 +99,13 @@ def add_run_routes(export: Export, told: Told) -> None:
         return web.json_response({"opened": place})
 
 
-def _listed(told: Told) -> dict[str, Any]:
+def _listed(told: answers.Told) -> dict[str, Any]:
     root = runs_root()
-    rows = [{**vars(run), **told(run)} for run in listing.listing(root)]
-    for row in rows:
-        del row["about"]
-    place = root.relative_to(folder_paths.get_output_directory()).as_posix()
-    return {
-        "runs": rows,
-        "trash": [dataclasses.asdict(thrown) for thrown in trash.thrown_away(root)],
-        "place": f"output/{place}",
-    }
+    return answers.listed(root, told, f"output/{root.relative_to(folder_paths.get_output_directory()).as_posix()}")
 
 
 def _run(run: Any) -> Path:
-    if not isinstance(run, str):
-        raise Refused(400, "request.run")
-    try:
-        return listing.find(runs_root(), run)
-    except LoomError as error:
-        raise Refused(404, error.message) from error
-
-
-def _picture(run: Any, step: str, side_px: int) -> bytes:
-    from io import BytesIO
-
-    found = listing.pictures(_run(run))
-    path = found.get(int(step)) if step.isascii() and step.isdigit() and len(step) < 13 else None
-    if path is None:
-        raise Refused(404, "sample.no_step")
-    try:
-        data = BytesIO()
-        thumbnail(path, side_px).save(data, "JPEG", quality=85)
-    except PictureError as error:
-        raise Refused(404, "sample.picture_unreadable", error=error) from error
-    return data.getvalue()
-
-
-def _resumed(run: Any) -> dict[str, Any]:
-    """The name to go on with, and the graph the run was started from where its folder holds one."""
-    _run(run)
-    folder = listing.resumable(runs_root(), run)
-    return {"name": folder.name, "workflow": listing.workflow(folder)}
-
-
-def _save(save: Any) -> str | int:
-    if save in ("result", "best", "last") or (
-        isinstance(save, int) and not isinstance(save, bool) and 0 <= save < 10**12
-    ):
-        return save
-    raise Refused(400, "request.save")
+    return answers.run_named(runs_root(), run)
 
 
 def _same_machine(request: Any) -> bool:

@@ -26,6 +26,7 @@ OPTIONAL = {
     "force_zeros_for_empty_prompt",
     "add_watermarker",
 }
+KINDS_ON = ("z-image",)  # the kinds beside LoRA are tried on one model: loading takes long
 NOT_AT_NARROW_WIDTH = {
     ("flux1", "kohya"),
     ("chroma", "kohya"),

@@ -412,7 +412,11 @@ class Survey:
                 result["rest"] = [len(what.read()), len(rest)]
         company = {part: self.without_company(members, form) for part, members in parts_of(names).items()}
         if together := {part: told for part, told in company.items() if told}:
-            result["together"] = together
+            lonely = {part for part in together if self.needs_other_parts(part, names, form)}
+            if kept := {part: told for part, told in together.items() if part not in lonely}:
+                result["together"] = kept
+            if lonely:
+                result["not_alone"] = sorted(lonely)
         mixed = self.of(names, form, mixed=True)
         if mixed is not None and mixed.read() != whole.read():
             result["mixed"] = [len(mixed.read()), len(whole.read())]
@@ -429,6 +433,11 @@ class Survey:
         queries = [n for n in members if n.endswith("self_attn.q_proj") and n not in self.unread[form]][:2]
         what = self.of(queries, form) if queries else None
         return "" if what is None or what.read() else verdict(what)
+
+    def needs_other_parts(self, part: str, names: list[str], form: str) -> bool:
+        """Whether a text encoder's layers that are read of a whole file are not read, without an error, of a file that holds nothing else."""
+        what = self.of([name for name in names if component(name) == part and name not in self.unread[form]], form)
+        return what is not None and not what.read() and not what.raised
 
     def told(self, what: Seen, names: Iterable[str]) -> list[str]:
         """The layers that are not read, or not right, as patterns where all of a pattern are so."""
@@ -598,7 +607,7 @@ def measured(program: ModuleType, only: str = "") -> dict[str, Any]:
             if hasattr(program, "write"):
                 entry["written"] = written(program, tree, Path(temp))
             read = [form for form, unread in survey.unread.items() if unread < {*tree.layers()}]
-            if read:
+            if read and family in getattr(program, "KINDS_ON", (family,)):
                 entry["kinds"] = {form: survey.kinds(form) for form in read}
                 entry["foreign_keys"] = {form: survey.tolerance(form) for form in read}
             families[family] = entry

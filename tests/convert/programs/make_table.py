@@ -79,6 +79,8 @@ def cell(entry: Result, form: str, one_rank: bool) -> Result:
     if together := seen.get("together"):
         out["together"] = sorted(together)
         out["fails_alone"] = any(told.startswith("raises") for told in together.values())
+    if seen.get("not_alone"):
+        out["not_alone"] = seen["not_alone"]
     if one_rank:
         out["one_rank"] = True
     elif "mixed" in seen and seen["mixed"][0] < seen["mixed"][1]:
@@ -151,7 +153,7 @@ def kinds_table(measured: dict[str, Result]) -> list[list[str]]:
                 for form in list(entry.get("kinds", {}))
                 for verdict in entry["kinds"][form].get(kind, {}).values()
             ]
-            row.append(", ".join(sorted(set(said), key=lambda w: -said.count(w))))
+            row.append(", ".join(sorted(set(said), key=lambda w: (-said.count(w), w))))
         rows.append(row)
     return rows
 
@@ -178,20 +180,17 @@ def rules(measured: dict[str, Result]) -> list[str]:
     """One line for each thing a program asks of a whole file."""
     out = []
     for program, result in measured.items():
-        limits = {n for e in result["families"].values() for n in e.get("foreign_keys", {}).values() if n is not None}
+        entries = result["families"].values()
+        cells = [seen for entry in entries for seen in entry["forms"].values() if seen]
+        limits = {n for entry in entries for n in entry.get("foreign_keys", {}).values() if n is not None}
         if limits:
-            out.append(f"- **{program}** refuses the whole file above {max(limits)} keys it does not know.")
-        together = {
-            part
-            for e in result["families"].values()
-            for c in e["forms"].values()
-            if c
-            for part in c.get("together", {})
-        }
+            above = f"above {max(limits)} keys" if max(limits) else "with any key"
+            out.append(f"- **{program}** refuses the whole file {above} it does not know.")
+        together = {part: told for seen in cells for part, told in seen.get("together", {}).items()}
         if together:
-            out.append(
-                f"- **{program}** reads attention of {', '.join(sorted(together))} only where q, k, v and out of a layer are all there."
-            )
+            stops = any(told.startswith("raises") for told in together.values())
+            does = "reads nothing of a file in which" if stops else "does not read attention of which"
+            out.append(f"- **{program}** {does} q, k, v or out of a layer is missing ({', '.join(sorted(together))}).")
         if any(
             "mixed" in c and c["mixed"][0] == 0 for e in result["families"].values() for c in e["forms"].values() if c
         ):

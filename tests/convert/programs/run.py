@@ -40,7 +40,6 @@ def main(name: str, out: str, only: str = "") -> None:
         "sdnext": ["diffusers_models"],
         "onetrainer": ["diffusers_models"],
         "diffusers_own": ["diffusers_models"],
-        "peft_own": ["diffusers_models", "diffusers_own"],
     }.get(name, []):
         by_file(needed)
     program = by_file(name)

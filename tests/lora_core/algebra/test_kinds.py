@@ -18,7 +18,15 @@ from lycoris.modules.full import FullModule
 from lycoris.modules.glora import GLoRAModule
 from lycoris.modules.ia3 import IA3Module
 from lycoris.modules.norms import NormModule
+from since import since
 from torch import nn
+
+
+def rms_norm(width):
+    if not hasattr(nn, "RMSNorm"):
+        pytest.skip(f"torch {torch.__version__}: RMSNorm since 2.4")
+    return nn.RMSNorm(width, eps=1e-6)
+
 
 LAYERS = {
     "linear": (lambda: nn.Linear(6, 12), (2, 5, 6)),
@@ -29,7 +37,7 @@ LAYERS = {
 NORM_LAYERS = {
     "layer norm": (lambda: nn.LayerNorm(6), (2, 5, 6)),
     "group norm": (lambda: nn.GroupNorm(3, 6), (2, 6, 5, 4)),
-    "rms norm": (lambda: nn.RMSNorm(6, eps=1e-6), (2, 5, 6)),
+    "rms norm": (lambda: rms_norm(6), (2, 5, 6)),
 }
 # Kind -> LyCORIS' module for a layer, and where its state dict has other names than ours.
 LYCORIS = {
@@ -45,8 +53,12 @@ LYCORIS = {
     "norm": (lambda layer: NormModule("x", layer), {"diff": "w_norm", "diff_b": "b_norm"}),
 }
 OPTIONS = {"ia3 on inputs": {"ia3_axis": "input"}}
+WITH_BIAS = since("lycoris-lora", "4.0", "full differences of a layer with a bias can be merged")
 PLACES = [
-    (kind, place) for kind in LYCORIS for place in (NORM_LAYERS if kind == "norm" else LAYERS) if place != "rms norm"
+    pytest.param(kind, place, marks=WITH_BIAS if kind == "full" and "without" not in place else ())
+    for kind in LYCORIS
+    for place in (NORM_LAYERS if kind == "norm" else LAYERS)
+    if place != "rms norm"
 ]
 
 

@@ -12,6 +12,7 @@ from lora_loom.lora_core.data.batches import Batch
 from lora_loom.lora_core.messages.errors import LoomError
 from lora_loom.lora_core.objectives import discrete_sigmas
 from lora_loom.lora_core.toy.model import MODEL
+from safetensors.torch import load_file, save_file
 from toy_bases import toy_with_schedule
 
 
@@ -193,3 +194,31 @@ def test_dpm_solver_takes_the_steps_of_the_scheduler_of_that_name():
 def test_the_sampler_of_samples_is_the_one_that_draws(toy_backend):
     euler, solver = (toy_backend.sample(job(sampler=name))[0].tobytes() for name in ("euler", "dpmpp_2m"))
     assert euler != solver
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A copy of the toy whose text encoder may be changed, and the weights of that."""
+    copy = tmp_path / "model"
+    shutil.copytree(MODEL, copy)
+    return copy, copy / "text_encoder" / "model.safetensors"
+
+
+@pytest.mark.parametrize("start", ["", "text_model."], ids=["as newer transformers write them", "as older ones do"])
+def test_a_text_encoder_is_read_whichever_transformers_named_its_weights(folder, start, toy_backend):
+    place, file = folder
+    save_file(
+        {start + name.removeprefix("text_model."): w for name, w in load_file(file).items()}, file, {"format": "pt"}
+    )
+    read = DiffusersBackend(place, device="cpu")
+    assert torch.equal(read.encode(["zog"]).hidden, toy_backend.encode(["zog"]).hidden)
+
+
+def test_a_text_encoder_that_lacks_weights_is_refused_with_their_number(folder):
+    place, file = folder
+    weights = load_file(file)
+    for name in [name for name in weights if "layers.1.mlp" in name]:
+        del weights[name]
+    save_file(weights, file, {"format": "pt"})
+    with pytest.raises(LoomError, match="text_encoder lacks 4 of the model's weights, .*layers.1.mlp"):
+        DiffusersBackend(place, device="cpu")

@@ -14,7 +14,7 @@ from lora_loom.lora_core.events import Listener
 from lora_loom.lora_core.messages.errors import LoomError
 from lora_loom.lora_core.messages.message import Message
 from lora_loom.lora_core.objectives import discrete_sigmas, rescale_zero_terminal_snr
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from toy_bases import toy_with_schedule
 
 ZERO_SNR_SIGMA = 4518.8  # of the last level, as ComfyUI and kohya have it
@@ -295,3 +295,26 @@ def test_a_run_folder_tells_what_the_base_was_and_the_log_too(toy_backend, toy_c
     )
     kept = next(part for part in heard if isinstance(part, dict))
     assert (kept["prediction"], kept["latent_channels"], kept["zero_terminal_snr"]) == ("epsilon", 8, False)
+
+
+@pytest.mark.parametrize("part", ["unet", "text_encoder", "vae"])
+def test_a_folder_that_lacks_weights_is_refused_instead_of_trained_on_random_ones(tmp_path, part):
+    folder = toy_with_schedule(tmp_path)
+    [file] = (folder / part).glob("*.safetensors")
+    tensors = load_file(file)
+    key = sorted(tensors)[3]
+    save_file({name: value for name, value in tensors.items() if name != key}, file, metadata={"format": "pt"})
+    with pytest.raises(
+        LoomError, match=f"^base: .*{part} lacks 1 of its model's weights .such as .*, which would be random numbers"
+    ):
+        open_backend(str(folder), device="cpu")
+
+
+def test_a_flow_transformer_that_lacks_weights_is_refused(tmp_path):
+    folder = tiny_flow.saved("sd3", tmp_path)
+    [file] = (folder / "transformer").glob("*.safetensors")
+    tensors = load_file(file)
+    tensors.pop(sorted(tensors)[0])
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(LoomError, match="^base: .*transformer lacks 1 of its model's weights"):
+        open_backend(str(folder), device="cpu")

@@ -10,12 +10,13 @@ from lora_loom.lora_core.data.batches import Batch
 from lora_loom.lora_core.data.buckets import fit
 from lora_loom.lora_core.messages.errors import LoomError
 from lora_loom.lora_core.training.build import make_adapters
+from since import since
 
 
 def gradients(backend, config, how):
     layers, adapters = make_adapters(config, backend)
     for _, p in adapters.named_parameters():
-        torch.nn.init.normal_(p, std=0.05, generator=torch.Generator().manual_seed(p.numel()))
+        p.data.normal_(std=0.05, generator=torch.Generator().manual_seed(p.numel()))
     x, how_wide = torch.randn(2, 8, 16, 16, generator=torch.Generator().manual_seed(1)), fit(64, 64, 64, 8)
     with backend.training(layers, adapters, how):
         adapters.prepare()
@@ -35,6 +36,7 @@ def test_gradients_are_the_same(how, algorithm, toy_backend, toy_config):
     assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))
 
 
+@since("torch", "2.4", "a recomputed block may keep some results")
 def test_cheap_keeps_products_and_makes_the_rest_again():
     block = torch.nn.Sequential(
         torch.nn.Linear(64, 64), torch.nn.LayerNorm(64), torch.nn.GELU(), torch.nn.Linear(64, 64)

@@ -39,7 +39,7 @@ def gradients(backend, recompute, channels):
     config = parse({"adapter": {"rank": 4, "targets": "linear"}})
     layers, adapters = make_adapters(config, backend)
     for _, p in adapters.named_parameters():
-        torch.nn.init.normal_(p, std=0.05, generator=torch.Generator().manual_seed(p.numel()))
+        p.data.normal_(std=0.05, generator=torch.Generator().manual_seed(p.numel()))
     x, how = torch.randn(2, channels, 16, 16, generator=torch.Generator().manual_seed(1)), fit(64, 64, 64, 8)
     with backend.training(layers, adapters, recompute):
         out = backend.predict(

@@ -158,7 +158,7 @@ def test_gradients_are_those_of_plain_autograd_though_weights_are_fetched_and_bl
     ours = gradients(model, adapters)
     borrowing.eject()
     for mine, exact in zip(ours, exact_gradients(model, adapters), strict=True):
-        torch.testing.assert_close(mine, exact, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(mine, exact, rtol=0, atol=1e-5 * float(exact.abs().max()))
 
 
 def test_without_guards_autograd_refuses_a_block_that_writes_in_place(model):

@@ -209,3 +209,11 @@ def test_sha256_is_that_of_the_bytes(tmp_path):
 def test_writing_into_a_folder_that_has_vanished_is_a_readable_error(tmp_path):
     with pytest.raises(LoomError, match="could not be written"):
         files.write_bytes(tmp_path / "gone" / "x", b"data")
+
+
+def test_tensors_that_share_a_storage_are_written_each_for_itself(tmp_path):
+    whole = torch.arange(12.0).reshape(4, 3)
+    apart = files._apart({"whole": whole, "first": whole[:2], "again": whole, "turned": whole.T})
+    assert len({value.untyped_storage().data_ptr() for value in apart.values()}) == 4
+    assert torch.equal(apart["turned"], whole.T)
+    assert all(value.is_contiguous() for value in apart.values())

@@ -5,7 +5,7 @@ import pytest
 from lora_loom.convert import FormatError
 from lora_loom.lora_core.messages import message as messages
 from lora_loom.lora_core.messages.errors import LoomError, Problem, message_of
-from lora_loom.lora_core.messages.message import Message, Setting
+from lora_loom.lora_core.messages.message import NUMBER, Message, Setting
 
 
 @pytest.fixture
@@ -94,3 +94,46 @@ def test_foreign_errors_are_told_by_their_kind_and_memory_by_what_to_do():
     assert str(message_of(OutOfMemoryError("CUDA"))).startswith("batch_size: there is not enough memory")
     assert message_of(Problem("file.empty")) == Message("file.empty")
     assert len(str(message_of(ValueError("x" * 10**6)))) < 2000
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(1, "1 caption is cut"), ("1", "1 caption is cut"), (0, "0 captions are cut"), (2, "2 captions are cut")],
+)
+def test_a_sentence_speaks_of_one_thing_and_of_several(sentences, count, text):
+    sentences["en"]["cut"] = "{count} [count:caption is|captions are] cut"
+    assert str(Message.of("cut", count=count)) == text
+
+
+def test_what_stands_in_a_sentence_is_not_read_as_one(sentences):
+    assert str(Message.of("use", option="[count:a|b] {option}")) == "use [count:a|b] {option}."
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (0.12345678901234567, "0.123"),
+        (4518.812345678901, "4520.0"),
+        (1.2345678e-05, "1.2345678e-05"),
+        (0.0002, "0.0002"),
+        (float("nan"), "nan"),
+    ],
+)
+def test_a_number_that_was_computed_is_told_with_three_digits_one_that_was_given_as_it_is(sentences, number, text):
+    assert str(Message.of("use", option=number)) == f"use {text}."
+
+
+def test_every_choice_between_one_and_several_hangs_on_a_value_of_its_sentence():
+    english = messages.table("en")
+    bare = {code for code, text in english.items() if NUMBER.search(text)}
+    assert len(bare) > 60
+    for code in bare:
+        text = english[code]
+        assert {m[1] for m in NUMBER.finditer(text)} <= set(messages.PLACEHOLDER.findall(text)), code
+    others = [
+        code
+        for language in ("zh", "ko", "ja")
+        for code, text in messages.table(language).items()
+        if NUMBER.search(text)
+    ]
+    assert others == []

@@ -185,3 +185,13 @@ def test_a_run_that_comes_back_never_takes_the_place_of_one_that_begins(run):
     assert trash.take_back(run.parent, number) == "a_2"
     assert list((run.parent / "a").iterdir()) == []
     assert (run.parent / "a_2" / "config.json").is_file()
+
+
+@needs_fork
+def test_an_export_waits_for_no_training_and_is_the_owner_otherwise(run):
+    with owner.exporting(run):
+        assert owner.owner_of(run)["purpose"] == "export"
+    with other_process(run, "train"), owner.exporting(run):
+        assert owner.is_trained(run)
+    with other_process(run, "move"), pytest.raises(LoomError, match="Other 1.2 moves it"), owner.exporting(run):
+        pytest.fail("two owners")

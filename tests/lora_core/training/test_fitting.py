@@ -1,5 +1,6 @@
 import pytest
 import torch
+from lora_loom.lora_core.compat import OutOfMemoryError
 from lora_loom.lora_core.events import Listener
 from lora_loom.lora_core.messages.errors import LoomError
 from lora_loom.lora_core.training.fitting import Measured, candidates
@@ -19,7 +20,7 @@ def exhausted_above(backend, monkeypatch, pictures, checkpointed=False):
 
     def limited(self, x_t, sigma, batch):
         if len(x_t) > pictures or (checkpointed and not self.unet.is_gradient_checkpointing):
-            raise torch.OutOfMemoryError("not enough, on purpose")
+            raise OutOfMemoryError("not enough, on purpose")
         return predict(self, x_t, sigma, batch)
 
     monkeypatch.setattr(type(backend), "predict", limited)

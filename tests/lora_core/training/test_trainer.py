@@ -306,8 +306,8 @@ def test_a_finished_run_can_be_continued_with_more_steps_and_nothing_is_lost(toy
     [
         ({"seed": 8}, "seed: 7 then, 8 now"),
         ({"batch_size": 1}, "batch_size: 2 then, 1 now"),
-        ({"adapter": {"alpha": 2.0}}, "adapter: "),
-        ({"optimizer": {"lr": 0.01}}, "optimizer: "),
+        ({"adapter": {"alpha": 2.0}}, "adapter.alpha: "),
+        ({"optimizer": {"lr": 0.01}}, "optimizer.lr: "),
         ({"data": {"flip": True}}, "data.flip: False then, True now"),
         ({"data": {"trigger": "vish"}}, "pictures or captions changed"),
     ],
@@ -493,3 +493,13 @@ def test_skipped_pictures_are_named_while_training_on_the_rest(toy_config, run_t
     result = run_toy(toy_config(data={"folder": str(tmp_path / "data")}), tmp_path / "run", record)
     assert result.facts["pictures"] == 3
     assert any(text.startswith("skipped 1.jpg: is damaged") for text in record.texts())
+
+
+def test_a_run_that_goes_on_with_other_settings_is_refused_with_each_setting_by_its_name(toy_config, run_toy, tmp_path):
+    run_toy(toy_config(steps=2, adapter={"rank": 2}), tmp_path)
+    with pytest.raises(LoomError) as refused:
+        run_toy(toy_config(steps=3, adapter={"rank": 4}, data={"caption_dropout": 0.5}), tmp_path, resume=True)
+    sentence = str(refused.value)
+    assert "adapter.rank: 2 then, 4 now" in sentence
+    assert "data.caption_dropout: 0.0 then, 0.5 now" in sentence
+    assert "{" not in sentence

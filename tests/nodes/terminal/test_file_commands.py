@@ -17,6 +17,7 @@ from lora_loom.convert.files.disk import load, save
 from lora_loom.convert.files.jobs import Options, open_embedding, open_lora, write_lora
 from lora_loom.nodes.terminal import DONE, FAILED
 from PIL import Image
+from since import since
 
 # Factors and roots of scales are rounded to float32 a few times, 6e-8 each; to fp16 once, 5e-4 each.
 ROUNDING, HALF = 1e-6, 1e-3
@@ -138,6 +139,7 @@ def test_embeddings_are_converted_too(target, wanted, here, capsys):
     assert wanted in load(Path("out.safetensors"))[0]
 
 
+@since("torch", "2.10", "files of torch are read")
 def test_an_embedding_of_one_encoder_carries_its_file_name_as_token_for_diffusers(here):
     torch.save({"string_to_param": {"*": random(1, 2, 768)}, "name": "zog"}, "emb/zog.pt")
     assert main(["convert", "emb/zog.pt", "--to", "diffusers", "--out", "out.safetensors", "--dtype", "fp32"]) == DONE

@@ -1,0 +1,131 @@
+"""What differs between the oldest and the newest PyTorch, Pillow and Python the engine runs on: 2.1, 9.5 and 3.10 are what WebUIs pin.
+
+Nothing else asks which version is there. What an old library lacks is done here in another way, or named with the version that has it.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.metadata
+import re
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import ImageFont
+from torch.utils import checkpoint
+
+from .messages.errors import LoomError
+
+if TYPE_CHECKING or hasattr(torch.amp, "GradScaler"):  # PyTorch 2.3
+    from torch.amp import GradScaler
+else:
+
+    class GradScaler(torch.cuda.amp.GradScaler):
+        def __init__(self, device: str, **options: Any):
+            super().__init__(**options)
+
+
+OutOfMemoryError: type[Exception] = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)  # 2.5
+TOML = ("tomllib", "tomli", "pip._vendor.tomli")  # Python 3.11; the package; the copy that pip carries
+_GRAPHS = (
+    ("recompile_limit", "cache_size_limit"),
+    ("accumulated_recompile_limit", "accumulated_cache_size_limit"),
+)  # 2.6
+
+
+def needed(module: str, since: str = "") -> Any:
+    """A module that not every host has, or has in an older version than `since`. Raises LoomError that names the package."""
+    try:
+        found = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise LoomError("package.missing", package=(error.name or module).partition(".")[0]) from error
+    if since and _numbers(version := importlib.metadata.version(module)) < _numbers(since):
+        raise LoomError("package.too_old", package=module, version=version, since=since)
+    return found
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", version)[:2]]
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """TOML text as nested dicts. Raises ValueError when it is none, LoomError where nothing here reads TOML."""
+    for name in TOML:
+        try:
+            reader = importlib.import_module(name)
+        except ModuleNotFoundError:
+            continue
+        return reader.loads(text)
+    raise LoomError("package.missing", package="tomli")
+
+
+def has_accelerator() -> bool:
+    """Whether there is a device other than the CPU; before 2.6 only CUDA's and ROCm's are known of."""
+    return torch.accelerator.is_available() if hasattr(torch, "accelerator") else torch.cuda.is_available()
+
+
+def adamw(groups: list[dict[str, Any]], fused: bool, **options: Any) -> torch.optim.AdamW:
+    """AdamW with fused kernels where `fused` and this PyTorch has them for the device (on the CPU since 2.4)."""
+    try:
+        return torch.optim.AdamW([dict(group) for group in groups], fused=fused, **options)  # it writes into them
+    except RuntimeError:
+        return torch.optim.AdamW(groups, fused=False, **options)
+
+
+def keeping(dear: Collection[Any]) -> dict[str, Any]:
+    """What torch's checkpoint takes to keep the results of these operators; before 2.4 nothing: it makes everything again."""
+    if not hasattr(checkpoint, "CheckpointPolicy"):
+        return {}
+    policy = checkpoint.CheckpointPolicy
+
+    def choose(context: Any, op: Any, *args: Any, **kwargs: Any) -> checkpoint.CheckpointPolicy:
+        return policy.MUST_SAVE if op in dear else policy.PREFER_RECOMPUTE
+
+    return {"context_fn": functools.partial(checkpoint.create_selective_checkpoint_contexts, choose)}
+
+
+def compiled_graphs(most: int) -> Any:
+    """A `with` block in which one kind of block may be compiled for `most` shapes."""
+    import torch._dynamo.config as config
+
+    names = [next((name for name in pair if hasattr(config, name)), "") for pair in _GRAPHS]
+    limits = {name: limit for name, limit in zip(names, (most, 8 * most)) if name}
+    return config.patch(limits)  # type: ignore[attr-defined]
+
+
+def fully_shard() -> Callable[..., Any]:
+    """PyTorch's FSDP2. Raises LoomError before 2.6."""
+    import torch.distributed.fsdp as fsdp
+
+    if not hasattr(fsdp, "fully_shard"):
+        raise LoomError("accelerate.torch_old", field="accelerate", version=torch.__version__)
+    return fsdp.fully_shard
+
+
+class _Latin(ImageFont.ImageFont):
+    """The bitmap font of old Pillow: it fails at letters that are not Latin, and knows no anchor."""
+
+    def getmask(self, text: Any, mode: str = "", *args: Any, **kwargs: Any) -> Any:
+        return super().getmask(text.encode("latin-1", "replace"), mode)
+
+    def getbbox(self, text: Any, *args: Any, **kwargs: Any) -> tuple[int, int, int, int]:
+        return super().getbbox(text.encode("latin-1", "replace"))
+
+    def getlength(self, text: Any, *args: Any, **kwargs: Any) -> int:
+        return self.getbbox(text)[2]
+
+    def getmask2(self, text: str, mode: str = "", *args: Any, anchor: str | None = None, **kwargs: Any) -> Any:
+        before = {"r": self.getlength(text), "m": self.getlength(text) // 2}.get((anchor or "l")[0], 0)
+        return self.getmask(text, mode), (-before, 0)
+
+
+def font(size_px: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+    """A font to write on pictures: Pillow's own in that size, or its bitmap font of about 11 px before 10.1."""
+    try:
+        return ImageFont.load_default(size_px)
+    except TypeError:
+        bitmap = ImageFont.load_default()
+        bitmap.__class__ = _Latin
+        return bitmap

@@ -1,0 +1,1 @@
+"""The model a WebUI has loaded, lent to the engine and given back unchanged."""

@@ -1,0 +1,204 @@
+"""The model that AUTOMATIC1111 has loaded: Stable Diffusion 1, 2 and XL, by its own classes (ldm, sgm), with whatever attention it has chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from modules import devices, sd_hijack, sd_models, sd_unet, shared
+from modules.hypernetworks import hypernetwork
+from PIL import Image
+from torch import nn
+
+from ....lora_core.adapters import AdapterSet
+from ....lora_core.adapters.tokens import TokenTable
+from ....lora_core.backends.base import SampleJob, whole_fingerprint
+from ....lora_core.backends.headless import nearest_timestep
+from ....lora_core.config import ObjectiveConfig
+from ....lora_core.data.buckets import Fit
+from ....lora_core.data.lengths import TextLength
+from ....lora_core.messages.errors import LoomError
+from ....lora_core.messages.message import Message
+from ....lora_core.objectives import DiscreteLevels, Objective, discrete_sigmas, rescale_zero_terminal_snr
+from .a1111_texts import A1111Texts
+from .backend import WebUIBackend
+from .captions import Encoded, lengthened
+from .drawing import drawn, scheduler_for
+from .host import loaded_model, lora_extension, wanted_model
+from .layers import PlainLayers
+from .tokens import written
+
+NEARLY_ZERO = 1e-6  # of the signal that is left at the last noise level
+WITH_PICTURE = ("hybrid", "concat", "hybrid-adm", "crossattn-adm")  # conditioning of models that read a picture
+_PATCHED = (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm, nn.MultiheadAttention)  # by the Lora extension
+
+
+class A1111Backend(WebUIBackend):
+    """Raises LoomError for a model that is not one of these, or needs more than noise and text."""
+
+    def __init__(self) -> None:
+        self.model = wanted_model()
+        if self.model is None:
+            raise LoomError("webui.no_model", host="AUTOMATIC1111")
+        _require_plain(self.model)
+        self.device = self.text_device = devices.device
+        self.dtype = devices.dtype_unet
+        self.host = PlainLayers(self.dtype, bool(getattr(self.model, "lowvram", False)))
+        self._texts = A1111Texts(self.model, self.family)
+        super().__init__(self._texts)
+        self.settled += self.settle()
+        self._abar = self.model.alphas_cumprod.detach().double().cpu()
+
+    @property
+    def network(self) -> nn.Module:
+        return self.model.model.diffusion_model
+
+    @property
+    def family(self) -> str:
+        if self.model.is_sdxl:
+            return "sdxl"
+        if self.model.is_sd2:
+            return "sd2-v" if self.model.parameterization == "v" else "sd2"
+        return "sd1"
+
+    @property
+    def prediction(self) -> str:
+        return "v" if self.model.parameterization == "v" else "epsilon"
+
+    @property
+    def ends_in_noise(self) -> bool:
+        return float(self._abar[-1]) < NEARLY_ZERO
+
+    def objective_of(self, config: ObjectiveConfig) -> Objective:
+        wanted = config.zero_terminal_snr and not self.ends_in_noise
+        abar = rescale_zero_terminal_snr(self._abar) if wanted else self._abar
+        return Objective(self.prediction, DiscreteLevels(discrete_sigmas(abar)), config)
+
+    # ---- pictures and texts ------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def encode_spread(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        self.require_at_hand()
+        vae = self.model.first_stage_model
+        x = (pixels.permute(0, 3, 1, 2) * 2 - 1).to(devices.device, devices.dtype_vae)
+        for hook in vae._forward_pre_hooks.values():  # --medvram brings the VAE onto the device by one
+            hook(vae, None)
+        with devices.autocast():
+            if self.family == "sdxl":  # its own encode() draws a sample; the class it comes from gives the distribution
+                posterior = _distribution(vae, x)
+            else:
+                posterior = self.model.encode_first_stage(x)
+        scale = self.model.scale_factor
+        return (scale * posterior.mean).float(), (scale * posterior.std).float()
+
+    def picture_fingerprint(self) -> str:
+        made_by = type(self.model.first_stage_model).__name__, str(devices.dtype_vae), float(self.model.scale_factor)
+        return f"{whole_fingerprint(self.model.first_stage_model)} {made_by}"
+
+    def text_length(self, caption: str) -> TextLength:
+        return self._texts.length(caption)
+
+    def text_projections(self) -> Mapping[str, nn.Module]:
+        return self._texts.layers()
+
+    def text_modules(self) -> Sequence[nn.Module]:
+        return self._texts.modules()
+
+    def text_file_name(self, path: str) -> str:
+        return self._texts.file_name(path)
+
+    def token_tables(self) -> Mapping[str, TokenTable]:
+        return self._texts.token_tables()
+
+    # ---- training ----------------------------------------------------------------------------------------------------
+
+    def settle(self) -> list[Message]:
+        if sd_unet.current_unet is not None:
+            raise LoomError("webui.other_unet", name=str(getattr(sd_unet.current_unet.option, "label", "")))
+        said = []
+        if _without_networks(self.model):
+            said.append(Message.of("webui.settled_lora"))
+        if sd_hijack.model_hijack.circular_enabled:
+            sd_hijack.model_hijack.apply_circular(False)
+            said.append(Message.of("webui.settled_tiling"))
+        if shared.loaded_hypernetworks:
+            hypernetwork.load_hypernetworks([], [])
+            said.append(Message.of("webui.settled_hypernetwork"))
+        sd_models.apply_alpha_schedule_override(self.model)
+        return said
+
+    def at_hand(self) -> bool:
+        if loaded_model() is not self.model:
+            return False
+        moves = getattr(self.model, "lowvram", False)  # by hooks of the host, in each forward
+        return bool(moves) or next(self.network.parameters()).device.type == torch.device(devices.device).type
+
+    def load(self) -> None:
+        """Hooks of the host bring the model where it runs in each forward."""
+
+    def join(self, texts: Sequence[Encoded]) -> Encoded:
+        longest = max(text["crossattn"].shape[1] for text in texts)
+        joined = {"crossattn": torch.cat([lengthened(text["crossattn"], longest) for text in texts])}
+        if "pooled" in texts[0]:
+            joined["pooled"] = torch.cat([text["pooled"] for text in texts])
+        return joined
+
+    def ask(self, x_t: torch.Tensor, sigma: torch.Tensor, texts: Encoded, fits: Sequence[Fit]) -> torch.Tensor:
+        wide = sigma.to(x_t.device, torch.float32 if x_t.device.type == "mps" else torch.float64)
+        known = self._levels.sigmas if isinstance(self._levels, DiscreteLevels) else discrete_sigmas(self._abar)
+        t = nearest_timestep(known.to(wide), wide)
+        scaled = x_t / (1 + wide.square()).sqrt().view(-1, 1, 1, 1).to(x_t.dtype)
+        text = texts["crossattn"].to(x_t.device)
+        if self.family == "sdxl":
+            sizes = torch.cat([self._sizes(fit) for fit in fits])
+            cond: Any = {"crossattn": text, "vector": torch.cat([texts["pooled"].to(sizes), sizes], 1)}
+        else:
+            cond = {"c_crossattn": [text]}
+        with devices.without_autocast() if devices.unet_needs_upcast else devices.autocast():
+            return self.model.apply_model(scaled.to(self.dtype), t, cond).float()
+
+    def _sizes(self, fit: Fit) -> torch.Tensor:
+        (width, height), (left, top), (to_width, to_height) = fit.original, fit.crop, fit.bucket
+        values = ((height, width), (top, left), (to_height, to_width))
+        names = ("original_size_as_tuple", "crop_coords_top_left", "target_size_as_tuple")
+        return self._texts.sizes(dict(zip(names, values, strict=True)))
+
+    def draw(self, job: SampleJob, adapters: AdapterSet) -> list[Image.Image]:
+        with torch.no_grad(), self._texts.known(adapters.tokens), self._texts.attention_in_parts(adapters):
+            return drawn(self.model, job, written(job.prompt, adapters.tokens), scheduler_for(job.config, flow=False))
+
+
+def _distribution(vae: Any, x: torch.Tensor) -> Any:
+    """What the VAE of SDXL makes of pixels, by the class that its wrapper comes from."""
+    wrapped: Any = super(type(vae), vae)
+    return wrapped.encode(x)
+
+
+def _require_plain(model: Any) -> None:
+    """Raises LoomError for what is not a text-to-image model of the SD family."""
+    kinds = [
+        ("webui.kind_sd3", getattr(model, "is_sd3", False)),
+        ("webui.kind_inpainting", getattr(model, "is_sdxl_inpaint", False)),
+        ("webui.kind_inpainting", getattr(model.model, "conditioning_key", "") in WITH_PICTURE),
+    ]
+    conditioner = getattr(model, "conditioner", None)
+    if conditioner is not None:
+        kinds.append(("webui.kind_refiner", sum(hasattr(e, "process_texts") for e in conditioner.embedders) != 2))
+    for kind, holds in kinds:
+        if holds:
+            raise LoomError("webui.model_kind", kind=Message.of(kind))
+
+
+def _without_networks(model: nn.Module) -> bool:
+    """Takes the LoRAs of the last picture out of the weights now; the host does it only in the next forward of each layer. Whether there were any."""
+    networks = lora_extension()
+    if networks is None:
+        return False
+    networks.loaded_networks.clear()  # read from the prompt of each picture anew
+    patched = [m for m in model.modules() if isinstance(m, _PATCHED) and hasattr(m, "network_layer_name")]
+    present = any(getattr(module, "network_current_names", ()) for module in patched)
+    with torch.no_grad():
+        for module in patched:
+            networks.network_apply_weights(module)
+    return present

@@ -1,0 +1,83 @@
+"""Sample pictures by the host's own sampler, as txt2img draws them, without leaving anything in the host: no file, no cached text, no state."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from PIL import Image
+
+from ....lora_core.backends.base import SampleJob
+from ....lora_core.config import SampleConfig
+
+STATE = (
+    "job", "job_no", "job_count", "job_timestamp", "sampling_step", "sampling_steps", "current_latent", "current_image",
+    "current_image_sampling_step", "id_live_preview", "textinfo", "time_start", "interrupted", "skipped", "stopping_generation",
+    "processing_has_refined_job_count",
+)  # fmt: skip
+DEFAULT_SAMPLER, USUAL_SCHEDULER = "Euler", "Automatic"
+
+
+@contextlib.contextmanager
+def state_kept() -> Iterator[None]:
+    """Whatever runs inside, `shared.state` and the progress of the current task are afterwards what they were."""
+    from modules import progress, shared
+
+    before = {name: getattr(shared.state, name) for name in STATE if hasattr(shared.state, name)}
+    task = progress.current_task
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(shared.state, name, value)
+        progress.current_task = task
+
+
+def scheduler_for(config: SampleConfig, flow: bool) -> str:
+    """What a job asks for; where it asks for nothing, the sampler's usual one, which flow models have not."""
+    asked = config.scheduler != SampleConfig().scheduler
+    return scheduler_named(config.scheduler) if asked or flow else USUAL_SCHEDULER
+
+
+def sampler_named(name: str) -> str:
+    """The host's sampler for a name of ours (`euler`, `dpmpp_2m`) or its own; Euler for one it does not have."""
+    from modules import sd_samplers
+
+    own = sd_samplers.samplers_map
+    return own.get(name.lower()) or own.get(f"k_{name.lower()}") or DEFAULT_SAMPLER
+
+
+def scheduler_named(name: str) -> str:
+    """The host's noise schedule for a name of ours (`karras`, `sgm_uniform`) or its own; the sampler's usual one for one it does not have."""
+    from modules import sd_schedulers
+
+    found = sd_schedulers.schedulers_map.get(name) or sd_schedulers.schedulers_map.get(name.lower())
+    return getattr(found, "label", "") or USUAL_SCHEDULER
+
+
+def drawn(model: Any, job: SampleJob, prompt: str, scheduler: str) -> list[Image.Image]:
+    """One picture of `prompt`. Runs inside whatever modes the caller has set."""
+    from modules import processing
+
+    config = job.config
+    request = processing.StableDiffusionProcessingTxt2Img(
+        sd_model=model,
+        prompt=prompt,
+        negative_prompt=config.negative,
+        seed=config.seed,
+        steps=config.steps,
+        cfg_scale=config.cfg,
+        width=job.width_px,
+        height=job.height_px,
+        sampler_name=sampler_named(config.sampler),
+        scheduler=scheduler,
+        do_not_save_samples=True,
+        do_not_save_grid=True,
+        do_not_reload_embeddings=True,
+    )
+    request.scripts = None
+    request.disable_extra_networks = True  # a LoRA in the prompt would be merged into the weights that are trained
+    request.cached_c, request.cached_uc = [None, None], [None, None]  # else texts of this moment meet later pictures
+    with state_kept(), contextlib.closing(request):
+        return [image.convert("RGB") for image in processing.process_images(request).images[:1]]

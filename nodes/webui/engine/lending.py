@@ -1,0 +1,49 @@
+"""What is put onto a WebUI's model for a run and taken off again: at its end, and between two steps while the host draws a picture."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+from torch import nn
+
+from ....lora_core.borrowing.borrow import Borrowing
+
+
+class Lending:
+    """Borrowings of one run, and base weights that want no gradient. `on` and `off` may be called any number of times, in turn."""
+
+    def __init__(self, borrowings: Sequence[Borrowing], modules: Sequence[nn.Module]):
+        self._borrowings, self._modules = borrowings, modules
+        self._undo: contextlib.ExitStack | None = None
+
+    @property
+    def installed(self) -> bool:
+        return self._undo is not None
+
+    def on(self) -> None:
+        self.off()
+        with contextlib.ExitStack() as undo:
+            undo.enter_context(without_gradients(self._modules))
+            for borrowing in self._borrowings:
+                undo.callback(borrowing.eject)
+                borrowing.inject()
+            self._undo = undo.pop_all()
+
+    def off(self) -> None:
+        if self._undo is not None:
+            undo, self._undo = self._undo, None
+            undo.close()
+
+
+@contextlib.contextmanager
+def without_gradients(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Inside, no weight asks for a gradient. Inference tensors are left alone: what stands for them asks for none."""
+    wanting = [p for module in modules for p in module.parameters() if p.requires_grad and not p.is_inference()]
+    for p in wanting:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in wanting:
+            p.requires_grad_(True)

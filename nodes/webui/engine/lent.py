@@ -1,0 +1,40 @@
+"""The loaded model of whichever WebUI this is, as a backend, and how it is given back for a picture."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+
+from ....lora_core.backends.base import Backend
+from ....lora_core.messages.message import Message
+from .host import WebUI, webui_here
+
+
+@dataclasses.dataclass(frozen=True)
+class Lent:
+    """`settled`: what the last picture had left in the model. `settle`: takes such things out, and says what they were.
+
+    `given_back`: a block in which the host has its model as before the run; raises LoomError at its end when it is another one.
+    """
+
+    backend: Backend
+    settled: Sequence[Message]
+    settle: Callable[[], list[Message]]
+    given_back: Callable[[], AbstractContextManager[None]]
+
+
+def lent_model() -> Lent:
+    """Raises LoomError where nothing is loaded, or nothing that can be trained."""
+    host = webui_here()
+    if host is WebUI.REFORGE:
+        from .reforge import Loan
+
+        loan = Loan()
+        return Lent(loan.backend, loan.settled, loan.settle, loan.given_back)
+    if host is WebUI.FORGE:
+        from .forge import ForgeBackend as HostsBackend
+    else:
+        from .a1111 import A1111Backend as HostsBackend  # type: ignore[assignment]
+    backend = HostsBackend()
+    return Lent(backend, backend.settled, backend.settle, backend.given_back)

@@ -1,0 +1,106 @@
+"""The model that reForge has loaded: its `ldm_patched` is a ComfyUI of its own, so ComfyUI's backend trains there.
+
+The names `comfy` stand for `ldm_patched` only while our own files are imported: a real `comfy` of another extension is left alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.abc
+import importlib.machinery
+import sys
+from collections.abc import Iterator, Sequence
+from types import ModuleType
+from typing import Any
+
+from ....lora_core.messages.errors import LoomError
+from ....lora_core.messages.message import Message
+from .host import loaded_model, wanted_model
+
+_PARTS = {"comfy.ldm": "ldm_patched.ldm", "comfy": "ldm_patched.modules"}  # the longer names first
+
+
+def _real_name(name: str) -> str | None:
+    for ours, theirs in _PARTS.items():
+        if name == ours or name.startswith(f"{ours}."):
+            return theirs + name[len(ours) :]
+    return None
+
+
+class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Gives `comfy.x` as the very module `ldm_patched.modules.x`."""
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        real = _real_name(name)
+        if real is None:
+            return None
+        module = importlib.import_module(real)
+        self._specs[name] = module, module.__spec__
+        return importlib.machinery.ModuleSpec(name, self, is_package=hasattr(module, "__path__"))
+
+    def __init__(self) -> None:
+        self._specs: dict[str, tuple[ModuleType, Any]] = {}
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:
+        return self._specs[spec.name][0]
+
+    def exec_module(self, module: ModuleType) -> None:
+        """It is loaded already."""
+
+    def give_back(self) -> None:
+        """The modules say again who they are: importing them under another name has changed it."""
+        for module, spec in self._specs.values():
+            module.__spec__, module.__name__ = spec, spec.name
+            module.__loader__, module.__package__ = spec.loader, spec.parent
+
+
+@contextlib.contextmanager
+def comfy_names() -> Iterator[None]:
+    """Inside, `import comfy` means the host's own ComfyUI; afterwards the name is as it was."""
+    before = {name: module for name, module in sys.modules.items() if name == "comfy" or name.startswith("comfy.")}
+    for name in before:
+        del sys.modules[name]
+    finder = _Finder()
+    sys.meta_path.insert(0, finder)
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(finder)
+        for name in [n for n in sys.modules if n == "comfy" or n.startswith("comfy.")]:
+            del sys.modules[name]
+        sys.modules.update(before)
+        finder.give_back()
+
+
+class Loan:
+    """ComfyUI's backend on reForge's objects. Raises LoomError where no checkpoint is loaded."""
+
+    def __init__(self) -> None:
+        self._model = wanted_model()
+        objects = getattr(self._model, "forge_objects_original", None)
+        if objects is None:
+            raise LoomError("webui.no_model", host="reForge")
+        with comfy_names():
+            from ...host.engine.backend import HostBackend
+        self.settled = self.settle()
+        self.backend = HostBackend(objects.unet, objects.clip, objects.vae)
+
+    def settle(self) -> list[Message]:
+        """Tiling alone: LoRAs are patches of clones, which the host takes off when it loads ours."""
+        if not getattr(self._model, "tiling_enabled", False):
+            return []
+        from modules_forge.forge_util import apply_circular_forge
+
+        apply_circular_forge(self._model, False)
+        return [Message.of("webui.settled_tiling")]
+
+    @contextlib.contextmanager
+    def given_back(self) -> Iterator[None]:
+        with self.backend.given_back():
+            yield
+        if loaded_model() is not self._model:
+            raise LoomError("webui.model_changed")
+        self.settle()

@@ -1,0 +1,235 @@
+"""A real WebUI in a data folder of its own, with the extension and a small checkpoint, for tests to talk to."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+START_S, ANSWER_S = 420, 590
+PROBE = Path(__file__).parent / "probe_extension"
+NARROW = Path(__file__).parent / "narrow_extension"
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """A WebUI: where it lies unless the variable says otherwise, how it runs on a CPU, its small checkpoints."""
+
+    name: str
+    variable: str
+    folder: str
+    flags: tuple[str, ...]
+    checkpoints: dict[str, str]
+
+    @property
+    def place(self) -> Path:
+        return Path(os.environ.get(self.variable) or Path.home() / "webui" / self.folder)
+
+    @property
+    def python(self) -> Path:
+        return self.place / "venv" / "bin" / "python"
+
+    def missing(self) -> str:
+        """Why this host cannot be started here; empty where it can."""
+        if not (self.place / "launch.py").is_file():
+            return f"no {self.name} at {self.place}; set {self.variable}"
+        return "" if self.python.is_file() else f"{self.name} has no environment at {self.python}"
+
+
+_CPU_FORGE = ("--always-cpu", "--all-in-fp32")
+A1111 = Kind("A1111", "WEBUI_DIR", "a1111", ("--no-half", "--use-cpu", "all"), {"sd1": "tiny", "sdxl": "tiny_sdxl"})
+FORGE = Kind("Forge", "FORGE_DIR", "forge", _CPU_FORGE, {"sd1": "tiny_sd15", "sdxl": "tiny_sdxl", "flux1": "tiny_flux"})
+REFORGE = Kind("reForge", "REFORGE_DIR", "reforge", _CPU_FORGE, {"sd1": "tiny_sd15"})
+KINDS = {kind.name: kind for kind in (A1111, FORGE, REFORGE)}
+
+
+def models_folder() -> Path:
+    """Where small checkpoints are kept between test runs; `make_models.py` writes those that are missing."""
+    return Path(os.environ.get("WEBUI_MODELS") or Path.home() / "webui" / "models")
+
+
+def hub_folder() -> Path:
+    """A hub cache with the tokenizer and config of CLIP-L, which A1111 asks for."""
+    return Path(os.environ.get("WEBUI_HF_HOME") or Path.home() / "webui" / "hf")
+
+
+def environment() -> dict[str, str]:
+    env = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "COMFYUI_DIR")}
+    offline = {
+        "LOOM_MODELS": str(models_folder()),
+        "HF_HOME": str(hub_folder()),
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+    }
+    return {
+        **env,
+        **offline,
+        "OMP_NUM_THREADS": "1",
+        "GRADIO_ANALYTICS_ENABLED": "False",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+
+
+def checkpoint(name: str) -> Path:
+    """The small checkpoint of this name, made where it is missing. Its random weights are the same each time."""
+    file, out = models_folder() / f"{name}.safetensors", str(models_folder())
+    if not file.is_file():
+        models_folder().mkdir(parents=True, exist_ok=True)
+        here = Path(__file__).parent
+        command = [str(A1111.python), str(here / "make_models.py"), str(A1111.place), out, name]
+        if name == "tiny_flux":
+            command = [str(FORGE.python), str(here / "make_flux.py"), str(FORGE.place), out]
+        place = FORGE.place if name == "tiny_flux" else A1111.place
+        subprocess.run(command, env=environment(), cwd=place, check=True, timeout=ANSWER_S)
+    return file
+
+
+def sdxl_configurations() -> None:
+    """Forge's own configurations of SDXL, as narrow as the small checkpoint."""
+    folder = models_folder() / "tiny_sdxl"
+    if folder.is_dir():
+        return
+    own = FORGE.place / "backend" / "huggingface" / "stabilityai" / "stable-diffusion-xl-base-1.0"
+    shutil.copytree(own, folder)
+    second = {"hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8, "num_hidden_layers": 12}
+    changes = {"text_encoder_2": {**second, "projection_dim": 512}, "vae": {"block_out_channels": [32, 64, 128, 128]}}
+    for part, values in changes.items():
+        file = folder / part / "config.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
+
+
+class Server:
+    """One running host. `data` is its --data-dir: settings, models, extensions and what runs write."""
+
+    def __init__(self, kind: Kind, data: Path, family: str = "sd1", flags: Sequence[str] = (), page: bool = False):
+        self.kind, self.data, self._flags, self._page = kind, data, flags, page
+        self._checkpoint = checkpoint(kind.checkpoints[family])
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def prepare(self) -> None:
+        """The data folder with the extension beside one that shadows our folders' names."""
+        if self.kind is FORGE and self._checkpoint.stem == "tiny_sdxl":
+            sdxl_configurations()
+        extensions, models = self.data / "extensions", self.data / "models" / "Stable-diffusion"
+        models.mkdir(parents=True, exist_ok=True)
+        extensions.mkdir(exist_ok=True)
+        for name, folder in (
+            ("aaa-hostile", PROBE.with_name("hostile_extension")),
+            ("00-narrow", NARROW),
+            ("zz-probe", PROBE),
+        ):
+            shutil.copytree(folder, extensions / name, dirs_exist_ok=True)
+        ours = extensions / "ComfyUI-LoRA-Loom"
+        if not ours.exists():
+            ours.symlink_to(ROOT)
+        for small in (self._checkpoint, checkpoint("tiny_sd15")):  # one to change to
+            for file in (small, small.with_suffix(".yaml")):
+                if file.is_file() and not (models / file.name).exists():
+                    os.link(file, models / file.name)
+        settings = self.data / "config.json"
+        if not settings.exists():
+            settings.write_text(json.dumps({"show_progress_type": "Approx cheap", "live_previews_enable": True}))
+
+    def start(self) -> None:
+        self.prepare()
+        chosen = self.data / "models" / "Stable-diffusion" / self._checkpoint.name
+        command = [
+            str(self.kind.python), "launch.py", "--skip-prepare-environment", "--skip-torch-cuda-test", "--skip-version-check", "--no-download-sd-model",
+            "--data-dir", str(self.data), "--ckpt", str(chosen), "--api", "--port", str(self.port), *self.kind.flags, *self._flags,
+            *(() if self._page else ("--nowebui",)),
+        ]  # fmt: skip
+        log = open(self.data / "server.log", "ab")  # noqa: SIM115 - the process keeps it
+        self._process = subprocess.Popen(command, cwd=self.kind.place, env=environment(), stdout=log, stderr=log)
+        ended = time.monotonic() + START_S
+        while time.monotonic() < ended:
+            if self._process.poll() is not None:
+                break
+            try:
+                if self.ask("/loom-probe/alive")[0] == 200:  # the page answers before its extensions have their routes
+                    return
+            except OSError:
+                pass
+            time.sleep(1)
+        raise RuntimeError(f"{self.kind.name} did not start:\n{self.log()[-3000:]}")
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.terminate()
+            try:
+                self._process.wait(20)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+
+    def log(self) -> str:
+        return (self.data / "server.log").read_text(encoding="utf-8", errors="replace")
+
+    # ---- asking ------------------------------------------------------------------------------------------------------
+
+    def ask(
+        self, path: str, body: Any = None, headers: dict[str, str] | None = None, timeout: float = ANSWER_S
+    ) -> tuple[int, bytes]:
+        """(status, body) of GET, or of POST where there is a body."""
+        data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
+        sent = {"Content-Type": "application/json", **(headers or {})}
+        request = urllib.request.Request(self.address + path, data, sent)
+        try:
+            with urllib.request.urlopen(request, timeout=timeout) as answer:
+                return answer.status, answer.read()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read()
+
+    def get(self, path: str) -> Any:
+        status, body = self.ask(path)
+        assert status == 200, (status, body[:500])
+        return json.loads(body)
+
+    def post(self, path: str, body: Any) -> Any:
+        status, answer = self.ask(path, {} if body is None else body)
+        assert status == 200, (status, answer[:500])
+        return json.loads(answer)
+
+    def inside(self, function: str, file: str = "proof.py", **arguments: Any) -> Any:
+        """What a function of tests/webui/inside returns in the host's process."""
+        job = {"file": str(Path(__file__).parent / "inside" / file), "function": function, "arguments": arguments}
+        answer = self.post("/loom-probe/run", job)
+        assert "error" not in answer, answer["error"]
+        return answer["result"]
+
+    def wait_for(self, *statuses: str, seconds: float = 300) -> dict[str, Any]:
+        """The panel, once its run has one of these states."""
+        ended = time.monotonic() + seconds
+        panel: dict[str, Any] = {}
+        while time.monotonic() < ended:
+            panel = self.get("/lora-loom/v1/state")["panel"] or {}
+            if panel.get("status") in statuses:
+                return panel
+            time.sleep(0.3)
+        raise AssertionError(f"the run is {panel.get('status')}: {panel.get('error')} {panel.get('doing')}")
+
+
+def running(kind: Kind, data: Path, **more: Any) -> Iterator[Server]:
+    """A server for as long as the generator is open."""
+    server = Server(kind, data, **more)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()

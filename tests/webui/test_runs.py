@@ -1,0 +1,201 @@
+"""Runs by the routes of the tab: beside pictures, in order, ended by what the host does, with files in its lists at once."""
+
+import base64
+import io
+import threading
+import time
+
+import pytest
+from live_webui import ROOT, Server
+
+QUICK = {
+    "data.resolution": 64,
+    "data.bucket_step_px": 16,
+    "batch_size": 1,
+    "adapter.rank": 4,
+    "samples.every": 0,
+    "save.every": 1000,
+}
+ROUTE = "/lora-loom/v1"
+PROMPT = {"prompt": "a cat", "steps": 4, "width": 64, "height": 64, "seed": 5, "sampler_name": "Euler"}
+
+
+@pytest.fixture(scope="module")
+def packages(server):
+    return server.inside("packages")
+
+
+def start(server, pictures, name, **settings):
+    values = {**QUICK, "name": name, "data.folder": pictures, "data.trigger": "sks", **settings}
+    return server.post(f"{ROUTE}/start", {"settings": values, "preset": "quick test"})
+
+
+def picture(server, **more):
+    """(the picture's bytes, seconds it took)."""
+    began = time.monotonic()
+    images = server.post("/sdapi/v1/txt2img", {**PROMPT, **more})["images"]
+    return base64.b64decode(images[0]), time.monotonic() - began
+
+
+def pixels(server, data):
+    """Without what the host writes beside them."""
+    from PIL import Image
+
+    return Image.open(io.BytesIO(data)).convert("RGB").tobytes()
+
+
+def test_a_run_ends_with_its_file_in_the_hosts_list(server, pictures, packages):
+    start(server, pictures, "listed", steps=6, **{"samples.every": 3, "samples.steps": 2})
+    panel = server.wait_for("finished", "failed")
+    assert panel["status"] == "finished", panel["error"]
+    assert panel["result"]["a1111"].endswith("<lora:listed:1>")
+    assert [step for step, _ in panel["samples"]] == [0, 3, 6]
+    assert "listed" in [lora["name"] for lora in server.get("/sdapi/v1/loras")]
+    status, sample = server.ask(f"{ROUTE}/panel/sample?run=listed&step=6")
+    assert (status, sample[:2]) == (200, b"\xff\xd8")
+    assert server.inside("packages") == packages
+
+
+def test_pictures_come_through_while_a_run_goes_on_and_are_the_same(server, pictures):
+    before, alone_s = picture(server)
+    start(server, pictures, "beside", steps=400)
+    server.wait_for("training")
+    during, _ = picture(server)
+    panel = server.get(f"{ROUTE}/state")["panel"]
+    assert panel["status"] == "training", "the picture waited for the end of the run"
+    assert pixels(server, during) == pixels(server, before)
+    server.post(f"{ROUTE}/stop", {"node": "page"})
+    assert server.wait_for("stopped", "failed")["status"] == "stopped"
+    assert pixels(server, picture(server)[0]) == pixels(server, before)
+
+
+def test_a_picture_between_two_steps_changes_nothing_that_is_trained(server, pictures):
+    start(server, pictures, "undisturbed", steps=30)
+    alone = server.wait_for("finished", "failed")
+    start(server, pictures, "disturbed", steps=30)
+    server.wait_for("training")
+    picture(server, tiling=True, prompt="a cat <lora:undisturbed:1>")
+    beside = server.wait_for("finished", "failed")
+    assert beside["status"] == "finished", beside["error"]
+    assert [row[2] for row in beside["rows"]] == [row[2] for row in alone["rows"]]
+
+
+def test_the_hosts_interrupt_stops_a_run_and_keeps_its_work(server, pictures):
+    start(server, pictures, "interrupted", steps=400)
+    server.wait_for("training")
+    time.sleep(1)
+    server.ask("/sdapi/v1/interrupt", {})
+    panel = server.wait_for("stopped", "failed", "finished")
+    assert panel["status"] == "stopped"
+    assert panel["result"]["files"] == ["interrupted.safetensors"]
+
+
+def test_a_run_that_was_paused_goes_on_where_it_was(server, pictures):
+    start(server, pictures, "paused", steps=40)
+    server.wait_for("training")
+    server.post(f"{ROUTE}/pause", {"node": "page"})
+    panel = server.wait_for("paused", "finished", "failed")
+    assert panel["status"] == "paused"
+    server.post(f"{ROUTE}/go_on", {"node": "page", "run": "paused"})
+    after = server.wait_for("finished", "failed")
+    assert (after["status"], after["step"]) == ("finished", 40)
+
+
+def test_runs_wait_for_each_other_in_order(server, pictures):
+    assert start(server, pictures, "first", steps=40)["before"] == 0
+    assert start(server, pictures, "second", steps=3)["before"] == 1
+    assert server.get(f"{ROUTE}/state")["waiting"] == ["second"]
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        panel = server.get(f"{ROUTE}/state")["panel"]
+        if (panel["run"], panel["status"]) == ("second", "finished"):
+            break
+        time.sleep(0.5)
+    assert (panel["run"], panel["status"]) == ("second", "finished")
+
+
+def test_another_checkpoint_under_a_run_ends_it_with_its_work_kept(server, pictures):
+    if server.kind.name != "A1111":
+        pytest.skip("the others take another checkpoint with the next picture, which the page chooses")
+    own = server.get("/sdapi/v1/options")["sd_model_checkpoint"]
+    start(server, pictures, "changed", steps=400)
+    server.wait_for("training")
+    time.sleep(2)
+    server.post("/sdapi/v1/options", {"sd_model_checkpoint": "tiny_sd15"})
+    panel = server.wait_for("failed", "stopped", "finished")
+    assert (panel["status"], panel["error"]["code"]) == ("failed", "webui.model_changed")
+    assert panel["result"]["files"] == ["changed.safetensors"]
+    server.post("/sdapi/v1/options", {"sd_model_checkpoint": own})
+    assert picture(server)[0]
+
+
+def test_what_cannot_be_trained_is_said_in_one_sentence_and_leaves_no_run(server, pictures):
+    status, body = server.ask(f"{ROUTE}/start", {"settings": {"name": "a/b", "data.folder": pictures}})
+    assert (status, b'"field":"name"' in body.replace(b" ", b"")) == (409, True)
+    start(server, "/no/such/folder", "nothing")
+    panel = server.wait_for("failed")
+    assert panel["error"]["field"] == "data.folder"
+    assert not (server.data / "lora_loom" / "runs" / "nothing").exists()
+
+
+def test_only_the_hosts_own_page_is_answered(server):
+    for headers in ({"Origin": "http://evil.example"}, {"Host": "evil.example"}, {"Sec-Fetch-Site": "cross-site"}):
+        status, body = server.ask(f"{ROUTE}/state", headers=headers)
+        assert (status, b"request.stranger" in body) == (403, True), headers
+
+
+def test_nothing_of_a_run_is_among_the_files_the_host_serves(server):
+    runs = server.data / "lora_loom" / "runs"
+    for file in [*runs.rglob("*.safetensors"), *runs.rglob("config.json")][:4]:
+        for prefix in ("/file=", "/gradio_api/file="):
+            status, _ = server.ask(f"{prefix}{file}")
+            assert status in (403, 404), file
+
+
+def test_neighbours_with_our_folders_names_are_left_alone(server):
+    found = server.inside("whose_modules")
+    assert found["package"] == "lora_loom.nodes.webui.jobs"
+    assert not any(str(ROOT) in str(found[name]) for name in ("nodes", "convert", "lora_core"))
+
+
+def test_the_routes_stand_in_the_hosts_description_of_its_api(server):
+    paths = server.get("/openapi.json")["paths"]
+    assert {f"{ROUTE}/start", f"{ROUTE}/state", f"{ROUTE}/stop", f"{ROUTE}/convert"} <= paths.keys()
+
+
+def test_a_lora_is_inspected_and_converted_beside_the_others(server):
+    report = server.post(f"{ROUTE}/inspect", {"file": "listed"})["report"]
+    assert "listed.safetensors" in report
+    written = server.post(f"{ROUTE}/convert", {"file": "listed", "to": "diffusers"})["report"]
+    assert written.splitlines()[0] == "listed_diffusers.safetensors"
+
+
+def test_the_hosts_password_guards_the_routes_too(kind, tmp_path):
+    server = Server(kind, tmp_path / "data", flags=("--api-auth", "anna:secret"))
+    try:
+        server.start()
+        assert server.ask(f"{ROUTE}/state")[0] == 401
+        token = base64.b64encode(b"anna:secret").decode()
+        assert server.ask(f"{ROUTE}/state", headers={"Authorization": f"Basic {token}"})[0] == 200
+    finally:
+        server.stop()
+
+
+def test_two_pages_that_ask_do_not_hold_up_a_run(server, pictures):
+    start(server, pictures, "watched", steps=25)
+    ended = threading.Event()
+
+    def page():
+        while not ended.is_set():
+            server.ask(f"{ROUTE}/panel?node=page")
+            time.sleep(0.25)
+
+    pages = [threading.Thread(target=page) for _ in range(2)]
+    for one in pages:
+        one.start()
+    try:
+        assert server.wait_for("finished", "failed")["status"] == "finished"
+    finally:
+        ended.set()
+        for one in pages:
+            one.join()
