@@ -117,8 +117,8 @@ def _fit(family: Family, denoiser: Mapping[str, Module], declared: str) -> _Fit:
             fitting = math.isclose(shape[0] / shape[1], expected, rel_tol=0.02)
             agrees += fitting
             against += not fitting
-        if family.hidden and shape[0] == shape[1] and (row.ratio == 1 or (len(row.shares) > 1 and not layer.native)):
-            hidden += 1 if shape[0] in family.hidden else -1
+        if family.hidden and (row.ratio == 1 or len(row.shares) > 1):  # what reads the model's own channels
+            hidden += 1 if shape[1] in family.hidden else -1
     full = sum(last + 1 == count for (_, count), last in blocks.items())
     return _Fit(matched, against, agrees, hidden, declared == family.name, full, complete)
 

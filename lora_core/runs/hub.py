@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from ..messages.errors import LoomError
 from . import listing
 from .folders import config_of
 from .owner import owning
+from .usage import Files, snippet, spoken
 
 CARD = "README.md"
 _RECIPE = (
@@ -27,12 +28,19 @@ _RECIPE = (
 
 @dataclasses.dataclass(frozen=True)
 class About:
-    """What a card says that no file of a run does: the base model's name on the Hub, the licence, words to prompt with."""
+    """What a card says that no file of a run does: the base model's name on the Hub, the licence, words to prompt with, where the files will lie.
+
+    `family`, `embeddings`, `words`: see `usage.Files`.
+    """
 
     base_model: str
     license: str = ""
     triggers: tuple[str, ...] = ()
     diffusers: bool = True  # whether diffusers loads the file
+    repository: str = ""
+    family: str = ""
+    embeddings: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+    words: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def gather(run: Path, target: Path, about: About) -> list[Path]:
@@ -84,7 +92,11 @@ def card(config: TrainConfig, about: About, files: Sequence[str], pictures: Sequ
         *(["textual_inversion"] if config.method == "pivotal" else []),
         "template:sd-lora",
     ]
-    shown = [{"text": prompt, "output": {"url": pictures[0]}} for prompt in _prompts(config)[:1]] if pictures else None
+    shown = (
+        [{"text": spoken(prompt, about.words), "output": {"url": pictures[0]}} for prompt in _prompts(config)[:1]]
+        if pictures
+        else None
+    )
     header = {
         "base_model": about.base_model,
         "library_name": "diffusers",
@@ -101,20 +113,19 @@ def card(config: TrainConfig, about: About, files: Sequence[str], pictures: Sequ
     lines += [f"![{name.removesuffix('.png')}]({name})" for name in pictures] + [""] * bool(pictures)
     if about.triggers:
         lines += ["Write " + ", ".join(f"`{t}`" for t in about.triggers) + " in a prompt.", ""]
-    if config.trains_lora and about.diffusers:
-        main = next((f for f in files if not f.endswith("_emb.safetensors")), files[0])
-        lines += [
-            "```python",
-            "from diffusers import AutoPipelineForText2Image",
-            f'pipe = AutoPipelineForText2Image.from_pretrained("{about.base_model}")',
-        ]
-        lines += [f'pipe.load_lora_weights("this repository", weight_name="{main}")', "```", ""]
+    main = next((f for f in files if not f.endswith("_emb.safetensors")), "") if config.trains_lora else ""
+    prompts = [spoken(prompt, about.words) for prompt in _prompts(config)]
+    called = prompts[0] if prompts else ", ".join(about.triggers)
+    used = Files(about.repository or "this repository", main, about.embeddings, about.words, about.family)
+    code = snippet(about.base_model, used, called) if about.diffusers else []
+    if code:
+        lines += ["```python", *code, "```", ""]
     lines += [
         f"Files: {', '.join(f'`{f}`' for f in files)}. In ComfyUI, A1111 and Forge put them where your LoRAs and embeddings are.",
         "",
     ]
-    if _prompts(config):
-        lines += ["Prompts of the pictures:", "", *(f"- {p}" for p in _prompts(config)), ""]
+    if prompts:
+        lines += ["Prompts of the pictures:", "", *(f"- {p}" for p in prompts), ""]
     lines += ["| setting | value |", "|---|---|", *(f"| {key} | {_value(config, key)} |" for key in _RECIPE), ""]
     return "\n".join(lines)
 

@@ -5,8 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from . import DONE
+
+if TYPE_CHECKING:
+    from ...lora_core.runs.hub import About
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,18 +32,54 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from ...convert.files.disk import header
     from ...convert.report import triggers
-    from ...lora_core.runs.hub import About, gather
+    from ...lora_core.runs.hub import gather
 
-    results = sorted(args.run.glob("*.safetensors"))
-    words = triggers(header(results[0])[1]) if results else ()
+    heads = _headers(args.run)
+    words = triggers(next(iter(heads.values()))[1]) if heads else ()
     target = args.out or args.run / "hub"
-    files = gather(args.run, target, About(args.base_model, args.license, tuple(args.trigger or words)))
+    files = gather(args.run, target, _about(args, heads, tuple(args.trigger or words)))
     sys.stdout.write(f"{len(files)} files: {target}\n")
     if args.repo:
         sys.stdout.write(f"{_uploaded(target, args.repo, args.private)}\n")
     return DONE
+
+
+def _headers(run: Path) -> dict[str, tuple[list[str], dict[str, str]]]:
+    """Stem -> (keys, header) of the run's results."""
+    from ...convert.files.disk import header
+
+    heads = {file.stem: header(file) for file in sorted(run.glob("*.safetensors"))}
+    return {stem: (list(entries), metadata) for stem, (entries, metadata) in heads.items()}
+
+
+def _about(
+    args: argparse.Namespace, heads: dict[str, tuple[list[str], dict[str, str]]], words: tuple[str, ...]
+) -> About:
+    """What the card says of the files: which are embeddings, which word of the captions each stands for, whose base model it is."""
+    from ...convert.detect import declared_family
+    from ...convert.results import token_stems
+    from ...lora_core.adapters.tokens import wanted_tokens
+    from ...lora_core.runs.folders import config_of
+    from ...lora_core.runs.hub import About
+
+    config = config_of(args.run)
+    embeddings = {
+        stem: keys
+        for stem, (keys, metadata) in heads.items()
+        if metadata.get("modelspec.architecture", "").endswith("/textual-inversion")
+    }
+    placeholders = (
+        [token.placeholder for token in wanted_tokens(config.embedding, config.data.trigger)]
+        if config.trains_tokens
+        else []
+    )
+    stems = token_stems(config.name, placeholders, config.trains_lora)
+    said = {placeholder: stem for placeholder, stem in stems.items() if stem in embeddings}
+    family = next((declared_family(metadata) for _, metadata in heads.values()), "")
+    return About(
+        args.base_model, args.license, words, repository=args.repo, family=family, embeddings=embeddings, words=said
+    )
 
 
 def _uploaded(folder: Path, repo: str, private: bool) -> str:
