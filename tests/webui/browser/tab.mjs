@@ -31,6 +31,7 @@ try {
   await tab("LoRA Loom").first().click({ timeout: LONG });
   await page.locator("#lora_loom_panel .lora-loom, #lora_loom_panel > *").first().waitFor({ timeout: LONG });
   await shot("tab");
+  await page.waitForTimeout(6000);  // the page is drawn before it hears
   await page.locator("#lora_loom_pictures input[type=file]").setInputFiles(pictures);
   await page.waitForFunction(() => {
     const folder = document.querySelector("#lora_loom_folder textarea, #lora_loom_folder input");
