@@ -144,7 +144,7 @@ def main(root: Path, pictures: str, kills: int, seed: int) -> None:
                 checkpoint, broken = checkpoints.latest(place / NAME / "checkpoints")
                 counts["broken"] += len(broken)
                 counts["lost"] += (checkpoint.step if checkpoint else 0) < promised(place) and not children
-            if promised(place) == STEPS and (place / NAME / f"{NAME}.safetensors").exists():
+            if checkpoint and checkpoint.step == STEPS and (place / NAME / f"{NAME}.safetensors").exists():
                 break
         assert os.waitpid(start(place, 1), 0)[1] == 0  # the next start finds everything in order
         rows = [json.loads(line)["step"] for line in (place / NAME / "log.jsonl").read_text().splitlines()]
