@@ -12,7 +12,7 @@ import pytest
 import torch
 from lora_loom.convert import read, write
 from lora_loom.convert.families import FAMILIES
-from test_formats import EXACT, STRENGTH, patched, random_file, require_changes
+from test_formats import EXACT, STRENGTH, TEXT, patched, random_file, require_changes
 
 _HUNYUAN, _COSMOS2, _KANDINSKY5 = (
     architectures.KIN[n][1] for n in ("HunyuanVideo", "Cosmos Predict2 picture", "Kandinsky 5")
@@ -135,3 +135,43 @@ def test_every_layer_of_a_large_model_has_its_name_in_the_host(name):
             f"diffusion_model.{key}.weight" for key in layers
         }
     assert FAMILIES[name].universal == "comfyui"
+
+
+def extracted_texts(clip: Any) -> dict[str, torch.Tensor]:
+    """In the keys of `extracted`, of text encoders: embeddings, norms, biases and projections too. The host's own decomposition of an embedding table
+    would take gigabytes.
+    """
+    rng, state = torch.Generator().manual_seed(5), {}
+    for key, value in clip.patcher.model_state_dict().items():
+        name, _, part = f"text_encoders.{key}".rpartition(".")
+        if part == "weight" and value.ndim > 1:
+            down, up = full_size.factors(tuple(value.shape), 2, rng)
+            state |= {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up}
+        elif part in ("weight", "bias"):
+            state[f"{name}.{'diff' if part == 'weight' else 'diff_b'}"] = 0.1 * torch.randn(value.shape, generator=rng)
+    return state
+
+
+@pytest.mark.parametrize("target", ["universal", "kohya", "comfyui"])
+@pytest.mark.parametrize("family", ["sd1", "sdxl", "sd3", "flux1"])
+def test_every_part_of_the_text_encoders_keeps_its_change(family, target):
+    """SD3's universal form names text projections twice, once for each program; the host says that it does not know diffusers' names."""
+    make, more = TEXT[family]
+    clip = full_size.tiny_clip(make, **more)
+    state = extracted_texts(clip)
+    _, original = patched(None, state, clip)
+    lora = read(state, family=family)
+    file = write(lora, target)
+    named_twice = [
+        key
+        for key in file
+        if key.startswith("text_encoder") and ".text_projection." in key and not key.startswith("text_encoders.")
+    ]
+    before, after = patched(None, {key: value for key, value in file.items() if key not in named_twice}, clip)
+    changed = {
+        key: (original[key].double() - old.double()) / STRENGTH
+        for key, old in before.items()
+        if not torch.equal(old, original[key])
+    }
+    assert any("text_projection" in key for key in changed) or family == "flux1"
+    require_changes(before, after, changed, 4 * EXACT)
