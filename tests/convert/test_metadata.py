@@ -199,7 +199,7 @@ def test_the_metadata_dialog_of_a1111_can_read_what_it_looks_into():
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_header_names_a_family_that_is_read_from_it_again(family):
-    same = {"toy": "sd1"}  # a small Stable Diffusion 1
+    same = {"toy": "sd1", "sdxl-refiner": "sdxl"}  # a small Stable Diffusion 1; the layers tell the two parts of SDXL
     assert declared_family(lora_metadata(TENSORS, "x", family, {})) == same.get(family, family)
 
 

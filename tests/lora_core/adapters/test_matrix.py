@@ -273,7 +273,10 @@ def test_where_it_has_no_form_the_sentence_names_a_way_out_that_works(kind, form
         assert any("left out" in str(note) for note in out.notes) == (kind in ("norm", "bias", "full"))
         assert kind in ("norm", "bias") or written(out)
     else:
-        assert "bake it into a checkpoint and extract" in sentence or "magnitudes belong to inputs" in sentence
+        assert (
+            "bake it into a checkpoint (Merge into Checkpoint, bake), then Extract" in sentence
+            or "magnitudes belong to inputs" in sentence
+        )
         with pytest.raises(FormatError, match="bake it into a checkpoint|extract it from a merged checkpoint"):
             approximated(lora, 4)
         assert changes(lora, toy_backend)  # baking works
