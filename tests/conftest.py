@@ -48,8 +48,18 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    take_signals()
     if config.getoption("--oldest"):
         config.pluginmanager.register(oldest.Oldest(), "oldest packages")
+
+
+def take_signals() -> None:
+    """Takes back signals that whoever started the tests has ignored, as shells do for jobs in the background: a run of ours leaves ignored ones ignored."""
+    usual = {"SIGINT": signal.default_int_handler, "SIGTERM": signal.SIG_DFL, "SIGHUP": signal.SIG_DFL}
+    for name, handler in usual.items():
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 def pytest_sessionstart(session):
