@@ -40,7 +40,7 @@ def test_without_a_run_the_page_does_not_wait():
 
 def test_an_interrupt_with_the_page_going_down_is_told_from_one_without(monkeypatch):
     gate = PageGate()
-    monkeypatch.setattr("lora_loom.nodes.webui.turns.INTERRUPT_S", 0.05)
+    monkeypatch.setitem(PageGate.shuts_soon.__globals__, "INTERRUPT_S", 0.05)
     assert not gate.shuts_soon()
     gate.shut_now()
     assert gate.shuts_soon()
