@@ -89,7 +89,7 @@ def said(entry: dict, node: str) -> str:
 
 @pytest.mark.parametrize(("name", "files", "expected"), [
     ("kohya", kohya, ["6 pictures, 18 per epoch with repeats, 0 skipped\n2 of the class for regularization"]),
-    ("imagefolder", imagefolder, ["6 pictures, 6 per epoch", "captions from train/metadata.jsonl, column text", "1 pictures of other splits than train"]),
+    ("imagefolder", imagefolder, ["6 pictures, 6 per epoch", "captions from train/metadata.jsonl, column text", "1 picture of other splits than train"]),
     ("booru", booru, ["6 pictures, 6 per epoch with repeats, 0 skipped"]),
 ])  # fmt: skip
 def test_layouts_people_have_train_without_a_manual_step(server, name, files, expected):
@@ -139,7 +139,7 @@ def test_a_single_picture_with_a_mask_becomes_a_masked_dataset(server):
     half = graph.add("MaskComposite", destination=[white, 0], source=[black, 0], x=0, y=0, operation="multiply")
     data = graph.add("LoraLoomDatasetFromImages", images=[image, 0], masks=[half, 0], trigger="zog")
     train(graph, base, [data, 0], name="from_mask")
-    assert "1 pictures" in said(graph.run(), data)
+    assert "1 picture" in said(graph.run(), data)
     config = run_of(server, "from_mask")
     assert config["data"]["masks"] == "file"
     (mask,) = (p for p in (server.base / "output" / "lora_loom" / "imported").glob("*/*.mask.png"))

@@ -198,7 +198,7 @@ def test_pictures_without_captions_and_trigger_are_refused_unless_they_are_allow
     graph = Graph(server)
     wires = toy(graph, "bare", "")
     train = graph.add("LoraLoomTrainLora", **wires, **{**SMALL, "name": "bare", "steps": 1})
-    assert "data.trigger: none of the 1 pictures of 'bare' has a caption and there is no trigger" in graph.fails()
+    assert "data.trigger: no picture of 'bare' (1) has a caption and there is no trigger" in graph.fails()
     options = graph.add("LoraLoomDatasetOptions", dataset=wires["dataset"], allow_empty_captions=True)
     graph.nodes[train]["inputs"]["dataset"] = [options, 0]
     graph.run()

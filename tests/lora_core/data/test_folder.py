@@ -324,7 +324,7 @@ def test_pictures_without_any_caption_or_trigger_are_refused_before_one_is_encod
     with monkeypatch.context() as patch:
         patch.setattr(toy_backend, "encode_picture", lambda pixels: pytest.fail("a picture was encoded"))
         for source in ("auto", "none"):
-            sentence = "^data.trigger: none of the 4 pictures of 'bare' has a caption and there is no trigger, .* data.allow_empty_captions on[.]$"
+            sentence = "^data.trigger: no picture of 'bare' [(]4[)] has a caption and there is no trigger, .* data.allow_empty_captions on[.]$"
             with pytest.raises(LoomError, match=sentence):
                 run_toy(toy_config(data={"folder": folder, "captions": source}), tmp_path / "run")
     assert run_toy(toy_config(steps=1, data={"folder": folder, "trigger": "zog"}), tmp_path / "trigger").step == 1
@@ -339,7 +339,7 @@ def test_a_set_without_captions_beside_one_with_them_is_refused_by_its_folder_an
 ):
     folder = bare(pictures, tmp_path / "bare")
     config = toy_config(sets=[{"folder": str(folder), "resolution": 32, "bucket_step_px": 16}])
-    with pytest.raises(LoomError, match="none of the 4 pictures of 'bare'"):
+    with pytest.raises(LoomError, match="no picture of 'bare' [(]4[)]"):
         require_captions(open_sets(config))
     (folder / "0.txt").write_text("a zog")
     require_captions(open_sets(config))
