@@ -64,7 +64,8 @@ def error_of(layer: Any, host: ProvableLayers, dtype: torch.dtype, device: torch
         ours, probe = _trained(fetched_norm(layer, host) if norm else frozen(layer, host), at.to(dtype))
         entries = torch.linspace(0, at.numel() - 1, min(ENTRIES, at.numel())).round().long().to(device)
         exact = _changes(layer.forward, at, entries, NORM_STEP if norm else LINEAR_STEP, probe)
-    return float((ours.flatten()[entries].float() - exact).norm() / exact.norm())
+    difference = (ours.flatten()[entries].float() - exact).norm()
+    return float(difference / exact.norm()) if exact.any() or difference else 0.0  # weights of zero let nothing through
 
 
 def _trained(forward: Forward, at: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

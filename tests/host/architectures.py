@@ -257,7 +257,8 @@ def build(name: str, dtype: torch.dtype = torch.float32, seed: int = 0, **change
     cls, unet_config, _, _, _ = row_of(name)
     with torch.inference_mode():
         config = getattr(sm, cls)({**unet_config, **changes})
-        config.unet_config.update({**unet_config, **changes})  # some classes put the published sizes back
+        if "model_channels" not in unet_config:  # UNets take the number of heads from their class, as headless ones do
+            config.unet_config.update({**unet_config, **changes})  # some other classes put the published sizes back
         config.set_inference_dtype(dtype, None)
         model = config.get_model({}, "", device=torch.device("cpu"))
         rng = torch.Generator().manual_seed(seed)

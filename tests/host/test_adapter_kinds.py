@@ -34,6 +34,14 @@ def file_of(kind, layer, **options):
     return read(state | {f"{NAME}.{key}": value for key, value in adapter.facts().items()}, family="unknown")
 
 
+def sd1_file_of(kind, layer):
+    """The same as a file of a family whose names are known."""
+    lora = file_of(kind, layer)
+    place = "norm" if isinstance(layer, nn.LayerNorm) else "proj_in"
+    lora.family, lora.modules = "sd1", {f"unet.mid_block.attentions.0.{place}": lora.modules[NAME]}
+    return lora
+
+
 def loaded(tensors, layer, strength=1.0):
     """(weight, bias, patches) of a layer after the host's own loader and arithmetic."""
     keys = {
@@ -59,11 +67,8 @@ CASES = [
 def test_the_host_changes_a_layer_as_we_do(kind, place, form):
     torch.manual_seed(3)
     layer = LAYERS[place]()
-    lora = file_of(kind, layer)
-    lora.family, module = "sd1", lora.modules.pop(NAME)
-    lora.modules["unet.mid_block.attentions.0.proj_in" if place != "norm" else "unet.mid_block.attentions.0.norm"] = (
-        module
-    )
+    lora = sd1_file_of(kind, layer)
+    (module,) = lora.modules.values()
     weight, bias, patches = loaded(write(lora, form), layer)
     assert patches
     wanted = applied(layer.weight.detach(), module) if module.changes_weight else layer.weight.detach()
@@ -78,7 +83,7 @@ def test_the_host_changes_a_layer_as_we_do(kind, place, form):
 def test_half_the_strength_is_half_the_change_just_where_we_say_so(kind, place):
     torch.manual_seed(3)
     layer = LAYERS[place]()
-    file = write(file_of(kind, layer), "kohya")
+    file = write(sd1_file_of(kind, layer), "kohya")
     before = torch.cat([layer.weight.detach().flatten(), layer.bias.detach()])
     whole, half = (
         torch.cat([t.flatten() for t in loaded(file, layer, strength)[:2]]) - before for strength in (1.0, 0.5)

@@ -214,7 +214,7 @@ def test_the_network_is_given_in_training_what_the_hosts_sampler_gives_it(name, 
 
 
 def test_every_explanation_is_needed_by_each_family_it_names(used):
-    if not any(used.values()):
+    if set().union(*used.values()) < {name for row in EXPLAINED for name in row.families}:
         pytest.skip("needs the audit of all families before it")
     assert [row.argument for row, names in used.items() if not names or set(row.families) - names] == []
 

@@ -258,7 +258,7 @@ def test_skipped_and_captionless_pictures_are_named_and_the_run_goes_on(server):
     assert "2 pictures" in report
     assert "skipped c.png: cannot be read as a picture" in report
     assert "1 without caption, e.g. b.png: trained with the trigger 'zork'" in report
-    assert "1 caption files without a picture, e.g. orphan.txt" in report
+    assert "1 caption file without a picture, e.g. orphan.txt" in report
 
 
 def test_wrong_vae_is_refused(server):

@@ -53,7 +53,7 @@ def test_an_error_about_a_file_names_the_widget_it_came_in_by_or_its_own(host):
     way = Message.of("way.approximate", approximate=Setting("approximate"))
     with pytest.raises(
         LoomError,
-        match="^file: unet.q: diffusers has no form for a loha module; convert it to a LoRA first .approximate_rank.[.]$",
+        match="^file: unet.q: diffusers has no form for a module of kind loha; .* or else: convert it to a LoRA first .approximate_rank.[.]$",
     ):
         node(FormatError("diffusers.no_form", name="unet.q", kind="loha", way=way)).execute()
     with pytest.raises(LoomError, match="^approximate_rank: 0 is not a rank"):

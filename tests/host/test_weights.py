@@ -250,3 +250,13 @@ def test_a_factor_on_the_input_that_is_left_out_is_seen_by_the_self_test(monkeyp
     assert proof.tolerable(proof.error_of(layer, LAYERS, torch.bfloat16, torch.device("cpu")), torch.bfloat16)
     monkeypatch.setattr(host_layers, "input_factor", lambda layer, like: None)
     assert not proof.tolerable(proof.error_of(layer, LAYERS, torch.bfloat16, torch.device("cpu")), torch.bfloat16)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: comfy.ops.manual_cast.Linear(8, 6), lambda: comfy.ops.manual_cast.GroupNorm(2, 8)]
+)
+def test_a_layer_that_lets_nothing_through_is_no_wrong_gradient(make):
+    layer = make()
+    for p in layer.parameters():
+        p.data.zero_()
+    assert proof.error_of(layer, LAYERS, torch.float32, torch.device("cpu")) == 0.0
