@@ -200,9 +200,16 @@ def used() -> dict[Explained, set[str]]:
     return {row: set() for row in EXPLAINED}
 
 
+@pytest.fixture(scope="module")
+def audited() -> set[tuple[str, tuple[str, ...]]]:
+    """(family, captions) that were compared; a share of the rows is not all of them."""
+    return set()
+
+
 @pytest.mark.parametrize("captions", [(CAPTION,), TWO_CAPTIONS], ids=["one", "two"])
 @pytest.mark.parametrize("name", architectures.TRAINED)
-def test_the_network_is_given_in_training_what_the_hosts_sampler_gives_it(name, captions, used):
+def test_the_network_is_given_in_training_what_the_hosts_sampler_gives_it(name, captions, used, audited):
+    audited.add((name, captions))
     unexplained = []
     for difference in differences(name, captions):
         row = explanation(name, difference)
@@ -213,8 +220,8 @@ def test_the_network_is_given_in_training_what_the_hosts_sampler_gives_it(name, 
     assert unexplained == []
 
 
-def test_every_explanation_is_needed_by_each_family_it_names(used):
-    if set().union(*used.values()) < {name for row in EXPLAINED for name in row.families}:
+def test_every_explanation_is_needed_by_each_family_it_names(used, audited):
+    if audited < {(name, captions) for name in architectures.TRAINED for captions in ((CAPTION,), TWO_CAPTIONS)}:
         pytest.skip("needs the audit of all families before it")
     assert [row.argument for row, names in used.items() if not names or set(row.families) - names] == []
 
