@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,12 +12,10 @@ from PIL import Image
 from torch import nn
 
 from ....lora_core.adapters import AdapterSet
-from ....lora_core.adapters.tokens import TokenTable
 from ....lora_core.backends.base import SampleJob, whole_fingerprint
 from ....lora_core.backends.headless import nearest_timestep
 from ....lora_core.config import ObjectiveConfig
 from ....lora_core.data.buckets import Fit
-from ....lora_core.data.lengths import TextLength
 from ....lora_core.messages.errors import LoomError
 from ....lora_core.messages.message import Message
 from ....lora_core.objectives import DiscreteLevels, Objective, discrete_sigmas, rescale_zero_terminal_snr
@@ -95,21 +93,6 @@ class A1111Backend(WebUIBackend):
     def picture_fingerprint(self) -> str:
         made_by = type(self.model.first_stage_model).__name__, str(devices.dtype_vae), float(self.model.scale_factor)
         return f"{whole_fingerprint(self.model.first_stage_model)} {made_by}"
-
-    def text_length(self, caption: str) -> TextLength:
-        return self._texts.length(caption)
-
-    def text_projections(self) -> Mapping[str, nn.Module]:
-        return self._texts.layers()
-
-    def text_modules(self) -> Sequence[nn.Module]:
-        return self._texts.modules()
-
-    def text_file_name(self, path: str) -> str:
-        return self._texts.file_name(path)
-
-    def token_tables(self) -> Mapping[str, TokenTable]:
-        return self._texts.token_tables()
 
     # ---- training ----------------------------------------------------------------------------------------------------
 

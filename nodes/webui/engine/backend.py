@@ -28,7 +28,7 @@ from ....lora_core.data.store import Store
 from ....lora_core.messages.errors import LoomError
 from ....lora_core.messages.message import Message
 from ....lora_core.objectives import NoiseLevels, Objective
-from .captions import Captions, Encoded, Encoders
+from .captions import Captions, Encoded, TextEncoders
 from .check import require_exact
 from .lending import Lending
 
@@ -49,8 +49,8 @@ class WebUIBackend(abc.ABC):
     host: HostLayers
     pure = True  # blocks never update a tensor that autograd still needs
 
-    def __init__(self, encoders: Encoders):
-        self.captions = Captions(encoders)
+    def __init__(self, encoders: TextEncoders):
+        self._encoders, self.captions = encoders, Captions(encoders)
         self.settled: list[Message] = []
         self._lending: Lending | None = None
         self._levels: NoiseLevels | None = None  # of the objective that was asked for last
@@ -105,26 +105,6 @@ class WebUIBackend(abc.ABC):
     @abc.abstractmethod
     def picture_fingerprint(self) -> str:
         """Identifies the VAE."""
-
-    @abc.abstractmethod
-    def text_length(self, caption: str) -> TextLength:
-        """How much of a caption is read."""
-
-    @abc.abstractmethod
-    def text_projections(self) -> Mapping[str, nn.Module]:
-        """`<encoder>.<path>` -> layer of the text encoders."""
-
-    @abc.abstractmethod
-    def text_modules(self) -> Sequence[nn.Module]:
-        """What carries the layers of the text encoders."""
-
-    @abc.abstractmethod
-    def text_file_name(self, path: str) -> str:
-        """What files call a layer of the text encoders."""
-
-    @abc.abstractmethod
-    def token_tables(self) -> Mapping[str, TokenTable]:
-        """Input embeddings of each CLIP text encoder."""
 
     @abc.abstractmethod
     def settle(self) -> list[Message]:
@@ -199,6 +179,21 @@ class WebUIBackend(abc.ABC):
 
     def encode_picture(self, pixels: torch.Tensor) -> torch.Tensor:
         return self.encode_spread(pixels)[0]
+
+    def text_length(self, caption: str) -> TextLength:
+        return self._encoders.length(caption)
+
+    def text_projections(self) -> Mapping[str, nn.Module]:
+        return self._encoders.layers()
+
+    def text_modules(self) -> Sequence[nn.Module]:
+        return self._encoders.modules()
+
+    def text_file_name(self, path: str) -> str:
+        return self._encoders.file_name(path)
+
+    def token_tables(self) -> Mapping[str, TokenTable]:
+        return self._encoders.token_tables()
 
     def keep_texts(self, store: Store) -> None:
         self.captions.keep(store)

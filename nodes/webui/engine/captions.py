@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import torch
+from torch import nn
 
 from ....lora_core.adapters import AdapterSet
+from ....lora_core.adapters.tokens import TokenTable
 from ....lora_core.backends.base import TEXT_VERSION
+from ....lora_core.data.lengths import TextLength
 from ....lora_core.data.store import Memory, Store, key_of
 
 MAX_TEXTS = 4000  # only captions that vary fill the memory; then it starts anew
@@ -23,6 +26,25 @@ class Encoders(Protocol):
 
     def fingerprint(self) -> str:
         """Identifies everything `encode` depends on but tokens and adapters."""
+
+
+class TextEncoders(Encoders, Protocol):
+    """Those that can be trained as well."""
+
+    def length(self, caption: str) -> TextLength:
+        """How much of a caption is read."""
+
+    def layers(self) -> Mapping[str, nn.Module]:
+        """`<encoder>.<path>` -> layer."""
+
+    def modules(self) -> Sequence[nn.Module]:
+        """What carries the layers."""
+
+    def file_name(self, path: str) -> str:
+        """What files call a layer."""
+
+    def token_tables(self) -> Mapping[str, TokenTable]:
+        """Input embeddings of each CLIP text encoder."""
 
 
 class Captions:

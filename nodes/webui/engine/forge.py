@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,11 +13,9 @@ from torch import nn
 
 from ....lora_core.adapters import AdapterSet
 from ....lora_core.adapters.base import override
-from ....lora_core.adapters.tokens import TokenTable
 from ....lora_core.backends.base import TRAINING_GUIDANCE, SampleJob, whole_fingerprint
 from ....lora_core.config import ObjectiveConfig
 from ....lora_core.data.buckets import Fit
-from ....lora_core.data.lengths import TextLength
 from ....lora_core.messages.errors import LoomError
 from ....lora_core.messages.message import Message
 from ....lora_core.objectives import DiscreteLevels, FlowLevels, NoiseLevels, Objective
@@ -138,21 +136,6 @@ class ForgeBackend(WebUIBackend):
         scale = tuple(getattr(config, name, None) for name in ("scaling_factor", "shift_factor"))
         with torch.inference_mode():
             return f"{whole_fingerprint(vae.first_stage_model)} {vae.vae_dtype} {scale}"
-
-    def text_length(self, caption: str) -> TextLength:
-        return self._texts.length(caption)
-
-    def text_projections(self) -> Mapping[str, nn.Module]:
-        return self._texts.layers()
-
-    def text_modules(self) -> Sequence[nn.Module]:
-        return self._texts.modules()
-
-    def text_file_name(self, path: str) -> str:
-        return self._texts.file_name(path)
-
-    def token_tables(self) -> Mapping[str, TokenTable]:
-        return self._texts.token_tables()
 
     # ---- training ----------------------------------------------------------------------------------------------------
 
