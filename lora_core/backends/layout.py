@@ -58,11 +58,29 @@ def read_whole(kind: Any, place: Path, dtype: torch.dtype) -> Any:
 
     Raises LoomError where weights are missing, which both libraries fill with random numbers.
     """
-    model, info = kind.from_pretrained(place, torch_dtype=dtype, output_loading_info=True, **variant_of(place), **LOCAL)
-    missing = sorted(info["missing_keys"])
+    options = {"torch_dtype": dtype, "output_loading_info": True, **variant_of(place), **LOCAL}
+    try:
+        model, info = kind.from_pretrained(place, **options)
+        missing = sorted(info["missing_keys"])
+    except ValueError:  # diffusers before 0.33 raises where weights are missing
+        missing = _absent_names(kind, place)
+        if not missing:
+            raise
     if missing:
         raise LoomError("base.weights_missing", field="base", file=place, count=len(missing), key=missing[0])
     return model
+
+
+def _absent_names(kind: Any, place: Path) -> list[str]:
+    """The names of this class's weights that none of the folder's safetensors files has; empty for a class without a config of diffusers."""
+    if not hasattr(kind, "load_config"):
+        return []
+    with torch.device("meta"):
+        names = set(kind.from_config(kind.load_config(place)).state_dict())
+    for file in place.glob("*.safetensors"):
+        with safetensors.safe_open(file, "pt") as opened:
+            names -= set(opened.keys())
+    return sorted(names)
 
 
 def variant_of(place: Path) -> dict[str, str]:
