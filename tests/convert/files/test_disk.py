@@ -603,7 +603,7 @@ def test_an_old_torch_reads_no_pickles_at_all(tmp_path, monkeypatch):
     ("content", "words"),
     [
         ("tables", "holds tables with more than 200000 members"), ("storage", "claims 512 values, more than the file can hold"),
-        ("itself", "is no table of tensors"), ("digits", "is no table of tensors"),
+        ("itself", "is no table of tensors"), ("digits", "is not a torch file of plain tensors"),
     ],
 )  # fmt: skip
 def test_a_pickle_that_says_one_object_many_times_over_is_refused(content, words, tmp_path):
