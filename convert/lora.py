@@ -359,7 +359,8 @@ def added(modules: Sequence[Module]) -> Module | None:
     if len({m.kind for m in modules}) > 1:
         return None
     kind = kind_of(modules[0])
-    parts = kind.summed([({k: v for k, v in m.parts.items() if k != "diff_b"}, m.scale) for m in modules])
+    summands = [(plain(m).parts, m.scale) for m in modules]
+    parts = kind.summed([({k: v for k, v in parts.items() if k != "diff_b"}, scale) for parts, scale in summands])
     if parts is None:
         return None
     rank = kind.rank(parts)
