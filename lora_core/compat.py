@@ -38,12 +38,12 @@ _GRAPHS = (
 def needed(module: str, since: str = "") -> Any:
     """A module that not every host has, or has in an older version than `since`. Raises LoomError that names the package."""
     try:
-        found = importlib.import_module(module)
+        imported = importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise LoomError("package.missing", package=(error.name or module).partition(".")[0]) from error
     if since and _numbers(version := importlib.metadata.version(module)) < _numbers(since):
         raise LoomError("package.too_old", package=module, version=version, since=since)
-    return found
+    return imported
 
 
 def _numbers(version: str) -> list[int]:

@@ -25,8 +25,8 @@ def sheet(report: Report, columns: int = 6, most: int = 60) -> Image.Image:
     width = max(columns * (CELL_PX + PAD_PX) + PAD_PX, 640)
     head = [
         line
-        for said in [report.dataset.messages()[0], *report.general]
-        for line in wrapped(str(said), pen, font, width - 2 * PAD_PX)
+        for message in [report.dataset.messages()[0], *report.general]
+        for line in wrapped(str(message), pen, font, width - 2 * PAD_PX)
     ]
     top = PAD_PX + (LINE_PX + 4) * len(head) + PAD_PX
     notes = {
