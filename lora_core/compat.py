@@ -29,6 +29,7 @@ else:
 
 OutOfMemoryError: type[Exception] = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)  # 2.5
 TOML = ("tomllib", "tomli", "pip._vendor.tomli")  # Python 3.11; the package; the copy that pip carries
+_AUTOCAST_BY_DEVICE = hasattr(torch, "get_autocast_dtype")  # 2.4
 _GRAPHS = (
     ("recompile_limit", "cache_size_limit"),
     ("accumulated_recompile_limit", "accumulated_cache_size_limit"),
@@ -64,6 +65,13 @@ def parse_toml(text: str) -> dict[str, Any]:
 def has_accelerator() -> bool:
     """Whether there is a device other than the CPU; before 2.6 only CUDA's and ROCm's are known of."""
     return torch.accelerator.is_available() if hasattr(torch, "accelerator") else torch.cuda.is_available()
+
+
+def autocasting(device: str) -> bool:
+    """Whether operations choose their own number type on this kind of device."""
+    if _AUTOCAST_BY_DEVICE:
+        return torch.is_autocast_enabled(device)
+    return torch.is_autocast_cpu_enabled() if device == "cpu" else torch.is_autocast_enabled()
 
 
 def adamw(groups: list[dict[str, Any]], fused: bool, **options: Any) -> torch.optim.AdamW:

@@ -86,6 +86,9 @@ class Host:
     def stands(self, layer, x):
         return not layer.fetching
 
+    def resident(self, layer, place):
+        return not layer.fetching and layer.weight.dtype == place.dtype and layer.weight.device == place.device
+
     def is_linear(self, layer):
         return isinstance(layer, Linear)
 
