@@ -29,7 +29,6 @@ else:
 
 OutOfMemoryError: type[Exception] = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)  # 2.5
 TOML = ("tomllib", "tomli", "pip._vendor.tomli")  # Python 3.11; the package; the copy that pip carries
-_AUTOCAST_BY_DEVICE = hasattr(torch, "get_autocast_dtype")  # 2.4
 _GRAPHS = (
     ("recompile_limit", "cache_size_limit"),
     ("accumulated_recompile_limit", "accumulated_cache_size_limit"),
@@ -67,11 +66,12 @@ def has_accelerator() -> bool:
     return torch.accelerator.is_available() if hasattr(torch, "accelerator") else torch.cuda.is_available()
 
 
-def autocasting(device: str) -> bool:
-    """Whether operations choose their own number type on this kind of device."""
-    if _AUTOCAST_BY_DEVICE:
-        return torch.is_autocast_enabled(device)
+def _autocasting(device: str) -> bool:
     return torch.is_autocast_cpu_enabled() if device == "cpu" else torch.is_autocast_enabled()
+
+
+# (kind of device) -> whether operations choose their own number type there; asked for every layer, so nothing stands between where torch has it (2.4)
+autocasting: Callable[[str], bool] = torch.is_autocast_enabled if hasattr(torch, "get_autocast_dtype") else _autocasting
 
 
 def adamw(groups: list[dict[str, Any]], fused: bool, **options: Any) -> torch.optim.AdamW:

@@ -154,7 +154,10 @@ class Borrowing:
     def _install_guards(self, undo: contextlib.ExitStack) -> None:
         measures = self._measures
         for norm in norms(self._model):
-            if measures.freeze and self._host.fetches(norm) and hasattr(norm, "weight"):
+            fetched = measures.freeze and self._host.fetches(norm) and hasattr(norm, "weight")
+            if fetched and self._lies_ready(norm):
+                self._resident.append(norm)
+            elif fetched:
                 undo.enter_context(override_forward(norm, fetched_norm(norm, self._host)))
             if measures.guard:
                 undo.enter_context(override_forward(norm, cloned_input(norm)))

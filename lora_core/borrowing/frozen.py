@@ -58,15 +58,13 @@ class Resident:
     """A layer whose own weight lies where and in the type it is used in, as a tensor that autograd accepts (`Base`)."""
 
     def __init__(self, layer: nn.Module):
-        self._layer, self._parameters, self._forward = layer, layer._parameters, layer.forward
+        self._layer, self._parameters = layer, layer._parameters
+        self.output = layer.forward
 
     def takes(self, x: torch.Tensor) -> bool:
         """Whether the weight lies where and in the type `x` has now."""
         weight = self._parameters["weight"]
         return weight is not None and weight.dtype == x.dtype and weight.device == x.device
-
-    def output(self, x: torch.Tensor) -> torch.Tensor:
-        return self._forward(x)
 
     def gradient(self, grad: torch.Tensor, shape: torch.Size) -> torch.Tensor:
         weight = self._parameters["weight"]
@@ -82,20 +80,24 @@ def fetched_always(layer: nn.Module, host: HostLayers) -> Choice:
 
 def resident_or_fetched(layer: nn.Module, host: HostLayers) -> Choice:
     """For a layer of a host that has its weight ready, unless an input of another type asks for a cast of it."""
-    resident, fetched = Resident(layer), Fetched(layer, host)
+    resident, fetched = resident_only(layer), Fetched(layer, host)
 
     def choice(x: torch.Tensor) -> Base | None:
-        if autocasting(x.device.type):
-            return None
-        return resident if resident.takes(x) else fetched
+        return resident(x) or (None if autocasting(x.device.type) else fetched)
 
     return choice
 
 
 def resident_only(layer: nn.Module) -> Choice:
     """For an ordinary layer."""
-    resident = Resident(layer)
-    return lambda x: resident if resident.takes(x) and not autocasting(x.device.type) else None
+    resident, parameters = Resident(layer), layer._parameters
+
+    def choice(x: torch.Tensor) -> Base | None:
+        weight, device = parameters["weight"], x.device
+        ready = weight is not None and weight.dtype == x.dtype and weight.device == device
+        return resident if ready and not autocasting(device.type) else None
+
+    return choice
 
 
 class _Frozen(torch.autograd.Function):

@@ -40,7 +40,7 @@ class HostLayers(Protocol):
         """Whether a fetching layer's forward would use its own parameters as they stand for the input `x`."""
 
     def resident(self, layer: nn.Module, place: Place) -> bool:
-        """Whether a Linear or Conv runs on its own parameters as they lie at `place` now: of plain numbers, neither patched, cast, nor moved for each use."""
+        """Whether a Linear, Conv or norm runs on its own parameters as they lie at `place` now: plain numbers, neither patched, cast, nor moved for a use."""
 
     def is_linear(self, layer: nn.Module) -> bool:
         """Whether this is a linear layer, also one of the host's own class."""
