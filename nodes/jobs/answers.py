@@ -36,7 +36,9 @@ def sentences(language: str) -> tuple[str, str]:
 def panel_state(panels: Panels, node: str, workflow: str, after: int, session: str) -> dict[str, Any]:
     """The panel of a node; `after` counts only within the session the browser knows."""
     panel = panels.find(node, workflow)
-    return {"panel": None if panel is None else panel.snapshot(after if panel.session == session else 0)}
+    if panel is None:
+        return {"panel": None}
+    return {"panel": panel.snapshot(after if panel.session == session else 0)}
 
 
 def sample_file(root: Path, run: str, step: int) -> Path:
