@@ -18,7 +18,8 @@ test("what is trained on is said in parts, each only where there is something to
   context.mock.method(globalThis, "fetch", async () => new Response(JSON.stringify(texts)));
   await speak("zh");
   assert.deepEqual(pictureParts({ problem: null, pictures: 1, buckets: [[64, 32, 1]] }), ["1 picture", "64x32"]);
-  const whole = { problem: null, pictures: 5, buckets: [[8, 8, 3], [4, 8, 2]], epochs: 12, trigger: "zog", uncaptioned: 2 };
+  const buckets = [[8, 8, 3], [4, 8, 2]];
+  const whole = { problem: null, pictures: 5, buckets, epochs: 12, trigger: "zog", uncaptioned: 2 };
   assert.deepEqual(pictureParts(whole), ["5 pictures", "2 sizes, 8x8", "12 times", "zog!", "2 bare"]);
   assert.equal(costLine({ problem: null, cost: null }), "later");
   assert.equal(costLine({ problem: null, cost: { seconds: 75, bytes: 0, run: "a" } }), "1:15 a");
