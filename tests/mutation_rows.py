@@ -589,7 +589,7 @@ FORMATS = (
              "convert/test_fuse.py::test_swapping_by_hand"),
     Mutation("**Text projections** have the names of both programs in *universal*", WRITERS,
              'if encoder.name == "t5xxl" or not text.in_blocks(path):', 'if encoder.name == "t5xxl":',
-             "convert/test_effect_diffusers.py::test_the_projection_of_the_second_text_encoder_reaches_diffusers"),
+             "convert/test_writers.py::test_the_text_projection_of_sd3_has_the_names_of_both_programs_in_one_file"),
     Mutation("**T5** layers carry ComfyUI's names in *universal*", WRITERS, 'if encoder.name != "t5xxl":', "if True:",
              "convert/test_writers.py::test_each_family_has_the_names_that_its_loaders_read"),
     Mutation("make *universal* ComfyUI's form for the whole file", WRITERS, "held = all(in_diffusers(module)", "held = any(in_diffusers(module)",
