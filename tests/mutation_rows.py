@@ -268,7 +268,7 @@ PICTURES_AND_CAPTIONS = (
              "data/test_buckets.py::test_the_crop_lies_in_the_middle_of_the_scaled_picture"),
     Mutation("Resolution, centre crop, flip", BUCKETS, "scale = scale if upscale else min(1.0, scale)",
              "scale = min(1.0, scale) if upscale else scale",
-             "data/test_buckets.py::test_a_bucket_is_never_larger_than_the_picture_and_its_sides_are_multiples_of_the_step"),
+             "data/test_buckets.py::test_a_small_picture_is_scaled_up_where_the_set_asks_for_it_and_nowhere_else"),
     Mutation("Resolution, centre crop, flip", SD, "(*f.original[::-1], *f.crop[::-1], *f.bucket[::-1])",
              "(*f.original[::-1], *f.crop, *f.bucket[::-1])", "backends/test_sdxl.py::test_the_network_gets_the_sizes_of_each_picture"),
     Mutation("Resolution, centre crop, flip", LATENTS, "return how.mirrored() if view.flipped else how", "return how",

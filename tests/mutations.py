@@ -2,7 +2,8 @@
 
 `python tests/mutations.py` carries all changes of `mutation_rows.py` out, one after the other, on a copy of the repository; `--file`, `--only` and
 `--part 2/4` choose some. The tests are first run on the untouched copy: one that fails there proves nothing. Changes whose test needs ComfyUI are run
-with its Python, where it is. Needs `fork` (Linux, macOS): a process with the libraries loaded is forked for each change, which saves most of the time.
+with its Python, where it is. A process with the libraries loaded is forked for each change, which saves most of the time; systems without `fork` have none of
+this.
 """
 
 from __future__ import annotations
@@ -168,7 +169,8 @@ def _be_pytest(place: Path, arguments: Sequence[str], report: Path, log: Path) -
         sys.dont_write_bytecode = True
         import pytest
 
-        quiet = ["-q", "-p", "no:cacheprovider", "--tb=short", "--rootdir", str(place)]
+        files = ["--rootdir", str(place), "--basetemp", str(place.parent / "tmp")]
+        quiet = ["-q", "-p", "no:cacheprovider", "--tb=short", *files]
         code = int(pytest.main([*quiet, *arguments], plugins=[Outcomes(report)]))
     finally:
         os._exit(code & 0xFF)
@@ -277,7 +279,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--chosen", default="", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if not hasattr(os, "fork"):
-        print("This needs a system that can fork: Linux or macOS.")
+        print("This needs a system that can fork.")
         return 2
     began, mutations = time.monotonic(), chosen_by(options)
     here = mutations if options.chosen else [m for m in mutations if not needs_host(m)]
