@@ -25,6 +25,7 @@ from ..scales import factors
 from ..writers import approximated, carried, entries, form_of, in_diffusers, peft_directories
 from . import disk
 from .checkpoints import bake, checkpoint, extract, family_of, require_unscaled
+from .whole import new_folder, replacing
 
 
 @dataclasses.dataclass
@@ -209,12 +210,12 @@ def _write_peft(lora: Lora, path: Path, options: Options, notes: list[Message]) 
         name: (*cast(state, options.dtype), config)
         for name, (state, config) in peft_directories(lora, options.flat_clip).items()
     }
-    for component, (tensors, lost, config) in parts.items():
-        disk.save(path / component / "adapter_model.safetensors", tensors, {"format": "pt"})
-        with disk.replacing(path / component / "adapter_config.json") as file:
-            file.write(json.dumps(config, indent=2).encode())
-        if lost:
-            notes.append(Message.of("error.about", about=component, error=_underflow(lost, options.dtype)))
+    with new_folder(path) as folder:
+        for component, (tensors, lost, config) in parts.items():
+            disk.save(folder / component / "adapter_model.safetensors", tensors, {"format": "pt"})
+            (folder / component / "adapter_config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+            if lost:
+                notes.append(Message.of("error.about", about=component, error=_underflow(lost, options.dtype)))
     return Written(path, notes)
 
 
@@ -368,6 +369,6 @@ def write_card(path: Path, family: str, words: tuple[str, ...], weight: float = 
         text = merged(existing, card(family, words, description, weight))
     except (OSError, ValueError, RecursionError) as error:
         raise FormatError("card.unreadable", file=place.name) from error
-    with disk.replacing(place) as file:
+    with replacing(place) as file:
         file.write(text.encode())
     return place
