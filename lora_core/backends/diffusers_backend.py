@@ -22,10 +22,11 @@ from .base import SampleJob, weights_checksum
 from .base_model import BaseModel, predicts, require_plain_network
 from .clip_text import ClipText, Text, vocabulary
 from .headless import nearest_timestep
-from .layout import LOCAL, read_whole, require_parts, stored_dtype
+from .layout import LOCAL, require_parts, stored_dtype
 from .marks import require_discrete_scheduler, scheduler_witness
 from .sharded import Sharded
 from .vae import other_vae
+from .whole import read_whole
 
 _STATISTICS = ("latents_mean", "latents_std")  # of a VAE, where its latents are scaled channel by channel
 LCM_SIGN = "time_cond_proj_dim"  # of a UNet's config: it reads the guidance it was distilled at
@@ -95,8 +96,9 @@ class DiffusersBackend(Sharded):
         self._table = self._levels(bool(zero_snr))  # sigma of each timestep, as sampling and training see it
 
     def use_vae(self, place: Path) -> None:
+        vae = other_vae(place, self.vae)
         self._idle.remove(self.vae)
-        self.vae = self.idle(other_vae(place, self.vae))
+        self.vae = self.idle(vae)
 
     def to_device(self, device: str) -> None:
         super().to_device(device)

@@ -32,10 +32,11 @@ from ....lora_core.data.batches import Batch
 from ....lora_core.data.buckets import Fit
 from ....lora_core.data.lengths import TextLength
 from ....lora_core.data.store import Store
+from ....lora_core.messages.blame import blamed, first_line, passing
 from ....lora_core.messages.errors import LoomError, NonFiniteError
 from ....lora_core.messages.message import Message
 from .base_model import described, further_input, reached
-from .blame import blamed, first_line, misfit_width, passing
+from .blame import misfit_width
 from .captions import KEY, Conds, HostTexts, injection
 from .conditioning import HostConditioning
 from .fingerprints import patched_fingerprint
