@@ -39,9 +39,7 @@ def message_of(error: BaseException) -> Message:
 
 def is_memory(error: BaseException) -> bool:
     """Whether a library found no memory, of the device or of the machine; PyTorch's allocator for the CPU says so in words alone."""
-    if (
-        isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    ):  # torch's: nothing heavy is imported here
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, by name
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
 
@@ -52,7 +50,7 @@ def reason_of(error: BaseException, limit: int = MAX_LINE) -> str:
     A first line that ends in a colon only announces the second.
     """
     cause = error.__cause__ if isinstance(error, Problem) and isinstance(error.__cause__, OSError) else error
-    said = getattr(cause, "strerror", None) or str(cause)
-    lines = [line.strip() for line in str(said).splitlines() if line.strip()] or [type(cause).__name__]
+    text = getattr(cause, "strerror", None) or str(cause)
+    lines = [line.strip() for line in str(text).splitlines() if line.strip()] or [type(cause).__name__]
     line = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
     return without_secrets(line[: 4 * limit])[:limit]
