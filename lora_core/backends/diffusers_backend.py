@@ -16,13 +16,14 @@ from ..config import ObjectiveConfig
 from ..data.batches import Batch
 from ..data.buckets import Fit
 from ..data.lengths import TextLength
+from ..messages.errors import LoomError
 from ..messages.message import Message
 from ..objectives import DiscreteLevels, Objective, discrete_sigmas, rescale_zero_terminal_snr
 from .base import SampleJob, weights_checksum
 from .base_model import BaseModel, predicts, require_plain_network
 from .clip_text import ClipText, Text, vocabulary
 from .headless import nearest_timestep
-from .layout import LOCAL, require_parts, stored_dtype
+from .layout import LOCAL, class_in, require_parts, stored_dtype
 from .marks import require_discrete_scheduler, scheduler_witness
 from .sharded import Sharded
 from .vae import other_vae
@@ -32,6 +33,13 @@ _STATISTICS = ("latents_mean", "latents_std")  # of a VAE, where its latents are
 LCM_SIGN = "time_cond_proj_dim"  # of a UNet's config: it reads the guidance it was distilled at
 
 
+_SIZES = 6  # height, width, top, left, target height, target width
+_CLASSES = {  # what a folder of Stable Diffusion has, by the class that each part's config names
+    "unet": ("UNet2DConditionModel",),
+    "vae": ("AutoencoderKL",),
+    "text_encoder": ("CLIPTextModel", "CLIPTextModelWithProjection"),
+    "text_encoder_2": ("CLIPTextModelWithProjection",),
+}
 DPM_SOLVER = "dpmpp_2m"  # DPM-Solver++ of second order, by the name it has in samplers' lists
 
 
@@ -68,6 +76,7 @@ class DiffusersBackend(Sharded):
 
         if pipe is None:
             wanted = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+            _require_own_kind(folder)
             require_parts(folder, wanted, "layout.stable_diffusion")
             schedule = DDPMScheduler.load_config(folder / "scheduler", **LOCAL)
             require_discrete_scheduler(folder, schedule)
@@ -83,6 +92,7 @@ class DiffusersBackend(Sharded):
             encoders = [part for name, part in parts if name.startswith("text_encoder")]
             texts = encoders, [part for name, part in parts if name.startswith("tokenizer")]
         require_plain_network(unet.config, vae.config.latent_channels)
+        _require_base(folder, unet.config, texts[0])
         self.network = self.unet = self.place_network(unet)
         self.vae = self.idle(vae)
         self.text = ClipText([self.idle(model) for model in texts[0]], texts[1], self.device)
@@ -247,6 +257,25 @@ class DiffusersBackend(Sharded):
             self.rest()
         array = ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
         return [Image.fromarray(a) for a in array]
+
+
+def _require_own_kind(folder: Path) -> None:
+    """Refuses a folder whose networks are not those of Stable Diffusion, such as Kolors and DeepFloyd IF, which have a UNet too. Raises LoomError."""
+    if not (folder / "text_encoder").is_dir() and (folder / "text_encoder_2").is_dir():
+        raise LoomError("base.refiner", field="base", file=folder.name)
+    for part, allowed in _CLASSES.items():
+        kind = class_in(folder / part)
+        if kind and kind not in allowed:
+            raise LoomError("base.other_part", field="base", file=f"{folder.name}/{part}", kind=kind, allowed=allowed)
+
+
+def _require_base(place: Path, unet: Mapping[str, Any], encoders: Sequence[Any]) -> None:
+    """Refuses a UNet of SDXL's kind that reads other numbers beside the pooled text than the six sizes of a picture, as the refiner. Raises LoomError."""
+    if unet.get("addition_embed_type") != "text_time":
+        return
+    pooled, width = encoders[-1].config.projection_dim, unet["addition_time_embed_dim"]
+    if unet["projection_class_embeddings_input_dim"] != pooled + _SIZES * width:
+        raise LoomError("base.refiner", field="base", file=place.name)
 
 
 def _denoised(prediction: str, x: torch.Tensor, out: torch.Tensor, sigma: float) -> torch.Tensor:

@@ -28,6 +28,7 @@ from .clip_text import Text, length_of, vocabulary
 from .layout import LOCAL, pipeline_name, require_parts, stored_dtype
 from .marks import require_flow_scheduler
 from .networks import DIFFUSERS
+from .pipelines import plain_name
 from .sharded import Sharded
 from .vae import other_vae
 from .whole import class_named, read_file, read_whole
@@ -57,7 +58,7 @@ class FlowBackend(Sharded):
         require_parts(folder, ("vae", "tokenizer", "text_encoder", "scheduler"), "layout.flow")
         require_flow_scheduler(folder)
         super().__init__(precision, device, stored_dtype(file or folder / "transformer"))
-        self.row = FLOW_FAMILIES[pipeline_name(folder)]
+        self.row = FLOW_FAMILIES[plain_name(pipeline_name(folder))]
         self.pipe = self._read(folder, file)
         self.pipe.set_progress_bar_config(disable=True)
         config = self.pipe.vae.config
@@ -88,7 +89,7 @@ class FlowBackend(Sharded):
                     dtype = torch.float32 if place.name == "vae" else self.dtype
                     networks[place.name] = read_whole(part, place, dtype)
         with blamed("base.unreadable", "base", memory="base.no_memory", file=folder.name):  # tokenizers and scheduler
-            return diffusers.DiffusionPipeline.from_pretrained(folder, **networks, **LOCAL)
+            return getattr(diffusers, plain_name(pipeline_name(folder))).from_pretrained(folder, **networks, **LOCAL)
 
     def use_vae(self, place: Path) -> None:
         vae = other_vae(place, self.vae)

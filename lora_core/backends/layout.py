@@ -59,6 +59,18 @@ def variant_of(place: Path) -> dict[str, str]:
     return {"variant": variants[0]} if variants and len(variants) == len(names) else {}
 
 
+def class_in(place: Path) -> str:
+    """The class of a network by the config.json of its folder, as diffusers or transformers write it; empty where nothing says it."""
+    try:
+        config = json.loads((place / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return ""
+    if not isinstance(config, dict):
+        return ""
+    names = [config.get("_class_name"), *(config.get("architectures") or [])]
+    return next((name for name in names if isinstance(name, str)), "")
+
+
 def pipeline_name(folder: Path) -> str:
     """What model_index.json calls the pipeline of a folder; empty where there is none."""
     try:

@@ -28,6 +28,7 @@ from .marks import (
     require_discrete_scheduler,
     scheduler_config,
 )
+from .pipelines import plain_name, refusal
 from .whole import class_named, filling, read_whole, require_filled
 from .wuerstchen import WuerstchenDecoder, WuerstchenPrior
 
@@ -43,6 +44,7 @@ TWO_STAGES: dict[str, Callable[[Path, str, str, str], Headless]] = {  # these ta
     "WuerstchenPriorPipeline": WuerstchenPrior,
     "WuerstchenDecoderPipeline": WuerstchenDecoder,
 }
+_REFINER = "conditioner.embedders.0.model.ln_final.weight"  # its first text encoder is what the base has as its second
 _MARKS = {  # in the names that a checkpoint of the SD family has for each network
     "unet": ("input_blocks.", "down_blocks."),
     "vae": ("first_stage_model.", "decoder.mid"),
@@ -70,10 +72,9 @@ def open_backend(
         return _of_file(place, Path(base_config) if base_config else None, cached, precision, device)
     if not is_folder(place):
         raise LoomError("base.missing", field="base", place=place)
-    name = pipeline_name(place)
-    if name and name not in (*ONE_NETWORK, *TWO_STAGES) and not (place / "unet").is_dir():
-        pipelines = ", ".join([*ONE_NETWORK, *TWO_STAGES])
-        raise LoomError("base.kind", field="base", file=place.name, kind=name, allowed=pipelines)
+    name, allowed = plain_name(pipeline_name(place)), [*ONE_NETWORK, *TWO_STAGES]
+    if name and name not in allowed:
+        raise refusal(name, place.name, allowed)
     require_unscaled(place.name, stored_names(place))
     with blamed("base.unreadable", "base", memory="base.no_memory", file=place.name):
         if name in TWO_STAGES:
@@ -92,9 +93,11 @@ def _of_file(
         names = set(opened.keys())
         require_unscaled(file.name, names)
         require_discrete_file(file, names)
+        if _REFINER in names:
+            raise LoomError("base.refiner", field="base", file=file.name)
         require_plain_file(names, lambda name: opened.get_slice(name).get_shape())
     folder = folder or _cached_layout(file, cached)
-    name, allowed = pipeline_name(folder), list(ONE_NETWORK)
+    name, allowed = plain_name(pipeline_name(folder)), list(ONE_NETWORK)
     if not name:
         raise LoomError("base_config.no_pipeline", field="base_config", folder=folder, allowed=allowed)
     if name not in ONE_NETWORK:

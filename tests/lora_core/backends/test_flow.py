@@ -173,7 +173,7 @@ def test_what_cannot_be_opened_is_said(tmp_path, folders):
     (tmp_path / "model_index.json").write_text('{"_class_name": "PixArtAlphaPipeline"}')
     with pytest.raises(
         LoomError,
-        match="is of the kind PixArtAlphaPipeline, which cannot be trained without ComfyUI; allowed are StableDiffusionPipeline",
+        match="is of the kind PixArtAlphaPipeline, which is trained in ComfyUI alone; train it there, or give one of the kinds StableDiffusionPipeline",
     ):
         open_backend(str(tmp_path))
     broken = tmp_path / "broken"
