@@ -19,7 +19,7 @@ from ..data.lengths import TextLength
 from ..messages.errors import LoomError
 from ..messages.message import Message
 from ..objectives import DiscreteLevels, Objective, discrete_sigmas, rescale_zero_terminal_snr
-from .base import SampleJob, weights_checksum
+from .base import SampleJob, Samplers, weights_checksum
 from .base_model import BaseModel, predicts, require_plain_network
 from .clip_text import ClipText, Text, vocabulary
 from .headless import nearest_timestep
@@ -40,12 +40,23 @@ _CLASSES = {  # what a folder of Stable Diffusion has, by the class that each pa
     "text_encoder": ("CLIPTextModel", "CLIPTextModelWithProjection"),
     "text_encoder_2": ("CLIPTextModelWithProjection",),
 }
-DPM_SOLVER = "dpmpp_2m"  # DPM-Solver++ of second order, by the name it has in samplers' lists
 
 
 def euler(x: torch.Tensor, denoised: torch.Tensor, sigma: float, lower: float) -> torch.Tensor:
     """One step of Euler's method from `sigma` to `lower`."""
     return x + (x - denoised) / sigma * (lower - sigma)
+
+
+class Ancestral:
+    """Euler's method to a lower level than asked for, and fresh noise up to it: ancestral sampling (Song et al. 2021, arXiv 2011.13456, appendix F)."""
+
+    def __init__(self, rng: torch.Generator) -> None:
+        self._rng = rng
+
+    def __call__(self, x: torch.Tensor, denoised: torch.Tensor, sigma: float, lower: float) -> torch.Tensor:
+        up = min(lower, lower * math.sqrt(sigma**2 - lower**2) / sigma)
+        x = euler(x, denoised, sigma, math.sqrt(lower**2 - up**2))
+        return x + up * torch.randn(x.shape, generator=self._rng).to(x)
 
 
 class Multistep:
@@ -63,6 +74,17 @@ class Multistep:
             target = denoised + (denoised - earlier) * length / (2 * earlier_length)
         self._before = denoised, length
         return lower / sigma * x - math.expm1(-length) * target
+
+
+Solver = Callable[[torch.Tensor, torch.Tensor, float, float], torch.Tensor]  # (x, denoised, sigma, lower) -> x at lower
+_SOLVERS: Mapping[str, Callable[[torch.Generator], Solver]] = {
+    "euler": lambda rng: euler,
+    "ddim": lambda rng: (
+        euler
+    ),  # in x = x0 + sigma * noise the same steps, as Song et al. 2020 (arXiv 2010.02502) show in equation 14
+    "euler_ancestral": Ancestral,
+    "dpmpp_2m": lambda rng: Multistep(),  # DPM-Solver++ of second order
+}
 
 
 class DiffusersBackend(Sharded):
@@ -230,22 +252,23 @@ class DiffusersBackend(Sharded):
         row = torch.cat([torch.zeros(width // 2), torch.ones(width - width // 2)])
         return row.to(self.device, self.dtype).repeat(count, 1)
 
+    def samplers(self) -> Samplers:
+        return Samplers(tuple(_SOLVERS), ("simple",))
+
     @torch.no_grad()
     def sample(self, job: SampleJob) -> list[Image.Image]:
-        """Euler, or DPM-Solver++(2M) for the sampler `dpmpp_2m`, with classifier-free guidance on the same sigmas and noise as the host's `simple`,
-
-        so pictures agree.
-        """
+        """With classifier-free guidance on the same sigmas and noise as the host's `simple`, so pictures agree."""
         config, step = job.config, self.latent_step_px
         shape = (1, self.unet.config.in_channels, job.height_px // step, job.width_px // step)
         table = self._table
         picks = [len(table) - 1 - int(n * len(table) / config.steps) for n in range(config.steps)]
         sigmas = [*(float(table[i]) for i in picks), 0.0]
-        noise = torch.randn(shape, generator=job.rng())
+        rng = job.rng()
+        noise = torch.randn(shape, generator=rng)
         x = (noise * (1 + sigmas[0] ** 2) ** 0.5).to(self.device)
         text, size = self.encoded([job.prompt, config.negative]), (job.width_px, job.height_px)
         fits = [Fit(size, size, (0, 0), size)] * 2
-        solver = Multistep() if config.sampler == DPM_SOLVER else euler
+        solver = _SOLVERS[config.sampler](rng)
         for sigma, lower in zip(sigmas, sigmas[1:], strict=False):
             out = self._network(x.repeat(2, 1, 1, 1), torch.full((2,), sigma), text, fits)
             denoised = _denoised(self._prediction, x, out, sigma)

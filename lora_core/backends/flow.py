@@ -22,7 +22,7 @@ from ..data.lengths import TextLength
 from ..messages.blame import blamed
 from ..messages.message import Message
 from ..objectives import FlowLevels, Objective
-from .base import TRAINING_GUIDANCE, SampleJob, weights_checksum
+from .base import TRAINING_GUIDANCE, SampleJob, Samplers, weights_checksum
 from .base_model import BaseModel, Strength, Witness, predicts, require_plain_network
 from .clip_text import Text, length_of, vocabulary
 from .layout import LOCAL, pipeline_name, require_parts, stored_dtype
@@ -44,6 +44,7 @@ class FlowFamily:
     ask: Callable[[FlowBackend, torch.Tensor, torch.Tensor, Text], torch.Tensor]
     drawing: Callable[[Text, Text, float], dict[str, Any]]
     reader: tuple[str, int]  # the tokenizer of the encoder the network reads, and how many tokens of it
+    reads_negative: bool = True  # samples are drawn with classifier-free guidance
     takes_frames: bool = False  # the VAE reads a picture as a video of one frame, (B, C, 1, H, W)
 
 
@@ -202,6 +203,10 @@ class FlowBackend(Sharded):
             return None
         return torch.full((count,), TRAINING_GUIDANCE, device=self.device)
 
+    def samplers(self) -> Samplers:
+        guided = self.row.reads_negative or self._embeds_guidance
+        return Samplers(("euler",), ("simple",), negative=self.row.reads_negative, guided=guided)
+
     @torch.no_grad()
     def sample(self, job: SampleJob) -> list[Image.Image]:
         config = job.config
@@ -340,7 +345,13 @@ FLOW_FAMILIES = {
         "sd3", "SD3Transformer2DModel", _sd3_text, _sd3, _sd3_drawing, ("tokenizer_3", 256)
     ),
     "FluxPipeline": FlowFamily(
-        "flux1", "FluxTransformer2DModel", _flux_text, _flux, _flux_drawing, ("tokenizer_2", 512)
+        "flux1",
+        "FluxTransformer2DModel",
+        _flux_text,
+        _flux,
+        _flux_drawing,
+        ("tokenizer_2", 512),
+        reads_negative=False,
     ),
     "ZImagePipeline": FlowFamily(
         "z-image", "ZImageTransformer2DModel", _z_image_text, _z_image, _z_image_drawing, ("tokenizer", 512)

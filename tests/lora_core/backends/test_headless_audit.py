@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import inspect
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -15,13 +14,11 @@ from typing import Any
 
 import pytest
 import tiny_flow
-import tiny_stages
 import tiny_unet
 import torch
 from lora_loom.lora_core.backends.base import SampleJob
-from lora_loom.lora_core.backends.effnet import EfficientNet
 from lora_loom.lora_core.backends.flow import pixels as unpatched
-from lora_loom.lora_core.backends.opening import ONE_NETWORK, TWO_STAGES, open_backend
+from lora_loom.lora_core.backends.opening import ONE_NETWORK, TWO_STAGES
 from lora_loom.lora_core.config import ObjectiveConfig, SampleConfig
 from lora_loom.lora_core.data.batches import Batch
 from lora_loom.lora_core.data.buckets import Fit
@@ -352,31 +349,6 @@ def short(value: Any) -> str:
     if torch.is_tensor(value):
         return f"{tuple(value.shape)} {value.dtype} {value.flatten()[:3].tolist()}"
     return repr(value)[:80]
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    """`models(kind)` -> (folder, its backend)."""
-    place, effnet = tmp_path_factory.mktemp("audit"), tiny_stages.TinyEncoder()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(EfficientNet, "read", staticmethod(lambda folder, field="base": effnet))
-
-        @functools.cache
-        def stages(name):
-            return getattr(tiny_stages, name)(place)
-
-        @functools.cache
-        def made(kind):
-            if kind in tiny_unet.MAKERS:
-                folder, other = tiny_unet.saved(kind, place), ""
-            elif kind.split()[-1] in ("prior", "decoder"):
-                first, second = stages(kind.split()[0])
-                folder, other = (first, second) if kind.endswith("prior") else (second, first)
-            else:
-                folder, other = tiny_flow.saved(kind, place), ""
-            return folder, open_backend(str(folder), str(other), device="cpu")
-
-        yield made
 
 
 @pytest.fixture(scope="module")
