@@ -15,8 +15,8 @@ from ...lora_core.config import TrainConfig
 LOCALES = Path(__file__).resolve().parents[2] / "locales"
 # What the tab asks in its first rows, what belongs to other programs, and sets beyond the first one.
 ELSEWHERE = {
-    "name", "base", "base_config", "companion", "data.folder", "data.trigger", "steps", "checkpointing", "samples.prompt", "precision", "storage", "offload",
-    "compile", "trackers", "data.split", "data.image_column", "adapter.start_from", "auto_fit",
+    "name", "base", "base_config", "base_vae", "companion", "data.folder", "data.trigger", "steps", "checkpointing", "samples.prompt", "precision",
+    "storage", "offload", "compile", "trackers", "data.split", "data.image_column", "adapter.start_from", "auto_fit",
 }  # fmt: skip
 FIRST = "training"  # the section of settings that belong to no part
 
