@@ -154,7 +154,7 @@ def test_nothing_of_a_run_is_among_the_files_the_host_serves(server):
 
 def test_neighbours_with_our_folders_names_are_left_alone(server):
     found = server.inside("whose_modules")
-    assert found["package"] == "lora_loom.nodes.webui.jobs"
+    assert found["package"] == "lora_loom.nodes.webui.page"
     assert not any(str(ROOT) in str(found[name]) for name in ("nodes", "convert", "lora_core"))
 
 
@@ -164,9 +164,9 @@ def test_the_routes_stand_in_the_hosts_description_of_its_api(server):
 
 
 def test_a_lora_is_inspected_and_converted_beside_the_others(server):
-    report = server.post(f"{ROUTE}/inspect", {"file": "listed"})["report"]
+    report = server.post(f"{ROUTE}/inspect", {"files": ["listed"]})["report"]
     assert "listed.safetensors" in report
-    written = server.post(f"{ROUTE}/convert", {"file": "listed", "to": "diffusers"})["report"]
+    written = server.post(f"{ROUTE}/convert", {"files": ["listed"], "to": "diffusers"})["report"]
     assert written.splitlines()[0] == "listed_diffusers.safetensors"
 
 

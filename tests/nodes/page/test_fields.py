@@ -4,7 +4,7 @@ import dataclasses
 import typing
 
 from lora_loom.lora_core.config import TrainConfig, parse
-from lora_loom.nodes.webui import fields
+from lora_loom.nodes.page import fields
 
 
 def paths(section, prefix=""):
