@@ -223,9 +223,9 @@ class PanelListener(Listener):
         self._panel.changed(probes=[*self._panel.probes, row][-MAX_MARKS:])
 
     def on_sample(self, step: int, images: list[Image.Image], path: Path) -> None:
-        shown = 0 if path.stem == "before" else step
-        others = [s for s in self._panel.samples if s[0] != shown]
-        self._panel.changed(samples=sorted([*others, [shown, int(time.time())]])[-MAX_MARKS:])
+        position = 0 if path.stem == "before" else step
+        others = [s for s in self._panel.samples if s[0] != position]
+        self._panel.changed(samples=sorted([*others, [position, int(time.time())]])[-MAX_MARKS:])
 
     def on_save(self, step: int, path: Path) -> None:
         self._panel.changed(saves=[*(s for s in self._panel.saves if s != step), step][-MAX_MARKS:])
@@ -264,13 +264,13 @@ class Panels:
 
     def find(self, node: str, workflow: str) -> Panel | None:
         """What a node of a workflow showed last: from memory, else from the newest of its run folders. An unnamed workflow fits every one."""
-        known = [
+        panels = [
             p
             for p in self._panels.values()
             if p.node == node and (not workflow or not p.workflow or p.workflow == workflow)
         ]
-        if known:
-            return known[-1]
+        if panels:
+            return panels[-1]
         for folder in self._runs_newest_first():
             then = _on_disk(folder)
             if then.get("node") == node and (not workflow or then.get("workflow") == workflow):
