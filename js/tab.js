@@ -7,7 +7,7 @@ import { mountEditor, mountPanel, mountRuns } from "./mount.js";
 import { pageHost } from "./page_host.js";
 
 /** @typedef {import("./page_host.js").PageHost} PageHost */
-/** @typedef {{ querySelector: (selector: string) => ?Element }} Place the page; some gradios keep it in a shadow tree */
+/** @typedef {{ querySelector: (selector: string) => ?Element }} Place the page, in some gradios a shadow tree */
 
 const SERVER = "/lora-loom/v1", LOOK_MS = 250, SOON_MS = 500, EDITOR_HEIGHT = "min(70vh, 720px)";
 const STARTS = ["start", "find_rate", "measure", "sweep", "zip"]; // buttons after which something new is to be seen

@@ -108,12 +108,15 @@ def changed(values: Mapping[str, Any]) -> dict[str, Any]:
 def translated(language: str) -> Mapping[str, str]:
     """English sentence or label -> the same in `language`, of all that nodes and the page say of settings; empty where there is none."""
     try:
-        tables = [
-            json.loads((LOCALES / lang / "nodeDefs.json").read_text(encoding="utf-8")) for lang in ("en", language)
-        ]
+        english, other = (_read(lang, "nodeDefs") for lang in ("en", language))
+        beside: dict[str, str] = _read(language, "page")  # what no node shows
     except (OSError, ValueError):
         return {}
-    return dict(_pairs(*tables))
+    return {**dict(_pairs(english, other)), **beside}
+
+
+def _read(language: str, name: str) -> Any:
+    return json.loads((LOCALES / language / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def _pairs(one: Any, other: Any) -> Iterator[tuple[str, str]]:

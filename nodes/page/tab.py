@@ -164,8 +164,13 @@ class Tab:
     def _input(self, field: Field) -> Any:
         """The setting with its name, its sentence and its bounds; they are checked again when a run starts."""
         words = self.words.of_settings
-        texts = {"label": words(field.label), "info": words(field.help), "elem_id": _element(field.path)}
+        texts = {"label": self._name_of(field), "info": words(field.help), "elem_id": _element(field.path)}
         return _component(field.kind, field.default, field.choices, texts)
+
+    def _name_of(self, field: Field) -> str:
+        """What the setting is called: as on the nodes, in this page's language."""
+        words, leaf = self.words.of_settings, field.path.rpartition(".")[2]
+        return words(field.label) if words(leaf) == leaf else words(leaf)
 
     def _tries(self) -> None:
         """What is tried before a run, and several runs at once: each is a job of its own, shown where runs are."""

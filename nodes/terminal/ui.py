@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from ..jobs.publishing import Shelf
     from ..ui.alone import TOY, AloneHost, bases_below
-    from ..ui.server import bound, serve
+    from ..ui.serving import bound, serve
     from ..ui.space import write_space
     from .running import use_threads
 

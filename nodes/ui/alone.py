@@ -88,5 +88,5 @@ class AloneHost:
         return self._loaded[1]
 
     def guards(self) -> Sequence[Any]:
-        """The whole server stands behind its password, see server.py."""
+        """The whole server stands behind its password, see serving.py."""
         return ()
