@@ -36,6 +36,19 @@ import { language, said, t } from "./words.js";
  */
 
 /**
+ * What a run has made: files and how to call them; or what a try has found: lines, a picture, settings to take over.
+ * @typedef {object} Result
+ * @property {string[]} [files]
+ * @property {string} [trigger]
+ * @property {string} [lora]
+ * @property {string} [comfyui]
+ * @property {string} [a1111]
+ * @property {Message[]} [lines]
+ * @property {string} [picture] what the server's route `picture` calls it
+ * @property {Record<string, unknown>} [settings] by config path
+ */
+
+/**
  * What else the server knows of a run.
  * @typedef {object} PanelDetails
  * @property {?Message} error
@@ -44,7 +57,7 @@ import { language, said, t } from "./words.js";
  * @property {number[]} saves
  * @property {SampleMark[]} samples
  * @property {Message[]} messages
- * @property {{ files?: string[], trigger?: string, lora?: string, comfyui?: string, a1111?: string }} result
+ * @property {Result} result
  * @property {boolean} can_continue
  */
 
