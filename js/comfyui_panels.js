@@ -2,6 +2,7 @@
 // The panels in ComfyUI's train nodes.
 import { addElement, app, api, host, nodesAreElements, rootGraph } from "./comfyui.js";
 import { findField, mark, unmark } from "./fields.js";
+import { watchPlans } from "./comfyui_plans.js";
 import { allNodes, continuedInputs, executionIds, nodeById } from "./graph.js";
 import { TrainPanel, watchPanels } from "./train_panel.js";
 
@@ -51,6 +52,7 @@ function* panels() {
  * @returns {ComfyExtension}
  */
 export function panelExtension(settings) {
+  watchPlans();
   const { refreshAll } = watchPanels(host, panels, (id) => nodeById(rootGraph(), id)?.loomPanel);
   return {
     name: "lora_loom.panel",

@@ -13,8 +13,10 @@ interface ComfyWidget {
   value: unknown;
   label?: string;
   advanced?: boolean;
-  options?: { advanced?: boolean };
+  options?: { advanced?: boolean; serialize?: boolean };
   serialize?: boolean;
+  hidden?: boolean;
+  loomLabel?: string; // as it was before it said what "auto" means
   y?: number;
   last_y?: number;
   computedHeight?: number;
@@ -41,6 +43,7 @@ interface ComfyNode {
   title?: string;
   graph?: ComfyGraph | null;
   subgraph?: ComfyGraph;
+  mode?: number;
   size: [number, number];
   pos: [number, number];
   flags?: { collapsed?: boolean };
@@ -60,6 +63,11 @@ interface ComfyNode {
   loomPanel?: import("./train_panel.js").TrainPanel;
   loomEditor?: import("./dataset_editor.js").Editor;
   loomReport?: HTMLElement;
+  loomFold?: import("./comfyui_fold.js").Fold;
+  loomUnfold?(): void;
+  properties?: Record<string, unknown>;
+  onConfigure?(this: ComfyNode, ...values: unknown[]): void;
+  addWidget(kind: "button", name: string, value: null, callback: () => void): ComfyWidget;
   loomMarked?: string | null;
   loomMarks?: boolean;
 }

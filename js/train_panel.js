@@ -5,6 +5,7 @@ import { RequestError, route } from "./api.js";
 import { COLOURS, Chart } from "./chart.js";
 import { make, style } from "./dom.js";
 import { clock, memory } from "./figures.js";
+import { PlanView } from "./plan.js";
 import { continued, lastStep } from "./series.js";
 import { language, said, t } from "./words.js";
 
@@ -72,14 +73,14 @@ const IDLE_CHECKS = 4; // where a panel polls and nothing runs, it asks at every
 const ASKED_MS = 4000, LONG_TOAST_MS = 15000;
 const STRIP = 60; // small samples
 const SMALL_PX = 128, LARGE_PX = 1024; // sides of a sample
-const IDLE_HEIGHT = 34, EMPTY_HEIGHT = 130, HEIGHT = 470; // px
+const IDLE_HEIGHT = 34, PLAN_HEIGHT = 190, FOLDED_HEIGHT = 20, EMPTY_HEIGHT = 130, HEIGHT = 470; // px
 
 const STYLE = `
 .loom-panel { gap: 5px; width: 100%; padding: 6px; overflow: hidden; line-height: 1.35; }
 .loom-panel > * { flex: none; }
-.loom-panel.idle > :not(.head) { display: none; }
+.loom-panel.idle > :not(.head):not(.loom-plan) { display: none; }
 .loom-panel.empty > .chart, .loom-panel.empty > .legend { display: none; }
-.loom-panel [hidden] { display: none !important; }
+.loom-panel [hidden], .loom-plan.during { display: none !important; }
 .loom-panel .head { display: flex; flex-wrap: wrap; gap: 3px 8px; align-items: center; }
 .loom-panel .status { padding: 1px 8px; border-radius: 9px; background: rgba(127, 127, 127, .25); font-weight: 600; }
 .loom-panel .status.training { background: #2563b8; color: #fff; }
@@ -225,10 +226,11 @@ export class TrainPanel {
     this.pictures = make("div", { className: "pictures", hidden: true }, this.newest, this.before, this.strip);
     this.pictures.style.height = `${settings.sampleHeight()}px`;
     this.messages = make("div", { className: "messages" });
+    this.plan = new PlanView();
     const head = make("div", { className: "head" }, this.status, this.line);
     this.root = make("div", { className: "loom loom-panel idle", lang: language }, head,
-      make("div", { className: "bar" }, this.progress), this.controls, this.error, this.chart.root, this.legend,
-      this.pictures, this.messages);
+      this.plan.root, make("div", { className: "bar" }, this.progress), this.controls, this.error, this.chart.root,
+      this.legend, this.pictures, this.messages);
     this.offered = BUTTONS;
     this.suit(seat.kind);
     this.keepPointer();
@@ -278,6 +280,11 @@ export class TrainPanel {
     return this.state !== null && ACTIVE.includes(this.state.status);
   }
 
+  /** Takes what the next run will do; null where that shows only when the graph runs. */
+  setPlan(/** @type {?import("./plan.js").Plan} */ plan) {
+    if (this.plan.set(plan)) this.grow();
+  }
+
   /** Whether a run is going on that nothing was heard of for long. */
   silent() {
     return this.active() && performance.now() - this.heard > SILENCE_MS;
@@ -285,9 +292,11 @@ export class TrainPanel {
 
   /** The height the panel needs, in px. */
   minHeight() {
-    if (!this.state) return IDLE_HEIGHT;
-    if (this.root.classList.contains("empty")) return EMPTY_HEIGHT;
-    return HEIGHT + this.settings.extraHeight();
+    const planned = !this.plan.root.hidden;
+    if (!this.state) return planned ? IDLE_HEIGHT + PLAN_HEIGHT : IDLE_HEIGHT;
+    const folded = planned ? FOLDED_HEIGHT : 0;
+    if (this.root.classList.contains("empty")) return EMPTY_HEIGHT + folded;
+    return HEIGHT + folded + this.settings.extraHeight();
   }
 
   last() {
@@ -401,6 +410,8 @@ export class TrainPanel {
       this.root.classList.remove("idle");
       this.grow();
     }
+    this.plan.first(false);
+    this.plan.root.classList.toggle("during", this.active());
     this.colour();
     this.suit(state.kind || this.seat.kind);
     this.showHead(state);

@@ -75,6 +75,9 @@ EMBED = Option("embed", str, (), "option.embed", "option.embed_about", many=True
 DROP_UNKNOWN = Option("drop_unknown", bool, False, "option.drop_unknown", "option.drop_unknown_about")
 KEEP_ALPHAS = Option("keep_alphas", bool, False, "option.keep_alphas", "option.keep_alphas_about")
 NO_TEXTS = Option("no_text_encoders", bool, False, "option.no_text_encoders", "option.no_text_encoders_about")
+NORMS_BIASES = Option(
+    "norms_biases", str, "auto", "option.norms_biases", "option.norms_biases_about", ("auto", "keep", "leave")
+)
 
 ONE = Files("files", "tool.file", "tool.file_about", many=True)
 SEVERAL = Files("files", "tool.files", "tool.files_about", many=True, weighted=True)
@@ -96,7 +99,13 @@ TOOLS = {
         ),
         Tool("merge", "tool.merge", "tool.merge_about", (SEVERAL,), (SUM_RANK, TO, *WRITING, FAMILY)),
         Tool("resize", "tool.resize", "tool.resize_about", (ONE,), (*SIZES, TO, *WRITING, FAMILY), each=True),
-        Tool("extract", "tool.extract", "tool.extract_about", (BASE, TUNED), (*SIZES, NO_TEXTS, TO, *WRITING)),
+        Tool(
+            "extract",
+            "tool.extract",
+            "tool.extract_about",
+            (BASE, TUNED),
+            (*SIZES, NO_TEXTS, NORMS_BIASES, TO, *WRITING),
+        ),
         Tool("bake", "tool.bake", "tool.bake_about", (CHECKPOINT, SEVERAL)),
     )
 }

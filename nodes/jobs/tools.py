@@ -70,8 +70,8 @@ def resize(files: Sequence[Weighted], place: Place, told: Told, progress: Progre
 def extract(files: Sequence[Weighted], place: Place, told: Told, progress: Progress) -> list[Written]:
     """A LoRA for the difference of two checkpoints, the base and the tuned one."""
     (base, _), (tuned, _) = files
-    texts = not told["no_text_encoders"]
-    return [jobs.extract_file((base, tuned), place(LORA), options_of(told), _size(told), texts, progress)]
+    taken = jobs.Taken(not told["no_text_encoders"], told["norms_biases"])
+    return [jobs.extract_file((base, tuned), place(LORA), options_of(told), _size(told), taken, progress)]
 
 
 def bake(files: Sequence[Weighted], place: Place, told: Told, progress: Progress) -> list[Written]:

@@ -32,7 +32,7 @@ COMMANDS = {
 
 FLAGS = {  # setting -> the option it is given by
     "approximate": "--approximate", "blocks": "--block", "conv_rank": "--conv-rank", "drop_unknown": "--drop-unknown", "energy": "--energy",
-    "family": "--family", "rank": "--rank", "scale": "--scale", "target": "--to",
+    "family": "--family", "norms_biases": "--norms-biases", "rank": "--rank", "scale": "--scale", "target": "--to",
 }  # fmt: skip
 
 
