@@ -27,6 +27,7 @@ const STYLE = `
 #lora_loom_panel .loom-panel { padding: 8px 0; font-size: 13px; }
 #lora_loom_panel .loom-panel .pictures { height: 220px; }
 #lora_loom_panel .loom-panel .chart { min-height: 220px; }
+#lora_loom_panel .loom-panel .messages { font-size: 12px; max-height: 110px; }
 #lora_loom_panel .loom-panel.idle { min-height: 0 !important; }
 #lora_loom_editor .loom-editor { border: 1px solid rgba(127, 127, 127, .3); border-radius: 8px; }
 `;

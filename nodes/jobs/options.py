@@ -75,9 +75,9 @@ EMBED = Option("embed", str, (), "option.embed", "option.embed_about", many=True
 DROP_UNKNOWN = Option("drop_unknown", bool, False, "option.drop_unknown", "option.drop_unknown_about")
 KEEP_ALPHAS = Option("keep_alphas", bool, False, "option.keep_alphas", "option.keep_alphas_about")
 NO_TEXTS = Option("no_text_encoders", bool, False, "option.no_text_encoders", "option.no_text_encoders_about")
-
-BESIDE = ("auto", "keep", "leave")  # as convert.files.jobs names them, which takes torch along
-NORMS_BIASES = Option("norms_biases", str, BESIDE[0], "option.norms_biases", "option.norms_biases_about", BESIDE)
+NORMS_BIASES = Option(
+    "norms_biases", str, "auto", "option.norms_biases", "option.norms_biases_about", ("auto", "keep", "leave")
+)
 
 ONE = Files("files", "tool.file", "tool.file_about", many=True)
 SEVERAL = Files("files", "tool.files", "tool.files_about", many=True, weighted=True)

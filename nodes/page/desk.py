@@ -137,6 +137,14 @@ class Desk:
         with self._lock:
             self._waiting.clear()
 
+    def shown_sets(self, settings: Mapping[str, Any]) -> PictureSets:
+        """The pictures that settings name, for a page that shows them. Raises LoomError where its readers must not see them."""
+        sets = picture_sets(settings, self.runs_root())
+        hidden = next((data.folder for data in sets.sets if not self.host.may_edit(Path(data.folder))), None)
+        if hidden is not None:
+            raise LoomError("page.folder_elsewhere", field="data.folder", folder=repr(hidden))
+        return sets
+
     def finish(self) -> None:
         """Nothing waits any more; the job that goes on ends after its step, with its work kept. Returns when it has."""
         self.clear()

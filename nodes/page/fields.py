@@ -20,9 +20,8 @@ ELSEWHERE = {
 BASE = "base"  # the section of how a base model is opened, where the page asks for one
 OF_BASE = ("base_config", "base_vae", "companion", "precision", "storage", "offload", "compile")
 FIRST = "training"  # the section of settings that belong to no part
-LEFT_OPEN: dict[
-    str, tuple[int | float | str, str]
-] = {  # what preset and model fill in: its value then, and the sentence that says so
+# What preset and model fill in: its value then, and the sentence that says so.
+LEFT_OPEN: dict[str, tuple[int | float | str, str]] = {
     "adapter.rank": (0, "Size of the LoRA; 0 takes the preset's."),
     "optimizer.lr": (0.0, "Learning rate; 0 takes the preset's."),
     "data.resolution": (0, "Training resolution in px; 0 takes what the model was made for."),

@@ -52,7 +52,7 @@ class Host(Protocol):
         """Reads its folders of LoRAs and embeddings again; called while a model is lent or nothing goes on."""
 
     def may_edit(self, folder: Path) -> bool:
-        """Whether captions may be written in a folder that a reader of the page has named."""
+        """Whether a reader of the page may look at the pictures of a folder they have named, and write captions there."""
 
     def lent(self, task: str, settings: Mapping[str, Any], control: Control) -> AbstractContextManager[Loan]:
         """Its model for a job with these settings (by config path), as soon as nothing else uses it. Raises LoomError where there is none."""

@@ -22,7 +22,7 @@ from ..jobs.exports import told_of
 from ..jobs.options import TOOLS, Tool
 from ..jobs.requests import SMALL_BODY, Refused, object_in, refusal, require_own_page
 from .bench import Outcome, worked
-from .desk import NODE, Desk, Order, picture_sets
+from .desk import NODE, Desk, Order
 from .pictures import stored
 
 log = logging.getLogger(__name__)
@@ -241,7 +241,7 @@ class Routes:
         return {"session": await run_in_threadpool(self._opened, folder)}
 
     def _opened(self, folder: str) -> str:
-        sets = picture_sets({"data.folder": folder}, self._desk.runs_root())
+        sets = self._desk.shown_sets({"data.folder": folder})
         sets.opened()  # which says what is wrong with the folder
         return self._desk.editors.open(sets.sets)
 

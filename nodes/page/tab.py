@@ -259,7 +259,7 @@ class Tab:
         default = DataConfig()
         size = int(order.settings.get("data.resolution", 0)) or default.resolution
         step = int(order.settings.get("data.bucket_step_px", default.bucket_step_px))
-        sets = picture_sets(order.settings, self.desk.runs_root()).changed(resolution=size, bucket_step_px=step)
+        sets = self.desk.shown_sets(order.settings).changed(resolution=size, bucket_step_px=step)
         report = look(sets.opened(), None, lambda done, of: None)
         return self.words.report(report.messages(), sheet(report))
 

@@ -25,13 +25,7 @@ from .turns import Courtesy, turn
 
 BASIC = HTTPBasic(auto_error=False)
 GIVEN = Depends(BASIC)
-SHARED = (
-    "listen",
-    "share",
-    "ngrok",
-    "server_name",
-    "hide_ui_dir_config",
-)  # options with which strangers may see the page
+SHARED = ("listen", "share", "ngrok", "server_name", "hide_ui_dir_config")  # with these others see the page
 
 
 class WebuiHost:
@@ -65,11 +59,13 @@ class WebuiHost:
         refresh_lists()
 
     def may_edit(self, folder: Path) -> bool:
-        """Dropped pictures; other folders only where nobody else sees the page."""
+        """Dropped pictures; other folders where no stranger sees the page."""
         from modules import shared
 
-        own = folder.resolve().is_relative_to(pictures_root(data_root()).resolve())
-        return own or not any(getattr(shared.cmd_opts, name, None) for name in SHARED)
+        options = shared.cmd_opts
+        open_to_others = any(getattr(options, name, None) for name in SHARED)
+        dropped = folder.resolve().is_relative_to(pictures_root(data_root()).resolve())
+        return dropped or not open_to_others or bool(options.gradio_auth or options.gradio_auth_path)
 
     @contextlib.contextmanager
     def lent(self, task: str, settings: Mapping[str, Any], control: Control) -> Iterator[Loan]:

@@ -151,3 +151,10 @@ def test_models_of_a_folder_are_files_and_folders_in_diffusers_layout_but_not_th
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"")
     assert bases_below(tmp_path) == [str(tmp_path / name) for name in ("model", "a.safetensors", "b/c.safetensors")]
+
+
+def test_pictures_that_readers_must_not_see_are_neither_opened_nor_checked(desk, monkeypatch):
+    monkeypatch.setattr(desk.host, "may_edit", lambda folder: False)
+    with pytest.raises(LoomError) as error:
+        desk.shown_sets(QUICK)
+    assert (error.value.message.code, error.value.message.field) == ("page.folder_elsewhere", "data.folder")
