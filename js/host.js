@@ -15,6 +15,7 @@
  * @property {"comfyui" | "page"} program what the page belongs to; some texts differ
  * @property {(path: string) => Promise<any>} fetchJson what the server answers; raises RequestError
  * @property {(path: string, body: object) => Promise<any>} postJson as fetchJson, for what changes something
+ * @property {(path: string, body: Blob, signal?: AbortSignal) => Promise<any>} postBytes as postJson, for bytes
  * @property {(path: string) => string} imageUrl the address of a picture of the server
  * @property {(event: HostEvent, listener: (detail: any) => void) => () => void} onEvent what it returns ends that
  * @property {(event: HostEvent, detail?: unknown) => void} [tell] hands an event on, where the server sends none itself

@@ -13,7 +13,7 @@ interface ComfyWidget {
   value: unknown;
   label?: string;
   advanced?: boolean;
-  options?: { advanced?: boolean };
+  options?: { advanced?: boolean; values?: string[] };
   serialize?: boolean;
   y?: number;
   last_y?: number;
@@ -52,6 +52,10 @@ interface ComfyNode {
   computeSize(): [number, number];
   setSize(size: [number, number]): void;
   setDirtyCanvas?(foreground: boolean, background: boolean): void;
+  connect?(slot: number, target: ComfyNode, input: string): unknown;
+  addWidget?(type: string, name: string, value: unknown, work: () => void, options: object): ComfyWidget;
+  onDragOver?(event: DragEvent): boolean;
+  onDragDrop?(event: DragEvent): unknown;
   addDOMWidget(name: string, type: string, element: HTMLElement, options: object): ComfyWidget;
   onExecuted?(this: ComfyNode, output: ComfyOutput | undefined, ...others: unknown[]): void;
   onRemoved?(this: ComfyNode): void;
@@ -69,6 +73,9 @@ interface ComfyGraph {
   nodes?: ComfyNode[];
   _nodes?: ComfyNode[];
   getNodeById(id: number): ComfyNode | null | undefined;
+  getNodeOnPos?(x: number, y: number): ComfyNode | null | undefined;
+  add?(node: ComfyNode): unknown;
+  remove?(node: ComfyNode): void;
 }
 
 interface ComfyPrompt {
@@ -100,6 +107,10 @@ interface ComfyApp {
   canvas?: {
     canvas?: HTMLCanvasElement;
     graph?: ComfyGraph;
+    ds?: { scale: number; offset: [number, number] };
+    selected_nodes?: Record<string, ComfyNode>;
+    convertEventToCanvasOffset?(event: MouseEvent): [number, number];
+    selectNode?(node: ComfyNode): void;
     centerOnNode(node: ComfyNode): void;
     setDirty(foreground: boolean, background: boolean): void;
   };
@@ -111,6 +122,7 @@ interface ComfyApp {
   registerExtension(extension: ComfyExtension): void;
   graphToPrompt(): Promise<ComfyPrompt>;
   loadGraphData(workflow: object, clean: boolean, restoreView: boolean, name: string): Promise<void>;
+  queuePrompt?(number: number, count: number, nodes?: string[]): Promise<unknown>;
   reloadNodeDefs?(): Promise<void>;
   refreshComboInNodes?(): Promise<void>;
 }
@@ -125,5 +137,5 @@ interface ComfyApi {
 }
 
 interface Window {
-  LiteGraph?: { vueNodesMode?: boolean };
+  LiteGraph?: { vueNodesMode?: boolean; createNode?(kind: string): ComfyNode | null };
 }

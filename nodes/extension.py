@@ -15,6 +15,7 @@ from .host.web.live import add_routes
 from .host.web.message_routes import add_message_routes, telling
 from .host.web.panel_routes import add_panel_routes
 from .host.web.run_routes import add_run_routes
+from .host.web.upload_routes import add_upload_routes
 from .import_settings import ImportSettings
 from .jobs.exports import told_of
 from .run_checkpoints import RUN_NODES, SaveSettings, export_run
@@ -67,6 +68,7 @@ class LoraLoomExtension(ComfyExtension):
         add_run_routes(export_run, told_of)
         add_panel_routes()
         add_message_routes()
+        add_upload_routes()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return NODES
