@@ -2,6 +2,7 @@
 // Pictures dropped on ComfyUI's page: on a Load Training Folder, on the graph, pasted, or chosen with its button. They
 // end in a folder that such a node has chosen; on an empty graph the nodes of a training stand around it.
 import { app, host, rootGraph } from "./comfyui.js";
+import { choose, made } from "./comfyui_build.js";
 import { entriesOf, filesOf, hasFolder, isSet, loose } from "./dropped.js";
 import { allNodes, executionIds, widgetOf } from "./graph.js";
 import { askForPictures, sendShown } from "./upload_card.js";
@@ -11,7 +12,9 @@ const LOADER = "LoraLoomLoadFolder", TRAIN = "LoraLoomTrainLora", TOY = "LoraLoo
 const CHECKPOINT = "CheckpointLoaderSimple";
 const TRAINERS = [TRAIN, "LoraLoomTrainEmbedding"];
 const TOY_SET = "toy: ";
-const GAP = [60, 100], LOADER_SIZE = [400, 420], MARGIN = [70, 130]; // px; the page's own bars lie above
+const GAP = [60, 100], MARGIN = [70, 130]; // px; the page's own bars lie above
+/** @type {[number, number]} */
+const LOADER_SIZE = [400, 420]; // px
 const TEXT_FIELDS = "input, textarea, [contenteditable=true]";
 
 /** The graph that is open: the workflow's, or that of a subgraph in it. */
@@ -83,7 +86,7 @@ async function show(folder, node, place) {
   const graph = openGraph();
   if (!graph) return;
   const empty = ![...allNodes(graph)].length;
-  const loader = node?.graph ? node : waiting(graph) ?? made(graph, LOADER, place ?? [0, 0]);
+  const loader = node?.graph ? node : waiting(graph) ?? made(graph, LOADER, place ?? [0, 0], LOADER_SIZE);
   if (!loader) return;
   await host.refreshLists();
   choose(loader, "folder", folder);
@@ -100,35 +103,6 @@ function waiting(/** @type {ComfyGraph} */ graph) {
   const widget = loaders.length === 1 ? widgetOf(loaders[0], "folder") : undefined, value = String(widget?.value);
   const isThere = widget?.options?.values?.includes(value) && !value.startsWith(TOY_SET);
   return widget && !isThere ? loaders[0] : null;
-}
-
-/**
- * @param {ComfyGraph} graph
- * @param {string} kind
- * @param {[number, number]} place
- */
-function made(graph, kind, place) {
-  const node = window.LiteGraph?.createNode?.(kind);
-  if (!node || !graph.add) return null;
-  node.pos = place;
-  graph.add(node);
-  if (kind === LOADER) node.setSize([Math.max(node.size[0], LOADER_SIZE[0]), Math.max(node.size[1], LOADER_SIZE[1])]);
-  return node;
-}
-
-/**
- * Sets a widget as if it had been chosen by hand.
- * @param {ComfyNode} node
- * @param {string} name
- * @param {string} value
- */
-function choose(node, name, value) {
-  const widget = widgetOf(node, name);
-  if (!widget) return;
-  const values = widget.options?.values;
-  if (Array.isArray(values) && !values.includes(value)) values.push(value);
-  widget.value = value;
-  widget.callback?.(value);
 }
 
 /**

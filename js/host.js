@@ -41,6 +41,7 @@
  * @property {() => string[]} ids under which the server may know this place
  * @property {() => string} workflow the graph it belongs to; empty: none
  * @property {(element: HTMLElement, heightPx: number) => void} grow gives the panel the room it needs
+ * @property {() => number} [extraHeightPx] what the place has put into the panel itself, as the card of a result
  * @property {(error: import("./words.js").Message) => ?Field} mark marks the field an error is about
  * @property {(field: Field) => void} unmark
  * @property {(run: import("./train_panel.js").PanelState) => Promise<void>} goOn queues again what continues a run

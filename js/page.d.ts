@@ -48,6 +48,7 @@ interface ComfyNode {
   inputs?: ComfyInput[];
   showAdvanced?: boolean;
   getInputNode?(slot: number): ComfyNode | null;
+  getInputLink?(slot: number): { origin_slot: number } | null;
   getInputPos(slot: number): [number, number];
   computeSize(): [number, number];
   setSize(size: [number, number]): void;

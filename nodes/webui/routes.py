@@ -40,6 +40,7 @@ def add_routes(app: FastAPI) -> None:
         "panel": (_panel, "State of the run that goes on or went on last, with the chart's rows after a step."),
         "state": (_state, "What goes on: the panel, and the runs that wait."),
         "panel/sample": (_sample, "Sample pictures of a run after a step, as JPEG."),
+        "panel/samples": (_samples, "The steps a run was sampled at, and the prompts and seeds of its pictures."),
         "messages/{language}": (_messages, "The sentences of a language by code."),
         "runs": (_runs, "All runs of this folder, and what lies in the trash."),
         "runs/curve": (_curve, "The course of a run's loss."),
@@ -163,9 +164,16 @@ def _state(request: Request) -> dict[str, Any]:
 
 
 def _sample(request: Request) -> Response:
-    size = _number(request, "size", answers.SAMPLE_SIZES_PX[-1])
-    data = answers.sample_jpeg(runs_root(), _text(request, "run"), _number(request, "step"), size)
+    run, step = _text(request, "run"), _number(request, "step")
+    if "picture" in request.query_params:
+        data = answers.sample_cell_jpeg(runs_root(), run, step, _number(request, "picture"))
+    else:
+        data = answers.sample_jpeg(runs_root(), run, step, _number(request, "size", answers.SAMPLE_SIZES_PX[-1]))
     return Response(data, media_type="image/jpeg", headers=JPEG_HEADERS)
+
+
+def _samples(request: Request) -> dict[str, Any]:
+    return answers.samples_of(runs_root(), _text(request, "run"))
 
 
 def _messages(request: Request) -> Response:

@@ -6,7 +6,10 @@ import test from "node:test";
 
 const FOLDER = new URL("../../js/", import.meta.url);
 const DOOR = "lora_loom.js";
-const OF_COMFYUI = [DOOR, "comfyui.js", "comfyui_drop.js", "comfyui_nodes.js", "comfyui_panels.js"];
+const OF_COMFYUI = [
+  DOOR, "comfyui.js", "comfyui_build.js", "comfyui_drop.js", "comfyui_nodes.js", "comfyui_panels.js",
+  "comfyui_result.js",
+];
 const MOST_COLUMNS = 120;
 const files = fs.readdirSync(FOLDER).filter((name) => name.endsWith(".js")).sort();
 const sources = Object.fromEntries(files.map((name) => [name, fs.readFileSync(new URL(name, FOLDER), "utf8")]));
