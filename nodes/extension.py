@@ -18,6 +18,7 @@ from .host.web.message_routes import add_message_routes, telling
 from .host.web.panel_routes import add_panel_routes
 from .host.web.plan_routes import add_plan_routes
 from .host.web.run_routes import add_run_routes
+from .host.web.upload_routes import add_upload_routes
 from .import_settings import ImportSettings
 from .jobs.exports import told_of
 from .planning import planned
@@ -73,6 +74,7 @@ class LoraLoomExtension(ComfyExtension):
         add_panel_routes()
         add_message_routes()
         add_plan_routes(functools.partial(planned, settings_nodes=SETTINGS_BY_ID))
+        add_upload_routes()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return NODES
