@@ -24,7 +24,7 @@ from ..data.lengths import TextLength
 from ..data.store import Memory, Store, key_of
 from ..messages.errors import LoomError
 from ..objectives import Objective
-from .base import TEXT_VERSION, Backend, SampleJob, weights_fingerprint, whole_fingerprint
+from .base import TEXT_VERSION, Backend, NamesSamplers, SampleJob, Samplers, weights_fingerprint, whole_fingerprint
 from .base_model import BaseModel
 from .clip_text import Text, length_of
 from .marks import Marks
@@ -91,6 +91,10 @@ class Headless(abc.ABC):
     @abc.abstractmethod
     def sample(self, job: SampleJob) -> list[Image.Image]:
         """Pictures drawn by the model's own sampler."""
+
+    @abc.abstractmethod
+    def samplers(self) -> Samplers:
+        """What samples are drawn with."""
 
     def use_vae(self, place: Path) -> None:
         """From now on pictures are encoded and decoded by the VAE at `place`. Raises LoomError where it cannot stand in."""
@@ -315,5 +319,5 @@ def _arithmetic(stored: torch.dtype, device: torch.device) -> torch.dtype:
 
 if TYPE_CHECKING:
 
-    def _fulfils_the_protocol(backend: Headless) -> Backend:
-        return backend
+    def _fulfils_the_protocols(backend: Headless) -> tuple[Backend, NamesSamplers]:
+        return backend, backend

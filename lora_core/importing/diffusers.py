@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from .result import Given
 from .rows import (
@@ -156,11 +157,12 @@ def hub(value: Value, given: Settings) -> Paths:
 
 def prior(path: str, kind: str = "text") -> Row:
     """A setting of prior preservation, where it is on."""
+    readers: dict[str, Callable[[Value], Any]] = {"text": str, "number": number, "whole": whole}
 
     def converted(value: Value, given: Settings) -> Paths:
         if not on(given, "with_prior_preservation"):
             return {}
-        return {path: str(value) if kind == "text" else number(value) if kind == "number" else whole(value)}
+        return {path: readers[kind](value)}
 
     return otherwise(path, "import.why.prior", converted)
 

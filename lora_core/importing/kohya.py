@@ -76,11 +76,12 @@ def optimizer(value: Value, given: Settings) -> Paths:
     """The optimizer of a name, which may be that of a class in a package, with its library's own values."""
     name = str(value).rpartition(".")[2].lower()
     if not name:
-        name = "adamw8bit" if on(given, "use_8bit_adam") else "lion" if on(given, "use_lion_optimizer") else "adamw"
+        switches = {"use_8bit_adam": "adamw8bit", "use_lion_optimizer": "lion"}
+        name = next((chosen for switch, chosen in switches.items() if on(given, switch)), "adamw")
     if name not in OPTIMIZERS:
         raise Unmapped("import.why.value")
-    name_here, values = OPTIMIZERS[name]
-    return {"optimizer.name": name_here, **values}
+    ours, values = OPTIMIZERS[name]
+    return {"optimizer.name": ours, **values}
 
 
 def betas(value: Value, given: Settings) -> Paths:

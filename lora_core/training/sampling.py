@@ -11,19 +11,21 @@ import torch
 from PIL import Image, ImageDraw
 from torch import nn
 
-from .. import compat
 from ..adapters import AdapterSet
 from ..adapters.tokens import Token, TokenSet, TokenVectors
 from ..backends.base import Backend, SampleJob
 from ..config import parse
 from ..messages.errors import LoomError
 from ..messages.message import Setting
+from ..pictures.writing import cut, write
 from ..rng import preserved_rng
 from ..runs import checkpoints
 from ..runs.folders import config_of
 from ..runs.saves import Save, all_saves, weights
 from .build import kind_of, make_adapters
 from .run import Start
+
+_INK, _FAINT, _TEXT_PX = (40, 40, 48), (90, 90, 100), 14
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,7 +162,7 @@ def sheet(
 
     Cells are at most `largest_px` wide (0: any), and at least 192.
     """
-    font, pad, line = compat.font(14), 8, 22
+    pad, line = 8, 22
     width, height = columns[0][1][0].size
     if 0 < largest_px < width:
         width, height = largest_px, max(1, round(height * largest_px / width))
@@ -170,7 +172,7 @@ def sheet(
     pen = ImageDraw.Draw(out)
     for n, (label, images) in enumerate(columns):
         x = pad + n * (cell_w + pad)
-        pen.text((x, 4), label, fill=(40, 40, 48), font=font)
+        write(pen, (x, 4), cut(label, _TEXT_PX, cell_w), _INK, _TEXT_PX)
         for row, image in enumerate(images):
             size = (cell_w, round(image.height * cell_w / image.width))
             scaled = image
@@ -179,7 +181,7 @@ def sheet(
                 scaled = image.resize(size, Image.Resampling.NEAREST if larger else Image.Resampling.LANCZOS)
             out.paste(scaled, (x, 2 * line + row * row_h))
             if under:
-                pen.text((x, 2 * line + row * row_h + cell_h + 3), notes[n], fill=(40, 40, 48), font=font)
+                write(pen, (x, 2 * line + row * row_h + cell_h + 3), cut(notes[n], _TEXT_PX, cell_w), _INK, _TEXT_PX)
     for row, prompt in enumerate(prompts):
-        pen.text((pad, line + row * row_h), prompt, fill=(90, 90, 100), font=font)
+        write(pen, (pad, line + row * row_h), cut(prompt, _TEXT_PX, out.width - 2 * pad), _FAINT, _TEXT_PX)
     return out

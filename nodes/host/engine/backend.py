@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import comfy.model_management
 import comfy.sample
+import comfy.samplers
 import torch
 from PIL import Image
 from torch import nn
@@ -21,7 +22,7 @@ from torch import nn
 from ....lora_core.adapters import AdapterSet
 from ....lora_core.adapters.tokens import TokenTable
 from ....lora_core.algebra.walk import is_norm
-from ....lora_core.backends.base import Backend, EncodesSpread, Remarks, SampleJob, TakesWired
+from ....lora_core.backends.base import Backend, EncodesSpread, NamesSamplers, Remarks, SampleJob, Samplers, TakesWired
 from ....lora_core.backends.base_model import BaseModel
 from ....lora_core.borrowing.aliases import as_normal
 from ....lora_core.borrowing.borrow import Borrowing, Measures
@@ -33,10 +34,11 @@ from ....lora_core.data.batches import Batch
 from ....lora_core.data.buckets import Fit
 from ....lora_core.data.lengths import TextLength
 from ....lora_core.data.store import Store
+from ....lora_core.messages.blame import blamed, first_line, passing
 from ....lora_core.messages.errors import LoomError, NonFiniteError
 from ....lora_core.messages.message import Message
 from .base_model import described, further_input, reached
-from .blame import blamed, first_line, misfit_width, passing
+from .blame import misfit_width
 from .captions import KEY, Conds, HostTexts, injection
 from .conditioning import HostConditioning
 from .fingerprints import patched_fingerprint
@@ -371,6 +373,10 @@ class HostBackend:
 
     # ---- sampling ----------------------------------------------------------------------------------------------------
 
+    def samplers(self) -> Samplers:
+        """Those of the host, which takes its first one for a name it does not have."""
+        return Samplers(comfy.samplers.KSampler.SAMPLERS, comfy.samplers.KSampler.SCHEDULERS)
+
     def sample(self, job: SampleJob) -> list[Image.Image]:
         config, step = job.config, self.latent_step_px
         with self._kernels.paused(), self._loaded_after(), torch.inference_mode():
@@ -403,5 +409,7 @@ class HostBackend:
 
 if TYPE_CHECKING:
 
-    def _fulfils_the_protocols(backend: HostBackend) -> tuple[Backend, EncodesSpread, TakesWired, Remarks]:
-        return backend, backend, backend, backend
+    def _fulfils_the_protocols(
+        backend: HostBackend,
+    ) -> tuple[Backend, EncodesSpread, TakesWired, Remarks, NamesSamplers]:
+        return backend, backend, backend, backend, backend

@@ -19,8 +19,8 @@ from ....lora_core.borrowing.frozen import place_of
 from ....lora_core.data.buckets import Fit
 from ....lora_core.data.lengths import TextLength
 from ....lora_core.data.store import Memory, Store, key_of
+from ....lora_core.messages.blame import blamed
 from ....lora_core.messages.errors import LoomError
-from .blame import blamed
 from .fingerprints import patched_fingerprint
 from .kept import Kept
 from .layers import LAYERS, is_linear

@@ -14,9 +14,9 @@ from ....lora_core.borrowing import proof
 from ....lora_core.borrowing.borrow import Borrowing, Measures
 from ....lora_core.borrowing.comparison import Difference, difference, exact_gradients, trained_gradients
 from ....lora_core.borrowing.layers import Place
+from ....lora_core.messages.blame import first_line, passing
 from ....lora_core.messages.errors import LoomError
 from ....lora_core.messages.message import Message
-from .blame import first_line, passing
 from .layers import LAYERS
 
 DIFFUSION, TEXT = "diffusion_model", "text_encoders"

@@ -16,7 +16,7 @@ from ....convert.results import kohya_name_of_native
 from ....lora_core.adapters import AdapterSet
 from ....lora_core.adapters.tokens import TokenTable
 from ....lora_core.algebra.walk import is_norm
-from ....lora_core.backends.base import Backend, EncodesSpread, SampleJob, weights_fingerprint
+from ....lora_core.backends.base import Backend, EncodesSpread, NamesSamplers, SampleJob, Samplers, weights_fingerprint
 from ....lora_core.backends.base_model import BaseModel, Strength, Witness, predicts
 from ....lora_core.borrowing.borrow import Borrowing, Measures
 from ....lora_core.borrowing.frozen import place_of
@@ -29,6 +29,7 @@ from ....lora_core.data.store import Store
 from ....lora_core.messages.errors import LoomError
 from ....lora_core.messages.message import Message
 from ....lora_core.objectives import NoiseLevels, Objective
+from . import drawing
 from .captions import Captions, Encoded, TextEncoders
 from .check import require_exact
 from .lending import Lending
@@ -130,6 +131,10 @@ class WebUIBackend(abc.ABC):
     @abc.abstractmethod
     def draw(self, job: SampleJob, adapters: AdapterSet) -> list[Image.Image]:
         """Pictures by the host's own sampler."""
+
+    def samplers(self) -> Samplers:
+        """Those of the host, which would take Euler for a name it does not have."""
+        return drawing.samplers()
 
     def base_model(self, config: ObjectiveConfig) -> BaseModel:
         loaded = Witness(Message.of("base.source.host"), self.prediction, self.ends_in_noise, Strength.WEIGHTS)
@@ -307,5 +312,5 @@ class WebUIBackend(abc.ABC):
 
 if TYPE_CHECKING:
 
-    def _fulfils_the_protocols(backend: WebUIBackend) -> tuple[Backend, EncodesSpread]:
-        return backend, backend
+    def _fulfils_the_protocols(backend: WebUIBackend) -> tuple[Backend, EncodesSpread, NamesSamplers]:
+        return backend, backend, backend
