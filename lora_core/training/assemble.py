@@ -24,6 +24,7 @@ from ..data.lengths import WINDOW
 from ..data.store import Disk, Memory, open_store
 from ..disk import files
 from ..events import Listener
+from ..messages.blame import blamed
 from ..messages.errors import LoomError
 from ..messages.message import Message, Setting
 from ..objectives import Objective, SharedObjective
@@ -57,7 +58,8 @@ def assembled(job: Job, first_step: int = 0, folder: Path | None = None) -> Iter
         with material.lent(material.largest()):
             pass_on_remarks(job)
             material.adapters.prepare()
-            optimizer = make_optimizer(make_groups(config, material.adapters), config.optimizer)
+            with blamed("optimizer.failed", "optimizer.name", name=config.optimizer.name):
+                optimizer = make_optimizer(make_groups(config, material.adapters), config.optimizer)
             half = job.backend.dtype == torch.float16
             scaler = compat.GradScaler(job.backend.device.type, init_scale=2.0**12, enabled=half)
             ema = Ema(material.adapters, config.ema_decay) if config.ema_decay else None
