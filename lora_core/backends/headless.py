@@ -14,8 +14,10 @@ from PIL import Image
 from torch import nn
 
 from ..adapters import AdapterSet, attach
+from ..adapters.base import Choice
 from ..adapters.tokens import TokenTable
 from ..algebra.walk import is_norm
+from ..borrowing.frozen import is_ordinary, resident_only
 from ..config import ObjectiveConfig, Recompute
 from ..data.batches import Batch
 from ..data.lengths import TextLength
@@ -273,6 +275,11 @@ class Headless(abc.ABC):
                 self.wake(module)
             return self.encode(texts)
 
+    def _choices(self, recompute: Recompute) -> Callable[[nn.Module], Choice | None]:
+        """Which layers run as one node with their adapter: ordinary ones, unless operators are compiled, or picked out one by one to be kept."""
+        apart = self._compiles or recompute == Recompute.CHEAP
+        return (lambda layer: None) if apart else _resident
+
     # ---- training ----------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
@@ -287,7 +294,10 @@ class Headless(abc.ABC):
         if adapters.changes_text:
             self.forget_texts()
         self.rest()
-        with attach(layers, adapters), compiled(blocks(self.network) if self._compiles else ()):
+        with (
+            attach(layers, adapters, self._choices(recompute)),
+            compiled(blocks(self.network) if self._compiles else ()),
+        ):
             try:
                 self.lent = True
                 with recomputing(self.network, recompute):
@@ -298,6 +308,10 @@ class Headless(abc.ABC):
                 if adapters.changes_text:
                     self.forget_texts()
                 self._trained = AdapterSet({})
+
+
+def _resident(layer: nn.Module) -> Choice | None:
+    return resident_only(layer) if is_ordinary(layer) else None
 
 
 def _arithmetic(stored: torch.dtype, device: torch.device) -> torch.dtype:

@@ -27,6 +27,7 @@ from ....lora_core.backends.base_model import BaseModel
 from ....lora_core.borrowing.aliases import as_normal
 from ....lora_core.borrowing.borrow import Borrowing, Measures
 from ....lora_core.borrowing.comparison import writing
+from ....lora_core.borrowing.frozen import place_of
 from ....lora_core.compat import OutOfMemoryError
 from ....lora_core.config import ObjectiveConfig, Recompute
 from ....lora_core.data.batches import Batch
@@ -214,7 +215,8 @@ class HostBackend:
         text_names = set(self.texts.names.values()) if adapters.changes_text else set()
         ours = {name: m for name, m in layers.items() if name not in text_names}
         theirs = {name: m for name, m in layers.items() if name in text_names}
-        measures = Measures(checkpointing=bool(recompute), guard=not is_pure(self.network))
+        place = place_of(self.device, self.dtype)
+        measures = Measures(bool(recompute), guard=not is_pure(self.network), place=place)
         borrowing = Borrowing(self.network, ours, adapters.only(ours), LAYERS, measures)
         self._borrowing = borrowing
         try:
@@ -240,7 +242,7 @@ class HostBackend:
         """The self-test. Raises LoomError for what cannot be trained, and says what is at fault; chooses the first way that is exact."""
         self._remarks = []
         borrowing.eject()
-        prove_layers(self.network, self.dtype, self.device, DIFFUSION)
+        prove_layers(self.network, place_of(self.device, self.dtype), DIFFUSION)
         self.texts.prove()
         borrowing.inject()
         shapes = trials.that_run(self._check)
@@ -344,6 +346,7 @@ class HostBackend:
                 # The text encoder, or something else, may have taken the model's place since the last step.
                 self._reload = False
                 self._load()
+            self._borrowing.choose_again()
         return self._predict(x_t, sigma, batch)
 
     @property

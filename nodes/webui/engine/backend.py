@@ -19,6 +19,7 @@ from ....lora_core.algebra.walk import is_norm
 from ....lora_core.backends.base import Backend, EncodesSpread, NamesSamplers, SampleJob, Samplers, weights_fingerprint
 from ....lora_core.backends.base_model import BaseModel, Strength, Witness, predicts
 from ....lora_core.borrowing.borrow import Borrowing, Measures
+from ....lora_core.borrowing.frozen import place_of
 from ....lora_core.borrowing.layers import HostLayers
 from ....lora_core.config import ObjectiveConfig, Recompute
 from ....lora_core.data.batches import Batch
@@ -228,7 +229,8 @@ class WebUIBackend(abc.ABC):
         text_names = {self.text_file_name(path) for path in self.text_projections()} if adapters.changes_text else set()
         ours = {name: m for name, m in layers.items() if name not in text_names}
         theirs = {name: m for name, m in layers.items() if name in text_names}
-        measures = Measures(checkpointing=bool(recompute), guard=not self.pure)
+        place = place_of(self.device, self.dtype)
+        measures = Measures(bool(recompute), guard=not self.pure, place=place)
         network = Borrowing(self.network, ours, adapters.only(ours), self.host, measures)
         borrowings, modules = [network], [self.network]
         if adapters.changes_text:
@@ -292,6 +294,8 @@ class WebUIBackend(abc.ABC):
         self.require_at_hand()
         texts = [self.captions.of(caption) for caption in batch.captions]
         self.load()  # the text encoder, a sample or the host's user may have taken the network's place
+        if self._lending is not None:
+            self._lending.choose_again()
         together = self.join(texts)
         if together is not None:
             return self.ask(x_t, sigma, together, batch.fits)

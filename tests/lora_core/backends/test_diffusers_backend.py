@@ -142,6 +142,17 @@ def test_sampling_is_the_euler_sampler_of_diffusers_on_the_same_sigmas(toy_backe
     assert (ours - theirs).abs().mean() < 2.0
 
 
+def test_guidance_0_draws_the_negative_prompt_alone_and_guidance_1_the_prompt_alone(toy_backend):
+    def drawn(prompt, negative, cfg):
+        settings = SampleConfig(steps=3, cfg=cfg, seed=3, negative=negative)
+        return toy_backend.sample(SampleJob(prompt, 64, 64, settings))[0].tobytes()
+
+    one, other = "a red circle on a white ground", "a blue cross on a black ground"
+    assert drawn(one, other, 0.0) == drawn(other, other, 0.0)
+    assert drawn(one, other, 1.0) != drawn(other, other, 1.0)
+    assert drawn(one, one, 1.0) == drawn(one, one, 0.0)
+
+
 def test_a_changed_weight_changes_the_fingerprint_and_putting_it_back_restores_it(toy_backend):
     before, weight = toy_backend.fingerprint(), toy_backend.unet.conv_in.weight
     value = weight[0, 0, 0, 0].item()

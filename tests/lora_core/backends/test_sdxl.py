@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import tiny_unet
 import torch
@@ -51,7 +53,10 @@ def test_text_is_encoded_as_the_pipeline_does(backend, pipe):
 def test_the_network_gets_the_sizes_of_each_picture(backend, pipe):
     x0 = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     sigma = backend.objective(ObjectiveConfig()).levels.sigmas[torch.tensor([20, 700])]
-    fits = [fit(96, 64, 16, 2), fit(70, 130, 16, 2)]
+    fits = [
+        dataclasses.replace(fit(96, 64, 16, 2), crop=(3, 1)),
+        dataclasses.replace(fit(70, 130, 16, 2), crop=(0, 5)),
+    ]
     batch = Batch(x0, TEXTS[:2], fits, ["a", "b"], torch.ones(2))
     with torch.no_grad():
         ours = backend.predict(x0, sigma, batch)
@@ -187,6 +192,10 @@ def test_sdxl_trains_headless_and_its_files_have_both_encoders(changes, backend,
         written = read(result.products["run"][0], family=UNKNOWN)
         unread = 4 if config.text_encoder.train else 0  # SDXL does not read the last layer of its first encoder
         assert len(written.modules) == result.facts["layers"] - unread
+        text = {name for name in written.modules if name.startswith("lora_te")}
+        kinds = {(name.split("_")[1], name.rpartition("_layers_")[2][2:]) for name in text}
+        wanted = {(e, f"self_attn_{n}_proj") for e in ("te1", "te2") for n in ("q", "k", "v", "out")}
+        assert kinds == (wanted if config.text_encoder.train else set())
     if config.trains_tokens:
         vectors = next(reversed(result.products.values()))[0]
         assert {k: v.shape[1] for k, v in vectors.items()} == {"clip_l": 32, "clip_g": 48}

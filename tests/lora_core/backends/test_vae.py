@@ -64,6 +64,15 @@ def test_what_cannot_stand_in_is_refused_with_the_reason(tmp_path):
                   down_block_types=["DownEncoderBlock2D"] * 2, up_block_types=["UpDecoderBlock2D"] * 2).save_pretrained(tmp_path / "wide")  # fmt: skip
     with pytest.raises(LoomError, match="base_vae: wide makes 16 channels"):
         with_vae(tmp_path / "wide")
+    own = AutoencoderKL.from_pretrained(MODEL / "vae").config
+    levels = len(own.block_out_channels) + 1
+    deep = AutoencoderKL(latent_channels=own.latent_channels, block_out_channels=(8,) * levels, norm_num_groups=4,
+                         down_block_types=["DownEncoderBlock2D"] * levels, up_block_types=["UpDecoderBlock2D"] * levels)  # fmt: skip
+    deep.save_pretrained(tmp_path / "deep")
+    with pytest.raises(
+        LoomError, match=f"base_vae: deep makes {own.latent_channels} channels at a {2 ** (levels - 1)}th"
+    ):
+        with_vae(tmp_path / "deep")
     (tmp_path / "model").mkdir()
     shutil.copytree(MODEL / "vae", tmp_path / "model" / "vae")
     assert (
