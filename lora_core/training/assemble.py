@@ -12,7 +12,7 @@ import torch
 from .. import compat
 from ..adapters import AdapterSet
 from ..adapters.tokens import TokenSet
-from ..backends.base import Backend, Remarks
+from ..backends.base import Backend, Remarks, SkipsLayers
 from ..backends.base_model import BaseModel
 from ..backends.encoder import encoder_of
 from ..config import ObjectiveConfig, TrainConfig
@@ -122,6 +122,12 @@ def settled(job: Job) -> TrainConfig:
         job.listener.on_warning(options)
     for message in require_drawable(config, job.backend):
         job.listener.on_warning(message)
+    skip, followed = (
+        config.text_encoder.clip_skip,
+        job.backend.clip_skip if isinstance(job.backend, SkipsLayers) else None,
+    )
+    if skip not in (1, followed):
+        job.listener.on_warning(Message.of("text_encoder.clip_skip_idle", field="text_encoder.clip_skip", skip=skip))
     require_class_pictures(config.prior, job.dataset)
     check_installed(config.optimizer.name)
     if config.recomputed and not ways:

@@ -6,6 +6,7 @@ Host code runs inside inference mode, as everywhere in the host; only the step's
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -52,6 +53,7 @@ from .trials import Trials
 from .verify import DIFFUSION, prove_layers, verify
 
 ACTIVATION_FACTOR = 3  # of a forward and backward over the host's estimate for sampling
+CLIP_SKIPPED = ("sd1", "sd2", "sd2-v")
 BYTES_PER_VALUE = 4 * 4  # an adapter's value, its gradient and two Adam moments in fp32
 
 
@@ -144,8 +146,13 @@ class HostBackend:
     def fingerprint(self) -> str:
         return patched_fingerprint(self._patcher, self.network, "diffusion_model.")
 
+    @property
+    def clip_skip(self) -> int | None:
+        """As CLIP Set Last Layer has it, for models whose text is read from a chosen layer."""
+        return self.texts.clip_skip if self.family in CLIP_SKIPPED else None
+
     def base_model(self, config: ObjectiveConfig) -> BaseModel:
-        return described(self._patcher, self._sampling, config)
+        return dataclasses.replace(described(self._patcher, self._sampling, config), clip_skip=self.clip_skip)
 
     def objective(self, config: ObjectiveConfig) -> HostObjective:
         prediction, sampling = self.base_model(config).predicts.prediction, self._sampling
