@@ -35,7 +35,7 @@ from ....lora_core.data.batches import Batch
 from ....lora_core.data.buckets import Fit
 from ....lora_core.data.lengths import TextLength
 from ....lora_core.data.store import Store
-from ....lora_core.messages.blame import blamed, first_line, passing
+from ....lora_core.messages.blame import blamed, first_line, is_foreign, passing
 from ....lora_core.messages.errors import LoomError, NonFiniteError
 from ....lora_core.messages.message import Message
 from .base_model import described, further_input, reached
@@ -152,7 +152,9 @@ class HostBackend:
         return self.texts.clip_skip if self.family in CLIP_SKIPPED else None
 
     def base_model(self, config: ObjectiveConfig) -> BaseModel:
-        return dataclasses.replace(described(self._patcher, self._sampling, config), clip_skip=self.clip_skip)
+        with blamed("model.unopened", "model"):
+            model = described(self._patcher, self._sampling, config)
+        return dataclasses.replace(model, clip_skip=self.clip_skip)
 
     def objective(self, config: ObjectiveConfig) -> HostObjective:
         prediction, sampling = self.base_model(config).predicts.prediction, self._sampling
@@ -303,7 +305,7 @@ class HostBackend:
         return int(adapters.count() * BYTES_PER_VALUE + activations * (1 if recompute else ACTIVATION_FACTOR))
 
     def _load(self) -> None:
-        with torch.inference_mode():
+        with blamed("model.unopened", "model"), torch.inference_mode():
             wanted = [self._patcher, *self.texts.patchers]
             comfy.model_management.load_models_gpu(wanted, memory_required=self._needed_bytes)
         self._further = further_input(self._model)  # a control LoRA widens the first layer when the host loads it
@@ -319,7 +321,9 @@ class HostBackend:
         try:
             with torch.no_grad():
                 answer = self._trial(shape)
-        except Exception as error:
+        except BaseException as error:
+            if not is_foreign(error):
+                raise
             passing(error)
             caption = self.texts.any_caption()
             misfit = misfit_width(error, self.network, self.texts.text(literal(caption)))
