@@ -78,6 +78,11 @@ class HostTexts:
         """Where the text encoders run while they are trained."""
         return self._clip.patcher.load_device
 
+    @property
+    def clip_skip(self) -> int:
+        """From which layer texts are read, from the end."""
+        return abs(self._clip.layer_idx or 1)
+
     @functools.cached_property
     def fingerprint(self) -> str:
         """Read once a run: the weights are only lent, and a T5 takes seconds."""
