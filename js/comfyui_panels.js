@@ -1,8 +1,11 @@
 // @ts-check
 // The panels in ComfyUI's train nodes.
-import { addElement, app, api, host, nodesAreElements, rootGraph } from "./comfyui.js";
+import { addElement, app, host, nodesAreElements, rootGraph } from "./comfyui.js";
+import { actionsOf, queueMore } from "./comfyui_result.js";
 import { findField, mark, unmark } from "./fields.js";
-import { allNodes, continuedInputs, executionIds, nodeById } from "./graph.js";
+import { watchPlans } from "./comfyui_plans.js";
+import { allNodes, executionIds, nodeById } from "./graph.js";
+import { RunCard } from "./run_card.js";
 import { TrainPanel, watchPanels } from "./train_panel.js";
 
 const PANELS = ["LoraLoomTrainLora", "LoraLoomTrainEmbedding", "LoraLoomFindLearningRate"];
@@ -33,12 +36,7 @@ function seatIn(node) {
       node.setSize?.([Math.max(width, WIDTH), needed]);
       node.setDirtyCanvas?.(true, true);
     },
-    async goOn(state) {
-      const prompt = await app.graphToPrompt(), entry = prompt.output[state.node];
-      if (!entry?.inputs) throw new Error(state.node);
-      entry.inputs = continuedInputs(entry.inputs, state);
-      await api.queuePrompt(0, prompt);
-    },
+    goOn: (state) => queueMore(state),
   };
 }
 
@@ -51,12 +49,16 @@ function* panels() {
  * @returns {ComfyExtension}
  */
 export function panelExtension(settings) {
+  watchPlans();
   const { refreshAll } = watchPanels(host, panels, (id) => nodeById(rootGraph(), id)?.loomPanel);
   return {
     name: "lora_loom.panel",
     nodeCreated(node) {
       if (!PANELS.includes(node.comfyClass ?? "")) return;
-      const panel = new TrainPanel(host, seatIn(node), settings);
+      const card = new RunCard(host, actionsOf(node)), seat = { ...seatIn(node), extraHeightPx: () => card.heightPx() };
+      const panel = new TrainPanel(host, seat, settings);
+      panel.onShow = (state) => card.show(state, panel.active());
+      panel.place(card.root);
       node.loomPanel = panel;
       addElement(node, "loom_panel", panel.root, () => panel.minHeight());
       panel.root.addEventListener("wheel", (event) => { // the classic renderer keeps it over a widget from the graph

@@ -3,9 +3,9 @@
 import { t } from "./words.js";
 
 const LOSS_AXIS = "LoraLoom.panel.lossAxis", SAMPLE_SIZE = "LoraLoom.panel.sampleSize";
-const MEDIUM_PX = 132;
+const MEDIUM_PX = 310;
 /** @type {Record<string, number>} */
-const HEIGHTS_PX = { small: 96, medium: MEDIUM_PX, large: 220 }; // of the newest sample
+const HEIGHTS_PX = { small: 200, medium: MEDIUM_PX, large: 460 }; // of the samples
 
 /** The choices as they are now. */
 export class Settings {
@@ -41,11 +41,6 @@ export class Settings {
 
   sampleHeight() {
     return HEIGHTS_PX[this.choice(SAMPLE_SIZE, "medium")] ?? MEDIUM_PX;
-  }
-
-  /** How much higher than the medium one the newest sample is. */
-  extraHeight() {
-    return this.sampleHeight() - MEDIUM_PX;
   }
 
   /**

@@ -65,6 +65,14 @@ def has_accelerator() -> bool:
     return torch.accelerator.is_available() if hasattr(torch, "accelerator") else torch.cuda.is_available()
 
 
+def _autocasting(device: str) -> bool:
+    return torch.is_autocast_cpu_enabled() if device == "cpu" else torch.is_autocast_enabled()
+
+
+# (kind of device) -> whether operations choose their own number type there; asked for every layer, so nothing stands between where torch has it (2.4)
+autocasting: Callable[[str], bool] = torch.is_autocast_enabled if hasattr(torch, "get_autocast_dtype") else _autocasting
+
+
 def adamw(groups: list[dict[str, Any]], fused: bool, **options: Any) -> torch.optim.AdamW:
     """AdamW with fused kernels where `fused` and this PyTorch has them for the device (on the CPU since 2.4)."""
     try:

@@ -13,14 +13,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import nn
 
 from ..adapters.base import override_forward
 from ..adapters.tokens import TokenSet, TokenTable, TokenVectors
 from ..data.lengths import TextLength
-from ..messages.errors import LoomError
-from .layout import LOCAL, variant_of
+from .whole import read_configured, read_whole
 
 LENGTH = 77
 LARGE = 8  # tokens of a stretch that may be split over two windows
@@ -99,11 +97,8 @@ class ClipText:
         kinds: dict[str, Any] = {"": CLIPTextModel}
         if (folder / "text_encoder_2").is_dir():
             kinds["_2"] = CLIPTextModelWithProjection
-        models = []
-        for part, kind in kinds.items():
-            place = folder / f"text_encoder{part}"
-            models.append(_read(kind, place))
-        return models, [CLIPTokenizer.from_pretrained(folder / f"tokenizer{part}", **LOCAL) for part in kinds]
+        models = [read_whole(kind, folder / f"text_encoder{part}", torch.float32) for part, kind in kinds.items()]
+        return models, [read_configured(CLIPTokenizer, folder / f"tokenizer{part}") for part in kinds]
 
     def layers(self) -> Mapping[str, nn.Module]:
         """Linear layers by `<encoder>.<path>`."""
@@ -141,25 +136,6 @@ class ClipText:
         encoder = next(iter(self.encoders.values()))
         whole = length_of(caption, encoder.tokenizer)
         return dataclasses.replace(whole, pieces=len(_windows(encoder.tokenizer, caption, TokenSet())), cut=0)
-
-
-def _read(kind: Any, place: Path) -> Any:
-    """A text encoder in float32. Raises LoomError where the folder lacks weights of it.
-
-    Newer transformers write the names without `text_model.`; older ones would start such an encoder from random numbers without a word.
-    """
-    model, report = kind.from_pretrained(
-        place, torch_dtype=torch.float32, output_loading_info=True, **variant_of(place), **LOCAL
-    )
-    missing = [name for name in report["missing_keys"] if not name.endswith("position_ids")]
-    if missing:
-        weights = {name: tensor for file in place.glob("*.safetensors") for name, tensor in load_file(file).items()}
-        full = {name if name.startswith("text_") else f"text_model.{name}": w for name, w in weights.items()}
-        model.load_state_dict({name: w.float() for name, w in full.items()}, strict=False)
-        missing = [name for name in missing if name not in full]
-    if missing:
-        raise LoomError("base.weights_missing", field="base", file=place, count=len(missing), key=missing[0])
-    return model
 
 
 def vocabulary(tokenizer: Any) -> str:

@@ -14,15 +14,17 @@ from PIL import Image
 from torch import nn
 
 from ..adapters import AdapterSet, attach
+from ..adapters.base import Choice
 from ..adapters.tokens import TokenTable
 from ..algebra.walk import is_norm
+from ..borrowing.frozen import is_ordinary, resident_only
 from ..config import ObjectiveConfig, Recompute
 from ..data.batches import Batch
 from ..data.lengths import TextLength
 from ..data.store import Memory, Store, key_of
 from ..messages.errors import LoomError
 from ..objectives import Objective
-from .base import TEXT_VERSION, Backend, SampleJob, weights_fingerprint, whole_fingerprint
+from .base import TEXT_VERSION, Backend, NamesSamplers, SampleJob, Samplers, weights_fingerprint, whole_fingerprint
 from .base_model import BaseModel
 from .clip_text import Text, length_of
 from .marks import Marks
@@ -89,6 +91,10 @@ class Headless(abc.ABC):
     @abc.abstractmethod
     def sample(self, job: SampleJob) -> list[Image.Image]:
         """Pictures drawn by the model's own sampler."""
+
+    @abc.abstractmethod
+    def samplers(self) -> Samplers:
+        """What samples are drawn with."""
 
     def use_vae(self, place: Path) -> None:
         """From now on pictures are encoded and decoded by the VAE at `place`. Raises LoomError where it cannot stand in."""
@@ -265,6 +271,11 @@ class Headless(abc.ABC):
             self.wake(module)
         return self.encode(texts)
 
+    def _choices(self, recompute: Recompute) -> Callable[[nn.Module], Choice | None]:
+        """Which layers run as one node with their adapter: ordinary ones, unless operators are compiled, or picked out one by one to be kept."""
+        apart = self._compiles or recompute == Recompute.CHEAP
+        return (lambda layer: None) if apart else _resident
+
     # ---- training ----------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
@@ -279,7 +290,10 @@ class Headless(abc.ABC):
         if adapters.changes_text:
             self.forget_texts()
         self.rest()
-        with attach(layers, adapters), compiled(blocks(self.network) if self._compiles else ()):
+        with (
+            attach(layers, adapters, self._choices(recompute)),
+            compiled(blocks(self.network) if self._compiles else ()),
+        ):
             try:
                 self.lent = True
                 with recomputing(self.network, recompute):
@@ -292,6 +306,10 @@ class Headless(abc.ABC):
                 self._trained = AdapterSet({})
 
 
+def _resident(layer: nn.Module) -> Choice | None:
+    return resident_only(layer) if is_ordinary(layer) else None
+
+
 def _arithmetic(stored: torch.dtype, device: torch.device) -> torch.dtype:
     """The type a network computes in that is stored as `stored`: the same, where the device is quick in it."""
     if stored == FP8:
@@ -301,5 +319,5 @@ def _arithmetic(stored: torch.dtype, device: torch.device) -> torch.dtype:
 
 if TYPE_CHECKING:
 
-    def _fulfils_the_protocol(backend: Headless) -> Backend:
-        return backend
+    def _fulfils_the_protocols(backend: Headless) -> tuple[Backend, NamesSamplers]:
+        return backend, backend

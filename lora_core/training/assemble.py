@@ -15,7 +15,7 @@ from ..adapters.tokens import TokenSet
 from ..backends.base import Backend, Remarks
 from ..backends.base_model import BaseModel
 from ..backends.encoder import encoder_of
-from ..config import TrainConfig
+from ..config import ObjectiveConfig, TrainConfig
 from ..data.batches import Batches
 from ..data.captions import PLACEHOLDER, named, with_trigger
 from ..data.folder import Dataset, Picture, require_captions
@@ -25,7 +25,7 @@ from ..data.store import Disk, Memory, open_store
 from ..disk import files
 from ..events import Listener
 from ..messages.errors import LoomError
-from ..messages.message import Message
+from ..messages.message import Message, Setting
 from ..objectives import Objective, SharedObjective
 from ..optim.ema import Ema
 from ..optim.groups import make_groups
@@ -36,7 +36,7 @@ from .fitting import Measured, as_chosen, fit
 from .job import Job
 from .length import planned, told
 from .prior import class_dataset, require_class_pictures
-from .prompts import unknown_options
+from .prompts import require_drawable, unknown_options
 from .run import Material, Run, Source
 from .validation import Probes, split
 
@@ -118,6 +118,8 @@ def settled(job: Job) -> TrainConfig:
         job.listener.on_note(length)
     if (options := unknown_options(config)) is not None:
         job.listener.on_warning(options)
+    for message in require_drawable(config, job.backend):
+        job.listener.on_warning(message)
     require_class_pictures(config.prior, job.dataset)
     check_installed(config.optimizer.name)
     if config.recomputed and not ways:
@@ -150,7 +152,22 @@ def objective_of(job: Job) -> Objective:
         job.listener.on_warning(
             Message.of("weighting.idle", field="objective.weighting", weighting=weighting, kind=objective.kind)
         )
+    for message in idle(job.config.objective, objective.kind):
+        job.listener.on_warning(message)
     return SharedObjective.of(objective, job.processes)
+
+
+def idle(config: ObjectiveConfig, kind: str) -> list[Message]:
+    """What to say about settings that have no effect on a model of this kind (epsilon, v, x0, flow)."""
+    messages = []
+    if config.shift and kind != "flow":
+        messages.append(Message.of("objective.shift_idle", field="objective.shift", kind=kind))
+    uniform = config.timesteps == "uniform" or (config.timesteps == "auto" and kind != "flow")
+    for name in ("logit_mean", "logit_std"):
+        if uniform and getattr(config, name) != getattr(ObjectiveConfig, name):
+            timesteps = Setting("objective.timesteps")
+            messages.append(Message.of("objective.logit_idle", field=f"objective.{name}", timesteps=timesteps))
+    return messages
 
 
 def warn_of_trigger(job: Job, tokens: TokenSet) -> None:
