@@ -194,14 +194,13 @@ class Server:
     @contextlib.contextmanager
     def changed_to(self, name: str) -> Iterator[None]:
         """Inside, the host has this small checkpoint loaded, by its own option."""
-        before = self.get("/sdapi/v1/options")["sd_model_checkpoint"]
         self._offer(checkpoint(name))
         self.ask("/sdapi/v1/refresh-checkpoints", {})
         self.post("/sdapi/v1/options", {"sd_model_checkpoint": name})
         try:
             yield
         finally:
-            self.post("/sdapi/v1/options", {"sd_model_checkpoint": before})
+            self.post("/sdapi/v1/options", {"sd_model_checkpoint": self._checkpoint.stem})
 
     def start(self) -> None:
         self.prepare()

@@ -1,6 +1,7 @@
 """What the engine does beside plain training is done on a WebUI's model too, and what pictures leave in it changes nothing of it."""
 
 import pytest
+from lora_loom.convert.loaders import readers_of
 
 FILE = "methods.py"
 ALGORITHMS = ["dora", "loha", "lokr", "oft", "boft", "glora", "norm", "bias", "full"]
@@ -8,16 +9,17 @@ NO_TOKENS = "its text encoders copy an embedding's vectors, so none can be train
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_every_kind_of_adapter_is_trained_and_draws_the_same_from_its_file(server, algorithm):
+def test_every_kind_of_adapter_is_trained_and_its_file_is_read_where_it_is_said_to_be(server, algorithm):
     found = server.inside("file_against_live", adapter={"algorithm": algorithm, "targets": "conv"})
     assert found["live_vs_plain"]["max"] > 3, found
-    assert found["file_vs_live"]["max"] <= 2, found
+    reads = server.kind.name in readers_of(algorithm)
+    assert (found["file_vs_live"]["max"] <= 2) == reads, found
     assert found["changed"] == 0, found
 
 
 def test_samples_are_drawn_by_the_hosts_own_sampler(server):
     found = server.inside("samples", file=FILE)
-    assert found["steps"] == [0, 2, 4]
+    assert found["steps"] == [2, 2, 4], "the first one without what was trained"
     assert found["before"]["max"] <= (2 if server.kind.name == "reForge" else 0), found
     assert found["after"]["max"] > 3, found
 
@@ -31,8 +33,8 @@ def test_class_pictures_are_drawn_by_the_host_once_and_trained_beside_the_others
 
 
 def test_masks_say_where_the_loss_looks(server):
-    plain, white, half = server.inside("masks", file=FILE)
-    assert white == pytest.approx(plain, abs=2e-6)
+    plain, nothing_left_out, half = server.inside("masks", file=FILE)
+    assert nothing_left_out == pytest.approx(plain, abs=2e-6)
     assert all(abs(a - b) > 1e-4 for a, b in zip(plain, half, strict=True))
 
 

@@ -31,8 +31,8 @@ def refused(**config):
 def what_is_lent():
     with proof.locked():
         backend = proof.lend().backend
-        objective = backend.objective(proof.config_of().objective)
-        return {"family": backend.family, "prediction": objective.prediction, "layers": len(backend.layers())}
+        base = backend.base_model(proof.config_of().objective)
+        return {"family": backend.family, "prediction": base.predicts.prediction, "layers": len(backend.layers())}
 
 
 # ---- noise levels and texts ----------------------------------------------------------------------------------------
@@ -258,22 +258,21 @@ def prior():
 
 
 def masks():
-    """Losses without masks, with white ones, and with ones that leave out half of each picture."""
+    """Losses without masks, and with ones of half of each picture that leave the rest out not at all, and wholly."""
     from PIL import Image
 
     with proof.locked():
         losses = []
-        for kind in ("none", "white", "half"):
+        for kind, floor in (("none", 0.0), ("file", 1.0), ("file", 0.0)):
             folder = Path(tempfile.mkdtemp(prefix="loom_masks_"))
             for file in proof.pictures_folder().iterdir():
                 shutil.copy(file, folder / file.name)
                 if file.suffix == ".png" and kind != "none":
                     size = Image.open(file).size
                     mask = Image.new("L", size, 255)
-                    if kind == "half":
-                        mask.paste(0, (0, 0, size[0] // 2, size[1]))
+                    mask.paste(0, (0, 0, size[0] // 2, size[1]))
                     mask.save(folder / f"{file.stem}.mask.png")
-            data = {"folder": str(folder), "masks": "none" if kind == "none" else "file", "mask_floor": 0.0}
+            data = {"folder": str(folder), "masks": kind, "mask_floor": floor}
             losses.append(proof.trained(proof.config_of(data=data))[2])
         return losses
 

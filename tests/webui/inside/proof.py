@@ -57,11 +57,11 @@ def tree(backend):
     return out
 
 
-def picture(prompt="a photo of a cat", size=64, **more):
+def picture(prompt="a photo of a cat", size=64, seed=7, **more):
     from modules import processing, shared
 
     request = processing.StableDiffusionProcessingTxt2Img(
-        sd_model=shared.sd_model, prompt=prompt, negative_prompt="", seed=7, steps=4, cfg_scale=5, width=size, height=size,
+        sd_model=shared.sd_model, prompt=prompt, negative_prompt="", seed=seed, steps=4, cfg_scale=5, width=size, height=size,
         sampler_name="Euler", do_not_save_samples=True, do_not_save_grid=True, **more,
     )  # fmt: skip
     request.scripts = None
