@@ -114,18 +114,16 @@ class Routes:
         ]  # fmt: skip
 
     def _writes(self) -> list[Route]:
-        node, settings = (
-            {"node": TEXT},
-            {"settings": {**OBJECT, "description": "by config path, such as adapter.rank"}, "preset": TEXT},
-        )
-        work = {
-            **settings,
+        node: Schemas = {"node": TEXT}
+        work: Schemas = {
+            "settings": {**OBJECT, "description": "by config path, such as adapter.rank"},
+            "preset": TEXT,
             "work": {**TEXT, "enum": list(self._desk.works)},
             "more": {**OBJECT, "description": "what the kind of job asks besides"},
         }
         save: Schemas = {"id": TEXT, "save": {"description": "result, best, last or a step"}}
-        session = {"session": TEXT}
-        edits = {
+        session: Schemas = {"session": TEXT}
+        edits: Schemas = {
             **session,
             "captions": {**OBJECT, "description": "picture: [as it was seen, as it shall be]"},
             "excluded": {**OBJECT, "description": "picture: left out or not"},
