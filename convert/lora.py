@@ -286,12 +286,17 @@ def concatenated(modules: Iterable[Module]) -> Module:
     return joined
 
 
+def without_bias(module: Module) -> dict[str, torch.Tensor]:
+    """The parts that change the weight alone."""
+    return {part: value for part, value in module.parts.items() if part != "diff_b"}
+
+
 def added(modules: Sequence[Module]) -> Module | None:
     """The exact sum of modules of one kind, in that kind; None where the kind has none."""
     if len({m.kind for m in modules}) > 1:
         return None
     kind = kind_of(modules[0])
-    parts = kind.summed([({k: v for k, v in m.parts.items() if k != "diff_b"}, m.scale) for m in modules])
+    parts = kind.summed([(without_bias(m), m.scale) for m in modules])
     if parts is None:
         return None
     rank = kind.rank(parts)

@@ -668,7 +668,9 @@ def from_values(values: dict[str, Any], beside: Path) -> TrainConfig:
     if isinstance(prior, dict) and prior.get("count"):
         values["prior"] = {"required": True, **prior}
     if isinstance(values.get("sets"), list) and isinstance(common := values.get("data", {}), dict):
-        values["sets"] = [{**common, "folder": "", **own} if isinstance(own, dict) else own for own in values["sets"]]
+        values["sets"] = [
+            {**common, "folder": "", **changes} if isinstance(changes, dict) else changes for changes in values["sets"]
+        ]
     config = parse(values)
     return dataclasses.replace(
         config,

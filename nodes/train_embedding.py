@@ -117,7 +117,9 @@ class TrainEmbedding(io.ComfyNode):
                 raise LoomError("settings.pivotal_elsewhere", field="settings")
             result, paths = run(cls.hidden, job_of(backend, config, pictures), resume == "continue last")
         embeddings = embeddings_of(result, paths)
-        known = with_embeddings(clip, {name: e.embedding.vectors.get for name, e in embeddings.items()})
+        clip_with_tokens = with_embeddings(clip, {name: e.embedding.vectors.get for name, e in embeddings.items()})
         words = ", ".join(f"embedding:{name}" for name in embeddings)
         use = in_words([Message.of("embedding.write", words=words)])
-        return io.NodeOutput(known, next(iter(embeddings.values())), {"loss": result.losses}, str(paths[0]), ui=use)
+        return io.NodeOutput(
+            clip_with_tokens, next(iter(embeddings.values())), {"loss": result.losses}, str(paths[0]), ui=use
+        )

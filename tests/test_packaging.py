@@ -74,6 +74,18 @@ def test_every_package_with_python_files_is_listed_for_the_wheel(root, project, 
     assert set(project["tool"]["setuptools"]["packages"]) == expected
 
 
+def test_every_data_file_beside_the_code_goes_into_the_wheel(root, project):
+    """What the code reads at run time must be there after `pip install`; papers for those who read the sources may stay behind."""
+    tables = project["tool"]["setuptools"]["package-data"]
+    folders = {"lora_core", "convert", "nodes", "js", "locales", "example_workflows"}
+    files = (p for name in folders for p in (root / name).rglob("*") if p.is_file() and "__pycache__" not in p.parts)
+    packed = set()
+    for package, patterns in tables.items():
+        folder = root.joinpath(*package.split(".")[1:])
+        packed |= {p for pattern in patterns for p in folder.glob(pattern)}
+    assert [str(p) for p in files if p.suffix not in (".py", ".md", ".svg") and p not in packed] == []
+
+
 def test_the_wheel_says_that_its_types_may_be_checked(root, project):
     assert (root / "py.typed").is_file()
     assert "py.typed" in project["tool"]["setuptools"]["package-data"]["lora_loom"]

@@ -82,7 +82,7 @@ _FOLDERS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encod
 
 def _folder_files(path: Path) -> list[Path]:
     """The weight files of the parts a LoRA can change; a variant (fp16) only where there is nothing else."""
-    found = []
+    files_of_part = []
     for part in _FOLDERS:
         folder = path / part
         if not folder.is_dir():
@@ -101,8 +101,8 @@ def _folder_files(path: Path) -> list[Path]:
             except (ValueError, KeyError, AttributeError, TypeError) as error:
                 raise FormatError("checkpoint.no_index", file=indexes[0].name) from error
         plain = [f for f in files if ".fp16." not in f.name and "non_ema" not in f.name]
-        found += plain or files
-    return found
+        files_of_part += plain or files
+    return files_of_part
 
 
 def layers_of(layout: Layout, family: Family) -> dict[str, Layer]:
@@ -126,21 +126,21 @@ def layers_of(layout: Layout, family: Family) -> dict[str, Layer]:
 
 def _in_folder(folder: str, path: str, family: Family, components: Mapping[str, str]) -> tuple[str, Found] | None:
     if folder == family.component:
-        found = family.table.find(path)
-        return (folder, found) if found else None
+        layer = family.table.find(path)
+        return (folder, layer) if layer else None
     encoder = components.get(folder, "")
-    found = text.layer(encoder, path) if encoder else None
-    return (encoder, found) if found else None
+    layer = text.layer(encoder, path) if encoder else None
+    return (encoder, layer) if layer else None
 
 
 def _in_file(name: str, family: Family) -> tuple[str, Found] | None:
     for prefix, encoder in _TEXT:
         if name.startswith(prefix):
-            found = text.layer(encoder, name.removeprefix(prefix)) if family.encoder(encoder) else None
-            return (encoder, found) if found else None
+            layer = text.layer(encoder, name.removeprefix(prefix)) if family.encoder(encoder) else None
+            return (encoder, layer) if layer else None
     prefix = next(p for p in _DENOISER if name.startswith(p))
-    found = family.table.find(name.removeprefix(prefix))
-    return (family.component, found) if found else None
+    layer = family.table.find(name.removeprefix(prefix))
+    return (family.component, layer) if layer else None
 
 
 def require_unscaled(name: str, layout: Layout, plain: Mapping[str, str], keys: Iterable[str] = ()) -> None:
@@ -148,10 +148,10 @@ def require_unscaled(name: str, layout: Layout, plain: Mapping[str, str], keys: 
     another part. Raises FormatError.
     """
     scaled = unapplied(layout, plain)
-    found = [scale for scales in scaled.values() for scale in scales if not scale.startswith(_NOT_DENOISER)]
-    found += [scale for key in keys for scale in scaled.get(key.removesuffix(".weight"), ())]
-    if found:
-        raise FormatError("error.about", about=name, error=warning(found))
+    scales_present = [scale for scales in scaled.values() for scale in scales if not scale.startswith(_NOT_DENOISER)]
+    scales_present += [scale for key in keys for scale in scaled.get(key.removesuffix(".weight"), ())]
+    if scales_present:
+        raise FormatError("error.about", about=name, error=warning(scales_present))
 
 
 def family_of(layout: Layout) -> Family:
@@ -197,10 +197,10 @@ def bake(
                 if key not in layout:
                     raise FormatError("bake.tensor_missing", key=key)
                 if not kind_of(module).fits(module.parts, layout[key][1]):
-                    told = module.shape or ", ".join(
+                    shape = module.shape or ", ".join(
                         f"{part} {tuple(value.shape)}" for part, value in module.parts.items()
                     )
-                    raise FormatError("bake.other_shape", key=key, shape=layout[key][1], wanted=told)
+                    raise FormatError("bake.other_shape", key=key, shape=layout[key][1], wanted=shape)
         done = 0
         lost, asked = 0.0, 0.0  # squared norms: of what rounding to fp8 took from the changes, of the changes
         of_scale = {scale: weight for weight, scale in plain.items() if weight in changed}
@@ -334,15 +334,15 @@ def extract(
         for n, (before, after) in enumerate(pairs):
             progress(n, len(pairs), after.key)
             biases += _bias_changed(before, after, old_layout, new_layout, old, new)
-            for found, change, size in _changes(
+            for layer, change, size in _changes(
                 before, after, _numbers(before.key, old, old_plain), _numbers(after.key, new, new_plain)
             ):
                 if change.ndim < 2 or size <= min_change:
                     norms += change.ndim < 2 and size > 0
                     continue
                 module, _ = low_rank(change, rank_limit(change.shape, rank, conv_rank), energy)
-                exact = dict(unfused(found, Module("full", {"diff": change})))
-                for path, part in unfused(found, module):
+                exact = dict(unfused(layer, Module("full", {"diff": change})))
+                for path, part in unfused(layer, module):
                     name, full = f"{after.owner}.{path}", exact[path]
                     if part is None or full is None:
                         continue
@@ -381,14 +381,16 @@ def _changes(
         sides = [(after.found, old, new)]
     else:
         first, second = (_apart(layer, weight) for layer, weight in ((before, old), (after, new)))
-        sides = [(found, first[name][1], weight) for name, (found, weight) in second.items() if name in first]
-    for found, one, two in sides:
+        sides = [
+            (module_name, first[name][1], weight) for name, (module_name, weight) in second.items() if name in first
+        ]
+    for module_name, one, two in sides:
         if one.numel() != two.numel() or one.shape[:1] != two.shape[:1]:
             raise FormatError("extract.other_shape", key=after.key, shape=tuple(two.shape), base=tuple(one.shape))
         change = two.float().reshape(one.shape) - one.float()
         if not torch.isfinite(change).all():
             raise FormatError("tensor.not_finite", key=after.key)
-        yield found, change, float(change.norm()) / max(float(one.float().norm()), 1e-12)
+        yield module_name, change, float(change.norm()) / max(float(one.float().norm()), 1e-12)
 
 
 def _apart(layer: Layer, weight: torch.Tensor) -> dict[str, tuple[Found, torch.Tensor]]:

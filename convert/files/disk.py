@@ -183,12 +183,12 @@ def _plain(path: Path, key: str, value: Any, size: int) -> Any:
 
 
 @contextlib.contextmanager
-def opened(path: Path, known: Header | None = None) -> Iterator[Callable[[str], torch.Tensor]]:
+def opened(path: Path, parsed: Header | None = None) -> Iterator[Callable[[str], torch.Tensor]]:
     """Reads one tensor at a time from a checked safetensors file, into memory of its own: the file is not mapped, so nothing of it stays.
 
     `known`: the entries `header` gave, where the caller has them already.
     """
-    entries = header(path)[0] if known is None else known
+    entries = header(path)[0] if parsed is None else parsed
     try:
         with safe_open(path, "pt"):
             pass  # the library's own checks: no holes, no overlaps, no repeated keys

@@ -217,15 +217,15 @@ _whole: weakref.WeakKeyDictionary[nn.Module, tuple[str, str]] = weakref.WeakKeyD
 def whole_fingerprint(module: nn.Module) -> str:
     """Hash over every byte of every weight and buffer. Remembered for a module whose `weights_fingerprint` has not changed."""
     quick = weights_fingerprint(module)
-    known = _whole.get(module)
-    if known is None or known[0] != quick:
+    cached = _whole.get(module)
+    if cached is None or cached[0] != quick:
         digest = hashlib.sha256()
         for name, value in module.state_dict().items():
             digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
             if value.device.type != "meta":
                 digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-        known = _whole[module] = quick, digest.hexdigest()
-    return known[1]
+        cached = _whole[module] = quick, digest.hexdigest()
+    return cached[1]
 
 
 def weights_fingerprint(module: nn.Module, instead: Mapping[str, torch.Tensor] | None = None) -> str:

@@ -219,12 +219,12 @@ class BaseModel:
 
     def warnings(self, asked: ObjectiveConfig) -> tuple[Message, ...]:
         """What the user has to know before the first step of this job."""
-        said = self.predicts.warnings + self.notes
+        messages = self.predicts.warnings + self.notes
         if self.expert is not None:
-            said += self.expert.warnings(asked, self.shift or 1.0, self.field)
+            messages += self.expert.warnings(asked, self.shift or 1.0, self.field)
         if self.distilled is not None:
-            said += (Message.of("base.distilled", field=self.field, sign=self.distilled),)
-        return said
+            messages += (Message.of("base.distilled", field=self.field, sign=self.distilled),)
+        return messages
 
     def as_json(self) -> dict[str, Any]:
         """For the run folder and for programs; sentences in English."""

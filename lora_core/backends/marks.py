@@ -81,12 +81,12 @@ def marks_of_file(file: Path) -> Marks:
     try:
         with safe_open(file, "pt") as opened:
             names, header = set(opened.keys()), opened.metadata() or {}
-            own = [*_empty_tensors(file, names), *_header(file, header)]
-            guesses = _sd2_guess(file, names, opened) if not own else []
+            marks = [*_empty_tensors(file, names), *_header(file, header)]
+            guesses = _sd2_guess(file, names, opened) if not marks else []
     except (SafetensorError, OSError):
         return marks_of_name(file.stem)
     named = marks_of_name(file.stem, header.get("modelspec.title", ""))
-    return dataclasses.replace(named, witnesses=(*own, *guesses, *named.witnesses))
+    return dataclasses.replace(named, witnesses=(*marks, *guesses, *named.witnesses))
 
 
 def _empty_tensors(file: Path, names: Collection[str]) -> list[Witness]:

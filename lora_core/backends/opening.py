@@ -61,8 +61,8 @@ def open_backend(
         raise LoomError("base.missing", field="base", place=place)
     name = pipeline_name(place)
     if name and name not in (*ONE_NETWORK, *TWO_STAGES) and not (place / "unet").is_dir():
-        known = ", ".join([*ONE_NETWORK, *TWO_STAGES])
-        raise LoomError("base.kind", field="base", file=place.name, kind=name, allowed=known)
+        pipelines = ", ".join([*ONE_NETWORK, *TWO_STAGES])
+        raise LoomError("base.kind", field="base", file=place.name, kind=name, allowed=pipelines)
     require_unscaled(place.name, stored_names(place))
     try:
         if name in TWO_STAGES:

@@ -76,11 +76,12 @@ def optimizer(value: Value, given: Settings) -> Paths:
     """The optimizer of a name, which may be that of a class in a package, with its library's own values."""
     name = str(value).rpartition(".")[2].lower()
     if not name:
-        name = "adamw8bit" if on(given, "use_8bit_adam") else "lion" if on(given, "use_lion_optimizer") else "adamw"
+        switches = {"use_8bit_adam": "adamw8bit", "use_lion_optimizer": "lion"}
+        name = next((chosen for switch, chosen in switches.items() if on(given, switch)), "adamw")
     if name not in OPTIMIZERS:
         raise Unmapped("import.why.value")
-    own, values = OPTIMIZERS[name]
-    return {"optimizer.name": own, **values}
+    ours, values = OPTIMIZERS[name]
+    return {"optimizer.name": ours, **values}
 
 
 def betas(value: Value, given: Settings) -> Paths:
@@ -637,12 +638,12 @@ def sets_of(datasets: Settings) -> list[tuple[str, Settings]]:
     common = dict(general) if isinstance(general, Mapping) else {}
     out: list[tuple[str, Settings]] = []
     for n, dataset in enumerate(tables(datasets.get("datasets"))):
-        own = {key: value for key, value in dataset.items() if key != "subsets"}
+        shared = {key: value for key, value in dataset.items() if key != "subsets"}
         if n == 0:  # that of the first one is the job's
-            own.pop("batch_size", None)
+            shared.pop("batch_size", None)
         common.pop("batch_size", None)
         for m, subset in enumerate(tables(dataset.get("subsets")) or [{}]):
-            out.append((f"datasets[{n}].subsets[{m}].", {**common, **own, **subset}))
+            out.append((f"datasets[{n}].subsets[{m}].", {**common, **shared, **subset}))
     return out
 
 

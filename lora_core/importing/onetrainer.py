@@ -588,7 +588,7 @@ def given_of(config: Settings, concepts: Value = None, samples: Value = None) ->
         given["samples"] = samples or config["samples"]
     if config.get("additional_embeddings"):
         given["additional_embeddings"] = config["additional_embeddings"]
-    found = concepts if concepts is not None else config.get("concepts")
-    entries = tables(found)
+    listed = concepts if concepts is not None else config.get("concepts")
+    entries = tables(listed)
     sets = [(f"concepts[{n}].", flat(one)) for n, one in enumerate(entries) if one.get("enabled", True)]
     return dataclasses.replace(Given(given), sets=sets)

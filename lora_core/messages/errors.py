@@ -39,6 +39,6 @@ def message_of(error: BaseException) -> Message:
 def reason_of(error: BaseException, limit: int = MAX_LINE) -> str:
     """What another program's error says, for the middle of a sentence: its first line without secrets, else its kind."""
     cause = error.__cause__ if isinstance(error, Problem) and isinstance(error.__cause__, OSError) else error
-    said = getattr(cause, "strerror", None) or str(cause)
-    line = next((line.strip() for line in str(said).splitlines() if line.strip()), type(cause).__name__)
+    text = getattr(cause, "strerror", None) or str(cause)
+    line = next((line.strip() for line in str(text).splitlines() if line.strip()), type(cause).__name__)
     return without_secrets(line[: 4 * limit])[:limit]

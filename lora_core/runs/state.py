@@ -138,5 +138,5 @@ def _shown(error: dict[str, Any]) -> dict[str, Any]:
     """An error of a file as a page may take it: code, field and values where they are such, and a short sentence."""
     values = error.get("values")
     whole = isinstance(error.get("code"), str) and isinstance(error.get("field"), str) and isinstance(values, dict)
-    known = {"code": as_text(error["code"]), "field": as_text(error["field"]), "values": values} if whole else {}
-    return {**known, "text": as_text(error.get("text"))}
+    readable = {"code": as_text(error["code"]), "field": as_text(error["field"]), "values": values} if whole else {}
+    return {**readable, "text": as_text(error.get("text"))}

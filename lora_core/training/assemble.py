@@ -237,10 +237,10 @@ def class_pictures(encoding: Encoding, subject: Dataset, tokens: TokenSet) -> li
         dataset = class_dataset(job, subject, tokens)
     if dataset is None:
         return []
-    own = dataclasses.replace(job.config, seed=derive(job.config.seed, "class"))
+    class_config = dataclasses.replace(job.config, seed=derive(job.config.seed, "class"))
     return [
         Source(
-            encoding.batches(encoding.pictures(dataset, "progress.class_pictures"), own),
+            encoding.batches(encoding.pictures(dataset, "progress.class_pictures"), class_config),
             job.config.prior.weight,
             "class ",
         )

@@ -198,8 +198,8 @@ class Run:
 
     def restore(self, checkpoint: checkpoints.Checkpoint) -> None:
         """Puts everything to where it was when the checkpoint was saved."""
-        own = {k: v for k, v in checkpoint.adapter.items() if not k.startswith(EMA_PREFIX)}
-        self.adapters.load_state_dict(own)
+        weights = {k: v for k, v in checkpoint.adapter.items() if not k.startswith(EMA_PREFIX)}
+        self.adapters.load_state_dict(weights)
         if self.ema:
             self.ema.load_state_dict(checkpoint.adapter)
         self.frozen = list(checkpoint.facts.get("frozen", []))

@@ -40,7 +40,9 @@ def sentences(language: str) -> tuple[str, str]:
 def panel_state(panels: Panels, node: str, workflow: str, after: int, session: str) -> dict[str, Any]:
     """The panel of a node; `after` counts only within the session the browser knows."""
     panel = panels.find(node, workflow)
-    return {"panel": None if panel is None else panel.snapshot(after if panel.session == session else 0)}
+    if panel is None:
+        return {"panel": None}
+    return {"panel": panel.snapshot(after if panel.session == session else 0)}
 
 
 def sample_file(root: Path, run: str, step: int) -> Path:
@@ -126,9 +128,9 @@ def _jpeg(file: Path, side_px: int, quality: int, code: str) -> bytes:
     return out.getvalue()
 
 
-def listed(root: Path, told: Told, place: str) -> dict[str, Any]:
+def listed(root: Path, details: Told, place: str) -> dict[str, Any]:
     """Every run and what lies in the trash; `place`: what a person calls the folder of all runs."""
-    rows = [{**vars(run), **told(run)} for run in listing.listing(root)]
+    rows = [{**vars(run), **details(run)} for run in listing.listing(root)]
     for row in rows:
         del row["about"]
     return {
@@ -150,8 +152,8 @@ def run_named(root: Path, run: Any) -> Path:
 
 def run_picture(root: Path, run: Any, step: str, large: bool) -> bytes:
     """The sheet of samples of a run after a step. Raises Refused."""
-    known = listing.pictures(run_named(root, run))
-    path = known.get(int(step)) if step.isascii() and step.isdigit() and len(step) < 13 else None
+    pictures = listing.pictures(run_named(root, run))
+    path = pictures.get(int(step)) if step.isascii() and step.isdigit() and len(step) < 13 else None
     if path is None:
         raise Refused(404, "sample.no_step")
     return _jpeg(path, PICTURE_SIZES_PX[large], 85, "sample.picture_unreadable")

@@ -224,9 +224,9 @@ class PanelListener(Listener):
 
     def on_sample(self, step: int, images: list[Image.Image], path: Path) -> None:
         self._panel.pace.ends()
-        shown = 0 if path.stem == "before" else step
-        others = [s for s in self._panel.samples if s[0] != shown]
-        self._panel.changed(samples=sorted([*others, [shown, int(time.time())]])[-MAX_MARKS:])
+        position = 0 if path.stem == "before" else step
+        others = [s for s in self._panel.samples if s[0] != position]
+        self._panel.changed(samples=sorted([*others, [position, int(time.time())]])[-MAX_MARKS:])
 
     def on_save(self, step: int, path: Path) -> None:
         self._panel.pace.ends()

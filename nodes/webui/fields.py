@@ -65,17 +65,23 @@ def _fields(section: Any, prefix: str) -> Iterator[Field]:
         if dataclasses.is_dataclass(kind):
             yield from _fields(kind, f"{path}.")
         elif "help" in field.metadata and kind in (bool, int, float, str):
-            said = field.metadata
+            metadata = field.metadata
             yield Field(
-                path, kind, field.default, said["help"], tuple(said["choices"] or ()), said["low"], said["high"]
+                path,
+                kind,
+                field.default,
+                metadata["help"],
+                tuple(metadata["choices"] or ()),
+                metadata["low"],
+                metadata["high"],
             )
 
 
 def changed(values: Mapping[str, Any]) -> dict[str, Any]:
     """Those of `values` (by path, as inputs hold them) that differ from the defaults; what is left out is for preset and model to say."""
-    own = {field.path: field for field in fields()}
-    taken = {path: own[path].taken(value) for path, value in values.items() if path in own}
-    return {path: value for path, value in taken.items() if value is not None and value != own[path].default}
+    by_path = {field.path: field for field in fields()}
+    taken = {path: by_path[path].taken(value) for path, value in values.items() if path in by_path}
+    return {path: value for path, value in taken.items() if value is not None and value != by_path[path].default}
 
 
 @functools.cache

@@ -23,10 +23,10 @@ def file_named(name: str) -> Path:
     """A LoRA of the list, or a file by its path. Raises LoomError."""
     listed = loras_folder() / f"{name}.safetensors"
     places = [listed, Path(name).expanduser()] if name in lora_names() else [Path(name).expanduser()]
-    found = next((place for place in places if name and place.is_file()), None)
-    if found is None:
+    path = next((place for place in places if name and place.is_file()), None)
+    if path is None:
         raise LoomError("library.missing", field="file", name=repr(name))
-    return found
+    return path
 
 
 def inspected(name: str) -> str:

@@ -94,16 +94,16 @@ def _train() -> None:
             prompt = gr.Textbox(label=word("tab.prompt"), lines=2, elem_id="lora_loom_prompt")
     plan = gr.HTML(elem_id="lora_loom_plan")
     start = gr.Button(word("tab.start"), variant="primary", elem_id="lora_loom_start")
-    said = gr.HTML(elem_id="lora_loom_said")
+    status = gr.HTML(elem_id="lora_loom_said")
     gr.HTML(_place("lora_loom_panel"))
     with gr.Accordion(word("tab.more"), open=False, elem_id="lora_loom_more"):
         more = _sections()
     inputs = [folder, name, trigger, preset, steps, memory, prompt, *(component for _, component in more)]
     paths = [*FIRST_PATHS, *(field.path for field, _ in more)]
-    files.change(_received, [files], [folder, said], queue=False)
+    files.change(_received, [files], [folder, status], queue=False)
     for component in (folder, trigger, preset, steps):
         component.change(_of_inputs(paths, planned), inputs, [plan], queue=False)
-    start.click(_of_inputs(paths, started), inputs, [said], queue=False)
+    start.click(_of_inputs(paths, started), inputs, [status], queue=False)
 
 
 def _sections() -> list[tuple[Field, Any]]:
@@ -121,14 +121,14 @@ def _translated(text: str) -> str:
 
 def _input(field: Field) -> Any:
     """The setting with its name, its sentence and its bounds; they are checked again when a run starts."""
-    told = {"label": _translated(field.label), "info": _translated(field.help), "elem_id": _element(field.path)}
+    options = {"label": _translated(field.label), "info": _translated(field.help), "elem_id": _element(field.path)}
     if field.choices:
-        return gr.Dropdown([*field.choices], value=field.default, **told)
+        return gr.Dropdown([*field.choices], value=field.default, **options)
     if field.kind is bool:
-        return gr.Checkbox(field.default, **told)
+        return gr.Checkbox(field.default, **options)
     if field.kind in (int, float):
-        return gr.Number(field.default, precision=0 if field.kind is int else None, **told)
-    return gr.Textbox(field.default, **told)
+        return gr.Number(field.default, precision=0 if field.kind is int else None, **options)
+    return gr.Textbox(field.default, **options)
 
 
 def _element(path: str) -> str:

@@ -66,5 +66,8 @@ def _innermost_first(traceback: TracebackType | None) -> Iterator[dict[str, Any]
 def _tensors(value: Any) -> Iterator[torch.Tensor]:
     if torch.is_tensor(value):
         yield value
-    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ():
-        yield from _tensors(part)
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for part in value:
+            yield from _tensors(part)
