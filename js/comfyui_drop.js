@@ -5,6 +5,7 @@ import { app, host, rootGraph } from "./comfyui.js";
 import { choose, made } from "./comfyui_build.js";
 import { entriesOf, filesOf, hasFolder, isSet, loose } from "./dropped.js";
 import { allNodes, executionIds, widgetOf } from "./graph.js";
+import { DROP_PICTURES } from "./settings.js";
 import { askForPictures, sendShown } from "./upload_card.js";
 import { t } from "./words.js";
 
@@ -37,13 +38,17 @@ function nodeUnder(/** @type {DragEvent} */ event) {
 
 const isLoader = (/** @type {?ComfyNode | undefined} */ node) => node?.comfyClass === LOADER;
 
+/** Whether loose files are taken from the page: many pictures or a ZIP file, unless the reader does not want that. */
+const forTraining = (/** @type {File[]} */ files) =>
+  host.setting(DROP_PICTURES) !== false && isSet(files.map((file) => file.name));
+
 /** Takes what is meant for a training, and leaves everything else to the page. */
 function onDrop(/** @type {DragEvent} */ event) {
   const node = nodeUnder(event), dropped = entriesOf(event.dataTransfer);
   if (!dropped.files.length && !dropped.entries.length) return;
   const ours = isLoader(node);
   if (!ours && node?.onDragDrop) return; // a node that takes files itself
-  if (!ours && !hasFolder(dropped.entries) && !isSet(dropped.files.map((file) => file.name))) return;
+  if (!ours && !hasFolder(dropped.entries) && !forTraining(dropped.files)) return;
   take(event);
   const place = placeOf(event);
   filesOf(dropped).then((drop) => bring(drop, ours ? node : null, place)).catch(failed);
@@ -53,7 +58,7 @@ function onPaste(/** @type {ClipboardEvent} */ event) {
   const files = [...(event.clipboardData?.files ?? [])];
   if (!files.length || (event.target instanceof Element && event.target.closest(TEXT_FIELDS))) return;
   const chosen = Object.values(app.canvas?.selected_nodes ?? {}), loader = chosen.length === 1 ? chosen[0] : null;
-  if (!isLoader(loader) && !isSet(files.map((file) => file.name))) return;
+  if (!isLoader(loader) && !forTraining(files)) return;
   take(event);
   bring(loose(files), isLoader(loader) ? loader : null).catch(failed);
 }

@@ -1,12 +1,13 @@
 // @ts-check
 // The panels in ComfyUI's train nodes.
-import { addElement, app, host, nodesAreElements, rootGraph } from "./comfyui.js";
+import { addElement, api, app, host, nodesAreElements, rootGraph } from "./comfyui.js";
 import { actionsOf, queueMore } from "./comfyui_result.js";
 import { findField, mark, unmark } from "./fields.js";
 import { watchPlans } from "./comfyui_plans.js";
-import { allNodes, executionIds, nodeById } from "./graph.js";
+import { allNodes, executionIds, isUpstream, nodeById } from "./graph.js";
 import { RunCard } from "./run_card.js";
 import { TrainPanel, watchPanels } from "./train_panel.js";
+import { t } from "./words.js";
 
 const PANELS = ["LoraLoomTrainLora", "LoraLoomTrainEmbedding", "LoraLoomFindLearningRate"];
 const WIDTH = 440; // px, at least
@@ -44,12 +45,30 @@ function* panels() {
   for (const node of allNodes(rootGraph())) if (node.loomPanel) yield node.loomPanel;
 }
 
+/** Says in a panel what its node waits for: the loader of its model, its dataset. */
+function watchWaiting() {
+  const tell = (/** @type {?ComfyNode} */ running) => {
+    for (const node of allNodes(rootGraph())) {
+      const waits = running !== null && running !== node && isUpstream(running, node);
+      node.loomPanel?.awaiting(waits ? t("panel.first", { node: running.title ?? "" }) : "");
+    }
+  };
+  api.addEventListener("executing", ({ detail }) => {
+    const id = detail?.node ?? detail; // an id, or an object with one in newer hosts
+    tell(typeof id === "string" || typeof id === "number" ? nodeById(rootGraph(), id) : null);
+  });
+  for (const end of ["execution_success", "execution_error", "execution_interrupted"]) {
+    api.addEventListener(end, () => tell(null));
+  }
+}
+
 /**
  * @param {import("./settings.js").Settings} settings
  * @returns {ComfyExtension}
  */
 export function panelExtension(settings) {
   watchPlans();
+  watchWaiting();
   const { refreshAll } = watchPanels(host, panels, (id) => nodeById(rootGraph(), id)?.loomPanel);
   return {
     name: "lora_loom.panel",

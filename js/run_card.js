@@ -1,6 +1,7 @@
 // @ts-check
 // What a run has made, in its panel: file, size, trigger, strength, best step, and what to do with it next.
 import { RequestError, route } from "./api.js";
+import { copied } from "./clipboard.js";
 import { make, style } from "./dom.js";
 import { fileSize } from "./figures.js";
 import { said, t } from "./words.js";
@@ -161,12 +162,8 @@ export class RunCard {
   }
 
   async copy(/** @type {string} */ text) {
-    try {
-      await navigator.clipboard.writeText(text);
-      this.host.toast("success", t("runs.copied", { text }));
-    } catch {
-      this.host.toast("info", t("runs.not_copied", { text }));
-    }
+    const done = await copied(text);
+    this.host.toast(done ? "success" : "info", t(done ? "runs.copied" : "runs.not_copied", { text }));
   }
 
   /** Shows the folder of a run where the browser runs beside the server; elsewhere its path is copied. */

@@ -3,6 +3,7 @@
 import { t } from "./words.js";
 
 const LOSS_AXIS = "LoraLoom.panel.lossAxis", SAMPLE_SIZE = "LoraLoom.panel.sampleSize";
+export const DROP_PICTURES = "LoraLoom.drop.pictures";
 const MEDIUM_PX = 310;
 /** @type {Record<string, number>} */
 const HEIGHTS_PX = { small: 200, medium: MEDIUM_PX, large: 460 }; // of the samples
@@ -57,6 +58,12 @@ export class Settings {
     return [
       this.combo(LOSS_AXIS, "loss_axis", ["linear", "logarithmic"], "linear"),
       this.combo(SAMPLE_SIZE, "sample_size", ["small", "medium", "large"], "medium"),
+      {
+        id: DROP_PICTURES, type: "boolean", defaultValue: true,
+        name: t("settings.drop_pictures"), tooltip: t("settings.drop_pictures_tip"),
+        category: ["LoRA Loom", t("settings.dropping"), t("settings.drop_pictures")],
+        onChange: (/** @type {unknown} */ value) => this.take(DROP_PICTURES, value),
+      },
     ];
   }
 

@@ -338,6 +338,13 @@ export class TrainPanel {
     return lastStep(this.rows);
   }
 
+  /** Says what has to be done before a run can begin; empty: nothing. */
+  awaiting(/** @type {string} */ text) {
+    if (this.active()) return; // which tells of itself
+    if (this.state) this.doing.textContent = text;
+    else this.status.textContent = text || t("panel.idle");
+  }
+
   /** Takes an event: small news, and how much it does not tell. */
   take(/** @type {PanelEvent} */ event) {
     this.heard = performance.now();

@@ -6,6 +6,7 @@ import functools
 
 from . import train_embedding, train_lora, trials
 from .check_dataset import CheckDataset
+from .checked import checked
 from .combine import ExtractLora, MergeIntoCheckpoint, MergeLoras, ResizeLora
 from .convert_format import ConvertEmbedding, ConvertLora, Inspect
 from .dataset import LoadFolder, LoadHubDataset
@@ -33,7 +34,7 @@ from .widgets import widget_names
 from .zip_loras import ZipLoras
 
 NODES: list[type[io.ComfyNode]] = [
-    telling(node)
+    telling(checked(node))
     for node in (
         LoadFolder,
         TrainLora,

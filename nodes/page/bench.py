@@ -70,7 +70,7 @@ def worked(desk: Desk, name: str, values: Mapping[str, Any]) -> Outcome:
 
 def _chosen(library: Library, files: Files, value: Any) -> list[Weighted]:
     """The files that were named, each with its factor. Raises LoomError where there is none."""
-    names = [value] if isinstance(value, str) else list(value or ())
+    names = value.split("\n") if isinstance(value, str) else list(value or ())
     names = [str(name).strip() for name in names if str(name).strip()]
     if not names:
         raise LoomError("tool.no_file", field=files.name)

@@ -115,12 +115,10 @@ class Routes:
         ]  # fmt: skip
 
     def _writes(self) -> list[Route]:
-        node, settings = (
-            {"node": TEXT},
-            {"settings": {**OBJECT, "description": "by config path, such as adapter.rank"}, "preset": TEXT},
-        )
+        node: Schemas = {"node": TEXT}
         work: Schemas = {
-            **settings,
+            "settings": {**OBJECT, "description": "by config path, such as adapter.rank"},
+            "preset": TEXT,
             "work": {**TEXT, "enum": list(self._desk.works)},
             "more": {**OBJECT, "description": "what the kind of job asks besides"},
         }

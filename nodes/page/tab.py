@@ -344,24 +344,31 @@ class Tab:
         updates = [gr.update(choices=self.library.names(role)) for _, role in self._lists]
         return updates if len(updates) != 1 else updates[0]
 
-    def _file_input(self, files: Files, tool: str) -> Any:
+    def _file_input(self, files: Files, element: str, several: bool = False) -> Any:
+        """A file of a list or by its path; `several`: lines of text, to which a list adds: older gradios take no words of their own beside choices."""
         label = self._label
+        about = {"label": label(files.label), "info": label(files.about)}
+        lines = gr.Textbox("", lines=3, elem_id=element, **about) if several else None
         chosen = gr.Dropdown(
             self.library.names(files.role),
-            label=label(files.label),
-            info=label(files.about),
-            multiselect=files.many,
+            value=None,
             allow_custom_value=True,
-            elem_id=f"lora_loom_{tool}_{files.name}",
-            **({} if files.many else {"value": None}),
+            elem_id=f"{element}_add" if several else element,
+            **({"label": label("tool.add")} if several else about),
         )
         self._lists.append((chosen, files.role))
-        return chosen
+        if lines is None:
+            return chosen
+        chosen.change(_with_line, [lines, chosen], [lines], queue=False)
+        return lines
 
     def _tool(self, tool: Tool) -> None:
         """Made of the table the terminal's options are made of."""
         gr.HTML(self.words.told(Message.of(tool.about)))
-        inputs = {files.name: self._file_input(files, tool.name) for files in tool.files}
+        inputs = {
+            files.name: self._file_input(files, f"lora_loom_{tool.name}_{files.name}", files.many and not tool.each)
+            for files in tool.files
+        }
         for row in _rows(tool.options):
             with gr.Row():
                 inputs |= {option.name: self._option(option, tool.name) for option in row}
@@ -389,7 +396,7 @@ class Tab:
         """ZipLoRA, which learns on the model of a run: its pictures are those of the first tab and of a second folder."""
         label = self._label
         gr.HTML(self.words.told(Message.of("tab.zip_about")))
-        first, second = (self._file_input(files, "zip") for files in ZIPPED)
+        first, second = (self._file_input(files, f"lora_loom_zip_{files.name}") for files in ZIPPED)
         folder = gr.Textbox(
             label=label("tab.zip_folder"), info=label("tab.zip_folder_about"), elem_id="lora_loom_zip_folder"
         )
@@ -400,6 +407,11 @@ class Tab:
         said = gr.HTML(elem_id="lora_loom_zip_report")
         more = {"first": first, "second": second, "folder": folder, "steps": steps, "similarity": similarity}
         self._starts(button, more, "zip", said)
+
+
+def _with_line(text: str, name: str | None) -> str:
+    """The text with one more line; as it is where nothing is chosen."""
+    return "\n".join([*filter(None, (text or "").split("\n")), name]) if name else text or ""
 
 
 def _rows(inputs: Sequence[Any]) -> list[Sequence[Any]]:

@@ -43,7 +43,8 @@ def add_tool(parser: argparse.ArgumentParser, name: str) -> None:
     for files in tool.files:
         several = {"nargs": "+"} if files.many else {"type": Path}
         mark = "LORA[=WEIGHT]" if files.weighted else files.name if not files.many else None
-        parser.add_argument(files.name, metavar=mark, help=_text(files.about), **several)  # type: ignore[arg-type]
+        told = "" if files.weighted else _text(files.about)
+        parser.add_argument(files.name, metavar=mark, help=told or None, **several)  # type: ignore[arg-type]
     for option in tool.options:
         add_option(parser, option)
 

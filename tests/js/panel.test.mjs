@@ -173,6 +173,17 @@ test("step and time left stand large, and what goes on between two steps beside 
   assert.equal(panel.doing.textContent, "");
 });
 
+test("what a node waits for is told before its run begins, and not while it goes on", () => {
+  const panel = panelOn(fakeHost());
+  panel.awaiting("first: Load Checkpoint");
+  assert.equal(panel.status.textContent, "first: Load Checkpoint");
+  panel.awaiting("");
+  assert.equal(panel.status.textContent, "panel.idle");
+  panel.set(STATE);
+  panel.awaiting("first: Load Checkpoint");
+  assert.equal(panel.doing.textContent, "");
+});
+
 test("a step never goes back, whatever arrives late", () => {
   const panel = panelOn(fakeHost({ "/lora_loom/panel": { panel: null } }));
   panel.set({ ...STATE, step: 6 });

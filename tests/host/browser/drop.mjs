@@ -1,37 +1,14 @@
 // Drops real files on a real page: node drop.mjs <address> <folder for screenshots> <classic|nodes2> <scenario> <folder of files>
-// Scenarios: empty, node, zip, again, cancel. Prints one line of JSON. $PLAYWRIGHT_CORE and $CHROMIUM as in panel.mjs.
+// Scenarios: empty, node, again, cancel, left. Prints one line of JSON.
 import fs from "node:fs";
 import path from "node:path";
-import { createRequire } from "node:module";
+import { opened } from "./comfy.mjs";
 
 const [address, shots, renderer, scenario, folder] = process.argv.slice(2);
-const { chromium } = createRequire(import.meta.url)(process.env.PLAYWRIGHT_CORE || "playwright-core");
 const seen = { clicks: 0, typed: 0 };
-const browser = await chromium.launch({
-  executablePath: process.env.CHROMIUM || "/usr/bin/chromium",
-  args: ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"],
-});
-const context = await browser.newContext({ viewport: { width: 1600, height: 1000 } });
-const page = await context.newPage();
-const cdp = await context.newCDPSession(page);
-const problems = [];
-page.on("pageerror", (error) => problems.push(error.message));
+const { page, cdp, shot, end } = await opened(address, shots, renderer, "drop");
 const sent = [];
 page.on("request", (request) => request.url().includes("/lora_loom/upload/part") && sent.push(Number(request.headers()["content-length"] ?? 0)));
-
-async function opened() {
-  await page.goto(address, { waitUntil: "domcontentloaded" });
-  await page.waitForFunction(() => window.app?.graph && window.app.extensionManager && window.LiteGraph?.registered_node_types?.LoraLoomLoadFolder, null, { timeout: 120000 });
-  await page.waitForTimeout(1500);
-  await page.evaluate(async (nodes2) => {
-    const settings = window.app.extensionManager.setting;
-    await settings.set("Comfy.VueNodes.Enabled", nodes2);
-    await settings.set("Comfy.Canvas.MaximumFps", 20);
-    window.app.graph.clear();
-  }, renderer === "nodes2");
-  await page.keyboard.press("Escape");
-  await page.waitForTimeout(500);
-}
 
 /** A drop as the system makes it: real files and folders of the disk, at a place of the page. */
 async function drop(files, x = 800, y = 500) {
@@ -44,7 +21,6 @@ const node = (kind) => page.evaluate((wanted) => {
   return one && { id: one.id, folder: one.widgets?.find((w) => w.name === "folder")?.value, name: one.widgets?.find((w) => w.name === "name")?.value,
     pos: [...one.pos], selected: Boolean(one.selected ?? one.is_selected), inputs: Object.fromEntries((one.inputs ?? []).map((i) => [i.name, i.link != null])) };
 }, kind);
-const shot = (name) => page.screenshot({ path: path.join(shots, `${renderer}-drop-${name}.png`) });
 const card = (state, seconds = 60) => page.waitForSelector(`.loom-upload.${state}`, { timeout: seconds * 1000 });
 const cardText = () => page.locator(".loom-upload").last().innerText();
 const type = async (kind, widget, text) => { // a person's way to a widget is the renderer's own; what counts is that a value was typed
@@ -143,13 +119,9 @@ const scenarios = {
 };
 
 try {
-  await opened();
   await scenarios[scenario]();
 } catch (error) {
   seen.failed = String(error.stack ?? error);
   await shot(`${scenario}-failed`).catch(() => {});
-} finally {
-  seen.problems = problems;
-  console.log(JSON.stringify(seen));
-  await browser.close();
 }
+await end(seen);

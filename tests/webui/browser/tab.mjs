@@ -42,6 +42,9 @@ async function open(id) {
   }
 }
 
+/** Closes it again. */
+const close = (id) => page.locator(`#lora_loom_${id} .label-wrap.open`).first().click();
+
 async function put(id, value) {
   await field(id).fill(value);
   await field(id).blur();
@@ -93,6 +96,7 @@ try {
   await shot("sections");
   for (const [id, value] of [["data_resolution", "64"], ["samples_every", "10"], ["samples_steps", "2"], ["batch_size", "1"],
     ["steps", steps], ["name", "from_the_page"], ["trigger", "sks"]]) await put(id, value);
+  await close("more");
   await page.locator("#lora_loom_start").click();
   await page.waitForFunction(() => /from_the_page|[1-9]\d*\s*\/\s*\d+/.test(
     document.querySelector("#lora_loom_panel")?.innerText ?? ""), null, { timeout: LONG });
@@ -108,6 +112,7 @@ try {
   seen.samples = await page.locator("#lora_loom_panel img").count();
   await shot("done");
 
+  await open("more");
   await open("import");
   await put("config", "accelerate launch train_text_to_image_lora.py --rank=8 --train_batch_size=2 --learning_rate=3e-4");
   await page.locator("#lora_loom_take_over").click();
