@@ -110,7 +110,7 @@ def randomize(module: Any) -> None:
     with torch.no_grad():
         for key, p in module.named_parameters():
             p.normal_(std=0.02, generator=rng) if p.ndim > 1 else p.fill_(
-                1.0 if "norm" in key and key.endswith("weight") else 0.0
+                1.0 if key.endswith(("weight", "scale")) else 0.0  # of norms
             )
 
 

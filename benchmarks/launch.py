@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import cProfile
 import dataclasses
+import io
 import json
 import logging
 import pstats
@@ -179,25 +180,36 @@ class InHost(Loom):
         return HostBackend(host_model(case), _clip(case), vae)
 
 
-def host_model(case: Case) -> Any:
-    """A MODEL of the host with random weights."""
+def host_model(case: Case, inference: bool = True, **_: Any) -> Any:
+    """A MODEL of the host with random weights; as tensors of inference mode, as the host loads them into a workflow."""
     import comfy.model_patcher
     import comfy.supported_models as sm
     import torch
 
     name, settings = FAMILIES[case.model].host
-    with torch.inference_mode():
+    with torch.inference_mode(inference):
         config = getattr(sm, name)(dict(settings))
         if "model_channels" not in settings:  # some classes put the published sizes back
             config.unet_config.update(settings)
         config.set_inference_dtype(torch.float32, None)
         model = config.get_model({}, "", device=torch.device("cpu"))
+        _narrow_modulation(model.diffusion_model)
         engines.randomize(model.diffusion_model)
         for value in model.diffusion_model.buffers():  # some hold whatever was in memory until a checkpoint fills them
             if value.is_floating_point():
                 value.zero_()
         cpu = torch.device("cpu")
         return comfy.model_patcher.ModelPatcher(model, load_device=cpu, offload_device=cpu)
+
+
+def _narrow_modulation(network: Any) -> None:
+    """Z-Image's class takes 256 numbers for the noise level whatever its width, and its blocks read as many as they are wide: here they read 256 too."""
+    for module in network.modules():
+        for key, layer in list(
+            getattr(module, "adaLN_modulation", {}).named_children() if hasattr(module, "adaLN_modulation") else ()
+        ):
+            if getattr(layer, "in_features", 256) < 256 and type(network).__name__ == "NextDiT":
+                module.adaLN_modulation[int(key)] = type(layer)(256, layer.out_features, bias=layer.bias is not None)
 
 
 def _conditioning(case: Case) -> list[Any]:
@@ -281,6 +293,7 @@ class Native:
         import torch
 
         self._native, self._model, self.trained = native, host_model(case), 0
+        self._model.cached_patcher_init = (host_model, (case, False))  # how the host loads the copy that it trains
         latents = torch.randn(4, *case.latent[1:], generator=torch.Generator().manual_seed(2))
         one = dict(batch_size=1, grad_accumulation_steps=1, learning_rate=LR, rank=case.rank, optimizer="AdamW", loss_function="MSE", seed=0,
                    training_dtype="fp32", lora_dtype="fp32", quantized_backward=False, algorithm="LoRA", gradient_checkpointing=False, checkpoint_depth=1,
@@ -294,7 +307,7 @@ class Native:
         kind._train_step_standard_mode = lambda *args: around(lambda: step(*args))
         try:
             logging.disable(logging.WARNING)
-            with contextlib.redirect_stderr(None):
+            with contextlib.redirect_stderr(io.StringIO()):
                 self._native.TrainLoraNode.execute(**self._inputs, steps=[steps])
         finally:
             logging.disable(logging.NOTSET)
@@ -340,7 +353,7 @@ def shortest(made: dict[str, Any], steps: int, rounds: int) -> dict[str, float]:
 
 def profiled(engine: Any) -> pstats.Stats:
     """Of one step after two others. Backward passes of a CPU run on the calling thread, so they are in it."""
-    profile, seen = cProfile.Profile(), []
+    profile, seen = cProfile.Profile(time.process_time), []
 
     def around(step: Callable[[], Any]) -> None:
         seen.append(step)

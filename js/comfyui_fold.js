@@ -76,7 +76,8 @@ export function foldExtension() {
     name: "lora_loom.fold",
     nodeCreated(node) {
       if (!node.comfyClass?.startsWith("LoraLoom") || !folded(node).length) return;
-      const button = node.addWidget("button", "loom_fold", null, () => turn(node, !node.properties?.[OPEN]));
+      const button = node.addWidget?.("button", "loom_fold", null, () => turn(node, !node.properties?.[OPEN]));
+      if (!button) return;
       button.serialize = false; // neither in the workflow
       button.options = { ...button.options, serialize: false }; // nor in what is queued
       /** @type {Fold} */

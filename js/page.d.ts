@@ -13,7 +13,7 @@ interface ComfyWidget {
   value: unknown;
   label?: string;
   advanced?: boolean;
-  options?: { advanced?: boolean; serialize?: boolean };
+  options?: { advanced?: boolean; serialize?: boolean; values?: string[] };
   serialize?: boolean;
   hidden?: boolean;
   loomLabel?: string; // as it was before it said what "auto" means
@@ -51,10 +51,15 @@ interface ComfyNode {
   inputs?: ComfyInput[];
   showAdvanced?: boolean;
   getInputNode?(slot: number): ComfyNode | null;
+  getInputLink?(slot: number): { origin_slot: number } | null;
   getInputPos(slot: number): [number, number];
   computeSize(): [number, number];
   setSize(size: [number, number]): void;
   setDirtyCanvas?(foreground: boolean, background: boolean): void;
+  connect?(slot: number, target: ComfyNode, input: string): unknown;
+  addWidget?(type: string, name: string, value: unknown, work: () => void, options?: object): ComfyWidget;
+  onDragOver?(event: DragEvent): boolean;
+  onDragDrop?(event: DragEvent): unknown;
   addDOMWidget(name: string, type: string, element: HTMLElement, options: object): ComfyWidget;
   onExecuted?(this: ComfyNode, output: ComfyOutput | undefined, ...others: unknown[]): void;
   onRemoved?(this: ComfyNode): void;
@@ -67,7 +72,6 @@ interface ComfyNode {
   loomUnfold?(): void;
   properties?: Record<string, unknown>;
   onConfigure?(this: ComfyNode, ...values: unknown[]): void;
-  addWidget(kind: "button", name: string, value: null, callback: () => void): ComfyWidget;
   loomMarked?: string | null;
   loomMarks?: boolean;
 }
@@ -77,6 +81,9 @@ interface ComfyGraph {
   nodes?: ComfyNode[];
   _nodes?: ComfyNode[];
   getNodeById(id: number): ComfyNode | null | undefined;
+  getNodeOnPos?(x: number, y: number): ComfyNode | null | undefined;
+  add?(node: ComfyNode): unknown;
+  remove?(node: ComfyNode): void;
 }
 
 interface ComfyPrompt {
@@ -108,6 +115,10 @@ interface ComfyApp {
   canvas?: {
     canvas?: HTMLCanvasElement;
     graph?: ComfyGraph;
+    ds?: { scale: number; offset: [number, number] };
+    selected_nodes?: Record<string, ComfyNode>;
+    convertEventToCanvasOffset?(event: MouseEvent): [number, number];
+    selectNode?(node: ComfyNode): void;
     centerOnNode(node: ComfyNode): void;
     setDirty(foreground: boolean, background: boolean): void;
   };
@@ -119,6 +130,7 @@ interface ComfyApp {
   registerExtension(extension: ComfyExtension): void;
   graphToPrompt(): Promise<ComfyPrompt>;
   loadGraphData(workflow: object, clean: boolean, restoreView: boolean, name: string): Promise<void>;
+  queuePrompt?(number: number, count: number, nodes?: string[]): Promise<unknown>;
   reloadNodeDefs?(): Promise<void>;
   refreshComboInNodes?(): Promise<void>;
 }
@@ -133,5 +145,5 @@ interface ComfyApi {
 }
 
 interface Window {
-  LiteGraph?: { vueNodesMode?: boolean };
+  LiteGraph?: { vueNodesMode?: boolean; createNode?(kind: string): ComfyNode | null };
 }

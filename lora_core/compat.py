@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils import checkpoint
 
+from .messages.blame import first_line
 from .messages.errors import LoomError
 
 if TYPE_CHECKING or hasattr(torch.amp, "GradScaler"):  # PyTorch 2.3
@@ -40,6 +41,8 @@ def needed(module: str, since: str = "") -> Any:
         imported = importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise LoomError("package.missing", package=(error.name or module).partition(".")[0]) from error
+    except Exception as error:  # a package of another version, or built for another system, raises what it likes
+        raise LoomError("package.broken", package=module.partition(".")[0], reason=first_line(error)) from error
     if since and _numbers(version := importlib.metadata.version(module)) < _numbers(since):
         raise LoomError("package.too_old", package=module, version=version, since=since)
     return imported

@@ -16,7 +16,7 @@ from ..lora_core.messages.message import Message
 from ..lora_core.pictures.plots import grid
 from ..lora_core.pictures.reading import PictureError, thumbnail
 from .host.access.api import io, make_input, make_output, schema, ui
-from .host.access.paths import is_hub_name, runs_root, training_folder, training_folders
+from .host.access.paths import folder_refused, is_hub_name, runs_root, training_folder, training_folders
 from .jobs.datasets import PictureSets
 from .sockets import CATEGORY, count_output, dataset_output, in_english, in_words, report_output
 from .widgets import widget
@@ -111,6 +111,11 @@ class LoadFolder(io.ComfyNode):
             ],
             outputs=outputs(),
         )
+
+    @classmethod
+    def validate_inputs(cls, folder: str) -> bool | str:
+        """A folder that is not among the choices is told where it belongs; the host alone would list the choices."""
+        return folder_refused(folder)
 
     @classmethod
     def fingerprint_inputs(cls, folder: str, **_) -> str:

@@ -6,6 +6,7 @@ import functools
 
 from . import train_embedding, train_lora, trials
 from .check_dataset import CheckDataset
+from .checked import checked
 from .combine import ExtractLora, MergeIntoCheckpoint, MergeLoras, ResizeLora
 from .convert_format import ConvertEmbedding, ConvertLora, Inspect
 from .dataset import LoadFolder, LoadHubDataset
@@ -18,6 +19,7 @@ from .host.web.message_routes import add_message_routes, telling
 from .host.web.panel_routes import add_panel_routes
 from .host.web.plan_routes import add_plan_routes
 from .host.web.run_routes import add_run_routes
+from .host.web.upload_routes import add_upload_routes
 from .import_settings import ImportSettings
 from .jobs.exports import told_of
 from .planning import planned
@@ -32,7 +34,7 @@ from .widgets import widget_names
 from .zip_loras import ZipLoras
 
 NODES: list[type[io.ComfyNode]] = [
-    telling(node)
+    telling(checked(node))
     for node in (
         LoadFolder,
         TrainLora,
@@ -73,6 +75,7 @@ class LoraLoomExtension(ComfyExtension):
         add_panel_routes()
         add_message_routes()
         add_plan_routes(functools.partial(planned, settings_nodes=SETTINGS_BY_ID))
+        add_upload_routes()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return NODES

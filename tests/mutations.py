@@ -39,7 +39,7 @@ LIBRARIES = (
     "transformers.models.clip.modeling_clip",
     "peft",
 )
-KILLED, HUNG, SURVIVED, RED, BROKEN = "killed", "hung", "survived", "red before", "no such code"
+KILLED, HUNG, SURVIVED, RED, BROKEN = "killed", "hung", "survived", "red before", "could not run"
 GOOD = (KILLED, HUNG)
 
 

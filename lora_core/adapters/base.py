@@ -202,7 +202,9 @@ class KindAdapter(Adapter):
         return self._factors
 
     def outdated(self) -> list[Copy]:
-        self._derived, factors = None, self._factors
+        factors = self._factors
+        if self._derived is not None:  # to set an attribute of a module is slow, and this is asked after every step
+            self._derived = None
         if factors is None or factors.down_here is factors.down:
             return []
         return [(factors.down_here, factors.down), (factors.up_here, factors.up)]
@@ -217,19 +219,19 @@ class KindAdapter(Adapter):
             }  # outside: a host lends its weights in inference mode
             self._set(self.kind.filled(self.parts(), self._kept))
 
-    @torch.no_grad()
     def derived(self) -> Parts:
         """What follows from the parts and the base weight; kept until the parts change."""
         if not self.kind.derives or not self._kept:
             return {}
         if self._derived is None:
-            with self._weight(self._layer[0]) as (weight, _):
+            with torch.no_grad(), self._weight(self._layer[0]) as (weight, _):
                 derived = self.kind.derived(self.parts(), self.scale, self._kept, weight)
             self._derived = {name: value.clone() for name, value in derived.items()}
         return self._derived
 
     def begin_pass(self) -> None:
-        self.derived()
+        if self.kind.derives:
+            self.derived()
 
     def delta_weight(self) -> torch.Tensor:
         """The change of the layer's weight, in its shape, float32; of a kind that needs the base weight, from that weight. (For DoRA without the rescaling.)"""
@@ -246,9 +248,11 @@ class KindAdapter(Adapter):
     def limit_norm(self, largest: float) -> None:
         self._set(self.kind.limited(self.parts(), self.scale, largest))
 
-    @torch.no_grad()
     def keep_bounds(self) -> None:
-        self._set(self.kind.bounded(self.parts(), self.shape))
+        if type(self.kind).bounded is Kind.bounded:
+            return
+        with torch.no_grad():
+            self._set(self.kind.bounded(self.parts(), self.shape))
 
     def _set(self, values: Parts) -> None:
         for name, value in values.items():
@@ -313,9 +317,8 @@ class AdapterSet:
     @property
     def trains_text(self) -> bool:
         """Whether the encoding of texts is being trained right now, so it cannot be kept from one step to the next."""
-        return self.tokens.trained or any(
-            a.part == TEXT_ENCODER and p.requires_grad for _, a in self for p in a.parameters()
-        )
+        encoders = [a for a in self._members.values() if a.part == TEXT_ENCODER]
+        return self.tokens.trained or any(p.requires_grad for a in encoders for p in a.parameters())
 
     def count(self) -> int:
         """Number of trained values."""
@@ -348,7 +351,7 @@ class AdapterSet:
 
     def weights_changed(self) -> None:
         """Tells every adapter that its parameters have other values. Copies of them in another type are made anew all at once."""
-        renew([copy for _, adapter in self for copy in adapter.outdated()])
+        renew([copy for adapter in self._members.values() for copy in adapter.outdated()])
 
     @contextlib.contextmanager
     def switched_off(self) -> Iterator[None]:

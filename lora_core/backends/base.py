@@ -99,6 +99,15 @@ class NamesSamplers(Protocol):
 
 
 @runtime_checkable
+class SkipsLayers(Protocol):
+    """A backend that knows from which layer of CLIP captions are read."""
+
+    @property
+    def clip_skip(self) -> int | None:
+        """Counted from the end, as WebUIs do; None for models that always read the same layers."""
+
+
+@runtime_checkable
 class Splits(Protocol):
     """A backend whose frozen network can be split over several processes."""
 

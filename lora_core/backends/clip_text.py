@@ -18,6 +18,7 @@ from torch import nn
 from ..adapters.base import override_forward
 from ..adapters.tokens import TokenSet, TokenTable, TokenVectors
 from ..data.lengths import TextLength
+from ..messages.errors import LoomError
 from .whole import read_configured, read_whole
 
 LENGTH = 77
@@ -77,10 +78,11 @@ class Encoder:
 
 
 class ClipText:
-    """Encodes texts as diffusers' pipelines do: the last layer for one encoder, the last but one of both and the pooled second for SDXL."""
+    """Encodes texts as diffusers' pipelines do: for one encoder its last layer or an earlier one, for SDXL the last but one of both and the pooled second."""
 
     def __init__(self, models: Sequence[Any], tokenizers: Sequence[Any], device: torch.device):
         self.device, self.two = device, len(models) == 2
+        self.skip = 1  # from which layer a single encoder's texts are read, from the end, as WebUIs count
         self.encoders: dict[str, Encoder] = {}
         for n, (model, tokenizer) in enumerate(zip(models, tokenizers, strict=True)):
             if self.two:
@@ -99,6 +101,13 @@ class ClipText:
             kinds["_2"] = CLIPTextModelWithProjection
         models = [read_whole(kind, folder / f"text_encoder{part}", torch.float32) for part, kind in kinds.items()]
         return models, [read_configured(CLIPTokenizer, folder / f"tokenizer{part}") for part in kinds]
+
+    def skip_layers(self, skip: int) -> None:
+        """From now on texts are read from the `skip`th layer from the end, where there is one encoder. Raises LoomError where it has fewer layers."""
+        count = next(iter(self.encoders.values())).model.config.num_hidden_layers
+        if skip > count:
+            raise LoomError("text_encoder.clip_skip", field="text_encoder.clip_skip", layers=count, skip=skip)
+        self.skip = skip
 
     def layers(self) -> Mapping[str, nn.Module]:
         """Linear layers by `<encoder>.<path>`."""
@@ -123,13 +132,20 @@ class ClipText:
             rows = [row for rows in windows for row in rows]
             ids = torch.tensor([[0 if isinstance(i, tuple) else i for i in row] for row in rows], device=self.device)
             with _vectors_in_place(encoder.model.get_input_embeddings(), rows, name):
-                out = encoder.model(ids, output_hidden_states=self.two)
-            flat = out.hidden_states[-2] if self.two else out.last_hidden_state
+                out = encoder.model(ids, output_hidden_states=self.two or self.skip > 1)
+            flat = out.hidden_states[-2] if self.two else self._read(encoder.model, out)
             counts = [len(rows) for rows in windows]
             hidden.append(Text.joined([Text(part.flatten(0, 1)[None]) for part in flat.split(counts)]).hidden)
             firsts = [sum(counts[:n]) for n in range(len(counts))]
             pooled = out.text_embeds[firsts] if self.two and name == "clip_g" else None
         return Text(torch.cat(hidden, -1), pooled)
+
+    def _read(self, model: Any, out: Any) -> torch.Tensor:
+        """(B, 77, width) of one encoder: its last layer, or an earlier one with the norm behind the last, as WebUIs, ComfyUI and diffusers have it."""
+        if self.skip == 1:
+            return out.last_hidden_state
+        inner = getattr(model, "text_model", model)
+        return inner.final_layer_norm(out.hidden_states[-self.skip])
 
     def length(self, caption: str) -> TextLength:
         """Of the first encoder: both have the same window and words."""

@@ -132,6 +132,16 @@ class DiffusersBackend(Sharded):
         self._idle.remove(self.vae)
         self.vae = self.idle(vae)
 
+    @property
+    def clip_skip(self) -> int | None:
+        """From which layer captions are read, from the end; None for SDXL, which always reads the same ones."""
+        return None if self.text.two else self.text.skip
+
+    def skip_layers(self, skip: int) -> None:
+        """From now on captions are read from the `skip`th layer from the end. Raises LoomError where the text encoder has fewer."""
+        self.text.skip_layers(skip)
+        self.forget_texts()
+
     def to_device(self, device: str) -> None:
         super().to_device(device)
         self.text.device = self.device
@@ -170,6 +180,8 @@ class DiffusersBackend(Sharded):
             self.vae.config.latent_channels,
             self.stored_type,
             distilled=distilled,
+            clip_skip=self.clip_skip,
+            anime=self.marks.anime if self.family == "sd1" else None,
         )
 
     def objective(self, config: ObjectiveConfig) -> Objective:
@@ -222,7 +234,10 @@ class DiffusersBackend(Sharded):
         return [e.model for e in self.text.encoders.values()]
 
     def text_fingerprint(self) -> str:
-        return " ".join(weights_checksum(e.model) + vocabulary(e.tokenizer) for e in self.text.encoders.values())
+        skip = [f"clip skip {self.text.skip}"] if self.text.skip > 1 else []
+        return " ".join(
+            [*(weights_checksum(e.model) + vocabulary(e.tokenizer) for e in self.text.encoders.values()), *skip]
+        )
 
     def predict(self, x_t: torch.Tensor, sigma: torch.Tensor, batch: Batch) -> torch.Tensor:
         return self._network(x_t, sigma, self.encoded(batch.captions), batch.fits)

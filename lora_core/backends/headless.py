@@ -22,6 +22,7 @@ from ..config import ObjectiveConfig, Recompute
 from ..data.batches import Batch
 from ..data.lengths import TextLength
 from ..data.store import Memory, Store, key_of
+from ..messages.blame import blamed
 from ..messages.errors import LoomError
 from ..objectives import Objective
 from .base import TEXT_VERSION, Backend, NamesSamplers, SampleJob, Samplers, weights_fingerprint, whole_fingerprint
@@ -34,6 +35,7 @@ from .stored import FP8, Streamed, as_fp8
 Module = TypeVar("Module", bound=nn.Module)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 MAX_TEXTS = 4000
+CAPTION_PART = 60  # characters of a caption inside a sentence
 
 
 def nearest_timestep(table: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
@@ -267,9 +269,11 @@ class Headless(abc.ABC):
         return Text.joined([self._texts[t] for t in texts]).on(self.device)
 
     def _encode_awake(self, texts: Sequence[str]) -> Text:
-        for module in self.text_encoders():
-            self.wake(module)
-        return self.encode(texts)
+        caption = repr(texts[0] if len(texts[0]) <= CAPTION_PART else f"{texts[0][:CAPTION_PART]}…")
+        with blamed("base.text_failed", "base", memory="base.text_memory", family=self.family, caption=caption):
+            for module in self.text_encoders():
+                self.wake(module)
+            return self.encode(texts)
 
     def _choices(self, recompute: Recompute) -> Callable[[nn.Module], Choice | None]:
         """Which layers run as one node with their adapter: ordinary ones, unless operators are compiled, or picked out one by one to be kept."""

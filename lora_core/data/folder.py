@@ -408,6 +408,8 @@ class _Found:
         config = self.config
         if self.no_caption and config.trigger:
             yield _some("data.no_caption_trigger", self.no_caption, trigger=repr(config.trigger))
+        elif len(self.no_caption) == len(pictures) and not (config.allow_empty_captions or config.regularization):
+            yield Message.of("data.no_caption_at_all")  # what would be refused before the first step
         elif self.no_caption:
             yield _some("data.no_caption", self.no_caption)
         if self.without_trigger:

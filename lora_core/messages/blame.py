@@ -8,6 +8,8 @@ from typing import Any
 
 from .errors import LoomError, Problem, is_memory, reason_of
 
+_PANIC = "PanicException"  # of pyo3, for tokenizers and safetensors
+_CANCELS = ("InterruptProcessingException",)  # a host's, which in some is an Exception
 LONGEST = 160  # characters of a foreign error inside a sentence
 
 
@@ -22,13 +24,26 @@ def is_foreign(error: BaseException) -> bool:
 
     though pyo3 derives it from BaseException.
     """
-    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+    kind = type(error).__name__
+    return kind == _PANIC or (isinstance(error, Exception) and kind not in _CANCELS)
 
 
 def passing(error: BaseException) -> None:
-    """Raises again what says already what is wrong: our own errors, and a lack of memory."""
+    """Raises again what says already what is wrong: our own errors, and a lack of memory; a package that cannot be loaded by its name."""
     if isinstance(error, Problem) or is_memory(error):
         raise error
+    for cause in (error, error.__cause__):
+        if isinstance(cause, ImportError):
+            package = (cause.name or _raised_in(cause)).partition(".")[0]
+            raise LoomError("package.broken", package=package, reason=first_line(cause)) from error
+
+
+def _raised_in(error: BaseException) -> str:
+    """The module whose code raised it."""
+    name, traceback = "", error.__traceback__
+    while traceback is not None:
+        name, traceback = str(traceback.tb_frame.f_globals.get("__name__", "")), traceback.tb_next
+    return name
 
 
 @contextlib.contextmanager

@@ -111,13 +111,16 @@ def bars(rows: Sequence[tuple[str, float]], title: str, width: int = 640) -> Ima
     return image
 
 
+SHEET_MARGIN_PX = 6  # around each picture of a grid
+
+
 def grid(
     images: Sequence[Image.Image], labels: Sequence[str] = (), columns: int = 0, cell_px: int = 192
 ) -> Image.Image:
     """Pictures in rows on white, each fitted into a square cell with its label (cut to fit) underneath."""
     columns = columns or min(8, max(1, math.ceil(math.sqrt(len(images)))))
     rows = math.ceil(len(images) / columns)
-    caption_px, pad = 20 if labels else 0, 6
+    caption_px, pad = 20 if labels else 0, SHEET_MARGIN_PX
     sheet = Image.new("RGB", (columns * (cell_px + pad) + pad, rows * (cell_px + caption_px + pad) + pad), "white")
     pen = ImageDraw.Draw(sheet)
     for n, image in enumerate(images):

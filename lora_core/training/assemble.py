@@ -12,7 +12,7 @@ import torch
 from .. import compat
 from ..adapters import AdapterSet
 from ..adapters.tokens import TokenSet
-from ..backends.base import Backend, Remarks
+from ..backends.base import Backend, Remarks, SkipsLayers
 from ..backends.base_model import BaseModel
 from ..backends.encoder import encoder_of
 from ..config import ObjectiveConfig, TrainConfig
@@ -24,6 +24,7 @@ from ..data.lengths import WINDOW
 from ..data.store import Disk, Memory, open_store
 from ..disk import files
 from ..events import Listener
+from ..messages.blame import blamed
 from ..messages.errors import LoomError
 from ..messages.message import Message, Setting
 from ..objectives import Objective, SharedObjective
@@ -57,7 +58,8 @@ def assembled(job: Job, first_step: int = 0, folder: Path | None = None) -> Iter
         with material.lent(material.largest()):
             pass_on_remarks(job)
             material.adapters.prepare()
-            optimizer = make_optimizer(make_groups(config, material.adapters), config.optimizer)
+            with blamed("optimizer.failed", "optimizer.name", name=config.optimizer.name):
+                optimizer = make_optimizer(make_groups(config, material.adapters), config.optimizer)
             half = job.backend.dtype == torch.float16
             scaler = compat.GradScaler(job.backend.device.type, init_scale=2.0**12, enabled=half)
             ema = Ema(material.adapters, config.ema_decay) if config.ema_decay else None
@@ -120,6 +122,12 @@ def settled(job: Job) -> TrainConfig:
         job.listener.on_warning(options)
     for message in require_drawable(config, job.backend):
         job.listener.on_warning(message)
+    skip, followed = (
+        config.text_encoder.clip_skip,
+        job.backend.clip_skip if isinstance(job.backend, SkipsLayers) else None,
+    )
+    if skip not in (1, followed):
+        job.listener.on_warning(Message.of("text_encoder.clip_skip_idle", field="text_encoder.clip_skip", skip=skip))
     require_class_pictures(config.prior, job.dataset)
     check_installed(config.optimizer.name)
     if config.recomputed and not ways:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -13,8 +14,11 @@ from typing import Any
 
 from ...lora_core.messages.errors import LoomError
 from ...lora_core.messages.message import LANGUAGES, table
-from ...lora_core.pictures.reading import PictureError, thumbnail
+from ...lora_core.pictures.plots import SHEET_MARGIN_PX
+from ...lora_core.pictures.reading import PictureError, open_picture, read_size, thumbnail
 from ...lora_core.runs import listing, trash
+from ...lora_core.runs.folders import config_of
+from ...lora_core.training.prompts import Prompt, job_of, prompts_in
 from .panel import Panels
 from .requests import Refused
 
@@ -56,6 +60,63 @@ def sample_jpeg(root: Path, run: str, step: int, side_px: int) -> bytes:
     if side_px not in SAMPLE_SIZES_PX:
         raise Refused(400, "request.size", sizes=[*map(str, SAMPLE_SIZES_PX)])
     return _jpeg(sample_file(root, run, step), side_px, 90, "sample.unreadable")
+
+
+def samples_of(root: Path, run: str) -> dict[str, Any]:
+    """What a run has drawn: [step, time of the picture] of each sheet (step 0: without the adapter), pictures on a sheet, and what each was drawn from.
+
+    Raises Refused.
+    """
+    folder = run_named(root, run)
+    marks = []
+    for step, file in sorted(listing.pictures(folder).items()):
+        with contextlib.suppress(OSError):  # gone meanwhile
+            marks.append([step, int(file.stat().st_mtime)])
+    count = 0
+    if marks:
+        with contextlib.suppress(PictureError):
+            count = _cells(read_size(sample_file(root, run, marks[-1][0])))
+    return {"run": folder.name, "samples": marks, "pictures": count, "prompts": _prompts(folder)}
+
+
+def _prompts(folder: Path) -> list[dict[str, Any]]:
+    """What each picture of a sheet is drawn from; a prompt that the job does not name is empty."""
+    try:
+        config = config_of(folder)
+        jobs = [job_of(prompt, config) for prompt in prompts_in(config.samples.prompt) or [Prompt("", {})]]
+    except LoomError:
+        return []
+    return [
+        {
+            "prompt": job.prompt,
+            "width": job.width_px,
+            "height": job.height_px,
+            **{name: getattr(job.config, name) for name in ("seed", "cfg", "steps", "sampler", "scheduler")},
+        }
+        for job in jobs
+    ]
+
+
+def _cells(size: tuple[int, int]) -> int:
+    """How many pictures lie side by side on a sheet of samples: square cells in one row, with a margin around each."""
+    width, height = size
+    return max(1, round((width - SHEET_MARGIN_PX) / max(1, height - SHEET_MARGIN_PX)))
+
+
+def sample_cell_jpeg(root: Path, run: str, step: int, number: int) -> bytes:
+    """Picture `number` (from 0) of a sheet of samples, as large as it is. Raises Refused."""
+    file = sample_file(root, run, step)
+    try:
+        sheet = open_picture(file).rgb
+    except PictureError as error:
+        raise Refused(404, "sample.unreadable", error=error) from error
+    if not 0 <= number < _cells(sheet.size):
+        raise Refused(404, "sample.missing")
+    side = sheet.height - 2 * SHEET_MARGIN_PX
+    left = SHEET_MARGIN_PX + number * (side + SHEET_MARGIN_PX)
+    out = io.BytesIO()
+    sheet.crop((left, SHEET_MARGIN_PX, left + side, SHEET_MARGIN_PX + side)).save(out, "JPEG", quality=93)
+    return out.getvalue()
 
 
 def _jpeg(file: Path, side_px: int, quality: int, code: str) -> bytes:

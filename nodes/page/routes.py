@@ -102,6 +102,7 @@ class Routes:
             Route("panel", self._panel, "State of the run that goes on or went on last, with the chart's rows after a step.", after),
             Route("state", self._state, "What goes on: the panel, and the jobs that wait.", after),
             Route("panel/sample", self._sample, "Sample pictures of a run after a step, as JPEG.", of_panel, ("run", "step"), jpeg),
+            Route("panel/samples", self._samples, "The steps a run was sampled at, and the prompts and seeds of its pictures.", of_panel, ("run",)),
             Route("messages/{language}", self._messages, "The sentences of a language by code.", {"language": TEXT}),
             Route("runs", self._runs, "All runs of this folder, and what lies in the trash."),
             Route("runs/curve", self._curve, "The course of a run's loss.", ids, ("id",)),
@@ -154,9 +155,13 @@ class Routes:
         return {**self._panel(request), "waiting": desk.waiting, "busy": desk.busy, "host": desk.host.version()}
 
     def _sample(self, request: Request) -> Response:
-        size = _number(request, "size", answers.SAMPLE_SIZES_PX[-1])
-        run, step = _text(request, "run"), _number(request, "step")
-        return _jpeg(answers.sample_jpeg(self._desk.runs_root(), run, step, size))
+        root, run, step = self._desk.runs_root(), _text(request, "run"), _number(request, "step")
+        if "picture" in request.query_params:
+            return _jpeg(answers.sample_cell_jpeg(root, run, step, _number(request, "picture")))
+        return _jpeg(answers.sample_jpeg(root, run, step, _number(request, "size", answers.SAMPLE_SIZES_PX[-1])))
+
+    def _samples(self, request: Request) -> dict[str, Any]:
+        return answers.samples_of(self._desk.runs_root(), _text(request, "run"))
 
     def _messages(self, request: Request) -> Response:
         text, digest = answers.sentences(request.path_params["language"])

@@ -6,6 +6,7 @@ Host code runs inside inference mode, as everywhere in the host; only the step's
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,7 +35,7 @@ from ....lora_core.data.batches import Batch
 from ....lora_core.data.buckets import Fit
 from ....lora_core.data.lengths import TextLength
 from ....lora_core.data.store import Store
-from ....lora_core.messages.blame import blamed, first_line, passing
+from ....lora_core.messages.blame import blamed, first_line, is_foreign, passing
 from ....lora_core.messages.errors import LoomError, NonFiniteError
 from ....lora_core.messages.message import Message
 from .base_model import described, further_input, reached
@@ -52,6 +53,7 @@ from .trials import Trials
 from .verify import DIFFUSION, prove_layers, verify
 
 ACTIVATION_FACTOR = 3  # of a forward and backward over the host's estimate for sampling
+CLIP_SKIPPED = ("sd1", "sd2", "sd2-v")
 BYTES_PER_VALUE = 4 * 4  # an adapter's value, its gradient and two Adam moments in fp32
 
 
@@ -144,8 +146,15 @@ class HostBackend:
     def fingerprint(self) -> str:
         return patched_fingerprint(self._patcher, self.network, "diffusion_model.")
 
+    @property
+    def clip_skip(self) -> int | None:
+        """As CLIP Set Last Layer has it, for models whose text is read from a chosen layer."""
+        return self.texts.clip_skip if self.family in CLIP_SKIPPED else None
+
     def base_model(self, config: ObjectiveConfig) -> BaseModel:
-        return described(self._patcher, self._sampling, config)
+        with blamed("model.unopened", "model"):
+            model = described(self._patcher, self._sampling, config)
+        return dataclasses.replace(model, clip_skip=self.clip_skip)
 
     def objective(self, config: ObjectiveConfig) -> HostObjective:
         prediction, sampling = self.base_model(config).predicts.prediction, self._sampling
@@ -296,7 +305,7 @@ class HostBackend:
         return int(adapters.count() * BYTES_PER_VALUE + activations * (1 if recompute else ACTIVATION_FACTOR))
 
     def _load(self) -> None:
-        with torch.inference_mode():
+        with blamed("model.unopened", "model"), torch.inference_mode():
             wanted = [self._patcher, *self.texts.patchers]
             comfy.model_management.load_models_gpu(wanted, memory_required=self._needed_bytes)
         self._further = further_input(self._model)  # a control LoRA widens the first layer when the host loads it
@@ -312,7 +321,9 @@ class HostBackend:
         try:
             with torch.no_grad():
                 answer = self._trial(shape)
-        except Exception as error:
+        except BaseException as error:
+            if not is_foreign(error):
+                raise
             passing(error)
             caption = self.texts.any_caption()
             misfit = misfit_width(error, self.network, self.texts.text(literal(caption)))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +52,9 @@ class HostTexts:
     def __init__(self, clip: Any, family: str, width: int | None):
         self._clip, self._family, self._width = clip, family, width
         self._trained = AdapterSet({})
+        self.reading: Callable[[], AbstractContextManager[None]] = (
+            contextlib.nullcontext
+        )  # around each encoding, where a host needs it
         self._live_clip = clip  # while text is trained, a clone that carries the adapters and knows the tokens
         self._borrowing: Borrowing | None = None
         self._wired: dict[str, Encoded] = {}
@@ -77,6 +82,11 @@ class HostTexts:
     def device(self) -> torch.device:
         """Where the text encoders run while they are trained."""
         return self._clip.patcher.load_device
+
+    @property
+    def clip_skip(self) -> int:
+        """From which layer texts are read, from the end."""
+        return abs(self._clip.layer_idx or 1)
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -169,7 +179,7 @@ class HostTexts:
         return None if tensors is None else unpacked(self._store.put(key, tensors))
 
     def _encode(self, caption: str) -> Encoded:
-        with blamed("clip.failed", "clip"), torch.inference_mode():
+        with blamed("clip.failed", "clip"), torch.inference_mode(), self.reading():
             return self._live_clip.encode_from_tokens_scheduled(self._tokenized(caption))
 
     def _tokenized(self, caption: str) -> Any:
@@ -242,6 +252,6 @@ class HostTexts:
         if clip.layer_idx is not None:
             encoder.set_clip_options({"layer": clip.layer_idx})
         encoder.set_clip_options({"execution_device": self.device})
-        with blamed("clip.failed", "clip"):
+        with blamed("clip.failed", "clip"), self.reading():
             hidden, pooled, *more = encoder.encode_token_weights(self._tokenized(caption))
         return [[hidden, {"pooled_output": pooled, **(more[0] if more else {})}]]

@@ -249,8 +249,10 @@ class WebUIBackend(abc.ABC):
                     self.captions.of("")  # before the network is loaded: the text encoder might take its place
                 self.load()
                 self._lending.on()
+                adapters.prepare()  # some kinds cannot run before
                 if len(ours):
                     require_exact(self.network, adapters.only(ours), network, self._tiny_forward, self.dtype)
+                adapters.weights_changed()  # what was derived from them belongs to the self-test
                 yield
         finally:
             self._lending.off()

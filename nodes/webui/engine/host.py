@@ -90,6 +90,13 @@ def wanted_model() -> Any:
     return sd_models.model_data.get_sd_model()
 
 
+def pictures_end_in_noise() -> bool:
+    """Whether the option *Noise schedule for sampling* has every picture begin at pure noise, whatever the model was trained with."""
+    from modules import shared
+
+    return bool(shared.opts.data.get("sd_noise_schedule") == "Zero Terminal SNR")
+
+
 def lora_extension() -> Any:
     """The host's own Lora extension; None where it is switched off. Another extension may have a module of the same name."""
     module = sys.modules.get("networks")

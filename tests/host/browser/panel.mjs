@@ -266,11 +266,12 @@ const scenarios = {
       p.refresh = async () => {};
       p.take({ node: "3", kind: "LoraLoomTrainLora", workflow: "", session: "s", changes: 0, run: "", status: "training", doing: {}, speed: 5, left_s: 10, memory: null, step: 400, steps: 500, rows: [] });
       p.rows = Array.from({ length: 400 }, (_, n) => { const loss = 0.02 + 2 / (n + 2); return [n + 1, n + 1, loss * 0.9, loss * 1.1, loss, 1e-4, 1]; });
+      p.state.samples = [[400, 1]]; // there is something to be seen large
       p.add([]);
     });
     await look();
     const set = (id, value) => page.evaluate(([id, value]) => window.app.extensionManager.setting.set(id, value), [id, value]);
-    const look2 = async () => { await page.waitForTimeout(700); return panel("({ drawn: p.chart.drawn, middle: p.chart.canvas.toDataURL().length, pictures: p.pictures.style.height, least: p.minHeight() })"); };
+    const look2 = async () => { await page.waitForTimeout(700); return panel("({ drawn: p.chart.drawn, middle: p.chart.canvas.toDataURL().length, pictures: p.pictures.style.minHeight, least: p.minHeight() })"); };
     seen.before = await look2();
     await set("LoraLoom.panel.lossAxis", "logarithmic");
     seen.logarithmic = await look2();

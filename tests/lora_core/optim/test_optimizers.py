@@ -194,6 +194,17 @@ def test_beta3_of_prodigy_is_the_root_of_beta2_unless_it_is_given():
     assert make("prodigy", parameters(), prodigy_beta3=0.9).param_groups[0]["beta3"] == 0.9
 
 
+def test_d_coef_of_prodigy_multiplies_the_rate_it_finds():
+    def found(factor):
+        params = parameters()
+        optimizer = make("prodigy", params, prodigy_d_coef=factor)
+        advance(optimizer, params, 60)
+        assert optimizer.param_groups[0]["d_coef"] == factor
+        return optimizer.param_groups[0]["d"]
+
+    assert found(0.5) < found(1.0) < found(2.0)
+
+
 def test_prodigy_reports_the_rate_it_found():
     params = parameters()
     optimizer = make("prodigy", params)

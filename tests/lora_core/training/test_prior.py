@@ -71,6 +71,9 @@ def test_class_pictures_are_made_once_and_again_only_when_something_they_depend_
     assert len(drawn) == 5
     run_toy(toy_config(prior=PRIOR | {"steps": 3}), tmp_path / "five")
     assert len(drawn) == 8
+    monkeypatch.setattr(type(toy_backend), "fingerprint", lambda self: "another base")
+    run_toy(toy_config(prior=PRIOR), tmp_path / "six")
+    assert len(drawn) == 11
 
 
 def test_real_class_pictures_come_first_with_their_captions_and_the_rest_is_made(

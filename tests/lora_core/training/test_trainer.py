@@ -199,7 +199,7 @@ def test_a_failure_inside_an_update_keeps_the_last_checkpoint_and_nothing_newer(
         return original(self, *args, **kwargs)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", fail_third)
-    with pytest.raises(RuntimeError, match="half way"):
+    with pytest.raises(LoomError, match="^step 3 stopped on 3.png .RuntimeError: half way."):
         run_toy(toy_config(save={"every": 1}), tmp_path)
     assert checkpoints.latest(tmp_path / "checkpoints")[0].step == 2
     assert not (tmp_path / "toy_test.safetensors").exists()

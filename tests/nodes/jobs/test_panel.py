@@ -77,3 +77,21 @@ def test_a_state_on_disk_that_someone_changed_is_not_read(text, host, tmp_path):
     assert panels._on_disk(tmp_path / "run")["node"] == "7"
     (tmp_path / "run" / panels.FILE).write_text(text)
     assert panels._on_disk(tmp_path / "run") == {}
+
+
+def test_a_run_that_a_program_queued_is_in_no_graph(host, tmp_path):
+    panels_of_host = Panels(host[0])
+    panels_of_host.begin("7").changed(status="finished")
+    assert panels_of_host.find("7", "flow") is None
+    trained(host[0], tmp_path / "run", 1)
+    assert Panels(host[0]).find("7", "") is None
+
+
+def test_what_goes_on_between_two_steps_is_told_at_once_and_forgotten_with_the_next_step(host, tmp_path):
+    panel = trained(host[0], tmp_path / "run", 2)
+    listener = PanelListener(panel)
+    for picture in (1, 2):
+        listener.on_progress("progress.samples", picture, 2)
+        assert host[1][-1]["doing"]["text"] == f"Drawing samples {picture}/2"
+    listener.on_step(StepReport(3, 0.5, 0.0, 1.0, 1e-4, ["a.png"]))
+    assert panel.doing == {}
