@@ -50,6 +50,20 @@ def readers_of(kind: str) -> list[str]:
     return [program for program in measured() if any(_reads(cell, kind) for cell in _cells(program))]
 
 
+def verdicts(family: str, form: str, kind: str) -> dict[str, set[str]]:
+    """What becomes of modules of a kind in files of a family in a form (exact, nothing, wrong, raises) -> the programs of which that was seen, among those
+    that read plain LoRA of such a file.
+    """
+    out: dict[str, set[str]] = {}
+    for program in measured():
+        cell = cell_of(program, family, form)
+        if cell and cell["layers"][0]:
+            told = cell.get("kinds", {}).get(kind, ())
+            for word in [told] if isinstance(told, str) else dict(told).values():
+                out.setdefault(word, set()).add(program)
+    return out
+
+
 def _cells(program: str) -> Iterable[Cell]:
     return (cell for forms in measured()[program]["families"].values() for cell in forms.values())
 

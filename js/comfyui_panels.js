@@ -3,6 +3,7 @@
 import { addElement, api, app, host, nodesAreElements, rootGraph } from "./comfyui.js";
 import { actionsOf, queueMore } from "./comfyui_result.js";
 import { findField, mark, unmark } from "./fields.js";
+import { watchPlans } from "./comfyui_plans.js";
 import { allNodes, executionIds, isUpstream, nodeById } from "./graph.js";
 import { RunCard } from "./run_card.js";
 import { TrainPanel, watchPanels } from "./train_panel.js";
@@ -66,6 +67,7 @@ function watchWaiting() {
  * @returns {ComfyExtension}
  */
 export function panelExtension(settings) {
+  watchPlans();
   watchWaiting();
   const { refreshAll } = watchPanels(host, panels, (id) => nodeById(rootGraph(), id)?.loomPanel);
   return {

@@ -74,6 +74,7 @@ export function mark(found) {
   const widget = node.widgets?.find((w) => w.name === name);
   const advanced = widget?.advanced ?? widget?.options?.advanced;
   if (window.LiteGraph?.vueNodesMode && advanced) node.showAdvanced = true; // a mark on a hidden row is none
+  else if (advanced) node.loomUnfold?.();
   for (const wait of [0, 300, 1000]) { // a row may be drawn anew, or later
     setTimeout(() => node.loomMarked === name && row(found)?.style.setProperty("outline", `2px solid ${MARK}`), wait);
   }

@@ -28,6 +28,7 @@
  * @property {(run: RunToOpen) => Promise<?string>} openRun makes ready to go on with a run; the title of what does so,
  *   null where the page has no place for it
  * @property {(prompt: string) => void} [usePrompt] takes the prompt of a result to where pictures are made
+ * @property {(settings: Record<string, unknown>) => void} [takeOver] puts settings, by config path, into the page
  */
 
 /** @typedef {{ name: string, method: string, workflow: ?object }} RunToOpen */

@@ -3,6 +3,7 @@
 import { speakTo } from "./api.js";
 import { app, host } from "./comfyui.js";
 import { dropExtension } from "./comfyui_drop.js";
+import { foldExtension } from "./comfyui_fold.js";
 import { nodeExtensions, watchErrors } from "./comfyui_nodes.js";
 import { panelExtension } from "./comfyui_panels.js";
 import { Runs } from "./runs.js";
@@ -27,6 +28,7 @@ app.registerExtension({
     });
   },
 });
+app.registerExtension(foldExtension()); // before the panels, which stand below the fold
 app.registerExtension(panelExtension(settings));
 app.registerExtension(dropExtension);
 for (const extension of nodeExtensions) app.registerExtension(extension);

@@ -13,8 +13,10 @@ interface ComfyWidget {
   value: unknown;
   label?: string;
   advanced?: boolean;
-  options?: { advanced?: boolean; values?: string[] };
+  options?: { advanced?: boolean; serialize?: boolean; values?: string[] };
   serialize?: boolean;
+  hidden?: boolean;
+  loomLabel?: string; // as it was before it said what "auto" means
   y?: number;
   last_y?: number;
   computedHeight?: number;
@@ -41,6 +43,7 @@ interface ComfyNode {
   title?: string;
   graph?: ComfyGraph | null;
   subgraph?: ComfyGraph;
+  mode?: number;
   size: [number, number];
   pos: [number, number];
   flags?: { collapsed?: boolean };
@@ -54,7 +57,7 @@ interface ComfyNode {
   setSize(size: [number, number]): void;
   setDirtyCanvas?(foreground: boolean, background: boolean): void;
   connect?(slot: number, target: ComfyNode, input: string): unknown;
-  addWidget?(type: string, name: string, value: unknown, work: () => void, options: object): ComfyWidget;
+  addWidget?(type: string, name: string, value: unknown, work: () => void, options?: object): ComfyWidget;
   onDragOver?(event: DragEvent): boolean;
   onDragDrop?(event: DragEvent): unknown;
   addDOMWidget(name: string, type: string, element: HTMLElement, options: object): ComfyWidget;
@@ -65,6 +68,10 @@ interface ComfyNode {
   loomPanel?: import("./train_panel.js").TrainPanel;
   loomEditor?: import("./dataset_editor.js").Editor;
   loomReport?: HTMLElement;
+  loomFold?: import("./comfyui_fold.js").Fold;
+  loomUnfold?(): void;
+  properties?: Record<string, unknown>;
+  onConfigure?(this: ComfyNode, ...values: unknown[]): void;
   loomMarked?: string | null;
   loomMarks?: boolean;
 }

@@ -5,6 +5,7 @@ import { RequestError, route } from "./api.js";
 import { COLOURS, Chart } from "./chart.js";
 import { make, style } from "./dom.js";
 import { clock, memory } from "./figures.js";
+import { PlanView } from "./plan.js";
 import { continued, lastStep } from "./series.js";
 import { viewSamples } from "./viewer.js";
 import { language, said, t } from "./words.js";
@@ -36,6 +37,21 @@ import { language, said, t } from "./words.js";
  */
 
 /**
+ * What a run has made: files, their sizes in bytes, and how to call them (`lora`: whether one is a LoRA); or what a try
+ * has found: lines, a picture, settings to take over.
+ * @typedef {object} Result
+ * @property {string[]} [files]
+ * @property {Record<string, number>} [sizes]
+ * @property {string} [trigger]
+ * @property {string | boolean} [lora]
+ * @property {string} [comfyui]
+ * @property {string} [a1111]
+ * @property {Message[]} [lines]
+ * @property {string} [picture] what the server's route `picture` calls it
+ * @property {Record<string, unknown>} [settings] by config path
+ */
+
+/**
  * What else the server knows of a run.
  * @typedef {object} PanelDetails
  * @property {?Message} error
@@ -46,17 +62,6 @@ import { language, said, t } from "./words.js";
  * @property {Message[]} messages
  * @property {Result} result
  * @property {boolean} can_continue
- */
-
-/**
- * What a run has made, and how it is called. `sizes`: bytes of each file; `lora`: whether one is a LoRA.
- * @typedef {object} Result
- * @property {string[]} [files]
- * @property {Record<string, number>} [sizes]
- * @property {string} [trigger]
- * @property {string | boolean} [lora]
- * @property {string} [comfyui]
- * @property {string} [a1111]
  */
 
 /** @typedef {PanelEvent & PanelDetails} PanelAnswer */
@@ -71,7 +76,8 @@ const IDLE_CHECKS = 4; // where a panel polls and nothing runs, it asks at every
 const ASKED_MS = 4000, LONG_TOAST_MS = 15000;
 const STRIP = 60; // small samples
 const SMALL_PX = 128, LARGE_PX = 1024; // sides of a sample
-const IDLE_HEIGHT = 34, EMPTY_HEIGHT = 130, HEIGHT = 300, GAP = 6; // px, without samples
+const IDLE_HEIGHT = 34, PLAN_HEIGHT = 190, FOLDED_HEIGHT = 20, EMPTY_HEIGHT = 130; // px
+const HEIGHT = 300, GAP = 6; // px, without samples
 const THUMBS = 58; // px, below the newest sample
 /** What an event tells too; a snapshot that was made before the newest event is older in these. */
 const HEART = /** @type {const} */ (["status", "doing", "step", "steps", "speed", "left_s", "memory", "run"]);
@@ -79,9 +85,9 @@ const HEART = /** @type {const} */ (["status", "doing", "step", "steps", "speed"
 const STYLE = `
 .loom-panel { gap: 5px; width: 100%; padding: 6px; overflow: hidden; line-height: 1.35; }
 .loom-panel > * { flex: none; }
-.loom-panel.idle > :not(.head) { display: none; }
+.loom-panel.idle > :not(.head):not(.loom-plan) { display: none; }
 .loom-panel.empty > .chart, .loom-panel.empty > .legend { display: none; }
-.loom-panel [hidden] { display: none !important; }
+.loom-panel [hidden], .loom-plan.during { display: none !important; }
 .loom-panel .head { display: flex; flex-wrap: wrap; gap: 3px 10px; align-items: center; }
 .loom-panel .now { font-size: 17px; font-weight: 600; font-variant-numeric: tabular-nums; }
 .loom-panel .doing { font-size: 13px; font-weight: 600; }
@@ -249,10 +255,11 @@ export class TrainPanel {
       make("div", { className: "small" }, this.before, this.strip));
     this.pictures.style.minHeight = `${settings.sampleHeight()}px`;
     this.messages = make("div", { className: "messages" });
+    this.plan = new PlanView();
     const head = make("div", { className: "head" }, this.status, this.now, this.doing, this.line);
     this.root = make("div", { className: "loom loom-panel idle", lang: language }, head,
-      make("div", { className: "bar" }, this.progress), this.controls, this.error, this.chart.root, this.legend,
-      this.pictures, this.messages);
+      this.plan.root, make("div", { className: "bar" }, this.progress), this.controls, this.error, this.chart.root,
+      this.legend, this.pictures, this.messages);
     this.offered = BUTTONS;
     this.suit(seat.kind);
     this.keepPointer();
@@ -307,6 +314,11 @@ export class TrainPanel {
     return this.state !== null && ACTIVE.includes(this.state.status);
   }
 
+  /** Takes what the next run will do; null where that shows only when the graph runs. */
+  setPlan(/** @type {?import("./plan.js").Plan} */ plan) {
+    if (this.plan.set(plan)) this.grow();
+  }
+
   /** Whether a run is going on that nothing was heard of for long. */
   silent() {
     return this.active() && performance.now() - this.heard > SILENCE_MS;
@@ -314,10 +326,12 @@ export class TrainPanel {
 
   /** The height the panel needs, in px. */
   minHeight() {
-    if (!this.state) return IDLE_HEIGHT;
-    if (this.root.classList.contains("empty")) return EMPTY_HEIGHT;
+    const planned = !this.plan.root.hidden;
+    if (!this.state) return planned ? IDLE_HEIGHT + PLAN_HEIGHT : IDLE_HEIGHT;
+    const folded = planned ? FOLDED_HEIGHT : 0;
+    if (this.root.classList.contains("empty")) return EMPTY_HEIGHT + folded;
     const samples = this.state.samples.length ? this.settings.sampleHeight() + GAP : 0;
-    return HEIGHT + samples + (this.seat.extraHeightPx?.() ?? 0);
+    return HEIGHT + folded + samples + (this.seat.extraHeightPx?.() ?? 0);
   }
 
   last() {
@@ -449,6 +463,8 @@ export class TrainPanel {
   show(/** @type {PanelState} */ state) {
     const failedAtOnce = !this.rows.length && !state.probes.length && !this.active();
     this.root.classList.toggle("empty", failedAtOnce);
+    this.plan.first(false);
+    this.plan.root.classList.toggle("during", this.active());
     this.colour();
     this.suit(state.kind || this.seat.kind);
     this.showHead(state);

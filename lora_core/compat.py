@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils import checkpoint
 
+from .messages.blame import first_line
 from .messages.errors import LoomError
 
 if TYPE_CHECKING or hasattr(torch.amp, "GradScaler"):  # PyTorch 2.3
@@ -40,6 +41,8 @@ def needed(module: str, since: str = "") -> Any:
         imported = importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise LoomError("package.missing", package=(error.name or module).partition(".")[0]) from error
+    except Exception as error:  # a package of another version, or built for another system, raises what it likes
+        raise LoomError("package.broken", package=module.partition(".")[0], reason=first_line(error)) from error
     if since and _numbers(version := importlib.metadata.version(module)) < _numbers(since):
         raise LoomError("package.too_old", package=module, version=version, since=since)
     return imported
@@ -63,6 +66,14 @@ def parse_toml(text: str) -> dict[str, Any]:
 def has_accelerator() -> bool:
     """Whether there is a device other than the CPU; before 2.6 only CUDA's and ROCm's are known of."""
     return torch.accelerator.is_available() if hasattr(torch, "accelerator") else torch.cuda.is_available()
+
+
+def _autocasting(device: str) -> bool:
+    return torch.is_autocast_cpu_enabled() if device == "cpu" else torch.is_autocast_enabled()
+
+
+# (kind of device) -> whether operations choose their own number type there; asked for every layer, so nothing stands between where torch has it (2.4)
+autocasting: Callable[[str], bool] = torch.is_autocast_enabled if hasattr(torch, "get_autocast_dtype") else _autocasting
 
 
 def adamw(groups: list[dict[str, Any]], fused: bool, **options: Any) -> torch.optim.AdamW:

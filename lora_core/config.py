@@ -240,6 +240,12 @@ class TextEncoderConfig:
         -1.0, "Weight decay of the text encoders; -1 takes optimizer.weight_decay.", low=-1.0, high=1.0
     )
     stop: float = setting(1.0, "Share of the steps after which the text encoders are frozen.", low=0.01, high=1.0)
+    clip_skip: int = setting(
+        1,
+        "Layer that captions are read from in a headless run of Stable Diffusion 1 or 2, from the end: 1 is the last, 2 what anime models are mostly made for.",
+        low=1,
+        high=24,
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from typing import Any
 
 import numpy as np
 import torch
@@ -121,12 +122,17 @@ class LoadFolder(io.ComfyNode):
         return folder_fingerprint(training_folder(folder))
 
     @classmethod
-    def execute(cls, folder: str, trigger: str, **options) -> io.NodeOutput:
+    def sets(cls, folder: str, trigger: str = "", **options: Any) -> PictureSets:
+        """How the folder is read, by the node's widgets; those an older workflow lacks keep their default."""
         place = training_folder(folder)
         config = DataConfig(
             folder=f"{HUB}{place}" if is_local_copy(place) else str(place), trigger=trigger.strip(), **options
         )
-        return shown(cls, PictureSets.of(as_folder(config, runs_root())))
+        return PictureSets.of(as_folder(config, runs_root()))
+
+    @classmethod
+    def execute(cls, folder: str, trigger: str, **options: Any) -> io.NodeOutput:
+        return shown(cls, cls.sets(folder, trigger, **options))
 
 
 class LoadHubDataset(io.ComfyNode):

@@ -25,7 +25,7 @@ from .host.access.loras import with_lora
 from .host.engine.backend import HostBackend
 from .host.engine.tokens import with_embeddings
 from .host.web.panel import shown
-from .jobs.datasets import PictureSets
+from .jobs.datasets import Base, PictureSets
 from .jobs.presets import PRESETS
 from .settings import Settings, SettingsSocket, optimizer_of
 from .sockets import (
@@ -218,10 +218,10 @@ def _empty_lora(backend: HostBackend, config: TrainConfig) -> dict[str, torch.Te
 
 
 def config_from(
-    widgets: dict[str, Any], dataset: PictureSets, backend: HostBackend, settings: SettingsSocket | None = None
+    widgets: dict[str, Any], dataset: PictureSets, base: Base, settings: SettingsSocket | None = None
 ) -> tuple[TrainConfig, Dataset]:
     """The run's config (widgets, with 0 and auto filled in from the preset and the model, wired settings over them) and the pictures it will train on."""
-    sets = dataset.sized(widgets["resolution"], backend)
+    sets = dataset.sized(widgets["resolution"], base)
     pictures = sets.opened()
     preset = PRESETS[widgets["preset"]]
     automatic = {

@@ -50,7 +50,8 @@ def test_the_tested_set_names_a_version_of_every_dependency_for_every_platform(r
         re.fullmatch(r"([a-z0-9-]+)==([0-9.]+\w*)( ; .+)?", line) for line in lines[1:]
     ]  # no local version such as +cpu: one index alone has those
     assert all(rows)
-    extras = project["project"]["optional-dependencies"].values()
+    groups = project["project"]["optional-dependencies"]
+    extras = [group for name, group in groups.items() if name != "ui"]  # whose gradio holds Pillow back
     asked = [re.match(r"[\w-]+", r)[0] for group in (project["project"]["dependencies"], *extras) for r in group]
     assert {name.lower() for name in asked} - {"lora-loom"} <= {row[1] for row in rows}
 

@@ -76,6 +76,37 @@ class Remarks(Protocol):
         """What there is to say about the choice, inside `training`."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Samplers:
+    """What a backend draws samples with. `names` and `schedules`: those it follows, by the names of settings.
+
+    `negative`: it reads a negative prompt; `guided`: guidance changes something; `own`: the sampler it has in place of one that can be named.
+    """
+
+    names: Sequence[str]
+    schedules: Sequence[str]
+    negative: bool = True
+    guided: bool = True
+    own: str = ""
+
+
+@runtime_checkable
+class NamesSamplers(Protocol):
+    """A backend that says beforehand what it draws samples with."""
+
+    def samplers(self) -> Samplers:
+        """Whatever is asked for besides is refused or told before the first step."""
+
+
+@runtime_checkable
+class SkipsLayers(Protocol):
+    """A backend that knows from which layer of CLIP captions are read."""
+
+    @property
+    def clip_skip(self) -> int | None:
+        """Counted from the end, as WebUIs do; None for models that always read the same layers."""
+
+
 @runtime_checkable
 class Splits(Protocol):
     """A backend whose frozen network can be split over several processes."""

@@ -16,6 +16,7 @@ from .rows import (
     Value,
     choice,
     flag,
+    layer_skip,
     name_of,
     nothing,
     number,
@@ -355,7 +356,7 @@ ROWS: dict[str, Row] = {
     "initializer_token": same("embedding.init"),
     "num_vectors": same("embedding.vectors"),
     "learnable_property": nothing("import.why.templates"),
-    "clip_skip": nothing("import.why.clip_skip"),
+    "clip_skip": otherwise("text_encoder.clip_skip", "import.why.clip_skip", layer_skip),
     "script": otherwise("", "import.why.understood", known_script),
     "vae_encode_mode": otherwise(
         "data.latents",

@@ -478,7 +478,7 @@ ROWS: dict[str, Row] = {
     "use_object_template": nothing("import.why.templates"),
     "use_style_template": nothing("import.why.templates"),
     "torch_compile": same("compile"),
-    "clip_skip": nothing("import.why.clip_skip"),
+    "clip_skip": otherwise("text_encoder.clip_skip", "import.why.clip_skip"),
     "max_token_length": nothing("import.why.token_length"),
     "weighted_captions": nothing("import.why.weighted"),
     "masked_loss": nothing("import.why.conditioning"),

@@ -15,6 +15,7 @@ from ..adapters import AdapterSet
 from ..adapters.tokens import Token, TokenSet, TokenVectors
 from ..backends.base import Backend, SampleJob
 from ..config import parse
+from ..messages.blame import blamed
 from ..messages.errors import LoomError
 from ..messages.message import Setting
 from ..pictures.writing import cut, write
@@ -140,7 +141,8 @@ def drawn(
     def draw(label: str) -> None:
         out.append((label, []))
         for job in jobs:
-            out[-1][1].append(backend.sample(job)[0])
+            with blamed("sample.failed", "", prompt=repr(job.prompt)):
+                out[-1][1].append(backend.sample(job)[0])
             drew(out[-1][1][-1])
 
     with preserved_rng(0):

@@ -16,14 +16,14 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from .. import compat
 from ..adapters.base import TEXT_ENCODER
 from ..backends.base import UNKNOWN_ENCODER, SampleJob
 from ..config import TrainConfig, as_dict, parse
 from ..data.batches import Batches
 from ..disk import files
 from ..events import Measure
-from ..messages.errors import LoomError, NonFiniteError
+from ..messages.blame import first_line, is_foreign
+from ..messages.errors import LoomError, NonFiniteError, Problem, is_memory
 from ..messages.message import Message
 from ..optim.groups import frozen_at
 from ..optim.schedules import lr_factor
@@ -293,9 +293,12 @@ class Loop:
                     self._draw("before")
             with self.run.finished_weights(), self._texts_apart():
                 self._draw(f"step {self.done}")
-        except compat.OutOfMemoryError:
+        except BaseException as error:
+            if isinstance(error, Problem) or not is_foreign(error):
+                raise
             self.samples_failed += 1
-            self.listener.on_warning(Message.of("samples.no_memory"))
+            failed = Message.of("samples.failed", reason=first_line(error))
+            self.listener.on_warning(Message.of("samples.no_memory") if is_memory(error) else failed)
 
     @contextlib.contextmanager
     def _texts_apart(self) -> Iterator[None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import sys
 from collections.abc import Collection, Hashable, Iterator, Mapping
@@ -14,6 +15,7 @@ from torch import nn
 
 from ....lora_core.adapters.base import override
 from ....lora_core.borrowing.aliases import as_normal
+from ....lora_core.borrowing.layers import Place
 
 _OFFLOADABLE = "offloadable" in inspect.signature(comfy.ops.cast_bias_weight).parameters  # older hosts do not stream
 # What its layers are told with to cast their weights; forks call it by their own name.
@@ -125,6 +127,22 @@ def _hands_out_weight(layer: nn.Module) -> bool:
     return isinstance(layer, nn.Linear) and torch.is_tensor(weight) and weight.is_floating_point()
 
 
+_ALTERED = ("layout_type", "weight_lowvram_function", "bias_lowvram_function", "pre_quant_scale")
+
+
+@functools.cache
+def _of_the_host(kind: type) -> bool:
+    """Whether a class of layers is the host's own, made of torch's alone: what a pack puts between may do anything with the weight."""
+    own = {comfy.ops.__name__, "builtins"}
+    return all(base.__module__ in own or base.__module__.startswith("torch.") for base in kind.__mro__)
+
+
+def _lies_at(parameter: torch.Tensor, place: Place) -> bool:
+    """Whether a parameter is plain numbers in the type of the place, on its device."""
+    kind = type(parameter)
+    return parameter.dtype == place.dtype and parameter.device == place.device and kind in (nn.Parameter, torch.Tensor)
+
+
 class ComfyLayers:
     """ComfyUI's layers, as borrowing asks for them (`HostLayers`)."""
 
@@ -144,6 +162,17 @@ class ComfyLayers:
         if layer.weight is None:
             return True
         return layer.weight.device == x.device and not layer.weight_function and not layer.bias_function
+
+    def resident(self, layer: Any, place: Place) -> bool:
+        if layer.weight_function or layer.bias_function or not _of_the_host(layer.__class__):
+            return False
+        attributes, parameters = layer.__dict__, layer._parameters
+        if attributes.get("_v") is not None or any(attributes.get(name) is not None for name in _ALTERED):
+            return False
+        weight, bias = parameters.get("weight"), parameters.get("bias")
+        if weight is None or parameters.get("pre_quant_scale") is not None:
+            return False
+        return _lies_at(weight, place) and (bias is None or _lies_at(bias, place))
 
     def input_factor(self, layer: nn.Module, like: torch.Tensor) -> torch.Tensor | None:
         return input_factor(layer, like)

@@ -12,8 +12,8 @@ from torch import nn
 
 from ....lora_core.adapters.base import override
 from ....lora_core.backends.base import UNKNOWN_ENCODER, whole_fingerprint
+from ....lora_core.messages.blame import blamed
 from ....lora_core.messages.errors import LoomError
-from .blame import blamed
 
 
 class HostPictures:

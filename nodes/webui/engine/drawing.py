@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from ....lora_core.backends.base import SampleJob
+from ....lora_core.backends.base import SampleJob, Samplers
 from ....lora_core.config import SampleConfig
 
 STATE = (
@@ -54,6 +54,14 @@ def scheduler_named(name: str) -> str:
 
     scheduler = sd_schedulers.schedulers_map.get(name) or sd_schedulers.schedulers_map.get(name.lower())
     return getattr(scheduler, "label", "") or USUAL_SCHEDULER
+
+
+def samplers() -> Samplers:
+    """The samplers and schedules that `sampler_named` and `scheduler_named` find."""
+    from modules import sd_samplers, sd_schedulers
+
+    names = dict.fromkeys(name.removeprefix("k_") for name in sd_samplers.samplers_map)
+    return Samplers(tuple(names), (SampleConfig().scheduler, *sd_schedulers.schedulers_map))
 
 
 def drawn(model: Any, job: SampleJob, prompt: str, scheduler: str) -> list[Image.Image]:

@@ -31,6 +31,18 @@ def trained(host, folder, steps):
     return panel
 
 
+def test_the_size_of_the_file_is_told_before_the_first_step(host, toy_config, run_toy, tmp_path):
+    panel = Panels(host[0]).begin("7")
+    told = []
+    panel.say = told.append
+    result = run_toy(toy_config(steps=1, adapter={"rank": 16}), tmp_path / "run", PanelListener(panel))
+    message = next(m for m in told if m.code == "run.trains")
+    number, unit = str(message.values["size"]).split()
+    told_bytes = float(number) * {"kB": 1e3, "MB": 1e6}[unit]
+    assert message.values["layers"] == result.facts["layers"]
+    assert told_bytes == pytest.approx(result.file.stat().st_size, rel=0.2)  # the header comes on top
+
+
 def test_a_server_that_comes_back_finds_the_run_it_was_ended_in(host, tmp_path):
     before = trained(host[0], tmp_path / "run", 4)
     assert {event["run"] for event in host[1]} >= {"run"}
