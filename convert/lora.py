@@ -354,13 +354,17 @@ def concatenated(modules: Iterable[Module]) -> Module:
     return joined
 
 
+def without_bias(module: Module) -> dict[str, torch.Tensor]:
+    """The parts that change the weight alone."""
+    return {part: value for part, value in module.parts.items() if part != "diff_b"}
+
+
 def added(modules: Sequence[Module]) -> Module | None:
     """The exact sum of modules of one kind, in that kind; None where the kind has none."""
     if len({m.kind for m in modules}) > 1:
         return None
     kind = kind_of(modules[0])
-    summands = [(plain(m).parts, m.scale) for m in modules]
-    parts = kind.summed([({k: v for k, v in parts.items() if k != "diff_b"}, scale) for parts, scale in summands])
+    parts = kind.summed([(without_bias(plain(m)), m.scale) for m in modules])
     if parts is None:
         return None
     rank = kind.rank(parts)

@@ -176,10 +176,10 @@ def _native(lora: Lora, family: Family) -> Named:
     groups: dict[str, dict[int, Module]] = {}
     rows = {}
     for name, module in _denoiser(lora, family):
-        found = family.table.find(name)
-        assert found is not None
-        row = found.rows[0]
-        path = fill(row.native, found.numbers)
+        layer = family.table.find(name)
+        assert layer is not None
+        row = layer.rows[0]
+        path = fill(row.native, layer.numbers)
         groups.setdefault(path, {})[row.part] = module
         rows[path] = row
     out = {}

@@ -25,6 +25,7 @@ OF_NODES = (
     "precision",
     "cache.",
     "adapter.start_from",
+    "text_encoder.clip_skip",
 )
 
 

@@ -1,7 +1,4 @@
-"""The one file of this package that touches the disk: tensors in under limits and without unsafe pickles, safetensors out in one piece.
-
-A file is written beside its target and renamed, so a crash leaves the old file or the new one. Large files are written tensor by tensor.
-"""
+"""Tensors from and to the disk: in under limits and without unsafe pickles, out as safetensors in one piece, large files tensor by tensor."""
 
 from __future__ import annotations
 
@@ -15,13 +12,14 @@ import struct
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from ..lora import FormatError, State
 from ..serialize import TYPE_NAMES, Layout, chunks
+from .whole import new_folder, replacing
 
 MAX_HEADER_BYTES = 16 << 20
 MAX_TENSORS = 50_000
@@ -205,12 +203,12 @@ class _Plain:
 
 
 @contextlib.contextmanager
-def opened(path: Path, known: Header | None = None) -> Iterator[Callable[[str], torch.Tensor]]:
+def opened(path: Path, parsed: Header | None = None) -> Iterator[Callable[[str], torch.Tensor]]:
     """Reads one tensor at a time from a checked safetensors file, into memory of its own: the file is not mapped, so nothing of it stays.
 
     `known`: the entries `header` gave, where the caller has them already.
     """
-    entries = header(path)[0] if known is None else known
+    entries = header(path)[0] if parsed is None else parsed
     try:
         with safe_open(path, "pt"):
             pass  # the library's own checks: no holes, no overlaps, no repeated keys
@@ -257,10 +255,9 @@ def save_folder(
     """A copy of a diffusers folder with the tensors of `layout` (`<component>/<key>`) asked for anew; appears in one piece under its name."""
     if target.exists():
         raise FormatError("file.exists", file=target.name)
-    temp = target.with_name(f".loom-tmp-{os.getpid()}-{target.name}")
     written = set(where.values())
     folders = {file.parent for file in written}
-    try:
+    with new_folder(target) as temp:
         for file in sorted(p for p in source.rglob("*") if p.is_file()):
             copy = temp / file.relative_to(source)
             copy.parent.mkdir(parents=True, exist_ok=True)
@@ -272,38 +269,8 @@ def save_folder(
                 save_streamed(copy, tensors, _prefixed(tensor, prefix), header(file)[1])
             else:
                 shutil.copyfile(file, copy)
-        os.rename(temp, target)
-    except OSError as error:
-        raise FormatError("file.unwritten", file=target, reason=error.strerror) from error
-    finally:
-        shutil.rmtree(temp, ignore_errors=True)
+            os.utime(temp)  # a folder at rest for an hour counts as left behind
 
 
 def _prefixed(tensor: Callable[[str], torch.Tensor], prefix: str) -> Callable[[str], torch.Tensor]:
     return lambda key: tensor(prefix + key)
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file beside `path` that takes its place when the block ends well, and disappears when it does not. Durable, with ordinary permissions."""
-    temp = path.with_name(f".loom-tmp-{os.getpid()}-{path.name[:80]}.tmp")  # no ending that a model list would show
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temp, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temp, path)
-        if os.name != "nt":
-            folder = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
-    except OSError as error:
-        temp.unlink(missing_ok=True)
-        held = isinstance(error, PermissionError) and path.exists()
-        raise FormatError("file.held" if held else "file.unwritten", file=path, reason=error.strerror) from error
-    except BaseException:
-        temp.unlink(missing_ok=True)
-        raise

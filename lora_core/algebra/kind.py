@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.utils.checkpoint
 
+from .joint import Joint
 from .walk import Walk
 
 Parts = Mapping[str, torch.Tensor]
@@ -246,6 +247,10 @@ class Kind:
     def derived(self, p: Parts, scale: float, kept: Parts, weight: torch.Tensor) -> dict[str, torch.Tensor]:
         """What a forward pass needs besides the parts, made anew when they have changed. `weight`: the layer's own."""
         return {}
+
+    def joint(self, p: Parts, walk: Walk) -> Joint | None:
+        """The layer and its change as one node of autograd's graph, with the factors `down` and `up`; None where the kind has no such form."""
+        return None
 
     def around(self, forward: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, acting: Acting) -> torch.Tensor:
         """The layer's output with this adapter; `forward` is the layer's own."""
