@@ -98,7 +98,7 @@ def _folder_files(path: Path) -> list[Path]:
                         if Path(name).name == name
                     }
                 )
-            except (ValueError, KeyError, AttributeError, TypeError) as error:
+            except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
                 raise FormatError("checkpoint.no_index", file=indexes[0].name) from error
         plain = [f for f in files if ".fp16." not in f.name and "non_ema" not in f.name]
         files_of_part += plain or files

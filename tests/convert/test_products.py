@@ -9,6 +9,7 @@ import torch
 from lora_cases import random
 from lora_loom.convert import FormatError, read
 from lora_loom.convert import lora as canonical
+from lora_loom.convert.files.checkpoints import checkpoint
 from lora_loom.convert.lora import Lora, Module, approximation, delta, factored, low_rank
 from lora_loom.convert.merge import MAX_MADE, merge, squared_norm
 from lora_loom.convert.readers import MAX_LAYERS
@@ -112,3 +113,10 @@ def test_a_file_of_more_layers_than_any_model_has_is_refused():
         FormatError, match=f"it holds adapters of {MAX_LAYERS + 1} layers, and at most {MAX_LAYERS} are read"
     ):
         read(table)
+
+
+def test_the_index_of_a_folder_that_nests_without_end_is_told(tmp_path):
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet" / "diffusion_pytorch_model.safetensors.index.json").write_text("[" * 100_000)
+    with pytest.raises(FormatError, match="index"), checkpoint(tmp_path):
+        pass
