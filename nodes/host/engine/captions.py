@@ -86,7 +86,7 @@ class HostTexts:
     @property
     def clip_skip(self) -> int:
         """From which layer texts are read, from the end."""
-        return abs(self._clip.layer_idx or 1)
+        return abs(getattr(self._clip, "layer_idx", None) or 1)  # packs have CLIPs of their own
 
     @functools.cached_property
     def fingerprint(self) -> str:
