@@ -62,7 +62,7 @@ def test_what_a_picture_leaves_in_the_model_changes_nothing_that_is_trained(serv
     assert left["said"] == said[server.kind.name]
 
 
-@pytest.fixture(scope="module", params=["A1111-sdxl", "Forge-sdxl", "Forge-flux1"])
+@pytest.fixture(scope="module", params=["A1111-sdxl", "Forge-sdxl", "reForge-sdxl", "Forge-flux1"])
 def other(request, tmp_path_factory):
     """A host with another family than Stable Diffusion 1."""
     name, family = request.param.split("-")
