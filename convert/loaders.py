@@ -50,13 +50,27 @@ def readers_of(kind: str) -> list[str]:
     return [program for program in measured() if any(_reads(cell, kind) for cell in _cells(program))]
 
 
+def verdicts(family: str, form: str, kind: str) -> dict[str, set[str]]:
+    """What becomes of modules of a kind in files of a family in a form (exact, nothing, wrong, raises) -> the programs of which that was seen, among those
+    that read plain LoRA of such a file.
+    """
+    out: dict[str, set[str]] = {}
+    for program in measured():
+        cell = cell_of(program, family, form)
+        if cell and cell["layers"][0]:
+            told = cell.get("kinds", {}).get(kind, ())
+            for word in [told] if isinstance(told, str) else dict(told).values():
+                out.setdefault(word, set()).add(program)
+    return out
+
+
 def _cells(program: str) -> Iterable[Cell]:
     return (cell for forms in measured()[program]["families"].values() for cell in forms.values())
 
 
 def _reads(cell: Cell, kind: str) -> bool:
-    told = cell.get("kinds", {}).get(kind, "")
-    return "exact" in ([told] if isinstance(told, str) else told.values())
+    verdict = cell.get("kinds", {}).get(kind, "")
+    return "exact" in ([verdict] if isinstance(verdict, str) else verdict.values())
 
 
 def loaders(lora: Lora) -> dict[str, Message]:
@@ -78,9 +92,9 @@ def _told(program: str, lora: Lora, ranks_differ: bool) -> Message:
         return Message.of("loader.nothing")
     kinds = {name: _seen(module, cell) for name, module in lora.modules.items() if name not in unread}
     for seen, code in (("", "loader.kinds_not_run"), ("raises", "loader.stops_at_kinds")):
-        if affected := sorted({_kind(lora.modules[name]) for name, told in kinds.items() if told == seen}):
+        if affected := sorted({_kind(lora.modules[name]) for name, verdict in kinds.items() if verdict == seen}):
             return Message.of(code, kinds=affected)
-    unread |= {name for name, told in kinds.items() if told != "exact"}
+    unread |= {name for name, verdict in kinds.items() if verdict != "exact"}
     return _refused(lora, cell, unread, ranks_differ) or _counted(lora, cell, unread)
 
 
@@ -89,9 +103,9 @@ def _seen(module: Module, cell: Cell) -> str:
     kind = _kind(module)
     if kind == "lora":
         return "exact"
-    told = cell.get("kinds", {}).get(kind, "")
+    verdict = cell.get("kinds", {}).get(kind, "")
     sort = "conv" if len(module.shape) > 2 else "linear"
-    return str(told if isinstance(told, str) else told.get(sort, ""))
+    return str(verdict if isinstance(verdict, str) else verdict.get(sort, ""))
 
 
 def _refused(lora: Lora, cell: Cell, unread: set[str], ranks_differ: bool) -> Message | None:

@@ -5,7 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..convert.files.jobs import Options, Size, Written, bake_file, extract_file, merge_files, open_lora, resize_file
+from ..convert.files.jobs import (
+    BESIDE,
+    Options,
+    Size,
+    Taken,
+    Written,
+    bake_file,
+    extract_file,
+    merge_files,
+    open_lora,
+    resize_file,
+)
 from ..convert.lora import DTYPES
 from ..lora_core.messages.message import Message
 from .convert_format import NO_FILE, approximate_input, chosen_family, family_input, lora_input, stamp
@@ -227,6 +238,14 @@ class ExtractLora(FromFiles):
                     tooltip="Also extract what changed in the text encoders.",
                 ),
                 *_output_inputs("extracted"),
+                make_input(
+                    io.Combo,
+                    "norms_biases",
+                    options=list(BESIDE),
+                    default=BESIDE[0],
+                    advanced=True,
+                    tooltip="Changes of norms and biases. auto: kept where a program reads them and none stops at them; the report says which.",
+                ),
             ],
             outputs=_lora_outputs(),
         )
@@ -248,9 +267,8 @@ class ExtractLora(FromFiles):
         path = _target(destination, name, widgets)
         progress = layer_progress(cls.hidden.unique_id)
         files = checkpoint_file(base), checkpoint_file(tuned)
-        return _result(
-            extract_file(files, path, _options(widgets), Size(rank, conv_rank, energy), text_encoders, progress)
-        )
+        taken = Taken(text_encoders, widgets.get("norms_biases", BESIDE[0]))
+        return _result(extract_file(files, path, _options(widgets), Size(rank, conv_rank, energy), taken, progress))
 
 
 class MergeIntoCheckpoint(FromFiles):

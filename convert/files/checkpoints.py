@@ -82,7 +82,7 @@ _FOLDERS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encod
 
 def _folder_files(path: Path) -> list[Path]:
     """The weight files of the parts a LoRA can change; a variant (fp16) only where there is nothing else."""
-    found = []
+    files_of_part = []
     for part in _FOLDERS:
         folder = path / part
         if not folder.is_dir():
@@ -101,8 +101,8 @@ def _folder_files(path: Path) -> list[Path]:
             except (ValueError, KeyError, AttributeError, TypeError) as error:
                 raise FormatError("checkpoint.no_index", file=indexes[0].name) from error
         plain = [f for f in files if ".fp16." not in f.name and "non_ema" not in f.name]
-        found += plain or files
-    return found
+        files_of_part += plain or files
+    return files_of_part
 
 
 def layers_of(layout: Layout, family: Family) -> dict[str, Layer]:
@@ -126,21 +126,21 @@ def layers_of(layout: Layout, family: Family) -> dict[str, Layer]:
 
 def _in_folder(folder: str, path: str, family: Family, components: Mapping[str, str]) -> tuple[str, Found] | None:
     if folder == family.component:
-        found = family.table.find(path)
-        return (folder, found) if found else None
+        layer = family.table.find(path)
+        return (folder, layer) if layer else None
     encoder = components.get(folder, "")
-    found = text.layer(encoder, path) if encoder else None
-    return (encoder, found) if found else None
+    layer = text.layer(encoder, path) if encoder else None
+    return (encoder, layer) if layer else None
 
 
 def _in_file(name: str, family: Family) -> tuple[str, Found] | None:
     for prefix, encoder in _TEXT:
         if name.startswith(prefix):
-            found = text.layer(encoder, name.removeprefix(prefix)) if family.encoder(encoder) else None
-            return (encoder, found) if found else None
+            layer = text.layer(encoder, name.removeprefix(prefix)) if family.encoder(encoder) else None
+            return (encoder, layer) if layer else None
     prefix = next(p for p in _DENOISER if name.startswith(p))
-    found = family.table.find(name.removeprefix(prefix))
-    return (family.component, found) if found else None
+    layer = family.table.find(name.removeprefix(prefix))
+    return (family.component, layer) if layer else None
 
 
 def require_unscaled(name: str, layout: Layout, plain: Mapping[str, str], keys: Iterable[str] = ()) -> None:
@@ -148,10 +148,10 @@ def require_unscaled(name: str, layout: Layout, plain: Mapping[str, str], keys: 
     another part. Raises FormatError.
     """
     scaled = unapplied(layout, plain)
-    found = [scale for scales in scaled.values() for scale in scales if not scale.startswith(_NOT_DENOISER)]
-    found += [scale for key in keys for scale in scaled.get(key.removesuffix(".weight"), ())]
-    if found:
-        raise FormatError("error.about", about=name, error=warning(found))
+    scales_present = [scale for scales in scaled.values() for scale in scales if not scale.startswith(_NOT_DENOISER)]
+    scales_present += [scale for key in keys for scale in scaled.get(key.removesuffix(".weight"), ())]
+    if scales_present:
+        raise FormatError("error.about", about=name, error=warning(scales_present))
 
 
 def family_of(layout: Layout) -> Family:
@@ -197,10 +197,10 @@ def bake(
                 if key not in layout:
                     raise FormatError("bake.tensor_missing", key=key)
                 if not kind_of(module).fits(module.parts, layout[key][1]):
-                    told = module.shape or ", ".join(
+                    shape = module.shape or ", ".join(
                         f"{part} {tuple(value.shape)}" for part, value in module.parts.items()
                     )
-                    raise FormatError("bake.other_shape", key=key, shape=layout[key][1], wanted=told)
+                    raise FormatError("bake.other_shape", key=key, shape=layout[key][1], wanted=shape)
         done = 0
         lost, asked = 0.0, 0.0  # squared norms: of what rounding to fp8 took from the changes, of the changes
         of_scale = {scale: weight for weight, scale in plain.items() if weight in changed}
@@ -312,8 +312,8 @@ def extract(
 ) -> Outcome:
     """A LoRA for the difference of two checkpoints of one family, layer by layer, by SVD, and its relative error.
 
-    `conv_rank` 0: the same as `rank`. Layers whose relative change is below `min_change` are left out. Biases and norms cannot be part of a
-    LoRA; how much they changed is told.
+    `conv_rank` 0: the same as `rank`. Weights and biases whose relative change is below `min_change` are left out. Changes of norms and biases are
+    kept as they are, as full differences.
     """
     require_sizes(rank, conv_rank, energy)
     with checkpoint(base) as (old_layout, old, _), checkpoint(tuned) as (new_layout, new, _):
@@ -330,37 +330,61 @@ def extract(
         require_unscaled(tuned.name, new_layout, new_plain, (after.key for _, after in pairs))
         if not pairs:
             raise FormatError("extract.nothing_common")
-        modules, errors, lost, total, norms, biases = {}, {}, 0.0, 0.0, 0, 0
+        modules, errors, lost, total = {}, {}, 0.0, 0.0
         for n, (before, after) in enumerate(pairs):
             progress(n, len(pairs), after.key)
-            biases += _bias_changed(before, after, old_layout, new_layout, old, new)
-            for found, change, size in _changes(
-                before, after, _numbers(before.key, old, old_plain), _numbers(after.key, new, new_plain)
-            ):
-                if change.ndim < 2 or size <= min_change:
-                    norms += change.ndim < 2 and size > 0
-                    continue
-                module, _ = low_rank(change, rank_limit(change.shape, rank, conv_rank), energy)
-                exact = dict(unfused(found, Module("full", {"diff": change})))
-                for path, part in unfused(found, module):
-                    name, full = f"{after.owner}.{path}", exact[path]
-                    if part is None or full is None:
+            sides = _side(before, old_layout, old, old_plain), _side(after, new_layout, new, new_plain)
+            for layer, change in _changes(*sides, min_change):
+                for path, full, part in _approximated(layer, change, (rank, conv_rank), energy):
+                    name = f"{after.owner}.{path}"
+                    modules[name] = part
+                    if part.kind != "lora":
                         continue
                     apart = float((delta(full) - delta(part).reshape(full.shape)).norm())
                     norm = float(delta(full).norm())
-                    modules[name], errors[name] = part, apart / norm if norm else 0.0
+                    errors[name] = apart / norm if norm else 0.0
                     lost, total = lost + apart**2, total + norm**2
     if not modules:
         raise FormatError("extract.same")
-    counts = {
-        "note.norms_changed": norms,
-        "note.biases_changed": biases,
-        "note.lonely_layers": len(ours.keys() ^ theirs.keys()),
-    }
-    notes = [Message.of(code, count=count) for code, count in counts.items() if count]
+    lonely = len(ours.keys() ^ theirs.keys())
+    notes = [Message.of("note.lonely_layers", count=lonely)] if lonely else []
     return Outcome(
         Lora(family.name, dict(sorted(modules.items())), notes=notes), (lost / total) ** 0.5 if total else 0.0, errors
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Side:
+    """A layer as one of the checkpoints has it. `values`: "diff" -> its weight, "diff_b" -> its bias, where it has one."""
+
+    layer: Layer
+    values: dict[str, torch.Tensor]
+
+
+def _side(layer: Layer, layout: Layout, tensor: Read, plain: Mapping[str, str]) -> _Side:
+    values, bias = {"diff": _numbers(layer.key, tensor, plain)}, _BIAS.sub("bias", layer.key)
+    return _Side(layer, values | {"diff_b": tensor(bias)} if bias in layout else values)
+
+
+def _approximated(
+    layer: Found, change: Module, ranks: tuple[int, int], energy: float
+) -> Iterator[tuple[str, Module, Module]]:
+    """(diffusers path, its change, that as a LoRA with the change of its bias) of each layer that a changed one stands for. Norms, and layers of which
+    the bias alone changed, stay as they are. `ranks`: of all layers, of convolutions.
+    """
+    weight, bias = change.parts["diff"], change.parts.get("diff_b")
+    if weight.ndim < 2 or not weight.any():
+        for path, part in unfused(layer, change):
+            if part is not None:
+                kept = part if weight.ndim < 2 else Module("full", {"diff_b": part.parts["diff_b"]})
+                yield path, kept, kept
+        return
+    low, _ = low_rank(weight, rank_limit(weight.shape, *ranks), energy)
+    exact = dict(unfused(layer, Module("full", {"diff": weight})))
+    for path, part in unfused(layer, low if bias is None else low.replaced(diff_b=bias)):
+        full = exact[path]
+        if part is not None and full is not None:
+            yield path, full, part
 
 
 def _numbers(key: str, tensor: Read, plain: Mapping[str, str]) -> torch.Tensor:
@@ -373,35 +397,41 @@ def _by_name(layers: Mapping[str, Layer], owners: list[str]) -> dict[str, Layer]
     return {name: layer for layer in layers.values() if layer.owner in owners for name in layer.names()}
 
 
-def _changes(
-    before: Layer, after: Layer, old: torch.Tensor, new: torch.Tensor
-) -> Iterator[tuple[Found, torch.Tensor, float]]:
-    """(what it is, change, relative size) of a pair of weights: as a whole where both are stored alike, else of each layer they share."""
-    if before.names() == after.names() and before.found.native == after.found.native:
-        sides = [(after.found, old, new)]
+def _changes(before: _Side, after: _Side, least: float) -> Iterator[tuple[Found, Module]]:
+    """(what it is, its change) of a pair of layers: as a whole where both are stored alike, else of each layer they share. Parts whose relative change is
+    at most `least` are left out, and layers that have no other.
+    """
+    if before.layer.names() == after.layer.names() and before.layer.found.native == after.layer.found.native:
+        pairs = [(after.layer.found, before.values, after.values)]
     else:
-        first, second = (_apart(layer, weight) for layer, weight in ((before, old), (after, new)))
-        sides = [(found, first[name][1], weight) for name, (found, weight) in second.items() if name in first]
-    for found, one, two in sides:
-        if one.numel() != two.numel() or one.shape[:1] != two.shape[:1]:
-            raise FormatError("extract.other_shape", key=after.key, shape=tuple(two.shape), base=tuple(one.shape))
-        change = two.float().reshape(one.shape) - one.float()
-        if not torch.isfinite(change).all():
-            raise FormatError("tensor.not_finite", key=after.key)
-        yield found, change, float(change.norm()) / max(float(one.float().norm()), 1e-12)
+        first, second = _apart(before), _apart(after)
+        pairs = [
+            (module_name, first[name][1], values) for name, (module_name, values) in second.items() if name in first
+        ]
+    for module_name, one, two in pairs:
+        parts = {}
+        for part in (part for part in two if part in one):
+            change, size = _difference(after.layer.key, one[part], two[part])
+            if size > least:
+                parts[part] = change
+        if parts:  # a bias comes with a weight, whose shape says in which order its rows are
+            yield module_name, Module("full", {"diff": torch.zeros_like(one["diff"], dtype=torch.float32), **parts})
 
 
-def _apart(layer: Layer, weight: torch.Tensor) -> dict[str, tuple[Found, torch.Tensor]]:
-    """Diffusers path -> (the single layer, its weight), for one weight of a checkpoint."""
-    out = {}
-    for (path, part), row in zip(unfused(layer.found, Module("full", {"diff": weight})), layer.found.rows, strict=True):
+def _difference(key: str, one: torch.Tensor, two: torch.Tensor) -> tuple[torch.Tensor, float]:
+    """(two - one, its size relative to one)."""
+    if one.numel() != two.numel() or one.shape[:1] != two.shape[:1]:
+        raise FormatError("extract.other_shape", key=key, shape=tuple(two.shape), base=tuple(one.shape))
+    change = two.float().reshape(one.shape) - one.float()
+    if not torch.isfinite(change).all():
+        raise FormatError("tensor.not_finite", key=key)
+    return change, float(change.norm()) / max(float(one.float().norm()), 1e-12)
+
+
+def _apart(side: _Side) -> dict[str, tuple[Found, dict[str, torch.Tensor]]]:
+    """Diffusers path -> (the single layer, its weight and bias), for one layer of a checkpoint."""
+    layer, out = side.layer.found, {}
+    for (path, part), row in zip(unfused(layer, Module("full", side.values)), layer.rows, strict=True):
         if part is not None:
-            out[path] = Found((row,), layer.found.numbers, native=False), part.parts["diff"]
+            out[path] = Found((row,), layer.numbers, native=False), dict(part.parts)
     return out
-
-
-def _bias_changed(before: Layer, after: Layer, old_layout: Layout, new_layout: Layout, old: Read, new: Read) -> bool:
-    keys = _BIAS.sub("bias", before.key), _BIAS.sub("bias", after.key)
-    if keys[0] not in old_layout or keys[1] not in new_layout or old_layout[keys[0]][1] != new_layout[keys[1]][1]:
-        return False
-    return not torch.equal(old(keys[0]).float(), new(keys[1]).float())

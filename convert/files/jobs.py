@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
-from ...lora_core.messages.message import Message
-from .. import peft
+from ...lora_core.messages.message import Message, Setting
+from .. import loaders, peft
 from ..card import card, merged
 from ..embedding import Embedding, bundled, is_embedding, read_embedding, write_embedding
 from ..families import Family
-from ..lora import FormatError, Lora, State, about, cast
+from ..lora import FormatError, Lora, Module, State, about, cast
 from ..merge import Outcome, Progress, merge, quiet, resize
 from ..metadata import converted_metadata, embedding_metadata
 from ..origin import Origin, in_card, in_config
@@ -25,6 +25,7 @@ from ..scales import factors
 from ..writers import approximated, carried, entries, form_of, in_diffusers, peft_directories
 from . import disk
 from .checkpoints import bake, checkpoint, extract, family_of, require_unscaled
+from .whole import new_folder, replacing
 
 
 @dataclasses.dataclass
@@ -61,12 +62,12 @@ def _open_folder(folder: Path, family: str, drop_unknown: bool) -> Lora | Embedd
     usual = folder / "pytorch_lora_weights.safetensors"
     file = usual if usual in weights else next(iter(weights), None)
     if is_peft or file is None or (file != usual and len(weights) > 1):
-        found: Lora | Embedding = open_peft(folder, family)
+        product: Lora | Embedding = open_peft(folder, family)
     else:
-        found = open_file(file, family, drop_unknown)
-    if isinstance(found, Lora):
-        found.origins = tuple(dict.fromkeys((*_card_origins(folder), *found.origins)))
-    return found
+        product = open_file(file, family, drop_unknown)
+    if isinstance(product, Lora):
+        product.origins = tuple(dict.fromkeys((*_card_origins(folder), *product.origins)))
+    return product
 
 
 def _card_origins(folder: Path) -> tuple[Origin, ...]:
@@ -83,26 +84,26 @@ MAX_CARD = 1 << 18  # characters of a card that are read; its header is at the b
 
 def inspected(path: Path, family: str = "") -> Lora | Embedding:
     """As `open_file`, and a note when the hash in the header is not that of the data."""
-    found = open_file(path, family)
-    if isinstance(found, Lora):
-        told = found.metadata.get("sshs_model_hash")
-        if told and path.is_file() and disk.data_sha256(path) != told:
-            found.notes.insert(0, Message.of("note.hash"))
-    return found
+    product = open_file(path, family)
+    if isinstance(product, Lora):
+        stated_hash = product.metadata.get("sshs_model_hash")
+        if stated_hash and path.is_file() and disk.data_sha256(path) != stated_hash:
+            product.notes.insert(0, Message.of("note.hash"))
+    return product
 
 
 def open_lora(path: Path, family: str = "", drop_unknown: bool = False) -> Lora:
-    found = open_file(path, family, drop_unknown)
-    if not isinstance(found, Lora):
+    product = open_file(path, family, drop_unknown)
+    if not isinstance(product, Lora):
         raise FormatError("file.embedding_not_lora", file=path.name)
-    return found
+    return product
 
 
 def open_embedding(path: Path) -> Embedding:
-    found = open_file(path)
-    if not isinstance(found, Embedding):
+    product = open_file(path)
+    if not isinstance(product, Embedding):
         raise FormatError("file.lora_not_embedding", file=path.name)
-    return found
+    return product
 
 
 _COMPONENTS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3")
@@ -209,12 +210,12 @@ def _write_peft(lora: Lora, path: Path, options: Options, notes: list[Message]) 
         name: (*cast(state, options.dtype), config)
         for name, (state, config) in peft_directories(lora, options.flat_clip).items()
     }
-    for component, (tensors, lost, config) in parts.items():
-        disk.save(path / component / "adapter_model.safetensors", tensors, {"format": "pt"})
-        with disk.replacing(path / component / "adapter_config.json") as file:
-            file.write(json.dumps(config, indent=2).encode())
-        if lost:
-            notes.append(Message.of("error.about", about=component, error=_underflow(lost, options.dtype)))
+    with new_folder(path) as folder:
+        for component, (tensors, lost, config) in parts.items():
+            disk.save(folder / component / "adapter_model.safetensors", tensors, {"format": "pt"})
+            (folder / component / "adapter_config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+            if lost:
+                notes.append(Message.of("error.about", about=component, error=_underflow(lost, options.dtype)))
     return Written(path, notes)
 
 
@@ -281,9 +282,9 @@ def merge_files(
     loras = [(open_lora(path, family), weight) for path, weight in sources]
     outcome = merge(loras, rank, progress)
     metadata = {"modelspec.merged_from": ", ".join(f"{path.stem} ({weight:g})" for path, weight in sources)}
-    found = [t for lora, _ in loras for t in triggers(lora.metadata) if "modelspec.trigger_phrase" in lora.metadata]
-    if found:
-        metadata["modelspec.trigger_phrase"] = ", ".join(dict.fromkeys(found))
+    words = [t for lora, _ in loras for t in triggers(lora.metadata) if "modelspec.trigger_phrase" in lora.metadata]
+    if words:
+        metadata["modelspec.trigger_phrase"] = ", ".join(dict.fromkeys(words))
     return _write_outcome(outcome, target, options, metadata)
 
 
@@ -304,17 +305,83 @@ def resize_file(
     return _write_outcome(outcome, target, options, {})
 
 
+AUTO, KEEP, LEAVE = BESIDE = ("auto", "keep", "leave")
+NORMS_BIASES = Setting("norms_biases")
+_PARTS = {"norm": "part.norms", "bias": "part.biases"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Taken:
+    """What of a difference becomes part of a LoRA beside the denoiser's matrices. `norms_biases`: one of BESIDE; "auto" keeps the changes of norms, and
+    those of biases, where a program was seen to read them in such a file and none to lose the rest of the file over them.
+    """
+
+    text_encoders: bool = True
+    norms_biases: str = AUTO
+
+
 def extract_file(
     checkpoints: tuple[Path, Path],
     target: Path,
     options: Options,
     size: Size,
-    text_encoders: bool = True,
+    taken: Taken = Taken(),
     progress: Progress = quiet,
 ) -> Written:
-    """A LoRA for the difference of two checkpoints, the base and the tuned one."""
-    outcome = extract(*checkpoints, size.rank, size.conv_rank, size.energy, text_encoders, progress=progress)
-    return _write_outcome(outcome, target, options, {})
+    """A LoRA for the difference of two checkpoints, the base and the tuned one. Raises FormatError where nothing but what is left out differs."""
+    if taken.norms_biases not in BESIDE:
+        raise FormatError("extract.beside", field="norms_biases", value=repr(taken.norms_biases), allowed=BESIDE)
+    outcome = extract(*checkpoints, size.rank, size.conv_rank, size.energy, taken.text_encoders, progress=progress)
+    lora = _with_beside(outcome.lora, options.target, taken.norms_biases)
+    if not lora.modules:
+        raise FormatError("extract.beside_alone", option=NORMS_BIASES)
+    return _write_outcome(dataclasses.replace(outcome, lora=lora), target, options, {})
+
+
+def _with_beside(lora: Lora, target: str, choice: str) -> Lora:
+    """The LoRA with the changes of norms and of biases that the choice keeps, and a note for each of both that says what became of them, and why."""
+    for kind, part in _PARTS.items():
+        count = sum(_has_beside(module, kind) for module in lora.modules.values())
+        if not count:
+            continue
+        rest = dataclasses.replace(lora, modules=_without(lora.modules, kind))
+        form = form_of(lora if choice == KEEP else rest, target)
+        verdicts = loaders.verdicts(lora.family, form, kind)
+        readers, stopped = sorted(verdicts.get("exact", ())), sorted(verdicts.get("raises", ()))
+        if choice == KEEP or (choice == AUTO and readers and not stopped and form not in ("diffusers", "shared")):
+            code = "note.beside_kept_stops" if stopped else "note.beside_kept"
+        else:
+            lora, code = rest, _why_left_out(choice, form, stopped)
+        what = Message.of(part, count=count)
+        values = {"readers": readers or [Message.of("part.no_program")], "stopped": stopped, "option": NORMS_BIASES}
+        lora = dataclasses.replace(lora, notes=[*lora.notes, Message.of(code, what=what, **values)])
+    return lora
+
+
+def _why_left_out(choice: str, form: str, stopped: list[str]) -> str:
+    if choice == LEAVE:
+        return "note.beside_left"
+    if form in ("diffusers", "shared"):
+        return "note.beside_left_form"
+    return "note.beside_left_stops" if stopped else "note.beside_left_unread"
+
+
+def _has_beside(module: Module, kind: str) -> bool:
+    """Whether it is a norm's change, or changes a bias of another layer."""
+    norm = module.kind == "full" and len(module.shape) == 1 and "diff" in module.parts
+    return norm if kind == "norm" else not norm and "diff_b" in module.parts
+
+
+def _without(modules: Mapping[str, Module], kind: str) -> dict[str, Module]:
+    """The modules without changes of norms, or without those of biases."""
+    out = {}
+    for name, module in modules.items():
+        if not _has_beside(module, kind):
+            out[name] = module
+        elif kind == "bias" and module.parts.keys() != {"diff_b"}:
+            parts = {part: value for part, value in module.parts.items() if part != "diff_b"}
+            out[name] = dataclasses.replace(module, parts=parts)
+    return out
 
 
 def _write_outcome(outcome: Outcome, target: Path, options: Options, metadata: Mapping[str, str]) -> Written:
@@ -368,6 +435,6 @@ def write_card(path: Path, family: str, words: tuple[str, ...], weight: float = 
         text = merged(existing, card(family, words, description, weight))
     except (OSError, ValueError, RecursionError) as error:
         raise FormatError("card.unreadable", file=place.name) from error
-    with disk.replacing(place) as file:
+    with replacing(place) as file:
         file.write(text.encode())
     return place

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -260,6 +261,14 @@ class Server:
         status, answer = self.ask(path, {} if body is None else body)
         assert status == 200, (status, answer[:500])
         return json.loads(answer)
+
+    def login(self, name: str, password: str) -> str:
+        """The cookies that the host's page gives to who logs in there."""
+        form = urllib.parse.urlencode({"username": name, "password": password}).encode()
+        kind = {"Content-Type": "application/x-www-form-urlencoded"}
+        with urllib.request.urlopen(urllib.request.Request(f"{self.address}/login", form, kind)) as answer:
+            cookies = answer.headers.get_all("set-cookie") or []
+        return "; ".join(cookie.partition(";")[0] for cookie in cookies)
 
     def inside(self, function: str, file: str = "proof.py", **arguments: Any) -> Any:
         """What a function of tests/webui/inside returns in the host's process."""

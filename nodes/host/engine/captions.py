@@ -17,11 +17,12 @@ from ....lora_core.adapters import AdapterSet
 from ....lora_core.adapters.tokens import TokenTable
 from ....lora_core.backends.base import TEXT_VERSION, weights_checksum
 from ....lora_core.borrowing.borrow import Borrowing, Measures
+from ....lora_core.borrowing.frozen import place_of
 from ....lora_core.data.buckets import Fit
 from ....lora_core.data.lengths import TextLength
 from ....lora_core.data.store import Memory, Store, key_of
+from ....lora_core.messages.blame import blamed
 from ....lora_core.messages.errors import LoomError
-from .blame import blamed
 from .fingerprints import patched_fingerprint
 from .kept import Kept
 from .layers import LAYERS, is_linear
@@ -81,6 +82,11 @@ class HostTexts:
     def device(self) -> torch.device:
         """Where the text encoders run while they are trained."""
         return self._clip.patcher.load_device
+
+    @property
+    def clip_skip(self) -> int:
+        """From which layer texts are read, from the end."""
+        return abs(self._clip.layer_idx or 1)
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -224,7 +230,7 @@ class HostTexts:
         if self._borrowing is None or not self._trained.trains_text:
             return
         self._borrowing.eject()
-        prove_layers(self._clip.cond_stage_model, torch.float32, self.device, TEXT)
+        prove_layers(self._clip.cond_stage_model, place_of(self.device, torch.float32), TEXT)
         self._borrowing.inject()
 
     def take_back(self) -> None:

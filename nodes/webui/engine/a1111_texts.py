@@ -132,8 +132,8 @@ class A1111Texts:
         for name, encoder in self.encoders.items():
             place = f"{name}.transformer."
             if hasattr(encoder.wrapped, "transformer"):
-                found = encoder.wrapped.transformer.named_modules()
-                layers |= {place + path: m for path, m in found if isinstance(m, nn.Linear)}
+                modules = encoder.wrapped.transformer.named_modules()
+                layers |= {place + path: m for path, m in modules if isinstance(m, nn.Linear)}
             else:
                 layers |= {place + path: m for path, m in self._openclip_layers(name).items()}
         return layers

@@ -69,6 +69,13 @@ def embeddings_folder() -> Path:
     return Path(shared.cmd_opts.embeddings_dir)
 
 
+def checkpoints() -> dict[str, Path]:
+    """The checkpoints the host lists, by name."""
+    from modules import sd_models
+
+    return {info.name_for_extra: Path(info.filename) for info in sd_models.checkpoints_list.values()}
+
+
 def loaded_model() -> Any:
     """What the host has loaded, without making it load anything; None where there is nothing."""
     from modules import sd_models

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 from lora_cases import dense, error, kohya, loha, lora, random
-from lora_loom.convert import FormatError, Lora, Module, read
+from lora_loom.convert import FormatError, Lora, Module, loaders, read
 from lora_loom.convert.files.checkpoints import bake, checkpoint, extract, family_of
 from lora_loom.convert.files.disk import load, save
-from lora_loom.convert.files.jobs import Options, Size, bake_file, extract_file, open_lora, write_lora
+from lora_loom.convert.files.jobs import Options, Size, Taken, bake_file, extract_file, open_lora, write_lora
 from lora_loom.convert.writers import write as kohya_write
 from safetensors.torch import save_file
 
@@ -785,7 +785,7 @@ def test_a_lora_baked_and_extracted_with_enough_rank_is_the_same_change(layout, 
     one = a_lora(layout)
     outcome = extract(*tuned_pair(layout, one, tmp_path), rank=8)  # four parts of rank 2 in one fused matrix
     wanted = matrices(one)
-    assert set(outcome.lora.modules) == set(wanted)
+    assert set(outcome.lora.modules) == set(one.modules)
     assert outcome.lora.family == LAYOUTS[layout][0]
     for name, change in wanted.items():
         assert outcome.lora.modules[name].shape == change.shape, name
@@ -855,7 +855,7 @@ def test_convolutions_have_a_rank_of_their_own(tmp_path):
 def test_text_encoders_can_be_left_out(tmp_path):
     one = a_lora("sdxl")
     outcome = extract(*tuned_pair("sdxl", one, tmp_path), rank=8, text_encoders=False)
-    assert set(outcome.lora.modules) == {n for n in matrices(one) if n.startswith("unet.")}
+    assert set(outcome.lora.modules) == {n for n in one.modules if n.startswith("unet.")}
 
 
 def test_layers_that_did_not_change_are_left_out(tmp_path):
@@ -867,23 +867,121 @@ def test_layers_that_did_not_change_are_left_out(tmp_path):
     assert set(extract(*tuned_pair("sd1", weak, tmp_path / "weak"), rank=4, min_change=1e-3).lora.modules) == {QUERY}
 
 
-def test_changes_of_norms_which_a_lora_cannot_hold_are_told(tmp_path):
-    one = a_lora("sd1")
-    assert any(
-        "1 norm layer changed" in str(note) for note in extract(*tuned_pair("sd1", one, tmp_path), rank=4).lora.notes
-    )
-    (tmp_path / "plain").mkdir()
-    plain = Lora("sd1", matrices_only(one))
-    assert extract(*tuned_pair("sd1", plain, tmp_path / "plain"), rank=4).lora.notes == []
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_changes_of_norms_and_biases_are_extracted_as_they_are(layout, tmp_path):
+    one = a_lora(layout, biases=True)
+    made = extract(*tuned_pair(layout, one, tmp_path), rank=8).lora.modules
+    changed = {
+        (name, part): value
+        for name, m in one.modules.items()
+        for part, value in m.parts.items()
+        if part.startswith("diff")
+    }
+    assert len(changed) > 5
+    assert {(name, part) for name, m in made.items() for part in m.parts if part.startswith("diff")} == {*changed}
+    for (name, part), value in changed.items():
+        torch.testing.assert_close(made[name].parts[part], value, rtol=0, atol=1e-5)  # a difference of sums of order 1
+
+
+@pytest.mark.parametrize("layout", ["sd1", "sdxl", "flux1"])
+def test_a_layer_of_which_the_bias_alone_changed_is_that_change(layout, tmp_path):
+    whole = a_lora(layout, biases=True)
+    biases = {n: Module("full", {"diff_b": m.parts["diff_b"]}) for n, m in whole.modules.items() if "diff_b" in m.parts}
+    made = extract(*tuned_pair(layout, Lora(whole.family, biases), tmp_path), rank=8).lora.modules
+    assert made.keys() == biases.keys()
+    for name, module in biases.items():
+        assert made[name].parts.keys() == {"diff_b"} or len(made[name].shape) == 1
+        torch.testing.assert_close(made[name].parts["diff_b"], module.parts["diff_b"], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("order", ["file first", "folder first"])
+def test_biases_are_extracted_between_a_file_and_a_folder_of_one_model(order, tmp_path):
+    name = "transformer.norm_out.linear"  # whose halves are exchanged in a file
+    in_folder, in_file = weights("flux1-folder", biases=False), weights("flux1", biases=False)
+    for layer, place in LAYOUTS["flux1"][1].items():
+        place.put(in_file[place.key], in_folder[LAYOUTS["flux1-folder"][1][layer].key])
+    for layout, state in (("flux1", in_file), ("flux1-folder", in_folder)):
+        place, bias = LAYOUTS[layout][1][name], random(31, LAYOUTS[layout][1][name].shape[0])
+        state[bias_of(place.key)] = place.taken(bias)
+    file, folder = write(tmp_path / "file.safetensors", in_file), write(tmp_path / "folder", in_folder)
+    base, other = (file, folder) if order == "file first" else (folder, file)
+    change = random(32, 16)
+    one = Lora("flux1", {name: Module("full", {"diff_b": change})})
+    bake(other, tmp_path / f"tuned{other.suffix}", [(one, 1.0)])
+    made = extract(base, tmp_path / f"tuned{other.suffix}", rank=4).lora.modules
+    assert made.keys() == {name}
+    torch.testing.assert_close(made[name].parts["diff_b"], change, rtol=0, atol=1e-5)
+
+
+def extracted(tmp_path, layout="sd1", target="kohya", choice="auto"):
+    """(notes as text, modules read back) of a file extracted from a pair of which norms and biases changed too."""
+    out = tmp_path / "made.safetensors"
+    pair = tuned_pair(layout, a_lora(layout, biases=True), tmp_path)
+    written = extract_file(pair, out, Options(target, "fp32"), Size(8), Taken(norms_biases=choice))
+    return " ".join(map(str, written.notes)), open_lora(out).modules
+
+
+def beside(modules):
+    """Parts beside matrices that modules of a file have: "diff" of norms, "diff_b" of biases."""
+    return {part for m in modules.values() for part in m.parts if part.startswith("diff")}
+
+
+MATRIX = {  # what a program was seen to do: kind -> what becomes of it
+    "none stops": {"one": {"norm": "exact", "bias": "exact"}, "two": {"norm": "nothing", "bias": "nothing"}},
+    "one stops": {"one": {"norm": "exact", "bias": "exact"}, "two": {"norm": "exact", "bias": "raises"}},
+    "nobody reads": {"one": {"norm": "nothing", "bias": "nothing"}, "two": {}},
+    "by layer": {"one": {"norm": "exact", "bias": {"linear": "exact", "conv": "raises"}}, "two": {}},
+}
+
+
+@pytest.mark.parametrize(
+    ("matrix", "choice", "kept"),
+    [
+        ("none stops", "auto", {"diff", "diff_b"}), ("one stops", "auto", {"diff"}), ("nobody reads", "auto", set()), ("by layer", "auto", {"diff"}),
+        ("one stops", "keep", {"diff", "diff_b"}), ("nobody reads", "keep", {"diff", "diff_b"}), ("none stops", "leave", set()),
+    ],
+)  # fmt: skip
+def test_norms_and_biases_are_kept_where_a_program_reads_them_and_none_stops(
+    matrix, choice, kept, tmp_path, monkeypatch
+):
+    cells = {
+        program: {"families": {"sd1": {"kohya": {"layers": [5, 5], "unread": [], "kinds": kinds}}}}
+        for program, kinds in MATRIX[matrix].items()
+    }
+    monkeypatch.setattr(loaders, "measured", lambda: cells)
+    notes, modules = extracted(tmp_path, choice=choice)
+    assert beside(modules) == kept
+    assert notes.count("are in the file") == len(kept)
+    assert notes.count("are left out") == 2 - len(kept)
+    assert ("two" in notes) == (matrix == "one stops")  # who stops is named, whether they were kept or not
+
+
+def test_a_form_without_a_place_for_norms_is_not_changed_for_them_unless_that_is_asked(tmp_path):
+    notes, modules = extracted(tmp_path, "flux1", "universal")
+    assert not beside(modules)
+    assert notes.count("no place for them") == 1  # the made-up Flux.1 has biases and no norms
+    (tmp_path / "kept").mkdir()
+    notes, modules = extracted(tmp_path / "kept", "flux1", "universal", "keep")
+    assert beside(modules) == {"diff_b"}
+    assert "ComfyUI" in notes
+
+
+def test_a_choice_that_is_none_is_refused_with_those_there_are(tmp_path):
+    with pytest.raises(FormatError, match="'all' is no choice.*auto, keep, leave"):
+        extracted(tmp_path, choice="all")
+
+
+def test_a_difference_of_norms_alone_that_is_left_out_is_told(tmp_path):
+    norm = "unet.conv_norm_out"
+    pair = tuned_pair("sd1", Lora("sd1", {norm: a_lora("sd1").modules[norm]}), tmp_path)
+    with pytest.raises(FormatError, match="Only norms and biases differ"):
+        extract_file(pair, tmp_path / "made.safetensors", Options(), Size(4), Taken(norms_biases="leave"))
+    extract_file(pair, tmp_path / "made.safetensors", Options(), Size(4), Taken(norms_biases="keep"))
+    assert open_lora(tmp_path / "made.safetensors").modules.keys() == {norm}
 
 
 def matrices_only(one: Lora) -> dict[str, Module]:
     return {n: m for n, m in one.modules.items() if len(m.shape) > 1}
-
-
-def test_changes_of_biases_which_a_lora_cannot_hold_are_told(tmp_path):
-    one = Lora("sd1", {Q: lora(16, 16), **ADAPTERS["bias"]})
-    assert any("bias" in str(note) for note in extract(*tuned_pair("sd1", one, tmp_path), rank=4).lora.notes)
 
 
 @pytest.mark.parametrize("order", ["file first", "folder first"])

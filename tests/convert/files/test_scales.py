@@ -139,7 +139,8 @@ def test_extract_applies_a_plain_factor(spelling, side, tmp_path):
     found, wanted = (extract(place["base"], place["tuned"], rank=4) for place in (files, exact))
     assert found.lora.modules.keys() == wanted.lora.modules.keys()
     for name, module in wanted.lora.modules.items():
-        assert torch.equal(found.lora.modules[name].parts["up"], module.parts["up"]), name
+        for part, value in module.parts.items():
+            assert torch.equal(found.lora.modules[name].parts[part], value), (name, part)
 
 
 @pytest.mark.parametrize("spelling", PLAIN)

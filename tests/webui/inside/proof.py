@@ -388,7 +388,7 @@ def packages():
 def whose_modules():
     """Where our package comes from, though a neighbour has taken the names of its folders."""
     files = {name: getattr(sys.modules.get(name), "__file__", None) for name in ("nodes", "convert", "lora_core")}
-    return {"package": package("nodes.webui.jobs").__name__, **files}
+    return {"package": package("nodes.webui.page").__name__, **files}
 
 
 def after_leftovers(leftovers, **config):

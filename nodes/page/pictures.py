@@ -13,19 +13,19 @@ from ...lora_core.data.metadata import TABLES
 from ...lora_core.disk.files import write_bytes
 from ...lora_core.messages.errors import LoomError
 from ...lora_core.pictures.reading import EXTENSIONS
-from .engine.host import data_root
 
 CAPTIONS = (".txt", ".caption", ".json", ".jsonl", ".csv")
 MAX_FILES, MAX_BYTES = 20_000, 8 * 2**30
 
 
-def pictures_root() -> Path:
-    return data_root() / "pictures"
+def pictures_root(data_root: Path) -> Path:
+    """Where dropped pictures lie below a host's data."""
+    return data_root / "pictures"
 
 
-def stored(files: Sequence[tuple[str, bytes]]) -> Path:
+def stored(files: Sequence[tuple[str, bytes]], data_root: Path) -> Path:
     """A new folder with these files (name, content), of ZIP files what is in them. Raises LoomError; then nothing is left."""
-    folder = pictures_root() / secrets.token_hex(6)
+    folder = pictures_root(data_root) / secrets.token_hex(6)
     try:
         for name, data in files:
             if name.lower().endswith(".zip"):

@@ -15,10 +15,18 @@ from ...lora_core.config import TrainConfig
 LOCALES = Path(__file__).resolve().parents[2] / "locales"
 # What the tab asks in its first rows, what belongs to other programs, and sets beyond the first one.
 ELSEWHERE = {
-    "name", "base", "base_config", "companion", "data.folder", "data.trigger", "steps", "checkpointing", "samples.prompt", "precision", "storage", "offload",
-    "compile", "trackers", "data.split", "data.image_column", "adapter.start_from", "auto_fit",
+    "name", "base", "data.folder", "data.trigger", "steps", "checkpointing", "samples.prompt", "trackers", "data.split", "data.image_column", "auto_fit",
 }  # fmt: skip
+BASE = "base"  # the section of how a base model is opened, where the page asks for one
+OF_BASE = ("base_config", "base_vae", "companion", "precision", "storage", "offload", "compile")
 FIRST = "training"  # the section of settings that belong to no part
+# What preset and model fill in: its value then, and the sentence that says so.
+LEFT_OPEN: dict[str, tuple[int | float | str, str]] = {
+    "adapter.rank": (0, "Size of the LoRA; 0 takes the preset's."),
+    "optimizer.lr": (0.0, "Learning rate; 0 takes the preset's."),
+    "data.resolution": (0, "Training resolution in px; 0 takes what the model was made for."),
+    "schedule.name": ("auto", "Course of the learning rate; auto takes the preset's."),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,14 +55,25 @@ class Field:
 @functools.cache
 def fields() -> tuple[Field, ...]:
     """All that the tab shows in its sections, in the order of the config."""
-    return tuple(field for field in _fields(TrainConfig, "") if field.path not in ELSEWHERE)
+    return tuple(_open(field) for field in _fields(TrainConfig, "") if field.path not in ELSEWHERE)
 
 
-def sections() -> Mapping[str, list[Field]]:
-    """Section -> its settings; those of no part come first."""
-    table: dict[str, list[Field]] = {FIRST: []}
+def _open(field: Field) -> Field:
+    """The field as the page shows it: one that preset and model fill in says so."""
+    if field.path not in LEFT_OPEN:
+        return field
+    value, sentence = LEFT_OPEN[field.path]
+    choices = (str(value), *field.choices) if field.choices else ()
+    return dataclasses.replace(field, default=value, help=sentence, choices=choices)
+
+
+def sections(asks_base: bool) -> Mapping[str, list[Field]]:
+    """Section -> its settings; those of no part come first, before them those of the base model where the page `asks_base`."""
+    table: dict[str, list[Field]] = {BASE: [], FIRST: []} if asks_base else {FIRST: []}
     for field in fields():
-        table.setdefault(field.path.rpartition(".")[0] or FIRST, []).append(field)
+        section = BASE if field.path in OF_BASE else field.path.rpartition(".")[0] or FIRST
+        if section in table or section != BASE:
+            table.setdefault(section, []).append(field)
     return table
 
 
@@ -65,29 +84,38 @@ def _fields(section: Any, prefix: str) -> Iterator[Field]:
         if dataclasses.is_dataclass(kind):
             yield from _fields(kind, f"{path}.")
         elif "help" in field.metadata and kind in (bool, int, float, str):
-            said = field.metadata
+            metadata = field.metadata
             yield Field(
-                path, kind, field.default, said["help"], tuple(said["choices"] or ()), said["low"], said["high"]
+                path,
+                kind,
+                field.default,
+                metadata["help"],
+                tuple(metadata["choices"] or ()),
+                metadata["low"],
+                metadata["high"],
             )
 
 
 def changed(values: Mapping[str, Any]) -> dict[str, Any]:
     """Those of `values` (by path, as inputs hold them) that differ from the defaults; what is left out is for preset and model to say."""
-    own = {field.path: field for field in fields()}
-    taken = {path: own[path].taken(value) for path, value in values.items() if path in own}
-    return {path: value for path, value in taken.items() if value is not None and value != own[path].default}
+    by_path = {field.path: field for field in fields()}
+    taken = {path: by_path[path].taken(value) for path, value in values.items() if path in by_path}
+    return {path: value for path, value in taken.items() if value is not None and value != by_path[path].default}
 
 
 @functools.cache
 def translated(language: str) -> Mapping[str, str]:
     """English sentence or label -> the same in `language`, of all that nodes and the page say of settings; empty where there is none."""
     try:
-        tables = [
-            json.loads((LOCALES / lang / "nodeDefs.json").read_text(encoding="utf-8")) for lang in ("en", language)
-        ]
+        english, other = (_read(lang, "nodeDefs") for lang in ("en", language))
+        beside: dict[str, str] = _read(language, "page")  # what no node shows
     except (OSError, ValueError):
         return {}
-    return dict(_pairs(*tables))
+    return {**dict(_pairs(english, other)), **beside}
+
+
+def _read(language: str, name: str) -> Any:
+    return json.loads((LOCALES / language / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def _pairs(one: Any, other: Any) -> Iterator[tuple[str, str]]:

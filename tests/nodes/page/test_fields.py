@@ -3,8 +3,9 @@
 import dataclasses
 import typing
 
+import pytest
 from lora_loom.lora_core.config import TrainConfig, parse
-from lora_loom.nodes.webui import fields
+from lora_loom.nodes.page import fields
 
 
 def paths(section, prefix=""):
@@ -21,6 +22,20 @@ def test_every_setting_is_on_the_tab_or_named_as_being_elsewhere():
     shown = {field.path for field in fields.fields()}
     assert set(paths(TrainConfig)) - shown - fields.ELSEWHERE == {"sets"}
     assert not shown & fields.ELSEWHERE
+
+
+@pytest.mark.parametrize("language", ["zh", "ko", "ja"])
+def test_every_setting_has_its_name_and_its_sentence_in_every_language(language):
+    texts = fields.translated(language)
+    leaves = {field.path: field.path.rpartition(".")[2] for field in fields.fields()}
+    assert [f.path for f in fields.fields() if f.label not in texts and leaves[f.path] not in texts] == []
+    assert [f.path for f in fields.fields() if f.help not in texts] == []
+
+
+def test_no_translation_is_left_of_a_sentence_that_is_gone():
+    said = {text for field in fields.fields() for text in (field.label, field.help)}
+    for language in ("zh", "ko", "ja"):
+        assert set(fields._read(language, "page")) - said == set()
 
 
 def test_what_was_left_alone_is_not_handed_on():
