@@ -12,7 +12,6 @@ ROWS = {
     "A1111 --medvram": (A1111, ("--medvram",), ["torch.float32"]),
     "A1111 --lowvram": (A1111, ("--lowvram",), ["torch.float32"]),
     "A1111 --precision full": (A1111, ("--precision", "full"), ["torch.float32"]),
-    "Forge --always-low-vram": (FORGE, ("--always-low-vram",), ["torch.float32"]),
     "Forge in bf16": (FORGE, ("--unet-in-bf16",), ["torch.bfloat16"]),
     "Forge in fp8": (FORGE, ("--unet-in-fp8-e4m3fn",), ["torch.float8_e4m3fn"]),
 }
