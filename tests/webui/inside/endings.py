@@ -45,7 +45,7 @@ def _of_host():
     from modules import progress, shared
     from modules.call_queue import queue_lock
 
-    kept = ("job", "job_count", "interrupted", "skipped", "textinfo", "sampling_steps", "current_image")
+    kept = ("job", "job_count", "interrupted", "skipped", "textinfo", "sampling_steps")
     facts = {
         "options": sorted(map(str, shared.opts.data.items())), "task": progress.current_task, "pending": list(progress.pending_tasks),
         "waiting": len(getattr(queue_lock, "_pending_threads", ())),
