@@ -25,7 +25,10 @@ const STYLE = `
   padding: 8px 10px; border-radius: 6px; background: rgba(127, 127, 127, .12); font: 12px/1.5 ui-monospace, monospace; }
 .lora_loom_sheet { max-width: 100%; max-height: 640px; display: block; border-radius: 6px; }
 #lora_loom_panel .loom-panel { padding: 8px 0; font-size: 13px; }
-#lora_loom_panel .loom-panel .pictures { height: 220px; }
+#lora_loom_panel .loom-panel .pictures { flex-direction: row; min-height: 240px !important; height: 240px; }
+#lora_loom_panel .loom-panel .newest { flex: none; width: auto; max-width: 60%; background: none; }
+#lora_loom_panel .loom-panel .newest img { width: auto; max-width: 100%; border-radius: 6px; }
+#lora_loom_panel .loom-panel .small { flex: 1; min-width: 0; height: auto; align-items: flex-start; }
 #lora_loom_panel .loom-panel .chart { min-height: 220px; }
 #lora_loom_panel .loom-panel .messages { font-size: 12px; max-height: 110px; }
 #lora_loom_panel .loom-panel.idle { min-height: 0 !important; }
@@ -90,7 +93,11 @@ export function keepMounted(page, host) {
     const runs = /** @type {?HTMLElement} */ (page().querySelector("#lora_loom_runs"));
     if (runs) await mountRuns(runs, host);
   };
-  setInterval(() => mount().catch((error) => console.error("LoRA Loom", error)), LOOK_MS);
+  const recolour = () => {
+    const panel = /** @type {?HTMLElement} */ (page().querySelector("#lora_loom_panel .loom-panel"));
+    if (panel) panel.dataset.theme = host.theme?.() ?? "";
+  };
+  setInterval(() => mount().then(recolour).catch((error) => console.error("LoRA Loom", error)), LOOK_MS);
 }
 
 /**
