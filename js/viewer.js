@@ -23,7 +23,7 @@ const MODES = /** @type {Mode[]} */ (["one", "wipe", "beside"]);
 const ZOOMS = [1, 1.5, 2, 3, 4, 6, 8];
 
 const STYLE = `
-.loom-viewer { position: fixed; inset: 0; z-index: 3000; height: auto; color: #eee; font-size: 14px; outline: none;
+.loom-viewer { position: fixed; inset: 0; z-index: 10000; height: auto; color: #eee; font-size: 14px; outline: none;
   background: rgba(14, 15, 18, .97); user-select: none; }
 .loom-viewer button, .loom-viewer select { background: #2b2e35; color: #eee; border-color: #4a4f59; font-size: 13px;
   padding: 5px 12px; }
@@ -33,8 +33,8 @@ const STYLE = `
   white-space: nowrap; }
 .loom-viewer .body { flex: 1; min-height: 0; display: flex; }
 .loom-viewer .stage { flex: 1; min-width: 0; display: flex; gap: 14px; padding: 0 18px; }
-.loom-viewer .pane { position: relative; flex: 1; min-width: 0; overflow: auto; display: flex; border-radius: 8px;
-  background: #08090b; }
+.loom-viewer .half { position: relative; flex: 1; min-width: 0; display: flex; }
+.loom-viewer .pane { flex: 1; min-width: 0; overflow: auto; display: flex; border-radius: 8px; background: #08090b; }
 .loom-viewer .frame { position: relative; margin: auto; flex: none; }
 .loom-viewer .frame img { display: block; width: 100%; height: 100%; object-fit: contain; image-rendering: auto; }
 .loom-viewer .frame .over { position: absolute; inset: 0; }
@@ -102,6 +102,7 @@ export class Viewer {
     this.mode = "one";
     this.prompt = 0;
     this.zoom = 0;
+    this.middle = [0.5, 0.5]; // of what is seen of a picture that is larger than its pane
     this.cut = 50; // per cent of the picture that the other one covers
     this.now = new Side(samples);
     this.other = new Side(samples);
@@ -276,6 +277,24 @@ export class Viewer {
     for (const part of [this.runs, this.second, this.secondTold]) part.hidden = !two;
     this.drawPrompts();
     this.drawStage();
+    this.lookAt(null);
+  }
+
+  /** Moves every pane but one to the same place of its picture. */
+  lookAt(/** @type {?EventTarget} */ moved) {
+    for (const pane of this.stage.querySelectorAll(".pane")) {
+      if (pane === moved) continue;
+      pane.scrollLeft = this.middle[0] * (pane.scrollWidth - pane.clientWidth);
+      pane.scrollTop = this.middle[1] * (pane.scrollHeight - pane.clientHeight);
+    }
+  }
+
+  /** Takes over where a pane was scrolled to. */
+  scrolled(/** @type {HTMLElement} */ pane) {
+    const width = pane.scrollWidth - pane.clientWidth, height = pane.scrollHeight - pane.clientHeight;
+    if (width > 0) this.middle[0] = pane.scrollLeft / width;
+    if (height > 0) this.middle[1] = pane.scrollTop / height;
+    this.lookAt(pane);
   }
 
   drawPrompts() {
@@ -315,7 +334,9 @@ export class Viewer {
     const frame = make("div", { className: "frame" }, this.image(side));
     const size = `${100 * ZOOMS[this.zoom]}%`;
     Object.assign(frame.style, { width: size, height: size });
-    return make("div", { className: "pane" }, frame, make("div", { className: "label", textContent: label }));
+    const scroll = make("div", { className: "pane" }, frame);
+    scroll.addEventListener("scroll", () => this.scrolled(scroll));
+    return make("div", { className: "half" }, scroll, make("div", { className: "label", textContent: label }));
   }
 
   image(/** @type {Side} */ { samples, step, time }) {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from live_server import running
 from safetensors.torch import load_file
-from test_http import id_of, toy_prompt
+from test_http import toy_prompt
 
 ONLY_OF_THE_TERMINAL = ("accelerate", "datasets", "diffusers", "peft")
 WITHOUT = f"""
@@ -37,4 +37,3 @@ def test_a_lora_is_trained_and_used_with_what_comfyui_brings(bare):
     entry = bare.execute(prompt)
     assert entry["status"]["status_str"] == "success", entry["status"]
     assert load_file(bare.base / "output" / "loras" / "bare.safetensors")
-    assert id_of(prompt, "LoraLoomTrainLora") in entry["outputs"]

@@ -24,6 +24,7 @@ class Element {
   remove() { this.removed = true; }
   focus() {}
   setAttribute(name, value) { this[name] = value; }
+  querySelectorAll() { return []; }
   querySelector(selector) { // of a class alone
     const name = selector.slice(1), inner = this.children.filter((child) => child instanceof Element);
     const found = inner.find((child) => child.classList.contains(name));

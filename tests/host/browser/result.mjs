@@ -88,7 +88,7 @@ const scenarios = {
     await page.keyboard.press("Escape");
     seen.closed = await viewer();
     await page.locator(".loom-card button", { hasText: "Use it here" }).click();
-    await page.waitForFunction(() => window.app.graph._nodes.some((n) => n.type === "PreviewImage" && (n.imgs?.length || window.app.nodeOutputs?.[n.id]?.images?.length)), null, { timeout: 120000 });
+    await page.waitForFunction(() => window.app.graph._nodes.some((n) => n.type === "PreviewImage" && window.app.nodeOutputs?.[n.id]?.images?.length), null, { timeout: 120000 });
     await page.waitForTimeout(1500);
     seen.used = await page.evaluate(() => {
       const nodes = window.app.graph._nodes, of = (kind) => nodes.find((n) => n.type === kind);
