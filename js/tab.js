@@ -74,6 +74,15 @@ async function toggleEditor(page, host) {
 }
 
 /**
+ * Reads the list of runs anew when a reader comes to it: what ended while its tab was closed was not asked for.
+ * @param {HTMLElement} place
+ * @param {{ load: () => unknown }} runs
+ */
+function showRuns(place, runs) {
+  new IntersectionObserver((seen) => void (seen.some((one) => one.isIntersecting) && runs.load())).observe(place);
+}
+
+/**
  * Mounts everything once the page is there, and again when it is drawn anew.
  * @param {() => Place} page
  * @param {PageHost} host
@@ -91,7 +100,7 @@ export function keepMounted(page, host) {
     }
     page().querySelector("#lora_loom_captions")?.addEventListener("click", () => toggleEditor(page(), host));
     const runs = /** @type {?HTMLElement} */ (page().querySelector("#lora_loom_runs"));
-    if (runs) await mountRuns(runs, host);
+    if (runs) showRuns(runs, await mountRuns(runs, host));
   };
   const recolour = () => {
     const panel = /** @type {?HTMLElement} */ (page().querySelector("#lora_loom_panel .loom-panel"));

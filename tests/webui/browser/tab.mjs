@@ -135,7 +135,8 @@ try {
   seen.converted = await page.locator("#lora_loom_convert_report pre").innerText();
   await shot("files");
   await ours("Runs").click();
-  await page.waitForTimeout(1500);
+  await page.locator("#lora_loom_runs .card").first().waitFor({ timeout: SOON });
+  seen.runs = await page.locator("#lora_loom_runs").innerText();
   await shot("runs");
   await ours("Train").click();
 
