@@ -83,6 +83,24 @@ function showRuns(place, runs) {
 }
 
 /**
+ * Draws the panel anew when the page turns from light to dark or back.
+ * @param {HTMLElement} place
+ * @param {{ colour: () => void, chart: { draw: () => void } }} run
+ * @param {PageHost} host
+ */
+function followColours(place, run, host) {
+  let last = host.theme?.();
+  const follow = () => {
+    if (!place.isConnected) return clearInterval(timer);
+    if (host.theme?.() === last) return;
+    last = host.theme?.();
+    run.colour();
+    run.chart.draw();
+  };
+  const timer = setInterval(follow, LOOK_MS);
+}
+
+/**
  * Mounts everything once the page is there, and again when it is drawn anew.
  * @param {() => Place} page
  * @param {PageHost} host
@@ -94,7 +112,8 @@ export function keepMounted(page, host) {
     if (!panel || panel.dataset.mounted) return;
     panel.dataset.mounted = "yes";
     panel.replaceChildren();
-    const { refresh } = await mountPanel(panel, host);
+    const { refresh, panel: run } = await mountPanel(panel, host);
+    followColours(panel, run, host);
     for (const id of STARTS) {
       page().querySelector(`#lora_loom_${id}`)?.addEventListener("click", () => setTimeout(refresh, SOON_MS));
     }
@@ -102,11 +121,7 @@ export function keepMounted(page, host) {
     const runs = /** @type {?HTMLElement} */ (page().querySelector("#lora_loom_runs"));
     if (runs) showRuns(runs, await mountRuns(runs, host));
   };
-  const recolour = () => {
-    const panel = /** @type {?HTMLElement} */ (page().querySelector("#lora_loom_panel .loom-panel"));
-    if (panel) panel.dataset.theme = host.theme?.() ?? "";
-  };
-  setInterval(() => mount().then(recolour).catch((error) => console.error("LoRA Loom", error)), LOOK_MS);
+  setInterval(() => mount().catch((error) => console.error("LoRA Loom", error)), LOOK_MS);
 }
 
 /**
