@@ -284,7 +284,10 @@ def _parts(case: Case, unet: Any = None) -> Any:
     from transformers import CLIPTextConfig, CLIPTextModel
 
     names = ["text_encoder", "text_encoder_2"] if case.model == "sdxl" else ["text_encoder"]
-    small = CLIPTextConfig(vocab_size=64, num_hidden_layers=1, bos_token_id=1, eos_token_id=2, pad_token_id=0)
+    width = 1280 if case.model == "sdxl" else 512  # of the pooled text
+    small = CLIPTextConfig(
+        vocab_size=64, num_hidden_layers=1, bos_token_id=1, eos_token_id=2, pad_token_id=0, projection_dim=width
+    )
     components = {name: CLIPTextModel(small) for name in names} | {
         name.replace("text_encoder", "tokenizer"): None for name in names
     }

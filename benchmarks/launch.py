@@ -2,6 +2,8 @@
 
     python benchmarks/launch.py [--models sd15 sdxl flux zimage wan] [--steps 2] [--rounds 6]
 
+With --models the rows of the others stay as they were measured.
+
 8 x 8 latents, batch 1, one thread, float32, rank 4 on attention. What a GPU waits for at small sizes is this time, and it can be measured without one.
 All take turns in one process; the shortest step of each counts, since other load on the machine only ever adds. Calls of Python functions are counted
 beside it: they do not depend on the machine. ComfyUI's own trainer has no choice of layers: it trains every weight, norm and bias.
@@ -340,14 +342,16 @@ def shortest(made: dict[str, Any], steps: int, rounds: int) -> dict[str, float]:
     for n in range(rounds + 1):
         for name, engine in made.items():
 
-            def around(step: Callable[[], Any], name: str = name, counts: bool = n > 0) -> None:
+            def around(
+                step: Callable[[], Any], name: str = name, counts: bool = n > 0
+            ) -> None:  # the first turn warms up
                 began = time.process_time()
                 step()
                 spent = time.process_time() - began
                 if counts:
                     best[name] = min(best[name], spent)
 
-            each(engine, steps + (n == 0), around)
+            each(engine, steps, around)
     return {name: round(seconds * 1e3, 2) for name, seconds in best.items()}
 
 
@@ -411,12 +415,25 @@ def arithmetic(case: Case) -> float:
     return round(counted.get_total_flops() / 1e6, 1)
 
 
+def _failed(made: dict[str, Any]) -> dict[str, str]:
+    """Takes out those of other programs that cannot train the model, and says why."""
+    failed = {}
+    for way in ("peft", "native"):
+        try:
+            each(made[way], 1, lambda step: step()) if way in made else None
+        except RuntimeError as error:
+            failed[way] = str(error).partition(":")[0][:160]
+            del made[way]
+    return failed
+
+
 def measured(model: str, ways: list[str], steps: int, rounds: int) -> dict[str, Any]:
     import torch
 
     torch.set_num_threads(1)
     case = Narrow(model=model, px=64, rank=4)
     made = {way: WAYS[way](case) for way in ways}
+    failed = _failed(made)
     layers = {
         way: len(engine._params) // 2 if way in ("least", "peft") else getattr(engine, "adapters", None)
         for way, engine in made.items()
@@ -428,6 +445,7 @@ def measured(model: str, ways: list[str], steps: int, rounds: int) -> dict[str, 
         "adapters": layers,
         "mflop": arithmetic(case),
         "ms": best,
+        "failed": failed,
         "ratio": {way: round(best[way] / best["least"], 2) for way in best} if "least" in best else {},
         "calls": {way: calls(one) for way, one in stats.items()},
         "parts": {way: parts(stats[way]) for way in ("headless", "host") if way in stats},
@@ -458,9 +476,13 @@ def main() -> None:
         sys.stdout.write(lines[0] + "\n")
         sys.stdout.flush()
         rows.append(json.loads(lines[0]))
-    if args.ways == list(WAYS) and args.models == list(FAMILIES):
-        what = "a step of models of real depth, but narrow: 8 x 8 latents, batch 1, rank 4 on attention, float32, one thread, shortest of several in turns"
-        engines.written("launch", what, rows=rows)
+    if args.ways != list(WAYS):
+        return
+    file = engines.RESULTS / "launch.json"
+    before = json.loads(file.read_text())["rows"] if file.exists() else []
+    known = {row["model"]: row for row in [*before, *rows]}
+    what = "a step of models of real depth, but narrow: 8 x 8 latents, batch 1, rank 4 on attention, float32, one thread, shortest of several in turns"
+    engines.written("launch", what, rows=[known[title] for title in TITLES.values() if title in known])
 
 
 if __name__ == "__main__":

@@ -28,12 +28,11 @@ from .lora import (
     Module,
     State,
     about,
+    approximation,
     as_lora,
     component,
-    delta,
     dense_tucker,
     folded,
-    low_rank,
     plain,
 )
 from .patterns import fill
@@ -373,7 +372,8 @@ def approximated(lora: Lora, rank: int) -> tuple[Lora, dict[str, float]]:
             continue
         modules[name] = module
         if module.kind not in ("lora", OTHER):
-            modules[name], errors[name] = low_rank(delta(module), rank)
+            with about(name):
+                modules[name], errors[name] = approximation(module, rank)
     notes = [Message.of("note.biases_left_out", count=biases)] if biases else []
     notes += [Message.of("note.norms_left_out", count=norms)] if norms else []
     return dataclasses.replace(lora, modules=modules, notes=[*lora.notes, *notes]), errors

@@ -195,6 +195,10 @@ class Kind:
         """||change||^2; of a kind that needs the base weight, of its own numbers, which are relative to that weight."""
         return self.delta(p, scale).square().sum()
 
+    def factored(self, p: Parts, most: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """(up (out, rank), down (rank, in * kernel)) whose product is just the change at scale 1, in `most` numbers at the most; None where it has none."""
+        return None
+
     def degree(self, p: Parts) -> int:
         """How many parts are multiplied together in the change."""
         return sum(part.scales and part.name in p for part in self.parts if part is not BIAS_PART)

@@ -50,6 +50,12 @@ class Lora(Kind):
             return squared_norm_of_core(p["mid"], up.t() @ up, down @ down.t()) * scale**2
         return squared_norm(up, down) * scale**2
 
+    def factored(self, p: Parts, most: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+        if "mid" in p and p["down"].shape[1] * math.prod((p["mid"].shape[0], *p["mid"].shape[2:])) > most:
+            return None
+        plain = untuckered(p)
+        return plain["up"].flatten(1), plain["down"].flatten(1)
+
     def ends(self, p: Parts) -> tuple[tuple[str, ...], ...]:
         return (("down", "up"),)
 

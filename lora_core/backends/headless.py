@@ -111,7 +111,9 @@ class Headless(abc.ABC):
         return (Recompute.CHEAP, Recompute.ALL)
 
     def compile_blocks(self) -> None:
-        """From now on the network's blocks run compiled while it is lent."""
+        """From now on the network's blocks run compiled while it is lent. Raises LoomError for a network that is not made of blocks."""
+        if not blocks(self.network):
+            raise LoomError("compile.no_blocks", field="compile", network=type(self.network).__name__)
         self._compiles = True
 
     def remember_fingerprint(self) -> None:

@@ -69,12 +69,19 @@ def open_backend(
         needed(package)
     place = MODEL if base == "toy" else Path(base)
     if is_file(place):
+        if companion:
+            raise LoomError("companion.idle", field="companion", file=place.name, kind="single file")
         return _of_file(place, Path(base_config) if base_config else None, cached, precision, device)
     if not is_folder(place):
         raise LoomError("base.missing", field="base", place=place)
     name, allowed = plain_name(pipeline_name(place)), [*ONE_NETWORK, *TWO_STAGES]
     if name and name not in allowed:
         raise refusal(name, place.name, allowed)
+    if base_config:
+        raise LoomError("base_config.idle", field="base_config", file=place.name)
+    if companion and name not in TWO_STAGES:
+        kind = name or "StableDiffusionPipeline"
+        raise LoomError("companion.idle", field="companion", file=place.name, kind=kind)
     require_unscaled(place.name, stored_names(place))
     with blamed("base.unreadable", "base", memory="base.no_memory", file=place.name):
         if name in TWO_STAGES:

@@ -105,8 +105,13 @@ class Borrowing:
     def choose_again(self) -> None:
         """To be called before each pass: the host may have moved or patched weights since the layers were chosen, with or without taking us off."""
         place = self._measures.place
-        if place is not None and not all(self._host.resident(layer, place) for layer in self._resident):
-            self.inject()
+        if place is None:
+            return
+        resident = self._host.resident
+        for layer in self._resident:
+            if not resident(layer, place):
+                self.inject()
+                return
 
     @property
     def resident(self) -> Sequence[nn.Module]:

@@ -35,11 +35,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from ...lora_core.events import Control
     from ..jobs.publishing import Shelf
     from ..ui.alone import TOY, AloneHost, bases_below
     from ..ui.serving import bound, serve
     from ..ui.space import write_space
-    from .running import use_threads
+    from .running import stopping_on_signal, use_threads
 
     if args.space is not None:
         write_space(args.space)
@@ -51,8 +52,10 @@ def run(args: argparse.Namespace) -> int:
     shelf = Shelf(args.loras or args.out / "loras", args.embeddings or args.out / "embeddings")
     alone = AloneHost(args.out, shelf, list(dict.fromkeys([*bases, TOY])), args.language or language_here())
     place = bound(args.listen, args.port)
-    serve(alone, place, password, _link(args.listen, place.getsockname()[1], password if args.token else ""))
-    return DONE
+    link = _link(args.listen, place.getsockname()[1], password if args.token else "")
+    with stopping_on_signal(Control()) as received:
+        serve(alone, place, password, link)
+    return 128 + received[0] if received else DONE
 
 
 def password_of(args: argparse.Namespace) -> str:

@@ -15,6 +15,7 @@ from .alone import AloneHost
 from .guard import Guard
 
 SCRIPT = "() => import('/lora-loom/v1/files/js/tab.js').then((tab) => tab.standAlone({language}))"
+GRACE_S = 3  # for open pages, which never hang up by themselves
 SINCE = "4.40"  # the oldest gradio whose pages can be mounted with what is used here
 
 
@@ -49,10 +50,14 @@ def bound(address: str, port: int) -> socket.socket:
 
 
 def serve(host: AloneHost, place: socket.socket, password: str, link: str) -> None:
-    """Answers until the program is told to end; a job that goes on ends after its step, and its work is kept. `link`: what to open."""
+    """Answers until the program is told to end; a job that goes on ends after its step, and its work is kept. `link`: what to open.
+
+    The caller takes SIGINT and SIGTERM, which are raised anew once the server has ended.
+    """
     uvicorn = needed("uvicorn")
     app, desk = app_of(host, password)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="on"))
+    config = uvicorn.Config(app, log_level="warning", lifespan="on", timeout_graceful_shutdown=GRACE_S)
+    server = uvicorn.Server(config)
     sys.stdout.write(f"LoRA Loom: {link}\n")
     sys.stdout.flush()
     try:

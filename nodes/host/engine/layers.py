@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import inspect
 import sys
 from collections.abc import Collection, Hashable, Iterator, Mapping
@@ -127,20 +126,16 @@ def _hands_out_weight(layer: nn.Module) -> bool:
     return isinstance(layer, nn.Linear) and torch.is_tensor(weight) and weight.is_floating_point()
 
 
-_ALTERED = ("layout_type", "weight_lowvram_function", "bias_lowvram_function", "pre_quant_scale")
+_OWN: set[type] = set()  # classes of layers that are the host's own
 
 
-@functools.cache
-def _of_the_host(kind: type) -> bool:
+def _is_own(kind: type) -> bool:
     """Whether a class of layers is the host's own, made of torch's alone: what a pack puts between may do anything with the weight."""
     own = {comfy.ops.__name__, "builtins"}
-    return all(base.__module__ in own or base.__module__.startswith("torch.") for base in kind.__mro__)
-
-
-def _lies_at(parameter: torch.Tensor, place: Place) -> bool:
-    """Whether a parameter is plain numbers in the type of the place, on its device."""
-    kind = type(parameter)
-    return parameter.dtype == place.dtype and parameter.device == place.device and kind in (nn.Parameter, torch.Tensor)
+    if not all(base.__module__ in own or base.__module__.startswith("torch.") for base in kind.__mro__):
+        return False
+    _OWN.add(kind)
+    return True
 
 
 class ComfyLayers:
@@ -164,15 +159,19 @@ class ComfyLayers:
         return layer.weight.device == x.device and not layer.weight_function and not layer.bias_function
 
     def resident(self, layer: Any, place: Place) -> bool:
-        if layer.weight_function or layer.bias_function or not _of_the_host(layer.__class__):
+        if layer.weight_function or layer.bias_function or layer.__class__ not in _OWN and not _is_own(layer.__class__):
             return False
         attributes, parameters = layer.__dict__, layer._parameters
-        if attributes.get("_v") is not None or any(attributes.get(name) is not None for name in _ALTERED):
-            return False
         weight, bias = parameters.get("weight"), parameters.get("bias")
-        if weight is None or parameters.get("pre_quant_scale") is not None:
+        if weight is None or weight.__class__ is not nn.Parameter or (weight.device, weight.dtype) != place:
             return False
-        return _lies_at(weight, place) and (bias is None or _lies_at(bias, place))
+        if bias is not None and (bias.__class__ is not nn.Parameter or (bias.device, bias.dtype) != place):
+            return False
+        if parameters.get("pre_quant_scale") is not None or attributes.get("pre_quant_scale") is not None:
+            return False
+        streamed = attributes.get("_v") is not None or attributes.get("weight_lowvram_function") is not None
+        patched = attributes.get("bias_lowvram_function") is not None
+        return not (streamed or patched or attributes.get("layout_type") is not None)
 
     def input_factor(self, layer: nn.Module, like: torch.Tensor) -> torch.Tensor | None:
         return input_factor(layer, like)

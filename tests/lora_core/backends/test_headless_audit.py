@@ -175,8 +175,8 @@ def of_unet(kind: str, folder: Any, backend: Any, caption: str) -> Call:
 GUIDANCE_OFF = {
     "qwen-image": {"true_cfg_scale": 1.0},
     "z-image": {"guidance_scale": 0.0},
-    "sd3": {"guidance_scale": 1.0},
     "flux1": {},
+    "flux1 schnell": {},
 }
 
 
@@ -189,7 +189,7 @@ def of_flow(kind: str, folder: Any, backend: Any, caption: str) -> Call:
         x = unpatched(sample, 16, 32) if sample.ndim == 3 else sample
         return (x.unsqueeze(2) if kind == "qwen-image" else x), timestep.view(1) / 1000
 
-    how = GUIDANCE_OFF[kind.removesuffix(" schnell")]
+    how = GUIDANCE_OFF.get(kind, {"guidance_scale": 1.0})
     return sampled(pipe, pipe.transformer, in_our_terms, prompt=caption, height=32, width=64, **how)
 
 

@@ -26,10 +26,9 @@ PARTS = {  # family -> its networks, by folder
     "sd2": ("unet", "vae", "text_encoder"),
     "sd2-v": ("unet", "vae", "text_encoder"),
     "sdxl": ("unet", "vae", "text_encoder", "text_encoder_2"),
+    **dict.fromkeys(tiny_flow.MAKERS, ("transformer", "vae", "text_encoder")),  # but for those with more
     "sd3": ("transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3"),
     "flux1": ("transformer", "vae", "text_encoder", "text_encoder_2"),
-    "z-image": ("transformer", "vae", "text_encoder"),
-    "qwen-image": ("transformer", "vae", "text_encoder"),
     "kandinsky prior": ("prior", "image_encoder", "text_encoder", "companion:unet", "companion:movq"),
     "kandinsky decoder": ("unet", "movq", "companion:prior", "companion:image_encoder", "companion:text_encoder"),
     "wuerstchen prior": ("prior", "text_encoder", "effnet", "companion:decoder", "companion:vqgan"),

@@ -13,6 +13,8 @@ import tiny_unet
 import torch
 from lora_loom.lora_core.backends.base import SampleJob
 from lora_loom.lora_core.backends.diffusers_backend import Ancestral
+from lora_loom.lora_core.backends.networks import blocks
+from lora_loom.lora_core.backends.opening import open_backend
 from lora_loom.lora_core.config import ObjectiveConfig, SampleConfig, TrainConfig, parse
 from lora_loom.lora_core.messages.errors import LoomError
 from lora_loom.lora_core.objectives import DiscreteLevels, FlowLevels, Objective
@@ -204,6 +206,31 @@ def test_each_backend_follows_what_is_said_of_its_model_or_refuses_or_tells(kind
     finally:
         backend.objective(ObjectiveConfig())
     assert answered == f"objective.{name}"
+
+
+# ---- how a base is opened -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_blocks_are_compiled_or_it_is_refused(kind, models, monkeypatch):
+    _, backend = models(kind)
+    monkeypatch.setattr(backend, "_compiles", False)
+    if blocks(backend.network):
+        backend.compile_blocks()
+        assert backend._compiles
+    else:
+        with pytest.raises(LoomError, match="^compile: .* has no blocks that could be compiled"):
+            backend.compile_blocks()
+
+
+def test_what_a_base_of_this_kind_does_not_need_is_refused_by_its_setting(models, tmp_path):
+    folder, _ = models("sdxl")
+    with pytest.raises(
+        LoomError, match="^companion: it is for models of two stages .*sdxl is a StableDiffusionXLPipeline"
+    ):
+        open_backend(str(folder), str(tmp_path), device="cpu")
+    with pytest.raises(LoomError, match="^base_config: it is for a base that is a single file, and sdxl is a folder"):
+        open_backend(str(folder), device="cpu", base_config=str(tmp_path))
 
 
 # ---- all settings ------------------------------------------------------------------------------------------------------

@@ -205,7 +205,7 @@ def test_the_end_of_the_program_keeps_what_a_run_has_trained(page):
     page.wait_for("training")
     while page.state()["panel"]["step"] < 3:
         time.sleep(0.05)
-    page.end()
+    assert page.end() == 128 + signal.SIGTERM
     assert (page.place / "out" / "loras" / "cut.safetensors").is_file()
     assert list((page.place / "out" / "runs" / "cut" / "checkpoints").iterdir())
 
