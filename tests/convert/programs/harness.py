@@ -564,7 +564,11 @@ def written(program: ModuleType, tree: Tree, folder: Path) -> dict[str, list[int
             change = program.write(tree, path, form)
         if change is None:  # no such format for this model
             continue
-        lora = open_lora(path, family=tree.family)
+        try:
+            lora = open_lora(path, family=tree.family)
+        except FormatError:  # a form that is refused here
+            out[form or "its own"] = [0, len(change)]
+            continue
         known = [name for name in lora.modules if name in tree.places]
         good = [n for n in known if error_of(tree, n, changes_of(tree, n, lora.modules[n]), change) <= EXACT]
         assert any(value.any() for value in change.values()), f"{program.TITLE} wrote nothing for {tree.family}"
