@@ -11,7 +11,9 @@ from pathlib import Path
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one command. Exit codes: 0 done, 1 the input needs a change, 2 wrong usage, 130 or 143 stopped by a signal with the work kept."""
-    from .lora_core.messages.errors import Problem
+    from .lora_core.messages.blame import first_line, is_foreign
+    from .lora_core.messages.errors import Problem, is_memory, message_of
+    from .lora_core.messages.message import Message
     from .lora_core.messages.secrets import without_secrets
     from .nodes.terminal import COMMANDS, FAILED, STEPPING, in_words, module_name
 
@@ -35,8 +37,15 @@ def main(argv: list[str] | None = None) -> int:
     except Problem as error:
         sys.stderr.write(f"lora-loom: {in_words(error.message)}\n")
         return FAILED
-    except Exception:  # noqa: BLE001 - a fault of ours, told with all we know but the secrets it may repeat
-        sys.stderr.write(without_secrets(traceback.format_exc()))
+    except BaseException as error:
+        if not is_foreign(error):
+            raise
+        if is_memory(error):
+            sys.stderr.write(f"lora-loom: {in_words(message_of(error))}\n")
+            return FAILED
+        # A fault of ours, told with all we know but the secrets it may repeat.
+        unforeseen = Message.of("cli.unexpected", command=f"lora-loom {name}", reason=first_line(error))
+        sys.stderr.write(f"{without_secrets(traceback.format_exc())}lora-loom: {unforeseen}\n")
         return FAILED
 
 

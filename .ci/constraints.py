@@ -16,11 +16,19 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 FILE, LIMITS = ROOT / ".ci" / "constraints.txt", ROOT / ".ci" / "constraints.in"
 OLDEST_PYTHON = "3.10"
+PAGE = "ui"
 BROUGHT_BY_TORCH = (
     "nvidia-",
     "cuda-",
     "triton",
 )  # torch names the exact ones of its build, and builds for other CUDA versions need others
+
+
+def extras() -> list[str]:
+    """What is asked for besides: every extra but that of the page, since gradio holds Pillow back (6.31 asks for one below 13)."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8").split("[project.optional-dependencies]")[1]
+    names = re.findall(r"^([\w-]+) = \[", text.split("\n[")[0], re.MULTILINE)
+    return [part for name in names if name != PAGE for part in ("--extra", name)]
 
 
 def resolved() -> list[str]:
@@ -30,7 +38,7 @@ def resolved() -> list[str]:
         "pip",
         "compile",
         ROOT / "pyproject.toml",
-        "--all-extras",
+        *extras(),
         "--universal",
         "--python-version",
         OLDEST_PYTHON,

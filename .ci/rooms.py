@@ -20,7 +20,8 @@ ROOT = Path(__file__).resolve().parents[1]
 ORDER = [
     "door",
     "nodes nodes/terminal nodes/webui",
-    "nodes/host/web nodes/webui/engine",
+    "nodes/ui",
+    "nodes/host/web nodes/webui/engine nodes/page",
     "nodes/host/engine nodes/host/access nodes/host nodes/jobs",
     "convert/files",
     "convert convert/report convert/card",
@@ -43,7 +44,8 @@ ORDER = [
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms.split()}
 SHARED = ("lora_core/messages", "lora_core/matching", "lora_core/algebra")  # what convert may import of the engine
 HOST = ("comfy", "comfy_api", "comfy_extras", "execution", "folder_paths", "nodes", "server")  # ComfyUI's own modules
-WEBUI = ("backend", "modules", "modules_forge", "networks", "gradio", "fastapi")  # those of A1111, Forge and reForge
+WEBUI = ("backend", "modules", "modules_forge", "networks")  # those of A1111, Forge and reForge
+PAGE = ("gradio", "fastapi", "starlette", "uvicorn")
 
 
 class Arrow(NamedTuple):
@@ -152,6 +154,8 @@ def _against(arrow: Arrow) -> str:
             return "only nodes/host imports the host"
         if arrow.target in WEBUI and not arrow.source.startswith("nodes/webui/"):
             return "only nodes/webui imports the WebUIs"
+        if arrow.target in PAGE and not arrow.source.startswith(("nodes/webui/", "nodes/page/", "nodes/ui/")):
+            return "only nodes/page and what stands around it import a web framework"
         return "no such file of ours" if arrow.relative or arrow.target in ("lora_core", "convert") else ""
     if not arrow.relative and arrow.source != "__main__":  # which finds itself by name when it was started by path
         return "files of ours are imported by relative imports"

@@ -17,6 +17,7 @@ from typing import Any
 HERE, MARK = Path(__file__).resolve().parent, "<!-- tables -->"
 SCRIPTS = (
     "step_sd15",
+    "launch",
     "tricks",
     "seed_job",
     "scaling",
@@ -124,8 +125,36 @@ def reading(found: dict[str, Any]) -> str:
     return table(["what", "s"], [[row["what"], row["s"]] for row in found["rows"]])
 
 
+def _ratio(row: dict[str, Any], way: str) -> str:
+    return f"{row['ms'][way]} ({row['ratio'][way]} x)" if way in row["ms"] else f"stops: {row['failed'][way]}"
+
+
+def launch(found: dict[str, Any]) -> str:
+    titles = {
+        "least": "least loop",
+        "headless": "headless",
+        "host": "in ComfyUI",
+        "peft": "diffusers + PEFT",
+        "native": "ComfyUI's trainer",
+    }
+    rows, shares = found["rows"], []
+    times = [[r["model"], r["mflop"], *(_ratio(r, way) for way in titles)] for r in rows]
+    counts = [[r["model"], *(f"{r['calls'][way]:,}" if way in r["calls"] else "-" for way in titles)] for r in rows]
+    for way in ("headless", "host"):
+        parts = list(rows[0]["parts"][way])
+        shares += [[titles[way], part, *(f"{r['parts'][way][part]:.0%}" for r in rows)] for part in parts]
+    return "\n\n".join(
+        [
+            table(["model", "MFLOP", *(f"{title}, CPU ms" for title in titles.values())], times),
+            table(["calls of Python functions a step", *titles.values()], counts),
+            table(["way", "part of a step, profiled", *(r["model"] for r in rows)], shares),
+        ]
+    )
+
+
 SECTIONS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "step_sd15": ("One step of SD1.5 beside the least a step can be", step),
+    "launch": ("What a step costs besides its arithmetic", launch),
     "tricks": ("What known tricks gain on a CPU", tricks),
     "scaling": ("How cost grows", scaling),
     "seed_job": ("The 15,000-step job of the diffusers guide, on a CPU", seed),

@@ -110,7 +110,7 @@ def randomize(module: Any) -> None:
     with torch.no_grad():
         for key, p in module.named_parameters():
             p.normal_(std=0.02, generator=rng) if p.ndim > 1 else p.fill_(
-                1.0 if "norm" in key and key.endswith("weight") else 0.0
+                1.0 if key.endswith(("weight", "scale")) else 0.0  # of norms
             )
 
 
@@ -278,13 +278,16 @@ def _schedule(model: str) -> Any:
     return DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
 
 
-def _parts(case: Case) -> Any:
+def _parts(case: Case, unet: Any = None) -> Any:
     """What a single file would give: the UNet in full, encoders of the smallest size, for nothing is encoded."""
     from diffusers import AutoencoderKL
     from transformers import CLIPTextConfig, CLIPTextModel
 
     names = ["text_encoder", "text_encoder_2"] if case.model == "sdxl" else ["text_encoder"]
-    small = CLIPTextConfig(vocab_size=64, num_hidden_layers=1, bos_token_id=1, eos_token_id=2, pad_token_id=0)
+    width = 1280 if case.model == "sdxl" else 512  # of the pooled text
+    small = CLIPTextConfig(
+        vocab_size=64, num_hidden_layers=1, bos_token_id=1, eos_token_id=2, pad_token_id=0, projection_dim=width
+    )
     components = {name: CLIPTextModel(small) for name in names} | {
         name.replace("text_encoder", "tokenizer"): None for name in names
     }
@@ -293,7 +296,9 @@ def _parts(case: Case) -> Any:
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
     )
-    return types.SimpleNamespace(unet=network(case), vae=vae, components=components, scheduler=_schedule(case.model))
+    return types.SimpleNamespace(
+        unet=unet or network(case), vae=vae, components=components, scheduler=_schedule(case.model)
+    )
 
 
 class Minimal:

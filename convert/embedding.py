@@ -29,7 +29,19 @@ _EXTRA = re.compile(
 )  # OneTrainer's output embeddings; A1111 refuses files that have them
 _SAFE_TRIGGER = re.compile(r"[a-z0-9][a-z0-9_-]*")
 EMBEDDING_TARGETS = ("webui", "comfyui", "diffusers")
+_FORM_BESIDE = {
+    "universal": "webui",
+    "kohya": "webui",
+    "comfyui": "comfyui",
+    "diffusers": "diffusers",
+    "peft": "diffusers",
+}
 MAX_VECTORS = 4096
+
+
+def embedding_form(target: str) -> str:
+    """The form of embeddings for the program that reads LoRAs in the form `target`."""
+    return _FORM_BESIDE[target]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -69,8 +69,8 @@ def _cells(program: str) -> Iterable[Cell]:
 
 
 def _reads(cell: Cell, kind: str) -> bool:
-    told = cell.get("kinds", {}).get(kind, "")
-    return "exact" in ([told] if isinstance(told, str) else told.values())
+    verdict = cell.get("kinds", {}).get(kind, "")
+    return "exact" in ([verdict] if isinstance(verdict, str) else verdict.values())
 
 
 def loaders(lora: Lora) -> dict[str, Message]:
@@ -92,9 +92,9 @@ def _told(program: str, lora: Lora, ranks_differ: bool) -> Message:
         return Message.of("loader.nothing")
     kinds = {name: _seen(module, cell) for name, module in lora.modules.items() if name not in unread}
     for seen, code in (("", "loader.kinds_not_run"), ("raises", "loader.stops_at_kinds")):
-        if affected := sorted({_kind(lora.modules[name]) for name, told in kinds.items() if told == seen}):
+        if affected := sorted({_kind(lora.modules[name]) for name, verdict in kinds.items() if verdict == seen}):
             return Message.of(code, kinds=affected)
-    unread |= {name for name, told in kinds.items() if told != "exact"}
+    unread |= {name for name, verdict in kinds.items() if verdict != "exact"}
     return _refused(lora, cell, unread, ranks_differ) or _counted(lora, cell, unread)
 
 
@@ -103,9 +103,9 @@ def _seen(module: Module, cell: Cell) -> str:
     kind = _kind(module)
     if kind == "lora":
         return "exact"
-    told = cell.get("kinds", {}).get(kind, "")
+    verdict = cell.get("kinds", {}).get(kind, "")
     sort = "conv" if len(module.shape) > 2 else "linear"
-    return str(told if isinstance(told, str) else told.get(sort, ""))
+    return str(verdict if isinstance(verdict, str) else verdict.get(sort, ""))
 
 
 def _refused(lora: Lora, cell: Cell, unread: set[str], ranks_differ: bool) -> Message | None:

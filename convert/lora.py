@@ -48,6 +48,11 @@ def about(what: str) -> Iterator[None]:
         raise FormatError("error.about", about=what, error=error) from error
 
 
+MAX_DENSE, MAX_FACTORS = (
+    1 << 24,
+    1 << 24,
+)  # numbers that may be made of a module, unless it holds as many
+FEW = 1
 OTHER = "other"  # parts that no kind of ours has, to be renamed only
 
 
@@ -177,13 +182,76 @@ def delta(module: Module, base: torch.Tensor | None = None) -> torch.Tensor:
         raise FormatError("module.no_delta", kind=repr(module.kind), parts=module.parts)
     if kind.needs_base and base is None:
         raise FormatError("module.relative", kind=repr(module.kind), way=as_lora(module))
+    if base is None:
+        _require_room(module, math.prod(module.shape), MAX_DENSE)
     return kind.delta({k: v.float() for k, v in module.parts.items()}, module.scale, module.shape, base)
 
 
+def numbers(module: Module) -> int:
+    """How many numbers its parts hold."""
+    return sum(value.numel() for value in module.parts.values())
+
+
+def _require_room(module: Module, count: int, limit: int) -> None:
+    """Raises FormatError where a small module would be multiplied out to `count` numbers, more than `limit` and than few times its own."""
+    held = numbers(module)
+    if count > max(limit, FEW * held):
+        raise FormatError(
+            "module.large_product", kind=module.kind, count=count, held=held, limit=limit, approximate=APPROXIMATE
+        )
+
+
+def factored(module: Module, most: int = MAX_FACTORS) -> Module | None:
+    """The module as a plain LoRA of exactly its effect; None where its kind has no such form or it would have more than `most` numbers."""
+    kind = module.algebra
+    if kind is None or not module.dense:
+        return None
+    product = kind.factored({k: v.float() for k, v in module.parts.items()}, most)
+    if product is None:
+        return None
+    up, down = product
+    ones = [1] * (len(module.shape) - 2)
+    parts = {"down": down.reshape(len(down), *module.shape[1:]), "up": up.reshape(*up.shape, *ones)}
+    return with_bias(Module("lora", parts, module.scale * len(down)), [module])
+
+
+def approximation(module: Module, rank: int, energy: float = 1.0) -> tuple[Module, float]:
+    """(the best LoRA of at most `rank` for a module whose change follows from its parts, relative error), without multiplying it out where that is
+    large: by its factors, or those of a Kronecker product. Raises FormatError.
+    """
+    if math.prod(module.shape) <= MAX_DENSE:
+        return low_rank(delta(module), rank, energy)
+    if (as_factors := factored(module)) is not None:
+        return resized(as_factors, rank, energy)
+    if module.kind == "lokr" and module.dense:
+        return _of_kronecker(module, rank, energy)
+    return low_rank(delta(module), rank, energy)
+
+
+def _of_kronecker(module: Module, rank: int, energy: float) -> tuple[Module, float]:
+    """Of a Kronecker product: its singular values are the products of those of its factors, its singular vectors the Kronecker products of theirs."""
+    _require_room(module, math.isqrt(math.prod(module.shape)) * rank, MAX_DENSE)
+    one, two = kronecker_factors({k: v.float() for k, v in module.parts.items()})
+    kernel = module.shape[2:]
+    two = two.flatten(1)
+    (u, s, v), (x, t, y) = (truncated_svd(factor, min(rank, *factor.shape)) for factor in (one, two))
+    values, order = torch.outer(s, t).flatten().topk(min(rank, s.numel() * t.numel()))
+    first, second = order // t.numel(), order % t.numel()
+    up = torch.einsum("ik,jk->ijk", u[:, first], x[:, second]).flatten(0, 1)
+    down = torch.einsum("ki,kj->kij", v[first], y[second]).flatten(1)
+    total = float(one.square().sum() * two.square().sum()) * module.scale**2
+    shape = (len(up), down.shape[1] // math.prod(kernel), *kernel)
+    return _module_from_svd(up, values * abs(module.scale), down * math.copysign(1, module.scale), total, shape, energy)
+
+
 def plain(module: Module) -> Module:
-    """A Tucker LoRA as an ordinary one of the same rank: the middle factor is multiplied into `down`. Others as they are."""
+    """A Tucker LoRA as an ordinary one of the same rank: the middle factor is multiplied into `down`. Others as they are. Raises FormatError where that
+    would be large.
+    """
     if module.kind != "lora" or "mid" not in module.parts:
         return module
+    mid = module.parts["mid"]
+    _require_room(module, mid.shape[0] * math.prod((module.parts["down"].shape[1], *mid.shape[2:])), MAX_FACTORS)
     return dataclasses.replace(module, parts=untuckered(module.parts))
 
 
@@ -286,12 +354,17 @@ def concatenated(modules: Iterable[Module]) -> Module:
     return joined
 
 
+def without_bias(module: Module) -> dict[str, torch.Tensor]:
+    """The parts that change the weight alone."""
+    return {part: value for part, value in module.parts.items() if part != "diff_b"}
+
+
 def added(modules: Sequence[Module]) -> Module | None:
     """The exact sum of modules of one kind, in that kind; None where the kind has none."""
     if len({m.kind for m in modules}) > 1:
         return None
     kind = kind_of(modules[0])
-    parts = kind.summed([({k: v for k, v in m.parts.items() if k != "diff_b"}, m.scale) for m in modules])
+    parts = kind.summed([(without_bias(m), m.scale) for m in modules])
     if parts is None:
         return None
     rank = kind.rank(parts)
@@ -308,6 +381,9 @@ def dense_tucker(module: Module) -> Module:
     """A LoKr in Tucker form with its second factor multiplied out, scale inside. ComfyUI fails on the three-factor form of convolutions."""
     if module.kind != "lokr" or "lokr_t2" not in module.parts:
         return module
+    core = module.parts["lokr_t2"]
+    sides = (module.parts[name].shape[1] for name in ("lokr_w2_a", "lokr_w2_b"))
+    _require_room(module, math.prod((*sides, *core.shape[2:])), MAX_FACTORS)
     _, two = kronecker_factors({k: v.float() for k, v in module.parts.items()})
     rest = {k: v for k, v in module.parts.items() if k not in ("lokr_t2", "lokr_w2_a", "lokr_w2_b")}
     return Module("lokr", {**rest, "lokr_w2": two * module.scale}, kernel=module.kernel)

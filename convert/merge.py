@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 
@@ -13,6 +14,9 @@ from ..lora_core.matching.regex import Pattern
 from ..lora_core.messages.message import Message
 from .families import FAMILIES
 from .lora import (
+    FEW,
+    MAX_DENSE,
+    MAX_FACTORS,
     FormatError,
     Lora,
     Module,
@@ -21,8 +25,10 @@ from .lora import (
     as_lora,
     component,
     delta,
+    factored,
     low_rank,
     multiplied,
+    numbers,
     plain,
     resized,
     with_bias,
@@ -32,6 +38,7 @@ Progress = Callable[[int, int, str], None]
 EXACT_NUMBERS = (
     1 << 23
 )  # of one module, whose norm is computed in float64; larger ones would take several times the file
+MAX_MADE = 1 << 25  # numbers of a sum beyond few times those of its summands
 _BLOCK = re.compile(r"(IN|OUT)(\d\d)|MID|M00|BASE")
 
 
@@ -61,7 +68,7 @@ def merge(parts: Sequence[tuple[Lora, float]], rank: int = 0, progress: Progress
     if len(families) > 1:
         raise FormatError("merge.other_families", families=sorted(families))
     names = sorted({name for lora, _ in parts for name in lora.modules})
-    modules, errors, lost, total = {}, {}, 0.0, 0.0
+    modules, errors, lost, total, made = {}, {}, 0.0, 0.0, 0
     for n, name in enumerate(names):
         progress(n, len(names), name)
         members = [
@@ -75,6 +82,10 @@ def merge(parts: Sequence[tuple[Lora, float]], rank: int = 0, progress: Progress
             raise FormatError("merge.shapes", name=name, shapes=sorted(str(m.shape) for m in members))
         with about(name):
             module, error = _sum(members, rank)
+        held = sum(numbers(m) for m in members)
+        made += numbers(module) if numbers(module) > FEW * held else 0
+        if made > MAX_MADE:
+            raise FormatError("merge.large", field="rank", layer=name, count=made, limit=MAX_MADE)
         modules[name], errors[name] = module, error
         if rank:
             norm = squared_norm(module)
@@ -106,9 +117,23 @@ def _sum(members: list[Module], rank: int) -> tuple[Module, float]:
         return members[0], 0.0
     if not dense_to_do and (exact := added(members)):
         return exact, 0.0
-    dense = torch.stack([delta(m) for m in members if m.shape]).sum(0)
+    shaped = [m for m in members if m.shape]
+    if max(math.prod(m.shape) for m in shaped) > MAX_DENSE and (in_factors := _in_factors(shaped)):
+        module, error = resized(in_factors, rank) if rank and in_factors.rank > rank else (in_factors, 0.0)
+        return with_bias(module, members), error
+    dense = delta(shaped[0])
+    for member in shaped[1:]:
+        dense = dense + delta(member)
     module, error = low_rank(dense, rank) if rank else (Module("full", {"diff": dense}), 0.0)
     return with_bias(module, members), error
+
+
+def _in_factors(members: Sequence[Module]) -> Module | None:
+    """The exact sum as one LoRA, where every member has small factors."""
+    loras = [factored(module, MAX_FACTORS // len(members)) for module in members]
+    if any(module is None for module in loras):
+        return None
+    return added([module for module in loras if module is not None])
 
 
 def _notes(parts: Sequence[tuple[Lora, float]]) -> list[Message]:

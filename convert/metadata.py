@@ -115,6 +115,7 @@ def lora_metadata(
             "ss_steps": facts["step"],
             "ss_max_train_steps": config["steps"],
             "ss_seed": config["seed"],
+            "ss_clip_skip": (facts.get("base_model") or {}).get("clip_skip") or "",
             "ss_num_train_images": sum(facts["repeats"]) if "repeats" in facts else "",
             "ss_resolution": f"({side}, {side})",
             "ss_total_batch_size": config["batch_size"] * config["grad_accum"],

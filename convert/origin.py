@@ -60,8 +60,8 @@ def _named(value: Any, depth: int) -> list[tuple[str, str]]:
     if not isinstance(value, dict) or not depth:
         return []
     mine = [(str(key).rpartition(".")[2], text) for key, text in value.items() if isinstance(text, str)]
-    own = [(key, text) for key, text in mine if key in _NAMES]
-    return own + [pair for inner in value.values() for pair in _named(inner, depth - 1)]
+    named = [(key, text) for key, text in mine if key in _NAMES]
+    return named + [pair for inner in value.values() for pair in _named(inner, depth - 1)]
 
 
 def _bare(name: str) -> str:

@@ -136,12 +136,12 @@ def _require_adapter(parts: Mapping[str, Mapping[str, torch.Tensor]], foreign: S
     raise FormatError("file.foreign_vectors" if vectors else "file.foreign_key", key=key)
 
 
-def _module(name: str, found: dict[str, torch.Tensor], origin: Mapping[str, str]) -> Module:
+def _module(name: str, tensors: dict[str, torch.Tensor], origin: Mapping[str, str]) -> Module:
     """One layer's parts as a module. `origin`: key in the file -> part. Parts of no kind we know, or of more than one, stay as they are."""
-    if found.keys() == {"alpha"}:
+    if tensors.keys() == {"alpha"}:
         raise FormatError("module.no_weights", name=name, parts=["alpha"])
-    as_found = {key: found[part] for key, part in origin.items()}
-    parts = {part: value for part, value in found.items() if part != "alpha"}
+    as_found = {key: tensors[part] for key, part in origin.items()}
+    parts = {part: value for part, value in tensors.items() if part != "alpha"}
     if parts.keys() == {"naive_a", "naive_b"}:
         parts = _from_naive(name, parts)
     kind = recognised(parts)
@@ -149,7 +149,7 @@ def _module(name: str, found: dict[str, torch.Tensor], origin: Mapping[str, str]
         return Module(OTHER, {keys.ending(key): value for key, value in as_found.items()}).found_as(as_found)
     _require_numbers(as_found)
     parts = {part: _computable(value) for part, value in parts.items()}
-    alpha = _number(f"{name}.alpha", found["alpha"]) if "alpha" in found else None
+    alpha = _number(f"{name}.alpha", tensors["alpha"]) if "alpha" in tensors else None
     bias = parts.pop(keys.UP_BIAS, None)
     _require_sizes(name, parts)
     factor = 1.0
@@ -237,19 +237,19 @@ def _from_naive(name: str, parts: dict[str, torch.Tensor]) -> dict[str, torch.Te
 
 
 def _require_shapes(name: str, kind: Kind, p: Mapping[str, torch.Tensor]) -> None:
-    told = ", ".join(f"{k} {_size(v)}" for k, v in p.items())
+    sizes = ", ".join(f"{k} {_size(v)}" for k, v in p.items())
     try:
         problem, shape, rank = kind.problem(p), (), 0
         if not problem:
             shape, rank = kind.shape(p), kind.rank(p)
     except (RuntimeError, KeyError, IndexError, StopIteration) as error:
-        raise FormatError("module.factors", name=name, kind=kind.name, factors=told) from error
+        raise FormatError("module.factors", name=name, kind=kind.name, factors=sizes) from error
     if problem:
-        raise FormatError("module.problem", name=name, problem=Message.of(problem), parts=told)
+        raise FormatError("module.problem", name=name, problem=Message.of(problem), parts=sizes)
     if rank > MAX_RANK:
-        raise FormatError("module.rank", name=name, rank=rank, parts=told, limit=MAX_RANK)
+        raise FormatError("module.rank", name=name, rank=rank, parts=sizes, limit=MAX_RANK)
     if 0 in shape:
-        raise FormatError("module.factors", name=name, kind=kind.name, factors=told)
+        raise FormatError("module.factors", name=name, kind=kind.name, factors=sizes)
 
 
 def _require_layer(name: str, module: Module) -> None:
@@ -351,20 +351,20 @@ def _encoder(name: str, rest: str, slot: int | str, family: Family) -> str | Non
     return clips[slot - 1].name
 
 
-def _unfused(name: str, found: Found, module: Module) -> list[tuple[str, Module | None]]:
-    shaped = _kernel(name, found.rows[0], module)
+def _unfused(name: str, row: Found, module: Module) -> list[tuple[str, Module | None]]:
+    shaped = _kernel(name, row.rows[0], module)
     with about(name):
-        return unfused(found, shaped)
+        return unfused(row, shaped)
 
 
-def unfused(found: Found, module: Module) -> list[tuple[str, Module | None]]:
+def unfused(entry: Found, module: Module) -> list[tuple[str, Module | None]]:
     """(diffusers path, module) of each layer that a module of a looked-up layer stands for."""
-    row = found.rows[0]
-    if found.native:
+    row = entry.rows[0]
+    if entry.native:
         module = fuse.arranged(row, module)
-    if found.native and len(row.shares) > 1:
-        return [(found.diffusers(r), part) for r, part in zip(found.rows, fuse.split(module, row.shares))]
-    return [(found.diffusers(row), module)]
+    if entry.native and len(row.shares) > 1:
+        return [(entry.diffusers(r), part) for r, part in zip(entry.rows, fuse.split(module, row.shares))]
+    return [(entry.diffusers(row), module)]
 
 
 def _kernel(name: str, row: Row, module: Module) -> Module:

@@ -65,7 +65,9 @@ class Report:
         out += [Message.of("report.trained_on", name=name, where=place) for name, place in self.origins]
         if self.triggers:
             out.append(Message.of("report.triggers", words=self.triggers))
-        out += [Message.of("report.reads", program=program, verdict=told) for program, told in self.loaders.items()]
+        out += [
+            Message.of("report.reads", program=program, verdict=verdict) for program, verdict in self.loaders.items()
+        ]
         if not self.loaders:
             out.append(Message.of("report.unread"))
         return [*out, *(Message.of("report.note", note=p) for p in self.problems)]

@@ -31,13 +31,13 @@ def products(
     The stem of an embedding's file is the word that calls it.
     """
     layers = {k: v for k, v in state.items() if not _TOKEN.fullmatch(k)}
-    found = embeddings(state, facts.get("step", 0))
-    stems = token_stems(name, list(found), bool(layers))
+    tokens = embeddings(state, facts.get("step", 0))
+    stems = token_stems(name, list(tokens), bool(layers))
     out: dict[str, tuple[State, dict[str, str]]] = {}
     if layers:
         tensors = trained(layers, base)
         out[name] = tensors, lora_metadata(tensors, name, base, {**facts, "triggers": list(stems.values())})
-    for token, embedding in found.items():
+    for token, embedding in tokens.items():
         tensors = write_embedding(embedding)
         out[stems[token]] = tensors, embedding_metadata(embedding, tensors, stems[token])
     return out
@@ -49,7 +49,7 @@ def embeddings(state: Mapping[str, torch.Tensor], step: int = 0) -> dict[str, Em
     for key, value in state.items():
         if match := _TOKEN.fullmatch(key):
             vectors.setdefault(match[1], {})[match[2]] = value
-    return {token: Embedding(found, step=step) for token, found in vectors.items()}
+    return {token: Embedding(vectors_of_token, step=step) for token, vectors_of_token in vectors.items()}
 
 
 def token_stems(name: str, placeholders: list[str], beside_lora: bool) -> dict[str, str]:
@@ -63,15 +63,15 @@ def token_stems(name: str, placeholders: list[str], beside_lora: bool) -> dict[s
 def kohya_name(base: str, path: str) -> str:
     """What Kohya's files call the UNet layer at diffusers' `path`: SDXL's have the original model's own names, all others diffusers'."""
     family = FAMILIES.get(known_family(base))
-    found = family.table.find(path) if family and family.native_kohya else None
-    return "lora_unet_" + (fill(found.rows[0].native, found.numbers) if found else path).replace(".", "_")
+    layer = family.table.find(path) if family and family.native_kohya else None
+    return "lora_unet_" + (fill(layer.rows[0].native, layer.numbers) if layer else path).replace(".", "_")
 
 
 def kohya_name_of_native(base: str, path: str) -> str:
     """The same for the layer that the original model has at `path`, such as input_blocks.1.1.proj_in. Layers without a table keep their path."""
     family = FAMILIES.get(known_family(base))
-    found = family.table.find(path) if family and not family.native_kohya else None
-    return "lora_unet_" + (fill(found.rows[0].diffusers, found.numbers) if found else path).replace(".", "_")
+    layer = family.table.find(path) if family and not family.native_kohya else None
+    return "lora_unet_" + (fill(layer.rows[0].diffusers, layer.numbers) if layer else path).replace(".", "_")
 
 
 _ENDINGS = {
@@ -104,10 +104,10 @@ def starting_point(lora: Lora, names: Iterable[str], algorithm: str) -> dict[str
     missing: list[str] = []
     for form in ("kohya", "comfyui", "diffusers"):
         with contextlib.suppress(FormatError):
-            found = _by_layer(write(lora, form), form)
-            placed = {n: parts for n, parts in found.items() if n in wanted}
+            tensors = _by_layer(write(lora, form), form)
+            placed = {n: parts for n, parts in tensors.items() if n in wanted}
             if len(placed) > len(best):
-                best, missing = placed, sorted(found.keys() - wanted)
+                best, missing = placed, sorted(tensors.keys() - wanted)
     if not best or missing:
         raise FormatError("lora.layer_untrained", layer=(missing or list(lora.modules))[0])
     return best

@@ -28,12 +28,11 @@ from .lora import (
     Module,
     State,
     about,
+    approximation,
     as_lora,
     component,
-    delta,
     dense_tucker,
     folded,
-    low_rank,
     plain,
 )
 from .patterns import fill
@@ -177,10 +176,10 @@ def _native(lora: Lora, family: Family) -> Named:
     groups: dict[str, dict[int, Module]] = {}
     rows = {}
     for name, module in _denoiser(lora, family):
-        found = family.table.find(name)
-        assert found is not None
-        row = found.rows[0]
-        path = fill(row.native, found.numbers)
+        layer = family.table.find(name)
+        assert layer is not None
+        row = layer.rows[0]
+        path = fill(row.native, layer.numbers)
         groups.setdefault(path, {})[row.part] = module
         rows[path] = row
     out = {}
@@ -374,7 +373,8 @@ def approximated(lora: Lora, rank: int) -> tuple[Lora, dict[str, float]]:
             continue
         modules[name] = module
         if module.kind not in ("lora", OTHER):
-            modules[name], errors[name] = low_rank(delta(module), rank)
+            with about(name):
+                modules[name], errors[name] = approximation(module, rank)
     notes = [Message.of("note.biases_left_out", count=biases)] if biases else []
     notes += [Message.of("note.norms_left_out", count=norms)] if norms else []
     return dataclasses.replace(lora, modules=modules, notes=[*lora.notes, *notes]), errors

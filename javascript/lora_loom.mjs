@@ -1,16 +1,8 @@
-// The page's side of the tab LoRA Loom: the panel of the run and the list of runs, in the places that the tab leaves for them.
-import { mountPanel, mountRuns } from "../js/mount.js";
-import { pageHost } from "../js/page_host.js";
-
-const SERVER = "/lora-loom/v1";
+// The page's side of the tab LoRA Loom: what this program has of its own. The rest is js/tab.js.
+import { gradioHost, keepMounted } from "../js/tab.js";
 
 /** The page's root: some versions keep it in a shadow tree. */
 const page = () => (typeof gradioApp === "function" ? gradioApp() : document);
-
-/** Below which address the host serves its page, as with --subpath. */
-const base = () => (window.gradio_config?.root ?? "").replace(/\/+$/, "").replace(/^https?:\/\/[^/]+/, "");
-
-const isDark = () => document.body.classList.contains("dark") || page().querySelector?.(".dark") != null;
 
 /** Puts a prompt into txt2img and goes there, as the host's own buttons do. */
 function usePrompt(prompt) {
@@ -21,23 +13,8 @@ function usePrompt(prompt) {
   if (typeof switch_to_txt2img === "function") switch_to_txt2img();
 }
 
-async function mountWhereLeft(host) {
-  const panel = page().querySelector("#lora_loom_panel"), runs = page().querySelector("#lora_loom_runs");
-  if (!panel || panel.dataset.mounted) return;
-  panel.dataset.mounted = "yes";
-  panel.replaceChildren();
-  const { refresh } = await mountPanel(panel, host);
-  page().querySelector("#lora_loom_start")?.addEventListener("click", () => setTimeout(refresh, 500));
-  if (runs) await mountRuns(runs, host);
-}
-
 /** The host's own language, which its settings name by a file such as zh_CN.json. */
 const language = () => (window.opts?.localization && window.opts.localization !== "None" ? window.opts.localization : null);
 
-const host = pageHost({ server: base() + SERVER, usePrompt, theme: () => (isDark() ? "dark" : "light"), language });
 // The page may have been drawn before this module came, or be drawn long after it: some versions tell of neither.
-const waiting = setInterval(() => {
-  if (!page().querySelector("#lora_loom_panel")) return;
-  clearInterval(waiting);
-  mountWhereLeft(host).catch((error) => console.error("LoRA Loom", error));
-}, 250);
+keepMounted(page, gradioHost(page, { usePrompt, language }));

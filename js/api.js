@@ -64,6 +64,11 @@ export function jsonClient(send) {
       const headers = { "Content-Type": "application/json" };
       return answerOf(send(ownPath(path), { method: "POST", headers, body: JSON.stringify(body) }));
     },
+    /** @type {(path: string, body: Blob, signal?: AbortSignal) => Promise<any>} */
+    postBytes: async (path, body, signal) => {
+      const headers = { "Content-Type": "application/octet-stream" };
+      return answerOf(send(ownPath(path), { method: "POST", headers, body, signal }));
+    },
   };
 }
 

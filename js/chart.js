@@ -27,7 +27,7 @@ import { t } from "./words.js";
  */
 
 export const COLOURS = {
-  raw: "rgba(90, 160, 255, .38)", smooth: "#4ea1ff", rate: "#d99a2b", held_out: "#ff7b6b", trained: "#62c370",
+  raw: "rgba(140, 140, 140, .75)", smooth: "#4ea1ff", rate: "#d99a2b", held_out: "#ff7b6b", trained: "#62c370",
   save: "#62c370", sample: "#c58af9",
 };
 const LEFT = 46, RIGHT = 46, TOP = 8, BOTTOM = 30; // px around the curves

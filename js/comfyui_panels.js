@@ -1,9 +1,13 @@
 // @ts-check
 // The panels in ComfyUI's train nodes.
-import { addElement, app, api, host, nodesAreElements, rootGraph } from "./comfyui.js";
+import { addElement, api, app, host, nodesAreElements, rootGraph } from "./comfyui.js";
+import { actionsOf, queueMore } from "./comfyui_result.js";
 import { findField, mark, unmark } from "./fields.js";
-import { allNodes, continuedInputs, executionIds, nodeById } from "./graph.js";
+import { watchPlans } from "./comfyui_plans.js";
+import { allNodes, executionIds, isUpstream, nodeById } from "./graph.js";
+import { RunCard } from "./run_card.js";
 import { TrainPanel, watchPanels } from "./train_panel.js";
+import { t } from "./words.js";
 
 const PANELS = ["LoraLoomTrainLora", "LoraLoomTrainEmbedding", "LoraLoomFindLearningRate"];
 const WIDTH = 440; // px, at least
@@ -33,12 +37,7 @@ function seatIn(node) {
       node.setSize?.([Math.max(width, WIDTH), needed]);
       node.setDirtyCanvas?.(true, true);
     },
-    async goOn(state) {
-      const prompt = await app.graphToPrompt(), entry = prompt.output[state.node];
-      if (!entry?.inputs) throw new Error(state.node);
-      entry.inputs = continuedInputs(entry.inputs, state);
-      await api.queuePrompt(0, prompt);
-    },
+    goOn: (state) => queueMore(state),
   };
 }
 
@@ -46,17 +45,39 @@ function* panels() {
   for (const node of allNodes(rootGraph())) if (node.loomPanel) yield node.loomPanel;
 }
 
+/** Says in a panel what its node waits for: the loader of its model, its dataset. */
+function watchWaiting() {
+  const tell = (/** @type {?ComfyNode} */ running) => {
+    for (const node of allNodes(rootGraph())) {
+      const waits = running !== null && running !== node && isUpstream(running, node);
+      node.loomPanel?.awaiting(waits ? t("panel.first", { node: running.title ?? "" }) : "");
+    }
+  };
+  api.addEventListener("executing", ({ detail }) => {
+    const id = detail?.node ?? detail; // an id, or an object with one in newer hosts
+    tell(typeof id === "string" || typeof id === "number" ? nodeById(rootGraph(), id) : null);
+  });
+  for (const end of ["execution_success", "execution_error", "execution_interrupted"]) {
+    api.addEventListener(end, () => tell(null));
+  }
+}
+
 /**
  * @param {import("./settings.js").Settings} settings
  * @returns {ComfyExtension}
  */
 export function panelExtension(settings) {
+  watchPlans();
+  watchWaiting();
   const { refreshAll } = watchPanels(host, panels, (id) => nodeById(rootGraph(), id)?.loomPanel);
   return {
     name: "lora_loom.panel",
     nodeCreated(node) {
       if (!PANELS.includes(node.comfyClass ?? "")) return;
-      const panel = new TrainPanel(host, seatIn(node), settings);
+      const card = new RunCard(host, actionsOf(node)), seat = { ...seatIn(node), extraHeightPx: () => card.heightPx() };
+      const panel = new TrainPanel(host, seat, settings);
+      panel.onShow = (state) => card.show(state, panel.active());
+      panel.place(card.root);
       node.loomPanel = panel;
       addElement(node, "loom_panel", panel.root, () => panel.minHeight());
       panel.root.addEventListener("wheel", (event) => { // the classic renderer keeps it over a widget from the graph

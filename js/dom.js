@@ -7,7 +7,7 @@ const STYLE = `
   --loom-ink: var(--input-text, var(--body-text-color, #ddd));
   --loom-field: var(--comfy-input-bg, var(--input-background-fill, #2b2b2b));
   --loom-line: var(--border-color, var(--border-color-primary, #555));
-  font: 12px/1.4 system-ui, sans-serif; color: var(--loom-ink); }
+  font: 12px/1.4 Inter, system-ui, sans-serif; color: var(--loom-ink); }
 .loom[data-theme=light] { --loom-ink: #1f2328; --loom-field: #fff; --loom-line: #b6bdc6; }
 .loom[data-theme=dark] { --loom-ink: #ddd; --loom-field: #2b2b2b; --loom-line: #555; }
 .loom input[type=text], .loom select, .loom textarea { background: var(--loom-field); color: inherit;

@@ -1,19 +1,18 @@
 // @ts-check
 // Errors of our nodes name the field they are about, such as adapter.rank. Here that field is found and marked.
+import { WIDGET_NAMES } from "./widget_names.js";
 
 /** @typedef {{ node: ComfyNode, name: string }} NodeField a widget or an input */
 
-/** @type {Record<string, string>} */
-const NAMES = { // fields whose widget has another name
-  "optimizer.lr": "learning_rate", "schedule.name": "scheduler", "samples.prompt": "sample_prompt",
-  "samples.every": "sample_every", "samples.cfg": "sample_cfg",
-  "save.every": "save_every", "embedding.init": "init_text",
-};
 const MARK = "#ff5f56";
 
-/** What the widget of a field is called. */
-export function widgetName(/** @type {string} */ field) {
-  return NAMES[field] ?? field.split(".").at(-1) ?? field;
+/**
+ * What the widget of a field is called, on one node or another.
+ * @param {string} field
+ * @returns {string[]}
+ */
+export function widgetNames(field) {
+  return WIDGET_NAMES[field] ?? [field.split(".").at(-1) ?? field];
 }
 
 /**
@@ -34,13 +33,14 @@ function upstream(node) {
  */
 export function findField(node, message) {
   if (!message.field) return null;
-  const name = widgetName(message.field);
+  const names = widgetNames(message.field);
   const seen = new Set();
   for (let level = [node]; level.length && seen.size < 30;) {
     for (const one of level) {
       seen.add(one);
       const parts = [...(one.widgets ?? []), ...(one.inputs ?? [])];
-      if (parts.some((part) => part.name === name)) return { node: one, name };
+      const part = parts.find(({ name }) => names.includes(name));
+      if (part) return { node: one, name: part.name };
     }
     level = level.flatMap(upstream).filter((n) => !seen.has(n));
   }
@@ -74,6 +74,7 @@ export function mark(found) {
   const widget = node.widgets?.find((w) => w.name === name);
   const advanced = widget?.advanced ?? widget?.options?.advanced;
   if (window.LiteGraph?.vueNodesMode && advanced) node.showAdvanced = true; // a mark on a hidden row is none
+  else if (advanced) node.loomUnfold?.();
   for (const wait of [0, 300, 1000]) { // a row may be drawn anew, or later
     setTimeout(() => node.loomMarked === name && row(found)?.style.setProperty("outline", `2px solid ${MARK}`), wait);
   }

@@ -49,6 +49,22 @@ export function executionIds(root, node) {
   return ids;
 }
 
+/**
+ * Whether a node gets something from another, by however many nodes between them.
+ * @param {ComfyNode} source
+ * @param {ComfyNode} node
+ */
+export function isUpstream(source, node) {
+  const seen = new Set([node]);
+  for (const one of seen) { // grows while it is walked through
+    for (const [slot, input] of (one.inputs ?? []).entries()) {
+      const before = input.link != null ? one.getInputNode?.(slot) : null;
+      if (before) seen.add(before);
+    }
+  }
+  return source !== node && seen.has(source);
+}
+
 /** The widget of a node by its name. */
 export const widgetOf = (/** @type {ComfyNode} */ node, /** @type {string} */ name) =>
   node.widgets?.find((widget) => widget.name === name);

@@ -15,6 +15,7 @@
  * @property {"comfyui" | "page"} program what the page belongs to; some texts differ
  * @property {(path: string) => Promise<any>} fetchJson what the server answers; raises RequestError
  * @property {(path: string, body: object) => Promise<any>} postJson as fetchJson, for what changes something
+ * @property {(path: string, body: Blob, signal?: AbortSignal) => Promise<any>} postBytes as postJson, for bytes
  * @property {(path: string) => string} imageUrl the address of a picture of the server
  * @property {(event: HostEvent, listener: (detail: any) => void) => () => void} onEvent what it returns ends that
  * @property {(event: HostEvent, detail?: unknown) => void} [tell] hands an event on, where the server sends none itself
@@ -27,6 +28,7 @@
  * @property {(run: RunToOpen) => Promise<?string>} openRun makes ready to go on with a run; the title of what does so,
  *   null where the page has no place for it
  * @property {(prompt: string) => void} [usePrompt] takes the prompt of a result to where pictures are made
+ * @property {(settings: Record<string, unknown>) => void} [takeOver] puts settings, by config path, into the page
  */
 
 /** @typedef {{ name: string, method: string, workflow: ?object }} RunToOpen */
@@ -40,6 +42,7 @@
  * @property {() => string[]} ids under which the server may know this place
  * @property {() => string} workflow the graph it belongs to; empty: none
  * @property {(element: HTMLElement, heightPx: number) => void} grow gives the panel the room it needs
+ * @property {() => number} [extraHeightPx] what the place has put into the panel itself, as the card of a result
  * @property {(error: import("./words.js").Message) => ?Field} mark marks the field an error is about
  * @property {(field: Field) => void} unmark
  * @property {(run: import("./train_panel.js").PanelState) => Promise<void>} goOn queues again what continues a run

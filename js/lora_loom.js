@@ -2,6 +2,8 @@
 // LoRA Loom in ComfyUI's page. ComfyUI loads every file of this folder; this one alone does something when loaded.
 import { speakTo } from "./api.js";
 import { app, host } from "./comfyui.js";
+import { dropExtension } from "./comfyui_drop.js";
+import { foldExtension } from "./comfyui_fold.js";
 import { nodeExtensions, watchErrors } from "./comfyui_nodes.js";
 import { panelExtension } from "./comfyui_panels.js";
 import { Runs } from "./runs.js";
@@ -26,6 +28,8 @@ app.registerExtension({
     });
   },
 });
+app.registerExtension(foldExtension()); // before the panels, which stand below the fold
 app.registerExtension(panelExtension(settings));
+app.registerExtension(dropExtension);
 for (const extension of nodeExtensions) app.registerExtension(extension);
 watchErrors();

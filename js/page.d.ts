@@ -13,8 +13,10 @@ interface ComfyWidget {
   value: unknown;
   label?: string;
   advanced?: boolean;
-  options?: { advanced?: boolean };
+  options?: { advanced?: boolean; serialize?: boolean; values?: string[] };
   serialize?: boolean;
+  hidden?: boolean;
+  loomLabel?: string; // as it was before it said what "auto" means
   y?: number;
   last_y?: number;
   computedHeight?: number;
@@ -41,6 +43,7 @@ interface ComfyNode {
   title?: string;
   graph?: ComfyGraph | null;
   subgraph?: ComfyGraph;
+  mode?: number;
   size: [number, number];
   pos: [number, number];
   flags?: { collapsed?: boolean };
@@ -48,10 +51,15 @@ interface ComfyNode {
   inputs?: ComfyInput[];
   showAdvanced?: boolean;
   getInputNode?(slot: number): ComfyNode | null;
+  getInputLink?(slot: number): { origin_slot: number } | null;
   getInputPos(slot: number): [number, number];
   computeSize(): [number, number];
   setSize(size: [number, number]): void;
   setDirtyCanvas?(foreground: boolean, background: boolean): void;
+  connect?(slot: number, target: ComfyNode, input: string): unknown;
+  addWidget?(type: string, name: string, value: unknown, work: () => void, options?: object): ComfyWidget;
+  onDragOver?(event: DragEvent): boolean;
+  onDragDrop?(event: DragEvent): unknown;
   addDOMWidget(name: string, type: string, element: HTMLElement, options: object): ComfyWidget;
   onExecuted?(this: ComfyNode, output: ComfyOutput | undefined, ...others: unknown[]): void;
   onRemoved?(this: ComfyNode): void;
@@ -60,6 +68,10 @@ interface ComfyNode {
   loomPanel?: import("./train_panel.js").TrainPanel;
   loomEditor?: import("./dataset_editor.js").Editor;
   loomReport?: HTMLElement;
+  loomFold?: import("./comfyui_fold.js").Fold;
+  loomUnfold?(): void;
+  properties?: Record<string, unknown>;
+  onConfigure?(this: ComfyNode, ...values: unknown[]): void;
   loomMarked?: string | null;
   loomMarks?: boolean;
 }
@@ -69,6 +81,9 @@ interface ComfyGraph {
   nodes?: ComfyNode[];
   _nodes?: ComfyNode[];
   getNodeById(id: number): ComfyNode | null | undefined;
+  getNodeOnPos?(x: number, y: number): ComfyNode | null | undefined;
+  add?(node: ComfyNode): unknown;
+  remove?(node: ComfyNode): void;
 }
 
 interface ComfyPrompt {
@@ -100,6 +115,10 @@ interface ComfyApp {
   canvas?: {
     canvas?: HTMLCanvasElement;
     graph?: ComfyGraph;
+    ds?: { scale: number; offset: [number, number] };
+    selected_nodes?: Record<string, ComfyNode>;
+    convertEventToCanvasOffset?(event: MouseEvent): [number, number];
+    selectNode?(node: ComfyNode): void;
     centerOnNode(node: ComfyNode): void;
     setDirty(foreground: boolean, background: boolean): void;
   };
@@ -111,6 +130,7 @@ interface ComfyApp {
   registerExtension(extension: ComfyExtension): void;
   graphToPrompt(): Promise<ComfyPrompt>;
   loadGraphData(workflow: object, clean: boolean, restoreView: boolean, name: string): Promise<void>;
+  queuePrompt?(number: number, count: number, nodes?: string[]): Promise<unknown>;
   reloadNodeDefs?(): Promise<void>;
   refreshComboInNodes?(): Promise<void>;
 }
@@ -125,5 +145,5 @@ interface ComfyApi {
 }
 
 interface Window {
-  LiteGraph?: { vueNodesMode?: boolean };
+  LiteGraph?: { vueNodesMode?: boolean; createNode?(kind: string): ComfyNode | null };
 }

@@ -20,6 +20,7 @@ import { make, style } from "./dom.js";
  * @property {Host["refreshLists"]} [refreshLists] after a file was written where the page lists such files
  * @property {Host["openRun"]} [openRun]
  * @property {Host["usePrompt"]} [usePrompt]
+ * @property {Host["takeOver"]} [takeOver]
  */
 
 /** @typedef {Host & Required<Pick<Host, "tell" | "pollMs">>} PageHost */
@@ -86,5 +87,6 @@ export function pageHost(options = {}) {
     refreshLists: options.refreshLists ?? (async () => {}),
     openRun: options.openRun ?? (async () => null),
     usePrompt: options.usePrompt,
+    takeOver: options.takeOver,
   };
 }

@@ -2,9 +2,11 @@
 // The Runs tab: runs on disk with their pictures and figures; open, compare, resume, export, copy the trigger, delete
 // and restore. Talks to /lora_loom/runs*.
 import { route } from "./api.js";
+import { copied } from "./clipboard.js";
 import { Curves } from "./curves.js";
 import { make, say, style } from "./dom.js";
 import { fileSize } from "./figures.js";
+import { viewSamples } from "./viewer.js";
 import { language, said, t } from "./words.js";
 
 /**
@@ -261,6 +263,14 @@ export class Runs {
     const src = this.picture(run);
     const image = make("img", { src, loading: "lazy", decoding: "async", draggable: false, alt: "" });
     image.onerror = () => image.replaceWith(blank);
+    return this.enlarging(image, run);
+  }
+
+  /** A picture of a run that shows all its samples when it is clicked. */
+  enlarging(/** @type {HTMLImageElement} */ image, /** @type {Run} */ run) {
+    image.style.cursor = "zoom-in";
+    image.title = t("panel.enlarge");
+    image.addEventListener("click", () => viewSamples(this.host, run.id));
     return image;
   }
 
@@ -321,11 +331,7 @@ export class Runs {
   }
 
   async copy(/** @type {string} */ text) {
-    try {
-      await navigator.clipboard.writeText(text); // not there on pages without https
-    } catch {
-      if (!copiedByHand(text)) return say(this.notice, t("runs.not_copied", { text }), true);
-    }
+    if (!await copied(text)) return say(this.notice, t("runs.not_copied", { text }), true);
     this.toast(t("runs.copied", { text }));
   }
 
@@ -392,16 +398,6 @@ export class Runs {
   sample(/** @type {Run} */ run) {
     const caption = `${run.id} · ${t("runs.at_step", { step: run.picture })}`;
     const image = make("img", { src: this.picture(run, true), loading: "lazy", decoding: "async", alt: "" });
-    return make("figure", {}, image, make("figcaption", { textContent: caption }));
+    return make("figure", {}, this.enlarging(image, run), make("figcaption", { textContent: caption }));
   }
-}
-
-/** Copies as pages without https can: through a selected text. False where the browser does not. */
-function copiedByHand(/** @type {string} */ text) {
-  const area = make("textarea", { value: text });
-  document.body.append(area);
-  area.select();
-  const copied = document.execCommand("copy");
-  area.remove();
-  return copied;
 }

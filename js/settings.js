@@ -3,9 +3,10 @@
 import { t } from "./words.js";
 
 const LOSS_AXIS = "LoraLoom.panel.lossAxis", SAMPLE_SIZE = "LoraLoom.panel.sampleSize";
-const MEDIUM_PX = 132;
+export const DROP_PICTURES = "LoraLoom.drop.pictures";
+const MEDIUM_PX = 320;
 /** @type {Record<string, number>} */
-const HEIGHTS_PX = { small: 96, medium: MEDIUM_PX, large: 220 }; // of the newest sample
+const HEIGHTS_PX = { small: 200, medium: MEDIUM_PX, large: 460 }; // of the samples
 
 /** The choices as they are now. */
 export class Settings {
@@ -43,11 +44,6 @@ export class Settings {
     return HEIGHTS_PX[this.choice(SAMPLE_SIZE, "medium")] ?? MEDIUM_PX;
   }
 
-  /** How much higher than the medium one the newest sample is. */
-  extraHeight() {
-    return this.sampleHeight() - MEDIUM_PX;
-  }
-
   /**
    * Calls `listener` after each change; returns what ends that.
    * @param {() => void} listener
@@ -62,6 +58,12 @@ export class Settings {
     return [
       this.combo(LOSS_AXIS, "loss_axis", ["linear", "logarithmic"], "linear"),
       this.combo(SAMPLE_SIZE, "sample_size", ["small", "medium", "large"], "medium"),
+      {
+        id: DROP_PICTURES, type: "boolean", defaultValue: true,
+        name: t("settings.drop_pictures"), tooltip: t("settings.drop_pictures_tip"),
+        category: ["LoRA Loom", t("settings.dropping"), t("settings.drop_pictures")],
+        onChange: (/** @type {unknown} */ value) => this.take(DROP_PICTURES, value),
+      },
     ];
   }
 

@@ -5,7 +5,9 @@ import { RequestError, route } from "./api.js";
 import { COLOURS, Chart } from "./chart.js";
 import { make, style } from "./dom.js";
 import { clock, memory } from "./figures.js";
+import { PlanView } from "./plan.js";
 import { continued, lastStep } from "./series.js";
+import { viewSamples } from "./viewer.js";
 import { language, said, t } from "./words.js";
 
 /** @typedef {import("./host.js").Host} Host */
@@ -35,6 +37,21 @@ import { language, said, t } from "./words.js";
  */
 
 /**
+ * What a run has made: files, their sizes in bytes, and how to call them (`lora`: whether one is a LoRA); or what a try
+ * has found: lines, a picture, settings to take over.
+ * @typedef {object} Result
+ * @property {string[]} [files]
+ * @property {Record<string, number>} [sizes]
+ * @property {string} [trigger]
+ * @property {string | boolean} [lora]
+ * @property {string} [comfyui]
+ * @property {string} [a1111]
+ * @property {Message[]} [lines]
+ * @property {string} [picture] what the server's route `picture` calls it
+ * @property {Record<string, unknown>} [settings] by config path
+ */
+
+/**
  * What else the server knows of a run.
  * @typedef {object} PanelDetails
  * @property {?Message} error
@@ -43,7 +60,7 @@ import { language, said, t } from "./words.js";
  * @property {number[]} saves
  * @property {SampleMark[]} samples
  * @property {Message[]} messages
- * @property {{ files?: string[], trigger?: string, lora?: string, comfyui?: string, a1111?: string }} result
+ * @property {Result} result
  * @property {boolean} can_continue
  */
 
@@ -59,15 +76,23 @@ const IDLE_CHECKS = 4; // where a panel polls and nothing runs, it asks at every
 const ASKED_MS = 4000, LONG_TOAST_MS = 15000;
 const STRIP = 60; // small samples
 const SMALL_PX = 128, LARGE_PX = 1024; // sides of a sample
-const IDLE_HEIGHT = 34, EMPTY_HEIGHT = 130, HEIGHT = 470; // px
+const IDLE_HEIGHT = 34, PLAN_HEIGHT = 190, FOLDED_HEIGHT = 20, EMPTY_HEIGHT = 130; // px
+const HEIGHT = 300, GAP = 6; // px, without samples
+const THUMBS = 58; // px, below the newest sample
+/** What an event tells too; a snapshot that was made before the newest event is older in these. */
+const HEART = /** @type {const} */ (["status", "doing", "step", "steps", "speed", "left_s", "memory", "run"]);
 
 const STYLE = `
 .loom-panel { gap: 5px; width: 100%; padding: 6px; overflow: hidden; line-height: 1.35; }
 .loom-panel > * { flex: none; }
-.loom-panel.idle > :not(.head) { display: none; }
+.loom-panel.idle > :not(.head):not(.loom-plan) { display: none; }
 .loom-panel.empty > .chart, .loom-panel.empty > .legend { display: none; }
-.loom-panel [hidden] { display: none !important; }
-.loom-panel .head { display: flex; flex-wrap: wrap; gap: 3px 8px; align-items: center; }
+.loom-panel [hidden], .loom-plan.during { display: none !important; }
+.loom-panel .head { display: flex; flex-wrap: wrap; gap: 3px 10px; align-items: center; }
+.loom-panel .now { font-size: 17px; font-weight: 600; font-variant-numeric: tabular-nums; }
+.loom-panel .doing { font-size: 13px; font-weight: 600; }
+.loom-panel .line { flex: 1 1 100%; font-size: 11.5px; opacity: .85; overflow-wrap: anywhere; }
+.loom-panel.idle .line, .loom-panel.idle .now { display: none; }
 .loom-panel .status { padding: 1px 8px; border-radius: 9px; background: rgba(127, 127, 127, .25); font-weight: 600; }
 .loom-panel .status.training { background: #2563b8; color: #fff; }
 .loom-panel .status.finished, .loom-panel .status.stopped { background: #2b7a3d; color: #fff; }
@@ -79,24 +104,28 @@ const STYLE = `
 .loom-panel .buttons { display: flex; flex-wrap: wrap; gap: 4px; }
 .loom-panel .error { padding: 6px 8px; border-radius: 5px; border-left: 4px solid #ff5f56;
   background: rgba(255, 95, 86, .16); user-select: text; white-space: pre-wrap; overflow-wrap: anywhere; }
-.loom-panel .chart { position: relative; flex: 1 1 150px; min-height: 130px; }
+.loom-panel .chart { position: relative; flex: 1 1 130px; min-height: 120px; max-height: 220px; }
 .loom-panel .chart canvas { position: absolute; inset: 0; width: 100%; height: 100%; cursor: crosshair; }
-.loom-panel .chart .readout { position: absolute; left: 0; right: 0; bottom: -2px; text-align: center; font-size: 10px;
+.loom-panel .chart .readout { position: absolute; left: 0; right: 0; bottom: -2px; text-align: center; font-size: 11px;
   opacity: .8; pointer-events: none; white-space: nowrap; overflow: hidden; text-overflow: ellipsis;
   transform: translateY(100%); }
-.loom-panel .legend { display: flex; flex-wrap: wrap; gap: 2px 10px; font-size: 11px; margin-top: 12px; }
+.loom-panel .legend { display: flex; flex-wrap: wrap; gap: 2px 10px; font-size: 12px; margin-top: 14px; }
 .loom-panel .legend span::before { content: ""; display: inline-block; width: 10px; height: 3px; margin-right: 4px;
   vertical-align: middle; background: var(--c); }
-.loom-panel .pictures { display: flex; gap: 6px; height: 132px; }
-.loom-panel .pictures .newest { flex: none; height: 100%; max-width: 60%; object-fit: contain; border-radius: 4px;
-  background: rgba(0, 0, 0, .25); }
-.loom-panel .strip { flex: 1; display: flex; gap: 4px; overflow-x: auto; align-items: flex-start; }
-.loom-panel .pictures figure { margin: 0; flex: none; width: 76px; text-align: center; font-size: 10px;
+.loom-panel .pictures { display: flex; flex-direction: column; gap: 6px; flex: 1 0 auto; }
+.loom-panel .newest { flex: 1; min-height: 0; width: 100%; padding: 0; border: 0; border-radius: 6px; cursor: zoom-in;
+  background: rgba(0, 0, 0, .28); }
+.loom-panel .newest img { display: block; width: 100%; height: 100%; object-fit: contain; }
+.loom-panel .small { display: flex; gap: 6px; flex: none; height: ${THUMBS}px; }
+.loom-panel .strip { flex: 1; display: flex; gap: 6px; overflow-x: auto; align-items: flex-start; }
+.loom-panel .pictures figure { position: relative; margin: 0; flex: none; width: 56px; text-align: center;
   cursor: pointer; }
-.loom-panel .pictures figure.chosen img { outline: 2px solid #4ea1ff; }
-.loom-panel .pictures figure img { width: 76px; height: 76px; object-fit: cover; object-position: left;
-  border-radius: 3px; background: rgba(0, 0, 0, .25); }
-.loom-panel .messages { max-height: 64px; overflow-y: auto; font-size: 11px; user-select: text;
+.loom-panel .pictures figure.chosen img { outline: 2px solid #4ea1ff; outline-offset: -2px; }
+.loom-panel .pictures figure img { width: 56px; height: 56px; object-fit: cover; object-position: left;
+  border-radius: 4px; background: rgba(0, 0, 0, .25); }
+.loom-panel .pictures figcaption { position: absolute; left: 0; right: 0; bottom: 0; padding: 1px 2px; font-size: 11px;
+  color: #fff; background: rgba(0, 0, 0, .62); border-radius: 0 0 4px 4px; }
+.loom-panel .messages { max-height: 64px; overflow-y: auto; font-size: 12px; user-select: text;
   overflow-wrap: anywhere; }
 .loom-panel .messages div + div { border-top: 1px solid rgba(127, 127, 127, .2); }
 `;
@@ -159,16 +188,24 @@ export function usage({ result, inputs }, program = "comfyui") {
 }
 
 /**
- * Speed and time left of a run, in parts of a sentence.
- * @param {Pick<PanelState, "speed" | "left_s">} state
+ * The speed of a run, where it is known.
+ * @param {Pick<PanelState, "speed">} state
  */
-export function pace({ speed, left_s: left }) {
+export function speedOf({ speed }) {
   if (!speed || speed < 0) return [];
-  const parts = [];
-  if (speed >= 1) parts.push(t("panel.per_second", { n: speed.toFixed(1) }));
-  else parts.push(t("panel.per_step", { n: (1 / speed).toFixed(1) }));
-  if (left !== null) parts.push(t("panel.left", { time: clock(left) }));
-  return parts;
+  if (speed >= 1) return [t("panel.per_second", { n: speed.toFixed(1) })];
+  return [t("panel.per_step", { n: (1 / speed).toFixed(1) })];
+}
+
+/**
+ * What matters most of a run: its step, and how long it still takes.
+ * @param {Pick<PanelState, "status" | "step" | "steps" | "left_s">} state
+ */
+export function headline({ status, step, steps, left_s: left }) {
+  if (!steps) return "";
+  const parts = [t("panel.step", { step, steps })];
+  if (status === "training" && left !== null) parts.push(t("panel.left", { time: clock(left) }));
+  return parts.join(" · ");
 }
 
 export class TrainPanel {
@@ -191,6 +228,7 @@ export class TrainPanel {
     this.marked = null;
     /** @type {(state: PanelState) => void} called with each state that is shown */
     this.onShow = () => {};
+    this.newestChanges = 0; // of the newest event of this session
     this.heard = 0; // when the server was heard of, in ms
     this.asking = this.askAgain = false;
     this.announced = this.listed = ""; // the end and the files of a run that were told of
@@ -199,6 +237,8 @@ export class TrainPanel {
     this.chart = new Chart(settings);
     style("loom-panel", STYLE);
     this.status = make("span", { className: "status", textContent: t("panel.idle") });
+    this.now = make("span", { className: "now" });
+    this.doing = make("span", { className: "doing" });
     this.line = make("span", { className: "line" });
     this.progress = make("div");
     this.buttons = Object.fromEntries(BUTTONS.map((name) => [name, this.button(name, () => this.ask(name))]));
@@ -206,20 +246,29 @@ export class TrainPanel {
     this.controls = make("div", { className: "buttons" }, ...Object.values(this.buttons), this.continueButton);
     this.error = make("div", { className: "error", hidden: true });
     this.legend = make("div", { className: "legend" });
-    this.newest = make("img", { className: "newest", draggable: false });
+    this.newest = make("img", { draggable: false });
+    const enlarge = make("button", { className: "newest", title: t("panel.enlarge"), onclick: () => this.enlarge() });
+    enlarge.append(this.newest);
     this.before = make("div");
     this.strip = make("div", { className: "strip" });
-    this.pictures = make("div", { className: "pictures", hidden: true }, this.newest, this.before, this.strip);
-    this.pictures.style.height = `${settings.sampleHeight()}px`;
+    this.pictures = make("div", { className: "pictures", hidden: true }, enlarge,
+      make("div", { className: "small" }, this.before, this.strip));
+    this.pictures.style.minHeight = `${settings.sampleHeight()}px`;
     this.messages = make("div", { className: "messages" });
-    const head = make("div", { className: "head" }, this.status, this.line);
+    this.plan = new PlanView();
+    const head = make("div", { className: "head" }, this.status, this.now, this.doing, this.line);
     this.root = make("div", { className: "loom loom-panel idle", lang: language }, head,
-      make("div", { className: "bar" }, this.progress), this.controls, this.error, this.chart.root, this.legend,
-      this.pictures, this.messages);
+      this.plan.root, make("div", { className: "bar" }, this.progress), this.controls, this.error, this.chart.root,
+      this.legend, this.pictures, this.messages);
     this.offered = BUTTONS;
     this.suit(seat.kind);
     this.keepPointer();
     this.endSettings = settings.onChange(() => this.rearrange());
+  }
+
+  /** Puts something of the place into the panel, above the chart. */
+  place(/** @type {HTMLElement} */ part) {
+    this.chart.root.before(part);
   }
 
   /**
@@ -244,13 +293,13 @@ export class TrainPanel {
       part.dataset.captureWheel = "true"; // Nodes 2.0: the wheel scrolls here once it was clicked
       part.addEventListener("wheel", (event) => !event.ctrlKey && event.stopPropagation());
     }
-    for (const part of [this.before, this.strip, this.messages, this.error, this.controls]) {
+    for (const part of [this.pictures, this.messages, this.error, this.controls]) {
       part.addEventListener("pointerdown", (event) => event.stopPropagation());
     }
   }
 
   rearrange() {
-    this.pictures.style.height = `${this.settings.sampleHeight()}px`;
+    this.pictures.style.minHeight = `${this.settings.sampleHeight()}px`;
     this.chart.changed();
     if (this.state) this.grow();
   }
@@ -265,6 +314,11 @@ export class TrainPanel {
     return this.state !== null && ACTIVE.includes(this.state.status);
   }
 
+  /** Takes what the next run will do; null where that shows only when the graph runs. */
+  setPlan(/** @type {?import("./plan.js").Plan} */ plan) {
+    if (this.plan.set(plan)) this.grow();
+  }
+
   /** Whether a run is going on that nothing was heard of for long. */
   silent() {
     return this.active() && performance.now() - this.heard > SILENCE_MS;
@@ -272,13 +326,23 @@ export class TrainPanel {
 
   /** The height the panel needs, in px. */
   minHeight() {
-    if (!this.state) return IDLE_HEIGHT;
-    if (this.root.classList.contains("empty")) return EMPTY_HEIGHT;
-    return HEIGHT + this.settings.extraHeight();
+    const planned = !this.plan.root.hidden;
+    if (!this.state) return planned ? IDLE_HEIGHT + PLAN_HEIGHT : IDLE_HEIGHT;
+    const folded = planned ? FOLDED_HEIGHT : 0;
+    if (this.root.classList.contains("empty")) return EMPTY_HEIGHT + folded;
+    const samples = this.state.samples.length ? this.settings.sampleHeight() + GAP : 0;
+    return HEIGHT + folded + samples + (this.seat.extraHeightPx?.() ?? 0);
   }
 
   last() {
     return lastStep(this.rows);
+  }
+
+  /** Says what has to be done before a run can begin; empty: nothing. */
+  awaiting(/** @type {string} */ text) {
+    if (this.active()) return; // which tells of itself
+    if (this.state) this.doing.textContent = text;
+    else this.status.textContent = text || t("panel.idle");
   }
 
   /** Takes an event: small news, and how much it does not tell. */
@@ -289,6 +353,8 @@ export class TrainPanel {
     const missed = !before || event.changes !== before.changes || gap;
     if (!before) this.restart();
     const { rows, changes, ...news } = event;
+    if (before) news.step = Math.max(news.step, before.step); // a step never goes back
+    this.newestChanges = changes;
     const blank = {
       probes: [], saves: [], samples: [], messages: [], result: {}, inputs: {}, error: null, can_continue: false,
       changes: NaN, // as no event has it: the state was not asked for yet
@@ -300,9 +366,11 @@ export class TrainPanel {
   }
 
   restart() {
-    this.rows = [];
+    this.rows = this.chart.rows = []; // nothing of another run
     this.chosen = null;
+    this.newestChanges = 0;
     this.chart.view = null;
+    this.chart.changed();
     this.unmark();
   }
 
@@ -352,10 +420,22 @@ export class TrainPanel {
     const { rows, ...news } = answer;
     const before = this.state?.session === news.session ? this.state : null;
     if (this.state && !before) this.restart();
-    this.state = { ...news, live: before?.live || ACTIVE.includes(news.status) };
+    this.state = { ...this.upToDate(news, before), live: before?.live || ACTIVE.includes(news.status) };
     this.add(rows);
     this.show(this.state);
     if (this.state.live) this.announce(this.state);
+  }
+
+  /**
+   * A snapshot without what events have told better since it was made.
+   * @param {Omit<PanelAnswer, "rows">} news
+   * @param {?PanelState} before of the same session
+   */
+  upToDate(news, before) {
+    if (!before) return news;
+    const step = Math.max(news.step, before.step);
+    if (news.changes >= this.newestChanges) return { ...news, step };
+    return { ...news, ...Object.fromEntries(HEART.map((name) => [name, before[name]])), step };
   }
 
   /** Whether a run of this kind belongs here. */
@@ -381,13 +461,10 @@ export class TrainPanel {
   }
 
   show(/** @type {PanelState} */ state) {
-    const height = this.minHeight();
     const failedAtOnce = !this.rows.length && !state.probes.length && !this.active();
     this.root.classList.toggle("empty", failedAtOnce);
-    if (this.root.classList.contains("idle") || height !== this.minHeight()) {
-      this.root.classList.remove("idle");
-      this.grow();
-    }
+    this.plan.first(false);
+    this.plan.root.classList.toggle("during", this.active());
     this.colour();
     this.suit(state.kind || this.seat.kind);
     this.showHead(state);
@@ -401,6 +478,8 @@ export class TrainPanel {
     this.showSamples(state);
     this.showMessages(state.messages);
     this.onShow(state);
+    this.root.classList.remove("idle");
+    this.once("height", this.minHeight(), () => this.grow());
   }
 
   /** In the colours the host wants; left out, they are those of the page. */
@@ -411,7 +490,9 @@ export class TrainPanel {
   showHead(/** @type {PanelState} */ state) {
     this.status.className = `status ${state.status}`;
     this.status.textContent = t(`panel.${state.status}`);
-    this.line.textContent = this.sentence(state);
+    this.now.textContent = headline(state);
+    this.doing.textContent = this.active() ? said(state.doing) : "";
+    this.line.textContent = this.facts(state);
     this.progress.style.width = `${state.steps ? (100 * state.step) / state.steps : 0}%`;
   }
 
@@ -431,11 +512,9 @@ export class TrainPanel {
     else this.unmark();
   }
 
-  sentence(/** @type {PanelState} */ state) {
-    if (state.status === "preparing") return said(state.doing);
-    const parts = [];
-    if (state.steps) parts.push(t("panel.step", { step: state.step, steps: state.steps }));
-    if (state.status === "training") parts.push(...pace(state));
+  /** The small facts of a run in one line. */
+  facts(/** @type {PanelState} */ state) {
+    const parts = state.status === "training" ? speedOf(state) : [];
     if (state.memory && this.active()) {
       const { of, used, total } = state.memory;
       parts.push(t("panel.memory", { of, used: memory(used), total: memory(total) }));
@@ -458,7 +537,7 @@ export class TrainPanel {
   }
 
   showLegend(/** @type {PanelState} */ state) {
-    const parts = [["loss", "rgba(90, 160, 255, .6)"], ["smoothed", COLOURS.smooth], ["rate", COLOURS.rate]];
+    const parts = [["loss", COLOURS.raw], ["smoothed", COLOURS.smooth], ["rate", COLOURS.rate]];
     if (state.probes.length) parts.push(["held_out", COLOURS.held_out], ["trained", COLOURS.trained]);
     if (state.saves.length) parts.push(["saves", COLOURS.save]);
     if (state.samples.length) parts.push(["samples", COLOURS.sample]);
@@ -494,6 +573,11 @@ export class TrainPanel {
     this.before.replaceChildren(...samples.filter(([step]) => !step).map(small)); // stays in sight beside the newest
     this.strip.replaceChildren(...samples.filter(([step]) => step).slice(-STRIP).map(small));
     if (this.chosen === null) this.strip.scrollLeft = this.strip.scrollWidth;
+  }
+
+  /** The samples on the whole page, beginning with the one that is shown. */
+  async enlarge() {
+    if (this.state?.run) await viewSamples(this.host, this.state.run, this.chosen);
   }
 
   /**
@@ -557,7 +641,7 @@ export function watchPanels(host, panels, panelOf) {
   const ends = [host.onEvent("reconnected", refreshAll), host.onEvent("panel", (/** @type {PanelEvent} */ event) => {
     const panel = panelOf(event.node), workflow = panel?.seat.workflow();
     if (!panel?.suits(event.kind)) return;
-    const foreign = event.workflow && workflow && event.workflow !== workflow;
+    const foreign = event.workflow !== workflow;
     if (!foreign || panel.state?.session === event.session) panel.take(event);
   })];
   document.addEventListener("visibilitychange", whenSeen);

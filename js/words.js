@@ -3,6 +3,7 @@
 // the table the server has of each language.
 
 const LANGUAGES = ["en", "zh", "ko", "ja"];
+const NUMBER = /\[(\w+):([^|\]]*)\|([^\]]*)\]/g; // [count:one|many], for {count} 1 and for any other
 
 /**
  * @param {string} language
@@ -47,7 +48,12 @@ export async function speak(wanted, tableOf = async () => ({}), inProgram = "") 
  * @param {Record<string, unknown>} values
  */
 function filled(text, values) {
-  return text.replace(/\{(\w+)\}/g, (whole, name) => (name in values ? String(values[name]) : whole));
+  const put = (/** @type {string} */ part) =>
+    part.replace(/\{(\w+)\}/g, (whole, name) => (name in values ? String(values[name]) : whole));
+  return put(text.replace(NUMBER, (whole, name, one, many) => {
+    if (!(name in values)) return whole;
+    return String(values[name]) === "1" ? one : many;
+  }));
 }
 
 /**

@@ -13,9 +13,9 @@ from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
 import torch
-from PIL import ImageFont
 from torch.utils import checkpoint
 
+from .messages.blame import first_line
 from .messages.errors import LoomError
 
 if TYPE_CHECKING or hasattr(torch.amp, "GradScaler"):  # PyTorch 2.3
@@ -38,12 +38,14 @@ _GRAPHS = (
 def needed(module: str, since: str = "") -> Any:
     """A module that not every host has, or has in an older version than `since`. Raises LoomError that names the package."""
     try:
-        found = importlib.import_module(module)
+        imported = importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise LoomError("package.missing", package=(error.name or module).partition(".")[0]) from error
+    except Exception as error:  # a package of another version, or built for another system, raises what it likes
+        raise LoomError("package.broken", package=module.partition(".")[0], reason=first_line(error)) from error
     if since and _numbers(version := importlib.metadata.version(module)) < _numbers(since):
         raise LoomError("package.too_old", package=module, version=version, since=since)
-    return found
+    return imported
 
 
 def _numbers(version: str) -> list[int]:
@@ -64,6 +66,14 @@ def parse_toml(text: str) -> dict[str, Any]:
 def has_accelerator() -> bool:
     """Whether there is a device other than the CPU; before 2.6 only CUDA's and ROCm's are known of."""
     return torch.accelerator.is_available() if hasattr(torch, "accelerator") else torch.cuda.is_available()
+
+
+def _autocasting(device: str) -> bool:
+    return torch.is_autocast_cpu_enabled() if device == "cpu" else torch.is_autocast_enabled()
+
+
+# (kind of device) -> whether operations choose their own number type there; asked for every layer, so nothing stands between where torch has it (2.4)
+autocasting: Callable[[str], bool] = torch.is_autocast_enabled if hasattr(torch, "get_autocast_dtype") else _autocasting
 
 
 def adamw(groups: list[dict[str, Any]], fused: bool, **options: Any) -> torch.optim.AdamW:
@@ -102,30 +112,3 @@ def fully_shard() -> Callable[..., Any]:
     if not hasattr(fsdp, "fully_shard"):
         raise LoomError("accelerate.torch_old", field="accelerate", version=torch.__version__)
     return fsdp.fully_shard
-
-
-class _Latin(ImageFont.ImageFont):
-    """The bitmap font of old Pillow: it fails at letters that are not Latin, and knows no anchor."""
-
-    def getmask(self, text: Any, mode: str = "", *args: Any, **kwargs: Any) -> Any:
-        return super().getmask(text.encode("latin-1", "replace"), mode)
-
-    def getbbox(self, text: Any, *args: Any, **kwargs: Any) -> tuple[int, int, int, int]:
-        return super().getbbox(text.encode("latin-1", "replace"))
-
-    def getlength(self, text: Any, *args: Any, **kwargs: Any) -> int:
-        return self.getbbox(text)[2]
-
-    def getmask2(self, text: str, mode: str = "", *args: Any, anchor: str | None = None, **kwargs: Any) -> Any:
-        before = {"r": self.getlength(text), "m": self.getlength(text) // 2}.get((anchor or "l")[0], 0)
-        return self.getmask(text, mode), (-before, 0)
-
-
-def font(size_px: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
-    """A font to write on pictures: Pillow's own in that size, or its bitmap font of about 11 px before 10.1."""
-    try:
-        return ImageFont.load_default(size_px)
-    except TypeError:
-        bitmap = ImageFont.load_default()
-        bitmap.__class__ = _Latin
-        return bitmap

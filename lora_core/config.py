@@ -240,6 +240,12 @@ class TextEncoderConfig:
         -1.0, "Weight decay of the text encoders; -1 takes optimizer.weight_decay.", low=-1.0, high=1.0
     )
     stop: float = setting(1.0, "Share of the steps after which the text encoders are frozen.", low=0.01, high=1.0)
+    clip_skip: int = setting(
+        1,
+        "Layer that captions are read from in a headless run of Stable Diffusion 1 or 2, from the end: 1 is the last, 2 what anime models are mostly made for.",
+        low=1,
+        high=24,
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -668,7 +674,9 @@ def from_values(values: dict[str, Any], beside: Path) -> TrainConfig:
     if isinstance(prior, dict) and prior.get("count"):
         values["prior"] = {"required": True, **prior}
     if isinstance(values.get("sets"), list) and isinstance(common := values.get("data", {}), dict):
-        values["sets"] = [{**common, "folder": "", **own} if isinstance(own, dict) else own for own in values["sets"]]
+        values["sets"] = [
+            {**common, "folder": "", **changes} if isinstance(changes, dict) else changes for changes in values["sets"]
+        ]
     config = parse(values)
     return dataclasses.replace(
         config,

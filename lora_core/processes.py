@@ -105,11 +105,11 @@ def _zero_stage(environment: Mapping[str, str]) -> int:
         return 0
     file = environment.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "")
     try:
-        found = (
+        stages = (
             json.loads(Path(file).read_text(encoding="utf-8"))["zero_optimization"]["stage"]
             if file and file != "none"
             else None
         )
-        return int(found if found is not None else environment.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2"))
+        return int(stages if stages is not None else environment.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2"))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise LoomError("accelerate.no_stage", field="accelerate", file=file) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from ..lora_core.messages.message import Message
 from ..lora_core.pictures.plots import grid
 from ..lora_core.pictures.reading import PictureError, thumbnail
 from .host.access.api import io, make_input, make_output, schema, ui
-from .host.access.paths import is_hub_name, runs_root, training_folder, training_folders
+from .host.access.paths import folder_refused, is_hub_name, runs_root, training_folder, training_folders
 from .jobs.datasets import PictureSets
 from .sockets import CATEGORY, count_output, dataset_output, in_english, in_words, report_output
 from .widgets import widget
@@ -112,16 +113,26 @@ class LoadFolder(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, folder: str) -> bool | str:
+        """A folder that is not among the choices is told where it belongs; the host alone would list the choices."""
+        return folder_refused(folder)
+
+    @classmethod
     def fingerprint_inputs(cls, folder: str, **_) -> str:
         return folder_fingerprint(training_folder(folder))
 
     @classmethod
-    def execute(cls, folder: str, trigger: str, **options) -> io.NodeOutput:
+    def sets(cls, folder: str, trigger: str = "", **options: Any) -> PictureSets:
+        """How the folder is read, by the node's widgets; those an older workflow lacks keep their default."""
         place = training_folder(folder)
         config = DataConfig(
             folder=f"{HUB}{place}" if is_local_copy(place) else str(place), trigger=trigger.strip(), **options
         )
-        return shown(cls, PictureSets.of(as_folder(config, runs_root())))
+        return PictureSets.of(as_folder(config, runs_root()))
+
+    @classmethod
+    def execute(cls, folder: str, trigger: str, **options: Any) -> io.NodeOutput:
+        return shown(cls, cls.sets(folder, trigger, **options))
 
 
 class LoadHubDataset(io.ComfyNode):

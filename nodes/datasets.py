@@ -66,12 +66,14 @@ class DatasetOptions(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, dataset: PictureSets, **options: Any) -> io.NodeOutput:
+    def changed(cls, dataset: PictureSets, **options: Any) -> PictureSets:
         """What is left as it is here stays as the node before has it."""
         usual = DataConfig()
-        return io.NodeOutput(
-            dataset.changed(**{name: value for name, value in options.items() if value != getattr(usual, name)})
-        )
+        return dataset.changed(**{name: value for name, value in options.items() if value != getattr(usual, name)})
+
+    @classmethod
+    def execute(cls, dataset: PictureSets, **options: Any) -> io.NodeOutput:
+        return io.NodeOutput(cls.changed(dataset, **options))
 
 
 class CombineDatasets(io.ComfyNode):
@@ -92,9 +94,13 @@ class CombineDatasets(io.ComfyNode):
         )
 
     @classmethod
+    def joined(cls, datasets: Sequence[PictureSets]) -> PictureSets:
+        return PictureSets(tuple(data for dataset in datasets for data in dataset.sets))
+
+    @classmethod
     def execute(cls, **datasets: PictureSets | None) -> io.NodeOutput:
-        wired = [datasets[f"dataset_{n}"] for n in range(1, MOST_SETS + 1) if datasets.get(f"dataset_{n}") is not None]
-        return shown(cls, PictureSets(tuple(data for socket in wired if socket for data in socket.sets)))
+        inputs = [datasets.get(f"dataset_{n}") for n in range(1, MOST_SETS + 1)]
+        return shown(cls, cls.joined([dataset for dataset in inputs if dataset is not None]))
 
 
 class DatasetFromImages(io.ComfyNode):

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..lora_core.importing.programs import Text, imported
 from ..lora_core.importing.result import Imported, require_job
+from ..lora_core.importing.texts import MAX_TEXT
 from ..lora_core.messages.message import Message
 from .host.access.api import io, make_input, make_output, schema
 from .settings import Settings, SettingsSocket
@@ -24,10 +25,13 @@ OF_NODES = (
     "precision",
     "cache.",
     "adapter.start_from",
+    "text_encoder.clip_skip",
 )
 
 
 class ImportSettings(io.ComfyNode):
+    LONG_TEXTS = {"text": MAX_TEXT, "more": MAX_TEXT}
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(

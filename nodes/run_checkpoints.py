@@ -89,10 +89,10 @@ def folder_of(run: str) -> Path:
     """The run folder behind a choice. Raises LoomError."""
     if run != LATEST:
         return listing.find(runs_root(), run)
-    found = next((info.id for info in listing.listing(runs_root()) if info.saves or info.best_save is not None), None)
-    if found is None:
+    newest = next((info.id for info in listing.listing(runs_root()) if info.saves or info.best_save is not None), None)
+    if newest is None:
         raise LoomError("run.none_with_saves", field="run")
-    return runs_root() / found
+    return runs_root() / newest
 
 
 def state_of(run: str) -> str:
@@ -109,11 +109,13 @@ def contents(folder: Path, save: Save, base: str = "") -> tuple[LoraWeights, dic
     state, config = weights(folder, save), config_of(folder)
     base = base or base_of(folder, state)
     facts = {"config": as_dict(config), "step": save.step}
-    found = products(state, folder.name, base, facts)
+    results = products(state, folder.name, base, facts)
     embeddings = {
-        stem: EmbeddingSocket(read_embedding(tensors)) for stem, (tensors, _) in found.items() if is_embedding(tensors)
+        stem: EmbeddingSocket(read_embedding(tensors))
+        for stem, (tensors, _) in results.items()
+        if is_embedding(tensors)
     }
-    loras = [tensors for tensors, _ in found.values() if not is_embedding(tensors)]
+    loras = [tensors for tensors, _ in results.values() if not is_embedding(tensors)]
     lora = loras[0] if loras else {}
     return LoraWeights(lora, base, {**facts, "triggers": list(embeddings)}), embeddings
 
@@ -398,8 +400,10 @@ class CompareCheckpoints(io.ComfyNode):
         ]
         image = sheet(columns, lines, [f"held-out {loss:.4f}" if loss is not None else "" for loss in losses], cell_px)
         pixels = torch.from_numpy(np.asarray(image, np.float32) / 255.0)[None]
-        told = [folder.name, *(_column(label, loss) for (label, _), loss in zip(columns, losses))]
-        return io.NodeOutput(pixels, in_english(told), ui=in_words(told, **ui.PreviewImage(pixels, cls=cls).as_dict()))
+        titles = [folder.name, *(_column(label, loss) for (label, _), loss in zip(columns, losses))]
+        return io.NodeOutput(
+            pixels, in_english(titles), ui=in_words(titles, **ui.PreviewImage(pixels, cls=cls).as_dict())
+        )
 
 
 def _column(label: str, loss: float | None) -> Message | str:
@@ -409,22 +413,25 @@ def _column(label: str, loss: float | None) -> Message | str:
 def strengths_in(text: str) -> list[float]:
     """The strengths above or below 0 in a list such as 0.6, 0.8, 1. Raises LoomError."""
     try:
-        found = [float(part) for part in text.replace(";", ",").split(",") if part.strip()]
+        strengths = [float(part) for part in text.replace(";", ",").split(",") if part.strip()]
     except ValueError:
-        found = []
-    if not found or not all(-10 <= value <= 10 for value in found):
+        strengths = []
+    if not strengths or not all(-10 <= value <= 10 for value in strengths):
         raise LoomError("strengths.unreadable", field="strengths", text=repr(text[:80]))
-    return [value for value in dict.fromkeys(found) if value != 0]
+    return [value for value in dict.fromkeys(strengths) if value != 0]
 
 
 def jobs_for(
     config: TrainConfig, prompts: list[str], negative: str, width: int, height: int, steps: int, cfg: float, seed: int
 ) -> list[SampleJob]:
     """One picture a prompt; what is empty or 0 is as in the samples of the run."""
-    own = config.samples
-    wide, high = width or own.width_px or config.data.resolution, height or own.height_px or config.data.resolution
+    samples = config.samples
+    wide, high = (
+        width or samples.width_px or config.data.resolution,
+        height or samples.height_px or config.data.resolution,
+    )
     settings = dataclasses.replace(
-        own, negative=negative or own.negative, steps=steps or own.steps, cfg=cfg or own.cfg, seed=seed
+        samples, negative=negative or samples.negative, steps=steps or samples.steps, cfg=cfg or samples.cfg, seed=seed
     )
     return [SampleJob(prompt, wide, high, settings) for prompt in prompts]
 
@@ -443,9 +450,9 @@ def _exported(folder: Path, save: str | int) -> list[str]:
     if save == "result":
         lora, embeddings, step = result_of(folder)
     else:
-        found = saved(folder, save)
-        name, step = f"{folder.name}_{'best' if found.best else f'step{found.step}'}", found.step
-        lora, named = contents(folder, found)
+        saves = saved(folder, save)
+        name, step = f"{folder.name}_{'best' if saves.best else f'step{saves.step}'}", saves.step
+        lora, named = contents(folder, saves)
         embeddings = {name + stem.removeprefix(folder.name): embedding for stem, embedding in named.items()}
     written = []
     if lora:
@@ -464,14 +471,14 @@ def result_of(folder: Path) -> tuple[LoraWeights, dict[str, EmbeddingSocket], in
         raise LoomError("save.no_result", field="save", run=folder.name)
     config, lora, embeddings, step = config_of(folder), LoraWeights({}, "", {}), {}, 0
     for file in results:
-        tensors, told = load(folder / file)
+        tensors, metadata = load(folder / file)
         if is_embedding(tensors):
             embeddings[Path(file).stem] = EmbeddingSocket(read_embedding(tensors))
         elif is_lora(tensors) or not lora:
-            number = told.get("ss_steps", "")
+            number = metadata.get("ss_steps", "")
             step = int(number) if number.isdigit() and len(number) < 13 else 0
             facts = {"config": as_dict(config), "step": step} if step else {}
-            pictures = told.get("ss_num_train_images", "")
+            pictures = metadata.get("ss_num_train_images", "")
             facts |= {"repeats": [int(pictures)]} if pictures.isdigit() and len(pictures) < 13 else {}
             lora = LoraWeights(tensors, base_of(folder, {}), facts)
     if lora and embeddings:

@@ -66,11 +66,16 @@ class SettingsNode(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, settings: SettingsSocket | None = None, **values: Any) -> io.NodeOutput:
+    def collected(cls, settings: SettingsSocket | None, values: Mapping[str, Any]) -> SettingsSocket:
+        """Those of the nodes before, with what this node's widgets say over them."""
         chosen = values_of(cls.ROWS, values)
         if cls.FOLDER:
             chosen[cls.FOLDER] = "" if values["folder"] == NO_FOLDER else str(training_folder(values["folder"]))
-        return io.NodeOutput(SettingsSocket({**(settings.values if settings else {}), **cls.FIXED, **chosen}))
+        return SettingsSocket({**(settings.values if settings else {}), **cls.FIXED, **chosen})
+
+    @classmethod
+    def execute(cls, settings: SettingsSocket | None = None, **values: Any) -> io.NodeOutput:
+        return io.NodeOutput(cls.collected(settings, values))
 
 
 class OptimizerSettings(SettingsNode):

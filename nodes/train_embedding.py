@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from ..lora_core.config import TrainConfig
+from ..lora_core.data import folder
 from ..lora_core.messages.errors import LoomError
 from ..lora_core.messages.message import Message
 from ..lora_core.names import check_name
@@ -14,7 +16,7 @@ from .host.access.api import io, make_input, make_output, schema
 from .host.engine.backend import HostBackend
 from .host.engine.tokens import with_embeddings
 from .host.web.panel import shown
-from .jobs.datasets import PictureSets
+from .jobs.datasets import Base, PictureSets
 from .settings import Settings, SettingsSocket, optimizer_of
 from .sockets import CATEGORY, Dataset, Embedding, in_words, loss_output, path_output, plain_errors
 from .train_lora import embeddings_of
@@ -103,21 +105,29 @@ class TrainEmbedding(io.ComfyNode):
         check_name("name", w["name"])
         with torch.inference_mode(False):
             backend = HostBackend(model, clip, vae)
-            sets = dataset.sized(w["resolution"], backend)
-            pictures = sets.opened()
-            automatic = {
-                "steps": min(3000, max(500, STEPS_PER_PICTURE * len(pictures.pictures))),
-                "data.resolution": sets.parts()["data"].resolution,
-                "optimizer.lr": USUAL_LR if optimizer_of(settings) == "adamw" else 0.0,
-            }
-            config = job(
-                values_of(INPUTS, w, automatic), settings.values if settings else {}, method="embedding", **sets.parts()
-            )
+            config, pictures = config_from(w, dataset, backend, settings)
             if config.trains_lora:
                 raise LoomError("settings.pivotal_elsewhere", field="settings")
             result, paths = run(cls.hidden, job_of(backend, config, pictures), resume == "continue last")
         embeddings = embeddings_of(result, paths)
-        known = with_embeddings(clip, {name: e.embedding.vectors.get for name, e in embeddings.items()})
+        clip_with_tokens = with_embeddings(clip, {name: e.embedding.vectors.get for name, e in embeddings.items()})
         words = ", ".join(f"embedding:{name}" for name in embeddings)
         use = in_words([Message.of("embedding.write", words=words)])
-        return io.NodeOutput(known, next(iter(embeddings.values())), {"loss": result.losses}, str(paths[0]), ui=use)
+        return io.NodeOutput(
+            clip_with_tokens, next(iter(embeddings.values())), {"loss": result.losses}, str(paths[0]), ui=use
+        )
+
+
+def config_from(
+    widgets: dict[str, Any], dataset: PictureSets, base: Base, settings: SettingsSocket | None = None
+) -> tuple[TrainConfig, folder.Dataset]:
+    """The run's config (widgets, with 0 filled in from the number of pictures and the model, wired settings over them) and its pictures."""
+    sets = dataset.sized(widgets["resolution"], base)
+    pictures = sets.opened()
+    automatic = {
+        "steps": min(3000, max(500, STEPS_PER_PICTURE * len(pictures.pictures))),
+        "data.resolution": sets.parts()["data"].resolution,
+        "optimizer.lr": USUAL_LR if optimizer_of(settings) == "adamw" else 0.0,
+    }
+    values = values_of(INPUTS, widgets, automatic)
+    return job(values, settings.values if settings else {}, method="embedding", **sets.parts()), pictures

@@ -25,7 +25,7 @@ from .host.access.loras import with_lora
 from .host.engine.backend import HostBackend
 from .host.engine.tokens import with_embeddings
 from .host.web.panel import shown
-from .jobs.datasets import PictureSets
+from .jobs.datasets import Base, PictureSets
 from .jobs.presets import PRESETS
 from .settings import Settings, SettingsSocket, optimizer_of
 from .sockets import (
@@ -173,14 +173,14 @@ class TrainLora(io.ComfyNode):
         embeddings = embeddings_of(result, paths[1:])
         wired = LoraWeights(result.tensors, backend.family, {**result.facts, "triggers": list(embeddings)})
         first = next(iter(embeddings.values()), None)
-        known = (
+        clip_with_tokens = (
             with_embeddings(tuned_clip or clip, {n: e.embedding.vectors.get for n, e in embeddings.items()})
             if embeddings
             else tuned_clip or clip
         )
         return io.NodeOutput(
             tuned,
-            known,
+            clip_with_tokens,
             wired,
             {"loss": result.losses},
             str(paths[0]),
@@ -199,13 +199,13 @@ def embeddings_of(result: Result, paths: list[Path]) -> dict[str, EmbeddingSocke
 
 def _empty_lora(backend: HostBackend, config: TrainConfig) -> dict[str, torch.Tensor]:
     """The names this run will write, with empty weights: what the host cannot read back is found before training. Raises LoomError for kinds it never reads."""
-    own, texts = chosen_layers(config, backend)
+    layers, texts = chosen_layers(config, backend)
     kind = KINDS[config.adapter.algorithm]
     readers = readers_of(kind.name)
     if readers and "ComfyUI" not in readers:
         raise LoomError("adapter.not_in_comfyui", field="adapter.algorithm", kind=kind.title, readers=readers)
     state = {}
-    for name, layer in {**own, **texts}.items():
+    for name, layer in {**layers, **texts}.items():
         shape = weight_shape(layer)
         if len(shape) == 1:
             state[f"{name}.diff"] = torch.zeros(shape)
@@ -218,10 +218,10 @@ def _empty_lora(backend: HostBackend, config: TrainConfig) -> dict[str, torch.Te
 
 
 def config_from(
-    widgets: dict[str, Any], dataset: PictureSets, backend: HostBackend, settings: SettingsSocket | None = None
+    widgets: dict[str, Any], dataset: PictureSets, base: Base, settings: SettingsSocket | None = None
 ) -> tuple[TrainConfig, Dataset]:
     """The run's config (widgets, with 0 and auto filled in from the preset and the model, wired settings over them) and the pictures it will train on."""
-    sets = dataset.sized(widgets["resolution"], backend)
+    sets = dataset.sized(widgets["resolution"], base)
     pictures = sets.opened()
     preset = PRESETS[widgets["preset"]]
     automatic = {
@@ -231,7 +231,7 @@ def config_from(
         "optimizer.lr": preset.lr if optimizer_of(settings) == "adamw" else 0.0,
         "data.resolution": sets.parts()["data"].resolution,
     }
-    own = values_of(INPUTS, widgets, automatic)
+    values = values_of(INPUTS, widgets, automatic)
     if widgets.get("epochs") and widgets["steps"]:
         raise LoomError("length.several", field="epochs", given=["steps", "epochs"])
-    return job(own, settings.values if settings else {}, **sets.parts()), pictures
+    return job(values, settings.values if settings else {}, **sets.parts()), pictures

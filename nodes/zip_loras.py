@@ -6,20 +6,17 @@ from typing import Any
 
 import torch
 
-from ..convert import FormatError, Lora, Module, read, write
-from ..convert.families import FAMILIES, UNKNOWN, known_family
-from ..convert.lora import as_lora, folded, plain
-from ..convert.merge import merge
-from ..lora_core.messages.errors import LoomError
-from ..lora_core.messages.message import Message
+from ..convert import read
+from ..convert.families import known_family
 from ..lora_core.training.job import Job
-from ..lora_core.training.ziplora import Factors, zip_config, zip_loras
+from ..lora_core.training.ziplora import zip_config
 from .host.access.api import io, make_input, make_output, schema
 from .host.access.loras import with_lora
 from .host.access.paths import runs_root
 from .host.engine.backend import HostBackend
 from .host.web.live import LiveNode, registered
 from .jobs.datasets import PictureSets
+from .jobs.zipping import zipped
 from .sockets import (
     CATEGORY,
     Dataset,
@@ -131,68 +128,7 @@ class ZipLoras(io.ComfyNode):
             first, second = sets[0].opened(), sets[1].opened()
             job = Job(config, backend, first, runs_root(), LiveNode(node_id, steps))
             with registered(node_id, job.control):
-                result = zip_loras(
-                    job, second, (_denoiser(canonical[0], family), _denoiser(canonical[1], family)), similarity
-                )
-            if not result.losses:
-                raise LoomError("zip.stopped_first")
-            tensors, notes = _together(result.factors, canonical, family)
-        tuned, _ = with_lora(model, None, tensors)
-        first, last = f"{result.losses[0]:.4g}", f"{result.losses[-1]:.4g}"
-        lines = [
-            Message.of("zip.layers", count=len(result.factors)),
-            Message.of("zip.difference", first=first, last=last, steps=len(result.losses)),
-            Message.of("zip.overlap", overlap=f"{result.overlap:.3f}"),
-            *notes,
-        ]
-        weights, losses = LoraWeights(tensors, backend.family, {}), {"loss": result.losses}
-        return io.NodeOutput(tuned, weights, losses, in_english(lines), ui=in_words(lines))
-
-
-def _form(family: str) -> str:
-    """The spelling whose names are those of the backend's layers."""
-    return "kohya" if family != UNKNOWN and FAMILIES[family].universal == "kohya" else "comfyui"
-
-
-def _denoiser(lora: Lora, family: str) -> dict[str, Factors]:
-    """(down, up) of the denoiser's layers, by the backend's names. Raises LoomError for what is not a plain LoRA."""
-    out = {}
-    for name, module in read(
-        write(lora, _form(family) if family != UNKNOWN else "universal", one_alpha=False), family=UNKNOWN
-    ).modules.items():
-        if name.startswith(("lora_te", "text_encoders.")):
-            continue
-        if module.kind != "lora" or {"dora", "diff_b"} & module.parts.keys():
-            raise FormatError("zip.not_plain", name=name, kind=module.kind, way=as_lora(module))
-        parts = folded(plain(module)).parts
-        out[name] = parts["down"].float(), parts["up"].float()
-    return out
-
-
-def _together(
-    factors: dict[str, Factors], canonical: list[Lora], family: str
-) -> tuple[dict[str, torch.Tensor], list[Message]]:
-    """The universal file of the zipped denoiser and the summed text encoders, and what to say about it."""
-    state = {
-        f"{name}.{part}": tensor
-        for name, pair in factors.items()
-        for part, tensor in zip(("lora_down", "lora_up"), pair, strict=True)
-    }
-    if family == UNKNOWN:
-        return write(read(state, family=UNKNOWN)), []
-    zipped = read(state, family=family)
-    prefix = FAMILIES[family].component
-    texts = [_texts_of(lora, family, prefix) for lora in canonical]
-    summed: dict[str, Module] = {}
-    if any(lora.modules for lora in texts):
-        try:
-            summed = merge([(lora, 1.0) for lora in texts]).lora.modules
-        except FormatError as error:
-            raise LoomError("zip.texts", field="lora", reason=error) from error
-    notes = [Message.of("zip.texts_summed", count=len(summed))] if summed else []
-    return write(Lora(family, {**zipped.modules, **summed})), notes
-
-
-def _texts_of(lora: Lora, family: str, prefix: str) -> Lora:
-    """The text encoder layers of a LoRA: all whose names do not begin with that of the denoiser."""
-    return Lora(family, {name: m for name, m in lora.modules.items() if not name.startswith(f"{prefix}.")})
+                done = zipped(job, second, canonical, family, similarity)
+        tuned, _ = with_lora(model, None, done.tensors)
+        weights, losses = LoraWeights(done.tensors, backend.family, {}), {"loss": done.losses}
+        return io.NodeOutput(tuned, weights, losses, in_english(done.lines), ui=in_words(done.lines))

@@ -34,6 +34,8 @@ load("lora_loom", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
 share = load("share_of_tests", ROOT / "tests" / "share_of_tests.py")
 oldest = load("since", ROOT / "tests" / "since.py")
 load("power_cut", ROOT / "tests" / "power_cut.py")
+load("mutation_rows", ROOT / "tests" / "mutation_rows.py")
+load("mutations", ROOT / "tests" / "mutations.py")
 sys.path[:] = [p for p in sys.path if p and Path(p).resolve() != ROOT]  # our nodes/ must not shadow the host's nodes.py
 
 import torch  # noqa: E402

@@ -17,7 +17,7 @@ def scripts(root):
     sys.path.insert(0, str(root / "tests" / "reference"))
     yield {
         name: importlib.import_module(name)
-        for name in ("schemas", "make_locales", "make_docs", "make_workflows", "make_switching")
+        for name in ("schemas", "make_locales", "make_docs", "make_workflows", "make_switching", "make_widget_names")
     }
     sys.path.remove(str(root / "tests" / "reference"))
 
@@ -42,6 +42,12 @@ def test_locales_are_those_of_the_nodes_and_every_text_is_translated(scripts, sc
     for language in script.LANGUAGES:
         unused = script.translations(language).keys() - script.every_text(texts) - set(script.CATEGORIES)
         assert unused == set(), f"{language}: no node says this any more"
+
+
+def test_the_page_knows_the_widget_of_every_field_by_the_nodes_tables(scripts):
+    script = scripts["make_widget_names"]
+    assert script.PLACE.read_text(encoding="utf-8") == script.text(), AGAIN
+    assert '"optimizer.lr": ["learning_rate"]' in script.text()
 
 
 def test_help_pages_name_every_input_and_output(scripts, schemas):

@@ -50,7 +50,8 @@ def test_the_tested_set_names_a_version_of_every_dependency_for_every_platform(r
         re.fullmatch(r"([a-z0-9-]+)==([0-9.]+\w*)( ; .+)?", line) for line in lines[1:]
     ]  # no local version such as +cpu: one index alone has those
     assert all(rows)
-    extras = project["project"]["optional-dependencies"].values()
+    groups = project["project"]["optional-dependencies"]
+    extras = [group for name, group in groups.items() if name != "ui"]  # whose gradio holds Pillow back
     asked = [re.match(r"[\w-]+", r)[0] for group in (project["project"]["dependencies"], *extras) for r in group]
     assert {name.lower() for name in asked} - {"lora-loom"} <= {row[1] for row in rows}
 
@@ -72,6 +73,18 @@ def test_every_package_with_python_files_is_listed_for_the_wheel(root, project, 
     folders.discard("scripts")  # the WebUIs' door, which they run by its path
     expected = {"lora_loom", *(f"lora_loom.{name}" for name in folders if name)}
     assert set(project["tool"]["setuptools"]["packages"]) == expected
+
+
+def test_every_data_file_beside_the_code_goes_into_the_wheel(root, project):
+    """What the code reads at run time must be there after `pip install`; papers for those who read the sources may stay behind."""
+    tables = project["tool"]["setuptools"]["package-data"]
+    folders = {"lora_core", "convert", "nodes", "js", "locales", "example_workflows"}
+    files = (p for name in folders for p in (root / name).rglob("*") if p.is_file() and "__pycache__" not in p.parts)
+    packed = set()
+    for package, patterns in tables.items():
+        folder = root.joinpath(*package.split(".")[1:])
+        packed |= {p for pattern in patterns for p in folder.glob(pattern)}
+    assert [str(p) for p in files if p.suffix not in (".py", ".md", ".svg") and p not in packed] == []
 
 
 def test_the_wheel_says_that_its_types_may_be_checked(root, project):

@@ -54,11 +54,11 @@ def in_blocks(path: str) -> bool:
 def layer(encoder: str, name: str) -> Found | None:
     """The layer of a text encoder called `name`: dotted or flat, with or without `text_model`, in transformers' or OpenCLIP's words."""
     table = TABLES[encoder]
-    found = table.find(name)
-    return table.find(f"text_model.{name}") if found is None and table is CLIP else found
+    row = table.find(name)
+    return table.find(f"text_model.{name}") if row is None and table is CLIP else row
 
 
 def find(encoder: str, name: str) -> str | None:
     """Its canonical path, for a name in transformers' words."""
-    found = layer(encoder, name)
-    return found.diffusers(found.rows[0]) if found and len(found.rows) == 1 else None
+    row = layer(encoder, name)
+    return row.diffusers(row.rows[0]) if row and len(row.rows) == 1 else None

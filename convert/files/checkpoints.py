@@ -82,7 +82,7 @@ _FOLDERS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encod
 
 def _folder_files(path: Path) -> list[Path]:
     """The weight files of the parts a LoRA can change; a variant (fp16) only where there is nothing else."""
-    found = []
+    files_of_part = []
     for part in _FOLDERS:
         folder = path / part
         if not folder.is_dir():
@@ -101,8 +101,8 @@ def _folder_files(path: Path) -> list[Path]:
             except (ValueError, KeyError, AttributeError, TypeError) as error:
                 raise FormatError("checkpoint.no_index", file=indexes[0].name) from error
         plain = [f for f in files if ".fp16." not in f.name and "non_ema" not in f.name]
-        found += plain or files
-    return found
+        files_of_part += plain or files
+    return files_of_part
 
 
 def layers_of(layout: Layout, family: Family) -> dict[str, Layer]:
@@ -126,21 +126,21 @@ def layers_of(layout: Layout, family: Family) -> dict[str, Layer]:
 
 def _in_folder(folder: str, path: str, family: Family, components: Mapping[str, str]) -> tuple[str, Found] | None:
     if folder == family.component:
-        found = family.table.find(path)
-        return (folder, found) if found else None
+        layer = family.table.find(path)
+        return (folder, layer) if layer else None
     encoder = components.get(folder, "")
-    found = text.layer(encoder, path) if encoder else None
-    return (encoder, found) if found else None
+    layer = text.layer(encoder, path) if encoder else None
+    return (encoder, layer) if layer else None
 
 
 def _in_file(name: str, family: Family) -> tuple[str, Found] | None:
     for prefix, encoder in _TEXT:
         if name.startswith(prefix):
-            found = text.layer(encoder, name.removeprefix(prefix)) if family.encoder(encoder) else None
-            return (encoder, found) if found else None
+            layer = text.layer(encoder, name.removeprefix(prefix)) if family.encoder(encoder) else None
+            return (encoder, layer) if layer else None
     prefix = next(p for p in _DENOISER if name.startswith(p))
-    found = family.table.find(name.removeprefix(prefix))
-    return (family.component, found) if found else None
+    layer = family.table.find(name.removeprefix(prefix))
+    return (family.component, layer) if layer else None
 
 
 def require_unscaled(name: str, layout: Layout, plain: Mapping[str, str], keys: Iterable[str] = ()) -> None:
@@ -148,10 +148,10 @@ def require_unscaled(name: str, layout: Layout, plain: Mapping[str, str], keys: 
     another part. Raises FormatError.
     """
     scaled = unapplied(layout, plain)
-    found = [scale for scales in scaled.values() for scale in scales if not scale.startswith(_NOT_DENOISER)]
-    found += [scale for key in keys for scale in scaled.get(key.removesuffix(".weight"), ())]
-    if found:
-        raise FormatError("error.about", about=name, error=warning(found))
+    scales_present = [scale for scales in scaled.values() for scale in scales if not scale.startswith(_NOT_DENOISER)]
+    scales_present += [scale for key in keys for scale in scaled.get(key.removesuffix(".weight"), ())]
+    if scales_present:
+        raise FormatError("error.about", about=name, error=warning(scales_present))
 
 
 def family_of(layout: Layout) -> Family:
@@ -197,10 +197,10 @@ def bake(
                 if key not in layout:
                     raise FormatError("bake.tensor_missing", key=key)
                 if not kind_of(module).fits(module.parts, layout[key][1]):
-                    told = module.shape or ", ".join(
+                    shape = module.shape or ", ".join(
                         f"{part} {tuple(value.shape)}" for part, value in module.parts.items()
                     )
-                    raise FormatError("bake.other_shape", key=key, shape=layout[key][1], wanted=told)
+                    raise FormatError("bake.other_shape", key=key, shape=layout[key][1], wanted=shape)
         done = 0
         lost, asked = 0.0, 0.0  # squared norms: of what rounding to fp8 took from the changes, of the changes
         of_scale = {scale: weight for weight, scale in plain.items() if weight in changed}
@@ -334,8 +334,8 @@ def extract(
         for n, (before, after) in enumerate(pairs):
             progress(n, len(pairs), after.key)
             sides = _side(before, old_layout, old, old_plain), _side(after, new_layout, new, new_plain)
-            for found, change in _changes(*sides, min_change):
-                for path, full, part in _approximated(found, change, (rank, conv_rank), energy):
+            for layer, change in _changes(*sides, min_change):
+                for path, full, part in _approximated(layer, change, (rank, conv_rank), energy):
                     name = f"{after.owner}.{path}"
                     modules[name] = part
                     if part.kind != "lora":
@@ -367,21 +367,21 @@ def _side(layer: Layer, layout: Layout, tensor: Read, plain: Mapping[str, str]) 
 
 
 def _approximated(
-    found: Found, change: Module, ranks: tuple[int, int], energy: float
+    layer: Found, change: Module, ranks: tuple[int, int], energy: float
 ) -> Iterator[tuple[str, Module, Module]]:
     """(diffusers path, its change, that as a LoRA with the change of its bias) of each layer that a changed one stands for. Norms, and layers of which
     the bias alone changed, stay as they are. `ranks`: of all layers, of convolutions.
     """
     weight, bias = change.parts["diff"], change.parts.get("diff_b")
     if weight.ndim < 2 or not weight.any():
-        for path, part in unfused(found, change):
+        for path, part in unfused(layer, change):
             if part is not None:
                 kept = part if weight.ndim < 2 else Module("full", {"diff_b": part.parts["diff_b"]})
                 yield path, kept, kept
         return
     low, _ = low_rank(weight, rank_limit(weight.shape, *ranks), energy)
-    exact = dict(unfused(found, Module("full", {"diff": weight})))
-    for path, part in unfused(found, low if bias is None else low.replaced(diff_b=bias)):
+    exact = dict(unfused(layer, Module("full", {"diff": weight})))
+    for path, part in unfused(layer, low if bias is None else low.replaced(diff_b=bias)):
         full = exact[path]
         if part is not None and full is not None:
             yield path, full, part
@@ -405,15 +405,17 @@ def _changes(before: _Side, after: _Side, least: float) -> Iterator[tuple[Found,
         pairs = [(after.layer.found, before.values, after.values)]
     else:
         first, second = _apart(before), _apart(after)
-        pairs = [(found, first[name][1], values) for name, (found, values) in second.items() if name in first]
-    for found, one, two in pairs:
+        pairs = [
+            (module_name, first[name][1], values) for name, (module_name, values) in second.items() if name in first
+        ]
+    for module_name, one, two in pairs:
         parts = {}
         for part in (part for part in two if part in one):
             change, size = _difference(after.layer.key, one[part], two[part])
             if size > least:
                 parts[part] = change
         if parts:  # a bias comes with a weight, whose shape says in which order its rows are
-            yield found, Module("full", {"diff": torch.zeros_like(one["diff"], dtype=torch.float32), **parts})
+            yield module_name, Module("full", {"diff": torch.zeros_like(one["diff"], dtype=torch.float32), **parts})
 
 
 def _difference(key: str, one: torch.Tensor, two: torch.Tensor) -> tuple[torch.Tensor, float]:
@@ -428,8 +430,8 @@ def _difference(key: str, one: torch.Tensor, two: torch.Tensor) -> tuple[torch.T
 
 def _apart(side: _Side) -> dict[str, tuple[Found, dict[str, torch.Tensor]]]:
     """Diffusers path -> (the single layer, its weight and bias), for one layer of a checkpoint."""
-    found, out = side.layer.found, {}
-    for (path, part), row in zip(unfused(found, Module("full", side.values)), found.rows, strict=True):
+    layer, out = side.layer.found, {}
+    for (path, part), row in zip(unfused(layer, Module("full", side.values)), layer.rows, strict=True):
         if part is not None:
-            out[path] = Found((row,), found.numbers, native=False), dict(part.parts)
+            out[path] = Found((row,), layer.numbers, native=False), dict(part.parts)
     return out

@@ -23,6 +23,8 @@ from .whole import new_folder, replacing
 
 MAX_HEADER_BYTES = 16 << 20
 MAX_TENSORS = 50_000
+MAX_MEMBERS = 200_000  # of the tables in a pickle
+SHARED = 2  # times the file that its tensors may come to: some of them are stored once and named twice
 MAX_DIMS = 8
 MAX_VALUES = 1 << 44
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".ckpt", ".msgpack")
@@ -149,44 +151,62 @@ def _load_pickle(path: Path) -> dict[str, Any]:
         raise FormatError("file.not_plain", file=path.name) from error
     if not isinstance(data, dict):
         raise FormatError("file.other_object", file=path.name, type=type(data).__name__)
-    return {str(key): _plain(path, str(key), value, size) for key, value in data.items()}
+    return _Plain(path, size).table(data, "")
 
 
-def _plain(path: Path, key: str, value: Any, size: int) -> Any:
-    """A value out of a pickle: ordinary tensors within the size of the file, tables of them as dicts, other plain values as they are."""
-    if isinstance(value, (dict, torch.nn.ParameterDict)):
+class _Plain:
+    """The values out of a pickle: ordinary tensors within the size of the file, tables of them as dicts, other plain values as they are.
+
+    A small pickle may say the same object many times over, so what is taken out of it is counted.
+    """
+
+    def __init__(self, path: Path, size: int):
+        self._path, self._size = path, size
+        self._members, self._bytes = 0, 0
+
+    def table(self, values: Any, above: str) -> dict[str, Any]:
         try:
-            return {str(k): _plain(path, f"{key}.{k}", v, size) for k, v in value.items()}
-        except (AttributeError, TypeError, KeyError, RuntimeError) as error:
-            raise FormatError("file.no_table_of_tensors", file=path.name, key=key[:200]) from error
-    if not isinstance(value, torch.Tensor):
-        return value
-    if (
-        value.layout != torch.strided
-        or value.device.type != "cpu"
-        or value.is_quantized
-        or value.dtype not in TYPE_NAMES
-    ):
-        raise FormatError(
-            "file.odd_tensor",
-            file=path.name,
-            key=key[:200],
-            type=value.dtype,
-            layout=value.layout,
-            device=value.device.type,
-        )
-    if value.numel() * value.itemsize > size:
-        raise FormatError("file.tensor_large", file=path.name, key=key[:200], count=value.numel())
-    return value.detach()
+            return {str(key): self._value(f"{above}{key}", value) for key, value in values.items()}
+        except (AttributeError, TypeError, KeyError, RuntimeError, ValueError) as error:
+            if isinstance(error, FormatError):
+                raise
+            raise FormatError("file.no_table_of_tensors", file=self._path.name, key=above[:200]) from error
+
+    def _value(self, key: str, value: Any) -> Any:
+        self._members += 1
+        if self._members > MAX_MEMBERS:
+            raise FormatError("file.many_members", file=self._path.name, limit=MAX_MEMBERS)
+        if isinstance(value, (dict, torch.nn.ParameterDict)):
+            return self.table(value, f"{key[:200]}.")
+        if not isinstance(value, torch.Tensor):
+            return value
+        if (
+            value.layout != torch.strided
+            or value.device.type != "cpu"
+            or value.is_quantized
+            or value.dtype not in TYPE_NAMES
+        ):
+            raise FormatError(
+                "file.odd_tensor",
+                file=self._path.name,
+                key=key[:200],
+                type=value.dtype,
+                layout=value.layout,
+                device=value.device.type,
+            )
+        self._bytes += value.numel() * value.itemsize
+        if value.numel() * value.itemsize > self._size or self._bytes > SHARED * self._size:
+            raise FormatError("file.tensor_large", file=self._path.name, key=key[:200], count=value.numel())
+        return value.detach()
 
 
 @contextlib.contextmanager
-def opened(path: Path, known: Header | None = None) -> Iterator[Callable[[str], torch.Tensor]]:
+def opened(path: Path, parsed: Header | None = None) -> Iterator[Callable[[str], torch.Tensor]]:
     """Reads one tensor at a time from a checked safetensors file, into memory of its own: the file is not mapped, so nothing of it stays.
 
     `known`: the entries `header` gave, where the caller has them already.
     """
-    entries = header(path)[0] if known is None else known
+    entries = header(path)[0] if parsed is None else parsed
     try:
         with safe_open(path, "pt"):
             pass  # the library's own checks: no holes, no overlaps, no repeated keys

@@ -62,12 +62,12 @@ def _open_folder(folder: Path, family: str, drop_unknown: bool) -> Lora | Embedd
     usual = folder / "pytorch_lora_weights.safetensors"
     file = usual if usual in weights else next(iter(weights), None)
     if is_peft or file is None or (file != usual and len(weights) > 1):
-        found: Lora | Embedding = open_peft(folder, family)
+        product: Lora | Embedding = open_peft(folder, family)
     else:
-        found = open_file(file, family, drop_unknown)
-    if isinstance(found, Lora):
-        found.origins = tuple(dict.fromkeys((*_card_origins(folder), *found.origins)))
-    return found
+        product = open_file(file, family, drop_unknown)
+    if isinstance(product, Lora):
+        product.origins = tuple(dict.fromkeys((*_card_origins(folder), *product.origins)))
+    return product
 
 
 def _card_origins(folder: Path) -> tuple[Origin, ...]:
@@ -84,26 +84,26 @@ MAX_CARD = 1 << 18  # characters of a card that are read; its header is at the b
 
 def inspected(path: Path, family: str = "") -> Lora | Embedding:
     """As `open_file`, and a note when the hash in the header is not that of the data."""
-    found = open_file(path, family)
-    if isinstance(found, Lora):
-        told = found.metadata.get("sshs_model_hash")
-        if told and path.is_file() and disk.data_sha256(path) != told:
-            found.notes.insert(0, Message.of("note.hash"))
-    return found
+    product = open_file(path, family)
+    if isinstance(product, Lora):
+        stated_hash = product.metadata.get("sshs_model_hash")
+        if stated_hash and path.is_file() and disk.data_sha256(path) != stated_hash:
+            product.notes.insert(0, Message.of("note.hash"))
+    return product
 
 
 def open_lora(path: Path, family: str = "", drop_unknown: bool = False) -> Lora:
-    found = open_file(path, family, drop_unknown)
-    if not isinstance(found, Lora):
+    product = open_file(path, family, drop_unknown)
+    if not isinstance(product, Lora):
         raise FormatError("file.embedding_not_lora", file=path.name)
-    return found
+    return product
 
 
 def open_embedding(path: Path) -> Embedding:
-    found = open_file(path)
-    if not isinstance(found, Embedding):
+    product = open_file(path)
+    if not isinstance(product, Embedding):
         raise FormatError("file.lora_not_embedding", file=path.name)
-    return found
+    return product
 
 
 _COMPONENTS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3")
@@ -282,9 +282,9 @@ def merge_files(
     loras = [(open_lora(path, family), weight) for path, weight in sources]
     outcome = merge(loras, rank, progress)
     metadata = {"modelspec.merged_from": ", ".join(f"{path.stem} ({weight:g})" for path, weight in sources)}
-    found = [t for lora, _ in loras for t in triggers(lora.metadata) if "modelspec.trigger_phrase" in lora.metadata]
-    if found:
-        metadata["modelspec.trigger_phrase"] = ", ".join(dict.fromkeys(found))
+    words = [t for lora, _ in loras for t in triggers(lora.metadata) if "modelspec.trigger_phrase" in lora.metadata]
+    if words:
+        metadata["modelspec.trigger_phrase"] = ", ".join(dict.fromkeys(words))
     return _write_outcome(outcome, target, options, metadata)
 
 

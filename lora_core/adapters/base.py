@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import nn
 
+from ..algebra.joint import Base, Factors
 from ..algebra.kind import Acting, Kind, Parts, Shape
 from ..algebra.walk import walk_of
 from ..messages.errors import LoomError
@@ -19,6 +20,9 @@ from ..rng import derive, generator
 from .tokens import TokenSet
 
 Forward = Callable[..., torch.Tensor]
+Choice = Callable[[torch.Tensor], Base | None]  # how to run a layer for this input; None: there is no way for it
+Joined = Callable[[torch.Tensor], torch.Tensor | None]  # input -> output; None where there is no way
+Copy = tuple[torch.Tensor, torch.Tensor]  # a tensor in the type of the pass, and the parameter it is a copy of
 MODEL, TEXT_ENCODER, EMBEDDING = "model", "text_encoder", "embedding"  # the parts of a model that can be trained
 
 Weight = Callable[
@@ -37,6 +41,13 @@ def told(error: ValueError) -> Message | str:
     return Message.of(str(error)) if str(error) in table("en") else str(error)
 
 
+@torch.no_grad()
+def renew(copies: Sequence[Copy]) -> None:
+    """Makes the copies what their parameters are now, all in one operation."""
+    if copies:
+        torch._foreach_copy_([copy for copy, _ in copies], [parameter for _, parameter in copies])
+
+
 class Adapter(nn.Module):
     """What acts on one layer while it is attached. `scale` multiplies its change; `proportional`: every program agrees what half a strength is."""
 
@@ -52,6 +63,10 @@ class Adapter(nn.Module):
         """The layer's output for input `x` with this adapter, in the type the layer has; `base` is the layer's own forward."""
         raise NotImplementedError(f"{type(self).__name__} must say how it acts on a layer")
 
+    def joint(self, choice: Choice) -> Joined | None:
+        """The layer with this adapter as one node of autograd's graph, where there is such a form; `choice`: how the layer itself is run."""
+        return None
+
     def prepare(self) -> None:
         """Called once when the base weights are at hand, before the first step."""
 
@@ -60,6 +75,11 @@ class Adapter(nn.Module):
 
     def weights_changed(self) -> None:
         """Called when the parameters have other values: what was derived from them is out of date. (Fused optimizers do not count a tensor's version up.)"""
+        renew(self.outdated())
+
+    def outdated(self) -> list[Copy]:
+        """Forgets what was derived from the parameters; returns the copies of them that have to be made anew."""
+        return []
 
     def limit_norm(self, largest: float) -> None:
         """Scales a change above `largest` down."""
@@ -132,6 +152,7 @@ class KindAdapter(Adapter):
         self._layer, self._weight = [layer], weight  # in a list, so the layer's own weights are not counted as ours
         self._kept: Parts = {}
         self._derived: Parts | None = None
+        self._factors: Factors | None = None  # in the type of the last pass
 
     def _require(self, name: str) -> None:
         limit = self.kind.largest_rank(self.shape.weight)
@@ -156,6 +177,38 @@ class KindAdapter(Adapter):
             Acting(self.parts(), self.scale, self.shape.weight, self.walk, self._kept, self.derived(), self.drop),
         )
 
+    def joint(self, choice: Choice) -> Joined | None:
+        join = self.kind.joint(self.parts(), self.walk)
+        if join is None:
+            return None
+
+        def forward(x: torch.Tensor) -> torch.Tensor | None:
+            base = choice(x)
+            if base is None or (self.dropout and self.training):
+                return None
+            factors = self._factors
+            if factors is None or factors.down_here.dtype != x.dtype:
+                factors = self._cast(x.dtype)
+            return join(x, base, factors, self.scale)
+
+        return forward
+
+    def _cast(self, dtype: torch.dtype) -> Factors:
+        """The factors, with copies in `dtype` where they have another; the copies last until the weights change."""
+        parts = self.parts()
+        here = [parts[name].detach().to(dtype) for name in ("down", "up")]
+        trained = [parts[name] if parts[name].dtype == dtype else copy for name, copy in zip(("down", "up"), here)]
+        self._factors = Factors(parts["down"], parts["up"], *trained)
+        return self._factors
+
+    def outdated(self) -> list[Copy]:
+        factors = self._factors
+        if self._derived is not None:  # to set an attribute of a module is slow, and this is asked after every step
+            self._derived = None
+        if factors is None or factors.down_here is factors.down:
+            return []
+        return [(factors.down_here, factors.down), (factors.up_here, factors.up)]
+
     @torch.no_grad()
     def prepare(self) -> None:
         if self.kind.keeps_base:
@@ -166,22 +219,19 @@ class KindAdapter(Adapter):
             }  # outside: a host lends its weights in inference mode
             self._set(self.kind.filled(self.parts(), self._kept))
 
-    @torch.no_grad()
     def derived(self) -> Parts:
         """What follows from the parts and the base weight; kept until the parts change."""
         if not self.kind.derives or not self._kept:
             return {}
         if self._derived is None:
-            with self._weight(self._layer[0]) as (weight, _):
+            with torch.no_grad(), self._weight(self._layer[0]) as (weight, _):
                 derived = self.kind.derived(self.parts(), self.scale, self._kept, weight)
             self._derived = {name: value.clone() for name, value in derived.items()}
         return self._derived
 
     def begin_pass(self) -> None:
-        self.derived()
-
-    def weights_changed(self) -> None:
-        self._derived = None
+        if self.kind.derives:
+            self.derived()
 
     def delta_weight(self) -> torch.Tensor:
         """The change of the layer's weight, in its shape, float32; of a kind that needs the base weight, from that weight. (For DoRA without the rescaling.)"""
@@ -198,9 +248,11 @@ class KindAdapter(Adapter):
     def limit_norm(self, largest: float) -> None:
         self._set(self.kind.limited(self.parts(), self.scale, largest))
 
-    @torch.no_grad()
     def keep_bounds(self) -> None:
-        self._set(self.kind.bounded(self.parts(), self.shape))
+        if type(self.kind).bounded is Kind.bounded:
+            return
+        with torch.no_grad():
+            self._set(self.kind.bounded(self.parts(), self.shape))
 
     def _set(self, values: Parts) -> None:
         for name, value in values.items():
@@ -265,9 +317,8 @@ class AdapterSet:
     @property
     def trains_text(self) -> bool:
         """Whether the encoding of texts is being trained right now, so it cannot be kept from one step to the next."""
-        return self.tokens.trained or any(
-            a.part == TEXT_ENCODER and p.requires_grad for _, a in self for p in a.parameters()
-        )
+        encoders = [a for a in self._members.values() if a.part == TEXT_ENCODER]
+        return self.tokens.trained or any(p.requires_grad for a in encoders for p in a.parameters())
 
     def count(self) -> int:
         """Number of trained values."""
@@ -299,9 +350,8 @@ class AdapterSet:
         self.weights_changed()
 
     def weights_changed(self) -> None:
-        """Tells every adapter that its parameters have other values."""
-        for _, adapter in self:
-            adapter.weights_changed()
+        """Tells every adapter that its parameters have other values. Copies of them in another type are made anew all at once."""
+        renew([copy for adapter in self._members.values() for copy in adapter.outdated()])
 
     @contextlib.contextmanager
     def switched_off(self) -> Iterator[None]:
@@ -330,27 +380,33 @@ class AdapterSet:
 
 @contextlib.contextmanager
 def attach(
-    layers: Mapping[str, nn.Module], adapters: AdapterSet, base_forward: Callable[[nn.Module], Forward] | None = None
+    layers: Mapping[str, nn.Module],
+    adapters: AdapterSet,
+    choose: Callable[[nn.Module], Choice | None] = lambda layer: None,
 ) -> Iterator[None]:
     """Adds each adapter's branch to the layer of the same name by overriding the instance's forward; takes it off again on exit.
 
-    The module tree and its state dict stay as they are. `base_forward` may wrap what computes the frozen part.
+    The module tree and its state dict stay as they are. `choose`: how a layer may be run as one node with its adapter.
     """
     with contextlib.ExitStack() as undo:
         for name, adapter in adapters:
             layer = layers[name]
-            undo.enter_context(
-                override_forward(layer, branch(base_forward(layer) if base_forward else layer.forward, adapter))
-            )
+            undo.enter_context(override_forward(layer, branch(layer.forward, adapter, choose(layer))))
         yield
 
 
-def branch(base: Forward, adapter: Adapter) -> Forward:
-    """Forward of `base` with `adapter` around it."""
+def branch(base: Forward, adapter: Adapter, choice: Choice | None = None) -> Forward:
+    """Forward of `base` with `adapter` around it; in training as one node of autograd's graph, where the adapter and `choice` have a way."""
+    joint = adapter.joint(choice) if choice is not None else None
 
     def forward(x: torch.Tensor, *args, **kwargs) -> torch.Tensor:
         if not adapter.active:
             return base(x, *args, **kwargs)
+        recording = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+        if joint is not None and recording and not args and not kwargs:
+            out = joint(x)
+            if out is not None:
+                return out
         return adapter.around(lambda x: base(x, *args, **kwargs), x)
 
     return forward

@@ -101,13 +101,13 @@ def choose_text_targets(
     inside = [p for p in able if encoders.search(p.split(".", 1)[0]) and "text_projection" not in p]
     chosen = [p for p in inside if any(re.search(pattern, p) for pattern in patterns)]
     if not chosen:
-        known = sorted({p.split(".", 1)[0] for p in layers})
-        if not known:
+        names = sorted({p.split(".", 1)[0] for p in layers})
+        if not names:
             raise LoomError("text_encoder.untrainable", field="text_encoder.train")
         if not config.encoders:
-            raise LoomError("text_encoder.none_fits", field="text_encoder.train", known=known)
+            raise LoomError("text_encoder.none_fits", field="text_encoder.train", known=names)
         raise LoomError(
-            "text_encoder.none_chosen", field="text_encoder.train", encoders=repr(config.encoders), known=known
+            "text_encoder.none_chosen", field="text_encoder.train", encoders=repr(config.encoders), known=names
         )
     return sorted(chosen)
 

@@ -64,6 +64,9 @@ class Dora(Lora):
         total = kept["squares"] + 2 * scale * _summed(p, cross) + scale**2 * _summed(p, square)
         return {"lengths": total.clamp_min(torch.finfo(torch.float32).tiny).sqrt()}
 
+    def joint(self, p: Parts, walk: Walk) -> None:
+        return None
+
     def around(self, forward: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, acting: Acting) -> torch.Tensor:
         """Over inputs (W + update) diag(r) x is the layer on r * x, r = m / length."""
         ratio = acting.parts["dora"].flatten() / acting.derived["lengths"]

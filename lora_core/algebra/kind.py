@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.utils.checkpoint
 
+from .joint import Joint
 from .walk import Walk
 
 Parts = Mapping[str, torch.Tensor]
@@ -194,6 +195,10 @@ class Kind:
         """||change||^2; of a kind that needs the base weight, of its own numbers, which are relative to that weight."""
         return self.delta(p, scale).square().sum()
 
+    def factored(self, p: Parts, most: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """(up (out, rank), down (rank, in * kernel)) whose product is just the change at scale 1, in `most` numbers at the most; None where it has none."""
+        return None
+
     def degree(self, p: Parts) -> int:
         """How many parts are multiplied together in the change."""
         return sum(part.scales and part.name in p for part in self.parts if part is not BIAS_PART)
@@ -241,6 +246,10 @@ class Kind:
     def derived(self, p: Parts, scale: float, kept: Parts, weight: torch.Tensor) -> dict[str, torch.Tensor]:
         """What a forward pass needs besides the parts, made anew when they have changed. `weight`: the layer's own."""
         return {}
+
+    def joint(self, p: Parts, walk: Walk) -> Joint | None:
+        """The layer and its change as one node of autograd's graph, with the factors `down` and `up`; None where the kind has no such form."""
+        return None
 
     def around(self, forward: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, acting: Acting) -> torch.Tensor:
         """The layer's output with this adapter; `forward` is the layer's own."""

@@ -7,7 +7,7 @@ import math
 import torch
 
 from .kind import BIAS_PART, MAGNITUDES, Kind, Part, Parts, Shape, kaiming, unflattened
-from .products import blocks, squared_norm, total
+from .products import blocks, total
 from .walk import Walk
 
 
@@ -60,23 +60,42 @@ class Loha(Kind):
         self, p: Parts, scale: float, weight: tuple[int, ...] = (), base: torch.Tensor | None = None
     ) -> torch.Tensor:
         one, two = (_matrix(p, n) for n in (1, 2))
-        return (one * two * scale).reshape(weight or self.shape(p))
+        product = (
+            one * two if torch.is_grad_enabled() else one.mul_(two)
+        )  # two tables at a time where no gradient asks for more
+        return (product * scale if torch.is_grad_enabled() else product.mul_(scale)).reshape(weight or self.shape(p))
+
+    def factored(self, p: Parts, most: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """The elementwise product of two matrices of rank r is one of rank r^2."""
+        if "hada_t1" in p:
+            return None
+        rows, columns = p["hada_w1_a"].shape[0], p["hada_w1_b"].shape[1]
+        rank = p["hada_w1_b"].shape[0] * p["hada_w2_b"].shape[0]
+        if rank * (rows + columns) > most:
+            return None
+        down = _row_products(p["hada_w1_b"].t(), p["hada_w2_b"].t()).t()
+        return _row_products(p["hada_w1_a"], p["hada_w2_a"]), down.contiguous()
 
     def squared_norm(self, p: Parts, scale: float) -> torch.Tensor:
-        """By rows of the product, which may be far larger than the factors; at very low ranks by the factors alone: the elementwise product of two
-        matrices of rank r is one of rank r^2.
+        """By the factors alone, or by rows of the product, which may be far larger than them: whichever is less work. Where both are out of proportion
+        to the factors, by evenly spaced rows, which tells it to about a hundredth.
         """
-        if "hada_t1" not in p and max(p["hada_w1_b"].shape[0], p["hada_w2_b"].shape[0]) <= 4:
-            up = torch.einsum("oi,oj->oij", p["hada_w1_a"], p["hada_w2_a"]).flatten(1)
-            return squared_norm(up, torch.einsum("ik,jk->ijk", p["hada_w1_b"], p["hada_w2_b"]).flatten(0, 1)) * scale**2
-        axis, shape = (1, self.shape(p)) if "hada_t1" in p else (0, self.shape(p))
-        ups = ("hada_w1_a", "hada_w2_a")
+        shape = self.shape(p)
+        ranks = p["hada_w1_b"].shape[0], p["hada_w2_b"].shape[0]
+        by_rows, allowed = math.prod(shape) * sum(ranks), WORK + WORK_A_NUMBER * sum(t.numel() for t in p.values())
+        by_factors = (shape[0] + math.prod(shape[1:])) * math.prod(ranks) ** 2
+        if "hada_t1" not in p and by_factors <= min(by_rows, allowed):
+            up, down = _gram(p["hada_w1_a"], p["hada_w2_a"]), _gram(p["hada_w1_b"].t(), p["hada_w2_b"].t())
+            return (up * down).sum() * scale**2
+        every = slice(None, None, -(-by_rows // allowed))
+        taken = {name: p[name][:, every] if "hada_t1" in p else p[name][every] for name in ("hada_w1_a", "hada_w2_a")}
+        count = self.shape({**p, **taken})[0]
 
         def part(rows: slice) -> torch.Tensor:
-            cut = {**p, **{name: p[name].narrow(axis, rows.start, rows.stop - rows.start) for name in ups}}
-            return (_matrix(cut, 1) * _matrix(cut, 2)).square().sum()
+            cut = {name: value[:, rows] if "hada_t1" in p else value[rows] for name, value in taken.items()}
+            return (_matrix({**p, **cut}, 1) * _matrix({**p, **cut}, 2)).square().sum()
 
-        return total(part(rows) for rows in blocks(shape[0], math.prod(shape[1:]))) * scale**2
+        return total(part(rows) for rows in blocks(count, math.prod(shape[1:]))) * (scale**2 * shape[0] / count)
 
     def ends(self, p: Parts) -> tuple[tuple[str, ...], ...]:
         return (("hada_w1_b", "hada_w1_a"),)
@@ -91,6 +110,21 @@ class Loha(Kind):
 
 
 KIND = Loha()
+WORK, WORK_A_NUMBER = (
+    1 << 28,
+    1 << 8,
+)  # multiplications that a norm may cost: in any case, and for each number of the factors
+
+
+def _row_products(one: torch.Tensor, two: torch.Tensor) -> torch.Tensor:
+    """(n, r), (n, s) -> (n, r * s): each row the outer product of two rows."""
+    return torch.einsum("ni,nj->nij", one, two).flatten(1)
+
+
+def _gram(one: torch.Tensor, two: torch.Tensor) -> torch.Tensor:
+    """P^T P of P = _row_products(one, two), by rows."""
+    parts = (_row_products(one[rows], two[rows]) for rows in blocks(len(one), one.shape[1] * two.shape[1]))
+    return total(part.t() @ part for part in parts)
 
 
 def _matrix(p: Parts, n: int) -> torch.Tensor:

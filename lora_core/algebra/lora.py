@@ -7,6 +7,7 @@ import math
 import torch
 import torch.nn.functional as F
 
+from .joint import Joint, joint_conv, joint_linear
 from .kind import BIAS_PART, MAGNITUDES, Acting, Kind, Part, Parts, Shape, kaiming
 from .products import squared_norm, squared_norm_of_core
 from .walk import CONVS, Walk
@@ -49,6 +50,12 @@ class Lora(Kind):
             return squared_norm_of_core(p["mid"], up.t() @ up, down @ down.t()) * scale**2
         return squared_norm(up, down) * scale**2
 
+    def factored(self, p: Parts, most: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+        if "mid" in p and p["down"].shape[1] * math.prod((p["mid"].shape[0], *p["mid"].shape[2:])) > most:
+            return None
+        plain = untuckered(p)
+        return plain["up"].flatten(1), plain["down"].flatten(1)
+
     def ends(self, p: Parts) -> tuple[tuple[str, ...], ...]:
         return (("down", "up"),)
 
@@ -79,6 +86,11 @@ class Lora(Kind):
             "down": p["down"].reshape(-1, *weight[1:]),
             "up": p["up"].reshape(*p["up"].shape[:2], *[1] * (len(weight) - 2)),
         }
+
+    def joint(self, p: Parts, walk: Walk) -> Joint | None:
+        if p.keys() != {"down", "up"} or (walk.conv is not None and isinstance(walk.conv["padding"], str)):
+            return None
+        return joint_linear if walk.conv is None else joint_conv(walk.conv)
 
     def add_to(self, out: torch.Tensor, x: torch.Tensor, acting: Acting) -> torch.Tensor:
         x = acting.drop(x)

@@ -76,6 +76,37 @@ class Remarks(Protocol):
         """What there is to say about the choice, inside `training`."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Samplers:
+    """What a backend draws samples with. `names` and `schedules`: those it follows, by the names of settings.
+
+    `negative`: it reads a negative prompt; `guided`: guidance changes something; `own`: the sampler it has in place of one that can be named.
+    """
+
+    names: Sequence[str]
+    schedules: Sequence[str]
+    negative: bool = True
+    guided: bool = True
+    own: str = ""
+
+
+@runtime_checkable
+class NamesSamplers(Protocol):
+    """A backend that says beforehand what it draws samples with."""
+
+    def samplers(self) -> Samplers:
+        """Whatever is asked for besides is refused or told before the first step."""
+
+
+@runtime_checkable
+class SkipsLayers(Protocol):
+    """A backend that knows from which layer of CLIP captions are read."""
+
+    @property
+    def clip_skip(self) -> int | None:
+        """Counted from the end, as WebUIs do; None for models that always read the same layers."""
+
+
 @runtime_checkable
 class Splits(Protocol):
     """A backend whose frozen network can be split over several processes."""
@@ -217,15 +248,15 @@ _whole: weakref.WeakKeyDictionary[nn.Module, tuple[str, str]] = weakref.WeakKeyD
 def whole_fingerprint(module: nn.Module) -> str:
     """Hash over every byte of every weight and buffer. Remembered for a module whose `weights_fingerprint` has not changed."""
     quick = weights_fingerprint(module)
-    known = _whole.get(module)
-    if known is None or known[0] != quick:
+    cached = _whole.get(module)
+    if cached is None or cached[0] != quick:
         digest = hashlib.sha256()
         for name, value in module.state_dict().items():
             digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
             if value.device.type != "meta":
                 digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-        known = _whole[module] = quick, digest.hexdigest()
-    return known[1]
+        cached = _whole[module] = quick, digest.hexdigest()
+    return cached[1]
 
 
 def weights_fingerprint(module: nn.Module, instead: Mapping[str, torch.Tensor] | None = None) -> str:

@@ -184,7 +184,8 @@ class Expert:
 class BaseModel:
     """What a base model was found to be. `channels`: of its latents. `guidance`: the one it embeds and is trained at. `stored`: the type of its weights.
 
-    `distilled`: the sign by which it was told, None where nothing tells. `warnings`: what the user has to know before the first step.
+    `distilled`: the sign by which it was told, None where nothing tells. `clip_skip`: from which layer captions are read, from the end; None where that is
+    not chosen. `anime`: the name by which it looks like a model made for clip skip 2. `warnings`: what the user has to know before the first step.
     """
 
     family: str
@@ -198,6 +199,8 @@ class BaseModel:
     further: FurtherInput | None = None
     notes: tuple[Message, ...] = ()
     field: str = "base"
+    clip_skip: int | None = None
+    anime: str | None = None
 
     def told(self) -> Message:
         """All of it in one sentence."""
@@ -210,6 +213,8 @@ class BaseModel:
         if self.guidance is not None:
             facts.append(Message.of("base.fact.guidance", guidance=f"{self.guidance:g}"))
         facts.append(Message.of("base.fact.channels", count=self.channels))
+        if self.clip_skip not in (None, 1):
+            facts.append(Message.of("base.fact.clip_skip", skip=self.clip_skip))
         if self.expert is not None:
             facts.append(Message.of("base.fact.expert", expert=Message.of(self.expert.name)))
         if self.distilled is not None:
@@ -219,12 +224,16 @@ class BaseModel:
 
     def warnings(self, asked: ObjectiveConfig) -> tuple[Message, ...]:
         """What the user has to know before the first step of this job."""
-        said = self.predicts.warnings + self.notes
+        messages = self.predicts.warnings + self.notes
         if self.expert is not None:
-            said += self.expert.warnings(asked, self.shift or 1.0, self.field)
+            messages += self.expert.warnings(asked, self.shift or 1.0, self.field)
         if self.distilled is not None:
-            said += (Message.of("base.distilled", field=self.field, sign=self.distilled),)
-        return said
+            messages += (Message.of("base.distilled", field=self.field, sign=self.distilled),)
+        if self.anime and self.clip_skip == 1:
+            code = "model.clip_skip_guess" if self.field == "model" else "base.clip_skip_guess"
+            setting = Setting("text_encoder.clip_skip")
+            messages += (Message.of(code, field=self.field, name=repr(self.anime), setting=setting),)
+        return messages
 
     def as_json(self) -> dict[str, Any]:
         """For the run folder and for programs; sentences in English."""
@@ -240,6 +249,7 @@ class BaseModel:
             "distilled": self.distilled.text() if self.distilled else None,
             "further_input": self.further.needs.rpartition(".")[2] if self.further else None,
             "stored": self.stored,
+            "clip_skip": self.clip_skip,
         }
 
 

@@ -13,14 +13,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import nn
 
 from ..adapters.base import override_forward
 from ..adapters.tokens import TokenSet, TokenTable, TokenVectors
 from ..data.lengths import TextLength
 from ..messages.errors import LoomError
-from .layout import LOCAL, variant_of
+from .whole import read_configured, read_whole
 
 LENGTH = 77
 LARGE = 8  # tokens of a stretch that may be split over two windows
@@ -79,10 +78,11 @@ class Encoder:
 
 
 class ClipText:
-    """Encodes texts as diffusers' pipelines do: the last layer for one encoder, the last but one of both and the pooled second for SDXL."""
+    """Encodes texts as diffusers' pipelines do: for one encoder its last layer or an earlier one, for SDXL the last but one of both and the pooled second."""
 
     def __init__(self, models: Sequence[Any], tokenizers: Sequence[Any], device: torch.device):
         self.device, self.two = device, len(models) == 2
+        self.skip = 1  # from which layer a single encoder's texts are read, from the end, as WebUIs count
         self.encoders: dict[str, Encoder] = {}
         for n, (model, tokenizer) in enumerate(zip(models, tokenizers, strict=True)):
             if self.two:
@@ -99,11 +99,15 @@ class ClipText:
         kinds: dict[str, Any] = {"": CLIPTextModel}
         if (folder / "text_encoder_2").is_dir():
             kinds["_2"] = CLIPTextModelWithProjection
-        models = []
-        for part, kind in kinds.items():
-            place = folder / f"text_encoder{part}"
-            models.append(_read(kind, place))
-        return models, [CLIPTokenizer.from_pretrained(folder / f"tokenizer{part}", **LOCAL) for part in kinds]
+        models = [read_whole(kind, folder / f"text_encoder{part}", torch.float32) for part, kind in kinds.items()]
+        return models, [read_configured(CLIPTokenizer, folder / f"tokenizer{part}") for part in kinds]
+
+    def skip_layers(self, skip: int) -> None:
+        """From now on texts are read from the `skip`th layer from the end, where there is one encoder. Raises LoomError where it has fewer layers."""
+        count = next(iter(self.encoders.values())).model.config.num_hidden_layers
+        if skip > count:
+            raise LoomError("text_encoder.clip_skip", field="text_encoder.clip_skip", layers=count, skip=skip)
+        self.skip = skip
 
     def layers(self) -> Mapping[str, nn.Module]:
         """Linear layers by `<encoder>.<path>`."""
@@ -128,38 +132,26 @@ class ClipText:
             rows = [row for rows in windows for row in rows]
             ids = torch.tensor([[0 if isinstance(i, tuple) else i for i in row] for row in rows], device=self.device)
             with _vectors_in_place(encoder.model.get_input_embeddings(), rows, name):
-                out = encoder.model(ids, output_hidden_states=self.two)
-            flat = out.hidden_states[-2] if self.two else out.last_hidden_state
+                out = encoder.model(ids, output_hidden_states=self.two or self.skip > 1)
+            flat = out.hidden_states[-2] if self.two else self._read(encoder.model, out)
             counts = [len(rows) for rows in windows]
             hidden.append(Text.joined([Text(part.flatten(0, 1)[None]) for part in flat.split(counts)]).hidden)
             firsts = [sum(counts[:n]) for n in range(len(counts))]
             pooled = out.text_embeds[firsts] if self.two and name == "clip_g" else None
         return Text(torch.cat(hidden, -1), pooled)
 
+    def _read(self, model: Any, out: Any) -> torch.Tensor:
+        """(B, 77, width) of one encoder: its last layer, or an earlier one with the norm behind the last, as WebUIs, ComfyUI and diffusers have it."""
+        if self.skip == 1:
+            return out.last_hidden_state
+        inner = getattr(model, "text_model", model)
+        return inner.final_layer_norm(out.hidden_states[-self.skip])
+
     def length(self, caption: str) -> TextLength:
         """Of the first encoder: both have the same window and words."""
         encoder = next(iter(self.encoders.values()))
         whole = length_of(caption, encoder.tokenizer)
         return dataclasses.replace(whole, pieces=len(_windows(encoder.tokenizer, caption, TokenSet())), cut=0)
-
-
-def _read(kind: Any, place: Path) -> Any:
-    """A text encoder in float32. Raises LoomError where the folder lacks weights of it.
-
-    Newer transformers write the names without `text_model.`; older ones would start such an encoder from random numbers without a word.
-    """
-    model, report = kind.from_pretrained(
-        place, torch_dtype=torch.float32, output_loading_info=True, **variant_of(place), **LOCAL
-    )
-    missing = [name for name in report["missing_keys"] if not name.endswith("position_ids")]
-    if missing:
-        weights = {name: tensor for file in place.glob("*.safetensors") for name, tensor in load_file(file).items()}
-        full = {name if name.startswith("text_") else f"text_model.{name}": w for name, w in weights.items()}
-        model.load_state_dict({name: w.float() for name, w in full.items()}, strict=False)
-        missing = [name for name in missing if name not in full]
-    if missing:
-        raise LoomError("base.weights_missing", field="base", file=place, count=len(missing), key=missing[0])
-    return model
 
 
 def vocabulary(tokenizer: Any) -> str:

@@ -16,27 +16,47 @@ from ..config import ObjectiveConfig
 from ..data.batches import Batch
 from ..data.buckets import Fit
 from ..data.lengths import TextLength
+from ..messages.errors import LoomError
 from ..messages.message import Message
 from ..objectives import DiscreteLevels, Objective, discrete_sigmas, rescale_zero_terminal_snr
-from .base import SampleJob, weights_checksum
+from .base import SampleJob, Samplers, weights_checksum
 from .base_model import BaseModel, predicts, require_plain_network
 from .clip_text import ClipText, Text, vocabulary
 from .headless import nearest_timestep
-from .layout import LOCAL, read_whole, require_parts, stored_dtype
+from .layout import LOCAL, class_in, require_parts, stored_dtype
 from .marks import require_discrete_scheduler, scheduler_witness
 from .sharded import Sharded
 from .vae import other_vae
+from .whole import read_whole
 
 _STATISTICS = ("latents_mean", "latents_std")  # of a VAE, where its latents are scaled channel by channel
 LCM_SIGN = "time_cond_proj_dim"  # of a UNet's config: it reads the guidance it was distilled at
 
 
-DPM_SOLVER = "dpmpp_2m"  # DPM-Solver++ of second order, by the name it has in samplers' lists
+_SIZES = 6  # height, width, top, left, target height, target width
+_CLASSES = {  # what a folder of Stable Diffusion has, by the class that each part's config names
+    "unet": ("UNet2DConditionModel",),
+    "vae": ("AutoencoderKL",),
+    "text_encoder": ("CLIPTextModel", "CLIPTextModelWithProjection"),
+    "text_encoder_2": ("CLIPTextModelWithProjection",),
+}
 
 
 def euler(x: torch.Tensor, denoised: torch.Tensor, sigma: float, lower: float) -> torch.Tensor:
     """One step of Euler's method from `sigma` to `lower`."""
     return x + (x - denoised) / sigma * (lower - sigma)
+
+
+class Ancestral:
+    """Euler's method to a lower level than asked for, and fresh noise up to it: ancestral sampling (Song et al. 2021, arXiv 2011.13456, appendix F)."""
+
+    def __init__(self, rng: torch.Generator) -> None:
+        self._rng = rng
+
+    def __call__(self, x: torch.Tensor, denoised: torch.Tensor, sigma: float, lower: float) -> torch.Tensor:
+        up = min(lower, lower * math.sqrt(sigma**2 - lower**2) / sigma)
+        x = euler(x, denoised, sigma, math.sqrt(lower**2 - up**2))
+        return x + up * torch.randn(x.shape, generator=self._rng).to(x)
 
 
 class Multistep:
@@ -56,6 +76,17 @@ class Multistep:
         return lower / sigma * x - math.expm1(-length) * target
 
 
+Solver = Callable[[torch.Tensor, torch.Tensor, float, float], torch.Tensor]  # (x, denoised, sigma, lower) -> x at lower
+_SOLVERS: Mapping[str, Callable[[torch.Generator], Solver]] = {
+    "euler": lambda rng: euler,
+    "ddim": lambda rng: (
+        euler
+    ),  # in x = x0 + sigma * noise the same steps, as Song et al. 2020 (arXiv 2010.02502) show in equation 14
+    "euler_ancestral": Ancestral,
+    "dpmpp_2m": lambda rng: Multistep(),  # DPM-Solver++ of second order
+}
+
+
 class DiffusersBackend(Sharded):
     """Lends a UNet with its CLIP text encoders. Everything is read from `folder`; nothing is ever downloaded.
 
@@ -67,6 +98,7 @@ class DiffusersBackend(Sharded):
 
         if pipe is None:
             wanted = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+            _require_own_kind(folder)
             require_parts(folder, wanted, "layout.stable_diffusion")
             schedule = DDPMScheduler.load_config(folder / "scheduler", **LOCAL)
             require_discrete_scheduler(folder, schedule)
@@ -82,6 +114,7 @@ class DiffusersBackend(Sharded):
             encoders = [part for name, part in parts if name.startswith("text_encoder")]
             texts = encoders, [part for name, part in parts if name.startswith("tokenizer")]
         require_plain_network(unet.config, vae.config.latent_channels)
+        _require_base(folder, unet.config, texts[0])
         self.network = self.unet = self.place_network(unet)
         self.vae = self.idle(vae)
         self.text = ClipText([self.idle(model) for model in texts[0]], texts[1], self.device)
@@ -95,8 +128,19 @@ class DiffusersBackend(Sharded):
         self._table = self._levels(bool(zero_snr))  # sigma of each timestep, as sampling and training see it
 
     def use_vae(self, place: Path) -> None:
+        vae = other_vae(place, self.vae)
         self._idle.remove(self.vae)
-        self.vae = self.idle(other_vae(place, self.vae))
+        self.vae = self.idle(vae)
+
+    @property
+    def clip_skip(self) -> int | None:
+        """From which layer captions are read, from the end; None for SDXL, which always reads the same ones."""
+        return None if self.text.two else self.text.skip
+
+    def skip_layers(self, skip: int) -> None:
+        """From now on captions are read from the `skip`th layer from the end. Raises LoomError where the text encoder has fewer."""
+        self.text.skip_layers(skip)
+        self.forget_texts()
 
     def to_device(self, device: str) -> None:
         super().to_device(device)
@@ -136,6 +180,8 @@ class DiffusersBackend(Sharded):
             self.vae.config.latent_channels,
             self.stored_type,
             distilled=distilled,
+            clip_skip=self.clip_skip,
+            anime=self.marks.anime if self.family == "sd1" else None,
         )
 
     def objective(self, config: ObjectiveConfig) -> Objective:
@@ -188,7 +234,10 @@ class DiffusersBackend(Sharded):
         return [e.model for e in self.text.encoders.values()]
 
     def text_fingerprint(self) -> str:
-        return " ".join(weights_checksum(e.model) + vocabulary(e.tokenizer) for e in self.text.encoders.values())
+        skip = [f"clip skip {self.text.skip}"] if self.text.skip > 1 else []
+        return " ".join(
+            [*(weights_checksum(e.model) + vocabulary(e.tokenizer) for e in self.text.encoders.values()), *skip]
+        )
 
     def predict(self, x_t: torch.Tensor, sigma: torch.Tensor, batch: Batch) -> torch.Tensor:
         return self._network(x_t, sigma, self.encoded(batch.captions), batch.fits)
@@ -218,22 +267,23 @@ class DiffusersBackend(Sharded):
         row = torch.cat([torch.zeros(width // 2), torch.ones(width - width // 2)])
         return row.to(self.device, self.dtype).repeat(count, 1)
 
+    def samplers(self) -> Samplers:
+        return Samplers(tuple(_SOLVERS), ("simple",))
+
     @torch.no_grad()
     def sample(self, job: SampleJob) -> list[Image.Image]:
-        """Euler, or DPM-Solver++(2M) for the sampler `dpmpp_2m`, with classifier-free guidance on the same sigmas and noise as the host's `simple`,
-
-        so pictures agree.
-        """
+        """With classifier-free guidance on the same sigmas and noise as the host's `simple`, so pictures agree."""
         config, step = job.config, self.latent_step_px
         shape = (1, self.unet.config.in_channels, job.height_px // step, job.width_px // step)
         table = self._table
         picks = [len(table) - 1 - int(n * len(table) / config.steps) for n in range(config.steps)]
         sigmas = [*(float(table[i]) for i in picks), 0.0]
-        noise = torch.randn(shape, generator=job.rng())
+        rng = job.rng()
+        noise = torch.randn(shape, generator=rng)
         x = (noise * (1 + sigmas[0] ** 2) ** 0.5).to(self.device)
         text, size = self.encoded([job.prompt, config.negative]), (job.width_px, job.height_px)
         fits = [Fit(size, size, (0, 0), size)] * 2
-        solver = Multistep() if config.sampler == DPM_SOLVER else euler
+        solver = _SOLVERS[config.sampler](rng)
         for sigma, lower in zip(sigmas, sigmas[1:], strict=False):
             out = self._network(x.repeat(2, 1, 1, 1), torch.full((2,), sigma), text, fits)
             denoised = _denoised(self._prediction, x, out, sigma)
@@ -245,6 +295,25 @@ class DiffusersBackend(Sharded):
             self.rest()
         array = ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
         return [Image.fromarray(a) for a in array]
+
+
+def _require_own_kind(folder: Path) -> None:
+    """Refuses a folder whose networks are not those of Stable Diffusion, such as Kolors and DeepFloyd IF, which have a UNet too. Raises LoomError."""
+    if not (folder / "text_encoder").is_dir() and (folder / "text_encoder_2").is_dir():
+        raise LoomError("base.refiner", field="base", file=folder.name)
+    for part, allowed in _CLASSES.items():
+        kind = class_in(folder / part)
+        if kind and kind not in allowed:
+            raise LoomError("base.other_part", field="base", file=f"{folder.name}/{part}", kind=kind, allowed=allowed)
+
+
+def _require_base(place: Path, unet: Mapping[str, Any], encoders: Sequence[Any]) -> None:
+    """Refuses a UNet of SDXL's kind that reads other numbers beside the pooled text than the six sizes of a picture, as the refiner. Raises LoomError."""
+    if unet.get("addition_embed_type") != "text_time":
+        return
+    pooled, width = encoders[-1].config.projection_dim, unet["addition_time_embed_dim"]
+    if unet["projection_class_embeddings_input_dim"] != pooled + _SIZES * width:
+        raise LoomError("base.refiner", field="base", file=place.name)
 
 
 def _denoised(prediction: str, x: torch.Tensor, out: torch.Tensor, sigma: float) -> torch.Tensor:

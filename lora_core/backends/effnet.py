@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
+from ..messages.blame import blamed
 from ..messages.errors import LoomError
+from .whole import require_none, short_name
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pictures, which the backbone was trained on
 
@@ -28,15 +31,16 @@ class EfficientNet(nn.Module):
         return self.mapper(self.backbone(x))
 
     @staticmethod
-    def read(folder: Path) -> EfficientNet:
-        """From effnet/model.safetensors, the `effnet_state_dict` of the published model_v2_stage_b."""
-        from safetensors.torch import load_file
-
+    def read(folder: Path, field: str = "base") -> EfficientNet:
+        """From effnet/model.safetensors, the `effnet_state_dict` of the published model_v2_stage_b. `field` names the folder. Raises LoomError."""
         file = folder / "effnet" / "model.safetensors"
         if not file.is_file():
-            raise LoomError("base.no_effnet", field="base", folder=folder)
+            raise LoomError("base.no_effnet", field=field, folder=folder)
         encoder = EfficientNet()
-        encoder.load_state_dict(load_file(file))
+        with blamed("base.unreadable", field, memory="base.no_memory", file=short_name(file)):
+            weights = load_file(file)
+            require_none(encoder.state_dict().keys() - weights.keys(), file, field)
+            encoder.load_state_dict(weights)
         return encoder
 
 

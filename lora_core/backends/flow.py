@@ -19,16 +19,19 @@ from ..compat import needed
 from ..config import ObjectiveConfig
 from ..data.batches import Batch
 from ..data.lengths import TextLength
+from ..messages.blame import blamed
 from ..messages.message import Message
 from ..objectives import FlowLevels, Objective
-from .base import TRAINING_GUIDANCE, SampleJob, weights_checksum
+from .base import TRAINING_GUIDANCE, SampleJob, Samplers, weights_checksum
 from .base_model import BaseModel, Strength, Witness, predicts, require_plain_network
 from .clip_text import Text, length_of, vocabulary
-from .layout import LOCAL, pipeline_name, read_whole, require_parts, stored_dtype, variant_of
+from .layout import LOCAL, pipeline_name, require_parts, stored_dtype
 from .marks import require_flow_scheduler
 from .networks import DIFFUSERS
+from .pipelines import plain_name
 from .sharded import Sharded
 from .vae import other_vae
+from .whole import class_named, read_file, read_whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +44,7 @@ class FlowFamily:
     ask: Callable[[FlowBackend, torch.Tensor, torch.Tensor, Text], torch.Tensor]
     drawing: Callable[[Text, Text, float], dict[str, Any]]
     reader: tuple[str, int]  # the tokenizer of the encoder the network reads, and how many tokens of it
+    reads_negative: bool = True  # samples are drawn with classifier-free guidance
     takes_frames: bool = False  # the VAE reads a picture as a video of one frame, (B, C, 1, H, W)
 
 
@@ -51,20 +55,12 @@ class FlowBackend(Sharded):
 
     def __init__(self, folder: Path, precision: str = "auto", device: str = "", file: Path | None = None):
         """`file`: the transformer's weights, where they lie apart from the folder."""
-        diffusers = needed("diffusers", DIFFUSERS)
+        needed("diffusers", DIFFUSERS)
         require_parts(folder, ("vae", "tokenizer", "text_encoder", "scheduler"), "layout.flow")
         require_flow_scheduler(folder)
         super().__init__(precision, device, stored_dtype(file or folder / "transformer"))
-        self.row, given = FLOW_FAMILIES[pipeline_name(folder)], {}
-        network = getattr(diffusers, self.row.transformer)
-        if file is None:
-            given["transformer"] = read_whole(network, folder / "transformer", self.dtype)
-        else:
-            where = {"config": str(folder), "subfolder": "transformer"}
-            given["transformer"] = network.from_single_file(str(file), torch_dtype=self.dtype, **where, **LOCAL)
-        types = {"default": self.dtype, "vae": torch.float32}
-        given |= variant_of(folder / "vae")
-        self.pipe = diffusers.DiffusionPipeline.from_pretrained(folder, torch_dtype=types, **given, **LOCAL)
+        self.row = FLOW_FAMILIES[plain_name(pipeline_name(folder))]
+        self.pipe = self._read(folder, file)
         self.pipe.set_progress_bar_config(disable=True)
         config = self.pipe.vae.config
         require_plain_network(
@@ -79,9 +75,27 @@ class FlowBackend(Sharded):
         self._drawing.set_progress_bar_config(disable=True)
         self.latent_step_px = self.pipe.vae_scale_factor * 2  # the network reads patches of 2 x 2
 
+    def _read(self, folder: Path, file: Path | None) -> Any:
+        """The pipeline with all its networks, each read whole. Raises LoomError that names the part that cannot be read."""
+        diffusers, networks = needed("diffusers"), {}
+        kind = getattr(diffusers, self.row.transformer)
+        if file is None:
+            networks["transformer"] = read_whole(kind, folder / "transformer", self.dtype)
+        else:
+            networks["transformer"] = read_file(kind, file, folder, "transformer", self.dtype)
+        for place in sorted(folder.iterdir()):
+            if place.name == "vae" or place.name.startswith("text_encoder"):
+                part = class_named(folder, place.name)
+                if part is not None:
+                    dtype = torch.float32 if place.name == "vae" else self.dtype
+                    networks[place.name] = read_whole(part, place, dtype)
+        with blamed("base.unreadable", "base", memory="base.no_memory", file=folder.name):  # tokenizers and scheduler
+            return getattr(diffusers, plain_name(pipeline_name(folder))).from_pretrained(folder, **networks, **LOCAL)
+
     def use_vae(self, place: Path) -> None:
+        vae = other_vae(place, self.vae)
         self._idle.remove(self.vae)
-        self.vae = self.idle(other_vae(place, self.vae))
+        self.vae = self.idle(vae)
         for pipe in (self.pipe, self._drawing):
             pipe.register_modules(vae=self.vae)
 
@@ -189,6 +203,10 @@ class FlowBackend(Sharded):
             return None
         return torch.full((count,), TRAINING_GUIDANCE, device=self.device)
 
+    def samplers(self) -> Samplers:
+        guided = self.row.reads_negative or self._embeds_guidance
+        return Samplers(("euler",), ("simple",), negative=self.row.reads_negative, guided=guided)
+
     @torch.no_grad()
     def sample(self, job: SampleJob) -> list[Image.Image]:
         config = job.config
@@ -209,6 +227,8 @@ class FlowBackend(Sharded):
 
 
 # ---- the families ----------------------------------------------------------------------------------------------------
+
+_QWEN_TOKENS = 1024  # what the model reads of a caption; its pipeline would draw from half of them
 
 
 def _sd3_text(pipe: Any, texts: list[str], device: torch.device) -> Text:
@@ -304,6 +324,7 @@ def _qwen_drawing(text: Text, negative: Text, cfg: float) -> dict[str, Any]:
         "negative_prompt_embeds": negative.hidden,
         "negative_prompt_embeds_mask": negative.mask,
         "true_cfg_scale": cfg,
+        "max_sequence_length": _QWEN_TOKENS,
     }
 
 
@@ -324,7 +345,13 @@ FLOW_FAMILIES = {
         "sd3", "SD3Transformer2DModel", _sd3_text, _sd3, _sd3_drawing, ("tokenizer_3", 256)
     ),
     "FluxPipeline": FlowFamily(
-        "flux1", "FluxTransformer2DModel", _flux_text, _flux, _flux_drawing, ("tokenizer_2", 512)
+        "flux1",
+        "FluxTransformer2DModel",
+        _flux_text,
+        _flux,
+        _flux_drawing,
+        ("tokenizer_2", 512),
+        reads_negative=False,
     ),
     "ZImagePipeline": FlowFamily(
         "z-image", "ZImageTransformer2DModel", _z_image_text, _z_image, _z_image_drawing, ("tokenizer", 512)
@@ -335,7 +362,7 @@ FLOW_FAMILIES = {
         _qwen_text,
         _qwen,
         _qwen_drawing,
-        ("tokenizer", 1024),
+        ("tokenizer", _QWEN_TOKENS),
         takes_frames=True,
     ),
 }

@@ -14,15 +14,18 @@ from PIL import Image
 from torch import nn
 
 from ..adapters import AdapterSet, attach
+from ..adapters.base import Choice
 from ..adapters.tokens import TokenTable
 from ..algebra.walk import is_norm
+from ..borrowing.frozen import is_ordinary, resident_only
 from ..config import ObjectiveConfig, Recompute
 from ..data.batches import Batch
 from ..data.lengths import TextLength
 from ..data.store import Memory, Store, key_of
+from ..messages.blame import blamed
 from ..messages.errors import LoomError
 from ..objectives import Objective
-from .base import TEXT_VERSION, Backend, SampleJob, weights_fingerprint, whole_fingerprint
+from .base import TEXT_VERSION, Backend, NamesSamplers, SampleJob, Samplers, weights_fingerprint, whole_fingerprint
 from .base_model import BaseModel
 from .clip_text import Text, length_of
 from .marks import Marks
@@ -32,6 +35,7 @@ from .stored import FP8, Streamed, as_fp8
 Module = TypeVar("Module", bound=nn.Module)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 MAX_TEXTS = 4000
+CAPTION_PART = 60  # characters of a caption inside a sentence
 
 
 def nearest_timestep(table: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
@@ -90,6 +94,10 @@ class Headless(abc.ABC):
     def sample(self, job: SampleJob) -> list[Image.Image]:
         """Pictures drawn by the model's own sampler."""
 
+    @abc.abstractmethod
+    def samplers(self) -> Samplers:
+        """What samples are drawn with."""
+
     def use_vae(self, place: Path) -> None:
         """From now on pictures are encoded and decoded by the VAE at `place`. Raises LoomError where it cannot stand in."""
         raise LoomError("base_vae.impossible", field="base_vae", family=self.family)
@@ -103,7 +111,9 @@ class Headless(abc.ABC):
         return (Recompute.CHEAP, Recompute.ALL)
 
     def compile_blocks(self) -> None:
-        """From now on the network's blocks run compiled while it is lent."""
+        """From now on the network's blocks run compiled while it is lent. Raises LoomError for a network that is not made of blocks."""
+        if not blocks(self.network):
+            raise LoomError("compile.no_blocks", field="compile", network=type(self.network).__name__)
         self._compiles = True
 
     def remember_fingerprint(self) -> None:
@@ -261,9 +271,16 @@ class Headless(abc.ABC):
         return Text.joined([self._texts[t] for t in texts]).on(self.device)
 
     def _encode_awake(self, texts: Sequence[str]) -> Text:
-        for module in self.text_encoders():
-            self.wake(module)
-        return self.encode(texts)
+        caption = repr(texts[0] if len(texts[0]) <= CAPTION_PART else f"{texts[0][:CAPTION_PART]}…")
+        with blamed("base.text_failed", "base", memory="base.text_memory", family=self.family, caption=caption):
+            for module in self.text_encoders():
+                self.wake(module)
+            return self.encode(texts)
+
+    def _choices(self, recompute: Recompute) -> Callable[[nn.Module], Choice | None]:
+        """Which layers run as one node with their adapter: ordinary ones, unless operators are compiled, or picked out one by one to be kept."""
+        apart = self._compiles or recompute == Recompute.CHEAP
+        return (lambda layer: None) if apart else _resident
 
     # ---- training ----------------------------------------------------------------------------------------------------
 
@@ -279,7 +296,10 @@ class Headless(abc.ABC):
         if adapters.changes_text:
             self.forget_texts()
         self.rest()
-        with attach(layers, adapters), compiled(blocks(self.network) if self._compiles else ()):
+        with (
+            attach(layers, adapters, self._choices(recompute)),
+            compiled(blocks(self.network) if self._compiles else ()),
+        ):
             try:
                 self.lent = True
                 with recomputing(self.network, recompute):
@@ -292,6 +312,10 @@ class Headless(abc.ABC):
                 self._trained = AdapterSet({})
 
 
+def _resident(layer: nn.Module) -> Choice | None:
+    return resident_only(layer) if is_ordinary(layer) else None
+
+
 def _arithmetic(stored: torch.dtype, device: torch.device) -> torch.dtype:
     """The type a network computes in that is stored as `stored`: the same, where the device is quick in it."""
     if stored == FP8:
@@ -301,5 +325,5 @@ def _arithmetic(stored: torch.dtype, device: torch.device) -> torch.dtype:
 
 if TYPE_CHECKING:
 
-    def _fulfils_the_protocol(backend: Headless) -> Backend:
-        return backend
+    def _fulfils_the_protocols(backend: Headless) -> tuple[Backend, NamesSamplers]:
+        return backend, backend

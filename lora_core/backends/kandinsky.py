@@ -20,8 +20,9 @@ from .base import SampleJob
 from .base_model import BaseModel
 from .clip_text import Text
 from .headless import Headless, nearest_timestep
-from .layout import LOCAL, require_parts
+from .layout import require_parts
 from .two_stage import TwoStage, companion_folder, require_plain_schedule
+from .whole import read_configured, read_whole
 
 _PRIOR_PARTS = ("prior", "image_encoder", "image_processor", "text_encoder", "tokenizer", "scheduler")
 
@@ -70,7 +71,7 @@ class KandinskyPrior(_Kandinsky):
         self.parts = _prior_parts(self, folder)
         self.network, self.scheduler = self.parts["prior"], self.parts["scheduler"]
         self.channels = self.network.config.embedding_dim
-        self._decoder = _decoder_parts(self, Path(companion)) if companion else None
+        self._decoder = _decoder_parts(self, Path(companion), "companion") if companion else None
 
     def picture_encoders(self) -> Sequence[nn.Module]:
         return [self.parts["image_encoder"]]
@@ -116,7 +117,7 @@ class KandinskyDecoder(_Kandinsky):
         super().__init__(precision, device)
         require_parts(folder, ("unet", "movq", "scheduler"), "layout.kandinsky_decoder")
         prior = companion_folder(companion, "companion.kandinsky_prior")
-        self.parts = _prior_parts(self, prior)
+        self.parts = _prior_parts(self, prior, "companion")
         self._decoder = _decoder_parts(self, folder)
         self.network, self.scheduler = self._decoder["unet"], self._decoder["scheduler"]
         self.channels = self._decoder["movq"].config.latent_channels
@@ -156,8 +157,8 @@ class KandinskyDecoder(_Kandinsky):
         return _draw(self.parts, self._decoder, job)
 
 
-def _prior_parts(backend: Headless, folder: Path) -> dict[str, Any]:
-    """Everything of a prior's folder, as its pipeline names it."""
+def _prior_parts(backend: Headless, folder: Path, field: str = "base") -> dict[str, Any]:
+    """Everything of a prior's folder, which `field` names, as its pipeline names it."""
     from diffusers import PriorTransformer, UnCLIPScheduler
     from transformers import (
         CLIPImageProcessor,
@@ -166,28 +167,32 @@ def _prior_parts(backend: Headless, folder: Path) -> dict[str, Any]:
         CLIPVisionModelWithProjection,
     )
 
-    require_parts(folder, _PRIOR_PARTS, "layout.kandinsky_prior")
+    require_parts(folder, _PRIOR_PARTS, "layout.kandinsky_prior", field)
 
     def read(kind: Any, part: str, dtype: torch.dtype) -> nn.Module:
-        return backend.place(kind.from_pretrained(folder / part, torch_dtype=dtype, **LOCAL))
+        return backend.place(read_whole(kind, folder / part, dtype, field))
+
+    def configured(kind: Any, part: str) -> Any:
+        return read_configured(kind, folder / part, field)
 
     return {
         "prior": read(PriorTransformer, "prior", backend.dtype),
         "image_encoder": read(CLIPVisionModelWithProjection, "image_encoder", torch.float32),
         "text_encoder": read(CLIPTextModelWithProjection, "text_encoder", backend.dtype),
-        "tokenizer": CLIPTokenizer.from_pretrained(folder / "tokenizer", **LOCAL),
-        "scheduler": UnCLIPScheduler.from_pretrained(folder / "scheduler", **LOCAL),
-        "image_processor": CLIPImageProcessor.from_pretrained(folder / "image_processor", **LOCAL),
+        "tokenizer": configured(CLIPTokenizer, "tokenizer"),
+        "scheduler": configured(UnCLIPScheduler, "scheduler"),
+        "image_processor": configured(CLIPImageProcessor, "image_processor"),
     }
 
 
-def _decoder_parts(backend: Headless, folder: Path) -> dict[str, Any]:
-    """Everything of a decoder's folder, as its pipeline names it."""
+def _decoder_parts(backend: Headless, folder: Path, field: str = "base") -> dict[str, Any]:
+    """Everything of a decoder's folder, which `field` names, as its pipeline names it."""
     from diffusers import DDPMScheduler, UNet2DConditionModel, VQModel
 
-    unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=backend.dtype, **LOCAL)
-    movq = VQModel.from_pretrained(folder / "movq", torch_dtype=torch.float32, **LOCAL)
-    scheduler = DDPMScheduler.from_pretrained(folder / "scheduler", **LOCAL)
+    require_parts(folder, ("unet", "movq", "scheduler"), "layout.kandinsky_decoder", field)
+    unet = read_whole(UNet2DConditionModel, folder / "unet", backend.dtype, field)
+    movq = read_whole(VQModel, folder / "movq", torch.float32, field)
+    scheduler = read_configured(DDPMScheduler, folder / "scheduler", field)
     return {"unet": backend.place(unet), "movq": backend.place(movq), "scheduler": scheduler}
 
 

@@ -7,7 +7,6 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import safetensors
 import torch
@@ -19,11 +18,11 @@ LOCAL = {"local_files_only": True}  # for every from_pretrained: nothing is ever
 _ON_DISK = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F8_E4M3": torch.float8_e4m3fn}
 
 
-def require_parts(folder: Path, parts: Sequence[str], what: str) -> None:
+def require_parts(folder: Path, parts: Sequence[str], what: str, field: str = "base") -> None:
     """Raises LoomError naming the folders a model in diffusers layout lacks. `what` is the code of the message that says what is needed."""
     missing = [part for part in parts if not (folder / part).is_dir()]
     if missing:
-        raise LoomError("base.folders_missing", field="base", folder=folder, missing=missing, needed=Message.of(what))
+        raise LoomError("base.folders_missing", field=field, folder=folder, missing=missing, needed=Message.of(what))
 
 
 def stored_dtype(place: Path) -> torch.dtype:
@@ -53,41 +52,23 @@ def stored_names(folder: Path) -> list[str]:
     return names
 
 
-def read_whole(kind: Any, place: Path, dtype: torch.dtype) -> Any:
-    """A model of this class of diffusers or transformers from its folder.
-
-    Raises LoomError where weights are missing, which both libraries fill with random numbers.
-    """
-    options = {"torch_dtype": dtype, "output_loading_info": True, **variant_of(place), **LOCAL}
-    try:
-        model, info = kind.from_pretrained(place, **options)
-        missing = sorted(info["missing_keys"])
-    except ValueError:  # diffusers before 0.33 raises where weights are missing
-        missing = _absent_names(kind, place)
-        if not missing:
-            raise
-    if missing:
-        raise LoomError("base.weights_missing", field="base", file=place, count=len(missing), key=missing[0])
-    return model
-
-
-def _absent_names(kind: Any, place: Path) -> list[str]:
-    """The names of this class's weights that none of the folder's safetensors files has; empty for a class without a config of diffusers."""
-    if not hasattr(kind, "load_config"):
-        return []
-    with torch.device("meta"):
-        names = set(kind.from_config(kind.load_config(place)).state_dict())
-    for file in place.glob("*.safetensors"):
-        with safetensors.safe_open(file, "pt") as opened:
-            names -= set(opened.keys())
-    return sorted(names)
-
-
 def variant_of(place: Path) -> dict[str, str]:
     """`variant` for from_pretrained, where a model folder has its weights under such a name alone (model.fp16.safetensors)."""
     names = [file.name.removesuffix(".safetensors").split("-0")[0] for file in place.glob("*.safetensors")]
     variants = [name.rpartition(".")[2] for name in names if "." in name]
     return {"variant": variants[0]} if variants and len(variants) == len(names) else {}
+
+
+def class_in(place: Path) -> str:
+    """The class of a network by the config.json of its folder, as diffusers or transformers write it; empty where nothing says it."""
+    try:
+        config = json.loads((place / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return ""
+    if not isinstance(config, dict):
+        return ""
+    names = [config.get("_class_name"), *(config.get("architectures") or [])]
+    return next((name for name in names if isinstance(name, str)), "")
 
 
 def pipeline_name(folder: Path) -> str:

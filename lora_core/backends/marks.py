@@ -23,6 +23,9 @@ _DISTILLED_WORDS = {
     "turbo", "lightning", "schnell", "lcm", "dmd", "dmd2", "hypersd", "distill", "distilled", "fewstep", "lightx2v",
 }  # fmt: skip
 _STEPS_WORD = re.compile(r"\d{1,2}[-_ ]?steps?(?![a-z0-9])")
+_ANIME = re.compile(
+    r"anime|anything|novelai|(?<![a-z])nai(?![a-z])|counterfeit|orangemix|(?<![a-z])aom\d|meina|pastel[-_ ]?mix|anylora|cetus|hassaku"
+)
 _FEW_STEP_SCHEDULERS = ("LCMScheduler", "TCDScheduler")
 _EDM_KEYS = ("edm_mean", "edm_vpred.sigma_max", "edm_vpred.sigma_min")  # Playground v2.5, CosXL
 _WAN_BOUNDARY, _WAN_I2V_BOUNDARY = 0.875, 0.9  # sigma at which Wan 2.2 passes from one network to the other
@@ -38,6 +41,7 @@ class Marks:
     witnesses: tuple[Witness, ...] = ()
     distilled: Message | None = None
     expert: Expert | None = None
+    anime: str | None = None  # the name by which it looks like an anime model of Stable Diffusion 1
 
 
 def marks_of_name(*names: str) -> Marks:
@@ -49,7 +53,8 @@ def marks_of_name(*names: str) -> Marks:
         witnesses = (Witness(Message.of("base.source.name", name=repr(name)), kind, strength=Strength.GUESS),)
     few = next((name for name in names if _few_steps(name.lower())), None)
     sign = None if few is None else Message.of("base.sign.name", name=repr(few))
-    return Marks(witnesses, sign, next(filter(None, map(_expert, names)), None))
+    anime = next((name for name in names if _ANIME.search(name.lower())), None)
+    return Marks(witnesses, sign, next(filter(None, map(_expert, names)), None), anime)
 
 
 def _prediction_in(name: str) -> str:
@@ -81,12 +86,12 @@ def marks_of_file(file: Path) -> Marks:
     try:
         with safe_open(file, "pt") as opened:
             names, header = set(opened.keys()), opened.metadata() or {}
-            own = [*_empty_tensors(file, names), *_header(file, header)]
-            guesses = _sd2_guess(file, names, opened) if not own else []
+            marks = [*_empty_tensors(file, names), *_header(file, header)]
+            guesses = _sd2_guess(file, names, opened) if not marks else []
     except (SafetensorError, OSError):
         return marks_of_name(file.stem)
     named = marks_of_name(file.stem, header.get("modelspec.title", ""))
-    return dataclasses.replace(named, witnesses=(*own, *guesses, *named.witnesses))
+    return dataclasses.replace(named, witnesses=(*marks, *guesses, *named.witnesses))
 
 
 def _empty_tensors(file: Path, names: Collection[str]) -> list[Witness]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from ..config import ObjectiveConfig
 from ..messages.errors import LoomError
 from ..messages.message import Message
-from .base import weights_checksum
+from .base import Samplers, weights_checksum
 from .base_model import BaseModel, Strength, Witness, predicts
 from .clip_text import vocabulary
 from .headless import Headless
@@ -20,6 +20,9 @@ class TwoStage(Headless):
     """Lends one of the two stages. `channels`: of what it calls its latents."""
 
     channels: int
+
+    def samplers(self) -> Samplers:
+        return Samplers(("euler",), ("simple",), own=type(self.parts["scheduler"]).__name__)
 
     def stage(self, prediction: str, config: ObjectiveConfig) -> BaseModel:
         """What a stage is whose network is only ever asked for this prediction. Raises LoomError when the job asks for another."""

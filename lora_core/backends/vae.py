@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from ..messages.blame import blamed
 from ..messages.errors import LoomError
-from .layout import LOCAL, variant_of
+from .whole import read_whole, require_none
 
 CONFIG = "config.json"
+FIELD = "base_vae"
 _OF_A_CHECKPOINT = ("first_stage_model.", "vae.")  # where a whole checkpoint keeps its VAE
 
 
@@ -21,17 +22,13 @@ def other_vae(place: Path, model_vae: Any) -> Any:
 
     A file holds no scale of its latents and takes that of `own`. Raises LoomError when it is none that can stand in.
     """
-    try:
+    with blamed("base_vae.unreadable", FIELD, file=place.name, kind=type(model_vae).__name__):
         vae = _of_file(place, model_vae) if place.is_file() else _of_folder(place, model_vae)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = str(error).splitlines()[0][:160]
-        kind = type(model_vae).__name__
-        raise LoomError("base_vae.unreadable", field="base_vae", file=place.name, kind=kind, reason=reason) from error
     if _shape(vae) != _shape(model_vae):
         (channels, factor), (own_channels, own_factor) = _shape(vae), _shape(model_vae)
         raise LoomError(
             "base_vae.other_shape",
-            field="base_vae",
+            field=FIELD,
             file=place.name,
             channels=channels,
             factor=factor,
@@ -52,13 +49,13 @@ def _shape(vae: Any) -> tuple[int, int]:
 def _of_folder(place: Path, model_vae: Any) -> Any:
     folder = place if (place / CONFIG).is_file() else place / "vae"
     if not (folder / CONFIG).is_file():
-        raise LoomError("base_vae.missing", field="base_vae", place=place)
-    return type(model_vae).from_pretrained(folder, torch_dtype=torch.float32, **variant_of(folder), **LOCAL)
+        raise LoomError("base_vae.missing", field=FIELD, place=place)
+    return read_whole(type(model_vae), folder, torch.float32, FIELD)
 
 
 def _of_file(place: Path, model_vae: Any) -> Any:
     if place.suffix != ".safetensors":
-        raise LoomError("base_vae.missing", field="base_vae", place=place)
+        raise LoomError("base_vae.missing", field=FIELD, place=place)
     state = load_file(place)
     for prefix in _OF_A_CHECKPOINT:
         if any(key.startswith(prefix) for key in state):
@@ -68,5 +65,8 @@ def _of_file(place: Path, model_vae: Any) -> Any:
 
         state = convert_ldm_vae_checkpoint(state, model_vae.config)
     vae = type(model_vae).from_config(model_vae.config)
+    expected = vae.state_dict().keys()
+    if len(expected & state.keys()) > len(expected) / 2:
+        require_none(expected - state.keys(), place, FIELD)
     vae.load_state_dict({name: state[name].reshape(value.shape) for name, value in vae.state_dict().items()})
     return vae.float()

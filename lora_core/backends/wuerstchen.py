@@ -21,8 +21,9 @@ from .base_model import BaseModel
 from .clip_text import Text
 from .effnet import EfficientNet, features
 from .headless import Headless
-from .layout import LOCAL, require_parts
+from .layout import require_parts
 from .two_stage import TwoStage, companion_folder, require_plain_schedule
+from .whole import read_configured, read_whole, require_whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,12 +81,13 @@ class WuerstchenPrior(_Wuerstchen):
 
     def __init__(self, folder: Path, companion: str = "", precision: str = "auto", device: str = ""):
         super().__init__(precision, device)
-        require_parts(folder, ("prior",), "layout.wuerstchen_prior")
         self.parts = _text_parts(self, folder)
         self.network = _prior_network(self, folder)
         self.channels = self.network.config.c_in
         self.effnet = self.place(EfficientNet.read(folder))
-        self._decoder = WuerstchenDecoder(Path(companion), str(folder), precision, device) if companion else None
+        self._decoder = None
+        if companion:
+            self._decoder = WuerstchenDecoder(Path(companion), str(folder), precision, device, "companion")
 
     def picture_encoders(self) -> Sequence[nn.Module]:
         return [self.effnet]
@@ -109,19 +111,23 @@ class WuerstchenDecoder(_Wuerstchen):
 
     prefix, family = "decoder", "wuerstchen-decoder"
 
-    def __init__(self, folder: Path, companion: str = "", precision: str = "auto", device: str = ""):
+    def __init__(
+        self, folder: Path, companion: str = "", precision: str = "auto", device: str = "", field: str = "base"
+    ):
+        """`field`: the setting that names `folder`; `companion` is what the other one names."""
         from diffusers.pipelines.deprecated.wuerstchen.modeling_paella_vq_model import PaellaVQModel
         from diffusers.pipelines.deprecated.wuerstchen.modeling_wuerstchen_diffnext import WuerstchenDiffNeXt
 
         super().__init__(precision, device)
-        require_parts(folder, ("decoder", "vqgan"), "layout.wuerstchen_decoder")
-        self.parts = _text_parts(self, folder)
-        network = WuerstchenDiffNeXt.from_pretrained(folder / "decoder", torch_dtype=self.dtype, **LOCAL)
-        self.network = self.place(network)
-        self.vqgan = self.place(PaellaVQModel.from_pretrained(folder / "vqgan", torch_dtype=torch.float32, **LOCAL))
-        what = "companion.wuerstchen_prior"
-        self._prior_folder = companion_folder(companion, what)
-        self.effnet = self.place(EfficientNet.read(self._prior_folder))
+        require_parts(folder, ("decoder", "vqgan"), "layout.wuerstchen_decoder", field)
+        self.parts = _text_parts(self, folder, field)
+        self.network = self.place(read_whole(WuerstchenDiffNeXt, folder / "decoder", self.dtype, field))
+        self.vqgan = self.place(read_whole(PaellaVQModel, folder / "vqgan", torch.float32, field))
+        self._prior_folder = companion_folder(companion, "companion.wuerstchen_prior")
+        self._prior_field = "companion" if field == "base" else "base"
+        self.effnet = self.place(EfficientNet.read(self._prior_folder, self._prior_field))
+        if (self._prior_folder / "prior").is_dir():  # read when samples are drawn
+            require_whole(_prior_class(), self._prior_folder / "prior", self._prior_field)
         self.channels = self.vqgan.config.latent_channels
 
     def pipeline_parts(self) -> dict[str, Any]:
@@ -150,28 +156,33 @@ class WuerstchenDecoder(_Wuerstchen):
 
     @torch.no_grad()
     def sample(self, job: SampleJob) -> list[Image.Image]:
-        prior = _prior_network(self, self._prior_folder)
-        return _draw({**_text_parts(self, self._prior_folder), "prior": prior}, self.pipeline_parts(), job)
+        prior = _prior_network(self, self._prior_folder, self._prior_field)
+        texts = _text_parts(self, self._prior_folder, self._prior_field)
+        return _draw({**texts, "prior": prior}, self.pipeline_parts(), job)
 
 
-def _text_parts(backend: Headless, folder: Path) -> dict[str, Any]:
-    """What every stage's folder has beside its networks, as the pipelines name it."""
+def _text_parts(backend: Headless, folder: Path, field: str = "base") -> dict[str, Any]:
+    """What every stage's folder, which `field` names, has beside its networks, as the pipelines name it."""
     from diffusers.schedulers import DDPMWuerstchenScheduler
     from transformers import CLIPTextModel, CLIPTokenizer
 
-    require_parts(folder, ("text_encoder", "tokenizer", "scheduler"), "layout.wuerstchen")
-    encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", torch_dtype=backend.dtype, **LOCAL)
+    require_parts(folder, ("text_encoder", "tokenizer", "scheduler"), "layout.wuerstchen", field)
     return {
-        "text_encoder": backend.place(encoder),
-        "tokenizer": CLIPTokenizer.from_pretrained(folder / "tokenizer", **LOCAL),
-        "scheduler": DDPMWuerstchenScheduler.from_pretrained(folder / "scheduler", **LOCAL),
+        "text_encoder": backend.place(read_whole(CLIPTextModel, folder / "text_encoder", backend.dtype, field)),
+        "tokenizer": read_configured(CLIPTokenizer, folder / "tokenizer", field),
+        "scheduler": read_configured(DDPMWuerstchenScheduler, folder / "scheduler", field),
     }
 
 
-def _prior_network(backend: Headless, folder: Path) -> Any:
+def _prior_class() -> Any:
     from diffusers.pipelines.deprecated.wuerstchen.modeling_wuerstchen_prior import WuerstchenPrior as Network
 
-    return backend.place(Network.from_pretrained(folder / "prior", torch_dtype=backend.dtype, **LOCAL))
+    return Network
+
+
+def _prior_network(backend: Headless, folder: Path, field: str = "base") -> Any:
+    require_parts(folder, ("prior",), "layout.wuerstchen_prior", field)
+    return backend.place(read_whole(_prior_class(), folder / "prior", backend.dtype, field))
 
 
 def _draw(prior: Mapping[str, Any], decoder: Mapping[str, Any], job: SampleJob) -> list[Image.Image]:

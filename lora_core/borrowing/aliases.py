@@ -14,9 +14,15 @@ def as_normal(x: torch.Tensor) -> torch.Tensor:
     """The same storage as a tensor autograd accepts: an inference tensor stays one under view and detach, but not under `set_`."""
     if not x.is_inference():
         return x
+    if not torch.is_inference_mode_enabled():
+        return _over(x)
     with torch.inference_mode(False):
-        empty = torch.empty(0, dtype=x.dtype, device=x.device)
-        return empty.set_(x.untyped_storage(), x.storage_offset(), x.shape, x.stride())
+        return _over(x)
+
+
+def _over(x: torch.Tensor) -> torch.Tensor:
+    empty = torch.empty(0, dtype=x.dtype, device=x.device)
+    return empty.set_(x.untyped_storage(), x.storage_offset(), x.shape, x.stride())
 
 
 class _Change(NamedTuple):

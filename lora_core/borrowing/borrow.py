@@ -7,17 +7,25 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
 
 from ..adapters import AdapterSet
-from ..adapters.base import branch, override_forward
+from ..adapters.base import Choice, branch, override_forward
 from .aliases import aliased, put_back
-from .frozen import can_freeze, frozen
+from .frozen import (
+    can_freeze,
+    fetched_always,
+    frozen,
+    is_ordinary,
+    keeps_its_input,
+    resident_only,
+    resident_or_fetched,
+)
 from .guards import blocks, checkpointed, cloned_input, fetched_norm, norms
-from .layers import HostLayers
+from .layers import HostLayers, Place
 from .recomputed import recomputed
 
 
@@ -28,6 +36,10 @@ class Measures:
     checkpointing: bool = False  # blocks are made again in the backward pass
     guard: bool = True  # for models whose blocks update tensors in place
     freeze: bool = True  # weights are fetched for the backward pass, not kept
+    place: Place | None = (
+        None  # where the network computes: layers that lie ready there need no op of ours; None: taken for fetched
+    )
+    joint: bool = True  # a layer and its adapter are one node of autograd's graph, where the kind has such a form
     exact: bool = False  # what autograd saves is copied before it is written over; every pass then runs inside copied_before_writes()
 
 
@@ -45,6 +57,7 @@ class Borrowing:
         self._model, self._layers, self._adapters = model, layers, adapters
         self._host, self._measures = host, measures
         self._undo: contextlib.ExitStack | None = None
+        self._resident: list[nn.Module] = []  # layers that were chosen to run on their own parameters
 
     @property
     def measures(self) -> Measures:
@@ -89,6 +102,22 @@ class Borrowing:
             undo, self._undo = self._undo, None
             undo.close()
 
+    def choose_again(self) -> None:
+        """To be called before each pass: the host may have moved or patched weights since the layers were chosen, with or without taking us off."""
+        place = self._measures.place
+        if place is None:
+            return
+        resident = self._host.resident
+        for layer in self._resident:
+            if not resident(layer, place):
+                self.inject()
+                return
+
+    @property
+    def resident(self) -> Sequence[nn.Module]:
+        """The layers that run on their own parameters at the moment."""
+        return self._resident
+
     def _install(self, undo: contextlib.ExitStack) -> None:
         fetched = self._install_branches(undo)
         self._install_guards(undo)
@@ -99,19 +128,41 @@ class Borrowing:
     def _install_branches(self, undo: contextlib.ExitStack) -> set[int]:
         """Adapters, over frozen layers where they are fetched. Returns the ids of the latter, whose weights autograd never sees."""
         adapters = {id(self._layers[name]): adapter for name, adapter in self._adapters}
-        fetched = set()
+        fetched, self._resident = set(), []
         for module in self._model.modules():
-            if self._measures.freeze and can_freeze(module, self._host):
+            adapter = adapters.get(id(module))
+            freezable = self._measures.freeze and can_freeze(module, self._host)
+            resident = freezable and self._lies_ready(module)
+            choice = self._choice(module, freezable, resident) if adapter is not None else None
+            if resident:
+                self._resident.append(module)
+            elif freezable:
                 fetched.add(id(module))
-                undo.enter_context(override_forward(module, frozen(module, self._host)))
-            if id(module) in adapters:
-                undo.enter_context(override_forward(module, branch(module.forward, adapters[id(module)])))
+            if freezable and not (resident and (adapter is not None or not keeps_its_input(module))):
+                undo.enter_context(override_forward(module, frozen(module, self._host, resident)))
+            if adapter is not None:
+                undo.enter_context(override_forward(module, branch(module.forward, adapter, choice)))
         return fetched
+
+    def _lies_ready(self, layer: nn.Module) -> bool:
+        place = self._measures.place
+        return place is not None and self._host.resident(layer, place)
+
+    def _choice(self, layer: nn.Module, freezable: bool, resident: bool) -> Choice | None:
+        """How this layer is run as one node with its adapter; None: it is not."""
+        if not self._measures.joint:
+            return None
+        if freezable:
+            return resident_or_fetched(layer, self._host) if resident else fetched_always(layer, self._host)
+        return resident_only(layer) if self._lies_ready(layer) and is_ordinary(layer) else None
 
     def _install_guards(self, undo: contextlib.ExitStack) -> None:
         measures = self._measures
         for norm in norms(self._model):
-            if measures.freeze and self._host.fetches(norm) and hasattr(norm, "weight"):
+            fetched = measures.freeze and self._host.fetches(norm) and hasattr(norm, "weight")
+            if fetched and self._lies_ready(norm):
+                self._resident.append(norm)
+            elif fetched:
                 undo.enter_context(override_forward(norm, fetched_norm(norm, self._host)))
             if measures.guard:
                 undo.enter_context(override_forward(norm, cloned_input(norm)))

@@ -1,7 +1,8 @@
 """The gradients of a borrowed model as they are trained, against an exact slow way.
 
-The slow way uses no guard, no checkpointing and (where weights lie ready in the compute dtype) no frozen op. What autograd saves is copied before
-anything writes over it, which is exact whatever a block overwrites. What both ways share, the layers themselves, is measured in proof.py.
+The slow way uses no guard, no checkpointing, no layer in one node with its adapter, and (where weights lie ready in the compute dtype) no frozen op.
+What autograd saves is copied before anything writes over it, which is exact whatever a block overwrites.
+What both ways share, the layers themselves, is measured in proof.py.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ def exact_gradients(
     """The same by the slow way; `borrowing` (installed) is installed again on return."""
     borrowing.eject()
     ready = _ready(network, borrowing, adapters, dtype)
-    slow = borrowing.with_measures(Measures(guard=False, freeze=not ready, exact=True))
+    slow = borrowing.with_measures(Measures(guard=False, freeze=not ready, joint=False, exact=True))
     slow.inject()
     try:
         return trained_gradients(slow, adapters, forward)

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import nn
 
 Forward = Callable[..., Any]
 Fetched = AbstractContextManager[tuple[torch.Tensor, torch.Tensor | None]]
+
+
+class Place(NamedTuple):
+    """Where and in which type a network computes."""
+
+    device: torch.device
+    dtype: torch.dtype
 
 
 class HostLayers(Protocol):
@@ -31,6 +38,9 @@ class HostLayers(Protocol):
 
     def stands(self, layer: nn.Module, x: torch.Tensor) -> bool:
         """Whether a fetching layer's forward would use its own parameters as they stand for the input `x`."""
+
+    def resident(self, layer: nn.Module, place: Place) -> bool:
+        """Whether a Linear, Conv or norm runs on its own parameters as they lie at `place` now: plain numbers, neither patched, cast, nor moved for a use."""
 
     def is_linear(self, layer: nn.Module) -> bool:
         """Whether this is a linear layer, also one of the host's own class."""

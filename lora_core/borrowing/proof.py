@@ -6,17 +6,18 @@ that entry. It is read off the host's forward alone: what our fetched weight, ou
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+import contextlib
+from collections.abc import Hashable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 
-from .aliases import as_normal
+from .aliases import aliased, as_normal, put_back
 from .frozen import can_freeze, frozen
 from .guards import fetched_norm, norms
-from .layers import Forward, HostLayers
+from .layers import Forward, HostLayers, Place
 
 ENTRIES = 32  # of the input, spread over it
 LINEAR_STEP, NORM_STEP = 1.0, 0.02  # a norm bends: its second differences then stay below 1e-4
@@ -34,8 +35,11 @@ class ProvableLayers(HostLayers, Protocol):
         """Inside, the layer's forward uses its weights dequantised, in the type of its input, and does not quantise the input."""
 
 
-def one_of_each_kind(network: nn.Module, host: ProvableLayers) -> dict[str, nn.Module]:
-    """Path -> layer: the smallest of each kind whose weights are fetched while it is trained; to be asked while nothing is put on."""
+def one_of_each_kind(network: nn.Module, host: ProvableLayers, place: Place) -> dict[str, nn.Module]:
+    """Path -> layer: the smallest of each kind that is trained through, apart by whether its weight is fetched or lies ready at `place`.
+
+    To be asked while nothing is put on.
+    """
     smallest: dict[Hashable, tuple[str, Any]] = {}
     fetching = set(map(id, (norm for norm in norms(network) if host.fetches(norm))))
     layer: Any
@@ -43,7 +47,7 @@ def one_of_each_kind(network: nn.Module, host: ProvableLayers) -> dict[str, nn.M
         weight = getattr(layer, "weight", None)
         if weight is None or weight.device.type == "meta" or not (can_freeze(layer, host) or id(layer) in fetching):
             continue
-        kind = host.kind(layer)
+        kind = host.kind(layer), can_freeze(layer, host) and host.resident(layer, place)
         if kind not in smallest or layer.weight.numel() < smallest[kind][1].weight.numel():
             smallest[kind] = path, layer
     return dict(smallest.values())
@@ -54,18 +58,31 @@ def tolerable(error: float, dtype: torch.dtype) -> bool:
     return error <= TOLERANCE.get(dtype, HALF_TOLERANCE)
 
 
-def error_of(layer: Any, host: ProvableLayers, dtype: torch.dtype, device: torch.device) -> float:
-    """Relative error of the gradient for the input of one layer that nothing is put on."""
+def error_of(layer: Any, host: ProvableLayers, place: Place) -> float:
+    """Relative error of the gradient for the input of one layer that nothing is put on, as it is trained through at `place`."""
     norm = not can_freeze(layer, host)
     shape = _norm_input(layer) if norm else _input(layer)
     rng = torch.Generator().manual_seed(0)
-    at = torch.randn(shape, generator=rng).to(device)
-    with host.dequantised(layer):
-        ours, probe = _trained(fetched_norm(layer, host) if norm else frozen(layer, host), at.to(dtype))
-        entries = torch.linspace(0, at.numel() - 1, min(ENTRIES, at.numel())).round().long().to(device)
+    at = torch.randn(shape, generator=rng).to(place.device)
+    resident = not norm and host.resident(layer, place)
+    with host.dequantised(layer), _lent(layer, host) if resident else contextlib.nullcontext():
+        forward = fetched_norm(layer, host) if norm else frozen(layer, host, resident)
+        ours, probe = _trained(forward, at.to(place.dtype))
+        entries = torch.linspace(0, at.numel() - 1, min(ENTRIES, at.numel())).round().long().to(place.device)
         exact = _changes(layer.forward, at, entries, NORM_STEP if norm else LINEAR_STEP, probe)
     difference = (ours.flatten()[entries].float() - exact).norm()
     return float(difference / exact.norm()) if exact.any() or difference else 0.0  # weights of zero let nothing through
+
+
+@contextlib.contextmanager
+def _lent(layer: nn.Module, host: HostLayers) -> Iterator[None]:
+    """Inside, the layer's own parameters are such as autograd accepts."""
+    with torch.inference_mode(False):
+        changes = aliased(layer, host.alias)
+    try:
+        yield
+    finally:
+        put_back(changes)
 
 
 def _trained(forward: Forward, at: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

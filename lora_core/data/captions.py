@@ -83,14 +83,14 @@ def captions_in(text: str, lines: str) -> tuple[Caption, ...]:
 
     A line may start with its weight, as in `0.5::a cat`. Several short lines without a comma are tags, one a line, and joined as such.
     """
-    found = lines_of(text)
+    captions = lines_of(text)
     if lines == "alternatives":
-        return tuple(weighted(line) for line in found)
-    if not found:
+        return tuple(weighted(line) for line in captions)
+    if not captions:
         return ()
     if lines == "first":
-        return (Caption(found[0]),)
-    return (Caption((", " if are_tags(found) else " ").join(found)),)
+        return (Caption(captions[0]),)
+    return (Caption((", " if are_tags(captions) else " ").join(captions)),)
 
 
 def are_tags(lines: Sequence[str]) -> bool:
@@ -106,8 +106,8 @@ def weighted(line: str) -> Caption:
 
 def read_captions(path: Path, encoding: str = "auto", lines: str = "joined") -> tuple[tuple[Caption, ...], str]:
     """(captions, encoding) of a text file. Raises OSError, and ValueError for a file no caption can be."""
-    text, known = read_text(path, encoding)
-    return captions_in(text, lines), known
+    text, encoding_used = read_text(path, encoding)
+    return captions_in(text, lines), encoding_used
 
 
 def read_text(path: Path, encoding: str = "auto") -> tuple[str, str]:

@@ -114,7 +114,7 @@ class Dataset:
 def open_sets(config: TrainConfig) -> Dataset:
     """The pictures of all folders of a job. Raises LoomError when a folder is missing, or when there is nothing to train on."""
     sets = config.all_sets()
-    found = [
+    datasets = [
         scan(
             data,
             f"sets[{n - (len(sets) - len(config.sets))}].folder"
@@ -123,7 +123,7 @@ def open_sets(config: TrainConfig) -> Dataset:
         )
         for n, data in enumerate(sets)
     ]
-    out = joined(found)
+    out = joined(datasets)
     if not out.pictures:
         raise LoomError("data.regularization.alone", field="data.regularization")
     return out
@@ -150,12 +150,12 @@ def require_captions(dataset: Dataset) -> None:
             )
 
 
-def joined(found: Sequence[Dataset]) -> Dataset:
+def joined(datasets: Sequence[Dataset]) -> Dataset:
     """Several sets as one; names are told apart by the name of their folder."""
-    if len(found) == 1:
-        return found[0]
+    if len(datasets) == 1:
+        return datasets[0]
     labels: list[str] = []
-    for dataset in found:
+    for dataset in datasets:
         label, n = dataset.folder.name, 2
         while label in labels:
             label, n = f"{dataset.folder.name} ({n})", n + 1
@@ -165,17 +165,17 @@ def joined(found: Sequence[Dataset]) -> Dataset:
         return [dataclasses.replace(p, name=f"{label}/{p.name}") for p in pictures]
 
     return Dataset(
-        found[0].folder,
-        tuple(p for d, label in zip(found, labels, strict=True) for p in named(d.pictures, label)),
-        tuple((f"{label}/{name}", why) for d, label in zip(found, labels, strict=True) for name, why in d.skipped),
+        datasets[0].folder,
+        tuple(p for d, label in zip(datasets, labels, strict=True) for p in named(d.pictures, label)),
+        tuple((f"{label}/{name}", why) for d, label in zip(datasets, labels, strict=True) for name, why in d.skipped),
         tuple(
             Message.of("error.about", about=label, error=line)
-            for d, label in zip(found, labels, strict=True)
+            for d, label in zip(datasets, labels, strict=True)
             for line in d.warnings
         ),
-        next((d.trigger for d in found if d.trigger), ""),
-        tuple(p for d, label in zip(found, labels, strict=True) for p in named(d.class_pictures, label)),
-        sum(d.excluded for d in found),
+        next((d.trigger for d in datasets if d.trigger), ""),
+        tuple(p for d, label in zip(datasets, labels, strict=True) for p in named(d.class_pictures, label)),
+        sum(d.excluded for d in datasets),
     )
 
 
@@ -198,7 +198,7 @@ def scan(config: DataConfig, field: str = "data.folder", keep_excluded: bool = F
         set(excluded_in(root)),
         {p.name for p in root.iterdir() if p.is_dir()},
     )
-    found: list[tuple[Picture, bool]] = []  # with whether it is one of the class
+    pictures: list[tuple[Picture, bool]] = []  # with whether it is one of the class
     left_out, elsewhere = 0, 0
     for path in files:
         name = path.relative_to(root).as_posix()
@@ -213,7 +213,7 @@ def scan(config: DataConfig, field: str = "data.folder", keep_excluded: bool = F
             elsewhere += 1
         else:
             try:
-                found.append(
+                pictures.append(
                     (out.picture(path, name), config.regularization or (top == "reg" and "img" in folders))
                 )  # the layout Kohya's own guide shows
             except PictureError as error:
@@ -222,15 +222,15 @@ def scan(config: DataConfig, field: str = "data.folder", keep_excluded: bool = F
                 reason = getattr(error, "strerror", None) or error
                 skipped.append((name, Message.of("picture.caption_unreadable", reason=reason)))
     if config.limit:
-        chosen = set(sorted((p.name for p, _ in found), key=lambda name: derive("limit", name))[: config.limit])
-        found = [(p, of_class) for p, of_class in found if p.name in chosen]
-    if not found:
+        chosen = set(sorted((p.name for p, _ in pictures), key=lambda name: derive("limit", name))[: config.limit])
+        pictures = [(p, of_class) for p, of_class in pictures if p.name in chosen]
+    if not pictures:
         raise _no_pictures(field, root, files, skipped)
-    warnings = out.warnings([p for p, _ in found])
+    warnings = out.warnings([p for p, _ in pictures])
     if elsewhere:
         warnings.append(Message.of("data.other_splits", count=elsewhere, split=config.split))
-    subject = [picture for picture, is_class in found if not is_class]
-    of_class = [picture for picture, is_class in found if is_class]
+    subject = [picture for picture, is_class in pictures if not is_class]
+    of_class = [picture for picture, is_class in pictures if is_class]
     return Dataset(root, tuple(subject), tuple(skipped), tuple(warnings), config.trigger, tuple(of_class), left_out)
 
 
@@ -393,13 +393,13 @@ class _Found:
 
     def _beside(self, path: Path, suffix: str) -> list[Path]:
         """<name>.png.txt and <name>.txt, in whatever case; the more exact one first."""
-        found = []
+        files = []
         for wanted in (Path(f"{path}{suffix}"), path.with_suffix(suffix)):
             file = self._by_name.get(str(wanted)) or self._by_name.get(_folded(wanted))
             if file:
                 self.used.add(file)
-                found.append(file)
-        return found
+                files.append(file)
+        return files
 
     def warnings(self, pictures: Sequence[Picture]) -> list[Message]:
         return [*self._about_captions(pictures), *self._about_pictures(pictures), *self._about_files()]
@@ -408,6 +408,8 @@ class _Found:
         config = self.config
         if self.no_caption and config.trigger:
             yield _some("data.no_caption_trigger", self.no_caption, trigger=repr(config.trigger))
+        elif len(self.no_caption) == len(pictures) and not (config.allow_empty_captions or config.regularization):
+            yield Message.of("data.no_caption_at_all")  # what would be refused before the first step
         elif self.no_caption:
             yield _some("data.no_caption", self.no_caption)
         if self.without_trigger:
@@ -489,10 +491,10 @@ def _is_picture(path: Path) -> bool:
 
 def _tables(files: Sequence[Path]) -> list[Path]:
     """The metadata file of each folder; the first kind in TABLES where it has several."""
-    found: dict[Path, Path] = {}
+    tables: dict[Path, Path] = {}
     for file in sorted((f for f in files if f.name in TABLES), key=lambda f: TABLES.index(f.name)):
-        found.setdefault(file.parent, file)
-    return list(found.values())
+        tables.setdefault(file.parent, file)
+    return list(tables.values())
 
 
 def _wired_latent(path: Path, name: str, repeats: int, config: DataConfig) -> Picture:
@@ -532,8 +534,8 @@ def _walk(root: Path, recursive: bool, skipped: list[tuple[str, Message]]) -> It
             continue
         seen.add(real)
         try:
-            with os.scandir(folder) as found:
-                entries = sorted(found, key=lambda entry: entry.name)
+            with os.scandir(folder) as listing:
+                entries = sorted(listing, key=lambda entry: entry.name)
         except OSError as error:
             skipped.append((folder.relative_to(root).as_posix(), Message.of("picture.unopened", reason=error.strerror)))
             continue

@@ -84,12 +84,12 @@ def _is_cut(path: Path, data: bytes) -> bool:
 def _mend(folder: Path, parts: Parts, lost: set[str]) -> None:
     """Writes the lost files anew; without any, every file that is missing or blank and was not edited, and the mark that was missing."""
     sizes, edited = _sizes(folder), _edited(folder)
-    found = {}
+    values = {}
     for name, data in parts:
         path = folder / name
-        found[name] = len(data)
+        values[name] = len(data)
         broken = name in lost if sizes else name not in edited and _is_cut(path, data)
         if broken and data:
             files.write_bytes(path, data)
     if not sizes:
-        files.write_json(folder / MARK, found)
+        files.write_json(folder / MARK, values)

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load as safetensors_load
 
+from ..messages.blame import blamed
 from ..messages.errors import LoomError
 from ..messages.message import Message
 from ..pictures.reading import PictureError
@@ -192,10 +193,7 @@ class LatentCache:
         refused = PictureError("picture.unusable")
         for how, views in cuts:
             try:
-                kept = [
-                    self._store.get(key) if cut is None else self._store.put(key, self._encode(picture, cut))
-                    for key, cut in views
-                ]
+                kept = [self._store.get(key) if cut is None else self._kept(key, picture, cut) for key, cut in views]
             except PictureError as error:
                 refused = error
                 continue
@@ -218,6 +216,11 @@ class LatentCache:
             )
             for bucket, group in buckets.items()
         ]
+
+    def _kept(self, key: str, picture: Picture, cut: _Cut) -> Tensors:
+        with blamed("data.picture_failed", "data.folder", memory="data.picture_memory", name=picture.name):
+            tensors = self._encode(picture, cut)
+        return self._store.put(key, tensors)
 
     def _encode(self, picture: Picture, cut: _Cut) -> Tensors:
         encoder = self._encoder

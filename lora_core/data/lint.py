@@ -103,8 +103,8 @@ def _borders(
 ) -> dict[str, np.ndarray]:
     """The borders of the subject's pictures; of near-duplicates, which are told, one would do."""
     names = [picture.name for picture in dataset.pictures if picture.name in seen]
-    told = {name for name in names if any(note.code.startswith("lint.duplicate") for note in notes[name])}
-    return {name: border(seen[name].tiny) for name in names if name not in told}
+    duplicates = {name for name in names if any(note.code.startswith("lint.duplicate") for note in notes[name])}
+    return {name: border(seen[name].tiny) for name in names if name not in duplicates}
 
 
 def _seen(picture: Picture) -> Seen | Message:

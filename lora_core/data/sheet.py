@@ -4,33 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
-from ..compat import font as font_of
+from ..pictures import writing
 from ..pictures.reading import thumbnail
 from .buckets import Fit
 from .lint import Report, Seen, flagged_first
 
 CELL_PX, PAD_PX, LINE_PX = 200, 10, 15
 MOST_LINES = 5
+_HEAD_PX, _TEXT_PX = 14, 12
 _INK, _RED, _FAINT = (40, 40, 48), (200, 30, 30), (235, 235, 240)
 
 
 def sheet(report: Report, columns: int = 6, most: int = 60) -> Image.Image:
     """At most `most` pictures, those with notes first; what the crop takes off is veiled in red."""
     pictures = flagged_first(report, most)
-    font, small = font_of(14), font_of(12)
-    pen = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     columns = min(columns, max(1, len(pictures)))
     width = max(columns * (CELL_PX + PAD_PX) + PAD_PX, 640)
     head = [
         line
-        for said in [report.dataset.messages()[0], *report.general]
-        for line in wrapped(str(said), pen, font, width - 2 * PAD_PX)
+        for message in [report.dataset.messages()[0], *report.general]
+        for line in wrapped(str(message), _HEAD_PX, width - 2 * PAD_PX)
     ]
     top = PAD_PX + (LINE_PX + 4) * len(head) + PAD_PX
     notes = {
-        p.name: [line for note in report.notes.get(p.name, []) for line in wrapped(str(note), pen, small, CELL_PX)][
+        p.name: [line for note in report.notes.get(p.name, []) for line in wrapped(str(note), _TEXT_PX, CELL_PX)][
             :MOST_LINES
         ]
         for p in pictures
@@ -40,7 +39,7 @@ def sheet(report: Report, columns: int = 6, most: int = 60) -> Image.Image:
     out = Image.new("RGB", (width, top + sum(heights)), "white")
     pen = ImageDraw.Draw(out)
     for n, line in enumerate(head):
-        pen.text((PAD_PX, PAD_PX + n * (LINE_PX + 4)), line, fill=_INK if not n else _RED, font=font)
+        writing.write(pen, (PAD_PX, PAD_PX + n * (LINE_PX + 4)), line, _RED if n else _INK, _HEAD_PX)
     y = top
     for row, height in zip(rows, heights, strict=True):
         for n, picture in enumerate(row):
@@ -50,11 +49,11 @@ def sheet(report: Report, columns: int = 6, most: int = 60) -> Image.Image:
             thumb = veiled(thumbnail(picture.path, CELL_PX, picture.data.background), seen)
             out.paste(thumb, (x + (CELL_PX - thumb.width) // 2, y + (CELL_PX - thumb.height) // 2))
             lines = [
-                (_cut(picture.name, pen, small), _INK),
-                (_cut(picture.caption or "(no caption)", pen, small), (110, 110, 120)),
+                (writing.cut(picture.name, _TEXT_PX, CELL_PX), _INK),
+                (writing.cut(picture.caption or "(no caption)", _TEXT_PX, CELL_PX), (110, 110, 120)),
             ]
             for k, (text, colour) in enumerate([*lines, *((note, _RED) for note in notes[picture.name])]):
-                pen.text((x, y + CELL_PX + 2 + k * LINE_PX), text, fill=colour, font=small)
+                writing.write(pen, (x, y + CELL_PX + 2 + k * LINE_PX), text, colour, _TEXT_PX)
         y += height
     return out
 
@@ -82,26 +81,25 @@ def kept(fit: Fit, size: tuple[int, int]) -> tuple[int, int, int, int]:
     )
 
 
-def wrapped(
-    text: str, pen: ImageDraw.ImageDraw, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int
-) -> Sequence[str]:
-    """The text in lines that fit; a word too long for a line is cut."""
+def wrapped(text: str, size_px: int, width: int) -> Sequence[str]:
+    """The text in lines that fit; a word too long for a line is cut, except in scripts that write no spaces, which are broken anywhere."""
     lines: list[str] = []
     for word in text.split():
         longer = f"{lines[-1]} {word}" if lines else word
-        if lines and pen.textlength(longer, font=font) <= width:
+        if lines and writing.length(longer, size_px) <= width:
             lines[-1] = longer
         else:
-            lines.append(_cut(word, pen, font, width))
+            lines += _broken(word, size_px, width)
     return lines
 
 
-def _cut(
-    text: str, pen: ImageDraw.ImageDraw, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int = CELL_PX
-) -> str:
-    text = text[:200]
-    if pen.textlength(text, font=font) <= width:
-        return text
-    while text and pen.textlength(f"{text}...", font=font) > width:
-        text = text[:-2]
-    return f"{text}..."
+def _broken(word: str, size_px: int, width: int) -> list[str]:
+    """One word in lines: cut in one, where its script has spaces."""
+    if writing.length(word, size_px) <= width or not any(letter >= "\u2e80" for letter in word):
+        return [writing.cut(word, size_px, width)]
+    lines = [""]
+    for letter in word:
+        if lines[-1] and writing.length(lines[-1] + letter, size_px) > width:
+            lines.append("")
+        lines[-1] += letter
+    return lines

@@ -83,8 +83,8 @@ def _repeated(captions: Sequence[str], constant: Sequence[str]) -> Iterator[Mess
     counts: collections.Counter[str] = collections.Counter()
     for caption in captions:
         counts.update({_phrase(match) for match in _SHOWN.finditer(caption)})
-    known = " ".join(constant)
-    often = [f"{what} ({n})" for what, n in counts.most_common(6) if n > REPEATED * len(captions) and what not in known]
+    words = " ".join(constant)
+    often = [f"{what} ({n})" for what, n in counts.most_common(6) if n > REPEATED * len(captions) and what not in words]
     if often:
         yield Message.of("lint.repeated", things=often, all=len(captions))
 

@@ -176,9 +176,9 @@ def sweep_temps(folder: Path) -> None:
 
 def is_leftover(path: Path) -> bool:
     """Whether a temporary file or folder has no writer any more. One whose writer cannot be asked counts after an hour of rest."""
-    gone = writers.is_gone(path.name.removeprefix(TEMP_PREFIX))
-    if gone is not None:
-        return gone
+    abandoned = writers.is_gone(path.name.removeprefix(TEMP_PREFIX))
+    if abandoned is not None:
+        return abandoned
     try:
         return time.time() - path.lstat().st_mtime > LEFTOVER_S
     except OSError:

@@ -141,11 +141,11 @@ def quantized(value: Value, given: Settings) -> Paths:
 
 
 def sizes(value: Value, given: Settings) -> Paths:
-    found = [whole(part) for part in as_list(value)]
-    if not found:
+    numbers = [whole(part) for part in as_list(value)]
+    if not numbers:
         raise Unmapped("import.why.value")
-    more: Paths = {"also_resolutions": ", ".join(map(str, found[1:]))} if found[1:] else {}
-    return {"resolution": found[0], **more}
+    more: Paths = {"also_resolutions": ", ".join(map(str, numbers[1:]))} if numbers[1:] else {}
+    return {"resolution": numbers[0], **more}
 
 
 def extension(value: Value, given: Settings) -> Paths:

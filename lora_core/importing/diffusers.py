@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from .result import Given
 from .rows import (
@@ -15,6 +16,7 @@ from .rows import (
     Value,
     choice,
     flag,
+    layer_skip,
     name_of,
     nothing,
     number,
@@ -156,11 +158,12 @@ def hub(value: Value, given: Settings) -> Paths:
 
 def prior(path: str, kind: str = "text") -> Row:
     """A setting of prior preservation, where it is on."""
+    readers: dict[str, Callable[[Value], Any]] = {"text": str, "number": number, "whole": whole}
 
     def converted(value: Value, given: Settings) -> Paths:
         if not on(given, "with_prior_preservation"):
             return {}
-        return {path: str(value) if kind == "text" else number(value) if kind == "number" else whole(value)}
+        return {path: readers[kind](value)}
 
     return otherwise(path, "import.why.prior", converted)
 
@@ -198,12 +201,12 @@ def known_script(value: Value, given: Settings) -> Paths:
     return {}
 
 
-def stage(own: str) -> Row:
+def stage(option: str) -> Row:
     """One of the two models of Kandinsky and Würstchen: the one that its script trains is the base, the other one its companion."""
 
     def convert(value: Value, given: Settings) -> Paths:
         trained = "prior" if "prior" in str(given.get("script", "")) else "decoder"
-        return {"base" if trained == own else "companion": str(value)}
+        return {"base" if trained == option else "companion": str(value)}
 
     return otherwise("base companion", "import.why.base", convert)
 
@@ -353,7 +356,7 @@ ROWS: dict[str, Row] = {
     "initializer_token": same("embedding.init"),
     "num_vectors": same("embedding.vectors"),
     "learnable_property": nothing("import.why.templates"),
-    "clip_skip": nothing("import.why.clip_skip"),
+    "clip_skip": otherwise("text_encoder.clip_skip", "import.why.clip_skip", layer_skip),
     "script": otherwise("", "import.why.understood", known_script),
     "vae_encode_mode": otherwise(
         "data.latents",
@@ -425,13 +428,13 @@ ALL_ROWS = ROWS
 
 def given_of(settings: Settings, script: str) -> Given:
     """What a command line says, with what the script takes where it says nothing."""
-    own = next((values for start, values in KINDS.items() if script.startswith(start)), Defaults())
+    script_defaults = next((values for start, values in KINDS.items() if script.startswith(start)), Defaults())
     defaults: dict[str, Value] = {
-        "learning_rate": own.rate,
-        "adam_weight_decay": own.weight_decay,
-        "train_batch_size": own.batch,
-        "num_train_epochs": own.epochs,
-        "resolution": own.resolution,
+        "learning_rate": script_defaults.rate,
+        "adam_weight_decay": script_defaults.weight_decay,
+        "train_batch_size": script_defaults.batch,
+        "num_train_epochs": script_defaults.epochs,
+        "resolution": script_defaults.resolution,
     }
     if "text_to_image" in script and "caption_column" not in settings and not settings.get("dataset_name"):
         defaults["caption_column"] = "text"

@@ -76,11 +76,12 @@ def optimizer(value: Value, given: Settings) -> Paths:
     """The optimizer of a name, which may be that of a class in a package, with its library's own values."""
     name = str(value).rpartition(".")[2].lower()
     if not name:
-        name = "adamw8bit" if on(given, "use_8bit_adam") else "lion" if on(given, "use_lion_optimizer") else "adamw"
+        switches = {"use_8bit_adam": "adamw8bit", "use_lion_optimizer": "lion"}
+        name = next((chosen for switch, chosen in switches.items() if on(given, switch)), "adamw")
     if name not in OPTIMIZERS:
         raise Unmapped("import.why.value")
-    own, values = OPTIMIZERS[name]
-    return {"optimizer.name": own, **values}
+    ours, values = OPTIMIZERS[name]
+    return {"optimizer.name": ours, **values}
 
 
 def betas(value: Value, given: Settings) -> Paths:
@@ -477,7 +478,7 @@ ROWS: dict[str, Row] = {
     "use_object_template": nothing("import.why.templates"),
     "use_style_template": nothing("import.why.templates"),
     "torch_compile": same("compile"),
-    "clip_skip": nothing("import.why.clip_skip"),
+    "clip_skip": otherwise("text_encoder.clip_skip", "import.why.clip_skip"),
     "max_token_length": nothing("import.why.token_length"),
     "weighted_captions": nothing("import.why.weighted"),
     "masked_loss": nothing("import.why.conditioning"),
@@ -637,12 +638,12 @@ def sets_of(datasets: Settings) -> list[tuple[str, Settings]]:
     common = dict(general) if isinstance(general, Mapping) else {}
     out: list[tuple[str, Settings]] = []
     for n, dataset in enumerate(tables(datasets.get("datasets"))):
-        own = {key: value for key, value in dataset.items() if key != "subsets"}
+        shared = {key: value for key, value in dataset.items() if key != "subsets"}
         if n == 0:  # that of the first one is the job's
-            own.pop("batch_size", None)
+            shared.pop("batch_size", None)
         common.pop("batch_size", None)
         for m, subset in enumerate(tables(dataset.get("subsets")) or [{}]):
-            out.append((f"datasets[{n}].subsets[{m}].", {**common, **own, **subset}))
+            out.append((f"datasets[{n}].subsets[{m}].", {**common, **shared, **subset}))
     return out
 
 

@@ -16,6 +16,7 @@ from .rows import (
     choice,
     flag,
     flat,
+    layer_skip,
     name_of,
     nothing,
     number,
@@ -398,8 +399,8 @@ ROWS: dict[str, Row] = {
     "embedding_learning_rate": same("embedding.lr"),
     "preserve_embedding_norm": same("embedding.keep_norm"),
     "compile": same("compile"),
-    "text_encoder_layer_skip": nothing("import.why.clip_skip"),
-    "text_encoder_2_layer_skip": nothing("import.why.clip_skip"),
+    "text_encoder_layer_skip": otherwise("text_encoder.clip_skip", "import.why.clip_skip", layer_skip),
+    "text_encoder_2_layer_skip": nothing("import.why.clip_skip_second"),
     "unet.weight_dtype": otherwise("storage", "import.why.fp8", weight_dtype),
     "transformer.weight_dtype": otherwise("storage", "import.why.fp8", weight_dtype),
     "prior.weight_dtype": otherwise("storage", "import.why.fp8", weight_dtype),
@@ -588,7 +589,7 @@ def given_of(config: Settings, concepts: Value = None, samples: Value = None) ->
         given["samples"] = samples or config["samples"]
     if config.get("additional_embeddings"):
         given["additional_embeddings"] = config["additional_embeddings"]
-    found = concepts if concepts is not None else config.get("concepts")
-    entries = tables(found)
+    listed = concepts if concepts is not None else config.get("concepts")
+    entries = tables(listed)
     sets = [(f"concepts[{n}].", flat(one)) for n, one in enumerate(entries) if one.get("enabled", True)]
     return dataclasses.replace(Given(given), sets=sets)

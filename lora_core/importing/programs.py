@@ -183,8 +183,8 @@ def _of_table(name: str, value: Settings) -> Source:
             plain[key] = inner
     if {"model_family", "data_backend_config"} & plain.keys():
         return Source(name, plain, "simpletuner")
-    known = sum(key in kohya.ROWS or key in kohya.SET_ROWS for key in plain)
-    if known < max(1, len(plain) // 3):
+    hits = sum(key in kohya.ROWS or key in kohya.SET_ROWS for key in plain)
+    if hits < max(1, len(plain) // 3):
         raise LoomError("import.unknown", file=name, programs=[p.title for p in PROGRAMS.values()])
     return Source(
         name, plain, "kohya", script="train_textual_inversion.py" if "token_string" in plain else "train_network.py"

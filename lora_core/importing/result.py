@@ -79,8 +79,8 @@ class Imported:
 
     def toml(self) -> str:
         """The job file, with every line as a comment above it."""
-        told = [f"# {text}" for message in self.messages() for text in str(message).splitlines()]
-        return "\n".join(told) + "\n\n" + as_toml(self.values)
+        comments = [f"# {text}" for message in self.messages() for text in str(message).splitlines()]
+        return "\n".join(comments) + "\n\n" + as_toml(self.values)
 
     def paths(self) -> Paths:
         """The values by config path, those of pictures and folders left out."""
@@ -119,11 +119,11 @@ def _applied(
     paths: Paths = {}
     lines: list[Line] = []
     order = {name: n for n, name in enumerate(rows)}
-    said = {key: name_in(rows, key) for key, value in settings.items() if value is not None and value not in ([], {})}
+    names = {key: name_in(rows, key) for key, value in settings.items() if value is not None and value not in ([], {})}
     for key in sorted(
-        said, key=lambda key: order.get(said[key], len(order))
+        names, key=lambda key: order.get(names[key], len(order))
     ):  # of two that mean the same the later row counts
-        value, row = settings[key], rows.get(said[key])
+        value, row = settings[key], rows.get(names[key])
         line, new = _line(f"{label}{key}", value, row, settings, root)
         lines.append(line)
         paths |= new

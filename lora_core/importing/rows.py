@@ -121,6 +121,11 @@ def whole(value: Value) -> int:
     return int(result)
 
 
+def layer_skip(value: Value, given: Settings) -> Paths:
+    """CLIP layers left out at the end, which diffusers and OneTrainer count from 0 and we, as WebUIs, from 1."""
+    return {"text_encoder.clip_skip": whole(value) + 1}
+
+
 def as_list(value: Value) -> list[Value]:
     """A list as it is, a text cut at commas or spaces, anything else alone."""
     if isinstance(value, str):

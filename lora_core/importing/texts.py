@@ -184,5 +184,6 @@ def options(words: list[str]) -> dict[str, Value]:
             out[key] = value if sign else True
         elif key:
             before = out[key]
-            out[key] = word if before is True else [*(before if isinstance(before, list) else [before]), word]
+            words_before = before if isinstance(before, list) else [before]
+            out[key] = word if before is True else [*words_before, word]
     return out

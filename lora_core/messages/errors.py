@@ -9,6 +9,7 @@ from .secrets import without_secrets
 
 MAX_REASON = 1000  # characters of a foreign error
 MAX_LINE = 200  # of one inside a sentence of ours
+_NO_MEMORY = ("can't allocate memory", "not enough memory: you tried to allocate", "out of memory")  # PyTorch's words
 
 
 class Problem(Exception):
@@ -31,14 +32,25 @@ def message_of(error: BaseException) -> Message:
     """What a person is told: our own errors say what to do, others their kind."""
     if isinstance(error, Problem):
         return error.message
-    if type(error).__name__ == "OutOfMemoryError":  # torch's, by name: nothing heavy is imported here
+    if is_memory(error):
         return Message.of("batch_size.no_memory", field="batch_size")
     return Message.of("error.unexpected", kind=type(error).__name__, reason=without_secrets(str(error)[:MAX_REASON]))
 
 
+def is_memory(error: BaseException) -> bool:
+    """Whether a library found no memory, of the device or of the machine; PyTorch's allocator for the CPU says so in words alone."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, by name
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
+
+
 def reason_of(error: BaseException, limit: int = MAX_LINE) -> str:
-    """What another program's error says, for the middle of a sentence: its first line without secrets, else its kind."""
+    """What another program's error says, for the middle of a sentence: its first line without secrets, else its kind.
+
+    A first line that ends in a colon only announces the second.
+    """
     cause = error.__cause__ if isinstance(error, Problem) and isinstance(error.__cause__, OSError) else error
-    said = getattr(cause, "strerror", None) or str(cause)
-    line = next((line.strip() for line in str(said).splitlines() if line.strip()), type(cause).__name__)
+    text = getattr(cause, "strerror", None) or str(cause)
+    lines = [line.strip() for line in str(text).splitlines() if line.strip()] or [type(cause).__name__]
+    line = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
     return without_secrets(line[: 4 * limit])[:limit]

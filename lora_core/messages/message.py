@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import json
 import re
 from collections.abc import Mapping
@@ -18,6 +19,11 @@ NUMBER = re.compile(
     r"\[(\w+):([^|\]]*)\|([^\]]*)\]"
 )  # [count:picture is|pictures are] for one and for any other number of {count}
 MOST_DIGITS = 8  # significant ones; what has more was computed, and is told with three
+MOST_CHARACTERS, MOST_MEMBERS = (
+    600,
+    100,
+)  # of a text and a list inside a sentence; the middle of longer ones is left out
+LARGEST_WHOLE, ELLIPSIS = 10**100, "…"
 _TEXTS = Path(__file__).parent / "texts"
 
 
@@ -41,14 +47,14 @@ class Message:
 
     @classmethod
     def of(cls, code: str, /, field: str = "", **values: Any) -> Message:
-        """A message with values of any kind: an error gives its own message, what is neither number nor text gives what it prints as."""
-        return cls(code, field, {name: _plain(value) for name, value in values.items()})
+        """A message with values of any kind: an error gives its own message, what is neither number nor text gives what it prints as. Long ones are cut."""
+        return cls(code, _cut(field), {name: _plain(value) for name, value in values.items()})
 
     def text(self, language: str = "en") -> str:
         """The sentence, after the name of its field. Raises KeyError for a code that has no sentence and for a value that is missing."""
         worded = NUMBER.sub(lambda m: m[2] if str(self.values[m[1]]) == "1" else m[3], table(language)[self.code])
         sentence = PLACEHOLDER.sub(lambda place: _rendered(self.values[place[1]], language), worded)
-        return f"{self.field}: {sentence}" if self.field else sentence
+        return f"{in_one_line(self.field)}: {sentence}" if self.field else sentence
 
     def __str__(self) -> str:
         return self.text()
@@ -80,13 +86,41 @@ def _plain(value: Any) -> Value:
         return carried
     if isinstance(value, float):
         return _short(value)
-    if isinstance(value, str | int | Setting):
+    if isinstance(value, str):
+        return _cut(value)
+    if isinstance(value, int):
+        return value if abs(value) < LARGEST_WHOLE else _large(value)
+    if isinstance(value, Setting):
         return value
     if isinstance(value, list | tuple | dict):
-        members = tuple(_plain(member) for member in value)
+        members = tuple(_plain(member) for member in itertools.islice(value, MOST_MEMBERS))
         if all(isinstance(member, str | Message) for member in members):
-            return members
-    return str(value)  # a path, a shape, a type
+            return _shortened(members, len(value))
+    return _cut(str(value))  # a path, a shape, a type
+
+
+def _shortened(members: tuple[Value, ...], count: int) -> tuple[Value, ...]:
+    """The first members of a list that has `count`: messages all, texts as many as a sentence has room for, at least one."""
+    room, kept = MOST_CHARACTERS, 0
+    for member in members:
+        room -= len(member) if isinstance(member, str) else 0
+        if room < 0 and kept:
+            break
+        kept += 1
+    return members if kept == count else (*members[:kept], ELLIPSIS)
+
+
+def _cut(text: str) -> str:
+    """The text, or its beginning and its end."""
+    if len(text) <= MOST_CHARACTERS:
+        return text
+    half = MOST_CHARACTERS // 2
+    return f"{text[:half]}{ELLIPSIS}{text[-half:]}"
+
+
+def _large(number: int) -> str:
+    """A whole number with more digits than Python is willing to write."""
+    return f"{'-' if number < 0 else ''}2^{abs(number).bit_length() - 1}"
 
 
 def _short(number: float) -> float:

@@ -18,14 +18,15 @@ class Ema:
     def __init__(self, adapters: AdapterSet, decay: float):
         self._adapters, self._decay = adapters, decay
         self._shadow = {name: p.detach().clone() for name, p in adapters.named_parameters()}
+        self._pairs = [(self._shadow[name], p) for name, p in adapters.named_parameters()]
 
     def update(self, step: int) -> None:
         """After update number `step` (from 1)."""
         decay = min(self._decay, (1 + step) / (10 + step))
-        named = [(self._shadow[n], p.detach()) for n, p in self._adapters.named_parameters() if p.requires_grad]
-        if named:
-            shadows, weights = map(list, zip(*named, strict=True))
-            torch._foreach_lerp_(shadows, weights, 1 - decay)
+        pairs = [pair for pair in self._pairs if pair[1].requires_grad]
+        if pairs:
+            with torch.no_grad():
+                torch._foreach_lerp_([shadow for shadow, _ in pairs], [p for _, p in pairs], 1 - decay)
 
     def settle(self, parameters: list[torch.nn.Parameter]) -> None:
         """Makes the average the weight itself, for parameters that are frozen from now on."""

@@ -143,8 +143,8 @@ def make_optimizer(groups: Groups, config: OptimizerConfig) -> torch.optim.Optim
     row = OPTIMIZERS[config.name]
     check_installed(config.name)
     if row.one_lr and len({g["lr"] for g in groups}) > 1:
-        found = ", ".join(f"{g['name']} {g['lr']:g}" for g in groups)
-        raise LoomError("optimizer.several_rates", field="optimizer", name=config.name, rates=found)
+        rates = ", ".join(f"{g['name']} {g['lr']:g}" for g in groups)
+        raise LoomError("optimizer.several_rates", field="optimizer", name=config.name, rates=rates)
     return row.make(groups, config)
 
 

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 
 from PIL import Image, ImageDraw
 
-from ..compat import font as font_of
+from .writing import cut, write
 
 _INK, _FAINT, _RAW, _SMOOTH = (40, 40, 48), (224, 224, 230), (178, 200, 235), (30, 90, 200)
+_TEXT_PX, _AXIS_PX, _TITLE_PX = 12, 13, 14
 _LINES = (_SMOOTH, (200, 90, 30), (60, 150, 70), (140, 60, 170))
 
 
@@ -25,17 +26,15 @@ def smoothed(values: Sequence[float], decay: float = 0.97) -> list[float]:
 def loss_plot(losses: Sequence[float], width: int = 720, height: int = 360) -> Image.Image:
     """Raw and smoothed loss against the step, with axes."""
     image = Image.new("RGB", (width, height), "white")
-    pen, font = ImageDraw.Draw(image), font_of(13)
+    pen = ImageDraw.Draw(image)
     left, top, right, bottom = 62, 18, width - 16, height - 36
     ordered = sorted(losses)
     high = ordered[int(0.995 * (len(ordered) - 1))] * 1.05 or 1.0 if ordered else 1.0
     for n in range(5):
         y = bottom - (bottom - top) * n / 4
         pen.line([(left, y), (right, y)], fill=_FAINT)
-        pen.text((8, y - 8), f"{high * n / 4:.3g}", fill=_INK, font=font)
-        pen.text(
-            (left + (right - left) * n / 4 - 10, bottom + 8), str(round(len(losses) * n / 4)), fill=_INK, font=font
-        )
+        write(pen, (8, y - 8), f"{high * n / 4:.3g}", _INK, _AXIS_PX)
+        write(pen, (left + (right - left) * n / 4 - 10, bottom + 8), str(round(len(losses) * n / 4)), _INK, _AXIS_PX)
 
     def place(values: Sequence[float]) -> list[tuple[float, float]]:
         span = max(1, len(values) - 1)
@@ -47,7 +46,7 @@ def loss_plot(losses: Sequence[float], width: int = 720, height: int = 360) -> I
     if len(losses) > 1:
         pen.line(place(losses), fill=_RAW)
         pen.line(place(smoothed(losses)), fill=_SMOOTH, width=3)
-    pen.text((right, top), "loss, smoothed in dark blue", fill=_INK, font=font, anchor="ra")
+    write(pen, (right, top), "loss, smoothed in dark blue", _INK, _AXIS_PX, "ra")
     return image
 
 
@@ -60,7 +59,7 @@ def curves(
 ) -> Image.Image:
     """Named lines through (x, y) points on common axes; `mark` draws a vertical line at that x, `logarithmic` spreads x by its logarithm."""
     image = Image.new("RGB", (width, height), "white")
-    pen, font = ImageDraw.Draw(image), font_of(13)
+    pen = ImageDraw.Draw(image)
     left, top, right, bottom = 70, 18, width - 16, height - 36
     points = [p for line in series.values() for p in line if math.isfinite(p[1])]
     if not points:
@@ -78,15 +77,10 @@ def curves(
     for n in range(5):
         y = bottom - (bottom - top) * n / 4
         pen.line([(left, y), (right, y)], fill=_FAINT)
-        pen.text((6, y - 8), f"{y0 + (y1 - y0) * n / 4:.4g}", fill=_INK, font=font)
+        write(pen, (6, y - 8), f"{y0 + (y1 - y0) * n / 4:.4g}", _INK, _AXIS_PX)
         at = x0 + (x1 - x0) * n / 4
-        pen.text(
-            (left + (right - left) * n / 4, bottom + 8),
-            f"{10**at:.1e}" if logarithmic else f"{at:.0f}",
-            fill=_INK,
-            font=font,
-            anchor={0: "la", 4: "ra"}.get(n, "ma"),
-        )
+        number, anchor = f"{10**at:.1e}" if logarithmic else f"{at:.0f}", {0: "la", 4: "ra"}.get(n, "ma")
+        write(pen, (left + (right - left) * n / 4, bottom + 8), number, _INK, _AXIS_PX, anchor)
     if mark is not None:
         x, _ = place(mark, y0)
         pen.line([(x, top), (x, bottom)], fill=_INK)
@@ -97,7 +91,7 @@ def curves(
             pen.line(drawn, fill=color, width=3)
         for x, y in drawn:
             pen.ellipse([(x - 3, y - 3), (x + 3, y + 3)], fill=color)
-        pen.text((right, top + 18 * n), name, fill=color, font=font, anchor="ra")
+        write(pen, (right, top + 18 * n), name, color, _AXIS_PX, "ra")
     return image
 
 
@@ -105,16 +99,19 @@ def bars(rows: Sequence[tuple[str, float]], title: str, width: int = 640) -> Ima
     """A horizontal bar for each (label, value), longest at the full width, with the value written behind it."""
     line, left, top = 18, 170, 34
     image = Image.new("RGB", (width, top + line * len(rows) + 10), "white")
-    pen, font = ImageDraw.Draw(image), font_of(12)
-    pen.text((10, 8), title, fill=_INK, font=font_of(14))
+    pen = ImageDraw.Draw(image)
+    write(pen, (10, 8), title, _INK, _TITLE_PX)
     longest = max((value for _, value in rows), default=0.0) or 1.0
     for n, (label, value) in enumerate(rows):
         y = top + line * n
-        pen.text((left - 8, y + 1), label[-26:], fill=_INK, font=font, anchor="ra")
+        write(pen, (left - 8, y + 1), label[-26:], _INK, _TEXT_PX, "ra")
         end = left + (width - left - 80) * value / longest
         pen.rectangle([(left, y + 2), (max(left + 1, end), y + line - 4)], fill=_SMOOTH)
-        pen.text((end + 6, y + 1), f"{value:.3g}", fill=_INK, font=font)
+        write(pen, (end + 6, y + 1), f"{value:.3g}", _INK, _TEXT_PX)
     return image
+
+
+SHEET_MARGIN_PX = 6  # around each picture of a grid
 
 
 def grid(
@@ -123,8 +120,7 @@ def grid(
     """Pictures in rows on white, each fitted into a square cell with its label (cut to fit) underneath."""
     columns = columns or min(8, max(1, math.ceil(math.sqrt(len(images)))))
     rows = math.ceil(len(images) / columns)
-    font, caption_px = font_of(12), 20 if labels else 0
-    pad = 6
+    caption_px, pad = 20 if labels else 0, SHEET_MARGIN_PX
     sheet = Image.new("RGB", (columns * (cell_px + pad) + pad, rows * (cell_px + caption_px + pad) + pad), "white")
     pen = ImageDraw.Draw(sheet)
     for n, image in enumerate(images):
@@ -134,8 +130,5 @@ def grid(
         small = image.resize(size, Image.Resampling.NEAREST if scale > 1.5 else Image.Resampling.LANCZOS)
         sheet.paste(small, (x + (cell_px - size[0]) // 2, y + (cell_px - size[1]) // 2))
         if labels:
-            text = labels[n][:200]
-            while text and pen.textlength(text, font=font) > cell_px:
-                text = text[:-2]
-            pen.text((x, y + cell_px + 3), text, fill=_INK, font=font)
+            write(pen, (x, y + cell_px + 3), cut(labels[n], _TEXT_PX, cell_px), _INK, _TEXT_PX)
     return sheet

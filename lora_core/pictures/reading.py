@@ -115,17 +115,17 @@ def open_picture(path: Path, background: str = "white", data: bytes | None = Non
         with _image(path if data is None else io.BytesIO(data), path.suffix) as image:
             _check_size(*_stored_size(image))
             image.load()
-            profile, shown = _foreign_profile(image), image
+            profile, upright = _foreign_profile(image), image
             if image.format not in _TURNED_BY_PILLOW and image.getexif().get(_ORIENTATION, 1) != 1:
-                shown = ImageOps.exif_transpose(shown)
-            if shown.mode.startswith(("I", "F")):
-                return Opened(_scaled_down(shown), None)
-            shown = _as_srgb(shown, profile)
-            if shown.mode not in ("RGBA", "LA", "PA", "RGBa", "La") and "transparency" not in shown.info:
-                return Opened(shown if shown.mode == "RGB" else shown.convert("RGB"), None)
-            shown = shown.convert("RGBA")
-            ground = Image.new("RGBA", shown.size, ImageColor.getrgb(background))
-            return Opened(Image.alpha_composite(ground, shown).convert("RGB"), shown.getchannel("A"))
+                upright = ImageOps.exif_transpose(upright)
+            if upright.mode.startswith(("I", "F")):
+                return Opened(_scaled_down(upright), None)
+            upright = _as_srgb(upright, profile)
+            if upright.mode not in ("RGBA", "LA", "PA", "RGBa", "La") and "transparency" not in upright.info:
+                return Opened(upright if upright.mode == "RGB" else upright.convert("RGB"), None)
+            upright = upright.convert("RGBA")
+            ground = Image.new("RGBA", upright.size, ImageColor.getrgb(background))
+            return Opened(Image.alpha_composite(ground, upright).convert("RGB"), upright.getchannel("A"))
     except UnidentifiedImageError as error:
         raise PictureError("picture.unreadable", reason=_reason(error)) from error
     except _BROKEN as error:

@@ -92,7 +92,7 @@ def card(config: TrainConfig, about: About, files: Sequence[str], pictures: Sequ
         *(["textual_inversion"] if config.method == "pivotal" else []),
         "template:sd-lora",
     ]
-    shown = (
+    gallery = (
         [{"text": spoken(prompt, about.words), "output": {"url": pictures[0]}} for prompt in _prompts(config)[:1]]
         if pictures
         else None
@@ -103,7 +103,7 @@ def card(config: TrainConfig, about: About, files: Sequence[str], pictures: Sequ
         "license": about.license,
         "tags": tags,
         "instance_prompt": ", ".join(about.triggers),
-        "widget": shown,
+        "widget": gallery,
     }
     base = f"[{about.base_model}](https://huggingface.co/{about.base_model})"
     written = [

@@ -94,11 +94,11 @@ def find(root: Path, run: Any) -> Path:
 
 def listing(root: Path) -> list[RunInfo]:
     """Every run below `root`, the one that changed last first. Folders that cannot be read are left out."""
-    found = []
+    infos = []
     for name in run_ids(root):
         with contextlib.suppress(OSError, LoomError):
-            found.append(read_run(root / name))
-    return sorted(found, key=lambda run: (-run.changed, run.id))
+            infos.append(read_run(root / name))
+    return sorted(infos, key=lambda run: (-run.changed, run.id))
 
 
 def read_run(folder: Path) -> RunInfo:
@@ -111,8 +111,8 @@ def read_run(folder: Path) -> RunInfo:
     saves, best_save = _saves(files)
     results = _results(files)
     ending = state.ending(folder) or old_log.ending(folder / TEXT_LOG)
-    shown = _state(folder, files, bool(results), ending)
-    done = ending.step if ending.step is not None and shown in ENDED else max([_last_step(folder / LOG), *saves[-1:]])
+    status = _state(folder, files, bool(results), ending)
+    done = ending.step if ending.step is not None and status in ENDED else max([_last_step(folder / LOG), *saves[-1:]])
     header = _header(folder / results[0]) if results else {}
     changed = max((f.st_mtime for f in files.values()), default=0.0)
     return RunInfo(
@@ -123,7 +123,7 @@ def read_run(folder: Path) -> RunInfo:
         step=done,
         steps=as_step(config.get("steps")) or 0,
         best=_best(folder / LOG, files.get(LOG)),
-        state=shown,
+        state=status,
         error=ending.error,
         changed=changed,
         size_bytes=sum(f.st_size for f in files.values()),
@@ -191,9 +191,9 @@ def size_and_time(folder: Path) -> tuple[int, float]:
 
 def _files(folder: Path) -> Files:
     """Every real file in a folder and its real sub-folders, by its path below it."""
-    found: Files = {}
+    files: Files = {}
     waiting = [("", str(folder))]
-    while waiting and len(found) < MAX_FILES:
+    while waiting and len(files) < MAX_FILES:
         above, place = waiting.pop()
         with contextlib.suppress(OSError), os.scandir(place) as entries:
             for entry in entries:
@@ -201,8 +201,8 @@ def _files(folder: Path) -> Files:
                     if entry.is_dir(follow_symlinks=False):
                         waiting.append((f"{above}{entry.name}/", entry.path))
                     elif entry.is_file(follow_symlinks=False):
-                        found[above + entry.name] = entry.stat(follow_symlinks=False)
-    return found
+                        files[above + entry.name] = entry.stat(follow_symlinks=False)
+    return files
 
 
 def _pictures(files: Files) -> dict[int, str]:
@@ -236,8 +236,8 @@ def _state(folder: Path, files: Files, has_result: bool, ending: state.Ending) -
     return "running" if held else "interrupted"
 
 
-def _best(log: Path, found: os.stat_result | None) -> tuple[int, float] | None:
-    return _best_of(log, found.st_size, found.st_mtime_ns) if found else None
+def _best(log: Path, stat: os.stat_result | None) -> tuple[int, float] | None:
+    return _best_of(log, stat.st_size, stat.st_mtime_ns) if stat else None
 
 
 @functools.lru_cache(maxsize=4096)

@@ -159,9 +159,9 @@ def _seems_owned(folder: Path) -> bool:
     owner = _record(folder)
     if not owner["mark"]:
         return False
-    gone = writers.is_gone(owner["mark"])
-    if gone is not None:
-        return not gone
+    ended = writers.is_gone(owner["mark"])
+    if ended is not None:
+        return not ended
     return time.time() - max(path.stat().st_mtime for path in folder.iterdir()) < FRESH_S
 
 
@@ -193,8 +193,8 @@ def _refusal(folder: Path, owner: dict[str, str]) -> LoomError:
     doing = DOING.get(owner["purpose"])
     if doing is None:
         return LoomError("run.owned_by_somebody", run=run)
-    told = {key: owner[key] for key in ("program", "process", "machine", "since")}
-    return LoomError("run.owned", run=run, doing=doing, **told)
+    facts = {key: owner[key] for key in ("program", "process", "machine", "since")}
+    return LoomError("run.owned", run=run, doing=doing, **facts)
 
 
 def _remove(path: Path) -> None:

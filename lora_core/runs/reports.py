@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ from tqdm import tqdm
 
 from ..disk import locks
 from ..events import Listener, Measure, StepReport
-from ..messages.errors import MAX_REASON, reason_of
+from ..messages.errors import MAX_REASON, Problem, reason_of
 from ..messages.message import Message
-from ..messages.secrets import in_one_line
+from ..messages.secrets import in_one_line, without_secrets
 
 
 def probed(measure: Measure, best: Measure) -> Message:
@@ -45,6 +46,9 @@ class FileLog(Listener):
         ):  # a disk that was full before; the error that ended the run is the one to show
             if isinstance(error[1], BaseException):
                 self._write(f"ended by {type(error[1]).__name__}: {reason_of(error[1], MAX_REASON)}")
+                if isinstance(error[1], Problem) and error[1].__cause__ is not None:
+                    for line in "".join(traceback.format_exception(error[1].__cause__)).splitlines():
+                        self._write(without_secrets(line))
         with contextlib.suppress(OSError):
             self._file.close()
 

@@ -41,10 +41,10 @@ def all_saves(folder: Path) -> list[Save]:
     """The saves of a run, oldest first; where the best weights are those of a checkpoint too, they are listed once, as the best."""
     place, run = folder / "checkpoints", listing.read_run(folder)
     steps, best, losses = run.saves, run.best_save, _measured(folder, run.saves)
-    found = [Save(step, checkpoints.folder_of(place, step), False, losses.get(step)) for step in steps if step != best]
+    saves = [Save(step, checkpoints.folder_of(place, step), False, losses.get(step)) for step in steps if step != best]
     if best is not None:
-        found.append(Save(best, place / f"best-{best:08d}.safetensors", True, losses.get(best)))
-    return sorted(found, key=lambda save: save.step)
+        saves.append(Save(best, place / f"best-{best:08d}.safetensors", True, losses.get(best)))
+    return sorted(saves, key=lambda save: save.step)
 
 
 def _measured(folder: Path, steps: Sequence[int]) -> dict[int, float]:
@@ -56,12 +56,12 @@ def _measured(folder: Path, steps: Sequence[int]) -> dict[int, float]:
     )
     inner = facts.get("facts") if isinstance(facts, dict) else None
     rows = inner.get("validation") if isinstance(inner, dict) else None
-    known: dict[int, float] = {}
+    losses: dict[int, float] = {}
     for row in rows if isinstance(rows, list) else []:
         step, loss = map(as_number, row[:2]) if isinstance(row, list) and len(row) > 1 else (None, None)
         if step is not None and loss is not None:
-            known[int(step)] = loss
-    return {**known, **listing.held_out(folder)}
+            losses[int(step)] = loss
+    return {**losses, **listing.held_out(folder)}
 
 
 def loss_without(folder: Path) -> float | None:
@@ -93,7 +93,7 @@ def weights(folder: Path, save: Save) -> dict[str, torch.Tensor]:
     config = config_of(folder)
     if save.best:
         try:
-            found = load_file(save.path)
+            tensors = load_file(save.path)
         except (OSError, SafetensorError) as error:
             raise LoomError("save.unreadable", save=save.path.name) from error
         untouched = _untouched(folder)
@@ -103,9 +103,9 @@ def weights(folder: Path, save: Save) -> dict[str, torch.Tensor]:
         checkpoint = checkpoints.read(save.path)
         if checkpoint is None:
             raise LoomError("save.damaged", save=save.path.name)
-        found, untouched = finished(checkpoint.adapter), checkpoint.facts.get("untouched", [])
-    found = checkpoints.without_layers(found, untouched)
-    return found if any(key.endswith(".alpha") for key in found) else {**found, **alphas_of_0_1(config, found)}
+        tensors, untouched = finished(checkpoint.adapter), checkpoint.facts.get("untouched", [])
+    tensors = checkpoints.without_layers(tensors, untouched)
+    return tensors if any(key.endswith(".alpha") for key in tensors) else {**tensors, **alphas_of_0_1(config, tensors)}
 
 
 def _untouched(folder: Path) -> list[str]:

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from ..disk.files import write_json
-from ..events import Listener, Listeners
+from ..events import Listener, Listeners, Measure, StepReport
 from ..messages.errors import message_of
 from .bounded import as_step, as_text, read_json
 from .guarded import DISK, Extras, Guarded, Tell
+from .pace import Pace, clock_s
 from .reports import FileLog
 
 log = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ class StateFile(Listener):
     def __init__(self, folder: Path, host: str = "", cancels: tuple[type[BaseException], ...] = ()):
         then = read_json(folder / FILE, MAX_BYTES)
         self._file = folder / FILE
+        self._pace = Pace()
         self._cancels: tuple[type[BaseException], ...] = (*CANCELS, *cancels)
         self._values: dict[str, Any] = {
             "format": FORMAT,
@@ -83,7 +85,17 @@ class StateFile(Listener):
             self._values["base_model"] = facts["base_model"]
         self._write()
 
+    def on_step(self, report: StepReport) -> None:
+        self._pace.step(clock_s())
+
+    def on_sample(self, step: int, images: Any, path: Path) -> None:
+        self._pace.interrupted()
+
+    def on_validation(self, measure: Measure, best: Measure) -> None:
+        self._pace.interrupted()
+
     def on_save(self, step: int, path: Path) -> None:
+        self._pace.interrupted()
         self._values["step"] = step
         self._write()
 
@@ -94,6 +106,8 @@ class StateFile(Listener):
     def _write(self, ended: bool = False) -> None:
         now = round(time.time(), 3)
         self._values |= {"changed": now, "ended": now if ended else None}
+        if pace := self._pace.as_json():
+            self._values["pace"] = pace
         write_json(self._file, self._values)
 
 
@@ -138,5 +152,5 @@ def _shown(error: dict[str, Any]) -> dict[str, Any]:
     """An error of a file as a page may take it: code, field and values where they are such, and a short sentence."""
     values = error.get("values")
     whole = isinstance(error.get("code"), str) and isinstance(error.get("field"), str) and isinstance(values, dict)
-    known = {"code": as_text(error["code"]), "field": as_text(error["field"]), "values": values} if whole else {}
-    return {**known, "text": as_text(error.get("text"))}
+    readable = {"code": as_text(error["code"]), "field": as_text(error["field"]), "values": values} if whole else {}
+    return {**readable, "text": as_text(error.get("text"))}

@@ -58,14 +58,14 @@ def _moved(source: Path, target: Path) -> None:
 
 def thrown_away(root: Path) -> list[Thrown]:
     """What lies in the trash, the last deleted first."""
-    found = []
+    runs = []
     with contextlib.suppress(OSError, LoomError), os.scandir(_place(root)) as entries:
         for entry in entries:
             if _ID.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False):
                 for run in Path(entry.path).iterdir():
                     if run.is_dir() and not run.is_symlink():
-                        found.append(Thrown(entry.name, run.name, int(entry.name) / 1e9, size_and_time(run)[0]))
-    return sorted(found, key=lambda thrown: thrown.id, reverse=True)
+                        runs.append(Thrown(entry.name, run.name, int(entry.name) / 1e9, size_and_time(run)[0]))
+    return sorted(runs, key=lambda thrown: thrown.id, reverse=True)
 
 
 def take_back(root: Path, number: Any) -> str:

@@ -64,5 +64,5 @@ def snippet(base_model: str, files: Files, prompt: str) -> list[str]:
     if files.lora:
         lines.append(f'pipe.load_lora_weights("{files.repository}", weight_name="{files.lora}")')
     steps = f", num_inference_steps={STEPS}" if is_unet else ""
-    said = prompt.replace("\\", "\\\\").replace('"', '\\"')
-    return [*lines, f'image = pipe("{said}"{steps}).images[0]']
+    quoted = prompt.replace("\\", "\\\\").replace('"', '\\"')
+    return [*lines, f'image = pipe("{quoted}"{steps}).images[0]']

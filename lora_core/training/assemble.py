@@ -12,10 +12,10 @@ import torch
 from .. import compat
 from ..adapters import AdapterSet
 from ..adapters.tokens import TokenSet
-from ..backends.base import Backend, Remarks
+from ..backends.base import Backend, Remarks, SkipsLayers
 from ..backends.base_model import BaseModel
 from ..backends.encoder import encoder_of
-from ..config import TrainConfig
+from ..config import ObjectiveConfig, TrainConfig
 from ..data.batches import Batches
 from ..data.captions import PLACEHOLDER, named, with_trigger
 from ..data.folder import Dataset, Picture, require_captions
@@ -24,8 +24,9 @@ from ..data.lengths import WINDOW
 from ..data.store import Disk, Memory, open_store
 from ..disk import files
 from ..events import Listener
+from ..messages.blame import blamed
 from ..messages.errors import LoomError
-from ..messages.message import Message
+from ..messages.message import Message, Setting
 from ..objectives import Objective, SharedObjective
 from ..optim.ema import Ema
 from ..optim.groups import make_groups
@@ -36,7 +37,7 @@ from .fitting import Measured, as_chosen, fit
 from .job import Job
 from .length import planned, told
 from .prior import class_dataset, require_class_pictures
-from .prompts import unknown_options
+from .prompts import require_drawable, unknown_options
 from .run import Material, Run, Source
 from .validation import Probes, split
 
@@ -57,7 +58,8 @@ def assembled(job: Job, first_step: int = 0, folder: Path | None = None) -> Iter
         with material.lent(material.largest()):
             pass_on_remarks(job)
             material.adapters.prepare()
-            optimizer = make_optimizer(make_groups(config, material.adapters), config.optimizer)
+            with blamed("optimizer.failed", "optimizer.name", name=config.optimizer.name):
+                optimizer = make_optimizer(make_groups(config, material.adapters), config.optimizer)
             half = job.backend.dtype == torch.float16
             scaler = compat.GradScaler(job.backend.device.type, init_scale=2.0**12, enabled=half)
             ema = Ema(material.adapters, config.ema_decay) if config.ema_decay else None
@@ -118,6 +120,14 @@ def settled(job: Job) -> TrainConfig:
         job.listener.on_note(length)
     if (options := unknown_options(config)) is not None:
         job.listener.on_warning(options)
+    for message in require_drawable(config, job.backend):
+        job.listener.on_warning(message)
+    skip, followed = (
+        config.text_encoder.clip_skip,
+        job.backend.clip_skip if isinstance(job.backend, SkipsLayers) else None,
+    )
+    if skip not in (1, followed):
+        job.listener.on_warning(Message.of("text_encoder.clip_skip_idle", field="text_encoder.clip_skip", skip=skip))
     require_class_pictures(config.prior, job.dataset)
     check_installed(config.optimizer.name)
     if config.recomputed and not ways:
@@ -150,7 +160,22 @@ def objective_of(job: Job) -> Objective:
         job.listener.on_warning(
             Message.of("weighting.idle", field="objective.weighting", weighting=weighting, kind=objective.kind)
         )
+    for message in idle(job.config.objective, objective.kind):
+        job.listener.on_warning(message)
     return SharedObjective.of(objective, job.processes)
+
+
+def idle(config: ObjectiveConfig, kind: str) -> list[Message]:
+    """What to say about settings that have no effect on a model of this kind (epsilon, v, x0, flow)."""
+    messages = []
+    if config.shift and kind != "flow":
+        messages.append(Message.of("objective.shift_idle", field="objective.shift", kind=kind))
+    uniform = config.timesteps == "uniform" or (config.timesteps == "auto" and kind != "flow")
+    for name in ("logit_mean", "logit_std"):
+        if uniform and getattr(config, name) != getattr(ObjectiveConfig, name):
+            timesteps = Setting("objective.timesteps")
+            messages.append(Message.of("objective.logit_idle", field=f"objective.{name}", timesteps=timesteps))
+    return messages
 
 
 def warn_of_trigger(job: Job, tokens: TokenSet) -> None:
@@ -237,10 +262,10 @@ def class_pictures(encoding: Encoding, subject: Dataset, tokens: TokenSet) -> li
         dataset = class_dataset(job, subject, tokens)
     if dataset is None:
         return []
-    own = dataclasses.replace(job.config, seed=derive(job.config.seed, "class"))
+    class_config = dataclasses.replace(job.config, seed=derive(job.config.seed, "class"))
     return [
         Source(
-            encoding.batches(encoding.pictures(dataset, "progress.class_pictures"), own),
+            encoding.batches(encoding.pictures(dataset, "progress.class_pictures"), class_config),
             job.config.prior.weight,
             "class ",
         )

@@ -32,19 +32,19 @@ def make_adapters(
     layers: dict[str, nn.Module] = {}
     members: dict[str, Adapter] = {}
     if config.trains_lora:
-        a, (own, texts) = config.adapter, chosen_layers(config, backend)
+        a, (denoiser, texts) = config.adapter, chosen_layers(config, backend)
         kind = _kind(config)
         rules = lines("adapter.layer_rank", a.layer_rank)
         for field, those in (("layer_rank", rules), ("layer_lr", lines("adapter.layer_lr", a.layer_lr))):
-            if idle := unused(those, [*own, *texts]):
+            if idle := unused(those, [*denoiser, *texts]):
                 raise LoomError(
                     "adapter.rule_unmatched",
                     field=f"adapter.{field}",
                     rule=repr(idle[0]),
-                    count=len(own) + len(texts),
-                    example=next(iter(own)),
+                    count=len(denoiser) + len(texts),
+                    example=next(iter(denoiser)),
                 )
-        for part, names in ((MODEL, own), (TEXT_ENCODER, texts)):
+        for part, names in ((MODEL, denoiser), (TEXT_ENCODER, texts)):
             device = backend.text_device if part == TEXT_ENCODER and names else backend.device
             for name, layer in names.items():
                 given = (start or {}).get(name)

@@ -18,7 +18,7 @@ LIBRARIES = ("torch", "numpy", "pillow", "safetensors", "diffusers", "transforme
 
 def conditions_of(backend: Backend) -> dict[str, str]:
     """Everything outside of the job that may change the last bit of a step."""
-    found = {
+    conditions = {
         "device": _device(backend.device),
         "dtype": str(backend.dtype),
         "threads": str(torch.get_num_threads()),
@@ -29,9 +29,9 @@ def conditions_of(backend: Backend) -> dict[str, str]:
     }
     for library in LIBRARIES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[library] = importlib.metadata.version(library)
-    found["torch"] = str(torch.__version__)
-    return found
+            conditions[library] = importlib.metadata.version(library)
+    conditions["torch"] = str(torch.__version__)
+    return conditions
 
 
 def _device(device: torch.device) -> str:

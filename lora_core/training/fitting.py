@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -18,6 +17,7 @@ from ..losses import Distance
 from ..messages.errors import LoomError
 from ..messages.message import Message
 from ..rng import step_rng
+from ..runs.pace import resident_bytes
 from .run import Material
 from .step import diffusion_loss
 
@@ -137,7 +137,7 @@ def _peak(device: torch.device) -> Iterator[list[int]]:
 
     def watch() -> None:
         while not done.wait(0.005):
-            peak[0] = max(peak[0], _resident())
+            peak[0] = max(peak[0], resident_bytes())
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
@@ -146,13 +146,4 @@ def _peak(device: torch.device) -> Iterator[list[int]]:
     finally:
         done.set()
         watcher.join()
-        peak[0] = max(peak[0], _resident())
-
-
-def _resident() -> int:
-    """Bytes of memory this process holds; 0 where there is no /proc."""
-    try:
-        with open("/proc/self/statm", encoding="ascii") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError):
-        return 0
+        peak[0] = max(peak[0], resident_bytes())

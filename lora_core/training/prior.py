@@ -21,6 +21,7 @@ from ..config import DataConfig, PriorConfig, SampleConfig, TrainConfig
 from ..data.captions import Caption
 from ..data.folder import Dataset, Picture, scan
 from ..disk.files import write_bytes
+from ..messages.blame import blamed
 from ..messages.errors import LoomError
 from ..pictures.reading import PictureError, open_rgb
 from ..rng import derive
@@ -121,7 +122,9 @@ def _made(missing: Sequence[Wanted], job: Job, cache: Path) -> list[Picture]:
         path = cache / f"{name}.png"
         if not _whole(path):
             cache.mkdir(parents=True, exist_ok=True)
-            write_bytes(path, _png(backend.sample(SampleJob(picture.prompt, side, side, sampling))[0]))
+            with blamed("prior.failed", "prior.prompt", prompt=repr(picture.prompt)):
+                drawn = backend.sample(SampleJob(picture.prompt, side, side, sampling))[0]
+            write_bytes(path, _png(drawn))
         out.append(Picture(path, path.name, side, side, (Caption(picture.caption),), data=plain))
     return out
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from ..adapters.tokens import wanted_tokens
-from ..backends.base import SampleJob
+from ..backends.base import Backend, NamesSamplers, SampleJob
 from ..config import SampleConfig, TrainConfig
 from ..data.captions import named
 from ..messages.errors import LoomError
@@ -87,3 +87,31 @@ def unknown_options(config: TrainConfig) -> Message | None:
         options=[*dict.fromkeys(unknown)],
         allowed=[f"--{name}" for name in FIELDS],
     )
+
+
+def require_drawable(config: TrainConfig, backend: Backend) -> list[Message]:
+    """What to say about the samples that a job asks for, before the first step. Raises LoomError for a sampler or a schedule that is not drawn here."""
+    if not isinstance(backend, NamesSamplers) or not (config.samples.every or (config.prior.on and config.prior.count)):
+        return []
+    ways, step = backend.samplers(), backend.latent_step_px
+    messages = [Message.of("samples.own_sampler", field="samples.sampler", sampler=ways.own)] if ways.own else []
+    for prompt in prompts_in(config.samples.prompt) or [Prompt("", {})]:
+        job = job_of(prompt, config)
+        _require_named("sampler", job.config.sampler, ways.names, prompt)
+        _require_named("scheduler", job.config.scheduler, ways.schedules, prompt)
+        if job.config.negative and not ways.negative:
+            messages.append(Message.of("samples.negative_idle", field="samples.negative"))
+        if job.config.cfg != SampleConfig.cfg and not ways.guided:
+            messages.append(Message.of("samples.cfg_idle", field="samples.cfg"))
+        sides = (job.width_px, job.height_px)
+        if config.samples.every and any(side % step for side in sides):
+            asked, drawn = (" x ".join(map(str, pair)) for pair in (sides, [side // step * step for side in sides]))
+            messages.append(Message.of("samples.size", field="samples.width_px", asked=asked, drawn=drawn, step=step))
+    return [message for n, message in enumerate(messages) if message not in messages[:n]]
+
+
+def _require_named(setting: str, name: str, allowed: Sequence[str], prompt: Prompt) -> None:
+    """Raises LoomError for a name that is not allowed, about the prompt whose option says it, or the setting."""
+    if name.lower() not in map(str.lower, allowed):
+        field = "samples.prompt" if setting in prompt.settings else f"samples.{setting}"
+        raise LoomError("samples.sampler", field=field, sampler=repr(name), allowed=allowed)

@@ -153,10 +153,13 @@ class Run:
         if not self.untouched:
             return
         members = dict(self.adapters) | {token.token.placeholder: token for token in self.adapters.tokens}
-        for name in sorted(self.untouched):
-            gradients = [p.grad for p in members[name].parameters() if p.grad is not None]
-            if any(bool(gradient.any()) for gradient in gradients):
-                self.untouched.discard(name)
+        parameters = [(name, p) for name in sorted(self.untouched) for p in members[name].parameters()]
+        gradients = [p.grad for _, p in parameters if p.grad is not None]
+        names = [name for name, p in parameters if p.grad is not None]
+        if gradients:
+            norms = torch._foreach_norm(gradients, math.inf)
+            largest = torch.stack([norm.to(norms[0]) for norm in norms]).tolist()  # asked once, not for each
+            self.untouched -= {name for name, value in zip(names, largest, strict=True) if value != 0}
 
     def untouched_layers(self) -> list[str]:
         """Names of the layers among the untouched: they are as they began, and change nothing."""
@@ -198,8 +201,8 @@ class Run:
 
     def restore(self, checkpoint: checkpoints.Checkpoint) -> None:
         """Puts everything to where it was when the checkpoint was saved."""
-        own = {k: v for k, v in checkpoint.adapter.items() if not k.startswith(EMA_PREFIX)}
-        self.adapters.load_state_dict(own)
+        weights = {k: v for k, v in checkpoint.adapter.items() if not k.startswith(EMA_PREFIX)}
+        self.adapters.load_state_dict(weights)
         if self.ema:
             self.ema.load_state_dict(checkpoint.adapter)
         self.frozen = list(checkpoint.facts.get("frozen", []))

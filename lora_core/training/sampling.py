@@ -11,19 +11,22 @@ import torch
 from PIL import Image, ImageDraw
 from torch import nn
 
-from .. import compat
 from ..adapters import AdapterSet
 from ..adapters.tokens import Token, TokenSet, TokenVectors
 from ..backends.base import Backend, SampleJob
 from ..config import parse
+from ..messages.blame import blamed
 from ..messages.errors import LoomError
 from ..messages.message import Setting
+from ..pictures.writing import cut, write
 from ..rng import preserved_rng
 from ..runs import checkpoints
 from ..runs.folders import config_of
 from ..runs.saves import Save, all_saves, weights
 from .build import kind_of, make_adapters
 from .run import Start
+
+_INK, _FAINT, _TEXT_PX = (40, 40, 48), (90, 90, 100), 14
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,9 +73,9 @@ def _token(word: str, vectors: Mapping[str, torch.Tensor], backend: Backend) -> 
     tables = {encoder: table for encoder, table in backend.token_tables().items() if encoder in vectors}
     unfit = [encoder for encoder, table in tables.items() if vectors[encoder].shape[1] != table.width]
     if not tables or unfit:
-        found = ", ".join(f"{encoder} of width {v.shape[1]}" for encoder, v in vectors.items())
+        widths = ", ".join(f"{encoder} of width {v.shape[1]}" for encoder, v in vectors.items())
         wanted = ", ".join(f"{encoder} of width {t.width}" for encoder, t in backend.token_tables().items()) or "none"
-        raise LoomError("embedding.other_width", word=word, width=found, wanted=wanted)
+        raise LoomError("embedding.other_width", word=word, width=widths, wanted=wanted)
     token = TokenVectors(Token(word, len(next(iter(vectors.values())))), tables, 0, backend.text_device)
     with torch.no_grad():
         for encoder, parameter in token.vectors.items():
@@ -92,41 +95,41 @@ def of_saves(folder: Path, saves: Sequence[Save], backend: Backend) -> Iterator[
     """These saves of a run one after the other, each read when its turn comes. They share one set of adapters."""
     config = config_of(folder)
     layers, adapters = make_adapters(config, backend, config.data.trigger)
-    own, facts = {name: p.shape for name, p in adapters.named_parameters()}, adapters.facts().keys()
+    shapes, facts = {name: p.shape for name, p in adapters.named_parameters()}, adapters.facts().keys()
     for save in saves:
         values = weights(folder, save)
-        if own != {k: v.shape for k, v in values.items() if k not in facts}:
+        if shapes != {k: v.shape for k, v in values.items() if k not in facts}:
             raise LoomError("save.other_model", run=folder.name, save=save.label)
         yield Worn(save.label, layers, adapters, values)
 
 
 @contextlib.contextmanager
-def attached(worn: Worn, backend: Backend, strength: float) -> Iterator[None]:
+def attached(products: Worn, backend: Backend, strength: float) -> Iterator[None]:
     """The adapters on the model, their change times `strength`."""
-    undefined = {adapter.title for _, adapter in worn.adapters if not adapter.proportional}
+    undefined = {adapter.title for _, adapter in products.adapters if not adapter.proportional}
     if undefined and strength not in (0.0, 1.0):
         raise LoomError(
             "strength.undefined", field="strength", strength=f"{strength:g}", kinds=" and ".join(sorted(undefined))
         )
-    if worn.weights is not None:
-        worn.adapters.load_state_dict(worn.weights)
-    scales = {name: adapter.scale for name, adapter in worn.adapters}
-    with backend.training(worn.layers, worn.adapters):
-        worn.adapters.prepare()
+    if products.weights is not None:
+        products.adapters.load_state_dict(products.weights)
+    scales = {name: adapter.scale for name, adapter in products.adapters}
+    with backend.training(products.layers, products.adapters):
+        products.adapters.prepare()
         try:
-            for name, adapter in worn.adapters:
+            for name, adapter in products.adapters:
                 adapter.scale = scales[name] * strength
                 adapter.active = strength != 0
-            worn.adapters.weights_changed()
+            products.adapters.weights_changed()
             yield
         finally:
-            for name, adapter in worn.adapters:
+            for name, adapter in products.adapters:
                 adapter.scale, adapter.active = scales[name], True
 
 
 @torch.no_grad()
 def drawn(
-    worn: Iterable[Worn],
+    products: Iterable[Worn],
     strengths: Sequence[float],
     jobs: Sequence[SampleJob],
     backend: Backend,
@@ -138,12 +141,13 @@ def drawn(
     def draw(label: str) -> None:
         out.append((label, []))
         for job in jobs:
-            out[-1][1].append(backend.sample(job)[0])
+            with blamed("sample.failed", "", prompt=repr(job.prompt)):
+                out[-1][1].append(backend.sample(job)[0])
             drew(out[-1][1][-1])
 
     with preserved_rng(0):
         draw("without")
-        for one in worn:
+        for one in products:
             for strength in (s for s in strengths if s != 0):
                 with attached(one, backend, strength):
                     draw(one.label if len(strengths) == 1 and strength == 1 else f"{one.label} x {strength:g}")
@@ -160,7 +164,7 @@ def sheet(
 
     Cells are at most `largest_px` wide (0: any), and at least 192.
     """
-    font, pad, line = compat.font(14), 8, 22
+    pad, line = 8, 22
     width, height = columns[0][1][0].size
     if 0 < largest_px < width:
         width, height = largest_px, max(1, round(height * largest_px / width))
@@ -170,7 +174,7 @@ def sheet(
     pen = ImageDraw.Draw(out)
     for n, (label, images) in enumerate(columns):
         x = pad + n * (cell_w + pad)
-        pen.text((x, 4), label, fill=(40, 40, 48), font=font)
+        write(pen, (x, 4), cut(label, _TEXT_PX, cell_w), _INK, _TEXT_PX)
         for row, image in enumerate(images):
             size = (cell_w, round(image.height * cell_w / image.width))
             scaled = image
@@ -179,7 +183,7 @@ def sheet(
                 scaled = image.resize(size, Image.Resampling.NEAREST if larger else Image.Resampling.LANCZOS)
             out.paste(scaled, (x, 2 * line + row * row_h))
             if under:
-                pen.text((x, 2 * line + row * row_h + cell_h + 3), notes[n], fill=(40, 40, 48), font=font)
+                write(pen, (x, 2 * line + row * row_h + cell_h + 3), cut(notes[n], _TEXT_PX, cell_w), _INK, _TEXT_PX)
     for row, prompt in enumerate(prompts):
-        pen.text((pad, line + row * row_h), prompt, fill=(90, 90, 100), font=font)
+        write(pen, (pad, line + row * row_h), cut(prompt, _TEXT_PX, out.width - 2 * pad), _FAINT, _TEXT_PX)
     return out

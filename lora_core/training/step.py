@@ -10,6 +10,7 @@ import torch
 from ..data.batches import Batch
 from ..events import StepReport
 from ..losses import MSE, Distance, mean
+from ..messages.blame import blamed
 from ..messages.errors import NonFiniteError
 from ..objectives import Objective
 from ..optim.optimizers import effective_lr
@@ -33,13 +34,22 @@ def diffusion_loss(
 
 
 def optimizer_step(run: Run, step: int) -> StepReport:
-    """Gradients of every micro batch, clip, update. Raises NonFiniteError before the weights move."""
+    """Gradients of every micro batch, clip, update. Raises NonFiniteError before the weights move, LoomError for what a library fails with."""
+    names: dict[str, None] = {}
+    with blamed("step.failed", "", step=step + 1, pictures=names):
+        return _step(run, step, names)
+
+
+def _step(run: Run, step: int, names: dict[str, None]) -> StepReport:
+    """The step itself, with the names of the pictures put into `names` when their turn comes."""
     config = run.config
     losses = torch.zeros(2, device=run.backend.device)  # on the training pictures, on those of the class
     pictures: list[str] = []
     for micro in range(config.grad_accum):
         for n, source in enumerate(run.sources):
             batch = source.batches.at(step, micro)
+            pictures += batch.names
+            names.update(dict.fromkeys(batch.names))
             run.begin_pass(source, step, micro)
             rng = step_rng(config.seed, 0, step, micro, f"{source.stream}noise")
             share = (
@@ -48,7 +58,6 @@ def optimizer_step(run: Run, step: int) -> StepReport:
             )
             run.backward(source.weight * share)
             losses[n] += share.detach()
-            pictures += batch.names
     if not run.gather(losses):
         loss, class_loss = losses.tolist()
         return StepReport(step + 1, loss, class_loss, 0.0, effective_lr(run.optimizer), pictures)

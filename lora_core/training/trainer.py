@@ -16,14 +16,14 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from .. import compat
 from ..adapters.base import TEXT_ENCODER
 from ..backends.base import UNKNOWN_ENCODER, SampleJob
 from ..config import TrainConfig, as_dict, parse
 from ..data.batches import Batches
 from ..disk import files
 from ..events import Measure
-from ..messages.errors import LoomError, NonFiniteError
+from ..messages.blame import first_line, is_foreign
+from ..messages.errors import LoomError, NonFiniteError, Problem, is_memory
 from ..messages.message import Message
 from ..optim.groups import frozen_at
 from ..optim.schedules import lr_factor
@@ -172,6 +172,8 @@ class Loop:
         self.rates.append(report.lr)
         last = self.done == self.config.steps
         every = self.config.validation.every
+        if every and (last or self.done % every == 0):
+            self.listener.on_progress("progress.validating", self.done, self.config.steps)
         measure = self.validate() if every and (last or self.done % every == 0) else None
         row = {
             "step": self.done,
@@ -189,6 +191,7 @@ class Loop:
             self._tell_of(layers, Message.of("adapter.no_gradient", field="adapter.targets", **values))
         if self.done % self.config.save.every == 0 and not last:
             log.settle()
+            self._tell_of_saving()
             self.save()
         if self.config.samples.every and self.done % self.config.samples.every == 0 and not last:
             self.draw_samples()
@@ -198,6 +201,7 @@ class Loop:
         if self.control.take_save():
             log.settle()
             if self.saved != self.done:
+                self._tell_of_saving()
                 self.save()
             self.listener.on_result(self.done, self._write_result("running").files)
         if self.control.take_sample():
@@ -289,9 +293,12 @@ class Loop:
                     self._draw("before")
             with self.run.finished_weights(), self._texts_apart():
                 self._draw(f"step {self.done}")
-        except compat.OutOfMemoryError:
+        except BaseException as error:
+            if isinstance(error, Problem) or not is_foreign(error):
+                raise
             self.samples_failed += 1
-            self.listener.on_warning(Message.of("samples.no_memory"))
+            failed = Message.of("samples.failed", reason=first_line(error))
+            self.listener.on_warning(Message.of("samples.no_memory") if is_memory(error) else failed)
 
     @contextlib.contextmanager
     def _texts_apart(self) -> Iterator[None]:
@@ -305,7 +312,10 @@ class Loop:
 
     def _draw(self, label: str) -> None:
         jobs = sample_jobs(self.config, self.run.batches, self.run.class_batches)
-        images = [image for job in jobs for image in self.run.backend.sample(job)[:1]]
+        images: list[Image.Image] = []
+        for n, job in enumerate(jobs, 1):
+            self.listener.on_progress("progress.samples", n, len(jobs))
+            images += self.run.backend.sample(job)[:1]
         if not self.processes.main:  # it only lent its part of the model
             self.sampled.append((label, []))
             return
@@ -339,12 +349,18 @@ class Loop:
 
     def _finish(self, outcome: str) -> Result:
         if self.done != self.saved:
+            self._tell_of_saving()
             self.save()
         if self.config.samples.every and outcome != "paused":
             self.draw_samples()
         if outcome != "paused":
             self._tell_untouched()
+        self.listener.on_progress("progress.writing", self.done, self.config.steps)
         return self._write_result(outcome)
+
+    def _tell_of_saving(self) -> None:
+        """Told where a run saves as it goes; a rescue asks no listener, which could end it."""
+        self.listener.on_progress("progress.saving", self.done, self.config.steps)
 
     def _tell_of(self, layers: Sequence[str], message: Message) -> None:
         """Warns of layers of the model. That a text encoder's last ones give nothing is usual: SDXL and others read what comes before them."""

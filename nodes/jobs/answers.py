@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -13,8 +14,11 @@ from typing import Any
 
 from ...lora_core.messages.errors import LoomError
 from ...lora_core.messages.message import LANGUAGES, table
-from ...lora_core.pictures.reading import PictureError, thumbnail
+from ...lora_core.pictures.plots import SHEET_MARGIN_PX
+from ...lora_core.pictures.reading import PictureError, open_picture, read_size, thumbnail
 from ...lora_core.runs import listing, trash
+from ...lora_core.runs.folders import config_of
+from ...lora_core.training.prompts import Prompt, job_of, prompts_in
 from .panel import Panels
 from .requests import Refused
 
@@ -36,7 +40,9 @@ def sentences(language: str) -> tuple[str, str]:
 def panel_state(panels: Panels, node: str, workflow: str, after: int, session: str) -> dict[str, Any]:
     """The panel of a node; `after` counts only within the session the browser knows."""
     panel = panels.find(node, workflow)
-    return {"panel": None if panel is None else panel.snapshot(after if panel.session == session else 0)}
+    if panel is None:
+        return {"panel": None}
+    return {"panel": panel.snapshot(after if panel.session == session else 0)}
 
 
 def sample_file(root: Path, run: str, step: int) -> Path:
@@ -56,6 +62,63 @@ def sample_jpeg(root: Path, run: str, step: int, side_px: int) -> bytes:
     return _jpeg(sample_file(root, run, step), side_px, 90, "sample.unreadable")
 
 
+def samples_of(root: Path, run: str) -> dict[str, Any]:
+    """What a run has drawn: [step, time of the picture] of each sheet (step 0: without the adapter), pictures on a sheet, and what each was drawn from.
+
+    Raises Refused.
+    """
+    folder = run_named(root, run)
+    marks = []
+    for step, file in sorted(listing.pictures(folder).items()):
+        with contextlib.suppress(OSError):  # gone meanwhile
+            marks.append([step, int(file.stat().st_mtime)])
+    count = 0
+    if marks:
+        with contextlib.suppress(PictureError):
+            count = _cells(read_size(sample_file(root, run, marks[-1][0])))
+    return {"run": folder.name, "samples": marks, "pictures": count, "prompts": _prompts(folder)}
+
+
+def _prompts(folder: Path) -> list[dict[str, Any]]:
+    """What each picture of a sheet is drawn from; a prompt that the job does not name is empty."""
+    try:
+        config = config_of(folder)
+        jobs = [job_of(prompt, config) for prompt in prompts_in(config.samples.prompt) or [Prompt("", {})]]
+    except LoomError:
+        return []
+    return [
+        {
+            "prompt": job.prompt,
+            "width": job.width_px,
+            "height": job.height_px,
+            **{name: getattr(job.config, name) for name in ("seed", "cfg", "steps", "sampler", "scheduler")},
+        }
+        for job in jobs
+    ]
+
+
+def _cells(size: tuple[int, int]) -> int:
+    """How many pictures lie side by side on a sheet of samples: square cells in one row, with a margin around each."""
+    width, height = size
+    return max(1, round((width - SHEET_MARGIN_PX) / max(1, height - SHEET_MARGIN_PX)))
+
+
+def sample_cell_jpeg(root: Path, run: str, step: int, number: int) -> bytes:
+    """Picture `number` (from 0) of a sheet of samples, as large as it is. Raises Refused."""
+    file = sample_file(root, run, step)
+    try:
+        sheet = open_picture(file).rgb
+    except PictureError as error:
+        raise Refused(404, "sample.unreadable", error=error) from error
+    if not 0 <= number < _cells(sheet.size):
+        raise Refused(404, "sample.missing")
+    side = sheet.height - 2 * SHEET_MARGIN_PX
+    left = SHEET_MARGIN_PX + number * (side + SHEET_MARGIN_PX)
+    out = io.BytesIO()
+    sheet.crop((left, SHEET_MARGIN_PX, left + side, SHEET_MARGIN_PX + side)).save(out, "JPEG", quality=93)
+    return out.getvalue()
+
+
 def _jpeg(file: Path, side_px: int, quality: int, code: str) -> bytes:
     out = io.BytesIO()
     try:
@@ -65,9 +128,9 @@ def _jpeg(file: Path, side_px: int, quality: int, code: str) -> bytes:
     return out.getvalue()
 
 
-def listed(root: Path, told: Told, place: str) -> dict[str, Any]:
+def listed(root: Path, details: Told, place: str) -> dict[str, Any]:
     """Every run and what lies in the trash; `place`: what a person calls the folder of all runs."""
-    rows = [{**vars(run), **told(run)} for run in listing.listing(root)]
+    rows = [{**vars(run), **details(run)} for run in listing.listing(root)]
     for row in rows:
         del row["about"]
     return {
@@ -89,8 +152,8 @@ def run_named(root: Path, run: Any) -> Path:
 
 def run_picture(root: Path, run: Any, step: str, large: bool) -> bytes:
     """The sheet of samples of a run after a step. Raises Refused."""
-    known = listing.pictures(run_named(root, run))
-    path = known.get(int(step)) if step.isascii() and step.isdigit() and len(step) < 13 else None
+    pictures = listing.pictures(run_named(root, run))
+    path = pictures.get(int(step)) if step.isascii() and step.isdigit() and len(step) < 13 else None
     if path is None:
         raise Refused(404, "sample.no_step")
     return _jpeg(path, PICTURE_SIZES_PX[large], 85, "sample.picture_unreadable")

@@ -50,15 +50,15 @@ def told_of(run: listing.RunInfo, embedding: str = "embedding:") -> dict[str, st
 
 def saved(folder: Path, save: str | int) -> Save:
     """One save of a run by its step, or the last or best. Raises LoomError."""
-    found = all_saves(folder)
+    saves = all_saves(folder)
     if isinstance(save, str):
-        return chosen(found, save)[0]
-    match = next((s for s in found if s.step == save), None)
+        return chosen(saves, save)[0]
+    match = next((s for s in saves if s.step == save), None)
     if match is None:
-        if not found:
+        if not saves:
             raise LoomError("save.none", field="save", run=folder.name, step=save)
         raise LoomError(
-            "save.no_such_step", field="save", run=folder.name, step=save, steps=[str(s.step) for s in found]
+            "save.no_such_step", field="save", run=folder.name, step=save, steps=[str(s.step) for s in saves]
         )
     return match
 

@@ -36,6 +36,8 @@ def open_base(config: TrainConfig, device: str = "") -> Headless:
         backend.use_vae(Path(config.base_vae))
     if isinstance(backend, DiffusersBackend):
         backend.name_layers(kohya_name)
+        if backend.clip_skip is not None:
+            backend.skip_layers(config.text_encoder.clip_skip)
     if narrow:
         backend.store(config.storage, config.offload, device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if config.compile:

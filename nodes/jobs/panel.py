@@ -19,6 +19,7 @@ from ...lora_core.disk.files import write_json
 from ...lora_core.events import Listener, Measure, StepReport
 from ...lora_core.messages.errors import LoomError
 from ...lora_core.messages.message import Message
+from .pace import Pace, Plan
 from .series import Row, Series, halved, number
 
 log = logging.getLogger(__name__)
@@ -61,10 +62,11 @@ class Panel:
     status: str = "preparing"
     outcome: str = ""  # of the engine's loop, once it has ended
     error: dict[str, Any] = dataclasses.field(default_factory=dict)  # the message of what ended it
-    doing: dict[str, Any] = dataclasses.field(default_factory=dict)  # the message of what goes on before the first step
+    doing: dict[str, Any] = dataclasses.field(
+        default_factory=dict
+    )  # the message of what goes on before the first step, and between steps
     step: int = 0
     steps: int = 0
-    speed: float = 0.0
     probes: list[list[float | None]] = dataclasses.field(
         default_factory=list
     )  # step, held-out loss, loss on trained pictures
@@ -79,9 +81,7 @@ class Panel:
     waiting: list[Row] = dataclasses.field(default_factory=list)  # steps no event has told of
     sent_at: float = 0.0
     written_at: float = 0.0
-    pace: collections.deque[tuple[float, int]] = dataclasses.field(
-        default_factory=lambda: collections.deque(maxlen=240)
-    )
+    pace: Pace = dataclasses.field(default_factory=lambda: Pace(Plan(0)))
 
     @property
     def folder(self) -> Path | None:
@@ -104,7 +104,8 @@ class Panel:
             self.changed(messages=[*self.messages, data][-MAX_MESSAGES:])
 
     def took_step(self, report: StepReport) -> None:
-        self.step = report.step
+        self.step, self.doing = report.step, {}
+        self.pace.took_step()
         self.waiting.append(self.series.add(report.step, report.loss, report.lr, report.grad_norm))
         if len(self.waiting) >= 2 * ROWS_IN_EVENT:
             self.waiting = halved(self.waiting)
@@ -115,12 +116,6 @@ class Panel:
         now = time.monotonic()
         if not force and now - self.sent_at < INTERVAL_S:
             return
-        if self.status == "training":
-            self.pace.append((now, self.step))
-            while now - self.pace[0][0] > 60 and len(self.pace) > 2:
-                self.pace.popleft()
-            began, first = self.pace[0]
-            self.speed = (self.step - first) / (now - began) if now > began else 0.0
         self.sent_at = now
         rows = halved(self.waiting) if len(self.waiting) > ROWS_IN_EVENT else self.waiting
         self.waiting = []
@@ -128,7 +123,8 @@ class Panel:
 
     def heart(self) -> dict[str, Any]:
         """The small part of the state that every event carries."""
-        left = (self.steps - self.step) / self.speed if self.speed and self.status == "training" else None
+        step_s = self.pace.step_s
+        left = self.pace.left_s(self.step) if self.status == "training" else None
         return {
             "node": self.node,
             "kind": self.kind,
@@ -140,7 +136,7 @@ class Panel:
             "doing": self.doing,
             "step": self.step,
             "steps": self.steps,
-            "speed": number(self.speed),
+            "speed": number(1 / step_s) if step_s else None,
             "left_s": number(left),
             "memory": self.host.memory(),
         }
@@ -188,8 +184,11 @@ class PanelListener(Listener):
         self._panel = panel
 
     def on_progress(self, what: str, done: int, total: int) -> None:
-        self._panel.doing = Message.of(what, done=done, total=total).as_json()
-        self._panel.tell()
+        panel, message = self._panel, Message.of(what, done=done, total=total).as_json()
+        other = panel.doing.get("code") != what
+        panel.doing = message
+        panel.pace.begins(what)
+        panel.tell(force=other or panel.status == "training")
 
     def on_warning(self, message: Message) -> None:
         self._panel.say(message)
@@ -203,7 +202,7 @@ class PanelListener(Listener):
             Series.of_log(panel.folder / "log.jsonl", first_step) if panel.folder and first_step else Series()
         )
         panel.waiting = []
-        panel.pace.clear()
+        panel.pace = Pace(Plan.of(steps, facts.get("config", {})))
         then = _on_disk(panel.folder) if panel.folder and first_step else {}
         panel.saves = [s for s in then.get("saves", []) if isinstance(s, int) and s <= first_step]
         panel.samples = [
@@ -219,15 +218,18 @@ class PanelListener(Listener):
         self._panel.took_step(report)
 
     def on_validation(self, measure: Measure, best: Measure) -> None:
+        self._panel.pace.ends()
         row = [measure.step, number(measure.held_out), number(measure.trained)]
         self._panel.changed(probes=[*self._panel.probes, row][-MAX_MARKS:])
 
     def on_sample(self, step: int, images: list[Image.Image], path: Path) -> None:
-        shown = 0 if path.stem == "before" else step
-        others = [s for s in self._panel.samples if s[0] != shown]
-        self._panel.changed(samples=sorted([*others, [shown, int(time.time())]])[-MAX_MARKS:])
+        self._panel.pace.ends()
+        position = 0 if path.stem == "before" else step
+        others = [s for s in self._panel.samples if s[0] != position]
+        self._panel.changed(samples=sorted([*others, [position, int(time.time())]])[-MAX_MARKS:])
 
     def on_save(self, step: int, path: Path) -> None:
+        self._panel.pace.ends()
         self._panel.changed(saves=[*(s for s in self._panel.saves if s != step), step][-MAX_MARKS:])
 
     def on_end(self, outcome: str, step: int) -> None:
@@ -251,6 +253,7 @@ class Panels:
     def begin(self, node: str, workflow: str = "", kind: str = "", inputs: dict[str, Any] | None = None) -> Panel:
         """A new panel for the node that starts now; it takes the place of what the node showed before."""
         panel = Panel(self._host, node, workflow, kind, inputs or {})
+        panel.doing = Message.of("progress.model").as_json()  # until the run says what it does
         self._panels.pop((workflow, node), None)
         self._panels[workflow, node] = panel
         while len(self._panels) > MAX_PANELS:
@@ -263,17 +266,16 @@ class Panels:
         return next((p for p in reversed(self._panels.values()) if p.node == node and p.status in ACTIVE), None)
 
     def find(self, node: str, workflow: str) -> Panel | None:
-        """What a node of a workflow showed last: from memory, else from the newest of its run folders. An unnamed workflow fits every one."""
-        known = [
-            p
-            for p in self._panels.values()
-            if p.node == node and (not workflow or not p.workflow or p.workflow == workflow)
-        ]
-        if known:
-            return known[-1]
+        """What a node of a workflow showed last: from memory, else from the newest of its run folders.
+
+        A run that was queued without a workflow is in none.
+        """
+        panels = [p for p in self._panels.values() if p.node == node and p.workflow == workflow]
+        if panels:
+            return panels[-1]
         for folder in self._runs_newest_first():
             then = _on_disk(folder)
-            if then.get("node") == node and (not workflow or then.get("workflow") == workflow):
+            if then.get("node") == node and then.get("workflow", "") == workflow:
                 panel = self._revived(folder, then)
                 return self._panels.setdefault((panel.workflow, node), panel)
         return None

@@ -116,6 +116,7 @@ def prompts_for(published: Sequence[Path]) -> dict[str, Any]:
     words = [] if comfy_words else trigger  # the trigger of a pivotal tuning is its embedding
     return {
         "files": [path.name for path in published],
+        "sizes": {path.name: path.stat().st_size for path in published},
         "lora": any(word.startswith("<lora:") for word in a1111_words),
         "trigger": ", ".join(trigger),
         "comfyui": ", ".join([*words, *comfy_words]),

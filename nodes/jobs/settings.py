@@ -43,6 +43,8 @@ def job_config(
 ) -> tuple[TrainConfig, Dataset]:
     """The checked job of `values`, with preset and model where they say nothing, and its pictures. Raises LoomError naming the field."""
     sized = sets.sized(values.get("data.resolution", 0), model)
+    if step := values.get("data.bucket_step_px"):
+        sized = sized.changed(bucket_step_px=step)
     pictures = sized.opened()
     filled = automatic(preset, len(pictures.pictures), values.get("optimizer.name", "adamw"))
     chosen = {path: value for path, value in values.items() if not path.startswith("data.")}

@@ -10,7 +10,7 @@ import keyword
 from ...lora_core.messages.message import Message
 
 DONE, FAILED = 0, 1
-STEPPING = ("train", "sweep", "check", "find-lr", "demo")  # commands that make training steps
+STEPPING = ("train", "sweep", "check", "find-lr", "demo", "ui")  # commands that make training steps
 COMMANDS = {
     "train": "train from a job file",
     "sweep": "train several variants of a job and compare them on one sheet",
@@ -20,6 +20,7 @@ COMMANDS = {
     "recipes": "list the bundled job files a job can start from",
     "sample": "draw pictures with LoRAs, embeddings or the saves of runs, on one sheet beside the base model",
     "push": "gather the files of a finished run with a model card, and upload them to the Hugging Face Hub",
+    "ui": "open the page in a browser: drop pictures, train, watch, and tools for files",
     "demo": "train on the bundled toy model and pictures, and show what it learned",
     "convert": "write LoRAs or embeddings in another program's form",
     "inspect": "say what a file is, what it does and which programs read it",

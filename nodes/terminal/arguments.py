@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ...convert.families import FAMILIES, UNKNOWN
-from ...convert.forms import DTYPE_NAMES
+from ...lora_core.messages.message import Message
+from ..jobs.options import TOOLS, Option
 
 
 def add_job(parser: argparse.ArgumentParser) -> None:
@@ -37,31 +37,39 @@ def add_threads(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves it to torch")
 
 
-def add_writing(parser: argparse.ArgumentParser) -> None:
-    """How a LoRA is written."""
-    parser.add_argument("--dtype", default="fp16", choices=DTYPE_NAMES, help="number format on disk")
-    parser.add_argument(
-        "--approximate",
-        type=int,
-        default=0,
-        metavar="RANK",
-        help="turn LoHa, LoKr and full differences into LoRA of this rank",
-    )
-    parser.add_argument("--details", action="store_true", help="keep captions and dataset folders of the old header")
+def add_tool(parser: argparse.ArgumentParser, name: str) -> None:
+    """The files and options of a tool, as its table says."""
+    tool = TOOLS[name]
+    for files in tool.files:
+        several = {"nargs": "+"} if files.many else {"type": Path}
+        mark = "LORA[=WEIGHT]" if files.weighted else files.name if not files.many else None
+        told = "" if files.weighted else _text(files.about)
+        parser.add_argument(files.name, metavar=mark, help=told or None, **several)  # type: ignore[arg-type]
+    for option in tool.options:
+        add_option(parser, option)
+
+
+def add_option(parser: argparse.ArgumentParser, option: Option) -> None:
+    flag, told = f"--{option.name.replace('_', '-')}", _text(option.about)
+    if option.kind is bool:
+        parser.add_argument(flag, action="store_true", help=told)
+    elif option.many:
+        parser.add_argument(flag, action="append", default=[], metavar=option.metavar, help=told)
+    elif option.choices:
+        parser.add_argument(flag, default=option.default, choices=tuple(option.choices), help=told)
+    else:
+        parser.add_argument(
+            flag, type=option.kind, default=option.default, required=option.required, metavar=option.metavar, help=told
+        )
+
+
+def _text(code: str) -> str:
+    """A text of the table as argparse takes it."""
+    return str(Message.of(code)).replace("%", "%%")
+
+
+def add_overwrite(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true")
-
-
-def add_ranks(parser: argparse.ArgumentParser) -> None:
-    """How small a LoRA becomes."""
-    parser.add_argument("--rank", type=int, required=True, help="largest rank")
-    parser.add_argument("--conv-rank", type=int, default=0, help="largest rank of convolutions (default: as --rank)")
-    parser.add_argument("--energy", type=float, default=1.0, help="share of the squared norm to keep, such as 0.95")
-
-
-def add_family(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--family", default="", choices=("", *FAMILIES, UNKNOWN), help="the base model, where the file does not tell"
-    )
 
 
 def add_target_file(parser: argparse.ArgumentParser) -> None:

@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from . import DONE
-from .arguments import add_target_file
+from .arguments import add_overwrite, add_target_file, add_tool
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("files", nargs="+", metavar="LORA[=WEIGHT]")
-    parser.add_argument("--overwrite", action="store_true")
+    add_tool(parser, "bake")
+    add_overwrite(parser)
     add_target_file(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    from ...convert.files.jobs import bake_file
-    from .files import Bar, say, weighted_files, with_suffix
+    from .files import on_all
 
-    target = args.out if args.checkpoint.is_dir() else with_suffix(args.out)
-    with Bar("baking") as progress:
-        written = bake_file(args.checkpoint, weighted_files(args.files), target, args.overwrite, progress)
-    say(written)
-    return DONE
+    return on_all("bake", args, "baking")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import glob
 import sys
 from collections.abc import Callable, Sequence
@@ -13,6 +12,8 @@ from typing import Any
 from ...convert import FormatError
 from ...convert.files import jobs
 from ...convert.merge import Progress
+from ..jobs.options import TOOLS
+from ..jobs.tools import ACTS, FOLDER
 from . import DONE, FAILED, in_words
 
 
@@ -45,12 +46,6 @@ def weighted_files(texts: Sequence[str]) -> list[tuple[Path, float]]:
     return out
 
 
-def options_of(args: argparse.Namespace) -> jobs.Options:
-    """How the results are written, as a command was told."""
-    names = {field.name for field in dataclasses.fields(jobs.Options)}
-    return jobs.Options(target=args.to, **{name: value for name, value in vars(args).items() if name in names})
-
-
 def with_suffix(path: Path) -> Path:
     return path if path.suffix == ".safetensors" else path.with_name(f"{path.name}.safetensors")
 
@@ -73,6 +68,36 @@ class Targets:
             raise FormatError("file.written_twice", file=file, path=path)
         self._taken.add(path)
         return path
+
+
+def on_each(name: str, args: argparse.Namespace, word: str, label: str = "") -> int:
+    """A tool on each of the files; `word`: what new names end in. `label`: of the bar, where it takes time."""
+    files = expanded(args.files)
+    targets = Targets(args.out, files, word)
+
+    def one(file: Path) -> Sequence[jobs.Written]:
+        with Bar(label) as progress:
+            return ACTS[name]([(file, 1.0)], lambda kind: targets(file, _suffix(kind)), vars(args), progress)
+
+    return each(files, one)
+
+
+def on_all(name: str, args: argparse.Namespace, label: str) -> int:
+    """A tool on all of the files at once, into --out."""
+    single = [(getattr(args, files.name), 1.0) for files in TOOLS[name].files if not files.many]
+    files = [*single, *(weighted_files(args.files) if "files" in args else [])]
+    with Bar(label) as progress:
+        for written in ACTS[name](files, lambda kind: _named(args.out, kind), vars(args), progress):
+            say(written)
+    return DONE
+
+
+def _suffix(kind: str) -> str:
+    return "" if kind == FOLDER else ".safetensors"
+
+
+def _named(path: Path, kind: str) -> Path:
+    return path if kind == FOLDER else with_suffix(path)
 
 
 def each(files: Sequence[Path], act: Callable[[Path], Sequence[jobs.Written]]) -> int:

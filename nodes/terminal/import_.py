@@ -42,8 +42,8 @@ def run(args: argparse.Namespace) -> int:
         """The text of a file that a configuration names: as the path stands, or beside a file that was given."""
         last = name.replace("\\", "/").rpartition("/")[2]
         places = [Path(name), *(folder / part for folder in folders for part in (name, last))]
-        found = next((place for place in places if place.is_file()), None)
-        return None if found is None else _read(found).text
+        path = next((place for place in places if place.is_file()), None)
+        return None if path is None else _read(path).text
 
     result = imported(texts, beside)
     for message in result.messages():

@@ -11,15 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import DONE, FAILED, FLAGS, in_words
-from .arguments import add_family
+from .arguments import add_tool
 
 if TYPE_CHECKING:
     from ...convert.report import Report
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("files", nargs="+")
-    add_family(parser)
+    add_tool(parser, "inspect")
     parser.add_argument("--diff", action="store_true", help="compare two LoRAs layer by layer")
     parser.add_argument("--json", action="store_true", help="facts for programs")
     parser.add_argument("--picture", type=Path, help="draw the norm of every block into this PNG file")
@@ -62,23 +61,18 @@ def _compare(files: Sequence[Path], family: str) -> int:
 
 def _show(file: Path, args: argparse.Namespace) -> Report | None:
     """Writes what a file is; returns the report on a LoRA, None for an embedding."""
-    from ...convert.embedding import Embedding
-    from ...convert.files.jobs import inspected
-    from ...convert.report import embedding_lines, inspect
+    from ..jobs.tools import looked_at
 
-    content = inspected(file, args.family)
-    if isinstance(content, Embedding):
-        lines = [in_words(line) for line in embedding_lines(content, file.stem)]
-        text = json.dumps({"file": file.name, "facts": lines}) if args.json else "\n".join([file.name, *lines])
-        sys.stdout.write(text + "\n")
-        return None
-    report = inspect(content)
-    if args.json:
+    found, report = looked_at(file, args.family)
+    lines = [in_words(line) for line in found]
+    if not args.json:
+        sys.stdout.write("\n".join([file.name, *lines]) + "\n")
+    elif report is None:
+        sys.stdout.write(json.dumps({"file": file.name, "facts": lines}) + "\n")
+    else:
         problems = [str(problem.named(FLAGS)) for problem in report.problems]
         facts = {"file": file.name, **dataclasses.asdict(report), "problems": problems}
         sys.stdout.write(json.dumps(facts, ensure_ascii=False) + "\n")
-    else:
-        sys.stdout.write("\n".join([file.name, *map(in_words, report.messages()), *report.bars()]) + "\n")
     return report
 
 

@@ -75,10 +75,10 @@ def _about(
         else []
     )
     stems = token_stems(config.name, placeholders, config.trains_lora)
-    said = {placeholder: stem for placeholder, stem in stems.items() if stem in embeddings}
+    names = {placeholder: stem for placeholder, stem in stems.items() if stem in embeddings}
     family = next((declared_family(metadata) for _, metadata in heads.values()), "")
     return About(
-        args.base_model, args.license, words, repository=args.repo, family=family, embeddings=embeddings, words=said
+        args.base_model, args.license, words, repository=args.repo, family=family, embeddings=embeddings, words=names
     )
 
 

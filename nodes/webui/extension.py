@@ -17,18 +17,20 @@ def register() -> None:
 
 
 def _tabs() -> list[tuple[Any, str, str]]:
-    from .tab import tabs
+    from ..page.tab import ELEMENT, TITLE, Tab
+    from .page import DESK
 
-    return tabs()
+    return [(Tab(DESK).blocks(), TITLE, ELEMENT)]
 
 
 def _started(demo: Any, app: Any) -> None:
     """`demo`: the host's page, None where it serves its API alone."""
+    from ..page.routes import Routes
     from .engine.host import data_root
-    from .routes import add_routes
+    from .page import DESK
     from .turns import GATE
 
     if demo is not None:  # which may serve whatever lies below the host's own folder
         demo.blocked_paths = [*(getattr(demo, "blocked_paths", None) or ()), str(data_root().resolve())]
-    add_routes(app)
+    Routes(DESK).add_to(app)
     GATE.open_again()

@@ -35,7 +35,7 @@ def turn(task: str) -> Iterator[None]:
         finally:
             progress.finish_task(task)
             shared.state.end()
-            shared.state.interrupted = False
+            shared.state.interrupted, shared.state.textinfo = False, None
 
 
 def pictures_wait() -> bool:

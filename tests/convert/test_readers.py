@@ -139,6 +139,12 @@ def test_a1111_scale_zero_is_no_effect():
     assert value(only(read(given, family="sd1"))[1]) == 0.0
 
 
+def test_bare_a_and_b_stand_for_x_times_a_times_b():
+    a, b = torch.arange(8.0).view(4, 2), torch.tensor([[1.0, 0.0, 2.0, 0.0], [0.0, 3.0, 0.0, 1.0]])
+    _, module = only(read({f"{Q}.A": a, f"{Q}.B": b}, family="sd1"))
+    assert torch.equal(dense(module).float(), (a @ b).t())  # a layer's weight is (out, in)
+
+
 def test_bare_a_and_b_warn_that_their_scale_is_unknown():
     notes = read(SPELLINGS["bare A and B"], family="sd1").notes
     assert any("scale 1 is assumed" in str(n) for n in notes)

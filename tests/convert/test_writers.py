@@ -196,6 +196,17 @@ def test_each_family_has_the_names_that_its_loaders_read(family, target, prefixe
     assert {next((p for p in by_length if k.startswith(p)), k) for k in keys} == prefixes
 
 
+def test_the_text_projection_of_sd3_has_the_names_of_both_programs_in_one_file():
+    keys = write(
+        Lora("sd3", {"clip_g.text_projection": lora(6, 6), "clip_l.text_model.encoder.layers.0.mlp.fc1": lora(6, 6)})
+    )
+    assert {key.partition(".lora_")[0] for key in keys} == {
+        "text_encoder_2.text_projection",  # diffusers reads this one
+        "text_encoders.clip_g.transformer.text_projection",  # ComfyUI that one
+        "text_encoder.text_model.encoder.layers.0.mlp.fc1",
+    }
+
+
 def test_clip_paths_on_disk_always_hold_text_model():
     flat = {
         f"lora_te1_encoder_layers_0_mlp_fc1.lora_{p}.weight": torch.ones(s)

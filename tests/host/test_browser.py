@@ -82,6 +82,25 @@ def test_a_run_is_seen_steered_and_survives_a_reload(server, renderer):
 
 
 @pytest.mark.parametrize("renderer", RENDERERS)
+def test_what_a_run_will_do_is_said_before_it_is_started_and_what_it_cost_afterwards(server, renderer):
+    seen = driven(server, renderer, "plan")
+    assert "16\npreset" in seen["first"]
+    assert "64\nmodel" in seen["first"]
+    costs = "Time and memory are known after a first run" if renderer == "classic" else "as measured in plan_classic"
+    assert costs in seen["first"]
+    assert seen["labels"]["rank"].endswith("(16)")
+    if renderer == "classic":  # Nodes 2.0 folds by itself
+        shown = {kind: names for kind, names in seen["visible"]}
+        assert len(shown["LoraLoomTrainLora"]) <= 10
+        assert len(shown["LoraLoomLoadFolder"]) <= 4
+    assert "30\nyours" in seen["changed"]
+    assert "(" not in seen["labels_changed"]["steps"]
+    assert "adapter.rank" in seen["refused"] or "rank" in seen["refused"]
+    assert seen["during"] == "none"
+    assert f"measured in plan_{renderer}" in seen["measured"]
+
+
+@pytest.mark.parametrize("renderer", RENDERERS)
 def test_a_run_inside_a_subgraph_has_its_panel_too(server, renderer):
     seen = driven(server, renderer, "subgraph")
     assert ":" in seen["id"]
@@ -134,8 +153,8 @@ def test_settings_show_at_once(server, renderer):
     before, logarithmic, large, after = (seen[name] for name in ("before", "logarithmic", "large", "after"))
     assert logarithmic["drawn"] > before["drawn"]
     assert logarithmic["middle"] != before["middle"]  # another picture of the same rows
-    assert (before["pictures"], large["pictures"], after["pictures"]) == ("132px", "220px", "132px")
-    assert large["least"] - before["least"] == 220 - 132
+    assert (before["pictures"], large["pictures"], after["pictures"]) == ("320px", "460px", "320px")
+    assert large["least"] - before["least"] == 460 - 320
 
 
 @pytest.mark.parametrize("renderer", RENDERERS)

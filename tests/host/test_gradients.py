@@ -19,6 +19,7 @@ from lora_loom.lora_core.training.step import diffusion_loss
 from lora_loom.nodes.host.engine.backend import HostBackend
 from lora_loom.nodes.host.engine.base_model import further_input
 from lora_loom.nodes.host.engine.kernels import TrainingKernels
+from lora_loom.nodes.host.engine.layers import ComfyLayers
 from stand_ins import NoVae, RandomClip
 
 REACHED = {
@@ -108,21 +109,57 @@ def reference(name: str, batch: Batch) -> tuple[float, dict[str, torch.Tensor]]:
             return loss_and_gradients(backend, adapters, batch)
 
 
-@pytest.mark.parametrize("recompute", [Recompute.NONE, Recompute.ALL], ids=["plain", "checkpointed"])
+BOTH = pytest.mark.parametrize("recompute", [Recompute.NONE, Recompute.ALL], ids=["plain", "checkpointed"])
+
+
+def assert_exact(name: str, loss: float, gradients: dict[str, torch.Tensor], batch: Batch) -> None:
+    wanted_loss, wanted = reference(name, batch)
+    reached = [k for k, g in wanted.items() if g.norm() > 0]
+    assert len(reached) > REACHED.get(name, 0.8) * len(wanted)
+    whole = torch.cat([wanted[k].flatten() for k in wanted])
+    error = torch.cat([(gradients[k] - wanted[k]).flatten() for k in wanted]).norm() / whole.norm()
+    print(f"{name}: relative error {error:.2e}, loss {loss:.6f} vs {wanted_loss:.6f}")
+    assert loss == pytest.approx(wanted_loss, rel=1e-5)  # the same sums in another order, fp32
+    assert error <= 1e-4  # fp32 rounding through a few layers; a wrong in-place value or weight gives 1e-3 and more
+
+
+@BOTH
 @pytest.mark.parametrize("name", [*architectures.TRAINED, *(n for n in architectures.SPECIAL if n not in REFUSED)])
 def test_gradients_equal_plain_autograd(name, recompute):
     batch = make_batch(name)
-    wanted_loss, wanted = reference(name, batch)
     patcher = architectures.build(name)
     with torch.inference_mode(False):
         backend = opened(name, patcher)
         layers, adapters = make_adapters(backend)
         with backend.training(layers, adapters, recompute, tuple(batch.latents.shape)):
-            loss, found = loss_and_gradients(backend, adapters, batch)
-    reached = [k for k, g in wanted.items() if g.norm() > 0]
-    assert len(reached) > REACHED.get(name, 0.8) * len(wanted)
-    whole = torch.cat([wanted[k].flatten() for k in wanted])
-    error = torch.cat([(found[k] - wanted[k]).flatten() for k in wanted]).norm() / whole.norm()
-    print(f"{name} {recompute or 'plain'}: relative error {error:.2e}, loss {loss:.6f} vs {wanted_loss:.6f}")
-    assert loss == pytest.approx(wanted_loss, rel=1e-5)  # the same sums in another order, fp32
-    assert error <= 1e-4  # fp32 rounding through a few layers; a wrong in-place value or weight gives 1e-3 and more
+            loss, gradients = loss_and_gradients(backend, adapters, batch)
+    assert_exact(name, loss, gradients, batch)
+
+
+@BOTH
+@pytest.mark.parametrize("name", architectures.MODELS)
+def test_gradients_equal_plain_autograd_when_every_weight_is_fetched(monkeypatch, name, recompute):
+    monkeypatch.setattr(ComfyLayers, "resident", lambda self, layer, place: False)
+    test_gradients_equal_plain_autograd(name, recompute)
+
+
+@pytest.mark.parametrize("name", ["SD15", "Flux"])
+def test_layers_that_the_host_begins_to_stream_in_the_middle_of_a_run_are_fetched_from_the_next_pass_on(name):
+    """As the host does when it frees memory: without taking us off first."""
+    batch = make_batch(name)
+    patcher = architectures.build(name)
+    with torch.inference_mode(False):
+        backend = opened(name, patcher)
+        layers, adapters = make_adapters(backend)
+        with backend.training(layers, adapters, Recompute.NONE, tuple(batch.latents.shape)):
+            loss_and_gradients(backend, adapters, batch)
+            streamed = [layer for layer in backend._borrowing.resident if hasattr(layer, "in_features")][::3]
+            assert len(streamed) > 2
+            for layer in streamed:
+                layer.weight_function, layer.comfy_cast_weights = [lambda weight: weight * 1], True
+            loss, gradients = loss_and_gradients(backend, adapters, batch)
+            assert not set(map(id, streamed)) & set(map(id, backend._borrowing.resident))
+            assert len(backend._borrowing.resident) > len(streamed)
+            for layer in streamed:
+                layer.weight_function, layer.comfy_cast_weights = [], False
+    assert_exact(name, loss, gradients, batch)

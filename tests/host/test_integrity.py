@@ -70,8 +70,8 @@ def exception_while_sampling(toy, folder):
     def change(backend):
         backend.pictures.decode = fail
 
-    with pytest.raises(ValueError, match="on purpose"):
-        runs.run(toy, folder, change=change, samples={"every": 3, "steps": 2})
+    result = runs.run(toy, folder, change=change, samples={"every": 3, "steps": 2})
+    assert result.outcome == "finished"  # without its samples
 
 
 def out_of_memory(toy, folder):

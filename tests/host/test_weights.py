@@ -13,7 +13,7 @@ import comfy.supported_models as sm
 import pytest
 import torch
 from lora_loom.lora_core.borrowing import proof
-from lora_loom.lora_core.borrowing.frozen import frozen
+from lora_loom.lora_core.borrowing.frozen import frozen, place_of
 from lora_loom.lora_core.config import Recompute
 from lora_loom.nodes.host.engine import layers as host_layers
 from lora_loom.nodes.host.engine.backend import HostBackend
@@ -229,7 +229,7 @@ def test_one_layer_of_each_quantisation_passes_the_self_test_and_fails_it_with_a
     monkeypatch, quantisation, dtype
 ):
     layer = quantised_layer(quantisation)
-    error = proof.error_of(layer, LAYERS, dtype, torch.device("cpu"))
+    error = proof.error_of(layer, LAYERS, place_of("cpu", dtype))
     assert proof.tolerable(error, dtype), error
     fetched = host_layers.fetched_weights
 
@@ -239,7 +239,7 @@ def test_one_layer_of_each_quantisation_passes_the_self_test_and_fails_it_with_a
             yield weight * 1.05, bias
 
     monkeypatch.setattr(host_layers, "fetched_weights", off)
-    assert not proof.tolerable(proof.error_of(layer, LAYERS, dtype, torch.device("cpu")), dtype)
+    assert not proof.tolerable(proof.error_of(layer, LAYERS, place_of("cpu", dtype)), dtype)
 
 
 @QUANTISED
@@ -247,9 +247,9 @@ def test_one_layer_of_each_quantisation_passes_the_self_test_and_fails_it_with_a
 def test_a_factor_on_the_input_that_is_left_out_is_seen_by_the_self_test(monkeypatch, spread):
     factor = (1 + spread * torch.rand(32, generator=torch.Generator().manual_seed(3))).bfloat16()
     layer = smoothed_layer("nvfp4", factor)
-    assert proof.tolerable(proof.error_of(layer, LAYERS, torch.bfloat16, torch.device("cpu")), torch.bfloat16)
+    assert proof.tolerable(proof.error_of(layer, LAYERS, place_of("cpu", torch.bfloat16)), torch.bfloat16)
     monkeypatch.setattr(host_layers, "input_factor", lambda layer, like: None)
-    assert not proof.tolerable(proof.error_of(layer, LAYERS, torch.bfloat16, torch.device("cpu")), torch.bfloat16)
+    assert not proof.tolerable(proof.error_of(layer, LAYERS, place_of("cpu", torch.bfloat16)), torch.bfloat16)
 
 
 @pytest.mark.parametrize(
@@ -259,4 +259,4 @@ def test_a_layer_that_lets_nothing_through_is_no_wrong_gradient(make):
     layer = make()
     for p in layer.parameters():
         p.data.zero_()
-    assert proof.error_of(layer, LAYERS, torch.float32, torch.device("cpu")) == 0.0
+    assert proof.error_of(layer, LAYERS, place_of("cpu", torch.float32)) == 0.0

@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import test from "node:test";
-import { allNodes, continuedInputs, executionIds, nodeById, trainNode } from "../../js/graph.js";
+import { allNodes, continuedInputs, executionIds, isUpstream, nodeById, trainNode } from "../../js/graph.js";
 
 const graph = (id, ...nodes) => {
   const made = { id, _nodes: nodes, getNodeById: (number) => nodes.find((node) => node.id === number) ?? null };
@@ -58,4 +58,15 @@ test("a run goes on with the values it was started with", () => {
   assert.deepEqual(continuedInputs(inputs, { inputs: started, run: "cat_2" }),
     { rank: 4, steps: 900, model: ["1", 0], name: "cat_2", resume: "continue last" });
   assert.equal(inputs.rank, 8);
+});
+
+test("a node is upstream of those that get something from it, also through others and round a loop", () => {
+  const source = { id: 1 }, between = { id: 2 }, end = { id: 3 }, apart = { id: 4 };
+  const wired = (node, ...sources) => Object.assign(node, {
+    inputs: [...sources.map((_, n) => ({ name: `in${n}`, link: n })), { name: "free", link: null }],
+    getInputNode: (slot) => sources[slot],
+  });
+  wired(between, source, end);
+  wired(end, between);
+  assert.deepEqual([source, between, apart, end].map((node) => isUpstream(node, end)), [true, true, false, false]);
 });

@@ -6,7 +6,10 @@ import test from "node:test";
 
 const FOLDER = new URL("../../js/", import.meta.url);
 const DOOR = "lora_loom.js";
-const OF_COMFYUI = [DOOR, "comfyui.js", "comfyui_nodes.js", "comfyui_panels.js"];
+const OF_COMFYUI = [
+  DOOR, "comfyui.js", "comfyui_build.js", "comfyui_drop.js", "comfyui_fold.js", "comfyui_nodes.js", "comfyui_panels.js",
+  "comfyui_plans.js", "comfyui_result.js",
+];
 const MOST_COLUMNS = 120;
 const files = fs.readdirSync(FOLDER).filter((name) => name.endsWith(".js")).sort();
 const sources = Object.fromEntries(files.map((name) => [name, fs.readFileSync(new URL(name, FOLDER), "utf8")]));
@@ -60,7 +63,7 @@ test("the door registers each extension once, in the language of the host", asyn
   openPage();
   await import(new URL(DOOR, FOLDER));
   const names = globalThis.loomCalls.filter(([call]) => call === "register").map(([, extension]) => extension.name);
-  const parts = ["dataset_editor", "panel", "report", "runs", "settings", "stop"];
+  const parts = ["dataset_editor", "drop", "fold", "panel", "report", "runs", "settings", "stop"];
   assert.deepEqual(names.sort(), parts.map((name) => `lora_loom.${name}`));
   const heard = globalThis.loomCalls.filter(([call]) => call === "listen").map(([, name]) => name);
   for (const name of ["lora_loom.panel", "execution_error", "reconnected"]) assert.ok(heard.includes(name), name);

@@ -10,6 +10,7 @@ class Element {
     const others = (name) => this.className.split(" ").filter((other) => other && other !== name);
     this.classList = {
       contains: (name) => this.className.split(" ").includes(name),
+      add: (name) => { this.className = [...others(name), name].join(" "); },
       remove: (name) => { this.className = others(name).join(" "); },
       toggle: (name, on) => { this.className = (on ? [...others(name), name] : others(name)).join(" "); },
     };
@@ -21,6 +22,14 @@ class Element {
   replaceChildren(...children) { this.children = children; this.text = ""; }
   addEventListener(name, listener) { (this.listeners[name] ??= []).push(listener); }
   remove() { this.removed = true; }
+  focus() {}
+  setAttribute(name, value) { this[name] = value; }
+  querySelectorAll() { return []; }
+  querySelector(selector) { // of a class alone
+    const name = selector.slice(1), inner = this.children.filter((child) => child instanceof Element);
+    const found = inner.find((child) => child.classList.contains(name));
+    return found ?? inner.map((child) => child.querySelector(selector)).find((child) => child) ?? null;
+  }
   getContext() { return null; }
 }
 

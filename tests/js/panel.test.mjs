@@ -3,7 +3,7 @@ import test from "node:test";
 import { fakeHost, openPage } from "./page.mjs";
 import { RequestError } from "../../js/api.js";
 import { Settings } from "../../js/settings.js";
-import { TrainPanel, pace, usage, watchPanels } from "../../js/train_panel.js";
+import { TrainPanel, headline, speedOf, usage, watchPanels } from "../../js/train_panel.js";
 
 openPage();
 const KIND = "LoraLoomTrainLora";
@@ -128,6 +128,7 @@ test("an event of another workflow is no news, unless it is of the run that is s
   const host = fakeHost({ "/lora_loom/panel": { panel: null } }), panel = panelOn(host, { workflow: "mine" });
   watchPanels(host, () => [panel], (id) => (id === "3" ? panel : undefined));
   host.tell("panel", { ...EVENT, workflow: "yours" });
+  host.tell("panel", { ...EVENT, workflow: "" }); // queued by a program, without a workflow
   host.tell("panel", { ...EVENT, workflow: "mine", kind: "LoraLoomFindLearningRate" });
   host.tell("panel", { ...EVENT, node: "9" });
   assert.equal(panel.state, null);
@@ -145,20 +146,77 @@ test("the newest sample and the legend follow the state", () => {
 
 test("a setting shows at once", () => {
   const host = fakeHost(), panel = panelOn(host), before = panel.minHeight.bind(panel);
-  panel.set(STATE);
+  panel.set({ ...STATE, samples: [[4, 12]] });
   const medium = before();
   panel.settings.take("LoraLoom.panel.sampleSize", "large");
-  assert.equal(panel.pictures.style.height, "220px");
-  assert.equal(before() - medium, 220 - 132);
+  assert.equal(panel.pictures.style.minHeight, "460px");
+  assert.equal(before() - medium, 460 - 320);
   panel.dispose();
   panel.settings.take("LoraLoom.panel.sampleSize", "small");
-  assert.equal(panel.pictures.style.height, "220px");
+  assert.equal(panel.pictures.style.minHeight, "460px");
 });
 
 test("a speed is told in the larger unit, and none before there is one", () => {
-  assert.deepEqual(pace({ speed: 0, left_s: null }), []);
-  assert.deepEqual(pace({ speed: 2, left_s: null }), ["panel.per_second"]);
-  assert.deepEqual(pace({ speed: 0.5, left_s: 60 }), ["panel.per_step", "panel.left"]);
+  assert.deepEqual(speedOf({ speed: 0 }), []);
+  assert.deepEqual(speedOf({ speed: 2 }), ["panel.per_second"]);
+  assert.deepEqual(speedOf({ speed: 0.5 }), ["panel.per_step"]);
+});
+
+test("step and time left stand large, and what goes on between two steps beside them", () => {
+  assert.equal(headline({ status: "training", step: 2, steps: 9, left_s: 60 }), "panel.step · panel.left");
+  assert.equal(headline({ status: "finished", step: 9, steps: 9, left_s: null }), "panel.step");
+  assert.equal(headline({ status: "preparing", step: 0, steps: 0, left_s: null }), "");
+  const panel = panelOn(fakeHost());
+  panel.set({ ...STATE, doing: { text: "Drawing samples 2/4" } });
+  assert.equal(panel.doing.textContent, "Drawing samples 2/4");
+  panel.set({ ...STATE, status: "finished", doing: { text: "Drawing samples 4/4" } });
+  assert.equal(panel.doing.textContent, "");
+});
+
+test("what a node waits for is told before its run begins, and not while it goes on", () => {
+  const panel = panelOn(fakeHost());
+  panel.awaiting("first: Load Checkpoint");
+  assert.equal(panel.status.textContent, "first: Load Checkpoint");
+  panel.awaiting("");
+  assert.equal(panel.status.textContent, "panel.idle");
+  panel.set(STATE);
+  panel.awaiting("first: Load Checkpoint");
+  assert.equal(panel.doing.textContent, "");
+});
+
+test("a step never goes back, whatever arrives late", () => {
+  const panel = panelOn(fakeHost({ "/lora_loom/panel": { panel: null } }));
+  panel.set({ ...STATE, step: 6 });
+  panel.take({ ...EVENT, step: 5, rows: [] });
+  assert.equal(panel.state.step, 6);
+  panel.set({ ...STATE, step: 4 });
+  assert.equal(panel.state.step, 6);
+  panel.take({ ...EVENT, session: "new", step: 1, rows: [] });
+  assert.equal(panel.state.step, 1);
+});
+
+test("a snapshot that was made before the newest event does not take its news back", () => {
+  const panel = panelOn(fakeHost({ "/lora_loom/panel": { panel: null } }));
+  panel.set(STATE);
+  panel.take({ ...EVENT, changes: 5, status: "finished", step: 9, rows: [] });
+  panel.set({ ...STATE, changes: 3, saves: [4] });
+  assert.deepEqual([panel.state.status, panel.state.step, panel.state.saves], ["finished", 9, [4]]);
+  panel.set({ ...STATE, changes: 5, status: "finished", step: 9, saves: [4, 9] });
+  assert.deepEqual(panel.state.saves, [4, 9]);
+});
+
+test("a new run never shows the old chart", () => {
+  const panel = panelOn(fakeHost({ "/lora_loom/panel": { panel: null } }));
+  panel.set({ ...STATE, probes: [[2, 0.4, 0.5]], saves: [2], samples: [[2, 11]] });
+  panel.take({ ...EVENT, session: "new", step: 0, rows: [] });
+  const { rows, probes, saves, samples } = panel.chart;
+  assert.deepEqual([rows, probes, saves, samples, panel.pictures.hidden], [[], [], [], [], true]);
+});
+
+test("the samples take at least half of the panel", () => {
+  const panel = panelOn(fakeHost());
+  panel.set({ ...STATE, samples: [[0, 11], [4, 12]] });
+  assert.ok(2 * parseInt(panel.pictures.style.minHeight) >= panel.minHeight());
 });
 
 test("the use of a result holds the prompt the samples were drawn with, and its tag for A1111", () => {

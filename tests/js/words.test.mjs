@@ -38,6 +38,12 @@ test("what the table lacks, in whole or in part, is said in English", async () =
   assert.equal(said({ text: "of an older version" }), "of an older version");
 });
 
+test("a word that depends on a number has the form of that number", async () => {
+  await speak("ja", async () => ({ n: "[count:{count} picture|{count} pictures], [other:a|b]" }));
+  assert.equal(said({ code: "n", values: { count: 1 }, text: "" }), "1 picture, [other:a|b]");
+  assert.equal(said({ code: "n", values: { count: 21, other: "1" }, text: "" }), "21 pictures, a");
+});
+
 test("nothing to say is nothing", () => {
   for (const nothing of [null, undefined, {}]) assert.equal(said(nothing), "");
 });

@@ -9,7 +9,6 @@ import pytest
 import torch
 from lora_loom.lora_core import compat
 from lora_loom.lora_core.messages.errors import LoomError
-from PIL import Image, ImageDraw, ImageFont
 
 
 def test_where_there_are_no_fused_kernels_adamw_steps_as_without_them(monkeypatch):
@@ -37,34 +36,6 @@ def test_before_selective_checkpointing_a_block_is_made_again_as_a_whole(monkeyp
     assert set(compat.keeping(dear)) == {"context_fn"} or not hasattr(torch.utils.checkpoint, "CheckpointPolicy")
     monkeypatch.delattr(torch.utils.checkpoint, "CheckpointPolicy", raising=False)
     assert compat.keeping(dear) == {}
-
-
-@pytest.fixture
-def bitmap(monkeypatch):
-    """The font of Pillow before 10.1, which takes no size."""
-    make = getattr(ImageFont, "load_default_imagefont", ImageFont.load_default)
-    monkeypatch.setattr(ImageFont, "load_default", lambda: make())
-    return compat.font(14)
-
-
-def test_the_font_of_old_pillow_writes_every_text(bitmap):
-    image = Image.new("RGB", (200, 40), "white")
-    pen = ImageDraw.Draw(image)
-    pen.text((5, 5), "zog 猫 ✓", fill="black", font=bitmap)
-    assert image.getextrema()[0][0] < 128
-    assert pen.textlength("猫猫", font=bitmap) == pen.textlength("??", font=bitmap) > 0
-
-
-@pytest.mark.skipif(
-    hasattr(ImageFont, "load_default_imagefont"), reason="newer Pillow has a font with anchors; .ci/old runs this"
-)
-@pytest.mark.parametrize(("anchor", "left"), [("la", 100), ("ma", 85), ("ra", 70)])
-def test_the_font_of_old_pillow_keeps_to_its_anchor(bitmap, anchor, left):
-    image = Image.new("L", (200, 20), 255)
-    ImageDraw.Draw(image).text((100, 2), "HHHHH", fill=0, font=bitmap, anchor=anchor)
-    box = Image.eval(image, lambda value: 255 - value).getbbox()
-    assert abs(box[0] - left) <= 3
-    assert 24 <= box[2] - box[0] <= 34
 
 
 def without(monkeypatch, *names):

@@ -28,6 +28,14 @@ def test_recipes_have_the_numbers_of_the_article(tmp_path):
     assert numbers("web_style_v5") == ("pivotal", 1000, 2, 32, "adamw", 1e-4, None)
     assert numbers("web_style_v6") == ("pivotal", 1000, 1, 32, "adamw", 1e-4, None)
     assert numbers("captioned_set") == ("lora", 15000, 1, 4, "adamw", 1e-4, None)
+    for name in ("character_and_style", "web_style_v4", "web_style_v5", "web_style_v6"):
+        token = from_values({"recipe": name}, tmp_path).embedding
+        assert (token.vectors, token.lr, token.stop) == (2, 3e-4, 0.5)
+    for name in ("character_and_style_prodigy", "face"):
+        job = from_values({"recipe": name}, tmp_path)
+        own = job.optimizer
+        assert (own.name, own.lr, own.beta1, own.beta2, own.weight_decay) == ("prodigy", 1.0, 0.9, 0.99, 0.01)
+        assert (job.embedding.lr, job.text_encoder.lr) == (0.0, 0.0)  # Prodigy takes one rate
     face = from_values({"recipe": "face"}, tmp_path)
     assert (face.steps_per_picture, face.epochs) == (120, 0)
     assert (face.optimizer.name, face.prior.count, face.embedding.stop, face.embedding.vectors) == (

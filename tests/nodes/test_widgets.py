@@ -2,22 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
-
-import pytest
-
-
-@pytest.fixture(scope="module")
-def nodes(root):
-    """`nodes("widgets")`: a module of our nodes, imported with the host stood in for."""
-    sys.path.insert(0, str(root / "tests" / "reference"))
-    schemas = importlib.import_module("schemas")
-    schemas.load_package()
-    with schemas.without_host():
-        yield lambda name: importlib.import_module(f"lora_loom.nodes.{name}")
-    sys.path.remove(str(root / "tests" / "reference"))
-
 
 def test_what_a_widget_says_of_itself_is_what_the_config_field_says(nodes):
     from lora_loom.lora_core.config import AdapterConfig

@@ -1,6 +1,6 @@
 """Writes everything that is made from the schemas of our nodes: locales/, the tables of the help pages, example_workflows/,
 
-and docs/switching.md. Needs no ComfyUI.
+js/widget_names.js, and docs/switching.md. Needs no ComfyUI.
 
 Run it when a node, an input or a setting changes: python tests/reference/make_texts.py
 """
@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import make_docs  # noqa: E402
 import make_locales  # noqa: E402
 import make_switching  # noqa: E402
+import make_widget_names  # noqa: E402
 import make_workflows  # noqa: E402
 from schemas import schemas  # noqa: E402
 
@@ -25,6 +26,7 @@ def main() -> None:
     make_docs.write(ours)
     make_workflows.write(ours)
     make_switching.write()
+    make_widget_names.write()
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -10,8 +11,9 @@ import socket
 import subprocess
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +49,15 @@ class Kind:
 
 
 _CPU_FORGE = ("--always-cpu", "--all-in-fp32")
-A1111 = Kind("A1111", "WEBUI_DIR", "a1111", ("--no-half", "--use-cpu", "all"), {"sd1": "tiny", "sdxl": "tiny_sdxl"})
+A1111 = Kind(
+    "A1111",
+    "WEBUI_DIR",
+    "a1111",
+    ("--no-half", "--use-cpu", "all"),
+    {"sd1": "tiny", "sdxl": "tiny_sdxl", "full": "full_sd15"},
+)
 FORGE = Kind("Forge", "FORGE_DIR", "forge", _CPU_FORGE, {"sd1": "tiny_sd15", "sdxl": "tiny_sdxl", "flux1": "tiny_flux"})
-REFORGE = Kind("reForge", "REFORGE_DIR", "reforge", _CPU_FORGE, {"sd1": "tiny_sd15"})
+REFORGE = Kind("reForge", "REFORGE_DIR", "reforge", _CPU_FORGE, {"sd1": "tiny_sd15", "sdxl": "tiny_sdxl_vae"})
 KINDS = {kind.name: kind for kind in (A1111, FORGE, REFORGE)}
 
 
@@ -61,6 +69,11 @@ def models_folder() -> Path:
 def hub_folder() -> Path:
     """A hub cache with the tokenizer and config of CLIP-L, which A1111 asks for."""
     return Path(os.environ.get("WEBUI_HF_HOME") or Path.home() / "webui" / "hf")
+
+
+def bytecode_folder() -> Path:
+    """Where the hosts' Python keeps what it has compiled: nothing is written into their folders, and each start but the first takes a third."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lora_loom" / "bytecode"
 
 
 def environment() -> dict[str, str]:
@@ -76,7 +89,7 @@ def environment() -> dict[str, str]:
         **offline,
         "OMP_NUM_THREADS": "1",
         "GRADIO_ANALYTICS_ENABLED": "False",
-        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONPYCACHEPREFIX": str(bytecode_folder()),
     }
 
 
@@ -94,25 +107,52 @@ def checkpoint(name: str) -> Path:
     return file
 
 
-def sdxl_configurations() -> None:
+def sdxl_configurations() -> Path:
     """Forge's own configurations of SDXL, as narrow as the small checkpoint."""
-    folder = models_folder() / "tiny_sdxl"
-    if folder.is_dir():
-        return
-    own = FORGE.place / "backend" / "huggingface" / "stabilityai" / "stable-diffusion-xl-base-1.0"
-    shutil.copytree(own, folder)
     second = {"hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8, "num_hidden_layers": 12}
     changes = {"text_encoder_2": {**second, "projection_dim": 512}, "vae": {"block_out_channels": [32, 64, 128, 128]}}
+    return _configurations("tiny_sdxl", "stabilityai/stable-diffusion-xl-base-1.0", changes)
+
+
+def sd2_configurations() -> Path:
+    """Those of Stable Diffusion 2; the last layer of its text encoder is left out in them."""
+    return _configurations(
+        "tiny_sd2",
+        "stabilityai/stable-diffusion-2-1",
+        {"text_encoder": {"num_hidden_layers": 2, "projection_dim": 1024}},
+    )
+
+
+def refiner_configurations() -> Path:
+    narrow = {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16, "num_hidden_layers": 3}
+    changes = {"text_encoder": {**narrow, "projection_dim": 1024}}
+    return _configurations("tiny_refiner", "stabilityai/stable-diffusion-xl-refiner-1.0", changes)
+
+
+def sd1_configurations() -> Path:
+    """Those of Stable Diffusion 1, for the headless door."""
+    return _configurations(
+        "tiny_sd15", "runwayml/stable-diffusion-v1-5", {"unet": {"block_out_channels": [32, 64, 128, 128]}}
+    )
+
+
+def _configurations(name: str, model: str, changes: Mapping[str, Mapping[str, Any]]) -> Path:
+    """A copy of what Forge has built in, with other values in the config.json of some parts."""
+    folder = models_folder() / name
+    if folder.is_dir():
+        return folder
+    shutil.copytree(FORGE.place / "backend" / "huggingface" / model, folder)
     for part, values in changes.items():
         file = folder / part / "config.json"
         file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
+    return folder
 
 
 class Server:
     """One running host. `data` is its --data-dir: settings, models, extensions and what runs write."""
 
     def __init__(self, kind: Kind, data: Path, family: str = "sd1", flags: Sequence[str] = (), page: bool = False):
-        self.kind, self.data, self._flags, self._page = kind, data, flags, page
+        self.kind, self.data, self.flags, self._page = kind, data, flags, page
         self._checkpoint = checkpoint(kind.checkpoints[family])
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -125,8 +165,8 @@ class Server:
 
     def prepare(self) -> None:
         """The data folder with the extension beside one that shadows our folders' names."""
-        if self.kind is FORGE and self._checkpoint.stem == "tiny_sdxl":
-            sdxl_configurations()
+        for made in (sdxl_configurations, sd2_configurations, refiner_configurations) if self.kind is FORGE else ():
+            made()
         extensions, models = self.data / "extensions", self.data / "models" / "Stable-diffusion"
         models.mkdir(parents=True, exist_ok=True)
         extensions.mkdir(exist_ok=True)
@@ -140,19 +180,35 @@ class Server:
         if not ours.exists():
             ours.symlink_to(ROOT)
         for small in (self._checkpoint, checkpoint("tiny_sd15")):  # one to change to
-            for file in (small, small.with_suffix(".yaml")):
-                if file.is_file() and not (models / file.name).exists():
-                    os.link(file, models / file.name)
+            self._offer(small)
         settings = self.data / "config.json"
         if not settings.exists():
             settings.write_text(json.dumps({"show_progress_type": "Approx cheap", "live_previews_enable": True}))
+
+    def _offer(self, checkpoint: Path) -> None:
+        """Puts a checkpoint among the host's."""
+        for file in (checkpoint, checkpoint.with_suffix(".yaml")):
+            place = self.data / "models" / "Stable-diffusion" / file.name
+            if file.is_file() and not place.exists():
+                os.link(file, place)
+
+    @contextlib.contextmanager
+    def changed_to(self, name: str) -> Iterator[None]:
+        """Inside, the host has this small checkpoint loaded, by its own option."""
+        self._offer(checkpoint(name))
+        self.ask("/sdapi/v1/refresh-checkpoints", {})
+        self.post("/sdapi/v1/options", {"sd_model_checkpoint": name})
+        try:
+            yield
+        finally:
+            self.post("/sdapi/v1/options", {"sd_model_checkpoint": self._checkpoint.stem})
 
     def start(self) -> None:
         self.prepare()
         chosen = self.data / "models" / "Stable-diffusion" / self._checkpoint.name
         command = [
             str(self.kind.python), "launch.py", "--skip-prepare-environment", "--skip-torch-cuda-test", "--skip-version-check", "--no-download-sd-model",
-            "--data-dir", str(self.data), "--ckpt", str(chosen), "--api", "--port", str(self.port), *self.kind.flags, *self._flags,
+            "--data-dir", str(self.data), "--ckpt", str(chosen), "--api", "--port", str(self.port), *self.kind.flags, *self.flags,
             *(() if self._page else ("--nowebui",)),
         ]  # fmt: skip
         log = open(self.data / "server.log", "ab")  # noqa: SIM115 - the process keeps it
@@ -205,6 +261,14 @@ class Server:
         status, answer = self.ask(path, {} if body is None else body)
         assert status == 200, (status, answer[:500])
         return json.loads(answer)
+
+    def login(self, name: str, password: str) -> str:
+        """The cookies that the host's page gives to who logs in there."""
+        form = urllib.parse.urlencode({"username": name, "password": password}).encode()
+        kind = {"Content-Type": "application/x-www-form-urlencoded"}
+        with urllib.request.urlopen(urllib.request.Request(f"{self.address}/login", form, kind)) as answer:
+            cookies = answer.headers.get_all("set-cookie") or []
+        return "; ".join(cookie.partition(";")[0] for cookie in cookies)
 
     def inside(self, function: str, file: str = "proof.py", **arguments: Any) -> Any:
         """What a function of tests/webui/inside returns in the host's process."""

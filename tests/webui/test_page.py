@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 from live_webui import Server
+from PIL import Image, ImageDraw
 
 DRIVER = Path(__file__).parent / "browser" / "tab.mjs"
 ROUTE = "/lora-loom/v1"
+PICTURES = 28
 
 
 def why_not():
@@ -36,12 +38,23 @@ def page(kind, tmp_path_factory):
         server.stop()
 
 
+def drawn(folder):
+    """28 pictures and their captions."""
+    folder.mkdir()
+    for n in range(PICTURES):
+        image = Image.new("RGB", (96, 96), (9 * n % 256, 200 - 6 * n, 120))
+        ImageDraw.Draw(image).ellipse((8 + n, 20, 60 + n, 72), fill=(250 - 8 * n, 30 + 7 * n, 40))
+        image.save(folder / f"{n:02}.png")
+        (folder / f"{n:02}.txt").write_text(f"a disc, number {n}")
+    return folder
+
+
 @pytest.fixture(scope="module")
 def seen(page):
-    """What a person's round through the tab showed: pictures dropped, trained, stopped, prompt sent to txt2img."""
+    """What a person's round through the tab showed: pictures dropped, looked at, captioned, trained, stopped, the prompt sent to txt2img."""
     if reason := why_not():
         pytest.skip(reason)
-    folder = Path(page.inside("pictures"))
+    folder = drawn(page.data / "dropped")
     shots = Path(os.environ.get("SHOTS", page.data)) / page.kind.name
     shots.mkdir(parents=True, exist_ok=True)
     files = [str(file) for file in sorted(folder.iterdir())]
@@ -54,9 +67,12 @@ def seen(page):
 def test_dropped_pictures_are_trained_shown_stopped_and_sent_to_txt2img(seen):
     assert "failed" not in seen, seen
     assert seen["problems"] == []
-    assert "6" in seen["plan"]
-    assert "40" in seen["plan"]
-    assert len(seen["sections"]) >= 14
+    assert seen["plan"].startswith(f"{PICTURES} pictures, {PICTURES} with captions; 40 steps")
+    assert len(seen["sections"]) == 14
+    assert (seen["cards"], seen["caption"]) == (PICTURES, "a caption of the page")
+    assert f"{PICTURES} pictures" in seen["sheet"]
+    assert "adapter.rank = 8" in seen["imported"]
+    assert "from_the_page_universal.safetensors" in seen["converted"]
     assert seen["charts"] == 1
     assert seen["samples"] >= 2
     assert seen["prompt"] == "sks, <lora:from_the_page:1>"

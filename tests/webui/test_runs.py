@@ -154,19 +154,23 @@ def test_nothing_of_a_run_is_among_the_files_the_host_serves(server):
 
 def test_neighbours_with_our_folders_names_are_left_alone(server):
     found = server.inside("whose_modules")
-    assert found["package"] == "lora_loom.nodes.webui.jobs"
+    assert found["package"] == "lora_loom.nodes.webui.page"
     assert not any(str(ROOT) in str(found[name]) for name in ("nodes", "convert", "lora_core"))
 
 
 def test_the_routes_stand_in_the_hosts_description_of_its_api(server):
     paths = server.get("/openapi.json")["paths"]
-    assert {f"{ROUTE}/start", f"{ROUTE}/state", f"{ROUTE}/stop", f"{ROUTE}/convert"} <= paths.keys()
+    tools = ("inspect", "convert", "merge", "resize", "extract", "bake")
+    assert {f"{ROUTE}/{name}" for name in ("start", "state", "stop", *tools)} <= paths.keys()
+    body = paths[f"{ROUTE}/start"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert body["properties"]["work"]["enum"] == ["train", "find-lr", "check", "sweep", "zip"]
+    assert server.ask("/docs")[0] == 200
 
 
 def test_a_lora_is_inspected_and_converted_beside_the_others(server):
-    report = server.post(f"{ROUTE}/inspect", {"file": "listed"})["report"]
+    report = server.post(f"{ROUTE}/inspect", {"files": ["listed"]})["report"]
     assert "listed.safetensors" in report
-    written = server.post(f"{ROUTE}/convert", {"file": "listed", "to": "diffusers"})["report"]
+    written = server.post(f"{ROUTE}/convert", {"files": ["listed"], "to": "diffusers"})["report"]
     assert written.splitlines()[0] == "listed_diffusers.safetensors"
 
 
@@ -177,8 +181,67 @@ def test_the_hosts_password_guards_the_routes_too(kind, tmp_path):
         assert server.ask(f"{ROUTE}/state")[0] == 401
         token = base64.b64encode(b"anna:secret").decode()
         assert server.ask(f"{ROUTE}/state", headers={"Authorization": f"Basic {token}"})[0] == 200
+        described = server.get("/openapi.json")["paths"][f"{ROUTE}/state"]["get"]
+        assert described["security"] == [{"HTTPBasic": []}]
     finally:
         server.stop()
+
+
+def test_a_login_of_the_hosts_page_opens_the_routes_too(kind, tmp_path):
+    server = Server(kind, tmp_path / "data", flags=("--gradio-auth", "anna:secret"), page=True)
+    try:
+        server.start()
+        assert server.ask(f"{ROUTE}/state")[0] == 401
+        assert server.ask(f"{ROUTE}/state", headers={"Cookie": "access-token=made-up"})[0] == 401
+        assert server.ask(f"{ROUTE}/state", headers={"Cookie": server.login("anna", "secret")})[0] == 200
+    finally:
+        server.stop()
+
+
+def test_a_learning_rate_is_found_and_nothing_is_left(server, pictures):
+    values = {**QUICK, "name": "rate", "data.folder": pictures, "data.trigger": "sks"}
+    server.post(
+        f"{ROUTE}/start", {"settings": values, "preset": "quick test", "work": "find-lr", "more": {"steps": 10}}
+    )
+    panel = server.wait_for("finished", "failed")
+    if panel["status"] == "failed":  # random weights may have no rate at which they learn
+        assert panel["error"]["code"] == "learning_rate.none_found", panel["error"]
+        return
+    status, drawn = server.ask(f"{ROUTE}/picture?id={panel['result']['picture']}")
+    assert (status, drawn[:2]) == (200, b"\xff\xd8")
+
+
+def test_variants_are_trained_and_compared(server, pictures):
+    runs = '[[runs]]\nname = "a"\nadapter = { rank = 2 }\n[[runs]]\nname = "b"\nadapter = { rank = 3 }\n'
+    values = {**QUICK, "name": "sweep", "data.folder": pictures, "data.trigger": "sks", "steps": 2, "samples.every": 2}
+    body = {"settings": {**values, "samples.steps": 2}, "preset": "quick test", "work": "sweep", "more": {"runs": runs}}
+    server.post(f"{ROUTE}/start", body)
+    deadline = time.monotonic() + 200
+    while server.get(f"{ROUTE}/state")["busy"] and time.monotonic() < deadline:
+        time.sleep(0.5)
+    panel = server.get(f"{ROUTE}/state")["panel"]
+    assert (panel["run"], panel["status"]) == ("sweep_b", "finished"), panel["error"]
+    assert panel["result"]["picture"]
+    assert {"sweep_a", "sweep_b"} <= {lora["name"] for lora in server.get("/sdapi/v1/loras")}
+
+
+def test_tools_write_loras_that_the_host_lists_at_once(server):
+    assert server.post(f"{ROUTE}/resize", {"files": ["listed"], "rank": 2})["files"][0].endswith(
+        "listed_rank2.safetensors"
+    )
+    server.post(f"{ROUTE}/merge", {"files": ["listed=0.5", "listed_rank2"], "to": "kohya"})
+    names = {lora["name"] for lora in server.get("/sdapi/v1/loras")}
+    assert {"listed_rank2", "listed_merge"} <= names
+
+
+def test_captions_of_a_folder_are_edited_and_taken_back(server, pictures):
+    session = server.post(f"{ROUTE}/dataset/open", {"folder": pictures})["session"]
+    shown = server.get(f"{ROUTE}/dataset?session={session}")["pictures"][0]
+    change = {"session": session, "captions": {shown["id"]: [shown["caption"], "another one"]}}
+    assert server.post(f"{ROUTE}/dataset/edit", change)["changed"] == 1
+    assert server.get(f"{ROUTE}/dataset?session={session}")["pictures"][0]["caption"] == "another one"
+    assert server.post(f"{ROUTE}/dataset/undo", {"session": session})["changed"] == 1
+    assert server.get(f"{ROUTE}/dataset?session={session}")["pictures"][0]["caption"] == shown["caption"]
 
 
 def test_two_pages_that_ask_do_not_hold_up_a_run(server, pictures):

@@ -2,23 +2,59 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from pathlib import Path
 
 import folder_paths
 
-from ....lora_core.messages.errors import LoomError
+from ....lora_core.compat import parse_toml
+from ....lora_core.disk.files import is_folder
+from ....lora_core.messages.errors import LoomError, reason_of
 from ....lora_core.pictures.reading import EXTENSIONS
 from ....lora_core.toy.model import set_folder, set_names
 
+log = logging.getLogger(__name__)
 TOY_PREFIX = "toy: "
 MAX_FOLDERS = 2000
+OWNERS_FILE = "lora_loom.toml"  # in ComfyUI's user folder, where no page writes: training_roots = ["/data/sets"]
+
+
+def training_roots() -> list[Path]:
+    """Folders beside the host's input folder whose folders may be trained on, as the server's owner lists them in `OWNERS_FILE`. Raises LoomError."""
+    file = Path(folder_paths.get_user_directory()) / OWNERS_FILE
+    try:
+        text = file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError) as error:
+        raise LoomError("roots.unreadable", file=OWNERS_FILE, reason=reason_of(error)) from error
+    try:
+        roots = parse_toml(text).get("training_roots", [])
+    except ValueError as error:
+        raise LoomError("roots.unreadable", file=OWNERS_FILE, reason=reason_of(error)) from error
+    if not isinstance(roots, list) or not all(isinstance(root, str) and Path(root).is_absolute() for root in roots):
+        raise LoomError("roots.not_absolute", file=OWNERS_FILE)
+    return [Path(root) for root in roots if is_folder(Path(root))]
 
 
 def training_folders() -> list[str]:
-    """Folders below the host's input folder that hold pictures (directly, or in sub-folders), then the bundled toy sets."""
+    """Folders below the host's input folder that hold pictures (directly, or in sub-folders), those of the owner's further roots, the bundled toy sets."""
     root = Path(folder_paths.get_input_directory())
+    try:
+        roots = training_roots()
+    except LoomError as error:  # a list of choices cannot fail; choosing one of them tells
+        log.warning("%s", error)
+        roots = []
+    further = [
+        (further_root / name).as_posix() for further_root in roots for name in ("", *_with_pictures(further_root))
+    ]
+    return _with_pictures(root) + further + [TOY_PREFIX + name for name in set_names()]
+
+
+def _with_pictures(root: Path) -> list[str]:
+    """Folders below `root` that hold pictures, directly or in sub-folders."""
     folders_below: set[str] = set()
     for branch, folders, files in os.walk(root):  # links are not followed, so loops end
         folders[:] = sorted(f for f in folders if not f.startswith("."))
@@ -27,20 +63,46 @@ def training_folders() -> list[str]:
             folders_below.update(p.as_posix() for p in (place, *place.parents) if p.as_posix() != ".")
         if len(folders_below) > MAX_FOLDERS:
             break
-    return sorted(folders_below) + [TOY_PREFIX + name for name in set_names()]
+    return sorted(folders_below)
 
 
 def training_folder(choice: str) -> Path:
-    """The folder behind a choice. Raises LoomError for anything outside the input folder."""
+    """The folder behind a choice. Raises LoomError for anything outside the input folder and the owner's further roots."""
     if choice.startswith(TOY_PREFIX) and choice.removeprefix(TOY_PREFIX) in set_names():
         return set_folder(choice.removeprefix(TOY_PREFIX))
     root = Path(folder_paths.get_input_directory()).resolve()
+    if "\0" in choice:
+        raise _outside(choice)
     folder = (root / choice).resolve()
-    if "\0" in choice or not folder.is_relative_to(root) or folder == root:
-        raise LoomError("folder.outside", field="folder", folder=repr(choice))
-    if not folder.is_dir():
+    allowed = folder.is_relative_to(root) and folder != root
+    if not allowed and not any(folder.is_relative_to(further.resolve()) for further in training_roots()):
+        raise _outside(choice)
+    if not is_folder(folder):
         raise LoomError("folder.missing", field="folder", folder=repr(choice))
     return folder
+
+
+def _outside(choice: str) -> LoomError:
+    place = "/".join(Path(folder_paths.get_input_directory()).parts[-2:])
+    return LoomError("folder.outside", field="folder", folder=repr(choice), place=place, file=f"user/{OWNERS_FILE}")
+
+
+def chosen_place(text: str) -> str:
+    """The choice for a folder that somebody typed, as it may be copied from a file manager. Raises LoomError as `training_folder` does."""
+    choice = text.strip().strip("\"'")
+    folder, root = training_folder(choice), Path(folder_paths.get_input_directory()).resolve()
+    if choice.startswith(TOY_PREFIX):
+        return choice
+    return (folder.relative_to(root) if folder.is_relative_to(root) else folder).as_posix()
+
+
+def folder_refused(choice: str) -> bool | str:
+    """What a node's `validate_inputs` says of a folder: True, or why not."""
+    try:
+        training_folder(choice)
+    except LoomError as error:
+        return str(error)
+    return True
 
 
 def is_hub_name(name: str) -> bool:

@@ -6,6 +6,7 @@ Host code runs inside inference mode, as everywhere in the host; only the step's
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import comfy.model_management
 import comfy.sample
+import comfy.samplers
 import torch
 from PIL import Image
 from torch import nn
@@ -21,21 +23,23 @@ from torch import nn
 from ....lora_core.adapters import AdapterSet
 from ....lora_core.adapters.tokens import TokenTable
 from ....lora_core.algebra.walk import is_norm
-from ....lora_core.backends.base import Backend, EncodesSpread, Remarks, SampleJob, TakesWired
+from ....lora_core.backends.base import Backend, EncodesSpread, NamesSamplers, Remarks, SampleJob, Samplers, TakesWired
 from ....lora_core.backends.base_model import BaseModel
 from ....lora_core.borrowing.aliases import as_normal
 from ....lora_core.borrowing.borrow import Borrowing, Measures
 from ....lora_core.borrowing.comparison import writing
+from ....lora_core.borrowing.frozen import place_of
 from ....lora_core.compat import OutOfMemoryError
 from ....lora_core.config import ObjectiveConfig, Recompute
 from ....lora_core.data.batches import Batch
 from ....lora_core.data.buckets import Fit
 from ....lora_core.data.lengths import TextLength
 from ....lora_core.data.store import Store
+from ....lora_core.messages.blame import blamed, first_line, is_foreign, passing
 from ....lora_core.messages.errors import LoomError, NonFiniteError
 from ....lora_core.messages.message import Message
 from .base_model import described, further_input, reached
-from .blame import blamed, first_line, misfit_width, passing
+from .blame import misfit_width
 from .captions import KEY, Conds, HostTexts, injection
 from .conditioning import HostConditioning
 from .fingerprints import patched_fingerprint
@@ -49,6 +53,7 @@ from .trials import Trials
 from .verify import DIFFUSION, prove_layers, verify
 
 ACTIVATION_FACTOR = 3  # of a forward and backward over the host's estimate for sampling
+CLIP_SKIPPED = ("sd1", "sd2", "sd2-v")
 BYTES_PER_VALUE = 4 * 4  # an adapter's value, its gradient and two Adam moments in fp32
 
 
@@ -141,8 +146,15 @@ class HostBackend:
     def fingerprint(self) -> str:
         return patched_fingerprint(self._patcher, self.network, "diffusion_model.")
 
+    @property
+    def clip_skip(self) -> int | None:
+        """As CLIP Set Last Layer has it, for models whose text is read from a chosen layer."""
+        return self.texts.clip_skip if self.family in CLIP_SKIPPED else None
+
     def base_model(self, config: ObjectiveConfig) -> BaseModel:
-        return described(self._patcher, self._sampling, config)
+        with blamed("model.unopened", "model"):
+            model = described(self._patcher, self._sampling, config)
+        return dataclasses.replace(model, clip_skip=self.clip_skip)
 
     def objective(self, config: ObjectiveConfig) -> HostObjective:
         prediction, sampling = self.base_model(config).predicts.prediction, self._sampling
@@ -212,7 +224,8 @@ class HostBackend:
         text_names = set(self.texts.names.values()) if adapters.changes_text else set()
         ours = {name: m for name, m in layers.items() if name not in text_names}
         theirs = {name: m for name, m in layers.items() if name in text_names}
-        measures = Measures(checkpointing=bool(recompute), guard=not is_pure(self.network))
+        place = place_of(self.device, self.dtype)
+        measures = Measures(bool(recompute), guard=not is_pure(self.network), place=place)
         borrowing = Borrowing(self.network, ours, adapters.only(ours), LAYERS, measures)
         self._borrowing = borrowing
         try:
@@ -238,7 +251,7 @@ class HostBackend:
         """The self-test. Raises LoomError for what cannot be trained, and says what is at fault; chooses the first way that is exact."""
         self._remarks = []
         borrowing.eject()
-        prove_layers(self.network, self.dtype, self.device, DIFFUSION)
+        prove_layers(self.network, place_of(self.device, self.dtype), DIFFUSION)
         self.texts.prove()
         borrowing.inject()
         shapes = trials.that_run(self._check)
@@ -292,7 +305,7 @@ class HostBackend:
         return int(adapters.count() * BYTES_PER_VALUE + activations * (1 if recompute else ACTIVATION_FACTOR))
 
     def _load(self) -> None:
-        with torch.inference_mode():
+        with blamed("model.unopened", "model"), torch.inference_mode():
             wanted = [self._patcher, *self.texts.patchers]
             comfy.model_management.load_models_gpu(wanted, memory_required=self._needed_bytes)
         self._further = further_input(self._model)  # a control LoRA widens the first layer when the host loads it
@@ -308,7 +321,9 @@ class HostBackend:
         try:
             with torch.no_grad():
                 answer = self._trial(shape)
-        except Exception as error:
+        except BaseException as error:
+            if not is_foreign(error):
+                raise
             passing(error)
             caption = self.texts.any_caption()
             misfit = misfit_width(error, self.network, self.texts.text(literal(caption)))
@@ -342,6 +357,7 @@ class HostBackend:
                 # The text encoder, or something else, may have taken the model's place since the last step.
                 self._reload = False
                 self._load()
+            self._borrowing.choose_again()
         return self._predict(x_t, sigma, batch)
 
     @property
@@ -367,6 +383,10 @@ class HostBackend:
             return self._model.apply_model(x_t, sigma, transformer_options=options, **conds)
 
     # ---- sampling ----------------------------------------------------------------------------------------------------
+
+    def samplers(self) -> Samplers:
+        """Those of the host, which takes its first one for a name it does not have."""
+        return Samplers(comfy.samplers.KSampler.SAMPLERS, comfy.samplers.KSampler.SCHEDULERS)
 
     def sample(self, job: SampleJob) -> list[Image.Image]:
         config, step = job.config, self.latent_step_px
@@ -400,5 +420,7 @@ class HostBackend:
 
 if TYPE_CHECKING:
 
-    def _fulfils_the_protocols(backend: HostBackend) -> tuple[Backend, EncodesSpread, TakesWired, Remarks]:
-        return backend, backend, backend, backend
+    def _fulfils_the_protocols(
+        backend: HostBackend,
+    ) -> tuple[Backend, EncodesSpread, TakesWired, Remarks, NamesSamplers]:
+        return backend, backend, backend, backend, backend

@@ -211,4 +211,5 @@ def described(patcher: Any, sampling: Any, config: ObjectiveConfig) -> BaseModel
         further_input(model),
         doubts,
         "model",
+        anime=marks.anime if base_family(model) == "sd1" else None,
     )

@@ -1,41 +1,13 @@
-"""Any exception of the host, a pack or a library as a sentence about the input it came from."""
+"""Which input an exception of the host came from."""
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
 
 import torch
 from torch import nn
-
-from ....lora_core.compat import OutOfMemoryError
-from ....lora_core.messages.errors import LoomError, Problem, reason_of
-
-LONGEST = 160  # characters of a foreign error inside a sentence
-
-
-def first_line(error: BaseException) -> str:
-    """What a foreign error says, short, after its kind."""
-    kind, reason = type(error).__name__, reason_of(error, LONGEST)
-    return kind if reason == kind else f"{kind}: {reason}"
-
-
-def passing(error: BaseException) -> None:
-    """Raises again what says already what is wrong: our own errors, and a lack of memory."""
-    if isinstance(error, (Problem, OutOfMemoryError, MemoryError)):
-        raise error
-
-
-@contextlib.contextmanager
-def blamed(code: str, field: str, **values: Any) -> Iterator[None]:
-    """Inside, every exception becomes the LoomError `code` about `field`, with the exception as its `reason`."""
-    try:
-        yield
-    except Exception as error:
-        passing(error)
-        raise LoomError(code, field=field, reason=first_line(error), **values) from error
 
 
 def misfit_width(error: BaseException, network: nn.Module, texts: Any) -> tuple[int, int] | None:
@@ -66,5 +38,8 @@ def _innermost_first(traceback: TracebackType | None) -> Iterator[dict[str, Any]
 def _tensors(value: Any) -> Iterator[torch.Tensor]:
     if torch.is_tensor(value):
         yield value
-    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ():
-        yield from _tensors(part)
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for part in value:
+            yield from _tensors(part)

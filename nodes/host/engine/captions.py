@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,12 @@ from ....lora_core.adapters import AdapterSet
 from ....lora_core.adapters.tokens import TokenTable
 from ....lora_core.backends.base import TEXT_VERSION, weights_checksum
 from ....lora_core.borrowing.borrow import Borrowing, Measures
+from ....lora_core.borrowing.frozen import place_of
 from ....lora_core.data.buckets import Fit
 from ....lora_core.data.lengths import TextLength
 from ....lora_core.data.store import Memory, Store, key_of
+from ....lora_core.messages.blame import blamed
 from ....lora_core.messages.errors import LoomError
-from .blame import blamed
 from .fingerprints import patched_fingerprint
 from .kept import Kept
 from .layers import LAYERS, is_linear
@@ -49,6 +52,9 @@ class HostTexts:
     def __init__(self, clip: Any, family: str, width: int | None):
         self._clip, self._family, self._width = clip, family, width
         self._trained = AdapterSet({})
+        self.reading: Callable[[], AbstractContextManager[None]] = (
+            contextlib.nullcontext
+        )  # around each encoding, where a host needs it
         self._live_clip = clip  # while text is trained, a clone that carries the adapters and knows the tokens
         self._borrowing: Borrowing | None = None
         self._wired: dict[str, Encoded] = {}
@@ -76,6 +82,11 @@ class HostTexts:
     def device(self) -> torch.device:
         """Where the text encoders run while they are trained."""
         return self._clip.patcher.load_device
+
+    @property
+    def clip_skip(self) -> int:
+        """From which layer texts are read, from the end."""
+        return abs(self._clip.layer_idx or 1)
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -168,7 +179,7 @@ class HostTexts:
         return None if tensors is None else unpacked(self._store.put(key, tensors))
 
     def _encode(self, caption: str) -> Encoded:
-        with blamed("clip.failed", "clip"), torch.inference_mode():
+        with blamed("clip.failed", "clip"), torch.inference_mode(), self.reading():
             return self._live_clip.encode_from_tokens_scheduled(self._tokenized(caption))
 
     def _tokenized(self, caption: str) -> Any:
@@ -219,7 +230,7 @@ class HostTexts:
         if self._borrowing is None or not self._trained.trains_text:
             return
         self._borrowing.eject()
-        prove_layers(self._clip.cond_stage_model, torch.float32, self.device, TEXT)
+        prove_layers(self._clip.cond_stage_model, place_of(self.device, torch.float32), TEXT)
         self._borrowing.inject()
 
     def take_back(self) -> None:
@@ -241,6 +252,6 @@ class HostTexts:
         if clip.layer_idx is not None:
             encoder.set_clip_options({"layer": clip.layer_idx})
         encoder.set_clip_options({"execution_device": self.device})
-        with blamed("clip.failed", "clip"):
+        with blamed("clip.failed", "clip"), self.reading():
             hidden, pooled, *more = encoder.encode_token_weights(self._tokenized(caption))
         return [[hidden, {"pooled_output": pooled, **(more[0] if more else {})}]]

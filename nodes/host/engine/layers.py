@@ -14,6 +14,7 @@ from torch import nn
 
 from ....lora_core.adapters.base import override
 from ....lora_core.borrowing.aliases import as_normal
+from ....lora_core.borrowing.layers import Place
 
 _OFFLOADABLE = "offloadable" in inspect.signature(comfy.ops.cast_bias_weight).parameters  # older hosts do not stream
 # What its layers are told with to cast their weights; forks call it by their own name.
@@ -125,6 +126,18 @@ def _hands_out_weight(layer: nn.Module) -> bool:
     return isinstance(layer, nn.Linear) and torch.is_tensor(weight) and weight.is_floating_point()
 
 
+_OWN: set[type] = set()  # classes of layers that are the host's own
+
+
+def _is_own(kind: type) -> bool:
+    """Whether a class of layers is the host's own, made of torch's alone: what a pack puts between may do anything with the weight."""
+    own = {comfy.ops.__name__, "builtins"}
+    if not all(base.__module__ in own or base.__module__.startswith("torch.") for base in kind.__mro__):
+        return False
+    _OWN.add(kind)
+    return True
+
+
 class ComfyLayers:
     """ComfyUI's layers, as borrowing asks for them (`HostLayers`)."""
 
@@ -144,6 +157,21 @@ class ComfyLayers:
         if layer.weight is None:
             return True
         return layer.weight.device == x.device and not layer.weight_function and not layer.bias_function
+
+    def resident(self, layer: Any, place: Place) -> bool:
+        if layer.weight_function or layer.bias_function or layer.__class__ not in _OWN and not _is_own(layer.__class__):
+            return False
+        attributes, parameters = layer.__dict__, layer._parameters
+        weight, bias = parameters.get("weight"), parameters.get("bias")
+        if weight is None or weight.__class__ is not nn.Parameter or (weight.device, weight.dtype) != place:
+            return False
+        if bias is not None and (bias.__class__ is not nn.Parameter or (bias.device, bias.dtype) != place):
+            return False
+        if parameters.get("pre_quant_scale") is not None or attributes.get("pre_quant_scale") is not None:
+            return False
+        streamed = attributes.get("_v") is not None or attributes.get("weight_lowvram_function") is not None
+        patched = attributes.get("bias_lowvram_function") is not None
+        return not (streamed or patched or attributes.get("layout_type") is not None)
 
     def input_factor(self, layer: nn.Module, like: torch.Tensor) -> torch.Tensor | None:
         return input_factor(layer, like)

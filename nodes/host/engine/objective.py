@@ -89,11 +89,11 @@ def time_shift(sampling: Any, config: ObjectiveConfig) -> float | None:
     """The time shift that noise levels are drawn with: the job's, else the model's own; None where it has none."""
     if config.shift:
         return config.shift
-    own = getattr(sampling, "shift", None)
-    if own is None:
+    shift = getattr(sampling, "shift", None)
+    if shift is None:
         return None
     flux = getattr(ms, "ModelSamplingFlux", None)  # whose shift is an exponent
-    return math.exp(own) if flux is not None and isinstance(sampling, flux) else float(own)
+    return math.exp(shift) if flux is not None and isinstance(sampling, flux) else float(shift)
 
 
 def has_table(sampling: Any) -> bool:

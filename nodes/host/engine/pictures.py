@@ -12,8 +12,8 @@ from torch import nn
 
 from ....lora_core.adapters.base import override
 from ....lora_core.backends.base import UNKNOWN_ENCODER, whole_fingerprint
+from ....lora_core.messages.blame import blamed
 from ....lora_core.messages.errors import LoomError
-from .blame import blamed
 
 
 class HostPictures:
@@ -21,9 +21,9 @@ class HostPictures:
 
     def __init__(self, patcher: Any, vae: Any):
         self._patcher, self._model, self._vae = patcher, patcher.model, vae
-        found, wanted = getattr(vae, "latent_channels", self._channels), self._channels
-        if found != wanted:
-            raise LoomError("vae.channels", field="vae", channels=found, wanted=wanted)
+        channels, wanted = getattr(vae, "latent_channels", self._channels), self._channels
+        if channels != wanted:
+            raise LoomError("vae.channels", field="vae", channels=channels, wanted=wanted)
 
     @property
     def _channels(self) -> int:

@@ -13,30 +13,31 @@ from ....lora_core.adapters import AdapterSet
 from ....lora_core.borrowing import proof
 from ....lora_core.borrowing.borrow import Borrowing, Measures
 from ....lora_core.borrowing.comparison import Difference, difference, exact_gradients, trained_gradients
+from ....lora_core.borrowing.layers import Place
+from ....lora_core.messages.blame import first_line, passing
 from ....lora_core.messages.errors import LoomError
 from ....lora_core.messages.message import Message
-from .blame import first_line, passing
 from .layers import LAYERS
 
 DIFFUSION, TEXT = "diffusion_model", "text_encoders"
 
 
-def prove_layers(network: nn.Module, dtype: torch.dtype, device: torch.device, root: str) -> None:
+def prove_layers(network: nn.Module, place: Place, root: str) -> None:
     """Measures one layer of each kind of a loaded network that nothing is put on. Raises LoomError naming the layer whose gradient is wrong.
 
-    `root`: what the host calls the network.
+    `place`: where it computes. `root`: what the host calls the network.
     """
     field = "model" if root == DIFFUSION else "clip"
-    for place, layer in proof.one_of_each_kind(network, LAYERS).items():
-        path = f"{root}.{place}"
+    for name, layer in proof.one_of_each_kind(network, LAYERS, place).items():
+        path = f"{root}.{name}"
         try:
-            error = proof.error_of(layer, LAYERS, dtype, device)
+            error = proof.error_of(layer, LAYERS, place)
         except Exception as problem:  # noqa: BLE001 - of any pack's layer
             passing(problem)
             raise LoomError(
                 "model.layer_untrainable", field=field, layer=path, kind=_kind(layer), reason=first_line(problem)
             ) from problem
-        if not proof.tolerable(error, dtype):
+        if not proof.tolerable(error, place.dtype):
             raise LoomError("model.layer_gradient", field=field, layer=path, kind=_kind(layer), error=f"{error:.1%}")
 
 

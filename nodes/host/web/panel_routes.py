@@ -36,7 +36,7 @@ def snapshot(node: str, workflow: str, after: int, session: str) -> str:
 
 
 def add_panel_routes() -> None:
-    """GET /lora_loom/panel?node=12:3 and /lora_loom/panel/sample?run=name&step=100."""
+    """GET /lora_loom/panel?node=12:3, /lora_loom/panel/sample?run=name&step=100 (&picture=0: one of them alone), /lora_loom/panel/samples?run=name."""
     from aiohttp import web
 
     host = server()
@@ -57,9 +57,16 @@ def add_panel_routes() -> None:
     @host.routes.get(f"{PREFIX}/panel/sample")
     @guarded
     async def sample(request: web.Request) -> web.Response:
-        side_px = _number(request, "size", answers.SAMPLE_SIZES_PX[-1])
-        data = await in_thread(
-            answers.sample_jpeg, runs_root(), _text(request, "run"), _number(request, "step"), side_px
-        )
+        run, step = _text(request, "run"), _number(request, "step")
+        if "picture" in request.query:
+            data = await in_thread(answers.sample_cell_jpeg, runs_root(), run, step, _number(request, "picture"))
+        else:
+            side_px = _number(request, "size", answers.SAMPLE_SIZES_PX[-1])
+            data = await in_thread(answers.sample_jpeg, runs_root(), run, step, side_px)
         headers = {"X-Content-Type-Options": "nosniff", "Cache-Control": "private, max-age=3600"}
         return web.Response(body=data, content_type="image/jpeg", headers=headers)
+
+    @host.routes.get(f"{PREFIX}/panel/samples")
+    @guarded
+    async def samples(request: web.Request) -> web.Response:
+        return web.json_response(await in_thread(answers.samples_of, runs_root(), _text(request, "run")))

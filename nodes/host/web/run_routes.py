@@ -25,7 +25,7 @@ Export = Callable[
 ]  # (run folder, result, best, last or a step) -> labels of the files written
 
 
-def add_run_routes(export: Export, told: answers.Told) -> None:
+def add_run_routes(export: Export, details: answers.Told) -> None:
     """GET /lora_loom/runs, /runs/curve, /runs/picture and /runs/resume change nothing.
 
     POST /runs/export writes a LoRA where ComfyUI lists it, /runs/delete and /runs/restore move a run into the trash and back, /runs/open shows its folder.
@@ -40,7 +40,7 @@ def add_run_routes(export: Export, told: answers.Told) -> None:
     @guarded
     async def list_runs(request: web.Request) -> web.Response:
         return web.json_response(
-            {**await in_thread(_listed, told), "local": _same_machine(request) and _file_manager() is not None}
+            {**await in_thread(_listed, details), "local": _same_machine(request) and _file_manager() is not None}
         )
 
     @host.routes.get(f"{PREFIX}/runs/curve")
@@ -99,9 +99,9 @@ def add_run_routes(export: Export, told: answers.Told) -> None:
         return web.json_response({"opened": place})
 
 
-def _listed(told: answers.Told) -> dict[str, Any]:
+def _listed(details: answers.Told) -> dict[str, Any]:
     root = runs_root()
-    return answers.listed(root, told, f"output/{root.relative_to(folder_paths.get_output_directory()).as_posix()}")
+    return answers.listed(root, details, f"output/{root.relative_to(folder_paths.get_output_directory()).as_posix()}")
 
 
 def _run(run: Any) -> Path:
@@ -120,10 +120,10 @@ def _same_machine(request: Any) -> bool:
 
 def _is_loopback(address: str) -> bool:
     try:
-        found = ipaddress.ip_address(address.partition("%")[0])
+        parsed = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
         return False
-    return (getattr(found, "ipv4_mapped", None) or found).is_loopback
+    return (getattr(parsed, "ipv4_mapped", None) or parsed).is_loopback
 
 
 def _file_manager() -> str | None:

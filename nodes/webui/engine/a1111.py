@@ -99,17 +99,17 @@ class A1111Backend(WebUIBackend):
     def settle(self) -> list[Message]:
         if sd_unet.current_unet is not None:
             raise LoomError("webui.other_unet", name=str(getattr(sd_unet.current_unet.option, "label", "")))
-        said = []
+        notes = []
         if _without_networks(self.model):
-            said.append(Message.of("webui.settled_lora"))
+            notes.append(Message.of("webui.settled_lora"))
         if sd_hijack.model_hijack.circular_enabled:
             sd_hijack.model_hijack.apply_circular(False)
-            said.append(Message.of("webui.settled_tiling"))
+            notes.append(Message.of("webui.settled_tiling"))
         if shared.loaded_hypernetworks:
             hypernetwork.load_hypernetworks([], [])
-            said.append(Message.of("webui.settled_hypernetwork"))
+            notes.append(Message.of("webui.settled_hypernetwork"))
         sd_models.apply_alpha_schedule_override(self.model)
-        return said
+        return notes
 
     def at_hand(self) -> bool:
         if loaded_model() is not self.model:
@@ -129,8 +129,8 @@ class A1111Backend(WebUIBackend):
 
     def ask(self, x_t: torch.Tensor, sigma: torch.Tensor, texts: Encoded, fits: Sequence[Fit]) -> torch.Tensor:
         wide = sigma.to(x_t.device, torch.float32 if x_t.device.type == "mps" else torch.float64)
-        known = self._levels.sigmas if isinstance(self._levels, DiscreteLevels) else discrete_sigmas(self._abar)
-        t = nearest_timestep(known.to(wide), wide)
+        sigmas = self._levels.sigmas if isinstance(self._levels, DiscreteLevels) else discrete_sigmas(self._abar)
+        t = nearest_timestep(sigmas.to(wide), wide)
         scaled = x_t / (1 + wide.square()).sqrt().view(-1, 1, 1, 1).to(x_t.dtype)
         text = texts["crossattn"].to(x_t.device)
         if self.family == "sdxl":

@@ -34,6 +34,9 @@ class A1111Texts:
     def __init__(self, model: Any, family: str):
         self._model, self._family = model, family.removesuffix("-v")
         self.encoders: Mapping[str, Any] = self._encoders()
+        self._options = {
+            name: shared.opts.data[name] for name in OPTIONS if name in shared.opts.data
+        }  # for a whole run
         self._made: dict[int, dict[str, nn.Linear]] = {}  # projections by the id of their attention
 
     def _encoders(self) -> Mapping[str, Any]:
@@ -71,7 +74,7 @@ class A1111Texts:
     def plain(self, tokens: TokenSet) -> Iterator[None]:
         """Captions are text: parentheses mean nothing, and no embedding but those of `tokens` takes the place of a word."""
         data, database = shared.opts.data, sd_hijack.model_hijack.embedding_db
-        options = {"emphasis": "None", "use_old_emphasis_implementation": False}
+        options = {**self._options, "emphasis": "None", "use_old_emphasis_implementation": False}
         before = {name: data[name] for name in options if name in data}
         with replaced(database, "ids_lookup", self._lookup(tokens)):
             data.update(options)
@@ -114,7 +117,7 @@ class A1111Texts:
         return TextLength(tokens, len(chunks[0]), 0, WINDOW)
 
     def fingerprint(self) -> str:
-        options = [str(getattr(shared.opts, name, None)) for name in OPTIONS]
+        options = [str(self._options.get(name, getattr(shared.opts, name, None))) for name in OPTIONS]
         weights = [weights_checksum(encoder.wrapped) for encoder in self.encoders.values()]
         return " ".join(["A1111", *weights, *options])
 
@@ -129,8 +132,8 @@ class A1111Texts:
         for name, encoder in self.encoders.items():
             place = f"{name}.transformer."
             if hasattr(encoder.wrapped, "transformer"):
-                found = encoder.wrapped.transformer.named_modules()
-                layers |= {place + path: m for path, m in found if isinstance(m, nn.Linear)}
+                modules = encoder.wrapped.transformer.named_modules()
+                layers |= {place + path: m for path, m in modules if isinstance(m, nn.Linear)}
             else:
                 layers |= {place + path: m for path, m in self._openclip_layers(name).items()}
         return layers

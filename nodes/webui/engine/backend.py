@@ -16,9 +16,10 @@ from ....convert.results import kohya_name_of_native
 from ....lora_core.adapters import AdapterSet
 from ....lora_core.adapters.tokens import TokenTable
 from ....lora_core.algebra.walk import is_norm
-from ....lora_core.backends.base import Backend, EncodesSpread, SampleJob, weights_fingerprint
+from ....lora_core.backends.base import Backend, EncodesSpread, NamesSamplers, SampleJob, Samplers, weights_fingerprint
 from ....lora_core.backends.base_model import BaseModel, Strength, Witness, predicts
 from ....lora_core.borrowing.borrow import Borrowing, Measures
+from ....lora_core.borrowing.frozen import place_of
 from ....lora_core.borrowing.layers import HostLayers
 from ....lora_core.config import ObjectiveConfig, Recompute
 from ....lora_core.data.batches import Batch
@@ -28,6 +29,7 @@ from ....lora_core.data.store import Store
 from ....lora_core.messages.errors import LoomError
 from ....lora_core.messages.message import Message
 from ....lora_core.objectives import NoiseLevels, Objective
+from . import drawing
 from .captions import Captions, Encoded, TextEncoders
 from .check import require_exact
 from .lending import Lending
@@ -130,6 +132,10 @@ class WebUIBackend(abc.ABC):
     def draw(self, job: SampleJob, adapters: AdapterSet) -> list[Image.Image]:
         """Pictures by the host's own sampler."""
 
+    def samplers(self) -> Samplers:
+        """Those of the host, which would take Euler for a name it does not have."""
+        return drawing.samplers()
+
     def base_model(self, config: ObjectiveConfig) -> BaseModel:
         loaded = Witness(Message.of("base.source.host"), self.prediction, self.ends_in_noise, Strength.WEIGHTS)
         decided = predicts([loaded], config, "model", (self.prediction,))  # samples are drawn as the host has it
@@ -223,7 +229,8 @@ class WebUIBackend(abc.ABC):
         text_names = {self.text_file_name(path) for path in self.text_projections()} if adapters.changes_text else set()
         ours = {name: m for name, m in layers.items() if name not in text_names}
         theirs = {name: m for name, m in layers.items() if name in text_names}
-        measures = Measures(checkpointing=bool(recompute), guard=not self.pure)
+        place = place_of(self.device, self.dtype)
+        measures = Measures(bool(recompute), guard=not self.pure, place=place)
         network = Borrowing(self.network, ours, adapters.only(ours), self.host, measures)
         borrowings, modules = [network], [self.network]
         if adapters.changes_text:
@@ -242,8 +249,10 @@ class WebUIBackend(abc.ABC):
                     self.captions.of("")  # before the network is loaded: the text encoder might take its place
                 self.load()
                 self._lending.on()
+                adapters.prepare()  # some kinds cannot run before
                 if len(ours):
                     require_exact(self.network, adapters.only(ours), network, self._tiny_forward, self.dtype)
+                adapters.weights_changed()  # what was derived from them belongs to the self-test
                 yield
         finally:
             self._lending.off()
@@ -287,6 +296,8 @@ class WebUIBackend(abc.ABC):
         self.require_at_hand()
         texts = [self.captions.of(caption) for caption in batch.captions]
         self.load()  # the text encoder, a sample or the host's user may have taken the network's place
+        if self._lending is not None:
+            self._lending.choose_again()
         together = self.join(texts)
         if together is not None:
             return self.ask(x_t, sigma, together, batch.fits)
@@ -303,5 +314,5 @@ class WebUIBackend(abc.ABC):
 
 if TYPE_CHECKING:
 
-    def _fulfils_the_protocols(backend: WebUIBackend) -> tuple[Backend, EncodesSpread]:
-        return backend, backend
+    def _fulfils_the_protocols(backend: WebUIBackend) -> tuple[Backend, EncodesSpread, NamesSamplers]:
+        return backend, backend, backend

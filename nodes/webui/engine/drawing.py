@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from ....lora_core.backends.base import SampleJob
+from ....lora_core.backends.base import SampleJob, Samplers
 from ....lora_core.config import SampleConfig
 
 STATE = (
@@ -44,16 +44,24 @@ def sampler_named(name: str) -> str:
     """The host's sampler for a name of ours (`euler`, `dpmpp_2m`) or its own; Euler for one it does not have."""
     from modules import sd_samplers
 
-    own = sd_samplers.samplers_map
-    return own.get(name.lower()) or own.get(f"k_{name.lower()}") or DEFAULT_SAMPLER
+    samplers = sd_samplers.samplers_map
+    return samplers.get(name.lower()) or samplers.get(f"k_{name.lower()}") or DEFAULT_SAMPLER
 
 
 def scheduler_named(name: str) -> str:
     """The host's noise schedule for a name of ours (`karras`, `sgm_uniform`) or its own; the sampler's usual one for one it does not have."""
     from modules import sd_schedulers
 
-    found = sd_schedulers.schedulers_map.get(name) or sd_schedulers.schedulers_map.get(name.lower())
-    return getattr(found, "label", "") or USUAL_SCHEDULER
+    scheduler = sd_schedulers.schedulers_map.get(name) or sd_schedulers.schedulers_map.get(name.lower())
+    return getattr(scheduler, "label", "") or USUAL_SCHEDULER
+
+
+def samplers() -> Samplers:
+    """The samplers and schedules that `sampler_named` and `scheduler_named` find."""
+    from modules import sd_samplers, sd_schedulers
+
+    names = dict.fromkeys(name.removeprefix("k_") for name in sd_samplers.samplers_map)
+    return Samplers(tuple(names), (SampleConfig().scheduler, *sd_schedulers.schedulers_map))
 
 
 def drawn(model: Any, job: SampleJob, prompt: str, scheduler: str) -> list[Image.Image]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+from backend.modules.k_prediction import rescale_zero_terminal_snr_sigmas
 from modules import sd_models
 from PIL import Image
 from torch import nn
@@ -24,7 +26,7 @@ from .captions import Encoded, lengthened
 from .drawing import drawn, scheduler_for
 from .forge_layers import ForgeLayers, are_loaded, load_all
 from .forge_texts import ForgeTexts
-from .host import loaded_model, lora_extension
+from .host import loaded_model, lora_extension, pictures_end_in_noise
 from .tokens import written
 
 KINDS = {"epsilon": "epsilon", "v_prediction": "v", "const": "flow"}
@@ -51,6 +53,7 @@ class ForgeBackend(WebUIBackend):
         self.dtype = self._kmodel.computation_dtype
         self._texts = ForgeTexts(self.model, self.family, self.host.is_linear)
         super().__init__(self._texts)
+        self._log_sigmas: torch.Tensor | None = None  # where they are not those of the host's predictor
         self.settled += self.settle()
 
     @staticmethod
@@ -87,6 +90,14 @@ class ForgeBackend(WebUIBackend):
         return kind
 
     @property
+    def ends_in_noise(self) -> bool:
+        """As the host draws: only for the time of a picture does it put such noise levels into its model."""
+        if self.prediction == "flow":
+            return False
+        marked = getattr(getattr(self.model, "model_config", None), "ztsnr", False)
+        return bool(marked) or pictures_end_in_noise()
+
+    @property
     def guidance(self) -> float | None:
         return TRAINING_GUIDANCE if self.model.use_distilled_cfg_scale else None
 
@@ -94,7 +105,7 @@ class ForgeBackend(WebUIBackend):
         return (config.shift or math.exp(self._predictor.mu)) if self.prediction == "flow" else None
 
     def objective_of(self, config: ObjectiveConfig) -> Objective:
-        if config.zero_terminal_snr:
+        if config.zero_terminal_snr and not self.ends_in_noise:
             raise LoomError("objective.zero_terminal_snr.host", field="objective.zero_terminal_snr")
         return Objective(self.prediction, self._levels_of(config), config)
 
@@ -102,7 +113,12 @@ class ForgeBackend(WebUIBackend):
         shift = self.shift(config)
         if shift is not None:
             return FlowLevels(shift)
-        return DiscreteLevels(self._predictor.sigmas.detach().cpu().double().clone())
+        sigmas = self._predictor.sigmas.detach().clone()
+        self._log_sigmas = None
+        if self.ends_in_noise:
+            sigmas = rescale_zero_terminal_snr_sigmas(sigmas)
+            self._log_sigmas = sigmas.log().float()
+        return DiscreteLevels(sigmas.cpu().double())
 
     # ---- pictures and texts ------------------------------------------------------------------------------------------
 
@@ -192,7 +208,10 @@ class ForgeBackend(WebUIBackend):
         if "guidance" in texts:
             more["guidance"] = texts["guidance"].to(place)
         options = {"cond_or_uncond": [0], "sigmas": sigma}
-        with override(self._predictor, "calculate_denoised", lambda sigma, out, x: out):
+        with contextlib.ExitStack() as undo:
+            undo.enter_context(override(self._predictor, "calculate_denoised", lambda sigma, out, x: out))
+            if self._log_sigmas is not None:  # by which the host finds a noise level's timestep
+                undo.enter_context(override(self._predictor, "log_sigmas", self._log_sigmas))
             return self._kmodel.apply_model(
                 x_t, sigma, c_crossattn=texts["crossattn"].to(place), transformer_options=options, **more
             )

@@ -11,6 +11,9 @@ from backend import memory_management, operations
 from torch import nn
 
 from ....lora_core.borrowing.aliases import as_normal
+from ....lora_core.borrowing.layers import Place
+
+_ALTERED = ("scale_weight", "forge_online_loras")  # what Forge changes a weight by in the layer's forward
 
 
 class ForgeLayers:
@@ -38,6 +41,19 @@ class ForgeLayers:
         if layer.weight is None:
             return True
         return not getattr(layer, "parameters_manual_cast", False) and layer.weight.device == x.device
+
+    def resident(self, layer: Any, place: Place) -> bool:
+        if any(getattr(layer, name, None) is not None for name in _ALTERED):
+            return False
+        parameters = [layer._parameters.get(name) for name in ("weight", "bias")]
+        if parameters[0] is None or not type(layer).__module__.startswith("backend."):
+            return False
+        kinds = (nn.Parameter, torch.Tensor)
+        return all(
+            type(p) in kinds and not _quantised(p) and p.dtype == place.dtype and p.device == place.device
+            for p in parameters
+            if p is not None
+        )
 
     def input_factor(self, layer: nn.Module, like: torch.Tensor) -> torch.Tensor | None:
         return None

@@ -38,8 +38,9 @@ class ForgeTexts:
 
     def __init__(self, model: Any, family: str, is_linear: Callable[[nn.Module], bool]):
         self._model, self._family, self._is_linear = model, family.removesuffix("-v"), is_linear
-        found = {name: getattr(model, attribute, None) for attribute, name in ENGINES.items()}
-        self.engines = {name or engine.embedding_key: engine for name, engine in found.items() if engine is not None}
+        encoders = {name: getattr(model, attribute, None) for attribute, name in ENGINES.items()}
+        self.engines = {name or engine.embedding_key: engine for name, engine in encoders.items() if engine is not None}
+        self._skip = int(shared.opts.CLIP_stop_at_last_layers)  # the engines hear of it with the next picture only
 
     @property
     def _clips(self) -> dict[str, Any]:
@@ -80,6 +81,7 @@ class ForgeTexts:
         with contextlib.ExitStack() as undo:
             for name, engine in self._clips.items():
                 undo.enter_context(replaced(engine.embeddings, "ids_lookup", self._lookup(name, tokens)))
+                undo.enter_context(replaced(engine, "clip_skip", self._skip))
             data["emphasis"] = "None"
             try:
                 yield
@@ -110,10 +112,9 @@ class ForgeTexts:
         return TextLength(tokens, len(chunks[0]), 0, WINDOW)
 
     def fingerprint(self) -> str:
-        skips = [str(getattr(engine, "clip_skip", "")) for engine in self.engines.values()]
         with torch.inference_mode():
             weights = [weights_checksum(module) for module in self.modules()]
-        return " ".join(["Forge", *weights, *skips])
+        return " ".join(["Forge", *weights, *(str(self._skip) for _ in self._clips)])
 
     # ---- what can be trained -----------------------------------------------------------------------------------------
 
@@ -124,9 +125,9 @@ class ForgeTexts:
         layers: dict[str, nn.Module] = {}
         for name in _KOHYA.get(self._family, {}):
             encoder = getattr(self._model.forge_objects.clip.cond_stage_model, name)
-            found = encoder.transformer.text_model.encoder.named_modules()
+            modules = encoder.transformer.text_model.encoder.named_modules()
             place = f"{name}.transformer.text_model.encoder."
-            layers |= {place + path: m for path, m in found if self._is_linear(m)}
+            layers |= {place + path: m for path, m in modules if self._is_linear(m)}
         return layers
 
     def file_name(self, path: str) -> str:

@@ -69,6 +69,13 @@ def embeddings_folder() -> Path:
     return Path(shared.cmd_opts.embeddings_dir)
 
 
+def checkpoints() -> dict[str, Path]:
+    """The checkpoints the host lists, by name."""
+    from modules import sd_models
+
+    return {info.name_for_extra: Path(info.filename) for info in sd_models.checkpoints_list.values()}
+
+
 def loaded_model() -> Any:
     """What the host has loaded, without making it load anything; None where there is nothing."""
     from modules import sd_models
@@ -81,6 +88,13 @@ def wanted_model() -> Any:
     from modules import sd_models
 
     return sd_models.model_data.get_sd_model()
+
+
+def pictures_end_in_noise() -> bool:
+    """Whether the option *Noise schedule for sampling* has every picture begin at pure noise, whatever the model was trained with."""
+    from modules import shared
+
+    return bool(shared.opts.data.get("sd_noise_schedule") == "Zero Terminal SNR")
 
 
 def lora_extension() -> Any:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ....lora_core.borrowing.aliases import as_normal
+from ....lora_core.borrowing.layers import Place
 
 
 class PlainLayers:
@@ -39,6 +40,10 @@ class PlainLayers:
     def stands(self, layer: nn.Module, x: torch.Tensor) -> bool:
         weight = getattr(layer, "weight", None)
         return weight is None or not (self._moves or weight.device != x.device)
+
+    def resident(self, layer: Any, place: Place) -> bool:
+        parameters = [p for p in layer._parameters.values() if p is not None]
+        return not self._moves and all(p.dtype == place.dtype and p.device == place.device for p in parameters)
 
     def input_factor(self, layer: nn.Module, like: torch.Tensor) -> torch.Tensor | None:
         return None

@@ -30,6 +30,11 @@ class Lending:
                 borrowing.inject()
             self._undo = undo.pop_all()
 
+    def choose_again(self) -> None:
+        """Before each pass, where they are on: the host may have moved weights."""
+        for borrowing in self._borrowings if self.installed else ():
+            borrowing.choose_again()
+
     def off(self) -> None:
         if self._undo is not None:
             undo, self._undo = self._undo, None

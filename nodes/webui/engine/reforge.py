@@ -6,6 +6,8 @@ The names `comfy` stand for `ldm_patched` only while our own files are imported:
 from __future__ import annotations
 
 import contextlib
+import copy
+import functools
 import importlib
 import importlib.abc
 import importlib.machinery
@@ -14,10 +16,16 @@ from collections.abc import Iterator, Sequence
 from types import ModuleType
 from typing import Any
 
+from ldm_patched.modules.model_sampling import rescale_zero_terminal_snr_sigmas
+from modules import shared
+
 from ....lora_core.messages.errors import LoomError
 from ....lora_core.messages.message import Message
-from .host import loaded_model, wanted_model
+from .host import loaded_model, pictures_end_in_noise, wanted_model
+from .reforge_texts import hidden_layers
 
+PURE_NOISE = 1000.0  # sigma of a last noise level with next to no signal; usual schedules end at 15
+LAYERS_LEFT_OUT = 2  # at least, by the text encoders of Stable Diffusion 2 and XL, from the last one
 _PARTS = {"comfy.ldm": "ldm_patched.ldm", "comfy": "ldm_patched.modules"}  # the longer names first
 
 
@@ -75,6 +83,21 @@ def comfy_names() -> Iterator[None]:
         finder.give_back()
 
 
+def _to_pure_noise(unet: Any) -> Any:
+    """The MODEL with the noise levels of pictures: where they end in pure noise, the host puts those in for the time of each picture alone."""
+    sampling = unet.get_model_object("model_sampling")
+    if not hasattr(sampling, "set_sigmas") or float(sampling.sigmas[-1]) > PURE_NOISE:
+        return unet
+    drawn, levels = unet.clone(), copy.deepcopy(sampling)
+    levels.set_sigmas(rescale_zero_terminal_snr_sigmas(sampling.sigmas))
+    drawn.add_object_patch("model_sampling", levels)
+    return drawn
+
+
+with comfy_names():  # which an older ComfyUI, such as that of Forge classic, cannot serve
+    from ...host.engine.backend import HostBackend
+
+
 class Loan:
     """ComfyUI's backend on reForge's objects. Raises LoomError where no checkpoint is loaded."""
 
@@ -83,10 +106,19 @@ class Loan:
         objects = getattr(self._model, "forge_objects_original", None)
         if objects is None:
             raise LoomError("webui.no_model", host="reForge")
-        with comfy_names():
-            from ...host.engine.backend import HostBackend
         self.settled = self.settle()
-        self.backend = HostBackend(objects.unet, objects.clip, objects.vae)
+        ends_in_noise = pictures_end_in_noise() or bool(getattr(self._model, "ztsnr", False))
+        unet = _to_pure_noise(objects.unet) if ends_in_noise else objects.unet
+        self.backend = HostBackend(unet, self._read(objects.clip), objects.vae)
+        self.backend.texts.reading = functools.partial(hidden_layers, objects.clip.cond_stage_model)
+
+    def _read(self, clip: Any) -> Any:
+        """The text encoders as the option *Clip skip* has pictures' prompts read."""
+        skip = int(shared.opts.CLIP_stop_at_last_layers)
+        if skip > (1 if getattr(self._model, "is_sd1", False) else LAYERS_LEFT_OUT):
+            clip = clip.clone()
+            clip.clip_layer(-skip)
+        return clip
 
     def settle(self) -> list[Message]:
         """Tiling alone: LoRAs are patches of clones, which the host takes off when it loads ours."""

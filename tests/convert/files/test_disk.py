@@ -597,3 +597,32 @@ def test_an_old_torch_reads_no_pickles_at_all(tmp_path, monkeypatch):
         monkeypatch.setattr(torch, "__version__", version)
         with pytest.raises(FormatError, match=r"x\.pt.*cannot read safely"):
             load(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("tables", "holds tables with more than 200000 members"), ("storage", "claims 512 values, more than the file can hold"),
+        ("itself", "is no table of tensors"), ("digits", "is not a torch file of plain tensors"),
+    ],
+)  # fmt: skip
+def test_a_pickle_that_says_one_object_many_times_over_is_refused(content, words, tmp_path):
+    table, whole, turning = {"x": 1}, torch.ones(512), {}
+    for _ in range(40):
+        table = {"a": table, "b": table}
+    turning["a"] = turning
+    found = {
+        "tables": table,
+        "storage": {str(n): whole for n in range(400)},
+        "itself": turning,
+        "digits": {10**5000: torch.ones(1)},
+    }
+    torch.save(found[content], tmp_path / "x.pt")
+    with pytest.raises(FormatError, match=words):
+        load_any(tmp_path / "x.pt")
+
+
+def test_a_pickle_that_names_a_tensor_twice_is_read(tmp_path):
+    weight = torch.ones(1000)
+    torch.save({"a": weight, "tied": weight}, tmp_path / "x.pt")
+    assert load(tmp_path / "x.pt")[0].keys() == {"a", "tied"}

@@ -266,11 +266,12 @@ const scenarios = {
       p.refresh = async () => {};
       p.take({ node: "3", kind: "LoraLoomTrainLora", workflow: "", session: "s", changes: 0, run: "", status: "training", doing: {}, speed: 5, left_s: 10, memory: null, step: 400, steps: 500, rows: [] });
       p.rows = Array.from({ length: 400 }, (_, n) => { const loss = 0.02 + 2 / (n + 2); return [n + 1, n + 1, loss * 0.9, loss * 1.1, loss, 1e-4, 1]; });
+      p.state.samples = [[400, 1]]; // there is something to be seen large
       p.add([]);
     });
     await look();
     const set = (id, value) => page.evaluate(([id, value]) => window.app.extensionManager.setting.set(id, value), [id, value]);
-    const look2 = async () => { await page.waitForTimeout(700); return panel("({ drawn: p.chart.drawn, middle: p.chart.canvas.toDataURL().length, pictures: p.pictures.style.height, least: p.minHeight() })"); };
+    const look2 = async () => { await page.waitForTimeout(700); return panel("({ drawn: p.chart.drawn, middle: p.chart.canvas.toDataURL().length, pictures: p.pictures.style.minHeight, least: p.minHeight() })"); };
     seen.before = await look2();
     await set("LoraLoom.panel.lossAxis", "logarithmic");
     seen.logarithmic = await look2();
@@ -280,6 +281,33 @@ const scenarios = {
     await set("LoraLoom.panel.lossAxis", "linear");
     await set("LoraLoom.panel.sampleSize", "medium");
     seen.after = await look2();
+  },
+
+  async plan() { // what the run will do, before it is started
+    const text = () => page.evaluate(() => { const { plan } = window.loomNode().loomPanel; return plan.root.hidden ? "" : plan.root.innerText; });
+    const until = async (wanted) => { for (let n = 0; n < 80; n += 1) { const now = await text(); if (wanted(now)) return now; await page.waitForTimeout(250); } throw new Error(`plan: ${await text()}`); };
+    const labels = () => page.evaluate(() => Object.fromEntries(window.loomNode().widgets.map((w) => [w.name, w.label ?? w.name])));
+    await drop({ name: NAME, steps: 0, rank: 0, learning_rate: 0, resolution: 0 });
+    seen.first = await until((now) => now.includes("toy") && now.includes("preset"));
+    seen.labels = await labels();
+    seen.visible = await page.evaluate(() => window.app.graph._nodes.map((node) => [node.comfyClass, node.widgets.filter((w) => !w.hidden && !w.element && w.name !== "loom_fold").map((w) => w.name)]));
+    await shot("plan");
+    await set({ steps: 30, sample_every: 100, save_every: 100 });
+    seen.changed = await until((now) => now.includes("yours"));
+    seen.labels_changed = await labels();
+    await set({ rank: 999999 });
+    seen.refused = await until((now) => now.includes("999999"));
+    await shot("plan-refused");
+    await set({ rank: 0 });
+    await until((now) => now.includes("toy"));
+    await run();
+    await page.waitForFunction(() => window.loomNode().loomPanel.active(), null, { timeout: 120000 });
+    seen.during = await page.evaluate(() => getComputedStyle(window.loomNode().loomPanel.plan.root).display);
+    await page.waitForFunction(() => window.loomNode().loomPanel.state?.status === "finished", null, { timeout: 240000 });
+    seen.after = await until((now) => now.includes("next run"));
+    await page.evaluate(() => { window.loomNode().loomPanel.plan.root.open = true; });
+    seen.measured = await until((now) => now.includes("measured in"));
+    await shot("plan-after");
   },
 
   async load() { // 20,000 points while the graph is dragged; an hour of events

@@ -28,7 +28,7 @@ try {
   await tell("begin");
   await page.waitForSelector(".loom-panel .status.training");
   await tell("step");
-  await page.waitForFunction(() => document.querySelector(".loom-panel .line").textContent.includes("40"));
+  await page.waitForFunction(() => document.querySelector(".loom-panel .now").textContent.includes("40"));
   await page.waitForFunction(() => { // something of the curve's colour
     const canvas = document.querySelector(".loom-panel .chart canvas");
     if (!canvas.width) return false;
@@ -38,7 +38,7 @@ try {
     }
     return false;
   });
-  await page.waitForFunction(() => document.querySelector(".loom-panel .newest")?.naturalWidth > 0);
+  await page.waitForFunction(() => document.querySelector(".loom-panel .newest img")?.naturalWidth > 0);
   seen.language = await page.locator(".loom-panel").getAttribute("lang");
   seen.buttons = await page.locator(".loom-panel .buttons button:visible").allTextContents();
   seen.message = await text(".loom-panel .messages");

@@ -39,7 +39,7 @@ def test_a_unet_that_reads_a_mask_and_a_picture_is_refused_whatever_its_folder_c
 
 def test_a_unet_with_class_labels_is_refused(tmp_path):
     folder = toy_with(
-        tmp_path, "StableUnCLIPPipeline", class_embed_type="projection", projection_class_embeddings_input_dim=16
+        tmp_path, "StableDiffusionPipeline", class_embed_type="projection", projection_class_embeddings_input_dim=16
     )
     with pytest.raises(
         LoomError,

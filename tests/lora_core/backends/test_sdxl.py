@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
+import dataclasses
 
 import pytest
+import tiny_unet
 import torch
 from lora_loom.convert import products, read
 from lora_loom.convert.families import UNKNOWN
@@ -14,37 +15,13 @@ from lora_loom.lora_core.backends.diffusers_backend import DiffusersBackend
 from lora_loom.lora_core.config import ObjectiveConfig, SampleConfig
 from lora_loom.lora_core.data.batches import Batch
 from lora_loom.lora_core.data.buckets import fit
-from lora_loom.lora_core.toy.model import MODEL
 
 TEXTS = ["a red circle on a white ground", "", "two blue squares, and more"]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
-
-    place = tmp_path_factory.mktemp("sdxl")
-    torch.manual_seed(0)
-    text = {"vocab_size": 619, "num_hidden_layers": 3, "num_attention_heads": 4, "max_position_embeddings": 77, "bos_token_id": 617, "eos_token_id": 618,
-            "pad_token_id": 618}  # fmt: skip
-    CLIPTextModel(CLIPTextConfig(hidden_size=32, intermediate_size=64, **text)).save_pretrained(place / "text_encoder")
-    CLIPTextModelWithProjection(
-        CLIPTextConfig(hidden_size=48, intermediate_size=64, projection_dim=40, hidden_act="gelu", **text)
-    ).save_pretrained(place / "text_encoder_2")
-    UNet2DConditionModel(
-        sample_size=8, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(32, 64), down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), attention_head_dim=(2, 4), use_linear_projection=True, addition_embed_type="text_time",
-        addition_time_embed_dim=8, transformer_layers_per_block=(1, 2), projection_class_embeddings_input_dim=40 + 6 * 8, cross_attention_dim=80,
-    ).save_pretrained(place / "unet")  # fmt: skip
-    AutoencoderKL(block_out_channels=(32, 32), down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=4,
-                  scaling_factor=0.13).save_pretrained(place / "vae")  # fmt: skip
-    EulerDiscreteScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012).save_pretrained(
-        place / "scheduler"
-    )
-    for name in ("tokenizer", "tokenizer_2"):
-        shutil.copytree(MODEL / "tokenizer", place / name)
-    return place
+    return tiny_unet.sdxl(tmp_path_factory.mktemp("sdxl"))
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +53,10 @@ def test_text_is_encoded_as_the_pipeline_does(backend, pipe):
 def test_the_network_gets_the_sizes_of_each_picture(backend, pipe):
     x0 = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     sigma = backend.objective(ObjectiveConfig()).levels.sigmas[torch.tensor([20, 700])]
-    fits = [fit(96, 64, 16, 2), fit(70, 130, 16, 2)]
+    fits = [
+        dataclasses.replace(fit(96, 64, 16, 2), crop=(3, 1)),
+        dataclasses.replace(fit(70, 130, 16, 2), crop=(0, 5)),
+    ]
     batch = Batch(x0, TEXTS[:2], fits, ["a", "b"], torch.ones(2))
     with torch.no_grad():
         ours = backend.predict(x0, sigma, batch)
@@ -212,6 +192,10 @@ def test_sdxl_trains_headless_and_its_files_have_both_encoders(changes, backend,
         written = read(result.products["run"][0], family=UNKNOWN)
         unread = 4 if config.text_encoder.train else 0  # SDXL does not read the last layer of its first encoder
         assert len(written.modules) == result.facts["layers"] - unread
+        text = {name for name in written.modules if name.startswith("lora_te")}
+        kinds = {(name.split("_")[1], name.rpartition("_layers_")[2][2:]) for name in text}
+        wanted = {(e, f"self_attn_{n}_proj") for e in ("te1", "te2") for n in ("q", "k", "v", "out")}
+        assert kinds == (wanted if config.text_encoder.train else set())
     if config.trains_tokens:
         vectors = next(reversed(result.products.values()))[0]
         assert {k: v.shape[1] for k, v in vectors.items()} == {"clip_l": 32, "clip_g": 48}

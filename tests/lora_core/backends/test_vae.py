@@ -1,6 +1,7 @@
 import shutil
 
 import pytest
+import tiny_unet
 import torch
 from diffusers import AutoencoderKL
 from lora_loom.lora_core.backends.opening import open_backend
@@ -26,33 +27,6 @@ def other(tmp_path_factory):
     return folder
 
 
-def ldm(state):
-    """Weights by the names of a checkpoint of the original code, of the layers the toy's VAE has."""
-    out = {}
-    levels = 1 + max(int(k.split(".")[2]) for k in state if k.startswith("encoder.down_blocks."))
-    for name, value in state.items():
-        part, *rest = name.split(".")
-        if rest and rest[0] == "down_blocks":
-            kind = {"resnets": "block", "downsamplers": "downsample"}[rest[2]]
-            tail = rest[3:] if kind == "block" else rest[4:]
-            rest = ["down", rest[1], kind, *tail]
-        elif rest and rest[0] == "up_blocks":
-            kind = {"resnets": "block", "upsamplers": "upsample"}[rest[2]]
-            tail = rest[3:] if kind == "block" else rest[4:]
-            rest = ["up", str(levels - 1 - int(rest[1])), kind, *tail]
-        elif rest and rest[0] == "mid_block":
-            attention = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out": "proj_out"}
-            if rest[1] == "resnets":
-                rest = ["mid", f"block_{int(rest[2]) + 1}", *rest[3:]]
-            else:
-                rest = ["mid", "attn_1", attention[rest[3]], rest[-1]]
-                value = value[:, :, None, None] if value.ndim == 2 else value
-        elif rest and rest[0] == "conv_norm_out":
-            rest = ["norm_out", *rest[1:]]
-        out[".".join([part, *rest]).replace("conv_shortcut", "nin_shortcut")] = value.contiguous()
-    return out
-
-
 def with_vae(place):
     return open_base(TrainConfig(base="toy", base_vae=str(place)), "cpu")
 
@@ -70,7 +44,9 @@ def test_a_single_file_is_read_by_either_naming_and_takes_the_scale_of_the_base(
     vae = AutoencoderKL.from_pretrained(other)
     state = vae.state_dict()
     if naming == "checkpoint":
-        state = {f"first_stage_model.{k}": v for k, v in ldm(state).items()} | {"model.x": torch.zeros(1)}
+        state = {f"first_stage_model.{k}": v for k, v in tiny_unet.vae_checkpoint(state).items()} | {
+            "model.x": torch.zeros(1)
+        }
     save_file(state, tmp_path / "vae.safetensors")
     expected = vae.encode(PIXELS.permute(0, 3, 1, 2) * 2 - 1).latent_dist.mean * toy_backend.vae.config.scaling_factor
     torch.testing.assert_close(with_vae(tmp_path / "vae.safetensors").encode_picture(PIXELS), expected)
@@ -88,6 +64,15 @@ def test_what_cannot_stand_in_is_refused_with_the_reason(tmp_path):
                   down_block_types=["DownEncoderBlock2D"] * 2, up_block_types=["UpDecoderBlock2D"] * 2).save_pretrained(tmp_path / "wide")  # fmt: skip
     with pytest.raises(LoomError, match="base_vae: wide makes 16 channels"):
         with_vae(tmp_path / "wide")
+    own = AutoencoderKL.from_pretrained(MODEL / "vae").config
+    levels = len(own.block_out_channels) + 1
+    deep = AutoencoderKL(latent_channels=own.latent_channels, block_out_channels=(8,) * levels, norm_num_groups=4,
+                         down_block_types=["DownEncoderBlock2D"] * levels, up_block_types=["UpDecoderBlock2D"] * levels)  # fmt: skip
+    deep.save_pretrained(tmp_path / "deep")
+    with pytest.raises(
+        LoomError, match=f"base_vae: deep makes {own.latent_channels} channels at a {2 ** (levels - 1)}th"
+    ):
+        with_vae(tmp_path / "deep")
     (tmp_path / "model").mkdir()
     shutil.copytree(MODEL / "vae", tmp_path / "model" / "vae")
     assert (

@@ -172,15 +172,16 @@ def qwen_image(folder: Path):
     )
 
 
+VARIANTS = {"flux1 schnell": lambda folder: flux(folder, guided=False)}
 MAKERS = {"sd3": sd3, "flux1": flux, "z-image": z_image, "qwen-image": qwen_image}
 
 
 def saved(kind: str, folder: Path) -> Path:
     """The model of that family in a folder."""
     torch.manual_seed(0)
-    folder = folder / kind.replace("-", "_")
+    folder = folder / kind.replace("-", "_").replace(" ", "_")
     folder.mkdir(parents=True)
-    pipe = MAKERS[kind](folder)
+    pipe = {**MAKERS, **VARIANTS}[kind](folder)
     for name in ("transformer", "vae"):
         with torch.no_grad():
             for p in getattr(pipe, name).parameters():

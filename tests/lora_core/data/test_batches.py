@@ -49,6 +49,14 @@ def test_a_batch_never_mixes_buckets_and_always_has_the_asked_size(tree, batch_s
     assert len(seen) == 3
 
 
+def test_pictures_of_several_sizes_share_the_batches_of_their_bucket(tmp_path):
+    for name, side in (("small", 64), ("large", 128)):
+        Image.new("RGB", (side, side), (90, 20, 200)).save(tmp_path / f"{name}.png")
+    batches = make(tmp_path, data={"trigger": "zog"})
+    assert batches.per_epoch == 1
+    assert sorted(batches.at(0, 0).names) == ["large.png", "small.png"]
+
+
 def test_an_epoch_shows_every_picture_as_often_as_its_repeats_say(tree):
     batches = make(tree, batch_size=1)
     for epoch in range(3):

@@ -71,6 +71,17 @@ def test_known_sizes_at_512_in_steps_of_64(size, bucket):
     assert buckets.fit(*size, 512, 64).bucket == bucket
 
 
+def test_a_small_picture_is_scaled_up_where_the_set_asks_for_it_and_nowhere_else():
+    plain = buckets.fit(64, 64, 128, 16)
+    assert (plain.bucket, plain.scaled) == ((64, 64), (64, 64))
+    assert buckets.fit(64, 64, 128, 16, upscale=True).bucket == (128, 128)
+    wide = buckets.fit(64, 32, 128, 16, upscale=True)
+    assert (wide.bucket, wide.scaled) == (
+        (176, 80),
+        (176, 88),
+    )  # as many pixels as 128 x 128 at most, sides in whole steps
+
+
 def test_a_side_below_one_step_is_an_error():
     with pytest.raises(ValueError, match="63 x 500 px is below one step of 64 px"):
         buckets.fit(63, 500, 512, 64)

@@ -360,3 +360,18 @@ def test_what_is_refused_does_not_keep_a_run_of_an_earlier_version_from_going_on
     facts["config"]["prior"].pop("required")
     config = toy_config(steps=2, data={"folder": folder, "allow_empty_captions": True}, prior={"required": True})
     refuse_changes(filled(config), facts, facts)
+
+
+def test_a_set_without_any_caption_is_told_what_it_needs_before_it_is_refused(tmp_path):
+    (tmp_path / "bare").mkdir()
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "bare" / "a.png")
+
+    def codes(**data) -> list[str]:
+        return [warning.code for warning in scan(DataConfig(folder=str(tmp_path / "bare"), **data)).warnings]
+
+    assert "data.no_caption_at_all" in codes()
+    assert "data.no_caption_at_all" not in codes(trigger="zog")
+    assert "data.no_caption_at_all" not in codes(allow_empty_captions=True)
+    Image.new("RGB", (64, 64), "blue").save(tmp_path / "bare" / "b.png")
+    (tmp_path / "bare" / "b.txt").write_text("a blue thing")
+    assert "data.no_caption" in codes()

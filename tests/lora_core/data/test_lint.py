@@ -104,6 +104,18 @@ def test_what_holds_for_the_whole_set(tmp_path):
     assert [*map(str, looked_at(few, resolution=64).general)] == [
         "1 picture is few: 10 to 30 varied ones are usual for a subject or a style"
     ]
+    for n in range(3):
+        put(few, f"{n}.png", natural(2 + n, 64), f"x{n}")
+    assert [note.code for note in looked_at(few, resolution=64).general] == ["lint.few"]
+    put(few, "b.png", natural(7, 64), "y")
+    assert looked_at(few, resolution=64).general == []
+
+
+def test_a_picture_that_is_scaled_up_is_told_and_one_that_is_large_enough_is_not(tmp_path):
+    put(tmp_path, "small.png", natural(1, 100), "x")
+    put(tmp_path, "large.png", natural(2, 128), "y")
+    notes = looked_at(tmp_path, resolution=128, upscale=True).notes
+    assert {name: [note.code for note in said] for name, said in notes.items()} == {"small.png": ["lint.scaled_up"]}
 
 
 def test_the_sheet_shows_pictures_with_notes_first_and_veils_what_is_cut_off(tmp_path):

@@ -5,7 +5,7 @@ import pytest
 from lora_loom.convert import FormatError
 from lora_loom.lora_core.messages import message as messages
 from lora_loom.lora_core.messages.errors import LoomError, Problem, message_of
-from lora_loom.lora_core.messages.message import NUMBER, Message, Setting
+from lora_loom.lora_core.messages.message import MOST_CHARACTERS, NUMBER, Message, Setting
 
 
 @pytest.fixture
@@ -137,3 +137,15 @@ def test_every_choice_between_one_and_several_hangs_on_a_value_of_its_sentence()
         if NUMBER.search(text)
     ]
     assert others == []
+
+
+def test_no_value_makes_a_sentence_long_or_breaks_its_line():
+    long = Message.of(
+        "setting.choice", field="a\nb" * MOST_CHARACTERS, value="x\n" * 10**6, allowed=["y" * 500] * 10**5
+    )
+    assert len(str(long)) < 8 * MOST_CHARACTERS
+    assert "\n" not in str(long)
+    assert str(long).count("…") == 3
+    assert len(str(Message.of("setting.range", value=10**20_000, low="0", high="1"))) < 200
+    kept = ["abc"] * 3
+    assert Message.of("setting.choice", value="x", allowed=kept).values["allowed"] == tuple(kept)

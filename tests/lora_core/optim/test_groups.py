@@ -68,6 +68,16 @@ def test_convolutions_may_have_a_rank_of_their_own(toy_config, toy_backend):
     assert sizes == {False: (8, 0.5), True: (2, 0.5)}
 
 
+def test_alpha_0_is_the_rank_of_each_adapter_whatever_gave_it(toy_config, toy_backend):
+    _, adapters = groups(
+        toy_config,
+        toy_backend,
+        adapter={"targets": "conv", "rank": 8, "conv_rank": 2, "layer_rank": "mid_block.*to_q = 3"},
+        text_encoder={"train": True, "rank": 5},
+    )
+    assert {(a.rank, a.scale, a.alpha) for _, a in adapters} == {(r, 1.0, float(r)) for r in (2, 3, 5, 8)}
+
+
 def test_text_encoders_may_have_a_rank_of_their_own_and_mlp_layers(toy_config, toy_backend):
     _, adapters = groups(
         toy_config, toy_backend, text_encoder={"train": True, "rank": 2, "targets": "attention and mlp"}

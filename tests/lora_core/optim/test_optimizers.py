@@ -47,12 +47,12 @@ def advance(optimizer, params, steps, seed=1):
 
 
 def test_adamw_follows_torch_adamw_with_the_configured_numbers():
-    config = config_of("adamw", lr=3e-3, beta1=0.8, beta2=0.95, weight_decay=0.1, eps=1e-6)
+    config = config_of("adamw", lr=3e-3, beta1=0.8, beta2=0.95, weight_decay=0.1, eps=0.01)
     rng = torch.Generator().manual_seed(0)
     start = torch.randn(5, 4, generator=rng)
     ours, plain = (torch.nn.Parameter(start.clone()) for _ in range(2))
     reference = torch.optim.AdamW(
-        [plain], lr=3e-3, betas=(0.8, 0.95), weight_decay=0.1, eps=1e-6, foreach=False, fused=False
+        [plain], lr=3e-3, betas=(0.8, 0.95), weight_decay=0.1, eps=0.01, foreach=False, fused=False
     )
     optimizers = [
         make_optimizer([{"params": [ours], "lr": 3e-3, "weight_decay": 0.1, "name": "model"}], config),
@@ -66,6 +66,14 @@ def test_adamw_follows_torch_adamw_with_the_configured_numbers():
     # The fused kernel orders the same operations differently: float32 rounding over ten steps of size 3e-3.
     torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-6)
     assert not torch.equal(ours, start)
+
+
+def test_zero_takes_the_usual_numbers_of_an_optimizer_and_given_ones_stand():
+    usual = {"adamw": (1e-4, 0.999), "prodigy": (1.0, 0.99), "lion": (3e-5, 0.99), "schedule_free": (5e-4, 0.999)}
+    assert {name: (config_of(name).lr, config_of(name).beta2) for name in usual} == usual
+    for name in NAMES:
+        given = config_of(name, lr=0.25, beta2=0.5)
+        assert (given.lr, given.beta2) == (0.25, 0.5)
 
 
 def test_every_optimizer_of_the_config_exists():
@@ -85,6 +93,17 @@ def test_every_optimizer_brings_a_quadratic_down(name):
         optimizer.step()
     with averaged(optimizer):
         assert (params[0] - target).square().sum().item() < 0.9 * before
+
+
+def test_adafactor_moves_what_starts_at_zero_by_its_rate():
+    """lora_up starts at zero; a step relative to the weight's own size would leave it there."""
+    up = torch.nn.Parameter(torch.zeros(8, 4))
+    optimizer = make_optimizer(
+        [{"params": [up], "lr": 1e-3, "weight_decay": 0.0, "name": "model"}], config_of("adafactor", lr=1e-3)
+    )
+    up.grad = torch.ones(8, 4)
+    optimizer.step()
+    assert up.abs().mean().item() == pytest.approx(1e-3, rel=0.01)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -113,6 +132,8 @@ def test_a_dropped_group_never_moves_again_and_the_rest_goes_on(name):
     group = next(g for g in optimizer.param_groups if g["name"] == "embedding")
     settle(optimizer, group)
     drop(optimizer, group)
+    assert all(g is not group for g in optimizer.param_groups)
+    assert not any(p in optimizer.state for p in group["params"])  # nor is memory kept for it
     frozen, moving = params[3].detach().clone(), params[0].detach().clone()
     advance(optimizer, params, 50, seed=9)
     with averaged(optimizer):
@@ -171,6 +192,17 @@ def test_each_switch_of_prodigy_reaches_it_and_changes_what_it_does(switch):
 def test_beta3_of_prodigy_is_the_root_of_beta2_unless_it_is_given():
     assert make("prodigy", parameters()).param_groups[0]["beta3"] is None
     assert make("prodigy", parameters(), prodigy_beta3=0.9).param_groups[0]["beta3"] == 0.9
+
+
+def test_d_coef_of_prodigy_multiplies_the_rate_it_finds():
+    def found(factor):
+        params = parameters()
+        optimizer = make("prodigy", params, prodigy_d_coef=factor)
+        advance(optimizer, params, 60)
+        assert optimizer.param_groups[0]["d_coef"] == factor
+        return optimizer.param_groups[0]["d"]
+
+    assert found(0.5) < found(1.0) < found(2.0)
 
 
 def test_prodigy_reports_the_rate_it_found():

@@ -89,6 +89,9 @@ def test_times_are_given_in_words(seconds, steps, words):
     assert words in said
     assert "3.0 GiB at the peak" in said
     assert "checkpointing" in said
+    assert words in str(
+        Measured(2, 4, True, seconds / 4, 0).message(steps)
+    )  # a step has as many passes as it accumulates
     assert "not measured" in str(Measured(1, 1, False, 1.0, 0).message(1))
 
 

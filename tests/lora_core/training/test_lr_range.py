@@ -15,6 +15,18 @@ def test_the_steepest_fall_of_a_known_curve_is_found():
     assert steepest([*zip(rates, losses, strict=True), (1.0, float("nan"))]) == pytest.approx(1e-3, rel=0.3)
 
 
+def test_the_rate_lies_in_the_middle_of_the_steepest_fall():
+    losses = [
+        1.0,
+        1.0,
+        0.9,
+        0.1,
+        0.0,
+        0.0,
+    ]  # averaged with their neighbours they fall fastest from the third to the fourth
+    assert steepest([(10.0 ** (n - 6), loss) for n, loss in enumerate(losses)]) == pytest.approx(10**-3.5)
+
+
 @pytest.mark.parametrize("points", [[], [(1e-6, 1.0)], [(1e-6, 1.0), (1e-5, 1.0), (1e-4, 2.0)]])
 def test_a_loss_that_never_falls_gives_no_rate(points):
     with pytest.raises(LoomError, match="the loss falls at no rate that was tried"):

@@ -9,6 +9,7 @@ from lora_loom.lora_core.data.captions import Caption
 from lora_loom.lora_core.data.folder import Dataset, Picture
 from lora_loom.lora_core.events import Listener
 from lora_loom.lora_core.messages.errors import LoomError
+from lora_loom.lora_core.training import assemble
 from lora_loom.lora_core.training.prior import matched_captions, require_class_pictures, wanted
 from PIL import Image
 
@@ -70,9 +71,21 @@ def test_class_pictures_are_made_once_and_again_only_when_something_they_depend_
     assert len(drawn) == 5
     run_toy(toy_config(prior=PRIOR | {"steps": 3}), tmp_path / "five")
     assert len(drawn) == 8
+    monkeypatch.setattr(type(toy_backend), "fingerprint", lambda self: "another base")
+    run_toy(toy_config(prior=PRIOR), tmp_path / "six")
+    assert len(drawn) == 11
 
 
-def test_real_class_pictures_come_first_with_their_captions_and_the_rest_is_made(toy_config, run_toy, tmp_path):
+def test_real_class_pictures_come_first_with_their_captions_and_the_rest_is_made(
+    toy_config, run_toy, tmp_path, monkeypatch
+):
+    seen, class_dataset = [], assemble.class_dataset
+
+    def noted(*given):
+        seen.append(class_dataset(*given))
+        return seen[-1]
+
+    monkeypatch.setattr(assemble, "class_dataset", noted)
     real = tmp_path / "real"
     real.mkdir()
     for n in range(2):
@@ -81,6 +94,11 @@ def test_real_class_pictures_come_first_with_their_captions_and_the_rest_is_made
     before = sorted(p.name for p in real.iterdir())
     run_toy(toy_config(prior=PRIOR | {"folder": str(real)}), tmp_path / "run")
     assert len(made(tmp_path / "run")) == 1
+    assert [(p.path.parent.name, p.caption) for p in seen[0].pictures] == [
+        ("real", "a photo of a dog"),
+        ("real", PRIOR["prompt"]),
+        ("class_pictures", PRIOR["prompt"]),
+    ]
     assert sorted(p.name for p in real.iterdir()) == before
     run_toy(toy_config(prior={"folder": str(real), "count": 0}), tmp_path / "run2")
 

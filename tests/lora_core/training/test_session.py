@@ -93,3 +93,25 @@ def test_what_a_backend_says_of_how_it_trains_reaches_the_user_before_the_first_
     run.run()
     text = (run.folder / LOG).read_text()
     assert text.index(str(remark)) < text.index("finished after step 1")
+
+
+def test_what_goes_on_between_two_steps_is_told_before_it_begins(toy_config, run_toy, tmp_path):
+    class Course(Listener):
+        def __init__(self):
+            self.lines = []
+
+        def on_progress(self, what, done, total):
+            if what in ("progress.samples", "progress.saving", "progress.validating", "progress.writing"):
+                self.lines.append(f"{what.partition('.')[2]} {done}/{total}")
+
+        def on_save(self, step, path):
+            self.lines.append(f"saved {step}")
+
+        def on_sample(self, step, images, path):
+            self.lines.append("drawn")
+
+    course = Course()
+    samples = {"every": 2, "prompt": "a red circle\na blue circle", "steps": 1, "width_px": 32, "height_px": 32}
+    run_toy(toy_config(steps=3, save={"every": 2}, samples=samples), tmp_path / "run", course)
+    drawn = ["samples 1/2", "samples 2/2", "drawn"]
+    assert course.lines == ["saving 2/3", "saved 2", *drawn, *drawn, "saving 3/3", "saved 3", *drawn, "writing 3/3"]

@@ -4,14 +4,21 @@ import math
 
 import pytest
 import torch
+from lora_loom.lora_core.backends.diffusers_backend import DiffusersBackend
 from lora_loom.lora_core.data.batches import Batch
 from lora_loom.lora_core.events import Listener
 from lora_loom.lora_core.messages.errors import NonFiniteError
 from lora_loom.lora_core.objectives import DiscreteLevels, Objective
 from lora_loom.lora_core.rng import randn_like, step_rng
 from lora_loom.lora_core.runs import checkpoints
+from lora_loom.lora_core.toy.model import MODEL
+from lora_loom.lora_core.training import step as step_module
+from lora_loom.lora_core.training.run import MAX_SKIPPED, Run
 from lora_loom.lora_core.training.step import clip_grad_norm, diffusion_loss
 from safetensors.torch import load_file
+from since import since
+
+IN_FP16 = since("torch", "2.3", "the CPU computes in fp16 and has a GradScaler")
 
 
 def make_batch(n, seed=0):
@@ -101,6 +108,90 @@ def test_accumulated_gradient_of_four_times_two_equals_one_batch_of_eight(object
     # Same sum of float32 terms in another order; the terms reach the size of the largest entry.
     torch.testing.assert_close(split, whole, rtol=1e-4, atol=1e-5 * whole.abs().max().item())
     assert split_loss == pytest.approx(whole_loss, rel=1e-5)
+
+
+def flat(tensors):
+    return torch.cat([tensor.flatten() for tensor in tensors])
+
+
+def test_the_passes_of_a_step_go_on_through_the_pictures_and_their_gradients_are_averaged(
+    toy_config, run_toy, tmp_path, monkeypatch
+):
+    names, losses, gradients, summed = [], [], [], []
+    loss_of, backward = step_module.diffusion_loss, Run.backward
+
+    def noted_loss(predict, batch, *rest):
+        each = loss_of(predict, batch, *rest)
+        names.append(batch.names)
+        losses.append(each.mean())
+        return each
+
+    def noted_backward(self, share):
+        gradients.append(flat(torch.autograd.grad(losses[-1], self.parameters(), retain_graph=True)))
+        backward(self, share)
+
+    def kept(params, max_norm):
+        summed.append(flat(p.grad for p in params))
+        return summed[-1].norm()
+
+    monkeypatch.setattr(step_module, "diffusion_loss", noted_loss)
+    monkeypatch.setattr(Run, "backward", noted_backward)
+    monkeypatch.setattr(step_module, "clip_grad_norm", kept)
+    result = run_toy(toy_config(steps=1, batch_size=1, grad_accum=2), tmp_path)
+    assert names[0] != names[1]
+    expected = (gradients[0] + gradients[1]) / 2
+    torch.testing.assert_close(summed[0], expected, rtol=1e-5, atol=1e-6 * expected.abs().max().item())
+    assert result.losses == pytest.approx([(losses[0].item() + losses[1].item()) / 2], rel=1e-6)
+
+
+@IN_FP16
+def test_gradients_of_an_fp16_model_are_scaled_while_they_are_made_and_come_out_unscaled(
+    toy_config, run_toy, tmp_path, monkeypatch
+):
+    seen, scales, backward = [], [], Run.backward
+
+    def kept(params, max_norm):
+        seen.append(flat(p.grad for p in params).clone())
+        return seen[-1].norm()
+
+    def noted(self, share):
+        scales.append(self.scaler.get_scale())
+        backward(self, share)
+
+    monkeypatch.setattr(step_module, "clip_grad_norm", kept)
+    monkeypatch.setattr(Run, "backward", noted)
+    run_toy(toy_config(steps=1), tmp_path / "fp32")
+    half = DiffusersBackend(MODEL, "fp16", device="cpu")
+    result = run_toy(toy_config(steps=1, precision="fp16"), tmp_path / "fp16", backend=half)
+    assert scales[0] == 1
+    assert scales[1] > 1000
+    error = (seen[1] - seen[0]).norm() / seen[0].norm()
+    assert error < 0.05  # fp16 keeps 11 bits, through a network and back
+    assert {p.dtype for p in half.unet.parameters()} == {torch.float16}
+    assert {v.dtype for v in result.tensors.values()} == {torch.float32}
+
+
+@IN_FP16
+def test_an_fp16_overflow_costs_a_step_and_only_many_in_a_row_end_the_run(toy_config, run_toy, tmp_path, monkeypatch):
+    half = DiffusersBackend(MODEL, "fp16", device="cpu")
+    predict, calls, bad = type(half).predict, [], {0}
+
+    def overflowing(self, *given):
+        out = predict(self, *given)
+        if out.requires_grad and len(calls) in bad:
+            out.register_hook(lambda grad: grad * math.inf)
+        calls.append(1)
+        return out
+
+    monkeypatch.setattr(type(half), "predict", overflowing)
+    result = run_toy(toy_config(steps=2, precision="fp16"), tmp_path / "once", backend=half)
+    assert len(result.losses) == 2
+    assert all(math.isfinite(loss) for loss in result.losses)
+    assert any(v.any() for k, v in result.tensors.items() if "lora_up" in k)
+    calls.clear()
+    bad.update(range(100))
+    with pytest.raises(NonFiniteError, match=f"[Ss]tep {MAX_SKIPPED + 1}\\b"):
+        run_toy(toy_config(steps=MAX_SKIPPED + 5, precision="fp16"), tmp_path / "always", backend=half)
 
 
 def test_clipping_is_clip_grad_norm_of_torch_and_zero_turns_it_off():

@@ -199,7 +199,7 @@ def test_a_failure_inside_an_update_keeps_the_last_checkpoint_and_nothing_newer(
         return original(self, *args, **kwargs)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", fail_third)
-    with pytest.raises(RuntimeError, match="half way"):
+    with pytest.raises(LoomError, match="^step 3 stopped on 3.png .RuntimeError: half way."):
         run_toy(toy_config(save={"every": 1}), tmp_path)
     assert checkpoints.latest(tmp_path / "checkpoints")[0].step == 2
     assert not (tmp_path / "toy_test.safetensors").exists()
@@ -417,6 +417,14 @@ def test_samples_are_drawn_before_and_after_and_do_not_change_the_training(toy_c
         "step-4.png",
     ]
     assert (tmp_path / "drawn" / "before-after.png").is_file()
+    settings = {"every": 2, "steps": 2, "prompt": prompts, "width_px": 64, "height_px": 64}
+    run_toy(toy_config(samples=settings, seed=8, steps=2, optimizer={"lr": 0.05}), tmp_path / "other")
+    same = {
+        name: (tmp_path / "drawn" / "samples" / name).read_bytes()
+        == (tmp_path / "other" / "samples" / name).read_bytes()
+        for name in ("before.png", "step-2.png")
+    }
+    assert same == {"before.png": True, "step-2.png": False}  # before is the base model, whatever was trained
 
 
 def test_a_disk_that_fills_up_during_a_save_stops_the_run_and_leaves_no_temporary_files(

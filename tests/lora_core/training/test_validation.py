@@ -76,11 +76,12 @@ def test_measures_are_taken_before_during_and_after_and_repeat_exactly(toy_confi
 
 def test_both_sets_meet_the_same_levels_and_noise(toy_config, run_toy, tmp_path):
     """The same pictures on both sides: the two curves must be one."""
-    same = tmp_path / "same"
-    same.mkdir()
-    for n in range(2):
-        Image.new("RGB", (32, 32), (90 * n, 20, 200)).save(same / f"{n}.png")
-    config = toy_config(data={"folder": str(same), "trigger": "zog"}, validation={**ON, "folder": str(same)})
+    same, again = tmp_path / "same", tmp_path / "again"
+    for folder, name in ((same, "picture"), (again, "other")):
+        folder.mkdir()
+        for n in range(2):
+            Image.new("RGB", (32, 32), (90 * n, 20, 200)).save(folder / f"{name} {n}.png")
+    config = toy_config(data={"folder": str(same), "trigger": "zog"}, validation={**ON, "folder": str(again)})
     for _, held_out, trained, _ in run_toy(config, tmp_path / "run").facts["validation"]:
         assert held_out == trained
 

@@ -31,6 +31,18 @@ def trained(host, folder, steps):
     return panel
 
 
+def test_the_size_of_the_file_is_told_before_the_first_step(host, toy_config, run_toy, tmp_path):
+    panel = Panels(host[0]).begin("7")
+    told = []
+    panel.say = told.append
+    result = run_toy(toy_config(steps=1, adapter={"rank": 16}), tmp_path / "run", PanelListener(panel))
+    message = next(m for m in told if m.code == "run.trains")
+    number, unit = str(message.values["size"]).split()
+    told_bytes = float(number) * {"kB": 1e3, "MB": 1e6}[unit]
+    assert message.values["layers"] == result.facts["layers"]
+    assert told_bytes == pytest.approx(result.file.stat().st_size, rel=0.2)  # the header comes on top
+
+
 def test_a_server_that_comes_back_finds_the_run_it_was_ended_in(host, tmp_path):
     before = trained(host[0], tmp_path / "run", 4)
     assert {event["run"] for event in host[1]} >= {"run"}
@@ -65,3 +77,21 @@ def test_a_state_on_disk_that_someone_changed_is_not_read(text, host, tmp_path):
     assert panels._on_disk(tmp_path / "run")["node"] == "7"
     (tmp_path / "run" / panels.FILE).write_text(text)
     assert panels._on_disk(tmp_path / "run") == {}
+
+
+def test_a_run_that_a_program_queued_is_in_no_graph(host, tmp_path):
+    panels_of_host = Panels(host[0])
+    panels_of_host.begin("7").changed(status="finished")
+    assert panels_of_host.find("7", "flow") is None
+    trained(host[0], tmp_path / "run", 1)
+    assert Panels(host[0]).find("7", "") is None
+
+
+def test_what_goes_on_between_two_steps_is_told_at_once_and_forgotten_with_the_next_step(host, tmp_path):
+    panel = trained(host[0], tmp_path / "run", 2)
+    listener = PanelListener(panel)
+    for picture in (1, 2):
+        listener.on_progress("progress.samples", picture, 2)
+        assert host[1][-1]["doing"]["text"] == f"Drawing samples {picture}/2"
+    listener.on_step(StepReport(3, 0.5, 0.0, 1.0, 1e-4, ["a.png"]))
+    assert panel.doing == {}

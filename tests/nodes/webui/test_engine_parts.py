@@ -4,8 +4,10 @@ import pytest
 import torch
 from lora_loom.convert.results import kohya_name_of_native
 from lora_loom.lora_core.adapters.tokens import Token, TokenSet, TokenTable, TokenVectors
-from lora_loom.nodes.webui.engine import tokens
+from lora_loom.lora_core.messages.errors import LoomError
+from lora_loom.nodes.webui.engine import lent, tokens
 from lora_loom.nodes.webui.engine.captions import lengthened
+from lora_loom.nodes.webui.engine.host import WebUI
 from lora_loom.nodes.webui.engine.lending import without_gradients
 from lora_loom.nodes.webui.engine.openclip import projections, through
 from torch import nn
@@ -75,3 +77,11 @@ def test_weights_ask_for_gradients_again_after_the_loan():
     with without_gradients([layer]):
         assert not layer.weight.requires_grad
     assert (layer.weight.requires_grad, layer.bias.requires_grad) == (True, False)
+
+
+@pytest.mark.parametrize("host", WebUI)
+def test_a_fork_that_lacks_parts_of_its_host_is_refused_in_one_sentence(monkeypatch, host):
+    monkeypatch.setattr(lent, "webui_here", lambda: host)  # whose modules are not here
+    with pytest.raises(LoomError) as raised:
+        lent.lent_model()
+    assert raised.value.message.code == "webui.unknown"

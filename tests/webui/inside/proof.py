@@ -57,11 +57,11 @@ def tree(backend):
     return out
 
 
-def picture(prompt="a photo of a cat", size=64, **more):
+def picture(prompt="a photo of a cat", size=64, seed=7, **more):
     from modules import processing, shared
 
     request = processing.StableDiffusionProcessingTxt2Img(
-        sd_model=shared.sd_model, prompt=prompt, negative_prompt="", seed=7, steps=4, cfg_scale=5, width=size, height=size,
+        sd_model=shared.sd_model, prompt=prompt, negative_prompt="", seed=seed, steps=4, cfg_scale=5, width=size, height=size,
         sampler_name="Euler", do_not_save_samples=True, do_not_save_grid=True, **more,
     )  # fmt: skip
     request.scripts = None
@@ -122,18 +122,22 @@ def _sample_job(prompt="a photo of a cat"):
     return base.SampleJob(prompt, 64, 64, config.SampleConfig(seed=7, steps=4, cfg=5.0, sampler="euler"))
 
 
-def trained(config, folder=None, control=None, listener=None):
+def trained(config, folder=None, control=None, listener=None, resume=False):
     """(the lent model, result, losses) of one run on it."""
+    lent = lend()
+    if listener is not None and hasattr(listener, "backend"):
+        listener.backend = lent.backend
+    return (lent, *losses_of(lent.backend, config, folder, control, listener, resume))
+
+
+def losses_of(backend, config, folder=None, control=None, listener=None, resume=False):
+    """(result, losses) of one run on a backend of any door, or of what was left of the run in `folder`."""
     job, session = package("lora_core.training.job"), package("lora_core.training.session")
     formats, events = package("nodes.jobs.formats"), package("lora_core.events")
     root = Path(folder or tempfile.mkdtemp(prefix="loom_proof_"))
-    lent = lend()
-    backend = lent.backend
     dataset = package("lora_core.data.folder").open_sets(config)
-    place = session.run_folder(root, config.name, False, package("lora_core.processes").ALONE)
+    place = session.run_folder(root, config.name, resume, package("lora_core.processes").ALONE)
     losses = []
-    if listener is not None and hasattr(listener, "backend"):
-        listener.backend = backend
 
     class Losses(events.Listener):
         def on_step(self, report):
@@ -141,8 +145,8 @@ def trained(config, folder=None, control=None, listener=None):
 
     members = [Losses(), *([listener] if listener else [])]
     a_job = job.Job(config, backend, dataset, root, events.Listeners(members), control or events.Control())
-    result = session.Session(a_job, place, formats.exporter(place.name, backend.family)).run()
-    return lent, result, losses
+    result = session.Session(a_job, place, formats.exporter(place.name, backend.family), resume).run()
+    return result, losses
 
 
 def integrity(**config):
@@ -164,6 +168,11 @@ def integrity(**config):
             "picture_repeats": name == again, "changed": sum(before[k] != after.get(k) for k in before), "weights": len(before),
             "tree": [(k, str(shape[k]), str(now.get(k))) for k in shape if shape[k] != now.get(k)][:3], "picture_same": last == name, "file": str(result.file),
         }  # fmt: skip
+
+
+def losses(**config):
+    with locked():
+        return trained(config_of(**config))[2]
 
 
 def _norm(grads):
@@ -302,7 +311,9 @@ def file_against_live(**config):
             matched = _matched(networks)
             if host() == "REFORGE":  # whose own sampler is not the one that live pictures come from
                 objects = package("nodes.webui.engine.host").loaded_model().forge_objects
-                drawn = type(backend)(objects.unet, objects.clip, objects.vae).sample(_sample_job())[0]
+                other = type(backend)(objects.unet, objects.clip, objects.vae)
+                other.texts.reading = backend.texts.reading
+                drawn = other.sample(_sample_job())[0]
                 _unloaded()
             lent.settle()
             changed = sum(before[k] != v for k, v in digest(backend).items())
@@ -377,7 +388,7 @@ def packages():
 def whose_modules():
     """Where our package comes from, though a neighbour has taken the names of its folders."""
     files = {name: getattr(sys.modules.get(name), "__file__", None) for name in ("nodes", "convert", "lora_core")}
-    return {"package": package("nodes.webui.jobs").__name__, **files}
+    return {"package": package("nodes.webui.page").__name__, **files}
 
 
 def after_leftovers(leftovers, **config):

@@ -1,4 +1,7 @@
-"""A neighbour for tests: Forge and reForge know models by their widths, so narrow ones have to be among those they know. $LOOM_MODELS: where those lie."""
+"""A neighbour for tests: narrow models become known to the hosts. Forge and reForge know models by their widths, A1111 asks OpenCLIP for its encoders.
+
+$LOOM_MODELS: where the models lie.
+"""
 
 import os
 from pathlib import Path
@@ -12,36 +15,63 @@ except ImportError:
         known = None
 
 MODELS = Path(os.environ.get("LOOM_MODELS", ""))
+HEADS = {"unet_extra_config": {"num_heads": -1, "num_head_channels": 32}}
+FLUX = {"vec_in_dim": 64, "context_in_dim": 64, "hidden_size": 128, "num_heads": 1, "depth": 1, "depth_single_blocks": 2}  # fmt: skip
+WIDTHS = {  # class of a model -> what is narrow in its network
+    "SD15": {"model_channels": 32},
+    "SD20": {"model_channels": 32},
+    "SDXL": {"model_channels": 32, "context_dim": 1280, "adm_in_channels": 2048, "transformer_depth": [0, 0, 1, 1, 2, 2]},
+    "SDXLRefiner": {"model_channels": 32, "context_dim": 1024, "adm_in_channels": 2304, "transformer_depth": [0, 0, 1, 1, 1, 1, 0, 0]},
+}  # fmt: skip
+TEXT = {"vocab_size": 49408, "max_position_embeddings": 77, "hidden_act": "gelu", "eos_token_id": 49407, "layer_norm_eps": 1e-5}  # fmt: skip
 
 
-def narrow(cls, unet_config, **more):
+def narrow(name, **more):
     """Among the known models, before its large sibling."""
-    known.models.insert(0, type(f"{cls.__name__}Narrow", (cls,), {"narrow": True, "unet_config": unet_config, **more}))
+    large = getattr(known, name)
+    config = {**large.unet_config, **WIDTHS.get(name, {})}
+    known.models.insert(0, type(f"{name}Narrow", (large,), {"narrow": True, "unet_config": config, **more}))
 
 
-if known is not None and not any(getattr(model, "narrow", False) for model in known.models):
-    narrow(known.SD15, {**known.SD15.unet_config, "model_channels": 32})
-    if hasattr(
-        known.SD15, "huggingface_repo"
-    ):  # Forge, which reads the configurations of a model's other parts from a folder
-        widths = {
-            "model_channels": 32,
-            "context_dim": 1280,
-            "adm_in_channels": 2048,
-            "transformer_depth": [0, 0, 1, 1, 2, 2],
-        }
-        narrow(
-            known.SDXL,
-            {**known.SDXL.unet_config, **widths},
-            unet_extra_config={"num_heads": -1, "num_head_channels": 32},
-            huggingface_repo=str(MODELS / "tiny_sdxl"),
-        )
-        flux = {
-            "vec_in_dim": 64,
-            "context_in_dim": 64,
-            "hidden_size": 128,
-            "num_heads": 1,
-            "depth": 1,
-            "depth_single_blocks": 2,
-        }
-        narrow(known.Flux, known.Flux.unet_config, unet_extra_config=flux, huggingface_repo=str(MODELS / "tiny_flux"))
+def of_forge():
+    """Which reads the configurations of a model's other parts from a folder."""
+    narrow("SD15")
+    narrow("SDXL", huggingface_repo=str(MODELS / "tiny_sdxl"), **HEADS)
+    narrow("SD20", huggingface_repo=str(MODELS / "tiny_sd2"), **HEADS)
+    narrow("SDXLRefiner", huggingface_repo=str(MODELS / "tiny_refiner"), **HEADS)
+    narrow("Flux", huggingface_repo=str(MODELS / "tiny_flux"), unet_extra_config=FLUX)
+
+
+def of_reforge():
+    """Which has the widths of text encoders in its classes."""
+    import ldm_patched.modules.sdxl_clip as of_sdxl
+    import ldm_patched.modules.text_encoders.sd2_clip as of_sd2
+
+    narrow("SD15")
+    narrow("SDXL", **HEADS)
+    narrow("SD20", **HEADS)
+    of_sdxl.SDXLClipG = encoder(False, hidden_size=512, intermediate_size=2048, num_attention_heads=8, num_hidden_layers=12)  # fmt: skip
+    of_sd2.SD2ClipHModel = encoder(True, hidden_size=1024, intermediate_size=4096, num_attention_heads=16, num_hidden_layers=3)  # fmt: skip
+
+
+def encoder(layer_norm, **widths):
+    """A text encoder whose last layer but one is read."""
+    from ldm_patched.modules.sd1_clip import SDClipModel
+
+    class Narrow(SDClipModel):
+        def __init__(self, device="cpu", dtype=None, model_options=None, **_):
+            ids = {"start": 49406, "end": 49407, "pad": 0}
+            super().__init__(
+                device=device, layer="hidden", layer_idx=-2, textmodel_json_config={**TEXT, **widths, "projection_dim": widths["hidden_size"]},
+                dtype=dtype, special_tokens=ids, layer_norm_hidden_state=layer_norm, model_options=model_options or {},
+            )  # fmt: skip
+
+    return Narrow
+
+
+if known is None:  # A1111
+    import open_clip
+
+    open_clip.add_model_config(Path(__file__).resolve().parents[1] / "loom-narrow.json")
+elif not any(getattr(model, "narrow", False) for model in known.models):
+    of_forge() if hasattr(known.SD15, "huggingface_repo") else of_reforge()

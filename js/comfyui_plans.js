@@ -1,0 +1,115 @@
+// @ts-check
+// Asks what the train nodes of the graph will do whenever something they depend on changes, and says it in the nodes.
+import { app, host, rootGraph } from "./comfyui.js";
+import { RequestError, route } from "./api.js";
+import { allNodes, executionIds } from "./graph.js";
+import { figure } from "./plan.js";
+import { WIDGET_NAMES } from "./widget_names.js";
+
+/** @typedef {import("./plan.js").Plan} Plan */
+/** @typedef {Record<string, { inputs: Record<string, unknown> } | undefined>} Prompt */
+
+const EVERY_MS = 1200;
+const FARTHEST = 200; // nodes a train node is taken to depend on
+
+/**
+ * A node and everything wired to it, directly or not.
+ * @param {ComfyNode} node
+ * @returns {ComfyNode[]}
+ */
+export function upstream(node) {
+  const found = new Set([node]);
+  for (const one of found) {
+    if (found.size > FARTHEST) break;
+    (one.inputs ?? []).forEach((input, slot) => {
+      const source = input.link == null ? null : one.getInputNode?.(slot);
+      if (source) found.add(source);
+    });
+  }
+  return [...found];
+}
+
+/** What a node's plan depends on, as one text. */
+export function signature(/** @type {ComfyNode} */ node) {
+  return JSON.stringify(upstream(node).map((one) => [
+    one.id, one.comfyClass, one.mode, (one.widgets ?? []).map(({ name, value }) => [name, value]),
+  ]));
+}
+
+/**
+ * The part of a prompt that a node depends on.
+ * @param {Prompt} prompt
+ * @param {string} id
+ * @returns {Prompt}
+ */
+export function partOf(prompt, id) {
+  const ids = new Set([id]);
+  for (const one of ids) {
+    for (const value of Object.values(prompt[one]?.inputs ?? {})) {
+      if (Array.isArray(value) && String(value[0]) in prompt) ids.add(String(value[0]));
+    }
+  }
+  return Object.fromEntries([...ids].filter((one) => one in prompt).map((one) => [one, prompt[one]]));
+}
+
+/**
+ * Writes what "auto" means into the labels of the widgets that are left at it.
+ * @param {ComfyNode} node
+ * @param {?Plan} plan
+ */
+export function label(node, plan) {
+  for (const { path, value, source } of plan?.rows ?? []) {
+    const names = WIDGET_NAMES[path] ?? [path.split(".").at(-1) ?? path];
+    const widget = node.widgets?.find(({ name }) => names.includes(name));
+    if (!widget) continue;
+    widget.loomLabel ??= widget.label ?? widget.name;
+    const own = source === "you" ? widget.loomLabel : `${widget.loomLabel} (${figure(value)})`;
+    if (widget.label !== own) widget.label = own;
+  }
+  node.setDirtyCanvas?.(true, true);
+}
+
+/**
+ * Keeps the plans of the open graph up to date.
+ * @returns {() => void} what ends that
+ */
+export function watchPlans() {
+  /** @type {WeakMap<ComfyNode, string>} */
+  const asked = new WeakMap();
+  let busy = false;
+  const refresh = async () => {
+    for (const node of allNodes(rootGraph())) {
+      const panel = node.loomPanel;
+      if (!panel || panel.active()) continue;
+      const now = `${panel.state?.session} ${panel.state?.status} ${signature(node)}`; // a run that ended was measured
+      if (asked.get(node) === now) continue;
+      asked.set(node, now);
+      try {
+        const plan = await planOf(node);
+        panel.setPlan(plan);
+        label(node, plan);
+      } catch (error) {
+        if (!(error instanceof RequestError && error.status)) asked.delete(node); // a graph that is being built, or a
+      } // server that is gone: ask again
+    }
+  };
+  const timer = setInterval(async () => {
+    if (busy || document.visibilityState !== "visible") return;
+    busy = true;
+    await refresh();
+    busy = false;
+  }, EVERY_MS);
+  return () => clearInterval(timer);
+}
+
+/**
+ * @param {ComfyNode} node
+ * @returns {Promise<?Plan>}
+ */
+async function planOf(node) {
+  const prompt = (await app.graphToPrompt()).output;
+  const id = executionIds(rootGraph(), node).find((one) => one in prompt);
+  if (!id) return null;
+  const { plan } = await host.postJson(route("plan"), { prompt: partOf(prompt, id), node: id });
+  return Object.keys(plan).length ? plan : null;
+}

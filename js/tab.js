@@ -1,0 +1,114 @@
+// @ts-check
+// The page LoRA Loom of a WebUI's tab and of `lora-loom ui`: our parts in the places that gradio leaves for them, and
+// what its buttons do here. The server's side of it is nodes/page/tab.py. Loading this module does nothing.
+import { route } from "./api.js";
+import { style } from "./dom.js";
+import { mountEditor, mountPanel, mountRuns } from "./mount.js";
+import { pageHost } from "./page_host.js";
+
+/** @typedef {import("./page_host.js").PageHost} PageHost */
+/** @typedef {{ querySelector: (selector: string) => ?Element }} Place the page, in some gradios a shadow tree */
+
+const SERVER = "/lora-loom/v1", LOOK_MS = 250, SOON_MS = 500, EDITOR_HEIGHT = "min(70vh, 720px)";
+const STARTS = ["start", "find_rate", "measure", "sweep", "zip"]; // buttons after which something new is to be seen
+
+const STYLE = `
+#lora_loom_tabs .block:has(> .prose:empty), #lora_loom_tabs .block:has(> div > .prose:empty),
+#lora_loom_tabs .block:has(#lora_loom_editor:empty), #lora_loom_tabs .block:has(#lora_loom_editor > noscript) {
+  display: none; }
+#lora_loom_taken, #lora_loom_tabs .form:has(> #lora_loom_taken:only-child) { display: none; }
+#lora_loom_refresh { align-self: flex-end; max-width: 160px; margin-left: auto; }
+.lora_loom_info, .lora_loom_error { margin: 2px 0; overflow-wrap: anywhere; }
+.lora_loom_error { padding: 6px 10px; border-left: 4px solid #ff5f56; border-radius: 5px;
+  background: rgba(255, 95, 86, .14); }
+.lora_loom_report { white-space: pre-wrap; overflow-wrap: anywhere; max-height: 420px; overflow-y: auto; margin: 4px 0;
+  padding: 8px 10px; border-radius: 6px; background: rgba(127, 127, 127, .12); font: 12px/1.5 ui-monospace, monospace; }
+.lora_loom_sheet { max-width: 100%; max-height: 640px; display: block; border-radius: 6px; }
+#lora_loom_panel .loom-panel { padding: 8px 0; font-size: 13px; }
+#lora_loom_panel .loom-panel .pictures { height: 220px; }
+#lora_loom_panel .loom-panel .chart { min-height: 220px; }
+#lora_loom_panel .loom-panel .messages { font-size: 12px; max-height: 110px; }
+#lora_loom_panel .loom-panel.idle { min-height: 0 !important; }
+#lora_loom_editor .loom-editor { border: 1px solid rgba(127, 127, 127, .3); border-radius: 8px; }
+`;
+
+/** The element of gradio's input that holds its value. */
+function field(/** @type {Place} */ page, /** @type {string} */ id) {
+  const found = page.querySelector(`#lora_loom_${id} textarea, #lora_loom_${id} input`);
+  return /** @type {?(HTMLInputElement | HTMLTextAreaElement)} */ (found);
+}
+
+/**
+ * Hands settings to the server's side of the page, which puts them into the fields: some gradios draw these only once
+ * their section is open.
+ * @param {Place} page
+ * @param {Record<string, unknown>} settings by config path
+ */
+function takeOver(page, settings) {
+  const input = field(page, "taken");
+  if (!input) return;
+  input.value = JSON.stringify(settings);
+  for (const event of ["input", "change", "blur"]) input.dispatchEvent(new Event(event, { bubbles: true }));
+}
+
+/**
+ * The caption editor for the folder that stands in the page's field; once more: it goes away.
+ * @param {Place} page
+ * @param {PageHost} host
+ */
+async function toggleEditor(page, host) {
+  const place = /** @type {?HTMLElement} */ (page.querySelector("#lora_loom_editor"));
+  if (!place) return;
+  if (place.childElementCount && !place.querySelector("noscript")) return place.replaceChildren();
+  try {
+    const folder = field(page, "folder")?.value ?? "";
+    const { session } = await host.postJson(route("dataset/open"), { folder });
+    const editor = await mountEditor(place, host, session);
+    editor.root.style.height = EDITOR_HEIGHT;
+  } catch (error) {
+    host.toast("error", /** @type {Error} */ (error).message);
+  }
+}
+
+/**
+ * Mounts everything once the page is there, and again when it is drawn anew.
+ * @param {() => Place} page
+ * @param {PageHost} host
+ */
+export function keepMounted(page, host) {
+  style("loom-tab", STYLE);
+  const mount = async () => {
+    const panel = /** @type {?HTMLElement} */ (page().querySelector("#lora_loom_panel"));
+    if (!panel || panel.dataset.mounted) return;
+    panel.dataset.mounted = "yes";
+    panel.replaceChildren();
+    const { refresh } = await mountPanel(panel, host);
+    for (const id of STARTS) {
+      page().querySelector(`#lora_loom_${id}`)?.addEventListener("click", () => setTimeout(refresh, SOON_MS));
+    }
+    page().querySelector("#lora_loom_captions")?.addEventListener("click", () => toggleEditor(page(), host));
+    const runs = /** @type {?HTMLElement} */ (page().querySelector("#lora_loom_runs"));
+    if (runs) await mountRuns(runs, host);
+  };
+  setInterval(() => mount().catch((error) => console.error("LoRA Loom", error)), LOOK_MS);
+}
+
+/**
+ * The page's host, in gradio. `more`: what the program around it does otherwise.
+ * @param {() => Place} page
+ * @param {import("./page_host.js").PageOptions} more
+ */
+export function gradioHost(page, more) {
+  const config = /** @type {{ gradio_config?: { root?: string } }} */ (globalThis).gradio_config;
+  const base = (config?.root ?? "").replace(/\/+$/, "").replace(/^https?:\/\/[^/]+/, "");
+  const dark = () => document.body.classList.contains("dark") || page().querySelector(".dark") !== null;
+  return pageHost({
+    server: base + SERVER, theme: () => (dark() ? "dark" : "light"),
+    takeOver: (settings) => takeOver(page(), settings), ...more,
+  });
+}
+
+/** The page that stands alone: `lora-loom ui`. */
+export function standAlone(/** @type {string} */ language) {
+  keepMounted(() => document, gradioHost(() => document, { language: () => language }));
+}

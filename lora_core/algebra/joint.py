@@ -1,0 +1,130 @@
+"""A frozen layer and its LoRA as one node of autograd's graph: few calls a layer, and nothing kept but the input and its product with the first factor.
+
+The same products as layer and branch apart, but the gradient for the input is summed in the last product instead of by one more addition.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import torch
+
+from .walk import CONVS
+
+_backward = torch.ops.aten.convolution_backward.default
+
+
+class Base(Protocol):
+    """A frozen layer without its adapter. Both results are tensors of their own, which may be written to."""
+
+    def output(self, x: torch.Tensor) -> torch.Tensor:
+        """What the layer makes of `x`; asked where autograd records nothing."""
+
+    def gradient(self, grad: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+        """For the layer's input, of shape `shape`; `grad` is that of its output."""
+
+
+class Factors(NamedTuple):
+    """`down` (rank, in, ...) and `up` (out, rank, ...) as they are trained, and the same numbers in the type of the pass."""
+
+    down: torch.Tensor
+    up: torch.Tensor
+    down_here: torch.Tensor
+    up_here: torch.Tensor
+
+
+Joint = Callable[[torch.Tensor, Base, Factors, float], torch.Tensor]
+_Gradients = tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None, None]  # for x, down and up
+
+
+# Base, factors, scale, and of a convolution (stride, padding, dilation) of both factors: one argument, since each costs time in every layer.
+_Acting = tuple[Base, Factors, float, tuple[Any, ...]]
+
+
+def joint_linear(x: torch.Tensor, base: Base, factors: Factors, scale: float) -> torch.Tensor:
+    """(..., out): base(x) + scale * up (down x) for `x` (..., in)."""
+    return _Linear.apply(x, factors.down, factors.up, (base, factors, scale, ()))
+
+
+def joint_conv(walk: Mapping[str, Any]) -> Joint:
+    """The same for a convolution, of which `down` takes the steps `walk` and `up` a kernel of one."""
+    ones, zeros = [1] * len(walk["stride"]), [0] * len(walk["stride"])
+    steps = (walk["stride"], walk["padding"], walk["dilation"]), (ones, zeros, ones)
+
+    def joint(x: torch.Tensor, base: Base, factors: Factors, scale: float) -> torch.Tensor:
+        return _Conv.apply(x, factors.down, factors.up, (base, factors, scale, steps))
+
+    return joint
+
+
+def unviewed(out: torch.Tensor) -> torch.Tensor:
+    """The same memory as a tensor that autograd does not count as a view: blocks of a host may write into what a layer gives them."""
+    return out.data if out._is_view() else out
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, down: torch.Tensor, up: torch.Tensor, acting: _Acting) -> torch.Tensor:
+        base, (_, _, down_here, up_here), scale, _ = acting
+        out = base.output(x)
+        hidden = x.reshape(-1, x.shape[-1]).mm(down_here.t())
+        out.view(-1, out.shape[-1]).addmm_(hidden, up_here.t(), alpha=scale)
+        ctx.save_for_backward(x, hidden, down_here, up_here)
+        ctx.base, ctx.scale = base, scale
+        return out.data if out._is_view() else out  # see `unviewed`
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> _Gradients:
+        x, hidden, down, up = ctx.saved_tensors
+        of_x, of_down, of_up, _ = ctx.needs_input_grad
+        base, scale, grad_x, grad_down, grad_up = ctx.base, ctx.scale, None, None, None
+        rows = grad.reshape(-1, grad.shape[-1])
+        inner = rows.mm(up)
+        if of_up:
+            grad_up = rows.t().mm(hidden)
+        if scale != 1.0:
+            inner.mul_(scale)
+            if grad_up is not None:
+                grad_up.mul_(scale)
+        if of_down:
+            grad_down = inner.t().mm(x.reshape(-1, x.shape[-1]))
+        if of_x:
+            grad_x = base.gradient(grad, x.shape)
+            grad_x.view(-1, x.shape[-1]).addmm_(inner, down)
+        return grad_x, grad_down, grad_up, None
+
+
+class _Conv(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, down: torch.Tensor, up: torch.Tensor, acting: _Acting) -> torch.Tensor:
+        base, (_, _, down_here, up_here), scale, steps = acting
+        out, conv = base.output(x), CONVS[down_here.ndim]
+        hidden = conv(x, down_here, None, *steps[0])
+        out.add_(conv(hidden, up_here), alpha=scale)
+        ctx.save_for_backward(x, hidden, down_here, up_here)
+        ctx.acting = acting
+        return unviewed(out)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> _Gradients:
+        x, hidden, down, up = ctx.saved_tensors
+        of_x, of_down, of_up, _ = ctx.needs_input_grad
+        (base, _, scale, steps), grad_x, grad_down = ctx.acting, None, None
+        scaled = grad if scale == 1.0 else grad * scale
+        inner, grad_up = _both(scaled, hidden, up, steps[1], (of_x or of_down, of_up))
+        if inner is not None:
+            grad_x, grad_down = _both(inner, x, down, steps[0], (of_x, of_down))
+        if grad_x is not None:
+            grad_x = base.gradient(grad, x.shape).add_(grad_x)
+        return grad_x, grad_down, grad_up, None
+
+
+def _both(
+    grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, steps: Any, wanted: tuple[bool, bool]
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Gradients (for x, for the weight) of a convolution without a bias; None where one is not wanted."""
+    stride, padding, dilation = steps
+    zeros = [0] * len(stride)
+    made = _backward(grad, x, weight, None, stride, padding, dilation, False, zeros, 1, [*wanted, False])
+    return made[0], made[1]

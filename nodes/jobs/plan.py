@@ -1,0 +1,94 @@
+"""What a run will do, said before its first step: base, pictures, length, size and rate and from where each comes, what earlier runs like it took."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ...convert.files.checkpoints import checkpoint, family_of
+from ...lora_core.backends.marks import marks_of_file
+from ...lora_core.config import TrainConfig
+from ...lora_core.data.buckets import fits
+from ...lora_core.data.folder import Dataset
+from ...lora_core.messages.errors import Problem
+from ...lora_core.messages.message import Message
+from ...lora_core.optim.optimizers import filled
+from ...lora_core.runs.estimates import estimate
+from ...lora_core.training.length import batches_per_epoch, planned
+from ...lora_core.training.validation import trained_part
+
+MOST_NOTES = 3
+_TEXT_WIDTH = "attn2.to_k.weight"  # (channels, width of the text) of an SD UNet
+
+
+@dataclasses.dataclass(frozen=True)
+class UnloadedBase:
+    """What a model file tells before it is loaded. `notes`: what its name and its marks say."""
+
+    family: str
+    context_width: int | None = None
+    file: str = ""
+    notes: tuple[Message, ...] = ()
+    latent_step_px: int = 8
+
+
+def base_of_file(path: Path) -> UnloadedBase:
+    """From the file's header alone. Raises Problem for what is no model that is known."""
+    with checkpoint(path) as (layout, _, _):
+        family = family_of(layout).name
+        width = next((shape[1] for key, (_, shape) in layout.items() if key.endswith(_TEXT_WIDTH)), None)
+    sign = marks_of_file(path).distilled
+    notes = () if sign is None else (Message.of("base.distilled", field="base", sign=sign),)
+    return UnloadedBase(family, width, path.name, notes)
+
+
+def plan(
+    config: TrainConfig, pictures: Dataset, base: UnloadedBase, sources: Mapping[str, str], root: Path
+) -> dict[str, Any]:
+    """What the page shows of a checked job. `sources`: config path -> who decided it (you, settings, preset, model).
+
+    `root`: where runs lie, of which one like this tells time and memory.
+    """
+    job = filled(planned(config, pictures))
+    trained = trained_part(pictures, job)
+    per_epoch = batches_per_epoch(trained, job.batch_size) / job.grad_accum
+    cost = estimate(root, job, base.family)
+    values = {
+        "steps": job.steps,
+        "adapter.rank": job.adapter.rank if job.trains_lora else None,
+        "optimizer.lr": job.optimizer.lr,
+        "data.resolution": job.data.resolution,
+    }
+    notes = [*base.notes, *pictures.messages()[1:]]
+    return {
+        "base": {"file": base.file, "family": base.family},
+        "pictures": len(pictures.pictures),
+        "uncaptioned": sum(not picture.caption for picture in pictures.pictures),
+        "trigger": pictures.trigger,
+        "buckets": _buckets(trained),
+        "epochs": round(job.steps / per_epoch, 1) if per_epoch else None,
+        "rows": [{"path": p, "value": v, "source": sources.get(p, "")} for p, v in values.items() if v is not None],
+        "cost": cost and {"seconds": cost.seconds_per_step * job.steps, "bytes": cost.peak_bytes, "run": cost.run},
+        "notes": [note.as_json() for note in notes[:MOST_NOTES]],
+        "more_notes": max(0, len(notes) - MOST_NOTES),
+        "problem": None,
+    }
+
+
+def refused(error: Problem) -> dict[str, Any]:
+    """What the page shows of a job that would not begin."""
+    return {"problem": error.message.as_json()}
+
+
+def _buckets(dataset: Dataset) -> list[list[int]]:
+    """(width, height, pictures) of each size that is trained, the fullest first."""
+    counts: collections.Counter[tuple[int, int]] = collections.Counter()
+    for picture in dataset.pictures:
+        if picture.is_latent:
+            counts[picture.width_px, picture.height_px] += 1
+        else:
+            counts.update(how.bucket for how in fits(picture.width_px, picture.height_px, picture.data))
+    return [[width, height, count] for (width, height), count in counts.most_common()]

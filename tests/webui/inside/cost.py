@@ -1,0 +1,112 @@
+"""Runs inside a WebUI's process: what a training step of the loaded model takes, beside the least that a LoRA step on the same network can be."""
+
+import sys
+import threading
+import time
+from pathlib import Path
+from statistics import median
+
+import psutil
+import torch
+import torch.nn.functional as F
+
+sys.path.insert(0, str(Path(__file__).parent))
+sys.modules.pop("proof", None)  # the file may have changed since the host was asked last
+
+import proof  # noqa: E402
+
+PX, RANK, LR = 256, 16, 1e-4
+
+
+class Peak:
+    """The most memory the process held inside, looked at 20 times a second."""
+
+    def __enter__(self):
+        self.bytes, self._ended = 0, threading.Event()
+        self._thread = threading.Thread(target=self._look)
+        self._thread.start()
+        return self
+
+    def _look(self):
+        process = psutil.Process()
+        while not self._ended.wait(0.05):
+            self.bytes = max(self.bytes, process.memory_info().rss)
+
+    def __exit__(self, *_):
+        self._ended.set()
+        self._thread.join()
+
+
+def minimal(backend, layers, steps):
+    """CPU seconds of each step of a loop with nothing in it but the network, two products per layer, and AdamW."""
+    override = proof.package("lora_core.adapters.base").override_forward
+    pairs, undo = [], proof.contextlib.ExitStack()
+    for layer in layers.values():
+        down = torch.nn.Parameter(torch.randn(RANK, layer.in_features) / layer.in_features**0.5)
+        up = torch.nn.Parameter(torch.zeros(layer.out_features, RANK))
+        pairs += [down, up]
+
+        def forward(x, layer=layer, down=down, up=up):
+            return F.linear(x, layer.weight, layer.bias) + F.linear(F.linear(x, down), up)
+
+        undo.enter_context(override(layer, forward))
+    text = backend.captions.of("a dog")["crossattn"].detach().clone()
+    noise = torch.randn(1, 4, PX // 8, PX // 8)
+    target, t = torch.randn_like(noise), torch.tensor([500])
+    wanting = [p for p in backend.network.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(pairs, lr=LR)
+    times = []
+    with undo, torch.inference_mode(False), torch.enable_grad():
+        for p in wanting:
+            p.requires_grad_(False)
+        try:
+            for _ in range(steps):
+                began = time.process_time()
+                loss = F.mse_loss(backend.network(noise, t, context=text).float(), target)
+                loss.backward()
+                optimizer.step()
+                optimizer.zero_grad()
+                times.append(time.process_time() - began)
+        finally:
+            for p in wanting:
+                p.requires_grad_(True)
+    return times
+
+
+def ours(steps, checkpointing):
+    """(CPU seconds of each step, memory when loaded, most memory while it runs)."""
+    events, marks = proof.package("lora_core.events"), []
+
+    class Clock(events.Listener):
+        def on_start(self, first_step, steps, facts):
+            marks.append(time.process_time())
+
+        def on_step(self, report):
+            marks.append(time.process_time())
+
+    data = {"folder": str(proof.pictures_folder(1, PX)), "resolution": PX, "bucket_step_px": 64}
+    config = proof.config_of(steps=steps, batch_size=1, data=data, adapter={"rank": RANK}, optimizer={"lr": LR}, checkpointing=checkpointing)  # fmt: skip
+    with Peak() as peak:
+        proof.trained(config, listener=Clock())
+    return [b - a for a, b in zip(marks, marks[1:])], peak.bytes
+
+
+def step(steps=4):
+    torch.set_num_threads(1)
+    with proof.locked():
+        proof.lend()
+        proof.picture(size=PX)
+        backend = proof.lend().backend
+        layers = {n: m for n, m in backend.layers().items() if ".transformer_blocks." in n and "attn" in n}
+        backend.captions.of("a dog")
+        loaded = psutil.Process().memory_info().rss
+        own, peak = ours(steps, False)
+        checkpointed, low = ours(steps, True)
+        least = minimal(backend, layers, steps)
+        all_of = {"minimal": least, "ours": own, "checkpointed": checkpointed}
+        cpu_s = {name: round(median(times[1:]), 3) for name, times in all_of.items()}
+        return {
+            "torch": torch.__version__, "layers": len(layers), "loaded_gb": round(loaded / 1e9, 2),
+            "cpu_s": cpu_s, "ratio": round(cpu_s["ours"] / cpu_s["minimal"], 3),
+            "peak_above_gb": round((peak - loaded) / 1e9, 2), "checkpointed_above_gb": round((low - loaded) / 1e9, 2),
+        }  # fmt: skip
