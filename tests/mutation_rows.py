@@ -94,7 +94,7 @@ WHAT_IS_TRAINED = (
     Mutation("PEFT adapters", DORA, "cross, square = (up.t() @ table) * down, ((up.t() @ up) @ down) * down",
              "cross, square = (up.t() @ table) * down, (up.t() @ up) @ down",
              "adapters/test_kinds.py::test_dora_over_inputs_is_equation_5_of_the_paper_with_its_gradients"),
-    Mutation("PEFT adapters", LOHA, "(one * two * scale)", "((one + two) * scale)",
+    Mutation("PEFT adapters", LOHA, "one * two if torch.is_grad_enabled()", "one + two if torch.is_grad_enabled()",
              "adapters/test_kinds.py::test_output_and_every_gradient_match_peft"),
     Mutation("PEFT adapters", LOKR, '"ab,...bc->...ac", first, table', '"ba,...bc->...ac", first, table',
              "adapters/test_kinds.py::test_output_and_every_gradient_match_peft"),

@@ -85,8 +85,8 @@ class HostTexts:
 
     @property
     def clip_skip(self) -> int:
-        """From which layer texts are read, from the end."""
-        return abs(getattr(self._clip, "layer_idx", None) or 1)  # packs have CLIPs of their own
+        """From which layer texts are read, from the end; a CLIP of another pack may not say."""
+        return abs(getattr(self._clip, "layer_idx", None) or 1)
 
     @functools.cached_property
     def fingerprint(self) -> str:
