@@ -23,6 +23,7 @@ from .origin import trained_on
 from .patterns import Found, Row
 
 MAX_RANK = 65536
+MAX_LAYERS = 5000  # of one file; the largest models have a third of that
 MAX_SEARCH_S = 1.5
 MAX_WEIGHT, MAX_SIDE = 1 << 30, 1 << 18  # values and rows of one layer; the largest in use have a third of that
 
@@ -51,7 +52,9 @@ def read(
     _require_finite(raw)
     if config:
         raw = _scaled(raw, lambda name, m: (name, m, config))
-    elif adapters := peft.header_configs(metadata):
+    elif (adapters := peft.header_configs(metadata)).keys() == {""}:
+        raw = _scaled(raw, lambda name, m: (name, m, adapters[""]))
+    elif adapters:
         raw = _scaled(raw, lambda name, m: _in_component(name, m, adapters))
     raw = {name: _settled_bias(name, module) for name, module in raw.items()}
     chosen, doubt = (family, None) if family else detect(raw, metadata)
@@ -109,6 +112,8 @@ def _modules(state: Mapping[str, torch.Tensor]) -> tuple[dict[str, Module], Stat
         origin[name, part] = key
         parts.setdefault(name, {})[part] = value
     _require_adapter(parts, foreign)
+    if len(parts) > MAX_LAYERS:
+        raise FormatError("file.many_layers", count=len(parts), limit=MAX_LAYERS)
     return {name: _module(name, part, {origin[name, p]: p for p in part}) for name, part in parts.items()}, foreign
 
 
@@ -344,7 +349,9 @@ def _encoder(name: str, rest: str, slot: int | str, family: Family) -> str | Non
     if by_component := [e for e in family.encoders if name.startswith(f"{e.component}.")]:
         return by_component[0].name
     clips = [e for e in family.encoders if e.name != "t5xxl"]
-    return clips[slot - 1].name if slot <= len(clips) else None
+    if slot > len(clips):  # a program that counts the encoders before it, of which nothing is read here
+        return next((e.name for e in clips if e.component == f"text_encoder_{slot}"), None)
+    return clips[slot - 1].name
 
 
 def _unfused(name: str, row: Found, module: Module) -> list[tuple[str, Module | None]]:
