@@ -13,7 +13,7 @@ needs_posix = pytest.mark.skipif(os.name == "nt", reason="processor time is watc
 
 
 @needs_posix
-@pytest.mark.parametrize("share", [pytest.param(0.015, id="some"), pytest.param(1.0, id="all", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("share", [pytest.param(0.008, id="some"), pytest.param(1.0, id="all", marks=pytest.mark.slow)])
 def test_no_file_costs_more_than_is_promised_or_ends_in_a_traceback(share):
     done = subprocess.run(
         [sys.executable, "-W", "ignore", str(PROGRAM), str(share), "1"],
