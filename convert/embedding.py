@@ -37,6 +37,7 @@ _FORM_BESIDE = {
     "peft": "diffusers",
 }
 MAX_VECTORS = 4096
+MAX_BUNDLED = 200  # embeddings in a LoRA file, each a file of its own once it is taken out
 
 
 def embedding_form(target: str) -> str:
@@ -137,7 +138,9 @@ def _checked(vectors: Mapping[str, Any], token: str, step: int, notes: list[Mess
             raise FormatError("embedding.unknown_width", key=label, width=value.shape[1], allowed=[*map(str, WIDTHS)])
         if WIDTHS.get(value.shape[1]) != encoder:
             raise FormatError("embedding.width_of_other", key=label, width=value.shape[1], encoder=encoder)
-        out[encoder] = value.clone()
+        out[encoder] = (
+            value.float() if value.itemsize == 1 else value.clone()
+        )  # torch has hardly any arithmetic for 8 bits
     if "clip_l" in out and "clip_g" in out and len(out["clip_l"]) != len(out["clip_g"]):
         raise FormatError("embedding.unequal", clip_l=len(out["clip_l"]), clip_g=len(out["clip_g"]))
     return Embedding(out, token, step, tuple(notes))
@@ -171,6 +174,8 @@ def unbundled(state: Mapping[str, torch.Tensor]) -> tuple[State, dict[str, State
         token, _, part = key.removeprefix("bundle_emb.").partition(".")
         if not token or not part:
             raise FormatError("embedding.bundle_key", key=key)
+        if len(tables) == MAX_BUNDLED and token not in tables:
+            raise FormatError("embedding.many", limit=MAX_BUNDLED)
         tables.setdefault(token, {})["emb_params" if part.startswith("string_to_param") else part] = value
     return rest, tables
 

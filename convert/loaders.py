@@ -155,6 +155,7 @@ def _stars(names: Iterable[str]) -> list[str]:
     return sorted({starred(name) for name in names})
 
 
+@functools.lru_cache(maxsize=8192)
 def starred(name: str) -> str:
     """A canonical layer name with stars for the numbers of its blocks."""
     return _NUMBER.sub(r"\1.*", name)

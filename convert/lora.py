@@ -364,7 +364,7 @@ def added(modules: Sequence[Module]) -> Module | None:
     if len({m.kind for m in modules}) > 1:
         return None
     kind = kind_of(modules[0])
-    parts = kind.summed([(without_bias(m), m.scale) for m in modules])
+    parts = kind.summed([(without_bias(plain(m)), m.scale) for m in modules])
     if parts is None:
         return None
     rank = kind.rank(parts)

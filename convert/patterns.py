@@ -7,6 +7,7 @@ Names are looked up without regard to `.` or `_` between words, so dotted and fl
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Iterable
 
@@ -81,11 +82,20 @@ class Table:
 
     def find(self, name: str) -> Found | None:
         """The layer called `name` (dotted or flat, in either spelling), or None. A name that both spellings share counts as diffusers."""
-        flat = name.replace(".", "_")
-        digits = _DIGITS.findall(flat)
+        form, digits = (_asked if len(name) < LONG_NAME else _asked.__wrapped__)(name)
         if any(len(d) > _MAX_DIGITS for d in digits):
             return None
-        for wanted, native, rows in self._index.get(_DIGITS.sub("#", flat), ()):
+        for wanted, native, rows in self._index.get(form, ()):
             if all(w in ("*", d) for w, d in zip(wanted, digits)):
                 return Found(rows, tuple(d for w, d in zip(wanted, digits) if w == "*"), native)
         return None
+
+
+LONG_NAME = 400  # characters; longer names are of no model and are not remembered
+
+
+@functools.lru_cache(maxsize=8192)
+def _asked(name: str) -> tuple[str, tuple[str, ...]]:
+    """(the name with # for its numbers, flat; its numbers), which every family is asked for."""
+    flat = name.replace(".", "_")
+    return _DIGITS.sub("#", flat), tuple(_DIGITS.findall(flat))

@@ -23,6 +23,7 @@ from .origin import trained_on
 from .patterns import Found, Row
 
 MAX_RANK = 65536
+MAX_LAYERS = 5000  # of one file; the largest models have a third of that
 MAX_SEARCH_S = 1.5
 MAX_WEIGHT, MAX_SIDE = 1 << 30, 1 << 18  # values and rows of one layer; the largest in use have a third of that
 
@@ -111,6 +112,8 @@ def _modules(state: Mapping[str, torch.Tensor]) -> tuple[dict[str, Module], Stat
         origin[name, part] = key
         parts.setdefault(name, {})[part] = value
     _require_adapter(parts, foreign)
+    if len(parts) > MAX_LAYERS:
+        raise FormatError("file.many_layers", count=len(parts), limit=MAX_LAYERS)
     return {name: _module(name, part, {origin[name, p]: p for p in part}) for name, part in parts.items()}, foreign
 
 

@@ -94,7 +94,7 @@ WHAT_IS_TRAINED = (
     Mutation("PEFT adapters", DORA, "cross, square = (up.t() @ table) * down, ((up.t() @ up) @ down) * down",
              "cross, square = (up.t() @ table) * down, (up.t() @ up) @ down",
              "adapters/test_kinds.py::test_dora_over_inputs_is_equation_5_of_the_paper_with_its_gradients"),
-    Mutation("PEFT adapters", LOHA, "(one * two * scale)", "((one + two) * scale)",
+    Mutation("PEFT adapters", LOHA, "one * two if torch.is_grad_enabled()", "one + two if torch.is_grad_enabled()",
              "adapters/test_kinds.py::test_output_and_every_gradient_match_peft"),
     Mutation("PEFT adapters", LOKR, '"ab,...bc->...ac", first, table', '"ba,...bc->...ac", first, table',
              "adapters/test_kinds.py::test_output_and_every_gradient_match_peft"),
@@ -193,6 +193,10 @@ HOW_IT_IS_TRAINED = (
 )  # fmt: skip
 
 WHAT_THE_NETWORK_IS_ASKED = (
+    Mutation("Clip skip", CLIP, "out.hidden_states[-self.skip]", "out.hidden_states[-1 - self.skip]",
+             "backends/test_clip_skip.py::test_captions_are_read_from_the_layer_that_the_pipeline_reads_at_this_clip_skip"),
+    Mutation("Clip skip", CLIP, "return inner.final_layer_norm(", "return (",
+             "backends/test_clip_skip.py::test_captions_are_read_from_the_layer_that_the_pipeline_reads_at_this_clip_skip"),
     Mutation("The model's own noise schedule", OBJECTIVES, "return ((1 - abar) / abar).sqrt()", "return (1 - abar).sqrt()",
              "test_objectives.py::test_sigma_table_rises_and_has_the_known_ends_of_stable_diffusion"),
     Mutation("The model's own noise schedule", OBJECTIVES, "(root - last) * (first / (first - last))", "root - last",
@@ -423,6 +427,8 @@ RUNS = (
              "training/test_trainer.py::test_samples_are_drawn_before_and_after_and_do_not_change_the_training"),
     Mutation("Preview sampler", SD, "return x + (x - denoised) / sigma * (lower - sigma)", "return x + (x - denoised) / sigma * (sigma - lower)",
              "backends/test_diffusers_backend.py::test_sampling_is_the_euler_sampler_of_diffusers_on_the_same_sigmas"),
+    Mutation("Preview sampler", "lora_core/training/prompts.py", "if name.lower() not in map(str.lower, allowed):", "if not name:",
+             "backends/test_settings_followed.py::test_a_sampler_that_is_not_drawn_here_is_refused_wherever_it_is_asked_for"),
     Mutation("Preview sampler", SD, "(denoised - earlier) * length / (2 * earlier_length)", "(denoised - earlier) * earlier_length / (2 * length)",
              "backends/test_diffusers_backend.py::test_dpm_solver_takes_the_steps_of_the_scheduler_of_that_name"),
     Mutation("Preview sampler", SD, "guided = denoised[1:] + config.cfg * (denoised[:1] - denoised[1:])",

@@ -47,6 +47,8 @@ def header(path: Path) -> tuple[Header, dict[str, str]]:
         raise FormatError("file.unreadable", file=path.name, reason=error.strerror) from error
     if text is None:
         raise FormatError("file.cut_off", file=path.name, length=length)
+    if (count := text.count(b'"data_offsets"')) > MAX_TENSORS:  # seen at once; reading them takes seconds
+        raise FormatError("file.many_tensors", file=path.name, count=count, limit=MAX_TENSORS)
     try:
         entries = json.loads(text, object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:

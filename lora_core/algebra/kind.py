@@ -8,6 +8,7 @@ file or a host.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -116,11 +117,11 @@ class Kind:
 
     # ---- what a file holds -------------------------------------------------------------------------------------------
 
-    @property
+    @functools.cached_property
     def needed(self) -> frozenset[str]:
         return frozenset(part.name for part in self.parts if not part.optional)
 
-    @property
+    @functools.cached_property
     def allowed(self) -> frozenset[str]:
         return frozenset(part.name for part in self.parts)
 

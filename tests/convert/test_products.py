@@ -7,10 +7,11 @@ import math
 import pytest
 import torch
 from lora_cases import random
-from lora_loom.convert import FormatError
+from lora_loom.convert import FormatError, read
 from lora_loom.convert import lora as canonical
 from lora_loom.convert.lora import Lora, Module, approximation, delta, factored, low_rank
 from lora_loom.convert.merge import MAX_MADE, merge, squared_norm
+from lora_loom.convert.readers import MAX_LAYERS
 from lora_loom.lora_core.algebra import loha as formulas
 
 
@@ -95,3 +96,19 @@ def test_an_exact_sum_far_larger_than_its_summands_asks_for_a_rank(monkeypatch):
         merge(pair)
     assert merge(pair, rank=4).lora.modules.keys() == modules.keys()
     assert MAX_MADE > 10_000
+
+
+def test_a_core_of_a_large_kernel_is_not_multiplied_into_its_factor():
+    parts = {"down": torch.ones(4, 32, 1, 1), "up": torch.ones(32, 4, 1, 1), "mid": torch.ones(4, 4, 500, 500)}
+    tucker = Module("lora", parts, 4.0)
+    for act in (lambda: canonical.plain(tucker), lambda: canonical.added([tucker, tucker])):
+        with pytest.raises(FormatError, match="would be multiplied out to 32000000 numbers"):
+            act()
+
+
+def test_a_file_of_more_layers_than_any_model_has_is_refused():
+    table = {f"x.{n}.lora_{side}.weight": torch.ones(1, 1) for n in range(MAX_LAYERS + 1) for side in ("A", "B")}
+    with pytest.raises(
+        FormatError, match=f"it holds adapters of {MAX_LAYERS + 1} layers, and at most {MAX_LAYERS} are read"
+    ):
+        read(table)

@@ -69,3 +69,32 @@ def test_what_holds_no_picture_is_said_and_leaves_no_folder(place, files, code):
         pictures.stored(files, place)
     assert error.value.message.code == code
     assert not list((place / "pictures").glob("*"))
+
+
+def test_a_small_zip_file_that_unpacks_to_far_more_than_pictures_do_is_refused(place, monkeypatch):
+    monkeypatch.setattr(pictures, "ROOM_BYTES", 1000)
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.png", b"0" * 1_000_000)
+    with pytest.raises(LoomError) as error:
+        pictures.stored([("bomb.zip", data.getvalue())], place)
+    assert error.value.message.code == "upload.zip_large"
+
+
+@pytest.mark.parametrize(
+    "name", ["a\0b.png", "a\nb.png", "a\u202egnp.png", "x" * 5000 + ".png", 'a:b"?.png', "a\ud800.png"]
+)
+def test_names_that_some_system_refuses_become_names_that_all_take(place, name):
+    for files in ([(name, PNG)], [("x.zip", zipped(**{name.replace("\0", "\x01").replace("\ud800", "?"): PNG}))]):
+        (written,) = inside(pictures.stored(files, place))
+        assert written.endswith(".png")
+        assert len(written) < 210
+        assert written.isprintable()
+
+
+def test_many_files_of_one_name_cost_one_look_each(place, monkeypatch):
+    looked = []
+    real = pictures.Path.exists
+    monkeypatch.setattr(pictures.Path, "exists", lambda path, **more: looked.append(path) or real(path, **more))
+    assert len(inside(pictures.stored([("a.png", PNG)] * 300, place))) == 300
+    assert len([path for path in looked if path.name.startswith("a")]) <= 600
