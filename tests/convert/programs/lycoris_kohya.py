@@ -35,7 +35,7 @@ WRITTEN_AS = ("locon", "loha", "lokr")
 
 def write(tree, path: Path, form: str) -> dict[str, torch.Tensor]:
     """A file of its own training: its default layers in this kind, rank 4, alpha 2, random weights; what the modules themselves say they change."""
-    encoders = tree.host.encoders
+    encoders = [model for model in tree.host.encoders if model is not None]
     network = kohya.create_network(
         1.0, 4, 2.0, None, encoders[0] if len(encoders) == 1 else encoders, tree.host.model, algo=form, factor=4
     )
@@ -46,11 +46,12 @@ def write(tree, path: Path, form: str) -> dict[str, torch.Tensor]:
     change = {}
     for lora in (*network.text_encoder_loras, *network.unet_loras):
         layer = lora.org_module[0]
-        with torch.no_grad():
-            changed = layer.weight + lora.get_diff_weight(1.0, layer.weight.shape, device="cpu")[0].reshape(
-                layer.weight.shape
-            )
-        change[labels[id(layer)]] = changed - layer.weight
+        with torch.no_grad():  # by its forward: what some kinds say of their weight has the scale twice
+            units = torch.eye(layer.weight[0].numel()).reshape(
+                -1, *layer.weight.shape[1:]
+            )  # patches, where it is a convolution without padding
+            answers = (lora(units) - lora(torch.zeros_like(units[:1]))).flatten(1)
+            change[labels[id(layer)]] = answers.T.reshape(layer.weight.shape) - layer.weight
     for _, layer in modules_of(tree):  # the layers get their own forward back
         vars(layer).pop("forward", None)
     return change
@@ -60,7 +61,7 @@ def modules_of(tree):
     """(label, layer) of each weight of the tree."""
     for part, model in (
         (FAMILIES_OF[tree.family].component, tree.host.model),
-        *zip(ENCODERS.get(tree.family, {}), filter(None, tree.host.encoders)),
+        *zip(ENCODERS.get(tree.family, {}), [model for model in tree.host.encoders if model is not None]),
     ):
         for path, module in model.named_modules():
             if f"{part}.{path}" in tree.weights:

@@ -176,7 +176,12 @@ def write(tree: Tree, path: Path, form: str) -> dict[str, torch.Tensor] | None:
         denoiser = prefix in ("unet", "transformer")
         groups = host.fusion_groups() if denoiser else None
         wrapper = LoRAModuleWrapper(
-            part, prefix, config, [r"(attn|attention|mlp|ff)"] if denoiser else None, fusion_spec=groups, fuse=False
+            part,
+            prefix,
+            config,
+            [r"(attn|attention|mlp|ff)"] if denoiser else None,
+            fusion_spec=groups,
+            fuse=bool(groups) and ModelFormat[form].needs_qkv_fusion(),
         )
         rng = torch.Generator().manual_seed(7)
         with torch.no_grad():

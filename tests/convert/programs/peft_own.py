@@ -45,7 +45,9 @@ def write(tree: Tree, path: Path, form: str) -> dict[str, torch.Tensor]:
     for name, part in tree.host.parts.items():
         sorts = (torch.nn.Linear, torch.nn.Conv2d)
         layers = [
-            n for n, layer in part.named_modules() if isinstance(layer, sorts) and re.search("attn|attention|mlp|ff", n)
+            n
+            for n, layer in part.named_modules()
+            if isinstance(layer, sorts) and re.search("attn|attention|mlp|ff|dense", n.lower())
         ]
         model = peft.get_peft_model(part, peft.LoraConfig(r=4, lora_alpha=2, target_modules=layers))
         with torch.no_grad():
