@@ -76,7 +76,7 @@ def test_gradients_are_those_of_plain_layers_with_the_same_numbers(
         strict=True,
     ):
         torch.testing.assert_close(
-            ours, theirs, rtol=0, atol=1e-6 * float(theirs.abs().max())
+            ours, theirs, rtol=0, atol=1e-5 * float(theirs.abs().max())
         )  # one product for two, in another order
 
 
