@@ -238,6 +238,7 @@ class InHost(Loom):
             "Text",
             (),
             {
+                "layer_idx": None,
                 "tokenize": lambda s, t: t,
                 "encode_from_tokens_scheduled": lambda s, t: [[known, {"pooled_output": None}]],
             },

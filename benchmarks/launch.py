@@ -220,7 +220,11 @@ def _conditioning(case: Case) -> list[Any]:
 
 
 def _clip(case: Case) -> Any:
-    encode = {"tokenize": lambda s, t: t, "encode_from_tokens_scheduled": lambda s, t: _conditioning(case)}
+    encode = {
+        "layer_idx": None,
+        "tokenize": lambda s, t: t,
+        "encode_from_tokens_scheduled": lambda s, t: _conditioning(case),
+    }
     return type("Text", (), encode)()
 
 

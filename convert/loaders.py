@@ -23,7 +23,7 @@ PROGRAMS = (
     "ComfyUI", "A1111", "Forge", "reForge", "SD.Next", "sd-scripts", "musubi-tuner", "OneTrainer", "LyCORIS", "diffusers", "PEFT",
 )  # fmt: skip
 FORMS = ("kohya", "comfyui", "diffusers", "peft")
-ALL, NOT_RUN = Message.of("loader.all"), Message.of("loader.not_run")
+ALL, NOT_RUN, NO_MODEL = Message.of("loader.all"), Message.of("loader.not_run"), Message.of("loader.no_model")
 _NUMBER = re.compile(r"(block|blocks|layers|attentions|resnets|refiner)\.\d+(?=\.)")
 _ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
 _DOWN = (".lora_down.weight", ".lora_A.weight", ".hada_w1_b")
@@ -86,7 +86,7 @@ def _told(program: str, lora: Lora, ranks_differ: bool) -> Message:
         return ALL  # tests/convert/test_effect_peft.py
     cell = cell_of(program, lora.family, lora.source)
     if cell is None:
-        return NOT_RUN
+        return NO_MODEL if lora.family in measured().get(program, {}).get("absent", ()) else NOT_RUN
     unread = {name for name in lora.modules if _listed(name, cell["unread"]) or _without_company(name, lora, cell)}
     if {*lora.components()} <= {*cell.get("not_alone", ())}:
         return Message.of("loader.nothing")

@@ -70,7 +70,9 @@ def _name_pattern(pattern: str) -> Pattern:
 
 
 def header_configs(metadata: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """Component -> config from the copy that diffusers keeps in a file's header; {} when there is none."""
+    """Component -> config from the copy that diffusers keeps in a file's header; {} when there is none. "" -> that of a file of one component, whose keys
+    do not name it.
+    """
     try:
         flat = json.loads(metadata.get(HEADER, "{}"))
     except (ValueError, RecursionError):
@@ -82,9 +84,7 @@ def header_configs(metadata: Mapping[str, str]) -> dict[str, dict[str, Any]]:
             out.setdefault(prefix, {})[field] = value
     for config in out.values():
         _require_whole_base(config)
-    return {
-        prefix: config for prefix, config in out.items() if prefix and ("lora_alpha" in config or "alpha" in config)
-    }
+    return {prefix: config for prefix, config in out.items() if "lora_alpha" in config or "alpha" in config}
 
 
 def _require_whole_base(config: Mapping[str, Any]) -> None:

@@ -52,7 +52,9 @@ def read(
     _require_finite(raw)
     if config:
         raw = _scaled(raw, lambda name, m: (name, m, config))
-    elif adapters := peft.header_configs(metadata):
+    elif (adapters := peft.header_configs(metadata)).keys() == {""}:
+        raw = _scaled(raw, lambda name, m: (name, m, adapters[""]))
+    elif adapters:
         raw = _scaled(raw, lambda name, m: _in_component(name, m, adapters))
     raw = {name: _settled_bias(name, module) for name, module in raw.items()}
     chosen, doubt = (family, None) if family else detect(raw, metadata)
@@ -347,7 +349,9 @@ def _encoder(name: str, rest: str, slot: int | str, family: Family) -> str | Non
     if by_component := [e for e in family.encoders if name.startswith(f"{e.component}.")]:
         return by_component[0].name
     clips = [e for e in family.encoders if e.name != "t5xxl"]
-    return clips[slot - 1].name if slot <= len(clips) else None
+    if slot > len(clips):  # a program that counts the encoders before it, of which nothing is read here
+        return next((e.name for e in clips if e.component == f"text_encoder_{slot}"), None)
+    return clips[slot - 1].name
 
 
 def _unfused(name: str, row: Found, module: Module) -> list[tuple[str, Module | None]]:

@@ -233,8 +233,8 @@ def _shared_names(lora: Lora, family: Family) -> Named:
 
 
 def _for_everyone(lora: Lora, family: Family) -> Named:
-    """diffusers' names, except for layers that ComfyUI knows by its own alone: T5, which diffusers does not load, and rows that say so. Parts of
-    text encoders beside their blocks, which are few, have both names.
+    """diffusers' names, except for layers that ComfyUI knows by its own alone: T5 and other encoders of which diffusers loads no LoRA, and rows that say
+    so. Parts of text encoders beside their blocks, which are few, have both names.
     """
     named = {}
     for name, module in lora.modules.items():
@@ -245,9 +245,10 @@ def _for_everyone(lora: Lora, family: Family) -> Named:
             row = layer.rows[0]
             named[f"diffusion_model.{fill(row.native, layer.numbers)}" if row.host_name_only else name] = module
             continue
-        if encoder.name != "t5xxl":
+        host_name_only = encoder.host_name_only or encoder.name == "t5xxl"
+        if not host_name_only:
             named[f"{encoder.component}.{path}"] = module
-        if encoder.name == "t5xxl" or not text.in_blocks(path):
+        if host_name_only or not text.in_blocks(path):
             named[f"text_encoders.{encoder.name}.transformer.{path}"] = module
     return named
 

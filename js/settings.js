@@ -4,7 +4,7 @@ import { t } from "./words.js";
 
 const LOSS_AXIS = "LoraLoom.panel.lossAxis", SAMPLE_SIZE = "LoraLoom.panel.sampleSize";
 export const DROP_PICTURES = "LoraLoom.drop.pictures";
-const MEDIUM_PX = 320;
+const MEDIUM_PX = 350;
 /** @type {Record<string, number>} */
 const HEIGHTS_PX = { small: 200, medium: MEDIUM_PX, large: 460 }; // of the samples
 

@@ -25,7 +25,10 @@ const STYLE = `
   padding: 8px 10px; border-radius: 6px; background: rgba(127, 127, 127, .12); font: 12px/1.5 ui-monospace, monospace; }
 .lora_loom_sheet { max-width: 100%; max-height: 640px; display: block; border-radius: 6px; }
 #lora_loom_panel .loom-panel { padding: 8px 0; font-size: 13px; }
-#lora_loom_panel .loom-panel .pictures { height: 220px; }
+#lora_loom_panel .loom-panel .pictures { flex-direction: row; min-height: 240px !important; height: 240px; }
+#lora_loom_panel .loom-panel .newest { flex: none; width: auto; max-width: 60%; background: none; }
+#lora_loom_panel .loom-panel .newest img { width: auto; max-width: 100%; border-radius: 6px; }
+#lora_loom_panel .loom-panel .small { flex: 1; min-width: 0; height: auto; align-items: flex-start; }
 #lora_loom_panel .loom-panel .chart { min-height: 220px; }
 #lora_loom_panel .loom-panel .messages { font-size: 12px; max-height: 110px; }
 #lora_loom_panel .loom-panel.idle { min-height: 0 !important; }
@@ -71,6 +74,33 @@ async function toggleEditor(page, host) {
 }
 
 /**
+ * Reads the list of runs anew when a reader comes to it: what ended while its tab was closed was not asked for.
+ * @param {HTMLElement} place
+ * @param {{ load: () => unknown }} runs
+ */
+function showRuns(place, runs) {
+  new IntersectionObserver((seen) => void (seen.some((one) => one.isIntersecting) && runs.load())).observe(place);
+}
+
+/**
+ * Draws the panel anew when the page turns from light to dark or back.
+ * @param {HTMLElement} place
+ * @param {{ colour: () => void, chart: { draw: () => void } }} run
+ * @param {PageHost} host
+ */
+function followColours(place, run, host) {
+  let last = host.theme?.();
+  const follow = () => {
+    if (!place.isConnected) return clearInterval(timer);
+    if (host.theme?.() === last) return;
+    last = host.theme?.();
+    run.colour();
+    run.chart.draw();
+  };
+  const timer = setInterval(follow, LOOK_MS);
+}
+
+/**
  * Mounts everything once the page is there, and again when it is drawn anew.
  * @param {() => Place} page
  * @param {PageHost} host
@@ -82,13 +112,14 @@ export function keepMounted(page, host) {
     if (!panel || panel.dataset.mounted) return;
     panel.dataset.mounted = "yes";
     panel.replaceChildren();
-    const { refresh } = await mountPanel(panel, host);
+    const { refresh, panel: run } = await mountPanel(panel, host);
+    followColours(panel, run, host);
     for (const id of STARTS) {
       page().querySelector(`#lora_loom_${id}`)?.addEventListener("click", () => setTimeout(refresh, SOON_MS));
     }
     page().querySelector("#lora_loom_captions")?.addEventListener("click", () => toggleEditor(page(), host));
     const runs = /** @type {?HTMLElement} */ (page().querySelector("#lora_loom_runs"));
-    if (runs) await mountRuns(runs, host);
+    if (runs) showRuns(runs, await mountRuns(runs, host));
   };
   setInterval(() => mount().catch((error) => console.error("LoRA Loom", error)), LOOK_MS);
 }

@@ -14,11 +14,14 @@ UNKNOWN = "unknown"
 
 @dataclasses.dataclass(frozen=True)
 class Encoder:
-    """A text encoder of a family: ComfyUI's name for it, its Kohya prefix without `_`, its component in a diffusers pipeline."""
+    """A text encoder of a family: ComfyUI's name for it, its Kohya prefix without `_`, its component in a diffusers pipeline; whether ComfyUI alone reads
+    LoRA of it, and by its own name.
+    """
 
     name: str
     kohya: str
     component: str
+    host_name_only: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +77,7 @@ _TE_SD3 = (*_TE_SDXL, Encoder("t5xxl", "lora_te3", "text_encoder_3"))
 _TE_FLUX = (Encoder("clip_l", "lora_te1", "text_encoder"), Encoder("t5xxl", "lora_te3", "text_encoder_2"))
 
 _TE_T5 = (Encoder("t5xxl", "lora_te1", "text_encoder"),)
-_TE_CLIP_SECOND = (Encoder("clip_l", "lora_te1", "text_encoder_2"),)
+_TE_CLIP_SECOND = (Encoder("clip_l", "lora_te1", "text_encoder_2", host_name_only=True),)
 
 _ALL = (
     _unet("sd1", "Stable Diffusion 1.x", _SD1, _TE, 768),
@@ -93,7 +96,7 @@ _ALL = (
     _dit("hunyuanvideo", "HunyuanVideo", Table(newer.HUNYUAN_VIDEO, newer.HUNYUAN_VIDEO_ALIASES), (3072,), "shared", _TE_CLIP_SECOND, newer.hunyuan_shared),
     Family("ltxv", "LTX-Video", "transformer", Table(newer.LTX_VIDEO), _TE_T5, "comfyui", hidden=(2048, 4096), needs="attn2"),
     Family("ltxav", "LTX-2", "transformer", Table(newer.LTX_2), universal="comfyui", hidden=(4096,), needs="attn2"),
-    _dit("hidream", "HiDream-I1", Table(newer.HIDREAM), (2560,), "comfyui", _TE_SD3),
+    _dit("hidream", "HiDream-I1", Table(newer.HIDREAM), (2560,), "diffusers", _TE_SD3),
     _dit("anima", "Anima", Table(newer.ANIMA), (2048, 1024), "comfyui"),
     _dit("cosmospredict2", "Cosmos-Predict2", Table(newer.COSMOS_PREDICT2), (2048, 5120), "comfyui"),
     _dit("kandinsky5", "Kandinsky 5", Table(newer.KANDINSKY5), (1792, 2048, 2560, 4096), "diffusers", _TE_CLIP_SECOND),

@@ -66,10 +66,25 @@ def hunyuan_shared(native: str) -> str:
     return f"diffusion_model.{native}" if native.endswith("self_attn.qkv") else f"transformer.{_original(native)}"
 
 
+_ORIGINAL_ENDS = (  # further names of the original code, which neither program reads
+    (r"^(time_in|guidance_in|txt_in\.t_embedder)\.in_layer$", r"\1.mlp.0"), (r"^(time_in|guidance_in|txt_in\.t_embedder)\.out_layer$", r"\1.mlp.2"),
+    (r"^txt_in\.c_embedder\.in_layer$", "txt_in.c_embedder.linear_1"), (r"^txt_in\.c_embedder\.out_layer$", "txt_in.c_embedder.linear_2"),
+    (r"_attn\.norm\.(q|k)\w+_norm$", r"_attn_\1_norm"), (r"\.norm\.(q|k)\w+_norm$", r".\1_norm"),
+)  # fmt: skip
+
+
+def _in_original_code(native: str) -> str:
+    """What HunyuanVideo's own code calls a layer of ComfyUI's model, also where no other program does."""
+    native = _original(native)
+    for pattern, name in _ORIGINAL_ENDS:
+        native = re.sub(pattern, name, native)
+    return native
+
+
 HUNYUAN_VIDEO_ALIASES = [
-    Row(row.diffusers, _original(row.native), row.part, row.shares, row.ratio, row.kernel, row.swap, row.limit)
+    Row(row.diffusers, _in_original_code(row.native), row.part, row.shares, row.ratio, row.kernel, row.swap, row.limit)
     for row in HUNYUAN_VIDEO
-    if _original(row.native) != row.native
+    if _in_original_code(row.native) != row.native
 ]
 
 # --- LTX ---------------------------------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import torch
@@ -59,14 +60,18 @@ def variant_of(place: Path) -> dict[str, str]:
     return {"variant": variants[0]} if variants and len(variants) == len(names) else {}
 
 
-def class_in(place: Path) -> str:
-    """The class of a network by the config.json of its folder, as diffusers or transformers write it; empty where nothing says it."""
+def config_of(place: Path) -> dict[str, Any]:
+    """What config.json of a network's folder holds; nothing where there is none that can be read."""
     try:
         config = json.loads((place / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return ""
-    if not isinstance(config, dict):
-        return ""
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
+def class_in(place: Path) -> str:
+    """The class of a network by the config.json of its folder, as diffusers or transformers write it; empty where nothing says it."""
+    config = config_of(place)
     names = [config.get("_class_name"), *(config.get("architectures") or [])]
     return next((name for name in names if isinstance(name, str)), "")
 

@@ -16,7 +16,7 @@ from torch import nn
 from ..compat import needed
 from ..messages.blame import blamed
 from ..messages.errors import LoomError
-from .layout import LOCAL, variant_of
+from .layout import LOCAL, config_of, variant_of
 
 LIBRARIES = ("diffusers", "transformers")  # whose classes a folder may name
 WEIGHTS = (".safetensors", ".bin")  # kinds of files a folder has its weights in
@@ -137,6 +137,8 @@ def short_name(place: Path) -> str:
 
 def _refuse_misfits(kind: Any, place: Path, field: str) -> None:
     """Says what is wrong with a folder's weights that were refused by their library. Raises LoomError where anything is."""
+    if "quantization_config" in config_of(place):  # packed weights have shapes of their own
+        return
     given, expected = _shapes_on_disk(place), _shapes_of_config(kind, place)
     if not given or not expected:
         return

@@ -105,7 +105,7 @@ class Borrowing:
     def choose_again(self) -> None:
         """To be called before each pass: the host may have moved or patched weights since the layers were chosen, with or without taking us off."""
         place = self._measures.place
-        if place is None:
+        if place is None or not self.installed:
             return
         resident = self._host.resident
         for layer in self._resident:

@@ -65,7 +65,8 @@ def worked(desk: Desk, name: str, values: Mapping[str, Any]) -> Outcome:
         place = _place(desk.host.shelf(), name, group, told)
         written += ACTS[name](group, place, told, quiet)
     desk.refresh_lists()
-    return Outcome([line for one in written for line in (one.path.name, *one.notes)], [one.path for one in written])
+    lines = [line for one in written for line in (Message.of("tool.written", file=one.path), *one.notes)]
+    return Outcome(lines, [one.path for one in written])
 
 
 def _chosen(library: Library, files: Files, value: Any) -> list[Weighted]:

@@ -376,9 +376,7 @@ class Tab:
         report = gr.HTML(elem_id=f"lora_loom_{tool.name}_report")
 
         def answer(values: Mapping[str, Any]) -> str:
-            outcome = worked(self.desk, tool.name, values)
-            places = [Message.of("tool.written", file=path) for path in outcome.files]
-            return self.words.report([*places, *outcome.lines])
+            return self.words.report(worked(self.desk, tool.name, values).lines)
 
         button.click(self._answering(answer, list(inputs)), list(inputs.values()), [report], queue=False)
 

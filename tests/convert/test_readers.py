@@ -670,3 +670,53 @@ def test_every_layer_of_every_unet_is_read_from_its_kohya_name():
         for path, shape in layers(family).items():
             given |= kohya(f"lora_unet_{path.replace('.', '_')}", lora(2, 2, 1, kernel=shape[2:]))
         assert {n.removeprefix("unet.") for n in read(given, family=family).modules} == set(layers(family))
+
+
+@pytest.mark.parametrize("family", ["hunyuanvideo", "kandinsky5"])
+@pytest.mark.parametrize("prefix", ["lora_te1_", "lora_te2_", "text_encoder_2.", "text_encoders.clip_l.transformer."])
+def test_the_clip_beside_a_language_model_is_read_whichever_way_it_is_counted(family, prefix):
+    path = "text_model.encoder.layers.3.self_attn.q_proj"
+    name = prefix + (path.replace(".", "_") if prefix.startswith("lora") else path)
+    state = {f"{name}.lora_down.weight": torch.ones(2, 8), f"{name}.lora_up.weight": torch.ones(8, 2)}
+    assert read(state, family=family).modules.keys() == {f"clip_l.{path}"}
+
+
+@pytest.mark.parametrize(
+    ("original", "ours"),
+    [
+        ("time_in.mlp.0", "time_text_embed.timestep_embedder.linear_1"), ("guidance_in.mlp.2", "time_text_embed.guidance_embedder.linear_2"),
+        ("txt_in.t_embedder.mlp.2", "context_embedder.time_text_embed.timestep_embedder.linear_2"),
+        ("txt_in.c_embedder.linear_1", "context_embedder.time_text_embed.text_embedder.linear_1"),
+        ("double_blocks.1.img_mlp.fc1", "transformer_blocks.1.ff.net.0.proj"), ("single_blocks.2.modulation.linear", "single_transformer_blocks.2.norm.linear"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("flat", [True, False])
+def test_hunyuan_videos_own_names_are_read(original, ours, flat):
+    name = f"lora_unet_{original.replace('.', '_')}" if flat else f"transformer.{original}"
+    state = {f"{name}.lora_down.weight": torch.ones(2, 8), f"{name}.lora_up.weight": torch.ones(8, 2)}
+    assert read(state, family="hunyuanvideo").modules.keys() == {f"transformer.{ours}"}
+
+
+@pytest.mark.parametrize(
+    ("original", "ours"),
+    [("double_blocks.0.txt_attn_k_norm", "transformer_blocks.0.attn.norm_added_k"), ("single_blocks.1.q_norm", "single_transformer_blocks.1.attn.norm_q")],
+)  # fmt: skip
+def test_hunyuan_videos_own_names_of_norms_are_read(original, ours):
+    state = {f"diffusion_model.{original}.diff": torch.ones(8)}
+    assert read(state, family="hunyuanvideo").modules.keys() == {f"transformer.{ours}"}
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_chromas_t5_is_read_whichever_way_it_is_counted(number):
+    name = f"lora_te{number}_encoder_block_2_layer_0_SelfAttention_q"
+    state = {f"{name}.lora_down.weight": torch.ones(2, 8), f"{name}.lora_up.weight": torch.ones(8, 2)}
+    assert read(state, family="chroma").modules.keys() == {"t5xxl.encoder.block.2.layer.0.SelfAttention.q"}
+
+
+def test_the_copy_of_the_config_in_a_file_of_one_model_counts_for_all_its_layers():
+    """As diffusers' `save_lora_adapter` writes it: keys and config without the component."""
+    name = "double_layers.0.attn.w1q"
+    given = {f"{name}.lora_A.weight": torch.ones(4, 8), f"{name}.lora_B.weight": torch.ones(8, 4)}
+    header = {"lora_alpha": 2, "r": 4, "alpha_pattern": {}, "peft_type": "LORA"}
+    (module,) = read(given, {"lora_adapter_metadata": json.dumps(header)}, family="auraflow").modules.values()
+    assert module.scale == 0.5

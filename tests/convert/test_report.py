@@ -9,7 +9,7 @@ from lora_cases import dense, kohya, loha, lokr, lora, random
 from lora_loom.convert import FormatError, Lora, Module, read
 from lora_loom.convert.embedding import Embedding
 from lora_loom.convert.families import FAMILIES
-from lora_loom.convert.loaders import FORMS, PROGRAMS, cell_of, loaders
+from lora_loom.convert.loaders import FORMS, PROGRAMS, cell_of, loaders, measured
 from lora_loom.convert.report import difference, embedding_lines, inspect, triggers
 from lora_loom.lora_core.messages.message import Message
 
@@ -277,7 +277,8 @@ def test_every_spelling_of_every_family_has_a_verdict_for_every_program(family):
         assert all(told.values())
         for program in PROGRAMS:
             ran = cell_of(program, family, form) is not None or (program, form) == ("PEFT", "peft")
-            assert (told[program] != "not run") == ran, (program, form)
+            known = ran or family in measured()[program]["absent"] if program in measured() else ran
+            assert (told[program] != "not run") == known, (program, form)
 
 
 def test_nothing_is_said_of_spellings_and_families_nobody_tried():

@@ -636,3 +636,10 @@ def test_what_a_run_trained_on_an_unknown_model_keeps_its_names(base):
 def test_sd2_with_v_prediction_is_sd2():
     state = kohya(f"lora_unet_{FLAT_Q}", lora(alpha=1.0))
     assert trained(state, "sd2-v").keys() == state.keys()
+
+
+@pytest.mark.parametrize("family", ["hunyuanvideo", "kandinsky5"])
+def test_universal_calls_a_clip_of_which_diffusers_reads_nothing_as_comfyui_does(family):
+    path = "text_model.encoder.layers.0.self_attn.q_proj"
+    keys = write(Lora(family, {f"clip_l.{path}": lora()}))
+    assert {key.rpartition(".lora_")[0] for key in keys} == {f"text_encoders.clip_l.transformer.{path}"}

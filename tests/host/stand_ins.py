@@ -15,6 +15,8 @@ import torch
 class RandomClip:
     """Encodes a caption as random numbers that depend on the caption alone; longer captions give more tokens."""
 
+    layer_idx = None  # read at the host's own layer
+
     def __init__(self, name: str):
         self._name = name
 

@@ -153,8 +153,8 @@ def test_settings_show_at_once(server, renderer):
     before, logarithmic, large, after = (seen[name] for name in ("before", "logarithmic", "large", "after"))
     assert logarithmic["drawn"] > before["drawn"]
     assert logarithmic["middle"] != before["middle"]  # another picture of the same rows
-    assert (before["pictures"], large["pictures"], after["pictures"]) == ("320px", "460px", "320px")
-    assert large["least"] - before["least"] == 460 - 320
+    assert (before["pictures"], large["pictures"], after["pictures"]) == ("350px", "460px", "350px")
+    assert large["least"] - before["least"] == 460 - 350
 
 
 @pytest.mark.parametrize("renderer", RENDERERS)

@@ -59,13 +59,3 @@ def test_samples_are_looked_at_and_the_result_is_used(server, renderer):
     assert seen["steps_after_use"] == 12
     assert seen["longer"] == [name, 18, 18]
     assert (seen["after_program"], seen["fresh"]) == (name, None)
-
-
-@pytest.mark.parametrize("renderer", RENDERERS)
-def test_a_run_that_diverged_is_in_no_list_unless_it_is_kept_anyway(server, renderer):
-    seen = driven(server, renderer, "failed")
-    assert [name for name in seen["listed"] if "failed" in name and renderer in name] == []
-    assert "Keep anyway" in seen["card"]
-    assert [name for name in seen["kept"] if "failed" in name and renderer in name] == [
-        f"failed_{renderer}.safetensors"
-    ]

@@ -150,7 +150,7 @@ test("a setting shows at once", () => {
   const medium = before();
   panel.settings.take("LoraLoom.panel.sampleSize", "large");
   assert.equal(panel.pictures.style.minHeight, "460px");
-  assert.equal(before() - medium, 460 - 320);
+  assert.equal(before() - medium, 460 - 350);
   panel.dispose();
   panel.settings.take("LoraLoom.panel.sampleSize", "small");
   assert.equal(panel.pictures.style.minHeight, "460px");

@@ -1,7 +1,7 @@
 """The model a WebUI has loaded is trained exactly, and is afterwards what it was."""
 
 import pytest
-from live_webui import KINDS, running
+from live_webui import KINDS, REFORGE, running
 
 ATTENTIONS = {
     "A1111": ["V1", "InvokeAI", "Doggettx", "sdp", "sdp-no-mem", "sub-quadratic"],
@@ -62,7 +62,7 @@ def test_what_a_picture_leaves_in_the_model_changes_nothing_that_is_trained(serv
     assert left["said"] == said[server.kind.name]
 
 
-@pytest.fixture(scope="module", params=["A1111-sdxl", "Forge-sdxl", "Forge-flux1"])
+@pytest.fixture(scope="module", params=["A1111-sdxl", "Forge-sdxl", "reForge-sdxl", "Forge-flux1"])
 def other(request, tmp_path_factory):
     """A host with another family than Stable Diffusion 1."""
     name, family = request.param.split("-")
@@ -90,8 +90,8 @@ def test_files_of_other_families_draw_what_the_live_model_drew(other):
 
 
 def test_sizes_and_crops_of_pictures_reach_sdxl(other):
-    if "sdxl" not in other.data.name:
-        pytest.skip("Flux reads no size")
+    if "sdxl" not in other.data.name or other.kind is REFORGE:
+        pytest.skip("Flux reads no size; reForge is asked by ComfyUI's backend, which tests/host asks")
     assert other.inside("size_matters")
 
 

@@ -12,7 +12,6 @@ ROWS = {
     "A1111 --medvram": (A1111, ("--medvram",), ["torch.float32"]),
     "A1111 --lowvram": (A1111, ("--lowvram",), ["torch.float32"]),
     "A1111 --precision full": (A1111, ("--precision", "full"), ["torch.float32"]),
-    "Forge --always-low-vram": (FORGE, ("--always-low-vram",), ["torch.float32"]),
     "Forge in bf16": (FORGE, ("--unet-in-bf16",), ["torch.bfloat16"]),
     "Forge in fp8": (FORGE, ("--unet-in-fp8-e4m3fn",), ["torch.float8_e4m3fn"]),
 }
@@ -40,9 +39,10 @@ def test_a_model_kept_by_a_flag_is_trained_and_given_back(flagged):
 
 def test_gradients_are_exact_though_weights_leave_between_forward_and_backward(flagged):
     server, _ = flagged
-    if "vram" not in " ".join(server.flags) or server.kind is not A1111:
+    if not {"--medvram", "--lowvram"} & set(server.flags) or server.kind is not A1111:
         pytest.skip("nothing is moved by a hook")
+    by_blocks = "--lowvram" in server.flags  # else the network and the text encoders take turns as wholes
     for config in ({}, {"text_encoder": {"train": True}}, {"checkpointing": True}):
         found = server.inside("gradients_while_moved", file=FILE, **config)
-        assert found["moves"] > 500, found
+        assert (found["moves"] > 100) == (by_blocks or "text_encoder" in config), (config, found)
         assert found["error"] < 1e-5, (config, found)

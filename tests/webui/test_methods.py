@@ -4,6 +4,9 @@ import pytest
 from lora_loom.convert.loaders import readers_of
 
 FILE = "methods.py"
+OTHER_SAMPLER = (
+    16  # of 255: reForge's samples are drawn by its copy of ComfyUI's sampler, with another schedule than its pictures
+)
 ALGORITHMS = ["dora", "loha", "lokr", "oft", "boft", "glora", "norm", "bias", "full"]
 NO_TOKENS = "its text encoders copy an embedding's vectors, so none can be trained there"
 
@@ -20,14 +23,14 @@ def test_every_kind_of_adapter_is_trained_and_its_file_is_read_where_it_is_said_
 def test_samples_are_drawn_by_the_hosts_own_sampler(server):
     found = server.inside("samples", file=FILE)
     assert found["steps"] == [2, 2, 4], "the first one without what was trained"
-    assert found["before"]["max"] <= (2 if server.kind.name == "reForge" else 0), found
+    assert found["before"]["max"] <= (OTHER_SAMPLER if server.kind.name == "reForge" else 0), found
     assert found["after"]["max"] > 3, found
 
 
 def test_class_pictures_are_drawn_by_the_host_once_and_trained_beside_the_others(server):
     found = server.inside("prior", file=FILE)
     assert (found["drawn"], found["kept"]) == (2, 2)
-    assert max(found["apart"]) <= (2 if server.kind.name == "reForge" else 0), found
+    assert max(found["apart"]) <= (OTHER_SAMPLER if server.kind.name == "reForge" else 0), found
     assert found["losses"] == found["again"]
     assert found["losses"] != found["without"]
 

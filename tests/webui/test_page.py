@@ -73,6 +73,7 @@ def test_dropped_pictures_are_trained_shown_stopped_and_sent_to_txt2img(seen):
     assert f"{PICTURES} pictures" in seen["sheet"]
     assert "adapter.rank = 8" in seen["imported"]
     assert "from_the_page_universal.safetensors" in seen["converted"]
+    assert "from_the_page" in seen["runs"]
     assert seen["charts"] == 1
     assert seen["samples"] >= 2
     assert seen["prompt"] == "sks, <lora:from_the_page:1>"

@@ -21,8 +21,6 @@ def test_models_with_further_inputs_are_refused_in_one_sentence(server, name):
 
 @pytest.mark.parametrize(("name", "prediction"), [("tiny_sd2", "epsilon"), ("tiny_sd2v", "v")])
 def test_stable_diffusion_2_is_trained_exactly_and_given_back(server, name, prediction):
-    if server.kind.name == "reForge":
-        pytest.skip("reForge has no narrow Stable Diffusion 2: it knows its text encoder by a file of its own")
     with server.changed_to(name):
         lent = server.inside("what_is_lent", file=FILE)
         errors = server.inside("gradients")

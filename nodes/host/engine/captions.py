@@ -85,8 +85,8 @@ class HostTexts:
 
     @property
     def clip_skip(self) -> int:
-        """From which layer texts are read, from the end."""
-        return abs(self._clip.layer_idx or 1)
+        """From which layer texts are read, from the end; a CLIP of another pack may not say."""
+        return abs(getattr(self._clip, "layer_idx", None) or 1)
 
     @functools.cached_property
     def fingerprint(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 import tempfile
 import types
@@ -11,6 +12,7 @@ from pathlib import Path
 import safetensors.torch
 import torch
 from loom_harness import Tree, clip, folder, open_clip, randomised, stand_in
+from loom_small_models import A1111_CLIP
 
 TITLE, FOLDER = "A1111", "a1111"
 FAMILIES = ("sd1", "sd2", "sdxl", "sd3")
@@ -79,6 +81,15 @@ from modules import shared  # noqa: E402
 networks.extra_network_lora = types.SimpleNamespace(errors={})
 
 
+LISTED_IN = "modules.sd_models_config"
+
+
+def models() -> list[str]:
+    return re.findall(
+        r"^config_(\w+)", (HOME / "modules/sd_models_config.py").read_text(encoding="utf-8"), re.MULTILINE
+    )
+
+
 class Namespace(torch.nn.Module):
     """A module that only holds others."""
 
@@ -131,16 +142,11 @@ def sd3() -> tuple[torch.nn.Module, torch.nn.Module]:
     }
     state = {p + name: torch.zeros(shape) for name, shape in shapes.items()}
     model = sd3_impls.BaseModel(state_dict=state, prefix=p, device="cpu", dtype=torch.float32)
-    narrow = {
-        "hidden_act": "gelu",
-        "hidden_size": 16,
-        "intermediate_size": 32,
-        "num_attention_heads": 2,
-        "num_hidden_layers": 3,
-    }
     with torch.no_grad():
-        clip_g = other_impls.SDXLClipG(narrow, device="cpu", dtype=torch.float32)
-        clip_l = other_impls.SDClipModel(layer="last", device="cpu", dtype=torch.float32, textmodel_json_config=narrow)
+        clip_g = other_impls.SDXLClipG(A1111_CLIP, device="cpu", dtype=torch.float32)
+        clip_l = other_impls.SDClipModel(
+            layer="last", device="cpu", dtype=torch.float32, textmodel_json_config=A1111_CLIP
+        )
     return model, Namespace(clip_g=clip_g, clip_l=clip_l)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import types
 from pathlib import Path
 
 import torch
-from loom_harness import FLUX, UNETS, Tree, clip_config, folder, randomised, stand_in
+from loom_harness import Tree, clip_config, folder, randomised, stand_in
+from loom_small_models import ENCODERS, FLUX, SD3, T5, UNETS, projects
 from transformers import CLIPTextModel
 
 TITLE, FOLDER = "Forge", "forge"
@@ -35,25 +37,13 @@ from backend.patcher import lora  # noqa: E402
 from backend.patcher.clip import CLIP  # noqa: E402
 from backend.patcher.unet import UnetPatcher  # noqa: E402
 
-ENCODERS = {
-    "sd1": {"clip_l": 12},
-    "sd2": {"clip_h": 23},
-    "sdxl": {"clip_l": 12, "clip_g": 32},
-    "flux1": {"clip_l": 12, "t5xxl": 4},
-    "chroma": {"t5xxl": 4},
-    "sd3": {"clip_l": 12, "clip_g": 32, "t5xxl": 4},
-}
-T5 = {
-    "d_ff": 32,
-    "d_kv": 8,
-    "d_model": 16,
-    "dense_act_fn": "gelu_pytorch_tanh",
-    "is_gated_act": True,
-    "model_type": "t5",
-    "num_heads": 2,
-    "num_layers": 4,
-    "vocab_size": 64,
-}
+LISTED_IN = "backend.loader, possible_models"
+
+
+def models() -> list[str]:
+    return re.search(r"possible_models = \[(.*?)\]", (HOME / "backend/loader.py").read_text(encoding="utf-8"))[1].split(
+        ", "
+    )
 
 
 def denoiser(family: str) -> tuple[torch.nn.Module, dict]:
@@ -78,15 +68,7 @@ def denoiser(family: str) -> tuple[torch.nn.Module, dict]:
     else:
         from backend.nn.mmditx import MMDiTX
 
-        embedder = {"target": "torch.nn.Linear", "params": {"in_features": 48, "out_features": 192}}
-        config = {
-            "in_channels": 16,
-            "depth": 3,
-            "num_patches": 16,
-            "pos_embed_max_size": 4,
-            "adm_in_channels": 40,
-            "context_embedder_config": embedder,
-        }
+        config = {**SD3}
         model = MMDiTX(input_size=None, **config)
     model.config = config
     return model, config
@@ -116,7 +98,7 @@ def tree(family: str) -> Tree:
     out = Tree(family, types.SimpleNamespace(unet=UnetPatcher(k_model, cpu, cpu), clip=CLIP(encoders, {})))
     out.add_denoiser(model)
     for encoder, module in encoders.items():
-        out.add_text(encoder, module, prefix="transformer.", projection=family == "sd3" or encoder == "clip_g")
+        out.add_text(encoder, module, prefix="transformer.", projection=projects(family, encoder))
     return out
 
 

@@ -4,6 +4,7 @@ A program is one file beside this one, called like the module it is imported as.
 
     TITLE, FOLDER         what the tables call it, and its checkout below $LOOM_PROGRAMS (~/programs)
     FAMILIES              the families it builds a model of, from its own classes wherever it has them
+    models(), LISTED_IN   the names of the models that the program has, and which list of its own that is
     tree(family) -> Tree  that model: real layer names, narrow layers
     load(tree, path)      the program's own loading of a file, onto the tree; may raise whatever it raises
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import os
 import re
 import subprocess
@@ -27,12 +29,15 @@ from typing import Any
 from unittest.mock import MagicMock
 
 import torch
-from lora_loom.convert import read, write
+from loom_small_models import ENCODERS, WIDTHS
+from lora_loom.convert import write
 from lora_loom.convert.embedding import EMBEDDING_TARGETS, Embedding, write_embedding
 from lora_loom.convert.families import FAMILIES, text
-from lora_loom.convert.files.disk import load, save
+from lora_loom.convert.files.disk import save
+from lora_loom.convert.files.jobs import open_lora
 from lora_loom.convert.fuse import sizes
 from lora_loom.convert.lora import FormatError, Lora, Module, applied, component
+from lora_loom.convert.writers import peft_directories
 from lora_loom.lora_core.algebra.kind import Shape
 from lora_loom.lora_core.algebra.kinds import KINDS
 from lora_loom.lora_core.algebra.walk import Walk
@@ -171,27 +176,6 @@ def has_weight(layer: torch.nn.Module) -> bool:
     """Whether it is a linear layer, a convolution or a norm with a weight of its own; programs have classes of their own for all of them."""
     weight = layer._parameters.get("weight")
     return weight is not None and "Embedding" not in type(layer).__name__
-
-
-# Configurations of the published UNets as the WebUIs that read checkpoints by shape have them, with narrow layers.
-_SD1 = {
-    "in_channels": 4, "out_channels": 4, "model_channels": 32, "num_heads": 4, "num_res_blocks": [2, 2, 2, 2], "channel_mult": [1, 2, 4, 4],
-    "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0], "transformer_depth_middle": 1, "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0],
-    "use_linear_in_transformer": False, "context_dim": 24, "use_spatial_transformer": True,
-}  # fmt: skip
-_LINEAR = {"num_heads": -1, "num_head_channels": 16, "use_linear_in_transformer": True}
-UNETS: dict[str, dict[str, Any]] = {
-    "sd1": _SD1,
-    "sd2": {**_SD1, **_LINEAR},
-    "sdxl": {
-        **_SD1, **_LINEAR, "adm_in_channels": 40, "num_classes": "sequential", "num_res_blocks": [2, 2, 2], "channel_mult": [1, 2, 4],
-        "transformer_depth": [0, 0, 2, 2, 10, 10], "transformer_depth_middle": 10, "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10],
-    },
-}  # fmt: skip
-FLUX: dict[str, Any] = {
-    "in_channels": 16, "vec_in_dim": 20, "context_in_dim": 24, "hidden_size": 32, "mlp_ratio": 4.0, "num_heads": 2, "depth": 19,
-    "depth_single_blocks": 38, "axes_dim": [4, 4, 8], "theta": 10000, "qkv_bias": True,
-}  # fmt: skip
 
 
 def randomised(model: torch.nn.Module) -> torch.nn.Module:
@@ -428,6 +412,35 @@ class Survey:
             result["training"] = [len(what.read()), len(what.errors)] if what else [0, 0]
         return result
 
+    def universal(self) -> dict[str, Any]:
+        """As `form`, for the file that is meant for several programs, of which no further questions are asked."""
+        names = self.tree.layers()
+        whole = self.of(names, "universal")
+        assert whole is not None
+        return self.counted(whole, names)
+
+    def directory(self) -> dict[str, Any] | None:
+        """As `form`, for PEFT directories: of each part of the pipeline where the program takes them, else the weights of the denoiser's alone."""
+        takes = getattr(self.program, "load_directories", None)
+        names = [n for n in self.tree.layers() if takes or component(n) == FAMILIES[self.tree.family].component]
+        lora = lora_over(self.tree, names)
+        files = {}
+        for part, (state, config) in peft_directories(lora).items():
+            place = self.folder / "peft" / part
+            save(place / "adapter_model.safetensors", {k: v.contiguous() for k, v in state.items()}, {"format": "pt"})
+            (place / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
+            files[part] = place
+        reader = types.SimpleNamespace(load=lambda tree, path: takes(tree, files)) if takes else self.program
+        what = seen(reader, self.tree, lora, files[FAMILIES[self.tree.family].component] / "adapter_model.safetensors")
+        return self.counted(what, names)
+
+    def counted(self, what: Seen, names: list[str]) -> dict[str, Any]:
+        """Layers read by component, and what is not read."""
+        read = what.read()
+        layers = {part: [len(read & {*members}), len(members)] for part, members in parts_of(names).items()}
+        out: dict[str, Any] = {"layers": layers, "unread": self.told(what, names)}
+        return out | {"raised": what.raised} if what.raised else out
+
     def without_company(self, members: list[str], form: str) -> str:
         """What becomes of the queries of a text encoder that is read, without keys, values and outputs beside them; "" where they are read."""
         queries = [n for n in members if n.endswith("self_attn.q_proj") and n not in self.unread[form]][:2]
@@ -541,29 +554,39 @@ def verdict(what: Seen) -> str:
     return f"{good} of {of} right, error up to {worst:.2g}" if good else f"error up to {worst:.2g}"
 
 
-def written(program: ModuleType, tree: Tree, folder: Path) -> list[int]:
-    """[layers that a file of the program's own making means alike to it and to us, layers in that file]."""
-    path = folder / "own.safetensors"
-    with quiet():
-        program.write(tree, path)
+def written(program: ModuleType, tree: Tree, folder: Path) -> dict[str, list[int]]:
+    """Each format of the program's own -> [layers that a file of its own making means alike to it and to us, layers in that file]."""
+    out = {}
+    for number, form in enumerate(getattr(program, "WRITTEN_AS", ("",))):
+        path = folder / f"own-{tree.family}-{number}.safetensors"
+        before = {label: weight().detach().clone() for label, weight in tree.weights.items()}
+        with quiet():
+            change = program.write(tree, path, form)
+        if change is None:  # no such format for this model
+            continue
+        try:
+            lora = open_lora(path, family=tree.family)
+        except FormatError:  # a form that is refused here
+            out[form or "its own"] = [0, len(change)]
+            continue
+        known = [name for name in lora.modules if name in tree.places]
+        good = [n for n in known if error_of(tree, n, changes_of(tree, n, lora.modules[n]), change) <= EXACT]
+        assert any(value.any() for value in change.values()), f"{program.TITLE} wrote nothing for {tree.family}"
+        assert all(torch.equal(weight(), before[label]) for label, weight in tree.weights.items())
+        out[form or "its own"] = [len(good), len(lora.modules)]
+    return out
+
+
+def change_by(program: ModuleType, tree: Tree, path: Path) -> dict[str, torch.Tensor]:
+    """What a program's own loading of a file changes; the weights are put back."""
     before = {label: weight().detach().clone() for label, weight in tree.weights.items()}
-    with quiet():
-        program.load(tree, path)
-    change = {label: weight().detach() - before[label] for label, weight in tree.weights.items()}
+    change = program.load(tree, path)
+    if change is None:
+        change = {label: weight().detach() - before[label] for label, weight in tree.weights.items()}
     with torch.no_grad():
         for label, weight in tree.weights.items():
             weight().copy_(before[label])
-    lora = read(*load(path), family=tree.family)
-    known = [name for name in lora.modules if name in tree.places]
-    good = [n for n in known if error_of(tree, n, changes_of(tree, n, lora.modules[n]), change) <= EXACT]
-    changed = sum(bool(value.any()) for value in change.values())
-    return [len(good), len(lora.modules)] if changed else [0, len(lora.modules)]
-
-
-EMBEDDINGS = {
-    "sd1": {"clip_l": 768}, "sd2": {"clip_h": 1024}, "sdxl": {"clip_l": 768, "clip_g": 1280}, "flux1": {"clip_l": 768, "t5xxl": 4096},
-    "sd3": {"clip_l": 768, "clip_g": 1280, "t5xxl": 4096},
-}  # fmt: skip
+    return change
 
 
 def embeddings(program: ModuleType, folder: Path) -> dict[str, dict[str, str]]:
@@ -571,7 +594,7 @@ def embeddings(program: ModuleType, folder: Path) -> dict[str, dict[str, str]]:
     out: dict[str, dict[str, str]] = {}
     for family in program.EMBEDDINGS:
         rng = torch.Generator().manual_seed(3)
-        vectors = {encoder: torch.randn(2, width, generator=rng) for encoder, width in EMBEDDINGS[family].items()}
+        vectors = {encoder: torch.randn(2, WIDTHS[encoder], generator=rng) for encoder in ENCODERS[family]}
         out[family] = {}
         for target in EMBEDDING_TARGETS:
             path = folder / "zog.safetensors"
@@ -592,17 +615,42 @@ def embeddings(program: ModuleType, folder: Path) -> dict[str, dict[str, str]]:
     return out
 
 
-def measured(program: ModuleType, only: str = "") -> dict[str, Any]:
+# Family -> what its name looks like among those of a program's own models, without marks between words.
+NAMES = {
+    "sd1": "sd15|sd1$|stablediffusion|default", "sd2": "sd2|stablediffusion", "sdxl": "sdxl|stablediffusionxl", "flux1": r"flux(?!2)", "chroma": "chroma",
+    "sd3": "sd3|stablediffusion3", "flux2": r"flux2|klein", "z-image": "zimage", "lumina2": "lumina", "qwen-image": "qwen", "wan": r"^wan|loraw?an$",
+    "hunyuanvideo": r"hunyuanvideo(?!15)|^hv(?!1)", "ltxv": r"ltxv|^ltx(?!2|av)", "ltxav": "ltxav|ltx2", "hidream": r"hidream(?!o1)", "anima": r"anima(?!t)",
+    "cosmospredict2": "predict2|cosmos(?!video|t2v|i2v)", "kandinsky5": "kandinsky5", "auraflow": "auraflow", "pixart": "pixart", "omnigen2": "omnigen2",
+    "krea2": "krea2", "ideogram4": "ideogram", "ernieimage": "ernie", "longcatimage": "longcat(?!audio|video)",
+}  # fmt: skip
+
+
+def absent(program: ModuleType) -> dict[str, Any]:
+    """The families of which no model has a name among the program's own, and in which list of how many that was looked up."""
+    names = {re.sub(r"[^a-z0-9]", "", name.lower()) for name in program.models()}
+    missing = [family for family, name in NAMES.items() if not any(re.search(name, listed) for listed in names)]
+    said = sorted({*missing} & {*program.FAMILIES})
+    assert not said, f"{program.TITLE} was run with {said}, which its list of models does not have"
+    return {"families": missing, "models": len(names), "listed_in": program.LISTED_IN}
+
+
+def measured(program: ModuleType, chosen: Iterable[str]) -> dict[str, Any]:
     """The whole survey of a program."""
     families: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as temp:
-        for family in program.FAMILIES:
-            if only and family != only:
-                continue
+        for family in chosen:
             tree = program.tree(family)
             survey = Survey(program, tree, Path(temp))
             left_out = getattr(program, "NOT_AT_NARROW_WIDTH", ())
-            forms = {form: survey.form(form) for form in FORMS[:3] if (family, form) not in left_out}
+            forms = {
+                form: survey.form(form)
+                for form in getattr(program, "FORMS", FORMS[:3])
+                if (family, form) not in left_out
+            }
+            shared = FAMILIES[family].universal in ("diffusers", "shared") and (family, "universal") not in left_out
+            if forms and shared:
+                forms["universal"] = survey.universal()
+            forms["peft"] = survey.directory()
             entry: dict[str, Any] = {"forms": forms}
             if hasattr(program, "write"):
                 entry["written"] = written(program, tree, Path(temp))

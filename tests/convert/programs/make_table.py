@@ -23,7 +23,9 @@ PROGRAMS = (
     "diffusers",
     "PEFT",
 )
-FORMS = ("kohya", "comfyui", "diffusers")
+FORMS = ("kohya", "comfyui", "diffusers")  # of which Inspect is told
+ROWS = ("kohya", "comfyui", "diffusers", "universal", "peft")
+NO_MODEL = "no model"
 KINDS = (
     "lora",
     "dora",
@@ -105,7 +107,12 @@ def data() -> dict[str, Result]:
         one_rank = any("mixed" in seen and seen["mixed"][0] == 0 for seen in cells)
         for family, entry in result["families"].items():
             families[family] = {form: cell(entry, form, one_rank) for form in FORMS if entry["forms"].get(form)}
-        out[program] = {"version": result["version"], "date": result["date"], "families": families}
+        out[program] = {
+            "version": result["version"],
+            "date": result["date"],
+            "absent": result.get("absent", {}).get("families", []),
+            "families": families,
+        }
     return out
 
 
@@ -132,12 +139,26 @@ def layers_table(measured: dict[str, Result]) -> list[list[str]]:
     for name, family in FAMILIES.items():
         if not any(name in measured[program]["families"] for program in programs):
             continue
-        for form in FORMS:
-            cells = [shown(measured[p]["families"].get(name, {}).get("forms", {}).get(form)) for p in programs]
+        for form in ROWS:
+            cells = [cell_text(measured[program], name, form) for program in programs]
+            if not any(text and text != NO_MODEL for text in cells):
+                continue
             rows.append(
-                [family.title if form == FORMS[0] else "", form + (" *" if form == family.universal else ""), *cells]
+                [family.title if form == ROWS[0] else "", form + (" *" if form == starred(family) else ""), *cells]
             )
     return rows
+
+
+def starred(family: Any) -> str:
+    """The row of what *universal* writes: one of its own where that is no program's form as it is."""
+    return "universal" if family.universal in ("diffusers", "shared") else family.universal
+
+
+def cell_text(result: Result, family: str, form: str) -> str:
+    """A cell of the first table: figures, or that the program has no such model; "" where it was not run."""
+    if family in result.get("absent", {}).get("families", ()):
+        return NO_MODEL
+    return shown(result["families"].get(family, {}).get("forms", {}).get(form))
 
 
 def kinds_table(measured: dict[str, Result]) -> list[list[str]]:
@@ -195,12 +216,16 @@ def rules(measured: dict[str, Result]) -> list[str]:
             "mixed" in c and c["mixed"][0] == 0 for e in result["families"].values() for c in e["forms"].values() if c
         ):
             out.append(f"- **{program}** takes one rank for the whole file, which its user sets.")
-        own = [e["written"] for e in result["families"].values() if "written" in e]
+        own = [counts for e in result["families"].values() for counts in e.get("written", {}).values()]
         if own:
             good, of = sum(n for n, _ in own), sum(n for _, n in own)
+            formats = sorted({name for e in result["families"].values() for name in e.get("written", {})} - {"its own"})
+            named = f" ({', '.join(formats)})" if formats else ""
             out.append(
-                f"- Of the layers in files that **{program}** wrote itself, {good} of {of} mean here what they mean to it."
+                f"- Of the layers in files that **{program}** wrote itself{named}, {good} of {of} mean here what they mean to it."
             )
+        for what, why in result.get("not_run", {}).items():
+            out.append(f"- **{program}** was not run with {what}: {why}.")
         training = {
             family: f"{c['training'][0]} of {c['training'][1]}"
             for family, e in result["families"].items()

@@ -12,18 +12,20 @@ import types
 from pathlib import Path
 
 import torch
-from loom_diffusers_models import TEXT, denoiser, encoder
+from loom_diffusers_models import TEXT, denoiser, encoder, with_words
 from loom_harness import Tree, folder, randomised
 from safetensors.torch import load_file
 
 TITLE, FOLDER = "OneTrainer", "onetrainer"
-FAMILIES = ("sd1", "sd2", "sdxl", "flux1", "chroma", "sd3", "flux2", "z-image", "qwen-image")
 HOME = folder(FOLDER)
 sys.path[:0] = [str(HOME)]
 
 from modules.module.LoRAModule import LoRAModule, LoRAModuleWrapper  # noqa: E402
 from modules.util.config.TrainConfig import TrainConfig  # noqa: E402
+from modules.util.enum.ModelFormat import ModelFormat  # noqa: E402
 from modules.util.enum.ModelType import ModelType, PeftType  # noqa: E402
+from modules.util.enum.TrainingMethod import TrainingMethod  # noqa: E402
+from modules.util.ModelNames import EmbeddingName, ModelNames  # noqa: E402
 
 # family -> (kind of model, its class, the module and class of its loader)
 MODELS = {
@@ -35,11 +37,33 @@ MODELS = {
     "sd3": ("STABLE_DIFFUSION_3", "StableDiffusion3Model", "stableDiffusion3.StableDiffusion3LoRALoader", "StableDiffusion3LoRALoader"),
     "flux2": ("FLUX_2", "Flux2Model", "Flux2ModelLoader", "Flux2LoRALoader"), "z-image": ("Z_IMAGE", "ZImageModel", "ZImageModelLoader", "ZImageLoRALoader"),
     "qwen-image": ("QWEN", "QwenModel", "qwen.QwenLoRALoader", "QwenLoRALoader"),
+    "hunyuanvideo": ("HUNYUAN_VIDEO", "HunyuanVideoModel", "hunyuanVideo.HunyuanVideoLoRALoader", "HunyuanVideoLoRALoader"),
+    "hidream": ("HI_DREAM_FULL", "HiDreamModel", "hiDream.HiDreamLoRALoader", "HiDreamLoRALoader"),
+    "anima": ("ANIMA", "AnimaModel", "AnimaModelLoader", "AnimaLoRALoader"),
+    "pixart": ("PIXART_SIGMA", "PixArtAlphaModel", "pixartAlpha.PixArtAlphaLoRALoader", "PixArtAlphaLoRALoader"),
+    "krea2": ("KREA_2", "Krea2Model", "krea2.Krea2LoRALoader", "Krea2LoRALoader"),
+    "ideogram4": ("IDEOGRAM_4", "IdeogramModel", "IdeogramModelLoader", "IdeogramLoRALoader"),
+    "ernieimage": ("ERNIE", "ErnieModel", "ErnieModelLoader", "ErnieLoRALoader"),
 }  # fmt: skip
+FAMILIES = tuple(MODELS)
 CONVOLUTIONS_OF = (
     "lora",
 )  # kinds whose change of a convolution can be told from the program's own product of the factors
-ONE_ENCODER = ("sd1", "sd2", "chroma")
+ONE_ENCODER = ("sd1", "sd2", "chroma", "pixart")
+OTHER_ENCODER = (
+    "qwen-image",
+    "anima",
+    "krea2",
+    "ideogram4",
+    "ernieimage",
+)  # whose layers the loader may ask for; we write none
+
+
+LISTED_IN = "modules.util.enum.ModelType"
+
+
+def models() -> list[str]:
+    return [kind.name for kind in ModelType]
 
 
 def tree(family: str) -> Tree:
@@ -55,12 +79,13 @@ def tree(family: str) -> Tree:
     parts = {prefix: randomised(denoiser(family))}
     setattr(host, prefix, parts[prefix])
     out.add_denoiser(parts[prefix])
-    for number, (component, name) in enumerate(TEXT.get(family, {}).items(), start=1):
+    for component, name in TEXT.get(family, {}).items():
         parts[component] = encoder(family, name)
+        number = component.rpartition("_")[2] if component[-1].isdigit() else "1"
         setattr(host, "text_encoder" if family in ONE_ENCODER else f"text_encoder_{number}", parts[component])
         out.add_text(name, parts[component])
-    if family == "qwen-image":
-        host.text_encoder = torch.nn.Module()  # whose layers the loader asks for; we write none
+    if family in OTHER_ENCODER:
+        host.text_encoder = torch.nn.Module()
     out.host.parts = parts
     return out
 
@@ -131,11 +156,62 @@ def wrapped(tree: Tree, prefix: str, part: torch.nn.Module, config: TrainConfig,
     raise AssertionError("unreachable")
 
 
+WRITTEN_AS = ("DIFFUSERS_LORA", "KOHYA_LORA", "COMFY_LORA", "LEGACY_LORA")
+SAVERS = {
+    "sd1": "stableDiffusion.StableDiffusion", "sd2": "stableDiffusion.StableDiffusion", "sdxl": "stableDiffusionXL.StableDiffusionXL", "flux1": "flux.Flux",
+    "chroma": "chroma.Chroma", "sd3": "stableDiffusion3.StableDiffusion3", "flux2": "flux2.Flux2", "z-image": "zImage.ZImage", "qwen-image": "qwen.Qwen",
+    "hunyuanvideo": "hunyuanVideo.HunyuanVideo", "hidream": "hidream.HiDream", "anima": "anima.Anima", "pixart": "pixartAlpha.PixArtAlpha",
+    "krea2": "krea2.Krea2", "ideogram4": "ideogram.Ideogram", "ernieimage": "ernie.Ernie",
+}  # fmt: skip
+
+
+def write(tree: Tree, path: Path, form: str) -> dict[str, torch.Tensor] | None:
+    """A file of its own training in one of its formats: attention and MLPs of each part, rank 4, alpha 2, random weights; what they change. None where the
+    program has no such format for the model.
+    """
+    host, config = tree.host.model, TrainConfig.default_values()
+    config.train_device, config.lora_rank, config.lora_alpha, config.layer_filter_regex = "cpu", 4, 2.0, True
+    host.train_config, host.lora_state_dict, change = config, None, {}
+    for prefix, part in tree.host.parts.items():
+        denoiser = prefix in ("unet", "transformer")
+        groups = host.fusion_groups() if denoiser else None
+        wrapper = LoRAModuleWrapper(
+            part,
+            prefix,
+            config,
+            [r"(attn|attention|mlp|ff)"] if denoiser else None,
+            fusion_spec=groups,
+            fuse=bool(groups) and ModelFormat[form].needs_qkv_fusion(),
+        )
+        rng = torch.Generator().manual_seed(7)
+        with torch.no_grad():
+            for weight in wrapper.parameters():
+                weight.copy_(torch.randn(weight.shape, generator=rng) * 0.2)
+        change |= changes_of(tree, prefix, part, wrapper)
+        number = (
+            ""
+            if denoiser or hasattr(host, "text_encoder_lora")
+            else f"_{prefix.rpartition('_')[2] if prefix[-1].isdigit() else 1}"
+        )
+        setattr(host, f"{prefix if denoiser else 'text_encoder'}{number}_lora", wrapper)
+    folder_name, _, cls = SAVERS[tree.family].partition(".")
+    saver = getattr(importlib.import_module(f"modules.modelSaver.{folder_name}.{cls}LoRASaver"), f"{cls}LoRASaver")()
+    try:
+        saver.save(host, ModelFormat[form], str(path), torch.float32)
+    except NotImplementedError:
+        return None
+    return change
+
+
 def changes(
     tree: Tree, prefix: str, part: torch.nn.Module, config: TrainConfig, state: dict
 ) -> dict[str, torch.Tensor]:
+    """Label -> change of the weight of each layer that carries an adapter of the file."""
+    return changes_of(tree, prefix, part, wrapped(tree, prefix, part, config, state))
+
+
+def changes_of(tree: Tree, prefix: str, part: torch.nn.Module, wrapper: LoRAModuleWrapper) -> dict[str, torch.Tensor]:
     """Label -> change of the weight of each layer that carries an adapter."""
-    wrapper = wrapped(tree, prefix, part, config, state)
     wrapper.to(dtype=torch.float32)
     convolutions = {
         name: module
@@ -164,3 +240,43 @@ def changes(
             with contextlib.suppress(NotImplementedError):  # stand-ins of the program for layers it does not know
                 module.remove_hook_from_module()
     return out
+
+
+EMBEDDINGS = ("sd1", "sd2", "sdxl", "flux1", "sd3")
+SETUPS = {
+    "sd1": ("StableDiffusion", "text_encoder"), "sd2": ("StableDiffusion", "text_encoder"), "sdxl": ("StableDiffusionXL", "text_encoder_{}"),
+    "flux1": ("Flux", "text_encoder_{}"), "sd3": ("StableDiffusion3", "text_encoder_{}"),
+}  # fmt: skip
+
+
+def embedding(family: str, path: Path) -> dict[str, torch.Tensor]:
+    """What its training continues from: the file by its loader, the vectors that its setup makes of that."""
+    kind, cls, _, _ = MODELS[family]
+    setup_name, component = SETUPS[family]
+    host = getattr(importlib.import_module(f"modules.model.{cls}"), cls)(ModelType[kind])
+    loader_name = f"{setup_name}EmbeddingLoader"
+    folder_name = setup_name[0].lower() + setup_name[1:]
+    loader = getattr(importlib.import_module(f"modules.modelLoader.{folder_name}.{loader_name}"), loader_name)()
+    names = ModelNames(embedding=EmbeddingName("x", str(path)))
+    loader.load(host, "", names)
+    words = with_words(family)
+    config = TrainConfig.default_values()
+    config.training_method = TrainingMethod.EMBEDDING
+    config.embedding.uuid, config.embedding.placeholder, config.embedding.token_count = "x", "zog", 2
+    host.train_config = config
+    encoders = {}
+    for number, (part, name) in enumerate(TEXT[family].items(), start=1):
+        place = component.format(number)
+        setattr(host, place, getattr(words, part))
+        setattr(
+            host, place.replace("text_encoder", "tokenizer"), getattr(words, part.replace("text_encoder", "tokenizer"))
+        )
+        encoders[place] = name
+    setup_cls = importlib.import_module(f"modules.modelSetup.Base{setup_name}Setup")
+    setup = types.SimpleNamespace(
+        train_device="cpu", temp_device="cpu", _add_embeddings_to_tokenizer=lambda *words: None
+    )
+    base = getattr(setup_cls, f"Base{setup_name}Setup")
+    base._setup_embeddings(setup, host, config)
+    found = {name: getattr(host.embedding, f"{place}_embedding").vector for place, name in encoders.items()}
+    return {name: vector.detach() for name, vector in found.items() if vector is not None}

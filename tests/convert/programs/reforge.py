@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
 import sys
 import tempfile
 import types
 from pathlib import Path
 
 import torch
-from loom_harness import FLUX, UNETS, Tree, clip, folder, randomised, stand_in, t5
+from loom_harness import Tree, clip, folder, randomised, stand_in, t5
+from loom_small_models import ENCODERS, HOST, projects
 
 TITLE, FOLDER = "reForge", "reforge"
-FAMILIES = ("sd1", "sd2", "sdxl", "flux1", "chroma", "sd3", "lumina2", "wan")
 HOME = folder(FOLDER)
 
 sys.path[:0] = [str(HOME / "extensions-builtin" / "Lora"), str(HOME)]
@@ -41,76 +43,19 @@ from ldm_patched.modules import args_parser  # noqa: E402
 
 args_parser.args.always_cpu = True
 import networks  # noqa: E402  the extension's own module
+from ldm_patched.ldm.chroma.model import ChromaParams  # noqa: E402
+from ldm_patched.ldm.flux.model import FluxParams  # noqa: E402
+from ldm_patched.ldm.hunyuan_video.model import HunyuanVideoParams  # noqa: E402
 from ldm_patched.modules import model_patcher, supported_models  # noqa: E402
 
-_UNET = {"image_size": 32, "use_temporal_attention": False, "disable_self_attentions": None, "legacy": False}
-_SD3 = {
-    "in_channels": 16,
-    "depth": 3,
-    "num_patches": 16,
-    "pos_embed_max_size": 4,
-    "adm_in_channels": 40,
-    "input_size": None,
-    "patch_size": 2,
-    "pos_embed_scaling_factor": None,
-    "context_embedder_config": {"target": "torch.nn.Linear", "params": {"in_features": 48, "out_features": 192}},
-}
-_FLUX = {**FLUX, "patch_size": 2, "out_channels": 16}
-_CHROMA = {
-    **{k: v for k, v in _FLUX.items() if k != "vec_in_dim"},
-    "image_model": "chroma",
-    "in_dim": 64,
-    "out_dim": 32,
-    "hidden_dim": 48,
-    "n_layers": 5,
-}
-_LUMINA2 = {
-    "image_model": "lumina2",
-    "patch_size": 2,
-    "in_channels": 16,
-    "cap_feat_dim": 24,
-    "dim": 96,
-    "n_layers": 4,
-    "n_refiner_layers": 2,
-    "n_heads": 6,
-    "n_kv_heads": 2,
-    "qk_norm": True,
-    "axes_dims": [4, 4, 8],
-    "axes_lens": [64, 64, 64],
-    "ffn_dim_multiplier": 4.0,
-}
-_WAN = {
-    "image_model": "wan2.1",
-    "model_type": "i2v",
-    "patch_size": (1, 2, 2),
-    "text_len": 16,
-    "in_dim": 36,
-    "dim": 32,
-    "ffn_dim": 64,
-    "freq_dim": 16,
-    "text_dim": 24,
-    "out_dim": 16,
-    "num_heads": 2,
-    "num_layers": 4,
-    "window_size": (-1, -1),
-    "qk_norm": True,
-    "cross_attn_norm": True,
-    "eps": 1e-6,
-}
-MODELS = {
-    "sd1": ("SD15", {**UNETS["sd1"], **_UNET, "adm_in_channels": None}),
-    "sd2": ("SD20", {**UNETS["sd2"], **_UNET, "adm_in_channels": None, "num_head_channels": 16}),
-    "sdxl": ("SDXL", {**UNETS["sdxl"], **_UNET}), "flux1": ("Flux", {**_FLUX, "image_model": "flux", "guidance_embed": True}), "chroma": ("Chroma", _CHROMA),
-    "sd3": ("SD3", _SD3), "lumina2": ("Lumina2", _LUMINA2), "wan": ("WAN21_I2V", _WAN),
-}  # fmt: skip
-TEXT = {
-    "sd1": {"clip_l": 12},
-    "sd2": {"clip_h": 23},
-    "sdxl": {"clip_l": 12, "clip_g": 32},
-    "flux1": {"clip_l": 12, "t5xxl": 4},
-    "chroma": {"t5xxl": 4},
-    "sd3": {"clip_l": 12, "clip_g": 32, "t5xxl": 4},
-}
+PARAMETERS = {"flux1": FluxParams, "chroma": ChromaParams, "hunyuanvideo": HunyuanVideoParams}
+FAMILIES = tuple(family for family, (name, _) in HOST.items() if hasattr(supported_models, name))
+
+LISTED_IN = "ldm_patched.modules.supported_models"
+
+
+def models() -> list[str]:
+    return [cls.__name__ for cls in supported_models.models]
 
 
 class Namespace(torch.nn.Module):
@@ -138,7 +83,10 @@ class Clip:
 
 
 def tree(family: str) -> Tree:
-    name, config = MODELS[family]
+    name, config = HOST[family]
+    if family in PARAMETERS:  # which it takes fewer of
+        known = {field.name for field in dataclasses.fields(PARAMETERS[family])}
+        config = {key: value for key, value in config.items() if key in known or key == "image_model"}
     row = getattr(supported_models, name)({**config})
     row.set_inference_dtype(torch.float32, None)
     if family == "sd2":  # the host gives its heads 64 channels
@@ -146,8 +94,8 @@ def tree(family: str) -> Tree:
     model = row.get_model({}, "", device="cpu")
     randomised(model)
     encoders = {}
-    for encoder, layers in TEXT.get(family, {}).items():
-        projection = family == "sd3" or encoder == "clip_g"
+    for encoder, layers in ENCODERS.get(family, {}).items():
+        projection = projects(family, encoder)
         encoders[encoder] = Namespace(
             transformer=t5(16, layers) if encoder == "t5xxl" else clip(16, layers, projection)
         )
@@ -169,3 +117,32 @@ def load(tree: Tree, path: Path) -> None:
     for patcher in (unet, clip and clip.patcher):
         for key in patcher.patches if patcher else ():
             patcher.patch_weight_to_device(key)
+
+
+EMBEDDINGS = ("sd1", "sd2", "sdxl", "flux1", "sd3")
+SHAPES = {
+    "sd1": 768,
+    "sd2": 1024,
+    "sdxl": 2048,
+    "flux1": 768,
+    "sd3": 2048,
+}  # what its models answer when asked for the shape of a vector
+
+
+def embedding(family: str, path: Path) -> dict[str, torch.Tensor]:
+    """The vectors of the word it registers for a file."""
+    sys.modules["modules"].__path__ = [str(HOME / "modules")]
+    for name in ("devices", "sd_hijack", "images", "sd_samplers", "sd_hijack_checkpoint", "textual_inversion.dataset"):
+        stand_in(f"modules.{name}")
+    sys.modules["modules.devices"].device, sys.modules["modules.devices"].cpu = torch.device("cpu"), torch.device("cpu")
+    stand_in("modules.textual_inversion").__path__ = [str(HOME / "modules" / "textual_inversion")]
+    textual_inversion = importlib.import_module("modules.textual_inversion.textual_inversion")
+    model = types.SimpleNamespace(cond_stage_model=types.SimpleNamespace(tokenize=lambda words: [[1]]))
+    textual_inversion.shared.sd_model = model
+    database = textual_inversion.EmbeddingDatabase()
+    database.expected_shape = SHAPES[family]
+    database.load_from_file(str(path), path.name)
+    if path.stem not in database.word_embeddings:
+        return {}
+    vectors = database.word_embeddings[path.stem].vec
+    return vectors if isinstance(vectors, dict) else {"clip_h" if family == "sd2" else "clip_l": vectors}

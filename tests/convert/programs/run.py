@@ -1,4 +1,6 @@
-"""Measures one program with its real loader, in a process of its own: python tests/convert/programs/run.py a1111 results/a1111.json [family]."""
+"""Measures one program with its real loader, in a process of its own: python tests/convert/programs/run.py a1111 results/a1111.json [family,family].
+
+With families named, these alone are measured, and take the place of what the file says of them."""
 
 from __future__ import annotations
 
@@ -30,20 +32,22 @@ def by_file(name: str):
     return module
 
 
+NEEDED = {
+    "lycoris_kohya": ["sd_scripts"], "sdnext": ["diffusers_models"], "onetrainer": ["diffusers_models"], "diffusers_own": ["diffusers_models"],
+    "peft_own": ["diffusers_models", "diffusers_own"],
+}  # fmt: skip
+
+
 def main(name: str, out: str, only: str = "") -> None:
     import torch
 
     torch.set_num_threads(1)
+    by_file("small_models")
     harness = by_file("harness")
-    for needed in {
-        "lycoris_kohya": ["sd_scripts"],
-        "sdnext": ["diffusers_models"],
-        "onetrainer": ["diffusers_models"],
-        "diffusers_own": ["diffusers_models"],
-    }.get(name, []):
+    for needed in NEEDED.get(name, []):
         by_file(needed)
     program = by_file(name)
-    families = harness.measured(program, only)
+    families = harness.measured(program, only.split(",") if only else program.FAMILIES)
     with tempfile.TemporaryDirectory() as temp:
         embeddings = harness.embeddings(program, Path(temp)) if hasattr(program, "embedding") else {}
     result = {
@@ -52,7 +56,13 @@ def main(name: str, out: str, only: str = "") -> None:
         "date": datetime.date.today().isoformat(),
         "families": families,
         "embeddings": embeddings,
+        "absent": harness.absent(program),
+        "not_run": getattr(program, "NOT_RUN", {}),
     }
+    if only and Path(out).exists():
+        kept = json.loads(Path(out).read_text(encoding="utf-8"))
+        together = {**kept["families"], **families}
+        result["families"] = {family: together[family] for family in program.FAMILIES if family in together}
     Path(out).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 

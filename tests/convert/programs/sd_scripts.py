@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 import transformers
-from loom_harness import FLUX, Tree, clip, folder, randomised, stand_in, t5
+from loom_harness import Tree, change_by, clip, folder, randomised, stand_in, t5
+from loom_small_models import ENCODERS, FLUX, projects
 
 TITLE, FOLDER = "sd-scripts", "sd-scripts"
 FAMILIES = ("sd1", "sd2", "sdxl", "flux1", "chroma", "sd3", "lumina2")
@@ -25,21 +26,22 @@ from library import flux_models, lumina_models, original_unet, sd3_models, sdxl_
 from networks import lora, lora_flux, lora_lumina, lora_sd3  # noqa: E402
 
 NETWORKS = {"flux1": lora_flux, "chroma": lora_flux, "sd3": lora_sd3, "lumina2": lora_lumina}
-TEXT = {
-    "sd1": {"clip_l": 12},
-    "sd2": {"clip_h": 23},
-    "sdxl": {"clip_l": 12, "clip_g": 32},
-    "flux1": {"clip_l": 12, "t5xxl": 4},
-    "chroma": {"t5xxl": 4},
-    "sd3": {"clip_l": 12, "clip_g": 32, "t5xxl": 4},
-    "lumina2": {},
-}
-
 # The widths of the published UNets are constants of these modules.
 original_unet.BLOCK_OUT_CHANNELS = (32, 64, 128, 128)
 original_unet.TIMESTEP_INPUT_DIM, original_unet.TIME_EMBED_DIM = 32, 128
 sdxl_original_unet.MODEL_CHANNELS, sdxl_original_unet.TIME_EMBED_DIM = 32, 128
 sdxl_original_unet.ADM_IN_CHANNELS, sdxl_original_unet.CONTEXT_DIM = 40, 24
+
+
+LISTED_IN = "its scripts and models"
+
+
+def models() -> list[str]:
+    return [
+        "sd15",
+        "sd2",
+        *(path.stem for path in (*HOME.glob("*_train_network*.py"), *HOME.glob("library/*_models.py"))),
+    ]
 
 
 def denoiser(family: str) -> torch.nn.Module:
@@ -76,8 +78,8 @@ def tree(family: str) -> Tree:
     encoders = []
     out = Tree(family, types.SimpleNamespace(model=model, encoders=encoders))
     out.add_denoiser(model)
-    for encoder, layers in TEXT[family].items():
-        projection = family == "sd3" or encoder == "clip_g"
+    for encoder, layers in ENCODERS.get(family, {}).items():
+        projection = projects(family, encoder)
         encoders.append(t5(16, layers) if encoder == "t5xxl" else clip(16, layers, projection))
         out.add_text(encoder, encoders[-1])
     if family == "lumina2":
@@ -98,7 +100,7 @@ def load(tree: Tree, path: Path) -> None:
     network.merge_to(encoders, tree.host.model, state, torch.float32, "cpu")
 
 
-def write(tree: Tree, path: Path) -> None:
+def write(tree: Tree, path: Path, form: str) -> dict[str, torch.Tensor]:
     """A file of its own training: its default layers, rank 4, alpha 2, random weights."""
     writer = NETWORKS.get(tree.family, lora)
     encoders = tree.host.encoders
@@ -111,3 +113,20 @@ def write(tree: Tree, path: Path) -> None:
     for part in (tree.host.model, *filter(None, tree.host.encoders)):
         for layer in part.modules():  # the layers get their own forward back
             vars(layer).pop("forward", None)
+    return change_by(sys.modules[__name__], tree, path)
+
+
+EMBEDDINGS = ("sd1", "sd2", "sdxl")
+
+
+def embedding(family: str, path: Path) -> dict[str, torch.Tensor]:
+    """What its training continues from (--weights)."""
+    if family == "sdxl":
+        import sdxl_train_textual_inversion as script
+
+        taken = script.SdxlTextualInversionTrainer().load_weights(str(path))
+    else:
+        import train_textual_inversion as script
+
+        taken = script.TextualInversionTrainer().load_weights(str(path))
+    return {name: vectors for name, vectors in zip(ENCODERS[family], taken) if vectors is not None}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 import types
 from pathlib import Path
@@ -11,19 +12,22 @@ from pathlib import Path
 import diffusers.models.lora
 import safetensors.torch
 import torch
-from loom_diffusers_models import TEXT, denoiser, encoder
+from loom_diffusers_models import TEXT, denoiser, encoder, learnt, with_words
 from loom_harness import Tree, folder, randomised, stand_in
 from rich.console import Console
 
 TITLE, FOLDER = "SD.Next", "sdnext"
-FAMILIES = ("sd1", "sd2", "sdxl", "flux1", "sd3", "lumina2", "wan")
+FAMILIES = ("sd1", "sd2", "sdxl", "flux1", "sd3", "lumina2", "hunyuanvideo", "ltxv", "auraflow", "pixart")
 HOME = folder(FOLDER)
 OPTIONS = types.SimpleNamespace(
     extra_networks_default_multiplier=1.0, lora_fuse_diffusers=False, lora_force_diffusers=False, lora_in_memory_limit=0, diffusers_offload_mode="none",
     lora_maybe_diffusers=False, lora_preferred_name="filename", lora_apply_tags=0,
 )  # fmt: skip
 NOT_AT_NARROW_WIDTH = {("flux1", "kohya")}  # the reader has the widths of the published model in it
-TYPES = {"sd1": "sd", "sd2": "sd", "sdxl": "sdxl", "flux1": "f1", "sd3": "sd3", "lumina2": "lumina2", "wan": "wanai"}
+NOT_RUN = {"Flux.1 in Kohya form": "its reader has the widths of the published model in it"}
+TYPES = {"sd1": "sd", "sd2": "sd", "sdxl": "sdxl", "flux1": "f1", "sd3": "sd3", "lumina2": "lumina2", "hunyuanvideo": "hunyuanvideo", "ltxv": "LTXPipeline",
+    "auraflow": "auraflow", "pixart": "PixArtAlphaPipeline",
+}  # fmt: skip
 
 
 def surroundings() -> None:
@@ -64,6 +68,14 @@ def surroundings() -> None:
 surroundings()
 from modules import shared  # noqa: E402
 from modules.lora import networks  # noqa: E402
+from modules.textual_inversion import textual_inversion  # noqa: E402
+
+LISTED_IN = "its pipelines, models and scripts of videos"
+
+
+def models() -> list[str]:
+    pipelines = re.findall(r"'(\w+)Pipeline'", (HOME / "modules/shared_items.py").read_text(encoding="utf-8"))
+    return [*pipelines, *(path.stem for path in (*HOME.glob("modules/model_*.py"), *HOME.glob("scripts/*video*.py")))]
 
 
 def tree(family: str) -> Tree:
@@ -91,3 +103,15 @@ def load(tree: Tree, path: Path) -> None:
     networks.loaded_networks.clear()
     networks.network_activate()
     return {label: after - tree.weights[label]().detach() for label, after in change.items()}
+
+
+EMBEDDINGS = ("sd1", "sd2", "sdxl", "flux1", "sd3")
+
+
+def embedding(family: str, path: Path) -> dict[str, torch.Tensor]:
+    """What it puts into the encoders of the pipeline."""
+    shared.opts.diffusers_enable_embed, shared.opts.diffusers_convert_embed = True, False
+    shared.opts.embeddings_dir = str(path.parent)
+    shared.sd_model = with_words(family)
+    textual_inversion.EmbeddingDatabase().load_diffusers_embedding([str(path)])
+    return learnt(family, shared.sd_model)

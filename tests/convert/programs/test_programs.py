@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from lora_loom.convert.families import FAMILIES
-from lora_loom.convert.loaders import FORMS, PROGRAMS, cell_of, measured
+from lora_loom.convert.loaders import FORMS, PROGRAMS, measured
 
 HERE = Path(__file__).resolve().parent
 PROGRAMS_AT = Path(os.environ.get("LOOM_PROGRAMS", "~/programs")).expanduser()
@@ -34,6 +34,7 @@ NEEDS = {
     "onetrainer": ([PROGRAMS_AT / "onetrainer"], PYTHON),
     "lycoris_kohya": ([PROGRAMS_AT / "sd-scripts"], PYTHON),
     "diffusers_own": ([], PYTHON),
+    "peft_own": ([], PYTHON),
     "comfyui": ([COMFYUI], COMFYUI_PYTHON),
 }
 
@@ -56,6 +57,8 @@ def test_the_program_reads_what_was_measured(name, tmp_path):
         if not place.exists():
             pytest.skip(f"{name} not at {place}")
     kept, out = HERE / "results" / f"{name}.json", tmp_path / "result.json"
+    if not kept.exists() and not os.environ.get("LOOM_UPDATE"):
+        pytest.skip(f"{name} was not measured")
     run = subprocess.run([python, HERE / "run.py", name, out], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr[-3000:]
     if os.environ.get("LOOM_UPDATE"):
@@ -93,11 +96,27 @@ def test_no_finding_blames_a_program_for_the_surroundings_it_was_given():
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_universal_form_is_read_whole_by_a_program_that_runs_the_model(family):
-    form = FAMILIES[family].universal
-    cells = {program: cell_of(program, family, form) for program in PROGRAMS}
-    run = {program: cell["layers"] for program, cell in cells.items() if cell}
-    if run:
-        assert any(read == of for read, of in run.values()), run
+    form = make_table.starred(FAMILIES[family])
+    cells = [result["families"].get(family, {}).get("forms", {}).get(form) for result in make_table.results().values()]
+    counts = [make_table.total(cell) for cell in cells if cell]
+    if counts:
+        assert any(read == of for read, of in counts), counts
+
+
+def test_every_model_with_a_table_of_layers_was_run_with_its_own_program():
+    ran = {*make_table.results()["ComfyUI"]["families"]}
+    assert {*FAMILIES} - ran == {"toy", "sdxl-refiner"}  # our own, and one of SDXL's layers
+
+
+def test_a_model_that_a_program_does_not_have_was_not_run_with_it():
+    for program, result in make_table.results().items():
+        assert not {*result.get("absent", {}).get("families", ())} & {*result["families"]}, program
+
+
+def test_the_table_tells_what_was_not_run_from_what_a_program_does_not_have():
+    results = make_table.results()
+    assert make_table.cell_text(results["musubi-tuner"], "sd1", "kohya") == make_table.NO_MODEL
+    assert make_table.cell_text({"families": {}, "absent": {"families": []}}, "sd1", "kohya") == ""
 
 
 def test_every_form_in_the_table_is_one_that_is_written():

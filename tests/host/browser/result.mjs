@@ -1,4 +1,4 @@
-// A run with samples on a real page, and what can be done with its result: node result.mjs <address> <folder for screenshots> <classic|nodes2> <run|failed>
+// A run with samples on a real page, and what can be done with its result: node result.mjs <address> <folder for screenshots> <classic|nodes2> <run>
 // Prints one line of JSON with what it saw.
 import fs from "node:fs";
 import path from "node:path";
@@ -118,21 +118,6 @@ const scenarios = {
     await page.evaluate(async (workflow) => { await window.app.loadGraphData(workflow); }, template); // a fresh graph with the same ids
     await page.waitForTimeout(2000);
     seen.fresh = await panel("p.state?.run ?? null");
-  },
-
-  async failed() { // a run that diverges after some steps
-    await load({ name: `failed_${renderer}`, steps: 400, sample_every: 0, save_every: 2, batch_size: 1, targets: "cross-attention", learning_rate: 10 });
-    await page.evaluate(() => window.app.queuePrompt(0, 1));
-    await until("p.error.textContent && p.state.status === 'failed'");
-    await page.waitForTimeout(1500);
-    await look();
-    await shot("failed");
-    const list = () => page.evaluate(async () => (await (await fetch("/object_info/LoraLoader")).json()).LoraLoader.input.required.lora_name[0]);
-    seen.listed = await list();
-    seen.card = await page.locator(".loom-card").innerText();
-    await page.locator(".loom-card button", { hasText: "Keep anyway" }).click();
-    await page.waitForFunction(() => document.querySelector(".loom-card").hidden);
-    seen.kept = await list();
   },
 };
 

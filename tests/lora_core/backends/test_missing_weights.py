@@ -220,3 +220,18 @@ def test_what_a_checkpoint_has_nothing_of_comes_whole_from_the_folder_of_its_con
     )
     with pytest.raises(LoomError, match=f"^base_config: .* lacks 1 of its model's weights .such as {name}"):
         open_backend(str(file), device="cpu", base_config=str(lacking))
+
+
+@pytest.mark.parametrize(("family", "part"), [("sd1", "unet"), ("sd1", "text_encoder"), ("sd3", "text_encoder_3")])
+def test_weights_of_another_shape_than_the_config_says_are_told_with_both_shapes(family, part, folders, tmp_path):
+    copy = shutil.copytree(folders(family)[0], tmp_path / "other")
+    [file] = (copy / part).glob("*.safetensors")
+    tensors = load_file(file)
+    name = next(key for key in sorted(tensors) if tensors[key].ndim == 2)
+    rows, columns = tensors[name].shape
+    save_file({**tensors, name: torch.zeros(rows, columns + 1)}, file, {"format": "pt"})
+    with pytest.raises(LoomError) as told:
+        open_backend(str(copy), device="cpu")
+    message = told.value.message
+    assert (message.code, message.values["file"], message.values["key"]) == ("base.other_shape", f"other/{part}", name)
+    assert (message.values["shape"], message.values["wanted"]) == (f"{rows}x{columns + 1}", f"{rows}x{columns}")

@@ -76,8 +76,8 @@ def test_gradients_are_those_of_plain_layers_with_the_same_numbers(
         strict=True,
     ):
         torch.testing.assert_close(
-            ours, theirs, rtol=0, atol=1e-6 * float(theirs.abs().max())
-        )  # one product for two, in another order
+            ours, theirs, rtol=0, atol=1e-5 * float(theirs.abs().max())
+        )  # plain layers are one node with their adapters: the same sums in another order, fp32
 
 
 def test_fp8_halves_the_memory_of_bf16_and_rounds_to_three_bits(folders):

@@ -48,3 +48,9 @@ def test_a_page_that_sends_whole_numbers_as_fractions_is_understood():
     changed = fields.changed({"adapter.rank": 8.0, "batch_size": 2.0})
     assert changed == {"adapter.rank": 8, "batch_size": 2}
     assert parse({"adapter": {"rank": changed["adapter.rank"]}, "batch_size": 2}).adapter.rank == 8
+
+
+def test_a_value_that_the_preset_might_fill_in_too_is_handed_on_once_it_is_given():
+    given = {"adapter.rank": 16, "data.resolution": 512, "schedule.name": "constant", "optimizer.lr": 1e-4}
+    assert fields.changed(given) == given
+    assert fields.changed({"adapter.rank": 0, "data.resolution": 0, "schedule.name": "auto", "optimizer.lr": 0.0}) == {}

@@ -232,3 +232,4 @@ def test_a_person_drops_pictures_trains_and_converts_in_a_browser(tmp_path):
     assert seen["result"].startswith("from_the_page.safetensors")
     assert "adapter.rank = 8" in seen["imported"]
     assert "from_the_page_universal.safetensors" in seen["converted"]
+    assert "from_the_page" in seen["runs"]

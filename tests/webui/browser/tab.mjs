@@ -26,7 +26,8 @@ page.on("response", (answer) => {
   const url = answer.url();
   if (answer.status() >= 400 && /lora-loom|lora_loom|\/js\//.test(url)) seen.problems.push(`${answer.status()} ${url}`);
 });
-const shot = (name) => page.screenshot({ path: path.join(shots, `${name}.png`), fullPage: true });
+const shot = (name, style = "") => page.screenshot({ path: path.join(shots, `${name}.png`), fullPage: true, style });
+const WITHOUT_SHEET = "#lora_loom_seen { display: none !important; }";
 const tab = (name) => page.locator("#tabs > .tab-nav button, #tabs > .tab-wrapper button[role=tab]", { hasText: name });
 const ours = (name) => page.locator("#lora_loom_tabs button[role=tab], #lora_loom_tabs .tab-nav button", { hasText: new RegExp(`^\\s*${name}\\s*$`) }).first();
 const field = (id) => page.locator(`#lora_loom_${id} textarea, #lora_loom_${id} input`).first();
@@ -102,7 +103,7 @@ try {
     document.querySelector("#lora_loom_panel")?.innerText ?? ""), null, { timeout: LONG });
   await page.waitForFunction(() => document.querySelectorAll("#lora_loom_panel img").length >= 2, null, { timeout: LONG });
   await page.waitForTimeout(3000);
-  await shot("running");
+  await shot("running", WITHOUT_SHEET);
   seen.running = await page.locator("#lora_loom_panel").innerText();
   seen.charts = await page.locator("#lora_loom_panel canvas").count();
   const stop = page.locator("#lora_loom_panel button", { hasText: /stop/i }).first();
@@ -110,7 +111,11 @@ try {
   await page.locator("#lora_loom_panel .loom-result:not([hidden])").waitFor({ timeout: LONG });
   seen.result = await page.locator("#lora_loom_panel .loom-result").innerText();
   seen.samples = await page.locator("#lora_loom_panel img").count();
-  await shot("done");
+  await shot("done", WITHOUT_SHEET);
+  await page.emulateMedia({ colorScheme: "dark" });
+  await page.waitForTimeout(1000);
+  await shot("done_dark", WITHOUT_SHEET);
+  await page.emulateMedia({ colorScheme: "light" });
 
   await open("more");
   await open("import");
@@ -130,7 +135,8 @@ try {
   seen.converted = await page.locator("#lora_loom_convert_report pre").innerText();
   await shot("files");
   await ours("Runs").click();
-  await page.waitForTimeout(1500);
+  await page.locator("#lora_loom_runs .card").first().waitFor({ timeout: SOON });
+  seen.runs = await page.locator("#lora_loom_runs").innerText();
   await shot("runs");
   await ours("Train").click();
 

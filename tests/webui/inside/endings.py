@@ -45,7 +45,7 @@ def _of_host():
     from modules import progress, shared
     from modules.call_queue import queue_lock
 
-    kept = ("job", "job_count", "interrupted", "skipped", "textinfo", "sampling_steps", "current_image")
+    kept = ("job", "job_count", "interrupted", "skipped", "textinfo", "sampling_steps")
     facts = {
         "options": sorted(map(str, shared.opts.data.items())), "task": progress.current_task, "pending": list(progress.pending_tasks),
         "waiting": len(getattr(queue_lock, "_pending_threads", ())),
@@ -235,7 +235,7 @@ ENDINGS = {
     "error while texts are encoded": ({}, broken("encode_texts", 1, fail), None, "ValueError"),
     "error in a forward": ({"text_encoder": TEXT}, broken("predict", 3, fail), None, "ValueError"),
     "error in a backward": ({}, in_backward(3, fail), None, "ValueError"),
-    "error in a sample": ({"samples": DRAWN, "text_encoder": TEXT}, broken("sample", 2, fail), None, "ValueError"),
+    "error in a sample": ({"samples": DRAWN, "text_encoder": TEXT}, broken("sample", 2, fail), None, "finished"),
     "out of memory in a forward": ({}, broken("predict", 3, exhaust), None, "OutOfMemoryError"),
     "out of memory in a backward": ({"checkpointing": True}, in_backward(3, exhaust), None, "OutOfMemoryError"),
     "out of memory in a sample": ({"samples": DRAWN}, broken("sample", 2, exhaust), None, "finished"),

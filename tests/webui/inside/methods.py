@@ -156,6 +156,7 @@ def after_a_picture(left):
 
 
 def _leave_clip_skip(undo):
+    undo.enter_context(option(CLIP_stop_at_last_layers=1))  # the hosts restore only options that have been set once
     proof.picture(override_settings={"CLIP_stop_at_last_layers": 2})
 
 
@@ -165,6 +166,7 @@ def _leave_emphasis(undo):
 
 
 def _leave_token_merging(undo):
+    undo.enter_context(option(token_merging_ratio=0.0))
     proof.picture(override_settings={"token_merging_ratio": 0.5})
 
 
