@@ -184,8 +184,6 @@ HOW_IT_IS_TRAINED = (
              "training/test_step.py::test_an_fp16_overflow_costs_a_step_and_only_many_in_a_row_end_the_run"),
     Mutation("fp16, bf16, fp32", RUN, "self.skipped_in_a_row + 1 if overflow else 0", "1 if overflow else 0",
              "training/test_step.py::test_an_fp16_overflow_costs_a_step_and_only_many_in_a_row_end_the_run"),
-    Mutation("fp16, bf16, fp32", "nodes/host/engine/backend.py", "sigma = sigma.to(x_t.device, torch.float32)",
-             "sigma = sigma.to(x_t.device, torch.float16)", "host/test_weights.py::test_stored_low_and_computed_in_fp32"),
     Mutation("accelerate, several GPUs", "lora_core/processes.py", "slice(self.rank * count, (self.rank + 1) * count)",
              "slice(self.rank, None, self.size)", "test_processes.py::test_shares_of_a_batch_are_the_batch"),
     Mutation("accelerate, several GPUs", "lora_core/processes.py", "        flat /= self.size\n", "",
