@@ -29,6 +29,10 @@ def split(module: Module, shares: Sequence[int]) -> list[Module | None]:
             _with_rows_of(module.replaced(hada_w1_a=a, hada_w2_a=b), module, n, shares)
             for n, (a, b) in enumerate(zip(one, two))
         ]
+    if module.kind == "lokr" and (counts := _kron_rows(module, shares)):
+        name = _first_factor(module)
+        ones = torch.split(module.parts[name], counts)
+        return [_with_rows_of(module.replaced(**{name: o.clone()}), module, n, shares) for n, o in enumerate(ones)]
     if rows := _row_parts(module):
         cut = {k: torch.split(module.parts[k], sizes(len(module.parts[k]), shares)) for k in rows}
         shared = {k: v for k, v in module.parts.items() if k not in rows}
@@ -37,6 +41,27 @@ def split(module: Module, shares: Sequence[int]) -> list[Module | None]:
             for n in range(len(shares))
         ]
     raise FormatError("fuse.indivisible", kind=module.kind, way=as_lora(module))
+
+
+def divides(module: Module, shares: Sequence[int]) -> bool:
+    """Whether `split` has an exact form of this module for each share."""
+    if module.kind == "lora" or (module.kind == "loha" and "hada_t1" not in module.parts):
+        return True
+    return bool(_row_parts(module)) or (module.kind == "lokr" and bool(_kron_rows(module, shares)))
+
+
+def _first_factor(module: Module) -> str:
+    """The part of a LoKr whose rows each stand for as many output rows as its second factor has."""
+    return "lokr_w1" if "lokr_w1" in module.parts else "lokr_w1_a"
+
+
+def _kron_rows(module: Module, shares: Sequence[int]) -> list[int]:
+    """How many rows of the first factor each share is made of; [] where a share ends within one, which no LoKr of its own can say."""
+    parts = module.parts
+    rows = len(parts[_first_factor(module)])
+    second = len(parts["lokr_w2"]) if "lokr_w2" in parts else parts["lokr_w2_a"].shape["lokr_t2" in parts]
+    counts = [divmod(size, second) for size in sizes(rows * second, shares)]
+    return [] if any(rest for _, rest in counts) else [count for count, _ in counts]
 
 
 def _row_parts(module: Module) -> tuple[str, ...]:
@@ -134,6 +159,9 @@ def join(modules: Sequence[Module | None], shares: Sequence[int]) -> Module:
         joined = _join_lora([None if m is None else plain(m) for m in modules], shares)
     elif kind == "loha" and all("hada_t1" not in m.parts for m in present):
         joined = _join_loha(modules, shares)
+    elif kind == "lokr" and len(present) == len(shares) and _one_kron(present):
+        name = _first_factor(present[0])
+        joined = present[0].replaced(**{name: torch.cat([m.parts[name] for m in present])})
     elif len(present) == len(shares) and len({tuple(m.parts) for m in present}) == 1 and _alike_but_rows(present):
         cut = _row_parts(present[0])
         return dataclasses.replace(
@@ -151,6 +179,19 @@ def join(modules: Sequence[Module | None], shares: Sequence[int]) -> Module:
             )
         )
     return joined
+
+
+def _one_kron(present: Sequence[Module]) -> bool:
+    """Whether these modules are one LoKr cut along the rows of its first factor."""
+    first, name = present[0], _first_factor(present[0])
+    shared = [part for part in first.parts if part not in (name, *_BY_ROW)]
+    return all(
+        m.alpha == first.alpha
+        and m.parts.keys() == first.parts.keys()
+        and m.parts[name].shape[1:] == first.parts[name].shape[1:]
+        and all(torch.equal(m.parts[part], first.parts[part]) for part in shared)
+        for m in present
+    )
 
 
 def _alike_but_rows(present: Sequence[Module]) -> bool:

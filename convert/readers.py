@@ -59,7 +59,7 @@ def read(
     raw = {name: _settled_bias(name, module) for name, module in raw.items()}
     chosen, doubt = (family, None) if family else detect(raw, metadata)
     notes = [doubt] if doubt else []
-    named, strays = (raw, []) if chosen == UNKNOWN else _canonical(raw, FAMILIES[chosen])
+    named, strays, whole = (raw, [], []) if chosen == UNKNOWN else _canonical(raw, FAMILIES[chosen])
     if strays and _none_fits(named, strays, FAMILIES[chosen]):
         raise FormatError("family.no_layer_or_other", name=strays[0], family=FAMILIES[chosen].title, option=FAMILY)
     if drop_unknown and (strays or foreign):
@@ -72,6 +72,8 @@ def read(
                 "note.strays", count=len(strays), layer=strays[0], family=FAMILIES[chosen].title, option=DROP_UNKNOWN
             )
         )
+    if whole:
+        notes.append(Message.of("note.whole", count=len(whole), layer=whole[0], kind=named[whole[0]].kind))
     if others := [key for module in named.values() if module.kind == OTHER for key in module.as_found]:
         notes.append(Message.of("note.unknown_kind", count=len(others), key=others[0]))
     if foreign:
@@ -297,11 +299,14 @@ def _in_component(
     return (name[len(prefix) + 1 :], module, adapters[prefix]) if prefix else (name, module, {})
 
 
-def _canonical(raw: Mapping[str, Module], family: Family) -> tuple[dict[str, Module], list[str]]:
-    """(modules by canonical name, the names of those that are of no layer of the family, which stay as they are)."""
+def _canonical(raw: Mapping[str, Module], family: Family) -> tuple[dict[str, Module], list[str], list[str]]:
+    """(modules by canonical name, the names of those that are of no layer of the family, and of those over several layers at once that cannot be divided
+    exactly); the last two stay as they are.
+    """
     out: dict[str, Module] = {}
     origin: dict[str, str] = {}
-    strays = []
+    strays: list[str] = []
+    whole: list[str] = []
 
     def put(canonical: str, module: Module | None, name: str) -> None:
         if module is None:
@@ -328,9 +333,13 @@ def _canonical(raw: Mapping[str, Module], family: Family) -> tuple[dict[str, Mod
             strays.append(name)
             put(name, module, name)
             continue
+        if layer.native and len(layer.rows[0].shares) > 1 and not fuse.divides(module, layer.rows[0].shares):
+            whole.append(name)
+            put(name, module, name)
+            continue
         for canonical, part in _unfused(name, layer, module):
             put(f"{family.component}.{canonical}", part, name)
-    return out, strays
+    return out, strays, whole
 
 
 def _text_path(name: str, rest: str, slot: int | str, family: Family) -> str | None:

@@ -5,7 +5,7 @@ import torch
 from lora_cases import dense, error, loha, lokr, lora, random
 from lora_loom.convert import FormatError, Lora, Module, read, write
 from lora_loom.convert.families import FAMILIES
-from lora_loom.convert.fuse import join, sizes, split, swapped, swaps
+from lora_loom.convert.fuse import divides, join, sizes, split, swapped, swaps
 from lora_loom.convert.lora import applied
 
 THREE = (1, 1, 1)
@@ -240,9 +240,30 @@ def test_a_loha_is_cut_by_rows():
     assert torch.equal(torch.cat([dense(m) for m in split(whole, THREE)]), dense(whole))
 
 
+@pytest.mark.parametrize("second", ["full", "low", "tucker"])
+@pytest.mark.parametrize("first", ["full", "low"])
+def test_a_lokr_is_cut_between_the_rows_of_its_first_factor_and_joined_again(first, second):
+    whole = lokr(first, second, alpha=1.0, kernel=(3, 3) if second == "tucker" else ())
+    assert divides(whole, THREE)
+    parts = split(whole, THREE)
+    assert torch.equal(torch.cat([dense(m) for m in parts]), dense(whole))
+    assert torch.equal(dense(join(parts, THREE)), dense(whole))
+
+
+def test_the_rows_of_a_lokr_keep_their_magnitudes_and_biases():
+    whole = lokr().replaced(dora=random(5, 12, 1), diff_b=random(6, 12))
+    joined = join(split(whole, THREE), THREE)
+    assert all(torch.equal(joined.parts[part], value) for part, value in whole.parts.items())
+
+
 @pytest.mark.parametrize("module", [lokr(), lokr("low", "low", alpha=1.0), loha(out=12, kernel=(3, 3), tucker=True)])
 def test_kinds_without_an_exact_form_are_refused_with_the_way_out(module):
-    for attempt in (lambda: split(module, THREE), lambda: join([module] * 3, THREE)):
+    halves = (1, 1)  # of 12 rows, in which a second factor of 4 is cut
+    assert not divides(module, halves)
+    for attempt in (
+        lambda: split(module, halves),
+        lambda: join([module, lokr(seed=9)][:2] if module.kind == "lokr" else [module] * 2, halves),
+    ):
         with pytest.raises(FormatError, match="approximate"):
             attempt()
 

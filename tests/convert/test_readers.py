@@ -720,3 +720,21 @@ def test_the_copy_of_the_config_in_a_file_of_one_model_counts_for_all_its_layers
     header = {"lora_alpha": 2, "r": 4, "alpha_pattern": {}, "peft_type": "LORA"}
     (module,) = read(given, {"lora_adapter_metadata": json.dumps(header)}, family="auraflow").modules.values()
     assert module.scale == 0.5
+
+
+def test_a_lokr_over_a_fused_layer_that_cannot_be_divided_is_carried_as_it_is_and_read_again():
+    fused, plain_layer = "lora_unet_double_blocks_0_img_attn_qkv", "lora_unet_double_blocks_0_img_mlp_0"
+    state = {
+        f"{fused}.lokr_w1": random(1, 4, 4), f"{fused}.lokr_w2": random(2, 24, 8),
+        f"{plain_layer}.lokr_w1": random(3, 4, 4), f"{plain_layer}.lokr_w2": random(4, 32, 8),
+    }  # fmt: skip
+    lora = read(state, family="flux1")
+    assert any(
+        "Kept under the names of the model's own code: 1 module of kind lokr" in str(note) for note in lora.notes
+    )
+    assert lora.modules[fused].kind == "lokr"
+    for form in ("kohya", "comfyui", "universal"):
+        written = write(lora, form)
+        assert torch.equal(written[f"{fused}.lokr_w2"], state[f"{fused}.lokr_w2"])
+        assert read(written, family="flux1").modules.keys() == lora.modules.keys()
+    assert read(state, family="flux1", drop_unknown=True).modules.keys() == lora.modules.keys()
