@@ -97,8 +97,8 @@ function row({ node, name }) {
   const element = document.querySelector(`[data-node-id="${CSS.escape(String(node.id))}"]`);
   if (!element) return null;
   const widget = node.widgets?.find((w) => w.name === name), input = node.inputs?.find((i) => i.name === name);
-  const names = [name, widget?.label ?? input?.localized_name ?? name];
+  const names = [name, widget?.label, widget?.loomLabel, input?.localized_name]; // a label may say what "auto" means
   const leaves = [...element.querySelectorAll("*")].filter((e) => !e.children.length);
-  const text = leaves.find((e) => names.includes(e.textContent.trim()));
+  const text = leaves.find((e) => names.includes(e.textContent.trim().replace(/ \([^)]*\)$/, "")));
   return text?.closest("[data-testid='node-widget'], .lg-node-widget, .lg-slot") ?? text?.parentElement ?? null;
 }

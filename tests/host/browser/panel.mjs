@@ -241,7 +241,7 @@ const scenarios = {
       await page.reload({ waitUntil: "domcontentloaded" });
       await ready();
       await drop({ ...QUICK, name: `${NAME}_${language}`, steps: 6, sample_every: 0 });
-      const idle = await panel("p.root.innerText");
+      const idle = await panel("p.status.textContent");
       await run();
       await until("p.state?.status === 'finished' && p.state.saves.length && p.state.result.files"); // the last two come with the answer to a question
       await page.waitForTimeout(1500);
@@ -306,7 +306,7 @@ const scenarios = {
     await page.waitForFunction(() => window.loomNode().loomPanel.state?.status === "finished", null, { timeout: 240000 });
     seen.after = await until((now) => now.includes("next run"));
     await page.evaluate(() => { window.loomNode().loomPanel.plan.root.open = true; });
-    seen.measured = await until((now) => now.includes("measured in"));
+    seen.measured = await until((now) => now.includes(`measured in ${NAME}`));
     await shot("plan-after");
   },
 

@@ -44,7 +44,10 @@ const viewer = () => page.evaluate(() => {
   return root && { pictures: [...root.querySelectorAll(".stage img")].map((i) => new URL(i.src).search), prompts: [...root.querySelectorAll(".prompts button")].map((b) => b.textContent),
     loaded: [...root.querySelectorAll(".stage img")].every((i) => i.complete && i.naturalWidth > 0) };
 });
-const loaded = () => page.waitForFunction(() => [...document.querySelectorAll(".loom-viewer .stage img")].every((i) => i.complete && i.naturalWidth > 0));
+const loaded = () => page.waitForFunction(() => { // the viewer asks the server for its pictures first
+  const images = [...document.querySelectorAll(".loom-viewer .stage img")];
+  return images.length > 0 && images.every((i) => i.complete && i.naturalWidth > 0);
+});
 
 const scenarios = {
   async run() {
