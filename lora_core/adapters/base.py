@@ -402,9 +402,11 @@ def branch(base: Forward, adapter: Adapter, choice: Choice | None = None) -> For
     def forward(x: torch.Tensor, *args, **kwargs) -> torch.Tensor:
         if not adapter.active:
             return base(x, *args, **kwargs)
-        recording = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
-        if joint is not None and recording and not args and not kwargs:
-            out = joint(x)
+        if (
+            joint is not None and not args and not kwargs
+        ):  # first: whether there is a way, as no operator is asked where blocks are compiled
+            recording = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+            out = joint(x) if recording else None
             if out is not None:
                 return out
         return adapter.around(lambda x: base(x, *args, **kwargs), x)

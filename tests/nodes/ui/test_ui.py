@@ -37,7 +37,10 @@ pytestmark = pytest.mark.slow
 
 def why_not():
     asked = subprocess.run(
-        [PYTHON, "-c", "import gradio, lora_loom"], capture_output=True, cwd=ROOT.parent, check=False
+        [PYTHON, "-c", "import gradio, uvicorn, lora_loom; gradio.Blocks"],
+        capture_output=True,
+        cwd=ROOT.parent,
+        check=False,
     )
     return "" if asked.returncode == 0 else f"{PYTHON} has no gradio; set LOOM_UI_PYTHON"
 
