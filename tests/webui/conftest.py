@@ -41,3 +41,10 @@ def server(kind, tmp_path_factory):
 def pictures(server):
     """A folder of six captioned pictures that the host can read."""
     return server.inside("pictures")
+
+
+def pytest_collection_modifyitems(items):
+    """A share of these tests is one of each file, as of slow tests: each starts or uses a host."""
+    for item in items:
+        if Path(item.path).parent == Path(__file__).parent:
+            item.add_marker(pytest.mark.slow)
