@@ -244,6 +244,7 @@ class ExtractLora(FromFiles):
                     options=list(BESIDE),
                     default=BESIDE[0],
                     advanced=True,
+                    optional=True,
                     tooltip="Changes of norms and biases. auto: kept where a program reads them and none stops at them; the report says which.",
                 ),
             ],

@@ -63,6 +63,7 @@ def object_in(body: bytes) -> dict[str, Any]:
     """The JSON object a POST carries. Raises Refused."""
     try:
         value = json.loads(body.decode("utf-8"), parse_constant=_no_number)
+        json.dumps(value, ensure_ascii=False).encode()  # half characters, which no file can be named by, are no text
     except (ValueError, RecursionError) as error:
         raise Refused(400, "request.no_json") from error
     if not isinstance(value, dict):

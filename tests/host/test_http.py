@@ -224,7 +224,7 @@ def test_bad_input_gets_one_sentence(server):
         "rank larger than a layer": (folder_prompt(server, good, rank=1024), "rank: 1024 is larger than layer"),
         "no matching layer": (folder_prompt(server, good, include="nothing"), "selects none"),
         "bad pattern": (folder_prompt(server, good, exclude="("), "is not a regular expression"),
-        "folder that is not there": (folder_prompt(server, "missing"), "not in list"),
+        "folder that is not there": (folder_prompt(server, "missing"), "no folder 'missing'"),
         "unreadable pictures": (folder_prompt(server, "broken"), "a.png cannot be read as a picture"),
         "picture smaller than a bucket": (folder_prompt(server, "tiny"), "smaller than the smallest bucket"),
         "continue without a run": (
