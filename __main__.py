@@ -27,6 +27,9 @@ def main(argv: list[str] | None = None) -> int:
         command.add_arguments(parsers[name])
     args = parser.parse_args(words)
     assert command is not None  # argparse has refused everything else
+    from .lora_core.backends.threads import wait_passively
+
+    wait_passively()
     if name in STEPPING:
         from .lora_core.backends.memory import keep_pages
 

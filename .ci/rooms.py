@@ -33,16 +33,17 @@ ORDER = [
     "convert/forms convert/keys convert/origin convert/patterns convert/scales",
     "lora_core/training",
     "lora_core/runs lora_core/backends",
-    "lora_core/borrowing",
+    "lora_core/borrowing lora_core/captioning",
     "lora_core/optim lora_core/losses lora_core/events",
     "lora_core/adapters lora_core/data lora_core/objectives lora_core/importing",
     "lora_core/config lora_core/pictures lora_core/rng lora_core/toy",
     "lora_core/algebra lora_core/recipes lora_core/names lora_core/disk lora_core/processes",
-    "lora_core/compat",
-    "lora_core lora_core/matching lora_core/messages",
+    "lora_core/compat lora_core/transfer",
+    "lora_core lora_core/durable lora_core/matching lora_core/messages",
 ]
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms.split()}
-SHARED = ("lora_core/messages", "lora_core/matching", "lora_core/algebra")  # what convert may import of the engine
+# What convert may import of the engine:
+SHARED = ("lora_core/messages", "lora_core/matching", "lora_core/algebra", "lora_core/durable")
 HOST = ("comfy", "comfy_api", "comfy_extras", "execution", "folder_paths", "nodes", "server")  # ComfyUI's own modules
 WEBUI = ("backend", "modules", "modules_forge", "networks")  # those of A1111, Forge and reForge
 PAGE = ("gradio", "fastapi", "starlette", "uvicorn")

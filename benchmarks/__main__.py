@@ -18,6 +18,7 @@ HERE, MARK = Path(__file__).resolve().parent, "<!-- tables -->"
 SCRIPTS = (
     "step_sd15",
     "launch",
+    "counts",
     "tricks",
     "seed_job",
     "scaling",
@@ -26,6 +27,8 @@ SCRIPTS = (
     "reading",
     "answers",
     "step_text_encoder",
+    "estimates",
+    "step_webui",
     "gpu",
 )
 
@@ -58,6 +61,17 @@ def step(found: dict[str, Any]) -> str:
         + "\n\n"
         + table(["base", "backend", "recomputed", "GB above the loaded base", "time"], memory)
     )
+
+
+def webuis(found: dict[str, Any]) -> str:
+    head = ["host", "torch there", "minimal loop, CPU s", "ours, CPU s", "recomputed, CPU s", "GB of the loaded host"]
+    head += ["GB above it", "recomputed, GB above it", "load of the machine"]
+    rows = []
+    for name, r in found["hosts"].items():
+        cpu_s, ratio = r["cpu_s"], f" ({r['ratio']} x)" if "ratio" in r else ""
+        times = [cpu_s.get("minimal", "-"), f"{cpu_s['ours']}{ratio}", cpu_s["checkpointed"]]
+        rows.append([name, r["torch"], *times, r["loaded_gb"], r["peak_above_gb"], r["checkpointed_above_gb"], r["load"]])  # fmt: skip
+    return table(head, rows)
 
 
 def scaling(found: dict[str, Any]) -> str:
@@ -106,14 +120,53 @@ def seed(found: dict[str, Any]) -> str:
 
 
 def gpu(found: dict[str, Any]) -> str:
-    names = ("pictures_per_s", "peak_gb", "utilisation")
+    names = ("pictures_per_s", "peak_gb", "utilisation", "waits", "kernels")
     rows = [
         [r["case"], r["way"], r.get("ms", r.get("failed")), *(r.get(name, "") for name in names)]
         for r in found["steps"]
     ]
-    return f"bf16 products: {found['rate']['bf16_tflops']} TFLOP/s\n\n" + table(
-        ["case", "way", "ms a step", "pictures/s", "peak GB", "utilisation"], rows
-    )
+    rate = found["rate"]
+    head = ["case", "way", "ms a step", "pictures/s", "peak GB", "utilisation", "waits", "kernels"]
+    products = f"bf16 products: {rate.get('bf16_tflops', '?')} TFLOP/s; a kernel is started in {rate.get('start_us', '?')} microseconds."
+    return f"{products} All of it took {found['seconds']} s.\n\n" + table(head, rows)
+
+
+def counts(found: dict[str, Any]) -> str:
+    titles = {"least": "least loop", "headless": "headless", "host": "in ComfyUI", "peft": "diffusers + PEFT"}
+    parts = {
+        "kernels": "kernels a step",
+        "update": "of these after the backward pass",
+        "waits": "values waited for",
+        "calls": "calls of Python",
+    }
+    rows = [
+        [r["model"], title, *(f"{r[way][part]:,}" if part in r[way] else "-" for way in titles if way in r)]
+        for r in found["rows"]
+        for part, title in parts.items()
+    ]
+    return table(["model", "what", *titles.values()], rows)
+
+
+def estimates(found: dict[str, Any]) -> str:
+    head = [
+        "model",
+        "px",
+        "steps",
+        "said, s",
+        "took, s",
+        "said, GB",
+        "took, GB",
+        "time left off by at most",
+        "CPU s",
+        "s a step: measured, then",
+    ]
+    rows = [
+        [r["model"], r["px"], r["steps"], r["said_s"], f"{r['took_s']} ({r['took_s'] / r['said_s']:.2f} x)", r["said_gb"],
+         f"{r['took_gb']} ({r['took_gb'] / r['said_gb']:.2f} x)", f"{r['worst_left']} x ({r['looks']} looks)", r["cpu_s"],
+         f"{r['measured_step_s']}, {r['step_s']}"]
+        for r in found["rows"]
+    ]  # fmt: skip
+    return table(head, rows)
 
 
 def tricks(found: dict[str, Any]) -> str:
@@ -154,12 +207,15 @@ def launch(found: dict[str, Any]) -> str:
 
 SECTIONS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "step_sd15": ("One step of SD1.5 beside the least a step can be", step),
+    "step_webui": ("One step of SD1.5 inside the WebUIs", webuis),
     "launch": ("What a step costs besides its arithmetic", launch),
+    "counts": ("What a step asks of a device", counts),
     "tricks": ("What known tricks gain on a CPU", tricks),
     "scaling": ("How cost grows", scaling),
     "seed_job": ("The 15,000-step job of the diffusers guide, on a CPU", seed),
     "reading": ("Reading", reading),
     "answers": ("Answers of a server", reading),
+    "estimates": ("What a run is said to take, and what it takes", estimates),
     "gpu": ("On a GPU", gpu),
 }
 

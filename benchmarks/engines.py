@@ -12,7 +12,7 @@ import statistics
 import sys
 import time
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -83,11 +83,11 @@ def enter_package() -> None:
     spec.loader.exec_module(package)
 
 
-def enter_host() -> None:
-    """Our package, and the host's modules importable in CPU mode."""
+def enter_host(arguments: Sequence[str] = ("--cpu",)) -> None:
+    """Our package, and the host's modules importable, as if it had been started with these arguments."""
     enter_package()
     sys.path.insert(0, str(HOST))
-    before, sys.argv = sys.argv, ["main.py", "--cpu"]
+    before, sys.argv = sys.argv, ["main.py", *arguments]
     import comfy.options
 
     comfy.options.enable_args_parsing()
@@ -214,6 +214,10 @@ class Loom:
         self._step += 1
         return optimizer_step(self._run, self._step).loss
 
+    def close(self) -> None:
+        """Gives the model back."""
+        self._training.__exit__(None, None, None)
+
 
 class InHost(Loom):
     """On the host's own SD1.5 class, as the node trains."""
@@ -261,6 +265,7 @@ class Headless(Loom):
             Base.__init__(made, case.dtype, case.device)
             made.row, made.network, made.latent_step_px = FLOW_FAMILIES["FluxPipeline"], network(case_here), 16
             made.pipe = types.SimpleNamespace(scheduler=_schedule("flux"))
+            made.vae = types.SimpleNamespace(config={"latent_channels": case.latent[1]})
         else:
             made = DiffusersBackend(Path("random"), case.dtype, case.device, _parts(case_here))
         if stored:
@@ -341,6 +346,9 @@ class Minimal:
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         return loss.item()
+
+    def close(self) -> None:
+        """As `Loom` has it; there is nothing to give back."""
 
     def forward_backward(self) -> Any:
         import torch
@@ -431,7 +439,7 @@ def peak_above(loaded: int, work: Callable[[], Any]) -> int:
     return int(peak.split()[1]) * 1024 - loaded
 
 
-def written(name: str, what: str, **rows: Any) -> None:
+def written(name: str, what: str, file: Path | None = None, **rows: Any) -> None:
     """One JSON file of figures, with what they were taken on."""
     import torch
 
@@ -453,5 +461,6 @@ def written(name: str, what: str, **rows: Any) -> None:
         "python": platform.python_version(),
         **rows,
     }
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")
+    file = file or RESULTS / f"{name}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(report, indent=1) + "\n")

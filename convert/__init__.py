@@ -16,9 +16,12 @@ if TYPE_CHECKING:
     from .writers import TARGETS, peft_directories, trained, write
 
 _HOME = {
-    "lora": ("FormatError", "Lora", "Module", "cast", "is_lora"), "metadata": ("lora_metadata",), "results": ("products",), "readers": ("read",),
+    "lora": ("FormatError", "Lora", "Module", "cast", "is_lora"),
+    "metadata": ("lora_metadata",),
+    "results": ("products",),
+    "readers": ("read",),
     "writers": ("TARGETS", "peft_directories", "trained", "write"),
-}  # fmt: skip
+}
 
 __all__ = [
     "TARGETS",

@@ -23,14 +23,17 @@ def card(
     }
 
 
-def merged(existing: str, ours: Mapping[str, Any]) -> str:
-    """The card's text: every value the user has set stays, empty ones are filled in, keys we do not know are kept. Unreadable text is an error."""
+def merged(existing: str, ours: Mapping[str, Any], written: float = 0.0) -> str:
+    """The card's text: every value the user has set stays, empty ones are filled in, keys we do not know are kept. Unreadable text is an error.
+
+    `written`: the weight we put into it before, which is not the user's.
+    """
     theirs = json.loads(existing) if existing.strip() else {}
     if not isinstance(theirs, dict):
         raise ValueError("the card is no JSON object")
     out = {**ours, **{k: v for k, v in theirs.items() if v not in ("", None) or k not in ours}}
     if theirs.get("sd version") == "Unknown":
         out["sd version"] = ours["sd version"]
-    if theirs.get("preferred weight") == 0:  # A1111's "not set"
+    if theirs.get("preferred weight") in (0, written):  # 0: A1111's "not set"
         out["preferred weight"] = ours["preferred weight"]
     return json.dumps(out, indent=4, ensure_ascii=False)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from ..lora_core.messages.message import Message
 from . import keys
-from .families import FAMILIES, UNKNOWN, Family, text
+from .families import FAMILIES, TOYS, UNKNOWN, Family, text
 from .lora import FAMILY, OTHER, Module
+from .patterns import Found, split_numbers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,14 +65,15 @@ def detect(
     if not denoiser:
         return _from_text(texts, metadata) if texts else (UNKNOWN, Message.of("note.unknown_family"))
     declared = declared_family(metadata)
-    fits = {name: _fit(family, denoiser, declared) for name, family in FAMILIES.items()}
+    forms = _by_form(denoiser)
+    fits = {name: _fit(family, forms, declared) for name, family in FAMILIES.items()}
     able = {name: fit for name, fit in fits.items() if fit.explains(len(denoiser), any_width)}
     if not able:
         return UNKNOWN, _unlike(fits, len(denoiser))
     best = max(able, key=lambda n: able[n].order)  # the first of equals: FAMILIES is in order of use
     if able[best].hidden < 0:
         return best, Message.of("note.declared_size", family=FAMILIES[best].title)
-    rivals = [n for n in able if n not in (best, "toy") and able[n] == able[best]]
+    rivals = [n for n in able if n not in (best, *TOYS) and able[n] == able[best]]
     if rivals:
         return best, Message.of("note.rivals", families=[best, *rivals], family=best, option=FAMILY)
     return best, None
@@ -88,12 +90,31 @@ def _unlike(fits: Mapping[str, _Fit], layers: int) -> Message:
     return Message.of("note.other_size", family=title, option=FAMILY)
 
 
-def _fit(family: Family, denoiser: Mapping[str, Module], declared: str) -> _Fit:
+Numbered = tuple[tuple[str, ...], Module]  # a layer's block numbers, and what the file has for it
+Forms = Mapping[str, list[Numbered]]
+
+
+def _by_form(denoiser: Mapping[str, Module]) -> Forms:
+    """Name without its numbers -> the layers called so. Each name is taken apart once, and a family asked only for the forms that it has."""
+    forms: dict[str, list[Numbered]] = {}
+    for name, module in denoiser.items():
+        form, numbers = split_numbers(name)
+        forms.setdefault(form, []).append((numbers, module))
+    return forms
+
+
+def _known(family: Family, forms: Forms) -> Iterator[tuple[Found | None, Module]]:
+    """The layers whose names the family may have, each with what its table says."""
+    for form, layers in forms.items():
+        if family.table.has(form):
+            yield from ((family.table.found(form, numbers), module) for numbers, module in layers)
+
+
+def _fit(family: Family, forms: Forms, declared: str) -> _Fit:
     matched = against = agrees = hidden = 0
     complete = False
     blocks: dict[tuple[str, int], int] = {}  # (kind of block, how many there are) -> the last in the file
-    for name, module in denoiser.items():
-        layer = family.table.find(name)
+    for layer, module in _known(family, forms):
         if layer is None:
             continue
         matched += 1
@@ -124,9 +145,10 @@ def _fit(family: Family, denoiser: Mapping[str, Module], declared: str) -> _Fit:
 
 
 _SIGNS = (
-    ("hunyuan_video", "hunyuanvideo"), ("hunyuan-video", "hunyuanvideo"), ("hunyuanvideo", "hunyuanvideo"), ("ltx-2", "ltxav"), ("ltx2", "ltxav"),
-    ("ltxav", "ltxav"), ("ltx", "ltxv"), ("hidream", "hidream"), ("anima", "anima"), ("cosmos", "cosmospredict2"), ("kandinsky5", "kandinsky5"),
-    ("kandinsky-5", "kandinsky5"), ("auraflow", "auraflow"), ("pixart", "pixart"), ("omnigen2", "omnigen2"), ("krea2", "krea2"), ("krea-2", "krea2"),
+    ("hunyuan_video", "hunyuanvideo"), ("hunyuan-video", "hunyuanvideo"), ("hunyuanvideo", "hunyuanvideo"),
+    ("ltx-2", "ltxav"), ("ltx2", "ltxav"), ("ltxav", "ltxav"), ("ltx", "ltxv"), ("hidream", "hidream"),
+    ("anima", "anima"), ("cosmos", "cosmospredict2"), ("kandinsky5", "kandinsky5"), ("kandinsky-5", "kandinsky5"),
+    ("auraflow", "auraflow"), ("pixart", "pixart"), ("omnigen2", "omnigen2"), ("krea2", "krea2"), ("krea-2", "krea2"),
     ("ideogram4", "ideogram4"), ("ideogram-4", "ideogram4"), ("ernie", "ernieimage"), ("longcat", "longcatimage"),
 )  # fmt: skip
 

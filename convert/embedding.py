@@ -19,9 +19,11 @@ WIDTHS = {
     4096: "t5xxl",
     2560: "qwen3_4b",
     3584: "qwen25_7b",
+    128: "clip_l",
     64: "clip_l",
-}  # 64: the bundled toy
+}  # the last two: our toys
 _ENCODERS = ("clip_l", "clip_h", "clip_g", "t5xxl", "qwen3_4b", "qwen25_7b")
+_TOYS = {128: "emoji", 64: "toy"}
 _FAMILY_OF = {"qwen3_4b": "z-image", "qwen25_7b": "qwen-image"}
 _ALIASES = {"t5": "t5xxl", "text_encoders_0": "clip_l", "text_encoders_1": "clip_g"}
 _EXTRA = re.compile(
@@ -65,7 +67,7 @@ class Embedding:
             return _FAMILY_OF[min(other)]
         if "clip_h" in have:
             return "sd2"
-        return "toy" if "clip_l" in have and self.vectors["clip_l"].shape[-1] == 64 else "sd1"
+        return _TOYS.get(self.vectors["clip_l"].shape[-1], "sd1") if "clip_l" in have else "sd1"
 
 
 def is_embedding(data: Mapping[str, Any]) -> bool:
@@ -205,9 +207,10 @@ def trigger_problems(name: str, lora_names: frozenset[str] | set[str] = frozense
 _WORDS = frozenset(
     re.findall(
         r"\w+",
-        """a and animal art baby background beautiful bird black blue boy car cartoon cat character child city cute day dog dress drawing eye face
-        fantasy fire flower forest girl gold green hair hand head home horse house human illustration image in landscape light little man men model
-        mountain night of old on one painting paper person photo picture portrait purple red river robot sea sky small snow sports street style sun
-        sword the toy tree water white with wolf woman women wood world yellow young""",
+        """a and animal art baby background beautiful bird black blue boy car cartoon cat character child city cute day dog
+    dress drawing eye face fantasy fire flower forest girl gold green hair hand head home horse house human
+    illustration image in landscape light little man men model mountain night of old on one painting paper person
+    photo picture portrait purple red river robot sea sky small snow sports street style sun sword the toy tree
+    water white with wolf woman women wood world yellow young""",
     )
 )

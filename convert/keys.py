@@ -7,30 +7,39 @@ from collections.abc import Collection
 
 from ..lora_core.algebra.kinds import KINDS
 
+_PARAMETERS = {(p.parameter, p.name) for kind in KINDS.values() for p in kind.parts if p.parameter != "weight"}
 # Ending -> part of the module. The first match counts, so longer endings stand before shorter ones that end alike.
 _ENDINGS = (
     ("lora_down", "down"), ("lora_up", "up"), ("lora_mid", "mid"), ("lora_A", "down"), ("lora_B", "up"),
-    ("lora_linear_layer.down", "down"), ("lora_linear_layer.up", "up"), ("lora.down", "down"), ("lora.up", "up"), ("_lora.down", "down"), ("_lora.up", "up"),
+    ("lora_linear_layer.down", "down"), ("lora_linear_layer.up", "up"), ("lora.down", "down"), ("lora.up", "up"),
+    ("_lora.down", "down"), ("_lora.up", "up"),
     ("alpha", "alpha"), ("lora_magnitude_vector", "magnitude"), ("w_norm", "diff"), ("b_norm", "diff_b"),
-    *sorted({(p.parameter, p.name) for kind in KINDS.values() for p in kind.parts if p.parameter != "weight"}, reverse=True),
+    *sorted(_PARAMETERS, reverse=True),
     *((n, n) for n in ("set_weight", "reshape_weight", "bias", "scale", "oft_blocks", "oft_diag", "oft_R", "rescale")),
     *((n, n) for n in ("boft_R", "boft_s", "on_input", "a1", "a2", "b1", "b2", "bm")),
     ("A", "naive_a"), ("B", "naive_b"),
 )  # fmt: skip
 _PART = dict(_ENDINGS)
-UP_BIAS = "up_bias"  # PEFT's `lora_bias`: a bias of the upper factor, whose effect is a change of the layer's bias by scale * bias
+# PEFT's `lora_bias`: a bias of the upper factor, whose effect is a change of the layer's bias by scale * bias.
+UP_BIAS = "up_bias"
 _KEY = re.compile(
-    r"(?P<name>.+?)(?:(?<=\w)(?P<old>_lora[12]?\.(?:down|up))|\.(?P<part>" + "|".join(re.escape(e) for e, _ in _ENDINGS if not e.startswith("_lora"))
+    r"(?P<name>.+?)(?:(?<=\w)(?P<old>_lora[12]?\.(?:down|up))|\.(?P<part>"
+    + "|".join(re.escape(e) for e, _ in _ENDINGS if not e.startswith("_lora"))
     + r"))(?:\.(?!weight$|bias$)(?P<adapter>\w+))?(?P<value>\.weight|\.bias)?"
-)  # fmt: skip
+)
 
 # XLabs' Flux files, whose adapters hang on attention processors: "_lora" is said of one stream or the other.
 _XLABS = {
-    "double_blocks qkv_lora1": "img_attn.qkv", "double_blocks qkv_lora2": "txt_attn.qkv", "double_blocks proj_lora1": "img_attn.proj",
-    "double_blocks proj_lora2": "txt_attn.proj", "single_blocks qkv_lora": "linear1_qkv", "single_blocks proj_lora": "linear2",
-}  # fmt: skip
+    "double_blocks qkv_lora1": "img_attn.qkv",
+    "double_blocks qkv_lora2": "txt_attn.qkv",
+    "double_blocks proj_lora1": "img_attn.proj",
+    "double_blocks proj_lora2": "txt_attn.proj",
+    "single_blocks qkv_lora": "linear1_qkv",
+    "single_blocks proj_lora": "linear2",
+}
 
-# Old diffusers attention files: processor.to_out_lora is layer to_out.0, and a text encoder's self_attn.to_q_lora is layer self_attn.q_proj.
+# Old diffusers attention files: processor.to_out_lora is layer to_out.0, and a text encoder's self_attn.to_q_lora is
+# layer self_attn.q_proj.
 WRAPPERS = re.compile(r"(^|\.)(base_model\.model|_orig_mod|module|_fsdp_wrapped_module)(?=\.)")
 DENOISERS = (
     "lora_unet__",
@@ -44,8 +53,8 @@ DENOISERS = (
     "transformer.",
 )
 TEXT_SLOTS = (
-    ("lora_te1_", 1), ("lora_te2_", 2), ("lora_te3_", 3), ("lora_te_", 1), ("oft_te1_", 1), ("oft_te2_", 2), ("oft_te_", 1),
-    ("text_encoder_3.", 3), ("text_encoder_2.", 2), ("text_encoder.", 1), ("text_encoder_1.", 1),
+    ("lora_te1_", 1), ("lora_te2_", 2), ("lora_te3_", 3), ("lora_te_", 1), ("oft_te1_", 1), ("oft_te2_", 2),
+    ("oft_te_", 1), ("text_encoder_3.", 3), ("text_encoder_2.", 2), ("text_encoder.", 1), ("text_encoder_1.", 1),
 )  # fmt: skip
 HOST_TEXT = re.compile(r"text_encoders\.(?:\w+\.)??(clip_l|clip_g|clip_h|t5xxl)\.(?:transformer\.)?")
 

@@ -20,7 +20,8 @@ from .lora import FormatError, Lora, Module, component
 from .writers import write
 
 PROGRAMS = (
-    "ComfyUI", "A1111", "Forge", "reForge", "SD.Next", "sd-scripts", "musubi-tuner", "OneTrainer", "LyCORIS", "diffusers", "PEFT",
+    "ComfyUI", "A1111", "Forge", "reForge", "SD.Next", "sd-scripts", "musubi-tuner", "OneTrainer", "ai-toolkit",
+    "LyCORIS", "diffusers", "PEFT",
 )  # fmt: skip
 FORMS = ("kohya", "comfyui", "diffusers", "peft")
 ALL, NOT_RUN, NO_MODEL = Message.of("loader.all"), Message.of("loader.not_run"), Message.of("loader.no_model")

@@ -21,9 +21,13 @@ from .embedding import Embedding
 from .serialize import chunks
 
 MAX_HEADER_BYTES = 256 * 1024
+STRENGTH, MAX_STRENGTH = "ss_recommended_strength", 10.0
 # Not true of a converted file, or written anew.
-_STALE = ("sshs_", "modelspec.hash_sha256", "lora_adapter_metadata", "ss_network_dim", "ss_network_alpha", "ss_network_module", "ss_network_args",
-          "ss_output_name", "modelspec.title", "modelspec.architecture", "modelspec.implementation", "modelspec.sai_model_spec", "format")  # fmt: skip
+_STALE = (
+    "sshs_", "modelspec.hash_sha256", "lora_adapter_metadata", "ss_network_dim", "ss_network_alpha",
+    "ss_network_module", "ss_network_args", "ss_output_name", "modelspec.title", "modelspec.architecture",
+    "modelspec.implementation", "modelspec.sai_model_spec", "format",
+)  # fmt: skip
 # Captions, folders, graphs: what a user may not want to give away with the file.
 _PRIVATE = (
     "ss_tag_frequency",
@@ -36,7 +40,7 @@ _PRIVATE = (
     "ss_captions",
 )
 _PUBLIC = ("ss_", "modelspec.", "ssmd_")  # other trainers put whole configurations under names of their own
-_PATHS = ("ss_sd_model_name", "ss_vae_name")
+_PATHS = ("ss_sd_model_name", "ss_vae_name", "ss_fixed_lora")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +64,7 @@ BASES = {
     "sd2-v": BaseModel("sd_v2_v", "stable-diffusion-v2-768-v", "diffusers", v2=True, prediction="v", resolution=768),
     "sdxl": BaseModel("sdxl_base_v1-0", "stable-diffusion-xl-v1-base", _SDXL, prediction="epsilon"),
     "sdxl-refiner": BaseModel("sdxl_refiner_v1-0", "stable-diffusion-xl-v1-refiner", _SDXL, prediction="epsilon"),
+    "emoji": BaseModel("sd_v1", "stable-diffusion-v1", "diffusers", prediction="epsilon", resolution=128),
     "toy": BaseModel("sd_v1", "stable-diffusion-v1", "diffusers", prediction="epsilon", resolution=64),
     "flux1": BaseModel("flux1", "flux-1-dev", _FLUX, network_module="networks.lora_flux"),
     "chroma": BaseModel("chroma", "chroma", network_module="networks.lora_flux"),
@@ -126,6 +131,8 @@ def lora_metadata(
             if "per_epoch" in facts
             else "",
             **_options(config),
+            **_recommended(facts.get("calibration") or {}),
+            **_fixed(facts.get("fixed_lora") or {}),
         }
         if with_captions and "captions" in facts:
             header["ss_tag_frequency"] = json.dumps({name: tag_frequency(facts["captions"])}, ensure_ascii=False)
@@ -151,6 +158,29 @@ def _options(config: Mapping[str, Any]) -> dict[str, Any]:
         "ss_min_snr_gamma": objective["min_snr_gamma"] if objective.get("weighting") == "min_snr" else "",
         "ss_noise_offset": objective.get("noise_offset") or "",
     }
+
+
+def _recommended(calibration: Mapping[str, Any]) -> dict[str, Any]:
+    """The strength to use the file at, for programs and for people."""
+    if not calibration:
+        return {}
+    strength = f"{calibration['strength']:g}"
+    return {STRENGTH: strength, "modelspec.usage_hint": f"strength {strength} to start from"}
+
+
+def recommended_strength(header: Mapping[str, str]) -> float | None:
+    """The strength a header recommends; None where it names none that makes sense."""
+    try:
+        strength = float(header.get(STRENGTH, ""))
+    except ValueError:
+        return None
+    return strength if 0 < strength <= MAX_STRENGTH else None
+
+
+def _fixed(lora: Mapping[str, Any]) -> dict[str, Any]:
+    """The LoRA that acted in training alone, and is not in the file."""
+    names = {"file": "ss_fixed_lora", "sha256": "ss_fixed_lora_hash", "strength": "ss_fixed_lora_strength"}
+    return {names[key]: value for key, value in lora.items()}
 
 
 def tag_frequency(captions: list[str]) -> dict[str, int]:

@@ -82,20 +82,27 @@ class Table:
 
     def find(self, name: str) -> Found | None:
         """The layer called `name` (dotted or flat, in either spelling), or None. A name that both spellings share counts as diffusers."""
-        form, digits = (_asked if len(name) < LONG_NAME else _asked.__wrapped__)(name)
-        if any(len(d) > _MAX_DIGITS for d in digits):
-            return None
+        return self.found(*(split_numbers if len(name) < LONG_NAME else split_numbers.__wrapped__)(name))
+
+    def found(self, form: str, digits: tuple[str, ...]) -> Found | None:
+        """As `find`, for a name that `split_numbers` took apart."""
         for wanted, native, rows in self._index.get(form, ()):
             if all(w in ("*", d) for w, d in zip(wanted, digits)):
                 return Found(rows, tuple(d for w, d in zip(wanted, digits) if w == "*"), native)
         return None
+
+    def has(self, form: str) -> bool:
+        """Whether a layer is called so but for its numbers: a form of `split_numbers`."""
+        return form in self._index
 
 
 LONG_NAME = 400  # characters; longer names are of no model and are not remembered
 
 
 @functools.lru_cache(maxsize=8192)
-def _asked(name: str) -> tuple[str, tuple[str, ...]]:
-    """(the name with # for its numbers, flat; its numbers), which every family is asked for."""
+def split_numbers(name: str) -> tuple[str, tuple[str, ...]]:
+    """(the name with # for its numbers, flat; its numbers). Of a name with a number that no block has, the form is that of no layer."""
     flat = name.replace(".", "_")
-    return _DIGITS.sub("#", flat), tuple(_DIGITS.findall(flat))
+    digits = tuple(_DIGITS.findall(flat))
+    form = "" if any(len(d) > _MAX_DIGITS for d in digits) else _DIGITS.sub("#", flat)
+    return form, digits

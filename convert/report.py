@@ -13,9 +13,10 @@ import torch
 from ..lora_core.messages.message import Message
 from .embedding import Embedding
 from .families import FAMILIES
-from .loaders import loaders
+from .loaders import NOT_RUN, loaders
 from .lora import Lora, Module, concatenated, delta, kind_of, multiplied
 from .merge import block_of, squared_norm
+from .metadata import recommended_strength
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,9 +66,12 @@ class Report:
         out += [Message.of("report.trained_on", name=name, where=place) for name, place in self.origins]
         if self.triggers:
             out.append(Message.of("report.triggers", words=self.triggers))
-        out += [
-            Message.of("report.reads", program=program, verdict=verdict) for program, verdict in self.loaders.items()
-        ]
+        if (strength := recommended_strength(self.metadata)) is not None:
+            out.append(Message.of("report.strength", strength=f"{strength:g}"))
+        run = {program: verdict for program, verdict in self.loaders.items() if verdict != NOT_RUN}
+        out += [Message.of("report.reads", program=program, verdict=verdict) for program, verdict in run.items()]
+        if len(run) < len(self.loaders):
+            out.append(Message.of("report.not_run", programs=[one for one in self.loaders if one not in run]))
         if not self.loaders:
             out.append(Message.of("report.unread"))
         return [*out, *(Message.of("report.note", note=p) for p in self.problems)]

@@ -19,6 +19,10 @@ from .metadata import embedding_metadata, lora_metadata
 from .patterns import fill
 from .writers import approximated, trained, write
 
+EXPERTS = (
+    "high_noise",
+    "low_noise",
+)  # what the networks of Wan 2.2 are called in the state of a run of both, and at the end of its files' names
 _TOKEN = re.compile(r"token\.(.+)\.([^.]+)")  # token.<placeholder>.<encoder>
 
 
@@ -28,19 +32,29 @@ def products(
     """File stem -> (tensors, header), the main one first, from a run's own state (`<layer>.lora_down`, `token.<placeholder>.clip_l`, ...).
 
     A LoRA is called `name`, its embeddings `<name>_emb` (several: `<name>_<token>_emb`); an embedding alone is called `name` itself.
-    The stem of an embedding's file is the word that calls it.
+    The stem of an embedding's file is the word that calls it. Of a run that trained two experts each has a LoRA of its own, `<name>_<expert>`.
     """
     layers = {k: v for k, v in state.items() if not _TOKEN.fullmatch(k)}
     tokens = embeddings(state, facts.get("step", 0))
     stems = token_stems(name, list(tokens), bool(layers))
     out: dict[str, tuple[State, dict[str, str]]] = {}
-    if layers:
-        tensors = trained(layers, base)
-        out[name] = tensors, lora_metadata(tensors, name, base, {**facts, "triggers": list(stems.values())})
+    for expert, theirs in by_expert(layers).items():
+        stem = f"{name}_{expert}" if expert else name
+        tensors = trained(theirs, base)
+        out[stem] = tensors, lora_metadata(tensors, stem, base, {**facts, "triggers": list(stems.values())})
     for token, embedding in tokens.items():
         tensors = write_embedding(embedding)
         out[stems[token]] = tensors, embedding_metadata(embedding, tensors, stems[token])
     return out
+
+
+def by_expert(state: Mapping[str, torch.Tensor]) -> dict[str, State]:
+    """Expert -> the values of its layers by their names in files, from the state of a run that trained two (`high_noise.<layer>.lora_down`); else "" -> all."""
+    parts: dict[str, State] = {}
+    for key, value in state.items():
+        expert = next((name for name in EXPERTS if key.startswith(f"{name}.")), "")
+        parts.setdefault(expert, {})[key.removeprefix(f"{expert}.") if expert else key] = value
+    return parts
 
 
 def embeddings(state: Mapping[str, torch.Tensor], step: int = 0) -> dict[str, Embedding]:
@@ -77,8 +91,10 @@ def kohya_name_of_native(base: str, path: str) -> str:
 _ENDINGS = {
     **{f".{part.file}": part.parameter for kind in KINDS.values() for part in kind.parts},
     **{f".{part.native}": part.parameter for kind in KINDS.values() for part in kind.parts if part.native},
-    ".lora_A.weight": "lora_down", ".lora_B.weight": "lora_up", ".alpha": "alpha",
-}  # fmt: skip
+    ".lora_A.weight": "lora_down",
+    ".lora_B.weight": "lora_up",
+    ".alpha": "alpha",
+}
 
 
 def starting_point(lora: Lora, names: Iterable[str], algorithm: str) -> dict[str, State]:

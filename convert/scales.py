@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import json
 from collections.abc import Callable, Iterable, Mapping
 
@@ -72,17 +73,20 @@ def _is_plain(layer: str, layout: Layout, tensor: Callable[[str], torch.Tensor])
 def unapplied(layout: Layout, plain: Mapping[str, str]) -> dict[str, list[str]]:
     """As `scaled_layers`, without the layers whose factor is known; the mark of a model counts where one of its fp8 weights has no factor."""
     out = {}
+    fp8 = (key for key, (dtype, _) in layout.items() if dtype in _LARGEST and key not in plain and not _marks(key))
+    unknown = sorted(fp8)  # weights without a factor
     for layer, keys in scaled_layers(layout).items():
-        marks = [key for key in keys if key.endswith("scaled_fp8")]
-        fp8 = [
-            key
-            for key, (dtype, _) in layout.items()
-            if marks and dtype in _LARGEST and key.startswith(layer) and key not in marks
-        ]
-        left = [key for key in keys if key not in marks or any(key not in plain for key in fp8)]
+        first = bisect.bisect_left(unknown, layer)  # of those below the layer
+        some = first < len(unknown) and unknown[first].startswith(layer)
+        left = [key for key in keys if some or not _marks(key)]
         if left and f"{layer}.weight" not in plain:
             out[layer] = left
     return out
+
+
+def _marks(key: str) -> bool:
+    """Whether a key says of a model that its fp8 weights have factors."""
+    return key.endswith("scaled_fp8")
 
 
 def dequantised(value: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:

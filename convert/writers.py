@@ -160,7 +160,7 @@ def peft_directories(lora: Lora, flat_clip: bool = False) -> dict[str, tuple[Sta
     return out
 
 
-# --- names: canonical -> (name in the file, module) ------------------------------------------------------------------------------------
+# --- names: canonical -> (name in the file, module) -------------------------------------------------------------------
 
 Named = dict[str, Module]
 
@@ -260,7 +260,7 @@ def _flat(path: str) -> str:
     return path.replace(".", "_")
 
 
-# --- suffixes: module -> keys --------------------------------------------------------------------------------------------------------
+# --- suffixes: module -> keys -----------------------------------------------------------------------------------------
 
 
 def _kohya_suffixes(name: str, module: Module, native: bool = False) -> State:

@@ -1,40 +1,25 @@
 // @ts-check
-// The course of a run as a chart: loss raw and smoothed, probes, learning rate on its own axis, marks.
-// It draws when something changed and can be seen.
+// The course of a run as a chart: when it draws (something changed and can be seen), zoom, and what is read off.
+import { PALETTES, paletteFor, watchInk } from "./chart_colours.js";
+import {
+  BOTTOM, LEFT, RIGHT, TOP, clipped, drawAxes, drawBest, drawChoice, drawLosses, drawMarks, drawPointer, drawProbes,
+  drawRates,
+} from "./chart_drawing.js";
 import { make } from "./dom.js";
+import { EndLabels } from "./end_labels.js";
 import { short, stepRange } from "./figures.js";
-import { decades, linearScale, logarithmicScale, lossRange, niceTicks } from "./scales.js";
-import { FIRST, HIGH, LAST, LOW, RATE, SMOOTH, indexAt, nearestRow } from "./series.js";
+import { decades, extent, linearScale, logarithmicScale, lossRange, niceTicks } from "./scales.js";
+import { FIRST, HIGH, LAST, LOW, SECOND, SMOOTH, indexAt, nearestRow } from "./series.js";
 import { t } from "./words.js";
 
 /** @typedef {import("./series.js").Row} Row */
-/** @typedef {import("./scales.js").Scale} Scale */
 /** @typedef {import("./scales.js").Probe} Probe */
-/** @typedef {[number, number]} Point */
+/** @typedef {import("./chart_colours.js").Palette} Palette */
+/** @typedef {import("./chart_drawing.js").Point} Point */
+/** @typedef {import("./chart_drawing.js").View} View */
 
-/**
- * What one drawing shows: steps, rows from `begin` to before `end`, and where a step and a loss lie.
- * @typedef {object} View
- * @property {CanvasRenderingContext2D} pen
- * @property {number} from
- * @property {number} to
- * @property {number} begin
- * @property {number} end
- * @property {Probe[]} probes
- * @property {number[]} ticks
- * @property {Scale} x
- * @property {Scale} y
- */
-
-export const COLOURS = {
-  raw: "rgba(140, 140, 140, .75)", smooth: "#4ea1ff", rate: "#d99a2b", held_out: "#ff7b6b", trained: "#62c370",
-  save: "#62c370", sample: "#c58af9",
-};
-const LEFT = 46, RIGHT = 46, TOP = 8, BOTTOM = 30; // px around the curves
 const SMALLEST_PX = 60; // a collapsed node has less
 const SMALLEST_DRAG_PX = 8;
-const STEEP = 200; // a learning rate that rises by more than this factor is seen on a logarithmic axis only
-const MOST_DOTS = 200;
 
 /** @type {WeakMap<EventTarget, Chart>} */
 const charts = new WeakMap();
@@ -48,35 +33,19 @@ function listen() {
   window.addEventListener("wheel", wheel, { capture: true, passive: false });
 }
 
-/**
- * @param {CanvasRenderingContext2D} pen
- * @param {Point[]} points
- */
-function stroke(pen, points) {
-  pen.beginPath();
-  for (const point of points) pen.lineTo(...point);
-  pen.stroke();
-}
-
-/**
- * @param {CanvasRenderingContext2D} pen
- * @param {number} x
- * @param {number} y
- * @param {number} radius
- */
-function dot(pen, x, y, radius) {
-  pen.beginPath();
-  pen.arc(x, y, radius, 0, 2 * Math.PI);
-  pen.fill();
-}
-
 export class Chart {
   /** @param {Pick<import("./settings.js").Settings, "logarithmicLoss">} settings */
   constructor(settings) {
     this.settings = settings;
     this.canvas = make("canvas");
     this.readout = make("div", { className: "readout" });
-    this.root = make("div", { className: "chart" }, this.canvas, this.readout);
+    this.ends = new EndLabels();
+    this.root = make("div", { className: "chart" }, this.canvas, this.readout, this.ends.root);
+    this.palette = PALETTES.dark;
+    /** @type {(palette: Palette) => void} called when the colours are others */
+    this.onPalette = () => {};
+    /** @type {?number} px at which the learning rate ends */
+    this.rateEnd = null;
     /** @type {Row[]} */
     this.rows = [];
     /** @type {Probe[]} */
@@ -120,9 +89,16 @@ export class Chart {
     });
     charts.set(this.canvas, this);
     listen();
+    this.unwatch = watchInk(this);
+  }
+
+  /** The colour that words of the page have at this place. */
+  inkNow() {
+    return getComputedStyle(this.root).color;
   }
 
   dispose() {
+    this.unwatch();
     this.sizes.disconnect();
     this.sight.disconnect();
     cancelAnimationFrame(this.frame);
@@ -170,7 +146,7 @@ export class Chart {
   release(/** @type {PointerEvent} */ event) {
     if (!this.drag) return;
     event.stopPropagation();
-    const [left, right] = [Math.min(...this.drag), Math.max(...this.drag)];
+    const [left, right] = extent(this.drag);
     this.drag = null;
     if (right - left >= SMALLEST_DRAG_PX) this.zoom(this.step(left), this.step(right));
     this.changed();
@@ -202,6 +178,7 @@ export class Chart {
     const pen = this.blank();
     if (!pen) return;
     if (this.rows.length || this.probes.length) this.show(this.shown(pen));
+    else this.ends.root.replaceChildren();
     this.read();
   }
 
@@ -216,11 +193,19 @@ export class Chart {
     if (this.canvas.width !== size.width || this.canvas.height !== size.height) Object.assign(this.canvas, size);
     this.width = width;
     this.height = height;
-    this.ink = getComputedStyle(this.root).color;
+    const { color, fontFamily } = getComputedStyle(this.root);
+    this.ink = color;
+    this.take(paletteFor(color));
     pen.setTransform(ratio, 0, 0, ratio, 0, 0);
     pen.clearRect(0, 0, width, height);
-    pen.font = "10px system-ui, sans-serif";
+    pen.font = `11px ${fontFamily}`;
     return pen;
+  }
+
+  take(/** @type {Palette} */ palette) {
+    if (palette === this.palette) return;
+    this.palette = palette;
+    this.onPalette(palette);
   }
 
   /**
@@ -234,7 +219,8 @@ export class Chart {
     const losses = lossRange(this.rows, begin, end, probes, this.settings.logarithmicLoss());
     const { low, high } = losses;
     return {
-      pen, from, to, begin, end, probes,
+      pen, from, to, begin, end, probes, rows: this.rows,
+      width: this.width, height: this.height, ink: this.ink, palette: this.palette,
       x: linearScale(from, to, LEFT, this.width - RIGHT),
       y: (losses.logarithmic ? logarithmicScale : linearScale)(low, high, this.height - BOTTOM, TOP),
       ticks: losses.logarithmic ? decades(low, high) : niceTicks(low, high, 5),
@@ -242,162 +228,41 @@ export class Chart {
   }
 
   show(/** @type {View} */ view) {
-    this.axes(view);
-    this.rates(view);
-    this.clipped(view, () => {
-      this.curves(view);
-      this.dots(view, 1, COLOURS.held_out);
-      this.dots(view, 2, COLOURS.trained);
+    drawAxes(view);
+    this.rateEnd = drawRates(view, this.risingRate);
+    clipped(view, () => {
+      drawLosses(view);
+      drawProbes(view, 1, this.palette.held_out);
+      drawProbes(view, 2, this.palette.trained);
     });
-    this.marks(view);
-    this.best(view);
-    this.pointer(view);
+    drawMarks(view, this.saves, this.samples);
+    drawBest(view, this.bestStep(), t("panel.best"));
+    drawChoice(view, this.drag);
+    this.near = this.hover === null ? null : nearestRow(this.rows, this.step(this.hover));
+    drawPointer(view, this.near);
+    this.name(view);
   }
 
-  /**
-   * Calls `draw` with the axes out of its reach.
-   * @param {View} view
-   * @param {() => void} draw
-   */
-  clipped({ pen }, draw) {
-    pen.save();
-    pen.beginPath();
-    pen.rect(LEFT, TOP, this.width - LEFT - RIGHT, this.height - TOP - BOTTOM);
-    pen.clip();
-    draw();
-    pen.restore();
-  }
-
-  axes(/** @type {View} */ { pen, from, to, x, y, ticks }) {
-    pen.lineWidth = 1;
-    pen.fillStyle = pen.strokeStyle = this.ink;
-    pen.textBaseline = "middle";
-    pen.textAlign = "right";
-    for (const tick of ticks) {
-      pen.globalAlpha = 0.14;
-      stroke(pen, [[LEFT, y(tick)], [this.width - RIGHT, y(tick)]]);
-      pen.globalAlpha = 0.75;
-      pen.fillText(short(tick), LEFT - 5, y(tick));
-    }
-    pen.textAlign = "center";
-    const steps = niceTicks(from, to, Math.max(2, Math.floor(this.width / 75))).filter(Number.isInteger);
-    for (const step of steps) pen.fillText(String(step), x(step), this.height - 8);
-    pen.globalAlpha = 1;
-  }
-
-  rates(/** @type {View} */ view) {
-    const { pen, begin, end } = view;
-    let low = Infinity, high = 0;
-    for (let n = begin; n < end; n += 1) {
-      const rate = this.rows[n][RATE] ?? 0;
-      if (rate > 0) low = Math.min(low, rate);
-      high = Math.max(high, rate);
-    }
-    if (!high) return;
-    const logarithmic = this.risingRate && high / low > STEEP;
-    const bottom = this.height - BOTTOM, top = bottom - (bottom - TOP) * 0.92;
-    const y = logarithmic ? logarithmicScale(low, high, bottom, top) : linearScale(0, high, bottom, top);
-    pen.strokeStyle = pen.fillStyle = COLOURS.rate;
-    pen.lineWidth = 1.2;
-    pen.setLineDash([4, 3]);
-    this.clipped(view, () => this.line(view, (row) => {
-      const rate = row[RATE] ?? 0;
-      return rate > 0 || !logarithmic ? y(rate) : null;
-    }));
-    pen.setLineDash([]);
-    pen.textAlign = "left";
-    for (const rate of logarithmic ? [low, high] : [high / 2, high]) {
-      pen.fillText(short(rate), this.width - RIGHT + 4, y(rate));
-    }
-  }
-
-  /**
-   * One point a pixel column, the last of the column. `height`: px of a row; null: none.
-   * @param {View} view
-   * @param {(row: Row) => ?number} height
-   */
-  line({ pen, begin, end, x }, height) {
-    /** @type {?Point} */
-    let point = null;
-    pen.beginPath();
-    for (let n = begin; n < end; n += 1) {
-      const y = height(this.rows[n]);
-      if (y === null) continue;
-      const px = x(this.rows[n][LAST]);
-      if (point && Math.floor(px) !== Math.floor(point[0])) pen.lineTo(...point);
-      point = [px, y];
-    }
-    if (point) pen.lineTo(...point);
-    pen.stroke();
-  }
-
-  curves(/** @type {View} */ view) {
-    const { pen, y } = view;
-    pen.strokeStyle = COLOURS.raw;
-    pen.lineWidth = 1;
-    this.band(view);
-    pen.strokeStyle = COLOURS.smooth;
-    pen.lineWidth = 2;
-    this.line(view, (row) => (row[SMOOTH] === null ? null : y(row[SMOOTH])));
-  }
-
-  /** The raw loss: from the highest to the lowest one of each pixel column. */
-  band(/** @type {View} */ { pen, begin, end, x, y }) {
-    /** @type {?number} */
-    let column = null;
-    let low = 0, high = 0;
-    const flush = () => {
-      if (column === null) return;
-      pen.lineTo(column, y(high));
-      pen.lineTo(column, y(low));
+  /** Names each line at its end. */
+  name(/** @type {View} */ { begin, end, probes, y }) {
+    const last = this.rows.slice(begin, end).at(-1);
+    /** @type {import("./end_labels.js").EndLabel[]} */
+    const labels = [];
+    /** @type {(key: string, colour: string, height: ?number) => void} */
+    const add = (key, colour, height) => {
+      if (height !== null && Number.isFinite(height)) labels.push({ text: t(`panel.${key}`), colour, y: height });
     };
-    pen.beginPath();
-    for (let n = begin; n < end; n += 1) {
-      const row = this.rows[n];
-      if (row[LOW] === null || row[HIGH] === null) continue;
-      const px = Math.round(x(row[LAST]));
-      if (px !== column) {
-        flush();
-        [column, low, high] = [px, row[LOW], row[HIGH]];
-      }
-      low = Math.min(low, row[LOW]);
-      high = Math.max(high, row[HIGH]);
-    }
-    flush();
-    pen.stroke();
-  }
-
-  /**
-   * The probes on held-out (1) or trained pictures (2).
-   * @param {View} view
-   * @param {1 | 2} index
-   * @param {string} colour
-   */
-  dots({ pen, probes, x, y }, index, colour) {
-    /** @type {Point[]} */
-    const points = [];
-    for (const probe of probes) if (probe[index] !== null) points.push([x(probe[0]), y(probe[index])]);
-    if (!points.length) return;
-    pen.strokeStyle = pen.fillStyle = colour;
-    pen.lineWidth = 1.5;
-    stroke(pen, points);
-    if (points.length < MOST_DOTS) for (const point of points) dot(pen, ...point, 2.5);
-  }
-
-  /** Saves and samples, below the axis. */
-  marks(/** @type {View} */ { pen, from, to, x }) {
-    const bottom = this.height - BOTTOM;
-    const inside = (/** @type {number} */ step) => step >= from && step <= to;
-    pen.fillStyle = COLOURS.save;
-    for (const step of this.saves.filter(inside)) {
-      pen.beginPath();
-      pen.moveTo(x(step), bottom + 1);
-      pen.lineTo(x(step) - 4, bottom + 8);
-      pen.lineTo(x(step) + 4, bottom + 8);
-      pen.fill();
-    }
-    pen.fillStyle = COLOURS.sample;
-    for (const step of this.samples.filter(inside)) dot(pen, x(step), bottom + 11, 3);
+    const { palette } = this, low = last?.[LOW], high = last?.[HIGH], smooth = last?.[SMOOTH];
+    add("loss", palette.raw, low == null || high == null ? null : y((low + high) / 2));
+    const second = last?.[SECOND], both = last !== undefined && last.length > SECOND;
+    add(both ? "high_noise" : "smoothed", palette.smooth, smooth == null ? null : y(smooth));
+    add("low_noise", palette.second, second == null ? null : y(second));
+    add("rate", palette.rate, this.rateEnd);
+    const ended = (/** @type {1 | 2} */ index) => probes.findLast((probe) => probe[index] !== null)?.[index];
+    const heldOut = ended(1), trained = ended(2);
+    add("held_out", palette.held_out, heldOut == null ? null : y(heldOut));
+    add("trained", palette.trained, trained == null ? null : y(trained));
+    this.ends.show(labels, { right: RIGHT + 2, top: TOP, bottom: this.height - BOTTOM, ground: palette.ground });
   }
 
   /** The step with the lowest loss on held-out pictures of the whole run; null without a probe. */
@@ -405,31 +270,6 @@ export class Chart {
     let step = null, loss = Infinity;
     for (const [at, heldOut] of this.probes) if (heldOut !== null && heldOut < loss) [step, loss] = [at, heldOut];
     return step;
-  }
-
-  best(/** @type {View} */ { pen, from, to, x }) {
-    const step = this.bestStep();
-    if (step === null || step < from || step > to) return;
-    pen.strokeStyle = pen.fillStyle = COLOURS.held_out;
-    pen.setLineDash([2, 3]);
-    stroke(pen, [[x(step), TOP], [x(step), this.height - BOTTOM]]);
-    pen.setLineDash([]);
-    pen.textAlign = x(step) > this.width - RIGHT - 60 ? "right" : "left";
-    pen.fillText(` ${t("panel.best")} ${step} `, x(step), TOP + 6);
-  }
-
-  pointer(/** @type {View} */ { pen, x }) {
-    if (this.drag) {
-      const [left, right] = [Math.min(...this.drag), Math.max(...this.drag)];
-      pen.fillStyle = "rgba(127, 160, 255, .25)";
-      pen.fillRect(left, TOP, right - left, this.height - TOP - BOTTOM);
-    }
-    this.near = this.hover === null ? null : nearestRow(this.rows, this.step(this.hover));
-    if (!this.near) return;
-    pen.strokeStyle = this.ink;
-    pen.globalAlpha = 0.45;
-    stroke(pen, [[x(this.near[LAST]), TOP], [x(this.near[LAST]), this.height - BOTTOM]]);
-    pen.globalAlpha = 1;
   }
 
   read() {

@@ -15,7 +15,12 @@ const EVENTS = {
 };
 const TOAST_MS = 8000;
 /** @type {Record<string, string>} */
-const TRAIN_NODES = { lora: "LoraLoomTrainLora", pivotal: "LoraLoomTrainLora", embedding: "LoraLoomTrainEmbedding" };
+const TRAIN_NODES = {
+  lora: "LoraLoomTrainLora",
+  pivotal: "LoraLoomTrainLora",
+  embedding: "LoraLoomTrainEmbedding",
+  slider: "LoraLoomTrainSlider",
+};
 
 /** The open workflow. */
 export const rootGraph = () => app.rootGraph ?? app.graph;

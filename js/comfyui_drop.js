@@ -5,6 +5,7 @@ import { app, host, rootGraph } from "./comfyui.js";
 import { choose, made } from "./comfyui_build.js";
 import { entriesOf, filesOf, hasFolder, isSet, loose } from "./dropped.js";
 import { allNodes, executionIds, widgetOf } from "./graph.js";
+import { extent } from "./scales.js";
 import { DROP_PICTURES } from "./settings.js";
 import { askForPictures, sendShown } from "./upload_card.js";
 import { t } from "./words.js";
@@ -148,8 +149,8 @@ function lookAt(/** @type {ComfyGraph} */ graph) {
   const view = app.canvas?.ds, page = app.canvas?.canvas?.getBoundingClientRect();
   const nodes = [...allNodes(graph)];
   if (!view || !page || !nodes.length) return;
-  const left = Math.min(...nodes.map((node) => node.pos[0])), top = Math.min(...nodes.map((node) => node.pos[1]));
-  const right = Math.max(...nodes.map((node) => node.pos[0] + node.size[0]));
+  const [left, right] = extent(nodes.flatMap((node) => [node.pos[0], node.pos[0] + node.size[0]]));
+  const [top] = extent(nodes.map((node) => node.pos[1]));
   view.scale = Math.min(1, (page.width - 2 * MARGIN[0]) / (right - left));
   view.offset = [MARGIN[0] / view.scale - left, MARGIN[1] / view.scale - top];
 }

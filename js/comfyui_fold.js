@@ -9,10 +9,34 @@ const CHECK_MS = 1200;
 
 /** @typedef {{ node: ComfyNode, button: ComfyWidget, state: string }} Fold */
 
-/** The widgets behind the fold; one that is wired stays in sight. */
+/** Names of the widgets that a wire gives their value. */
+function wiredNames(/** @type {ComfyNode} */ node) {
+  return new Set((node.inputs ?? []).filter(({ link }) => link != null).map(({ name }) => name));
+}
+
+/** The widgets behind the fold; one that is wired stays in sight, one that moved to a settings node is not shown. */
 export function folded(/** @type {ComfyNode} */ node) {
-  const wired = new Set((node.inputs ?? []).filter(({ link }) => link != null).map(({ name }) => name));
-  return (node.widgets ?? []).filter(({ options, name }) => options?.advanced && !wired.has(name));
+  const wired = wiredNames(node);
+  return (node.widgets ?? []).filter(({ options, name, loomMoved }) =>
+    options?.advanced && !wired.has(name) && !loomMoved?.unused);
+}
+
+/** Marks the widgets of a new node that stand on a settings node now: the schema says that they are hidden. */
+function findMoved(/** @type {ComfyNode} */ node) {
+  for (const widget of node.widgets ?? []) {
+    if (widget.options?.hidden) widget.loomMoved = { usual: widget.value, unused: true };
+  }
+}
+
+/** Shows those moved widgets that an older workflow has set or wired: its values count, so they can be seen. */
+function showMoved(/** @type {ComfyNode} */ node) {
+  const wired = wiredNames(node);
+  for (const widget of node.widgets ?? []) {
+    if (!widget.loomMoved?.unused || (widget.value === widget.loomMoved.usual && !wired.has(widget.name))) continue;
+    widget.loomMoved.unused = false;
+    widget.hidden = false;
+    if (widget.options) widget.options.hidden = false;
+  }
 }
 
 /**
@@ -22,12 +46,15 @@ export function folded(/** @type {ComfyNode} */ node) {
 function arrange(fold) {
   const { node, button } = fold, elements = nodesAreElements();
   const open = elements || Boolean(node.properties?.[OPEN]) || Boolean(host.setting(SHOW_ALL));
+  showMoved(node);
   const rows = folded(node);
   const state = JSON.stringify([elements, open, rows.map(({ name }) => name)]);
   if (state === fold.state) return;
   const first = fold.state === "";
   fold.state = state;
-  for (const widget of node.widgets ?? []) if (widget.options?.advanced) widget.hidden = false;
+  for (const widget of node.widgets ?? []) {
+    if (widget.options?.advanced) widget.hidden = Boolean(widget.loomMoved?.unused);
+  }
   for (const widget of rows) widget.hidden = !open;
   place(fold, !elements && !host.setting(SHOW_ALL));
   button.label = t(open ? "fold.fewer" : "fold.more", { count: rows.length });
@@ -75,7 +102,9 @@ export function foldExtension() {
   return {
     name: "lora_loom.fold",
     nodeCreated(node) {
-      if (!node.comfyClass?.startsWith("LoraLoom") || !folded(node).length) return;
+      if (!node.comfyClass?.startsWith("LoraLoom")) return;
+      findMoved(node);
+      if (!folded(node).length) return;
       const button = node.addWidget?.("button", "loom_fold", null, () => turn(node, !node.properties?.[OPEN]));
       if (!button) return;
       button.serialize = false; // neither in the workflow

@@ -1,13 +1,17 @@
 // @ts-check
 // What ComfyUI's nodes of ours have beside a panel: the dataset editor, a report, "Stop and keep", marks of errors.
 import { addElement, afterExecution, api, host, nodesAreElements, rootGraph } from "./comfyui.js";
+import { queueCaptions } from "./comfyui_captions.js";
 import { Editor } from "./dataset_editor.js";
 import { findField, mark, unmark } from "./fields.js";
-import { nodeById } from "./graph.js";
-import { askRun } from "./train_panel.js";
+import { kindsAround, nodeById } from "./graph.js";
+import { askRun } from "./panel_asks.js";
 import { said, t } from "./words.js";
 
-const STOPPABLE = ["LoraLoomTrainLora", "LoraLoomTrainEmbedding", "LoraLoomFindLearningRate", "LoraLoomZipLoras"];
+const STOPPABLE = [
+  "LoraLoomTrainLora", "LoraLoomTrainEmbedding", "LoraLoomTrainBothExperts", "LoraLoomTrainSlider",
+  "LoraLoomFindLearningRate", "LoraLoomZipLoras",
+];
 const ERROR_MS = 15000;
 const EDITOR_HEIGHT = 420, EDITOR_SIZE = [640, 560]; // px
 const REPORT_WIDTH = 360, LINE_HEIGHT = 16, HIGHEST_REPORT = 240, PICTURE_HEIGHT = 200; // px
@@ -39,7 +43,7 @@ const editorExtension = {
   name: "lora_loom.dataset_editor",
   nodeCreated(node) {
     if (node.comfyClass !== "LoraLoomDatasetEditor") return;
-    const editor = new Editor(host);
+    const editor = new Editor(host, (order, choice) => queueCaptions(node, editor, order, choice));
     node.loomEditor = editor;
     addElement(node, "loom_editor", editor.root, () => EDITOR_HEIGHT);
     enlarge(node, EDITOR_SIZE[0], EDITOR_SIZE[1]);
@@ -55,7 +59,7 @@ const reportExtension = {
   nodeCreated(node) {
     if (!isOurs(node.comfyClass)) return;
     afterExecution(node, ({ text, loom_messages: messages, images }) => {
-      const lines = messages?.map(said) ?? text ?? [];
+      const lines = messages?.map((message) => said(message, kindsAround(node))) ?? text ?? [];
       if (lines.length) showReport(node, lines.join("\n"), Boolean(images?.length));
     });
   },
@@ -103,7 +107,7 @@ export function watchErrors() {
     if (node?.loomPanel) return;
     const text = String(detail.exception_message ?? "").trim();
     const error = latest?.text === text ? latest : { text };
-    host.toast("error", said(error), ERROR_MS);
+    host.toast("error", said(error, node ? kindsAround(node) : []), ERROR_MS);
     const field = node && findField(node, error);
     if (!field) return;
     mark(field);

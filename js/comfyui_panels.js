@@ -4,12 +4,16 @@ import { addElement, api, app, host, nodesAreElements, rootGraph } from "./comfy
 import { actionsOf, queueMore } from "./comfyui_result.js";
 import { findField, mark, unmark } from "./fields.js";
 import { watchPlans } from "./comfyui_plans.js";
-import { allNodes, executionIds, isUpstream, nodeById } from "./graph.js";
+import { allNodes, executionIds, isUpstream, kindsAround, nodeById } from "./graph.js";
 import { RunCard } from "./run_card.js";
-import { TrainPanel, watchPanels } from "./train_panel.js";
+import { watchPanels } from "./panel_watch.js";
+import { TrainPanel } from "./train_panel.js";
 import { t } from "./words.js";
 
-const PANELS = ["LoraLoomTrainLora", "LoraLoomTrainEmbedding", "LoraLoomFindLearningRate"];
+const PANELS = [
+  "LoraLoomTrainLora", "LoraLoomTrainEmbedding", "LoraLoomTrainBothExperts", "LoraLoomTrainSlider",
+  "LoraLoomFindLearningRate",
+];
 const WIDTH = 440; // px, at least
 const GROWTH = 1.4; // how far beyond its least height Nodes 2.0 may stretch a panel
 
@@ -21,6 +25,7 @@ const GROWTH = 1.4; // how far beyond its least height Nodes 2.0 may stretch a p
 function seatIn(node) {
   return {
     kind: node.comfyClass ?? "",
+    kinds: () => kindsAround(node),
     ids: () => executionIds(rootGraph(), node),
     workflow: () => String(rootGraph()?.id ?? ""),
     mark(error) {
@@ -80,6 +85,8 @@ export function panelExtension(settings) {
       panel.place(card.root);
       node.loomPanel = panel;
       addElement(node, "loom_panel", panel.root, () => panel.minHeight());
+      const widget = node.widgets?.find(({ name }) => name === "loom_panel");
+      if (widget) widget.label = node.title; // what App mode writes above it
       panel.root.addEventListener("wheel", (event) => { // the classic renderer keeps it over a widget from the graph
         if (nodesAreElements() || !event.isTrusted) return;
         app.canvas?.canvas?.dispatchEvent(new WheelEvent("wheel", event));

@@ -2,7 +2,7 @@
 // Asks what the train nodes of the graph will do whenever something they depend on changes, and says it in the nodes.
 import { app, host, rootGraph } from "./comfyui.js";
 import { RequestError, route } from "./api.js";
-import { allNodes, executionIds } from "./graph.js";
+import { allNodes, executionIds, upstream } from "./graph.js";
 import { figure } from "./plan.js";
 import { WIDGET_NAMES } from "./widget_names.js";
 
@@ -10,24 +10,6 @@ import { WIDGET_NAMES } from "./widget_names.js";
 /** @typedef {Record<string, { inputs: Record<string, unknown> } | undefined>} Prompt */
 
 const EVERY_MS = 1200;
-const FARTHEST = 200; // nodes a train node is taken to depend on
-
-/**
- * A node and everything wired to it, directly or not.
- * @param {ComfyNode} node
- * @returns {ComfyNode[]}
- */
-export function upstream(node) {
-  const found = new Set([node]);
-  for (const one of found) {
-    if (found.size > FARTHEST) break;
-    (one.inputs ?? []).forEach((input, slot) => {
-      const source = input.link == null ? null : one.getInputNode?.(slot);
-      if (source) found.add(source);
-    });
-  }
-  return [...found];
-}
 
 /** What a node's plan depends on, as one text. */
 export function signature(/** @type {ComfyNode} */ node) {

@@ -1,13 +1,16 @@
 // @ts-check
 // What ComfyUI does with the result of a run: a chain that draws with it, a longer run, a form for another program.
+import { route } from "./api.js";
 import { app, api, host, rootGraph } from "./comfyui.js";
 import { choose, made } from "./comfyui_build.js";
-import { continuedInputs, executionIds } from "./graph.js";
+import { allNodes, continuedInputs, executionIds, widgetOf } from "./graph.js";
 import { samplesOf } from "./viewer.js";
 import { t } from "./words.js";
 
 /** @typedef {import("./train_panel.js").PanelState} PanelState */
+/** @typedef {import("./runs.js").Run} Run */
 
+const CHECKPOINT = "CheckpointLoaderSimple", TOY = "LoraLoomLoadToyModel", LOADERS = [CHECKPOINT, TOY];
 const GAP = 80; // px
 const STANDARD = {
   prompt: "", seed: 1, cfg: 7, width: 512, height: 512, steps: 20, sampler: "euler", scheduler: "simple",
@@ -28,48 +31,145 @@ function sourceOf(node, name) {
 }
 
 /**
- * Adds a LoRA loader, prompts and a sampler on the model that was trained on, and draws a picture.
- * @param {ComfyNode} train
- * @param {PanelState} state
+ * What is drawn with: where MODEL, CLIP and VAE come from.
+ * @typedef {{ model: [ComfyNode, number], clip: [ComfyNode, number], vae: [ComfyNode, number] }} Sources
  */
-async function useHere(train, state) {
-  const { graph } = train, wires = ["model", "clip", "vae"].map((name) => sourceOf(train, name));
-  const [model, clip, vae] = wires;
-  if (!graph || !model || !clip || !vae) throw new Error(t("card.no_source"));
-  await host.refreshLists();
-  const { prompts } = await samplesOf(host, state.run), about = { ...STANDARD, ...prompts[0] };
-  const [x, y] = [train.pos[0] + train.size[0] + GAP, train.pos[1]];
+
+/** What the model of a train node is wired to; null where something is missing. */
+function sourcesOf(/** @type {ComfyNode} */ train) {
+  const [model, clip, vae] = ["model", "clip", "vae"].map((name) => sourceOf(train, name));
+  return model && clip && vae ? { model, clip, vae } : null;
+}
+
+/**
+ * Adds prompts and a sampler on a model, behind a loader of the LoRA where there is one, and draws a picture.
+ * @param {ComfyGraph} graph
+ * @param {Sources} sources
+ * @param {[number, number]} place of the first node
+ * @param {{ run: string, file: ?string, text: string, strength?: number }} made what a run has made; without a file
+ * its word is a prompt's
+ */
+async function drawWith(graph, { model, clip, vae }, [x, y], { run, file, text, strength = 1 }) {
+  const { prompts } = await samplesOf(host, run), about = { ...STANDARD, ...prompts[0] };
   const right = (/** @type {?ComfyNode} */ node) => (node ? node.pos[0] + node.size[0] + GAP : x);
   const below = (/** @type {?ComfyNode} */ node) => (node ? node.pos[1] + node.size[1] + GAP : y);
-  const loader = made(graph, "LoraLoader", [x, y], [300, 130]);
+  const loader = file === null ? null : made(graph, "LoraLoader", [x, y], [300, 130]);
   const latent = made(graph, "EmptyLatentImage", [x, below(loader)], [300, 110]);
-  const positive = made(graph, "CLIPTextEncode", [right(loader), y], TEXT_SIZE);
-  const negative = made(graph, "CLIPTextEncode", [right(loader), below(positive)], TEXT_SIZE);
+  const positive = made(graph, "CLIPTextEncode", [right(latent), y], TEXT_SIZE);
+  const negative = made(graph, "CLIPTextEncode", [right(latent), below(positive)], TEXT_SIZE);
   const sampler = made(graph, "KSampler", [right(positive), y], [300, 270]);
   const decode = made(graph, "VAEDecode", [right(positive), below(sampler)]);
   const picture = made(graph, "PreviewImage", [right(sampler), y], [360, 400]);
-  if (!loader || !positive || !negative || !latent || !sampler || !decode || !picture) return;
-  choose(loader, "lora_name", state.result.files?.[0]);
-  choose(positive, "text", about.prompt || state.result.comfyui || "");
+  if (!positive || !negative || !latent || !sampler || !decode || !picture) return;
+  choose(positive, "text", about.prompt || text);
   for (const [name, value] of Object.entries({ width: about.width, height: about.height })) choose(latent, name, value);
   const values = { seed: about.seed, steps: about.steps, cfg: about.cfg };
   for (const [name, value] of Object.entries({ ...values, sampler_name: about.sampler, scheduler: about.scheduler })) {
     choose(sampler, name, value);
   }
-  model[0].connect?.(model[1], loader, "model");
-  clip[0].connect?.(clip[1], loader, "clip");
-  for (const text of [positive, negative]) loader.connect?.(1, text, "clip");
-  loader.connect?.(0, sampler, "model");
+  if (loader) {
+    choose(loader, "lora_name", file);
+    for (const name of ["strength_model", "strength_clip"]) choose(loader, name, strength);
+    model[0].connect?.(model[1], loader, "model");
+    clip[0].connect?.(clip[1], loader, "clip");
+  }
+  const [patched, encoder] = loader ? /** @type {[ComfyNode, number][]} */ ([[loader, 0], [loader, 1]]) : [model, clip];
+  for (const node of [positive, negative]) encoder[0].connect?.(encoder[1], node, "clip");
+  patched[0].connect?.(patched[1], sampler, "model");
   positive.connect?.(0, sampler, "positive");
   negative.connect?.(0, sampler, "negative");
   latent.connect?.(0, sampler, "latent_image");
   sampler.connect?.(0, decode, "samples");
   vae[0].connect?.(vae[1], decode, "vae");
   decode.connect?.(0, picture, "images");
-  app.canvas?.selectNode?.(loader);
+  app.canvas?.selectNode?.(loader ?? positive);
   app.canvas?.centerOnNode(sampler);
   app.canvas?.setDirty(true, true);
   await app.queuePrompt?.(0, 1, executionIds(rootGraph(), picture).slice(0, 1)); // this picture; nothing is trained
+}
+
+/**
+ * Draws with the result of a run, beside the node that has trained it.
+ * @param {ComfyNode} train
+ * @param {PanelState} state
+ */
+async function useHere(train, state) {
+  const { graph } = train, sources = sourcesOf(train), { files = [], comfyui = "", strength } = state.result;
+  if (!graph || !sources) throw new Error(t("card.no_source"));
+  await host.refreshLists();
+  const place = /** @type {[number, number]} */ ([train.pos[0] + train.size[0] + GAP, train.pos[1]]);
+  const text = comfyui, file = files[0] ?? null;
+  await drawWith(graph, sources, place, { run: state.run, file, text, strength });
+}
+
+/** A file without its folders, which Windows writes otherwise. */
+const fileName = (/** @type {string} */ path) => path.split(/[\\/]/).at(-1);
+
+/**
+ * Where a LoRA of a run is listed: its own file, else one that is written now.
+ * @param {Run} run
+ * @param {string[]} listed
+ */
+async function listedFile(run, listed) {
+  const [file = ""] = run.results;
+  const there = listed.find((name) => fileName(name) === file);
+  if (there) return there;
+  const { files } = await host.postJson(route("runs/export"), { id: run.id, save: "result" });
+  await host.refreshLists();
+  return /** @type {string} */ (files[0].split("/").at(-1));
+}
+
+/**
+ * The model to draw with: that of a train node or a loader of the open graph, the run's own base first; else a loader
+ * for that base is made.
+ * @param {ComfyGraph} graph
+ * @param {Run} run
+ * @returns {[Sources, ComfyNode] | null} with the node beside which there is room
+ */
+function sourcesFor(graph, run) {
+  const nodes = [...allNodes(graph)].filter((node) => node.graph === graph);
+  const loaders = nodes.filter(({ comfyClass = "" }) => LOADERS.includes(comfyClass));
+  const isOwn = (/** @type {ComfyNode} */ node) =>
+    (node.comfyClass === TOY ? "toy" : fileName(String(widgetOf(node, "ckpt_name")?.value))) === run.base_file;
+  const outermost = nodes.reduce((/** @type {?ComfyNode} */ far, node) =>
+    (!far || node.pos[0] + node.size[0] > far.pos[0] + far.size[0] ? node : far), null);
+  const loader = loaders.find(isOwn) ?? (run.base_file ? null : loaders[0]) ?? baseLoader(graph, run, outermost);
+  if (!loader) return null;
+  return [{ model: [loader, 0], clip: [loader, 1], vae: [loader, 2] }, outermost ?? loader];
+}
+
+/**
+ * @param {ComfyGraph} graph
+ * @param {Run} run
+ * @param {?ComfyNode} beside
+ */
+function baseLoader(graph, run, beside) {
+  /** @type {[number, number]} */
+  const place = beside ? [beside.pos[0], beside.pos[1] + beside.size[1] + GAP] : [0, 0];
+  if (run.base_file === "toy") return made(graph, TOY, place);
+  const node = made(graph, CHECKPOINT, place), names = node && widgetOf(node, "ckpt_name")?.options?.values;
+  const own = names?.find((name) => fileName(name) === run.base_file);
+  if (node && own) choose(node, "ckpt_name", own);
+  return node;
+}
+
+/**
+ * Draws with what a run of the list has made, in the open graph.
+ * @param {Run} run
+ */
+export async function useRun(run) {
+  const graph = app.canvas?.graph ?? rootGraph();
+  if (!graph) return;
+  await host.refreshLists();
+  const found = sourcesFor(graph, run);
+  if (!found) throw new Error(t("card.no_source"));
+  const [sources, beside] = found;
+  const place = /** @type {[number, number]} */ ([beside.pos[0] + beside.size[0] + GAP, beside.pos[1]]);
+  const about = { run: run.id, text: run.trigger, strength: run.strength ?? undefined };
+  if (run.method === "embedding") return drawWith(graph, sources, place, { ...about, file: null });
+  const loader = window.LiteGraph?.createNode?.("LoraLoader");
+  const listed = (loader && widgetOf(loader, "lora_name")?.options?.values) ?? [];
+  return drawWith(graph, sources, place, { ...about, file: await listedFile(run, listed) });
 }
 
 /**

@@ -1,6 +1,8 @@
 // @ts-check
 // Loss curves of several runs over one another; the values at a step are read off under the pointer.
+import { paletteFor } from "./chart_colours.js";
 import { make } from "./dom.js";
+import { EndLabels } from "./end_labels.js";
 import { coursesRange, linearScale } from "./scales.js";
 import { t } from "./words.js";
 
@@ -34,7 +36,8 @@ export class Curves {
     /** @type {Line[]} */
     this.lines = [];
     this.canvas = make("canvas");
-    this.root = make("div", { className: "chart" }, this.canvas);
+    this.ends = new EndLabels();
+    this.root = make("div", { className: "chart" }, this.canvas, this.ends.root);
     this.sizes = new ResizeObserver(() => this.draw());
     this.sizes.observe(this.root);
     this.canvas.addEventListener("pointermove", (event) => this.draw(event.offsetX));
@@ -57,7 +60,8 @@ export class Curves {
     if (!width || !height || !pen) return;
     Object.assign(this.canvas, { width: width * ratio, height: height * ratio });
     pen.scale(ratio, ratio);
-    pen.font = "11px system-ui, sans-serif";
+    const { color: ink, fontFamily } = getComputedStyle(this.root);
+    pen.font = `11px ${fontFamily}`;
     const samples = this.lines.flatMap((line) => [...line.loss, ...line.held_out]);
     if (!samples.length) return this.read(null);
     const right = width - RIGHT, bottom = height - BOTTOM;
@@ -65,7 +69,6 @@ export class Curves {
     const { low, high } = coursesRange(samples.map(([, loss]) => loss));
     const x = linearScale(0, last, LEFT, right), scale = linearScale(low, high, bottom, TOP);
     const y = (/** @type {number} */ loss) => Math.max(TOP, scale(loss));
-    const ink = getComputedStyle(this.root).color;
     pen.fillStyle = ink;
     pen.strokeStyle = "rgba(127,127,127,.3)";
     for (let n = 0; n <= PARTS; n++) {
@@ -77,6 +80,11 @@ export class Curves {
       pen.fillText(String(Math.round(step)), x(step), height - 7);
     }
     for (const line of this.lines) this.course(pen, line, ([step, loss]) => [x(step), y(loss)]);
+    const labels = this.lines.flatMap(({ name, colour, loss }) => {
+      const last = loss.at(-1);
+      return last ? [{ text: name, colour, y: y(last[1]) }] : [];
+    });
+    this.ends.show(labels, { right: RIGHT + 2, top: TOP, bottom, ground: paletteFor(ink).ground });
     if (pointer === undefined || pointer < LEFT || pointer > right) return this.read(null);
     pen.strokeStyle = ink;
     pen.lineWidth = 1;

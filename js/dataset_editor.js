@@ -1,44 +1,24 @@
 // @ts-check
-// The Dataset Editor's grid: captions to edit, search and replace, pictures to leave out, undo.
-// Talks to /lora_loom/dataset*, which checks everything again.
+// The Dataset Editor: what of a dataset is shown and changed together (search and replace, tags, filters by what was
+// noticed, captions by a model, undo). Talks to /lora_loom/dataset*, which checks everything again.
 import { route } from "./api.js";
+import { CaptionForm } from "./caption_form.js";
 import { make, say, style } from "./dom.js";
-import { language, said, t } from "./words.js";
+import { cardOf } from "./editor_cards.js";
+import { Edits } from "./editor_edits.js";
+import { STYLE } from "./editor_style.js";
+import { TagList } from "./editor_tags.js";
+import { FILTERS, filterCounts, passes } from "./picture_filters.js";
+import { TAG_WORK, hasTag } from "./tags.js";
+import { language, t } from "./words.js";
 
-/** @typedef {{ label: string, editable: boolean, trigger: string }} PictureSet */
-
-/**
- * A picture of a dataset. `set`: the index of its set; `locked`: why its caption cannot be edited.
- * @typedef {object} Picture
- * @property {string} id
- * @property {number} set
- * @property {string} name
- * @property {string} caption
- * @property {boolean} excluded
- * @property {?import("./words.js").Message} locked
- * @property {number} width
- * @property {number} height
- */
+/** @typedef {import("./editor_edits.js").Picture} Picture */
+/** @typedef {import("./editor_edits.js").PictureSet} PictureSet */
+/** @typedef {import("./picture_filters.js").Note} Note */
 
 const BATCH = 60; // cards added at a time, so ten thousand pictures open at once
 const NEAR_END_PX = 300;
-
-const STYLE = `
-.loom-editor { gap: 6px; width: 100%; padding: 6px; }
-.loom-editor .tools input[type=text] { flex: 1 1 90px; }
-.loom-editor .notice { flex: 1 1 100%; }
-.loom-editor .grid { flex: 1; overflow-y: auto; display: grid; gap: 8px; align-content: start;
-  grid-template-columns: repeat(auto-fill, minmax(170px, 1fr)); }
-.loom-editor .card { display: flex; flex-direction: column; gap: 3px; border-radius: 6px; padding: 5px;
-  background: rgba(127, 127, 127, .12); }
-.loom-editor .card.out { opacity: .45; }
-.loom-editor .card.changed { outline: 2px solid #e0a030; }
-.loom-editor .card img { width: 100%; height: 130px; object-fit: contain; background: rgba(0, 0, 0, .2);
-  border-radius: 4px; }
-.loom-editor .card .name { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; opacity: .75; }
-.loom-editor .card textarea { resize: vertical; min-height: 48px; width: 100%; box-sizing: border-box; }
-.loom-editor .card label { display: flex; gap: 4px; align-items: center; }
-`;
+const LOOK_MS = 800, PREVIEW_MS = 400, MOST_PREVIEWED = 200;
 
 /**
  * A text with each `old` replaced, whatever its case is; `replacement` is taken word by word.
@@ -51,10 +31,22 @@ export function replaced(text, old, replacement) {
   return text.replace(pattern, () => replacement);
 }
 
+/** @typedef {import("./caption_form.js").CaptionOrder} CaptionOrder */
+/** @typedef {(order: CaptionOrder, choice: import("./caption_form.js").Choice) => Promise<unknown>} StartCaptions */
+
 export class Editor {
-  /** @param {import("./host.js").Host} host */
-  constructor(host) {
+  /**
+   * @param {import("./host.js").Host} host
+   * @param {StartCaptions} [startCaptions] has captions written, where the host does it otherwise than by POST start
+   */
+  constructor(host, startCaptions) {
     this.host = host;
+    /** @type {Map<string, Note[]>} picture -> what was noticed */
+    this.notes = new Map();
+    /** @type {Set<string>} chosen filters */
+    this.chosen = new Set();
+    /** @type {Map<string, string[]>} picture -> what is trained of the caption that is not saved yet */
+    this.previews = new Map();
     /** @type {?string} */
     this.session = null;
     /** @type {PictureSet[]} */
@@ -63,13 +55,13 @@ export class Editor {
     this.pictures = [];
     /** @type {Picture[]} */
     this.filtered = [];
-    /** @type {Map<string, string>} picture -> new caption */
-    this.edited = new Map();
-    /** @type {Map<string, boolean>} picture -> left out or not */
-    this.flipped = new Map();
-    /** @type {Map<string, string>} picture -> caption as it was when it was loaded */
-    this.loaded = new Map();
+    this.edits = new Edits();
     this.drawn = 0; // cards
+    this.looking = "";
+    /** @type {Note[]} about the set as a whole */
+    this.general = [];
+    /** @type {ReturnType<typeof setTimeout> | undefined} */
+    this.previewing = undefined;
     style("loom-editor", STYLE);
     const button = (/** @type {string} */ textContent, /** @type {() => unknown} */ onclick, title = "") =>
       make("button", { textContent, onclick, title });
@@ -79,12 +71,23 @@ export class Editor {
     this.save.disabled = true;
     this.notice = make("div", { className: "notice", textContent: t("editor.run_first") });
     this.grid = make("div", { className: "grid" });
+    this.chips = make("div", { className: "chips" });
+    this.form = new CaptionForm(host, {
+      start: startCaptions ?? ((order) => this.start(order)), session: () => this.session ?? "",
+      counts: () => this.captionable(), reload: () => this.load(),
+    });
+    this.captions = button(t("editor.caption"), () => this.form.toggle(), t("editor.caption_hint"));
+    this.tags = new TagList({
+      captions: () => this.pictures.filter((one) => !this.edits.excluded(one)).map((one) => this.edits.caption(one)),
+      chosen: () => this.redraw(), work: (work, tag, by) => this.workOnTags(work, tag, by),
+    });
     this.root = make("div", { className: "loom loom-editor", lang: language },
       make("div", { className: "tools" }, this.find, this.replacement,
         button(t("editor.replace_all"), () => this.replace()), this.save,
         button(t("editor.undo"), () => this.undo(), t("editor.undo_hint")),
-        button(t("editor.reload"), () => this.load()), this.notice),
-      this.grid);
+        button(t("editor.reload"), () => this.reload()), this.tags.button, this.captions, this.notice),
+      this.form.root, this.chips, make("div", { className: "main" }, this.tags.root, this.grid));
+    this.captions.disabled = this.tags.button.disabled = true;
     this.find.addEventListener("input", () => this.draw());
     this.grid.addEventListener("scroll", () => {
       const { scrollTop, clientHeight, scrollHeight } = this.grid;
@@ -104,6 +107,50 @@ export class Editor {
     this.session = session;
     this.root.style.maxHeight = maxHeight;
     await this.load();
+    this.captions.disabled = this.tags.button.disabled = false;
+    this.form.watch().catch(() => {}); // captions that are being written already
+    await this.look(false);
+  }
+
+  /** Reads captions anew, and has the pictures looked at again. */
+  async reload() {
+    await this.load();
+    await this.look(true);
+  }
+
+  /** Has a model write captions, on a page that has jobs of its own. */
+  start(/** @type {CaptionOrder} */ order) {
+    return this.host.postJson(route("start"), {
+      settings: {}, work: "caption", more: { session: this.session, ...order },
+    });
+  }
+
+  /**
+   * Asks what was noticed about the pictures, until all were looked at.
+   * @param {boolean} again
+   */
+  async look(again) {
+    const { session } = this;
+    if (!session) return;
+    try {
+      let seen = await this.host.fetchJson(route("dataset/notes", { session, again: again ? 1 : 0 }));
+      while (!seen.ready && this.session === session) {
+        await new Promise((resolve) => setTimeout(resolve, LOOK_MS));
+        if (!this.root.isConnected) return;
+        seen = await this.host.fetchJson(route("dataset/notes", { session }));
+        if (seen.total) this.looking = t("editor.looking", { done: seen.done, total: seen.total });
+        this.count();
+      }
+      this.looking = "";
+      if (this.session !== session) return;
+      this.notes = new Map(Object.entries(seen.notes));
+      this.general = seen.general;
+      this.draw();
+      this.count();
+    } catch (error) {
+      this.looking = "";
+      say(this.notice, /** @type {Error} */ (error).message, true);
+    }
   }
 
   async load() {
@@ -118,134 +165,157 @@ export class Editor {
   take(/** @type {{ sets: PictureSet[], pictures: Picture[] }} */ { sets, pictures }) {
     this.sets = sets;
     this.pictures = pictures;
-    this.keepWaiting(new Map(pictures.map((picture) => [picture.id, picture])));
-    this.loaded = new Map(pictures.map((picture) => [picture.id, picture.caption]));
-    this.draw();
+    this.edits.load(pictures);
+    const place = this.grid.scrollTop, shown = this.drawn;
+    this.draw(shown);
+    this.grid.scrollTop = place;
     this.count();
-  }
-
-  /** What waits to be saved stays, unless it was saved or its caption changed elsewhere. */
-  keepWaiting(/** @type {Map<string, Picture>} */ now) {
-    for (const [id, before] of this.loaded) {
-      if (now.get(id)?.caption !== before || this.edited.get(id) === before) this.edited.delete(id);
-    }
-    for (const [id, caption] of this.edited) {
-      const picture = now.get(id);
-      if (!picture || picture.caption === caption) this.edited.delete(id);
-    }
-    for (const [id, excluded] of this.flipped) {
-      const picture = now.get(id);
-      if (!picture || picture.excluded === excluded) this.flipped.delete(id);
-    }
+    this.preview();
   }
 
   count() {
-    const out = this.pictures.filter((picture) => this.excluded(picture)).length;
+    const out = this.pictures.filter((picture) => this.edits.excluded(picture)).length;
     const locked = this.sets.filter((set) => !set.editable).map((set) => set.label);
-    const waiting = this.edited.size + this.flipped.size;
+    const waiting = this.edits.size;
     this.save.disabled = !waiting;
     const parts = [t("editor.counts", { pictures: this.pictures.length, out })];
     if (waiting) parts.push(t("editor.waiting", { count: waiting }));
     if (locked.length) parts.push(t("editor.locked_sets", { sets: locked.join(", ") }));
+    if (this.looking) parts.push(this.looking);
     say(this.notice, parts.join(" · "));
+    this.drawChips();
+    this.form.count();
   }
 
-  caption(/** @type {Picture} */ picture) {
-    return this.edited.get(picture.id) ?? picture.caption;
+  /** A picture as filters see it. */
+  asLook(/** @type {Picture} */ picture) {
+    return {
+      caption: this.edits.caption(picture), trigger: this.sets[picture.set].trigger,
+      excluded: this.edits.excluded(picture), changed: this.edits.has(picture.id),
+      notes: this.notes.get(picture.id) ?? [],
+    };
   }
 
-  excluded(/** @type {Picture} */ picture) {
-    return this.flipped.get(picture.id) ?? picture.excluded;
+  /** How many captions a model could write, and what waits to be saved before. */
+  captionable() {
+    const able = this.pictures.filter((one) => !one.locked && this.editable(one) && !one.excluded);
+    const empty = able.filter((one) => !one.caption).length;
+    return { empty, all: able.length, unsaved: this.edits.size };
+  }
+
+  drawChips() {
+    const counts = filterCounts(this.pictures.map((picture) => this.asLook(picture)));
+    const shown = FILTERS.filter((filter) => counts[filter] || this.chosen.has(filter));
+    const chips = shown.map((filter) => {
+      const chip = make("button", {
+        textContent: `${t(`editor.is_${filter}`)} ${counts[filter]}`, onclick: () => this.toggleFilter(filter),
+      });
+      chip.setAttribute("aria-pressed", String(this.chosen.has(filter)));
+      return chip;
+    });
+    if (this.tags.tag) {
+      const chip = make("button", { textContent: `${this.tags.tag} ✕`, onclick: () => this.tags.choose("") });
+      chip.setAttribute("aria-pressed", "true");
+      chips.push(chip);
+    }
+    this.chips.replaceChildren(...chips);
+  }
+
+  toggleFilter(/** @type {string} */ filter) {
+    if (!this.chosen.delete(filter)) this.chosen.add(filter);
+    this.redraw();
+  }
+
+  redraw() {
+    this.draw();
+    this.drawChips();
+  }
+
+  /**
+   * Does something with a tag in the captions of all pictures that are shown.
+   * @param {import("./editor_tags.js").TagWork} work
+   * @param {string} tag
+   * @param {string} by what takes its place
+   */
+  workOnTags(work, tag, by) {
+    if (!tag && work !== "sort") return say(this.notice, t("editor.tag_first"), true);
+    this.changeAll((caption, picture) =>
+      TAG_WORK[work](caption, work === "sort" ? this.sets[picture.set].trigger : tag, by));
+  }
+
+  /**
+   * Changes the captions of the pictures that are shown, as far as they can be, and says how many.
+   * @param {(caption: string, picture: Picture) => string} work
+   */
+  changeAll(work) {
+    let changed = 0;
+    for (const picture of this.filtered) {
+      if (picture.locked || !this.editable(picture)) continue;
+      const before = this.edits.caption(picture), after = work(before, picture);
+      if (after === before) continue;
+      changed += 1;
+      this.edits.edit(picture, after);
+    }
+    this.draw(this.drawn);
+    this.count();
+    this.preview();
+    this.notice.textContent += ` · ${t("editor.replaced", { count: changed })}`;
+  }
+
+  /** Asks what is trained of the captions that are not saved yet, once nobody has typed for a moment. */
+  preview() {
+    clearTimeout(this.previewing);
+    const { edited } = this.edits;
+    for (const id of this.previews.keys()) if (!edited.has(id)) this.previews.delete(id);
+    if (!edited.size) return;
+    this.previewing = setTimeout(async () => {
+      const captions = Object.fromEntries([...edited].slice(0, MOST_PREVIEWED));
+      try {
+        const { trained } = await this.host.postJson(route("dataset/trained"), { session: this.session, captions });
+        for (const [id, texts] of Object.entries(trained)) {
+          if (edited.get(id) === captions[id]) this.previews.set(id, texts);
+        }
+        for (const card of this.grid.children) /** @type {any} */ (card).loomTrained?.();
+      } catch {
+        // a caption too long to be one is told when it is saved
+      }
+    }, PREVIEW_MS);
   }
 
   editable(/** @type {Picture} */ picture) {
     return this.sets[picture.set].editable;
   }
 
-  /**
-   * @param {Picture} picture
-   * @param {string} caption
-   */
-  edit(picture, caption) {
-    if (caption === picture.caption) this.edited.delete(picture.id);
-    else this.edited.set(picture.id, caption);
-  }
-
-  /**
-   * @param {Picture} picture
-   * @param {boolean} excluded
-   */
-  exclude(picture, excluded) {
-    if (excluded === picture.excluded) this.flipped.delete(picture.id);
-    else this.flipped.set(picture.id, excluded);
-  }
-
-  draw() {
+  draw(atLeast = BATCH) {
     const wanted = this.find.value.toLowerCase();
-    this.filtered = this.pictures.filter((picture) => this.caption(picture).toLowerCase().includes(wanted));
+    this.filtered = this.pictures.filter((picture) => {
+      const caption = this.edits.caption(picture), { tag } = this.tags;
+      return caption.toLowerCase().includes(wanted) && (!tag || hasTag(caption, tag))
+        && passes(this.asLook(picture), this.chosen);
+    });
     this.drawn = 0;
     this.grid.replaceChildren();
-    this.more();
+    this.more(Math.max(BATCH, atLeast));
+    this.tags.draw();
   }
 
-  more() {
-    const next = this.filtered.slice(this.drawn, this.drawn + BATCH);
+  more(count = BATCH) {
+    const next = this.filtered.slice(this.drawn, this.drawn + count);
     this.drawn += next.length;
-    this.grid.append(...next.map((picture) => this.card(picture)));
+    this.grid.append(...next.map((picture) => cardOf(this, picture)));
   }
 
-  card(/** @type {Picture} */ picture) {
-    const editable = this.editable(picture), { id, name, locked } = picture;
-    const text = make("textarea", {
-      value: this.caption(picture), readOnly: !editable || Boolean(locked), title: said(locked), spellcheck: false,
-    });
-    const tick = make("input", { type: "checkbox", checked: !this.excluded(picture), disabled: !editable });
-    const src = this.host.imageUrl(route("dataset/thumb", { session: String(this.session), id }));
-    const card = make("div", { className: "card" },
-      make("img", { loading: "lazy", draggable: false, alt: name, src }),
-      make("div", { className: "name", textContent: `${name} · ${picture.width} × ${picture.height}`, title: name }),
-      text, make("label", {}, tick, t("editor.train_on_it")));
-    const mark = () => {
-      card.classList.toggle("out", this.excluded(picture));
-      card.classList.toggle("changed", this.edited.has(id) || this.flipped.has(id));
-    };
-    text.addEventListener("input", () => {
-      this.edit(picture, text.value);
-      mark();
-      this.count();
-    });
-    tick.addEventListener("change", () => {
-      this.exclude(picture, !tick.checked);
-      mark();
-      this.count();
-    });
-    mark();
-    return card;
-  }
-
+  /** Search and replace, in the captions of all pictures that are shown. */
   replace() {
     const old = this.find.value;
     if (!old) return say(this.notice, t("editor.find_first"), true);
-    let changed = 0;
-    for (const picture of this.pictures) {
-      if (picture.locked || !this.editable(picture)) continue;
-      const before = this.caption(picture), after = replaced(before, old, this.replacement.value);
-      if (after === before) continue;
-      changed += 1;
-      this.edit(picture, after);
-    }
+    this.draw(); // those that have it, if nobody has typed since
     this.find.value = "";
-    this.draw();
-    this.count();
-    if (changed) this.notice.textContent += ` · ${t("editor.replaced", { count: changed })}`;
+    this.changeAll((caption) => replaced(caption, old, this.replacement.value));
   }
 
   async send() {
-    /** @type {Record<string, [string, string]>} as it was seen, as it shall be */
-    const captions = {};
-    for (const [id, caption] of this.edited) captions[id] = [this.loaded.get(id) ?? "", caption];
-    const body = { captions, excluded: Object.fromEntries(this.flipped) };
-    await this.change("dataset/edit", body, (count) => t("editor.saved", { count }));
+    await this.change("dataset/edit", this.edits.body(), (count) => t("editor.saved", { count }));
   }
 
   undo() {

@@ -44,32 +44,34 @@ export const hasFolder = (/** @type {FileEntry[]} */ entries) => entries.some((e
  */
 export async function filesOf({ entries, files }) {
   if (!hasFolder(entries)) return loose(files);
-  if (entries.length === 1) return { name: entries[0].name, files: await below(entries[0], "") };
   /** @type {Dropped[]} */
   const all = [];
-  for (const entry of entries) all.push(...(await below(entry, entry.isDirectory ? `${entry.name}/` : "")));
+  if (entries.length === 1) {
+    await addFiles(all, entries[0], "");
+    return { name: entries[0].name, files: all };
+  }
+  for (const entry of entries) await addFiles(all, entry, entry.isDirectory ? `${entry.name}/` : "");
   return { name: "", files: all };
 }
 
 /**
- * The files of an entry, with `prefix` before their paths.
+ * Puts the files of an entry at the end of `all`, with `prefix` before their paths.
+ * @param {Dropped[]} all
  * @param {FileEntry} entry
  * @param {string} prefix
- * @returns {Promise<Dropped[]>}
  */
-async function below(entry, prefix) {
+async function addFiles(all, entry, prefix) {
   if (!entry.isDirectory) {
     const file = await new Promise((done, failed) => entry.file?.(done, failed));
-    return [{ path: prefix + entry.name, file }];
+    all.push({ path: prefix + entry.name, file });
+    return;
   }
   const reader = entry.createReader?.();
-  /** @type {Dropped[]} */
-  const all = [];
   for (;;) { // a reader gives a hundred at a time
     /** @type {FileEntry[]} */
     const some = await new Promise((done, failed) => (reader ? reader.readEntries(done, failed) : done([])));
-    if (!some.length) return all;
-    for (const one of some) all.push(...(await below(one, one.isDirectory ? `${prefix}${one.name}/` : prefix)));
+    if (!some.length) return;
+    for (const one of some) await addFiles(all, one, one.isDirectory ? `${prefix}${one.name}/` : prefix);
   }
 }
 

@@ -38,7 +38,8 @@ export function findField(node, message) {
   for (let level = [node]; level.length && seen.size < 30;) {
     for (const one of level) {
       seen.add(one);
-      const parts = [...(one.widgets ?? []), ...(one.inputs ?? [])];
+      const moved = new Set((one.widgets ?? []).filter(({ loomMoved }) => loomMoved?.unused).map(({ name }) => name));
+      const parts = [...(one.widgets ?? []), ...(one.inputs ?? [])].filter(({ name }) => !moved.has(name));
       const part = parts.find(({ name }) => names.includes(name));
       if (part) return { node: one, name: part.name };
     }

@@ -16,9 +16,10 @@ export function clock(/** @type {number} */ seconds) {
   return hours ? `${hours}:${two(minutes)}:${two(whole % 60)}` : `${minutes}:${two(whole % 60)}`;
 }
 
-/** Decimal megabytes or gigabytes, as file managers show them. */
+/** Decimal kilobytes, megabytes or gigabytes, as file managers show them. */
 export function fileSize(/** @type {number} */ bytes) {
   if (bytes >= 1e9) return `${(bytes / 1e9).toFixed(1)} GB`;
+  if (bytes > 0 && bytes < 1e5) return `${Math.max(1, Math.round(bytes / 1e3))} kB`; // an embedding
   return `${(bytes / 1e6).toFixed(bytes < 1e7 ? 1 : 0)} MB`;
 }
 

@@ -4,6 +4,8 @@
 /** Widgets that a run which goes on takes from its node as it is. */
 const CHANGEABLE = ["steps", "save_every", "sample_prompt", "sample_every", "sample_cfg", "auto_fit"];
 
+const FARTHEST = 200; // nodes a train node is taken to depend on
+
 const nodesIn = (/** @type {?ComfyGraph | undefined} */ graph) => graph?._nodes ?? graph?.nodes ?? [];
 
 /**
@@ -64,6 +66,29 @@ export function isUpstream(source, node) {
   }
   return source !== node && seen.has(source);
 }
+
+/**
+ * A node and everything wired to it, directly or not.
+ * @param {ComfyNode} node
+ * @returns {ComfyNode[]}
+ */
+export function upstream(node) {
+  const found = new Set([node]);
+  for (const one of found) {
+    if (found.size > FARTHEST) break;
+    (one.inputs ?? []).forEach((input, slot) => {
+      const source = input.link == null ? null : one.getInputNode?.(slot);
+      if (source) found.add(source);
+    });
+  }
+  return [...found];
+}
+
+/**
+ * The kinds of a node and of what is wired to it, the nearest first.
+ * @param {ComfyNode} node
+ */
+export const kindsAround = (node) => [...new Set(upstream(node).map(({ comfyClass }) => comfyClass ?? ""))];
 
 /** The widget of a node by its name. */
 export const widgetOf = (/** @type {ComfyNode} */ node, /** @type {string} */ name) =>

@@ -27,6 +27,7 @@
  * @property {() => Promise<void>} refreshLists lists of files are read anew, without a word
  * @property {(run: RunToOpen) => Promise<?string>} openRun makes ready to go on with a run; the title of what does so,
  *   null where the page has no place for it
+ * @property {(run: import("./runs.js").Run) => Promise<void>} [useRun] puts what a run made to where pictures are made
  * @property {(prompt: string) => void} [usePrompt] takes the prompt of a result to where pictures are made
  * @property {(settings: Record<string, unknown>) => void} [takeOver] puts settings, by config path, into the page
  */
@@ -40,6 +41,7 @@
  * @typedef {object} Seat
  * @property {string} kind what runs here, as the server names it
  * @property {() => string[]} ids under which the server may know this place
+ * @property {() => string[]} [kinds] the kind of this node and of those wired to it, the nearest first
  * @property {() => string} workflow the graph it belongs to; empty: none
  * @property {(element: HTMLElement, heightPx: number) => void} grow gives the panel the room it needs
  * @property {() => number} [extraHeightPx] what the place has put into the panel itself, as the card of a result

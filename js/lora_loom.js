@@ -6,12 +6,13 @@ import { dropExtension } from "./comfyui_drop.js";
 import { foldExtension } from "./comfyui_fold.js";
 import { nodeExtensions, watchErrors } from "./comfyui_nodes.js";
 import { panelExtension } from "./comfyui_panels.js";
+import { useRun } from "./comfyui_result.js";
 import { Runs } from "./runs.js";
 import { Settings } from "./settings.js";
 import { t } from "./words.js";
 
 await speakTo(host);
-const settings = new Settings(host), runs = new Runs(host);
+const settings = new Settings(host), runs = new Runs({ ...host, useRun });
 
 app.registerExtension({ name: "lora_loom.settings", settings: settings.entries() });
 app.registerExtension({

@@ -11,7 +11,8 @@ import { Editor } from "./dataset_editor.js";
 import { ResultCard } from "./result_card.js";
 import { Runs } from "./runs.js";
 import { Settings } from "./settings.js";
-import { TrainPanel, watchPanels } from "./train_panel.js";
+import { watchPanels } from "./panel_watch.js";
+import { TrainPanel } from "./train_panel.js";
 
 /** @typedef {import("./host.js").Host} Host */
 /** @typedef {import("./host.js").Seat} Seat */

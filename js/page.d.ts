@@ -13,9 +13,10 @@ interface ComfyWidget {
   value: unknown;
   label?: string;
   advanced?: boolean;
-  options?: { advanced?: boolean; serialize?: boolean; values?: string[] };
+  options?: { advanced?: boolean; hidden?: boolean; serialize?: boolean; values?: string[] };
   serialize?: boolean;
   hidden?: boolean;
+  loomMoved?: { usual: unknown; unused: boolean }; // it stands on a settings node now; `usual`: its default
   loomLabel?: string; // as it was before it said what "auto" means
   y?: number;
   last_y?: number;
@@ -139,7 +140,7 @@ interface ComfyApi {
   fetchApi(path: string, options?: RequestInit): Promise<Response>;
   apiURL(path: string): string;
   getSetting(id: string): Promise<string | null>;
-  queuePrompt(number: number, prompt: ComfyPrompt): Promise<unknown>;
+  queuePrompt(number: number, prompt: ComfyPrompt): Promise<{ prompt_id?: string } | undefined>;
   addEventListener(name: string, listener: (event: CustomEvent) => void): void;
   removeEventListener(name: string, listener: (event: CustomEvent) => void): void;
 }

@@ -20,6 +20,7 @@ import { said, t } from "./words.js";
  * @property {number} [epochs]
  * @property {PlanRow[]} [rows]
  * @property {?{ seconds: number, bytes: number, run: string }} [cost] measured in an earlier run like this one
+ * @property {?Message} [memory] what the choice of memory decides
  * @property {Message[]} [notes]
  * @property {number} [more_notes]
  */
@@ -52,7 +53,7 @@ export function figure(/** @type {number} */ value) {
  * @param {Plan} plan
  */
 export function pictureParts({ pictures = 0, buckets = [], epochs, trigger, uncaptioned = 0 }) {
-  const parts = [t("plan.pictures", { count: pictures })];
+  const parts = [pictures ? t("plan.pictures", { count: pictures }) : t("plan.no_pictures")];
   const [width, height] = buckets[0] ?? [];
   if (buckets.length === 1) parts.push(t("plan.one_size", { width, height }));
   if (buckets.length > 1) parts.push(t("plan.sizes", { count: buckets.length, width, height }));
@@ -80,14 +81,15 @@ export class PlanView {
 
   /**
    * @param {?Plan} plan null: nothing is known before the graph runs
+   * @param {string[]} [kinds] of the nodes around it, the nearest first
    * @returns {boolean} whether it changed
    */
-  set(plan) {
-    const key = JSON.stringify(plan);
+  set(plan, kinds = []) {
+    const key = JSON.stringify([plan, kinds]);
     if (key === this.drawn) return false;
     this.drawn = key;
     this.root.hidden = !plan;
-    this.body.replaceChildren(...(plan ? this.parts(plan) : []));
+    this.body.replaceChildren(...(plan ? this.parts(plan, kinds) : []));
     return true;
   }
 
@@ -98,10 +100,18 @@ export class PlanView {
     this.root.open = yes;
   }
 
-  /** @param {Plan} plan */
-  parts(plan) {
-    if (plan.problem) return [make("div", { className: "problem", textContent: said(plan.problem) })];
-    const { base, rows = [], notes = [], more_notes: more = 0 } = plan;
+  /** What the choice of memory decides; a note where it may not suffice. @param {Message} room */
+  roomOf(room) {
+    return make("div", { className: room.code === "memory.decided" ? "" : "note", textContent: said(room) });
+  }
+
+  /**
+   * @param {Plan} plan
+   * @param {string[]} kinds
+   */
+  parts(plan, kinds) {
+    if (plan.problem) return [make("div", { className: "problem", textContent: said(plan.problem, kinds) })];
+    const { base, rows = [], notes = [], more_notes: more = 0, memory: room } = plan;
     const values = rows.map(({ path, value, source }) => make("div", { title: t(`plan.from_${source}_tip`) },
       make("span", { textContent: t(`plan.${NAMES[path]}`) }),
       make("b", { textContent: figure(value) }), make("span", { textContent: t(`plan.from_${source}`) })));
@@ -110,7 +120,8 @@ export class PlanView {
       make("div", { textContent: pictureParts(plan).join(" · ") }),
       make("div", { className: "values" }, ...values),
       make("div", { textContent: costLine(plan) }),
-      ...notes.map((note) => make("div", { className: "note", textContent: said(note) })),
+      ...(room ? [this.roomOf(room)] : []),
+      ...notes.map((note) => make("div", { className: "note", textContent: said(note, kinds) })),
     ];
     if (more) out.push(make("div", { className: "note", textContent: t("plan.more", { count: more }) }));
     return out;

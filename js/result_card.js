@@ -2,8 +2,8 @@
 // What a run has made: files, trigger, and the prompt that uses them; or what a try has found, in words and a picture.
 import { route } from "./api.js";
 import { make, style } from "./dom.js";
-import { promptFor } from "./train_panel.js";
-import { said, t } from "./words.js";
+import { promptFor } from "./panel_words.js";
+import { nameOf, said, t } from "./words.js";
 
 const STYLE = `
 .loom-result { display: flex; flex-direction: column; gap: 4px; padding: 8px 10px; border-radius: 6px;
@@ -42,7 +42,7 @@ export class ResultCard {
     for (const line of lines) parts.push(make("div", { textContent: said(line) }));
     if (picture) parts.push(make("img", { src: this.host.imageUrl(route("picture", { id: picture })), alt: "" }));
     if (takeOver && Object.keys(settings).length) {
-      const texts = Object.entries(settings).map(([path, value]) => `${path} = ${value}`);
+      const texts = Object.entries(settings).map(([path, value]) => `${nameOf(path)} = ${value}`);
       parts.push(this.button(t("panel.take_over", { settings: texts.join(", ") }), () => takeOver(settings)));
     }
     return parts;

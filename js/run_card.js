@@ -52,6 +52,9 @@ export function bestStep(probes) {
 /** How many steps a run gets that goes on: half as many again. */
 export const longer = (/** @type {number} */ steps) => Math.max(steps + 1, Math.round(steps * LONGER));
 
+/** The strength to start from: the one that was measured, else what a file was trained at. */
+export const strengthOf = (/** @type {PanelState["result"]} */ { strength }) => (strength ?? STRENGTH).toFixed(1);
+
 /** Whether a run failed and left a file in its folder that no loader lists. */
 export function leftBehind(/** @type {Pick<PanelState, "status" | "messages">} */ { status, messages }) {
   return status === "failed" && messages.some(({ code }) => code === "run.result_stays");
@@ -106,7 +109,7 @@ export class RunCard {
       const copy = this.button(word, () => this.copy(word), "card.copy");
       facts.push(make("span", {}, `${t("card.trigger")} `, copy));
     }
-    if (result.lora) facts.push(make("span", { textContent: t("card.strength", { strength: STRENGTH.toFixed(1) }) }));
+    if (result.lora) facts.push(make("span", { textContent: t("card.strength", { strength: strengthOf(result) }) }));
     const length = best === null ? t("card.steps", { step }) : t("card.best", { step: best });
     facts.push(make("span", { textContent: length }));
     const buttons = [];

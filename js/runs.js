@@ -1,17 +1,21 @@
 // @ts-check
-// The Runs tab: runs on disk with their pictures and figures; open, compare, resume, export, copy the trigger, delete
-// and restore. Talks to /lora_loom/runs*.
+// The Runs tab: the queue, and the runs on disk with their pictures and figures; use, compare, resume, export, rename,
+// note, star, delete and restore. Talks to /lora_loom/runs*.
 import { route } from "./api.js";
 import { copied } from "./clipboard.js";
-import { Curves } from "./curves.js";
+import { compareRuns } from "./compare.js";
 import { make, say, style } from "./dom.js";
 import { fileSize } from "./figures.js";
+import { viewMeasured } from "./measured.js";
+import { QueueView } from "./queue.js";
+import { RunEntry } from "./run_entry.js";
 import { viewSamples } from "./viewer.js";
-import { language, said, t } from "./words.js";
+import { language, t } from "./words.js";
 
 /**
  * A run as the server lists it. `best`: step and lowest loss on held-out pictures; `picture`: step of the newest
- * sample; `saves`: steps of whole checkpoints; `best_save`: the step whose weights are kept as the best.
+ * sample; `saves`: steps of whole checkpoints; `best_save`: the step whose weights are kept as the best. `base_file`:
+ * the file of its base; `title`, `note`, `star`: what its user says of it; `spark`: its loss, where it has no sample.
  * @typedef {object} Run
  * @property {string} id
  * @property {string} method
@@ -28,6 +32,13 @@ import { language, said, t } from "./words.js";
  * @property {number[]} saves
  * @property {?number} best_save
  * @property {string[]} results
+ * @property {string} [base_file]
+ * @property {string} [title]
+ * @property {string} [note]
+ * @property {boolean} [star]
+ * @property {number[]} [spark]
+ * @property {?number} [strength] to use its result at, where it was measured
+ * @property {boolean} [measured] whether its pictures or concepts were measured
  */
 
 /** @typedef {{ id: string, name: string, time: number, size_bytes: number }} TrashedRun */
@@ -36,76 +47,49 @@ const BATCH = 40; // cards added at a time, so hundreds of runs open at once
 const NEAR_END_PX = 400;
 const POLL_MS = 5000; // while a run is going on and the tab is seen
 const TOAST_MS = 6000;
-const COLOURS = ["#4c8dff", "#ff8a3d", "#4bb36b", "#b06ad6", "#e0527a", "#2fb5b5", "#c9a227", "#8a93a6"];
 
 const STYLE = `
 .loom-runs { gap: 6px; padding: 8px; }
 .loom-runs .tools input[type=text] { flex: 1 1 140px; }
 .loom-runs button { padding: 2px 8px; }
+.loom-runs .tools [aria-pressed=true] { background: #8a6414; border-color: #c9962b; color: #fff; }
 .loom-runs .list { flex: 1; overflow-y: auto; min-height: 0; }
-.loom-runs .card { display: grid; grid-template-columns: 88px 1fr; gap: 8px; padding: 7px; margin-bottom: 6px;
-  border-radius: 6px; background: rgba(127, 127, 127, .12);
-  content-visibility: auto; contain-intrinsic-size: auto 128px; }
-.loom-runs .card.chosen { outline: 2px solid #4c8dff; outline-offset: -2px; }
-.loom-runs .card > img, .loom-runs .card > .blank { width: 88px; height: 88px; object-fit: cover; object-position: left;
-  border-radius: 4px; background: rgba(0, 0, 0, .25); }
-.loom-runs .name { font-weight: 600; overflow-wrap: anywhere; display: flex; gap: 6px; align-items: flex-start; }
-.loom-runs .facts { opacity: .8; overflow-wrap: anywhere; }
-.loom-runs .state { border-radius: 8px; padding: 0 7px; margin-right: 5px; background: rgba(127, 127, 127, .35);
-  white-space: nowrap; }
-.loom-runs .state.running { background: #2c6fd6; color: #fff; }
-.loom-runs .state.finished { background: #2f7d46; color: #fff; }
-.loom-runs .state.failed { background: #b3402f; color: #fff; }
-.loom-runs .state.interrupted, .loom-runs .state.paused { background: #9a6b12; color: #fff; }
-.loom-runs .why { color: #ff9d8f; overflow-wrap: anywhere; }
-.loom-runs .actions { display: flex; flex-wrap: wrap; gap: 4px; margin-top: 4px; }
-.loom-runs .actions select { max-width: 130px; }
-.loom-runs .compare { flex: 1; min-height: 0; overflow-y: auto; display: flex; flex-direction: column; gap: 8px; }
-.loom-runs .chart { position: relative; height: 260px; flex: none; }
-.loom-runs .chart canvas { position: absolute; inset: 0; width: 100%; height: 100%; }
-.loom-runs .legend div { display: flex; gap: 6px; align-items: baseline; }
-.loom-runs .legend i { width: 12px; height: 12px; border-radius: 3px; flex: none; align-self: center; }
-.loom-runs .samples { display: grid; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); gap: 8px; }
-.loom-runs .samples figure { margin: 0; }
-.loom-runs .samples img { width: 100%; border-radius: 4px; }
-.loom-runs details { flex: none; max-height: 30%; overflow-y: auto; }
-.loom-runs details div { display: flex; gap: 8px; align-items: center; padding: 2px 0; }
-.loom-runs details span { flex: 1; overflow-wrap: anywhere; }
+.loom-runs [hidden] { display: none; }
+.loom-runs details.trash { flex: none; max-height: 30%; overflow-y: auto; }
+.loom-runs details.trash div { display: flex; gap: 8px; align-items: center; padding: 2px 0; }
+.loom-runs details.trash span { flex: 1; overflow-wrap: anywhere; }
 `;
 
 const date = (/** @type {number} */ seconds) =>
   new Date(seconds * 1000).toLocaleString(language, { dateStyle: "medium", timeStyle: "short" });
 
-/**
- * What can be exported of a run, as [value, text]; the one that is chosen first comes first.
- * @param {Pick<Run, "saves" | "best_save" | "results">} run
- * @returns {[string, string][]}
- */
-export function exportChoices({ saves, best_save: best, results }) {
-  /** @type {[string, string][]} */
-  const choices = [];
-  if (results.length) choices.push(["result", t("runs.save_result")]);
-  if (best !== null) choices.push(["best", t("runs.save_best", { step: best })]);
-  for (const step of saves.filter((save) => save !== best).reverse()) {
-    choices.push([String(step), t("runs.at_step", { step })]);
-  }
-  return choices;
-}
-
 /** An export choice as the server takes it: "result", "best" or a step. */
 export const exportedSave = (/** @type {string} */ choice) => (/^\d+$/.test(choice) ? Number(choice) : choice);
 
 /**
- * The runs whose name, base, trigger or state holds a text.
+ * The runs whose name, base, trigger, state, title or note holds a text; with a star, where only those are wanted.
  * @param {Run[]} runs
  * @param {string} text
+ * @param {boolean} [starred]
  */
-export function filteredRuns(runs, text) {
+export function filteredRuns(runs, text, starred = false) {
   const wanted = text.trim().toLowerCase();
   return runs.filter((run) => {
-    const texts = [run.id, run.base, run.trigger, t(`runs.state_${run.state}`)];
-    return texts.some((part) => part.toLowerCase().includes(wanted));
+    const { id, title = "", note = "", base, base_file: file = "", trigger } = run;
+    const texts = [id, title, note, base, file, trigger, t(`runs.state_${run.state}`)];
+    return (!starred || run.star) && texts.some((part) => part.toLowerCase().includes(wanted));
   });
+}
+
+/**
+ * What to write in a prompt to use files that lie where they are listed, as A1111 wants it.
+ * @param {string[]} files
+ * @param {Pick<Run, "trigger" | "method" | "strength">} run
+ */
+export function promptOf(files, { trigger, method, strength }) {
+  const [stem] = files.map((name) => (name.split("/").at(-1) ?? "").replace(/\.safetensors$/, ""));
+  if (method !== "embedding") return [`<lora:${stem}:${strength ?? 1}>`, trigger].filter(Boolean).join(", ");
+  return stem;
 }
 
 export class Runs {
@@ -122,10 +106,13 @@ export class Runs {
     this.chosen = new Set();
     /** @type {Map<string, string>} run -> what its export takes */
     this.saves = new Map();
+    /** @type {Set<string>} runs whose menu is open */
+    this.open = new Set();
     this.local = false; // the server is this machine
     this.place = ""; // of the run folders
     this.answer = ""; // the last one, as text
     this.drawn = 0; // cards
+    this.onlyStarred = false;
     /** @type {ReturnType<typeof setTimeout> | undefined} */
     this.timer = undefined;
     style("loom-runs", STYLE);
@@ -133,13 +120,20 @@ export class Runs {
     this.compare = make("button", {
       textContent: t("runs.compare"), title: t("runs.compare_hint"), disabled: true, onclick: () => this.showCompared(),
     });
+    this.starred = make("button", { textContent: "★", title: t("runs.only_starred"), onclick: () => {
+      this.onlyStarred = !this.onlyStarred;
+      this.starred.setAttribute("aria-pressed", String(this.onlyStarred));
+      this.draw();
+    } });
     const refresh = make("button", { textContent: t("runs.refresh"), onclick: () => this.load() });
-    this.tools = make("div", { className: "tools" }, this.filter, refresh, this.compare);
+    this.tools = make("div", { className: "tools" }, this.filter, this.starred, refresh, this.compare);
+    this.queue = new QueueView();
+    this.waiting = 0; // rows of the queue
     this.notice = make("div", { className: "notice" });
     this.list = make("div", { className: "list" });
-    this.trash = make("details");
-    this.root = make("div", { className: "loom loom-runs", lang: language });
-    this.showList();
+    this.trash = make("details", { className: "trash" });
+    this.root = make("div", { className: "loom loom-runs", lang: language }, this.tools, this.queue.root, this.notice,
+      this.list, this.trash);
     this.filter.addEventListener("input", () => {
       this.list.scrollTop = 0;
       this.draw();
@@ -173,7 +167,7 @@ export class Runs {
 
   /**
    * Runs what a button does; the sentence of an error goes where it is seen.
-   * @param {() => Promise<void>} work
+   * @param {() => Promise<unknown>} work
    */
   async act(work) {
     this.count(); // takes an older error away
@@ -194,6 +188,9 @@ export class Runs {
     this.rest();
     try {
       this.take(await this.host.fetchJson(route("runs")));
+      const { queue } = await this.host.fetchJson(route("runs/queue"));
+      this.waiting = queue.length;
+      this.queue.set(queue);
     } catch (error) {
       say(this.notice, /** @type {Error} */ (error).message, true);
     }
@@ -203,6 +200,7 @@ export class Runs {
   take(/** @type {{ runs: Run[], trash: TrashedRun[], local: boolean, place: string }} */ list) {
     const answer = JSON.stringify(list);
     if (answer === this.answer) return this.count(); // nothing is drawn anew under the pointer
+    if (this.list.querySelector(".name input[type=text], .note textarea")) return; // nor under what is being written
     this.answer = answer;
     this.runs = list.runs;
     this.trashed = list.trash;
@@ -214,13 +212,13 @@ export class Runs {
 
   wait() {
     this.rest();
-    if (!this.runs.some((run) => run.state === "running")) return;
+    if (!this.waiting && !this.runs.some((run) => run.state === "running")) return;
     this.timer = setTimeout(() => (this.seen() ? this.load() : this.wait()), POLL_MS);
   }
 
   draw() {
     const scroll = this.list.scrollTop, cards = scroll ? Math.max(BATCH, this.drawn) : BATCH;
-    this.filtered = filteredRuns(this.runs, this.filter.value);
+    this.filtered = filteredRuns(this.runs, this.filter.value, this.onlyStarred);
     this.drawn = 0;
     this.list.replaceChildren();
     this.more(cards);
@@ -239,95 +237,53 @@ export class Runs {
   more(count = BATCH) {
     const next = this.filtered.slice(this.drawn, this.drawn + count);
     this.drawn += next.length;
-    this.list.append(...next.map((run) => this.card(run)));
+    this.list.append(...next.map((run) => new RunEntry(run, this.acts()).root));
   }
 
-  card(/** @type {Run} */ run) {
-    const tick = make("input", { type: "checkbox", checked: this.chosen.has(run.id), title: t("runs.select") });
-    const name = make("label", { className: "name" }, tick, run.id);
-    const facts = make("div", {}, name, ...this.facts(run), this.actions(run));
-    const card = make("div", { className: "card" }, this.image(run), facts);
-    card.classList.toggle("chosen", tick.checked);
-    tick.addEventListener("change", () => {
-      if (tick.checked) this.chosen.add(run.id);
-      else this.chosen.delete(run.id);
-      card.classList.toggle("chosen", tick.checked);
-      this.compare.disabled = this.chosen.size < 2;
-    });
-    return card;
-  }
-
-  image(/** @type {Run} */ run) {
-    const blank = make("div", { className: "blank" });
-    if (run.picture === null) return blank;
-    const src = this.picture(run);
-    const image = make("img", { src, loading: "lazy", decoding: "async", draggable: false, alt: "" });
-    image.onerror = () => image.replaceWith(blank);
-    return this.enlarging(image, run);
-  }
-
-  /** A picture of a run that shows all its samples when it is clicked. */
-  enlarging(/** @type {HTMLImageElement} */ image, /** @type {Run} */ run) {
-    image.style.cursor = "zoom-in";
-    image.title = t("panel.enlarge");
-    image.addEventListener("click", () => viewSamples(this.host, run.id));
-    return image;
+  /** @returns {import("./run_entry.js").RunActs} */
+  acts() {
+    return {
+      local: this.local, place: this.place, chosen: this.chosen, saves: this.saves, opened: this.open,
+      act: (work) => this.act(work),
+      choose: () => { this.compare.disabled = this.chosen.size < 2; },
+      picture: (run) => this.picture(run),
+      look: (run) => viewSamples(this.host, run.id),
+      measured: (run) => viewMeasured(this.host, run.id),
+      use: (run) => this.use(run),
+      resume: (run) => this.resume(run),
+      export: (run, save) => this.export(run, save),
+      open: ({ id }) => this.host.postJson(route("runs/open"), { id }),
+      copy: (text) => this.copy(text),
+      delete: (run) => this.delete(run),
+      remark: (run, remark) => this.remark(run, remark),
+    };
   }
 
   /** The address of a run's newest sample. */
-  picture(/** @type {Run} */ run, large = false) {
+  picture(/** @type {Run} */ run) {
     const query = { id: run.id, step: Number(run.picture), of: Math.round(run.changed) };
-    return this.host.imageUrl(route("runs/picture", large ? { ...query, large: 1 } : query));
+    return this.host.imageUrl(route("runs/picture", query));
   }
 
-  facts(/** @type {Run} */ run) {
-    const line = (/** @type {string} */ text, className = "facts") => make("div", { className, textContent: text });
-    const state = make("span", { className: `state ${run.state}`, textContent: t(`runs.state_${run.state}`) });
-    const figures = [t("runs.steps", { done: run.step, all: run.steps }), run.base].filter(Boolean);
-    const lines = [make("div", { className: "facts" }, state, figures.join(" · "))];
-    if (run.best) lines.push(line(t("runs.best", { loss: run.best[1].toPrecision(4), step: run.best[0] })));
-    lines.push(line(`${date(run.changed)} · ${fileSize(run.size_bytes)}`));
-    if (run.error) lines.push(line(said(run.error), "why"));
-    return lines;
+  /** Takes a run to where pictures are made; where the page knows no such place, the prompt that calls it is copied. */
+  async use(/** @type {Run} */ run) {
+    if (this.host.useRun) return this.host.useRun(run);
+    const { files } = await this.host.postJson(route("runs/export"), { id: run.id, save: "result" });
+    await this.host.refreshLists();
+    const prompt = promptOf(files, run);
+    if (!this.host.usePrompt) return this.copy(prompt);
+    this.host.usePrompt(prompt);
+    this.toast(t("runs.used", { prompt }));
   }
 
   /**
-   * @param {string} key of its text
-   * @param {() => Promise<void>} work
-   * @param {{ title?: string, disabled?: boolean }} [properties]
+   * @param {Run} run
+   * @param {{ title?: string, note?: string, star?: boolean }} remark
    */
-  button(key, work, { title = "", disabled = false } = {}) {
-    return make("button", { textContent: t(`runs.${key}`), title, disabled, onclick: () => this.act(work) });
-  }
-
-  actions(/** @type {Run} */ run) {
-    const running = run.state === "running";
-    const resume = this.button("resume", () => this.resume(run), {
-      title: t("runs.resume_hint"), disabled: running || !run.saves.length,
-    });
-    const row = make("div", { className: "actions" }, this.folderButton(run), resume, ...this.exporter(run));
-    if (run.trigger) row.append(this.button("trigger", () => this.copy(run.trigger), { title: run.trigger }));
-    row.append(this.button("delete", () => this.delete(run), { title: t("runs.delete_hint"), disabled: running }));
-    return row;
-  }
-
-  folderButton(/** @type {Run} */ run) {
-    const path = `${this.place}/${run.id}`;
-    if (!this.local) return this.button("copy_path", () => this.copy(path), { title: path });
-    return this.button("open", () => this.host.postJson(route("runs/open"), { id: run.id }), { title: path });
-  }
-
-  /** The choice of weights and the button that exports them; nothing where a run has none. */
-  exporter(/** @type {Run} */ run) {
-    const choices = exportChoices(run);
-    if (!choices.length) return [];
-    const options = choices.map(([value, text]) => make("option", { value, textContent: text }));
-    const select = make("select", { title: t("runs.export_hint") }, ...options);
-    select.value = this.saves.get(run.id) ?? choices[0][0];
-    if (select.selectedIndex < 0) select.selectedIndex = 0;
-    select.addEventListener("change", () => this.saves.set(run.id, select.value));
-    const title = t("runs.export_hint");
-    return [select, this.button("export", () => this.export(run, select.value), { title })];
+  async remark(run, remark) {
+    Object.assign(run, await this.host.postJson(route("runs/remark"), { id: run.id, ...remark }));
+    this.answer = ""; // the list that comes next is another one
+    this.draw();
   }
 
   async copy(/** @type {string} */ text) {
@@ -363,7 +319,7 @@ export class Runs {
     this.trash.hidden = !this.trashed.length;
     const rows = this.trashed.map((run) => make("div", {},
       make("span", { textContent: `${run.name} · ${date(run.time)} · ${fileSize(run.size_bytes)}` }),
-      this.button("restore", () => this.restore(run))));
+      make("button", { textContent: t("runs.restore"), onclick: () => this.act(() => this.restore(run)) })));
     const summary = make("summary", { textContent: t("runs.trash", { count: this.trashed.length }) });
     this.trash.replaceChildren(summary, ...rows);
   }
@@ -374,30 +330,8 @@ export class Runs {
     await this.load();
   }
 
-  showList() {
-    this.root.replaceChildren(this.tools, this.notice, this.list, this.trash);
-  }
-
   async showCompared() {
     const runs = this.runs.filter((run) => this.chosen.has(run.id));
-    const legend = make("div", { className: "legend" }), curves = new Curves(legend);
-    const samples = make("div", { className: "samples" }, ...runs.filter((run) => run.picture !== null)
-      .map((run) => this.sample(run)));
-    const back = make("button", { textContent: t("runs.back"), onclick: () => {
-      curves.dispose();
-      this.showList();
-    } });
-    this.root.replaceChildren(make("div", { className: "tools" }, back),
-      make("div", { className: "compare" }, curves.root, legend, samples));
-    await this.act(async () => {
-      const courses = await Promise.all(runs.map(({ id }) => this.host.fetchJson(route("runs/curve", { id }))));
-      curves.show(courses.map((course, n) => ({ ...course, name: runs[n].id, colour: COLOURS[n % COLOURS.length] })));
-    });
-  }
-
-  sample(/** @type {Run} */ run) {
-    const caption = `${run.id} · ${t("runs.at_step", { step: run.picture })}`;
-    const image = make("img", { src: this.picture(run, true), loading: "lazy", decoding: "async", alt: "" });
-    return make("figure", {}, this.enlarging(image, run), make("figcaption", { textContent: caption }));
+    await this.act(async () => { await compareRuns(this.host, runs); });
   }
 }

@@ -1,12 +1,23 @@
 // @ts-check
 // From values to pixels: scales, the values an axis names, and the range it shows.
-import { HIGH, LOW, SMOOTH } from "./series.js";
+import { HIGH, LOW, SECOND, SMOOTH } from "./series.js";
 
 /** @typedef {(value: number) => number} Scale */
 /** @typedef {[number, ?number, ?number]} Probe step, loss on held-out pictures, loss on trained pictures */
 /** @typedef {{ low: number, high: number, logarithmic: boolean }} Range */
 
 const SAMPLED_ROWS = 600; // enough for a percentile of the raw losses
+
+/**
+ * The lowest and the highest of some values: of any number of them, which the arguments of a call are not.
+ * @param {Iterable<number>} values
+ * @returns {[number, number]}
+ */
+export function extent(values) {
+  let low = Infinity, high = -Infinity;
+  for (const value of values) [low, high] = [Math.min(low, value), Math.max(high, value)];
+  return [low, high];
+}
 
 /**
  * Takes `low` to `start` and `high` to `end`.
@@ -83,6 +94,7 @@ export function lossRange(rows, begin, end, probes, logarithm) {
   for (let n = begin; n < end; n += 1) {
     const row = rows[n];
     include(row[SMOOTH]);
+    include(row[SECOND] ?? null);
     if ((n - begin) % stride === 0 && row[LOW] !== null && row[HIGH] !== null) raw.push(row[LOW], row[HIGH]);
   }
   raw.sort((a, b) => a - b);

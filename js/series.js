@@ -2,11 +2,12 @@
 // The course of a run in rows, each of one step or of several neighbours. Joined as the server joins them.
 
 /**
- * First and last step, lowest and highest loss, smoothed loss, learning rate, largest gradient norm.
- * @typedef {[number, number, ?number, ?number, ?number, ?number, ?number]} Row
+ * First and last step, lowest and highest loss, smoothed loss, learning rate, largest gradient norm; where two networks
+ * are trained in turn, the smoothed loss of the second one.
+ * @typedef {[number, number, ?number, ?number, ?number, ?number, ?number, (?number)?]} Row
  */
 
-export const FIRST = 0, LAST = 1, LOW = 2, HIGH = 3, SMOOTH = 4, RATE = 5, NORM = 6;
+export const FIRST = 0, LAST = 1, LOW = 2, HIGH = 3, SMOOTH = 4, RATE = 5, NORM = 6, SECOND = 7;
 
 /** The number of two that `choose` takes; null counts as none. */
 const either = (/** @type {?number} */ one, /** @type {?number} */ two, /** @type {typeof Math.min} */ choose) => {
@@ -21,11 +22,14 @@ const either = (/** @type {?number} */ one, /** @type {?number} */ two, /** @typ
  * @returns {Row}
  */
 export function joined(one, two) {
-  return [
+  /** @type {Row} */
+  const row = [
     one[FIRST], two[LAST],
     either(one[LOW], two[LOW], Math.min), either(one[HIGH], two[HIGH], Math.max),
     two[SMOOTH], two[RATE], either(one[NORM], two[NORM], Math.max),
   ];
+  if (two.length > SECOND) row.push(two[SECOND] ?? null);
+  return row;
 }
 
 /**

@@ -10,7 +10,13 @@ import { pageHost } from "./page_host.js";
 /** @typedef {{ querySelector: (selector: string) => ?Element }} Place the page, in some gradios a shadow tree */
 
 const SERVER = "/lora-loom/v1", LOOK_MS = 250, SOON_MS = 500, EDITOR_HEIGHT = "min(70vh, 720px)";
-const STARTS = ["start", "find_rate", "measure", "sweep", "zip"]; // buttons after which something new is to be seen
+/**
+ * Buttons after which something new is to be seen, and where they say that it comes.
+ * @type {Record<string, string>}
+ */
+const STARTS = {
+  start: "said", find_rate: "try_said", measure: "try_said", sweep: "try_said", zip: "zip_report",
+};
 
 const STYLE = `
 #lora_loom_tabs .block:has(> .prose:empty), #lora_loom_tabs .block:has(> div > .prose:empty),
@@ -18,6 +24,7 @@ const STYLE = `
   display: none; }
 #lora_loom_taken, #lora_loom_tabs .form:has(> #lora_loom_taken:only-child) { display: none; }
 #lora_loom_refresh { align-self: flex-end; max-width: 160px; margin-left: auto; }
+#lora_loom_tabs [data-past] .lora_loom_info { display: none; }
 .lora_loom_info, .lora_loom_error { margin: 2px 0; overflow-wrap: anywhere; }
 .lora_loom_error { padding: 6px 10px; border-left: 4px solid #ff5f56; border-radius: 5px;
   background: rgba(255, 95, 86, .14); }
@@ -100,6 +107,49 @@ function followColours(place, run, host) {
   const timer = setInterval(follow, LOOK_MS);
 }
 
+/** Answers to clicks ("starts as soon as …"), until another job than at the click is shown: then the panel speaks. */
+class Answers {
+  constructor() {
+    /** @type {Map<HTMLElement, unknown>} */
+    this.asked = new Map(); // place of an answer -> what was shown when it was asked for
+  }
+
+  /** A click whose answer comes into `place`. */
+  expect(/** @type {?HTMLElement} */ place, /** @type {unknown} */ shown) {
+    if (!place) return;
+    delete place.dataset.past;
+    this.asked.set(place, shown);
+  }
+
+  /** The panel shows this job. */
+  see(/** @type {unknown} */ shown) {
+    for (const [place, before] of this.asked) {
+      if (shown === before) continue;
+      place.dataset.past = "yes";
+      this.asked.delete(place);
+    }
+  }
+}
+
+/**
+ * Does something at clicks on gradio's buttons, by their ids. Some gradios draw a button only once its section is open.
+ * @param {Record<string, () => unknown>} actions
+ */
+function onClicks(actions) {
+  document.addEventListener("click", (event) => {
+    for (const part of event.composedPath()) if (part instanceof Element) actions[part.id]?.();
+  });
+}
+
+/** A place left for us that nothing of ours is in yet. Some gradios draw a tab's places only once it is open. */
+function emptyPlace(/** @type {Place} */ page, /** @type {string} */ id) {
+  const place = /** @type {?HTMLElement} */ (page.querySelector(`#${id}`));
+  if (!place || place.dataset.mounted) return null;
+  place.dataset.mounted = "yes";
+  place.replaceChildren();
+  return place;
+}
+
 /**
  * Mounts everything once the page is there, and again when it is drawn anew.
  * @param {() => Place} page
@@ -107,20 +157,28 @@ function followColours(place, run, host) {
  */
 export function keepMounted(page, host) {
   style("loom-tab", STYLE);
+  const answers = new Answers();
+  /** @type {?Awaited<ReturnType<typeof mountPanel>>} */
+  let mounted = null;
   const mount = async () => {
-    const panel = /** @type {?HTMLElement} */ (page().querySelector("#lora_loom_panel"));
-    if (!panel || panel.dataset.mounted) return;
-    panel.dataset.mounted = "yes";
-    panel.replaceChildren();
-    const { refresh, panel: run } = await mountPanel(panel, host);
-    followColours(panel, run, host);
-    for (const id of STARTS) {
-      page().querySelector(`#lora_loom_${id}`)?.addEventListener("click", () => setTimeout(refresh, SOON_MS));
+    const panel = emptyPlace(page(), "lora_loom_panel");
+    if (panel) {
+      mounted = await mountPanel(panel, host, {}, (state) => answers.see(state.session));
+      followColours(panel, mounted.panel, host);
     }
-    page().querySelector("#lora_loom_captions")?.addEventListener("click", () => toggleEditor(page(), host));
-    const runs = /** @type {?HTMLElement} */ (page().querySelector("#lora_loom_runs"));
+    const runs = emptyPlace(page(), "lora_loom_runs");
     if (runs) showRuns(runs, await mountRuns(runs, host));
   };
+  /** @type {Record<string, () => unknown>} */
+  const actions = { lora_loom_captions: () => toggleEditor(page(), host) };
+  for (const [button, said] of Object.entries(STARTS)) {
+    actions[`lora_loom_${button}`] = () => {
+      const place = /** @type {?HTMLElement} */ (page().querySelector(`#lora_loom_${said}`));
+      answers.expect(place, mounted?.panel.state?.session);
+      setTimeout(() => mounted?.refresh(), SOON_MS);
+    };
+  }
+  onClicks(actions);
   setInterval(() => mount().catch((error) => console.error("LoRA Loom", error)), LOOK_MS);
 }
 

@@ -2,12 +2,16 @@
 // The panel of a run: chart, samples, messages and buttons. The server's state is asked for when the page opens and
 // when an event was missed.
 import { RequestError, route } from "./api.js";
-import { COLOURS, Chart } from "./chart.js";
+import { Chart } from "./chart.js";
 import { make, style } from "./dom.js";
-import { clock, memory } from "./figures.js";
+import { memory } from "./figures.js";
+import { viewMeasured } from "./measured.js";
+import { askRun, refused } from "./panel_asks.js";
+import { PanelSamples } from "./panel_samples.js";
+import { STYLE } from "./panel_style.js";
+import { headline, speedOf, usage } from "./panel_words.js";
 import { PlanView } from "./plan.js";
 import { continued, lastStep } from "./series.js";
-import { viewSamples } from "./viewer.js";
 import { language, said, t } from "./words.js";
 
 /** @typedef {import("./host.js").Host} Host */
@@ -46,6 +50,7 @@ import { language, said, t } from "./words.js";
  * @property {string | boolean} [lora]
  * @property {string} [comfyui]
  * @property {string} [a1111]
+ * @property {number} [strength] to use its LoRA at, where it was measured
  * @property {Message[]} [lines]
  * @property {string} [picture] what the server's route `picture` calls it
  * @property {Record<string, unknown>} [settings] by config path
@@ -71,142 +76,12 @@ const ACTIVE = ["preparing", "training"];
 const BUTTONS = ["stop", "save", "sample", "pause"];
 const RATE_SEARCH = ["LoraLoomFindLearningRate", "find-lr"]; // has a rising learning rate, and can be stopped only
 const MOST_ROWS = 30000;
-const SILENCE_MS = 2500, CHECK_MS = 1000, BETWEEN_ASKS_MS = 400; // of the server
-const IDLE_CHECKS = 4; // where a panel polls and nothing runs, it asks at every fourth time
-const ASKED_MS = 4000, LONG_TOAST_MS = 15000;
-const STRIP = 60; // small samples
-const SMALL_PX = 128, LARGE_PX = 1024; // sides of a sample
+const SILENCE_MS = 2500, BETWEEN_ASKS_MS = 400; // of the server
+const LONG_TOAST_MS = 15000;
 const IDLE_HEIGHT = 34, PLAN_HEIGHT = 190, FOLDED_HEIGHT = 20, EMPTY_HEIGHT = 130; // px
 const HEIGHT = 300, GAP = 6; // px, without samples
-const THUMBS = 58; // px, below the newest sample
 /** What an event tells too; a snapshot that was made before the newest event is older in these. */
 const HEART = /** @type {const} */ (["status", "doing", "step", "steps", "speed", "left_s", "memory", "run"]);
-
-const STYLE = `
-.loom-panel { gap: 5px; width: 100%; padding: 6px; overflow: hidden; line-height: 1.35; }
-.loom-panel > * { flex: none; }
-.loom-panel.idle > :not(.head):not(.loom-plan) { display: none; }
-.loom-panel.empty > .chart, .loom-panel.empty > .legend { display: none; }
-.loom-panel [hidden], .loom-plan.during { display: none !important; }
-.loom-panel .head { display: flex; flex-wrap: wrap; gap: 3px 10px; align-items: center; }
-.loom-panel .now { font-size: 17px; font-weight: 600; font-variant-numeric: tabular-nums; }
-.loom-panel .doing { font-size: 13px; font-weight: 600; }
-.loom-panel .line { flex: 1 1 100%; font-size: 11.5px; opacity: .85; overflow-wrap: anywhere; }
-.loom-panel.idle .line, .loom-panel.idle .now { display: none; }
-.loom-panel .status { padding: 1px 8px; border-radius: 9px; background: rgba(127, 127, 127, .25); font-weight: 600; }
-.loom-panel .status.training { background: #2563b8; color: #fff; }
-.loom-panel .status.finished, .loom-panel .status.stopped { background: #2b7a3d; color: #fff; }
-.loom-panel .status.failed { background: #b3352b; color: #fff; }
-.loom-panel .status.paused, .loom-panel .status.cancelled, .loom-panel .status.interrupted { background: #8a6414;
-  color: #fff; }
-.loom-panel .bar { height: 4px; border-radius: 2px; background: rgba(127, 127, 127, .25); overflow: hidden; }
-.loom-panel .bar > div { height: 100%; background: #4ea1ff; }
-.loom-panel .buttons { display: flex; flex-wrap: wrap; gap: 4px; }
-.loom-panel .error { padding: 6px 8px; border-radius: 5px; border-left: 4px solid #ff5f56;
-  background: rgba(255, 95, 86, .16); user-select: text; white-space: pre-wrap; overflow-wrap: anywhere; }
-.loom-panel .chart { position: relative; flex: 1 1 130px; min-height: 120px; max-height: 220px; }
-.loom-panel .chart canvas { position: absolute; inset: 0; width: 100%; height: 100%; cursor: crosshair; }
-.loom-panel .chart .readout { position: absolute; left: 0; right: 0; bottom: -2px; text-align: center; font-size: 11px;
-  opacity: .8; pointer-events: none; white-space: nowrap; overflow: hidden; text-overflow: ellipsis;
-  transform: translateY(100%); }
-.loom-panel .legend { display: flex; flex-wrap: wrap; gap: 2px 10px; font-size: 12px; margin-top: 14px; }
-.loom-panel .legend span::before { content: ""; display: inline-block; width: 10px; height: 3px; margin-right: 4px;
-  vertical-align: middle; background: var(--c); }
-.loom-panel .pictures { display: flex; flex-direction: column; gap: 6px; flex: 1 0 auto; }
-.loom-panel .newest { flex: 1; min-height: 0; width: 100%; padding: 0; border: 0; border-radius: 6px; cursor: zoom-in;
-  background: rgba(0, 0, 0, .28); }
-.loom-panel .newest img { display: block; width: 100%; height: 100%; object-fit: contain; }
-.loom-panel .small { display: flex; gap: 6px; flex: none; height: ${THUMBS}px; }
-.loom-panel .strip { flex: 1; display: flex; gap: 6px; overflow-x: auto; align-items: flex-start; }
-.loom-panel .pictures figure { position: relative; margin: 0; flex: none; width: 56px; text-align: center;
-  cursor: pointer; }
-.loom-panel .pictures figure.chosen img { outline: 2px solid #4ea1ff; outline-offset: -2px; }
-.loom-panel .pictures figure img { width: 56px; height: 56px; object-fit: cover; object-position: left;
-  border-radius: 4px; background: rgba(0, 0, 0, .25); }
-.loom-panel .pictures figcaption { position: absolute; left: 0; right: 0; bottom: 0; padding: 1px 2px; font-size: 11px;
-  color: #fff; background: rgba(0, 0, 0, .62); border-radius: 0 0 4px 4px; }
-.loom-panel .messages { max-height: 64px; overflow-y: auto; font-size: 12px; user-select: text;
-  overflow-wrap: anywhere; }
-.loom-panel .messages div + div { border-top: 1px solid rgba(127, 127, 127, .2); }
-`;
-
-/**
- * Asks something of the run in a node, and says what comes of it.
- * @param {Host} host
- * @param {string} what stop, save, sample or pause
- * @param {string} node
- */
-export async function askRun(host, what, node) {
-  try {
-    await host.postJson(route(what), { node });
-    host.toast("info", t(`panel.asked_${what}`), ASKED_MS);
-  } catch (error) {
-    refused(host, /** @type {Error} */ (error));
-  }
-}
-
-/**
- * Says why something could not be done: in the server's words where it has answered.
- * @param {Host} host
- * @param {Error} error
- */
-function refused(host, error) {
-  if (error instanceof RequestError && error.status) host.toast("warn", error.message, ASKED_MS);
-  else host.toast("error", t("panel.refused", { why: error.message }));
-}
-
-/**
- * The first prompt the samples were drawn with; empty where there are none.
- * @param {Record<string, unknown>} inputs
- */
-const samplePrompt = (inputs) => String(inputs.sample_prompt ?? "").split("\n")[0].trim();
-
-/**
- * What to write in an A1111 prompt to use what a run made.
- * @param {Pick<PanelState, "result" | "inputs">} state
- */
-export function promptFor({ result, inputs }) {
-  return [result.comfyui ? "" : samplePrompt(inputs), result.a1111].filter(Boolean).join(", ");
-}
-
-/**
- * How to use what a run made, in lines.
- * @param {Pick<PanelState, "result" | "inputs">} state
- * @param {Host["program"]} [program] on a page that is not ComfyUI's, ComfyUI is not spoken of
- */
-export function usage({ result, inputs }, program = "comfyui") {
-  const files = result.files ?? [];
-  const example = result.comfyui ? "" : samplePrompt(inputs); // it has no word of its own
-  const prompt = result.comfyui || example;
-  const lines = [t("panel.made", { files: files.join(", ") })];
-  if (result.trigger) lines.push(t("panel.trigger", result));
-  const wanted = promptFor({ result, inputs });
-  if (program === "page") return [...lines, t("panel.prompt", { prompt: wanted })];
-  lines.push(result.lora ? t("panel.in_comfyui_lora", { file: files[0], prompt }) : `ComfyUI: ${prompt}`);
-  lines.push(`A1111: ${wanted}`);
-  return lines;
-}
-
-/**
- * The speed of a run, where it is known.
- * @param {Pick<PanelState, "speed">} state
- */
-export function speedOf({ speed }) {
-  if (!speed || speed < 0) return [];
-  if (speed >= 1) return [t("panel.per_second", { n: speed.toFixed(1) })];
-  return [t("panel.per_step", { n: (1 / speed).toFixed(1) })];
-}
-
-/**
- * What matters most of a run: its step, and how long it still takes.
- * @param {Pick<PanelState, "status" | "step" | "steps" | "left_s">} state
- */
-export function headline({ status, step, steps, left_s: left }) {
-  if (!steps) return "";
-  const parts = [t("panel.step", { step, steps })];
-  if (status === "training" && left !== null) parts.push(t("panel.left", { time: clock(left) }));
-  return parts.join(" · ");
-}
 
 export class TrainPanel {
   /**
@@ -222,8 +97,6 @@ export class TrainPanel {
     this.state = null;
     /** @type {Row[]} */
     this.rows = [];
-    /** @type {?number} step of the sample shown large; null: the newest */
-    this.chosen = null;
     /** @type {?import("./host.js").Field} */
     this.marked = null;
     /** @type {(state: PanelState) => void} called with each state that is shown */
@@ -235,6 +108,7 @@ export class TrainPanel {
     /** @type {Record<string, string>} what stands in each part, so that nothing is drawn twice */
     this.drawn = {};
     this.chart = new Chart(settings);
+    this.chart.onPalette = () => { if (this.state) this.showLegend(this.state); };
     style("loom-panel", STYLE);
     this.status = make("span", { className: "status", textContent: t("panel.idle") });
     this.now = make("span", { className: "now" });
@@ -246,20 +120,14 @@ export class TrainPanel {
     this.controls = make("div", { className: "buttons" }, ...Object.values(this.buttons), this.continueButton);
     this.error = make("div", { className: "error", hidden: true });
     this.legend = make("div", { className: "legend" });
-    this.newest = make("img", { draggable: false });
-    const enlarge = make("button", { className: "newest", title: t("panel.enlarge"), onclick: () => this.enlarge() });
-    enlarge.append(this.newest);
-    this.before = make("div");
-    this.strip = make("div", { className: "strip" });
-    this.pictures = make("div", { className: "pictures", hidden: true }, enlarge,
-      make("div", { className: "small" }, this.before, this.strip));
-    this.pictures.style.minHeight = `${settings.sampleHeight()}px`;
+    this.samples = new PanelSamples(host);
+    this.samples.root.style.minHeight = `${settings.sampleHeight()}px`;
     this.messages = make("div", { className: "messages" });
     this.plan = new PlanView();
     const head = make("div", { className: "head" }, this.status, this.now, this.doing, this.line);
     this.root = make("div", { className: "loom loom-panel idle", lang: language }, head,
       this.plan.root, make("div", { className: "bar" }, this.progress), this.controls, this.error, this.chart.root,
-      this.legend, this.pictures, this.messages);
+      this.legend, this.samples.root, this.messages);
     this.offered = BUTTONS;
     this.suit(seat.kind);
     this.keepPointer();
@@ -288,18 +156,18 @@ export class TrainPanel {
 
   /** Keeps wheel and pointer from the graph where the panel has its own use for them. */
   keepPointer() {
-    for (const part of [this.strip, this.messages]) {
+    for (const part of [this.samples.strip, this.messages]) {
       part.tabIndex = 0;
       part.dataset.captureWheel = "true"; // Nodes 2.0: the wheel scrolls here once it was clicked
       part.addEventListener("wheel", (event) => !event.ctrlKey && event.stopPropagation());
     }
-    for (const part of [this.pictures, this.messages, this.error, this.controls]) {
+    for (const part of [this.samples.root, this.messages, this.error, this.controls]) {
       part.addEventListener("pointerdown", (event) => event.stopPropagation());
     }
   }
 
   rearrange() {
-    this.pictures.style.minHeight = `${this.settings.sampleHeight()}px`;
+    this.samples.root.style.minHeight = `${this.settings.sampleHeight()}px`;
     this.chart.changed();
     if (this.state) this.grow();
   }
@@ -316,7 +184,7 @@ export class TrainPanel {
 
   /** Takes what the next run will do; null where that shows only when the graph runs. */
   setPlan(/** @type {?import("./plan.js").Plan} */ plan) {
-    if (this.plan.set(plan)) this.grow();
+    if (this.plan.set(plan, this.seat.kinds?.())) this.grow();
   }
 
   /** Whether a run is going on that nothing was heard of for long. */
@@ -367,7 +235,7 @@ export class TrainPanel {
 
   restart() {
     this.rows = this.chart.rows = []; // nothing of another run
-    this.chosen = null;
+    this.samples.restart();
     this.newestChanges = 0;
     this.chart.view = null;
     this.chart.changed();
@@ -423,7 +291,7 @@ export class TrainPanel {
     this.state = { ...this.upToDate(news, before), live: before?.live || ACTIVE.includes(news.status) };
     this.add(rows);
     this.show(this.state);
-    if (this.state.live) this.announce(this.state);
+    if (this.state.live && news.changes >= this.newestChanges) this.announce(this.state); // with its files or its error
   }
 
   /**
@@ -452,7 +320,7 @@ export class TrainPanel {
     }
     if (this.announced === end || ACTIVE.includes(status)) return;
     this.announced = end;
-    if (status === "failed") this.host.toast("error", said(error), LONG_TOAST_MS);
+    if (status === "failed") this.host.toast("error", this.said(error), LONG_TOAST_MS);
     else if (result.files?.length) this.host.toast("success", this.usage({ result, inputs }), LONG_TOAST_MS);
   }
 
@@ -475,7 +343,7 @@ export class TrainPanel {
     this.chart.samples = state.samples.map(([step]) => step);
     this.chart.changed();
     this.showLegend(state);
-    this.showSamples(state);
+    this.samples.show(state.run, state.samples);
     this.showMessages(state.messages);
     this.onShow(state);
     this.root.classList.remove("idle");
@@ -491,7 +359,7 @@ export class TrainPanel {
     this.status.className = `status ${state.status}`;
     this.status.textContent = t(`panel.${state.status}`);
     this.now.textContent = headline(state);
-    this.doing.textContent = this.active() ? said(state.doing) : "";
+    this.doing.textContent = this.active() ? this.said(state.doing) : "";
     this.line.textContent = this.facts(state);
     this.progress.style.width = `${state.steps ? (100 * state.step) / state.steps : 0}%`;
   }
@@ -506,8 +374,8 @@ export class TrainPanel {
   }
 
   showError(/** @type {PanelState} */ state) {
-    this.error.hidden = !said(state.error);
-    this.error.textContent = said(state.error);
+    this.error.hidden = !this.said(state.error);
+    this.error.textContent = this.said(state.error);
     if (state.status === "failed") this.mark(state.error);
     else this.unmark();
   }
@@ -537,62 +405,35 @@ export class TrainPanel {
   }
 
   showLegend(/** @type {PanelState} */ state) {
-    const parts = [["loss", COLOURS.raw], ["smoothed", COLOURS.smooth], ["rate", COLOURS.rate]];
-    if (state.probes.length) parts.push(["held_out", COLOURS.held_out], ["trained", COLOURS.trained]);
-    if (state.saves.length) parts.push(["saves", COLOURS.save]);
-    if (state.samples.length) parts.push(["samples", COLOURS.sample]);
-    this.once("legend", parts, () => this.legend.replaceChildren(...parts.map(([name, colour]) => {
-      const entry = make("span", { textContent: t(`panel.${name}`) });
-      entry.style.setProperty("--c", colour);
-      return entry;
-    })));
-  }
-
-  showSamples(/** @type {PanelState} */ state) {
-    this.once("samples", [state.run, state.samples, this.chosen], () => {
-      this.pictures.hidden = !state.samples.length;
-      if (state.samples.length) this.drawSamples(state);
+    const { palette } = this.chart;
+    /** @type {[string, string][]} */
+    const parts = []; // lines are named at their ends
+    if (state.saves.length) parts.push(["saves", palette.save]);
+    if (state.samples.length) parts.push(["samples", palette.sample]);
+    const measured = state.probes.length ? state.run : "";
+    this.once("legend", [parts, measured], () => {
+      this.legend.replaceChildren(...parts.map(([name, colour]) => {
+        const entry = make("span", { className: name, textContent: t(`panel.${name}`) });
+        entry.style.setProperty("--c", colour);
+        return entry;
+      }), ...(measured ? [this.measuredButton(measured)] : []));
     });
   }
 
-  drawSamples(/** @type {PanelState} */ state) {
-    const { run, samples } = state, newest = samples[samples.length - 1];
-    const large = samples.find(([step]) => step === this.chosen) ?? newest;
-    this.newest.src = this.picture(run, large, LARGE_PX);
-    this.newest.title = large[0] ? t("panel.sample_of", { step: large[0] }) : t("panel.before");
-    const small = (/** @type {SampleMark} */ sample) => {
-      const [step] = sample;
-      const image = make("img", { src: this.picture(run, sample, SMALL_PX), draggable: false });
-      const caption = make("figcaption", { textContent: step ? String(step) : t("panel.before") });
-      const choose = () => {
-        this.chosen = sample === newest ? null : step;
-        this.showSamples(state);
-      };
-      return make("figure", { className: sample === large ? "chosen" : "", onclick: choose }, image, caption);
-    };
-    this.before.replaceChildren(...samples.filter(([step]) => !step).map(small)); // stays in sight beside the newest
-    this.strip.replaceChildren(...samples.filter(([step]) => step).slice(-STRIP).map(small));
-    if (this.chosen === null) this.strip.scrollLeft = this.strip.scrollWidth;
+  /** Opens what a run has measured of its pictures and concepts. */
+  measuredButton(/** @type {string} */ run) {
+    const onclick = () => viewMeasured(this.host, run).catch((error) => refused(this.host, error));
+    return make("button", { textContent: t("runs.measured"), title: t("runs.measured_hint"), onclick });
   }
 
-  /** The samples on the whole page, beginning with the one that is shown. */
-  async enlarge() {
-    if (this.state?.run) await viewSamples(this.host, this.state.run, this.chosen);
-  }
-
-  /**
-   * The address of a sample picture.
-   * @param {string} run
-   * @param {SampleMark} sample
-   * @param {number} size px of its longer side
-   */
-  picture(run, [step, time], size) {
-    return this.host.imageUrl(route("panel/sample", { run, step, size, v: time }));
+  /** A message with settings by the names they have around this panel. */
+  said(/** @type {?Message | undefined} */ message) {
+    return said(message, this.seat.kinds?.());
   }
 
   showMessages(/** @type {Message[]} */ messages) {
     this.once("messages", [messages.length, messages.at(-1)], () => {
-      this.messages.replaceChildren(...messages.map((message) => make("div", { textContent: said(message) })));
+      this.messages.replaceChildren(...messages.map((message) => make("div", { textContent: this.said(message) })));
       this.messages.scrollTop = this.messages.scrollHeight;
     });
   }
@@ -625,39 +466,4 @@ export class TrainPanel {
     }
     this.continueButton.disabled = false;
   }
-}
-
-/**
- * Keeps the panels of a page up to date: by events, and by questions where these may be lost or the host has none.
- * @param {Host} host
- * @param {() => Iterable<TrainPanel>} panels of the open workflow
- * @param {(id: string) => TrainPanel | undefined} panelOf the node that runs under an id
- * @returns {{ refreshAll: () => void, end: () => void }} what asks for every panel now, and what ends the watch
- */
-export function watchPanels(host, panels, panelOf) {
-  const visible = () => document.visibilityState === "visible";
-  const refreshAll = () => [...panels()].forEach((panel) => panel.refresh());
-  const whenSeen = () => visible() && refreshAll();
-  const ends = [host.onEvent("reconnected", refreshAll), host.onEvent("panel", (/** @type {PanelEvent} */ event) => {
-    const panel = panelOf(event.node), workflow = panel?.seat.workflow();
-    if (!panel?.suits(event.kind)) return;
-    const foreign = event.workflow !== workflow;
-    if (!foreign || panel.state?.session === event.session) panel.take(event);
-  })];
-  document.addEventListener("visibilitychange", whenSeen);
-  let checks = 0;
-  const timer = setInterval(() => { // an event may be lost, and a tab that does not read can hold up those of all
-    if (!visible()) return;
-    checks += 1;
-    for (const panel of panels()) {
-      const due = host.pollMs && (panel.active() || checks % IDLE_CHECKS === 0);
-      if (due || panel.silent()) panel.refresh();
-    }
-  }, host.pollMs || CHECK_MS);
-  const end = () => {
-    clearInterval(timer);
-    document.removeEventListener("visibilitychange", whenSeen);
-    ends.forEach((stop) => stop());
-  };
-  return { refreshAll, end };
 }

@@ -115,7 +115,7 @@ export async function sendShown(host, drop) {
   try {
     const uploaded = await upload.send();
     const { folder, pictures, captions, notes } = uploaded;
-    card.list(notes.map(said));
+    card.list(notes.map((note) => said(note)));
     const next = captions ? "" : `\n${t("drop.next")}`;
     card.end("done", t("drop.done", { folder }), t("drop.counts", { pictures, captions }) + next);
     return uploaded;

@@ -24,7 +24,7 @@ const ZOOMS = [1, 1.5, 2, 3, 4, 6, 8];
 
 const STYLE = `
 .loom-viewer { position: fixed; inset: 0; z-index: 10000; height: auto; color: #eee; font-size: 14px; outline: none;
-  background: rgba(14, 15, 18, .97); user-select: none; }
+  background: #0e0f12; user-select: none; }
 .loom-viewer button, .loom-viewer select { background: #2b2e35; color: #eee; border-color: #4a4f59; font-size: 13px;
   padding: 5px 12px; }
 .loom-viewer button[aria-pressed=true] { background: #2563b8; border-color: #6ea8ff; }
@@ -48,6 +48,7 @@ const STYLE = `
 .loom-viewer .prompts button { text-align: left; white-space: normal; padding: 9px 12px; line-height: 1.4;
   overflow-wrap: anywhere; }
 .loom-viewer .prompts small { display: block; margin-top: 3px; color: #b8bfca; font-size: 12px; }
+.loom-viewer .prompts small.other { color: #ffc069; }
 .loom-viewer .steps { display: grid; grid-template-columns: auto 1fr auto; gap: 8px 14px; align-items: center;
   padding: 12px 18px 16px; }
 .loom-viewer .steps input { width: 100%; accent-color: #4ea1ff; }
@@ -70,6 +71,9 @@ export function nearest(samples, step) {
 
 /** A place in a list that stays inside of it. */
 export const inside = (/** @type {number} */ n, /** @type {number} */ count) => Math.max(0, Math.min(count - 1, n));
+
+/** How a picture was drawn, beside its prompt. */
+const seedOf = (/** @type {Prompt} */ { seed, cfg }) => t("viewer.seed", { seed, cfg });
 
 /** What a step is called. */
 const stepName = (/** @type {number} */ step) => (step ? t("panel.sample_of", { step }) : t("viewer.before"));
@@ -107,6 +111,8 @@ export class Viewer {
     this.now = new Side(samples);
     this.other = new Side(samples);
     this.other.at = 0;
+    /** @type {?Element} what had the focus */
+    this.below = null;
     style("loom-viewer", STYLE);
     this.title = make("div", { className: "name" });
     this.modes = MODES.map((mode) => this.button(t(`viewer.${mode}`), () => this.set({ mode })));
@@ -161,14 +167,17 @@ export class Viewer {
    */
   async open(step = null) {
     if (step !== null) this.now.at = nearest(this.now.samples.samples, step);
+    this.below = document.activeElement;
     document.body.append(this.root);
     this.root.focus();
     this.draw();
     await this.listRuns();
   }
 
+  /** Takes it away; the keys are again for what had them before. */
   close() {
     this.root.remove();
+    if (this.below instanceof HTMLElement) this.below.focus();
   }
 
   /** Fills the list of runs that can stand beside this one: those with samples. */
@@ -298,19 +307,25 @@ export class Viewer {
   }
 
   drawPrompts() {
-    const { pictures, prompts } = this.now.samples;
+    const { pictures, prompts } = this.now.samples, two = this.mode !== "one";
+    const other = (/** @type {number} */ n) => (two ? this.other.samples.prompts[n] : undefined);
     this.prompts.replaceChildren(...Array.from({ length: pictures }, (_, n) => {
       const about = prompts[n];
       const button = this.button(about?.prompt || t("viewer.picture", { n: n + 1 }), () => this.set({ prompt: n }));
       button.setAttribute("aria-pressed", String(n === this.prompt));
-      if (about) button.append(make("small", { textContent: t("viewer.seed", { seed: about.seed, cfg: about.cfg }) }));
+      if (about) button.append(make("small", { textContent: seedOf(about) }));
+      const left = other(n);
+      if (left && about && (left.prompt !== about.prompt || seedOf(left) !== seedOf(about))) {
+        const text = `${this.other.samples.run}: ${left.prompt} · ${seedOf(left)}`;
+        button.append(make("small", { className: "other", textContent: text }));
+      }
       return button;
     }));
   }
 
   drawStage() {
-    const label = (/** @type {Side} */ side) =>
-      (side.samples.run === this.now.samples.run ? "" : `${side.samples.run} · `) + stepName(side.step);
+    const two = this.other.samples.run !== this.now.samples.run && this.mode !== "one";
+    const label = (/** @type {Side} */ side) => (two ? `${side.samples.run} · ` : "") + stepName(side.step);
     if (this.mode === "beside") {
       this.stage.replaceChildren(...[this.other, this.now].map((side) => this.pane(side, label(side))));
       return;

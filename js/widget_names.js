@@ -3,11 +3,14 @@
 
 /** @type {Record<string, string[]>} */
 export const WIDGET_NAMES = {
-  "embedding.init": ["init_text", "init"],
+  "adapter.fixed": ["fixed_lora"],
+  "embedding.init": ["init", "init_text"],
   "optimizer.lr": ["learning_rate"],
   "samples.cfg": ["sample_cfg"],
   "samples.every": ["sample_every"],
+  "samples.frames": ["sample_frames"],
   "samples.prompt": ["sample_prompt"],
   "save.every": ["save_every", "every"],
   "schedule.name": ["scheduler"],
+  "slider.cfg": ["drawing_cfg"],
 };

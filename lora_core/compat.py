@@ -72,7 +72,8 @@ def _autocasting(device: str) -> bool:
     return torch.is_autocast_cpu_enabled() if device == "cpu" else torch.is_autocast_enabled()
 
 
-# (kind of device) -> whether operations choose their own number type there; asked for every layer, so nothing stands between where torch has it (2.4)
+# (kind of device) -> whether operations choose their own number type there; asked for every layer, so nothing stands
+# between where torch has it (2.4)
 autocasting: Callable[[str], bool] = torch.is_autocast_enabled if hasattr(torch, "get_autocast_dtype") else _autocasting
 
 

@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class StepReport:
-    """What update number `step` (from 1) did: mean loss on the training pictures and on class pictures (0 without), gradient norm before clipping."""
+    """What update number `step` (from 1) did: mean loss on the training pictures and on class pictures (0 without), gradient norm before clipping.
+
+    `expert`: which of several networks it trained; empty for a model with one.
+    """
 
     step: int
     loss: float
@@ -23,6 +26,7 @@ class StepReport:
     grad_norm: float
     lr: float
     pictures: Sequence[str]
+    expert: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

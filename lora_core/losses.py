@@ -9,6 +9,7 @@ import torch
 
 from .config import TrainConfig
 from .objectives import Objective
+from .transfer import sent
 
 Loss = Callable[..., torch.Tensor]  # (pred, target, delta)
 
@@ -71,14 +72,15 @@ class Distance:
     def of(config: TrainConfig) -> Distance:
         return Distance(config.loss, config.huber_delta, config.huber_schedule)
 
-    def __call__(
-        self, pred: torch.Tensor, target: torch.Tensor, objective: Objective, sigma: torch.Tensor
-    ) -> torch.Tensor:
-        """Element by element, float32, for predictions made at noise levels sigma (B,)."""
-        delta = (
-            objective.huber_delta(sigma, self.huber_delta, self.huber_schedule) if self.loss in THRESHOLDED else None
-        )  # (B,)
-        return LOSSES[self.loss](pred, target, delta)
+    def threshold(self, objective: Objective, sigma: torch.Tensor, device: torch.device) -> torch.Tensor | None:
+        """(B,) float32 on the device, for predictions made at noise levels sigma (B,); None for a loss that reads none."""
+        if self.loss not in THRESHOLDED:
+            return None
+        return sent(objective.huber_delta(sigma, self.huber_delta, self.huber_schedule).float(), device)
+
+    def __call__(self, pred: torch.Tensor, target: torch.Tensor, threshold: torch.Tensor | None) -> torch.Tensor:
+        """Element by element, float32."""
+        return LOSSES[self.loss](pred, target, threshold)
 
 
 MSE = Distance()

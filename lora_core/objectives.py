@@ -97,6 +97,12 @@ TARGETS = {
     "flow": lambda x0, noise, s: noise - x0,
     "x0": lambda x0, noise, s: x0,
 }
+DENOISED = {
+    "epsilon": lambda x, out, s: x - s * out,
+    "v": lambda x, out, s: x / (1 + s * s) - out * s / (1 + s * s).sqrt(),
+    "flow": lambda x, out, s: x - s * out,
+    "x0": lambda x, out, s: out,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,8 +113,20 @@ class Objective:
     levels: NoiseLevels
     config: ObjectiveConfig = dataclasses.field(default_factory=ObjectiveConfig)
 
+    def of_step(self, step: int) -> Objective:
+        """The one that this step (from 0) draws from; of a model with one network always itself."""
+        return self
+
+    def expert_of(self, step: int) -> str:
+        """Which of several networks the step trains; empty for a model with one."""
+        return ""
+
     def draw_sigma(self, n: int, rng: torch.Generator) -> torch.Tensor:
         """(n,) float64 noise levels within [min_timestep, max_timestep) of 1000."""
+        return self.levels(self.draw_share(n, rng))
+
+    def draw_share(self, n: int, rng: torch.Generator) -> torch.Tensor:
+        """(n,) float64 shares of the way from clean to noise, of which `levels` makes noise levels."""
         how = self.config.timesteps
         if how == "auto":
             how = "logit_normal" if self.kind == "flow" else "uniform"
@@ -120,7 +138,7 @@ class Objective:
             )
         u = u.pow(2.0**-self.config.timestep_bias) if self.config.timestep_bias else u
         low, high = self.config.min_timestep / TIMESTEPS, self.config.max_timestep / TIMESTEPS
-        return self.levels(low + (high - low) * u)
+        return low + (high - low) * u
 
     def corrupt(self, x0: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
         """x_t, float32, of x0's shape."""
@@ -129,6 +147,10 @@ class Objective:
     def target(self, x0: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
         """What the network should answer, float32, of x0's shape."""
         return TARGETS[self.kind](widest(x0), widest(noise), _spread(sigma, x0)).float()
+
+    def denoised(self, x_t: torch.Tensor, answer: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        """The clean latents that the network's `answer` for x_t at sigma (B,) means, float32: x0 where the answer is the target."""
+        return DENOISED[self.kind](widest(x_t), widest(answer), _spread(sigma, x_t)).float()
 
     def draw_noise(self, x0: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
         """Gaussian noise of x0's shape; with noise_offset a number for each channel on top, with multires coarser noise, at standard deviation 1."""
@@ -163,6 +185,37 @@ class Objective:
 
 
 @dataclasses.dataclass(frozen=True)
+class AlternatingObjective(Objective):
+    """Of a model whose noise levels two networks share: `every` steps draw from those of one, as many from those of the other, in turn.
+
+    `members`: the networks' names and objectives, in the order of their turns.
+    """
+
+    members: tuple[tuple[str, Objective], ...] = dataclasses.field(kw_only=True)
+    every: int = dataclasses.field(kw_only=True)
+
+    @staticmethod
+    def of(members: tuple[tuple[str, Objective], ...], every: int) -> AlternatingObjective:
+        first = members[0][1]
+        return AlternatingObjective(first.kind, first.levels, first.config, members=members, every=every)
+
+    def of_step(self, step: int) -> Objective:
+        return self._member(step)[1]
+
+    def expert_of(self, step: int) -> str:
+        return self._member(step)[0]
+
+    def _member(self, step: int) -> tuple[str, Objective]:
+        return self.members[step // self.every % len(self.members)]
+
+    def corrupt(self, x0: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        return self.members[0][1].corrupt(x0, noise, sigma)
+
+    def target(self, x0: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        return self.members[0][1].target(x0, noise, sigma)
+
+
+@dataclasses.dataclass(frozen=True)
 class SharedObjective(Objective):
     """`whole` in one of several processes: each draws for all of them and takes its share, so that together they draw what one would for the whole batch."""
 
@@ -176,8 +229,8 @@ class SharedObjective(Objective):
             return objective
         return SharedObjective(objective.kind, objective.levels, objective.config, whole=objective, processes=processes)
 
-    def draw_sigma(self, n: int, rng: torch.Generator) -> torch.Tensor:
-        return self.whole.draw_sigma(n * self.processes.size, rng)[self.processes.share(n)]
+    def draw_share(self, n: int, rng: torch.Generator) -> torch.Tensor:
+        return self.whole.draw_share(n * self.processes.size, rng)[self.processes.share(n)]
 
     def draw_noise(self, x0: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
         return self.whole.draw_noise(self._for_all(x0), rng)[self.processes.share(len(x0))]
@@ -190,6 +243,9 @@ class SharedObjective(Objective):
 
     def target(self, x0: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
         return self.whole.target(x0, noise, sigma)
+
+    def denoised(self, x_t: torch.Tensor, answer: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        return self.whole.denoised(x_t, answer, sigma)
 
     def _for_all(self, x: torch.Tensor) -> torch.Tensor:
         """x (B, ...) once for each process: (B * size, ...)."""
@@ -209,7 +265,8 @@ def _p2(snr: torch.Tensor, v: bool, config: ObjectiveConfig) -> torch.Tensor:
     return (1 + snr).pow(-config.p2_gamma)
 
 
-# min-SNR: Hang et al. 2023, arXiv 2303.09556; debiased estimation: Yu et al. 2023, arXiv 2310.08442; P2: Choi et al. 2022, arXiv 2204.00227, k = 1.
+# min-SNR: Hang et al. 2023, arXiv 2303.09556; debiased estimation: Yu et al. 2023, arXiv 2310.08442; P2: Choi et al.
+# 2022, arXiv 2204.00227, k = 1.
 WEIGHTS = {"none": lambda snr, v, config: torch.ones_like(snr), "min_snr": _min_snr, "debiased": _debiased, "p2": _p2}
 
 

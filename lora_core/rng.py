@@ -10,6 +10,8 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from .transfer import sent
+
 
 def derive(*parts: int | str) -> int:
     """A 63-bit seed from the given parts; equal parts give equal seeds on every machine and version."""
@@ -32,7 +34,7 @@ def python_rng(*parts: int | str) -> random.Random:
 
 def randn_like(x: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
     """Standard normal float32 noise of x's shape, drawn on the generator's device and moved to x's."""
-    return torch.randn(x.shape, generator=rng, device=rng.device).to(x.device)
+    return sent(torch.randn(x.shape, generator=rng, device=rng.device), x.device)
 
 
 @contextlib.contextmanager

@@ -10,12 +10,13 @@ import torch
 
 from ..lora_core.config import AdapterConfig, TrainConfig
 from ..lora_core.data.lengths import TextLength
-from ..lora_core.data.lint import look
+from ..lora_core.data.lint import beside_loaded, look
 from ..lora_core.data.sheet import sheet
 from ..lora_core.messages.message import Message
 from ..lora_core.training.assemble import dry_run
 from ..lora_core.training.fitting import verdict
 from .host.access.api import io, make_input, make_output, schema, ui
+from .host.access.shown import as_shown
 from .host.engine.backend import HostBackend
 from .host.engine.texts import length_of, literal
 from .host.web.live import LiveNode, layer_progress
@@ -89,12 +90,11 @@ class CheckDataset(io.ComfyNode):
 
         show = layer_progress(node_id)
         report = look(pictures, length if clip is not None else None, lambda n, of: show(n, of, ""))
-        image = torch.from_numpy(np.asarray(sheet(report), np.float32) / 255.0)[None]
+        report = beside_loaded(report, dataset.opened())
+        image = torch.from_numpy(np.asarray(sheet(report, names=as_shown), np.float32) / 255.0)[None]
         lines = report.messages()
         lines += base
         if measured:
             lines += ["", Message.of("lint.measured", rank=AdapterConfig().rank, measured=measured)]
-        good = not report.notes and not report.general
-        return io.NodeOutput(
-            image, in_english(lines), good, ui=in_words(lines, **ui.PreviewImage(image, cls=cls).as_dict())
-        )
+        shown = in_words(lines, **ui.PreviewImage(image, cls=cls).as_dict())
+        return io.NodeOutput(image, in_english(lines), report.good, ui=shown)

@@ -6,18 +6,15 @@ import functools
 import inspect
 import math
 import numbers
-import re
 import reprlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..lora_core.config import MAX_TEXT
+from ..lora_core.config.settings import HALF
 from ..lora_core.messages.errors import LoomError
 from .host.access.api import Widget, widgets_of
 
-_HALF = re.compile(
-    "[\ud800-\udfff]"
-)  # of a pair that stands for one character; no file and no tokenizer takes one alone
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = 80
 
@@ -65,7 +62,7 @@ def _allowed(widget: Widget, value: Any, limit: int) -> Any:
             raise LoomError("setting.choice", field=widget.name, value=_short.repr(value), allowed=widget.options)
     elif len(value) > limit:
         raise LoomError("setting.long", field=widget.name, length=len(value), limit=limit)
-    elif half := _HALF.search(value):
+    elif half := HALF.search(value):
         raise LoomError("setting.half_character", field=widget.name, place=half.start() + 1)
     return value
 

@@ -31,8 +31,9 @@ from .sockets import (
     plain_errors,
     report_output,
 )
+from .widgets import NO_FILE
 
-AUTO, NO_FILE = "auto", "none"
+AUTO = "auto"
 _EMBEDDING_PREFIX = "embedding: "
 
 

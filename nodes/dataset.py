@@ -14,13 +14,16 @@ from ..lora_core.data.sources import HUB, as_folder, is_local_copy
 from ..lora_core.messages.errors import LoomError
 from ..lora_core.messages.message import Message
 from ..lora_core.pictures.plots import grid
-from ..lora_core.pictures.reading import PictureError, thumbnail
+from ..lora_core.pictures.reading import PictureError
+from ..lora_core.pictures.thumbnails import thumbnail, with_controls
 from .host.access.api import io, make_input, make_output, schema, ui
 from .host.access.paths import folder_refused, is_hub_name, runs_root, training_folder, training_folders
 from .jobs.datasets import PictureSets
+from .settings import NO_FOLDER
 from .sockets import CATEGORY, count_output, dataset_output, in_english, in_words, report_output
 from .widgets import widget
 
+CLIPS = ("clips", "clip_count", "clip_stride", "clip_lengths", "scene_change")
 SHOWN = 24
 THUMB_PX = 192
 
@@ -36,13 +39,14 @@ def outputs() -> list:
 
 def shown(cls: type[io.ComfyNode], socket: PictureSets) -> io.NodeOutput:
     """What every node that makes a dataset gives: the dataset, a grid of its first pictures, the report, how many there are."""
-    dataset = socket.opened()
+    socket, dataset = socket.read()
     images, labels, broken = [], [], []
     for picture in dataset.pictures[:SHOWN]:
         if picture.is_latent:
             continue
         try:
-            images.append(thumbnail(picture.path, THUMB_PX, picture.data.background))
+            small = thumbnail(picture.path, THUMB_PX, picture.data.background)
+            images.append(with_controls(small, picture.controls, picture.data.background))
             labels.append(picture.caption)
         except PictureError as error:
             broken.append(Message.of("data.skipped", name=picture.name, reason=error))
@@ -74,7 +78,7 @@ class LoadFolder(io.ComfyNode):
             node_id="LoraLoomLoadFolder",
             display_name="Load Training Folder",
             category=CATEGORY,
-            description="Reads pictures and captions from a folder inside ComfyUI's input folder: plain, Kohya (12_name), booru, or with a metadata file.",
+            description="Reads pictures, films and captions from a folder in ComfyUI's input folder: plain, Kohya (12_name), booru, or with a metadata file.",
             search_aliases=[
                 "dataset",
                 "training images",
@@ -86,6 +90,8 @@ class LoadFolder(io.ComfyNode):
                 "booru",
                 "finetune",
                 "image folder",
+                "video",
+                "films",
             ],
             is_output_node=True,
             inputs=[
@@ -108,23 +114,47 @@ class LoadFolder(io.ComfyNode):
                 widget("data.caption_column", advanced=True, optional=True),
                 widget("data.caption_lines", advanced=True, optional=True),
                 widget("data.caption_encoding", advanced=True, optional=True),
+                widget("data.frames", advanced=True, optional=True),
+                widget("data.frame_rate", advanced=True, optional=True),
+                *(widget(f"data.{n}", advanced=True, optional=True) for n in CLIPS),
+                widget("data.controls", advanced=True, optional=True),
+                make_input(
+                    io.Combo,
+                    "control_path",
+                    options=[NO_FOLDER, *training_folders()],
+                    default=NO_FOLDER,
+                    tooltip="A folder of control pictures with the names of their targets, inside ComfyUI's input folder.",
+                    advanced=True,
+                    optional=True,
+                ),
+                widget("data.control_resolution", advanced=True, optional=True),
+                widget("data.input_mask", advanced=True, optional=True),
+                widget("data.input_masks", advanced=True, optional=True),
             ],
             outputs=outputs(),
         )
 
     @classmethod
-    def validate_inputs(cls, folder: str) -> bool | str:
+    def validate_inputs(cls, folder: str, control_path: str = NO_FOLDER) -> bool | str:
         """A folder that is not among the choices is told where it belongs; the host alone would list the choices."""
-        return folder_refused(folder)
+        refused = folder_refused(folder)
+        return (
+            refused
+            if refused is not True or control_path == NO_FOLDER
+            else folder_refused(control_path, "control_path")
+        )
 
     @classmethod
-    def fingerprint_inputs(cls, folder: str, **_) -> str:
-        return folder_fingerprint(training_folder(folder))
+    def fingerprint_inputs(cls, folder: str, control_path: str = NO_FOLDER, **_) -> str:
+        folders = [folder] if control_path == NO_FOLDER else [folder, control_path]
+        return " ".join(folder_fingerprint(training_folder(one)) for one in folders)
 
     @classmethod
-    def sets(cls, folder: str, trigger: str = "", **options: Any) -> PictureSets:
+    def sets(cls, folder: str, trigger: str = "", control_path: str = NO_FOLDER, **options: Any) -> PictureSets:
         """How the folder is read, by the node's widgets; those an older workflow lacks keep their default."""
         place = training_folder(folder)
+        if control_path != NO_FOLDER:
+            options["control_path"] = str(training_folder(control_path))
         config = DataConfig(
             folder=f"{HUB}{place}" if is_local_copy(place) else str(place), trigger=trigger.strip(), **options
         )

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from ..lora_core.config import DataConfig
 from ..lora_core.data.buckets import apply, fits
@@ -16,6 +15,7 @@ from ..lora_core.data.latents import ahead
 from ..lora_core.data.masks import open_trained, placed
 from ..lora_core.data.sources import from_images, from_latents
 from ..lora_core.messages.errors import LoomError
+from ..lora_core.pictures.previews import as_picture
 from ..lora_core.pictures.reading import PictureError
 from .dataset import outputs, shown
 from .host.access.api import io, make_input, make_output, schema
@@ -29,8 +29,9 @@ from .widgets import widget
 LATENT_STEP_PX = 8
 MOST_SETS = 8
 _OPTIONS = (
-    "repeats", "loss_weight", "regularization", "prefix", "suffix", "replace", "shuffle_tags", "keep_tokens", "tag_dropout", "caption_dropout", "wildcards",
-    "flip", "crop", "crops", "aspect_buckets", "also_resolutions", "min_side_px", "max_side_px", "upscale", "background", "latents", "limit",
+    "repeats", "loss_weight", "regularization", "prefix", "suffix", "replace", "shuffle_tags", "keep_tokens",
+    "tag_dropout", "caption_dropout", "wildcards", "flip", "crop", "crops", "aspect_buckets", "also_resolutions",
+    "min_side_px", "max_side_px", "upscale", "background", "latents", "limit",
 )  # fmt: skip
 _LINES = frozenset({"replace"})
 
@@ -95,7 +96,8 @@ class CombineDatasets(io.ComfyNode):
 
     @classmethod
     def joined(cls, datasets: Sequence[PictureSets]) -> PictureSets:
-        return PictureSets(tuple(data for dataset in datasets for data in dataset.sets))
+        sets = tuple(data for dataset in datasets for data in dataset.sets)
+        return PictureSets(sets, tuple(scan for dataset in datasets for scan in dataset.scans))
 
     @classmethod
     def execute(cls, **datasets: PictureSets | None) -> io.NodeOutput:
@@ -143,7 +145,7 @@ class DatasetFromImages(io.ComfyNode):
         captions: list | None = None,
         masks: list | None = None,
     ) -> io.NodeOutput:
-        pictures = [_image(picture) for batch in images for picture in batch]
+        pictures = [as_picture(picture) for batch in images for picture in batch]
         texts = captions or [""]
         texts = texts * len(pictures) if len(texts) == 1 else texts
         if len(texts) != len(pictures):
@@ -153,7 +155,7 @@ class DatasetFromImages(io.ComfyNode):
         if whites and len(whites) != len(pictures):
             raise LoomError("masks.count", field="masks", masks=len(whites), pictures=len(pictures))
         folder = from_images(
-            pictures, [str(t) for t in texts], [_image(mask[..., None]) for mask in whites], runs_root()
+            pictures, [str(t) for t in texts], [as_picture(mask[..., None]) for mask in whites], runs_root()
         )
         return shown(
             cls, PictureSets.of(dataclasses.replace(data, folder=str(folder), masks="file" if whites else "none"))
@@ -250,12 +252,6 @@ def _cut(picture: Any) -> np.ndarray | None:
         )
     except PictureError:
         return None
-
-
-def _image(picture: torch.Tensor) -> Image.Image:
-    """(H, W, 1, 3 or 4) in [0, 1] as an 8-bit picture."""
-    pixels = (picture.detach().float().cpu().clamp(0, 1) * 255).round().byte().numpy()
-    return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
 
 
 DATASET_NODES: Sequence[type[io.ComfyNode]] = (

@@ -8,7 +8,7 @@ from typing import Any
 from ..lora_core.importing.programs import Text, imported
 from ..lora_core.importing.result import Imported, require_job
 from ..lora_core.importing.texts import MAX_TEXT
-from ..lora_core.messages.message import Message
+from ..lora_core.messages.message import Message, Setting
 from .host.access.api import io, make_input, make_output, schema
 from .settings import Settings, SettingsSocket
 from .sockets import CATEGORY, in_english, in_words, plain_errors, report_output
@@ -90,7 +90,7 @@ class ImportSettings(io.ComfyNode):
             path for path in (*result.paths(), *(["sets"] if "sets" in result.values else [])) if path not in values
         ]
         if left_out:
-            lines.insert(1, Message.of("import.left_out", settings=left_out))
+            lines.insert(1, Message.of("import.left_out", settings=[Setting(path) for path in left_out]))
         passed = SettingsSocket({**(settings.values if settings else {}), **values})
         return io.NodeOutput(passed, result.toml(), in_english(lines), ui=in_words(lines))
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..lora_core.config import DataConfig
 from ..lora_core.messages.errors import LoomError, Problem
-from . import train_embedding, train_lora
+from . import train_embedding, train_lora, train_slider
 from .dataset import LoadFolder
 from .datasets import CombineDatasets, DatasetOptions
 from .host.access.paths import model_file, runs_root
@@ -19,8 +19,13 @@ from .widgets import rows
 
 MOST_NODES, DEEPEST = 5000, 60
 _LOADERS = {"ckpt_name": "checkpoints", "unet_name": "diffusion_models"}  # widget of a loader -> kind of its files
-_TOY = UnloadedBase("sd1", 64, "toy")
-_TRAIN = {"LoraLoomTrainLora": train_lora, "LoraLoomTrainEmbedding": train_embedding}
+_TOY = UnloadedBase("sd1", 128, "toy")
+TRAINS = {
+    "LoraLoomTrainLora": train_lora,
+    "LoraLoomTrainEmbedding": train_embedding,
+    "LoraLoomTrainSlider": train_slider,
+}
+WITHOUT_PICTURES = ("LoraLoomTrainSlider",)  # where a dataset may be wired, and need not
 _DATA = {field.name for field in dataclasses.fields(DataConfig)}
 _THROUGH = ("LoraLoomDatasetEditor", "LoraLoomCheckDataset")  # hand on the dataset they are given
 
@@ -89,10 +94,11 @@ def planned(prompt: Mapping[str, Any], node: str, settings_nodes: Mapping[str, t
     try:
         graph = Graph(prompt, settings_nodes)
         kind, inputs = graph.node(node)
-        module = _TRAIN.get(kind)
+        module = TRAINS.get(kind)
         if module is None:
             raise Unknown
-        base, sets = graph.base(inputs.get("model")), graph.dataset(inputs.get("dataset"))
+        base, wire = graph.base(inputs.get("model")), inputs.get("dataset")
+        sets = None if wire is None and kind in WITHOUT_PICTURES else graph.dataset(wire)
         settings = graph.settings(inputs.get("settings"))
         defaults = {row.name: row.default for row in rows(module.INPUTS)}
         widgets = {**defaults, **{name: value for name, value in inputs.items() if not isinstance(value, list)}}

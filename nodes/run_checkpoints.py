@@ -1,4 +1,4 @@
-"""Run Checkpoints, Compare Checkpoints and Save Settings: the saves of a run in one queue, on one sheet, and how many are kept."""
+"""Run Checkpoints and Save Settings: the saves of a run in one queue, and how many are kept."""
 
 from __future__ import annotations
 
@@ -7,42 +7,27 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from PIL import Image
-
-from ..convert import is_lora, products
+from ..convert import products
 from ..convert.embedding import is_embedding, read_embedding
-from ..convert.files.disk import load
-from ..lora_core.backends.base import SampleJob
-from ..lora_core.config import TrainConfig, as_dict
-from ..lora_core.data.captions import named
+from ..lora_core.config import as_dict
 from ..lora_core.messages.errors import LoomError
-from ..lora_core.messages.message import Message
-from ..lora_core.pictures.reading import PictureError, open_rgb
+from ..lora_core.messages.figures import figure
 from ..lora_core.runs import listing
 from ..lora_core.runs.folders import config_of
-from ..lora_core.runs.owner import exporting
-from ..lora_core.runs.saves import WHICH, Save, all_saves, chosen, loss_without, weights
-from ..lora_core.training.prompts import prompts_in
-from ..lora_core.training.sampling import drawn, of_saves, sheet
-from .host.access.api import host_version, io, make_input, make_output, schema, ui
+from ..lora_core.runs.saves import WHICH, Save, all_saves, chosen, weights
+from .host.access.api import io, make_input, make_output, schema
 from .host.access.check import require_matched
 from .host.access.loras import with_lora
-from .host.access.paths import embedding_folders, lora_folders, runs_root
-from .host.engine.backend import HostBackend
+from .host.access.paths import runs_root
 from .host.engine.naming import base_family
 from .host.engine.tokens import with_embeddings
 from .host.web.live import layer_progress
-from .jobs.exports import base_of, saved
-from .save import SaveEmbedding, SaveLora
+from .jobs.exports import base_of
 from .settings import SettingsNode
-from .sockets import CATEGORY, Embedding, EmbeddingSocket, LoraWeights, in_english, in_words, plain_errors
+from .sockets import CATEGORY, Embedding, EmbeddingSocket, LoraWeights, in_words, plain_errors
 from .widgets import row
 
 LATEST = "latest run"
-OWN_FOLDER = "output/loras"
-MAX_PICTURES = 400
 
 
 def run_input() -> Any:
@@ -185,9 +170,9 @@ class RunCheckpoints(io.ComfyNode):
                     io.Float,
                     "held_out",
                     is_output_list=True,
-                    tooltip="Loss on held-out pictures; nan where it was not measured.",
+                    tooltip="Loss on validation pictures; nan where it was not measured.",
                 ),
-                make_output(io.String, "label", is_output_list=True, tooltip="Such as: step 500, held-out 0.0421."),
+                make_output(io.String, "label", is_output_list=True, tooltip="Such as: step 500, validation 0.0421."),
                 make_output(
                     Embedding,
                     "embedding",
@@ -245,256 +230,7 @@ def loss_of(save: Save) -> float:
 
 
 def label_of(save: Save) -> str:
-    return save.label if save.held_out is None else f"{save.label}, held-out {save.held_out:.4f}"
-
-
-class CompareCheckpoints(io.ComfyNode):
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return schema(
-            node_id="LoraLoomCompareCheckpoints",
-            display_name="Compare Checkpoints",
-            category=CATEGORY,
-            description="One sheet: prompts as rows, saves x strengths of a run as columns, the base model first, the loss on held-out pictures under each.",
-            search_aliases=["xy plot", "compare epochs", "grid", "lora strength", "comparison"],
-            is_output_node=True,
-            hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
-            inputs=[
-                make_input(io.Model, "model", tooltip="The base model of the run."),
-                make_input(io.Clip, "clip", tooltip="Its text encoder."),
-                make_input(io.Vae, "vae", tooltip="Its VAE."),
-                run_input(),
-                *saves_inputs(),
-                make_input(
-                    io.String,
-                    "prompts",
-                    default="",
-                    multiline=True,
-                    tooltip="One a line, each a row. Empty: the sample prompts of the run.",
-                ),
-                make_input(
-                    io.String,
-                    "strengths",
-                    default="1",
-                    tooltip="Strengths of the LoRA, separated by commas, such as 0.6, 0.8, 1.",
-                ),
-                make_input(
-                    io.String,
-                    "negative",
-                    default="",
-                    advanced=True,
-                    tooltip="Negative prompt; empty: that of the run's samples.",
-                ),
-                make_input(
-                    io.Int,
-                    "width",
-                    default=0,
-                    min=0,
-                    max=8192,
-                    step=8,
-                    advanced=True,
-                    tooltip="Of a picture, in px; 0: as the run's samples.",
-                ),
-                make_input(
-                    io.Int,
-                    "height",
-                    default=0,
-                    min=0,
-                    max=8192,
-                    step=8,
-                    advanced=True,
-                    tooltip="Of a picture, in px; 0: as the run's samples.",
-                ),
-                make_input(
-                    io.Int,
-                    "steps",
-                    default=0,
-                    min=0,
-                    max=200,
-                    advanced=True,
-                    tooltip="Sampler steps; 0: as the run's samples.",
-                ),
-                make_input(
-                    io.Float,
-                    "cfg",
-                    default=0.0,
-                    min=0.0,
-                    max=100.0,
-                    step=0.1,
-                    advanced=True,
-                    tooltip="Guidance; 0: as the run's samples.",
-                ),
-                make_input(
-                    io.Int,
-                    "seed",
-                    default=1,
-                    min=0,
-                    max=2**53 - 1,
-                    tooltip="The same noise for every picture of a row and every row.",
-                ),
-                make_input(
-                    io.Int,
-                    "cell_px",
-                    default=384,
-                    min=192,
-                    max=2048,
-                    step=8,
-                    advanced=True,
-                    tooltip="Largest width of a picture on the sheet.",
-                ),
-                after_input(),
-            ],
-            outputs=[
-                make_output(io.Image, "sheet", tooltip="All pictures with their prompts and losses, as one image."),
-                make_output(io.String, "report", tooltip="The columns with their losses."),
-            ],
-        )
-
-    @classmethod
-    def fingerprint_inputs(cls, run: str = LATEST, **_: Any) -> str:
-        return state_of(run)
-
-    @classmethod
-    @plain_errors("run")
-    def execute(
-        cls,
-        model: Any,
-        clip: Any,
-        vae: Any,
-        run: str,
-        saves: str,
-        nth: int,
-        prompts: str,
-        strengths: str,
-        negative: str,
-        width: int,
-        height: int,
-        steps: int,
-        cfg: float,
-        seed: int,
-        cell_px: int,
-        after: Any = None,
-    ) -> io.NodeOutput:
-        folder, factors = folder_of(run), strengths_in(strengths)
-        wanted, config = chosen(all_saves(folder), saves, nth), config_of(folder)
-        given = prompts_in(prompts or config.samples.prompt or config.data.trigger)
-        lines = [named(prompt.text, config.data.trigger) for prompt in given]
-        if not lines:
-            raise LoomError("prompts.missing", field="prompts")
-        total = (1 + len(wanted) * len(factors)) * len(lines)
-        if total > MAX_PICTURES:
-            raise LoomError("saves.many_pictures", field="saves", count=total, limit=MAX_PICTURES)
-        jobs = jobs_for(config, lines, negative, width, height, steps, cfg, seed)
-        show, done = layer_progress(cls.hidden.unique_id), []
-
-        def drew(image: Image.Image) -> None:
-            done.append(image)
-            show(len(done), total, "")
-
-        with torch.inference_mode(False):
-            backend = HostBackend(model, clip, vae)
-            columns = drawn(of_saves(folder, wanted, backend), factors, jobs, backend, drew)
-        losses = [
-            loss_without(folder),
-            *(save.held_out if factor == 1 else None for save in wanted for factor in factors),
-        ]
-        image = sheet(columns, lines, [f"held-out {loss:.4f}" if loss is not None else "" for loss in losses], cell_px)
-        pixels = torch.from_numpy(np.asarray(image, np.float32) / 255.0)[None]
-        titles = [folder.name, *(_column(label, loss) for (label, _), loss in zip(columns, losses))]
-        return io.NodeOutput(
-            pixels, in_english(titles), ui=in_words(titles, **ui.PreviewImage(pixels, cls=cls).as_dict())
-        )
-
-
-def _column(label: str, loss: float | None) -> Message | str:
-    return label if loss is None else Message.of("save.held_out", save=label, loss=f"{loss:.4f}")
-
-
-def strengths_in(text: str) -> list[float]:
-    """The strengths above or below 0 in a list such as 0.6, 0.8, 1. Raises LoomError."""
-    try:
-        strengths = [float(part) for part in text.replace(";", ",").split(",") if part.strip()]
-    except ValueError:
-        strengths = []
-    if not strengths or not all(-10 <= value <= 10 for value in strengths):
-        raise LoomError("strengths.unreadable", field="strengths", text=repr(text[:80]))
-    return [value for value in dict.fromkeys(strengths) if value != 0]
-
-
-def jobs_for(
-    config: TrainConfig, prompts: list[str], negative: str, width: int, height: int, steps: int, cfg: float, seed: int
-) -> list[SampleJob]:
-    """One picture a prompt; what is empty or 0 is as in the samples of the run."""
-    samples = config.samples
-    wide, high = (
-        width or samples.width_px or config.data.resolution,
-        height or samples.height_px or config.data.resolution,
-    )
-    settings = dataclasses.replace(
-        samples, negative=negative or samples.negative, steps=steps or samples.steps, cfg=cfg or samples.cfg, seed=seed
-    )
-    return [SampleJob(prompt, wide, high, settings) for prompt in prompts]
-
-
-def export_run(folder: Path, save: str | int) -> list[str]:
-    """Writes a run's result or one of its saves where ComfyUI lists LoRAs and embeddings, by the Save nodes, never over a file. Returns their labels.
-
-    A run that is being trained is read beside its training, which changes no save; for all others the export owns the folder.
-    """
-    with exporting(folder, host_version()):
-        return _exported(folder, save)
-
-
-def _exported(folder: Path, save: str | int) -> list[str]:
-    name = folder.name
-    if save == "result":
-        lora, embeddings, step = result_of(folder)
-    else:
-        saves = saved(folder, save)
-        name, step = f"{folder.name}_{'best' if saves.best else f'step{saves.step}'}", saves.step
-        lora, named = contents(folder, saves)
-        embeddings = {name + stem.removeprefix(folder.name): embedding for stem, embedding in named.items()}
-    written = []
-    if lora:
-        place = next((label for label in lora_folders() if label != OWN_FOLDER), OWN_FOLDER)
-        written.append((place, SaveLora.execute(lora, name, place, "fp16", preview=picture_of(folder, step)).args[0]))
-    for stem, embedding in embeddings.items():
-        place = next(iter(embedding_folders()))
-        written.append((place, SaveEmbedding.execute(embedding, stem, place, "webui", "new number").args[0]))
-    return [f"{place}/{Path(path).name}" for place, path in written]
-
-
-def result_of(folder: Path) -> tuple[LoraWeights, dict[str, EmbeddingSocket], int]:
-    """The result files of a run: its LoRA, its embeddings, the steps it was trained."""
-    results = listing.read_run(folder).results
-    if not results:
-        raise LoomError("save.no_result", field="save", run=folder.name)
-    config, lora, embeddings, step = config_of(folder), LoraWeights({}, "", {}), {}, 0
-    for file in results:
-        tensors, metadata = load(folder / file)
-        if is_embedding(tensors):
-            embeddings[Path(file).stem] = EmbeddingSocket(read_embedding(tensors))
-        elif is_lora(tensors) or not lora:
-            number = metadata.get("ss_steps", "")
-            step = int(number) if number.isdigit() and len(number) < 13 else 0
-            facts = {"config": as_dict(config), "step": step} if step else {}
-            pictures = metadata.get("ss_num_train_images", "")
-            facts |= {"repeats": [int(pictures)]} if pictures.isdigit() and len(pictures) < 13 else {}
-            lora = LoraWeights(tensors, base_of(folder, {}), facts)
-    if lora and embeddings:
-        lora.facts["triggers"] = list(embeddings)
-    return lora, embeddings, step
-
-
-def picture_of(folder: Path, step: int) -> torch.Tensor | None:
-    """The sample picture drawn last up to this step, as an IMAGE; None where there is none that can be read."""
-    drawn_until = {at: path for at, path in listing.pictures(folder).items() if 0 < at <= step}
-    if not drawn_until:
-        return None
-    try:
-        return torch.from_numpy(np.asarray(open_rgb(drawn_until[max(drawn_until)]), np.float32) / 255.0)[None]
-    except PictureError:
-        return None
+    return save.label if save.held_out is None else f"{save.label}, validation {figure(save.held_out)}"
 
 
 class SaveSettings(SettingsNode):
@@ -502,6 +238,3 @@ class SaveSettings(SettingsNode):
     DESCRIPTION = "How often a run saves, and how many saves it keeps. Keep more to compare them with Run Checkpoints."
     ALIASES = ("checkpoints", "save every", "keep epochs")
     ROWS = (row("save.every"), row("save.keep", default=10))
-
-
-RUN_NODES = [RunCheckpoints, CompareCheckpoints, SaveSettings]

@@ -18,6 +18,7 @@ from ..convert.report import triggers
 from ..convert.writers import TARGETS
 from ..lora_core.disk.files import write_safetensors
 from ..lora_core.messages.errors import LoomError
+from ..lora_core.messages.figures import figure, percent
 from ..lora_core.messages.message import Message
 from ..lora_core.names import check_name
 from ..lora_core.pictures.previews import first_picture, write_preview
@@ -179,9 +180,9 @@ class SaveLora(io.ComfyNode):
         write_safetensors(path, tensors, header)
         if embedding is not None:
             canonical.notes.append(Message.of("note.bundled", embedding=f"{path.stem}_emb"))
-        size = f"{path.stat().st_size / 1e6:.1f}"
+        size = figure(path.stat().st_size / 1e6)
         notes = [
-            Message.of("save.written", file=path.name, size=size, type=dtype, lost=f"{lost:.2%}"),
+            Message.of("save.written", file=path.name, size=size, type=dtype, lost=percent(lost)),
             *canonical.notes,
         ]
         if write_card:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .convert_format import stamp
 from .host.access.api import io, make_input, make_output, schema
 from .host.access.paths import training_folder, training_folders
 from .sockets import CATEGORY
-from .widgets import Row, inputs, row
+from .widgets import NO_FILE, LoraRow, Row, inputs, row
 from .widgets import settings as values_of
 
 Settings = io.Custom("LORALOOM_SETTINGS")
@@ -25,6 +26,11 @@ class SettingsSocket:
 
 def optimizer_of(settings: SettingsSocket | None) -> str:
     return settings.values.get("optimizer.name", "adamw") if settings else "adamw"
+
+
+def _first_advanced(rows: Sequence[Row]) -> int:
+    """Where the first advanced row stands; rows that came later stand behind those, so that old workflows keep their values."""
+    return next((place for place, entry in enumerate(rows) if entry.advanced), len(rows))
 
 
 class SettingsNode(io.ComfyNode):
@@ -43,7 +49,7 @@ class SettingsNode(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         widgets = inputs(cls.ROWS)
         if cls.FOLDER:
-            choices, first_advanced = [NO_FOLDER, *training_folders()], sum(not entry.advanced for entry in cls.ROWS)
+            choices, first_advanced = [NO_FOLDER, *training_folders()], _first_advanced(cls.ROWS)
             widgets.insert(
                 first_advanced,
                 make_input(io.Combo, "folder", options=choices, default=NO_FOLDER, tooltip=cls.FOLDER_TOOLTIP),
@@ -120,6 +126,9 @@ class AdapterSettings(SettingsNode):
         "rslora",
         "block weight",
         "max norm",
+        "de-distill",
+        "training adapter",
+        "assistant lora",
     )
     ROWS = (
         row("adapter.algorithm"),
@@ -133,7 +142,14 @@ class AdapterSettings(SettingsNode):
         row("adapter.layer_lr", advanced=True, multiline=True),
         row("adapter.oft_constraint", advanced=True),
         row("adapter.ia3_axis", advanced=True),
+        LoraRow("adapter.fixed", "fixed_lora", changes={"optional": True}),
+        row("adapter.fixed_strength", advanced=True, optional=True, step=0.05),
     )
+
+    @classmethod
+    def fingerprint_inputs(cls, fixed_lora: str = NO_FILE, **_: Any) -> str:
+        """A file that was changed under its name is read anew."""
+        return stamp("loras", fixed_lora)
 
 
 class TextEncoderSettings(SettingsNode):
@@ -179,15 +195,53 @@ class PriorSettings(SettingsNode):
         row("prior.weight"),
         row("prior.steps", advanced=True),
         row("prior.cfg", advanced=True),
+        row("prior.held_by", optional=True),
     )
     FIXED = {"prior.required": True}
     FOLDER = "prior.folder"
     FOLDER_TOOLTIP = "Folder of real class pictures inside ComfyUI's input folder; what it lacks of count is made."
 
 
+class LossNoiseSettings(SettingsNode):
+    NODE_ID, TITLE = "LoraLoomLossNoiseSettings", "Loss and Noise Settings"
+    DESCRIPTION = "What the loss is, how noise levels are weighed and drawn, and what is added to the noise. Nothing of it is needed for a first LoRA."
+    ALIASES = (
+        "min snr",
+        "noise offset",
+        "huber",
+        "timestep",
+        "shift",
+        "pyramid noise",
+        "zero terminal snr",
+        "v prediction",
+        "debiased",
+    )
+    ROWS = (
+        row("loss"),
+        row("objective.weighting"),
+        row("objective.min_snr_gamma"),
+        row("objective.noise_offset"),
+        row("objective.timesteps"),
+        row("objective.timestep_bias"),
+        row("objective.min_timestep"),
+        row("objective.max_timestep"),
+        row("objective.shift", advanced=True),
+        row("objective.logit_mean", advanced=True),
+        row("objective.logit_std", advanced=True),
+        row("huber_delta", advanced=True),
+        row("huber_schedule", advanced=True),
+        row("objective.p2_gamma", advanced=True),
+        row("objective.multires_iterations", advanced=True),
+        row("objective.multires_discount", advanced=True),
+        row("objective.input_perturbation", advanced=True),
+        row("objective.prediction", advanced=True),
+        row("objective.zero_terminal_snr", advanced=True),
+    )
+
+
 class ValidationSettings(SettingsNode):
     NODE_ID, TITLE = "LoraLoomValidationSettings", "Validation Settings"
-    DESCRIPTION = "Measures held-out pictures at fixed noise while training: shows over-training, ends the run, and brings the best step's weights back."
+    DESCRIPTION = "Measures validation pictures at fixed noise during training: shows overtraining, ends the run, and restores the weights of the best step."
     ALIASES = ("validation loss", "early stopping", "overfitting", "best checkpoint")
     ROWS = (
         row("validation.every", default=50, min=1),
@@ -196,10 +250,13 @@ class ValidationSettings(SettingsNode):
         row("validation.restore_best", default=True),
         row("validation.pictures", advanced=True),
         row("validation.levels", advanced=True),
+        row("validation.calibrate", optional=True),
+        row("validation.concepts", optional=True),
+        row("validation.each_picture", optional=True),
     )
     FOLDER = "validation.folder"
     FOLDER_TOOLTIP = (
-        "Folder of pictures to validate on, inside ComfyUI's input folder; (none) holds a share of the dataset out."
+        "Folder of pictures to validate on, inside ComfyUI's input folder; (none) sets a share of the dataset aside."
     )
 
 
@@ -209,5 +266,6 @@ SETTINGS_NODES = [
     TextEncoderSettings,
     PivotalSettings,
     PriorSettings,
+    LossNoiseSettings,
     ValidationSettings,
 ]

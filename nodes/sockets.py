@@ -13,6 +13,7 @@ from ..convert.embedding import Embedding as Vectors
 from ..lora_core.messages.errors import LoomError
 from ..lora_core.messages.message import Message
 from .host.access.api import io, make_input, make_output
+from .host.access.shown import as_shown
 
 CATEGORY = "training/LoRA Loom"
 Dataset = io.Custom("LORALOOM_DATASET")  # PictureSets
@@ -26,16 +27,8 @@ class EmbeddingSocket:
     embedding: Vectors
 
 
-WIDGETS = {
-    "approximate": "approximate_rank",
-    "blocks": "block_weights",
-    "family": "base_model",
-    "target": "form",
-}  # setting -> widget
-
-
 def plain_errors(field: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Turns an error about a file into one about the widget it came in by, or about the widget that it names itself."""
+    """Turns an error about a file into one about the widget it came in by, unless it names another itself."""
 
     def decorate(execute: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(execute)
@@ -43,7 +36,7 @@ def plain_errors(field: str) -> Callable[[Callable[..., Any]], Callable[..., Any
             try:
                 return execute(cls, *args, **kwargs)
             except FormatError as error:
-                message = error.message.named(WIDGETS)
+                message = error.message
                 raise LoomError(message if message.field else message.about(field)) from error
 
         return guarded
@@ -82,14 +75,13 @@ def dataset_output(
 
 def in_words(lines: Sequence[Message | str], **more: Any) -> dict[str, Any]:
     """What a node shows: English for every page, and messages for ours, which says them in the reader's language."""
-    named = [line.named(WIDGETS) if isinstance(line, Message) else line for line in lines]
-    as_data = [line.as_json() if isinstance(line, Message) else {"text": line} for line in named]
-    return {**more, "text": (in_english(named),), "loom_messages": tuple(as_data)}
+    as_data = [line.as_json(as_shown) if isinstance(line, Message) else {"text": line} for line in lines]
+    return {**more, "text": (in_english(lines),), "loom_messages": tuple(as_data)}
 
 
 def in_english(lines: Sequence[Message | str]) -> str:
     """The same as one text, for a wire."""
-    return "\n".join(str(line.named(WIDGETS) if isinstance(line, Message) else line) for line in lines)
+    return "\n".join(line.text(names=as_shown) if isinstance(line, Message) else line for line in lines)
 
 
 def lora_output(tooltip: str = "The LoRA's weights, for Save LoRA, Zip LoRAs or ComfyUI's own Load LoRA Model.") -> Any:

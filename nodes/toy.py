@@ -1,4 +1,4 @@
-"""Load Toy Model: a whole text-to-image model of 7.5 MB, to try everything in minutes without a GPU or a download."""
+"""Load Toy Model: a whole text-to-image model of 25 MB, to try everything in minutes without a GPU or a download."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class LoadToyModel(io.ComfyNode):
             node_id="LoraLoomLoadToyModel",
             display_name="Load Toy Model",
             category=CATEGORY,
-            description='A tiny model that draws coloured shapes on plain grounds, 64 x 64 px: "a red circle on a white ground". For trying things out.',
+            description="A small model that draws emoji from their names, 128 x 128 px. To try things out.",
             search_aliases=["example model", "test model", "tiny model", "demo", "train"],
             inputs=[],
             outputs=[

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import torch
 
 from ..lora_core.config import TrainConfig
-from ..lora_core.data import folder
+from ..lora_core.data.dataset import Dataset as Pictures
 from ..lora_core.messages.errors import LoomError
 from ..lora_core.messages.message import Message
 from ..lora_core.names import check_name
-from .host.access.api import io, make_input, make_output, schema
+from .host.access.api import io, make_input, make_output
 from .host.engine.backend import HostBackend
 from .host.engine.tokens import with_embeddings
 from .host.web.panel import shown
 from .jobs.datasets import Base, PictureSets
 from .settings import Settings, SettingsSocket, optimizer_of
-from .sockets import CATEGORY, Dataset, Embedding, in_words, loss_output, path_output, plain_errors
-from .train_lora import embeddings_of
+from .sockets import Dataset, Embedding, in_words, loss_output, path_output, plain_errors
+from .train_node import LAST, RESOLUTION, RESUME, TrainNode, base_inputs, embeddings_of, train_schema
 from .training import job_of, run
-from .widgets import inputs, job, row
+from .widgets import job, row
 from .widgets import settings as values_of
 
 USUAL_LR = 5e-3
@@ -29,16 +28,14 @@ STEPS_PER_PICTURE = 100
 
 
 INPUTS = (
-    make_input(io.Model, "model", tooltip="The base model. It is not copied and not changed."),
-    make_input(io.Clip, "clip", tooltip="The text encoder of the base model: CLIP-L, CLIP-G, or the CLIP-L beside a T5."),
-    make_input(io.Vae, "vae", tooltip="The VAE of the base model."),
+    *base_inputs("The text encoder of the base model: CLIP-L, CLIP-G, or the CLIP-L beside a T5."),
     make_input(Dataset, "dataset", tooltip="From Load Training Folder. Its trigger stands for the word; captions without it get it in front."),
     row("name", default="my_emb", tooltip="Name of the file, and the word: embedding:name here, just the name in A1111 and Forge."),
     row("embedding.init", "init_text", default="", tooltip="What the word starts from, such as person or painting; empty: random."),
     row("embedding.vectors", default=4),
     row("steps", automatic=True, default=0, min=0, tooltip="Weight updates; 0 takes 100 for each picture, 500 to 3000."),
     row("optimizer.lr", "learning_rate", automatic=True, default=0.0, step=0.0001, round=0.0000001, tooltip="Learning rate; 0 takes 5e-3, or the optimizer's."),
-    row("data.resolution", automatic=True, default=0, min=0, step=8, tooltip="Training resolution in px; 0 takes what the model was made for."),
+    RESOLUTION,
     row("samples.prompt", "sample_prompt", multiline=True),
     row("seed"),
     row("embedding.tokens", advanced=True, multiline=True),
@@ -52,26 +49,21 @@ INPUTS = (
     row("save.every", "save_every", advanced=True),
     row("samples.every", "sample_every", advanced=True),
     row("samples.cfg", "sample_cfg", advanced=True),
-    make_input(
-        io.Combo, "resume", options=["new run", "continue last"], default="new run", advanced=True,
-        tooltip="continue last goes on where the latest run of this name was saved, exactly as if it had never stopped.",
-    ),
+    RESUME,
+    row("memory", optional=True),
     make_input(Settings, "settings", optional=True, tooltip="Optimizer Settings and the like."),
 )  # fmt: skip
 
 
-class TrainEmbedding(io.ComfyNode):
+class TrainEmbedding(TrainNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return schema(
+        return train_schema(
+            INPUTS,
             node_id="LoraLoomTrainEmbedding",
             display_name="Train Embedding",
-            category=CATEGORY,
             description="Textual inversion: learns a new word from pictures. Nothing but the word's vectors is trained. Cancel and stop both keep them.",
             search_aliases=["textual inversion", "train", "embedding", "ti", "train embedding", "finetune", "new word"],
-            is_output_node=True,
-            hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
-            inputs=inputs(INPUTS),
             outputs=[
                 make_output(
                     io.Clip, "clip", tooltip="The text encoder that knows the word: write embedding:<name> in a prompt."
@@ -83,11 +75,6 @@ class TrainEmbedding(io.ComfyNode):
                 path_output(),
             ],
         )
-
-    @classmethod
-    def fingerprint_inputs(cls, resume: str = "new run", **_: Any) -> str:
-        """A new run with equal inputs is not trained again; continuing always does something."""
-        return str(time.time_ns()) if resume == "continue last" else ""
 
     @classmethod
     @shown
@@ -108,7 +95,7 @@ class TrainEmbedding(io.ComfyNode):
             config, pictures = config_from(w, dataset, backend, settings)
             if config.trains_lora:
                 raise LoomError("settings.pivotal_elsewhere", field="settings")
-            result, paths = run(cls.hidden, job_of(backend, config, pictures), resume == "continue last")
+            result, paths = run(cls.hidden, job_of(backend, config, pictures), resume == LAST)
         embeddings = embeddings_of(result, paths)
         clip_with_tokens = with_embeddings(clip, {name: e.embedding.vectors.get for name, e in embeddings.items()})
         words = ", ".join(f"embedding:{name}" for name in embeddings)
@@ -120,7 +107,7 @@ class TrainEmbedding(io.ComfyNode):
 
 def config_from(
     widgets: dict[str, Any], dataset: PictureSets, base: Base, settings: SettingsSocket | None = None
-) -> tuple[TrainConfig, folder.Dataset]:
+) -> tuple[TrainConfig, Pictures]:
     """The run's config (widgets, with 0 filled in from the number of pictures and the model, wired settings over them) and its pictures."""
     sets = dataset.sized(widgets["resolution"], base)
     pictures = sets.opened()

@@ -12,8 +12,10 @@ from typing import Any
 import torch
 
 from ..convert import read
+from ..convert.files.jobs import open_lora
+from ..lora_core.backends.base import Backend
 from ..lora_core.config import TrainConfig
-from ..lora_core.data.folder import Dataset
+from ..lora_core.data.dataset import Dataset
 from ..lora_core.disk.files import write_bytes
 from ..lora_core.events import Control, Listener, Listeners
 from ..lora_core.messages.errors import LoomError, Problem
@@ -26,12 +28,12 @@ from ..lora_core.training.run import Start
 from ..lora_core.training.session import Session, run_folder
 from ..lora_core.training.trainer import Result
 from .host.access.api import host_version
-from .host.access.paths import embedding_folders, runs_root
+from .host.access.paths import embedding_folders, model_file, runs_root
 from .host.engine.backend import HostBackend
 from .host.web.live import Cancelled, LiveNode, free_memory, registered
 from .host.web.panel import panel_of, workflow_of
-from .jobs.formats import exporter, start_of
-from .jobs.panel import Panel, PanelListener
+from .jobs.formats import exporter, fixed_of, start_of
+from .jobs.panel import RESULT_STAYS, Panel, PanelListener
 from .jobs.publishing import Publisher, Shelf
 
 log = logging.getLogger(__name__)
@@ -99,7 +101,7 @@ def _tell_where_it_stays(folder: Path, panel: Panel | None) -> None:
     """Says where the file of a failed run lies, where it left one."""
     files = [path.name for path in sorted(folder.glob("*.safetensors"))]
     if panel is not None and files:
-        panel.say(Message.of("run.result_stays", folder=f"output/{runs_root().name}/{folder.name}", files=files))
+        panel.say(Message.of(RESULT_STAYS, folder=f"output/{runs_root().name}/{folder.name}", files=files))
 
 
 def started_from(lora: Mapping[str, torch.Tensor] | None, backend: HostBackend, config: TrainConfig) -> Start | None:
@@ -111,9 +113,13 @@ def started_from(lora: Mapping[str, torch.Tensor] | None, backend: HostBackend, 
     )
 
 
-def job_of(backend: HostBackend, config: TrainConfig, dataset: Dataset, start: Start | None = None) -> Job:
-    """A job of this ComfyUI, whose runs lie below its output folder."""
-    return Job(config, backend, dataset, runs_root(), start=start)
+def job_of(backend: Backend, config: TrainConfig, dataset: Dataset, start: Start | None = None) -> Job:
+    """A job of this ComfyUI, whose runs lie below its output folder, with the LoRA that acts in training alone. Raises LoomError."""
+    job, name = Job(config, backend, dataset, runs_root(), start=start), config.adapter.fixed
+    if not name or not config.trains_lora:
+        return job
+    file = model_file("loras", name)
+    return dataclasses.replace(job, fixed=fixed_of(lambda known: open_lora(file, known), backend, config))
 
 
 class WorkflowKeeper(Listener):

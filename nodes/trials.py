@@ -22,25 +22,17 @@ from .jobs.datasets import PictureSets
 from .jobs.panel import PanelListener
 from .settings import Settings, SettingsSocket
 from .sockets import CATEGORY, dataset_input, in_english, in_words, report_output
+from .train_node import RESOLUTION, base_inputs
 from .training import job_of
 from .widgets import inputs, job, row, widget
 from .widgets import settings as values_of
 
 SHARED = (
-    make_input(io.Model, "model", tooltip="The base model. It is not copied and not changed."),
-    make_input(io.Clip, "clip", tooltip="The text encoder of the base model."),
-    make_input(io.Vae, "vae", tooltip="The VAE of the base model."),
+    *base_inputs(),
     dataset_input(),
     row("adapter.rank"),
     row("adapter.targets"),
-    row(
-        "data.resolution",
-        automatic=True,
-        default=0,
-        min=0,
-        step=8,
-        tooltip="Training resolution in px; 0 takes what the model was made for.",
-    ),
+    RESOLUTION,
     row("batch_size"),
     row("grad_accum", advanced=True),
     row("checkpointing", advanced=True),

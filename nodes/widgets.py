@@ -11,10 +11,12 @@ import typing
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ..lora_core.config import TrainConfig, as_dict, parse
+from ..lora_core.config import BY_MEMORY, TrainConfig, as_dict, parse
 from .host.access.api import io, make_input
+from .host.access.paths import file_names_in
 from .jobs.settings import over
 
+NO_FILE = "none"
 FOREVER = 2**53 - 1  # the largest whole number a page can count to
 
 
@@ -22,13 +24,15 @@ FOREVER = 2**53 - 1  # the largest whole number a page can count to
 class Row:
     """A widget for the config field at `path`, such as adapter.rank, called `name`.
 
-    `automatic`: at its default the widget leaves the value to preset and model. `changes` override what the field says of itself.
+    `automatic`: at its default the widget leaves the value to preset and model. `moved`: it stands on a settings node now; it stays for older
+    workflows, whose values lie by position, and is not shown unless one of them uses it. `changes` override what the field says of itself.
     """
 
     path: str
     name: str
     advanced: bool = False
     automatic: bool = False
+    moved: bool = False
     changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
@@ -41,8 +45,10 @@ class Row:
         keywords: dict[str, Any] = {
             "default": field.default,
             "tooltip": field.metadata["help"],
-            "advanced": self.advanced,
+            "advanced": self.advanced or self.moved,
         }
+        if self.moved:
+            keywords["extra_dict"] = {"hidden": True}
         if field.metadata["choices"]:
             keywords["options"] = list(field.metadata["choices"])
             return make_input(io.Combo, self.name, **{**keywords, **self.changes})
@@ -56,9 +62,21 @@ class Row:
         return make_input(io.Boolean if kind is bool else io.String, self.name, **{**keywords, **self.changes})
 
 
-def row(path: str, name: str = "", advanced: bool = False, automatic: bool = False, **changes: Any) -> Row:
+@dataclasses.dataclass(frozen=True)
+class LoraRow(Row):
+    """A widget for a config field that names a LoRA: one of those the host lists, or none."""
+
+    def input(self) -> Any:
+        options, tooltip = [NO_FILE, *file_names_in("loras")], field_at(self.path)[1].metadata["help"]
+        keywords = {"options": options, "default": NO_FILE, "tooltip": tooltip, "advanced": self.advanced}
+        return make_input(io.Combo, self.name, **{**keywords, **self.changes})
+
+
+def row(
+    path: str, name: str = "", advanced: bool = False, automatic: bool = False, moved: bool = False, **changes: Any
+) -> Row:
     """The row of a config field; its widget is called like the field unless `name` says otherwise."""
-    return Row(path, name or path.rpartition(".")[2], advanced, automatic, changes)
+    return Row(path, name or path.rpartition(".")[2], advanced, automatic, moved, changes)
 
 
 def widget(path: str, name: str = "", advanced: bool = False, **changes: Any) -> Any:
@@ -97,16 +115,28 @@ def settings(
         if entry.name not in widgets:
             continue
         value = widgets[entry.name]
+        if isinstance(entry, LoraRow) and value == NO_FILE:
+            value = ""
         left_open = entry.automatic and value == entry.default
         values[entry.path] = (automatic or {}).get(entry.path, value) if left_open else value
     return values
 
 
+def given(table: Iterable[Any], widgets: Mapping[str, Any], wired: Mapping[str, Any]) -> set[str]:
+    """Config paths that a person has set: widgets that are not at their default, and everything wired from settings nodes."""
+    return {row.path for row in rows(table) if widgets.get(row.name, row.default) != row.default} | {*wired}
+
+
 def job(*layers: Mapping[str, Any], **fixed: Any) -> TrainConfig:
-    """The checked config of `fixed` fields with each layer (config path -> value) over the one before. Raises LoomError naming the field."""
-    values: Mapping[str, Any] = as_dict(TrainConfig(base="ComfyUI", **fixed))
-    for layer in layers:
-        values = over(values, layer)
+    """The checked config of `fixed` fields with each layer (config path -> value) over the one before. Raises LoomError naming the field.
+
+    The first layer are a node's own widgets, which at their default leave to the choice of memory what that decides.
+    """
+    usual = as_dict(TrainConfig(base="ComfyUI", **fixed))
+    values: Mapping[str, Any] = usual
+    for number, layer in enumerate(layers):
+        given = [name for name in BY_MEMORY if name in layer and (number or layer[name] != usual[name])]
+        values = over(values, {**layer, "memory_keeps": ", ".join([values["memory_keeps"], *given]).strip(", ")})
     return parse(dict(values))
 
 

@@ -9,6 +9,7 @@ import os
 import random
 import signal
 import sys
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -33,6 +34,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 load("lora_loom", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
 share = load("share_of_tests", ROOT / "tests" / "share_of_tests.py")
 oldest = load("since", ROOT / "tests" / "since.py")
+load("in_browser", ROOT / "tests" / "in_browser.py")
+load("recorder", ROOT / "tests" / "recorder.py")
+load("slow_rows", ROOT / "tests" / "slow_rows.py")
+load("film_files", ROOT / "tests" / "film_files.py")
+load("shapes", ROOT / "tests" / "shapes" / "__init__.py", submodule_search_locations=[str(ROOT / "tests" / "shapes")])
 load("power_cut", ROOT / "tests" / "power_cut.py")
 load("mutation_rows", ROOT / "tests" / "mutation_rows.py")
 load("mutations", ROOT / "tests" / "mutations.py")
@@ -42,6 +48,9 @@ import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 
 torch.set_num_threads(1)
+os.fsync = (
+    lambda file: None
+)  # no test cuts the power: those of durability record the calls, whatever is behind them, and programs they start have their own
 
 
 def pytest_addoption(parser):
@@ -128,6 +137,7 @@ def hang_guard():
 _opened: list[
     Counter
 ] = []  # the counter of the call that is being counted, if any; an audit hook cannot be taken away again
+READING = "LoRA Loom looks at pictures"  # the thread of a dataset editor
 
 
 def _note_opened(event, arguments):
@@ -137,7 +147,10 @@ def _note_opened(event, arguments):
 
 @pytest.fixture(scope="session")
 def counted():
-    """`counted(function)` -> (its result, how often each file was opened by name, calls of functions): work, on whatever processor."""
+    """`counted(function)` -> (its result, how often each file was opened by name, calls of functions): work, on whatever processor.
+
+    What an earlier test still reads in a thread of its own is waited for.
+    """
     sys.addaudithook(_note_opened)
 
     def run(function):
@@ -147,6 +160,9 @@ def counted():
             nonlocal calls
             calls += event in ("call", "c_call")
 
+        for thread in threading.enumerate():
+            if thread.name == READING:
+                thread.join(HANG_S)
         _opened.append(files)
         sys.setprofile(note)
         try:
@@ -167,9 +183,9 @@ def root() -> Path:
 
 @pytest.fixture(scope="session")
 def toy_backend():
-    """The bundled toy model on the CPU; tests must hand it back as they found it."""
+    """The toy model that knows shapes, on the CPU; tests must hand it back as they found it."""
     from lora_loom.lora_core.backends.diffusers_backend import DiffusersBackend
-    from lora_loom.lora_core.toy.model import MODEL
+    from shapes import MODEL
 
     return DiffusersBackend(MODEL, device="cpu")
 
@@ -177,7 +193,7 @@ def toy_backend():
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory) -> Path:
     """A folder of four captioned 32 px pictures with several tags each, one of them wide, so two buckets occur."""
-    from lora_loom.lora_core.toy import shapes as world
+    from shapes import world
 
     folder, rng = tmp_path_factory.mktemp("pictures"), random.Random(5)
     for n in range(4):
@@ -191,9 +207,10 @@ def pictures(tmp_path_factory) -> Path:
 def toy_config(pictures):
     """`toy_config(steps=5, data={"flip": True})` -> a small TrainConfig for the toy model; what is not named keeps a fast default."""
     from lora_loom.lora_core.config import parse
+    from shapes import BASE
 
     base = {
-        "name": "toy_test", "base": "toy", "steps": 4, "batch_size": 2, "seed": 7,
+        "name": "toy_test", "base": BASE, "steps": 4, "batch_size": 2, "seed": 7,
         "data": {"folder": str(pictures), "resolution": 32, "bucket_step_px": 16},
         "adapter": {"rank": 4}, "optimizer": {"lr": 1e-3}, "save": {"every": 1000}, "samples": {"every": 0},
     }  # fmt: skip

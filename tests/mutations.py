@@ -1,9 +1,9 @@
 """Breaks the code of each method as a real mistake would, and runs the test that the method's row names: every change must make that test fail.
 
 `python tests/mutations.py` carries all changes of `mutation_rows.py` out, one after the other, on a copy of the repository; `--file`, `--only` and
-`--part 2/4` choose some. The tests are first run on the untouched copy: one that fails there proves nothing. Changes whose test needs ComfyUI are run
-with its Python, where it is. A process with the libraries loaded is forked for each change, which saves most of the time; systems without `fork` have none of
-this.
+`--part 2/4` choose some. The tests of a file are first run on the untouched copy: one that fails there proves nothing. Changes whose test needs ComfyUI
+are run with its Python, where it is. A process with the libraries loaded is forked for each change, which saves most of the time; systems without `fork`
+have none of this.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ from mutation_rows import MUTATIONS, Mutation
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT_S = 240.0  # a test that takes so much longer than it should hangs by the change, which is noticed too
-ALL_LIMIT_S = 1800.0  # for all the tests on the untouched copy
 FAILED, NOTHING_RUN = 1, 5  # exit codes of pytest
 LIBRARIES = (
     "torch",
@@ -61,9 +60,13 @@ def short(text: str) -> str:
     return text if len(text) <= 70 else f"{text[:67]}..."
 
 
+def file_of(test: str) -> str:
+    return test.split("::")[0]
+
+
 def place_of(test: str, root: Path = ROOT) -> str:
     """The node id below the repository of a test as the READMEs name it: tests of the engine without `lora_core`."""
-    file = test.split("::")[0]
+    file = file_of(test)
     below = "tests" if (root / "tests" / file).exists() else "tests/lora_core"
     return f"{below}/{test}"
 
@@ -127,9 +130,16 @@ class Outcomes:
     def pytest_runtest_logreport(self, report) -> None:
         if report.failed or report.when == "call" or report.skipped:
             self.ended[report.nodeid] = "failed" if self.ended.get(report.nodeid) == "failed" else report.outcome
+            self.keep()
 
     def pytest_sessionfinish(self) -> None:
-        self.file.write_text(json.dumps(self.ended), encoding="utf-8")
+        self.keep()
+
+    def keep(self) -> None:
+        """At once: a test that hangs costs those before it nothing."""
+        whole = self.file.with_suffix(".part")
+        whole.write_text(json.dumps(self.ended), encoding="utf-8")
+        whole.replace(self.file)
 
 
 def load_libraries(names: Sequence[str] = LIBRARIES) -> None:
@@ -207,12 +217,17 @@ def green(test: str, ended: dict[str, str]) -> bool:
 
 
 def judged(place: Path, mutations: Sequence[Mutation]) -> Iterator[Verdict]:
-    """Carries the changes out on the copy at `place`, one after the other."""
+    """Carries the changes out on the copy at `place`, one after the other. The tests of a file are looked at untouched when the first of them is needed."""
     able = [m for m in mutations if not problem(m, place)]
-    tests = sorted({place_of(m.test, place) for m in able})
-    _, ended = run_tests(place, tests, ALL_LIMIT_S, first_only=False) if tests else (0, {})
+    waiting: dict[str, set[str]] = {}
+    for test in {place_of(m.test, place) for m in able}:
+        waiting.setdefault(file_of(test), set()).add(test)
+    ended: dict[str, str] = {}
     for mutation in mutations:
-        began, test = time.monotonic(), place_of(mutation.test, place)
+        test = place_of(mutation.test, place)
+        if mutation in able and (tests := waiting.pop(file_of(test), None)):
+            ended |= run_tests(place, sorted(tests), LIMIT_S * len(tests), first_only=False)[1]
+        began = time.monotonic()
         if mutation not in able:
             outcome = BROKEN
         elif not green(test, ended):

@@ -41,6 +41,7 @@ class Recorder:
         self._durable: dict[int, dict[str, int]] = {}
         self._durable_contents: dict[int, bytes] = {}
         self._read: dict[tuple[int, int, int], bytes] = {}  # (inode, size, time) -> content
+        self._files: set[int] = set()  # every file there ever was: a name may outlive it that nothing has settled
         self._top = 0
 
     def __enter__(self) -> Recorder:
@@ -102,6 +103,7 @@ class Recorder:
                     waiting.append(path)
                 else:
                     contents[names[entry.name]] = self._content(path)
+                    self._files.add(names[entry.name])
         self._top = self._inode(self.root)
         return shown, contents
 
@@ -113,9 +115,10 @@ class Recorder:
         return self._read[key]
 
     def _inode(self, path: Path) -> int:
-        facts = path.lstat()
-        if (facts.st_dev, facts.st_ino) not in self._kept:
-            self._kept[facts.st_dev, facts.st_ino] = os.open(path, os.O_RDONLY)
+        handle = os.open(path, os.O_RDONLY)
+        facts = os.fstat(handle)  # of what was opened: another thread may have put another file there since
+        if self._kept.setdefault((facts.st_dev, facts.st_ino), handle) != handle:
+            os.close(handle)
         return facts.st_ino
 
     def states(self, into: Path, rng: random.Random, each: int = 3, every: int = 1) -> Iterator[tuple[Path, object]]:
@@ -126,7 +129,7 @@ class Recorder:
         number, seen = itertools.count(), set()
         for moment in self.moments[::every]:
             for lost in (lambda: True, lambda: False, *[lambda: rng.random() < 0.5] * each):
-                tree = _tree(moment, self._top, lost, rng)
+                tree = _tree(moment, self._top, self._files, lost, rng)
                 key = (repr(moment.said), tuple(sorted(tree.items(), key=lambda item: item[0])))
                 if key in seen:
                     continue
@@ -142,21 +145,19 @@ class Recorder:
                 shutil.rmtree(folder)
 
 
-def _tree(moment: Moment, top: int, lost, rng: random.Random) -> dict[str, bytes | None]:
+def _tree(moment: Moment, top: int, files: set[int], lost, rng: random.Random) -> dict[str, bytes | None]:
     """Path -> content, None for a folder; `lost()` decides for each name and content that nothing has settled."""
     out: dict[str, bytes | None] = {}
     waiting = [("", top)]
     while waiting:
         above, inode = waiting.pop()
-        if inode not in moment.shown and inode not in moment.durable:  # a file
-            continue
         now, then = moment.shown.get(inode, {}), moment.durable.get(inode, {})
         for name in sorted({*now, *then}):
             entry = now.get(name) if now.get(name) == then.get(name) or not lost() else then.get(name)
             if entry is None:
                 continue
             path = f"{above}{name}"
-            if entry in moment.contents or entry in moment.durable_contents:
+            if entry in files:
                 out[path] = _content(moment, entry, lost, rng)
             else:
                 out[path] = None

@@ -1,7 +1,8 @@
 """`--share 1/4 --share-seed COMMIT`: a part of the long rows of tests, another one for another commit; what cannot be cut into rows runs always.
 
 Rows are the cases of a parametrised test, and in suites of `slow` tests the tests of a file. Each such group gives the share of its rows that the seed
-chooses, at least one, so that every file and every test is there in every run. A test marked `always` is never left out.
+chooses, at least one, so that every file and every test is there in every run. A test marked `always` is never left out, one marked `release` is run only
+where everything is: it takes many minutes.
 """
 
 from __future__ import annotations
@@ -56,10 +57,12 @@ def group_of(item: pytest.Item) -> str | None:
 def left_out(items: Sequence[pytest.Item], of: int, seed: str) -> list[pytest.Item]:
     """The tests that are not in the share."""
     groups: dict[str, list[pytest.Item]] = defaultdict(list)
+    out = [item for item in items if item.get_closest_marker("release")]
     for item in items:
+        if item.get_closest_marker("release"):
+            continue
         if (group := group_of(item)) is not None:
             groups[group].append(item)
-    out = []
     for name, rows in groups.items():
         kept = chosen_rows(name, len(rows), of, seed)
         out += [row for place, row in enumerate(rows) if place not in kept]

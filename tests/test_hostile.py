@@ -27,7 +27,7 @@ def told(*arguments):
 
 
 @needs_posix
-@pytest.mark.parametrize("share", [pytest.param(0.01, id="some"), pytest.param(1.0, id="all", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("share", [pytest.param(0.004, id="some"), pytest.param(1.0, id="all", marks=pytest.mark.slow)])
 def test_no_value_of_a_setting_costs_more_than_is_promised_or_ends_in_a_traceback(share):
     result = told("settings", share, 1)
     assert result["wrong"] == []
@@ -36,7 +36,7 @@ def test_no_value_of_a_setting_costs_more_than_is_promised_or_ends_in_a_tracebac
 
 
 @needs_posix
-@pytest.mark.parametrize("share", [pytest.param(0.2, id="some"), pytest.param(1.0, id="all", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("share", [pytest.param(0.1, id="some"), pytest.param(1.0, id="all", marks=pytest.mark.slow)])
 def test_no_caption_or_table_of_a_folder_costs_more_than_is_promised_or_ends_in_a_traceback(share):
     result = told("folders", share, 1)
     assert result["wrong"] == []

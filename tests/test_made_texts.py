@@ -69,6 +69,47 @@ def test_workflows_are_what_the_nodes_defaults_and_their_script_make(scripts, sc
     assert {path.name: path.read_text(encoding="utf-8") for path in tmp_path.iterdir()} == ours, AGAIN
 
 
+def test_the_figures_of_the_family_templates_stand_in_the_documentation_with_their_sources(scripts, schemas, root):
+    script = scripts["make_workflows"]
+    assert script.PAGE.read_text(encoding="utf-8") == script.page(), AGAIN
+    for family in script.FAMILIES:
+        (path,) = [path for path in script.OUT.glob("*.json") if path.stem == family.title]
+        nodes = json.loads(path.read_text(encoding="utf-8"))["nodes"]
+        note = next(node["widgets_values"][0] for node in nodes if node["type"] == "MarkdownNote")
+        assert family.source in note
+        assert "27a03a91" in family.source or "30c658c" in family.source or "48d368fa" in family.source
+
+
+def test_each_family_template_fits_the_memory_it_names_by_the_counted_figures(scripts, schemas):
+    memory = importlib.import_module("lora_loom.lora_core.training.memory")
+    config = importlib.import_module("lora_loom.lora_core.config")
+    counted = {
+        "10": "flux.1-dev",
+        "11": "flux.2-klein-4b",
+        "12": "z-image",
+        "13": "qwen-image",
+        "14": "sd3.5-large",
+        "15": "chroma",
+        "16": "wan2.1-1.3b",
+    }
+    for family in scripts["make_workflows"].FAMILIES:
+        row = next(row for row in memory.COUNTED if row.name == counted[family.title.partition(" ")[0]])
+        values = int(row.billions * 1e9)
+        weights = memory.Weights(values, values * (1 if "fp8" in family.title else 2))
+        data = config.DataConfig(resolution=family.train["resolution"])
+        _, message = memory.decided(config.TrainConfig(memory=family.memory, data=data), row.family, weights)
+        assert message.code == "memory.decided", (family.title, str(message))
+
+
 def test_a_workflow_that_names_a_widget_its_node_lacks_is_refused(scripts, schemas):
     with pytest.raises(KeyError, match="LoraLoomTrainLora has no widget"):
         scripts["make_workflows"].with_defaults(schemas["LoraLoomTrainLora"], {"no_such_widget": 1})
+
+
+def test_widgets_that_may_be_absent_stand_behind_the_others(schemas):
+    """ComfyUI lays them there; a workflow's values lie by position, so another order in the schema would give them to other widgets."""
+    kinds = {"INT", "FLOAT", "STRING", "COMBO", "BOOLEAN"}
+    for name, schema in schemas.items():
+        widgets = [one for one in schema.inputs if one.kind in kinds and not one.force_input]
+        optional = [bool(one.optional) for one in widgets]
+        assert optional == sorted(optional), f"{name}: {[one.id for one in widgets if one.optional]}"

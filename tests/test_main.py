@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import signal
 import threading
 import time
@@ -77,7 +78,9 @@ def test_resume_without_a_run_and_an_unknown_set_are_refused(job, tmp_path, caps
     assert main(["train", str(job), "--out", str(tmp_path / "runs"), "--resume"]) == FAILED
     assert "resume: there is no run named 'from_file' to continue" in capsys.readouterr().err
     assert main(["demo", "--set", "cats", "--out", str(tmp_path / "runs")]) == FAILED
-    assert "'cats' is not a bundled picture set; allowed are object, style, pair, word" in capsys.readouterr().err
+    assert (
+        "'cats' is not a bundled picture set; allowed are mascot, style, object, face, word" in capsys.readouterr().err
+    )
 
 
 def test_wrong_usage_is_exit_code_2(capsys):
@@ -122,7 +125,7 @@ def test_a_setting_is_changed_from_the_command_line(job, tmp_path):
 @pytest.mark.parametrize("change", ["steps", "a b=3", "=3"])
 def test_a_change_that_is_none_is_quoted(change, job, tmp_path, capsys):
     assert main(["train", str(job), "--out", str(tmp_path / "runs"), "--set", change]) == 1
-    assert f"--set: {change!r} is no setting; write section.name=value" in capsys.readouterr().err
+    assert f"--set: {change!r} is not a setting; write section.name=value" in capsys.readouterr().err
 
 
 def test_check_and_find_lr_train_nothing_and_say_what_they_found(job, tmp_path, capsys):
@@ -162,6 +165,7 @@ def test_a_sweep_trains_each_run_on_one_model_and_compares_them(job, tmp_path, c
     assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == [
         "cache",
         "rates-comparison.png",
+        "rates-results",
         "rates_high",
         "rates_low",
     ]
@@ -171,7 +175,29 @@ def test_a_sweep_trains_each_run_on_one_model_and_compares_them(job, tmp_path, c
         for n in ("low", "high")
     }
     assert rates == {"low": 1e-5, "high": 1e-2}
-    assert "2 runs compared" in capsys.readouterr().out
+    assert "2 runs compared" in (said := capsys.readouterr().out)
+    assert "| variant | optimizer.lr | seeds | minutes |" in said
+    comparison = (tmp_path / "runs" / "rates-comparison.png").read_bytes()
+    assert main(["sweep", str(sweep), "--out", str(tmp_path / "runs"), *changes]) == 0
+    assert "2 of 2 were trained before" in capsys.readouterr().out
+    assert not (tmp_path / "runs" / "rates_low_2").exists()
+    assert (tmp_path / "runs" / "rates-comparison.png").read_bytes() == comparison
+
+
+def test_a_run_of_a_sweep_that_fails_is_told_and_the_others_are_trained(job, tmp_path, capsys):
+    sweep, out = tmp_path / "sweep.toml", tmp_path / "runs"
+    runs = (
+        '\n[[runs]]\nname = "high_rate"\noptimizer = { lr = 10.0 }\n[[runs]]\nname = "low"\noptimizer = { lr = 1e-5 }\n'
+    )
+    rest = "\n".join(line for line in job.read_text().splitlines() if not line.startswith("name"))
+    sweep.write_text('name = "rates"\n' + rest + runs)
+    assert main(["sweep", str(sweep), "--out", str(out), "--set", "steps=40"]) == 1
+    said = capsys.readouterr()
+    assert re.search(r"lora-loom: rates_high_rate: Step \d+: loss ", said.err)
+    assert "| rates_high_rate | 10.0 | 0 |  |" in said.out
+    assert re.search(r"\| rates_low \| 1e-05 \| 1 \| [\d.e-]+ \|", said.out)
+    assert {path.name for path in out.glob("*-results")} == {"rates-results"}
+    assert (out / "rates_low" / "rates_low.safetensors").exists()
 
 
 def test_a_run_goes_on_from_a_lora_file_of_any_kind(job, tmp_path, capsys):
@@ -223,7 +249,7 @@ def test_a_run_goes_on_from_a_lora_file_of_any_kind(job, tmp_path, capsys):
         )
         == 1
     )
-    assert "is not a layer this run trains; widen the targets" in capsys.readouterr().err
+    assert "is not a layer this run trains; widen adapter.targets" in capsys.readouterr().err
 
 
 def test_a_job_with_several_sets_trains_and_goes_on(job, pictures, tmp_path):
@@ -247,4 +273,4 @@ def test_a_changed_set_is_named_when_continuing(job, pictures, tmp_path, capsys)
     assert main(["train", str(job), "--out", str(tmp_path)]) == 0
     job.write_text(job.read_text() + "flip = true\n")
     assert main(["train", str(job), "--resume", "--out", str(tmp_path), "--set", "steps=5"]) == 1
-    assert "sets[0].flip: False then, True now" in capsys.readouterr().err
+    assert "sets[0].flip: False before, True now" in capsys.readouterr().err

@@ -8,10 +8,11 @@ import re
 import subprocess
 import sys
 import textwrap
+from collections import Counter
 
 import mutations
 import pytest
-from mutation_rows import MUTATIONS, NO_TEST
+from mutation_rows import FAULT, FAULTS, MUTATIONS, NO_TEST, Mutation
 from mutations import problem
 
 FORKS = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
@@ -42,15 +43,23 @@ def test_every_method_has_a_change_that_its_named_test_must_notice(methods):
 
 
 def test_a_change_names_a_row_and_a_test_of_that_row(root, methods):
-    """A change of the engine is for a row of its table; one of the formats for words of their README."""
+    """A change of the engine is for a row of its table; one of the formats for words of their README; one that brings a fault back for itself."""
     promises = said((root / "convert" / "README.md").read_text(encoding="utf-8"))
     for mutation in MUTATIONS:
-        if mutation.row in methods:
+        if mutation in FAULTS:
+            assert mutation.row.startswith(f"{FAULT}: "), mutation
+        elif mutation.row in methods:
             file = mutation.test.split("::")[0]
             named = methods[mutation.row]
             assert any(file == n or n.endswith("/") and file.startswith(n) for n in named), mutation
         else:
             assert mutation.row in promises, mutation
+
+
+def test_each_kind_of_fault_has_changes_that_bring_it_back():
+    kinds = Counter(mutation.row.partition("; ")[0].removeprefix(f"{FAULT}: ") for mutation in FAULTS)
+    assert kinds.keys() == {"trained wrong", "lost in a file", "blamed wrongly", "a stranger's file", "a run's folder"}
+    assert min(kinds.values()) >= 3
 
 
 @FORKS
@@ -95,6 +104,38 @@ def test_what_a_change_does_to_its_test_is_told_apart(root, tmp_path):
     outcomes = json.loads(done.stdout.splitlines()[-1])
     assert outcomes == ["killed", "survived", "red before", "could not run", "could not run"]
     assert "a + b" in (tmp_path / "sums.py").read_text()  # everything is put back
+
+
+def test_the_tests_of_a_file_are_looked_at_once_and_one_that_hangs_reddens_no_other(tmp_path, monkeypatch):
+    """A whole file may take long on a busy machine: no limit is one for all tests together."""
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "sums.py").write_text("a + b\n")
+    for name in ("one", "two"):
+        text = "".join(f"def test_{place}():\n    pass\n" for place in ("first", "hangs"))
+        (tmp_path / "tests" / f"test_{name}.py").write_text(text)
+    asked = []
+
+    def run_tests(place, tests, limit_s, first_only=True):
+        if first_only:
+            return mutations.FAILED, {tests[0]: "failed"}
+        asked.append((list(tests), limit_s))
+        return -1, {test: "passed" for test in tests if not test.endswith("hangs")}
+
+    monkeypatch.setattr(mutations, "run_tests", run_tests)
+    rows = ["test_two.py::test_hangs", "test_one.py::test_first", "test_two.py::test_first", "test_one.py::test_first"]
+    changes = [Mutation(str(n), "sums.py", "a + b", f"a - {n}", test) for n, test in enumerate(rows)]
+    outcomes = [verdict.outcome for verdict in mutations.judged(tmp_path, changes)]
+    assert outcomes == [mutations.RED, mutations.KILLED, mutations.KILLED, mutations.KILLED]
+    two = ["tests/test_two.py::test_first", "tests/test_two.py::test_hangs"]
+    assert asked == [(two, 2 * mutations.LIMIT_S), (["tests/test_one.py::test_first"], mutations.LIMIT_S)]
+
+
+def test_how_a_test_ended_is_kept_at_once(tmp_path):
+    class Report:
+        nodeid, outcome, when, failed, skipped = "tests/test_one.py::test_first", "passed", "call", False, False
+
+    mutations.Outcomes(tmp_path / "outcomes.json").pytest_runtest_logreport(Report)
+    assert json.loads((tmp_path / "outcomes.json").read_text(encoding="utf-8")) == {Report.nodeid: "passed"}
 
 
 @FORKS

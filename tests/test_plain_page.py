@@ -8,14 +8,12 @@ from __future__ import annotations
 import contextlib
 import http.server
 import json
-import os
-import shutil
-import subprocess
 import threading
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+from in_browser import seen_by, shots_in, why_not
 from lora_loom.lora_core.events import StepReport
 from lora_loom.lora_core.messages.message import Message, table
 from lora_loom.nodes.jobs.panel import PanelHost, PanelListener, Panels
@@ -25,16 +23,6 @@ ROOT = Path(__file__).resolve().parents[1]
 DRIVER = ROOT / "tests" / "js" / "browser" / "plain.mjs"
 API = "/lora-loom/v1/"
 TYPES = {".js": "text/javascript", ".json": "application/json", ".html": "text/html", ".png": "image/png"}
-
-
-def why_not() -> str:
-    if not shutil.which("node"):
-        return "node is not installed"
-    if not Path(os.environ.get("CHROMIUM", "/usr/bin/chromium")).exists():
-        return "chromium is not installed; set CHROMIUM"
-    code = "require(process.env.PLAYWRIGHT_CORE || 'playwright-core')"
-    done = subprocess.run(["node", "-e", code], cwd=DRIVER.parent, capture_output=True, check=False)
-    return "" if done.returncode == 0 else "playwright-core is not installed; set PLAYWRIGHT_CORE to its folder"
 
 
 class Server:
@@ -85,7 +73,7 @@ class Server:
         if path == f"{API}panel/sample":
             return (self.root / query["run"] / "samples" / f"step-{query['step']}.png").read_bytes(), TYPES[".png"]
         if path == f"{API}messages/ja":
-            return json.dumps(table("ja")).encode(), TYPES[".json"]
+            return json.dumps({"sentences": table("ja"), "names": {}}).encode(), TYPES[".json"]
         raise KeyError(path)
 
     def take(self, path: str, body: dict) -> None:
@@ -134,14 +122,7 @@ def served(tmp_path):
 @pytest.mark.skipif(bool(why_not()), reason=why_not() or "-")
 def test_a_plain_page_shows_a_run_stops_it_and_sends_its_prompt_on(served, tmp_path):
     state, address = served
-    shots = Path(os.environ.get("SHOTS", tmp_path))
-    done = subprocess.run(
-        ["node", str(DRIVER), address, str(shots)], capture_output=True, text=True, timeout=120, check=False
-    )
-    assert done.stdout, done.stderr
-    seen = json.loads(done.stdout.splitlines()[-1])
-    assert "failed" not in seen, seen
-    assert seen["problems"] == []
+    seen = seen_by(DRIVER, address, shots_in(tmp_path), seconds=120)
     words = json.loads((ROOT / "js" / "locales" / "ja.json").read_text(encoding="utf-8"))
     assert seen["idle"] == words["panel.idle@page"]
     assert seen["language"] == "ja"

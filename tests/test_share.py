@@ -30,6 +30,10 @@ def test_alone(): pass
 @pytest.mark.always
 @pytest.mark.parametrize("n", range(5))
 def test_marked(n): pass
+
+@pytest.mark.release
+@pytest.mark.parametrize("n", range(3))
+def test_rare(n): pass
 """
 SLOW = """
 import pytest
@@ -51,25 +55,26 @@ def pytest_collection_modifyitems(config, items): share.choose(config, items)
 
 @pytest.fixture
 def project(pytester):
-    pytester.makeini("[pytest]\nmarkers =\n    slow\n    always\n")
+    pytester.makeini("[pytest]\nmarkers =\n    slow\n    always\n    release\n")
     pytester.makeconftest(CONFTEST)
     pytester.makepyfile(test_file=FILE, test_slow=SLOW)
     return pytester
 
 
-def test_a_share_leaves_out_rows_and_neither_tests_nor_files_nor_what_is_marked_always(project):
+def test_a_share_leaves_out_rows_and_neither_tests_nor_files_but_for_what_is_marked_release(project):
     found = project.runpytest_inprocess("--share", "1/4", "--share-seed", "abc", "-v", "-p", "no:xdist")
     found.assert_outcomes(
         passed=2 + 1 + 5 + found.stdout.str().count("test_slow.py::"),
-        deselected=13 - found.stdout.str().count("test_slow.py::") - 2,
+        deselected=16 - found.stdout.str().count("test_slow.py::") - 2,
     )
     assert found.stdout.str().count("::test_rows[") == 2
+    assert "::test_rare[" not in found.stdout.str()
     assert found.stdout.str().count("test_slow.py::") in (1, 2)
     found.stdout.fnmatch_lines(["share 1/4 of the rows*'abc'*"])
 
 
 def test_without_a_share_everything_runs(project):
-    project.runpytest_inprocess("-p", "no:xdist").assert_outcomes(passed=19)
+    project.runpytest_inprocess("-p", "no:xdist").assert_outcomes(passed=22)
 
 
 @pytest.mark.parametrize("given", ["2/4", "1/0", "1", "a/b"])

@@ -10,6 +10,7 @@ from . import newer, text, transformers
 from .unet import unet_rows
 
 UNKNOWN = "unknown"
+TOYS = ("emoji", "toy")  # our own, in layers and names small Stable Diffusions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +85,8 @@ _ALL = (
     _unet("sd2", "Stable Diffusion 2.x", _SD2, (Encoder("clip_h", "lora_te", "text_encoder"),), 1024),
     _unet("sdxl", "Stable Diffusion XL", Table(unet_rows(3, (1, 2), pooled=True, depth=10)), _TE_SDXL, 2048, native_kohya=True),
     _unet("sdxl-refiner", "Stable Diffusion XL refiner", _REFINER, (Encoder("clip_g", "lora_te", "text_encoder_2"),), 1280, True),
-    _unet("toy", "LoRA Loom's bundled toy model", Table(unet_rows(2, (0, 1), layers=1, conv_proj=True)), _TE, 64),
+    _unet("emoji", "LoRA Loom's toy model, which draws emoji", Table(unet_rows(3, (1,), layers=1, conv_proj=True)), _TE, 128),
+    _unet("toy", "LoRA Loom's toy model of 0.1.0, which drew shapes", Table(unet_rows(2, (0, 1), layers=1, conv_proj=True)), _TE, 64),
     Family("flux1", "Flux.1", "transformer", Table(transformers.FLUX1, transformers.FLUX1_ALIASES), _TE_FLUX, hidden=(3072,)),
     Family("chroma", "Chroma", "transformer", Table(transformers.CHROMA), _TE_T5, hidden=(3072,)),
     Family("sd3", "Stable Diffusion 3 and 3.5", "transformer", Table(transformers.SD3), _TE_SD3, hidden=(1536, 2432)),
@@ -118,9 +120,13 @@ def known_family(base: str) -> str:
 
 
 _OTHER_NAMES = {
-    "sd2-v": "sd2", "sdxlrefiner": "sdxl-refiner", "sd15_instructpix2pix": "sd1", "kandinsky5image": "kandinsky5",
-    "hunyuanvideoi2v": "hunyuanvideo", "hunyuanvideoskyreelsi2v": "hunyuanvideo",
-}  # fmt: skip
+    "sd2-v": "sd2",
+    "sdxlrefiner": "sdxl-refiner",
+    "sd15_instructpix2pix": "sd1",
+    "kandinsky5image": "kandinsky5",
+    "hunyuanvideoi2v": "hunyuanvideo",
+    "hunyuanvideoskyreelsi2v": "hunyuanvideo",
+}
 
 
 __all__ = ["FAMILIES", "UNKNOWN", "Encoder", "Family", "known_family", "text"]

@@ -18,7 +18,7 @@ def _alike_norms(names: Iterable[str], limit: int = 0) -> list[Row]:
     return norms(((name, name) for name in names), limit)
 
 
-# --- HunyuanVideo ------------------------------------------------------------------------------------------------------------------------
+# --- HunyuanVideo -----------------------------------------------------------------------------------------------------
 
 _REFINER = ("context_embedder.token_refiner.refiner_blocks.*", "txt_in.individual_token_refiner.blocks.*")
 HUNYUAN_VIDEO = [
@@ -28,7 +28,9 @@ HUNYUAN_VIDEO = [
     Row("transformer_blocks.*.norm1.linear", "double_blocks.*.img_mod.lin", ratio=6, limit=20),
     Row("transformer_blocks.*.norm1_context.linear", "double_blocks.*.txt_mod.lin", ratio=6, limit=20),
     Row("single_transformer_blocks.*.norm.linear", "single_blocks.*.modulation.lin", ratio=3, limit=40),
-    Row("x_embedder.proj", "img_in.proj", kernel=(1, 2, 2)), Row("proj_out", "final_layer.linear"), NORM_OUT,
+    Row("x_embedder.proj", "img_in.proj", kernel=(1, 2, 2)),
+    Row("proj_out", "final_layer.linear"),
+    NORM_OUT,
     *(
         Row(f"time_text_embed.{a}_embedder.linear_{n}", f"{b}_in.{layer}")
         for a, b in (("timestep", "time"), ("text", "vector"), ("guidance", "guidance"))
@@ -42,14 +44,18 @@ HUNYUAN_VIDEO = [
     ),
     *fused(*(f"{_REFINER[0]}.{n}" for n in IMG), native=f"{_REFINER[1]}.self_attn.qkv", ratio=3, limit=2),
     Row(f"{_REFINER[0]}.attn.to_out.0", f"{_REFINER[1]}.self_attn.proj", ratio=1, limit=2),
-    Row(f"{_REFINER[0]}.ff.net.0.proj", f"{_REFINER[1]}.mlp.0", ratio=4, limit=2), Row(f"{_REFINER[0]}.ff.net.2", f"{_REFINER[1]}.mlp.2", limit=2),
+    Row(f"{_REFINER[0]}.ff.net.0.proj", f"{_REFINER[1]}.mlp.0", ratio=4, limit=2),
+    Row(f"{_REFINER[0]}.ff.net.2", f"{_REFINER[1]}.mlp.2", limit=2),
     Row(f"{_REFINER[0]}.norm_out.linear", f"{_REFINER[1]}.adaLN_modulation.1", ratio=2, limit=2),
     *norms(((f"{_REFINER[0]}.norm{n}", f"{_REFINER[1]}.norm{n}") for n in (1, 2)), 2),
-]  # fmt: skip
+]
 _ORIGINAL = (
-    (r"_mod\.lin$", "_mod.linear"), (r"_attn\.(qkv|proj)$", r"_attn_\1"), (r"mlp\.0$", "mlp.fc1"), (r"mlp\.2$", "mlp.fc2"),
+    (r"_mod\.lin$", "_mod.linear"),
+    (r"_attn\.(qkv|proj)$", r"_attn_\1"),
+    (r"mlp\.0$", "mlp.fc1"),
+    (r"mlp\.2$", "mlp.fc2"),
     (r"\.modulation\.lin$", ".modulation.linear"),
-)  # fmt: skip
+)
 
 
 def _original(native: str) -> str:
@@ -67,10 +73,13 @@ def hunyuan_shared(native: str) -> str:
 
 
 _ORIGINAL_ENDS = (  # further names of the original code, which neither program reads
-    (r"^(time_in|guidance_in|txt_in\.t_embedder)\.in_layer$", r"\1.mlp.0"), (r"^(time_in|guidance_in|txt_in\.t_embedder)\.out_layer$", r"\1.mlp.2"),
-    (r"^txt_in\.c_embedder\.in_layer$", "txt_in.c_embedder.linear_1"), (r"^txt_in\.c_embedder\.out_layer$", "txt_in.c_embedder.linear_2"),
-    (r"_attn\.norm\.(q|k)\w+_norm$", r"_attn_\1_norm"), (r"\.norm\.(q|k)\w+_norm$", r".\1_norm"),
-)  # fmt: skip
+    (r"^(time_in|guidance_in|txt_in\.t_embedder)\.in_layer$", r"\1.mlp.0"),
+    (r"^(time_in|guidance_in|txt_in\.t_embedder)\.out_layer$", r"\1.mlp.2"),
+    (r"^txt_in\.c_embedder\.in_layer$", "txt_in.c_embedder.linear_1"),
+    (r"^txt_in\.c_embedder\.out_layer$", "txt_in.c_embedder.linear_2"),
+    (r"_attn\.norm\.(q|k)\w+_norm$", r"_attn_\1_norm"),
+    (r"\.norm\.(q|k)\w+_norm$", r".\1_norm"),
+)
 
 
 def _in_original_code(native: str) -> str:
@@ -87,7 +96,7 @@ HUNYUAN_VIDEO_ALIASES = [
     if _in_original_code(row.native) != row.native
 ]
 
-# --- LTX ---------------------------------------------------------------------------------------------------------------------------------
+# --- LTX --------------------------------------------------------------------------------------------------------------
 
 
 def _ltx_attention(name: str, limit: int, square: bool) -> list[Row]:
@@ -102,33 +111,40 @@ def _timestep(ours: str, theirs: str) -> list[Row]:
 
 
 LTX_VIDEO = [
-    *_ltx_attention("attn1", 48, True), *_ltx_attention("attn2", 48, True),
-    *_alike(["transformer_blocks.*.ff.net.0.proj"], 48, 4.0), *_alike(["transformer_blocks.*.ff.net.2"], 48, 0.25),
-    Row("proj_in", "patchify_proj"), *_alike(("proj_out", "caption_projection.linear_1", "caption_projection.linear_2")),
+    *_ltx_attention("attn1", 48, True),
+    *_ltx_attention("attn2", 48, True),
+    *_alike(["transformer_blocks.*.ff.net.0.proj"], 48, 4.0),
+    *_alike(["transformer_blocks.*.ff.net.2"], 48, 0.25),
+    Row("proj_in", "patchify_proj"),
+    *_alike(("proj_out", "caption_projection.linear_1", "caption_projection.linear_2")),
     *_timestep("time_embed", "adaln_single"),
-]  # fmt: skip
+]
 _AV_GATES = {
-    "av_cross_attn_video_scale_shift": "av_ca_video_scale_shift_adaln_single", "av_cross_attn_audio_scale_shift": "av_ca_audio_scale_shift_adaln_single",
-    "av_cross_attn_video_a2v_gate": "av_ca_a2v_gate_adaln_single", "av_cross_attn_audio_v2a_gate": "av_ca_v2a_gate_adaln_single",
-}  # fmt: skip
+    "av_cross_attn_video_scale_shift": "av_ca_video_scale_shift_adaln_single",
+    "av_cross_attn_audio_scale_shift": "av_ca_audio_scale_shift_adaln_single",
+    "av_cross_attn_video_a2v_gate": "av_ca_a2v_gate_adaln_single",
+    "av_cross_attn_audio_v2a_gate": "av_ca_v2a_gate_adaln_single",
+}
 _CONNECTOR = "_embeddings_connector.transformer_1d_blocks.*"
 LTX_2 = [
     *LTX_VIDEO,
     *(row for name in ("audio_attn1", "audio_attn2") for row in _ltx_attention(name, 48, False)),
     *(row for name in ("audio_to_video_attn", "video_to_audio_attn") for row in _ltx_attention(name, 48, False)),
-    *_alike(["transformer_blocks.*.audio_ff.net.0.proj"], 48, 4.0), *_alike(["transformer_blocks.*.audio_ff.net.2"], 48, 0.25),
+    *_alike(["transformer_blocks.*.audio_ff.net.0.proj"], 48, 4.0),
+    *_alike(["transformer_blocks.*.audio_ff.net.2"], 48, 0.25),
     Row("audio_proj_in", "audio_patchify_proj"),
     *_alike(("audio_proj_out", "audio_caption_projection.linear_1", "audio_caption_projection.linear_2")),
     *_timestep("audio_time_embed", "audio_adaln_single"),
     *(row for ours, theirs in _AV_GATES.items() for row in _timestep(ours, theirs)),
     *_alike(
-        f"{side}{_CONNECTOR}.{n}" for side in ("audio", "video")
+        f"{side}{_CONNECTOR}.{n}"
+        for side in ("audio", "video")
         for n in ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "ff.net.0.proj", "ff.net.2")
     ),
     *_alike_norms(f"{side}{_CONNECTOR}.attn1.{n}_norm" for side in ("audio", "video") for n in "qk"),
-]  # fmt: skip
+]
 
-# --- HiDream -----------------------------------------------------------------------------------------------------------------------------
+# --- HiDream ----------------------------------------------------------------------------------------------------------
 
 
 def _hidream_block(block: str, text: bool, limit: int) -> list[Row]:
@@ -149,7 +165,7 @@ HIDREAM = [
     *_alike(("x_embedder.proj", "final_layer.linear", "final_layer.adaLN_modulation.1", "caption_projection.*.linear")),
 ]
 
-# --- Cosmos-Predict2, Anima ---------------------------------------------------------------------------------------------------------------
+# --- Cosmos-Predict2, Anima -------------------------------------------------------------------------------------------
 
 _PROJECTIONS = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out.0": "output_proj"}
 _SUBLAYERS = (("norm1", "self_attn"), ("norm2", "cross_attn"), ("norm3", "mlp"))
@@ -190,7 +206,7 @@ ANIMA = [
     *_alike_norms(["llm_adapter.norm"]),
 ]
 
-# --- Kandinsky 5 --------------------------------------------------------------------------------------------------------------------------
+# --- Kandinsky 5 ------------------------------------------------------------------------------------------------------
 
 
 def _kandinsky_block(kind: str, attentions: tuple[str, ...], limit: int) -> list[Row]:
@@ -220,7 +236,7 @@ KANDINSKY5 = [
     *_alike_norms(("text_embeddings.norm", "pooled_text_embeddings.norm")),
 ]
 
-# --- AuraFlow, PixArt ---------------------------------------------------------------------------------------------------------------------
+# --- AuraFlow, PixArt -------------------------------------------------------------------------------------------------
 
 _AURA_MLP = {"linear_1": "c_fc1", "linear_2": "c_fc2", "out_projection": "c_proj"}
 
@@ -263,8 +279,10 @@ PIXART = [
     Row(f"{_PIX}.attn2.to_q", f"{_PIX_NATIVE}.cross_attn.q_linear", ratio=1, limit=28),
     *fused(*(f"{_PIX}.attn2.to_{n}" for n in "kv"), native=f"{_PIX_NATIVE}.cross_attn.kv_linear", shares=(1, 1), ratio=2, limit=28),
     Row(f"{_PIX}.attn2.to_out.0", f"{_PIX_NATIVE}.cross_attn.proj", ratio=1, limit=28),
-    Row(f"{_PIX}.ff.net.0.proj", f"{_PIX_NATIVE}.mlp.fc1", ratio=4, limit=28), Row(f"{_PIX}.ff.net.2", f"{_PIX_NATIVE}.mlp.fc2", ratio=0.25, limit=28),
-    Row("pos_embed.proj", "x_embedder.proj", kernel=(2, 2)), Row("proj_out", "final_layer.linear"), Row("adaln_single.linear", "t_block.1", ratio=6),
+    Row(f"{_PIX}.ff.net.0.proj", f"{_PIX_NATIVE}.mlp.fc1", ratio=4, limit=28),
+    Row(f"{_PIX}.ff.net.2", f"{_PIX_NATIVE}.mlp.fc2", ratio=0.25, limit=28),
+    Row("pos_embed.proj", "x_embedder.proj", kernel=(2, 2)), Row("proj_out", "final_layer.linear"),
+    Row("adaln_single.linear", "t_block.1", ratio=6),
     *(
         Row(f"adaln_single.emb.{a}_embedder.linear_{n}", f"{b}_embedder.mlp.{2 * n - 2}")
         for a, b in (("timestep", "t"), ("resolution", "csize"), ("aspect_ratio", "ar")) for n in (1, 2)
@@ -272,7 +290,7 @@ PIXART = [
     *(Row(f"caption_projection.linear_{n}", f"y_embedder.y_proj.fc{n}") for n in (1, 2)),
 ]  # fmt: skip
 
-# --- OmniGen2, Krea 2, Ideogram 4, ERNIE-Image, LongCat-Image -------------------------------------------------------------------------------
+# --- OmniGen2, Krea 2, Ideogram 4, ERNIE-Image, LongCat-Image ---------------------------------------------------------
 
 
 def _omnigen2() -> list[Row]:
@@ -306,8 +324,9 @@ def _omnigen2() -> list[Row]:
 OMNIGEN2 = _omnigen2()
 _KREA_ATTENTION = {"to_q": "wq", "to_k": "wk", "to_v": "wv", "to_gate": "gate", "to_out.0": "wo"}
 _KREA_ENDS = {
-    "img_in": "first", "time_embed.linear_1": "tmlp.0", "time_embed.linear_2": "tmlp.2", "time_mod_proj": "tproj.1", "txt_in.linear_1": "txtmlp.1",
-    "txt_in.linear_2": "txtmlp.3", "text_fusion.projector": "txtfusion.projector", "final_layer.linear": "last.linear",
+    "img_in": "first", "time_embed.linear_1": "tmlp.0", "time_embed.linear_2": "tmlp.2", "time_mod_proj": "tproj.1",
+    "txt_in.linear_1": "txtmlp.1", "txt_in.linear_2": "txtmlp.3", "text_fusion.projector": "txtfusion.projector",
+    "final_layer.linear": "last.linear",
 }  # fmt: skip
 
 

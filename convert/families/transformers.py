@@ -109,7 +109,9 @@ FLUX1 = [
         for n, layer in ((1, "in_layer"), (2, "out_layer"))
     ),
 ]
-FLUX1_ALIASES = [  # XLabs' and USO's adapters of the queries, keys and values in a one-stream block, without the MLP that shares their matrix
+# XLabs' and USO's adapters of the queries, keys and values in a one-stream block, without the MLP that shares their
+# matrix.
+FLUX1_ALIASES = [
     *fused(*(f"single_transformer_blocks.*.{n}" for n in IMG), native="single_blocks.*.linear1_qkv", ratio=3, limit=38),
 ]
 CHROMA = [
@@ -236,24 +238,31 @@ Z_IMAGE = _next_dit(
     [
         Row("cap_embedder.0", "cap_embedder.0", kernel=None),
         Row("all_x_embedder.2-1", "x_embedder"), Row("all_final_layer.2-1.linear", "final_layer.linear"),
-        Row("all_final_layer.2-1.adaLN_modulation.1", "final_layer.adaLN_modulation.1"), Row("cap_embedder.1", "cap_embedder.1"),
+        Row("all_final_layer.2-1.adaLN_modulation.1", "final_layer.adaLN_modulation.1"),
+        Row("cap_embedder.1", "cap_embedder.1"),
         *(Row(f"t_embedder.mlp.{n}", f"t_embedder.mlp.{n}") for n in (0, 2)),
     ],
 )  # fmt: skip
 LUMINA2 = _next_dit(
-    _NextDit("attn", (3, 1, 1), "linear_", 4, ("norm1.linear", "adaLN_modulation.1"), ("norm1", "norm2")),  # grouped queries: 24 heads share 8 keys and values
+    _NextDit(
+        "attn", (3, 1, 1), "linear_", 4, ("norm1.linear", "adaLN_modulation.1"), ("norm1", "norm2")
+    ),  # grouped queries: 24 heads share 8 keys and values
     [
         Row("time_caption_embed.caption_embedder.0", "cap_embedder.0", kernel=None),
-        Row("x_embedder", "x_embedder"), Row("norm_out.linear_1", "final_layer.adaLN_modulation.1"), Row("norm_out.linear_2", "final_layer.linear"),
+        Row("x_embedder", "x_embedder"),
+        Row("norm_out.linear_1", "final_layer.adaLN_modulation.1"),
+        Row("norm_out.linear_2", "final_layer.linear"),
         Row("time_caption_embed.caption_embedder.1", "cap_embedder.1"),
         *(Row(f"time_caption_embed.timestep_embedder.linear_{n}", f"t_embedder.mlp.{2 * n - 2}") for n in (1, 2)),
     ],
-)  # fmt: skip
+)
 
 _QWEN = {
-    **dict.fromkeys((*IMG, *TXT, "attn.to_out.0", "attn.to_add_out"), 1.0), **dict.fromkeys(("img_mod.1", "txt_mod.1"), 6.0),
-    **dict.fromkeys(("img_mlp.net.0.proj", "txt_mlp.net.0.proj"), 4.0), **dict.fromkeys(("img_mlp.net.2", "txt_mlp.net.2"), 0.25),
-}  # fmt: skip
+    **dict.fromkeys((*IMG, *TXT, "attn.to_out.0", "attn.to_add_out"), 1.0),
+    **dict.fromkeys(("img_mod.1", "txt_mod.1"), 6.0),
+    **dict.fromkeys(("img_mlp.net.0.proj", "txt_mlp.net.0.proj"), 4.0),
+    **dict.fromkeys(("img_mlp.net.2", "txt_mlp.net.2"), 0.25),
+}
 QWEN = [
     *(
         Row(f"transformer_blocks.*.{n}", f"transformer_blocks.*.{n}", ratio=ratio, limit=60)
@@ -273,11 +282,13 @@ WAN = [
     *(Row(f"blocks.*.attn2.{a}", f"blocks.*.cross_attn.{b}", ratio=1, limit=40) for a, b in _WAN_ATTENTION.items()),
     *(Row(f"blocks.*.attn1.norm_{p}", f"blocks.*.self_attn.norm_{p}", kernel=None, limit=40) for p in "qk"),
     *(Row(f"blocks.*.attn2.norm_{p}", f"blocks.*.cross_attn.norm_{p}", kernel=None, limit=40) for p in "qk"),
-    Row("blocks.*.attn2.norm_added_k", "blocks.*.cross_attn.norm_k_img", kernel=None, limit=40), Row("blocks.*.norm2", "blocks.*.norm3", kernel=None, limit=40),
+    Row("blocks.*.attn2.norm_added_k", "blocks.*.cross_attn.norm_k_img", kernel=None, limit=40),
+    Row("blocks.*.norm2", "blocks.*.norm3", kernel=None, limit=40),
     Row("blocks.*.ffn.net.0.proj", "blocks.*.ffn.0", limit=40), Row("blocks.*.ffn.net.2", "blocks.*.ffn.2", limit=40),
     Row("patch_embedding", "patch_embedding", kernel=(1, 2, 2)), Row("proj_out", "head.head"),
     *(Row(f"condition_embedder.{kind}_embedder.linear_{n}", f"{kind}_embedding.{2 * n - 2}") for kind in ("time", "text") for n in (1, 2)),
     Row("condition_embedder.time_proj", "time_projection.1"),
     *norms((f"condition_embedder.image_embedder.norm{n}", f"img_emb.proj.{place}") for n, place in ((1, 0), (2, 4))),
-    Row("condition_embedder.image_embedder.ff.net.0.proj", "img_emb.proj.1"), Row("condition_embedder.image_embedder.ff.net.2", "img_emb.proj.3"),
+    Row("condition_embedder.image_embedder.ff.net.0.proj", "img_emb.proj.1"),
+    Row("condition_embedder.image_embedder.ff.net.2", "img_emb.proj.3"),
 ]  # fmt: skip

@@ -5,9 +5,13 @@ from __future__ import annotations
 from ..patterns import Row
 
 _RESNET = {
-    "conv1": ("in_layers.2", (3, 3)), "conv2": ("out_layers.3", (3, 3)), "time_emb_proj": ("emb_layers.1", ()),
-    "conv_shortcut": ("skip_connection", (1, 1)), "norm1": ("in_layers.0", None), "norm2": ("out_layers.0", None),
-}  # fmt: skip
+    "conv1": ("in_layers.2", (3, 3)),
+    "conv2": ("out_layers.3", (3, 3)),
+    "time_emb_proj": ("emb_layers.1", ()),
+    "conv_shortcut": ("skip_connection", (1, 1)),
+    "norm1": ("in_layers.0", None),
+    "norm2": ("out_layers.0", None),
+}
 _LINEAR = (
     "attn1.to_q",
     "attn1.to_k",

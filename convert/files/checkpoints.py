@@ -28,10 +28,15 @@ from . import disk
 
 _DENOISER = ("model.diffusion_model.", "diffusion_model.", "")
 _TEXT = (
-    ("cond_stage_model.transformer.", "clip_l"), ("conditioner.embedders.0.transformer.", "clip_l"), ("conditioner.embedders.1.model.", "clip_g"),
-    ("conditioner.embedders.0.model.", "clip_g"), ("cond_stage_model.model.", "clip_h"), ("text_encoders.clip_l.transformer.", "clip_l"),
-    ("text_encoders.clip_g.transformer.", "clip_g"), ("text_encoders.t5xxl.transformer.", "t5xxl"),
-)  # fmt: skip
+    ("cond_stage_model.transformer.", "clip_l"),
+    ("conditioner.embedders.0.transformer.", "clip_l"),
+    ("conditioner.embedders.1.model.", "clip_g"),
+    ("conditioner.embedders.0.model.", "clip_g"),
+    ("cond_stage_model.model.", "clip_h"),
+    ("text_encoders.clip_l.transformer.", "clip_l"),
+    ("text_encoders.clip_g.transformer.", "clip_g"),
+    ("text_encoders.t5xxl.transformer.", "t5xxl"),
+)
 _NOT_DENOISER = ("first_stage_model.", "cond_stage_model.", "conditioner.", "text_encoder", "vae.")
 _BIAS = re.compile(r"weight$")
 Read = Callable[[str], torch.Tensor]
@@ -168,29 +173,32 @@ def family_of(layout: Layout) -> Family:
     return FAMILIES[name]
 
 
-# --- baking --------------------------------------------------------------------------------------------------------------------------
+# --- baking -----------------------------------------------------------------------------------------------------------
+
+Loras = list[tuple[Lora, float]] | Callable[[Family], list[tuple[Lora, float]]]  # each with its strength
 
 
 def bake(
     source: Path,
     target: Path,
-    loras: list[tuple[Lora, float]],
+    loras: Loras,
     metadata: Mapping[str, str] | None = None,
     progress: Progress = quiet,
 ) -> Baked:
     """Writes `source` with the LoRAs added at their strengths to `target`, each weight in the type it had, fp8 ones with a new factor where they need one.
 
-    A folder is written as a folder of the same files; other files in it are copied. Raises FormatError, before writing, when a module of a
-    LoRA has no layer in the checkpoint, and when a result is not finite.
+    A folder is written as a folder of the same files; other files in it are copied. `loras`: also a function that opens them for the checkpoint's family.
+    Raises FormatError, before writing, when a module of a LoRA has no layer in the checkpoint, and when a result is not finite.
     """
     with checkpoint(source) as (layout, tensor, where):
         plain = factors(layout, tensor)
         require_unscaled(source.name, layout, plain)
         family = family_of(layout)
-        _require_family(family, loras)
+        opened = loras(family) if callable(loras) else loras
+        _require_family(family, opened)
         layers = layers_of(layout, family)
-        changes = [(_by_key(lora, layers), strength) for lora, strength in loras]
-        changed = sorted({key for by_key, _ in changes for key in by_key})
+        changes = [(_by_key(lora, layers), strength) for lora, strength in opened]
+        changed = dict.fromkeys(sorted({key for by_key, _ in changes for key in by_key}))
         require_unscaled(source.name, layout, plain, changed)
         for by_key, _ in changes:
             for key, module in by_key.items():
@@ -203,7 +211,7 @@ def bake(
                     raise FormatError("bake.other_shape", key=key, shape=layout[key][1], wanted=shape)
         done = 0
         lost, asked = 0.0, 0.0  # squared norms: of what rounding to fp8 took from the changes, of the changes
-        of_scale = {scale: weight for weight, scale in plain.items() if weight in changed}
+        of_scale = {plain[weight]: weight for weight in changed if weight in plain}
 
         def numbers(key: str) -> torch.Tensor:
             """The weight with the LoRAs added, float32 where it is one of the changed."""
@@ -297,7 +305,7 @@ def _by_key(lora: Lora, layers: Mapping[str, Layer]) -> dict[str, Module]:
     return out
 
 
-# --- extraction ----------------------------------------------------------------------------------------------------------------------
+# --- extraction -------------------------------------------------------------------------------------------------------
 
 
 def extract(

@@ -255,7 +255,9 @@ def save_folder(
     """A copy of a diffusers folder with the tensors of `layout` (`<component>/<key>`) asked for anew; appears in one piece under its name."""
     if target.exists():
         raise FormatError("file.exists", file=target.name)
-    written = set(where.values())
+    written: dict[Path, list[str]] = {}
+    for key, file in where.items():
+        written.setdefault(file, []).append(key)
     folders = {file.parent for file in written}
     with new_folder(target) as temp:
         for file in sorted(p for p in source.rglob("*") if p.is_file()):
@@ -265,7 +267,7 @@ def save_folder(
                 continue  # another copy of these weights, without the change
             if file in written:
                 prefix = f"{file.parent.name}/"
-                tensors = {key.removeprefix(prefix): layout[key] for key, place in where.items() if place == file}
+                tensors = {key.removeprefix(prefix): layout[key] for key in written[file]}
                 save_streamed(copy, tensors, _prefixed(tensor, prefix), header(file)[1])
             else:
                 shutil.copyfile(file, copy)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ...lora_core.messages.figures import percent
 from ...lora_core.messages.message import Message, Setting
 from .. import loaders, peft
 from ..card import card, merged
@@ -21,10 +22,9 @@ from ..metadata import converted_metadata, embedding_metadata
 from ..origin import Origin, in_card, in_config
 from ..readers import read
 from ..report import triggers
-from ..scales import factors
 from ..writers import approximated, carried, entries, form_of, in_diffusers, peft_directories
 from . import disk
-from .checkpoints import bake, checkpoint, extract, family_of, require_unscaled
+from .checkpoints import bake, extract
 from .whole import new_folder, replacing
 
 
@@ -177,7 +177,7 @@ def write_lora(lora: Lora, path: Path, options: Options, extra: Mapping[str, str
         lora, errors = approximated(lora, options.approximate)
         notes = list(lora.notes)
         if errors:
-            worst = f"{max(errors.values()):.2%}"
+            worst = percent(max(errors.values()))
             notes.append(Message.of("note.approximated", count=len(errors), rank=options.approximate, error=worst))
     if path.exists() and (not options.overwrite or options.target == "peft"):
         raise FormatError("file.exists" if options.target == "peft" else "file.exists_overwrite", file=path.name)
@@ -220,7 +220,7 @@ def _write_peft(lora: Lora, path: Path, options: Options, notes: list[Message]) 
 
 
 def _underflow(lost: float, dtype: str) -> Message:
-    return Message.of("note.underflow", share=f"{lost:.2%}", type=dtype)
+    return Message.of("note.underflow", share=percent(lost), type=dtype)
 
 
 def convert(
@@ -388,8 +388,8 @@ def _write_outcome(outcome: Outcome, target: Path, options: Options, metadata: M
     written = write_lora(outcome.lora, target, options, metadata)
     if outcome.error:
         worst = max(outcome.errors, key=lambda n: outcome.errors[n])
-        highest = f"{outcome.errors[worst]:.2%}"
-        written.notes.append(Message.of("note.error", error=f"{outcome.error:.2%}", highest=highest, layer=worst))
+        highest = percent(outcome.errors[worst])
+        written.notes.append(Message.of("note.error", error=percent(outcome.error), highest=highest, layer=worst))
     return written
 
 
@@ -406,13 +406,14 @@ def bake_file(
     metadata["modelspec.merged_from"] = ", ".join(
         [source.stem, *(f"{path.stem} ({weight:g})" for path, weight in loras)]
     )
-    with checkpoint(source) as (layout, tensor, _):
-        require_unscaled(source.name, layout, factors(layout, tensor))
-        family = family_of(layout)
-    baked = bake(source, target, [(_for_family(path, family), weight) for path, weight in loras], metadata, progress)
+
+    def opened(family: Family) -> list[tuple[Lora, float]]:
+        return [(_for_family(path, family), weight) for path, weight in loras]
+
+    baked = bake(source, target, opened, metadata, progress)
     notes = [Message.of("note.baked", changed=baked.changed, count=baked.tensors)]
     if baked.rounded:
-        notes.append(Message.of("note.baked_rounded", count=baked.rounded, error=f"{baked.rounding:.1%}"))
+        notes.append(Message.of("note.baked_rounded", count=baked.rounded, error=percent(baked.rounding)))
     return Written(target, notes)
 
 
@@ -427,12 +428,17 @@ def _for_family(path: Path, family: Family) -> Lora:
         return read(data, metadata, family=family.name) if lora.family != family.name and texts_only else lora
 
 
-def write_card(path: Path, family: str, words: tuple[str, ...], weight: float = 1.0, description: str = "") -> Path:
-    """`<name>.json` beside a LoRA. What the user wrote into an existing card stays; a card that cannot be read is left alone."""
+def write_card(
+    path: Path, family: str, words: tuple[str, ...], weight: float = 1.0, description: str = "", written: float = 0.0
+) -> Path:
+    """`<name>.json` beside a LoRA. What the user wrote into an existing card stays; a card that cannot be read is left alone.
+
+    `written`: the weight an earlier card of ours had, which gives way to `weight`.
+    """
     place = path.with_suffix(".json")
     try:
         existing = place.read_text(encoding="utf-8") if place.exists() else ""
-        text = merged(existing, card(family, words, description, weight))
+        text = merged(existing, card(family, words, description, weight), written)
     except (OSError, ValueError, RecursionError) as error:
         raise FormatError("card.unreadable", file=place.name) from error
     with replacing(place) as file:

@@ -1,10 +1,10 @@
-"""The adapter contract, the set of adapters of one run, and how an adapter is hung onto a module and taken off again."""
+"""The adapter contract, and the adapter of any kind, whose formulas stand in `algebra`."""
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -16,8 +16,7 @@ from ..algebra.kind import Acting, Kind, Parts, Shape
 from ..algebra.walk import walk_of
 from ..messages.errors import LoomError
 from ..messages.message import Message, table
-from ..rng import derive, generator
-from .tokens import TokenSet
+from ..rng import generator
 
 Forward = Callable[..., torch.Tensor]
 Choice = Callable[[torch.Tensor], Base | None]  # how to run a layer for this input; None: there is no way for it
@@ -70,6 +69,9 @@ class Adapter(nn.Module):
     def prepare(self) -> None:
         """Called once when the base weights are at hand, before the first step."""
 
+    def begin_run(self) -> None:
+        """Called when there is an optimizer, which may have moved the parameters, and says where their gradients go."""
+
     def begin_pass(self) -> None:
         """Called before each forward pass. What is derived from the weights is made here: a recomputed block has to do just what it did."""
 
@@ -80,6 +82,9 @@ class Adapter(nn.Module):
     def outdated(self) -> list[Copy]:
         """Forgets what was derived from the parameters; returns the copies of them that have to be made anew."""
         return []
+
+    def rescaled(self) -> None:
+        """Called when `scale` has another value: what was derived with it is out of date."""
 
     def limit_norm(self, largest: float) -> None:
         """Scales a change above `largest` down."""
@@ -197,8 +202,9 @@ class KindAdapter(Adapter):
         """The factors, with copies in `dtype` where they have another; the copies last until the weights change."""
         parts = self.parts()
         here = [parts[name].detach().to(dtype) for name in ("down", "up")]
-        trained = [parts[name] if parts[name].dtype == dtype else copy for name, copy in zip(("down", "up"), here)]
-        self._factors = Factors(parts["down"], parts["up"], *trained)
+        down, up = (parts[name] if parts[name].dtype == dtype else copy for name, copy in zip(("down", "up"), here))
+        sinks: Any = getattr(parts["down"], "sink", None), getattr(parts["up"], "sink", None)
+        self._factors = Factors(parts["down"], parts["up"], down, up, None if None in sinks else sinks)
         return self._factors
 
     def outdated(self) -> list[Copy]:
@@ -208,6 +214,13 @@ class KindAdapter(Adapter):
         if factors is None or factors.down_here is factors.down:
             return []
         return [(factors.down_here, factors.down), (factors.up_here, factors.up)]
+
+    def rescaled(self) -> None:
+        if self._derived is not None:
+            self._derived = None
+
+    def begin_run(self) -> None:
+        self._factors = None
 
     @torch.no_grad()
     def prepare(self) -> None:
@@ -226,7 +239,8 @@ class KindAdapter(Adapter):
         if self._derived is None:
             with torch.no_grad(), self._weight(self._layer[0]) as (weight, _):
                 derived = self.kind.derived(self.parts(), self.scale, self._kept, weight)
-            self._derived = {name: value.clone() for name, value in derived.items()}
+            with torch.inference_mode(False):  # the next pass, of the same parts, may have gradients
+                self._derived = {name: value.clone() for name, value in derived.items()}
         return self._derived
 
     def begin_pass(self) -> None:
@@ -272,163 +286,3 @@ class KindAdapter(Adapter):
         for name, value in self.named_buffers():
             if name in facts:
                 value.copy_(facts[name])
-
-
-class AdapterSet:
-    """All that a run trains: adapters by their layer's name in the file format, in sorted order on every backend, and tokens."""
-
-    def __init__(self, members: Mapping[str, Adapter], tokens: TokenSet | None = None):
-        self._members = dict(sorted(members.items()))
-        self.tokens = tokens or TokenSet()
-
-    def __len__(self) -> int:
-        return len(self._members)
-
-    def __iter__(self) -> Iterator[tuple[str, Adapter]]:
-        return iter(self._members.items())
-
-    def __getitem__(self, name: str) -> Adapter:
-        return self._members[name]
-
-    def only(self, names: Iterable[str]) -> AdapterSet:
-        """The adapters of these layers, without tokens."""
-        return AdapterSet({name: self._members[name] for name in names})
-
-    def parameters(self) -> list[nn.Parameter]:
-        return [p for _, p in self.named_parameters()]
-
-    def entries(self) -> list[tuple[str, str, nn.Parameter]]:
-        """(name, part, parameter) of everything trained: `<layer>.<parameter>`, then the tokens' as `token.<placeholder>.<encoder>`."""
-        parameters = [(f"{name}.{key}", a.part, p) for name, a in self for key, p in a.named_parameters()]
-        return parameters + [
-            (f"token.{t.token.placeholder}.{encoder}", EMBEDDING, p)
-            for t in self.tokens
-            for encoder, p in t.vectors.items()
-        ]
-
-    def named_parameters(self) -> list[tuple[str, nn.Parameter]]:
-        return [(name, p) for name, _, p in self.entries()]
-
-    @property
-    def changes_text(self) -> bool:
-        """Whether texts are encoded differently with these adapters than without."""
-        return bool(len(self.tokens)) or any(a.part == TEXT_ENCODER for _, a in self)
-
-    @property
-    def trains_text(self) -> bool:
-        """Whether the encoding of texts is being trained right now, so it cannot be kept from one step to the next."""
-        encoders = [a for a in self._members.values() if a.part == TEXT_ENCODER]
-        return self.tokens.trained or any(p.requires_grad for a in encoders for p in a.parameters())
-
-    def count(self) -> int:
-        """Number of trained values."""
-        return sum(p.numel() for p in self.parameters())
-
-    def state_dict(self) -> dict[str, torch.Tensor]:
-        """Detached float32 copies on the CPU, keyed `<name>.<parameter>`, and what files say beside them (`facts`): `<name>.alpha`."""
-        return {
-            key: p.detach().to("cpu", torch.float32, copy=True) for key, p in self.named_parameters()
-        } | self.facts()
-
-    def facts(self) -> dict[str, torch.Tensor]:
-        """`<name>.alpha` and other parts of files that are not trained."""
-        return {f"{name}.{key}": value for name, adapter in self for key, value in adapter.facts().items()}
-
-    def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Copies every tensor in; the keys of what is trained must match exactly. Facts that `state` has go before those of the settings."""
-        parameters, facts = dict(self.named_parameters()), self.facts().keys()
-        missing, unknown = parameters.keys() - state.keys(), state.keys() - parameters.keys() - facts
-        if missing or unknown:
-            raise KeyError(
-                f"adapter state does not fit: {len(missing)} missing, {len(unknown)} unknown, e.g. {next(iter(missing | unknown))}"
-            )
-        with torch.no_grad():
-            for key, p in parameters.items():
-                p.copy_(state[key])
-        for name, adapter in self:
-            adapter.learn({key: state[f"{name}.{key}"] for key in adapter.facts() if f"{name}.{key}" in state})
-        self.weights_changed()
-
-    def weights_changed(self) -> None:
-        """Tells every adapter that its parameters have other values. Copies of them in another type are made anew all at once."""
-        renew([copy for adapter in self._members.values() for copy in adapter.outdated()])
-
-    @contextlib.contextmanager
-    def switched_off(self) -> Iterator[None]:
-        """The base model as if nothing were attached; tokens as they started."""
-        members = [*(a for _, a in self), *self.tokens]
-        for member in members:
-            member.active = False
-        try:
-            yield
-        finally:
-            for member in members:
-                member.active = True
-
-    def prepare(self) -> None:
-        """Lets every adapter look at the base weights, once, before the first step."""
-        for _, adapter in self:
-            adapter.prepare()
-
-    def begin_pass(self, seed: int, step: int, micro: int, stream: str = "") -> None:
-        """Makes every adapter ready for a pass, and gives those with dropout their seed."""
-        for name, adapter in self:
-            adapter.begin_pass()
-            if adapter.dropout:
-                adapter._dropout_seed = derive(seed, step, micro, f"{stream}dropout", name)
-
-
-@contextlib.contextmanager
-def attach(
-    layers: Mapping[str, nn.Module],
-    adapters: AdapterSet,
-    choose: Callable[[nn.Module], Choice | None] = lambda layer: None,
-) -> Iterator[None]:
-    """Adds each adapter's branch to the layer of the same name by overriding the instance's forward; takes it off again on exit.
-
-    The module tree and its state dict stay as they are. `choose`: how a layer may be run as one node with its adapter.
-    """
-    with contextlib.ExitStack() as undo:
-        for name, adapter in adapters:
-            layer = layers[name]
-            undo.enter_context(override_forward(layer, branch(layer.forward, adapter, choose(layer))))
-        yield
-
-
-def branch(base: Forward, adapter: Adapter, choice: Choice | None = None) -> Forward:
-    """Forward of `base` with `adapter` around it; in training as one node of autograd's graph, where the adapter and `choice` have a way."""
-    joint = adapter.joint(choice) if choice is not None else None
-
-    def forward(x: torch.Tensor, *args, **kwargs) -> torch.Tensor:
-        if not adapter.active:
-            return base(x, *args, **kwargs)
-        if (
-            joint is not None and not args and not kwargs
-        ):  # first: whether there is a way, as no operator is asked where blocks are compiled
-            recording = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
-            out = joint(x) if recording else None
-            if out is not None:
-                return out
-        return adapter.around(lambda x: base(x, *args, **kwargs), x)
-
-    return forward
-
-
-def override_forward(module: nn.Module, forward: Forward) -> AbstractContextManager[None]:
-    """Replaces `module.forward` on the instance and puts back exactly what was there."""
-    return override(module, "forward", forward)
-
-
-@contextlib.contextmanager
-def override(instance: Any, name: str, value: Any) -> Iterator[None]:
-    """Shadows an attribute on the instance alone; on exit the instance has again just what it had of its own."""
-    attributes = instance.__dict__
-    had, before = name in attributes, attributes.get(name)
-    attributes[name] = value
-    try:
-        yield
-    finally:
-        if had:
-            attributes[name] = before
-        else:
-            attributes.pop(name, None)

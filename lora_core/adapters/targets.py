@@ -16,7 +16,8 @@ from ..matching.regex import Pattern
 from ..messages.errors import LoomError
 
 _ATTENTION = r"(^|\.)(\w*attn\d*|\w*attention|attn\d*_\w+)\."
-_ADDED = r"(^|\.)attentions\.\d+\.(to_[qkv]|to_out|add_[kv]_proj)"  # Kandinsky's attention blocks, which take the image embedding as added keys
+# Kandinsky's attention blocks, which take the image embedding as added keys.
+_ADDED = r"(^|\.)attentions\.\d+\.(to_[qkv]|to_out|add_[kv]_proj)"
 _CROSS = r"(^|\.)(attn2|cross_attn|cross_attention|crossattn)\."
 _SINGLE_STREAM = (
     r"(^|\.)single_(transformer_)?blocks\.\d+\.(linear[12]|attn\.|proj_)"  # attention and MLP share these layers
@@ -80,8 +81,8 @@ def choose_targets(layers: Mapping[str, nn.Module], config: AdapterConfig) -> li
     return sorted(chosen)
 
 
-_TEXT_ATTENTION = r"\.((self_attn|SelfAttention)\.)?(q_proj|k_proj|v_proj|out_proj|q|k|v|o)$"
-_TEXT_MLP = r"\.(fc1|fc2|wi_0|wi_1|wi|wo)$"
+_TEXT_ATTENTION = r"\.((self_attn|SelfAttention)\.)?(q_proj|k_proj|v_proj|o_proj|out_proj|q|k|v|o)$"
+_TEXT_MLP = r"\.(fc1|fc2|wi_0|wi_1|wi|wo|gate_proj|up_proj|down_proj)$"
 
 
 def choose_text_targets(

@@ -18,7 +18,7 @@ from ..rng import generator
 
 DEFAULT_PLACEHOLDER = "TOK"
 MAX_VECTORS = 32
-_LINE = re.compile(r"(?P<word>[^\s*=:,]+)\s*(?:\*\s*(?P<vectors>\d+))?\s*(?:[=:]\s*(?P<init>.*))?")
+_LINE = re.compile(r"(?P<word>[^\s*=:,]+)\s*(?:\*\s*(?P<vectors>\d{1,9}))?\s*(?:[=:]\s*(?P<init>.*))?")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,6 +19,7 @@ from ..adapters.tokens import TokenTable
 from ..config import ObjectiveConfig, Recompute, SampleConfig
 from ..data.batches import Batch
 from ..data.lengths import TextLength
+from ..data.shown import NOTHING, Showing, Shown
 from ..data.store import Store
 from ..messages.message import Message
 from ..objectives import Objective
@@ -27,12 +28,14 @@ from .base_model import BaseModel
 
 @dataclasses.dataclass(frozen=True)
 class SampleJob:
-    """One sample picture to draw; sizes in px."""
+    """One sample picture to draw, or with more than one of `frames` a clip; sizes in px. `shown`: the control pictures that it is an edit of."""
 
     prompt: str
     width_px: int
     height_px: int
     config: SampleConfig
+    shown: Shown = NOTHING
+    frames: int = 1
 
     def rng(self) -> torch.Generator:
         """The picture's own noise: on the CPU, so it is the same on every device."""
@@ -58,6 +61,41 @@ class EncodesBeside(Protocol):
 
     def encode_beside(self, pixels: torch.Tensor) -> torch.Tensor:
         """(1, H, W, 3) float32 in [0, 1] -> what the network gets beside the caption, with a batch dimension of 1."""
+
+
+@runtime_checkable
+class ShowsControls(Protocol):
+    """A backend whose network is shown control pictures beside the caption."""
+
+    def showing(self) -> Showing | None:
+        """How it takes them; None for a model that takes none."""
+
+    def encode_shown(self, pixels: torch.Tensor) -> torch.Tensor:
+        """A control picture (1, H, W, 3) float32 in [0, 1] -> (1, C, [T,] h, w), as `predict` finds it in `Batch.shown`."""
+
+
+@runtime_checkable
+class EncodesClips(Protocol):
+    """A backend whose picture encoder takes (frames, H, W, 3) as one clip and gives (1, C, T, h, w), if its model films."""
+
+    def clip_lengths_near(self, frames: int) -> tuple[int, int] | None:
+        """The allowed lengths at most and at least as long (0 where none is shorter); None for a model of single pictures."""
+
+
+@runtime_checkable
+class ShowsFirstFrames(Protocol):
+    """A backend whose `showing` may be of films."""
+
+    def encode_first_frame(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """A clip (frames, H, W, 3) float32 in [0, 1] -> what the network is shown of its first frame, each with a batch dimension of 1."""
+
+
+@runtime_checkable
+class EncodesShownTexts(Protocol):
+    """A backend whose text encoder sees the control pictures too."""
+
+    def encode_shown_texts(self, texts: Sequence[tuple[str, Shown]], progress: Callable[[int, int], None]) -> None:
+        """Encodes captions with what is shown beside them ahead of time; `predict` finds them, as `encode_texts` has it."""
 
 
 @runtime_checkable

@@ -14,7 +14,8 @@ from typing import Any
 from ..config import ObjectiveConfig
 from ..matching.scales import SCALE
 from ..messages.errors import LoomError
-from ..messages.message import Message, Setting
+from ..messages.figures import figure
+from ..messages.message import Message
 
 EITHER = (
     "epsilon",
@@ -111,7 +112,6 @@ def _as_told(best: Witness, speaking: Sequence[Witness], field: str) -> Predicts
             source=best.source,
             other=w.prediction,
             overruled=w.source,
-            setting=Setting("objective.prediction"),
         )
         for w in others
     )
@@ -130,7 +130,7 @@ def _require_possible(asked: ObjectiveConfig, prediction: str) -> None:
         raise LoomError(_NO_ZERO_SNR[prediction], field="objective.zero_terminal_snr")
 
 
-# ---- what a model is ---------------------------------------------------------------------------------------------------
+# ---- what a model is -------------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,8 +176,7 @@ class Expert:
         low, high = self.range_of(shift)
         if asked.min_timestep >= low - TOLERATED and asked.max_timestep <= high + TOLERATED:
             return ()
-        names = {"smallest": Setting("objective.min_timestep"), "largest": Setting("objective.max_timestep")}
-        return (Message.of("base.expert", field=field, expert=Message.of(self.name), low=low, high=high, **names),)
+        return (Message.of("base.expert", field=field, expert=Message.of(self.name), low=low, high=high),)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,6 +185,7 @@ class BaseModel:
 
     `distilled`: the sign by which it was told, None where nothing tells. `clip_skip`: from which layer captions are read, from the end; None where that is
     not chosen. `anime`: the name by which it looks like a model made for clip skip 2. `warnings`: what the user has to know before the first step.
+    `file`: the name of the file a host has it from; empty where nothing tells.
     """
 
     family: str
@@ -201,6 +201,7 @@ class BaseModel:
     field: str = "base"
     clip_skip: int | None = None
     anime: str | None = None
+    file: str = ""
 
     def told(self) -> Message:
         """All of it in one sentence."""
@@ -209,9 +210,9 @@ class BaseModel:
         if decided.zero_snr:
             facts.append(Message.of("base.fact.zero_snr"))
         if self.shift is not None:
-            facts.append(Message.of("base.fact.shift", shift=f"{self.shift:.4g}"))
+            facts.append(Message.of("base.fact.shift", shift=figure(self.shift)))
         if self.guidance is not None:
-            facts.append(Message.of("base.fact.guidance", guidance=f"{self.guidance:g}"))
+            facts.append(Message.of("base.fact.guidance", guidance=figure(self.guidance)))
         facts.append(Message.of("base.fact.channels", count=self.channels))
         if self.clip_skip not in (None, 1):
             facts.append(Message.of("base.fact.clip_skip", skip=self.clip_skip))
@@ -222,17 +223,16 @@ class BaseModel:
         facts.append(Message.of("base.fact.stored", stored=self.stored))
         return Message.of("base.told", field=self.field, family=self.family, facts=facts)
 
-    def warnings(self, asked: ObjectiveConfig) -> tuple[Message, ...]:
-        """What the user has to know before the first step of this job."""
+    def warnings(self, asked: ObjectiveConfig, fixed: bool = False) -> tuple[Message, ...]:
+        """What the user has to know before the first step of this job. `fixed`: whether a LoRA acts in training alone, as a training adapter does."""
         messages = self.predicts.warnings + self.notes
         if self.expert is not None:
             messages += self.expert.warnings(asked, self.shift or 1.0, self.field)
-        if self.distilled is not None:
+        if self.distilled is not None and not fixed:
             messages += (Message.of("base.distilled", field=self.field, sign=self.distilled),)
         if self.anime and self.clip_skip == 1:
             code = "model.clip_skip_guess" if self.field == "model" else "base.clip_skip_guess"
-            setting = Setting("text_encoder.clip_skip")
-            messages += (Message.of(code, field=self.field, name=repr(self.anime), setting=setting),)
+            messages += (Message.of(code, field=self.field, name=repr(self.anime)),)
         return messages
 
     def as_json(self) -> dict[str, Any]:
@@ -250,15 +250,18 @@ class BaseModel:
             "further_input": self.further.needs.rpartition(".")[2] if self.further else None,
             "stored": self.stored,
             "clip_skip": self.clip_skip,
+            "file": self.file,
         }
 
 
-# ---- what is refused by configs and shapes ------------------------------------------------------------------------------
+# ---- what is refused by configs and shapes ---------------------------------------------------------------------------
 
 _SD_KINDS = {
-    9: ("kind_of_model.inpainting_model", "input.mask_and_the_masked_picture"), 8: ("kind_of_model.instruct_pix2pix_model", "input.picture_to_edit"),
-    7: ("kind_of_model.upscaler", "input.small_picture"), 5: ("kind_of_model.depth_model", "input.depth_map"),
-}  # fmt: skip
+    9: ("kind_of_model.inpainting_model", "input.mask_and_the_masked_picture"),
+    8: ("kind_of_model.instruct_pix2pix_model", "input.picture_to_edit"),
+    7: ("kind_of_model.upscaler", "input.small_picture"),
+    5: ("kind_of_model.depth_model", "input.depth_map"),
+}
 _FLUX_KINDS = {
     384: ("kind_of_model.fill_inpainting_model", "input.mask_and_the_masked_picture"),
     128: ("kind_of_model.control_model_such_as_canny_or_depth", "input.control_picture"),

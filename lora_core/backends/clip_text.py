@@ -15,10 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..adapters.base import override_forward
+from ..adapters.attach import override_forward
 from ..adapters.tokens import TokenSet, TokenTable, TokenVectors
 from ..data.lengths import TextLength
 from ..messages.errors import LoomError
+from ..transfer import sent
 from .whole import read_configured, read_whole
 
 LENGTH = 77
@@ -34,6 +35,9 @@ class Text:
     hidden: torch.Tensor
     pooled: torch.Tensor | None = None
     mask: torch.Tensor | None = None
+    lengths: Any = (
+        None  # tuple of the numbers of each under the mask, where they were read before it went to the device
+    )
 
     @staticmethod
     def joined(parts: Sequence[Text]) -> Text:
@@ -61,11 +65,15 @@ class Text:
         return Text(F.pad(self.hidden, (0, 0, 0, more)), self.pooled, F.pad(self.mask, (0, more)))
 
     def of(self, dtype: torch.dtype) -> Text:
-        return Text(self.hidden.to(dtype), None if self.pooled is None else self.pooled.to(dtype), self.mask)
+        pooled = None if self.pooled is None else self.pooled.to(dtype)
+        return Text(self.hidden.to(dtype), pooled, self.mask, self.lengths)
 
     def on(self, device: torch.device) -> Text:
-        pooled, mask = (None if t is None else t.to(device) for t in (self.pooled, self.mask))
-        return Text(self.hidden.to(device), pooled, mask)
+        lengths = None
+        if self.mask is not None and self.mask.device.type == "cpu" and device.type != "cpu":
+            lengths = tuple(self.mask.sum(1).tolist())
+        pooled, mask = (None if t is None else sent(t, device) for t in (self.pooled, self.mask))
+        return Text(sent(self.hidden, device), pooled, mask, lengths)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,6 +19,7 @@ from ..data.lengths import TextLength
 from ..messages.errors import LoomError
 from ..messages.message import Message
 from ..objectives import DiscreteLevels, Objective, discrete_sigmas, rescale_zero_terminal_snr
+from ..transfer import sent
 from .base import SampleJob, Samplers, weights_checksum
 from .base_model import BaseModel, predicts, require_plain_network
 from .clip_text import ClipText, Text, vocabulary
@@ -126,6 +127,7 @@ class DiffusersBackend(Sharded):
         self._abar = self.scheduler.alphas_cumprod.double()
         self._prediction, zero_snr = self._told_by_scheduler.prediction, self._told_by_scheduler.zero_snr
         self._table = self._levels(bool(zero_snr))  # sigma of each timestep, as sampling and training see it
+        self._table_sent = self._table, self._table
 
     def use_vae(self, place: Path) -> None:
         vae = other_vae(place, self.vae)
@@ -154,6 +156,11 @@ class DiffusersBackend(Sharded):
         if self.unet.config.cross_attention_dim != 1024:
             return "sd1"
         return "sd2-v" if self._prediction == "v" else "sd2"
+
+    @property
+    def side_px(self) -> int:
+        side = self.unet.config.sample_size
+        return side * self.latent_step_px if isinstance(side, int) else super().side_px
 
     def name_layers(self, name: Callable[[str, str], str]) -> None:
         """From now on a layer of the UNet is called `name(family, path)` in files."""
@@ -244,17 +251,24 @@ class DiffusersBackend(Sharded):
 
     def _network(self, x_t: torch.Tensor, sigma: torch.Tensor, text: Text, fits: Sequence[Fit]) -> torch.Tensor:
         sigma = sigma.to(x_t.device, torch.float64)
-        timestep = nearest_timestep(self._table.to(x_t.device), sigma)
+        timestep = nearest_timestep(self._table_on(x_t.device), sigma)
         scaled = x_t / (1 + sigma.square()).sqrt().view(-1, 1, 1, 1).to(x_t.dtype)
         added = None
         if text.pooled is not None:
             # SDXL reads (height, width, top, left, target height, target width), Podell et al. 2023, section 2.2
             sizes = [(*f.original[::-1], *f.crop[::-1], *f.bucket[::-1]) for f in fits]
-            times = torch.tensor(sizes, device=x_t.device, dtype=self.dtype)
+            times = sent(torch.tensor(sizes, dtype=self.dtype), x_t.device)
             added = {"text_embeds": text.pooled.to(self.dtype), "time_ids": times}
         hidden = text.hidden.to(self.dtype)
         more = {"timestep_cond": self._embedded_guidance(len(x_t)), "added_cond_kwargs": added}
         return self.unet(scaled.to(self.dtype), timestep, hidden, **more).sample.float()
+
+    def _table_on(self, device: torch.device) -> torch.Tensor:
+        """The table there, sent once."""
+        table, lying = self._table_sent
+        if table is not self._table or lying.device != device:
+            self._table_sent = self._table, lying = self._table, sent(self._table, device)
+        return lying
 
     def _embedded_guidance(self, count: int) -> torch.Tensor | None:
         """(count, D) for UNets that read their guidance (LCM; Luo et al. 2023, arXiv 2310.04378), at guidance 1; None for all others.
@@ -265,7 +279,7 @@ class DiffusersBackend(Sharded):
         if not width:
             return None
         row = torch.cat([torch.zeros(width // 2), torch.ones(width - width // 2)])
-        return row.to(self.device, self.dtype).repeat(count, 1)
+        return sent(row.to(self.dtype), self.device).repeat(count, 1)
 
     def samplers(self) -> Samplers:
         return Samplers(tuple(_SOLVERS), ("simple",))

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from ..data.latents import Encoder
-from .base import Backend, EncodesBeside, EncodesSpread, TakesWired
+from .base import Backend, EncodesBeside, EncodesSpread, ShowsControls, ShowsFirstFrames, TakesWired
 
 
 def encoder_of(backend: Backend) -> Encoder:
     """The backend's picture encoder, with what it can do beyond the latent itself."""
+    showing = backend.showing() if isinstance(backend, ShowsControls) else None
+    guided = showing is not None and showing.of_film and isinstance(backend, ShowsFirstFrames)
     return Encoder(
         backend.encode_picture,
         backend.picture_fingerprint(),
         spread=backend.encode_spread if isinstance(backend, EncodesSpread) else None,
         beside=backend.encode_beside if isinstance(backend, EncodesBeside) else None,
         wired=backend.encode_wired if isinstance(backend, TakesWired) else None,
+        shown=backend.encode_shown if showing is not None and isinstance(backend, ShowsControls) else None,
+        showing=showing,
+        guide=backend.encode_first_frame if guided and isinstance(backend, ShowsFirstFrames) else None,
     )

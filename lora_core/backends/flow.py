@@ -109,6 +109,11 @@ class FlowBackend(Sharded):
         return self.row.name
 
     @property
+    def side_px(self) -> int:
+        side = getattr(self.pipe, "default_sample_size", None)  # not every pipeline has one
+        return side * self.pipe.vae_scale_factor if isinstance(side, int) else super().side_px
+
+    @property
     def _embeds_guidance(self) -> bool:
         return bool(getattr(self.network.config, "guidance_embeds", False))
 
@@ -258,8 +263,8 @@ def _flux_text(pipe: Any, texts: list[str], device: torch.device) -> Text:
 
 def _flux(backend: FlowBackend, x: torch.Tensor, sigma: torch.Tensor, text: Text) -> torch.Tensor:
     height, width = x.shape[-2:]
-    axes = (torch.arange(1), torch.arange(height // 2), torch.arange(width // 2))
-    places = torch.cartesian_prod(*axes).to(x.device, torch.float32)  # (frame, row, column) of each patch
+    axes = (torch.arange(n, device=x.device, dtype=torch.float32) for n in (1, height // 2, width // 2))
+    places = torch.cartesian_prod(*axes)  # (frame, row, column) of each patch
     out = backend.network(
         patches(x),
         timestep=sigma,
@@ -294,6 +299,8 @@ def _z_image_drawing(text: Text, negative: Text, cfg: float) -> dict[str, Any]:
 def _lists(text: Text) -> list[torch.Tensor]:
     """Each sample's own tokens, (length, width)."""
     assert text.mask is not None
+    if text.lengths is not None:  # a GPU would have to be asked how many a mask has
+        return [hidden[:length] for hidden, length in zip(text.hidden, text.lengths, strict=True)]
     return [hidden[mask] for hidden, mask in zip(text.hidden, text.mask, strict=True)]
 
 

@@ -70,6 +70,11 @@ class Headless(abc.ABC):
     def family(self) -> str:
         """The base model's family in the words of the file formats."""
 
+    @property
+    def side_px(self) -> int:
+        """Of the square pictures that the model draws where nobody says a size, as far as its configs tell."""
+        return 512
+
     @abc.abstractmethod
     def base_model(self, config: ObjectiveConfig) -> BaseModel:
         """What this model was found to be, decided with what the job says of it."""

@@ -16,6 +16,7 @@ from ..data.batches import Batch
 from ..data.lengths import TextLength
 from ..messages.errors import LoomError
 from ..objectives import DiscreteLevels, Objective, discrete_sigmas
+from ..transfer import sent
 from .base import SampleJob
 from .base_model import BaseModel
 from .clip_text import Text
@@ -56,7 +57,7 @@ class _Kandinsky(TwoStage):
     def _scaled(self, x_t: torch.Tensor, sigma: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(the network's input, its timesteps) for our x_t = x0 + sigma noise."""
         sigma = sigma.to(x_t.device, torch.float64)
-        timestep = nearest_timestep(self._table.to(x_t.device), sigma)
+        timestep = nearest_timestep(sent(self._table, x_t.device), sigma)
         x = x_t / (1 + sigma.square()).sqrt().view(-1, *[1] * (x_t.ndim - 1)).to(x_t)
         return x.to(self.dtype), timestep
 

@@ -12,6 +12,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from ..messages.errors import LoomError
+from ..messages.figures import figure
 from ..messages.message import Message
 from .base_model import PREFIXES, Expert, Strength, Witness
 
@@ -28,7 +29,7 @@ _ANIME = re.compile(
 )
 _FEW_STEP_SCHEDULERS = ("LCMScheduler", "TCDScheduler")
 _EDM_KEYS = ("edm_mean", "edm_vpred.sigma_max", "edm_vpred.sigma_min")  # Playground v2.5, CosXL
-_WAN_BOUNDARY, _WAN_I2V_BOUNDARY = 0.875, 0.9  # sigma at which Wan 2.2 passes from one network to the other
+WAN_BOUNDARY, WAN_I2V_BOUNDARY = 0.875, 0.9  # sigma at which Wan 2.2 passes from one network to the other
 _SD2_BIAS = "output_blocks.11.1.transformer_blocks.0.norm1.bias"
 _SD2_V_SPREAD = 0.09  # standard deviation above which ComfyUI takes an SD2 model for one that predicts v
 _SD2_WIDTH = ("input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight", 1024)
@@ -75,7 +76,7 @@ def _expert(name: str) -> Expert | None:
     match = re.search(r"(high|low)[-_ ]?noise", name.lower())
     if match is None or "wan" not in name.lower():
         return None
-    boundary = _WAN_I2V_BOUNDARY if "i2v" in name.lower() else _WAN_BOUNDARY
+    boundary = WAN_I2V_BOUNDARY if "i2v" in name.lower() else WAN_BOUNDARY
     if match[1] == "high":
         return Expert("expert.high_noise", boundary, 1.0)
     return Expert("expert.low_noise", 0.0, boundary)
@@ -121,7 +122,7 @@ def _sd2_guess(file: Path, names: Collection[str], opened: Any) -> list[Witness]
         if width in names and bias in names and opened.get_slice(width).get_shape()[1] == _SD2_WIDTH[1]:
             spread = float(opened.get_tensor(bias).float().std(correction=0))
             kind = "v" if spread > _SD2_V_SPREAD else "epsilon"
-            source = Message.of("base.source.numbers", file=file.name, key=bias, spread=f"{spread:.3f}")
+            source = Message.of("base.source.numbers", file=file.name, key=bias, spread=figure(spread))
             return [Witness(source, kind, strength=Strength.GUESS)]
     return []
 

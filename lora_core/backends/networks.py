@@ -51,6 +51,8 @@ def recomputing(network: Any, recompute: Recompute) -> Iterator[None]:
     finally:
         if not before:
             network.disable_gradient_checkpointing()
+            for module in network.modules():  # which leaves the function it was given
+                vars(module).pop("_gradient_checkpointing_func", None)
 
 
 def blocks(network: nn.Module) -> list[nn.Module]:

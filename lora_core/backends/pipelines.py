@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from ..messages.errors import LoomError
 from ..messages.message import Message
 
-# Pipelines that draw in another way with the networks of a plain one. Where their network reads more channels than noise, it is refused by these.
+# Pipelines that draw in another way with the networks of a plain one. Where their network reads more channels than
+# noise, it is refused by these.
 _WAYS = (
     "Img2Img|Inpaint(?:ing)?|PAG|ControlNet|Union|XS|Adapter|SAG|Panorama|AttendAndExcite|DiffEdit|ModelEditing|Paradigms|Pix2PixZero"
     "|GLIGENText"  # never without Image
@@ -18,16 +19,20 @@ _SAME = tuple(
     for pattern, plain in (
         (rf"StableDiffusionXL(?:{_WAYS})*Pipeline", "StableDiffusionXLPipeline"),
         (rf"(?:StableDiffusion|LatentConsistencyModel)(?:{_WAYS})*Pipeline", "StableDiffusionPipeline"),
-        (r"SemanticStableDiffusionPipeline|StableDiffusionPipelineSafe|CycleDiffusionPipeline|TextToVideoZeroPipeline", "StableDiffusionPipeline"),
+        (
+            r"SemanticStableDiffusionPipeline|StableDiffusionPipelineSafe|CycleDiffusionPipeline|TextToVideoZeroPipeline",
+            "StableDiffusionPipeline",
+        ),
         (r"TextToVideoZeroSDXLPipeline", "StableDiffusionXLPipeline"),
         (rf"StableDiffusion3(?:{_WAYS})*Pipeline", "StableDiffusion3Pipeline"),
         (rf"Flux(?:{_WAYS}|Control|Fill)*Pipeline", "FluxPipeline"),
         (rf"ZImage(?:{_WAYS})*Pipeline", "ZImagePipeline"),
         (rf"QwenImage(?:{_WAYS})*Pipeline", "QwenImagePipeline"),
     )
-)  # fmt: skip
+)
 
-# A part of the name -> what such a model is and what it needs beside noise and text, as codes of messages. The first that fits counts.
+# A part of the name -> what such a model is and what it needs beside noise and text, as codes of messages. The first
+# that fits counts.
 _NEEDS = (
     (r"Upscale|SuperResolution|Upsample|Refiner", "kind_of_model.upscaler", "input.small_picture"),
     (r"Layered", "kind_of_model.qwen_image_layered", "input.picture_to_take_apart"),
@@ -44,8 +49,9 @@ _NEEDS = (
 
 # How the names of families begin that are trained in ComfyUI.
 _IN_COMFYUI = (
-    "AceStep", "Anima", "AuraFlow", "Chroma", "Cosmos", "ErnieImage", "Flux2", "HiDream", "HunyuanDiT", "HunyuanImage", "HunyuanVideo", "Ideogram4",
-    "Kandinsky5", "Krea2", "LTX", "LongCatImage", "Lumina2", "OvisImage", "PixArt", "StableCascade", "Wan", "ZImageOmni",
+    "AceStep", "Anima", "AuraFlow", "Chroma", "Cosmos", "ErnieImage", "Flux2", "HiDream", "HunyuanDiT", "HunyuanImage",
+    "HunyuanVideo", "Ideogram4", "Kandinsky5", "Krea2", "LTX", "LongCatImage", "Lumina2", "OvisImage", "PixArt",
+    "StableCascade", "Wan", "ZImageOmni",
 )  # fmt: skip
 
 

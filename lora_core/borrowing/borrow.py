@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from ..adapters import AdapterSet
-from ..adapters.base import Choice, branch, override_forward
+from ..adapters.attach import branch, override_forward
+from ..adapters.base import Choice
 from .aliases import aliased, put_back
 from .frozen import (
     can_freeze,
@@ -40,7 +41,8 @@ class Measures:
         None  # where the network computes: layers that lie ready there need no op of ours; None: taken for fetched
     )
     joint: bool = True  # a layer and its adapter are one node of autograd's graph, where the kind has such a form
-    exact: bool = False  # what autograd saves is copied before it is written over; every pass then runs inside copied_before_writes()
+    # What autograd saves is copied before it is written over; every pass then runs inside copied_before_writes().
+    exact: bool = False
 
 
 class Borrowing:
@@ -127,19 +129,22 @@ class Borrowing:
 
     def _install_branches(self, undo: contextlib.ExitStack) -> set[int]:
         """Adapters, over frozen layers where they are fetched. Returns the ids of the latter, whose weights autograd never sees."""
-        adapters = {id(self._layers[name]): adapter for name, adapter in self._adapters}
+        adapters = {id(self._layers[name]): (adapter, fixed) for name, adapter, fixed in self._adapters.by_layer()}
         fetched, self._resident = set(), []
         for module in self._model.modules():
-            adapter = adapters.get(id(module))
+            adapter, fixed = adapters.get(id(module), (None, None))
+            carries = adapter is not None or fixed is not None
             freezable = self._measures.freeze and can_freeze(module, self._host)
             resident = freezable and self._lies_ready(module)
-            choice = self._choice(module, freezable, resident) if adapter is not None else None
+            choice = self._choice(module, freezable, resident) if adapter is not None and fixed is None else None
             if resident:
                 self._resident.append(module)
             elif freezable:
                 fetched.add(id(module))
-            if freezable and not (resident and (adapter is not None or not keeps_its_input(module))):
+            if freezable and not (resident and (carries or not keeps_its_input(module))):
                 undo.enter_context(override_forward(module, frozen(module, self._host, resident)))
+            if fixed is not None:
+                undo.enter_context(override_forward(module, branch(module.forward, fixed)))
             if adapter is not None:
                 undo.enter_context(override_forward(module, branch(module.forward, adapter, choice)))
         return fetched

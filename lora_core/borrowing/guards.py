@@ -9,7 +9,7 @@ import torch
 import torch.utils.checkpoint
 from torch import nn
 
-from ..adapters.base import override
+from ..adapters.attach import override
 from .aliases import as_normal
 from .layers import Forward, HostLayers
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-# After torch.autograd.graph.allow_mutation_on_saved_tensors, which cannot stay on for a whole run: it remembers every tensor ever saved, refuses writes to
-# inference tensors, and compares views by where they begin.
+# After torch.autograd.graph.allow_mutation_on_saved_tensors, which cannot stay on for a whole run: it remembers every
+# tensor ever saved, refuses writes to inference tensors, and compares views by where they begin.
 
 
 class _Kept:

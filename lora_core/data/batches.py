@@ -7,8 +7,8 @@ import dataclasses
 import functools
 import hashlib
 import threading
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -18,8 +18,9 @@ from ..processes import ALONE, Processes
 from ..rng import generator, python_rng, randn_like
 from . import buckets
 from .captions import varies, vary
-from .folder import Picture
-from .latents import LatentCache, View
+from .dataset import Picture
+from .latents import Entry, LatentCache, View
+from .shown import Shown, shown_of
 from .store import Tensors
 
 
@@ -28,6 +29,7 @@ class Batch:
     """Latents (B, C, [T,] H, W) float32 on the training device in the model's units; one caption, fit and name per sample; weight (B,).
 
     `mask` (B, 1, [1,] H, W): weights of places, or None. `beside` (B, ...): what else the network is told about each picture, or None.
+    `shown`: the control pictures of each sample; empty where no sample has any.
     """
 
     latents: torch.Tensor
@@ -37,6 +39,7 @@ class Batch:
     weight: torch.Tensor
     mask: torch.Tensor | None = None
     beside: torch.Tensor | None = None
+    shown: Sequence[Shown] = ()
 
     def on(self, device: torch.device) -> Batch:
         """On the training device; the copy of pinned memory goes on while the step before still computes."""
@@ -47,7 +50,75 @@ class Batch:
 
     def _changed(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
         new: dict[str, Any] = {name: change(value) for name, value in vars(self).items() if torch.is_tensor(value)}
-        return dataclasses.replace(self, **new)
+        return dataclasses.replace(self, **new, shown=[shown.changed(change) for shown in self.shown])
+
+
+class Feed(Protocol):
+    """What a run's steps are fed with, a pure function of (seed, step, micro): pictures (`Batches`), or the room for some (`NoPictures`)."""
+
+    per_epoch: int
+
+    @property
+    def pictures(self) -> list[Picture]: ...
+
+    def shapes(self) -> list[tuple[int, ...]]:
+        """The latent shapes that occur, largest first."""
+
+    def largest(self, count: int) -> Batch:
+        """`count` times the largest there is, for a dry run."""
+
+    def with_sizes(self, config: TrainConfig) -> Feed:
+        """The same, with the batch size and accumulation of `config`."""
+
+    def fingerprint(self) -> str:
+        """Identifies all of it by content."""
+
+    def at(self, step: int, micro: int) -> Batch:
+        """The batch of that pass."""
+
+    def captions(self, step: int, micro: int) -> list[str]:
+        """Those of that pass, without looking at a picture."""
+
+    def vary(self) -> bool:
+        """Whether captions differ from pass to pass by more than being left out."""
+
+
+class NoPictures:
+    """Batches of a run without pictures: latents of zeros, `size_px` squared, that say which shape and size is meant. `name` stands for the pictures."""
+
+    per_epoch = 1
+    pictures: list[Picture] = []  # noqa: RUF012 - none, ever
+
+    def __init__(self, shape: tuple[int, ...], size_px: int, name: str, config: TrainConfig, device: torch.device):
+        self._shape, self._size_px, self._name, self._config, self._device = shape, size_px, name, config, device
+
+    def shapes(self) -> list[tuple[int, ...]]:
+        return [self._shape]
+
+    def largest(self, count: int) -> Batch:
+        size = self._size_px, self._size_px
+        return Batch(
+            latents=torch.zeros(count, *self._shape, device=self._device),
+            captions=[""] * count,
+            fits=[buckets.Fit(size, size, (0, 0), size)] * count,
+            names=[self._name] * count,
+            weight=torch.ones(count, device=self._device),
+        )
+
+    def with_sizes(self, config: TrainConfig) -> NoPictures:
+        return NoPictures(self._shape, self._size_px, self._name, config, self._device)
+
+    def fingerprint(self) -> str:
+        return f"no pictures, {'x'.join(map(str, self._shape))}"
+
+    def at(self, step: int, micro: int) -> Batch:
+        return self.largest(self._config.batch_size)
+
+    def captions(self, step: int, micro: int) -> list[str]:
+        return []
+
+    def vary(self) -> bool:
+        return False
 
 
 class Batches:
@@ -109,6 +180,16 @@ class Batches:
         """Those of that pass, without looking at a picture."""
         return [caption for _, caption in self._drawn(step, micro)]
 
+    def shown_texts(self, step: int, micro: int) -> list[tuple[str, Shown]]:
+        """The captions of that pass, each with what is shown beside it."""
+        return [(caption, shown_of(self.cache[view])) for view, caption in self._drawn(step, micro)]
+
+    def all_shown(self) -> Iterator[tuple[Entry, Shown]]:
+        """What is shown beside each entry, at each of its crops, mirrored or not."""
+        for n, entry in enumerate(self.cache.entries):
+            for crop, keys in enumerate(entry.keys):
+                yield from ((entry, shown_of(self.cache[View(n, crop, bool(f))])) for f in range(len(keys)))
+
     def vary(self) -> bool:
         """Whether captions differ from pass to pass by more than being left out."""
         return any(varies(p.captions, p.data) for p in self.pictures)
@@ -136,9 +217,17 @@ class Batches:
             )
             for slot, (view, _) in enumerate(drawn, mine.start)
         ]
-        return self._joined([view for view, _ in drawn], [caption for _, caption in drawn], latents)
+        places = range(mine.start, mine.start + len(drawn))
+        draws = [python_rng(self._config.seed, step, micro, slot, "input mask").random() for slot in places]
+        return self._joined([view for view, _ in drawn], [caption for _, caption in drawn], latents, draws)
 
-    def _joined(self, views: Sequence[View], captions: Sequence[str], latents: Sequence[torch.Tensor]) -> Batch:
+    def _joined(
+        self,
+        views: Sequence[View],
+        captions: Sequence[str],
+        latents: Sequence[torch.Tensor],
+        draws: Sequence[float] = (),
+    ) -> Batch:
         parts, entries = [self.cache[view] for view in views], [self.cache.entries[view.entry] for view in views]
         masks = [
             _floored(part.get("mask"), entry.picture.data.mask_floor)
@@ -152,6 +241,7 @@ class Batches:
             weight=torch.tensor([entry.picture.data.loss_weight for entry in entries]),
             mask=_stacked(masks, latents),
             beside=torch.cat([part["beside"] for part in parts]) if all("beside" in part for part in parts) else None,
+            shown=all_shown(parts, draws),
         )
 
     def _plan_epoch(self, epoch: int) -> list[list[int]]:
@@ -204,10 +294,17 @@ def _floored(mask: torch.Tensor | None, floor: float) -> torch.Tensor | None:
     return None if mask is None else floor + (1 - floor) * mask
 
 
+def all_shown(parts: Sequence[Tensors], draws: Sequence[float] = ()) -> list[Shown]:
+    """What is shown of each entry of the store; an empty list where it is nothing for all. `draws`: by which each chooses among its input masks."""
+    shown = [shown_of(part, draw) for part, draw in zip(parts, draws or [0.0] * len(parts), strict=True)]
+    return shown if any(one.identity for one in shown) else []
+
+
 def _stacked(masks: Sequence[torch.Tensor | None], latents: Sequence[torch.Tensor]) -> torch.Tensor | None:
     """The masks of a batch, ones for pictures without; None when there is none at all."""
     if all(m is None for m in masks):
         return None
-    return torch.cat(
-        [torch.ones_like(latent[:, :1]) if m is None else m for m, latent in zip(masks, latents, strict=True)]
-    )
+    whole = [torch.ones_like(latent[:, :1]) if m is None else m for m, latent in zip(masks, latents, strict=True)]
+    if len({m.shape for m in whole}) > 1:  # still masks of clips beside moving ones
+        whole = [m.expand(-1, -1, *latent.shape[2:]) for m, latent in zip(whole, latents, strict=True)]
+    return torch.cat(whole)

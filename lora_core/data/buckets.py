@@ -75,13 +75,21 @@ def fit(
     return Fit((width, height), scaled, crop, bucket)
 
 
+def whole_number(text: str, low: int, high: int) -> int | None:
+    """The number that a text is, within bounds; None for everything else. Python refuses to read more than some thousand digits."""
+    if not text.isdecimal() or len(text) > len(str(high)):
+        return None
+    return int(text) if low <= int(text) <= high else None
+
+
 def resolutions(config: DataConfig) -> list[int]:
     """Those a set is trained at, the main one first. Raises LoomError for what is not a list of numbers."""
     more = []
     for part in filter(None, (part.strip() for part in config.also_resolutions.split(","))):
-        if not part.isdecimal() or not 16 <= int(part) <= 8192:
-            raise LoomError("data.also_resolutions.unreadable", field="data.also_resolutions", part=repr(part))
-        more.append(int(part))
+        resolution = whole_number(part, 16, 8192)
+        if resolution is None:
+            raise LoomError("data.also_resolutions.unreadable", field="data.also_resolutions", part=repr(part[:40]))
+        more.append(resolution)
     return list(dict.fromkeys([config.resolution, *more]))
 
 

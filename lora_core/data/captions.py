@@ -19,9 +19,14 @@ from ..messages.errors import LoomError
 MAX_CAPTION_BYTES = 1_000_000
 MAX_CAPTION_CHARS = 100_000  # of what is encoded, about 20,000 words: text encoders read it in pieces of 75 tokens
 _BOMS = (  # UTF-32 first: its mark begins like that of UTF-16
-    (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"),
-)  # fmt: skip
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
 _WEIGHT = re.compile(r"\s*(\d+(?:\.\d+)?)::")
+MAX_CAPTIONS = 10_000  # to choose from, of one picture
+_NO_TEXT = re.compile("[\x00-\x1f\x7f-\x9f\ufeff\ud800-\udfff]")  # controls, byte-order marks, halves of characters
 KEEP, TOGETHER = "|||", ";;;"  # around the parts that may be shuffled; between parts that stay side by side
 PLACEHOLDER = re.compile(r"\[(?:trigger|name)\]", re.IGNORECASE)  # ai-toolkit's word for the trigger
 _WILDCARD = re.compile(r"\{([^{}]*)\}")
@@ -71,11 +76,7 @@ def lines_of(text: str) -> list[str]:
 
 def tidy(text: str) -> str:
     """One line: every run of white space, byte-order marks, control characters and halves of characters becomes one space."""
-    return " ".join(
-        "".join(
-            " " if c == "\ufeff" or ord(c) < 32 or 127 <= ord(c) < 160 or 0xD800 <= ord(c) < 0xE000 else c for c in text
-        ).split()
-    )
+    return " ".join(_NO_TEXT.sub(" ", text).split())
 
 
 def captions_in(text: str, lines: str) -> tuple[Caption, ...]:
@@ -83,14 +84,18 @@ def captions_in(text: str, lines: str) -> tuple[Caption, ...]:
 
     A line may start with its weight, as in `0.5::a cat`. Several short lines without a comma are tags, one a line, and joined as such.
     """
-    captions = lines_of(text)
+    return captions_of(lines_of(text), lines)
+
+
+def captions_of(texts: Sequence[str], lines: str) -> tuple[Caption, ...]:
+    """The same from the file's tidy lines."""
     if lines == "alternatives":
-        return tuple(weighted(line) for line in captions)
-    if not captions:
+        return tuple(weighted(text) for text in texts)
+    if not texts:
         return ()
     if lines == "first":
-        return (Caption(captions[0]),)
-    return (Caption((", " if are_tags(captions) else " ").join(captions)),)
+        return (Caption(texts[0]),)
+    return (Caption((", " if are_tags(texts) else " ").join(texts)),)
 
 
 def are_tags(lines: Sequence[str]) -> bool:
@@ -146,7 +151,19 @@ def separated(caption: Caption) -> Caption:
 
 
 def has_word(caption: str, word: str) -> bool:
-    return bool(re.search(rf"(?<!\w){re.escape(word)}(?!\w)", caption, re.IGNORECASE))
+    return bool(_as_word(word).search(caption))
+
+
+def with_word(caption: str, word: str, other: str) -> str:
+    """`caption` with `other` where `word` stands; without it, and without the comma behind it, where `other` is empty."""
+    if other:
+        return _as_word(word).sub(lambda place: other, caption)
+    parts = (_as_word(word).sub("", part) for part in caption.split(","))
+    return ", ".join(filter(None, map(tidy, parts)))
+
+
+def _as_word(word: str) -> re.Pattern[str]:
+    return re.compile(rf"(?<!\w){re.escape(word)}(?!\w)", re.IGNORECASE)
 
 
 def editor(config: DataConfig) -> Callable[[Caption], Caption]:

@@ -15,8 +15,11 @@ from ..config import DataConfig
 from ..disk import files
 from ..messages.errors import LoomError
 from ..messages.message import Message
-from .captions import decoded, lines_of
-from .folder import OWN_LIST, TEXTS, Picture, excluded_in, scan
+from .captions import Caption, captions_in, decoded, editor, lines_of
+from .dataset import Picture
+from .folder import scan
+from .reader import TEXTS
+from .walk import OWN_LIST, excluded_in
 
 MAX_CAPTION = 20_000  # characters
 MAX_CHANGES = 20_000
@@ -55,18 +58,13 @@ def listed(folder: Path, config: DataConfig) -> list[Editable]:
         (p for p in (*dataset.pictures, *dataset.class_pictures) if not p.is_latent), key=lambda p: p.name
     )
     stems = collections.Counter(p.path.with_suffix("") for p in pictures)
-    return [
-        Editable(
-            identity(folder, p.name),
-            p.name,
-            text_of(p),
-            p.name in out,
-            p,
-            _file_of(p, stems[p.path.with_suffix("")] > 1),
-            _why_locked(p),
-        )
-        for p in pictures
-    ]
+    return [_editable(folder, p, p.name in out, stems[p.path.with_suffix("")] > 1) for p in pictures]
+
+
+def _editable(folder: Path, picture: Picture, excluded: bool, shares_its_name: bool) -> Editable:
+    file = _file_of(picture, shares_its_name)
+    key, locked = identity(folder, picture.name), _why_locked(picture, file)
+    return Editable(key, picture.name, text_of(picture), excluded, picture, file, locked)
 
 
 def identity(folder: Path, name: str) -> str:
@@ -79,6 +77,19 @@ def text_of(picture: Picture) -> str:
     if picture.caption_file is not None:
         return "\n".join(lines_of(decoded(picture.caption_file.read_bytes(), picture.data.caption_encoding)[0]))
     return "\n".join(c.text if c.weight == 1 else f"{c.weight:g}::{c.text}" for c in picture.captions)
+
+
+def trained_as(item: Editable, config: DataConfig, text: str) -> list[str]:
+    """The captions that are trained when `text` stands in the editor: as the set's trigger, prefix, suffix and rules make them. Raises LoomError.
+
+    Without a text the trigger alone, or nothing. What is drawn anew at each step (order of tags, dropout) is not drawn.
+    """
+    if text == item.caption and item.picture.captions and item.picture.caption_file is None:
+        captions: Sequence[Caption] = item.picture.captions  # from elsewhere: a table, a file's name, a folder's
+    else:
+        captions = captions_in(text, config.caption_lines)
+    edit = editor(config)
+    return [edit(caption).text for caption in captions or (Caption(""),)]
 
 
 def _file_of(picture: Picture, shares_its_name: bool) -> Path:
@@ -94,10 +105,11 @@ def _file_of(picture: Picture, shares_its_name: bool) -> Path:
     )
 
 
-def _why_locked(picture: Picture) -> Message | None:
+def _why_locked(picture: Picture, file: Path) -> Message | None:
+    """`file`: what would be written; a link that says nothing yet is one all the same."""
     if picture.data.captions not in _EDITABLE:
         return Message.of("editor.captions_from", source=picture.data.captions)
-    if picture.caption_file is not None and picture.caption_file.is_symlink():
+    if file.is_symlink() or (picture.caption_file is not None and picture.caption_file.is_symlink()):
         return Message.of("editor.caption_link")
     if len(picture.captions) > 1 and picture.caption_file is None and picture.data.caption_lines != "alternatives":
         return Message.of("editor.several_captions")
@@ -113,7 +125,8 @@ def apply_edits(
 ) -> int:
     """Writes new captions, by picture id (text the person saw, new text), and leaves pictures out or takes them in. Returns how many changed.
 
-    `edit`: what tells this edit from others, the same in every folder it touches; later ones have larger numbers.
+    `edit`: what tells this edit from others, the same in every folder it touches; later ones have larger numbers. What is written under the number
+    of the last edit of captions becomes a part of it, taken back with it; 0 is always an edit of its own.
 
     All or none: raises Conflict when a caption is another one by now, LoomError for what is not there, too long or cannot be written, before
     anything is written.
@@ -153,11 +166,24 @@ def apply_edits(
     now_out = (set(excluded_in(folder)) | out) - (
         before_out - out
     )  # of pictures that are not seen at the moment nothing is forgotten
-    _write_own(folder, sorted(now_out), [*_history(folder), entry])
+    _write_own(folder, sorted(now_out), _continued(_history(folder), entry))
     for item in items.values():
         if item.name in new:
             files.write_bytes(item.file, new[item.name])
     return len(changes) + len(out ^ before_out)
+
+
+def _continued(history: Sequence[Mapping[str, Any]], entry: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The history with one more entry, or with it in the last one where both are captions of the same edit."""
+    last = history[-1] if history else {}
+    plain = not any(one.get(key) for one in (last, entry) for key in ("left_out", "taken_in"))
+    if not entry["edit"] or last.get("edit") != entry["edit"] or not plain:
+        return [*history, entry]
+    captions = dict(last["captions"])
+    for name, change in entry["captions"].items():
+        earlier = captions.get(name, change)
+        captions[name] = {**change, "before": earlier["before"], "bytes": earlier["bytes"]}
+    return [*history[:-1], {**last, "captions": captions}]
 
 
 def _encoded(item: Editable, text: str, encoding: str) -> bytes:

@@ -9,9 +9,11 @@ from pathlib import Path
 
 from ..disk import files
 from ..messages.errors import LoomError
-from .folder import OWN_LIST, TEXTS
+from .reader import TEXTS
+from .walk import OWN_LIST
 
-MARK = ".loom-import.json"  # name -> size of each file, written with them: a folder that has it was whole when it got its name
+# Name -> size of each file, written with them: a folder that has it was whole when it got its name.
+MARK = ".loom-import.json"
 HEAD_BYTES = 64
 Parts = Iterable[tuple[str, bytes]]
 

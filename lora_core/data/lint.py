@@ -4,19 +4,35 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 from PIL import Image, ImageFilter
 
+from ..messages.figures import percent
 from ..messages.message import Message
 from ..pictures.reading import PictureError
 from .buckets import Fit, apply, fits
-from .folder import Dataset, Picture
+from .clips import shape_text, shapes_of
+from .dataset import Dataset, Picture
 from .latents import ahead
 from .lengths import TextLength
+from .looks import (
+    LOOK,
+    NOTE,
+    STOP,
+    Tone,
+    about_faces,
+    about_tone,
+    face_detector,
+    faces,
+    grey_ones,
+    odd_ones,
+    severity,
+    tone,
+)
 from .masks import open_trained, placed
-from .variety import about_set, about_subject, border
+from .variety import about_set, about_subject, border, of_person
 
 HASH_SIDE = 12  # a hash has 2 x 12 x 12 bits
 HASH_BITS = 40  # of them may differ between near-duplicates
@@ -27,6 +43,12 @@ CUT_SHARE = 0.1  # of a picture's area that a crop may take without a note
 FEWEST_FOR_TAGS = 5
 CONSTANT_SHARE = 0.9
 MOST_LISTED = 40
+GRAVITY = (STOP, LOOK, NOTE)
+ABOUT: Mapping[str, Callable[[str, Sequence[Message]], Message]] = {
+    STOP: lambda name, notes: Message.of("lint.about_stop", name=name, notes=notes),
+    LOOK: lambda name, notes: Message.of("lint.about_look", name=name, notes=notes),
+    NOTE: lambda name, notes: Message.of("lint.about_note", name=name, notes=notes),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,29 +60,48 @@ class Seen:
     tiny: np.ndarray
     sharpness: float
     mask: float | None  # share of white in what is trained, None without a mask
+    tone: Tone
+    faces: list[float] | None  # sides as shares of the shorter side; None where nobody looks for them
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """`notes`: what to say by picture name. `general`: about all of them. `buckets`: (width, height) px -> pictures an epoch."""
+    """`notes`: what to say by picture name. `general`: about all of them. `buckets`: (width px, height px, frames) -> pictures an epoch."""
 
     dataset: Dataset
     seen: dict[str, Seen]
     notes: dict[str, list[Message]]
     general: list[Message]
-    buckets: dict[tuple[int, int], int]
+    buckets: dict[tuple[int, int, int], int]
+
+    def gravity(self, name: str) -> str:
+        """That of the gravest note about a picture; NOTE without one."""
+        return min((severity(note) for note in self.notes.get(name, [])), key=GRAVITY.index, default=NOTE)
+
+    def counts(self) -> Message:
+        """How many pictures there are to train on, and how many are not: as the loader counts, less those that turned out broken."""
+        pictures = [p for p in self.dataset.pictures if p.name in self.seen or p.is_latent]
+        skipped = len(self.dataset.skipped) + len(self.dataset.pictures) - len(pictures)
+        per_epoch = sum(p.repeats for p in pictures)
+        return Message.of("data.counts", pictures=len(pictures), per_epoch=per_epoch, skipped=skipped)
+
+    @property
+    def good(self) -> bool:
+        """Whether there is nothing to look at."""
+        return not self.notes and all(note.code == "lint.faces_not_looked_for" for note in self.general)
 
     def messages(self) -> list[Message | str]:
-        """Everything there is to say, as lines."""
-        lines: list[Message | str] = [*self.dataset.messages(), *self.general, "", Message.of("lint.buckets")]
+        """Everything there is to say, as lines, what stops first."""
+        said = [self.counts(), *self.dataset.messages()[1:]]
+        lines: list[Message | str] = [*said, *self.general, "", Message.of("lint.buckets")]
         lines += [
-            f"{f'{w} x {h}':14}{count}" for (w, h), count in sorted(self.buckets.items(), key=lambda item: -item[1])
+            f"{shape_text(*shape):14}{count}"
+            for shape, count in sorted(self.buckets.items(), key=lambda item: -item[1])
         ]
         if self.notes:
             lines += ["", Message.of("lint.to_look_at", count=len(self.notes))]
-            lines += [
-                Message.of("lint.about", name=n, notes=notes) for n, notes in list(self.notes.items())[:MOST_LISTED]
-            ]
+            order = sorted(self.notes, key=lambda name: GRAVITY.index(self.gravity(name)))
+            lines += [ABOUT[self.gravity(n)](n, self.notes[n]) for n in order[:MOST_LISTED]]
         if len(self.notes) > MOST_LISTED:
             lines.append(Message.of("lint.more", count=len(self.notes) - MOST_LISTED))
         return lines
@@ -75,17 +116,19 @@ def look(dataset: Dataset, length: Callable[[str], TextLength] | None, progress:
     pictures = [p for p in (*dataset.pictures, *dataset.class_pictures) if not p.is_latent]
     seen: dict[str, Seen] = {}
     notes: dict[str, list[Message]] = collections.defaultdict(list)
-    buckets: collections.Counter[tuple[int, int]] = collections.Counter()
+    buckets: collections.Counter[tuple[int, int, int]] = collections.Counter()
     progress(0, len(pictures))
     for done, (picture, sight) in enumerate(ahead(_seen, pictures), 1):
         if isinstance(sight, Seen):
             seen[picture.name] = sight
             notes[picture.name] += [*_about_picture(picture, sight), *about_subject(picture, dataset, sight.mask)]
-            for how in fits(picture.width_px, picture.height_px, picture.data):
-                buckets[how.bucket] += picture.repeats
+            for shape in shapes_of(picture):
+                buckets[shape] += picture.repeats
         else:
             notes[picture.name].append(Message.of("lint.left_out", reason=sight))
         notes[picture.name] += _about_caption(picture, length)
+        if picture.data.shows_controls and not picture.controls:
+            notes[picture.name].append(Message.of("lint.no_control"))
         progress(done, len(pictures))
     for group in near_duplicates(seen):
         for name in group:
@@ -94,8 +137,43 @@ def look(dataset: Dataset, length: Callable[[str], TextLength] | None, progress:
                 notes[name].append(Message.of("lint.duplicate_of_many", names=others[:2], count=len(others) - 2))
             else:
                 notes[name].append(Message.of("lint.duplicate", names=others))
+    for name, note in _beside_others(dataset, seen, notes):
+        notes[name].append(note)
     general = [*_general(dataset), *about_set(dataset, _constant(dataset), _borders(dataset, seen, notes))]
+    if of_person(dataset) and any(sight.faces is None for sight in seen.values()):
+        general.append(Message.of("lint.faces_not_looked_for"))
+    for told in notes.values():
+        told.sort(key=lambda note: GRAVITY.index(severity(note)))
     return Report(dataset, seen, {n: v for n, v in notes.items() if v}, general, dict(buckets))
+
+
+def _beside_others(
+    dataset: Dataset, seen: Mapping[str, Seen], notes: Mapping[str, Sequence[Message]]
+) -> Iterator[tuple[str, Message]]:
+    """(picture, note) for what is only seen beside the others: grey among coloured, unlike all, faces in a set of people."""
+    subject = {p.name: seen[p.name] for p in dataset.pictures if p.name in seen}
+    plain = {name for name, told in notes.items() if any(n.code in ("lint.black", "lint.flat") for n in told)}
+    for name in grey_ones({name: sight.tone for name, sight in subject.items()}):
+        yield name, Message.of("lint.grey")
+    for name in odd_ones({name: sight.tiny for name, sight in subject.items() if name not in plain}):
+        yield name, Message.of("lint.odd")
+    sides = {name: sight.faces for name, sight in subject.items() if sight.faces is not None}
+    yield from about_faces(sides, of_person(dataset)).items()
+
+
+def beside_loaded(report: Report, loaded: Dataset) -> Report:
+    """The report, which says first how many of the pictures that were loaded cannot be trained at its size, and why its count is another one."""
+    usable = {
+        p.name
+        for p in (*report.dataset.pictures, *report.dataset.class_pictures)
+        if p.name in report.seen or p.is_latent
+    }
+    names = [p.name for p in (*loaded.pictures, *loaded.class_pictures) if p.name not in usable]
+    if not names:
+        return report
+    every = len(loaded.pictures) + len(loaded.class_pictures)
+    first = Message.of("lint.fewer", count=len(names), loaded=every, names=names[:3])
+    return dataclasses.replace(report, general=[first, *report.general])
 
 
 def _borders(
@@ -116,7 +194,9 @@ def _seen(picture: Picture) -> Seen | Message:
     how = placed(image, mask, fits(picture.width_px, picture.height_px, picture.data)[0], picture.data)
     cut = apply(image, how)
     white = float(np.asarray(apply(mask, how), np.float32).mean() / 255) if mask is not None else None
-    return Seen(how, difference_hash(cut), _tiny(cut), sharpness(cut), white)
+    detector = face_detector()
+    sides = None if detector is None else faces(cut, detector)
+    return Seen(how, difference_hash(cut), _tiny(cut), sharpness(cut), white, tone(cut), sides)
 
 
 def difference_hash(image: Image.Image) -> np.ndarray:
@@ -187,8 +267,10 @@ def _about_picture(picture: Picture, seen: Seen) -> list[Message]:
         out.append(Message.of("lint.small", width=width, height=height, bucket=bucket))
     lost = 1 - seen.fit.bucket[0] * seen.fit.bucket[1] / (seen.fit.scaled[0] * seen.fit.scaled[1])
     if lost > CUT_SHARE:
-        out.append(Message.of("lint.cropped", share=f"{lost:.0%}"))
-    if seen.sharpness < BLUR_RATIO:
+        out.append(Message.of("lint.cropped", share=percent(lost)))
+    about = list(about_tone(seen.tone))
+    out += about
+    if seen.sharpness < BLUR_RATIO and not about:
         out.append(Message.of("lint.blurred"))
     if seen.mask is not None and seen.mask == 0:
         out.append(Message.of("lint.mask_black"))
@@ -215,7 +297,9 @@ def _about_caption(picture: Picture, length: Callable[[str], TextLength] | None)
 def _general(dataset: Dataset) -> list[Message]:
     """What holds for the set as a whole."""
     out: list[Message] = []
-    captions = [p.caption for p in dataset.pictures if p.caption]
+    captions = [
+        p.caption for p in dataset.pictures if p.caption and not p.controls
+    ]  # an instruction may serve all pairs
     if len(captions) >= FEWEST_FOR_TAGS:
         if constant := _constant(dataset):
             out.append(Message.of("lint.constant_tags", tags=constant[:8]))
@@ -251,6 +335,6 @@ def _stem(picture: Picture) -> str:
 
 
 def flagged_first(report: Report, most: int) -> Sequence[Picture]:
-    """The pictures to show: those with notes first."""
+    """The pictures to show: those with notes first, the gravest of them before the others."""
     pictures = [p for p in (*report.dataset.pictures, *report.dataset.class_pictures) if p.name in report.seen]
-    return sorted(pictures, key=lambda p: p.name not in report.notes)[:most]
+    return sorted(pictures, key=lambda p: GRAVITY.index(report.gravity(p.name)) if p.name in report.notes else 9)[:most]

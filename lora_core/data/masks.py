@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageOps
 
 from ..config import DataConfig
+from ..pictures.films import frames_of
 from ..pictures.reading import PictureError, open_picture, open_rgb
 from .buckets import Fit, salient
-from .folder import Picture
+from .dataset import Picture
 
 
 def mask_image(picture: Picture, source: str, alpha: Image.Image | None) -> Image.Image | None:
@@ -30,12 +31,26 @@ def mask_image(picture: Picture, source: str, alpha: Image.Image | None) -> Imag
 def open_trained(picture: Picture, data: bytes | None = None) -> tuple[Image.Image, Image.Image | None]:
     """(the picture, its mask where its set asks for one), both of the size the scan found. `data`: the file's bytes, where they are read already.
 
-    Raises PictureError.
+    Of a film the first frame, without a mask. Raises PictureError.
     """
+    if picture.film is not None:
+        return next(frames_of(picture.path, picture.film, picture.clips[0][:1], picture.data.background)), None
     opened = open_picture(picture.path, picture.data.background, data)
     if opened.rgb.size != (picture.width_px, picture.height_px):
         raise PictureError("picture.changed")
     return opened.rgb, mask_image(picture, picture.data.masks, opened.alpha)
+
+
+def open_input_mask(picture: Picture, data: bytes | None = None) -> Image.Image:
+    """What an inpainting model is asked to fill of a picture, white on black, of the picture's size. Raises PictureError where nothing says it."""
+    if picture.data.input_mask == "alpha":
+        alpha = open_picture(picture.path, picture.data.background, data).alpha
+        mask = None if alpha is None else ImageOps.invert(alpha)
+    else:
+        mask = mask_image(picture, "file", None)
+    if mask is None:
+        raise PictureError("picture.no_input_mask", source=picture.data.input_mask)
+    return mask
 
 
 def placed(image: Image.Image, mask: Image.Image | None, how: Fit, config: DataConfig) -> Fit:

@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..messages.errors import LoomError, reason_of
+from ..messages.figures import figure
 from ..pictures.reading import EXTENSIONS
 from .captions import Caption, decoded, tidy
 
@@ -30,9 +31,13 @@ TABLES = (
     "dataset.jsonl",
     "data.jsonl",
 )
-COLUMNS = ("text", "caption", "captions", "prompt", "tags", "tag_string", "description")
-FILE_COLUMNS = ("file_name", "file", "image", "path", "filename", "image_path")
+COLUMNS = ("text", "caption", "captions", "prompt", "tags", "tag_string", "description", "edit_prompt", "instruction")
+FILE_COLUMNS = (
+    "file_name", "file", "image", "path", "filename", "image_path", "edited_image_file_name", "edited_image",
+    "target_image", "video", "video_path",
+)  # fmt: skip
 _BESIDE = re.compile(r"control|condition|mask|reference|_file_name$|_path(_\d+)?$|_image$", re.IGNORECASE)
+_CONTROL = re.compile(r"control|condition|reference|(source|input|original)_?image", re.IGNORECASE)
 MAX_BYTES = 512_000_000
 MAX_SIDECAR_BYTES = 4_000_000
 
@@ -41,7 +46,7 @@ MAX_SIDECAR_BYTES = 4_000_000
 class Table:
     """The rows of one metadata file, by picture: path relative to the file's folder with forward slashes, or that path without its suffix.
 
-    `beside`: folded paths of pictures that rows name beside their own, such as control pictures.
+    `beside`: folded paths of pictures that rows name beside their own, such as control pictures. `shown`: by picture, the names of its control pictures.
     """
 
     path: Path
@@ -49,20 +54,28 @@ class Table:
     column: str
     used: set[str] = dataclasses.field(default_factory=set)
     beside: frozenset[str] = frozenset()
+    shown: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
     def names(self, picture: Path) -> bool:
         """Whether a row is for the picture at `picture`."""
-        inside = PurePosixPath(picture.relative_to(self.path.parent).as_posix())
-        return any(_folded(str(key)) in self.rows for key in (inside, inside.with_suffix("")))
+        return self._key(picture) is not None
 
     def captions(self, picture: Path) -> tuple[Caption, ...] | None:
         """Of the picture at `picture`; None when no row names it."""
+        key = self._key(picture)
+        if key is None:
+            return None
+        self.used.add(key)
+        return self.rows[key]
+
+    def controls(self, picture: Path) -> tuple[str, ...]:
+        """The control pictures that the row of the picture at `picture` names, as it names them, with forward slashes."""
+        key = self._key(picture)
+        return () if key is None else self.shown.get(key, ())
+
+    def _key(self, picture: Path) -> str | None:
         inside = PurePosixPath(picture.relative_to(self.path.parent).as_posix())
-        for key in map(_folded, (str(inside), str(inside.with_suffix("")))):
-            if key in self.rows:
-                self.used.add(key)
-                return self.rows[key]
-        return None
+        return next((k for k in map(_folded, (str(inside), str(inside.with_suffix("")))) if k in self.rows), None)
 
     def unused(self) -> list[str]:
         return [key for key in self.rows if key not in self.used]
@@ -73,7 +86,7 @@ def read_table(path: Path, column: str = "") -> Table:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise LoomError(
-                "metadata.large", file=path.name, size=f"{path.stat().st_size / 1e6:.0f}", limit=MAX_BYTES // 10**6
+                "metadata.large", file=path.name, size=figure(path.stat().st_size / 1e6), limit=MAX_BYTES // 10**6
             )
         rows = list(_records(path))
     except (OSError, ValueError, RecursionError, csv.Error) as error:
@@ -89,16 +102,36 @@ def read_table(path: Path, column: str = "") -> Table:
         raise LoomError(
             "metadata.no_column", field="data.caption_column", file=path.name, column=repr(column), columns=first
         )
-    captions = {_folded(_normal(key, path.parent)): as_captions(row.get(name), name) for key, row in rows}
-    return Table(path, captions, name, beside=frozenset(_beside(rows, path.parent)))
+    captions = {_folded(normal(key, path.parent)): as_captions(row.get(name), name) for key, row in rows}
+    shown = {_folded(normal(key, path.parent)): tuple(_controls(row)) for key, row in rows}
+    beside = frozenset(_beside(rows, path.parent))
+    return Table(path, captions, name, beside=beside, shown={key: names for key, names in shown.items() if names})
 
 
 def _beside(rows: Iterable[tuple[str, Mapping[str, Any]]], folder: Path) -> Iterable[str]:
     """Folded paths of the pictures that rows name in columns such as control_path, conditioning_image or mask_file_name."""
     for _, row in rows:
         for column, value in row.items():
-            if isinstance(value, str) and _BESIDE.search(column) and PurePosixPath(value).suffix.lower() in EXTENSIONS:
-                yield _folded(str(folder / _normal(value, folder)))
+            if _BESIDE.search(column) or _CONTROL.search(column):
+                yield from (_folded(str(folder / normal(name, folder))) for name in _pictures_in(value))
+
+
+def _controls(row: Mapping[str, Any]) -> Iterable[str]:
+    """The control pictures of a row, those of columns with a number behind their name in its order."""
+    columns = [c for c in row if _CONTROL.search(c) and "mask" not in c.lower()]
+    for column in sorted(columns, key=_number_of):
+        yield from (name.replace("\\", "/") for name in _pictures_in(row[column]))
+
+
+def _number_of(column: str) -> int:
+    number = re.search(r"(\d{1,9})$", column)
+    return int(number[1]) if number else -1
+
+
+def _pictures_in(value: Any) -> list[str]:
+    """The names of picture files in a cell: one, or a list of them."""
+    names = value if isinstance(value, list) else [value]
+    return [n for n in names if isinstance(n, str) and PurePosixPath(n.replace("\\", "/")).suffix.lower() in EXTENSIONS]
 
 
 def read_sidecar(path: Path, column: str = "") -> tuple[Caption, ...]:
@@ -202,7 +235,7 @@ def _folded(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold()
 
 
-def _normal(name: str, folder: Path) -> str:
+def normal(name: str, folder: Path) -> str:
     """A row's file as it is looked up: forward slashes, relative; of a path elsewhere only the file's own name."""
     name = name.replace("\\", "/").removeprefix("./")
     if name.startswith("/") or (len(name) > 1 and name[1] == ":"):

@@ -1,4 +1,4 @@
-"""The dataset on one picture: thumbnails as they will be cut, and under each in red what is wrong with it."""
+"""The dataset on one picture: thumbnails as they will be cut, and under each what was noticed: red stops, orange is to look at, grey is the rest."""
 
 from __future__ import annotations
 
@@ -6,40 +6,45 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw
 
+from ..messages.message import Names, as_in_a_job
 from ..pictures import writing
-from ..pictures.reading import thumbnail
+from ..pictures.thumbnails import thumbnail, with_controls
 from .buckets import Fit
 from .lint import Report, Seen, flagged_first
+from .looks import LOOK, NOTE, STOP, severity
 
 CELL_PX, PAD_PX, LINE_PX = 200, 10, 15
 MOST_LINES = 5
 _HEAD_PX, _TEXT_PX = 14, 12
 _INK, _RED, _FAINT = (40, 40, 48), (200, 30, 30), (235, 235, 240)
+COLOURS = {STOP: _RED, LOOK: (176, 96, 0), NOTE: (96, 100, 112)}
 
 
-def sheet(report: Report, columns: int = 6, most: int = 60) -> Image.Image:
-    """At most `most` pictures, those with notes first; what the crop takes off is veiled in red."""
+def sheet(report: Report, columns: int = 6, most: int = 60, names: Names = as_in_a_job) -> Image.Image:
+    """At most `most` pictures, those with notes first; what the crop takes off is veiled in red. `names`: of settings, where notes speak of them."""
     pictures = flagged_first(report, most)
     columns = min(columns, max(1, len(pictures)))
     width = max(columns * (CELL_PX + PAD_PX) + PAD_PX, 640)
-    head = [
-        line
-        for message in [report.dataset.messages()[0], *report.general]
-        for line in wrapped(str(message), _HEAD_PX, width - 2 * PAD_PX)
+    heads = [
+        (report.counts().text(names=names), _INK),
+        *((message.text(names=names), COLOURS[severity(message)]) for message in report.general),
     ]
+    head = [(line, ink) for text, ink in heads for line in wrapped(text, _HEAD_PX, width - 2 * PAD_PX)]
     top = PAD_PX + (LINE_PX + 4) * len(head) + PAD_PX
     notes = {
-        p.name: [line for note in report.notes.get(p.name, []) for line in wrapped(str(note), _TEXT_PX, CELL_PX)][
-            :MOST_LINES
-        ]
+        p.name: [
+            (line, COLOURS[severity(note)])
+            for note in report.notes.get(p.name, [])
+            for line in wrapped(note.text(names=names), _TEXT_PX, CELL_PX)
+        ][:MOST_LINES]
         for p in pictures
     }
     rows = [pictures[n : n + columns] for n in range(0, len(pictures), columns)]
     heights = [CELL_PX + 2 * LINE_PX + LINE_PX * max(len(notes[p.name]) for p in row) + PAD_PX for row in rows]
     out = Image.new("RGB", (width, top + sum(heights)), "white")
     pen = ImageDraw.Draw(out)
-    for n, line in enumerate(head):
-        writing.write(pen, (PAD_PX, PAD_PX + n * (LINE_PX + 4)), line, _RED if n else _INK, _HEAD_PX)
+    for n, (line, ink) in enumerate(head):
+        writing.write(pen, (PAD_PX, PAD_PX + n * (LINE_PX + 4)), line, ink, _HEAD_PX)
     y = top
     for row, height in zip(rows, heights, strict=True):
         for n, picture in enumerate(row):
@@ -47,12 +52,13 @@ def sheet(report: Report, columns: int = 6, most: int = 60) -> Image.Image:
             pen.rectangle([x, y, x + CELL_PX - 1, y + CELL_PX - 1], fill=_FAINT)
             seen = report.seen[picture.name]
             thumb = veiled(thumbnail(picture.path, CELL_PX, picture.data.background), seen)
+            thumb = with_controls(thumb, picture.controls, picture.data.background)
             out.paste(thumb, (x + (CELL_PX - thumb.width) // 2, y + (CELL_PX - thumb.height) // 2))
             lines = [
                 (writing.cut(picture.name, _TEXT_PX, CELL_PX), _INK),
                 (writing.cut(picture.caption or "(no caption)", _TEXT_PX, CELL_PX), (110, 110, 120)),
             ]
-            for k, (text, colour) in enumerate([*lines, *((note, _RED) for note in notes[picture.name])]):
+            for k, (text, colour) in enumerate([*lines, *notes[picture.name]]):
                 writing.write(pen, (x, y + CELL_PX + 2 + k * LINE_PX), text, colour, _TEXT_PX)
         y += height
     return out

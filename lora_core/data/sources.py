@@ -22,7 +22,8 @@ from ..disk import files
 from ..messages.errors import LoomError, reason_of
 from ..pictures.reading import EXTENSIONS
 from ..toy.model import resolve_set
-from .folder import LATENT, Dataset, open_sets
+from .dataset import LATENT, Dataset
+from .folder import open_sets
 from .imported import Parts, brought
 from .metadata import COLUMNS, TABLES
 

@@ -1,6 +1,6 @@
 """Whether pictures of one subject are near, whole and close, alone, in other clothes and places, as far as captions, masks and borders tell.
 
-No face is looked for.
+Faces themselves are looked for in looks.py.
 The advice is that of Hugging Face's article on LoRAs for SDXL (Tsaban and Passos, 2024), section on making a training set.
 """
 
@@ -12,8 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
+from ..messages.figures import percent
 from ..messages.message import Message
-from .folder import Dataset, Picture
+from .dataset import Dataset, Picture
 
 FEWEST = 5  # captions or pictures below which nothing is said of the set
 REPEATED = 0.4  # share of captions that may name the same thing
@@ -44,10 +45,10 @@ def about_subject(picture: Picture, dataset: Dataset, mask: float | None) -> Ite
     """What a picture of a subject shows that it better would not. `mask`: the share of white in what is trained."""
     caption = picture.caption.lower()
     if mask is not None and 0 < mask < SMALL_SUBJECT:
-        yield Message.of("lint.far_mask", share=f"{mask:.1%}")
+        yield Message.of("lint.far_mask", share=percent(mask))
     elif dataset.trigger and (far := _FAR.search(caption)):
         yield Message.of("lint.far", words=far[0])
-    if dataset.trigger and _of_person(dataset) and (others := _OTHERS.search(caption)):
+    if dataset.trigger and of_person(dataset) and (others := _OTHERS.search(caption)):
         yield Message.of("lint.others", words=others[0])
 
 
@@ -55,7 +56,7 @@ def about_set(dataset: Dataset, constant: Sequence[str], borders: Mapping[str, n
     """What the pictures of a subject have in common that it better would not. `constant`: tags that are named anyway; `borders` by picture, flat."""
     captions = [p.caption.lower() for p in dataset.pictures if p.caption]
     if dataset.trigger and len(captions) >= FEWEST:
-        if _of_person(dataset):
+        if of_person(dataset):
             yield from _framing(captions)
         yield from _repeated(captions, constant)
     alike = largest_alike(list(borders.values())[:MOST_COMPARED])
@@ -63,7 +64,8 @@ def about_set(dataset: Dataset, constant: Sequence[str], borders: Mapping[str, n
         yield Message.of("lint.same_background", count=alike, all=len(borders))
 
 
-def _of_person(dataset: Dataset) -> bool:
+def of_person(dataset: Dataset) -> bool:
+    """Whether most captions speak of a person."""
     captions = [p.caption.lower() for p in dataset.pictures if p.caption]
     return bool(captions) and sum(bool(_PERSON.search(caption)) for caption in captions) > len(captions) / 2
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import itertools
 import json
@@ -17,12 +16,14 @@ from typing import Any
 import torch
 from safetensors.torch import save as safetensors_bytes
 
+from .. import durable
+from ..durable import fsync_folder, fsync_tree
 from ..messages.errors import LoomError, NonFiniteError
+from ..messages.figures import figure
 from . import writers
 
 TEMP_PREFIX = ".loom-tmp-"
 LEFTOVER_S = 3600  # what a writer left behind of whom nothing is known is swept when it is older
-_NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)  # a file system that syncs no folders says so
 _number = itertools.count()
 
 
@@ -58,8 +59,8 @@ def unwritten(path: Path, error: OSError, needed_bytes: int = 0) -> LoomError:
         "disk.unwritten",
         path=path,
         reason=error.strerror or type(error).__name__,
-        needed=f"{needed_bytes / 1e6:.1f}",
-        free=f"{free / 1e6:.1f}",
+        needed=figure(needed_bytes / 1e6),
+        free=figure(free / 1e6),
     )
 
 
@@ -108,30 +109,10 @@ def sha256(path: Path) -> str:
         )
 
 
-def fsync_folder(folder: Path) -> None:
-    """Makes the names inside `folder` durable, where the system can (not on Windows). Raises OSError when the disk fails."""
-    if os.name == "nt":
-        return
-    try:
-        handle = os.open(folder, os.O_RDONLY)
-    except PermissionError:  # a folder that may be written and not listed
-        return
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        if error.errno not in _NO_SYNC:
-            raise
-    finally:
-        os.close(handle)
-
-
 def make_folders(folder: Path) -> None:
     """`folder` and what is missing above it, each name durable. Raises LoomError."""
-    missing = list(itertools.takewhile(lambda place: not place.is_dir(), (folder, *folder.parents)))
     try:
-        for place in reversed(missing):
-            place.mkdir(exist_ok=True)
-            fsync_folder(place.parent)
+        durable.make_folders(folder)
     except OSError as error:
         raise unwritten(folder, error) from error
 
@@ -156,15 +137,6 @@ def folder_in_one_piece(target: Path) -> Iterator[Path]:
     except BaseException:
         _discard(temp)
         raise
-
-
-def fsync_tree(folder: Path) -> None:
-    """Makes every file in a folder durable, then the names of all. Raises OSError."""
-    for place, _, names in os.walk(folder, topdown=False):
-        for name in names:
-            with open(Path(place, name), "r+b") as file:
-                os.fsync(file.fileno())
-        fsync_folder(Path(place))
 
 
 def sweep_temps(folder: Path) -> None:
@@ -227,4 +199,4 @@ def require_room(folder: Path, needed_bytes: int) -> None:
     """Raises LoomError when `folder`'s disk has less than `needed_bytes` free."""
     free = shutil.disk_usage(folder).free
     if free < needed_bytes:
-        raise LoomError("disk.no_room", folder=folder, needed=f"{needed_bytes / 1e6:.0f}", free=f"{free / 1e6:.0f}")
+        raise LoomError("disk.no_room", folder=folder, needed=figure(needed_bytes / 1e6), free=figure(free / 1e6))

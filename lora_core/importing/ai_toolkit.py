@@ -14,8 +14,14 @@ from .rows import (
     Value,
     as_list,
     choice,
+    clip_length,
+    control_folders,
+    each,
     flag,
     flat,
+    kept,
+    lokr_factor,
+    meaning,
     name_of,
     nothing,
     number,
@@ -63,9 +69,7 @@ def kind(value: Value, given: Settings) -> Paths:
 
 def network(value: Value, given: Settings) -> Paths:
     names = {"lora": "lora", "locon": "lora", "lokr": "lokr", "dora": "dora"}
-    if str(value).lower() not in names:
-        raise Unmapped("import.why.value")
-    return {"adapter.algorithm": names[str(value).lower()]}
+    return {"adapter.algorithm": meaning(names, str(value).lower())}
 
 
 def full_lokr(value: Value, given: Settings) -> Paths:
@@ -96,9 +100,7 @@ def average(value: Value, given: Settings) -> Paths:
 def noise(value: Value, given: Settings) -> Paths:
     """How noise levels of flow models are drawn: sigmoid is logit-normal."""
     names = {"sigmoid": "logit_normal", "linear": "uniform"}
-    if str(value) not in names:
-        raise Unmapped("import.why.value")
-    return {"objective.timesteps": names[str(value)]}
+    return {"objective.timesteps": meaning(names, str(value))}
 
 
 def gamma(value: Value, given: Settings) -> Paths:
@@ -170,17 +172,20 @@ def token(key: str) -> Row:
 
 
 TRAIN_DETAIL = (
-    "content_or_style", "content_or_style_reg", "min_denoising_steps", "max_denoising_steps", "train_refiner", "refiner_lr", "adapter_lr", "train_turbo",
-    "show_turbo_outputs", "learnable_snr_gos", "weight_jitter", "merge_network_on_save*", "start_step", "free_u", "adapter_assist*", "noise_multiplier",
-    "target_noise_multiplier", "random_noise_multiplier", "do_*", "batch_noise_correction_scale", "signal_*", "random_noise_shift", "img_multiplier",
-    "noisy_latent_multiplier", "latent_multiplier", "negative_prompt", "max_negative_prompts", "num_train_timesteps", "adaptive_scaling_factor",
-    "prompt_dropout_prob", "match_noise_norm", "short_and_long_captions*", "single_item_batching", "match_adapter*", "loss_target", "inverted_mask_prior*",
-    "diff_output_preservation*", "blank_prompt_preservation*", "standardize_*", "dynamic_noise_offset", "cfg_scale", "max_cfg_scale", "cfg_rescale",
-    "correct_pred_norm*", "t0_*", "pred_scaler", "prompt_saturation_chance", "target_norm_std*", "next_sample_timesteps", "linear_timesteps*",
-    "paramiter_swapping_factor", "bypass_guidance_embedding", "latent_feature*", "diffusion_feature*", "optimal_noise_pairing_samples",
-    "force_consistent_noise",
-    "blended_blur_noise", "guidance_loss*", "unconditional_prompt", "differential_guidance_scale", "switch_boundary_every", "audio_loss_multiplier",
-    "max_loss*", "ema_config.use_feedback", "ema_config.param_multiplier", "timestep_blend*",
+    "content_or_style", "content_or_style_reg", "min_denoising_steps", "max_denoising_steps", "train_refiner",
+    "refiner_lr", "adapter_lr", "train_turbo", "show_turbo_outputs", "learnable_snr_gos", "weight_jitter",
+    "merge_network_on_save*", "start_step", "free_u", "adapter_assist*", "noise_multiplier", "target_noise_multiplier",
+    "random_noise_multiplier", "do_*", "batch_noise_correction_scale", "signal_*", "random_noise_shift",
+    "img_multiplier", "noisy_latent_multiplier", "latent_multiplier", "negative_prompt", "max_negative_prompts",
+    "num_train_timesteps", "adaptive_scaling_factor", "prompt_dropout_prob", "match_noise_norm",
+    "short_and_long_captions*", "single_item_batching", "match_adapter*", "loss_target", "inverted_mask_prior*",
+    "diff_output_preservation*", "blank_prompt_preservation*", "standardize_*", "dynamic_noise_offset", "cfg_scale",
+    "max_cfg_scale", "cfg_rescale", "correct_pred_norm*", "t0_*", "pred_scaler", "prompt_saturation_chance",
+    "target_norm_std*", "next_sample_timesteps", "linear_timesteps*", "paramiter_swapping_factor",
+    "bypass_guidance_embedding", "latent_feature*", "diffusion_feature*", "optimal_noise_pairing_samples",
+    "force_consistent_noise", "blended_blur_noise", "guidance_loss*", "unconditional_prompt",
+    "differential_guidance_scale", "switch_boundary_every", "audio_loss_multiplier", "max_loss*",
+    "ema_config.use_feedback", "ema_config.param_multiplier", "timestep_blend*",
 )  # fmt: skip
 
 ROWS: dict[str, Row] = {
@@ -200,23 +205,14 @@ ROWS: dict[str, Row] = {
     "network.conv": otherwise("adapter.conv_rank adapter.targets", "import.why.convolutions", convolutions),
     "network.conv_alpha": same("adapter.conv_alpha"),
     "network.dropout": same("adapter.dropout"),
-    "network.lokr_factor": otherwise(
-        "adapter.lokr_factor", "import.why.factor", lambda value, given: {"adapter.lokr_factor": max(0, whole(value))}
-    ),
+    "network.lokr_factor": lokr_factor(),
     "network.lokr_full_rank": otherwise("adapter.rank", "import.why.lokr_full", full_lokr, True),
     "network.pretrained_lora_path": otherwise("adapter.start_from", "import.why.start"),
     "network.network_kwargs.ignore_if_contains": layer_names("adapter.exclude"),
     "network.network_kwargs.only_if_contains": layer_names("adapter.include"),
-    **dict.fromkeys(
-        (
-            "network.network_kwargs.*",
-            "network.transformer_only",
-            "network.all_layers",
-            "network.lorm*",
-            "network.old_lokr_format",
-            "network.split_multistage_loras",
-            "network.layer_offloading",
-        ),
+    **each(
+        "network.network_kwargs.* network.transformer_only network.all_layers network.lorm* network.old_lokr_format "
+        "network.split_multistage_loras network.layer_offloading",
         nothing("import.why.adapter_detail"),
     ),
     "embedding.trigger": token("embedding.tokens"),
@@ -224,9 +220,7 @@ ROWS: dict[str, Row] = {
     "embedding.init_words": same("embedding.init"),
     "embedding.save_format": nothing("import.why.files"),
     "save.save_every": same("save.every", default=1000),
-    "save.max_step_saves_to_keep": otherwise(
-        "save.keep", "import.why.keep", lambda value, given: {"save.keep": max(2, whole(value))}, 5
-    ),
+    "save.max_step_saves_to_keep": kept(5),
     "train.batch_size": same("batch_size"),
     "train.steps": same("steps"),
     "train.gradient_accumulation_steps": otherwise("grad_accum", "import.why.written", accumulation),
@@ -286,62 +280,26 @@ ROWS: dict[str, Row] = {
         lambda value, given: {"objective.prediction": "v"} if truth(value) else {},
     ),
     "model.compile": same("compile"),
-    "model.assistant_lora_path": nothing("import.why.assistant"),
+    "model.assistant_lora_path": otherwise("adapter.fixed", "import.why.fixed"),
     "model.lora_path": nothing("import.why.assistant"),
     "model.inference_lora_path": nothing("import.why.assistant"),
     "model.unconditional_lora_path": nothing("import.why.assistant"),
-    **dict.fromkeys(
-        (
-            "model.is_*",
-            "model.arch",
-            "model.latent_space_version",
-            "model.use_flux_cfg",
-            "model.experimental_xl",
-            "model.in_context",
-        ),
+    **each(
+        "model.is_* model.arch model.latent_space_version model.use_flux_cfg model.experimental_xl model.in_context",
         nothing("import.why.base_tells"),
     ),
-    **dict.fromkeys(
-        (
-            "model.dtype",
-            "model.quantize_*",
-            "model.qtype*",
-            "model.low_vram",
-            "model.*_device",
-            "model.*_dtype",
-            "model.layer_offloading*",
-            "model.auto_memory",
-            "model.text_encoder_bits",
-            "model.split_model_*",
-            "model.block_compile",
-            "model.compile_*",
-            "model.cache_size_limit",
-            "model.attn_masking",
-            "model.accuracy_recovery_adapter",
-            "train.unload_text_encoder",
-            "train.cache_text_embeddings",
-            "train.do_paramiter_swapping",
-            "train.sdp",
-            "train.xformers",
-            "train.attention_backend",
-            "device",
-            "low_vram",
-        ),
+    **each(
+        "model.dtype model.quantize_* model.qtype* model.low_vram model.*_device model.*_dtype "
+        "model.layer_offloading* model.auto_memory model.text_encoder_bits model.split_model_* model.block_compile "
+        "model.compile_* model.cache_size_limit model.attn_masking model.accuracy_recovery_adapter "
+        "train.unload_text_encoder train.cache_text_embeddings train.do_paramiter_swapping train.sdp train.xformers "
+        "train.attention_backend device low_vram",
         nothing("import.why.memory"),
     ),
-    **dict.fromkeys(
-        (
-            "model.extras_name_or_path",
-            "model.te_name_or_path",
-            "model.unet_path",
-            "model.unet_sample_size",
-            "model.refiner*",
-            "model.use_text_encoder_*",
-            "model.model_kwargs*",
-            "model.model_paths*",
-            "model.ignore_if_contains",
-            "model.only_if_contains",
-        ),
+    **each(
+        "model.extras_name_or_path model.te_name_or_path model.unet_path model.unet_sample_size model.refiner* "
+        "model.use_text_encoder_* model.model_kwargs* model.model_paths* model.ignore_if_contains "
+        "model.only_if_contains",
         nothing("import.why.parts"),
     ),
     "sample.sample_every": same("samples.every", default=100),
@@ -359,18 +317,32 @@ ROWS: dict[str, Row] = {
     "sample.sample_steps": same("samples.steps"),
     "sample.*": nothing("import.why.sampling"),
     **dict.fromkeys((f"train.{name}" for name in TRAIN_DETAIL), nothing("import.why.train_detail")),
-    **dict.fromkeys(("adapter.*", "decorator.*", "slider.*", "guidance.*"), nothing("import.why.adapters_only")),
-    **dict.fromkeys(
-        ("training_folder", "save.dtype", "save.save_format", "meta.*", "metadata.*", "training_seed"),
+    **each("adapter.* decorator.* slider.* guidance.*", nothing("import.why.adapters_only")),
+    **each(
+        "training_folder save.dtype save.save_format meta.* metadata.* training_seed",
         nothing("import.why.files"),
     ),
-    **dict.fromkeys(("save.push_to_hub", "save.hf_*"), nothing("import.why.hub")),
-    **dict.fromkeys(("logging.*", "performance_log_every", "sqlite_db_path", "log_dir"), nothing("import.why.logging")),
+    **each("save.push_to_hub save.hf_*", nothing("import.why.hub")),
+    **each(
+        "logging.* performance_log_every sqlite_db_path log_dir",
+        nothing("import.why.logging"),
+    ),
 }
+
+
+def clip_rate(value: Value, given: Settings) -> Paths:
+    """At which films are read; of pictures there is none."""
+    return {"frame_rate": number(value)} if whole(given.get("num_frames", 1)) > 1 else {}
+
 
 SET_ROWS: dict[str, Row] = {
     "folder_path": same("folder"),
+    "control_path*": otherwise("control_path", "import.why.control", control_folders),
     "dataset_path": same("folder"),
+    "num_frames": otherwise("frames", "import.why.films", clip_length, default=1),
+    "fps": otherwise("frame_rate", "import.why.films", clip_rate),
+    "shrink_video_to_frames": nothing("import.why.films"),
+    "do_audio": nothing("import.why.conditioning"),
     "caption_ext": otherwise("captions", "import.why.extension", extension, ".txt"),
     "trigger_word": same("trigger"),
     "caption_dropout_rate": same("caption_dropout"),
@@ -400,54 +372,18 @@ SET_ROWS: dict[str, Row] = {
     "cache_latents_*": nothing("import.why.cache"),
     "cache_*": nothing("import.why.cache"),
     "load_image_when_caching_latents": nothing("import.why.cache"),
-    **dict.fromkeys(("num_workers", "prefetch_factor"), nothing("import.why.memory")),
-    **dict.fromkeys(
-        (
-            "control_path*",
-            "control_*",
-            "controls",
-            "inpaint_path",
-            "unconditional_path",
-            "clip_image_*",
-            "full_size_control_images",
-            "num_controls_*",
-        ),
+    **each("num_workers prefetch_factor", nothing("import.why.memory")),
+    **each(
+        "control_* controls inpaint_path unconditional_path clip_image_* full_size_control_images num_controls_*",
         nothing("import.why.conditioning"),
     ),
-    **dict.fromkeys(
-        (
-            "augments",
-            "augmentations",
-            "shuffle_augmentations",
-            "random_scale",
-            "scale",
-            "flip_y",
-            "standardize_images",
-            "replay_transforms",
-        ),
+    **each(
+        "augments augmentations shuffle_augmentations random_scale scale flip_y standardize_images replay_transforms",
         nothing("import.why.augment"),
     ),
-    **dict.fromkeys(
-        (
-            "type",
-            "batch_size",
-            "random_triggers*",
-            "prior_reg",
-            "invert_mask",
-            "poi",
-            "use_short_captions",
-            "caption_type",
-            "guidance_type",
-            "extra_values",
-            "diff_output_preservation*",
-            "num_frames",
-            "fps",
-            "shrink_video_to_frames",
-            "auto_frame_count",
-            "trim_auto_frame_count_tail",
-            "do_i2v",
-            "do_audio",
-        ),
+    **each(
+        "type batch_size random_triggers* prior_reg invert_mask poi use_short_captions caption_type guidance_type "
+        "extra_values diff_output_preservation* auto_frame_count trim_auto_frame_count_tail do_i2v",
         nothing("import.why.set_detail"),
     ),
 }

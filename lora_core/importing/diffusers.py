@@ -9,14 +9,18 @@ from typing import Any
 
 from .result import Given
 from .rows import (
+    SCHEDULES,
     Paths,
     Row,
     Settings,
     Unmapped,
     Value,
     choice,
+    each,
     flag,
+    kept,
     layer_skip,
+    meaning,
     name_of,
     nothing,
     number,
@@ -68,10 +72,6 @@ KINDS: Mapping[str, Defaults] = {  # by how a script's name begins; the first th
     "train_dreambooth_lora.py": Defaults(weight_decay=1e-2, rate=5e-4),
     "train_": Defaults(),
 }
-SCHEDULES = {
-    "constant": "constant", "constant_with_warmup": "constant", "linear": "linear", "cosine": "cosine", "cosine_with_restarts": "cosine_with_restarts",
-    "polynomial": "polynomial",
-}  # fmt: skip
 
 
 def warmup(value: Value, given: Settings) -> Paths:
@@ -179,9 +179,7 @@ def buckets(value: Value, given: Settings) -> Paths:
 def density(value: Value, given: Settings) -> Paths:
     """How the flow scripts draw noise levels."""
     names = {"none": "uniform", "logit_normal": "logit_normal"}
-    if str(value) not in names:
-        raise Unmapped("import.why.value")
-    return {"objective.timesteps": names[str(value)]}
+    return {"objective.timesteps": meaning(names, str(value))}
 
 
 def layers(value: Value, given: Settings) -> Paths:
@@ -343,9 +341,7 @@ ROWS: dict[str, Row] = {
     "final_validation_prompt": nothing("import.why.one_picture"),
     "skip_final_inference": nothing("import.why.one_picture"),
     "checkpointing_steps": same("save.every", default=500),
-    "checkpoints_total_limit": otherwise(
-        "save.keep", "import.why.keep", lambda value, given: {"save.keep": max(2, whole(value))}
-    ),
+    "checkpoints_total_limit": kept(),
     "save_steps": same("save.every"),
     "report_to": otherwise(
         "trackers",
@@ -365,60 +361,37 @@ ROWS: dict[str, Row] = {
     ),
     "accelerate.mixed_precision": choice("precision", {"no": "auto", "fp16": "fp16", "bf16": "bf16"}),
     "accelerate.*": nothing("import.why.accelerate"),
-    **dict.fromkeys(("resume_from_checkpoint",), nothing("import.why.resume")),
-    **dict.fromkeys(("push_to_hub", "hub_model_id", "hub_token"), nothing("import.why.hub")),
-    **dict.fromkeys(("logging_dir", "tracker_project_name", "debug_loss"), nothing("import.why.logging")),
-    **dict.fromkeys(("cache_latents", "pre_compute_text_embeddings", "cache_dir"), nothing("import.why.cache")),
-    **dict.fromkeys(("dataloader_num_workers",), nothing("import.why.memory")),
-    **dict.fromkeys(
-        ("enable_xformers_memory_efficient_attention", "enable_npu_flash_attention"), nothing("import.why.memory")
-    ),
-    **dict.fromkeys(
-        (
-            "allow_tf32",
-            "offload",
-            "do_fp8_training",
-            "bnb_quantization_config_path",
-            "fsdp_text_encoder",
-            "enable_vae_tiling",
-            "remote_text_encoder",
-            "disable_training_autocast",
-            "local_rank",
-            "upcast_before_saving",
-        ),
+    "resume_from_checkpoint": nothing("import.why.resume"),
+    **each("push_to_hub hub_model_id hub_token", nothing("import.why.hub")),
+    **each("logging_dir tracker_project_name debug_loss", nothing("import.why.logging")),
+    **each("cache_latents pre_compute_text_embeddings cache_dir", nothing("import.why.cache")),
+    "dataloader_num_workers": nothing("import.why.memory"),
+    **each(
+        "enable_xformers_memory_efficient_attention enable_npu_flash_attention",
         nothing("import.why.memory"),
     ),
-    **dict.fromkeys(
-        (
-            "revision",
-            "variant",
-            "dataset_config_name",
-            "tokenizer_name",
-            "pretrained_text_encoder_4_name_or_path",
-            "pretrained_tokenizer_4_name_or_path",
-        ),
+    **each(
+        "allow_tf32 offload do_fp8_training bnb_quantization_config_path fsdp_text_encoder enable_vae_tiling "
+        "remote_text_encoder disable_training_autocast local_rank upcast_before_saving",
+        nothing("import.why.memory"),
+    ),
+    **each(
+        "revision variant dataset_config_name tokenizer_name pretrained_text_encoder_4_name_or_path "
+        "pretrained_tokenizer_4_name_or_path",
         nothing("import.why.parts"),
     ),
-    **dict.fromkeys(
-        (
-            "max_sequence_length",
-            "tokenizer_max_length",
-            "text_encoder_use_attention_mask",
-            "complex_human_instruction",
-            "system_prompt",
-            "text_encoder_out_layers",
-            "prompt_enhancer_head_id",
-            "upsample_prompt",
-        ),
+    **each(
+        "max_sequence_length tokenizer_max_length text_encoder_use_attention_mask complex_human_instruction "
+        "system_prompt text_encoder_out_layers prompt_enhancer_head_id upsample_prompt",
         nothing("import.why.token_length"),
     ),
-    **dict.fromkeys(("image_interpolation_mode",), nothing("import.why.lanczos")),
-    **dict.fromkeys(
-        ("output_kohya_format", "no_safe_serialization", "save_as_full_pipeline", "validation_model_path"),
+    "image_interpolation_mode": nothing("import.why.lanczos"),
+    **each(
+        "output_kohya_format no_safe_serialization save_as_full_pipeline validation_model_path",
         nothing("import.why.files"),
     ),
-    **dict.fromkeys(
-        ("cond_image_column", "validation_image", "validation_images", "conditioning_image_column"),
+    **each(
+        "cond_image_column validation_image validation_images conditioning_image_column",
         nothing("import.why.conditioning"),
     ),
 }

@@ -5,227 +5,44 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
+from . import kohya_values as values
 from .result import Given
 from .rows import (
-    Paths,
+    SCHEDULES,
     Row,
     Settings,
-    Unmapped,
-    Value,
     arguments,
-    as_list,
     choice,
+    control_folders,
+    each,
     flag,
+    kept,
+    lokr_factor,
     name_of,
     nothing,
-    number,
-    on,
     otherwise,
     same,
-    side,
     tables,
     truth,
-    whole,
 )
 
 TITLE = "kohya's sd-scripts"
 SCRIPTS = (
-    "train_network.py", "sdxl_train_network.py", "flux_train_network.py", "sd3_train_network.py", "lumina_train_network.py", "anima_train_network.py",
-    "hunyuan_image_train_network.py", "train_textual_inversion.py", "sdxl_train_textual_inversion.py", "train_db.py", "fine_tune.py", "sdxl_train.py",
-    "flux_train.py", "sd3_train.py",
+    "train_network.py", "sdxl_train_network.py", "flux_train_network.py", "sd3_train_network.py",
+    "lumina_train_network.py", "anima_train_network.py", "hunyuan_image_train_network.py", "train_textual_inversion.py",
+    "sdxl_train_textual_inversion.py", "train_db.py", "fine_tune.py", "sdxl_train.py", "flux_train.py", "sd3_train.py",
 )  # fmt: skip
 FULL = ("train_db.py", "fine_tune.py", "sdxl_train.py", "flux_train.py", "sd3_train.py")
 
-# kohya's word -> optimizer.name, and its library's own values where ours are others
-OPTIMIZERS: Mapping[str, tuple[str, Paths]] = {
-    "adamw": ("adamw", {}),
-    "adamw8bit": ("adamw8bit", {}),
-    "pagedadamw8bit": ("adamw8bit", {}),
-    "pagedadamw": ("adamw", {}),
-    "adafactor": ("adafactor", {"optimizer.weight_decay": 0.0}),
-    "prodigy": (
-        "prodigy",
-        {
-            "optimizer.weight_decay": 0.0,
-            "optimizer.beta2": 0.999,
-            "optimizer.prodigy_use_bias_correction": False,
-            "optimizer.prodigy_safeguard_warmup": False,
-        },
-    ),
-    "lion": ("lion", {"optimizer.weight_decay": 0.0, "optimizer.beta2": 0.99}),
-    "lion8bit": ("lion", {"optimizer.weight_decay": 0.0, "optimizer.beta2": 0.99}),
-    "came": ("came", {"optimizer.weight_decay": 0.0}),
-    "adamwschedulefree": ("schedule_free", {"optimizer.weight_decay": 0.0}),
-    "muon": ("muon", {}),
-}
-SCHEDULES = {
-    "constant": "constant", "constant_with_warmup": "constant", "linear": "linear", "cosine": "cosine", "cosine_with_restarts": "cosine_with_restarts",
-    "polynomial": "polynomial",
-}  # fmt: skip
-ALGORITHMS = {
-    "lora": "lora", "locon": "lora", "loha": "loha", "lokr": "lokr", "ia3": "ia3", "glora": "glora", "full": "full", "diag-oft": "oft", "boft": "boft",
-}  # fmt: skip
 SAMPLERS = {
-    "ddim": "ddim", "euler": "euler", "k_euler": "euler", "euler_a": "euler_ancestral", "k_euler_a": "euler_ancestral", "dpmsolver++": "dpmpp_2m",
-    "dpmsolver": "dpmpp_2m", "heun": "heun", "dpm_2": "dpm_2", "k_dpm_2": "dpm_2", "dpm_2_a": "dpm_2_ancestral", "k_dpm_2_a": "dpm_2_ancestral",
-    "k_lms": "lms", "lms": "lms",
+    "ddim": "ddim", "euler": "euler", "k_euler": "euler", "euler_a": "euler_ancestral", "k_euler_a": "euler_ancestral",
+    "dpmsolver++": "dpmpp_2m", "dpmsolver": "dpmpp_2m", "heun": "heun", "dpm_2": "dpm_2", "k_dpm_2": "dpm_2",
+    "dpm_2_a": "dpm_2_ancestral", "k_dpm_2_a": "dpm_2_ancestral", "k_lms": "lms", "lms": "lms",
 }  # fmt: skip
-
-
-def optimizer(value: Value, given: Settings) -> Paths:
-    """The optimizer of a name, which may be that of a class in a package, with its library's own values."""
-    name = str(value).rpartition(".")[2].lower()
-    if not name:
-        switches = {"use_8bit_adam": "adamw8bit", "use_lion_optimizer": "lion"}
-        name = next((chosen for switch, chosen in switches.items() if on(given, switch)), "adamw")
-    if name not in OPTIMIZERS:
-        raise Unmapped("import.why.value")
-    ours, values = OPTIMIZERS[name]
-    return {"optimizer.name": ours, **values}
-
-
-def betas(value: Value, given: Settings) -> Paths:
-    """0.9,0.99 or (0.9, 0.99)."""
-    figures = [number(part) for part in as_list(str(value).strip("()[]"))]
-    return {"optimizer.beta1": figures[0], "optimizer.beta2": figures[1]} if len(figures) > 1 else {}
-
-
-def algorithm(value: Value, given: Settings) -> Paths:
-    """LyCORIS's kind of adapter."""
-    word = str(value).lower()
-    if word not in ALGORITHMS:
-        raise Unmapped("import.why.value")
-    return {"adapter.algorithm": ALGORITHMS[word]}
-
-
-def dora(value: Value, given: Settings) -> Paths:
-    return {"adapter.algorithm": "dora"} if truth(value) else {}
-
-
-def convolutions(value: Value, given: Settings) -> Paths:
-    """A rank for convolutions larger than 1x1 means that they are trained."""
-    return {"adapter.conv_rank": value, "adapter.targets": "conv"} if number(value) else {}
-
-
-def unless_false(value: Value, given: Settings) -> Paths:
-    """Nothing to carry over where a switch is off."""
-    if str(value).lower() in ("false", "none", "0", "0.0"):
-        return {}
-    raise Unmapped("import.why.value")
-
-
-def module(value: Value, given: Settings) -> Paths:
-    """networks.lora and its kin; LyCORIS says in its arguments what it is."""
-    name = str(value).rpartition("networks.")[2] or str(value)
-    if name in ("lora", "lora_flux", "lora_sd3", "lora_lumina", "lora_anima", "lora_hunyuan_image", "lora_qwen_image"):
-        return {"adapter.algorithm": "lora"}
-    if name in ("loha", "lokr"):
-        return {"adapter.algorithm": name}
-    if name in ("oft", "oft_flux"):
-        return {"adapter.algorithm": "oft"}
-    if "lycoris" in str(value).lower():
-        return {"adapter.algorithm": "lora"}
-    raise Unmapped("import.why.value")
-
-
-def warmup(value: Value, given: Settings) -> Paths:
-    """Steps, or a share of all steps where it is below 1; none with the plain constant schedule, which takes no notice of them."""
-    figure = number(value)
-    if str(given.get("lr_scheduler", "constant")).strip("\"'") == "constant":
-        return {}
-    if 0 < figure < 1:
-        if given.get("max_train_epochs") or given.get("num_train_epochs"):
-            raise Unmapped("import.why.share_of_epochs")
-        figure *= number(given.get("max_train_steps") or 1600)
-    return {"schedule.warmup_steps": round(figure)}
-
-
-def steps(value: Value, given: Settings) -> Paths:
-    """Of no effect where epochs are given."""
-    return {} if given.get("max_train_epochs") else {"steps": value}
-
-
-def rate(value: Value, given: Settings) -> Paths:
-    """That of the UNET where it has one of its own."""
-    return {} if given.get("unet_lr") else {"optimizer.lr": value}
-
-
-def text_rate(value: Value, given: Settings) -> Paths:
-    """One rate for all text encoders; the first of several. 0 trains none."""
-    if given.get("network_train_unet_only") is not None and on(given, "network_train_unet_only"):
-        return {}
-    rates = [number(part) for part in as_list(value)]
-    return {"text_encoder.train": False} if not any(rates) else {"text_encoder.lr": next(r for r in rates if r)}
-
-
-def text_encoders(value: Value, given: Settings) -> Paths:
-    return {} if given.get("token_string") else {"text_encoder.train": not truth(value)}
-
-
-def noise_levels(value: Value, given: Settings) -> Paths:
-    """How the flow scripts draw noise levels, in our words."""
-    name = str(value)
-    spread: Paths = {"objective.timesteps": "logit_normal", "objective.logit_mean": 0.0}
-    spread["objective.logit_std"] = given.get("sigmoid_scale", 1.0)
-    if name == "uniform":
-        return {"objective.timesteps": "uniform", "objective.shift": 1.0}
-    if name == "sigmoid":
-        return {**spread, "objective.shift": 1.0}
-    if name == "shift":
-        return {**spread, "objective.shift": given.get("discrete_flow_shift", 3.0)}
-    if name == "flux_shift":
-        return spread
-    if name == "sigma":
-        kind = "logit_normal" if given.get("weighting_scheme") == "logit_normal" else "uniform"
-        return {"objective.timesteps": kind, "objective.shift": given.get("discrete_flow_shift", 3.0)}
-    raise Unmapped("import.why.value")
-
-
-def scheme(value: Value, given: Settings) -> Paths:
-    """How noise levels are drawn where `timestep_sampling` leaves it open."""
-    if str(value) not in ("logit_normal", "uniform", "none"):
-        raise Unmapped("import.why.value")
-    kind = "logit_normal" if value == "logit_normal" else "uniform"
-    return {"objective.timesteps": kind} if given.get("timestep_sampling", "sigma") == "sigma" else {}
-
-
-def weighting(value: Value, given: Settings) -> Paths:
-    return {"objective.weighting": "min_snr", "objective.min_snr_gamma": value} if number(value) else {}
-
-
-def separator(value: Value, given: Settings) -> Paths:
-    if value in ("|||", ""):
-        return {}
-    raise Unmapped("import.why.separator")
-
-
-def lines(value: Value, given: Settings) -> Paths:
-    """With wildcards the lines of a caption file are alternatives; without, the first one counts."""
-    return {"wildcards": truth(value), "caption_lines": "alternatives" if truth(value) else "first"}
-
-
-def several(value: Value, given: Settings) -> Paths:
-    """--resolution 512,768 has as many pixels as the square of this side."""
-    return {"resolution": side(value)}
-
-
-def images(value: Value, given: Settings) -> Paths:
-    return {"regularization": truth(value)}
-
-
-def extension(value: Value, given: Settings) -> Paths:
-    word = f".{str(value).lstrip('.')}"
-    if word not in (".txt", ".caption"):
-        raise Unmapped("import.why.extension")
-    return {"captions": word}
-
-
-def masked(value: Value, given: Settings) -> Paths:
-    return {"masks": "alpha"} if truth(value) else {}
 
 
 SHARED_SETS: dict[str, Row] = {
-    "resolution": otherwise("resolution", "import.why.area", several, 512),
+    "resolution": otherwise("resolution", "import.why.area", values.several, 512),
     "enable_bucket": flag("aspect_buckets", default=False),
     "min_bucket_reso": same("min_side_px"),
     "max_bucket_reso": same("max_side_px"),
@@ -235,14 +52,14 @@ SHARED_SETS: dict[str, Row] = {
     "dataset_repeats": same("repeats"),
     "shuffle_caption": flag("shuffle_tags"),
     "keep_tokens": same("keep_tokens", default=0),
-    "keep_tokens_separator": otherwise("", "import.why.understood", separator),
+    "keep_tokens_separator": otherwise("", "import.why.understood", values.separator),
     "secondary_separator": otherwise(
-        "", "import.why.understood", lambda value, given: separator("" if value == ";;;" else value, given)
+        "", "import.why.understood", lambda value, given: values.separator("" if value == ";;;" else value, given)
     ),
     "caption_separator": otherwise(
-        "", "import.why.understood", lambda value, given: separator("" if value == "," else value, given)
+        "", "import.why.understood", lambda value, given: values.separator("" if value == "," else value, given)
     ),
-    "enable_wildcard": otherwise("wildcards caption_lines", "import.why.lines", lines, False),
+    "enable_wildcard": otherwise("wildcards caption_lines", "import.why.lines", values.lines, False),
     "caption_prefix": otherwise("prefix", "import.why.written", lambda value, given: {"prefix": f"{value} "}),
     "caption_suffix": otherwise("suffix", "import.why.written", lambda value, given: {"suffix": f" {value}"}),
     "caption_dropout_rate": same("caption_dropout"),
@@ -256,14 +73,14 @@ SHARED_SETS: dict[str, Row] = {
     "random_crop": otherwise(
         "crop", "import.why.random_crop", lambda value, given: {"crop": "random" if truth(value) else "centre"}
     ),
-    "caption_extension": otherwise("captions", "import.why.extension", extension, ".caption"),
-    "caption_extention": otherwise("captions", "import.why.extension", extension),
+    "caption_extension": otherwise("captions", "import.why.extension", values.extension, ".caption"),
+    "caption_extention": otherwise("captions", "import.why.extension", values.extension),
     "class_tokens": otherwise("trigger", "import.why.class_tokens"),
-    "alpha_mask": otherwise("masks", "import.why.written", masked),
+    "alpha_mask": otherwise("masks", "import.why.written", values.masked),
     "metadata_file": otherwise("captions", "import.why.written", lambda value, given: {"captions": "metadata"}),
     "in_json": otherwise("captions", "import.why.written", lambda value, given: {"captions": "metadata"}),
-    "conditioning_data_dir": nothing("import.why.conditioning"),
-    "is_reg": otherwise("regularization", "import.why.written", images),
+    "conditioning_data_dir": otherwise("control_path", "import.why.control", control_folders),
+    "is_reg": otherwise("regularization", "import.why.written", values.images),
     "resize_interpolation": nothing("import.why.lanczos"),
     "network_multiplier": nothing("import.why.set_detail"),
     "custom_attributes": nothing("import.why.set_detail"),
@@ -282,12 +99,12 @@ ROWS: dict[str, Row] = {
     "script": nothing("import.why.adapters_only"),
     "pretrained_model_name_or_path": otherwise("base", "import.why.base"),
     "vae": otherwise("base_vae", "import.why.vae"),
-    "network_module": otherwise("adapter.algorithm", "import.why.lycoris", module),
+    "network_module": otherwise("adapter.algorithm", "import.why.lycoris", values.module),
     "network_dim": same("adapter.rank", default=4),
     "network_alpha": same("adapter.alpha", default=1),
-    "network_args.algo": otherwise("adapter.algorithm", "import.why.lycoris", algorithm),
-    "network_args.dora_wd": otherwise("adapter.algorithm", "import.why.lycoris", dora),
-    "network_args.weight_decompose": otherwise("adapter.algorithm", "import.why.lycoris", dora),
+    "network_args.algo": otherwise("adapter.algorithm", "import.why.lycoris", values.algorithm),
+    "network_args.dora_wd": otherwise("adapter.algorithm", "import.why.lycoris", values.dora),
+    "network_args.weight_decompose": otherwise("adapter.algorithm", "import.why.lycoris", values.dora),
     "network_args.preset": otherwise(
         "adapter.targets",
         "import.why.layers",
@@ -295,57 +112,39 @@ ROWS: dict[str, Row] = {
             "adapter.targets": {"attn-only": "attention", "unet-transformer-only": "linear"}.get(str(value), "conv")
         },
     ),
-    "network_args.conv_dim": otherwise("adapter.conv_rank adapter.targets", "import.why.convolutions", convolutions),
-    "network_args.conv_alpha": same("adapter.conv_alpha"),
-    "network_args.factor": otherwise(
-        "adapter.lokr_factor", "import.why.factor", lambda value, given: {"adapter.lokr_factor": max(0, whole(value))}
+    "network_args.conv_dim": otherwise(
+        "adapter.conv_rank adapter.targets", "import.why.convolutions", values.convolutions
     ),
+    "network_args.conv_alpha": same("adapter.conv_alpha"),
+    "network_args.factor": lokr_factor(),
     "network_args.constraint": same("adapter.oft_constraint"),
     "network_args.dropout": same("adapter.dropout"),
     "network_args.loraplus_lr_ratio": same("optimizer.lora_plus_ratio"),
     "network_args.loraplus_unet_lr_ratio": same("optimizer.lora_plus_ratio"),
     "network_args.exclude_patterns": otherwise("adapter.exclude", "import.why.layer_names"),
     "network_args.include_patterns": otherwise("adapter.include", "import.why.layer_names"),
-    **dict.fromkeys(
-        (
-            "network_args.rank_dropout",
-            "network_args.module_dropout",
-            "network_args.use_tucker",
-            "network_args.use_cp",
-            "network_args.use_scalar",
-            "network_args.rs_lora",
-            "network_args.train_norm",
-            "network_args.bypass_mode",
-            "network_args.decompose_both",
-            "network_args.rescaled",
-            "network_args.block_*",
-            "network_args.conv_block_*",
-            "network_args.*_lr_weight",
-            "network_args.train_*",
-            "network_args.in_dims",
-            "network_args.*_dim",
-            "network_args.split_qkv",
-            "network_args.full_matrix",
-            "network_args.verbose",
-            "network_args.*_lr_ratio",
-            "network_args.network_reg_*",
-            "network_args.ggpo_*",
-            "network_args.unit",
-            "network_args.train_llm_adapter",
-        ),
-        otherwise("", "import.why.adapter_detail", unless_false),
+    **each(
+        "network_args.rank_dropout network_args.module_dropout network_args.use_tucker network_args.use_cp "
+        "network_args.use_scalar network_args.rs_lora network_args.train_norm network_args.bypass_mode "
+        "network_args.decompose_both network_args.rescaled network_args.block_* network_args.conv_block_* "
+        "network_args.*_lr_weight network_args.train_* network_args.in_dims network_args.*_dim "
+        "network_args.split_qkv network_args.full_matrix network_args.verbose network_args.*_lr_ratio "
+        "network_args.network_reg_* network_args.ggpo_* network_args.unit network_args.train_llm_adapter",
+        otherwise("", "import.why.adapter_detail", values.unless_false),
     ),
     "network_dropout": same("adapter.dropout"),
     "network_weights": otherwise("adapter.start_from", "import.why.start"),
     "dim_from_weights": nothing("import.why.ranks_kept"),
     "scale_weight_norms": same("adapter.max_norm"),
-    "network_train_unet_only": otherwise("text_encoder.train", "import.why.text_by_default", text_encoders, False),
+    "network_train_unet_only": otherwise(
+        "text_encoder.train", "import.why.text_by_default", values.text_encoders, False
+    ),
     "network_train_text_encoder_only": nothing("import.why.text_alone"),
-    "learning_rate": otherwise("optimizer.lr", "import.why.own_rate", rate, 2e-6),
+    "learning_rate": otherwise("optimizer.lr", "import.why.own_rate", values.rate, 2e-6),
     "unet_lr": same("optimizer.lr"),
-    "text_encoder_lr": otherwise("text_encoder.lr", "import.why.text_rates", text_rate),
-    "optimizer_type": otherwise("optimizer", "import.why.library", optimizer),
-    "optimizer_args.betas": otherwise("optimizer.beta1 optimizer.beta2", "import.why.written", betas),
+    "text_encoder_lr": otherwise("text_encoder.lr", "import.why.text_rates", values.text_rate),
+    "optimizer_type": otherwise("optimizer", "import.why.library", values.optimizer),
+    "optimizer_args.betas": otherwise("optimizer.beta1 optimizer.beta2", "import.why.written", values.betas),
     "optimizer_args.weight_decay": same("optimizer.weight_decay"),
     "optimizer_args.eps": same("optimizer.eps"),
     "optimizer_args.d_coef": same("optimizer.prodigy_d_coef"),
@@ -357,7 +156,7 @@ ROWS: dict[str, Row] = {
     "optimizer_args.decouple": flag("optimizer.prodigy_decouple"),
     "optimizer_args.use_bias_correction": flag("optimizer.prodigy_use_bias_correction"),
     "optimizer_args.safeguard_warmup": flag("optimizer.prodigy_safeguard_warmup"),
-    "optimizer_args.*": otherwise("", "import.why.optimizer", unless_false),
+    "optimizer_args.*": otherwise("", "import.why.optimizer", values.unless_false),
     "use_8bit_adam": otherwise(
         "optimizer.name",
         "import.why.written",
@@ -368,7 +167,7 @@ ROWS: dict[str, Row] = {
     ),
     "max_grad_norm": same("optimizer.max_grad_norm"),
     "lr_scheduler": choice("schedule.name", SCHEDULES, why="import.why.schedule"),
-    "lr_warmup_steps": otherwise("schedule.warmup_steps", "import.why.warmup", warmup),
+    "lr_warmup_steps": otherwise("schedule.warmup_steps", "import.why.warmup", values.warmup),
     "lr_scheduler_num_cycles": same("schedule.cycles"),
     "lr_scheduler_power": same("schedule.power"),
     "lr_scheduler_type": nothing("import.why.schedule_detail"),
@@ -376,7 +175,7 @@ ROWS: dict[str, Row] = {
     "lr_scheduler_min_lr_ratio": nothing("import.why.schedule_detail"),
     "lr_scheduler_timescale": nothing("import.why.schedule_detail"),
     "lr_decay_steps": nothing("import.why.schedule_detail"),
-    "max_train_steps": otherwise("steps", "import.why.length", steps, 1600),
+    "max_train_steps": otherwise("steps", "import.why.length", values.steps, 1600),
     "max_train_epochs": same("epochs"),
     "train_batch_size": same("batch_size", default=1),
     "batch_size": same("batch_size"),
@@ -403,7 +202,7 @@ ROWS: dict[str, Row] = {
     "multires_noise_discount": same("objective.multires_discount"),
     "ip_noise_gamma": same("objective.input_perturbation"),
     "ip_noise_gamma_random_strength": nothing("import.why.noise"),
-    "min_snr_gamma": otherwise("objective.weighting objective.min_snr_gamma", "import.why.written", weighting),
+    "min_snr_gamma": otherwise("objective.weighting objective.min_snr_gamma", "import.why.written", values.weighting),
     "debiased_estimation_loss": otherwise(
         "objective.weighting",
         "import.why.written",
@@ -425,7 +224,7 @@ ROWS: dict[str, Row] = {
     ),
     "v2": nothing("import.why.base_tells"),
     "model_type": nothing("import.why.base_tells"),
-    "timestep_sampling": otherwise("objective.timesteps objective.shift", "import.why.timesteps", noise_levels),
+    "timestep_sampling": otherwise("objective.timesteps objective.shift", "import.why.timesteps", values.noise_levels),
     "sigmoid_scale": otherwise(
         "objective.logit_std", "import.why.timesteps", lambda value, given: {"objective.logit_std": value}
     ),
@@ -435,7 +234,7 @@ ROWS: dict[str, Row] = {
         lambda value, given: {"objective.shift": value} if given.get("timestep_sampling") == "shift" else {},
     ),
     "training_shift": same("objective.shift"),
-    "weighting_scheme": otherwise("objective.timesteps", "import.why.timesteps", scheme),
+    "weighting_scheme": otherwise("objective.timesteps", "import.why.timesteps", values.scheme),
     "logit_mean": same("objective.logit_mean"),
     "logit_std": same("objective.logit_std"),
     "mode_scale": nothing("import.why.noise"),
@@ -446,9 +245,7 @@ ROWS: dict[str, Row] = {
     "save_every_n_epochs": nothing("import.why.every_epochs"),
     "save_n_epoch_ratio": nothing("import.why.every_epochs"),
     "save_last_n_steps": nothing("import.why.keep"),
-    "save_last_n_epochs": otherwise(
-        "save.keep", "import.why.keep", lambda value, given: {"save.keep": max(2, whole(value))}
-    ),
+    "save_last_n_epochs": kept(),
     "sample_every_n_steps": same("samples.every"),
     "sample_every_n_epochs": nothing("import.why.every_epochs"),
     "sample_at_first": nothing("import.why.sample_first"),
@@ -487,120 +284,55 @@ ROWS: dict[str, Row] = {
     "persistent_data_loader_workers": nothing("import.why.memory"),
     "accelerate.mixed_precision": choice("precision", {"no": "auto", "fp16": "fp16", "bf16": "bf16"}),
     "accelerate.*": nothing("import.why.accelerate"),
-    **dict.fromkeys(
-        (
-            "output_dir",
-            "save_precision",
-            "save_model_as",
-            "use_safetensors",
-            "no_metadata",
-            "training_comment",
-            "output_config",
-            "config_file",
-            "no_safe_serialization",
-            "metadata_*",
-            "dataset_config",
-        ),
+    **each(
+        "output_dir save_precision save_model_as use_safetensors no_metadata training_comment output_config "
+        "config_file no_safe_serialization metadata_* dataset_config",
         nothing("import.why.files"),
     ),
-    **dict.fromkeys(
-        ("save_state", "save_state_on_train_end", "save_last_n_steps_state", "save_last_n_epochs_state"),
+    **each(
+        "save_state save_state_on_train_end save_last_n_steps_state save_last_n_epochs_state",
         nothing("import.why.saved"),
     ),
-    **dict.fromkeys(
-        ("huggingface_*", "save_state_to_huggingface", "resume_from_huggingface", "async_upload"),
+    **each(
+        "huggingface_* save_state_to_huggingface resume_from_huggingface async_upload",
         nothing("import.why.hub"),
     ),
-    **dict.fromkeys(
-        ("logging_dir", "log_prefix", "log_tracker_name", "log_tracker_config", "wandb_*", "log_config", "console_*"),
+    **each(
+        "logging_dir log_prefix log_tracker_name log_tracker_config wandb_* log_config console_*",
         nothing("import.why.logging"),
     ),
-    **dict.fromkeys(
-        (
-            "xformers",
-            "sdpa",
-            "mem_eff_attn",
-            "split_attn",
-            "attn_mode",
-            "use_flash_attn",
-            "use_sage_attn",
-            "split_mode",
-            "apply_*_mask",
-            "diffusers_xformers",
-        ),
+    **each(
+        "xformers sdpa mem_eff_attn split_attn attn_mode use_flash_attn use_sage_attn split_mode apply_*_mask "
+        "diffusers_xformers",
         nothing("import.why.memory"),
     ),
-    **dict.fromkeys(
-        (
-            "cache_latents",
-            "cache_latents_to_disk",
-            "cache_text_encoder_outputs",
-            "cache_text_encoder_outputs_to_disk",
-            "skip_cache_check",
-            "tokenizer_cache_dir",
-            "text_encoder_batch_size",
-            "vae_batch_size",
-        ),
+    **each(
+        "cache_latents cache_latents_to_disk cache_text_encoder_outputs cache_text_encoder_outputs_to_disk "
+        "skip_cache_check tokenizer_cache_dir text_encoder_batch_size vae_batch_size",
         nothing("import.why.cache"),
     ),
-    **dict.fromkeys(
-        (
-            "lowram",
-            "highvram",
-            "no_half_vae",
-            "vae_chunk_size",
-            "vae_disable_cache",
-            "text_encoder_cpu",
-            "fused_backward_pass",
-            "disable_mmap_load_safetensors",
-            "dynamo_backend",
-            "t5xxl_device",
-            "t5xxl_dtype",
-            "fused_optimizer_groups",
-        ),
+    **each(
+        "lowram highvram no_half_vae vae_chunk_size vae_disable_cache text_encoder_cpu fused_backward_pass "
+        "disable_mmap_load_safetensors dynamo_backend t5xxl_device t5xxl_dtype fused_optimizer_groups",
         nothing("import.why.memory"),
     ),
-    **dict.fromkeys(("deepspeed", "zero*", "offload_*", "ddp_*"), nothing("import.why.accelerate")),
-    **dict.fromkeys(
-        (
-            "ae",
-            "clip_l",
-            "clip_g",
-            "t5xxl",
-            "gemma2",
-            "qwen3",
-            "byt5",
-            "text_encoder",
-            "t5_tokenizer_path",
-            "llm_adapter_path",
-            "controlnet_model_name_or_path",
-        ),
+    **each("deepspeed zero* offload_* ddp_*", nothing("import.why.accelerate")),
+    **each(
+        "ae clip_l clip_g t5xxl gemma2 qwen3 byt5 text_encoder t5_tokenizer_path llm_adapter_path "
+        "controlnet_model_name_or_path",
         nothing("import.why.parts"),
     ),
-    **dict.fromkeys(
-        (
-            "t5xxl_max_token_length",
-            "gemma2_max_token_length",
-            "qwen3_max_token_length",
-            "t5_max_token_length",
-            "system_prompt",
-            "clip_l_dropout_rate",
-            "clip_g_dropout_rate",
-            "t5_dropout_rate",
-        ),
+    **each(
+        "t5xxl_max_token_length gemma2_max_token_length qwen3_max_token_length t5_max_token_length system_prompt "
+        "clip_l_dropout_rate clip_g_dropout_rate t5_dropout_rate",
         nothing("import.why.token_length"),
     ),
-    **dict.fromkeys(
-        ("self_attn_lr", "cross_attn_lr", "mlp_lr", "mod_lr", "llm_adapter_lr"), nothing("import.why.layer_rates")
+    **each(
+        "self_attn_lr cross_attn_lr mlp_lr mod_lr llm_adapter_lr",
+        nothing("import.why.layer_rates"),
     ),
-    **dict.fromkeys(
-        (
-            "pos_emb_random_crop_rate",
-            "enable_scaled_pos_embed",
-            "base_weights",
-            "base_weights_multiplier",
-            "debug_dataset",
-        ),
+    **each(
+        "pos_emb_random_crop_rate enable_scaled_pos_embed base_weights base_weights_multiplier debug_dataset",
         nothing("import.why.set_detail"),
     ),
 }

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from ..config import ConfigError, DataConfig, TrainConfig, check, from_values
 from ..messages.errors import LoomError
-from ..messages.message import Message
+from ..messages.message import Message, Setting
 from .rows import FALSE, TRUE, Fate, Paths, Row, Settings, Unmapped, Value
 
 PLAIN = {
@@ -37,7 +37,7 @@ class Line:
 
     def message(self) -> Message:
         """The line as a sentence."""
-        to = ", ".join(f"{path} = {value}" for path, value in self.to.items())
+        to = [Message.of("import.to", setting=Setting(path), value=value) for path, value in self.to.items()]
         code = REASONED[self.fate] if self.why is not None else PLAIN[self.fate]
         if self.fate is Fate.OTHERWISE and not self.to:
             code = "import.line.understood"

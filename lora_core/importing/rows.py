@@ -10,11 +10,25 @@ from collections.abc import Callable, Mapping, Sequence
 
 from ..messages.errors import LoomError
 
-Value = typing.Union[str, int, float, bool, None, Sequence["Value"], Mapping[str, "Value"]]  # noqa: UP007  # a name inside of itself
+# A name inside of itself:
+Value = typing.Union[str, int, float, bool, None, Sequence["Value"], Mapping[str, "Value"]]  # noqa: UP007
 Settings = Mapping[str, Value]  # of another program: key -> value
 Paths = dict[str, Value]  # of a job of ours: config path, such as optimizer.lr -> value
+T = typing.TypeVar("T")
 Convert = Callable[[Value, Settings], Paths]
 
+SCHEDULES = {  # by the names of diffusers, which most programs use -> schedule.name
+    "constant": "constant",
+    "constant_with_warmup": "constant",
+    "linear": "linear",
+    "cosine": "cosine",
+    "cosine_with_restarts": "cosine_with_restarts",
+    "polynomial": "polynomial",
+}
+LYCORIS = {  # its kinds of adapter -> adapter.algorithm
+    "lora": "lora", "locon": "lora", "loha": "loha", "lokr": "lokr", "ia3": "ia3", "glora": "glora", "full": "full",
+    "diag-oft": "oft", "boft": "boft",
+}  # fmt: skip
 TRUE, FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off", "none", "null", "")
 
 
@@ -67,16 +81,41 @@ def nothing(why: str) -> Row:
     return Row((), why)
 
 
+def no_counterpart() -> Paths:
+    """For a value that nothing here stands for. Raises Unmapped."""
+    raise Unmapped("import.why.value")
+
+
+def each(names: str, row: Row) -> dict[str, Row]:
+    """The same row for each of several names, with spaces between them."""
+    return dict.fromkeys(names.split(), row)
+
+
 def choice(path: str, names: Mapping[str, Value], default: Value = None, why: str = "") -> Row:
     """A word that has another name here; one that is not among `names` has no counterpart."""
 
     def convert(value: Value, given: Settings) -> Paths:
-        word = str(value).strip().lower()
-        if word not in names:
-            raise Unmapped("import.why.value")
-        return {path: names[word]}
+        return {path: meaning(names, str(value).strip().lower())}
 
     return Row((path,), why, convert, default, quiet=True)
+
+
+def meaning(names: Mapping[str, T], word: str, why: str = "import.why.value") -> T:
+    """What a word stands for. Raises Unmapped for `why` where it is not among `names`."""
+    if word not in names:
+        raise Unmapped(why)
+    return names[word]
+
+
+def kept(default: Value = None) -> Row:
+    """How many checkpoints are kept: here at least two."""
+    return otherwise("save.keep", "import.why.keep", lambda value, given: {"save.keep": max(2, whole(value))}, default)
+
+
+def lokr_factor() -> Row:
+    """LoKr's factor; below 0 there means what 0 means here."""
+    path = "adapter.lokr_factor"
+    return otherwise(path, "import.why.factor", lambda value, given: {path: max(0, whole(value))})
 
 
 def flag(path: str, default: Value = None, opposite: bool = False, why: str = "") -> Row:
@@ -170,6 +209,24 @@ def flat(value: Settings, prefix: str = "") -> dict[str, Value]:
         else:
             out[name] = inner
     return out
+
+
+def control_folders(value: Value, given: Settings) -> Paths:
+    """The folders of control pictures, one a line: of one key, or of several with numbers behind them."""
+    keys = sorted((key for key in given if key.startswith("control_path")), key=lambda key: (len(key), key))
+    folders = [folder for key in keys for folder in _folders(given[key])] or _folders(value)
+    return {"control_path": "\n".join(folders)}
+
+
+def _folders(value: Value) -> list[str]:
+    listed = [value] if isinstance(value, str) or not isinstance(value, Sequence) else list(value)
+    return [str(folder) for folder in listed if folder]
+
+
+def clip_length(value: Value, given: Settings) -> Paths:
+    """The frames of a clip; one alone is a picture."""
+    frames = whole(value)
+    return {"frames": str(frames)} if frames > 1 else {}
 
 
 def arguments(value: Value) -> dict[str, str]:

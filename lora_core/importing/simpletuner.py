@@ -6,15 +6,24 @@ from collections.abc import Mapping
 
 from .result import Given
 from .rows import (
+    LYCORIS,
+    SCHEDULES,
     Paths,
     Row,
     Settings,
     Unmapped,
     Value,
+    as_list,
     choice,
+    clip_length,
+    each,
     flag,
     flat,
+    kept,
+    lokr_factor,
+    meaning,
     name_of,
+    no_counterpart,
     nothing,
     number,
     on,
@@ -29,25 +38,26 @@ from .texts import options
 
 TITLE = "SimpleTuner"
 OPTIMIZERS = {
-    "adamw_bf16": "adamw", "ao-adamw8bit": "adamw8bit", "ao-adamw4bit": "adamw8bit", "bnb-adamw8bit": "adamw8bit", "bnb-adamw": "adamw", "adamw": "adamw",
-    "torch-adamw": "adamw",
-    "optimi-adamw": "adamw", "optimi-stableadamw": "adamw", "optimi-lion": "lion", "bnb-lion8bit": "lion", "bnb-lion": "lion", "prodigy": "prodigy",
-    "adamw_schedulefree": "schedule_free", "adamw_schedulefree+no_kahan": "schedule_free", "adafactor": "adafactor", "muon": "muon",
-}  # fmt: skip
-SCHEDULES = {
-    "constant": "constant", "constant_with_warmup": "constant", "linear": "linear", "cosine": "cosine", "cosine_with_restarts": "cosine_with_restarts",
-    "polynomial": "polynomial",
+    "adamw_bf16": "adamw", "ao-adamw8bit": "adamw8bit", "ao-adamw4bit": "adamw8bit", "bnb-adamw8bit": "adamw8bit",
+    "bnb-adamw": "adamw", "adamw": "adamw", "torch-adamw": "adamw", "optimi-adamw": "adamw",
+    "optimi-stableadamw": "adamw", "optimi-lion": "lion", "bnb-lion8bit": "lion", "bnb-lion": "lion",
+    "prodigy": "prodigy", "adamw_schedulefree": "schedule_free", "adamw_schedulefree+no_kahan": "schedule_free",
+    "adafactor": "adafactor", "muon": "muon",
 }  # fmt: skip
 VARIABLES = {  # of its env files, where they are called otherwise than the setting
-    "model_name": "pretrained_model_name_or_path", "dataloader_config": "data_backend_config", "training_seed": "seed", "max_num_steps": "max_train_steps",
-    "num_epochs": "num_train_epochs", "checkpointing_steps": "checkpoint_step_interval", "checkpointing_limit": "checkpoints_total_limit",
-    "lr_schedule": "lr_scheduler", "use_gradient_checkpointing": "gradient_checkpointing", "resume_checkpoint": "resume_from_checkpoint",
-    "hub_model_name": "hub_model_id", "push_checkpoints": "push_checkpoints_to_hub", "minimum_resolution": "minimum_image_size",
-    "training_num_processes": "num_processes", "training_num_machines": "num_machines", "training_dynamo_backend": "dynamo_backend",
-    "trainer_dynamo_backend": "dynamo_backend", "use_xformers": "attention_mechanism",
+    "model_name": "pretrained_model_name_or_path", "dataloader_config": "data_backend_config", "training_seed": "seed",
+    "max_num_steps": "max_train_steps", "num_epochs": "num_train_epochs",
+    "checkpointing_steps": "checkpoint_step_interval", "checkpointing_limit": "checkpoints_total_limit",
+    "lr_schedule": "lr_scheduler", "use_gradient_checkpointing": "gradient_checkpointing",
+    "resume_checkpoint": "resume_from_checkpoint", "hub_model_name": "hub_model_id",
+    "push_checkpoints": "push_checkpoints_to_hub", "minimum_resolution": "minimum_image_size",
+    "training_num_processes": "num_processes", "training_num_machines": "num_machines",
+    "training_dynamo_backend": "dynamo_backend", "trainer_dynamo_backend": "dynamo_backend",
+    "use_xformers": "attention_mechanism",
 }  # fmt: skip
 EXTRA = ("trainer_extra_args", "debug_extra_args")  # variables that hold options as a command line has them
-BACKENDS = ("image", "")  # dataset types that hold pictures to train
+BACKENDS = ("image", "video", "")  # dataset types that hold what is trained
+REFERENCES = ("reference_strict", "reference_loose")  # kinds of conditioning that an edit model is shown
 
 
 def of_variables(variables: Mapping[str, str]) -> dict[str, Value]:
@@ -71,26 +81,11 @@ def model(value: Value, given: Settings) -> Paths:
 def kind(value: Value, given: Settings) -> Paths:
     """lycoris has a file of its own, in which its kind stands."""
     names = {"standard": "lora", "lycoris": "lokr"}
-    if str(value) not in names:
-        raise Unmapped("import.why.value")
-    return {"adapter.algorithm": names[str(value)]}
+    return {"adapter.algorithm": meaning(names, str(value))}
 
 
 def algorithm(value: Value, given: Settings) -> Paths:
-    names = {
-        "lora": "lora",
-        "locon": "lora",
-        "loha": "loha",
-        "lokr": "lokr",
-        "ia3": "ia3",
-        "glora": "glora",
-        "full": "full",
-        "diag-oft": "oft",
-        "boft": "boft",
-    }
-    if str(value) not in names:
-        raise Unmapped("import.why.value")
-    return {"adapter.algorithm": names[str(value)]}
+    return {"adapter.algorithm": meaning(LYCORIS, str(value))}
 
 
 def full_rank(value: Value, given: Settings) -> Paths:
@@ -130,6 +125,8 @@ def size(value: Value, given: Settings) -> Paths:
     """1024x1024; the first of several."""
     first = str(value).split(",")[0].lower()
     parts = [part for part in first.split("x") if part]
+    if not parts:
+        return no_counterpart()
     return {"samples.width_px": whole(parts[0]), "samples.height_px": whole(parts[-1])}
 
 
@@ -138,6 +135,8 @@ def resolution(path: str) -> Row:
 
     def convert(value: Value, given: Settings) -> Paths:
         figure = number(value)
+        if figure <= 0:
+            return no_counterpart()
         area = str(given.get("resolution_type", "")) == "area" or figure < 16
         return {path: round((figure * 1_000_000) ** 0.5) if area else side(value)}
 
@@ -153,243 +152,65 @@ def trackers(value: Value, given: Settings) -> Paths:
     return {"trackers": names.get(str(value), str(value))}
 
 
-IGNORED: Mapping[str, tuple[str, ...]] = {
+IGNORED: Mapping[str, str] = {  # why -> settings
     "import.why.base_tells": (
-        "model_family",
-        "model_flavour",
-        "flux_lora_target",
-        "prediction_type",
-        "flow_schedule_auto_shift",
-        "ideogram_*",
-        "hidream_*",
-        "cosmos3_*",
-        "krea2_*",
-        "flux_*",
+        "model_family model_flavour flux_lora_target prediction_type flow_schedule_auto_shift ideogram_* hidream_* "
+        "cosmos3_* krea2_* flux_*"
     ),
     "import.why.memory": (
-        "quantize_*",
-        "quantization_config",
-        "ramtorch*",
-        "musubi_*",
-        "offload_*",
-        "enable_group_offload",
-        "group_offload_*",
-        "sdnq_*",
-        "fuse_qkv_projections",
-        "gradient_checkpointing_*",
-        "vae_*",
-        "text_encoder_batch_size",
-        "text_cache_*",
-        "text_embed_*",
-        "delete_model_after_load",
-        "vae_batch_size",
-        "ema_device",
-        "ema_cpu_only",
-        "ema_foreach_disable",
-        "dynamo_*",
-        "gradient_precision",
-        "base_model_default_dtype",
-        "text_encoder_*_precision",
-        "trust_remote_code",
-        "enable_chunked_feed_forward",
-        "feed_forward_*",
-        "custom_text_encoder_intermediary_layers",
-        "use_fsdp",
-        "fsdp_*",
-        "disable_accelerator",
-        "i_know_what_i_am_doing",
-        "compile_*",
-        "fused_*",
-        "num_layers",
-        "num_single_layers",
-        "layers_per_block",
-        "attention_mechanism",
-        "use_flash_attn",
-        "sla_*",
+        "quantize_* quantization_config ramtorch* musubi_* offload_* enable_group_offload group_offload_* sdnq_* "
+        "fuse_qkv_projections gradient_checkpointing_* vae_* text_encoder_batch_size text_cache_* text_embed_* "
+        "delete_model_after_load vae_batch_size ema_device ema_cpu_only ema_foreach_disable dynamo_* "
+        "gradient_precision base_model_default_dtype text_encoder_*_precision trust_remote_code "
+        "enable_chunked_feed_forward feed_forward_* custom_text_encoder_intermediary_layers use_fsdp fsdp_* "
+        "disable_accelerator i_know_what_i_am_doing compile_* fused_* num_layers num_single_layers layers_per_block "
+        "attention_mechanism use_flash_attn sla_*"
     ),
-    "import.why.hub": (
-        "push_*",
-        "hub_*",
-        "publishing_config",
-        "modelspec_comment",
-        "model_card_*",
-    ),
+    "import.why.hub": "push_* hub_* publishing_config modelspec_comment model_card_*",
     "import.why.logging": (
-        "tracker_*",
-        "num_machines",
-        "webhook_*",
-        "logging_dir",
-        "disable_benchmark",
-        "log_level",
-        "print_*",
-        "debug_*",
-        "num_processes",
-        "TRAINING_*",
-        "post_*_script",
+        "tracker_* num_machines webhook_* logging_dir disable_benchmark log_level print_* debug_* num_processes "
+        "TRAINING_* post_*_script"
     ),
     "import.why.files": (
-        "output_dir_*",
-        "lora_format",
-        "save_*",
-        "delete_invalid_checkpoints",
-        "disk_low_*",
-        "delete_unwanted_images",
-        "config_backend",
-        "user_prompt_library",
+        "output_dir_* lora_format save_* delete_invalid_checkpoints disk_low_* delete_unwanted_images "
+        "config_backend user_prompt_library"
     ),
     "import.why.resume": (
-        "resume_from_checkpoint",
-        "init_lora_step",
-        "init_lora_ema",
-        "override_dataset_config",
-        "strict_epoch_limit",
-        "ignore_final_epochs",
+        "resume_from_checkpoint init_lora_step init_lora_ema override_dataset_config strict_epoch_limit "
+        "ignore_final_epochs"
     ),
     "import.why.cache": (
-        "compress_disk_cache",
-        "skip_file_discovery",
-        "preserve_data_backend_cache",
-        "cache_*",
-        "write_batch_size",
-        "read_batch_size",
-        "data_backend_config",
-        "torch_num_threads",
-        "max_workers",
-        "aws_*",
-        "dataloader_*",
-        "image_processing_batch_size",
-        "metadata_update_interval",
+        "compress_disk_cache skip_file_discovery preserve_data_backend_cache cache_* write_batch_size "
+        "read_batch_size data_backend_config torch_num_threads max_workers aws_* dataloader_* "
+        "image_processing_batch_size metadata_update_interval"
     ),
-    "import.why.accelerate": (
-        "context_parallel_*",
-        "find_unused_parameters",
-        "accelerator_cache_clear_interval",
-    ),
+    "import.why.accelerate": "context_parallel_* find_unused_parameters accelerator_cache_clear_interval",
     "import.why.sampling": (
-        "validation_*",
-        "num_eval_images",
-        "num_validation_images",
-        "eval_*",
-        "evaluation_type",
-        "fuse_guidance_scale",
-        "ema_validation",
+        "validation_* num_eval_images num_validation_images eval_* evaluation_type fuse_guidance_scale ema_validation"
     ),
     "import.why.train_detail": (
-        "loss_weight",
-        "sft_loss_weight",
-        "distillation_*",
-        "meanflow_*",
-        "crepa_*",
-        "urepa_*",
-        "irepa_*",
-        "tread_config",
-        "scheduled_sampling_*",
-        "diff2flow_*",
-        "mixflow_*",
-        "internal_guidance_*",
-        "xm_*",
-        "nextlat_*",
-        "layersync_*",
-        "flow_*",
-        "use_soft_min_snr",
-        "grad_clip_method",
-        "rescale_betas_zero_snr",
-        "soft_min_snr_*",
-        "masked_loss_probability",
-        "snr_weight",
-        "timestep_bias_*",
-        "offset_noise",
-        "noise_offset_*",
-        "input_perturbation_steps",
-        "central_difference_*",
-        "anyflow",
-        "stage",
-        "consistency_ratio",
-        "diffusion_*",
-        "gate_value",
-        "deltatime_type",
-        "routes",
-        "start_layer_idx",
-        "end_layer_idx",
-        "selection_ratio",
-        "balance",
-        "twinflow_*",
-        "real_score_guidance_scale",
-        "cotrain_forward",
-        "train_time_embedder",
-        "train_delta_embedder",
-        "use_shared_modules",
-        "schedule_shift",
-        "hidream_use_*",
-        "layer_freeze_strategy",
-        "unet_attention_slice",
-        "refiner_training*",
-        "loss_weight_type",
-        "ema_warmup_steps",
-        "overlap",
-        "spatial_region",
-        "temporal_boundary",
-        "acestep_*",
-        "lora_initialisation_style",
-        "init_lokr_norm",
-        "slider_*",
+        "loss_weight sft_loss_weight distillation_* meanflow_* crepa_* urepa_* irepa_* tread_config "
+        "scheduled_sampling_* diff2flow_* mixflow_* internal_guidance_* xm_* nextlat_* layersync_* flow_* "
+        "use_soft_min_snr grad_clip_method rescale_betas_zero_snr soft_min_snr_* masked_loss_probability snr_weight "
+        "timestep_bias_* offset_noise noise_offset_* input_perturbation_steps central_difference_* anyflow stage "
+        "consistency_ratio diffusion_* gate_value deltatime_type routes start_layer_idx end_layer_idx "
+        "selection_ratio balance twinflow_* real_score_guidance_scale cotrain_forward train_time_embedder "
+        "train_delta_embedder use_shared_modules schedule_shift hidream_use_* layer_freeze_strategy "
+        "unet_attention_slice refiner_training* loss_weight_type ema_warmup_steps overlap spatial_region "
+        "temporal_boundary acestep_* lora_initialisation_style init_lokr_norm slider_*"
     ),
-    "import.why.optimizer": (
-        "optimizer_*",
-        "prodigy_steps",
-        "adam_bfloat16",
-        "lr_scale*",
-        "adam_*",
-        "optimizer_cpu_offload_method",
-    ),
-    "import.why.adapters_only": (
-        "controlnet*",
-        "control",
-        "peft_lora_mode",
-        "singlora_*",
-        "lora_init_type",
-    ),
-    "import.why.conditioning": (
-        "framerate",
-        "*_video_*",
-        "video_weight",
-        "audio_*",
-        "minimax_*",
-        "heartmula_*",
-        "conditioning_multidataset_sampling",
-        "wan_*",
-        "ltx*",
-    ),
+    "import.why.optimizer": "optimizer_* prodigy_steps adam_bfloat16 lr_scale* adam_* optimizer_cpu_offload_method",
+    "import.why.adapters_only": "controlnet* control peft_lora_mode singlora_* lora_init_type",
+    "import.why.conditioning": "*_video_* video_weight audio_* minimax_* heartmula_* conditioning_multidataset_sampling wan_* ltx*",
     "import.why.parts": (
-        "pretrained_transformer_*",
-        "pretrained_unet_*",
-        "pretrained_t5_*",
-        "pretrained_gemma_*",
-        "qwen_text_*",
-        "pretrained_controlnet_*",
-        "revision",
-        "variant",
-        "tokenizer_max_length",
+        "pretrained_transformer_* pretrained_unet_* pretrained_t5_* pretrained_gemma_* qwen_text_* "
+        "pretrained_controlnet_* revision variant tokenizer_max_length"
     ),
     "import.why.set_detail": (
-        "aspect_bucket_*",
-        "disable_bucket_pruning",
-        "allow_dataset_oversubscription",
-        "delete_problematic_images",
-        "delete_nsfw_images",
-        "enable_nsfw_check",
-        "nsfw_*",
-        "minimum_image_size",
-        "resolution_type",
-        "caption_strategy",
-        "instance_prompt",
-        "sampler_*",
-        "data_backend_sampling",
-        "max_grounding_entities",
-        "train_*_component",
-        "snr_*",
-        "type",
-        "probability",
+        "aspect_bucket_* disable_bucket_pruning allow_dataset_oversubscription delete_problematic_images "
+        "delete_nsfw_images enable_nsfw_check nsfw_* minimum_image_size resolution_type caption_strategy "
+        "instance_prompt sampler_* data_backend_sampling max_grounding_entities train_*_component snr_* type "
+        "probability"
     ),
 }
 
@@ -415,9 +236,7 @@ ROWS: dict[str, Row] = {
     "lycoris.linear_alpha": otherwise(
         "adapter.alpha", "import.why.lokr_full", lambda value, given: {"adapter.alpha": min(1024, number(value))}
     ),
-    "lycoris.factor": otherwise(
-        "adapter.lokr_factor", "import.why.factor", lambda value, given: {"adapter.lokr_factor": max(0, whole(value))}
-    ),
+    "lycoris.factor": lokr_factor(),
     "lycoris.*": nothing("import.why.adapter_detail"),
     "train_text_encoder": same("text_encoder.train"),
     "text_encoder_lr": otherwise(
@@ -468,15 +287,14 @@ ROWS: dict[str, Row] = {
         "import.why.timesteps",
         lambda value, given: {"objective.timesteps": "uniform"} if truth(value) else {},
     ),
+    "framerate": otherwise("data.frame_rate", "import.why.films"),
     "resolution": resolution("data.resolution"),
     "scaling": otherwise("data.upscale", "import.why.scaled_up", lambda value, given: {"data.upscale": True}, "up"),
     "caption_dropout_probability": same("data.caption_dropout"),
     "checkpoint_step_interval": same("save.every"),
     "checkpointing_steps": same("save.every"),
     "checkpoint_epoch_interval": nothing("import.why.every_epochs"),
-    "checkpoints_total_limit": otherwise(
-        "save.keep", "import.why.keep", lambda value, given: {"save.keep": max(2, whole(value))}
-    ),
+    "checkpoints_total_limit": kept(),
     "validation_prompt": otherwise(
         "samples.prompt", "import.why.one_picture", lambda value, given: {"samples.prompt": str(value)}
     ),
@@ -489,7 +307,7 @@ ROWS: dict[str, Row] = {
     "validation_resolution": otherwise("samples.width_px samples.height_px", "import.why.one_picture", size),
     "eval_steps_interval": same("validation.every"),
     "report_to": otherwise("trackers", "import.why.trackers", trackers),
-    **{name: nothing(why) for why, names in IGNORED.items() for name in names},
+    **{name: nothing(why) for why, names in IGNORED.items() for name in names.split()},
 }
 
 
@@ -502,9 +320,7 @@ def captions(value: Value, given: Settings) -> Paths:
         "csv": {"captions": "metadata"},
         "huggingface": {},
     }
-    if str(value) not in names:
-        raise Unmapped("import.why.value")
-    return names[str(value)]
+    return meaning(names, str(value))
 
 
 def prompt(value: Value, given: Settings) -> Paths:
@@ -523,9 +339,18 @@ def crop(value: Value, given: Settings) -> Paths:
     names = {"center": "centre", "centre": "centre", "random": "random"}
     if not on(given, "crop"):
         return {}
-    if str(value) not in names:
-        raise Unmapped("import.why.value")
-    return {"crop": names[str(value)]}
+    return {"crop": meaning(names, str(value))}
+
+
+class Folders(tuple[str, ...]):
+    """Where the pictures of data backends lie that are named by another one."""
+
+
+def references(value: Value, given: Settings) -> Paths:
+    """The folders of control pictures, which `given_of` has put in the place of the data backends they are in."""
+    if not isinstance(value, Folders):
+        raise Unmapped("import.why.conditioning")
+    return {"control_path": "\n".join(value)}
 
 
 SET_ROWS: dict[str, Row] = {
@@ -552,80 +377,37 @@ SET_ROWS: dict[str, Row] = {
         "import.why.squares",
         lambda value, given: {"aspect_buckets": not (on(given, "crop") and value == "square")},
     ),
+    "conditioning_data": otherwise("control_path", "import.why.control", references),
+    "video.num_frames": otherwise("frames", "import.why.films", clip_length),
+    **each("video video.*", nothing("import.why.films")),
     "is_regularisation_data": flag("regularization"),
     "is_regularization_data": flag("regularization"),
     "probability": otherwise(
-        "loss_weight", "import.why.probability", lambda value, given: {} if number(value) == 1 else _no_counterpart()
+        "loss_weight", "import.why.probability", lambda value, given: {} if number(value) == 1 else no_counterpart()
     ),
-    **dict.fromkeys(
-        (
-            "conditioning",
-            "conditioning.*",
-            "video.*",
-            "audio.*",
-            "conditioning_data",
-            "conditioning_type",
-            "conditioning_*",
-            "video",
-            "audio",
-            "captions",
-        ),
+    **each(
+        "conditioning conditioning.* audio.* conditioning_type conditioning_* audio captions",
         nothing("import.why.conditioning"),
     ),
-    **dict.fromkeys(
-        (
-            "cache_*",
-            "vae_cache_*",
-            "text_embeds",
-            "image_embeds",
-            "skip_file_discovery",
-            "preserve_data_backend_cache",
-            "hash_filenames",
-            "metadata_backend",
-            "parquet*",
-            "huggingface*",
-            "csv*",
-        ),
+    **each(
+        "cache_* vae_cache_* text_embeds image_embeds skip_file_discovery preserve_data_backend_cache "
+        "hash_filenames metadata_backend parquet* huggingface* csv*",
         nothing("import.why.cache"),
     ),
-    **dict.fromkeys(
-        (
-            "id",
-            "type",
-            "dataset_type",
-            "disabled",
-            "minimum_image_size",
-            "maximum_image_size",
-            "minimum_aspect_ratio",
-            "maximum_aspect_ratio",
-            "target_downsample_size",
-            "resolution_type",
-            "aws_*",
-            "ignore_epochs",
-            "default",
-            "bucket_strategy",
-            "auto_split",
-            "file_extension",
-            "instance_data_root",
-            "disable_validation",
-            "start_epoch",
-            "start_step",
-            "end_epoch",
-            "end_step",
-            "caption_filter_list",
-            "slider_strength",
-            "aspect_bucket_alignment",
-            "sampling",
-            "mask_*",
-        ),
+    **each(
+        "id type dataset_type disabled minimum_image_size maximum_image_size minimum_aspect_ratio "
+        "maximum_aspect_ratio target_downsample_size resolution_type aws_* ignore_epochs default bucket_strategy "
+        "auto_split file_extension instance_data_root disable_validation start_epoch start_step end_epoch end_step "
+        "caption_filter_list slider_strength aspect_bucket_alignment sampling mask_*",
         nothing("import.why.set_detail"),
     ),
 }
 ALL_ROWS = ROWS
 
 
-def _no_counterpart() -> Paths:
-    raise Unmapped("import.why.value")
+def _is_shown(backend: Settings) -> bool:
+    """Whether a data backend holds pictures that an edit model is shown."""
+    return backend.get("dataset_type") == "conditioning" and backend.get("conditioning_type") in REFERENCES
 
 
 def given_of(config: Settings, backends: Value = None, lycoris: Value = None) -> Given:
@@ -634,9 +416,14 @@ def given_of(config: Settings, backends: Value = None, lycoris: Value = None) ->
     if isinstance(lycoris, Mapping):
         settings |= {f"lycoris.{key}": value for key, value in flat(lycoris).items()}
     listed = tables(backends)
+    shown = {str(one.get("id")): one.get("instance_data_dir") for one in listed if _is_shown(one)}
     sets = []
     for n, one in enumerate(listed):
         plain = flat(one)
+        if "conditioning_data" in plain:
+            folders = [shown.get(str(name)) for name in as_list(plain["conditioning_data"])]
+            if all(folders):
+                plain["conditioning_data"] = Folders(map(str, folders))
         if str(one.get("dataset_type", "image")) in BACKENDS and not one.get("disabled"):
             plain.setdefault("dataset_name", plain.get("huggingface.dataset_name"))
             sets.append((f"backends[{n}].", plain))

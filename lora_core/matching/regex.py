@@ -38,9 +38,13 @@ _REPEATS = (sre.MAX_REPEAT, sre.MIN_REPEAT)
 _LOOKS = (sre.ASSERT, sre.ASSERT_NOT)
 _POSSESSIVE, _ATOMIC = getattr(sre, "POSSESSIVE_REPEAT", None), getattr(sre, "ATOMIC_GROUP", None)  # since Python 3.11
 _UNKNOWN = {
-    sre.ASSERT: "look-around", sre.ASSERT_NOT: "look-around", sre.GROUPREF: "back-references", sre.GROUPREF_EXISTS: "conditions on groups",
-    _ATOMIC: "atomic groups", _POSSESSIVE: "possessive repeats",
-}  # fmt: skip
+    sre.ASSERT: "look-around",
+    sre.ASSERT_NOT: "look-around",
+    sre.GROUPREF: "back-references",
+    sre.GROUPREF_EXISTS: "conditions on groups",
+    _ATOMIC: "atomic groups",
+    _POSSESSIVE: "possessive repeats",
+}
 
 # Kinds of neighbours of a position, all that anchors ask for
 _NONE, _NEWLINE, _LAST_NEWLINE, _ASCII_WORD, _WORD, _OTHER = range(6)
@@ -125,7 +129,7 @@ class Pattern:
             raise self._costly(str(error)) from error
 
 
-# ---- what a backtracking engine may do -------------------------------------------------------------------------------------------------------------
+# ---- what a backtracking engine may do -------------------------------------------------------------------------------
 
 _UNBOUNDED = (math.inf, math.inf)
 
@@ -186,7 +190,7 @@ def _cost_of_repeat(low: Any, high: Any, body: Any, length: int) -> tuple[float,
     return all_ways, all_steps
 
 
-# ---- all states at once ----------------------------------------------------------------------------------------------------------------------------
+# ---- all states at once ----------------------------------------------------------------------------------------------
 
 
 class _State(NamedTuple):

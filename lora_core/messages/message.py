@@ -6,8 +6,9 @@ import dataclasses
 import functools
 import itertools
 import json
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Union
 
@@ -15,6 +16,7 @@ from .secrets import in_one_line
 
 LANGUAGES = ("en", "zh", "ko", "ja")
 PLACEHOLDER = re.compile(r"\{(\w+)\}")
+SETTING = re.compile(r"\{@([\w.]+)\}")  # {@optimizer.lr}: a setting, by the name each door has for it
 NUMBER = re.compile(
     r"\[(\w+):([^|\]]*)\|([^\]]*)\]"
 )  # [count:picture is|pictures are] for one and for any other number of {count}
@@ -24,12 +26,22 @@ MOST_CHARACTERS, MOST_MEMBERS = (
     100,
 )  # of a text and a list inside a sentence; the middle of longer ones is left out
 LARGEST_WHOLE, ELLIPSIS = 10**100, "…"
+_PLACE = re.compile(rf"{PLACEHOLDER.pattern}|{SETTING.pattern}")
 _TEXTS = Path(__file__).parent / "texts"
+Names = Callable[[str, str], str]  # (a setting or input, a language) -> what the reader of a door knows it by
+
+
+def as_in_a_job(name: str, language: str) -> str:
+    """The names of job files, which are the settings' own."""
+    return name
 
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """The name of a setting inside a sentence; each door puts the name its user knows it by in its place."""
+    """The name of a setting as a value of a sentence; each door puts the name its user knows it by in its place.
+
+    A setting that a sentence always names stands in the sentence itself, as {@optimizer.lr}.
+    """
 
     name: str
 
@@ -50,11 +62,17 @@ class Message:
         """A message with values of any kind: an error gives its own message, what is neither number nor text gives what it prints as. Long ones are cut."""
         return cls(code, _cut(field), {name: _plain(value) for name, value in values.items()})
 
-    def text(self, language: str = "en") -> str:
+    def text(self, language: str = "en", names: Names = as_in_a_job) -> str:
         """The sentence, after the name of its field. Raises KeyError for a code that has no sentence and for a value that is missing."""
         worded = NUMBER.sub(lambda m: m[2] if str(self.values[m[1]]) == "1" else m[3], table(language)[self.code])
-        sentence = PLACEHOLDER.sub(lambda place: _rendered(self.values[place[1]], language), worded)
-        return f"{in_one_line(self.field)}: {sentence}" if self.field else sentence
+
+        def filled(place: re.Match[str]) -> str:
+            if place[1]:
+                return _rendered(self.values[place[1]], language, names)
+            return names(place[2], language)
+
+        sentence = _PLACE.sub(filled, worded)
+        return f"{in_one_line(names(self.field, language))}: {sentence}" if self.field else sentence
 
     def __str__(self) -> str:
         return self.text()
@@ -63,14 +81,9 @@ class Message:
         """The same about another field."""
         return dataclasses.replace(self, field=field)
 
-    def named(self, names: Mapping[str, str]) -> Message:
-        """The same with settings by the names a door has for them; one that is not in `names` keeps its own."""
-        values = {place: _named(value, names) for place, value in self.values.items()}
-        return Message(self.code, names.get(self.field, self.field), values)
-
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self, names: Names = as_in_a_job) -> dict[str, Any]:
         """For a page or a file: code, field and values, and the English sentence for whoever has no table."""
-        return {**_as_data(self), "text": self.text()}
+        return {**_as_data(self), "text": self.text(LANGUAGES[0], names)}
 
 
 @functools.cache
@@ -85,7 +98,7 @@ def _plain(value: Any) -> Value:
     if isinstance(carried, Message):
         return carried
     if isinstance(value, float):
-        return _short(value)
+        return _short(value) if math.isfinite(value) else str(value)  # JSON has no word for nan
     if isinstance(value, str):
         return _cut(value)
     if isinstance(value, int):
@@ -94,7 +107,7 @@ def _plain(value: Any) -> Value:
         return value
     if isinstance(value, list | tuple | dict):
         members = tuple(_plain(member) for member in itertools.islice(value, MOST_MEMBERS))
-        if all(isinstance(member, str | Message) for member in members):
+        if all(isinstance(member, str | Message | Setting) for member in members):
             return _shortened(members, len(value))
     return _cut(str(value))  # a path, a shape, a type
 
@@ -128,23 +141,15 @@ def _short(number: float) -> float:
     return float(f"{number:.3g}") if len(digits) > MOST_DIGITS else number
 
 
-def _rendered(value: Value, language: str) -> str:
+def _rendered(value: Value, language: str, names: Names) -> str:
     if isinstance(value, Message):
-        return value.text(language)
+        return value.text(language, names)
     if isinstance(value, Setting):
-        return value.name
+        return names(value.name, language)
     if isinstance(value, tuple):
         sign = "; " if any(isinstance(member, Message) for member in value) else ", "
-        return sign.join(_rendered(member, language) for member in value)
-    return in_one_line(str(value))
-
-
-def _named(value: Value, names: Mapping[str, str]) -> Value:
-    if isinstance(value, Message):
-        return value.named(names)
-    if isinstance(value, Setting):
-        return Setting(names.get(value.name, value.name))
-    return tuple(_named(member, names) for member in value) if isinstance(value, tuple) else value
+        return sign.join(_rendered(member, language, names) for member in value)
+    return in_one_line(str(value).removesuffix(".0") if isinstance(value, float) else str(value))
 
 
 def _as_data(value: Value) -> Any:

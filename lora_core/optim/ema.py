@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 
 import torch
 
-from ..adapters.base import AdapterSet
+from ..adapters.set import AdapterSet
 
 PREFIX = "ema."
 
@@ -17,16 +17,23 @@ class Ema:
 
     def __init__(self, adapters: AdapterSet, decay: float):
         self._adapters, self._decay = adapters, decay
-        self._shadow = {name: p.detach().clone() for name, p in adapters.named_parameters()}
-        self._pairs = [(self._shadow[name], p) for name, p in adapters.named_parameters()]
+        self._shadow: dict[str, torch.Tensor] = {}
+        pairs: dict[int, tuple[torch.Tensor, torch.Tensor, torch.nn.Parameter]] = {}
+        for name, p in adapters.named_parameters():
+            slot = getattr(p, "slot", None)
+            lying = (
+                p.detach() if slot is None else slot.buffer.values
+            )  # by itself, or in a buffer with others of its group, which are frozen together
+            shadow, *_ = pairs.setdefault(id(lying), (lying.clone(), lying, p))
+            self._shadow[name] = shadow if slot is None else slot.cut(shadow)
+        self._pairs = list(pairs.values())
 
     def update(self, step: int) -> None:
         """After update number `step` (from 1)."""
         decay = min(self._decay, (1 + step) / (10 + step))
-        pairs = [pair for pair in self._pairs if pair[1].requires_grad]
+        pairs = [(shadow, values) for shadow, values, member in self._pairs if member.requires_grad]
         if pairs:
-            with torch.no_grad():
-                torch._foreach_lerp_([shadow for shadow, _ in pairs], [p for _, p in pairs], 1 - decay)
+            torch._foreach_lerp_([shadow for shadow, _ in pairs], [values for _, values in pairs], 1 - decay)
 
     def settle(self, parameters: list[torch.nn.Parameter]) -> None:
         """Makes the average the weight itself, for parameters that are frozen from now on."""

@@ -10,11 +10,13 @@ from typing import Any
 
 import torch
 
-from ..adapters.base import EMBEDDING, MODEL, TEXT_ENCODER, AdapterSet
+from ..adapters.base import EMBEDDING, MODEL, TEXT_ENCODER
+from ..adapters.set import AdapterSet
 from ..algebra.kinds import UP_PARAMETERS
 from ..config import TrainConfig
 from ..matching.regex import Pattern
 from ..messages.errors import LoomError
+from .flat import Flat
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +81,10 @@ def drop(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> None:
         parameter.requires_grad_(False)
         parameter.grad = None
         optimizer.state.pop(parameter, None)
-    optimizer.param_groups[:] = [g for g in optimizer.param_groups if g is not group]
+    if isinstance(optimizer, Flat):
+        optimizer.drop(group)
+    else:
+        optimizer.param_groups[:] = [g for g in optimizer.param_groups if g is not group]
 
 
 def lines(field: str, text: str) -> list[tuple[Pattern, float]]:

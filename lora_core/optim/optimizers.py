@@ -13,6 +13,7 @@ import torch
 from ..compat import adamw, needed
 from ..config import OptimizerConfig, TrainConfig
 from ..messages.errors import LoomError
+from .flat import Flat
 
 Groups = list[dict[str, Any]]  # as groups.make_groups builds them
 Make = Callable[[Groups, OptimizerConfig], torch.optim.Optimizer]
@@ -20,7 +21,10 @@ Make = Callable[[Groups, OptimizerConfig], torch.optim.Optimizer]
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """`lr` and `beta2`: what 0 in the config stands for. `package`: what pip installs when it is optional. `one_lr`: all groups share one rate."""
+    """`lr` and `beta2`: what 0 in the config stands for. `package`: what pip installs when it is optional. `one_lr`: all groups share one rate.
+
+    `flat`: its update is the same for parameters that lie side by side in one (see `flat`); `flattened`: its state that has one axis whatever the parameter.
+    """
 
     make: Make
     lr: float = 1e-4
@@ -28,6 +32,8 @@ class Row:
     package: str = ""
     module: str = ""
     one_lr: bool = False
+    flat: bool = False
+    flattened: tuple[str, ...] = ()
 
 
 def _betas(config: OptimizerConfig) -> tuple[float, float]:
@@ -109,13 +115,13 @@ def _muon(groups: Groups, config: OptimizerConfig) -> torch.optim.Optimizer:
 
 
 OPTIMIZERS: dict[str, Row] = {
-    "adamw": Row(_adamw),
+    "adamw": Row(_adamw, flat=True),
     "adamw8bit": Row(_adamw8bit, package="bitsandbytes"),
     "adafactor": Row(_adafactor),
-    "prodigy": Row(_prodigy, lr=1.0, beta2=0.99, package="prodigyopt", one_lr=True),
-    "lion": Row(_lion, lr=3e-5, beta2=0.99, package="pytorch-optimizer", module="pytorch_optimizer"),
+    "prodigy": Row(_prodigy, lr=1.0, beta2=0.99, package="prodigyopt", one_lr=True, flat=True, flattened=("s", "p0")),
+    "lion": Row(_lion, lr=3e-5, beta2=0.99, package="pytorch-optimizer", module="pytorch_optimizer", flat=True),
     "came": Row(_came, package="pytorch-optimizer", module="pytorch_optimizer"),
-    "schedule_free": Row(_schedule_free, lr=5e-4, package="schedulefree"),
+    "schedule_free": Row(_schedule_free, lr=5e-4, package="schedulefree", flat=True),
     "muon": Row(_muon, lr=1e-3, package="pytorch-optimizer", module="pytorch_optimizer"),
 }
 
@@ -145,7 +151,32 @@ def make_optimizer(groups: Groups, config: OptimizerConfig) -> torch.optim.Optim
     if row.one_lr and len({g["lr"] for g in groups}) > 1:
         rates = ", ".join(f"{g['name']} {g['lr']:g}" for g in groups)
         raise LoomError("optimizer.several_rates", field="optimizer", name=config.name, rates=rates)
+    if row.flat and Flat.takes(groups):
+        return Flat(groups, lambda flat: row.make(flat, config), row.flattened)
     return row.make(groups, config)
+
+
+def pieces(optimizer: torch.optim.Optimizer) -> list[torch.nn.Parameter]:
+    """Everything that has a gradient, in as few tensors as it lies in."""
+    if isinstance(optimizer, Flat):
+        return optimizer.pieces()
+    return [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+
+
+@contextlib.contextmanager
+def gathering(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Around a backward pass of a step."""
+    with optimizer.gathering() if isinstance(optimizer, Flat) else contextlib.nullcontext():
+        yield
+
+
+def gather(optimizer: torch.optim.Optimizer, everywhere: bool = False) -> None:
+    """After the last pass of a step, before anybody looks at gradients. `everywhere`: a parameter without a gradient gets one of zero."""
+    if isinstance(optimizer, Flat):
+        optimizer.gather(everywhere)
+    elif everywhere:
+        for p in (p for group in optimizer.param_groups for p in group["params"]):
+            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
 
 
 def effective_lr(optimizer: torch.optim.Optimizer) -> float:

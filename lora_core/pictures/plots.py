@@ -77,7 +77,7 @@ def curves(
     for n in range(5):
         y = bottom - (bottom - top) * n / 4
         pen.line([(left, y), (right, y)], fill=_FAINT)
-        write(pen, (6, y - 8), f"{y0 + (y1 - y0) * n / 4:.4g}", _INK, _AXIS_PX)
+        write(pen, (6, y - 8), f"{y0 + (y1 - y0) * n / 4:.3g}", _INK, _AXIS_PX)
         at = x0 + (x1 - x0) * n / 4
         number, anchor = f"{10**at:.1e}" if logarithmic else f"{at:.0f}", {0: "la", 4: "ra"}.get(n, "ma")
         write(pen, (left + (right - left) * n / 4, bottom + 8), number, _INK, _AXIS_PX, anchor)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 
@@ -24,9 +23,14 @@ def write_preview(path: Path, image: Image.Image) -> None:
     write_bytes(path, data.getvalue())
 
 
+def as_picture(pixels: torch.Tensor) -> Image.Image:
+    """(H, W, 1, 3 or 4), values in [0, 1], as an 8-bit picture."""
+    values = (pixels.detach().float().cpu().clamp(0, 1) * 255).round().byte().numpy()
+    return Image.fromarray(values[..., 0] if values.shape[-1] == 1 else values)
+
+
 def first_picture(images: torch.Tensor) -> Image.Image:
     """The first of an IMAGE batch (B, H, W, 1, 3 or 4), values in [0, 1]."""
     if not len(images):
         raise LoomError("preview.empty", field="preview")
-    pixels = np.clip(images[0].detach().float().cpu().numpy() * 255, 0, 255).astype(np.uint8)
-    return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels[..., :3])
+    return as_picture(images[0, ..., :3])

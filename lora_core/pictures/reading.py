@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import io
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from ..messages.errors import Problem
 
 MAX_PIXELS = 64_000_000
 HEIF = frozenset({".heic", ".heif"})
+FILMS = frozenset({".mp4", ".m4v", ".webm", ".mov", ".mkv", ".avi"})
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"}) | HEIF
 UNREADABLE = frozenset(  # looks like something to train on, but is not a picture we open: named, not passed over
     {
@@ -33,11 +36,6 @@ UNREADABLE = frozenset(  # looks like something to train on, but is not a pictur
         ".cr2",
         ".nef",
         ".arw",
-        ".mp4",
-        ".webm",
-        ".mov",
-        ".mkv",
-        ".avi",
     }
 )
 
@@ -55,8 +53,8 @@ _FORMATS = (
     "AVIF",
 )  # nothing that starts another program, as EPS does
 _BROKEN = (
-    OSError, EOFError, ValueError, SyntaxError, RuntimeError, LookupError, TypeError, AttributeError, ArithmeticError, struct.error,
-    Image.DecompressionBombError,
+    OSError, EOFError, ValueError, SyntaxError, RuntimeError, LookupError, TypeError, AttributeError, ArithmeticError,
+    struct.error, Image.DecompressionBombError,
 )  # fmt: skip
 
 
@@ -137,7 +135,18 @@ def open_rgb(path: Path, background: str = "white") -> Image.Image:
     return open_picture(path, background).rgb
 
 
-def thumbnail(path: Path, side_px: int, background: str = "white") -> Image.Image:
+@contextlib.contextmanager
+def animation(path: Path) -> Iterator[Image.Image]:
+    """The file opened for one frame after the other. Raises PictureError for what is wrong with it, inside the block too."""
+    try:
+        with _image(path, path.suffix) as image:
+            _check_size(*_stored_size(image))
+            yield image
+    except _BROKEN as error:
+        raise PictureError("picture.damaged", reason=_reason(error)) from error
+
+
+def small_picture(path: Path, side_px: int, background: str = "white") -> Image.Image:
     """At most side_px on each side, decoded small where the format allows it: for looking at, not for training."""
     try:
         with Image.open(path, formats=_formats()) as image:

@@ -22,11 +22,18 @@ _DECIDING = (  # settings that decide what a step costs, given the base
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """What a run like this one took: seconds of a step, bytes at its highest, and which run that was."""
+    """What a run like this one took: seconds of a step, bytes at its highest, and which run that was.
+
+    `works`: seconds of what is not a step, where it was measured: preparing, a picture encoded (pictures), a picture drawn (samples) in `sampler_steps`,
+    a save (saves), a measurement (validations), the result (writing). `encoded`: it had the same pictures at the same size, which are kept encoded.
+    """
 
     seconds_per_step: float
     peak_bytes: int
     run: str
+    works: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    sampler_steps: int = 20
+    encoded: bool = False
 
 
 def estimate(root: Path, config: TrainConfig, family: str) -> Estimate | None:
@@ -38,7 +45,10 @@ def estimate(root: Path, config: TrainConfig, family: str) -> Estimate | None:
         if not isinstance(state, dict) or not isinstance(job, dict) or _family(state) != family:
             continue
         if deciding(job) == wanted and (measured := _measured(state)):
-            return Estimate(*measured, run)
+            seconds, peak = measured
+            return Estimate(
+                seconds, peak, run, _works(state), _sampler_steps(job), job.get("data") == as_dict(config)["data"]
+            )
     return None
 
 
@@ -59,6 +69,17 @@ def _measured(state: Mapping[str, Any]) -> tuple[float, int] | None:
         return None
     seconds, peak = as_number(pace.get("seconds_per_step")), as_step(pace.get("peak_bytes"))
     return (seconds, peak) if seconds and 0 < seconds < 1e6 and peak is not None else None
+
+
+def _works(state: Mapping[str, Any]) -> dict[str, float]:
+    works = state["pace"].get("seconds")
+    numbers = {kind: as_number(spent) for kind, spent in works.items()} if isinstance(works, dict) else {}
+    return {kind: spent for kind, spent in numbers.items() if spent is not None and 0 <= spent < 1e6}
+
+
+def _sampler_steps(job: Mapping[str, Any]) -> int:
+    samples = job.get("samples")
+    return (as_step(samples.get("steps")) if isinstance(samples, dict) else None) or 20
 
 
 def _family(state: Mapping[str, Any]) -> str:

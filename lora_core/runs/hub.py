@@ -21,8 +21,9 @@ from .usage import Files, snippet, spoken
 
 CARD = "README.md"
 _RECIPE = (
-    "method", "steps", "batch_size", "grad_accum", "seed", "adapter.algorithm", "adapter.rank", "adapter.alpha", "adapter.targets", "optimizer.name",
-    "optimizer.lr", "schedule.name", "data.resolution", "text_encoder.train", "objective.weighting", "ema_decay",
+    "method", "steps", "batch_size", "grad_accum", "seed", "adapter.algorithm", "adapter.rank", "adapter.alpha",
+    "adapter.targets", "optimizer.name", "optimizer.lr", "schedule.name", "data.resolution", "text_encoder.train",
+    "objective.weighting", "ema_decay",
 )  # fmt: skip
 
 
@@ -30,7 +31,7 @@ _RECIPE = (
 class About:
     """What a card says that no file of a run does: the base model's name on the Hub, the licence, words to prompt with, where the files will lie.
 
-    `family`, `embeddings`, `words`: see `usage.Files`.
+    `strength`: what its header recommends, where it was measured. `family`, `embeddings`, `words`: see `usage.Files`.
     """
 
     base_model: str
@@ -38,6 +39,7 @@ class About:
     triggers: tuple[str, ...] = ()
     diffusers: bool = True  # whether diffusers loads the file
     repository: str = ""
+    strength: float | None = None
     family: str = ""
     embeddings: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     words: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -84,7 +86,7 @@ def _pixels(path: Path) -> bytes:
 
 def card(config: TrainConfig, about: About, files: Sequence[str], pictures: Sequence[str]) -> str:
     """A model card: the header the Hub reads, how to use the file, the settings, the pictures."""
-    kind = {"lora": "lora", "embedding": "textual_inversion", "pivotal": "lora"}[config.method]
+    kind = {"lora": "lora", "embedding": "textual_inversion", "pivotal": "lora", "slider": "lora"}[config.method]
     tags = [
         "text-to-image",
         "diffusers",
@@ -113,6 +115,11 @@ def card(config: TrainConfig, about: About, files: Sequence[str], pictures: Sequ
     lines += [f"![{name.removesuffix('.png')}]({name})" for name in pictures] + [""] * bool(pictures)
     if about.triggers:
         lines += ["Write " + ", ".join(f"`{t}`" for t in about.triggers) + " in a prompt.", ""]
+    if about.strength is not None:
+        lines += [
+            f"Strength to start from: {about.strength:g}, where the loss on pictures at fixed noise is lowest.",
+            "",
+        ]
     main = next((f for f in files if not f.endswith("_emb.safetensors")), "") if config.trains_lora else ""
     prompts = [spoken(prompt, about.words) for prompt in _prompts(config)]
     called = prompts[0] if prompts else ", ".join(about.triggers)

@@ -20,14 +20,17 @@ from typing import Any
 from ..disk import locks
 from ..messages.errors import LoomError
 from ..pictures.plots import smoothed
-from . import old_log, owner, state
+from . import old_log, owner, remarks, state
 from .bounded import as_number, as_step, as_text, is_regular, read, read_json, tail
 from .checkpoints import MANIFEST
 from .folders import RESERVED, last_run
+from .measured import CONCEPTS, PICTURES
 
 CONFIG, LOG, TEXT_LOG, WORKFLOW, BEFORE = "config.json", "log.jsonl", state.LOG, "workflow.json", "samples/before.png"
+STRENGTH = "strength.json"  # the loss at each strength, and the best one
 MAX_LOG_BYTES, MAX_WORKFLOW_BYTES, MAX_METADATA_BYTES = 256 << 20, 8 << 20, 256 << 10
 MAX_FILES = 20_000
+SPARK_POINTS = 40
 FRESH_S = 600  # where locks cannot be asked, a run that wrote within this time is taken to be going on
 ABOUT = ("ss_base_model_version", "modelspec.architecture", "modelspec.trigger_phrase", "ss_v2")
 _STATES = {"stopped early": "stopped", "cancelled": "interrupted"}  # outcomes the list calls by a wider name
@@ -45,7 +48,9 @@ class RunInfo:
     """One run. `id`: its folder's name; `best`: (step, lowest loss on held-out pictures); `picture`: step of the newest sample, 0 for the one before training.
 
     `error`: the message of what ended it, as a page takes it. `about`: what the result's header says of base and trigger.
-    `saves`: steps of whole checkpoints; `best_save`: the step whose weights are kept as the best.
+    `saves`: steps of whole checkpoints; `best_save`: the step whose weights are kept as the best. `base_file`: the name of the base's file, where the run
+    knows it. `title`, `note`, `star`: what its user says of it. `spark`: its smoothed loss in a few numbers, where there is no picture to show.
+    `strength`: what the result is best used at, where that was measured. `measured`: whether its pictures or concepts were.
     """
 
     id: str
@@ -64,6 +69,13 @@ class RunInfo:
     best_save: int | None
     results: list[str]
     about: Mapping[str, str]
+    base_file: str = ""
+    title: str = ""
+    note: str = ""
+    star: bool = False
+    spark: tuple[float, ...] = ()
+    strength: float | None = None
+    measured: bool = False
 
 
 def run_ids(root: Path) -> list[str]:
@@ -114,7 +126,9 @@ def read_run(folder: Path) -> RunInfo:
     status = _state(folder, files, bool(results), ending)
     done = ending.step if ending.step is not None and status in ENDED else max([_last_step(folder / LOG), *saves[-1:]])
     header = _header(folder / results[0]) if results else {}
-    changed = max((f.st_mtime for f in files.values()), default=0.0)
+    changed = max((f.st_mtime for name, f in files.items() if name != remarks.FILE), default=0.0)
+    remark = remarks.read(folder)
+    picture = max(_pictures(files), default=None)
     return RunInfo(
         id=folder.name,
         method=as_text(config.get("method")) or "lora",
@@ -127,12 +141,54 @@ def read_run(folder: Path) -> RunInfo:
         error=ending.error,
         changed=changed,
         size_bytes=sum(f.st_size for f in files.values()),
-        picture=max(_pictures(files), default=None),
+        picture=picture,
         saves=saves,
         best_save=best_save,
         results=results,
         about={key: as_text(header.get(key)) for key in ABOUT if header.get(key)},
+        base_file=_base_file(folder),
+        title=remark.title,
+        note=remark.note,
+        star=remark.star,
+        spark=_spark(folder / LOG, files.get(LOG)) if picture is None else (),
+        strength=_strength(folder),
+        measured=PICTURES in files or CONCEPTS in files,
     )
+
+
+def pace(folder: Path) -> dict[str, float]:
+    """`seconds_per_step` and `peak_bytes` of a run, where they were measured."""
+    value = read_json(folder / state.FILE, state.MAX_BYTES)
+    measured = value.get("pace") if isinstance(value, dict) else None
+    numbers = (
+        {name: as_number(measured.get(name)) for name in ("seconds_per_step", "peak_bytes")}
+        if isinstance(measured, dict)
+        else {}
+    )
+    return {name: number for name, number in numbers.items() if number is not None}
+
+
+def _base_file(folder: Path) -> str:
+    value = read_json(folder / state.FILE, state.MAX_BYTES)
+    base = value.get("base_model") if isinstance(value, dict) else None
+    return as_text(base.get("file")) if isinstance(base, dict) else ""
+
+
+def _strength(folder: Path) -> float | None:
+    value = read_json(folder / STRENGTH)
+    return as_number(value.get("strength")) if isinstance(value, dict) else None
+
+
+def settings(folder: Path) -> dict[str, Any]:
+    """The settings of a run by path, such as adapter.rank; a list or a table is one value."""
+    config = read_json(folder / CONFIG)
+    out: dict[str, Any] = {}
+    for name, value in config.items() if isinstance(config, dict) else ():
+        if isinstance(value, dict):
+            out |= {f"{name}.{inner}": content for inner, content in value.items()}
+        else:
+            out[name] = value
+    return out
 
 
 def is_running(folder: Path) -> bool:
@@ -244,6 +300,16 @@ def _best(log: Path, stat: os.stat_result | None) -> tuple[int, float] | None:
 def _best_of(log: Path, size: int, mtime_ns: int) -> tuple[int, float] | None:
     """The lowest held-out loss in a log of this size and time."""
     return min(held_out(log.parent).items(), key=lambda item: (item[1], item[0]), default=None)
+
+
+def _spark(log: Path, stat: os.stat_result | None) -> tuple[float, ...]:
+    return _spark_of(log, stat.st_size, stat.st_mtime_ns) if stat else ()
+
+
+@functools.lru_cache(maxsize=4096)
+def _spark_of(log: Path, size: int, mtime_ns: int) -> tuple[float, ...]:
+    """The smoothed loss in a log of this size and time."""
+    return tuple(loss for _, loss in curve(log.parent, SPARK_POINTS)["loss"])
 
 
 def _probe_lines(log: Path) -> bytes:

@@ -12,8 +12,9 @@ _OUTCOMES = {"finished": "finished", "stopped": "stopped", "stopped early": "sto
 _CANCELS = ("InterruptProcessingException", "KeyboardInterrupt", "SystemExit", "GeneratorExit")
 _MARK = re.compile(
     rf"^\d\S+ [\d:.]+ (?:(?P<begun>training steps) \d+ to |(?P<outcome>{'|'.join(_OUTCOMES)}) after step (?P<step>\d{{1,12}})\r?$|"
-    r"ended by (?P<error>\w+): ?(?P<said>.*))", re.MULTILINE,
-)  # fmt: skip
+    r"ended by (?P<error>\w+): ?(?P<said>.*))",
+    re.MULTILINE,
+)
 
 
 def ending(log: Path) -> Ending:

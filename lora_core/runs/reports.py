@@ -14,6 +14,7 @@ from tqdm import tqdm
 from ..disk import locks
 from ..events import Listener, Measure, StepReport
 from ..messages.errors import MAX_REASON, Problem, reason_of
+from ..messages.figures import figure
 from ..messages.message import Message
 from ..messages.secrets import in_one_line, without_secrets
 
@@ -23,8 +24,8 @@ def probed(measure: Measure, best: Measure) -> Message:
     return Message.of(
         "validation.measured",
         step=measure.step,
-        held_out=f"{measure.held_out:.4f}",
-        trained=f"{measure.trained:.4f}",
+        held_out=figure(measure.held_out),
+        trained=figure(measure.trained),
         best=best.step,
     )
 
@@ -123,5 +124,5 @@ class ProgressBar(Listener):
     def on_step(self, report: StepReport) -> None:
         assert self._bar is not None
         self._loss = 0.95 * self._loss + 0.05 * report.loss if self._loss else report.loss
-        self._bar.set_postfix_str(f"loss {self._loss:.4f}", refresh=False)
+        self._bar.set_postfix_str(f"loss {figure(self._loss)}", refresh=False)
         self._bar.update()

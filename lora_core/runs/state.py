@@ -18,7 +18,7 @@ from ..events import Listener, Listeners, Measure, StepReport
 from ..messages.errors import message_of
 from .bounded import as_step, as_text, read_json
 from .guarded import DISK, Extras, Guarded, Tell
-from .pace import Pace, clock_s
+from .pace import MemoryWatch, Pace, clock_s
 from .reports import FileLog
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class StateFile(Listener):
     def __init__(self, folder: Path, host: str = "", cancels: tuple[type[BaseException], ...] = ()):
         then = read_json(folder / FILE, MAX_BYTES)
         self._file = folder / FILE
-        self._pace = Pace()
+        self._pace, self._watch = Pace(), MemoryWatch()
         self._cancels: tuple[type[BaseException], ...] = (*CANCELS, *cancels)
         self._values: dict[str, Any] = {
             "format": FORMAT,
@@ -65,9 +65,11 @@ class StateFile(Listener):
 
     def begin(self) -> None:
         """Says that the run goes on."""
+        self._pace.begin(clock_s())
         self._write()
 
     def __exit__(self, *error: Any) -> None:
+        self._watch.end()
         if error[1] is None:
             return
         if isinstance(error[1], self._cancels):
@@ -84,22 +86,32 @@ class StateFile(Listener):
         if "base_model" in facts:
             self._values["base_model"] = facts["base_model"]
         self._write()
+        self._watch.begin()
+        self._pace.start(clock_s())
+
+    def on_progress(self, what: str, done: int, total: int) -> None:
+        self._pace.work(what, done, total, clock_s())
 
     def on_step(self, report: StepReport) -> None:
         self._pace.step(clock_s())
 
     def on_sample(self, step: int, images: Any, path: Path) -> None:
-        self._pace.interrupted()
+        self._interrupted()
 
     def on_validation(self, measure: Measure, best: Measure) -> None:
+        self._interrupted()
+
+    def _interrupted(self) -> None:
+        self._pace.done(clock_s())
         self._pace.interrupted()
 
     def on_save(self, step: int, path: Path) -> None:
-        self._pace.interrupted()
+        self._interrupted()
         self._values["step"] = step
         self._write()
 
     def on_end(self, outcome: str, step: int) -> None:
+        self._pace.done(clock_s())
         self._values |= {"outcome": outcome, "step": step}
         self._write(ended=True)
 
@@ -107,7 +119,7 @@ class StateFile(Listener):
         now = round(time.time(), 3)
         self._values |= {"changed": now, "ended": now if ended else None}
         if pace := self._pace.as_json():
-            self._values["pace"] = pace
+            self._values["pace"] = {**pace, "peak_bytes": self._watch.peak_bytes()}
         write_json(self._file, self._values)
 
 

@@ -68,7 +68,7 @@ def _flat(config: dict[str, Any], where: str = "") -> dict[str, bool | int | flo
             out |= _flat(value, f"{where}{key}.")
         elif isinstance(value, list | tuple):
             out[f"{where}{key}"] = len(value)
-        elif key in ("folder", "base", "companion", "start_from") and isinstance(value, str):
+        elif key in ("folder", "base", "companion", "start_from", "fixed") and isinstance(value, str):
             out[f"{where}{key}"] = Path(value).name
         else:
             out[f"{where}{key}"] = value

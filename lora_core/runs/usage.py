@@ -6,13 +6,17 @@ import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 
-_UNETS = ("sd1", "sd2", "sdxl", "toy")
+_UNETS = ("sd1", "sd2", "sdxl", "emoji", "toy")
 STEPS = 25
 # key in an embedding file -> (text encoder, tokenizer) of a pipeline whose loader takes embeddings
 _PLACES = {
-    "sd1": {"emb_params": ""}, "sd2": {"emb_params": ""}, "toy": {"emb_params": ""}, "sdxl": {"clip_l": "", "clip_g": "_2"},
+    "sd1": {"emb_params": ""},
+    "sd2": {"emb_params": ""},
+    "emoji": {"emb_params": ""},
+    "toy": {"emb_params": ""},
+    "sdxl": {"clip_l": "", "clip_g": "_2"},
     "flux1": {"clip_l": "", "t5xxl": "_2"},
-}  # fmt: skip
+}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""The toy model: a very small text-to-image model, the world it knows, and the script that made it."""
+"""The toy model: a small text-to-image model that draws emoji, sets of pictures to teach it, and the scripts that made both."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
+from ..messages.figures import percent
 from ..messages.message import Message
 from .validation import History
 
@@ -22,7 +23,7 @@ def advice(losses: Sequence[float], history: History) -> list[Message]:
         if best.step == 0:
             messages.append(Message.of("advice.never_better"))
         elif last.held_out > 1.1 * best.held_out and last.trained < measures[measures.index(best)].trained:
-            worse = f"{last.held_out / best.held_out - 1:.0%}"
+            worse = percent(last.held_out / best.held_out - 1)
             messages.append(Message.of("advice.over_trained", step=best.step, worse=worse))
         elif best is last and first.held_out > 0 and last.held_out > 0.97 * first.held_out:
             messages.append(Message.of("advice.hardly_moved"))

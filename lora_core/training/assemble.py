@@ -1,4 +1,4 @@
-"""How a run comes together: layers, adapters, pictures and captions encoded, for training, for finding a learning rate, for a dry run."""
+"""How a run comes together: layers, adapters, what it learns from and is measured on, for training, for finding a learning rate, for a dry run."""
 
 from __future__ import annotations
 
@@ -8,40 +8,42 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from .. import compat
 from ..adapters import AdapterSet
 from ..adapters.tokens import TokenSet
-from ..backends.base import Backend, Remarks, SkipsLayers
+from ..backends.base import Backend, EncodesBeside, EncodesClips, Remarks, ShowsControls
 from ..backends.base_model import BaseModel
-from ..backends.encoder import encoder_of
 from ..config import ObjectiveConfig, TrainConfig
-from ..data.batches import Batches
+from ..config.slider import lines_of
+from ..data.batches import Batches, NoPictures
 from ..data.captions import PLACEHOLDER, named, with_trigger
-from ..data.folder import Dataset, Picture, require_captions
+from ..data.clips import require_lengths
+from ..data.dataset import Dataset, Picture, require_captions
 from ..data.latents import LatentCache
-from ..data.lengths import WINDOW
-from ..data.store import Disk, Memory, open_store
 from ..disk import files
 from ..events import Listener
+from ..losses import Distance
 from ..messages.blame import blamed
 from ..messages.errors import LoomError
-from ..messages.message import Message, Setting
+from ..messages.message import Message
 from ..objectives import Objective, SharedObjective
 from ..optim.ema import Ema
 from ..optim.groups import make_groups
-from ..optim.optimizers import check_installed, filled, make_optimizer
+from ..optim.optimizers import make_optimizer
 from ..rng import derive, preserved_rng
-from .build import make_adapters
+from .build import make_adapters, with_fixed
+from .concepts import ConceptProbes, require_concepts
+from .encoding import Encoding
 from .fitting import Measured, as_chosen, fit
 from .job import Job
-from .length import planned, told
-from .prior import class_dataset, require_class_pictures
-from .prompts import require_drawable, unknown_options
+from .pairs import Pairs
+from .prior import Held, class_dataset
 from .run import Material, Run, Source
+from .settling import settled
+from .slider import Slider
 from .validation import Probes, split
-
-MAX_TEXTS_AHEAD = 2000
 
 
 @contextlib.contextmanager
@@ -87,20 +89,39 @@ def gathered(job: Job, first_step: int = 0, folder: Path | None = None) -> Mater
     """Everything a run needs before the model is lent to it, step by step. Raises LoomError for what cannot be trained."""
     job = job.with_config(settled(job))
     base = base_of(job)
-    layers, adapters = make_adapters(job.config, job.backend, job.dataset.trigger, job.start)
+    layers, adapters = adapters_of(job)
     if folder is not None:
         require_room(job.config, adapters, folder)
     training, held_out = held_apart(job, adapters.tokens)
+    require_concepts(job.config, training, adapters.tokens)
     objective = objective_of(job)
     warn_of_trigger(job, adapters.tokens)
     encoding = Encoding.of(job)
-    sources = [training_pictures(encoding, training)]
+    sources = [training_source(encoding, training, base, objective)]
     sources += class_pictures(encoding, training, adapters.tokens)
+    if job.config.prior.without_pictures:
+        held = Held.of(job.config.prior, training, adapters.tokens)
+        sources.append(Source(sources[0].batches, job.config.prior.weight, lesson=held))
     probes = None if held_out is None else probes_of(encoding, sources[0], held_out)
+    concepts = None if probes is None else concepts_of(job.config, sources[0], probes, adapters.tokens)
     if not adapters.changes_text:
-        encoding.captions(captions_of(sources, probes, job.config, first_step))
+        asked = [*(probes.asked() if probes else []), *(concepts.all_asked() if concepts else [])]
+        encoding.texts_ahead(sources, asked, first_step)
     encoding.close()
-    return Material(job.config, job.backend, base, layers, adapters, objective, sources, probes, job.processes)
+    material = Material(job.config, job.backend, base, layers, adapters, objective, sources, probes, job.processes)
+    return dataclasses.replace(material, concepts=concepts, fixed=None if job.fixed is None else job.fixed.as_json())
+
+
+def adapters_of(job: Job) -> tuple[dict[str, nn.Module], AdapterSet]:
+    """(layers, what is trained on them, with what is fixed below it); says what of the fixed LoRA is left out. Raises LoomError."""
+    layers, adapters = make_adapters(job.config, job.backend, job.dataset.trigger, job.start)
+    if job.fixed is None:
+        return layers, adapters
+    layers, adapters, left_out = with_fixed(layers, adapters, job.backend, job.fixed)
+    if left_out:
+        values = {"file": job.fixed.name, "count": len(left_out), "layer": left_out[0]}
+        job.listener.on_warning(Message.of("fixed.text_left_out", field="adapter.fixed", **values))
+    return layers, adapters
 
 
 def base_of(job: Job) -> BaseModel:
@@ -108,33 +129,9 @@ def base_of(job: Job) -> BaseModel:
     asked = job.config.objective
     base = job.backend.base_model(asked)
     job.listener.on_note(base.told())
-    for warning in base.warnings(asked):
+    for warning in base.warnings(asked, job.fixed is not None):
         job.listener.on_warning(warning)
     return base
-
-
-def settled(job: Job) -> TrainConfig:
-    """The settings with what they leave open filled in. Raises LoomError for what this model or these processes cannot do."""
-    config, ways = filled(planned(job.config, job.dataset, job.processes.size)), job.backend.recomputes
-    if (length := told(config, job.dataset)) is not None:
-        job.listener.on_note(length)
-    if (options := unknown_options(config)) is not None:
-        job.listener.on_warning(options)
-    for message in require_drawable(config, job.backend):
-        job.listener.on_warning(message)
-    skip, followed = (
-        config.text_encoder.clip_skip,
-        job.backend.clip_skip if isinstance(job.backend, SkipsLayers) else None,
-    )
-    if skip not in (1, followed):
-        job.listener.on_warning(Message.of("text_encoder.clip_skip_idle", field="text_encoder.clip_skip", skip=skip))
-    require_class_pictures(config.prior, job.dataset)
-    check_installed(config.optimizer.name)
-    if config.recomputed and not ways:
-        raise LoomError("checkpointing.impossible", field="checkpointing")
-    if config.recomputed and config.recomputed not in ways:
-        raise LoomError("recompute.impossible", field="recompute", asked=config.recompute, allowed=" or ".join(ways))
-    return config
 
 
 def require_room(config: TrainConfig, adapters: AdapterSet, folder: Path) -> None:
@@ -145,11 +142,20 @@ def require_room(config: TrainConfig, adapters: AdapterSet, folder: Path) -> Non
 def held_apart(job: Job, tokens: TokenSet) -> tuple[Dataset, Dataset | None]:
     """(pictures to train on, pictures to validate on or None), both with the first token where no caption of the former has one."""
     named = with_tokens(job.dataset, tokens)
-    require_captions(named)
+    if not job.config.trains_slider:
+        require_captions(named)
     training, held_out = split(named, job.config)
+    require_clips([training, *([held_out] if held_out else [])], job.backend)
     if job.config.validation.folder and held_out is not None and named is not job.dataset:
         held_out = with_tokens(held_out, tokens)
     return training, held_out
+
+
+def require_clips(datasets: Sequence[Dataset], backend: Backend) -> None:
+    """Refuses clips that the model cannot take. Raises LoomError."""
+    near = backend.clip_lengths_near if isinstance(backend, EncodesClips) else None
+    takes_clips = near is not None and near(1) is not None
+    require_lengths(datasets, (lambda frames: (near and near(frames)) or (1, 1)) if takes_clips else None)
 
 
 def objective_of(job: Job) -> Objective:
@@ -173,8 +179,7 @@ def idle(config: ObjectiveConfig, kind: str) -> list[Message]:
     uniform = config.timesteps == "uniform" or (config.timesteps == "auto" and kind != "flow")
     for name in ("logit_mean", "logit_std"):
         if uniform and getattr(config, name) != getattr(ObjectiveConfig, name):
-            timesteps = Setting("objective.timesteps")
-            messages.append(Message.of("objective.logit_idle", field=f"objective.{name}", timesteps=timesteps))
+            messages.append(Message.of("objective.logit_idle", field=f"objective.{name}"))
     return messages
 
 
@@ -189,63 +194,40 @@ def warn_of_trigger(job: Job, tokens: TokenSet) -> None:
         job.listener.on_warning(Message.of("trigger.known_word", field="data.trigger", trigger=repr(trigger)))
 
 
-@dataclasses.dataclass(frozen=True)
-class Encoding:
-    """Pictures and captions of a job on their way through the model's encoders, by a store of what was encoded earlier."""
+def training_source(encoding: Encoding, dataset: Dataset, base: BaseModel, objective: Objective) -> Source:
+    """What a run learns from: pictures, or the prompts of a slider on pictures or on none."""
+    job = encoding.job
+    if not job.config.trains_slider:
+        return training_pictures(encoding, dataset)
+    drawn = not job.config.needs_pictures
+    slider = Slider.of(job.config.slider, base, Distance.of(job.config), drawn)
+    if job.config.slider.of_pairs:
+        require_pairs(job, dataset)
+        return dataclasses.replace(training_pictures(encoding, dataset), lesson=Pairs(slider))
+    if not drawn:
+        return dataclasses.replace(training_pictures(encoding, dataset), lesson=slider)
+    names = ", ".join(lines_of(job.config.slider.target)) or lines_of(job.config.slider.positive)[0]
+    return Source(room_for_pictures(job, names), lesson=slider)
 
-    job: Job
-    store: Disk | Memory
 
-    @staticmethod
-    def of(job: Job) -> Encoding:
-        store = open_store(job.root, job.config.cache.disk, job.config.cache.limit_gb)
-        job.backend.keep_texts(store)
-        return Encoding(job, store)
+def require_pairs(job: Job, dataset: Dataset) -> None:
+    """Refuses a slider from pairs where there are none, and for a model that is shown pictures itself. Raises LoomError."""
+    if not any(picture.controls for picture in dataset.pictures):
+        raise LoomError("slider.pairs.none", field="data.controls", count=len(dataset.pictures))
+    if isinstance(job.backend, ShowsControls) and job.backend.showing() is not None:
+        raise LoomError("slider.pairs.shown", field="slider.mode", family=job.backend.family)
 
-    def pictures(self, dataset: Dataset, what: str) -> LatentCache:
-        """The pictures encoded; `what` is the code of the progress they make. Each of several processes first encodes its share into the common store."""
-        backend, listener = self.job.backend, self.job.listener
-        self._share(dataset)
-        for picture in (p for p in dataset.pictures if p.is_latent):
-            backend.know_text(picture.caption, picture.path)
-        encoder = encoder_of(backend)
-        cache = LatentCache(dataset, encoder, lambda n, of: listener.on_progress(what, n, of), self.store)
-        for name, reason in cache.skipped:
-            listener.on_warning(Message.of("data.skipped", name=name, reason=reason))
-        return cache
 
-    def _share(self, dataset: Dataset) -> None:
-        processes = self.job.processes
-        if processes.size == 1 or not isinstance(self.store, Disk):
-            return
-        mine = dataset.pictures[processes.rank :: processes.size]
-        if mine:
-            with contextlib.suppress(LoomError):  # what is wrong with a picture is said when all are encoded
-                LatentCache(
-                    dataclasses.replace(dataset, pictures=mine),
-                    encoder_of(self.job.backend),
-                    lambda n, of: None,
-                    self.store,
-                )
-        processes.barrier()
-
-    def batches(self, cache: LatentCache, config: TrainConfig) -> Batches:
-        return Batches(cache, config, self.job.backend.device, self.job.processes)
-
-    def captions(self, captions: Sequence[str]) -> None:
-        """Encodes captions ahead of the first step, and says which are long."""
-        backend, listener = self.job.backend, self.job.listener
-        with self.job.processes.main_first():
-            backend.encode_texts(captions, lambda n, of: listener.on_progress("progress.captions", n, of))
-        for message in long_captions(captions, backend):
-            listener.on_warning(message)
-
-    def close(self) -> None:
-        """Brings the store below its limit, and says what was wrong with it."""
-        if isinstance(self.store, Disk) and self.job.processes.main:
-            self.store.tidy()
-        if self.store.problem:
-            self.job.listener.on_warning(self.store.problem)
+def room_for_pictures(job: Job, name: str) -> NoPictures:
+    """Batches of latents of zeros, of the shape that a picture of the training resolution has. Raises LoomError where the network is told of a picture."""
+    backend, step = job.backend, job.backend.latent_step_px
+    showing = backend.showing() if isinstance(backend, ShowsControls) else None
+    if isinstance(backend, EncodesBeside) or (showing is not None and showing.needed):
+        raise LoomError("slider.needs_folder", field="data.folder", family=backend.family)
+    side = max(step, job.config.data.resolution // step * step)
+    with blamed("data.picture_failed", "data.resolution", memory="data.picture_memory", name=f"{side} x {side}"):
+        shape = backend.encode_picture(torch.full((1, side, side, 3), 0.5)).shape[1:]
+    return NoPictures(tuple(shape), side, name, job.config, backend.device)
 
 
 def training_pictures(encoding: Encoding, dataset: Dataset) -> Source:
@@ -275,24 +257,27 @@ def class_pictures(encoding: Encoding, subject: Dataset, tokens: TokenSet) -> li
 def probes_of(encoding: Encoding, training: Source, held_out: Dataset) -> Probes:
     """Fixed measurements on held-out pictures and as many trained ones."""
     job = encoding.job
+    assert isinstance(training.batches, Batches)  # a run without pictures validates nothing
     return Probes(
         job.config,
         training.batches.cache,
         encoding.pictures(held_out, "progress.held_out_pictures"),
-        job.backend.device,
     )
 
 
-def captions_of(sources: Sequence[Source], probes: Probes | None, config: TrainConfig, first_step: int) -> list[str]:
-    """Every caption worth encoding before the first step, once."""
-    captions = [caption for source in sources for caption in captions_ahead(source.batches, config, first_step)]
-    return list(dict.fromkeys(captions + (probes.captions() if probes else [])))
+def concepts_of(config: TrainConfig, training: Source, probes: Probes, tokens: TokenSet) -> ConceptProbes | None:
+    """Fixed measurements of each concept under every word; None where they are not wanted."""
+    if not config.validation.concepts or probes.held_out is None:
+        return None
+    assert isinstance(training.batches, Batches)  # a run without pictures validates nothing
+    return ConceptProbes.of(config, training.batches.cache, probes.held_out, tokens)
 
 
 def _fitted(material: Material, listener: Listener) -> Material:
     """With a batch size, accumulation and checkpointing that fit into memory."""
     if material.processes.size > 1:
         raise LoomError("auto_fit.several_processes", field="auto_fit")
+    listener.on_progress("progress.fitting", 0, 1)
     config, measured = fit(material)
     listener.on_note(Message.of("fit.dry_run", measured=measured.message(config.steps)))
     return material.with_config(config)
@@ -330,43 +315,3 @@ def _with_captions(dataset: Dataset, change: Callable[[str], str]) -> Dataset:
         return dataclasses.replace(picture, captions=tuple(captions))
 
     return dataclasses.replace(dataset, pictures=tuple(map(changed, dataset.pictures)))
-
-
-def captions_ahead(batches: Batches, config: TrainConfig, first_step: int = 0) -> list[str]:
-    """Captions worth encoding before the first step: each picture's own and the empty one when captions are dropped; where captions vary,
-
-    those the coming steps will draw, so text encoder and model need not take turns on a small card.
-    """
-    captions: dict[str, None] = {}
-    if not batches.vary():
-        captions = dict.fromkeys(p.caption for p in batches.pictures)
-        captions |= dict.fromkeys("" for p in batches.pictures if p.data.caption_dropout)
-        return list(captions)[:MAX_TEXTS_AHEAD]
-    for step in range(first_step, config.steps):
-        for micro in range(config.grad_accum):
-            captions |= dict.fromkeys(batches.captions(step, micro))
-        if len(captions) >= MAX_TEXTS_AHEAD:
-            break
-    return list(captions)[:MAX_TEXTS_AHEAD]
-
-
-def long_captions(captions: Sequence[str], backend: Backend) -> Iterator[Message]:
-    """A message about captions that do not fit into a text encoder's window, and whether anything of them is lost."""
-    lengths = {
-        caption: backend.text_length(caption) for caption in captions if len(caption.encode()) > WINDOW
-    }  # a token has at least one byte
-    longer = [caption for caption, length in lengths.items() if length.pieces > 1]
-    cut = [caption for caption, length in lengths.items() if length.cut]
-    if longer:
-        worst = max(longer, key=lambda caption: lengths[caption].tokens)
-        yield Message.of(
-            "captions.in_pieces",
-            count=len(longer),
-            window=lengths[worst].window,
-            tokens=lengths[worst].tokens,
-            pieces=lengths[worst].pieces,
-            caption=repr(worst[:60]),
-        )
-    if cut:
-        worst = max(cut, key=lambda caption: lengths[caption].cut)
-        yield Message.of("captions.cut", count=len(cut), tokens=lengths[worst].cut, caption=repr(worst[:60]))

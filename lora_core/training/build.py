@@ -7,7 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from ..adapters.base import MODEL, TEXT_ENCODER, Adapter, AdapterSet, KindAdapter
+from ..adapters.base import MODEL, TEXT_ENCODER, Adapter, KindAdapter
+from ..adapters.set import AdapterSet
 from ..adapters.targets import choose_targets, choose_text_targets
 from ..adapters.tokens import TokenSet, TokenVectors, wanted_tokens
 from ..algebra.kind import Kind, Shape
@@ -17,6 +18,7 @@ from ..backends.base import Backend
 from ..config import TrainConfig
 from ..messages.errors import LoomError
 from ..optim.groups import first_match, lines, unused
+from .fixed import Fixed
 
 
 def make_adapters(
@@ -63,6 +65,39 @@ def make_adapters(
         if not members:
             raise LoomError("adapter.layer_rank.nothing_left", field="adapter.layer_rank")
     return layers, AdapterSet(members, _tokens(config, backend, trigger))
+
+
+def with_fixed(
+    layers: Mapping[str, nn.Module], adapters: AdapterSet, backend: Backend, fixed: Fixed
+) -> tuple[dict[str, nn.Module], AdapterSet, list[str]]:
+    """(layers, what is trained above what is fixed, names of the text encoders' layers of the LoRA, which are left out). Raises LoomError."""
+    offered, members = backend.layers(), {}
+    named = {backend.file_name(path): layer for path, layer in offered.items()}
+    for name, given in fixed.parts.items():
+        if name in named:
+            members[name] = _fixed_adapter(name, named[name], given, backend, fixed.strength)
+    if not members:
+        raise LoomError("fixed.no_layers", field="adapter.fixed", file=fixed.name)
+    carried = {**layers, **{name: named[name] for name in members}}
+    return carried, adapters.with_fixed(members), sorted(fixed.parts.keys() - members.keys())
+
+
+def _fixed_adapter(
+    name: str, layer: nn.Module, given: Mapping[str, torch.Tensor], backend: Backend, strength: float
+) -> KindAdapter:
+    try:
+        kind = kind_of(name, given)
+        shape = Shape(weight_shape(layer), 0, float(given["alpha"]) if "alpha" in given else 0.0)
+        parts = _given_parts(kind, name, shape, given)
+        adapter = KindAdapter(kind, name, layer, shape, 0, backend.device, backend.weight, parts)
+    except LoomError as error:
+        raise LoomError(error.message.about("adapter.fixed")) from error
+    if strength != 1.0 and not adapter.proportional:
+        raise LoomError(
+            "strength.undefined", field="adapter.fixed_strength", strength=f"{strength:g}", kinds=adapter.title
+        )
+    adapter.scale *= strength
+    return adapter
 
 
 def chosen_layers(config: TrainConfig, backend: Backend) -> tuple[dict[str, nn.Module], dict[str, nn.Module]]:

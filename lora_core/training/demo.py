@@ -1,41 +1,57 @@
-"""Job settings that teach the toy model a bundled concept in under three minutes on two CPU cores, and the score that proves it."""
+"""Job settings that teach the toy model a bundled set in minutes on one CPU core, and the score that proves it."""
 
 from __future__ import annotations
 
-import random
+from collections.abc import Callable, Sequence
 from typing import Any
+
+from PIL import Image
 
 from ..backends.base import Backend, SampleJob
 from ..config import SampleConfig
-from ..toy.concepts import CONCEPTS
+from ..toy.pictures import SIDE_PX
+from ..toy.taught import PLAIN_PROMPTS, TAUGHT, TRIGGER, plain
 
-STEPS = {"object": 1200, "style": 1800, "pair": 1200, "word": 600}
+STEPS = {"mascot": 400, "style": 700, "object": 300, "face": 300, "word": 300}
+WORD = "word"
+DRAWN: dict[str, Any] = {"cfg": 4.0, "steps": 20}
 
 
 def demo_job(name: str) -> dict[str, Any]:
-    """The TOML job of a bundled set, as nested dicts."""
-    concept, rng = CONCEPTS[name], random.Random(f"demo {name}")
-    prompts = [concept.prompt(rng) for _ in range(4)] + [concept.plain(rng) for _ in range(4)]
+    """The TOML job of a bundled set, as nested dicts: a word of its own and a LoRA together; for the set of the word the word alone."""
+    taught = TAUGHT[name]
+    prompts = [taught.prompt(n) for n in range(6)] + [plain(n) for n in range(2)]
     return {
         "name": f"toy_{name}",
         "base": "toy",
         "steps": STEPS[name],
-        "batch_size": 8,
-        "data": {"folder": f"toy:{name}", "resolution": 64, "bucket_step_px": 8},
+        "batch_size": 4,
+        "data": {"folder": f"toy:{name}", "resolution": SIDE_PX, "bucket_step_px": 8},
         "adapter": {"rank": 16, "targets": "conv"},
-        "optimizer": {"lr": 2e-3},
+        "method": "embedding" if name == WORD else "pivotal",
+        "embedding": {"tokens": f"{TRIGGER}*2", "lr": 1e-2},
+        "optimizer": {"lr": 1e-2 if name == WORD else 2e-3},
         "schedule": {"name": "cosine", "warmup_steps": 20},
-        "save": {"every": 200},
-        "samples": {"every": 10_000, "prompt": "\n".join(prompts), "cfg": 4.0, "steps": 20},
+        "save": {"every": 100},
+        "samples": {"every": 10_000, "prompt": "\n".join(prompts), **DRAWN},
     }
 
 
+def share_shown(
+    backend: Backend, prompts: Sequence[str], shows: Callable[[Image.Image], bool], side_px: int, seed: int
+) -> float:
+    """Share of the pictures of these prompts, each with the next seed, that show what a ruler looks for."""
+    settings = [SampleConfig(seed=seed + n, **DRAWN) for n in range(len(prompts))]
+    jobs = [SampleJob(prompt, side_px, side_px, config) for prompt, config in zip(prompts, settings)]
+    return sum(shows(backend.sample(job)[0]) for job in jobs) / len(jobs)
+
+
 def score(backend: Backend, name: str, pictures: int = 20, seed: int = 1000) -> tuple[float, float]:
-    """(share of pictures that show the concept when the trigger is in the prompt, share when it is not), by the concept's pixel ruler."""
-    concept, rng = CONCEPTS[name], random.Random(f"score {name}")
+    """(share of pictures that show what the set teaches when the trigger is in the prompt, share when it is not), by the set's ruler.
 
-    def share(prompts: list[str]) -> float:
-        jobs = [SampleJob(p, 64, 64, SampleConfig(seed=seed + n, cfg=4.0, steps=20)) for n, p in enumerate(prompts)]
-        return sum(concept.shows(backend.sample(job)[0]) for job in jobs) / len(jobs)
-
-    return share([concept.prompt(rng) for _ in range(pictures)]), share([concept.plain(rng) for _ in range(pictures)])
+    Without it each plain prompt is drawn once, as far as there are so many.
+    """
+    taught = TAUGHT[name]
+    asked = [taught.prompt(n) for n in range(pictures)], [plain(n) for n in range(min(pictures, PLAIN_PROMPTS))]
+    with_trigger, without = (share_shown(backend, prompts, taught.shows, SIDE_PX, seed) for prompts in asked)
+    return with_trigger, without

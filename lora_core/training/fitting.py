@@ -11,10 +11,11 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from .. import compat
-from ..config import Recompute, TrainConfig
+from ..config import AS_SET, Recompute, TrainConfig
 from ..data.batches import Batch
 from ..losses import Distance
 from ..messages.errors import LoomError
+from ..messages.figures import figure
 from ..messages.message import Message
 from ..rng import step_rng
 from ..runs.pace import resident_bytes
@@ -40,9 +41,9 @@ class Measured:
             batch = Message.of("fit.recomputed", batch=batch, recomputed=self.recomputed)
         memory = Message.of("fit.unmeasured")
         if self.peak_bytes:
-            memory = Message.of("fit.peak", size=f"{self.peak_bytes / 2**30:.1f}")
+            memory = Message.of("fit.peak", size=figure(self.peak_bytes / 2**30))
         return Message.of(
-            "fit.measured", batch=batch, step=f"{step:.2f}", time=_clock(step * steps), steps=steps, memory=memory
+            "fit.measured", batch=batch, step=figure(step), time=_clock(step * steps), steps=steps, memory=memory
         )
 
 
@@ -54,7 +55,8 @@ def as_chosen(config: TrainConfig, chosen: TrainConfig) -> TrainConfig:
 
 def verdict(asked: TrainConfig, chosen: TrainConfig, measured: Measured, steps: int) -> tuple[bool, Message]:
     """(whether the job fits as it was asked for, what to say about it)."""
-    fits, message = as_chosen(asked, chosen) == asked, measured.message(steps)
+    fits = asked.memory != AS_SET or as_chosen(asked, chosen) == asked  # a choice of memory leaves these open
+    message = measured.message(steps)
     return fits, message if fits else Message.of("fit.other_settings", measured=message)
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..backends.base import Backend
 from ..config import TrainConfig
-from ..data.folder import Dataset
+from ..data.dataset import Dataset
 from ..events import Control, Listener
+from ..messages.message import Message
 from ..processes import ALONE, Processes
+from .fixed import Fixed
 from .run import Start
 
 
@@ -17,7 +20,8 @@ from .run import Start
 class Job:
     """`root`: the folder of all runs; class pictures and what was encoded are kept below it, for every run to find.
 
-    `start`: what adapters begin from instead of zero. `processes`: which of several processes on this job this one is.
+    `start`: what adapters begin from instead of zero. `fixed`: what acts below them in training alone.
+    `processes`: which of several processes on this job this one is. `choices`: what auto has decided, and why.
     """
 
     config: TrainConfig
@@ -27,7 +31,9 @@ class Job:
     listener: Listener = dataclasses.field(default_factory=Listener)
     control: Control = dataclasses.field(default_factory=Control)
     start: Start | None = None
+    fixed: Fixed | None = None
     processes: Processes = ALONE
+    choices: Sequence[Message] = ()
 
     def with_config(self, config: TrainConfig) -> Job:
         """The same with other settings."""

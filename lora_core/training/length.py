@@ -7,21 +7,21 @@ import dataclasses
 import math
 
 from ..config import TrainConfig
-from ..data.buckets import fits
-from ..data.folder import Dataset
+from ..data.clips import shapes_of
+from ..data.dataset import Dataset
 from ..messages.message import Message
 from .validation import trained_part
 
 
 def batches_per_epoch(dataset: Dataset, size: int) -> int:
     """Batches of `size` pictures in which every picture is shown as often as it repeats; they never mix buckets, so the last of each is filled up."""
-    counts: collections.Counter[tuple[int, int]] = collections.Counter()
+    counts: collections.Counter[tuple[int, int, int]] = collections.Counter()
     for picture in dataset.pictures:
         if picture.is_latent:
-            counts[picture.width_px, picture.height_px] += picture.repeats
+            counts[picture.width_px, picture.height_px, 1] += picture.repeats
         else:
-            for how in fits(picture.width_px, picture.height_px, picture.data):
-                counts[how.bucket] += picture.repeats
+            for shape in shapes_of(picture):
+                counts[shape] += picture.repeats
     return sum(math.ceil(count / size) for count in counts.values())
 
 

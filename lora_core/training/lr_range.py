@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import statistics
 from collections.abc import Sequence
 
 from PIL import Image
@@ -40,12 +41,16 @@ class LrRange:
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """Rates from `low` to `high` on a logarithmic scale in `steps` steps, the loss measured after `every` of them."""
+    """Rates from `low` to `high` on a logarithmic scale in `steps` steps, the loss measured after `every` of them.
+
+    `held_out`: whether some pictures are held out for it where there are several; else those that are trained are measured.
+    """
 
     low: float = 1e-6
     high: float = 1e-1
     steps: int = 60
     every: int = 2
+    held_out: bool = True
 
     def rate(self, step: int) -> float:
         """The learning rate of step number `step` (from 0)."""
@@ -60,7 +65,10 @@ def lr_range(job: Job, trial: Trial = Trial()) -> LrRange:
     config = job.config
     if OPTIMIZERS[config.optimizer.name].one_lr:
         raise LoomError("optimizer.own_rate", field="optimizer.name", name=config.optimizer.name)
-    watched = dataclasses.replace(config.validation, every=config.validation.every or 1, patience=0, restore_best=False)
+    several = trial.held_out and (bool(config.validation.folder) or len(job.dataset.pictures) > 1)
+    every = (config.validation.every or 1) if several else 0
+    quiet = dataclasses.replace(config.validation, calibrate=False, concepts=False, each_picture=False)
+    watched = dataclasses.replace(quiet, every=every, patience=0, restore_best=False)
     endless = dataclasses.replace(config.embedding, stop=1.0)
     test = dataclasses.replace(
         config, steps=trial.steps, steps_per_picture=0, epochs=0, validation=watched, embedding=endless
@@ -97,10 +105,11 @@ def _measured(run: Run, trial: Trial, job: Job) -> tuple[list[tuple[float, float
 
 
 def _loss(run: Run, step: int) -> float:
-    """Mean over held-out and trained probes."""
-    probes = run.material.probes
-    assert probes is not None
+    """Mean over held-out and trained probes; of one picture alone, which cannot be held out, over those."""
+    probes = run.probes()
     with run.finished_weights():
+        if probes.held_out is None:
+            return statistics.fmean(probes.losses(run.backend, run.objective))
         measure = probes.measure(run.backend, run.objective, step)
     return (measure.held_out + measure.trained) / 2
 

@@ -9,23 +9,30 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
-import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import torch
 from PIL import Image
 
 from ..adapters.tokens import TokenSet
 from ..backends.base import SampleJob
 from ..config import DataConfig, PriorConfig, SampleConfig, TrainConfig
-from ..data.captions import Caption
-from ..data.folder import Dataset, Picture, scan
+from ..data.batches import Batch
+from ..data.captions import Caption, with_word
+from ..data.dataset import Dataset, Picture
+from ..data.folder import scan
 from ..disk.files import write_bytes
+from ..losses import mean, mse
 from ..messages.blame import blamed
 from ..messages.errors import LoomError
+from ..objectives import Objective
 from ..pictures.reading import PictureError, open_rgb
 from ..rng import derive
+from ..transfer import sent
+from .frozen import captioned, frozen, on_device
 from .job import Job
+from .run import Run
 
 CLASS_PICTURES = "class_pictures"
 
@@ -48,6 +55,8 @@ def require_class_pictures(prior: PriorConfig, subject: Dataset) -> None:
 def class_dataset(job: Job, subject: Dataset, tokens: TokenSet) -> Dataset | None:
     """The class pictures of a run, real ones first, the rest made earlier or now; None when prior preservation is off."""
     config, prior, cache = job.config, job.config.prior, job.root / CLASS_PICTURES
+    if prior.without_pictures and not subject.class_pictures:
+        return None
     if not prior.on and not (subject.class_pictures and prior.weight):
         return None
     real = subject.class_pictures
@@ -75,7 +84,7 @@ def class_dataset(job: Job, subject: Dataset, tokens: TokenSet) -> Dataset | Non
 def wanted(config: TrainConfig, subject: Dataset, tokens: TokenSet, have: int) -> list[Wanted]:
     """The pictures to make: `count` less those there are, from the class prompt or from the training captions with the class word for the trigger."""
     prior, missing = config.prior, max(0, config.prior.count - have)
-    if not prior.prompt and not prior.class_word:
+    if prior.without_pictures or not prior.prompt and not prior.class_word:
         return []
     captions = [prior.prompt] if not prior.class_word else matched_captions(subject, tokens, prior.class_word)
     out = []
@@ -88,16 +97,57 @@ def wanted(config: TrainConfig, subject: Dataset, tokens: TokenSet, have: int) -
 
 def matched_captions(subject: Dataset, tokens: TokenSet, word: str) -> list[str]:
     """Each training caption with the class word where the trigger or a token stands; those without either are left out."""
-    trigger = re.compile(rf"(?<!\w){re.escape(subject.trigger)}(?!\w)", re.IGNORECASE) if subject.trigger else None
     captions: dict[str, None] = {}
     for picture in subject.pictures:
-        caption = tokens.replaced(picture.caption, lambda t: word)
-        caption = trigger.sub(lambda m: word, caption) if trigger else caption
+        caption = in_class(picture.caption, subject.trigger, tokens, word)
         if caption != picture.caption:
             captions[caption] = None
     if not captions:
         raise LoomError("prior.class_word.missing", field="prior.class_word")
     return list(captions)
+
+
+def in_class(caption: str, trigger: str, tokens: TokenSet, word: str) -> str:
+    """The caption with the class word where the trigger or a token stands."""
+    caption = tokens.replaced(caption, lambda t: word)
+    return with_word(caption, trigger, word) if trigger else caption
+
+
+@dataclasses.dataclass(frozen=True)
+class Held:
+    """The class held without pictures of it: by class captions the network goes on to say of noisy training pictures what it said before training.
+
+    The loss is the mean squared error to the frozen model's answer for the same latents. In place of the picture it is the term of DreamBooth; as
+    learning without forgetting (Li & Hoiem 2016, arXiv 1606.09282) holds old tasks on the new one's data.
+    """
+
+    prompt: str
+    word: str
+    trigger: str
+    tokens: TokenSet
+
+    @staticmethod
+    def of(prior: PriorConfig, subject: Dataset, tokens: TokenSet) -> Held:
+        """Raises LoomError where no caption has what the class word would replace."""
+        if prior.class_word:
+            matched_captions(subject, tokens, prior.class_word)
+        return Held(prior.prompt, prior.class_word, subject.trigger, tokens)
+
+    def captions(self, drawn: Sequence[str]) -> list[str]:
+        if not self.word:
+            return [self.prompt for _ in drawn]
+        return [in_class(caption, self.trigger, self.tokens, self.word) for caption in drawn]
+
+    def losses(self, run: Run, objective: Objective, batch: Batch, rng: torch.Generator) -> Iterator[torch.Tensor]:
+        of_class = captioned(batch, self.captions(batch.captions))
+        x0 = batch.latents
+        drawn = objective.draw_sigma(len(x0), rng)
+        sigma = on_device(drawn, x0)
+        x_t = objective.corrupt(x0, objective.draw_noise(x0, rng), sigma)
+        with frozen(run):
+            goal = run.backend.predict(x_t, sigma, of_class).float()
+        weight = sent(objective.weight(drawn).float(), x0.device)
+        yield weight * mean(mse(run.backend.predict(x_t, sigma, of_class), goal, None))
 
 
 def _made(missing: Sequence[Wanted], job: Job, cache: Path) -> list[Picture]:

@@ -8,16 +8,17 @@ import re
 from collections.abc import Mapping, Sequence
 
 from ..adapters.tokens import wanted_tokens
-from ..backends.base import Backend, NamesSamplers, SampleJob
+from ..backends.base import Backend, EncodesClips, NamesSamplers, SampleJob
 from ..config import SampleConfig, TrainConfig
 from ..data.captions import named
+from ..data.shown import NOTHING, Shown
 from ..messages.errors import LoomError
 from ..messages.message import Message
 
 _OPTION = re.compile(r"(?:^|\s)--([A-Za-z]\w*)")
 FIELDS: Mapping[str, str] = {  # option -> field of SampleConfig
-    "n": "negative", "w": "width_px", "h": "height_px", "d": "seed", "seed": "seed", "l": "cfg", "cfg": "cfg", "s": "steps", "steps": "steps",
-    "ss": "sampler",
+    "n": "negative", "w": "width_px", "h": "height_px", "d": "seed", "seed": "seed", "l": "cfg", "cfg": "cfg",
+    "s": "steps", "steps": "steps", "ss": "sampler", "f": "frames",
 }  # fmt: skip
 
 
@@ -28,6 +29,15 @@ class Prompt:
     text: str
     settings: Mapping[str, str | int | float]
     unknown: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """A picture of the set with control pictures: its caption, its (width, height) in px, and what is shown of it."""
+
+    caption: str
+    size_px: tuple[int, int]
+    shown: Shown
 
 
 def prompts_in(text: str) -> list[Prompt]:
@@ -65,15 +75,20 @@ def _value(name: str, field: str, text: str) -> str | int | float:
     return value
 
 
-def job_of(prompt: Prompt, config: TrainConfig) -> SampleJob:
-    """The picture to draw: what the prompt's options say goes before the settings of the samples."""
-    settings = dataclasses.replace(config.samples, **prompt.settings)  # type: ignore[arg-type]  # each was made of its field's own type
+def job_of(prompt: Prompt, config: TrainConfig, pair: Pair | None = None) -> SampleJob:
+    """The picture to draw: what the prompt's options say goes before the settings of the samples. `pair`: whose control pictures are edited."""
+    # Each was made of its field's own type.
+    settings = dataclasses.replace(config.samples, **prompt.settings)  # type: ignore[arg-type]
     side = config.data.resolution
     trigger = config.data.trigger
     if config.trains_tokens and not trigger:
         trigger = wanted_tokens(config.embedding)[0].placeholder
     text = named(prompt.text, trigger)
-    return SampleJob(text, settings.width_px or side, settings.height_px or side, settings)
+    width, height = pair.size_px if pair is not None else (side, side)
+    shown = pair.shown if pair is not None else NOTHING
+    return SampleJob(
+        text, settings.width_px or width, settings.height_px or height, settings, shown, settings.frames or 1
+    )
 
 
 def unknown_options(config: TrainConfig) -> Message | None:
@@ -91,7 +106,9 @@ def unknown_options(config: TrainConfig) -> Message | None:
 
 def require_drawable(config: TrainConfig, backend: Backend) -> list[Message]:
     """What to say about the samples that a job asks for, before the first step. Raises LoomError for a sampler or a schedule that is not drawn here."""
-    if not isinstance(backend, NamesSamplers) or not (config.samples.every or (config.prior.on and config.prior.count)):
+    if not isinstance(backend, NamesSamplers) or not (
+        config.samples.every or (config.prior.on and config.prior.count and not config.prior.without_pictures)
+    ):
         return []
     ways, step = backend.samplers(), backend.latent_step_px
     messages = [Message.of("samples.own_sampler", field="samples.sampler", sampler=ways.own)] if ways.own else []
@@ -103,6 +120,10 @@ def require_drawable(config: TrainConfig, backend: Backend) -> list[Message]:
             messages.append(Message.of("samples.negative_idle", field="samples.negative"))
         if job.config.cfg != SampleConfig.cfg and not ways.guided:
             messages.append(Message.of("samples.cfg_idle", field="samples.cfg"))
+        near = backend.clip_lengths_near(job.frames) if isinstance(backend, EncodesClips) else None
+        drawn_frames = near[0] if near is not None else 1
+        if config.samples.every and job.config.frames and drawn_frames != job.frames:
+            messages.append(Message.of("samples.frames", field="samples.frames", asked=job.frames, drawn=drawn_frames))
         sides = (job.width_px, job.height_px)
         if config.samples.every and any(side % step for side in sides):
             asked, drawn = (" x ".join(map(str, pair)) for pair in (sides, [side // step * step for side in sides]))

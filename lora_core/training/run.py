@@ -7,7 +7,7 @@ import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -17,28 +17,46 @@ from ..adapters import AdapterSet
 from ..backends.base import Backend
 from ..backends.base_model import BaseModel
 from ..config import TrainConfig
-from ..data.batches import Batches
+from ..data.batches import Batch, Batches, Feed
 from ..messages.errors import NonFiniteError
 from ..objectives import Objective
 from ..optim.ema import PREFIX as EMA_PREFIX
 from ..optim.ema import Ema
 from ..optim.groups import drop
-from ..optim.optimizers import averaged, settle
+from ..optim.optimizers import averaged, gather, gathering, pieces, settle
 from ..processes import ALONE, Processes
 from ..runs import checkpoints
+from .concepts import ConceptProbes
 from .validation import Probes
 
 Start = dict[str, dict[str, torch.Tensor]]  # layer name -> what its adapter starts from: lora_down, lora_up, alpha, ...
 MAX_SKIPPED = 20  # fp16 overflows in a row before the run gives up
 
 
+class Lesson(Protocol):
+    """What is learned of a batch other than to draw its pictures by their captions."""
+
+    def captions(self, drawn: Sequence[str]) -> list[str]:
+        """What the model is asked with, where the batches come with the captions `drawn`."""
+
+    def losses(self, run: Run, objective: Objective, batch: Batch, rng: torch.Generator) -> Iterator[torch.Tensor]:
+        """Weighted float32 losses (B,), which add up; `objective`: the one of this step.
+
+        Each has to be gone back through before the next is asked for: adapters act as it needs them.
+        """
+
+
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Pictures that every step learns from: their batches, the weight of their loss, and what the names of their random streams begin with."""
+    """What every step learns from: batches, the weight of their loss, what the names of their random streams begin with, and what is learned of them.
 
-    batches: Batches
+    Without a `lesson` that is to draw the pictures by their captions.
+    """
+
+    batches: Feed
     weight: float = 1.0
     stream: str = ""
+    lesson: Lesson | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +72,8 @@ class Material:
     sources: Sequence[Source]
     probes: Probes | None = None
     processes: Processes = ALONE
+    concepts: ConceptProbes | None = None
+    fixed: dict[str, Any] | None = None  # of the LoRA that acts in training alone: its file, sha256, strength
 
     def with_config(self, config: TrainConfig) -> Material:
         """The same under another batch size."""
@@ -83,9 +103,13 @@ class Run:
     mid_update: bool = False
     frozen: list[str] = dataclasses.field(default_factory=list)  # names of the groups whose time is over
     untouched: set[str] = dataclasses.field(default_factory=set)  # layers and tokens that never had a gradient
+    # Names of untouched ones that may have a gradient in this step, and the largest value of each.
+    _looked_for: tuple[list[str], list[torch.Tensor]] = dataclasses.field(default=([], []), init=False)
 
     def __post_init__(self) -> None:
         self.untouched |= {name for name, _ in self.adapters} | {t.token.placeholder for t in self.adapters.tokens}
+        for _, adapter in self.adapters:
+            adapter.begin_run()
 
     @property
     def config(self) -> TrainConfig:
@@ -108,18 +132,25 @@ class Run:
         return self.material.sources
 
     @property
-    def batches(self) -> Batches:
+    def batches(self) -> Feed:
         """Those of the training pictures."""
         return self.sources[0].batches
 
     @property
-    def class_batches(self) -> Batches | None:
-        """Those of the class pictures; None without prior preservation."""
+    def class_batches(self) -> Feed | None:
+        """Those of the class pictures, or what stands in for them; None without prior preservation."""
         return self.sources[1].batches if len(self.sources) > 1 else None
 
     @property
     def processes(self) -> Processes:
         return self.material.processes
+
+    def probes(self) -> Probes:
+        """Fixed measurements: those of validation, without it of training pictures alone."""
+        if self.material.probes is not None:
+            return self.material.probes
+        assert isinstance(self.batches, Batches)  # a run without pictures is asked for none
+        return Probes(self.config, self.batches.cache, None)
 
     def parameters(self) -> list[nn.Parameter]:
         """What this step trains."""
@@ -132,34 +163,30 @@ class Run:
     def backward(self, loss: torch.Tensor) -> None:
         """Adds the gradients of a loss. Captions without the token have nothing to teach an embedding: their loss leads nowhere."""
         if loss.requires_grad or len(self.adapters):
-            self.scaler.scale(loss).backward()
+            with gathering(self.optimizer):
+                self.scaler.scale(loss).backward()
 
     def gather(self, losses: torch.Tensor) -> bool:
         """Makes `losses` and all gradients the means over the processes, unscaled. False when no process has a gradient to give an embedding."""
         self.processes.average([losses])
-        parameters = self.parameters()
-        if not len(self.adapters) and not self.processes.any(any(p.grad is not None for p in parameters)):
+        if not len(self.adapters) and not self.processes.any(any(p.grad is not None for p in self.parameters())):
             return False
-        if self.processes.size > 1:
-            for p in parameters:
-                p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-            self.processes.average([p.grad for p in parameters if p.grad is not None])
-        self._see_gradients()
+        several = self.processes.size > 1  # which all have to give the same gradients
+        gather(self.optimizer, everywhere=several)
+        if several:
+            self.processes.average([p.grad for p in pieces(self.optimizer) if p.grad is not None])
+        self._look_for_gradients()
         self.scaler.unscale_(self.optimizer)
         return True
 
-    def _see_gradients(self) -> None:
-        """Takes layers and tokens that have a gradient in this step off the untouched ones. After the first step hardly any are left to look at."""
-        if not self.untouched:
-            return
+    def _look_for_gradients(self) -> None:
+        """Has the gradients of the untouched layers and tokens measured; `check_finite` reads what it finds with the rest, in the step's one wait."""
         members = dict(self.adapters) | {token.token.placeholder: token for token in self.adapters.tokens}
         parameters = [(name, p) for name in sorted(self.untouched) for p in members[name].parameters()]
         gradients = [p.grad for _, p in parameters if p.grad is not None]
         names = [name for name, p in parameters if p.grad is not None]
-        if gradients:
-            norms = torch._foreach_norm(gradients, math.inf)
-            largest = torch.stack([norm.to(norms[0]) for norm in norms]).tolist()  # asked once, not for each
-            self.untouched -= {name for name, value in zip(names, largest, strict=True) if value != 0}
+        norms = torch._foreach_norm(gradients, math.inf) if gradients else []
+        self._looked_for = names, [norm.view(1) for norm in norms]
 
     def untouched_layers(self) -> list[str]:
         """Names of the layers among the untouched: they are as they began, and change nothing."""
@@ -237,7 +264,10 @@ class Run:
         self, losses: torch.Tensor, grad_norm: torch.Tensor, step: int, pictures: list[str]
     ) -> tuple[float, float, float]:
         """(loss, class loss, gradient norm) as floats. Raises NonFiniteError naming step and pictures; an fp16 gradient overflow is allowed a few times."""
-        loss, class_loss, norm_value = torch.cat([losses, grad_norm.to(losses).view(1)]).tolist()
+        names, largest = self._looked_for
+        asked = torch.cat([losses, *(value.to(losses).view(1) for value in (grad_norm, *largest))])
+        loss, class_loss, norm_value, *found = asked.tolist()
+        self.untouched -= {name for name, value in zip(names, found, strict=True) if value != 0}
         loss_value = loss + class_loss
         finite = math.isfinite(norm_value) and math.isfinite(loss_value)
         overflow = self.scaler.is_enabled() and math.isfinite(loss_value) and not finite

@@ -113,18 +113,10 @@ def attached(products: Worn, backend: Backend, strength: float) -> Iterator[None
         )
     if products.weights is not None:
         products.adapters.load_state_dict(products.weights)
-    scales = {name: adapter.scale for name, adapter in products.adapters}
     with backend.training(products.layers, products.adapters):
         products.adapters.prepare()
-        try:
-            for name, adapter in products.adapters:
-                adapter.scale = scales[name] * strength
-                adapter.active = strength != 0
-            products.adapters.weights_changed()
+        with products.adapters.at_strength(strength):
             yield
-        finally:
-            for name, adapter in products.adapters:
-                adapter.scale, adapter.active = scales[name], True
 
 
 @torch.no_grad()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 
 import torch
 
@@ -13,9 +14,10 @@ from ..losses import MSE, Distance, mean
 from ..messages.blame import blamed
 from ..messages.errors import NonFiniteError
 from ..objectives import Objective
-from ..optim.optimizers import effective_lr
+from ..optim.optimizers import effective_lr, pieces
 from ..rng import step_rng
-from .run import Run
+from ..transfer import sent
+from .run import Run, Source
 
 Predict = Callable[[torch.Tensor, torch.Tensor, Batch], torch.Tensor]  # (x_t, sigma, batch) -> the network's raw output
 
@@ -25,12 +27,18 @@ def diffusion_loss(
 ) -> torch.Tensor:
     """Weighted float32 loss of each sample, shape (B,)."""
     x0 = batch.latents  # (B, C, [T,] H, W), in the model's latent units
-    sigma = objective.draw_sigma(len(x0), rng)  # (B,)
+    drawn = objective.draw_sigma(len(x0), rng)  # (B,), on the CPU, so it is the same on every device
     noise = objective.draw_noise(x0, rng)
-    x_t = objective.corrupt(x0, objective.perturbed(noise, rng), sigma)
+    # All that goes to the device is sent before the network begins: a copy behind it would wait for it.
+    sigma = drawn if x0.device.type == "mps" else sent(drawn, x0.device)
+    weight, threshold = (
+        sent(objective.weight(drawn).float(), x0.device),
+        distance.threshold(objective, drawn, x0.device),
+    )
+    x_t, target = objective.corrupt(x0, objective.perturbed(noise, rng), sigma), objective.target(x0, noise, sigma)
     pred = predict(x_t, sigma, batch)
-    error = mean(distance(pred, objective.target(x0, noise, sigma), objective, sigma), batch.mask)  # (B,)
-    return objective.weight(sigma).to(error) * batch.weight.to(error) * error
+    error = mean(distance(pred, target, threshold), batch.mask)  # (B,)
+    return weight.to(error) * batch.weight.to(error) * error
 
 
 def optimizer_step(run: Run, step: int) -> StepReport:
@@ -42,7 +50,7 @@ def optimizer_step(run: Run, step: int) -> StepReport:
 
 def _step(run: Run, step: int, names: dict[str, None]) -> StepReport:
     """The step itself, with the names of the pictures put into `names` when their turn comes."""
-    config = run.config
+    config, objective = run.config, run.objective.of_step(step)
     losses = torch.zeros(2, device=run.backend.device)  # on the training pictures, on those of the class
     pictures: list[str] = []
     for micro in range(config.grad_accum):
@@ -52,21 +60,31 @@ def _step(run: Run, step: int, names: dict[str, None]) -> StepReport:
             names.update(dict.fromkeys(batch.names))
             run.begin_pass(source, step, micro)
             rng = step_rng(config.seed, 0, step, micro, f"{source.stream}noise")
-            share = (
-                diffusion_loss(run.backend.predict, batch, run.objective, rng, Distance.of(config)).mean()
-                / config.grad_accum
-            )
-            run.backward(source.weight * share)
-            losses[n] += share.detach()
+            with contextlib.closing(losses_of(run, source, objective, batch, rng)) as parts:
+                for part in parts:
+                    share = part.mean() / config.grad_accum
+                    run.backward(source.weight * share)
+                    losses[min(n, 1)] += share.detach()
+    expert = run.objective.expert_of(step)
     if not run.gather(losses):
         loss, class_loss = losses.tolist()
-        return StepReport(step + 1, loss, class_loss, 0.0, effective_lr(run.optimizer), pictures)
-    grad_norm = clip_grad_norm(run.parameters(), config.optimizer.max_grad_norm)
+        return StepReport(step + 1, loss, class_loss, 0.0, effective_lr(run.optimizer), pictures, expert)
+    grad_norm = clip_grad_norm(pieces(run.optimizer), config.optimizer.max_grad_norm)
     loss, class_loss, norm = run.check_finite(
         losses, grad_norm, step, pictures
     )  # the step's one device sync, before the weights move
     run.update(step)
-    return StepReport(step + 1, loss, class_loss, norm, effective_lr(run.optimizer), pictures)
+    return StepReport(step + 1, loss, class_loss, norm, effective_lr(run.optimizer), pictures, expert)
+
+
+def losses_of(
+    run: Run, source: Source, objective: Objective, batch: Batch, rng: torch.Generator
+) -> Generator[torch.Tensor, None, None]:
+    """The losses (B,) of a pass, one after the other; each is to be gone back through before the next one is asked for."""
+    if source.lesson is None:
+        yield diffusion_loss(run.backend.predict, batch, objective, rng, Distance.of(run.config))
+    else:
+        yield from source.lesson.losses(run, objective, batch, rng)
 
 
 def clip_grad_norm(params: list[torch.nn.Parameter], max_norm: float) -> torch.Tensor:
@@ -74,4 +92,6 @@ def clip_grad_norm(params: list[torch.nn.Parameter], max_norm: float) -> torch.T
     grads = [p.grad for p in params if p.grad is not None]
     if not grads:
         raise NonFiniteError("step.no_gradient")
-    return torch.nn.utils.clip_grad_norm_(params, max_norm or math.inf, foreach=True)
+    return torch.nn.utils.clip_grad_norm_(
+        params, max_norm or math.inf
+    )  # in lists of tensors where the device has such operations

@@ -8,7 +8,7 @@ import io
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,45 +17,37 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from ..adapters.base import TEXT_ENCODER
-from ..backends.base import UNKNOWN_ENCODER, SampleJob
-from ..config import TrainConfig, as_dict, parse
-from ..data.batches import Batches
+from ..config import AS_SET, as_dict
 from ..disk import files
 from ..events import Measure
-from ..messages.blame import first_line, is_foreign
-from ..messages.errors import LoomError, NonFiniteError, Problem, is_memory
+from ..messages.errors import LoomError, NonFiniteError
 from ..messages.message import Message
 from ..optim.groups import frozen_at
 from ..optim.schedules import lr_factor
-from ..pictures.plots import curves, grid, loss_plot
+from ..pictures.plots import curves, loss_plot, smoothed
 from ..runs import checkpoints, step_log
 from ..runs.guarded import Extras
+from ..runs.listing import STRENGTH
 from .advice import advice
 from .assemble import assembled
+from .auto import chosen, ends_unjudged, kept, messages_of
+from .calibration import Calibration, calibrated, holding
 from .conditions import conditions_of, difference
-from .fitting import as_chosen
+from .continuing import as_fitted, identity_of, refuse_changes
 from .job import Job
-from .prompts import Prompt, job_of, prompts_in
 from .run import Run
+from .samples import Samples
 from .step import optimizer_step
 from .validation import History
+from .watched import Watched
 
 log = logging.getLogger(__name__)
 Product = tuple[dict[str, torch.Tensor], dict[str, str]]  # (tensors, metadata) of one file
 Export = Callable[
     [dict[str, torch.Tensor], dict[str, Any]], dict[str, Product]
 ]  # trained values and facts -> file stem -> what is in it, the main one first
-MAX_FAILED_SAMPLES = 2
 POINTS_DRAWN, UNTOUCHED_NAMED = 200, 8
-CHANGEABLE = (
-    "steps",
-    "save",
-    "samples",
-    "name",
-    "auto_fit",
-    "cache",
-    "trackers",
-)  # may differ between a run and its continuation
+CHOICES = "choices.json"  # in a run folder: what auto has decided, and why
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,20 +83,14 @@ def train(job: Job, folder: Path, export: Export, resume: bool = False) -> Resul
     Raises LoomError for bad input before the first step. Cancel and crashes keep the last finished step: the run folder then holds a
     checkpoint and a result file. With `resume`, continues the newest whole checkpoint of `folder`, bit for bit as if never interrupted.
     """
-    if resume and job.config.auto_fit:
+    if resume and (job.config.auto or job.config.auto_fit or job.config.memory != AS_SET):
         job = job.with_config(as_fitted(job.config, folder))
+    elif job.config.auto:
+        job = chosen(job)
     saved = checkpoints.all_steps(folder / "checkpoints") if resume else []
     first = checkpoints.step_of(saved[0]) if saved else 0
     with assembled(job, first, folder) as run:
         return Loop(run, job, folder, export, resume).go()
-
-
-def as_fitted(config: TrainConfig, folder: Path) -> TrainConfig:
-    """The job with the batch size, accumulation and checkpointing its run settled on: memory free today must not change a run that goes on."""
-    checkpoint, _ = checkpoints.latest(folder / "checkpoints")
-    if checkpoint is None:
-        return config
-    return dataclasses.replace(as_chosen(config, parse(checkpoint.facts["config"])), auto_fit=False)
 
 
 class Loop:
@@ -114,14 +100,17 @@ class Loop:
         self.run, self.folder, self.export, self.listener, self.control = run, folder, export, job.listener, job.control
         self.config, self.processes = run.config, run.processes
         self.checkpoints = folder / "checkpoints"
-        self.done, self.saved, self.samples_failed = 0, -1, 0
+        self.from_weights = bool(job.start)  # what the first step finds is no untrained LoRA
+        self.done, self.saved = 0, -1
         self.losses: list[float] = []
         self.started = time.time()
-        self.sampled: list[tuple[str, list[Image.Image]]] = []
+        self.samples = Samples(run, self.listener, self._picture)
         self.history = History()
+        self.calibration: Calibration | None = None
         self.rates: list[float | None] = []  # learning rate of each step as it acted, Prodigy's d * lr; None: not known
         self.identity, self.conditions = identity_of(run), conditions_of(run.backend)
         self.extras = Extras(self.listener.on_warning)
+        self.watched = Watched(run, folder if self.processes.main else None, self.extras)
         files.make_folders(folder)
         for place in (folder, self.checkpoints, folder / "samples") if self.processes.main else ():
             files.sweep_temps(place)
@@ -133,6 +122,8 @@ class Loop:
         self.processes.barrier()
         if self.processes.main:
             files.write_json(folder / "config.json", as_dict(self.config))
+            if job.choices:
+                files.write_json(folder / CHOICES, messages_of(job.choices))
 
     def go(self) -> Result:
         self.listener.on_start(self.done, self.config.steps, self.facts())
@@ -140,7 +131,9 @@ class Loop:
         try:
             with step_log.StepLog(self.folder if self.processes.main else None, self.extras) as log:
                 if self.run.material.probes and not self.history.measures:
+                    self._tell_of_validating()
                     self.validate()
+                self.listener.on_progress("progress.first_step", self.done, self.config.steps)
                 for step in range(self.done, self.config.steps):
                     stopping = self.processes.any(self.control.stopping)
                     if stopping or self._no_longer_better():
@@ -156,10 +149,26 @@ class Loop:
         except BaseException:
             self._rescue()
             raise
-        for message in advice(self.losses, self.history) if outcome != "paused" else ():
+        for message in self._advice() if outcome != "paused" else ():
             self.listener.on_warning(message)
         self.listener.on_end(outcome, self.done)
         return result
+
+    def _advice(self) -> list[Message]:
+        """What to say about the course, of networks trained in turn each its own, then about concepts and pictures."""
+        messages: list[Message] = []
+        history = History() if self._judges_nothing("validation.restore_best") else self.history
+        for line in self._losses_by_expert().values():
+            losses = [loss for _, loss in line]
+            messages += [message for message in advice(losses, history) if message not in messages]
+        return [*messages, *self.watched.messages()]
+
+    def _losses_by_expert(self) -> dict[str, list[tuple[int, float]]]:
+        """Expert -> (step, loss) of its steps; "" -> all of a model with one network."""
+        lines: dict[str, list[tuple[int, float]]] = {}
+        for step, loss in enumerate(self.losses):
+            lines.setdefault(self.run.objective.expert_of(step), []).append((step + 1, loss))
+        return lines
 
     def _step(self, step: int, log: step_log.StepLog) -> None:
         self.run.freeze(frozen_at(self.run.optimizer, step))
@@ -173,12 +182,13 @@ class Loop:
         last = self.done == self.config.steps
         every = self.config.validation.every
         if every and (last or self.done % every == 0):
-            self.listener.on_progress("progress.validating", self.done, self.config.steps)
+            self._tell_of_validating()
         measure = self.validate() if every and (last or self.done % every == 0) else None
         row = {
             "step": self.done,
             "loss": report.loss,
             "lr": report.lr,
+            **({"expert": report.expert} if report.expert else {}),
             **({"class_loss": report.class_loss} if self.run.class_batches else {}),
             "grad_norm": report.grad_norm if math.isfinite(report.grad_norm) else None,
             "time": round(time.time(), 3),
@@ -186,7 +196,7 @@ class Loop:
         }
         log.write(row)
         self.listener.on_step(report)
-        if self.done == 1 and (layers := self.run.untouched_layers()):
+        if self.done == self._all_began() and (layers := self.run.untouched_layers()):
             values = {"count": len(layers), "all": len(self.run.adapters), "layer": layers[0]}
             self._tell_of(layers, Message.of("adapter.no_gradient", field="adapter.targets", **values))
         if self.done % self.config.save.every == 0 and not last:
@@ -194,7 +204,12 @@ class Loop:
             self._tell_of_saving()
             self.save()
         if self.config.samples.every and self.done % self.config.samples.every == 0 and not last:
-            self.draw_samples()
+            self.samples.draw(self.done)
+
+    def _all_began(self) -> int:
+        """The step after which every network has been trained once."""
+        first = self.run.objective.expert_of(0)
+        return 1 if not first else self.config.switch_every + 1
 
     def _as_asked(self, log: step_log.StepLog) -> None:
         """Saves and draws samples when another thread has asked for it. A save on request also writes the files a person uses."""
@@ -205,7 +220,7 @@ class Loop:
                 self.save()
             self.listener.on_result(self.done, self._write_result("running").files)
         if self.control.take_sample():
-            self.draw_samples()
+            self.samples.draw(self.done)
 
     def validate(self) -> Measure:
         """Measures the probes, keeps the weights when they are the best so far, and draws both curves."""
@@ -221,6 +236,7 @@ class Loop:
             if not math.isfinite(measure.held_out):
                 raise NonFiniteError("validation.not_finite", step=self.done, loss=measure.held_out)
             self.history.measures.append(measure)
+            self.watched.measure(self.done)
             if self.history.best is measure and self.processes.main:
                 file = self._best_file(self.done)
                 with self.extras.writing(file.name):
@@ -247,12 +263,29 @@ class Loop:
 
     def _no_longer_better(self) -> bool:
         patience = self.config.validation.patience
-        return bool(patience) and self.history.since_best() >= patience
+        if not patience or self.history.since_best() < patience:
+            return False
+        if self._judges_nothing("validation.patience"):
+            return ends_unjudged(self.config, self.done, len(self.run.batches.pictures))
+        return True
+
+    def _judges_nothing(self, setting: str) -> bool:
+        """Whether auto, which decides on this setting, has nothing to go by: no step was better on validation pictures than none at all."""
+        return self._never_better() and self.config.auto and setting not in kept(self.config)
+
+    def _never_better(self) -> bool:
+        best = self.history.best
+        return best is not None and best.step == 0 < self.done
 
     def _chosen_weights(self) -> dict[str, torch.Tensor]:
-        """What the result holds: the weights as they are, or those of the best step where that is wanted and there."""
-        best = self.history.best
-        if self.config.validation.restore_best and best and best.step != self.done:
+        """What the result holds: the weights as they are, or those of the best step where that is wanted and there; never untrained ones."""
+        best = self.history.best if self.config.validation.restore_best else None
+        unjudged = self._judges_nothing("validation.restore_best")
+        if best and (unjudged or (self._never_better() and not self.from_weights)):
+            if best is not self.history.measures[-1]:  # something was measured since
+                code = "auto.unjudged" if unjudged else "result.none_better"
+                self.listener.on_warning(Message.of(code, step=self.done))
+        elif best and best.step != self.done:
             file = self._best_file(best.step)
             if file.is_file():
                 self.listener.on_note(Message.of("result.best", step=best.step))
@@ -275,6 +308,7 @@ class Loop:
             "conditions": self.conditions,
         }
         facts |= {"losses": self.losses, "frozen": self.run.frozen, "validation": self.history.as_list()}
+        facts |= {"watched": self.watched.as_json()}
         weights = self.run.adapters.state_dict() | (self.run.ema.state_dict() if self.run.ema else {})
         path = checkpoints.save(self.checkpoints, self.done, weights, self.run.optimizer, facts)
         with self.extras.writing("checkpoints"):
@@ -282,51 +316,6 @@ class Loop:
         self.saved = self.done
         self.listener.on_save(self.done, path)
         return path
-
-    def draw_samples(self) -> None:
-        """The sample prompts with the adapters as they are; the first time also without them, same seed, to compare against."""
-        if self.samples_failed >= MAX_FAILED_SAMPLES or not (self.processes.main or self.processes.sharded):
-            return
-        try:
-            if not self.sampled:
-                with self.run.adapters.switched_off(), self._texts_apart():
-                    self._draw("before")
-            with self.run.finished_weights(), self._texts_apart():
-                self._draw(f"step {self.done}")
-        except BaseException as error:
-            if isinstance(error, Problem) or not is_foreign(error):
-                raise
-            self.samples_failed += 1
-            failed = Message.of("samples.failed", reason=first_line(error))
-            self.listener.on_warning(Message.of("samples.no_memory") if is_memory(error) else failed)
-
-    @contextlib.contextmanager
-    def _texts_apart(self) -> Iterator[None]:
-        """Texts are encoded anew inside and after it, where other weights of the text encoders act inside."""
-        forget = self.run.backend.forget_texts if self.run.adapters.changes_text else lambda: None
-        forget()
-        try:
-            yield
-        finally:
-            forget()
-
-    def _draw(self, label: str) -> None:
-        jobs = sample_jobs(self.config, self.run.batches, self.run.class_batches)
-        images: list[Image.Image] = []
-        for n, job in enumerate(jobs, 1):
-            self.listener.on_progress("progress.samples", n, len(jobs))
-            images += self.run.backend.sample(job)[:1]
-        if not self.processes.main:  # it only lent its part of the model
-            self.sampled.append((label, []))
-            return
-        sheet = grid(images, columns=len(images), cell_px=max(192, *(max(i.size) for i in images)))
-        path = self._picture(f"samples/{label.replace(' ', '-')}.png", sheet)
-        self.sampled.append((label, images))
-        if len(self.sampled) > 1:
-            rows, columns = [self.sampled[0], self.sampled[-1]], len(images)
-            labels = [f"{label}: {job.prompt}" for label, _ in rows for job in jobs]
-            self._picture("before-after.png", grid([i for _, row in rows for i in row], labels, columns))
-        self.listener.on_sample(self.done, images, path)
 
     def facts(self) -> dict[str, Any]:
         """What the exporter and listeners may want to know about this run."""
@@ -338,10 +327,12 @@ class Loop:
             "trained_values": self.run.adapters.count(),
             "validation": self.history.as_list(),
             "best_step": self.history.best.step if self.history.best else None,
+            "calibration": self.calibration.as_json() if self.calibration else None,
             "pictures": len(self.run.batches.pictures),
             "per_epoch": self.run.batches.per_epoch,
             "objective": self.run.objective.kind,
             "base_model": self.run.material.base.as_json(),
+            "fixed_lora": self.run.material.fixed,
             "captions": [p.caption for p in self.run.batches.pictures],
             "repeats": [p.repeats for p in self.run.batches.pictures],
             **self.identity,
@@ -352,11 +343,32 @@ class Loop:
             self._tell_of_saving()
             self.save()
         if self.config.samples.every and outcome != "paused":
-            self.draw_samples()
+            self.samples.draw(self.done)
         if outcome != "paused":
             self._tell_untouched()
+        weights = self._chosen_weights() if self.processes.main else {}
+        measures = self.config.validation.calibrate and not self._judges_nothing("validation.calibrate")
+        if measures and outcome != "paused":
+            self._calibrate(weights)
         self.listener.on_progress("progress.writing", self.done, self.config.steps)
-        return self._write_result(outcome)
+        return self._write_result(outcome, weights)
+
+    def _calibrate(self, weights: dict[str, torch.Tensor]) -> None:
+        """Finds the strength that the result should be used at, which goes into its header; says it, and keeps the figures in the run folder."""
+
+        def tell(done: int, total: int) -> None:
+            self.listener.on_progress("progress.calibrating", done, total)
+
+        with holding(self.run.adapters, self.processes.of_main(weights)):
+            self.calibration = calibrated(self.run, tell)
+        self.listener.on_note(self.calibration.message())
+        if self.processes.main:
+            self._picture("strength.png", self.calibration.drawn())
+            with self.extras.writing(STRENGTH):
+                files.write_json(self.folder / STRENGTH, self.calibration.as_json())
+
+    def _tell_of_validating(self) -> None:
+        self.listener.on_progress("progress.validating", self.done, self.config.steps)
 
     def _tell_of_saving(self) -> None:
         """Told where a run saves as it goes; a rescue asks no listener, which could end it."""
@@ -377,29 +389,42 @@ class Loop:
             if token.token.placeholder in self.run.untouched:
                 self.listener.on_warning(Message.of("embedding.no_gradient", token=token.token.placeholder))
 
-    def _write_result(self, outcome: str) -> Result:
+    def _write_result(self, outcome: str, chosen: dict[str, torch.Tensor] | None = None) -> Result:
+        """Writes the files that a person uses. `chosen`: the weights they hold, where these were read already."""
         if not self.processes.main:
             return Result(self.folder, [], self.done, outcome, self.losses, {}, self.facts())
-        weights = {**self.run.adapters.facts(), **self._chosen_weights()}  # best weights of 0.1.0 came without alphas
+        weights = {
+            **self.run.adapters.facts(),
+            **(chosen or self._chosen_weights()),
+        }  # best weights of 0.1.0 came without alphas
         products = self.export(checkpoints.without_layers(weights, self.run.untouched_layers()), self.facts())
         written = [self.folder / f"{stem}.safetensors" for stem in products]
         for path, (tensors, metadata) in zip(written, products.values(), strict=True):
             files.write_safetensors(path, tensors, metadata)
-        self._picture("loss.png", loss_plot(self.losses))
+        self._picture("loss.png", self._loss_drawn())
         points = [(float(n), rate) for n, rate in enumerate(self.rates, 1) if rate is not None]
         if points:
             drawn = points[:: max(1, len(points) // POINTS_DRAWN)]
             self._picture("learning-rate.png", curves({"learning rate": drawn}))
         return Result(self.folder, written, self.done, outcome, self.losses, products, self.facts())
 
-    def _picture(self, name: str, picture: Image.Image) -> Path:
-        """Writes a picture into the run folder; a disk that refuses it costs the picture, not the run."""
+    def _loss_drawn(self) -> Image.Image:
+        """The loss over the steps; of several networks trained in turn a line for each."""
+        lines = self._losses_by_expert()
+        if lines.keys() <= {""}:
+            return loss_plot(self.losses)
+        drawn = {}
+        for name, line in lines.items():
+            smooth = smoothed([loss for _, loss in line])
+            drawn[name] = [(float(step), loss) for (step, _), loss in zip(line, smooth, strict=True)]
+        return curves(drawn)
+
+    def _picture(self, name: str, picture: Image.Image | bytes) -> Path:
+        """Writes a picture, or a file's bytes, into the run folder; a disk that refuses it costs the picture, not the run."""
         path = self.folder / name
         with self.extras.writing(name):
-            data = io.BytesIO()
-            picture.save(data, "PNG")
             files.make_folders(path.parent)
-            files.write_bytes(path, data.getvalue())
+            files.write_bytes(path, picture if isinstance(picture, bytes) else _as_png(picture))
         return path
 
     def _rescue(self) -> None:
@@ -428,86 +453,13 @@ class Loop:
         self.run.restore(checkpoint)
         self.losses = list(checkpoint.facts["losses"])
         self.history = History.from_list(checkpoint.facts.get("validation", []))
+        self.watched.restore(checkpoint.facts.get("watched", {}))
         self.done = self.saved = checkpoint.step
         if self.processes.main:
             self.rates = step_log.mend(self.folder, self.losses, self.extras)
 
 
-def sample_jobs(config: TrainConfig, batches: Batches, prior: Batches | None = None) -> list[SampleJob]:
-    """One job per line of samples.prompt; without prompts, the first caption. With class pictures one for the class, to see whether it drifts."""
-    prompts = prompts_in(config.samples.prompt) or [Prompt(batches.pictures[0].caption, {})]
-    if prior:
-        prompts.append(Prompt(config.prior.prompt or prior.pictures[0].caption, {}))
-    return [job_of(prompt, config) for prompt in prompts]
-
-
-def sample_prompts(config: TrainConfig, captions: Sequence[str]) -> list[str]:
-    """What is drawn for the lines of samples.prompt, else the first caption."""
-    return [job_of(prompt, config).prompt for prompt in prompts_in(config.samples.prompt)] or [captions[0]]
-
-
-def identity_of(run: Run) -> dict[str, Any]:
-    """What must be the same when the run goes on: base, encoders, pictures, arithmetic, number of processes."""
-    backend = run.backend
-    identity = {"base": backend.fingerprint(), "data": run.batches.fingerprint(), "dtype": str(backend.dtype)}
-    if run.class_batches:
-        identity["prior"] = run.class_batches.fingerprint()
-    identity["text"] = backend.text_fingerprint()
-    if not (pictures := backend.picture_fingerprint()).startswith(UNKNOWN_ENCODER):
-        identity["vae"] = pictures
-    if run.processes.size > 1:
-        identity["processes"] = str(run.processes.size)
-    return identity
-
-
-def _without_demands(config: dict[str, Any]) -> dict[str, Any]:
-    """A config without the settings that only say what is refused: they change nothing that is trained."""
-    plain = {**config, "prior": {k: v for k, v in config["prior"].items() if k != "required"}}
-    return {**plain, **{part: _allowed(config[part]) for part in ("data", "sets")}}
-
-
-def _allowed(part: Any) -> Any:
-    if isinstance(part, list | tuple):
-        return [_allowed(one) for one in part]
-    return {k: v for k, v in part.items() if k != "allow_empty_captions"}
-
-
-def refuse_changes(config: TrainConfig, facts: dict[str, Any], identity: dict[str, Any]) -> None:
-    """Raises LoomError when anything that would change the continued run differs from the saved one."""
-    now, then = (_without_demands(as_dict(c)) for c in (config, parse(facts["config"])))
-    settings = [k for k in now if k not in (*CHANGEABLE, "data", "sets", "base")]
-    changed = [message for k in settings for message in _differing(k, then[k], now[k])]
-    if len(now["sets"]) != len(then["sets"]):
-        changed.append(_then_and_now("sets", len(then["sets"]), len(now["sets"])))
-    labels = ("data", *(f"sets[{n}]" for n in range(len(now["sets"]))))
-    for label, mine, old in zip(labels, (now["data"], *now["sets"]), (then["data"], *then["sets"])):
-        others_of = {k: v for k, v in old.items() if k != "folder"}
-        changed += _differing(label, others_of, {k: v for k, v in mine.items() if k != "folder"})
-    others = {
-        "base": "resume.other_base",
-        "prior": "resume.other_prior",
-        "vae": "resume.other_vae",
-        "text": "resume.other_text",
-    }
-    changed += [Message.of(code) for part, code in others.items() if identity.get(part) != facts.get(part)]
-    if identity.get("processes", "1") != facts.get("processes", "1"):
-        changed.append(
-            Message.of("resume.processes", then=facts.get("processes", "1"), now=identity.get("processes", "1"))
-        )
-    if identity["dtype"] != facts.get("dtype"):
-        changed.append(Message.of("resume.dtype", then=facts.get("dtype"), now=identity["dtype"]))
-    if identity["data"] != facts["data"]:
-        changed.append(Message.of("resume.other_data"))
-    if changed:
-        raise LoomError("resume.changed", changes=changed)
-
-
-def _differing(setting: str, then: Any, now: Any) -> list[Message]:
-    """A message for each single setting below `setting` that differs."""
-    if isinstance(then, dict) and isinstance(now, dict):
-        return [m for k in {**then, **now} for m in _differing(f"{setting}.{k}", then.get(k), now.get(k))]
-    return [] if then == now else [_then_and_now(setting, then, now)]
-
-
-def _then_and_now(setting: str, then: Any, now: Any) -> Message:
-    return Message.of("resume.setting", field=setting, then=repr(then), now=repr(now))
+def _as_png(picture: Image.Image) -> bytes:
+    data = io.BytesIO()
+    picture.save(data, "PNG")
+    return data.getvalue()

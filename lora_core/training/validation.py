@@ -14,9 +14,11 @@ import torch
 
 from ..backends.base import Backend
 from ..config import TrainConfig
-from ..data.batches import Batch
-from ..data.folder import Dataset, Picture, scan
+from ..data.batches import Batch, all_shown
+from ..data.dataset import Dataset, Picture
+from ..data.folder import scan
 from ..data.latents import LatentCache, View
+from ..data.shown import Shown, shown_of
 from ..events import Measure
 from ..losses import mean, mse
 from ..messages.errors import LoomError
@@ -29,10 +31,19 @@ def split(dataset: Dataset, config: TrainConfig) -> tuple[Dataset, Dataset | Non
     if not config.validation.every:
         if config.validation.patience or config.validation.restore_best:
             raise LoomError("validation.never", field="validation.every")
+        if config.validation.concepts or config.validation.each_picture:
+            raise LoomError("validation.measures_nothing", field="validation.every")
         return dataset, None
     if config.validation.folder:
         return dataset, scan(
-            dataclasses.replace(config.data, folder=config.validation.folder, limit=0, regularization=False),
+            dataclasses.replace(
+                config.data,
+                folder=config.validation.folder,
+                limit=0,
+                regularization=False,
+                controls="auto" if config.data.shows_controls else "none",
+                control_path="",
+            ),
             "validation.folder",
         )
     count = _held_count(dataset, config)
@@ -69,63 +80,115 @@ def _only(dataset: Dataset, pictures: Sequence) -> Dataset:
     return dataclasses.replace(dataset, pictures=tuple(pictures))
 
 
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """A picture to measure: an entry of a cache under a caption. `noise`: the number of its noise, which depends on nothing else."""
+
+    cache: LatentCache
+    entry: int
+    caption: str
+    noise: int
+
+    @property
+    def shown(self) -> Shown:
+        """What the network is shown beside the caption."""
+        return shown_of(self.cache[View(self.entry)])
+
+
+@torch.no_grad()
+def fixed_losses(
+    backend: Backend, objective: Objective, config: TrainConfig, asked: Sequence[Asked], stream: str = "probe"
+) -> list[list[float]]:
+    """For each of `asked` one mean squared error at each level, in the network's own target, unweighted, with the weights as they are."""
+    losses: list[list[float]] = [[] for _ in asked]
+    low, high = config.objective.min_timestep / TIMESTEPS, config.objective.max_timestep / TIMESTEPS
+    for level in range(config.validation.levels):  # outside: of two networks each is loaded once
+        u = low + (high - low) * (level + 0.5) / config.validation.levels
+        sigma = objective.levels(torch.tensor([u], dtype=torch.float64))
+        for one, mine in zip(asked, losses, strict=True):
+            x0, batch = _alone(one, backend.device)
+            noise = randn_like(x0, generator(config.seed, stream, one.noise, level))
+            pred = backend.predict(objective.corrupt(x0, noise, sigma), sigma, batch)
+            mine.append(float(mean(mse(pred, objective.target(x0, noise, sigma), None))))
+    return losses
+
+
+def _alone(asked: Asked, device: torch.device | str) -> tuple[torch.Tensor, Batch]:
+    """(its latents, the batch of this picture alone) on the device."""
+    view = View(asked.entry)
+    tensors, picture = asked.cache[view], asked.cache.entries[asked.entry].picture
+    x0 = tensors["latent"].to(device)
+    beside = tensors["beside"].to(device) if "beside" in tensors else None
+    weight = torch.ones(1, device=x0.device)
+    fits, shown = [asked.cache.fit(view)], all_shown([tensors])
+    return x0, Batch(x0, [asked.caption], fits, [picture.name], weight, None, beside, shown).on(x0.device)
+
+
 class Probes:
-    """Fixed (picture, noise level, noise) triples of both sets."""
+    """Fixed (picture, noise level, noise) triples of both sets; without held-out pictures of the trained ones alone.
 
-    def __init__(self, config: TrainConfig, trained: LatentCache, held_out: LatentCache, device: torch.device | str):
-        count = config.validation.pictures
-        self._config, self._device = config, device
-        self._sets = {
-            "held out": (held_out, _some(held_out, count, config.seed)),
-            "trained": (trained, _some(trained, count, config.seed)),
-        }
-        fewest = min(len(chosen) for _, chosen in self._sets.values())
-        self._sets = {name: (cache, chosen[:fewest]) for name, (cache, chosen) in self._sets.items()}
+    With `validation.each_picture` all other training pictures are measured too, which changes neither of both curves.
+    """
 
-    def captions(self) -> list[str]:
-        return [cache.entries[i].picture.caption for cache, chosen in self._sets.values() for i in chosen]
+    def __init__(self, config: TrainConfig, trained: LatentCache, held_out: LatentCache | None):
+        self._config = config
+        caches = {"trained": trained} if held_out is None else {"held out": held_out, "trained": trained}
+        order = {name: _some(cache, config.seed) for name, cache in caches.items()}
+        fewest = min(config.validation.pictures, *map(len, order.values()))
+        self._sets = {name: [_asked(caches[name], order[name], n) for n in range(fewest)] for name in caches}
+        self._held_out = held_out
+        more = len(order["trained"]) if config.validation.each_picture and held_out is not None else fewest
+        self._others = [_asked(trained, order["trained"], n) for n in range(fewest, more)]
+        self.latest: list[list[float]] = []  # of the last measure: one for each of `measured` and level
 
-    @torch.no_grad()
+    @property
+    def held_out(self) -> LatentCache | None:
+        return self._held_out
+
+    @property
+    def pictures(self) -> int:
+        """How many of each set are measured."""
+        return len(self._sets["trained"])
+
+    def measured(self) -> list[tuple[Picture, bool]]:
+        """Each picture that `measure` measures, and whether it was held out."""
+        groups = ((self._sets.get("held out", []), True), (self._sets["trained"], False), (self._others, False))
+        return [(one.cache.entries[one.entry].picture, held) for group, held in groups for one in group]
+
+    def asked(self) -> list[Asked]:
+        """All that is ever asked of the network."""
+        return [*(one for group in self._sets.values() for one in group), *self._others]
+
+    def losses(self, backend: Backend, objective: Objective) -> list[float]:
+        """One for each picture and level with the weights as they are, of held-out pictures where there are any, else of trained ones."""
+        chosen = self._sets["held out" if self._held_out is not None else "trained"]
+        return _flat(fixed_losses(backend, objective, self._config, chosen))
+
     def measure(self, backend: Backend, objective: Objective, step: int) -> Measure:
-        """The losses with the weights as they are."""
-        values = {name: self._losses(backend, objective, cache, chosen) for name, (cache, chosen) in self._sets.items()}
-        gaps = [one - other for one, other in zip(values["held out"], values["trained"], strict=True)]
+        """The losses on both sets with the weights as they are."""
+        values = {name: fixed_losses(backend, objective, self._config, group) for name, group in self._sets.items()}
+        self.latest = [*values["held out"], *values["trained"]]
+        self.latest += fixed_losses(backend, objective, self._config, self._others)
+        held_out, trained = _flat(values["held out"]), _flat(values["trained"])
+        gaps = [one - other for one, other in zip(held_out, trained, strict=True)]
         error = statistics.stdev(gaps) / len(gaps) ** 0.5 if len(gaps) > 1 else 0.0
-        return Measure(step, statistics.fmean(values["held out"]), statistics.fmean(values["trained"]), error)
-
-    def _losses(self, backend: Backend, objective: Objective, cache: LatentCache, chosen: Sequence[int]) -> list[float]:
-        """One mean squared error for each picture and level, in the network's own target, unweighted. Noise depends on the place in the list alone."""
-        config, out = self._config, []
-        low, high = config.objective.min_timestep / TIMESTEPS, config.objective.max_timestep / TIMESTEPS
-        for place, index in enumerate(chosen):
-            view = View(index)
-            tensors, picture = cache[view], cache.entries[index].picture
-            x0, beside = (
-                tensors["latent"].to(self._device),
-                tensors["beside"].to(self._device) if "beside" in tensors else None,
-            )
-            for level in range(config.validation.levels):
-                u = low + (high - low) * (level + 0.5) / config.validation.levels
-                sigma = objective.levels(torch.tensor([u], dtype=torch.float64))
-                noise = randn_like(x0, generator(config.seed, "probe", place, level))
-                batch = Batch(
-                    x0,
-                    [picture.caption],
-                    [cache.fit(view)],
-                    [picture.name],
-                    torch.ones(1, device=x0.device),
-                    None,
-                    beside,
-                )
-                pred = backend.predict(objective.corrupt(x0, noise, sigma), sigma, batch)
-                out.append(float(mean(mse(pred, objective.target(x0, noise, sigma), None))))
-        return out
+        return Measure(step, statistics.fmean(held_out), statistics.fmean(trained), error)
 
 
-def _some(cache: LatentCache, count: int, seed: int) -> list[int]:
+def _asked(cache: LatentCache, order: Sequence[int], place: int) -> Asked:
+    """The picture at a place of the order, whose noise is that of the place."""
+    return Asked(cache, order[place], cache.entries[order[place]].picture.caption, place)
+
+
+def _flat(losses: Sequence[Sequence[float]]) -> list[float]:
+    return [loss for of_picture in losses for loss in of_picture]
+
+
+def _some(cache: LatentCache, seed: int) -> list[int]:
+    """The entries of a cache in an order drawn from the seed, of which the first ones are measured."""
     order = list(range(len(cache.entries)))
     python_rng(seed, "probes").shuffle(order)
-    return order[:count]
+    return order
 
 
 @dataclasses.dataclass

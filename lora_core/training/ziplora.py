@@ -15,19 +15,21 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..adapters.base import Adapter, AdapterSet
+from ..adapters.base import Adapter
+from ..adapters.set import AdapterSet
 from ..algebra.walk import CONVS, walk_of, weight_shape
 from ..backends.base import Backend
 from ..backends.encoder import encoder_of
 from ..config import OptimizerConfig, TrainConfig
 from ..data.batches import Batch, Batches
-from ..data.folder import Dataset
+from ..data.dataset import Dataset
 from ..data.latents import LatentCache
 from ..events import Listener, StepReport
 from ..messages.errors import LoomError
 from ..optim.optimizers import filled, make_optimizer
 from ..rng import preserved_rng, randn_like, step_rng
-from .assemble import captions_ahead, pass_on_remarks
+from .assemble import pass_on_remarks
+from .encoding import captions_ahead
 from .job import Job
 from .step import clip_grad_norm
 

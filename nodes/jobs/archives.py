@@ -94,7 +94,8 @@ class Archive:
 
     def _opened(self) -> zipfile.ZipFile:
         try:
-            opened = zipfile.ZipFile(_Bounded(self._file, MAX_DIRECTORY))  # type: ignore[arg-type]  # all of IO that is asked
+            # It has all of IO that is asked for.
+            opened = zipfile.ZipFile(_Bounded(self._file, MAX_DIRECTORY))  # type: ignore[arg-type]
         except TooLarge as error:
             raise LoomError("zip.entries", name=self.name, limit=MAX_ENTRIES) from error
         except _BROKEN as error:

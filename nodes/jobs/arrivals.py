@@ -6,13 +6,15 @@ import re
 import unicodedata
 from pathlib import PurePosixPath
 
-from ...lora_core.data.folder import LATENT, OWN_LIST, TEXTS
+from ...lora_core.data.dataset import LATENT
+from ...lora_core.data.reader import TEXTS
+from ...lora_core.data.walk import OWN_LIST
 from ...lora_core.messages.errors import LoomError
 from ...lora_core.names import check_name
-from ...lora_core.pictures.reading import EXTENSIONS
+from ...lora_core.pictures.reading import EXTENSIONS, FILMS
 
 STANDARD_NAME = "pictures"
-TAKEN = frozenset({*EXTENSIONS, *TEXTS, ".json", ".jsonl", ".csv", ".parquet"})  # pictures, captions, metadata
+TAKEN = frozenset({*EXTENSIONS, *FILMS, *TEXTS, ".json", ".jsonl", ".csv", ".parquet"})  # pictures, captions, metadata
 ARCHIVE = ".zip"
 _LEFT_BY_SYSTEMS = frozenset({"__macosx", "thumbs.db", "desktop.ini"})
 _NOT_EVERYWHERE = re.compile(r'[<>:"|?*\\\x00-\x1f\x7f]')  # in names on Windows

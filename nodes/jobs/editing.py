@@ -13,23 +13,31 @@ from pathlib import Path
 from typing import Any
 
 from ...lora_core.config import DataConfig
-from ...lora_core.data.edits import MAX_CAPTION, MAX_CHANGES, Editable, apply_edits, last_edit, listed, undo
-from ...lora_core.pictures.reading import PictureError, thumbnail
+from ...lora_core.data.edits import MAX_CAPTION, MAX_CHANGES, Editable, apply_edits, last_edit, listed, trained_as, undo
+from ...lora_core.messages.errors import LoomError
+from ...lora_core.pictures.reading import PictureError
+from ...lora_core.pictures.thumbnails import thumbnail
+from .caption_state import Captioning
+from .looking import Looking
 from .requests import Refused
 
 MAX_OPEN = 50
 MAX_BODY = 16_000_000
-THUMB_PX = 256
+THUMB_PX, LARGE_PX = 256, 2048
+MOST_SHOWN = 3  # captions of a picture
+MAX_PREVIEWED = 200  # pictures whose captions are being edited, at a time
 Edits = tuple[dict[str, tuple[str, str]], dict[str, bool]]  # captions as they were seen and shall be, pictures left out
 
 
 @dataclasses.dataclass
 class Session:
-    """An opened dataset. `paths`: where each picture lies that the browser was told of; `lock`: one edit at a time."""
+    """An opened dataset. `paths`: where each picture lies that the browser was told of; `lock`: one edit at a time; `captioning`, `looking`: the newest."""
 
     sets: tuple[DataConfig, ...]
     paths: dict[str, Path] = dataclasses.field(default_factory=dict)
     lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
+    captioning: Captioning | None = None
+    looking: Looking | None = None
 
 
 class Editors:
@@ -63,12 +71,32 @@ class Editors:
             folder = Path(data.folder)
             items = listed(folder, data)
             session.paths |= {item.id: item.picture.path for item in items}
-            sets.append({"label": folder.name, "editable": self._editable(data), "trigger": data.trigger})
-            pictures += [_shown(item, n) for item in items]
+            session.paths |= {f"{item.id}-{n}": path for item in items for n, path in enumerate(item.picture.controls)}
+            paired = data.shows_controls
+            sets.append(
+                {"label": folder.name, "editable": self._editable(data), "trigger": data.trigger, "paired": paired}
+            )
+            pictures += [_shown(item, n, data) for item in items]
         return {"sets": sets, "pictures": pictures}
 
-    def edit(self, key: Any, edits: Edits) -> int:
-        """Each set gets what concerns it. Raises Refused for a set that is not the user's own, Conflict when something changed meanwhile."""
+    def trained(self, key: Any, texts: Mapping[str, Any]) -> dict[str, list[str]]:
+        """What is trained of captions that are not saved yet, by picture. Raises Refused for what is no caption."""
+        if len(texts) > MAX_PREVIEWED or not all(
+            isinstance(text, str) and len(text) <= MAX_CAPTION for text in texts.values()
+        ):
+            raise Refused(400, "request.caption")
+        session, out = self.named(key), dict[str, list[str]]()
+        for data in session.sets:
+            for item in listed(Path(data.folder), data) if texts.keys() - out.keys() else ():
+                if item.id in texts:
+                    out[item.id] = _trained(item, data, texts[item.id])
+        return out
+
+    def edit(self, key: Any, edits: Edits, number: int = 0) -> int:
+        """Each set gets what concerns it. Raises Refused for a set that is not the user's own, Conflict when something changed meanwhile.
+
+        `number`: that of an edit which this one goes on with, if it is still the last one; 0: one of its own.
+        """
         session, (captions, excluded) = self.named(key), edits
         with session.lock:
             left = {*captions, *excluded}
@@ -82,12 +110,26 @@ class Editors:
                     jobs.append((data, mine))
             if left:
                 raise Refused(404, "editor.not_in_dataset", count=len(left))
-            done, number = 0, time.time_ns()
+            done, number = 0, number or time.time_ns()
             for data, mine in jobs:
                 texts = {item: captions[item] for item in mine if item in captions}
                 flips = {item: excluded[item] for item in mine if item in excluded}
                 done += apply_edits(Path(data.folder), data, texts, flips, number)
             return done
+
+    def listed(self, key: Any) -> list[tuple[DataConfig, Editable]]:
+        """Every picture of every set as it is now. Raises Refused for a set that is not the user's own."""
+        out = []
+        for data in self.named(key).sets:
+            if not self._editable(data):
+                raise Refused(403, "editor.outside", folder=Path(data.folder).name)
+            out += [(data, item) for item in listed(Path(data.folder), data)]
+        return out
+
+    def newest(self, key: Any) -> int | None:
+        """The number of the edit that `take_back` would take back; None where there is none."""
+        numbers = [last_edit(Path(data.folder)) for data in self.named(key).sets]
+        return max((number for number in numbers if number is not None), default=None)
 
     def take_back(self, key: Any) -> int:
         """Undoes the last edit, in every folder it touched."""
@@ -100,14 +142,22 @@ class Editors:
                 undo(Path(folder), data) for folder, (n, data) in numbers.items() if newest is not None and n == newest
             )
 
-    def picture(self, key: Any, item: str) -> bytes:
-        """A small JPEG of one picture. Raises Refused."""
+    def looked_at(self, key: Any, again: bool) -> dict[str, Any]:
+        """How far the look at its pictures is, which begins with the first question and with `again`; what was noticed by picture once it is done."""
+        session = self.named(key)
+        with session.lock:
+            if session.looking is None or (again and session.looking.as_json()["ready"]):
+                session.looking = Looking(session.sets)
+            return session.looking.as_json()
+
+    def picture(self, key: Any, item: str, side_px: int = THUMB_PX) -> bytes:
+        """A JPEG of one picture, at most `side_px` a side. Raises Refused."""
         path = self.named(key).paths.get(item)
         if path is None:
             raise Refused(404, "editor.no_picture")
         data = io.BytesIO()
         try:
-            thumbnail(path, THUMB_PX).save(data, "JPEG", quality=85)
+            thumbnail(path, side_px).save(data, "JPEG", quality=85)
         except PictureError as error:
             raise Refused(404, "picture.of", name=path.name, error=error) from error
         return data.getvalue()
@@ -116,17 +166,27 @@ class Editors:
         return self._may_edit(Path(data.folder))
 
 
-def _shown(item: Editable, n: int) -> dict[str, Any]:
+def _shown(item: Editable, n: int, data: DataConfig) -> dict[str, Any]:
     return {
         "id": item.id,
         "set": n,
         "name": item.name,
         "caption": item.caption,
+        "trained": _trained(item, data, item.caption),
         "excluded": item.excluded,
         "locked": item.locked and item.locked.as_json(),
         "width": item.picture.width_px,
         "height": item.picture.height_px,
+        "controls": [path.name for path in item.picture.controls],
     }
+
+
+def _trained(item: Editable, data: DataConfig, text: str) -> list[str]:
+    """A few of the captions that are trained; none where a rule of the set cannot be read, which training says."""
+    try:
+        return trained_as(item, data, text)[:MOST_SHOWN]
+    except LoomError:
+        return []
 
 
 def edits_in(body: Mapping[str, Any]) -> Edits:

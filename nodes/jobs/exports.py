@@ -35,17 +35,20 @@ def base_of(folder: Path, state: dict[str, torch.Tensor]) -> str:
 
 
 def told_of(run: listing.RunInfo, embedding: str = "embedding:") -> dict[str, str]:
-    """The base model of a run in words ("" while no result says it), and what to write in a prompt to call what it learned.
+    """The base model of a run in words ("" while no result says it), the name of its file, and what to write in a prompt to call what it learned.
 
     `embedding`: what the host wants in front of the name of one.
     """
     family = declared_family(run.about)
     base = FAMILIES[family].title if family else run.about.get("ss_base_model_version", "")
-    if not base and run.base not in ("ComfyUI", "webui"):
-        base = Path(run.base).name
+    file = run.base_file or (Path(run.base).name if run.base not in ("ComfyUI", "webui") else "")
     words = [w.strip() for w in (run.about.get("modelspec.trigger_phrase", "") or run.trigger).split(",") if w.strip()]
     files = {Path(name).stem for name in run.results if run.method != "lora"}
-    return {"base": base, "trigger": ", ".join(f"{embedding}{word}" if word in files else word for word in words)}
+    return {
+        "base": base or file,
+        "base_file": file,
+        "trigger": ", ".join(f"{embedding}{word}" if word in files else word for word in words),
+    }
 
 
 def saved(folder: Path, save: str | int) -> Save:

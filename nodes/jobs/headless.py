@@ -13,14 +13,16 @@ from ...lora_core.backends.base import Splits
 from ...lora_core.backends.diffusers_backend import DiffusersBackend
 from ...lora_core.backends.headless import Headless
 from ...lora_core.backends.opening import open_backend
+from ...lora_core.backends.threads import suit_threads
 from ...lora_core.compat import needed
-from ...lora_core.config import TrainConfig
+from ...lora_core.config import AS_SET, MEASURE, TrainConfig
 from ...lora_core.data.sources import brought_in
 from ...lora_core.messages.errors import LoomError
 from ...lora_core.processes import ALONE, Processes
 from ...lora_core.training.job import Job
+from ...lora_core.training.memory import Weights, narrowed
 from ...lora_core.training.run import Start
-from .formats import by_layer, start_of
+from .formats import by_layer, fixed_of, start_of
 
 
 def open_base(config: TrainConfig, device: str = "") -> Headless:
@@ -28,18 +30,25 @@ def open_base(config: TrainConfig, device: str = "") -> Headless:
     if config.compile and config.offload:
         raise LoomError("compile.with_offload", field="compile")
     narrow = config.storage != "auto" or bool(config.offload)
-    place = "cpu" if narrow else device
+    target = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    sized = target != "cpu" and config.memory not in (AS_SET, MEASURE)
+    place = "cpu" if narrow or sized else device
     backend = open_backend(
         config.base, config.companion, config.precision, place, config.base_config, folder_in_hub_cache
     )
+    suit_threads(backend.network, backend.device)
     if config.base_vae:
         backend.use_vae(Path(config.base_vae))
     if isinstance(backend, DiffusersBackend):
         backend.name_layers(kohya_name)
         if backend.clip_skip is not None:
             backend.skip_layers(config.text_encoder.clip_skip)
-    if narrow:
-        backend.store(config.storage, config.offload, device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if sized:
+        config = narrowed(config, backend.family, Weights.of(backend.network))
+        if config.storage == "auto" and not config.offload:
+            return open_base(dataclasses.replace(config, memory=AS_SET), device)
+    if narrow or sized:
+        backend.store(config.storage, config.offload, target)
     if config.compile:
         backend.compile_blocks()
     return backend
@@ -61,7 +70,7 @@ def prepared(config: TrainConfig, root: Path, backend: Headless | None = None, p
         backend = backend or open_base(config, "cpu" if processes.sharded else processes.device)
     if processes.sharded:
         _shard(backend, processes)
-    return Job(config, backend, dataset, root, processes=processes)
+    return with_fixed(Job(config, backend, dataset, root, processes=processes))
 
 
 def _shard(backend: Headless, processes: Processes) -> None:
@@ -71,6 +80,15 @@ def _shard(backend: Headless, processes: Processes) -> None:
     if not isinstance(backend, Splits):
         raise LoomError("accelerate.family", field="accelerate", family=backend.family)
     backend.shard(processes.device)
+
+
+def with_fixed(job: Job) -> Job:
+    """The job with the LoRA that adapter.fixed names, which acts in training alone."""
+    file = job.config.adapter.fixed
+    if not file or not job.config.trains_lora:
+        return job
+    fixed = fixed_of(lambda known: open_lora(Path(file), known), job.backend, job.config)
+    return dataclasses.replace(job, fixed=fixed)
 
 
 def with_start(job: Job) -> Job:

@@ -15,12 +15,15 @@ from typing import Any
 
 from PIL import Image
 
+from ...lora_core.config import parse
 from ...lora_core.disk.files import write_json
 from ...lora_core.events import Listener, Measure, StepReport
-from ...lora_core.messages.errors import LoomError
+from ...lora_core.messages.errors import LoomError, Problem
+from ...lora_core.messages.figures import figure
 from ...lora_core.messages.message import Message
-from .pace import Pace, Plan
+from ...lora_core.runs.estimates import Estimate, estimate
 from .series import Row, Series, halved, number
+from .time_left import Countdown, Plan
 
 log = logging.getLogger(__name__)
 FILE = "panel.json"
@@ -29,9 +32,10 @@ WRITE_EVERY_S = 2.0
 ROWS_IN_EVENT = 100
 MAX_PANELS, MAX_MESSAGES, MAX_MARKS, MESSAGE_CHARS = 20, 200, 2000, 1500
 ACTIVE = ("preparing", "training")
+RESULT_STAYS = "run.result_stays"  # code of the message that a failed run's file lies in its folder alone
 KEPT: dict[str, type] = {  # what a restart needs
-    "node": str, "workflow": str, "kind": str, "inputs": dict, "run": str, "status": str, "error": dict, "step": int, "steps": int, "probes": list,
-    "saves": list, "samples": list, "messages": list, "result": dict,
+    "node": str, "workflow": str, "kind": str, "inputs": dict, "run": str, "status": str, "error": dict, "step": int,
+    "steps": int, "probes": list, "saves": list, "samples": list, "messages": list, "result": dict,
 }  # fmt: skip
 
 
@@ -81,7 +85,7 @@ class Panel:
     waiting: list[Row] = dataclasses.field(default_factory=list)  # steps no event has told of
     sent_at: float = 0.0
     written_at: float = 0.0
-    pace: Pace = dataclasses.field(default_factory=lambda: Pace(Plan(0)))
+    countdown: Countdown = dataclasses.field(default_factory=lambda: Countdown(Plan(0)))
 
     @property
     def folder(self) -> Path | None:
@@ -105,8 +109,8 @@ class Panel:
 
     def took_step(self, report: StepReport) -> None:
         self.step, self.doing = report.step, {}
-        self.pace.took_step()
-        self.waiting.append(self.series.add(report.step, report.loss, report.lr, report.grad_norm))
+        self.countdown.took_step()
+        self.waiting.append(self.series.add(report.step, report.loss, report.lr, report.grad_norm, report.expert))
         if len(self.waiting) >= 2 * ROWS_IN_EVENT:
             self.waiting = halved(self.waiting)
         self.tell(force=report.step == self.steps)
@@ -123,8 +127,8 @@ class Panel:
 
     def heart(self) -> dict[str, Any]:
         """The small part of the state that every event carries."""
-        step_s = self.pace.step_s
-        left = self.pace.left_s(self.step) if self.status == "training" else None
+        step_s = self.countdown.step_s
+        left = self.countdown.left_s(self.step) if self.status == "training" else None
         return {
             "node": self.node,
             "kind": self.kind,
@@ -187,7 +191,7 @@ class PanelListener(Listener):
         panel, message = self._panel, Message.of(what, done=done, total=total).as_json()
         other = panel.doing.get("code") != what
         panel.doing = message
-        panel.pace.begins(what)
+        panel.countdown.begins(what)
         panel.tell(force=other or panel.status == "training")
 
     def on_warning(self, message: Message) -> None:
@@ -202,7 +206,7 @@ class PanelListener(Listener):
             Series.of_log(panel.folder / "log.jsonl", first_step) if panel.folder and first_step else Series()
         )
         panel.waiting = []
-        panel.pace = Pace(Plan.of(steps, facts.get("config", {})))
+        panel.countdown = Countdown(Plan.of(steps, facts.get("config", {})), known=_known(panel, facts))
         then = _on_disk(panel.folder) if panel.folder and first_step else {}
         panel.saves = [s for s in then.get("saves", []) if isinstance(s, int) and s <= first_step]
         panel.samples = [
@@ -211,33 +215,43 @@ class PanelListener(Listener):
             if isinstance(s, list) and s and isinstance(s[0], int) and s[0] <= first_step
         ]
         panel.probes = [[m[0], number(m[1]), number(m[2])] for m in facts.get("validation", [])]
-        panel.say(_trained(facts["layers"], facts["trained_values"], facts["pictures"]))
+        panel.say(trained(facts["layers"], facts["trained_values"], facts["pictures"]))
         panel.changed(status="training", doing={}, step=first_step, steps=steps)
 
     def on_step(self, report: StepReport) -> None:
         self._panel.took_step(report)
 
     def on_validation(self, measure: Measure, best: Measure) -> None:
-        self._panel.pace.ends()
+        self._panel.countdown.ends()
         row = [measure.step, number(measure.held_out), number(measure.trained)]
         self._panel.changed(probes=[*self._panel.probes, row][-MAX_MARKS:])
 
     def on_sample(self, step: int, images: list[Image.Image], path: Path) -> None:
-        self._panel.pace.ends()
+        self._panel.countdown.ends()
         position = 0 if path.stem == "before" else step
         others = [s for s in self._panel.samples if s[0] != position]
         self._panel.changed(samples=sorted([*others, [position, int(time.time())]])[-MAX_MARKS:])
 
     def on_save(self, step: int, path: Path) -> None:
-        self._panel.pace.ends()
+        self._panel.countdown.ends()
         self._panel.changed(saves=[*(s for s in self._panel.saves if s != step), step][-MAX_MARKS:])
 
     def on_end(self, outcome: str, step: int) -> None:
         self._panel.outcome, self._panel.doing = outcome, {}
 
 
-def _trained(layers: int, values: int, pictures: int) -> Message:
-    size = f"{values * 4 / 1e6:.1f} MB" if values * 4 > 1e5 else f"{values * 4 / 1e3:.0f} kB"
+def _known(panel: Panel, facts: dict[str, Any]) -> Estimate | None:
+    """What an earlier run took whose steps cost the same; a run that goes on knows its own."""
+    family = facts.get("base_model", {}).get("family", "")
+    try:
+        return estimate(panel.host.root(), parse(facts["config"]), family)
+    except (KeyError, Problem):
+        return None
+
+
+def trained(layers: int, values: int, pictures: int) -> Message:
+    """What a run trains, and how large its file will be."""
+    size = f"{figure(values * 4 / 1e6)} MB" if values * 4 > 1e5 else f"{figure(values * 4 / 1e3)} kB"
     if not layers:  # an embedding alone
         return Message.of("run.trains_values", values=f"{values:,}", size=size, pictures=pictures)
     return Message.of("run.trains", layers=layers, values=f"{values:,}", size=size, pictures=pictures)
@@ -279,6 +293,17 @@ class Panels:
                 panel = self._revived(folder, then)
                 return self._panels.setdefault((panel.workflow, node), panel)
         return None
+
+    def kept(self, run: str) -> None:
+        """What a failed run left was put where it is listed: its panel does not offer that any more."""
+        panels = [panel for panel in self._panels.values() if panel.run == run]
+        folder = self._host.root() / run
+        if not panels and (then := _on_disk(folder)):
+            panels = [self._revived(folder, then)]
+        for panel in panels:
+            if any(message.get("code") == RESULT_STAYS for message in panel.messages):
+                panel.changed(messages=[m for m in panel.messages if m.get("code") != RESULT_STAYS])
+                panel.write(force=True)
 
     def _runs_newest_first(self) -> list[Path]:
         """Run folders that hold a panel's state."""

@@ -16,6 +16,7 @@ from ...convert.detect import declared_family
 from ...convert.embedding import is_embedding
 from ...convert.files.disk import header
 from ...convert.files.jobs import free_path, write_card
+from ...convert.metadata import recommended_strength
 from ...convert.report import triggers
 from ...convert.results import token_stems
 from ...lora_core.adapters.tokens import wanted_tokens
@@ -26,6 +27,7 @@ from ...lora_core.messages.errors import LoomError, Problem
 from ...lora_core.messages.message import Message
 from ...lora_core.pictures.previews import write_preview
 from ...lora_core.runs.bounded import read_json
+from ...lora_core.training.calibration import AS_TRAINED
 from .panel import Panel
 
 log = logging.getLogger(__name__)
@@ -52,12 +54,13 @@ class Shelf:
         target = free_path(place, file.stem, taken=is_a_strangers)
         make_folders(target.parent)
         sweep_temps(target.parent)
+        written = _strength(target) if target.exists() else 0.0
         write_bytes(target, data)
         try:
             write_json(record, {**earlier, target.name: now})
         except LoomError:  # the next result of this run gets a number behind its name
             log.exception("What was published could not be noted in %s", record)
-        _dress(target, file.parent, card=not embedding)
+        _dress(target, file.parent, not embedding, written)
         return target
 
     def publish_all(self, files: Sequence[Path], panel: Panel | None) -> list[Path]:
@@ -105,6 +108,7 @@ def prompts_for(published: Sequence[Path]) -> dict[str, Any]:
     comfy_words: list[str] = []
     a1111_words: list[str] = []
     trigger: list[str] = []
+    strength = AS_TRAINED
     for path in published:
         tensors, metadata = header(path)
         if is_embedding(tensors):
@@ -112,24 +116,38 @@ def prompts_for(published: Sequence[Path]) -> dict[str, Any]:
             a1111_words.append(path.stem)
         else:
             trigger = list(triggers(metadata))[:1]
-            a1111_words.append(f"<lora:{path.stem}:1>")
+            strength = recommended_strength(metadata) or AS_TRAINED
+            a1111_words.append(f"<lora:{path.stem}:{strength:g}>")
     words = [] if comfy_words else trigger  # the trigger of a pivotal tuning is its embedding
     return {
         "files": [path.name for path in published],
         "sizes": {path.name: path.stat().st_size for path in published},
         "lora": any(word.startswith("<lora:") for word in a1111_words),
+        "strength": strength,
         "trigger": ", ".join(trigger),
         "comfyui": ", ".join([*words, *comfy_words]),
         "a1111": ", ".join([*words, *a1111_words]),
     }
 
 
-def _dress(target: Path, folder: Path, card: bool) -> None:
-    """What galleries show beside a file: the card with its trigger words, and the latest sample as its picture where there is none."""
+def _strength(file: Path) -> float:
+    """What a file's header recommends, else what it was trained at; 0 for a file that cannot be read."""
+    try:
+        return recommended_strength(header(file)[1]) or AS_TRAINED
+    except (FormatError, OSError):
+        return 0.0
+
+
+def _dress(target: Path, folder: Path, card: bool, written: float) -> None:
+    """What galleries show beside a file: the card with its trigger words and strength, and the latest sample as its picture where there is none.
+
+    `written`: the strength of the file that lay there before.
+    """
     try:
         if card:
             metadata = header(target)[1]
-            write_card(target, declared_family(metadata), triggers(metadata))
+            weight = recommended_strength(metadata) or AS_TRAINED
+            write_card(target, declared_family(metadata), triggers(metadata), weight, written=written)
         picture = target.with_suffix(".preview.png")
         samples = sorted((folder / "samples").glob("*.png"), key=lambda p: p.stat().st_mtime_ns)
         if samples and not picture.exists():

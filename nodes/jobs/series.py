@@ -9,10 +9,10 @@ from typing import Any
 
 LIMIT = 2000
 SMOOTHING = 0.95
-FIRST, LAST, LOW, HIGH, SMOOTH, RATE, NORM = range(7)
-Row = list[
-    float | None
-]  # first and last step, lowest and highest loss, smoothed loss, learning rate, largest gradient norm
+FIRST, LAST, LOW, HIGH, SMOOTH, RATE, NORM, SECOND = range(8)
+Row = list[float | None]
+# First and last step, lowest and highest loss, smoothed loss, learning rate, largest gradient norm;
+# of two networks trained in turn also the second one's smoothed loss.
 
 
 def number(value: Any) -> float | None:
@@ -36,6 +36,7 @@ def joined(one: Row, two: Row) -> Row:
         two[SMOOTH],
         two[RATE],
         max(norms, default=None),
+        *two[SECOND:],
     ]
 
 
@@ -44,19 +45,22 @@ def halved(rows: list[Row]) -> list[Row]:
 
 
 class Series:
-    """Rows of a run. `add` is cheap and called once a step."""
+    """Rows of a run. `add` is cheap and called once a step. Where two networks are trained in turn, each has a smoothed loss of its own."""
 
     def __init__(self) -> None:
         self.rows: list[Row] = []
         self._width = 1
-        self._smooth: float | None = None
+        self._smooth: dict[str, float] = {}  # by expert, the first one first
 
-    def add(self, step: int, loss: float, rate: float, norm: float | None) -> Row:
-        """Takes one step in and returns its own row."""
+    def add(self, step: int, loss: float, rate: float, norm: float | None, expert: str = "") -> Row:
+        """Takes one step in and returns its own row. `expert`: which of two networks it trained."""
         if math.isfinite(loss):
-            self._smooth = loss if self._smooth is None else SMOOTHING * self._smooth + (1 - SMOOTHING) * loss
-        rounded = number(loss)
-        row: Row = [step, step, rounded, rounded, number(self._smooth), number(rate), number(norm)]
+            before = self._smooth.get(expert, loss)
+            self._smooth[expert] = SMOOTHING * before + (1 - SMOOTHING) * loss
+        rounded, smooth = number(loss), [number(value) for value in self._smooth.values()]
+        row: Row = [step, step, rounded, rounded, smooth[0] if smooth else None, number(rate), number(norm)]
+        if expert:
+            row.append(smooth[1] if len(smooth) > 1 else None)
         last = self.rows[-1] if self.rows else None
         if last is not None and last[LAST] - last[FIRST] + 1 < self._width:  # type: ignore[operator]
             self.rows[-1] = joined(last, row)
@@ -80,9 +84,10 @@ class Series:
                 try:
                     row = json.loads(line)
                     step, loss, rate, norm = row["step"], float(row["loss"]), float(row["lr"]), row.get("grad_norm")
+                    expert = str(row.get("expert") or "")
                 except (ValueError, KeyError, TypeError):
                     continue
                 if steps is not None and step > steps:
                     break
-                out.add(step, loss, rate, norm)
+                out.add(step, loss, rate, norm, expert)
         return out

@@ -21,7 +21,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ...lora_core.config import DataConfig
-from ...lora_core.data.folder import Dataset, scan
+from ...lora_core.data.dataset import Dataset
+from ...lora_core.data.folder import scan
 from ...lora_core.disk.files import folder_in_one_piece, make_folders, require_room, sha256, write_json
 from ...lora_core.messages.errors import LoomError
 from ...lora_core.messages.message import Message

@@ -11,8 +11,9 @@ from ...convert import FormatError, Lora, Module, read, write
 from ...convert.families import FAMILIES, UNKNOWN
 from ...convert.lora import as_lora, folded, plain
 from ...convert.merge import merge
-from ...lora_core.data.folder import Dataset
+from ...lora_core.data.dataset import Dataset
 from ...lora_core.messages.errors import LoomError
+from ...lora_core.messages.figures import figure
 from ...lora_core.messages.message import Message
 from ...lora_core.training.job import Job
 from ...lora_core.training.ziplora import Factors, zip_loras
@@ -33,11 +34,11 @@ def zipped(job: Job, second: Dataset, loras: Sequence[Lora], family: str, simila
     if not result.losses:
         raise LoomError("zip.stopped_first")
     tensors, notes = _together(result.factors, loras, family)
-    first, last = f"{result.losses[0]:.4g}", f"{result.losses[-1]:.4g}"
+    first, last = figure(result.losses[0]), figure(result.losses[-1])
     lines = [
         Message.of("zip.layers", count=len(result.factors)),
         Message.of("zip.difference", first=first, last=last, steps=len(result.losses)),
-        Message.of("zip.overlap", overlap=f"{result.overlap:.3f}"),
+        Message.of("zip.overlap", overlap=figure(result.overlap)),
         *notes,
     ]
     return Zipped(tensors, result.losses, lines)

@@ -94,8 +94,8 @@ def _inspected(files: Sequence[Path], family: str) -> Outcome:
 
 def _place(shelf: Shelf, name: str, files: Sequence[Weighted], told: Mapping[str, Any]) -> Place:
     """Where a tool's result goes: among the host's LoRAs and embeddings, a checkpoint beside its own."""
-    words = {"convert": "to", "resize": "rank"}
-    word = f"{'rank' if name == 'resize' else ''}{told[words[name]]}" if name in words else name
+    words = {"convert": "{to}", "resize": "rank{rank}"}
+    word = words.get(name, name).format_map(told)
     source = files[1][0] if name == "extract" else files[0][0]
     stem = f"{source.name if source.is_dir() else source.stem}_{word}"
 

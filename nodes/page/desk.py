@@ -16,7 +16,8 @@ import torch
 from PIL import Image
 
 from ...lora_core.config import parse
-from ...lora_core.data.sources import as_folder
+from ...lora_core.data.folder import open_sets
+from ...lora_core.data.sources import HUB, as_folder
 from ...lora_core.events import Control
 from ...lora_core.messages.errors import LoomError, message_of
 from ...lora_core.messages.message import Message
@@ -27,9 +28,11 @@ from ..jobs.datasets import PictureSets
 from ..jobs.editing import Editors
 from ..jobs.exports import files_of
 from ..jobs.panel import Panel, PanelHost, Panels
+from ..jobs.plan import UnloadedBase, plan
 from ..jobs.presets import PRESETS
+from ..jobs.settings import job_config, needs_pictures
 from .fields import OF_BASE
-from .host import Host, Loan
+from .host import Host
 
 log = logging.getLogger(__name__)
 NODE = "page"  # what the panels of a page are called, see js/mount.js
@@ -68,6 +71,11 @@ class Order:
     def name(self) -> str:
         return self.resume or str(self.settings.get("name", "my_lora"))
 
+    @property
+    def needs_pictures(self) -> bool:
+        """Whether there has to be a folder of them: not where a slider is trained from prompts alone."""
+        return self.work == "zip" or needs_pictures(self.settings)
+
     def check(self, runs_root: Path) -> None:
         """Raises LoomError for what can be told before the order's turn comes."""
         if self.preset not in PRESETS:
@@ -76,16 +84,25 @@ class Order:
             config_of(runs_root / self.resume)
             return
         check_name("name", self.name)
-        if not self.settings.get("data.folder"):
+        if self.settings.get("method") == "slider":
+            slider = {
+                path.removeprefix("slider."): v for path, v in self.settings.items() if path.startswith("slider.")
+            }
+            parse({"method": "slider", "slider": slider})
+        if self.needs_pictures and not self.settings.get("data.folder"):
             raise LoomError("upload.none", field="data.folder")
 
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """A kind of job. `carry`: does it, and returns how it ended; `check`: raises LoomError for what can be told before its turn comes."""
+    """A kind of job. `carry`: does it, and returns how it ended; `check`: raises LoomError for what can be told before its turn comes.
 
-    carry: Callable[[Desk, Order, Loan, Panel, Control], str]
+    `trains`: whether it needs the host's model, a name and pictures; `carry` is lent nothing otherwise.
+    """
+
+    carry: Callable[[Desk, Order, Any, Panel, Control], str]
     check: Callable[[Desk, Order], object] = lambda desk, order: None
+    trains: bool = True
 
 
 class Desk:
@@ -96,6 +113,7 @@ class Desk:
         self.panels = Panels(PanelHost(self.runs_root, lambda event: None, memory_used))  # pages ask; nothing is sent
         self.editors = Editors(host.may_edit)
         self.control: Control | None = None
+        self._bases: dict[str, UnloadedBase] = {}  # what was lent, by what jobs call it
         self._lock = threading.Lock()
         self._waiting: collections.deque[Order] = collections.deque()
         self._worker: threading.Thread | None = None
@@ -109,7 +127,8 @@ class Desk:
         """How many orders come before it. Raises LoomError."""
         if order.work not in self.works:
             raise LoomError("page.no_work", field="work", work=repr(order.work), allowed=list(self.works))
-        order.check(self.runs_root())
+        if self.works[order.work].trains:
+            order.check(self.runs_root())
         self.works[order.work].check(self, order)
         with self._lock:
             if len(self._waiting) >= MAX_WAITING:
@@ -127,6 +146,46 @@ class Desk:
         with self._lock:
             return [order.name for order in self._waiting]
 
+    def queue(self) -> list[dict[str, Any]]:
+        """What goes on and what waits, in its order. `seconds`: what is left of it, None where nobody can say."""
+        with self._lock:
+            waiting, busy = list(self._waiting), self._worker is not None
+        rows = [self._queued(order) for order in waiting]
+        panel = self.panels.running(NODE) if busy else None
+        if panel is not None:
+            heart = panel.heart()
+            name = panel.run or str(panel.inputs.get("name", ""))
+            now = {"id": panel.session, "name": name, "running": True, "step": panel.step, "steps": panel.steps or None}
+            rows.insert(0, {**now, "seconds": heart["left_s"]})
+        return rows
+
+    def _queued(self, order: Order) -> dict[str, Any]:
+        row = {"id": order.number, "name": order.name, "running": False, "step": None, "steps": None, "seconds": None}
+        if order.work != "train" or str(order.settings.get("data.folder", "")).startswith(
+            HUB
+        ):  # which would be fetched
+            return row
+        try:
+            known = self._bases.get(self._base_named(order))
+            return {**row, **self._cost(order, known)} if known else row
+        except (LoomError, OSError):  # what is wrong with it is said when its turn comes
+            return row
+
+    def _cost(self, order: Order, known: UnloadedBase) -> dict[str, Any]:
+        """Steps and seconds of an order on a model that was lent before. Raises LoomError."""
+        if order.resume:
+            config = config_of(self.runs_root() / order.resume)
+            dataset = open_sets(config)
+        else:
+            sets = picture_sets(order.settings, self.runs_root())
+            config, dataset = job_config(self._base_named(order), order.settings, order.preset, sets, known)
+        told = plan(config, dataset, known, {}, self.runs_root())
+        steps = next(row["value"] for row in told["rows"] if row["path"] == "steps")
+        return {"steps": steps, "seconds": told["cost"] and told["cost"]["seconds"]}
+
+    def _base_named(self, order: Order) -> str:
+        return str(self._base_of(order).get("base", "")) or self.host.base
+
     @property
     def busy(self) -> bool:
         with self._lock:
@@ -140,9 +199,11 @@ class Desk:
     def shown_sets(self, settings: Mapping[str, Any]) -> PictureSets:
         """The pictures that settings name, for a page that shows them. Raises LoomError where its readers must not see them."""
         sets = picture_sets(settings, self.runs_root())
-        hidden = next((data.folder for data in sets.sets if not self.host.may_edit(Path(data.folder))), None)
-        if hidden is not None:
-            raise LoomError("page.folder_elsewhere", field="data.folder", folder=repr(hidden))
+        places = [("data.folder", data.folder) for data in sets.sets]
+        places += [("data.control_path", place) for data in sets.sets for place in data.control_folders]
+        for field, place in places:
+            if not self.host.may_edit(Path(place)):
+                raise LoomError("page.folder_elsewhere", field=field, folder=repr(place))
         return sets
 
     def finish(self) -> None:
@@ -201,8 +262,16 @@ class Desk:
 
     def _carry_out(self, order: Order, panel: Panel, control: Control) -> None:
         panel.doing = Message.of("webui.waiting").as_json()
-        with self.host.lent(f"task(lora-loom-{order.number})", self._base_of(order), control) as loan:
-            outcome = self.works[order.work].carry(self, order, loan, panel, control)
+        work, task = self.works[order.work], f"task(lora-loom-{order.number})"
+        if not work.trains:
+            outcome = work.carry(self, order, None, panel, control)
+        else:
+            with self.host.lent(task, self._base_of(order), control) as loan:
+                lent = loan.backend
+                self._bases[self._base_named(order)] = UnloadedBase(
+                    lent.family, getattr(lent, "context_width", None), latent_step_px=lent.latent_step_px
+                )
+                outcome = work.carry(self, order, loan, panel, control)
         status = outcome if outcome in ("stopped", "paused") else "finished"
         self._newest(panel).changed(status=status, doing={})
 

@@ -15,17 +15,23 @@ from ...lora_core.config import TrainConfig
 LOCALES = Path(__file__).resolve().parents[2] / "locales"
 # What the tab asks in its first rows, what belongs to other programs, and sets beyond the first one.
 ELSEWHERE = {
-    "name", "base", "data.folder", "data.trigger", "steps", "checkpointing", "samples.prompt", "trackers", "data.split", "data.image_column", "auto_fit",
+    "name", "base", "data.folder", "data.trigger", "steps", "memory", "memory_keeps", "samples.prompt", "trackers",
+    "data.split", "data.image_column", "switch_every", "auto", "auto_keeps",
 }  # fmt: skip
 BASE = "base"  # the section of how a base model is opened, where the page asks for one
 OF_BASE = ("base_config", "base_vae", "companion", "precision", "storage", "offload", "compile")
+IN_LINES = {
+    "data.control_path", "adapter.layer_rank", "adapter.layer_lr", "embedding.tokens",
+    "slider.target", "slider.positive", "slider.negative", "slider.across", "slider.preserve",
+}  # fmt: skip
+LINES = 3  # of such a field
 FIRST = "training"  # the section of settings that belong to no part
 # What preset and model fill in: its value then, and the sentence that says so.
 LEFT_OPEN: dict[str, tuple[int | float | str, str]] = {
     "adapter.rank": (0, "Size of the LoRA; 0 takes the preset's."),
     "optimizer.lr": (0.0, "Learning rate; 0 takes the preset's."),
     "data.resolution": (0, "Training resolution in px; 0 takes what the model was made for."),
-    "schedule.name": ("auto", "Course of the learning rate; auto takes the preset's."),
+    "schedule.name": ("auto", "How the learning rate changes during the run; auto takes the preset's."),
 }
 
 
@@ -44,6 +50,11 @@ class Field:
     @property
     def label(self) -> str:
         return self.path.rpartition(".")[2].replace("_", " ")
+
+    @property
+    def lines(self) -> int:
+        """How many the field shows of a text."""
+        return LINES if self.path in IN_LINES else 1
 
     def taken(self, value: Any) -> Any:
         """What a page's input holds, as the config takes it; None for what was left empty."""
@@ -71,10 +82,15 @@ def sections(asks_base: bool) -> Mapping[str, list[Field]]:
     """Section -> its settings; those of no part come first, before them those of the base model where the page `asks_base`."""
     table: dict[str, list[Field]] = {BASE: [], FIRST: []} if asks_base else {FIRST: []}
     for field in fields():
-        section = BASE if field.path in OF_BASE else field.path.rpartition(".")[0] or FIRST
+        section = section_of(field)
         if section in table or section != BASE:
             table.setdefault(section, []).append(field)
     return table
+
+
+def section_of(field: Field) -> str:
+    """The section a setting stands in."""
+    return BASE if field.path in OF_BASE else field.path.rpartition(".")[0] or FIRST
 
 
 def _fields(section: Any, prefix: str) -> Iterator[Field]:

@@ -42,6 +42,9 @@ class Host(Protocol):
     def checkpoints(self) -> Mapping[str, Path]:
         """The base models it knows, by name."""
 
+    def model_folders(self) -> Sequence[Path]:
+        """Where folders of models lie; captioners below captioners/ there."""
+
     def version(self) -> str:
         """Name and version, as a run's log tells them."""
 

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from ...lora_core.data.metadata import TABLES
 from ...lora_core.disk.files import write_bytes
 from ...lora_core.messages.errors import LoomError
-from ...lora_core.pictures.reading import EXTENSIONS
+from ...lora_core.pictures.reading import EXTENSIONS, FILMS
 
 CAPTIONS = (".txt", ".caption", ".json", ".jsonl", ".csv")
 MAX_FILES, MAX_BYTES = 20_000, 8 * 2**30
@@ -40,7 +40,7 @@ def stored(files: Sequence[tuple[str, bytes]], data_root: Path) -> Path:
             elif _wanted(name):
                 write_bytes(_free(folder / _plain(PurePosixPath(name.replace("\\", "/")).name), used), data)
         if not folder.is_dir():
-            raise LoomError("upload.no_pictures", field="data.folder", allowed=" ".join(sorted(EXTENSIONS)))
+            raise LoomError("upload.no_pictures", field="data.folder", allowed=" ".join(sorted(EXTENSIONS | FILMS)))
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -51,7 +51,7 @@ def _wanted(name: str) -> bool:
     place = PurePosixPath(name.replace("\\", "/"))
     hidden = any(part.startswith((".", "__MACOSX")) and part not in (".", "..") for part in place.parts)
     suffix = place.suffix.lower()
-    return not hidden and (suffix in EXTENSIONS or suffix in CAPTIONS or place.name in TABLES)
+    return not hidden and (suffix in EXTENSIONS | FILMS or suffix in CAPTIONS or place.name in TABLES)
 
 
 def _plain(part: str) -> str:

@@ -17,12 +17,15 @@ from ...lora_core.events import Control
 from ...lora_core.messages.message import Message
 from ...lora_core.runs import listing, trash
 from ..jobs import answers
-from ..jobs.editing import MAX_BODY, edits_in
+from ..jobs.editing import LARGE_PX, MAX_BODY, THUMB_PX, edits_in
 from ..jobs.exports import told_of
 from ..jobs.options import TOOLS, Tool
 from ..jobs.requests import SMALL_BODY, Refused, object_in, refusal, require_own_page
 from .bench import Outcome, worked
+from .captions import captioner_places
 from .desk import NODE, Desk, Order
+from .names import as_shown
+from .names import table as names_of_settings
 from .pictures import stored
 
 log = logging.getLogger(__name__)
@@ -96,6 +99,7 @@ class Routes:
 
     def _reads(self) -> list[Route]:
         jpeg, ids = "image/jpeg", {"id": TEXT}
+        of_picture = {"session": TEXT, "id": TEXT, "large": NUMBER}
         after = {"node": TEXT, "after": NUMBER, "session": TEXT}
         of_panel, of_run = {"run": TEXT, "step": NUMBER, "size": NUMBER}, {"id": TEXT, "step": NUMBER, "large": NUMBER}
         return [
@@ -106,11 +110,18 @@ class Routes:
             Route("messages/{language}", self._messages, "The sentences of a language by code.", {"language": TEXT}),
             Route("runs", self._runs, "All runs of this folder, and what lies in the trash."),
             Route("runs/curve", self._curve, "The course of a run's loss.", ids, ("id",)),
+            Route("runs/settings", self._settings, "The settings of a run by path, and what its steps took.", ids, ("id",)),
+            Route("runs/measured", self._measured, "The loss of a run on each measured picture, and on each concept under every trigger.", ids, ("id",)),
+            Route("runs/thumbnails", self._thumbnails, "Those pictures in small on one sheet, as JPEG.", ids, ("id",), jpeg),
+            Route("runs/queue", self._queue, "What goes on and what waits, in its order, with the seconds each takes."),
             Route("runs/picture", self._run_picture, "Sample pictures of a run, for the list.", of_run, ("id", "step"), jpeg),
             Route("runs/resume", self._resume, "The name to go on with.", ids, ("id",)),
             Route("picture", self._picture, "A picture that a job has drawn: a learning rate test, a sweep's comparison.", ids, ("id",), jpeg),
             Route("dataset", self._dataset, "The pictures and captions of a dataset that was opened.", {"session": TEXT}, ("session",)),
-            Route("dataset/thumb", self._thumb, "One of its pictures, small.", {"session": TEXT, "id": TEXT}, ("session", "id"), jpeg),
+            Route("dataset/thumb", self._thumb, "One of its pictures, small, or large with large=1.", of_picture, ("session", "id"), jpeg),
+            Route("dataset/notes", self._notes, "What was noticed about its pictures; again=1 looks anew.", {"session": TEXT, "again": NUMBER}, ("session",)),
+            Route("dataset/captioning", self._captioning, "How far the captioning of a dataset is.", {"session": TEXT}, ("session",)),
+            Route("dataset/captioners", self._captioners, "The taggers and captioners there are."),
             Route("files/{path:path}", self._file, "Scripts of the page.", {"path": TEXT}, (), "text/javascript"),
         ]  # fmt: skip
 
@@ -123,12 +134,14 @@ class Routes:
             "more": {**OBJECT, "description": "what the kind of job asks besides"},
         }
         save: Schemas = {"id": TEXT, "save": {"description": "result, best, last or a step"}}
+        remark: Schemas = {"id": TEXT, "title": TEXT, "note": TEXT, "star": {"type": "boolean"}}
         session: Schemas = {"session": TEXT}
         edits: Schemas = {
             **session,
             "captions": {**OBJECT, "description": "picture: [as it was seen, as it shall be]"},
             "excluded": {**OBJECT, "description": "picture: left out or not"},
         }
+        texts: Schemas = {**session, "captions": {**OBJECT, "description": "picture: a caption"}}
         files: Schemas = {"files": {"type": "array", "items": {"type": "string", "format": "binary"}}}
         return [
             Route("start", self._start, "Starts a run or another kind of job, or queues it behind others.", work, ("settings",)),
@@ -136,8 +149,11 @@ class Routes:
             Route("upload", self._upload, "Pictures, captions or ZIP files for a new folder of pictures; answers with its path.", files, ("files",)),
             Route("dataset/open", self._open, "Opens a folder of pictures for the caption editor; answers with its session.", {"folder": TEXT}, ("folder",)),
             Route("dataset/edit", self._edit, "Writes captions and which pictures are left out.", edits, ("session",)),
+            Route("dataset/trained", self._trained, "What will be trained of captions that are not saved yet.", texts, ("session", "captions")),
+            Route("dataset/stop_captioning", self._stop_captioning, "Ends the captioning of a dataset; what is written stays.", session, ("session",)),
             Route("dataset/undo", self._undo, "Takes the last edit back.", session, ("session",)),
             *(Route(name, self._tool(tool), str(Message.of(tool.about)), _schema(tool), [f.name for f in tool.files]) for name, tool in TOOLS.items()),
+            Route("runs/remark", self._remark, "Writes a title, a note or a star into the folder of a run.", remark, ("id",)),
             Route("runs/export", self._export, "Writes a run's result where the host lists LoRAs and embeddings.", save, ("id",)),
             Route("runs/delete", self._delete, "Moves a run into the trash.", {"id": TEXT}, ("id",)),
             Route("runs/restore", self._restore, "Takes a run back from the trash.", {"trash": TEXT}, ("trash",)),
@@ -164,7 +180,7 @@ class Routes:
         return answers.samples_of(self._desk.runs_root(), _text(request, "run"))
 
     def _messages(self, request: Request) -> Response:
-        text, digest = answers.sentences(request.path_params["language"])
+        text, digest = answers.sentences(request.path_params["language"], names_of_settings)
         headers = {"Cache-Control": "no-cache", "ETag": f'"{digest}"'}
         if digest in request.headers.get("if-none-match", ""):
             return Response(status_code=304, headers=headers)
@@ -176,6 +192,18 @@ class Routes:
 
     def _curve(self, request: Request) -> Any:
         return listing.curve(answers.run_named(self._desk.runs_root(), _text(request, "id")))
+
+    def _settings(self, request: Request) -> dict[str, Any]:
+        return answers.settings_of(self._desk.runs_root(), _text(request, "id"))
+
+    def _measured(self, request: Request) -> dict[str, Any]:
+        return answers.measured_of(self._desk.runs_root(), _text(request, "id"))
+
+    def _thumbnails(self, request: Request) -> Response:
+        return _jpeg(answers.thumbnails_of(self._desk.runs_root(), _text(request, "id")))
+
+    def _queue(self, request: Request) -> dict[str, Any]:
+        return {"queue": self._desk.queue()}
 
     def _run_picture(self, request: Request) -> Response:
         run, step, large = _text(request, "id"), _text(request, "step"), _text(request, "large") == "1"
@@ -194,7 +222,18 @@ class Routes:
         return self._desk.editors.contents(_text(request, "session"))
 
     def _thumb(self, request: Request) -> Response:
-        return _jpeg(self._desk.editors.picture(_text(request, "session"), _text(request, "id")))
+        side = LARGE_PX if _text(request, "large") == "1" else THUMB_PX
+        return _jpeg(self._desk.editors.picture(_text(request, "session"), _text(request, "id"), side))
+
+    def _notes(self, request: Request) -> dict[str, Any]:
+        return self._desk.editors.looked_at(_text(request, "session"), _text(request, "again") == "1")
+
+    def _captioning(self, request: Request) -> dict[str, Any]:
+        now = self._desk.editors.named(_text(request, "session")).captioning
+        return {"captioning": now and now.as_json()}
+
+    def _captioners(self, request: Request) -> dict[str, Any]:
+        return {"captioners": [{"id": name, "kind": "folder"} for name in captioner_places(self._desk.host)]}
 
     def _file(self, request: Request) -> Response:
         """Scripts and their texts, below js/ alone."""
@@ -252,6 +291,19 @@ class Routes:
         body = await _body(request, MAX_BODY)
         return {"changed": await run_in_threadpool(self._desk.editors.edit, body.get("session"), edits_in(body))}
 
+    async def _trained(self, request: Request) -> dict[str, Any]:
+        body = await _body(request, MAX_BODY)
+        texts = body.get("captions")
+        if not isinstance(texts, dict):
+            raise Refused(400, "request.caption")
+        return {"trained": await run_in_threadpool(self._desk.editors.trained, body.get("session"), texts)}
+
+    async def _stop_captioning(self, request: Request) -> dict[str, Any]:
+        now = self._desk.editors.named((await _body(request)).get("session")).captioning
+        if now is not None:
+            now.stop.set()
+        return {"asked": now is not None}
+
     async def _undo(self, request: Request) -> dict[str, Any]:
         session = (await _body(request)).get("session")
         return {"changed": await run_in_threadpool(self._desk.editors.take_back, session)}
@@ -260,9 +312,9 @@ class Routes:
         async def work(request: Request) -> dict[str, Any]:
             body = await _body(request, BODY_BYTES)
             outcome: Outcome = await run_in_threadpool(worked, self._desk, tool.name, body)
-            lines = [line.as_json() if isinstance(line, Message) else {"text": line} for line in outcome.lines]
+            lines = [line.as_json(as_shown) if isinstance(line, Message) else {"text": line} for line in outcome.lines]
             files = [str(path) for path in outcome.files]
-            return {"report": "\n".join(map(str, outcome.lines)), "lines": lines, "files": files}
+            return {"report": "\n".join(line["text"] for line in lines), "lines": lines, "files": files}
 
         return work
 
@@ -270,6 +322,10 @@ class Routes:
         body = await _body(request)
         folder = await run_in_threadpool(answers.run_named, self._desk.runs_root(), body.get("id"))
         return {"files": await run_in_threadpool(self._desk.exported, folder, answers.save_named(body.get("save")))}
+
+    async def _remark(self, request: Request) -> dict[str, Any]:
+        body = await _body(request, answers.REMARK_BODY)
+        return await run_in_threadpool(answers.remarked, self._desk.runs_root(), body)
 
     async def _delete(self, request: Request) -> dict[str, Any]:
         run = (await _body(request)).get("id")
@@ -302,7 +358,7 @@ def _told(run: listing.RunInfo) -> dict[str, str]:
 
 
 def _jpeg(data: bytes) -> Response:
-    return Response(data, media_type="image/jpeg", headers=JPEG_HEADERS)
+    return Response(data, media_type=answers.picture_type(data), headers=JPEG_HEADERS)
 
 
 def _guarded(answer: Callable[..., Any]) -> Callable[[Request], Any]:
@@ -319,7 +375,7 @@ def _guarded(answer: Callable[..., Any]) -> Callable[[Request], Any]:
             status, message = refusal(error)
             if status == 500:
                 log.exception("A request to %s failed", request.url.path)
-            return JSONResponse({"error": message.as_json()}, status)
+            return JSONResponse({"error": message.as_json(as_shown)}, status)
         return out if isinstance(out, Response) else JSONResponse(out, headers={"Cache-Control": "no-store"})
 
     return guarded

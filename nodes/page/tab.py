@@ -13,40 +13,31 @@ from typing import Any
 
 import gradio as gr
 
-from ...lora_core.config import DataConfig
+from ...lora_core.config import AS_SET, MEASURE, MEMORY, DataConfig
 from ...lora_core.data.captions import decoded
-from ...lora_core.data.lint import look
+from ...lora_core.data.lint import beside_loaded, look
 from ...lora_core.data.sheet import sheet
 from ...lora_core.importing.programs import Text, imported
 from ...lora_core.importing.result import require_job
 from ...lora_core.messages.errors import LoomError, Problem, message_of
-from ...lora_core.messages.message import Message
-from ..jobs.options import TOOLS, Files, Option, Tool
+from ...lora_core.messages.message import Message, Setting
 from ..jobs.presets import PRESETS
 from ..jobs.settings import automatic
-from .bench import worked
 from .desk import Desk, Order, picture_sets
 from .fields import LEFT_OPEN, Field, changed, sections
+from .files_tab import FilesTab
+from .inputs import Answer, answering, in_rows, input_for
 from .library import Library
+from .names import SECTIONS, as_shown, label
 from .pictures import stored
 from .words import Words
 
 TITLE, ELEMENT = "LoRA Loom", "lora_loom"
 FIRST_PRESET = "concept"
-COLUMNS = 3
-MEMORY = ("tab.fast", "tab.less_memory")  # whether blocks are made again in the backward pass
-SECTIONS = {
-    "training": "tab.section_training", "data": "tab.section_data", "adapter": "tab.section_adapter", "text_encoder": "tab.section_text_encoder",
-    "embedding": "tab.section_embedding", "optimizer": "tab.section_optimizer", "schedule": "tab.section_schedule",
-    "objective": "tab.section_objective", "prior": "tab.section_prior", "validation": "tab.section_validation", "save": "tab.section_save",
-    "samples": "tab.section_samples", "cache": "tab.section_cache", "base": "tab.section_base",
-}  # fmt: skip
+IN_WORDS = {AS_SET: "tab.memory_as_set", MEASURE: "tab.memory_measure"}  # choices of memory that name no size
+# What the line before a run says hangs on these.
+PLANNED = ("data.folder", "data.trigger", "preset", "steps", "adapter.rank", "optimizer.name", "optimizer.lr", "method")
 VARIANTS = '[[runs]]\nname = "rank 8"\nadapter = { rank = 8 }\n\n[[runs]]\nname = "rank 32"\nadapter = { rank = 32 }\n'
-ZIPPED = (
-    Files("first", "tab.zip_first", "tab.zip_first_about"),
-    Files("second", "tab.zip_second", "tab.zip_second_about"),
-)
-Answer = Callable[[Mapping[str, Any]], str]
 
 
 class Tab:
@@ -56,7 +47,6 @@ class Tab:
         self.desk, self.words, self.library = desk, Words(desk.host.language()), Library(desk.host)
         self.asks_base = not desk.host.base
         self._inputs: dict[str, Any] = {}  # of a job, by config path
-        self._lists: list[tuple[Any, str]] = []  # inputs that list files, and of which role
 
     def blocks(self, script: str = "") -> Any:
         """The page. `script`: JavaScript that runs once it is there, where the host loads none itself."""
@@ -65,14 +55,19 @@ class Tab:
                 with gr.Tab(self._label("tab.train"), elem_id="lora_loom_tab_train"):
                     self._train()
                 with gr.Tab(self._label("tab.runs"), elem_id="lora_loom_tab_runs"):
-                    gr.HTML(self.words.place("lora_loom_runs"))
+                    self._place("lora_loom_runs")
                 with gr.Tab(self._label("tab.files"), elem_id="lora_loom_tab_files"):
-                    self._files()
+                    FilesTab(self.desk, self.words, self.library, self._starts).draw()
             if script:
                 page.load(None, None, None, **{_script_keyword(page.load): script})
         for component in page.blocks.values():  # the host keeps defaults by label, which two settings may share
             component.do_not_save_to_config = True
         return page
+
+    def _place(self, element: str) -> None:
+        """Left for js/, whose looks are its own: newer gradios would dress buttons and pictures in it as theirs."""
+        plain = "apply_default_css" in inspect.signature(gr.HTML.__init__).parameters
+        gr.HTML(self.words.place(element), **({"apply_default_css": False} if plain else {}))
 
     def _label(self, code: str) -> str:
         return self.words.label(code)
@@ -89,8 +84,8 @@ class Tab:
                 start = gr.Button(self._label("tab.start"), variant="primary", elem_id="lora_loom_start")
                 said = gr.HTML(elem_id="lora_loom_said")
         seen = gr.HTML(elem_id="lora_loom_seen")
-        gr.HTML(self.words.place("lora_loom_editor"))
-        gr.HTML(self.words.place("lora_loom_panel"))
+        self._place("lora_loom_editor")
+        self._place("lora_loom_panel")
         with gr.Accordion(self._label("tab.more"), open=False, elem_id="lora_loom_more"):
             self._sections()
         with gr.Accordion(self._label("tab.before"), open=False, elem_id="lora_loom_before"):
@@ -101,7 +96,7 @@ class Tab:
         taken.change(self._settings_taken, [taken], self._values, queue=False)
         folder = self._inputs["data.folder"]
         dropped.change(self._received, [dropped], [folder, said], queue=False)
-        for path in ("data.folder", "data.trigger", "preset", "steps"):
+        for path in PLANNED:
             self._inputs[path].change(self._answering(self._planned), self._values, [plan], queue=False)
         check.click(self._answering(self._checked), self._values, [seen], queue=False)
         start.click(self._answering(self._started), self._values, [said], queue=False)
@@ -115,7 +110,7 @@ class Tab:
         label = self._label
         dropped = gr.File(label=label("tab.pictures"), file_count="multiple", elem_id="lora_loom_pictures", height=150)
         self._inputs["data.folder"] = gr.Textbox(
-            label=label("tab.folder"), info=label("tab.folder_info"), elem_id="lora_loom_folder"
+            label=label("tab.folder"), info=label("tab.folder_info"), max_lines=1, elem_id="lora_loom_folder"
         )
         with gr.Row():
             check = gr.Button(label("tab.check"), size="sm", elem_id="lora_loom_check")
@@ -135,19 +130,21 @@ class Tab:
                 allow_custom_value=True,
                 elem_id="lora_loom_base",
             )
-        inputs["name"] = gr.Textbox("my_lora", label=label("tab.name"), elem_id="lora_loom_name")
+        inputs["name"] = gr.Textbox("my_lora", label=label("tab.name"), max_lines=1, elem_id="lora_loom_name")
         inputs["data.trigger"] = gr.Textbox(
-            label=label("tab.trigger"), info=label("tab.trigger_info"), elem_id="lora_loom_trigger"
+            label=label("tab.trigger"), info=label("tab.trigger_info"), max_lines=1, elem_id="lora_loom_trigger"
         )
         with gr.Row():
             inputs["preset"] = gr.Dropdown(
                 [*PRESETS], value=FIRST_PRESET, label=label("tab.preset"), elem_id="lora_loom_preset"
             )
             inputs["steps"] = gr.Number(0, label=label("tab.steps"), precision=0, elem_id="lora_loom_steps")
-        inputs["checkpointing"] = gr.Radio(
-            [label(choice) for choice in MEMORY],
-            value=label(MEMORY[0]),
+        choices = [label(IN_WORDS[choice]) if choice in IN_WORDS else choice for choice in MEMORY]
+        inputs["memory"] = gr.Dropdown(
+            choices,
+            value=choices[0],
             label=label("tab.memory"),
+            info=label("tab.memory_info"),
             type="index",
             elem_id="lora_loom_memory",
         )
@@ -157,20 +154,19 @@ class Tab:
         """An accordion for each part of the config, with an input for each of its settings."""
         for section, fields in sections(self.asks_base).items():
             with gr.Accordion(self._label(SECTIONS[section]), open=False):
-                for row in _rows(fields):
+                for row in in_rows(fields):
                     with gr.Row():
                         self._inputs |= {field.path: self._input(field) for field in row}
 
     def _input(self, field: Field) -> Any:
         """The setting with its name, its sentence and its bounds; they are checked again when a run starts."""
-        words = self.words.of_settings
-        texts = {"label": self._name_of(field), "info": words(field.help), "elem_id": _element(field.path)}
-        return _component(field.kind, field.default, field.choices, texts)
-
-    def _name_of(self, field: Field) -> str:
-        """What the setting is called: as on the nodes, in this page's language."""
-        words, leaf = self.words.of_settings, field.path.rpartition(".")[2]
-        return words(field.label) if words(leaf) == leaf else words(leaf)
+        words = self.words
+        texts = {
+            "label": label(field, words.language),
+            "info": words.of_settings(field.help),
+            "elem_id": _element(field.path),
+        }
+        return input_for(field.kind, field.default, field.choices, texts, field.lines)
 
     def _tries(self) -> None:
         """What is tried before a run, and several runs at once: each is a job of its own, shown where runs are."""
@@ -182,8 +178,12 @@ class Tab:
                 measure = gr.Button(label("tab.measure"), size="sm", elem_id="lora_loom_measure")
             with gr.Column():
                 variants = gr.Textbox(
-                    VARIANTS, label=label("tab.variants"), info=label("tab.variants_info"), lines=8, elem_id="lora_loom_variants"
-                )  # fmt: skip
+                    VARIANTS,
+                    label=label("tab.variants"),
+                    info=label("tab.variants_info"),
+                    lines=8,
+                    elem_id="lora_loom_variants",
+                )
                 sweep = gr.Button(label("tab.sweep"), size="sm", elem_id="lora_loom_sweep")
         said = gr.HTML(elem_id="lora_loom_try_said")
         for button, more, work in (
@@ -204,18 +204,11 @@ class Tab:
         button.click(self._answering(answer, paths), [*self._values, *more.values()], [said], queue=False)
 
     def _answering(self, answer: Answer, paths: Sequence[str] = ()) -> Callable[..., str]:
-        """`answer`, called with the page's inputs by the paths of their settings; what it raises is told in its place."""
-
-        def called(*values: Any) -> str:
-            try:
-                return answer(dict(zip(paths or self._inputs, values, strict=True)))
-            except (Problem, OSError, ValueError) as error:
-                return self.words.told(message_of(error), "error")
-
-        return called
+        """`answer`, called with the page's inputs by the paths of their settings, or by `paths`."""
+        return answering(self.words, answer, paths or self._inputs)
 
     def order_of(self, values: Mapping[str, Any], work: str = "train", more: Mapping[str, Any] | None = None) -> Order:
-        """What the page asks for; `checkpointing` comes as the number of its choice, 0 steps are for the preset to say."""
+        """What the page asks for; `memory` comes as the number of its choice, 0 steps are for the preset to say."""
         first: dict[str, Any] = {
             "data.folder": str(values["data.folder"] or "").strip(),
             "name": str(values["name"] or "").strip(),
@@ -226,8 +219,8 @@ class Tab:
             first["base"] = str(values["base"] or "").strip()
         if int(values["steps"] or 0) > 0:
             first["steps"] = int(values["steps"])
-        if values["checkpointing"]:
-            first["checkpointing"] = True
+        if values["memory"]:
+            first["memory"] = MEMORY[int(values["memory"])]
         return Order({**changed(values), **first}, str(values["preset"] or FIRST_PRESET), work=work, more=more or {})
 
     def _started(self, values: Mapping[str, Any]) -> str:
@@ -241,15 +234,17 @@ class Tab:
     def _planned(self, values: Mapping[str, Any]) -> str:
         """What will happen, before anything does: pictures, steps, rank, learning rate. Raises LoomError."""
         order = self.order_of(values)
-        if not order.settings["data.folder"]:
+        if order.needs_pictures and not order.settings["data.folder"]:
             return ""
-        pictures = picture_sets(order.settings, self.desk.runs_root()).opened().pictures
-        filled = automatic(order.preset, len(pictures), order.settings.get("optimizer.name", "adamw"))
-        chosen = {**filled, **order.settings}
-        captioned = sum(any(caption.text.strip() for caption in picture.captions) for picture in pictures)
+        sets = picture_sets(order.settings, self.desk.runs_root())
+        pictures = sets.opened(needed=order.needs_pictures).pictures
+        chosen = {**automatic(order.preset, len(pictures), order.settings), **order.settings}
         rate = f"{chosen['optimizer.lr']:g}" if chosen["optimizer.lr"] else "auto"
-        counts = {"pictures": len(pictures), "captioned": captioned, "steps": chosen["steps"]}
-        return self.words.told(Message.of("tab.plan", **counts, rank=chosen["adapter.rank"], lr=rate))
+        told = {"steps": chosen["steps"], "rank": chosen["adapter.rank"], "lr": rate}
+        if not pictures:
+            return self.words.told(Message.of("tab.plan_prompts", **told))
+        captioned = sum(any(caption.text.strip() for caption in picture.captions) for picture in pictures)
+        return self.words.told(Message.of("tab.plan", pictures=len(pictures), captioned=captioned, **told))
 
     def _checked(self, values: Mapping[str, Any]) -> str:
         """What a good trainer would notice in the pictures, on one sheet and in words. Raises LoomError."""
@@ -259,9 +254,10 @@ class Tab:
         default = DataConfig()
         size = int(order.settings.get("data.resolution", 0)) or default.resolution
         step = int(order.settings.get("data.bucket_step_px", default.bucket_step_px))
-        sets = self.desk.shown_sets(order.settings).changed(resolution=size, bucket_step_px=step)
-        report = look(sets.opened(), None, lambda done, of: None)
-        return self.words.report(report.messages(), sheet(report))
+        sets = self.desk.shown_sets(order.settings)
+        sized = sets.changed(resolution=size, bucket_step_px=step)
+        report = beside_loaded(look(sized.opened(), None, lambda done, of: None), sets.opened())
+        return self.words.report(report.messages(), sheet(report, names=as_shown))
 
     def _received(self, files: Any) -> tuple[Any, str]:
         """Dropped files into a folder of their own, whose path goes into the field for it."""
@@ -304,7 +300,7 @@ class Tab:
         values, lines = result.paths(), result.messages()
         beside = [path for path in values if path not in self._inputs]
         if beside:
-            lines.insert(1, Message.of("tab.left_out", settings=beside))
+            lines.insert(1, Message.of("tab.left_out", settings=[Setting(path) for path in beside]))
         return [self.words.report(lines), *(self._update(path, values) for path in self._inputs)]
 
     def _settings_taken(self, text: str) -> list[Any]:
@@ -318,114 +314,12 @@ class Tab:
 
     def _update(self, path: str, values: Mapping[str, Any]) -> Any:
         """A field after an import: with its new value, else as the program would have it, the first rows as they were."""
-        if path == "checkpointing":
-            return gr.update(value=self._label(MEMORY[bool(values.get(path))]))
+        if path == "memory":
+            return gr.update()
         if path in values:
             return gr.update(value=values[path])
         known = {field.path: field for fields in sections(self.asks_base).values() for field in fields}
         return gr.update(value=known[path].default) if path in known and path not in LEFT_OPEN else gr.update()
-
-    # ---- files -------------------------------------------------------------------------------------------------------
-
-    def _files(self) -> None:
-        """A tab for each tool, on what the host lists or anything by its path."""
-        self._lists = []
-        again = gr.Button(self._label("tab.refresh"), size="sm", elem_id="lora_loom_refresh")
-        with gr.Tabs(elem_id="lora_loom_tools"):
-            for tool in TOOLS.values():
-                with gr.Tab(self._label(tool.title), elem_id=f"lora_loom_tool_{tool.name}"):
-                    self._tool(tool)
-            with gr.Tab(self._label("tab.zip"), elem_id="lora_loom_tool_zip"):
-                self._zip()
-        again.click(self._listed, [], [component for component, _ in self._lists], queue=False)
-
-    def _listed(self) -> Any:
-        """The lists of files as they are now."""
-        updates = [gr.update(choices=self.library.names(role)) for _, role in self._lists]
-        return updates if len(updates) != 1 else updates[0]
-
-    def _file_input(self, files: Files, element: str, several: bool = False) -> Any:
-        """A file of a list or by its path; `several`: lines of text, to which a list adds: older gradios take no words of their own beside choices."""
-        label = self._label
-        about = {"label": label(files.label), "info": label(files.about)}
-        lines = gr.Textbox("", lines=3, elem_id=element, **about) if several else None
-        chosen = gr.Dropdown(
-            self.library.names(files.role),
-            value=None,
-            allow_custom_value=True,
-            elem_id=f"{element}_add" if several else element,
-            **({"label": label("tool.add")} if several else about),
-        )
-        self._lists.append((chosen, files.role))
-        if lines is None:
-            return chosen
-        chosen.change(_with_line, [lines, chosen], [lines], queue=False)
-        return lines
-
-    def _tool(self, tool: Tool) -> None:
-        """Made of the table the terminal's options are made of."""
-        gr.HTML(self.words.told(Message.of(tool.about)))
-        inputs = {
-            files.name: self._file_input(files, f"lora_loom_{tool.name}_{files.name}", files.many and not tool.each)
-            for files in tool.files
-        }
-        for row in _rows(tool.options):
-            with gr.Row():
-                inputs |= {option.name: self._option(option, tool.name) for option in row}
-        button = gr.Button(self._label(tool.title), variant="primary", elem_id=f"lora_loom_{tool.name}")
-        report = gr.HTML(elem_id=f"lora_loom_{tool.name}_report")
-
-        def answer(values: Mapping[str, Any]) -> str:
-            return self.words.report(worked(self.desk, tool.name, values).lines)
-
-        button.click(self._answering(answer, list(inputs)), list(inputs.values()), [report], queue=False)
-
-    def _option(self, option: Option, tool: str) -> Any:
-        texts = {
-            "label": self._label(option.label),
-            "info": self._label(option.about),
-            "elem_id": f"lora_loom_{tool}_{option.name}",
-        }
-        if option.many:
-            return gr.Textbox("", lines=2, **texts)
-        return _component(option.kind, option.starts or option.default, option.choices, texts)
-
-    def _zip(self) -> None:
-        """ZipLoRA, which learns on the model of a run: its pictures are those of the first tab and of a second folder."""
-        label = self._label
-        gr.HTML(self.words.told(Message.of("tab.zip_about")))
-        first, second = (self._file_input(files, f"lora_loom_zip_{files.name}") for files in ZIPPED)
-        folder = gr.Textbox(
-            label=label("tab.zip_folder"), info=label("tab.zip_folder_about"), elem_id="lora_loom_zip_folder"
-        )
-        with gr.Row():
-            steps = gr.Number(100, label=label("tab.zip_steps"), precision=0, elem_id="lora_loom_zip_steps")
-            similarity = gr.Number(0.01, label=label("tab.zip_similarity"), elem_id="lora_loom_zip_similarity")
-        button = gr.Button(label("tab.zip"), variant="primary", elem_id="lora_loom_zip")
-        said = gr.HTML(elem_id="lora_loom_zip_report")
-        more = {"first": first, "second": second, "folder": folder, "steps": steps, "similarity": similarity}
-        self._starts(button, more, "zip", said)
-
-
-def _with_line(text: str, name: str | None) -> str:
-    """The text with one more line; as it is where nothing is chosen."""
-    return "\n".join([*filter(None, (text or "").split("\n")), name]) if name else text or ""
-
-
-def _rows(inputs: Sequence[Any]) -> list[Sequence[Any]]:
-    """As many beside each other as can be read."""
-    return [inputs[start : start + COLUMNS] for start in range(0, len(inputs), COLUMNS)]
-
-
-def _component(kind: type, value: Any, choices: Sequence[str], texts: Mapping[str, str]) -> Any:
-    """The input for a value of this kind."""
-    if choices:
-        return gr.Dropdown([*choices], value=value, **texts)
-    if kind is bool:
-        return gr.Checkbox(value, **texts)
-    if kind in (int, float):
-        return gr.Number(value, precision=0 if kind is int else None, **texts)
-    return gr.Textbox(value, **texts)
 
 
 def _element(path: str) -> str:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from ...lora_core.messages.message import LANGUAGES, Message, table
 from .fields import translated
+from .names import as_shown
 
 
 class Words:
@@ -29,11 +30,11 @@ class Words:
 
     def told(self, message: Message, kind: str = "info") -> str:
         """A sentence below a button; `kind`: info or error."""
-        return f'<p class="lora_loom_{kind}">{html.escape(message.text(self.language))}</p>'
+        return f'<p class="lora_loom_{kind}">{html.escape(message.text(self.language, as_shown))}</p>'
 
     def report(self, lines: Sequence[Message | str], picture: Image.Image | None = None) -> str:
         """Several lines, as they stand, below a picture where there is one."""
-        texts = [line if isinstance(line, str) else line.text(self.language) for line in lines]
+        texts = [line if isinstance(line, str) else line.text(self.language, as_shown) for line in lines]
         shown = f'<pre class="lora_loom_report">{html.escape(chr(10).join(texts))}</pre>'
         return f"{_inline(picture)}{shown}" if picture is not None else shown
 

@@ -12,7 +12,8 @@ from ...convert.files.jobs import Options, free_path, open_lora, write_lora
 from ...convert.readers import read
 from ...lora_core.compat import parse_toml
 from ...lora_core.config import TrainConfig
-from ...lora_core.data.folder import Dataset, open_sets
+from ...lora_core.data.dataset import Dataset
+from ...lora_core.data.folder import open_sets
 from ...lora_core.events import Control, Listener, Listeners
 from ...lora_core.messages.errors import LoomError
 from ...lora_core.messages.message import Message
@@ -24,16 +25,18 @@ from ...lora_core.training.fitting import verdict
 from ...lora_core.training.job import Job
 from ...lora_core.training.length import planned
 from ...lora_core.training.lr_range import Trial, lr_range
+from ...lora_core.training.samples import sample_prompts
 from ...lora_core.training.session import Session, run_folder
 from ...lora_core.training.sweep import LastSamples, runs_of, sheet
-from ...lora_core.training.trainer import Result, sample_prompts
+from ...lora_core.training.trainer import Result
 from ...lora_core.training.ziplora import zip_config
 from ..jobs.datasets import PictureSets
-from ..jobs.formats import exporter, start_of
+from ..jobs.formats import exporter, fixed_of, start_of
 from ..jobs.panel import Panel, PanelListener
 from ..jobs.publishing import Publisher, prompts_for
 from ..jobs.settings import job_config, over
 from ..jobs.zipping import zipped
+from .captions import caption, caption_order
 from .desk import NODE, Desk, Order, Work, picture_sets
 from .host import Loan
 from .library import Library
@@ -63,7 +66,7 @@ def _trained(desk: Desk, order: Order, loan: Loan, control: Control, more: Seque
     panel.run = folder.name
     config = dataclasses.replace(config, name=folder.name)
     listeners = [PanelListener(panel), Publisher(shelf, panel), *more, *loan.listeners]
-    job = Job(config, loan.backend, dataset, root, Listeners(listeners), control)
+    job = _with_fixed(desk, Job(config, loan.backend, dataset, root, Listeners(listeners), control))
     if config.adapter.start_from:
         file = Library(desk.host).lora(config.adapter.start_from)
         start = start_of(lambda known: open_lora(file, known), job.backend, job.backend.family, config)
@@ -88,7 +91,16 @@ def _trial(desk: Desk, order: Order, loan: Loan, panel: Panel, control: Control)
     for warning in (*dataset.warnings, *loan.warnings):
         panel.say(warning)
     listeners = Listeners([PanelListener(panel), *loan.listeners])
-    return Job(config, loan.backend, dataset, desk.runs_root(), listeners, control)
+    return _with_fixed(desk, Job(config, loan.backend, dataset, desk.runs_root(), listeners, control))
+
+
+def _with_fixed(desk: Desk, job: Job) -> Job:
+    """The job with the LoRA that acts in training alone, by its name in the host's list or its path."""
+    if not job.config.adapter.fixed or not job.config.trains_lora:
+        return job
+    file = Library(desk.host).file(job.config.adapter.fixed, field="adapter.fixed")
+    fixed = fixed_of(lambda known: open_lora(file, known), job.backend, job.config)
+    return dataclasses.replace(job, fixed=fixed)
 
 
 def find_rate(desk: Desk, order: Order, loan: Loan, panel: Panel, control: Control) -> str:
@@ -106,7 +118,7 @@ def measure(desk: Desk, order: Order, loan: Loan, panel: Panel, control: Control
     chosen, measured = dry_run(job)
     fits, message = verdict(job.config, chosen, measured, planned(job.config, job.dataset).steps)
     keep = {name: getattr(chosen, name) for name in ("batch_size", "grad_accum", "checkpointing")}
-    lines = [message, base.told(), *base.warnings(job.config.objective)]
+    lines = [message, base.told(), *base.warnings(job.config.objective, job.fixed is not None)]
     _show(panel, lines, settings={} if fits else keep)
     return "finished"
 
@@ -236,5 +248,6 @@ WORKS = {
     "find-lr": Work(find_rate, lambda desk, order: _test_steps(order)),
     "check": Work(measure),
     "sweep": Work(sweep, lambda desk, order: variants(order)),
+    "caption": Work(caption, caption_order, trains=False),
     "zip": Work(zip_two, lambda desk, order: _zip_plan(desk, order)),
 }

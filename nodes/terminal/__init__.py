@@ -19,6 +19,7 @@ COMMANDS = {
     "import": "turn the settings of another trainer (diffusers, kohya, OneTrainer, ai-toolkit, SimpleTuner) into a job file",
     "recipes": "list the bundled job files a job can start from",
     "sample": "draw pictures with LoRAs, embeddings or the saves of runs, on one sheet beside the base model",
+    "blocks": "say which blocks the LoRA of a finished run needs, and write a smaller file without the others",
     "push": "gather the files of a finished run with a model card, and upload them to the Hugging Face Hub",
     "ui": "open the page in a browser: drop pictures, train, watch, and tools for files",
     "demo": "train on the bundled toy model and pictures, and show what it learned",
@@ -31,8 +32,9 @@ COMMANDS = {
 }
 
 FLAGS = {  # setting -> the option it is given by
-    "approximate": "--approximate", "blocks": "--block", "conv_rank": "--conv-rank", "drop_unknown": "--drop-unknown", "energy": "--energy",
-    "family": "--family", "norms_biases": "--norms-biases", "rank": "--rank", "scale": "--scale", "target": "--to",
+    "approximate": "--approximate", "blocks": "--block", "conv_rank": "--conv-rank", "drop_unknown": "--drop-unknown",
+    "energy": "--energy", "family": "--family", "norms_biases": "--norms-biases", "rank": "--rank", "scale": "--scale",
+    "target": "--to",
 }  # fmt: skip
 
 
@@ -44,4 +46,9 @@ def module_name(command: str) -> str:
 
 def in_words(line: Message | str) -> str:
     """What the terminal says, with settings as its options."""
-    return line if isinstance(line, str) else str(line.named(FLAGS))
+    return line if isinstance(line, str) else line.text(names=as_options)
+
+
+def as_options(name: str, language: str) -> str:
+    """A setting as the option it is given by, else as in a job file."""
+    return FLAGS.get(name, name)

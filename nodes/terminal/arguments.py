@@ -30,11 +30,19 @@ def add_changes(parser: argparse.ArgumentParser) -> None:
 def add_place(parser: argparse.ArgumentParser) -> None:
     """Where run folders go, and how many processor threads may be taken."""
     parser.add_argument("--out", type=Path, default=Path("runs"), help="where run folders go (default: runs)")
+    parser.add_argument(
+        "--pictures",
+        choices=("auto", "kitty", "iterm", "sixel", "none"),
+        default="auto",
+        help="how the terminal shows samples (default: auto, by what it says it is); none: only their files",
+    )
     add_threads(parser)
 
 
 def add_threads(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves it to torch")
+    parser.add_argument(
+        "--threads", type=int, default=0, help="CPU threads; 0: one for a small model, else as many as torch takes"
+    )
 
 
 def add_tool(parser: argparse.ArgumentParser, name: str) -> None:
@@ -42,7 +50,8 @@ def add_tool(parser: argparse.ArgumentParser, name: str) -> None:
     tool = TOOLS[name]
     for files in tool.files:
         several = {"nargs": "+"} if files.many else {"type": Path}
-        mark = "LORA[=WEIGHT]" if files.weighted else files.name if not files.many else None
+        usual = None if files.many else files.name
+        mark = "LORA[=WEIGHT]" if files.weighted else usual
         told = "" if files.weighted else _text(files.about)
         parser.add_argument(files.name, metavar=mark, help=told or None, **several)  # type: ignore[arg-type]
     for option in tool.options:

@@ -12,13 +12,13 @@ __all__ = ["add_arguments", "run"]
 
 
 def run(args: argparse.Namespace) -> int:
+    from ...lora_core.backends.threads import use_threads
     from ...lora_core.data.lint import look
     from ...lora_core.data.sheet import sheet
     from ...lora_core.training.assemble import dry_run
     from ...lora_core.training.fitting import verdict
     from ...lora_core.training.length import planned, told
     from ..jobs.headless import prepared
-    from .running import use_threads
     from .settings import job_of
 
     use_threads(args.threads)
@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
     sheet(report).save(picture)
     sys.stdout.write(f"{report.text()}\n\nseen at a glance: {picture}\n")
     base = job.backend.base_model(job.config.objective)
-    for message in (base.told(), *base.warnings(job.config.objective)):
+    for message in (base.told(), *base.warnings(job.config.objective, job.fixed is not None)):
         sys.stdout.write(f"{message}\n")
     chosen, measured = dry_run(job)
     length = planned(job.config, job.dataset)

@@ -10,7 +10,7 @@ from .arguments import add_place
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--set", default="object", help="bundled picture set: object, style, pair or word", dest="picture_set"
+        "--set", default="mascot", help="bundled picture set: mascot, style, object, face or word", dest="picture_set"
     )
     add_place(parser)
 
@@ -18,19 +18,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from ...lora_core.config import parse
     from ...lora_core.messages.errors import LoomError
-    from ...lora_core.toy.concepts import CONCEPTS
+    from ...lora_core.toy.taught import TAUGHT
     from ...lora_core.training.demo import demo_job
     from .running import run_job
 
-    if args.picture_set not in CONCEPTS:
-        raise LoomError("demo.no_set", field="--set", name=repr(args.picture_set), allowed=CONCEPTS)
-    result, code = run_job(parse(demo_job(args.picture_set)), args)
+    if args.picture_set not in TAUGHT:
+        raise LoomError("demo.no_set", field="--set", name=repr(args.picture_set), allowed=TAUGHT)
+    config = parse(demo_job(args.picture_set))
+    result, code = run_job(config, args)
     folder = result.folder
-    where = {
-        "LoRA in WebUI form": result.file,
-        "loss plot": folder / "loss.png",
-        "before and after": folder / "before-after.png",
-    }
-    for label, path in where.items():
-        sys.stdout.write(f"{label:20} {path}\n")
+    products = ("embedding",) if config.method == "embedding" else ("LoRA in WebUI form", "embedding of its word")
+    pictures = (("loss plot", folder / "loss.png"), ("before and after", folder / "before-after.png"))
+    for label, path in (*zip(products, result.files), *pictures):
+        sys.stdout.write(f"{label:22} {path}\n")
     return code

@@ -16,10 +16,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from ...lora_core.backends.threads import use_threads
     from ...lora_core.runs.reports import ProgressBar
     from ...lora_core.training.lr_range import Trial, lr_range
     from ..jobs.headless import prepared
-    from .running import use_threads
     from .settings import job_of
 
     use_threads(args.threads)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import DONE, FAILED, FLAGS, in_words
+from . import DONE, FAILED, in_words
 from .arguments import add_tool
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def _show(file: Path, args: argparse.Namespace) -> Report | None:
     elif report is None:
         sys.stdout.write(json.dumps({"file": file.name, "facts": lines}) + "\n")
     else:
-        problems = [str(problem.named(FLAGS)) for problem in report.problems]
+        problems = [in_words(problem) for problem in report.problems]
         facts = {"file": file.name, **dataclasses.asdict(report), "problems": problems}
         sys.stdout.write(json.dumps(facts, ensure_ascii=False) + "\n")
     return report

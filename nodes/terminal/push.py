@@ -58,6 +58,7 @@ def _about(
 ) -> About:
     """What the card says of the files: which are embeddings, which word of the captions each stands for, whose base model it is."""
     from ...convert.detect import declared_family
+    from ...convert.metadata import recommended_strength
     from ...convert.results import token_stems
     from ...lora_core.adapters.tokens import wanted_tokens
     from ...lora_core.runs.folders import config_of
@@ -77,8 +78,16 @@ def _about(
     stems = token_stems(config.name, placeholders, config.trains_lora)
     names = {placeholder: stem for placeholder, stem in stems.items() if stem in embeddings}
     family = next((declared_family(metadata) for _, metadata in heads.values()), "")
+    strengths = (recommended_strength(metadata) for _, metadata in heads.values())
     return About(
-        args.base_model, args.license, words, repository=args.repo, family=family, embeddings=embeddings, words=names
+        args.base_model,
+        args.license,
+        words,
+        repository=args.repo,
+        strength=next((strength for strength in strengths if strength is not None), None),
+        family=family,
+        embeddings=embeddings,
+        words=names,
     )
 
 

@@ -10,9 +10,8 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-import torch
-
 from ...lora_core.backends.headless import Headless
+from ...lora_core.backends.threads import use_threads
 from ...lora_core.config import TrainConfig
 from ...lora_core.events import Control, Listener, Listeners
 from ...lora_core.processes import launched
@@ -23,15 +22,11 @@ from ...lora_core.training.trainer import Result
 from ..jobs.formats import exporter
 from ..jobs.headless import prepared, with_start
 from . import DONE
+from .pictures import Shown, chosen_way
 
 SIGNALS = [  # SIGHUP: the terminal was closed; SIGBREAK: the same on Windows
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name)
 ]
-
-
-def use_threads(count: int) -> None:
-    if count:
-        torch.set_num_threads(count)
 
 
 def run_job(
@@ -55,7 +50,8 @@ def run_job(
     job = with_start(job)
     folder = run_folder(args.out, job.config.name, resume, processes)
     with stopping_on_signal(job.control) as received, ProgressBar() as bar:
-        drawn = Guarded(bar, "the progress bar", Extras(lambda message: None))  # a terminal that is gone hears nothing
+        told = Listeners([bar, Shown(chosen_way(args.pictures))])
+        drawn = Guarded(told, "the terminal", Extras(lambda message: None))  # one that is gone hears nothing
         job = dataclasses.replace(job, listener=Listeners([drawn, *([listener] if listener else [])]))
         try:
             result = Session(job, folder, exporter(job.config.name, job.backend.family), resume).run()

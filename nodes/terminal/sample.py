@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompt", action="append", help="a row of the sheet; give it several times for several rows")
     parser.add_argument("--negative", default="")
     parser.add_argument("--strength", type=float, nargs="+", default=[1.0], help="strengths of each LoRA (default: 1)")
-    parser.add_argument("--width", type=int, default=64)
+    parser.add_argument("--width", type=int, default=0, help="0: what the base draws by itself")
     parser.add_argument("--height", type=int, default=0, help="0: as the width")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--cfg", type=float, default=7.0)
@@ -42,11 +42,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from ...lora_core.backends.base import SampleJob
+    from ...lora_core.backends.threads import use_threads
     from ...lora_core.config import SampleConfig, TrainConfig, check
     from ...lora_core.messages.errors import LoomError
     from ...lora_core.training.sampling import drawn, sheet
     from ..jobs.headless import open_base
-    from .running import use_threads
 
     if not args.prompt or not args.files:
         raise LoomError("sample.nothing_given", field="sample")
@@ -60,7 +60,8 @@ def run(args: argparse.Namespace) -> int:
     if missing:
         raise LoomError("sample.file_missing", field="sample", file=missing[0])
     config = SampleConfig(negative=args.negative, steps=args.steps, cfg=args.cfg, seed=args.seed)
-    jobs = [SampleJob(prompt, args.width, args.height or args.width, config) for prompt in args.prompt]
+    width = args.width or backend.side_px
+    jobs = [SampleJob(prompt, width, args.height or width, config) for prompt in args.prompt]
     columns = drawn(_opened(args.files, backend), args.strength, jobs, backend)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     sheet(columns, args.prompt).save(args.out)

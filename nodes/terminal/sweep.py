@@ -1,46 +1,106 @@
-"""lora-loom sweep: each run of a sweep is trained on the same loaded model, and all are compared on one sheet."""
+"""lora-loom sweep: each run of a sweep is trained on the same loaded model, with several seeds if wanted; a sheet and a table compare them.
+
+What another sweep in the same folder trained with the same settings and seed is not trained again: its row is taken over.
+"""
 
 from __future__ import annotations
 
 import argparse
 import sys
+import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from . import DONE
+from . import DONE, FAILED, in_words
 from .arguments import add_changes, add_place
+
+if TYPE_CHECKING:
+    from ...lora_core.backends.headless import Headless
+    from ...lora_core.training.comparing import Results, Trial
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("job", type=Path, help="TOML file with [[runs]], or the name of a bundled one: y2k")
+    parser.add_argument(
+        "job",
+        type=Path,
+        help="TOML file with [[runs]], or the name of a bundled one: y2k; toy_methods, toy_kinds and others on the toy",
+    )
+    parser.add_argument(
+        "--seeds", type=int, default=1, help="how often each run is trained, with another seed each time (default: 1)"
+    )
     add_changes(parser)
     add_place(parser)
 
 
 def run(args: argparse.Namespace) -> int:
+    from ...lora_core.backends.threads import use_threads
+    from ...lora_core.disk import files
+    from ...lora_core.messages.errors import LoomError
     from ...lora_core.recipes import HERE
-    from ...lora_core.training.sweep import LastSamples, runs_of, sheet
-    from ...lora_core.training.trainer import sample_prompts
+    from ...lora_core.training import comparing
+    from ...lora_core.training.sweep import name_of, runs_of
     from ..jobs.headless import prepared
-    from .running import run_job, use_threads
     from .settings import values_of
 
     bundled = HERE / "sweeps" / f"{args.job}.toml"
     path = bundled if bundled.is_file() and not args.job.exists() else args.job
-    configs = runs_of(values_of(path, args.changes), Path.cwd() if path == bundled else path.parent)
+    values = values_of(path, args.changes)
+    jobs, ruler = runs_of(values, Path.cwd() if path == bundled else path.parent), comparing.required_ruler(values)
+    trials, name = comparing.trials(jobs, args.seeds), name_of(values)
+    results = comparing.Results(args.out / f"{name}{comparing.FOLDER_END}")
+    results.borrow(trials, ruler)
+    left = [trial for trial in trials if not results.has(trial)]
+    if len(left) < len(trials):
+        sys.stdout.write(f"{len(trials) - len(left)} of {len(trials)} were trained before and stand in the table\n")
     use_threads(args.threads)
-    backend = prepared(configs[0], args.out).backend
-    columns, code = [], DONE
-    for config in configs:
-        last = LastSamples()
-        result, code = run_job(config, args, backend=backend, listener=last)
-        losses = [measure[1] for measure in result.facts["validation"]]
-        columns.append(
-            (config.name, last.images, sample_prompts(config, result.facts["captions"]), min(losses, default=None))
-        )
+    backend = prepared(trials[0].config, args.out).backend if left else None
+    code = failed = DONE
+    for trial in left:
+        assert backend is not None
+        try:
+            code = _train(trial, args, backend, ruler, results)
+        except LoomError as error:  # such as a rate that was too high: the others are not lost with it
+            sys.stderr.write(f"lora-loom: {trial.config.name}: {in_words(error.message)}\n")
+            failed = FAILED
         if code != DONE:
             break
-    place = args.out / f"{configs[0].name.rpartition('_')[0]}-comparison.png"
+    told = comparing.table(jobs, results, [trial.digest for trial in trials])
+    files.write_bytes(results.folder / comparing.TABLE, told.encode())
+    sys.stdout.write(told)
+    _compare([trial for trial in trials if trial.seed == 0], results, args.out / f"{name}-comparison.png")
+    return code or failed
+
+
+def _train(trial: Trial, args: argparse.Namespace, backend: Headless, ruler: str, results: Results) -> int:
+    """Trains one and keeps what it measured; the exit code."""
+    from ...lora_core.events import Listeners
+    from ...lora_core.training.comparing import Judged
+    from ...lora_core.training.samples import sample_prompts
+    from ...lora_core.training.sweep import LastSamples
+    from .running import run_job
+
+    last, judged, began = LastSamples(), Judged(backend, ruler), time.monotonic()
+    result, code = run_job(trial.config, args, backend=backend, listener=Listeners([last, judged]))
+    if code != DONE:
+        return code
+    losses = [measure[1] for measure in result.facts["validation"]]
+    lowest = {"lowest loss on validation pictures": min(losses)} if losses else {}
+    measures = {**judged.measures, **lowest, "minutes": (time.monotonic() - began) / 60}
+    prompts = sample_prompts(trial.config, result.facts["captions"]) if last.images else []
+    results.add(trial, measures, list(zip(prompts, last.images)), result.folder, ruler)
+    return code
+
+
+def _compare(trials: list[Trial], results: Results, place: Path) -> None:
+    """One sheet of what each variant's first seed drew last, written where any drew something."""
+    from ...lora_core.training.sweep import sheet
+
+    columns = []
+    for trial in trials:
+        if results.has(trial):
+            (measures,), drawn = results.of(trial.variant, [trial.digest]), results.drawn(trial)
+            loss = measures.get("lowest loss on validation pictures")
+            columns.append((trial.variant, [image for _, image in drawn], [prompt for prompt, _ in drawn], loss))
     if any(images for _, images, _, _ in columns):
         sheet(columns).save(place)
         sys.stdout.write(f"{len(columns)} runs compared: {place}\n")
-    return code

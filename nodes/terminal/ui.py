@@ -21,7 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     # fmt: off
     parser.add_argument("--out", type=Path, default=Path("lora_loom"), help="where runs and results go (default: lora_loom)")
     parser.add_argument("--base", action="append", default=[], metavar="NAME", help="a model to offer: toy, a folder in diffusers layout, a .safetensors file")
-    parser.add_argument("--models", action="append", default=[], type=Path, metavar="FOLDER", help="a folder whose models are offered")
+    parser.add_argument(
+        "--models", action="append", default=[], type=Path, metavar="FOLDER", help="a folder whose models are offered"
+    )
     parser.add_argument("--loras", type=Path, help="where LoRAs are listed (default: loras in --out)")
     parser.add_argument("--embeddings", type=Path, help="where embeddings are listed (default: embeddings in --out)")
     parser.add_argument("--listen", nargs="?", const="0.0.0.0", default="127.0.0.1", metavar="ADDRESS", help="be reached from other machines; needs a password")
@@ -35,12 +37,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from ...lora_core.backends.threads import use_threads
     from ...lora_core.events import Control
     from ..jobs.publishing import Shelf
     from ..ui.alone import TOY, AloneHost, bases_below
     from ..ui.serving import bound, serve
     from ..ui.space import write_space
-    from .running import stopping_on_signal, use_threads
+    from .running import stopping_on_signal
 
     if args.space is not None:
         write_space(args.space)

@@ -53,6 +53,10 @@ class AloneHost:
     def checkpoints(self) -> Mapping[str, Path]:
         return {Path(base).name: Path(base) for base in self._bases if Path(base).exists()}
 
+    def model_folders(self) -> Sequence[Path]:
+        """Beside the runs."""
+        return [self._root / "models"]
+
     def version(self) -> str:
         try:
             return f"LoRA Loom {importlib.metadata.version('lora-loom')}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 
@@ -11,9 +13,15 @@ def register() -> None:
 
     from .turns import GATE
 
-    script_callbacks.on_ui_tabs(_tabs, name="lora_loom")
-    script_callbacks.on_before_reload(GATE.shut_now, name="lora_loom")
-    script_callbacks.on_app_started(_started, name="lora_loom")
+    _call_at(script_callbacks.on_ui_tabs, _tabs)
+    _call_at(script_callbacks.on_before_reload, GATE.shut_now)
+    _call_at(script_callbacks.on_app_started, _started)
+
+
+def _call_at(moment: Callable[..., None], callback: Callable[..., Any]) -> None:
+    """By our name where the host has names for callbacks: older forks, such as Forge classic, have none."""
+    named = "name" in inspect.signature(moment).parameters
+    moment(callback, **({"name": "lora_loom"} if named else {}))
 
 
 def _tabs() -> list[tuple[Any, str, str]]:

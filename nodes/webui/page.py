@@ -19,7 +19,7 @@ from ..page.desk import Desk
 from ..page.host import Loan
 from ..page.pictures import pictures_root
 from ..page.works import WORKS
-from .engine.host import checkpoints, data_root, embeddings_folder, loras_folder, refresh_lists, version
+from .engine.host import checkpoints, data_root, embeddings_folder, loras_folder, models_folder, refresh_lists, version
 from .engine.lent import lent_model
 from .turns import Courtesy, turn
 
@@ -44,6 +44,9 @@ class WebuiHost:
 
     def checkpoints(self) -> Mapping[str, Path]:
         return checkpoints()
+
+    def model_folders(self) -> Sequence[Path]:
+        return [models_folder()]
 
     def version(self) -> str:
         return version()

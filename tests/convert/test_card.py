@@ -76,6 +76,13 @@ def test_a_version_or_weight_that_a1111_writes_for_not_set_is_filled_in():
     assert combined({"preferred weight": 0.0})["preferred weight"] == 0.8
 
 
+def test_a_weight_that_we_wrote_before_gives_way_and_another_stays():
+    def weight(theirs, written):
+        return json.loads(merged(json.dumps({"preferred weight": theirs}), OURS, written))["preferred weight"]
+
+    assert (weight(1.0, 1.0), weight(0.5, 1.0), weight(1.0, 0.5), weight(1.0, 0.0)) == (0.8, 0.5, 1.0, 1.0)
+
+
 def test_letters_of_every_language_stay_readable():
     text = merged('{"notes": "größe 猫"}', OURS)
     assert "größe 猫" in text

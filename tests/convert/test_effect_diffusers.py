@@ -21,6 +21,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.utils import get_peft_model_state_dict
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from slow_rows import mostly_slow
 
 EXACT = tiny.EXACT
 
@@ -70,7 +71,7 @@ FORMS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("scales", ["mixed", "uniform"])
+@pytest.mark.parametrize("scales", mostly_slow(["mixed", "uniform"], lambda scales: scales == "mixed"))
 @pytest.mark.parametrize(("family", "form"), FORMS)
 def test_diffusers_gives_every_layer_the_change_its_factors_stand_for(family, form, scales, tmp_path):
     spelling = FAMILIES[family].universal if form == "universal" else form
@@ -357,7 +358,7 @@ def test_older_spellings_of_diffusers_are_read_as_diffusers_reads_them(spelling,
 SPELLINGS = ("universal", "kohya", "comfyui", "diffusers")
 
 
-@pytest.mark.parametrize("scales", ["mixed", "uniform"])
+@pytest.mark.parametrize("scales", mostly_slow(["mixed", "uniform"], lambda scales: scales == "mixed"))
 @pytest.mark.parametrize("family", tiny.NAMES)
 def test_a_lora_taken_from_form_to_form_keeps_every_change(family, scales):
     ref = tiny.reference(tiny.build(family), scales)

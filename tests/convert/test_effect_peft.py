@@ -12,6 +12,7 @@ from lora_loom.convert.files.jobs import open_peft
 from lora_loom.convert.lora import Lora, Module, applied, delta
 from peft import LoHaConfig, LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
+from slow_rows import mostly_slow
 
 EXACT = tiny.EXACT
 # CLIPTextModel.named_modules() has no `text_model` since transformers 5.6; CLIPTextModelWithProjection still has.
@@ -40,7 +41,7 @@ def loaded(model, places):
 # --- A: our directories in PEFT ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("scales", ["mixed", "uniform"])
+@pytest.mark.parametrize("scales", mostly_slow(["mixed", "uniform"], lambda scales: scales == "mixed"))
 @pytest.mark.parametrize("family", tiny.NAMES)
 def test_peft_gives_every_layer_the_change_its_factors_stand_for(family, scales, tmp_path):
     model = tiny.build(family)
@@ -159,12 +160,19 @@ PATTERNS = {
 }
 
 
+SAVED = [
+    pytest.param(
+        (family, settings), marks=() if (n + k) % 3 == 0 else pytest.mark.slow
+    )  # each family and each settings twice or more in every run
+    for n, family in enumerate(tiny.NAMES)
+    for k, settings in enumerate(PATTERNS)
+]
 WITH_ENCODERS = ("sd1", "sdxl", "flux1", "lumina2")
 
 
 @pytest.fixture(
     scope="module",
-    params=[(family, settings) for family in tiny.NAMES for settings in PATTERNS],
+    params=SAVED,
     ids=lambda p: f"{p[0]}-{p[1]}",
 )
 def saved(request, tmp_path_factory):

@@ -7,8 +7,9 @@ import torch
 from lora_cases import FAMILY_MODELS, MODELS, layers, sampled, text_layers
 from lora_loom.convert import Module, read
 from lora_loom.convert.detect import declared_family, detect
-from lora_loom.convert.families import FAMILIES, UNKNOWN, text
+from lora_loom.convert.families import FAMILIES, TOYS, UNKNOWN, text
 from lora_loom.convert.patterns import fill
+from lora_loom.lora_core.toy import networks
 
 ROWS = [(name, row) for name, family in FAMILIES.items() for row in family.table.rows]
 CLIP = {"clip_l": 12, "clip_h": 23, "clip_g": 32}
@@ -373,11 +374,13 @@ def test_the_family_is_told_from_names_and_shapes(model, subset, spelling):
 
 
 @pytest.mark.parametrize("spelling", ["diffusers", "comfyui"])
-@pytest.mark.parametrize(("width", "family"), [(768, "sd1"), (1024, "sd2"), (2048, "sdxl"), (64, "toy")])
+@pytest.mark.parametrize(
+    ("width", "family"), [(768, "sd1"), (1024, "sd2"), (2048, "sdxl"), (128, "emoji"), (64, "toy")]
+)
 def test_unets_are_told_by_the_width_of_the_text_they_read(width, family, spelling):
     # Layer names that all of these UNets have.
     name = {"diffusers": "unet.down_blocks.1.attentions.0", "comfyui": "diffusion_model.input_blocks.4.1"}[spelling]
-    if family == "toy":
+    if family in TOYS:
         name = {"diffusers": "unet.down_blocks.1.attentions.0", "comfyui": "diffusion_model.input_blocks.3.1"}[spelling]
     found = detect(
         {
@@ -483,5 +486,16 @@ def test_headers_name_families_in_the_words_of_kohya_and_the_model_spec(metadata
     assert declared_family(metadata) == family
 
 
+def test_the_bundled_toy_is_a_family_of_its_own_by_every_layer_it_has():
+    with torch.device("meta"):
+        unet = networks.new_unet()
+    shapes = {
+        n: tuple(m.weight.shape) for n, m in unet.named_modules() if isinstance(m, torch.nn.Linear | torch.nn.Conv2d)
+    }
+    assert detect({f"unet.{name}": rank_1(shape) for name, shape in shapes.items()}, {}) == ("emoji", None)
+    attention = {name: shape for name, shape in shapes.items() if ".attn" in name}
+    assert detect({f"unet.{name}": rank_1(shape) for name, shape in attention.items()}, {}) == ("emoji", None)
+
+
 def test_every_family_has_a_model_here():
-    assert {*FAMILY_MODELS, "toy"} == set(FAMILIES)
+    assert {*FAMILY_MODELS, *TOYS} == set(FAMILIES)

@@ -57,6 +57,7 @@ def cell_of(family: str, form: str, folder: Path) -> list[list[int]]:
     return [layers_read(family, form, support.in_block, folder), whole]
 
 
+@pytest.mark.slow
 def test_diffusers_reads_what_the_table_says(tmp_path):
     measured = {
         family: {

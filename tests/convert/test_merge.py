@@ -535,7 +535,7 @@ def test_blocks_of_a_transformer_are_multiplied_by_the_name_that_inspect_shows()
 
 @pytest.mark.parametrize("block", ["IN02", "OUT10", "IN4", "nowhere", "IN12", "double_blocks"])
 def test_a_block_that_fits_no_layer_is_refused_by_name(block):
-    with pytest.raises(FormatError, match=f"'{block}' fits no layer"):
+    with pytest.raises(FormatError, match=f"'{block}' matches no layer"):
         weighted(over(SD1, "sd1"), 1.0, {"IN04": 0.5, block: 0.5})
 
 

@@ -7,7 +7,7 @@ import torch
 from lora_loom.convert import lora_metadata
 from lora_loom.convert.detect import declared_family
 from lora_loom.convert.embedding import Embedding, write_embedding
-from lora_loom.convert.families import FAMILIES
+from lora_loom.convert.families import FAMILIES, TOYS
 from lora_loom.convert.files.disk import header, save
 from lora_loom.convert.metadata import (
     BASES,
@@ -199,7 +199,10 @@ def test_the_metadata_dialog_of_a1111_can_read_what_it_looks_into():
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_header_names_a_family_that_is_read_from_it_again(family):
-    same = {"toy": "sd1", "sdxl-refiner": "sdxl"}  # a small Stable Diffusion 1; the layers tell the two parts of SDXL
+    same = {
+        **dict.fromkeys(TOYS, "sd1"),
+        "sdxl-refiner": "sdxl",
+    }  # small Stable Diffusions 1; the layers tell the two parts of SDXL
     assert declared_family(lora_metadata(TENSORS, "x", family, {})) == same.get(family, family)
 
 

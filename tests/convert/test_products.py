@@ -110,7 +110,7 @@ def test_a_core_of_a_large_kernel_is_not_multiplied_into_its_factor():
 def test_a_file_of_more_layers_than_any_model_has_is_refused():
     table = {f"x.{n}.lora_{side}.weight": torch.ones(1, 1) for n in range(MAX_LAYERS + 1) for side in ("A", "B")}
     with pytest.raises(
-        FormatError, match=f"it holds adapters of {MAX_LAYERS + 1} layers, and at most {MAX_LAYERS} are read"
+        FormatError, match=f"it holds adapters for {MAX_LAYERS + 1} layers, and at most {MAX_LAYERS} are read"
     ):
         read(table)
 

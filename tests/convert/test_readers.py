@@ -236,6 +236,21 @@ def test_a_bias_alone_is_a_full_difference():
     assert (got.kind, set(got.parts)) == ("full", {"diff_b"})
 
 
+@pytest.mark.parametrize(("given", "scale"), [({"alpha": 8.0}, 2.0), ({"alpha": 1.0}, 0.25), ({}, 1.0)])
+def test_a_bias_of_the_upper_factor_is_a_change_of_the_layers_bias_at_the_scale_of_the_module(given, scale):
+    name, bias = f"unet.{Q}", torch.arange(5.0)
+    kept = {f"{name}.{part}": torch.tensor(value) for part, value in given.items()}
+    factors = {
+        f"{name}.lora_A.weight": torch.ones(4, 3),
+        f"{name}.lora_B.weight": torch.ones(5, 4),
+        f"{name}.lora_B.bias": bias,
+    }
+    got = read({**factors, **kept}, family="sd1").modules[f"unet.{Q}"]
+    torch.testing.assert_close(got.parts["diff_b"], bias * scale, rtol=0, atol=0)
+    both = read({**factors, **kept, f"{name}.diff_b": torch.ones(5)}, family="sd1").modules[f"unet.{Q}"]
+    torch.testing.assert_close(both.parts["diff_b"], bias * scale + 1, rtol=0, atol=0)
+
+
 # --- PEFT ---------------------------------------------------------------------------------------------------------------------------------
 
 
@@ -560,7 +575,7 @@ def test_what_nobody_knows_is_carried_with_its_key_and_its_bytes_and_told(case, 
     for key in unknown:
         assert (file[key].dtype, file[key].shape) == (given[key].dtype, given[key].shape)
         assert torch.equal(file[key].reshape(-1).view(torch.uint8), given[key].reshape(-1).view(torch.uint8))
-    assert any("carried as they are" in str(note) or "kept as it is" in str(note) for note in lora_.notes)
+    assert any("kept as they are" in str(note) or "kept as it is" in str(note) for note in lora_.notes)
 
 
 @pytest.mark.parametrize("family", ["sd1", ""])

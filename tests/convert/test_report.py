@@ -115,14 +115,22 @@ def test_lines_say_the_same():
     assert "4 (2x)" in lines[2]
     assert lines[2].endswith("alpha: 1, 2")
     assert "trigger words: zog, red hat" in lines
+    assert not any(line.startswith("strength") for line in lines)
     assert any(line.startswith("note: The hash in the header") for line in lines)
-    assert sum(line.startswith(program + ": ") for line in lines for program in PROGRAMS) == len(PROGRAMS)
+    told = [program for line in lines for program in PROGRAMS if line.startswith(program + ": ")]
+    (last,) = (line.removeprefix("not run: ").split(", ") for line in lines if line.startswith("not run: "))
+    assert told
+    assert sorted(told + last) == sorted(PROGRAMS)
     bars = {line.split()[0]: line for line in lines[-4:]}
     longest = max(report.blocks, key=lambda b: b.norm)
     for block in report.blocks:
         assert f"{block.modules} modules" in bars[block.name]
         assert bars[block.name].count("#") == round(30 * block.norm / longest.norm)
     assert all("\n" not in line for line in lines)
+
+
+def test_a_strength_that_was_measured_has_a_line():
+    assert "strength to start from: 0.8" in lines_of(inspect(a_lora(metadata={"ss_recommended_strength": "0.8"})))
 
 
 def test_lines_of_plain_files():

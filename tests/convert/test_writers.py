@@ -23,7 +23,7 @@ from lora_cases import (
     text_layers,
 )
 from lora_loom.convert import TARGETS, FormatError, Lora, Module, peft_directories, read, trained, write
-from lora_loom.convert.families import FAMILIES, UNKNOWN
+from lora_loom.convert.families import FAMILIES, TOYS, UNKNOWN
 from lora_loom.convert.merge import weighted
 from lora_loom.convert.writers import approximated
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
@@ -33,7 +33,7 @@ from safetensors.torch import save_file
 ROUNDING = 1e-6
 TOY = {
     f"{b}.attentions.0.{n}": s
-    for b in ("down_blocks.0", "mid_block") for n, s in (("proj_in", (6, 6, 1, 1)), ("transformer_blocks.0.attn1.to_q", (6, 6)))
+    for b in ("down_blocks.1", "mid_block") for n, s in (("proj_in", (6, 6, 1, 1)), ("transformer_blocks.0.attn1.to_q", (6, 6)))
 }  # fmt: skip
 Q = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
 FLAT_Q = Q.replace(".", "_")
@@ -41,7 +41,7 @@ FLAT_Q = Q.replace(".", "_")
 
 def made(family: str, uniform: bool = True, scale_one: bool = False) -> Lora:
     """A LoRA over the first and last layer of each name of a family, 64 times smaller than it is, text encoders included."""
-    shapes = TOY if family == "toy" else {n: small(s) for n, s in sampled(layers(FAMILY_MODELS[family])).items()}
+    shapes = TOY if family in TOYS else {n: small(s) for n, s in sampled(layers(FAMILY_MODELS[family])).items()}
     named = {f"{FAMILIES[family].component}.{n}": s for n, s in shapes.items()}
     for encoder in FAMILIES[family].encoders:
         named |= {f"{encoder.name}.{n}": small(s) for n, s in text_layers(encoder.name, 2).items()}
@@ -90,7 +90,7 @@ def test_peft_directories_read_again_have_every_bit(family, uniform):
 
 @pytest.mark.parametrize("first", ["kohya", "comfyui", "diffusers"])
 @pytest.mark.parametrize("second", ["kohya", "comfyui", "diffusers"])
-@pytest.mark.parametrize("family", [f for f in FAMILIES if f != "toy"])
+@pytest.mark.parametrize("family", [f for f in FAMILIES if f not in TOYS])
 def test_any_form_to_any_form_changes_nothing_but_rounding(family, first, second):
     before = made(family, uniform=False)
     middle = read(write(before, first), family=family)

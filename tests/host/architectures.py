@@ -241,15 +241,39 @@ MORE: dict[str, tuple[str, dict[str, Any], tuple[int, ...], int, dict[str, Any]]
                     "text_in_dim": 48, "rope_axes_dim": (8, 12, 12)}, (128, 4, 4), 48, {}),
 }  # fmt: skip
 
+# Model classes of the host whose network is another's: smaller UNets of the kind of SDXL, distilled or causal Wan, kin that read more than text.
+FURTHER: dict[str, tuple[str, dict[str, Any], tuple[int, ...], int, dict[str, Any]]] = {
+    "SSD-1B": ("SSD1B", _UNET_XL, (4, 8, 8), 48, {"pooled": 1280}),
+    "Segmind Vega": ("Segmind_Vega", _UNET_XL, (4, 8, 8), 48, {"pooled": 1280}),
+    "KOALA 700M": ("KOALA_700M", _UNET_XL, (4, 8, 8), 48, {"pooled": 1280}),
+    "KOALA 1B": ("KOALA_1B", _UNET_XL, (4, 8, 8), 48, {"pooled": 1280}),
+    "Wan causal": ("WAN21_CausalAR_T2V", _WAN, (16, 1, 8, 8), 48, {}),
+    "Mochi": ("GenmoMochi", {"image_model": "mochi_preview", "patch_size": 2, "in_channels": 12, "hidden_size_x": 64, "hidden_size_y": 32, "depth": 2,
+              "num_heads": 2, "mlp_ratio_x": 192.0, "mlp_ratio_y": 4.0, "learn_sigma": False, "use_t5": True, "t5_feat_dim": 48, "t5_token_length": 16,
+              "attend_to_padding": False, "timestep_scale": 1000.0, "use_extended_posenc": True, "posenc_preserve_area": True, "rope_theta": 10000.0,
+              "qk_norm": True, "qkv_bias": False, "out_bias": True, "patch_embed_bias": True}, (12, 1, 8, 8), 48, {"mask": True}),
+    "Cosmos 1 video": ("CosmosI2V", {**MORE["Cosmos 1"][1], "in_channels": 17}, (16, 1, 8, 8), 48, {}),
+    "Wan 2.2 camera": ("WAN22_Camera", {**_WAN, "model_type": "camera_2.2", "in_dim": 36}, (16, 1, 8, 8), 48, {}),
+    "Wan FlowRVS": ("WAN21_FlowRVS", {**_WAN, "model_type": "flow_rvs"}, (16, 1, 8, 8), 48, {}),
+    "SD2 unCLIP H": ("SD21UnclipH", {**_UNET_XL, "adm_in_channels": 2048}, (4, 8, 8), 48, {}),
+    "Hunyuan3D mini": ("Hunyuan3Dv2mini", _HUNYUAN_3D, (64, 32), 48, {}),
+    "CogVideoX": ("CogVideoX_T2V", {"image_model": "cogvideox", "num_attention_heads": 2, "attention_head_dim": 32, "in_channels": 16, "out_channels": 16,
+                  "time_embed_dim": 32, "text_embed_dim": 48, "num_layers": 1, "use_rotary_positional_embeddings": True}, (16, 1, 8, 8), 48, {}),
+}  # fmt: skip
+FURTHER_TRAINED = ["SSD-1B", "Segmind Vega", "KOALA 700M", "KOALA 1B", "Wan causal", "Mochi"]
+
 # All that are trained from noise and text alone.
 TRAINED = [
     *MODELS, "Flux schnell", "Flux2 Klein", "Chroma Radiance", "HunyuanVideo", "HunyuanVideo 1.5", "Kandinsky 5", "Cosmos Predict2 picture", "Wan 2.2 TI2V",
-    *MORE,
+    *MORE, *FURTHER_TRAINED,
 ]  # fmt: skip
 
 
+TABLES = (MODELS, KIN, SPECIAL, MORE, FURTHER)
+
+
 def row_of(name: str) -> tuple[str, dict[str, Any], tuple[int, ...], int, dict[str, Any]]:
-    return next(table[name] for table in (MODELS, KIN, SPECIAL, MORE) if name in table)
+    return next(table[name] for table in TABLES if name in table)
 
 
 def build(name: str, dtype: torch.dtype = torch.float32, seed: int = 0, **changes: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import sys
@@ -43,6 +44,10 @@ def pytest_configure(config):
     import comfy.cli_args  # noqa: F401 - reads sys.argv once
 
     sys.argv = before
+    if importlib.util.find_spec("diffusers") is None:  # only headless runs need it, and the host does not bring it
+        import since
+
+        config.pluginmanager.register(since.Oldest(), "without headless packages")
 
 
 @pytest.fixture
@@ -62,8 +67,8 @@ def figure():
 def toy():
     """(MODEL, CLIP, VAE) of the toy, loaded as the executor would: inside inference mode."""
     import torch
-    from lora_loom.lora_core.toy.model import MODEL
     from lora_loom.nodes.host.access import toy as loader
+    from shapes import MODEL
 
     with torch.inference_mode():
         return loader.load(MODEL)

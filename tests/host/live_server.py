@@ -43,10 +43,10 @@ def free_port() -> int:
 class Server:
     def __init__(self, base: Path):
         self.base = base
-        (base / "custom_nodes").mkdir(parents=True)
+        (base / "custom_nodes").mkdir(parents=True, exist_ok=True)
         (base / "custom_nodes" / "ComfyUI-LoRA-Loom_1.0").symlink_to(ROOT)  # a folder name with a hyphen and a dot
         for name in ("input", "output", "temp", "user", "models/checkpoints", "models/loras"):
-            (base / name).mkdir(parents=True)
+            (base / name).mkdir(parents=True, exist_ok=True)
         self.port = free_port()
         self.log = base / "server.log"
         self._command = [

@@ -16,10 +16,10 @@ from lora_loom.convert import products
 from lora_loom.lora_core.config import parse
 from lora_loom.lora_core.data.folder import scan
 from lora_loom.lora_core.events import Control, Listener
-from lora_loom.lora_core.toy.model import set_folder
 from lora_loom.lora_core.training.job import Job
 from lora_loom.lora_core.training.trainer import Result, train
 from lora_loom.nodes.host.engine.backend import HostBackend
+from shapes import set_folder
 
 
 def toy_config(**changes: Any):

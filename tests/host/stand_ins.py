@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
 import architectures
@@ -25,6 +26,36 @@ class RandomClip:
 
     def encode_from_tokens_scheduled(self, text: str) -> list:
         return architectures.conditioning(self._name, zlib.crc32(text.encode()), tokens=4 + len(text.split()))
+
+
+class SeeingClip(RandomClip):
+    """The same for a text encoder that sees pictures: the numbers depend on them and on what is written around the caption as well."""
+
+    def tokenize(self, text: str, images: Sequence[torch.Tensor] = (), llama_template: str = "") -> str:
+        marks = [f"{tuple(image.shape)} {image.double().sum():.6f}" for image in images]
+        return " ".join([text, *marks, llama_template])
+
+
+class SmallVae:
+    """Latents that show the picture: means of its squares, mixed into as many channels as the model reads."""
+
+    def __init__(self, model: Any, ratio: int = 8):
+        form = model.get_model_object("latent_format")
+        self.latent_channels, self.downscale_ratio = form.latent_channels, ratio
+        self._spread = form.latent_dimensions == 3
+        self._mix = torch.randn(self.latent_channels, 3, generator=torch.Generator().manual_seed(2))
+        self.encoded = 0
+
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        self.encoded += 1
+        small = torch.nn.functional.avg_pool2d(pixels[..., :3].float().movedim(-1, 1) - 0.5, self.downscale_ratio)
+        latent = torch.einsum("ck,bkhw->bchw", self._mix, small)
+        return latent.unsqueeze(2) if self._spread else latent
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        flat = latents.reshape(len(latents), self.latent_channels, *latents.shape[-2:])
+        pixels = torch.einsum("ck,bchw->bkhw", self._mix, flat) / self.latent_channels + 0.5
+        return torch.nn.functional.interpolate(pixels, scale_factor=self.downscale_ratio).movedim(1, -1)
 
 
 class NoVae:

@@ -20,6 +20,7 @@ from lora_loom.lora_core.data.batches import Batch
 from lora_loom.lora_core.data.buckets import Fit
 from lora_loom.nodes.host.engine import conditioning
 from lora_loom.nodes.host.engine.backend import HostBackend
+from recorder import recorded
 from stand_ins import NoVae, RandomClip
 from test_gradients import make_adapters
 
@@ -55,30 +56,17 @@ EXPLAINED = (
     Explained("transformer_options.sample_sigmas", "the whole schedule of a sampler; a step has one noise level"),
     Explained("transformer_options.uuids", "names of the conditionings, by which a sampler's patches tell them apart"),
     Explained("context", "the host repeats a shorter text beside a longer one, in its sampler too; cross-attention to a text several times over is the same",
-              ("SD15", "SDXL", "SD2", "SDXL refiner"), repeated=True),
+              ("SD15", "SDXL", "SD2", "SDXL refiner", "SSD-1B", "Segmind Vega", "KOALA 700M", "KOALA 1B"), repeated=True),
 )  # fmt: skip
 
 
 def calls_of(network: Any, call: Callable[[], Any]) -> list[dict[str, Any]]:
-    """The arguments by name of each call of `network` while `call()` runs."""
-    seen: list[dict[str, Any]] = []
-    forward = network.forward
-
-    def recorded(*args: Any, **kwargs: Any) -> Any:
-        bound = inspect.signature(forward).bind(*args, **kwargs).arguments
-        more, (latents, *_) = bound.pop("kwargs", {}), bound
-        given = {"x": bound.pop(latents), **bound, **more}  # networks have several names for it
-        if isinstance(given.get("transformer_options"), dict):
-            given["transformer_options"] = dict(given["transformer_options"])  # some networks write into it
-        seen.append(given)
-        return forward(*args, **kwargs)
-
-    network.forward = recorded
-    try:
+    """The arguments by name of each call of `network` while `call()` runs; its latents are x, whatever it calls them."""
+    calls: list[dict[str, Any]] = []
+    with recorded(network, calls):
         call()
-    finally:
-        del network.forward
-    return seen
+    latents = list(inspect.signature(type(network).forward).parameters)[1]
+    return [{"x": given.pop(latents), **given} for given in calls]
 
 
 def batch_of(name: str, captions: Sequence[str]) -> Batch:
@@ -100,17 +88,31 @@ def trained_calls(backend: HostBackend, batch: Batch, x_t: torch.Tensor, sigma: 
             return calls_of(backend.network, lambda: backend.predict(x_t, sigma, batch))
 
 
-def sampled_call(backend: HostBackend, caption: str, x_t: torch.Tensor, sigma: torch.Tensor) -> dict[str, Any]:
-    """What the host's sampler gives the network in its first step from x_t at sigma, for an empty latent as when a picture is made from text."""
+def sampled_call(
+    backend: HostBackend, caption: str, x_t: torch.Tensor, sigma: torch.Tensor, text: list | None = None
+) -> dict[str, Any]:
+    """What the host's sampler gives the network in its first step from x_t at sigma, for an empty latent as when a picture is made from text.
+
+    `text`: a conditioning of the host's nodes, in place of the encoded caption.
+    """
 
     def once(model: Any, x: torch.Tensor, sigmas: torch.Tensor, extra_args: dict, **_: Any) -> torch.Tensor:
         return model(x_t, sigmas[0] * x.new_ones(len(x)), **extra_args)
 
     def sample() -> None:
-        text, empty = backend.texts.text(caption), torch.zeros_like(x_t)
+        given, empty = backend.texts.text(caption) if text is None else text, torch.zeros_like(x_t)
         steps, sampler = torch.tensor([float(sigma), 0.0]), comfy.samplers.KSAMPLER(once)
         comfy.sample.sample_custom(
-            backend._patcher, torch.zeros_like(x_t), 1.0, sampler, steps, text, text, empty, disable_pbar=True, seed=0
+            backend.model.patcher,
+            torch.zeros_like(x_t),
+            1.0,
+            sampler,
+            steps,
+            given,
+            given,
+            empty,
+            disable_pbar=True,
+            seed=0,
         )
 
     with torch.inference_mode():

@@ -25,13 +25,13 @@ def opened(name: str, file: str = "", **changes) -> HostBackend:
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("SD15", "read as sd1: it predicts epsilon (as the loaded model says); latents of 4 channels; weights stored as float32."),
-        ("Flux", "read as flux1: it predicts flow (as the loaded model says); time shift 3.158; trained at guidance 1; latents of 16 channels; "
+        ("SD15", "read as sd1: it predicts epsilon (as the loaded model says); latents with 4 channels; weights stored as float32."),
+        ("Flux", "read as flux1: it predicts flow (as the loaded model says); time shift 3.16; trained at guidance 1; latents with 16 channels; "
                  "weights stored as float32."),
-        ("Flux schnell", "read as flux1: it predicts flow (as the loaded model says); time shift 1; latents of 16 channels; "
+        ("Flux schnell", "read as flux1: it predicts flow (as the loaded model says); time shift 1; latents with 16 channels; "
                          "distilled (it is Flux schnell); weights stored as float32."),
-        ("ZImage", "read as z-image: it predicts flow (as the loaded model says); time shift 3; latents of 16 channels; weights stored as float32."),
-        ("Chroma", "read as chroma: it predicts flow (as the loaded model says); time shift 3.158; latents of 16 channels; weights stored as float32."),
+        ("ZImage", "read as z-image: it predicts flow (as the loaded model says); time shift 3; latents with 16 channels; weights stored as float32."),
+        ("Chroma", "read as chroma: it predicts flow (as the loaded model says); time shift 3.16; latents with 16 channels; weights stored as float32."),
     ],
 )  # fmt: skip
 def test_a_model_is_told_in_one_sentence(name, sentence):
@@ -59,16 +59,16 @@ def test_a_wish_for_v_is_trained_and_sampled_as_v_on_the_models_own_noise_levels
     sigma = torch.tensor([2.0])
     wanted = (noise - sigma * x0) / (1 + sigma * sigma).sqrt()
     torch.testing.assert_close(objective.target(x0, noise, sigma), wanted, rtol=0, atol=1e-5)
-    assert isinstance(backend._patcher.get_model_object("model_sampling"), ms.V_PREDICTION)
-    assert isinstance(backend._model.model_sampling, ms.EPS)
-    assert not isinstance(backend._model.model_sampling, ms.V_PREDICTION)
+    assert isinstance(backend.model.patcher.get_model_object("model_sampling"), ms.V_PREDICTION)
+    assert isinstance(backend.model.base.model_sampling, ms.EPS)
+    assert not isinstance(backend.model.base.model_sampling, ms.V_PREDICTION)
 
 
 @pytest.mark.parametrize(("name", "wish"), [("Flux", "v"), ("SD15", "flow"), ("Stable Cascade C", "v")])
 def test_a_wish_that_the_models_noise_levels_cannot_follow_is_refused(name, wish):
     with pytest.raises(
         LoomError,
-        match=f"^objective.prediction: this model predicts .* and cannot be asked for {wish}; allowed are auto, ",
+        match=f"^objective.prediction: this model predicts .* and cannot be trained as {wish}; allowed are auto, ",
     ):
         opened(name).objective(ObjectiveConfig(prediction=wish))
 

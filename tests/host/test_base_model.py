@@ -42,7 +42,7 @@ def sampled_conditioning(backend: HostBackend, batch: Batch) -> dict:
         conds = comfy.sampler_helpers.convert_cond(backend.texts.text(CAPTION))
         noise = batch.latents
         conds = comfy.samplers.encode_model_conds(
-            backend._model.extra_conds,
+            backend.model.base.extra_conds,
             conds,
             noise,
             backend.device,
@@ -107,6 +107,21 @@ REFUSED = {  # what of the sentence
 }  # fmt: skip
 
 
+# A dataset's control pictures, input masks and films give what these need.
+SHOWN = (
+    "SD15 ip2p",
+    "SDXL ip2p",
+    "Flux Canny",
+    "Qwen Edit 2511",
+    "SD15 inpaint",
+    "SDXL inpaint",
+    "Flux Fill",
+    "HunyuanVideo I2V",
+    "Wan 2.1 I2V",
+    "Wan 2.2 I2V",
+)
+
+
 @pytest.mark.parametrize("name", PLAIN)
 def test_a_model_that_reads_noise_and_text_alone_is_not_refused(name):
     assert base_model.further_input(architectures.build(name).model) is None
@@ -117,12 +132,14 @@ def test_a_model_that_reads_more_than_noise_and_text_is_refused_before_a_picture
     backend = opened(name)
     with torch.inference_mode(False):
         layers, adapters = make_adapters(backend)
-        with pytest.raises(
-            LoomError, match=f"^model: this is {REFUSED[name]}.*, which a dataset cannot give it yet; train [^.]*[.]$"
-        ):
-            backend.encode_picture(torch.zeros(1, 64, 64, 3))
-        with pytest.raises(LoomError, match=f"^model: this is {REFUSED[name]}"), backend.training(layers, adapters):
-            raise AssertionError("training began")
+        if name not in SHOWN:
+            with pytest.raises(
+                LoomError,
+                match=f"^model: this is {REFUSED[name]}.*, which a dataset cannot provide yet; train [^.]*[.]$",
+            ):
+                backend.encode_picture(torch.zeros(1, 64, 64, 3))
+            with pytest.raises(LoomError, match=f"^model: this is {REFUSED[name]}"), backend.training(layers, adapters):
+                raise AssertionError("training began")
         with pytest.raises(LoomError, match=f"^model: this is {REFUSED[name]}"):
             backend.predict(torch.zeros(1, *architectures.row_of(name)[2]), torch.ones(1), batch_of(name))
 
@@ -150,7 +167,7 @@ def test_a_conditioning_from_other_nodes_that_holds_the_further_input_is_trained
         with backend.training(layers, adapters):
             loss, gradients = loss_and_gradients(backend, adapters, batch)
             given = trained_conditioning(backend, batch)["c_concat"]
-    wanted = backend._model.process_latent_in(picture)
+    wanted = backend.model.base.process_latent_in(picture)
     assert torch.equal(given[:, -wanted.shape[1] :], wanted)
     assert loss > 0
     assert any(g.abs().max() > 0 for g in gradients.values())

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
+from in_browser import seen_by, shots_in, why_not
 from live_server import running
 from PIL import Image
-from test_browser import why_not
 
 DRIVER = Path(__file__).parent / "browser" / "drop.mjs"
 RENDERERS = ("classic", "nodes2")
@@ -52,16 +49,8 @@ def photos(folder: Path, seed: int) -> Path:
 
 def driven(server, renderer: str, scenario: str, folder: Path) -> dict:
     """What the browser saw. Screenshots go to $SHOTS, else beside the server's files."""
-    shots = Path(os.environ.get("SHOTS", server.base / "shots"))
-    shots.mkdir(exist_ok=True)
-    command = ["node", str(DRIVER), f"http://127.0.0.1:{server.port}", str(shots), renderer, scenario, str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=420, check=False)
-    assert done.stdout, done.stderr
-    seen = json.loads(done.stdout.splitlines()[-1])
-    assert "failed" not in seen, seen["failed"]
-    assert seen["problems"] == []
-    print(renderer, scenario, seen)
-    return seen
+    address, shots = f"http://127.0.0.1:{server.port}", shots_in(server.base / "shots")
+    return seen_by(DRIVER, address, shots, renderer, scenario, folder)
 
 
 @pytest.mark.parametrize("renderer", RENDERERS)
@@ -69,13 +58,13 @@ def test_files_of_a_phone_on_an_empty_canvas_become_a_graph_that_trains(server, 
     seen = driven(server, renderer, "empty", photos(tmp_path / "phone", 1 + RENDERERS.index(renderer)))
     folder = seen["loader"]["folder"]
     assert folder.startswith("pictures ")
-    assert len(list((server.base / "input" / folder).iterdir())) == 26
+    assert len(list((server.base / "input" / folder).iterdir())) == 27
     assert "24 pictures" in seen["card"]
     assert "broken.jpg" in seen["card"]
     assert "page.html" in seen["card"]
     assert "24 pictures" in seen["report"]
     assert all(seen["train"]["inputs"][name] for name in ("model", "clip", "vae", "dataset"))
-    assert "no picture of" in seen["refused"]
+    assert "none of the" in seen["refused"]
     assert seen["files"] == [f"{folder}.safetensors"]
     assert seen["clicks"] <= 4
     assert seen["typed"] <= 2
@@ -89,7 +78,7 @@ def test_a_folder_on_the_node_is_chosen_there(server, tmp_path, renderer):
     assert (seen["nodes"], seen["loader"]["folder"]) == (1, folder.name)
     assert (server.base / "input" / folder.name / "IMG_0001.txt").read_text() == "a cat"
     assert seen["saved"][0] == folder.name
-    assert len(seen["saved"]) == 14  # the button holds no value of a workflow
+    assert len(seen["saved"]) == 26  # the button holds no value of a workflow
     assert seen["button"] == "Add pictures…"
     assert "'/etc' is not below ComfyUI's input folder" in seen["typed_path"]
 
@@ -111,3 +100,13 @@ def test_cancel_leaves_nothing_on_the_server(server, tmp_path):
 
 def test_a_single_picture_on_the_canvas_stays_comfyuis(server, tmp_path):
     assert driven(server, "classic", "left", photos(tmp_path / "one", 7))["cards"] == 0
+
+
+def test_pasted_pictures_become_a_folder_and_a_graph_and_text_fields_keep_what_is_pasted_into_them(server, tmp_path):
+    seen = driven(server, "classic", "paste", photos(tmp_path / "pasted", 8))
+    assert (seen["in_text"], seen["cards_before"], seen["taken"]) == (False, 0, True)
+    folder = seen["loader"]["folder"]
+    assert len(list((server.base / "input" / folder).iterdir())) == 6
+    assert "6 pictures" in seen["card"]
+    assert seen["loader"]["selected"]
+    assert seen["train"]["inputs"]["dataset"]

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
 from pathlib import Path
 
 import pytest
+from in_browser import seen_by, shots_in, why_not
 from live_server import running
-from test_browser import why_not
 
 DRIVER = Path(__file__).parent / "browser" / "result.mjs"
 RENDERERS = ("classic", "nodes2")
@@ -24,16 +21,8 @@ def server(tmp_path_factory):
 
 def driven(server, renderer: str, scenario: str) -> dict:
     """What the browser saw. Screenshots go to $SHOTS, else beside the server's files."""
-    shots = Path(os.environ.get("SHOTS", server.base / "shots"))
-    shots.mkdir(exist_ok=True)
-    command = ["node", str(DRIVER), f"http://127.0.0.1:{server.port}", str(shots), renderer, scenario]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=560, check=False)
-    assert done.stdout, done.stderr
-    seen = json.loads(done.stdout.splitlines()[-1])
-    assert "failed" not in seen, seen["failed"]
-    assert seen["problems"] == []
-    print(renderer, scenario, seen)
-    return seen
+    address, shots = f"http://127.0.0.1:{server.port}", shots_in(server.base / "shots")
+    return seen_by(DRIVER, address, shots, renderer, scenario, seconds=560)
 
 
 @pytest.mark.parametrize("renderer", RENDERERS)
@@ -42,7 +31,7 @@ def test_samples_are_looked_at_and_the_result_is_used(server, renderer):
     name = f"result_{renderer}"
     assert f"{name}.safetensors" in seen["card"]
     assert "strength 1.0" in seen["card"]
-    for told in ("Drawing samples 1/2", "Drawing samples 2/2", "Saving a checkpoint", "Writing the file"):
+    for told in ("Generating samples 1/2", "Generating samples 2/2", "Saving at step", "Writing the file"):
         assert any(text.startswith(told) for text in seen["doing"]), (told, seen["doing"])
     pictures, panel, _, card = seen["heights"]
     assert 2 * pictures >= panel - card
@@ -59,3 +48,16 @@ def test_samples_are_looked_at_and_the_result_is_used(server, renderer):
     assert seen["steps_after_use"] == 12
     assert seen["longer"] == [name, 18, 18]
     assert (seen["after_program"], seen["fresh"]) == (name, None)
+
+
+@pytest.mark.parametrize("renderer", RENDERERS)
+def test_what_a_failed_run_left_is_in_no_list_unless_it_is_kept(server, renderer):
+    seen = driven(server, renderer, "failed")
+    assert "Keep anyway" in seen["card"]
+    assert "learning_rate" in seen["error"] or "optimizer.lr" in seen["error"]
+    assert seen["before"] == [False, False]
+    assert seen["after"] == [True, True]
+    assert not seen["reloaded"]  # it is kept already: the card does not ask again
+    (light, names), (dark, _) = seen["light"], seen["dark"]
+    assert (light, dark) == ("#0b5cb8", "#6db5ff")
+    assert names >= 2  # each line is named at its end

@@ -14,10 +14,10 @@ from urllib.parse import quote
 import numpy as np
 import pytest
 from live_server import Graph, running
-from lora_loom.lora_core.toy.model import set_folder
 from PIL import Image
+from shapes import SETS
 
-TOY = sorted(p for p in set_folder("object").rglob("*.png"))[-6:]
+TOY = sorted(p for p in (SETS / "object").rglob("*.png"))[-6:]
 CAPTIONS = [p.with_suffix(".txt").read_text().strip() for p in TOY]
 
 
@@ -88,7 +88,7 @@ def said(entry: dict, node: str) -> str:
 
 
 @pytest.mark.parametrize(("name", "files", "expected"), [
-    ("kohya", kohya, ["6 pictures, 18 per epoch with repeats, 0 skipped\n2 of the class for regularization"]),
+    ("kohya", kohya, ["6 pictures, 18 per epoch with repeats, 0 skipped\n2 class pictures for regularization"]),
     ("imagefolder", imagefolder, ["6 pictures, 6 per epoch", "captions from train/metadata.jsonl, column text", "1 picture of other splits than train"]),
     ("booru", booru, ["6 pictures, 6 per epoch with repeats, 0 skipped"]),
 ])  # fmt: skip
@@ -200,7 +200,7 @@ def test_combined_sets_keep_their_options(server):
     data = graph.add("LoraLoomCombineDatasets", dataset_1=[first, 0], dataset_2=[other, 0], dataset_3=[third, 0])
     train(graph, base, [data, 0], name="combined")
     entry = graph.run()
-    assert "5 pictures, 13 per epoch with repeats, 0 skipped\n2 of the class for regularization" in said(entry, data)
+    assert "5 pictures, 13 per epoch with repeats, 0 skipped\n2 class pictures for regularization" in said(entry, data)
     config = run_of(server, "combined")
     assert [(s["repeats"], s["loss_weight"], s["regularization"]) for s in config["sets"]] == [
         (5, 0.5, False),
@@ -235,7 +235,8 @@ def test_the_check_names_what_is_wrong_and_measures_a_step(server):
     entry = graph.run()
     text = said(entry, check)
     assert "near-duplicate of copy.png" in text
-    assert "copy.png: caption of" in text
+    [line] = [line for line in text.splitlines() if "  copy.png: " in line]
+    assert "caption with 302 tokens" in line
     assert "pieces of 75" in text
     assert "64 x 64       7" in text
     assert "s a step, about" in text
@@ -289,7 +290,7 @@ def test_the_editor_changes_captions_leaves_out_and_takes_back(server):
     before = files_of(server, folder)
     session = opened(server, folder)
     found = listing(server, session)
-    assert found["sets"] == [{"label": "edited", "editable": True, "trigger": "zog"}]
+    assert found["sets"] == [{"label": "edited", "editable": True, "trigger": "zog", "paired": False}]
     assert [p["caption"] for p in found["pictures"]] == CAPTIONS
     assert not any(str(server.base) in json.dumps(p) for p in found["pictures"])
     first, second = found["pictures"][:2]
@@ -442,4 +443,4 @@ def test_a_local_copy_of_a_hub_dataset_is_a_folder_like_any_other(server):
     assert "captions from metadata.jsonl, column text" in text
     graph = Graph(server)
     graph.add("LoraLoomLoadHubDataset", name="../../etc")
-    assert "is no dataset on the Hub; write owner/name" in graph.fails()
+    assert "is not a dataset on the Hub; write owner/name" in graph.fails()

@@ -9,8 +9,9 @@ import runs
 import torch
 from lora_loom.lora_core.events import Listener
 from lora_loom.lora_core.messages.errors import LoomError, is_memory, message_of
-from lora_loom.nodes.host.engine import backend as engine
+from lora_loom.nodes.host.engine import model as model_module
 from lora_loom.nodes.host.engine.backend import HostBackend
+from lora_loom.nodes.host.engine.model import HostModel
 from safetensors import SafetensorError
 
 
@@ -30,12 +31,12 @@ ERRORS = {
 }  # fmt: skip
 STAGES = {  # what is done -> how its sentence begins
     "describing the model": "model: cannot be opened for training (",
-    "encoding a picture": "vae: stopped on a picture (",
-    "encoding a caption": "clip: stopped on a caption (",
+    "encoding a picture": "vae: failed on a picture (",
+    "encoding a caption": "clip: failed on a caption (",
     "loading the model": "model: cannot be opened for training (",
-    "asking the network": "model: BaseModel stopped on a test input",
-    "a step": "step 2 stopped on ",
-    "updating the weights": "step 1 stopped on ",
+    "asking the network": "model: BaseModel failed on a test input",
+    "a step": "step 2 failed on ",
+    "updating the weights": "step 1 failed on ",
 }
 
 
@@ -50,7 +51,7 @@ def sabotage(stage, error, toy, patch):
     """What makes a run fail at this stage."""
     model, clip, vae = toy
     if stage == "describing the model":
-        patch.setattr(engine, "described", failing(error))
+        patch.setattr(model_module, "described", failing(error))
     elif stage == "encoding a picture":
         patch.setattr(vae, "encode", failing(error))
     elif stage == "encoding a caption":
@@ -63,7 +64,7 @@ def sabotage(stage, error, toy, patch):
 
         patch.setattr(comfy.model_management, "load_models_gpu", all_but_the_model)
     elif stage == "asking the network":
-        patch.setattr(HostBackend, "_apply_model", failing(error))
+        patch.setattr(HostModel, "_apply", failing(error))
     elif stage == "updating the weights":
         patch.setattr(torch.optim.AdamW, "step", failing(error))
     else:

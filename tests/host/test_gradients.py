@@ -120,7 +120,7 @@ def assert_exact(name: str, loss: float, gradients: dict[str, torch.Tensor], bat
     error = torch.cat([(gradients[k] - wanted[k]).flatten() for k in wanted]).norm() / whole.norm()
     print(f"{name}: relative error {error:.2e}, loss {loss:.6f} vs {wanted_loss:.6f}")
     assert loss == pytest.approx(wanted_loss, rel=1e-5)  # the same sums in another order, fp32
-    assert error <= 1e-4  # fp32 rounding through a few layers; a wrong in-place value or weight gives 1e-3 and more
+    assert error <= 1e-5  # fp32 rounding, at most 2.3e-6 so far; a wrong in-place value or weight gives 1e-3 and more
 
 
 @BOTH
@@ -153,13 +153,13 @@ def test_layers_that_the_host_begins_to_stream_in_the_middle_of_a_run_are_fetche
         layers, adapters = make_adapters(backend)
         with backend.training(layers, adapters, Recompute.NONE, tuple(batch.latents.shape)):
             loss_and_gradients(backend, adapters, batch)
-            streamed = [layer for layer in backend._borrowing.resident if hasattr(layer, "in_features")][::3]
+            streamed = [layer for layer in backend.lending.borrowing.resident if hasattr(layer, "in_features")][::3]
             assert len(streamed) > 2
             for layer in streamed:
                 layer.weight_function, layer.comfy_cast_weights = [lambda weight: weight * 1], True
             loss, gradients = loss_and_gradients(backend, adapters, batch)
-            assert not set(map(id, streamed)) & set(map(id, backend._borrowing.resident))
-            assert len(backend._borrowing.resident) > len(streamed)
+            assert not set(map(id, streamed)) & set(map(id, backend.lending.borrowing.resident))
+            assert len(backend.lending.borrowing.resident) > len(streamed)
             for layer in streamed:
                 layer.weight_function, layer.comfy_cast_weights = [], False
     assert_exact(name, loss, gradients, batch)

@@ -23,7 +23,7 @@ def server(tmp_path_factory):
 
 def toy_prompt(server, **train) -> dict:
     """The toy template with a few steps; `train` overrides widgets of Train LoRA."""
-    prompt = server.api_prompt(json.loads((TEMPLATES / "train_and_try_toy.json").read_text()))
+    prompt = server.api_prompt(json.loads((TEMPLATES / "21 Train the toy, then try it.json").read_text()))
     node(prompt, "LoraLoomTrainLora").update({"steps": 8, "sample_every": 0, "targets": "attention", **train})
     return prompt
 
@@ -223,7 +223,7 @@ def test_bad_input_gets_one_sentence(server):
         "output name with a path": (folder_prompt(server, good, name="../x"), "name: '../x' contains a path"),
         "rank larger than a layer": (folder_prompt(server, good, rank=1024), "rank: 1024 is larger than layer"),
         "no matching layer": (folder_prompt(server, good, include="nothing"), "selects none"),
-        "bad pattern": (folder_prompt(server, good, exclude="("), "is not a regular expression"),
+        "bad pattern": (folder_prompt(server, good, exclude="("), "exclude: '(' is not a valid regular expression"),
         "folder that is not there": (folder_prompt(server, "missing"), "no folder 'missing'"),
         "unreadable pictures": (folder_prompt(server, "broken"), "a.png cannot be read as a picture"),
         "picture smaller than a bucket": (folder_prompt(server, "tiny"), "smaller than the smallest bucket"),

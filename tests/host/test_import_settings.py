@@ -46,7 +46,7 @@ def test_a_command_of_another_trainer_drives_the_run_and_its_report_names_what_i
     node = graph.add("LoraLoomImportSettings", text=COMMAND, more="")
     said = graph.run()["outputs"][node]["text"][0]
     assert "nonsense = 1: unknown, and left out" in said
-    assert "data.folder" in said
+    assert "folder (Load Training Folder)" in said
     assert "set them on the nodes for these" in said
 
 
@@ -64,4 +64,4 @@ def test_epochs_of_a_command_and_of_the_widget_are_counted_in_pictures(server):
 def test_a_text_of_no_program_is_one_sentence(server):
     graph = Graph(server)
     graph.add("LoraLoomImportSettings", text="hello", more="")
-    assert "text is a configuration of no program that is known" in graph.fails()
+    assert "text is not a configuration of any known program" in graph.fails()

@@ -7,10 +7,12 @@ import urllib.error
 import urllib.request
 
 import pytest
+from comfy_api.latest import io
 from live_server import running
 from lora_loom.convert import FormatError
 from lora_loom.lora_core.messages.errors import LoomError
 from lora_loom.lora_core.messages.message import LANGUAGES, Message, Setting, table
+from lora_loom.nodes.host.access.shown import on
 from lora_loom.nodes.host.web import message_routes
 from lora_loom.nodes.sockets import in_english, in_words, plain_errors
 
@@ -33,7 +35,11 @@ def host(monkeypatch):
 
 
 def node(error):
-    class Node:
+    class Node(io.ComfyNode):
+        @classmethod
+        def define_schema(cls):
+            return io.Schema(node_id="LoraLoomConvertLora", inputs=[], outputs=[])
+
         @classmethod
         @plain_errors("file")
         def execute(cls):
@@ -46,7 +52,16 @@ def test_the_page_that_queued_a_node_is_told_its_error_as_data(host):
     error = LoomError("lora.unknown_layer", field="lora", layer="q")
     with pytest.raises(LoomError):
         node(error).execute()
-    assert host.sent == [("lora_loom.error", error.message.as_json(), "tab")]
+    told = error.message.as_json(on("LoraLoomConvertLora"))
+    assert host.sent == [("lora_loom.error", told, "tab")]
+
+
+def test_an_error_says_what_its_widget_is_called_to_the_host_and_to_the_page(host):
+    error = LoomError("setting.not_finite", field="optimizer.lr", value=float("nan"))
+    with pytest.raises(LoomError, match=r"^learning_rate \(Train LoRA\): found nan"):
+        node(error).execute()
+    [(_, told, _)] = host.sent
+    assert (told["field"], told["text"]) == ("optimizer.lr", str(error))
 
 
 def test_an_error_about_a_file_names_the_widget_it_came_in_by_or_its_own(host):
@@ -58,7 +73,7 @@ def test_an_error_about_a_file_names_the_widget_it_came_in_by_or_its_own(host):
         node(FormatError("diffusers.no_form", name="unet.q", kind="loha", way=way)).execute()
     with pytest.raises(LoomError, match="^approximate_rank: 0 is not a rank"):
         node(FormatError("rank.unusable", field="approximate", rank=0)).execute()
-    assert [data["field"] for _, data, _ in host.sent] == ["file", "approximate_rank"]
+    assert [data["field"] for _, data, _ in host.sent] == ["file", "approximate"]
 
 
 def test_other_errors_are_the_hosts_own(host):
@@ -78,7 +93,7 @@ def test_a_report_is_english_for_every_page_and_messages_for_ours():
     lines = ["name", Message.of("note.only_t5", option=Setting("family"))]
     shown = in_words(lines, images=[1])
     assert shown["text"] == (in_english(lines),)
-    assert "Say which one it is with base_model." in shown["text"][0]
+    assert "Say which one it is with base_model (Convert LoRA)." in shown["text"][0]
     assert [m["text"] for m in shown["loom_messages"]] == in_english(lines).split("\n")
     assert shown["loom_messages"][1]["code"] == "note.only_t5"
     assert shown["images"] == [1]
@@ -89,7 +104,9 @@ def test_the_sentences_of_a_language_are_asked_for_once(tmp_path):
         address = f"http://127.0.0.1:{server.port}/lora_loom/messages"
         for language in LANGUAGES:
             with urllib.request.urlopen(f"{address}/{language}", timeout=30) as answer:
-                assert json.loads(answer.read()) == table(language)
+                told = json.loads(answer.read())
+                assert told["sentences"] == table(language)
+                assert told["names"]["optimizer.lr"][0][0] == "LoraLoomTrainLora"
                 tag = answer.headers["ETag"]
             again = urllib.request.Request(f"{address}/{language}", headers={"If-None-Match": tag})
             with pytest.raises(urllib.error.HTTPError) as caught:

@@ -11,6 +11,7 @@ import runs
 import torch
 from lora_loom.lora_core.borrowing.frozen import can_freeze, frozen
 from lora_loom.lora_core.data.buckets import fit
+from lora_loom.lora_core.data.shown import Shown
 from lora_loom.lora_core.messages.errors import LoomError
 from lora_loom.nodes.host.engine.backend import HostBackend
 from lora_loom.nodes.host.engine.layers import LAYERS
@@ -60,7 +61,7 @@ def test_sdxl_is_told_each_pictures_size_and_crop():
     with torch.inference_mode(False):
         backend = HostBackend(patcher, RandomClip("SDXL"), NoVae(patcher))
         how = fit(700, 500, 256, 64)
-        found = backend.conditioning._one_conditioning("a red cat", how, torch.zeros(1, 4, 8, 8))["y"].cond
+        found = backend.conditioning._one_conditioning("a red cat", how, Shown(), torch.zeros(1, 4, 8, 8))["y"].cond
     pooled = backend.texts.text("a red cat")[0][1]["pooled_output"]
     numbers = (
         500,

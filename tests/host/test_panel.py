@@ -170,7 +170,7 @@ def test_cancel_keeps_the_last_save_and_can_go_on(server):
     ("train", "sentence"),
     [
         ({"name": "../x"}, "name: '../x' contains a path"), ({"rank": 1024}, "rank: 1024 is larger than layer"), ({"include": "nothing"}, "selects none"),
-        ({"exclude": "("}, "is not a regular expression"), ({"name": "never", "resume": "continue last"}, "there is no run named 'never'"),
+        ({"exclude": "("}, "is not a valid regular expression"), ({"name": "never", "resume": "continue last"}, "there is no run named 'never'"),
     ],
 )  # fmt: skip
 def test_an_error_is_a_sentence_in_the_panel(server, train, sentence):

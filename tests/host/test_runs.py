@@ -37,8 +37,8 @@ def server(tmp_path_factory):
             yield server
 
 
-def train(server, name: str, **changes) -> Graph:
-    """Nine steps on the toy with a save and a validation every three, all saves kept."""
+def train(server, name: str, go: bool = True, **changes) -> Graph:
+    """Nine steps on the toy with a save and a validation every three, all saves kept. `go`: whether it is run now."""
     graph = Graph(server)
     base = graph.add("LoraLoomLoadToyModel")
     folder = graph.add("LoraLoomLoadFolder", folder="toy: object")
@@ -57,7 +57,8 @@ def train(server, name: str, **changes) -> Graph:
         settings=[keep, 0],
         **values,
     )
-    graph.run()
+    if go:
+        graph.run()
     return graph
 
 
@@ -102,12 +103,60 @@ def pictures(server, entry: dict, prefix: str) -> list[np.ndarray]:
 def test_the_list_says_what_a_run_is(server):
     found = row(server)
     assert (found["state"], found["step"], found["steps"], found["saves"]) == ("finished", 9, 9, [3, 6, 9])
-    assert found["base"] == "Stable Diffusion 1.x"
+    assert (found["base"], found["base_file"]) == ("Stable Diffusion 1.x", "toy")
     assert (found["picture"], found["results"]) == (9, ["kept.safetensors"])
     probes = [json.loads(line) for line in (runs_root(server) / "kept" / "log.jsonl").read_text().splitlines()]
     assert found["best"][1] == min(p["held_out"] for p in probes if "held_out" in p)
     assert found["size_bytes"] == sum(p.stat().st_size for p in (runs_root(server) / "kept").rglob("*") if p.is_file())
     assert server.get(RUNS)["local"] is True
+
+
+def test_what_a_person_says_of_a_run_is_kept_in_its_folder_and_changes_nothing_else(server):
+    before, file = state_of_disk(server), runs_root(server) / "kept" / "remark.json"
+    changed = row(server)["changed"]
+    for body in ({"title": "The good one"}, {"note": "lower rate\n猫"}, {"star": True}):
+        assert server.post(f"{RUNS}/remark", {"id": "kept", **body})[0] == 200
+    found = row(server)
+    assert [found[name] for name in ("title", "note", "star", "changed")] == [
+        "The good one",
+        "lower rate\n猫",
+        True,
+        changed,
+    ]
+    for body in ({}, {"title": "x" * 121}, {"star": "yes"}, {"id": "nowhere", "star": True}, {"note": "x" * 40_000}):
+        status, answer = server.post(f"{RUNS}/remark", {"id": "kept", **body})
+        assert 400 <= status < 500
+        assert answer["error"]["text"]
+    assert row(server)["title"] == "The good one"
+    file.unlink()
+    assert state_of_disk(server) == before
+
+
+def test_settings_and_pace_of_a_run_are_told(server):
+    told = server.get(f"{RUNS}/settings?id=kept")
+    assert (told["settings"]["adapter.rank"], told["settings"]["steps"]) == (4, 9)
+    assert set(told["pace"]) <= {"seconds_per_step", "peak_bytes"}  # too few steps between its saves to tell
+
+
+def test_the_queue_is_told_in_its_order_with_the_time_each_takes(server):
+    assert server.get(f"{RUNS}/queue") == {"queue": []}
+    graphs = [train(server, f"waits_{n}", go=False, steps=400 + n, sample_every=0).nodes for n in range(3)]
+    ids = [server.queue(graph) for graph in graphs]
+    try:
+        for _ in range(600):
+            rows = server.get(f"{RUNS}/queue")["queue"]
+            if rows and rows[0]["running"] and (rows[0]["step"] or 0) >= 4:
+                break
+            time.sleep(0.1)
+        assert [(r["id"], r["name"], r["running"], r["steps"]) for r in rows] == [
+            (ids[0], "waits_0", True, 400), (ids[1], "waits_1", False, 401), (ids[2], "waits_2", False, 402),
+        ]  # fmt: skip
+        assert rows[0]["seconds"] > 0
+        assert [r["seconds"] for r in rows[1:]] == [None, None]  # no run like them has told what its steps take
+    finally:
+        server.post("/queue", {"clear": True})
+        server.post("/interrupt", {})
+        server.result(ids[0])
 
 
 def test_a_running_run_says_so_and_is_not_deleted(server):
@@ -151,7 +200,7 @@ def test_every_save_of_a_run_goes_through_the_sampler_in_one_queue(server):
     assert all(np.abs(a - b).max() > 5 for a, b in zip(drawn, drawn[1:]))
     told = next(out["text"] for out in entry["outputs"].values() if out["text"][0].startswith("kept\n"))
     assert "step 9" in told[0]
-    assert "held-out 0." in told[0]
+    assert "validation 0." in told[0]
 
     last = Graph(server)  # the last save is the result: as LoraLoader draws its file
     base = last.add("LoraLoomLoadToyModel")
@@ -214,8 +263,8 @@ def test_the_sheet_has_base_saves_and_strengths(server):
     report = next(out["text"][0] for out in entry["outputs"].values() if "text" in out)
     assert report.splitlines()[0] == "kept"
     assert len(report.splitlines()) == 8
-    assert "without: held-out 0." in report
-    assert sum("held-out" in line for line in report.splitlines()) == 4  # measured at full strength alone
+    assert "without: validation 0." in report
+    assert sum("validation" in line for line in report.splitlines()) == 4  # measured at full strength alone
 
 
 def test_a_save_that_does_not_fit_the_model_is_refused(toy):
@@ -239,7 +288,7 @@ def test_a_refused_comparison_is_one_sentence(server):
     node = graph.add("LoraLoomCompareCheckpoints", **wires)
     for changes, sentence in (
         ({"strengths": "a lot"}, "strengths: 'a lot' is no list of strengths"),
-        ({"prompts": "x\n" * 200}, "pictures would be drawn"),
+        ({"prompts": "x\n" * 200}, "pictures would be generated"),
     ):
         graph.nodes[node]["inputs"].update({"strengths": "1", "prompts": "x", **changes})
         assert sentence in graph.fails()
@@ -261,6 +310,11 @@ def test_pictures_curves_and_resume_are_read(server):
     assert [step for step, _ in curve["loss"]] == list(range(1, 10))
     assert [step for step, _ in curve["held_out"]] == [3, 6, 9]
     assert server.get(f"{RUNS}/resume?id=kept") == {"name": "kept", "workflow": None}
+    measured = server.get(f"{RUNS}/measured?id=kept")
+    assert [row["step"] for row in measured["pictures"]["rows"]] == [0, 3, 6, 9]
+    assert measured["concepts"] is None
+    status, data, headers = raw(server, "GET", f"{RUNS}/thumbnails?id=kept")
+    assert (status, headers["Content-Type"], data[:2]) == (200, "image/jpeg", b"\xff\xd8")
 
 
 def test_a_run_keeps_the_graph_it_was_queued_from(server):
@@ -451,7 +505,14 @@ def test_no_name_leads_out_of_the_listing(server):
 
     before = state_of_disk(server)
     for name in HOSTILE:
-        for path in (f"{RUNS}/curve?id=", f"{RUNS}/resume?id=", f"{RUNS}/picture?step=9&id="):
+        for path in (
+            f"{RUNS}/curve?id=",
+            f"{RUNS}/settings?id=",
+            f"{RUNS}/resume?id=",
+            f"{RUNS}/picture?step=9&id=",
+            f"{RUNS}/measured?id=",
+            f"{RUNS}/thumbnails?id=",
+        ):
             status, data, _ = raw(server, "GET", path + quote(name, safe="", errors="surrogatepass"))
             assert 400 <= status < 500, (path, name, status)
         for action, body in (
@@ -459,6 +520,7 @@ def test_no_name_leads_out_of_the_listing(server):
             ("export", {"id": name, "save": "result"}),
             ("open", {"id": name}),
             ("restore", {"trash": name}),
+            ("remark", {"id": name, "star": True}),
         ):
             status, answer = server.post(f"{RUNS}/{action}", body)
             assert 400 <= status < 500, (action, name, status)
@@ -497,7 +559,7 @@ def test_600_malformed_requests_change_nothing_and_get_a_reason(server):
     log_from = len(server.log.read_text())
     slowest, seen = 0.0, set()
     for n in range(600):
-        action = rng.choice(["delete", "export", "open", "restore"])
+        action = rng.choice(["delete", "export", "open", "restore", "remark"])
         headers = {
             "Content-Type": rng.choice(
                 ["application/json"] * 4 + ["text/plain", "application/x-www-form-urlencoded", ""]
@@ -523,19 +585,31 @@ STRANGERS = [
 @pytest.mark.parametrize("headers", STRANGERS)
 def test_strangers_get_nothing(server, headers):
     before = state_of_disk(server)
-    for path in ("", "/curve?id=kept", "/picture?id=kept&step=9", "/resume?id=kept"):
+    for path in (
+        "",
+        "/curve?id=kept",
+        "/settings?id=kept",
+        "/queue",
+        "/picture?id=kept&step=9",
+        "/resume?id=kept",
+        "/measured?id=kept",
+        "/thumbnails?id=kept",
+    ):
         assert raw(server, "GET", f"{RUNS}{path}", headers=headers)[0] == 403
-    for action in ("delete", "export", "open", "restore"):
-        body = json.dumps({"id": "kept", "save": "result", "trash": "1"}).encode()
+    for action in ("delete", "export", "open", "restore", "remark"):
+        body = json.dumps({"id": "kept", "save": "result", "trash": "1", "star": True}).encode()
         assert raw(server, "POST", f"{RUNS}/{action}", body, {"Content-Type": "application/json", **headers})[0] == 403
     assert state_of_disk(server) == before
 
 
 def test_reading_changes_nothing(server):
     before = state_of_disk(server)
-    for path in ("", "/curve?id=kept", "/picture?id=kept&step=9", "/picture?id=kept&step=0&large=1", "/resume?id=kept"):
+    for path in (
+        "", "/curve?id=kept", "/settings?id=kept", "/queue", "/picture?id=kept&step=9", "/picture?id=kept&step=0&large=1", "/resume?id=kept",
+        "/measured?id=kept", "/thumbnails?id=kept",
+    ):  # fmt: skip
         assert raw(server, "GET", f"{RUNS}{path}")[0] == 200
-    for action in ("delete", "export", "open", "restore"):
+    for action in ("delete", "export", "open", "restore", "remark"):
         assert raw(server, "GET", f"{RUNS}/{action}?id=kept")[0] in (404, 405)
     assert state_of_disk(server) == before
 
@@ -574,15 +648,19 @@ def test_300_runs_are_listed_and_what_has_not_changed_is_not_read_again(server, 
 
 
 def test_the_template_compares_the_saves_of_the_first_template(server):
-    first = server.api_prompt(json.loads((ROOT / "example_workflows" / "train_and_try_toy.json").read_text()))
+    first = server.api_prompt(
+        json.loads((ROOT / "example_workflows" / "21 Train the toy, then try it.json").read_text())
+    )
     next(n["inputs"] for n in first.values() if n["class_type"] == "LoraLoomTrainLora").update(
         {"steps": 6, "save_every": 3, "sample_every": 0}
     )
     assert server.execute(first)["status"]["status_str"] == "success"
     entry = server.execute(
-        server.api_prompt(json.loads((ROOT / "example_workflows" / "compare_checkpoints.json").read_text()))
+        server.api_prompt(json.loads((ROOT / "example_workflows" / "24 Which save is best (toy).json").read_text()))
     )
     assert entry["status"]["status_str"] == "success", entry["status"]
-    report = next(out["text"][0] for out in entry["outputs"].values() if out.get("text", [""])[0].startswith("toy_zog"))
+    report = next(
+        out["text"][0] for out in entry["outputs"].values() if out.get("text", [""])[0].startswith("toy_koala")
+    )
     assert "step 3" in report
     assert "step 6" in report

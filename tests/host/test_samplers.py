@@ -20,7 +20,7 @@ def backend():
 
 @pytest.mark.parametrize(("setting", "name"), [("sampler", "dpm++ 2m"), ("scheduler", "karass")])
 def test_a_name_the_host_does_not_have_is_refused_before_the_first_step(setting, name, backend):
-    with pytest.raises(LoomError, match=rf"^samples.{setting}: .* is not drawn with this model here; allowed are "):
+    with pytest.raises(LoomError, match=rf"^samples.{setting}: .* cannot be used with this model here; allowed are "):
         require_drawable(parse({"samples": {setting: name}}), backend)
 
 

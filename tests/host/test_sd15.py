@@ -53,7 +53,9 @@ def test_sd15_template_trains_a_real_size_checkpoint(tmp_path_factory, figure):
         for n, size in enumerate([(300, 300), (320, 256), (256, 400), (280, 280)]):
             Image.fromarray(np.random.default_rng(n).integers(0, 255, (*size, 3), np.uint8)).save(folder / f"{n}.png")
             (folder / f"{n}.txt").write_text("a cat")
-        prompt = server.api_prompt(json.loads((TEMPLATES / "train_lora_sd15_sdxl.json").read_text()))
+        prompt = server.api_prompt(
+            json.loads((TEMPLATES / "3 Train, then try it (SDXL or SD1.5, 8 GB).json").read_text())
+        )
         node(prompt, "CheckpointLoaderSimple")["ckpt_name"] = "random.safetensors"
         node(prompt, "LoraLoomLoadFolder").update(folder="cats", trigger="zork")
         node(prompt, "LoraLoomTrainLora").update(steps=3, resolution=256, sample_every=0, save_every=1000, name="cats")

@@ -39,6 +39,10 @@ FAMILIES = {
         },
     ),
     "flux1": ("Flux", {"vec_in_dim": 768, "context_in_dim": 64}),
+    "wan": ("Wan", {"text_dim": 64}),
+    "auraflow": ("AuraFlow", {"cond_seq_dim": 64}),
+    "z-image": ("ZImage", {"cap_feat_dim": 64}),
+    "lumina2": ("Lumina2", {"cap_feat_dim": 64}),
 }
 WORDS = {
     "sd1": {"clip_l"},
@@ -46,12 +50,25 @@ WORDS = {
     "sdxl": {"clip_l", "clip_g"},
     "sd3": {"clip_l", "clip_g"},
     "flux1": {"clip_l"},
+    "wan": set(),
+    "auraflow": set(),
+    "z-image": set(),
+    "lumina2": set(),
 }
+TOKENS = [family for family, words in WORDS.items() if words]
+HEEDING = [
+    family for family in FAMILIES if family != "auraflow"
+]  # whose tiny network hardly heeds its text: no slope of the loss can be told
 JOB = {
     "method": "pivotal", "adapter": {"rank": 2, "alpha": 4.0, "targets": "attention"}, "text_encoder": {"train": True, "targets": "attention and mlp"},
     "embedding": {"tokens": "TOK*2 = cat\nOTHER"},
 }  # fmt: skip
 CAPTIONS = ["a TOK on the moon", "two words and OTHER, more"]
+
+
+def job_of(family):
+    """T5's kin have no table of words that a token could be added to."""
+    return JOB if WORDS[family] else {**JOB, "method": "lora", "embedding": {}}
 
 
 def backend_of(family):
@@ -68,7 +85,7 @@ def fill(adapters):
 
 
 def batch_of(name):
-    latents = torch.randn(2, *architectures.MODELS[name][2], generator=torch.Generator().manual_seed(7))
+    latents = torch.randn(2, *architectures.row_of(name)[2], generator=torch.Generator().manual_seed(7))
     return Batch(latents, CAPTIONS, [fit(96, 64, 64, 8), fit(70, 130, 64, 8)], ["one.png", "two.png"], torch.ones(2))
 
 
@@ -77,14 +94,31 @@ def part_of(name):
     if name.startswith("token."):
         return name
     return next(
-        (e for e in ("clip_l", "clip_g", "clip_h", "t5xxl", "lora_te1", "lora_te2", "lora_te") if e in name), "model"
+        (
+            e
+            for e in (
+                "clip_l",
+                "clip_g",
+                "clip_h",
+                "umt5xxl",
+                "pile_t5xl",
+                "qwen3_4b",
+                "gemma2_2b",
+                "t5xxl",
+                "lora_te1",
+                "lora_te2",
+                "lora_te",
+            )
+            if e in name
+        ),
+        "model",
     )
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", HEEDING)
 def test_gradients_of_text_encoders_and_tokens_are_the_slope_of_the_loss(family):
     backend, model, clip, name = backend_of(family)
-    config = parse(JOB)
+    config = parse(job_of(family))
     with torch.inference_mode(), torch.inference_mode(False):
         layers, adapters = make_adapters(config, backend)
         fill(adapters)
@@ -101,12 +135,18 @@ def test_gradients_of_text_encoders_and_tokens_are_the_slope_of_the_loss(family)
                 if (
                     p.grad is None
                 ):  # these read the last layer but one; the last is there, as in kohya's files, and stays at zero effect
-                    assert (family, key.split("_text_model")[0]) in (("sd2", "lora_te"), ("sdxl", "lora_te1")), key
-                    assert "layers_2" in key
+                    known = (
+                        ("sd2", "lora_te"),
+                        ("sdxl", "lora_te1"),
+                        ("z-image", "qwen3_4b"),
+                        ("lumina2", "gemma2_2b"),
+                    )
+                    assert (family, part_of(key)) in known, key
+                    assert "layers_2" in key or ".layers.2." in key
                     continue
                 parts.setdefault(part_of(key), []).append(p)
-            assert (
-                len(parts) >= 1 + len(WORDS[family]) * 3
+            assert len(parts) >= 1 + (
+                len(WORDS[family]) * 3 or 1
             )  # the model, each encoder's layers, each encoder's two tokens
             slopes = {}
             for part, params in parts.items():
@@ -129,7 +169,7 @@ def test_gradients_of_text_encoders_and_tokens_are_the_slope_of_the_loss(family)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_name_of_a_text_encoder_is_read_back_by_the_host(family):
     backend, model, clip, _ = backend_of(family)
-    config = parse(JOB)
+    config = parse(job_of(family))
     with torch.inference_mode(), torch.inference_mode(False):
         _, adapters = make_adapters(config, backend)
         fill(adapters)
@@ -143,11 +183,11 @@ def test_every_name_of_a_text_encoder_is_read_back_by_the_host(family):
     with torch.inference_mode():
         patched = comfy.lora.load_lora(files["run"][0], keys, log_missing=False)
     assert len(patched) == len(text)
-    for stem in ("run_tok_emb", "run_other_emb"):
+    for stem in ("run_tok_emb", "run_other_emb") if WORDS[family] else ():
         assert set(read_embedding(files[stem][0]).vectors) == WORDS[family]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", TOKENS)
 def test_a_caption_without_tokens_is_tokenized_as_ever_and_tokens_take_their_vectors(family):
     clip = encoders.build(family)
     with torch.inference_mode(), torch.inference_mode(False):
@@ -214,9 +254,9 @@ def test_a_run_in_the_host_is_the_headless_run_of_the_same_job(changes, toy, tmp
     """The same weights through two implementations of one network; float32 rounding, a little larger after each of six AdamW steps."""
     from lora_loom.lora_core.backends.diffusers_backend import DiffusersBackend
     from lora_loom.lora_core.data.folder import scan
-    from lora_loom.lora_core.toy.model import MODEL
     from lora_loom.lora_core.training.job import Job
     from lora_loom.lora_core.training.trainer import train
+    from shapes import MODEL
 
     changes = {**changes, "optimizer": {"lr": 1e-4}}
     host = runs.run(toy, tmp_path / "host" / "run", **changes)
@@ -244,8 +284,8 @@ LONG = {
 @pytest.mark.parametrize("text", LONG.values(), ids=LONG)
 def test_long_captions_are_read_in_the_same_pieces_in_the_host_and_headless(text, toy):
     from lora_loom.lora_core.backends.diffusers_backend import DiffusersBackend
-    from lora_loom.lora_core.toy.model import MODEL
     from lora_loom.nodes.host.engine.backend import HostBackend
+    from shapes import MODEL
 
     with torch.inference_mode():
         host = HostBackend(*toy)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
 from lora_loom.lora_core.backends.base import SampleJob
 from lora_loom.lora_core.backends.diffusers_backend import DiffusersBackend
 from lora_loom.lora_core.config import ObjectiveConfig, SampleConfig
-from lora_loom.lora_core.toy.model import MODEL
+from lora_loom.lora_core.toy import learn_text, networks
+from lora_loom.nodes.host.access import toy as loader
 from lora_loom.nodes.host.engine.backend import HostBackend
+from shapes import MODEL
 
 
 @pytest.fixture
@@ -60,3 +64,30 @@ def test_the_spread_of_latents_is_the_vaes_own_in_the_models_units(toy):
     assert torch.allclose(mean, expected[0], atol=1e-5)
     assert torch.allclose(spread, expected[1], rtol=1e-3, atol=1e-6)  # a difference of two latents in float32
     assert (spread > 0).all()
+
+
+@pytest.fixture(scope="module")
+def emoji_folder(tmp_path_factory):
+    """The emoji model with random weights, as its own export writes it: three levels, attention at one of them and in the middle."""
+    from transformers import CLIPTokenizer
+
+    folder = tmp_path_factory.mktemp("emoji")
+    tokenizer = CLIPTokenizer.from_pretrained(MODEL / "tokenizer")
+    shutil.copytree(MODEL / "tokenizer", folder / "tokenizer")
+    parts = {**learn_text.new_text_networks(tokenizer), "vae": networks.new_vae()}
+    for name, part in parts.items():
+        part.half().save_pretrained(folder / name)
+    networks.new_schedule().save_pretrained(folder / "scheduler")
+    return folder
+
+
+def test_levels_widths_and_heads_are_read_from_the_folder(emoji_folder):
+    with torch.inference_mode():
+        host = HostBackend(*loader.load(emoji_folder))
+    headless = DiffusersBackend(emoji_folder)
+    job = SampleJob("a dog face", 128, 128, SampleConfig(seed=3, cfg=4.0, steps=4))
+    with torch.inference_mode(False):
+        pictures = [np.asarray(backend.sample(job)[0], int) for backend in (host, headless)]
+    assert pictures[0].shape == (128, 128, 3)
+    assert np.ptp(pictures[0]) > 20
+    assert np.abs(pictures[0] - pictures[1]).max() <= 2  # of 255, as above

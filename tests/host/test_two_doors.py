@@ -16,12 +16,12 @@ from lora_loom.convert import products
 from lora_loom.lora_core.backends.diffusers_backend import DiffusersBackend
 from lora_loom.lora_core.config import parse
 from lora_loom.lora_core.data.folder import scan
-from lora_loom.lora_core.toy.model import MODEL
 from lora_loom.lora_core.training.job import Job
 from lora_loom.lora_core.training.trainer import train
 from lora_loom.nodes.host.engine.backend import HostBackend
 from lora_loom.nodes.jobs.headless import open_base
 from safetensors.torch import save_file
+from shapes import MODEL
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 LOSS_TOLERANCE = (

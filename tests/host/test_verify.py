@@ -13,9 +13,10 @@ import torch
 from lora_loom.lora_core.borrowing import borrow, frozen, guards
 from lora_loom.lora_core.config import Recompute
 from lora_loom.lora_core.messages.errors import LoomError
-from lora_loom.nodes.host.engine import backend as host_backend
 from lora_loom.nodes.host.engine import layers as host_layers
+from lora_loom.nodes.host.engine import lending, model
 from lora_loom.nodes.host.engine.backend import HostBackend
+from lora_loom.nodes.host.engine.lending import HostLending
 from lora_loom.nodes.host.engine.trials import SIDES, Trials
 from stand_ins import NoVae, RandomClip
 from test_gradients import loss_and_gradients, make_adapters, make_batch, opened, reference
@@ -166,13 +167,13 @@ def test_a_subclass_and_a_model_with_a_foreign_block_are_not_trusted():
 
 
 def seen_shapes(monkeypatch) -> list[tuple[int, ...]]:
-    shapes, trial = [], HostBackend._trial
+    shapes, trial = [], HostLending._trial
 
     def noted(self, shape):
         shapes.append(shape)
         return trial(self, shape)
 
-    monkeypatch.setattr(HostBackend, "_trial", noted)
+    monkeypatch.setattr(HostLending, "_trial", noted)
     return shapes
 
 
@@ -190,7 +191,7 @@ def test_with_checkpointing_a_smaller_shape_that_runs_is_taken(monkeypatch):
 
 
 def test_where_memory_ends_at_the_real_shape_a_smaller_one_is_compared(monkeypatch):
-    verify, shapes = host_backend.verify, []
+    verify, shapes = lending.verify, []
 
     def short_of_memory(network, adapters, borrowing, forward, dtype):
         shapes.append(forward.args[0])
@@ -198,7 +199,7 @@ def test_where_memory_ends_at_the_real_shape_a_smaller_one_is_compared(monkeypat
             raise torch.OutOfMemoryError
         return verify(network, adapters, borrowing, forward, dtype)
 
-    monkeypatch.setattr(host_backend, "verify", short_of_memory)
+    monkeypatch.setattr(lending, "verify", short_of_memory)
     start("Flux", Recompute.NONE, (1, 16, 32, 32))
     assert shapes == [(1, 16, 32, 32), (1, 16, 8, 8)]
 
@@ -282,7 +283,7 @@ def test_layers_of_a_pack_that_packs_its_weights_are_named(kept):
 
 
 def test_a_model_without_any_layer_to_name_says_so(monkeypatch):
-    monkeypatch.setattr(host_backend, "file_names", lambda model: {})
+    monkeypatch.setattr(model, "file_names", lambda base: {})
     patcher = architectures.build("Flux")
     with pytest.raises(LoomError) as refused:
         HostBackend(patcher, RandomClip("Flux"), NoVae(patcher)).layers()

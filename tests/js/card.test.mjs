@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import test from "node:test";
 import { fakeHost, openPage } from "./page.mjs";
 import { RequestError } from "../../js/api.js";
-import { RunCard, bestStep, leftBehind, longer } from "../../js/run_card.js";
+import { RunCard, bestStep, leftBehind, longer, strengthOf } from "../../js/run_card.js";
 import { Viewer, inside, nearest } from "../../js/viewer.js";
 
 openPage();
@@ -35,6 +35,10 @@ test("the card stays when a run has ended and is not there while it goes on", ()
   assert.ok(card.root.textContent.includes("zog"));
   card.show({ ...STATE, session: "next", result: {} }, true);
   assert.ok(card.root.hidden);
+});
+
+test("the strength that was measured is the one to start from, else the one it was trained at", () => {
+  assert.deepEqual([{ ...RESULT, strength: 0.8 }, RESULT].map(strengthOf), ["0.8", "1.0"]);
 });
 
 test("each button does what it says with this run", async () => {
@@ -130,6 +134,14 @@ test("another run stands beside this one at the nearest step", async () => {
   key(viewer, "b");
   await viewer.chooseRun("dog");
   assert.deepEqual(shown(viewer), [["dog", 19, 0], ["cat", 20, 0]]);
+  const labels = viewer.stage.children.map((half) => half.querySelector(".label").textContent);
+  assert.deepEqual(labels, ["dog · panel.sample_of", "cat · panel.sample_of"]);
+  assert.deepEqual(viewer.prompts.children.map((row) => row.textContent), ["a zogviewer.seed", "a dogviewer.seed"]);
+  const changed = { ...other, prompts: [{ ...other.prompts[0], prompt: "a cow" }, other.prompts[1]] };
+  const differing = new Viewer(fakeHost({ "/lora_loom/panel/samples": changed }), SAMPLES);
+  key(differing, "b");
+  await differing.chooseRun("dog");
+  assert.equal(differing.prompts.children[0].textContent, "a zogviewer.seeddog: a cow · viewer.seed");
 });
 
 test("Escape closes the viewer, and its keys reach nothing below it", async () => {
@@ -139,6 +151,17 @@ test("Escape closes the viewer, and its keys reach nothing below it", async () =
   key(viewer, "Escape", { stopPropagation: () => { stopped += 1; } });
   await settled();
   assert.deepEqual([viewer.root.removed, stopped], [true, 1]);
+});
+
+test("what was under the viewer has the keys again when it is closed", async () => {
+  const viewer = new Viewer(fakeHost({ "/lora_loom/runs": { runs: [] } }), SAMPLES);
+  const below = document.createElement("div");
+  let focused = 0;
+  below.focus = () => { focused += 1; };
+  document.activeElement = below;
+  await viewer.open();
+  viewer.close();
+  assert.equal(focused, 1);
 });
 
 test("prompt and seed of every picture are told", () => {

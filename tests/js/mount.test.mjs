@@ -66,12 +66,13 @@ test("a mounted panel asks at once, shows a run of any kind, and asks again whil
   const { panel } = await mountPanel(server.place, server.host);
   await settled();
   assert.equal(server.place.children[0], panel.root);
-  assert.match(server.asked[0][1], /^\/lora-loom\/v1\/panel\?node=page&workflow=&session=&after=0$/);
+  assert.match(server.asked[0][1], /^\/lora-loom\/v1\/messages\/en$/);
+  assert.match(server.asked[1][1], /^\/lora-loom\/v1\/panel\?node=page&workflow=&session=&after=0$/);
   assert.equal(panel.state.run, "cat");
   server.tick();
   await settled();
   assert.match(server.asked.at(-1)[1], /session=s&after=1$/);
-  assert.equal(server.asked.length, 2);
+  assert.equal(server.asked.length, 3);
 });
 
 test("where nothing goes on, a panel asks more rarely, and so it still sees a run begin", async (context) => {
@@ -199,5 +200,8 @@ test("the list of runs and the editor stand in a page too", async (context) => {
   const editor = await mountEditor(document.createElement("div"), server.host, "key");
   await settled();
   assert.equal(editor.pictures.length, 1);
-  assert.match(server.asked.at(-1)[1], /^\/lora-loom\/v1\/dataset\?session=key/);
+  const asked = server.asked.map(([, url]) => url);
+  for (const name of ["dataset", "dataset/notes", "dataset/captioning"]) {
+    assert.ok(asked.some((url) => url.startsWith(`/lora-loom/v1/${name}?session=key`)), name);
+  }
 });

@@ -44,13 +44,15 @@ export function openPage() {
   const document = {
     head, listeners, hidden: false, visibilityState: "visible",
     createElement: (tag) => new Element(tag),
+    createElementNS: (space, tag) => new Element(tag),
     getElementById: (id) => head.children.find((child) => child.id === id) ?? null,
-    body: new Element("body"),
+    body: new Element("body"), documentElement: new Element("html"),
     addEventListener(name, listener) { (listeners[name] ??= []).push(listener); },
     removeEventListener(name, listener) { listeners[name] = listeners[name].filter((other) => other !== listener); },
   };
   Object.assign(globalThis, {
-    document, window: { addEventListener() {} }, ResizeObserver: Observer, IntersectionObserver: Observer,
+    document, HTMLElement: Element, window: { addEventListener() {} },
+    ResizeObserver: Observer, IntersectionObserver: Observer, MutationObserver: Observer,
     requestAnimationFrame: () => 1, cancelAnimationFrame() {},
   });
   return document;

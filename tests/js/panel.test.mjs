@@ -2,10 +2,16 @@ import assert from "node:assert/strict";
 import test from "node:test";
 import { fakeHost, openPage } from "./page.mjs";
 import { RequestError } from "../../js/api.js";
+import { PALETTES, followInk, paletteFor } from "../../js/chart_colours.js";
+import { COLOURS } from "../../js/compare.js";
+import { spread } from "../../js/end_labels.js";
 import { Settings } from "../../js/settings.js";
-import { TrainPanel, headline, speedOf, usage, watchPanels } from "../../js/train_panel.js";
+import { watchPanels } from "../../js/panel_watch.js";
+import { headline, speedOf, usage } from "../../js/panel_words.js";
+import { TrainPanel } from "../../js/train_panel.js";
 
 openPage();
+globalThis.getComputedStyle = () => ({ color: "", fontFamily: "Inter" });
 const KIND = "LoraLoomTrainLora";
 const row = (step) => [step, step, 0.5, 0.5, 0.5, 1e-4, 1];
 const EVENT = {
@@ -97,6 +103,22 @@ test("the end of a run is told once, and only in a page that saw it go on", () =
   assert.equal(host.refreshed, 1);
 });
 
+for (const [status, more, words] of /** @type {const} */ ([
+  ["finished", { result: { files: ["cat.safetensors"], lora: "cat" } }, "panel.made"],
+  ["failed", { error: { code: "rank", field: "adapter.rank", values: {}, text: "1024 is too large" } }, "too large"],
+])) {
+  test(`a run that ${status} while an older state was on its way is told of with all there is to tell`, () => {
+    const host = fakeHost({ "/lora_loom/panel": { panel: null } }), panel = panelOn(host);
+    panel.set(STATE);
+    panel.take({ ...EVENT, status, changes: 3, rows: [] });
+    panel.set({ ...STATE, changes: 2 }); // asked for before the end
+    assert.deepEqual(host.toasts, []);
+    panel.set({ ...STATE, status, changes: 3, ...more });
+    assert.equal(host.toasts.length, 1);
+    assert.ok(host.toasts[0][1].includes(words), host.toasts[0][1]);
+  });
+}
+
 test("the field of an error is marked until the run is another one", () => {
   const panel = panelOn(fakeHost({ "/lora_loom/panel": { panel: null } }));
   const error = { code: "rank", field: "adapter.rank", values: {}, text: "adapter.rank: 1024 is too large" };
@@ -140,8 +162,83 @@ test("an event of another workflow is no news, unless it is of the run that is s
 test("the newest sample and the legend follow the state", () => {
   const panel = panelOn(fakeHost());
   panel.set({ ...STATE, samples: [[0, 11], [4, 12]], saves: [4], probes: [[2, 0.4, 0.5]] });
-  assert.equal(panel.newest.src, "http://server/lora_loom/panel/sample?run=cat&step=4&size=1024&v=12");
-  assert.equal(panel.legend.children.length, 7);
+  assert.equal(panel.samples.newest.src, "http://server/lora_loom/panel/sample?run=cat&step=4&size=1024&v=12");
+  const legend = () => panel.legend.children.map((one) => one.textContent);
+  assert.deepEqual(legend(), ["panel.saves", "panel.samples", "runs.measured"]);
+  panel.set({ ...STATE, samples: [[0, 11], [4, 12]], saves: [4], probes: [] });
+  assert.deepEqual(legend(), ["panel.saves", "panel.samples"]); // without validation nothing was measured
+});
+
+test("the legend opens what was measured, and says what goes wrong", async () => {
+  const measured = { pictures: null, concepts: null, cell_px: 96, columns: 16 };
+  for (const [answer, toasts] of [[measured, 0], [new Error("gone"), 1]]) {
+    const host = fakeHost({ "/lora_loom/runs/measured": answer }), panel = panelOn(host);
+    panel.set({ ...STATE, probes: [[2, 0.4, 0.5]] });
+    await panel.legend.children.at(-1).onclick();
+    assert.ok(host.asked.includes("/lora_loom/runs/measured?id=cat"));
+    assert.equal(host.toasts.length, toasts);
+  }
+});
+
+/** WCAG 2.1: how far two colours are apart in lightness, from 1 to 21. */
+function contrast(one, two) {
+  const lightness = (colour) => {
+    const channels = [1, 3, 5].map((at) => parseInt(colour.slice(at, at + 2), 16) / 255);
+    const [red, green, blue] = channels.map((c) => (c <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4));
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue;
+  };
+  const [dark, light] = [lightness(one), lightness(two)].sort((a, b) => a - b);
+  return (light + 0.05) / (dark + 0.05);
+}
+
+test("every line and mark can be read as a word on dark and on light pages", () => {
+  const grounds = { dark: ["#353535", "#262729", "#0b0f19"], light: ["#ffffff", "#f0f0f0", "#f3f4f6"] };
+  for (const [theme, palette] of Object.entries(PALETTES)) {
+    for (const [name, colour] of Object.entries(palette).filter(([name]) => name !== "ground")) {
+      for (const ground of grounds[theme]) assert.ok(contrast(colour, ground) >= 4.5, `${theme} ${name} on ${ground}`);
+    }
+  }
+  for (const colour of COLOURS) assert.ok(contrast(colour, "#16181c") >= 4.5, colour); // of runs that are compared
+});
+
+test("the colours are those for the page's ink, and the legend follows them", () => {
+  assert.equal(paletteFor("rgb(221, 221, 221)"), PALETTES.dark);
+  assert.equal(paletteFor("rgba(31, 35, 40, 0.9)"), PALETTES.light);
+  const panel = panelOn(fakeHost()), colours = [];
+  panel.set({ ...STATE, saves: [4] });
+  panel.showLegend = () => colours.push(panel.chart.palette.save);
+  panel.chart.take(PALETTES.light);
+  panel.chart.take(PALETTES.light);
+  assert.deepEqual(colours, [PALETTES.light.save]);
+});
+
+test("a page that turns from dark to light has its charts drawn anew, and only those whose ink changed", () => {
+  const [one, two, gone] = [1, 2, 3].map(() => panelOn(fakeHost()).chart), drawn = [];
+  for (const chart of [one, two, gone]) Object.assign(chart, { ink: "dark", changed: () => drawn.push(chart) });
+  one.inkNow = gone.inkNow = () => "light";
+  two.inkNow = () => "dark";
+  gone.dispose();
+  followInk();
+  assert.deepEqual(drawn, [one]);
+});
+
+test("names at the ends of lines never lie over one another, and stay inside where there is room", () => {
+  assert.deepEqual(spread([50, 10, 90], 14, 0, 100), [50, 10, 90]);
+  assert.deepEqual(spread([50, 51, 52], 14, 0, 100), [50, 64, 78]);
+  assert.deepEqual(spread([99, 98, 5], 14, 0, 100), [100, 86, 5]);
+  const many = spread([1, 1, 1, 1], 14, 7, 93);
+  assert.deepEqual(many, [7, 21, 35, 49]);
+});
+
+test("each line of the chart is named at its end, where it has one", () => {
+  const { chart } = panelOn(fakeHost());
+  Object.assign(chart, { width: 400, height: 200, rows: [row(1), row(2)], rateEnd: 30 });
+  const view = { begin: 0, end: 2, probes: [[2, 0.4, null]], y: (loss) => 100 * loss };
+  chart.name(view);
+  const names = chart.ends.root.children.map((one) => [one.textContent, one.style.top]);
+  assert.deepEqual(names, [
+    ["panel.loss", "48px"], ["panel.smoothed", "62px"], ["panel.rate", "20px"], ["panel.held_out", "34px"],
+  ]);
 });
 
 test("a setting shows at once", () => {
@@ -149,11 +246,11 @@ test("a setting shows at once", () => {
   panel.set({ ...STATE, samples: [[4, 12]] });
   const medium = before();
   panel.settings.take("LoraLoom.panel.sampleSize", "large");
-  assert.equal(panel.pictures.style.minHeight, "460px");
+  assert.equal(panel.samples.root.style.minHeight, "460px");
   assert.equal(before() - medium, 460 - 350);
   panel.dispose();
   panel.settings.take("LoraLoom.panel.sampleSize", "small");
-  assert.equal(panel.pictures.style.minHeight, "460px");
+  assert.equal(panel.samples.root.style.minHeight, "460px");
 });
 
 test("a speed is told in the larger unit, and none before there is one", () => {
@@ -167,9 +264,9 @@ test("step and time left stand large, and what goes on between two steps beside 
   assert.equal(headline({ status: "finished", step: 9, steps: 9, left_s: null }), "panel.step");
   assert.equal(headline({ status: "preparing", step: 0, steps: 0, left_s: null }), "");
   const panel = panelOn(fakeHost());
-  panel.set({ ...STATE, doing: { text: "Drawing samples 2/4" } });
-  assert.equal(panel.doing.textContent, "Drawing samples 2/4");
-  panel.set({ ...STATE, status: "finished", doing: { text: "Drawing samples 4/4" } });
+  panel.set({ ...STATE, doing: { text: "Generating samples 2/4" } });
+  assert.equal(panel.doing.textContent, "Generating samples 2/4");
+  panel.set({ ...STATE, status: "finished", doing: { text: "Generating samples 4/4" } });
   assert.equal(panel.doing.textContent, "");
 });
 
@@ -210,13 +307,13 @@ test("a new run never shows the old chart", () => {
   panel.set({ ...STATE, probes: [[2, 0.4, 0.5]], saves: [2], samples: [[2, 11]] });
   panel.take({ ...EVENT, session: "new", step: 0, rows: [] });
   const { rows, probes, saves, samples } = panel.chart;
-  assert.deepEqual([rows, probes, saves, samples, panel.pictures.hidden], [[], [], [], [], true]);
+  assert.deepEqual([rows, probes, saves, samples, panel.samples.root.hidden], [[], [], [], [], true]);
 });
 
 test("the samples take at least half of the panel", () => {
   const panel = panelOn(fakeHost());
   panel.set({ ...STATE, samples: [[0, 11], [4, 12]] });
-  assert.ok(2 * parseInt(panel.pictures.style.minHeight) >= panel.minHeight());
+  assert.ok(2 * parseInt(panel.samples.root.style.minHeight) >= panel.minHeight());
 });
 
 test("the use of a result holds the prompt the samples were drawn with, and its tag for A1111", () => {

@@ -1,13 +1,20 @@
 import assert from "node:assert/strict";
 import test from "node:test";
 import { nearestSample } from "../../js/curves.js";
-import { coursesRange, decades, linearScale, logarithmicScale, lossRange, niceTicks } from "../../js/scales.js";
+import {
+  coursesRange, decades, extent, linearScale, logarithmicScale, lossRange, niceTicks,
+} from "../../js/scales.js";
 
 const row = (step, loss, smooth = loss) => [step, step, loss, loss, smooth, 1e-4, 1];
 
 test("a linear scale takes its ends to the ends, also downwards", () => {
   const y = linearScale(2, 4, 100, 0);
   assert.deepEqual([2, 3, 4, 5].map(y), [100, 50, 0, -50]);
+});
+
+test("the extent of values is their lowest and highest, also of more than a call takes arguments", () => {
+  assert.deepEqual(extent([3, -1, 2]), [-1, 3]);
+  assert.deepEqual(extent(Array.from({ length: 300_000 }, (_, n) => n)), [0, 299_999]);
 });
 
 test("a logarithmic scale gives each factor the same room and keeps what is too small at its start", () => {

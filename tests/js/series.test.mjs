@@ -53,3 +53,9 @@ test("the nearest row is the one read off under the pointer", () => {
 });
 
 test("without rows there is no last step", () => assert.equal(lastStep([]), 0));
+
+test("two rows of two experts keep the smoothed loss of the second one", () => {
+  const one = [1, 1, 0.5, 0.5, 0.5, 1e-4, 0.1, null], two = [2, 2, 0.9, 0.9, 0.5, 1e-4, 0.2, 0.9];
+  assert.deepEqual(joined(one, two), [1, 2, 0.5, 0.9, 0.5, 1e-4, 0.2, 0.9]);
+  assert.equal(joined(one.slice(0, 7), two.slice(0, 7)).length, 7);
+});

@@ -55,6 +55,17 @@ test("several folders lie beside each other", async () => {
   assert.deepEqual([drop.name, drop.files.map(({ path }) => path)], ["", ["one/a.png", "two/a.png", "b.png"]]);
 });
 
+test("a folder and folders of it may hold more files than a call takes arguments", async () => {
+  const one = entry(file("a.png")), full = { ...folder("full"), createReader: () => {
+    const lists = [Array.from({ length: 150_000 }, () => one), []];
+    return { readEntries: (done) => done(lists.shift() ?? []) };
+  } };
+  for (const entries of [[full], [folder("outer", full)], [full, one]]) {
+    const { files } = await filesOf({ entries, files: [] });
+    assert.equal(files.length, 149_999 + entries.length);
+  }
+});
+
 test("a ZIP file alone gives its name, and so does a folder of a file dialogue", () => {
   assert.equal(loose([file("my set.zip")]).name, "my set");
   const inFolder = (path) => Object.assign(file("a.png"), { webkitRelativePath: path });

@@ -84,5 +84,5 @@ def test_a_model_is_split_over_processes_or_the_pytorch_that_can_is_named(monkey
     if hasattr(fsdp, "fully_shard"):
         assert compat.fully_shard() is fsdp.fully_shard
     monkeypatch.delattr(fsdp, "fully_shard", raising=False)
-    with pytest.raises(LoomError, match=r"PyTorch \S+ cannot split a model over processes; install 2\.6 or newer"):
+    with pytest.raises(LoomError, match=r"PyTorch \S+ cannot split a model across processes; install 2\.6 or newer"):
         compat.fully_shard()

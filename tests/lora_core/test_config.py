@@ -84,7 +84,7 @@ def test_a_choice_that_does_not_exist_is_refused_with_the_list():
 
 
 def test_an_empty_timestep_range_is_refused():
-    with pytest.raises(ConfigError, match="objective.min_timestep: 500 is not below max_timestep 500"):
+    with pytest.raises(ConfigError, match="objective.min_timestep: 500 is not below objective.max_timestep 500"):
         parse({"objective": {"min_timestep": 500, "max_timestep": 500}})
 
 
@@ -161,3 +161,13 @@ def test_a_job_file_that_is_missing_or_a_folder_is_refused_by_its_path(tmp_path)
 def test_a_bad_name_is_refused_before_anything_runs():
     with pytest.raises(LoomError, match="name: '../x' contains a path"):
         parse({"name": "../x"})
+
+
+def test_half_a_character_is_refused_by_its_place_and_the_bytes_of_a_files_name_are_not():
+    with pytest.raises(ConfigError, match=r"^data.trigger: character 2 of the text is half a character"):
+        parse({"data": {"trigger": "z\ud800g"}})
+    assert parse({"data": {"folder": "caf\udce9"}}).data.folder == "caf\udce9"
+    with pytest.raises(ConfigError, match=r"^data.folder: character 4 of the text is half a character"):
+        parse({"data": {"folder": "caf\udc10"}})
+    with pytest.raises(ConfigError, match=r"^data.prefix: character 1 of the text is half a character"):
+        parse({"data": {"prefix": "\udce9"}})  # bytes of a name are no text

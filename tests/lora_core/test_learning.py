@@ -13,13 +13,12 @@ from lora_loom.lora_core.config import SampleConfig, parse
 from lora_loom.lora_core.data.folder import scan
 from lora_loom.lora_core.events import Listener
 from lora_loom.lora_core.recipes import merged
-from lora_loom.lora_core.toy import shapes as world
-from lora_loom.lora_core.toy.concepts import CONCEPTS, draw_ring, shows_ring
-from lora_loom.lora_core.toy.model import resolve_set
 from lora_loom.lora_core.training.build import make_adapters
-from lora_loom.lora_core.training.demo import demo_job, score
 from lora_loom.lora_core.training.job import Job
 from lora_loom.lora_core.training.trainer import train
+from shapes import set_folder, world
+from shapes.concepts import CONCEPTS, draw_ring, shows_ring
+from shapes.learning import demo_job, score
 
 
 def right(backend, pictures):
@@ -46,11 +45,7 @@ def test_the_toy_model_draws_what_it_is_asked_for_200_times(toy_backend):
 def test_a_demo_teaches_the_concept_to_its_trigger_and_to_nothing_else(name, toy_backend, run_toy, tmp_path):
     assert max(score(toy_backend, name)) <= 0.2  # unknown before, with and without the trigger
     config = parse(demo_job(name))
-    config = dataclasses.replace(
-        config,
-        data=dataclasses.replace(config.data, folder=resolve_set(config.data.folder)),
-        samples=dataclasses.replace(config.samples, every=0),
-    )
+    config = dataclasses.replace(config, samples=dataclasses.replace(config.samples, every=0))
     result = run_toy(config, tmp_path)
     layers, adapters = make_adapters(config, toy_backend)
     adapters.load_state_dict(
@@ -75,7 +70,7 @@ class Scored(Listener):
 
 def learned(name, toy_backend, run_toy, folder, judge=None, **changes):
     """(share with the trigger, share without) after the demo job of a bundled set with these changes."""
-    job = merged(demo_job(name), {"samples": {"every": 0}, "data": {"folder": resolve_set(f"toy:{name}")}, **changes})
+    job = merged(demo_job(name), {"samples": {"every": 0}, "data": {"folder": set_folder(name)}, **changes})
     scored = Scored(judge or (lambda: score(toy_backend, name)))
     result = run_toy(parse(job), folder, scored)
     return scored.found, result
@@ -141,7 +136,7 @@ def test_prior_preservation_keeps_the_class_what_it_was(toy_backend, run_toy, tm
     """Pictures of the subject alone: without class pictures circles become rings, with them they stay circles and the subject is learned as well."""
     subject = {
         "data": {
-            "folder": resolve_set("toy:object") + "/2_zog",
+            "folder": set_folder("object") + "/2_zog",
             "trigger": "zog",
             "resolution": 64,
             "bucket_step_px": 8,
@@ -170,13 +165,41 @@ def test_prior_preservation_keeps_the_class_what_it_was(toy_backend, run_toy, tm
 
 
 @pytest.mark.slow
+def test_the_frozen_models_predictions_keep_the_class_without_a_picture_of_it(toy_backend, run_toy, tmp_path):
+    """As above, with no class pictures; the control is the run without any preservation above, made here too."""
+    subject = {
+        "data": {
+            "folder": set_folder("object") + "/2_zog",
+            "trigger": "zog",
+            "resolution": 64,
+            "bucket_step_px": 8,
+        },
+        "steps": 500,
+        "batch_size": 4,
+    }
+    found = {}
+    for name, prior in (("without", {}), ("with", {"class_word": "circle", "held_by": "predictions"})):
+        changes = merged(subject, {"prior": prior})
+        found[name], _ = learned(
+            "object", toy_backend, run_toy, tmp_path / name / "run", lambda: drift(toy_backend), **changes
+        )
+    print(found)
+    assert not (tmp_path / "with" / "class_pictures").exists()
+    (right, leaked, learned_it), (_, leaked_without, _) = found["with"], found["without"]
+    assert learned_it >= 0.8
+    assert leaked <= 0.1
+    assert leaked_without >= 0.25
+    assert right > found["without"][0]
+
+
+@pytest.mark.slow
 def test_a_run_goes_on_from_a_lora_instead_of_starting_anew(toy_backend, run_toy, tmp_path):
     (half, _), first = learned("pair", toy_backend, run_toy, tmp_path / "first")
     names = [name for name, _ in make_adapters(parse(demo_job("pair")), toy_backend)[1]]
     start = starting_point(read(first.tensors, family=UNKNOWN), names, "lora")
     job = merged(
         demo_job("pair"),
-        {"samples": {"every": 0}, "data": {"folder": resolve_set("toy:pair")}, "steps": 30, "optimizer": {"lr": 1e-4}},
+        {"samples": {"every": 0}, "data": {"folder": set_folder("pair")}, "steps": 30, "optimizer": {"lr": 1e-4}},
     )
     shares = {}
     for name, begin in (("anew", None), ("on", start)):
@@ -227,7 +250,7 @@ def test_the_best_step_draws_no_worse_than_the_last_one_of_a_run_that_goes_wrong
                 drawn["last"] = score(toy_backend, "object")[0]
 
     job = merged(demo_job("object"), {
-        "steps": 600, "batch_size": 4, "data": {"folder": resolve_set("toy:object")}, "optimizer": {"lr": 1e-2}, "samples": {"every": 0},
+        "steps": 600, "batch_size": 4, "data": {"folder": set_folder("object")}, "optimizer": {"lr": 1e-2}, "samples": {"every": 0},
         "schedule": {"name": "constant", "warmup_steps": 600},
         "validation": {"every": 25, "folder": rings(tmp_path / "held", 16, "held"), "levels": 8, "patience": 8, "restore_best": True},
     })  # fmt: skip

@@ -7,6 +7,7 @@ import torch
 from lora_loom.lora_core.events import Control, Listener
 from lora_loom.lora_core.messages.errors import LoomError
 from safetensors.torch import load_file
+from slow_rows import mostly_slow
 
 OPTIMIZERS = [{"name": "adamw", "lr": 1e-3}, {"name": "prodigy", "lr": 1.0}, {"name": "schedule_free", "lr": 1e-3}]
 PIVOTAL = {
@@ -64,7 +65,9 @@ def test_text_encoders_stop_at_their_share_and_the_model_goes_on(toy_config, run
     assert not equal(values(states[-2], "lora_unet"), values(states[-1], "lora_unet"))
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS[:2], ids=lambda o: o["name"])
+@pytest.mark.parametrize(
+    "optimizer", mostly_slow(OPTIMIZERS[:2], lambda row: row["name"] == "adamw"), ids=lambda o: o["name"]
+)
 def test_a_run_stopped_before_at_or_after_the_pivot_goes_on_bit_for_bit(optimizer, toy_config, run_toy, tmp_path):
     config = toy_config(**PIVOTAL, optimizer=optimizer, ema_decay=0.9, text_encoder={"train": True, "stop": 0.8})
     whole = run_toy(config, tmp_path / "whole")

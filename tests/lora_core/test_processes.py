@@ -14,6 +14,7 @@ import torch
 from lora_loom.lora_core.processes import ALONE, Processes, launched
 from lora_loom.lora_core.runs import checkpoints
 from safetensors.torch import load_file
+from shapes import BASE
 
 HANG_S = 60.0  # only against hanging
 
@@ -23,7 +24,8 @@ def job(pictures, tmp_path):
     def write(name, batch, **more):
         path = tmp_path / f"{name}.toml"
         path.write_text(
-            f'name = "{name}"\nsteps = {more.pop("steps", 20)}\nbatch_size = {batch}\ngrad_accum = 2\nseed = 3\n[data]\nfolder = {str(pictures)!r}\n'
+            f'name = "{name}"\nbase = {more.pop("base", BASE)!r}\nsteps = {more.pop("steps", 20)}\n'
+            f"batch_size = {batch}\ngrad_accum = 2\nseed = 3\n[data]\nfolder = {str(pictures)!r}\n"
             "resolution = 32\nbucket_step_px = 16\nflip = true\nshuffle_tags = true\ncaption_dropout = 0.2\n[adapter]\nrank = 4\n[optimizer]\nlr = 1e-3\n"
             f"[save]\nevery = 5\n[samples]\nevery = 0\n[validation]\nevery = 10\nshare = 0.25\n{more.pop('extra', '')}"
         )
@@ -122,7 +124,7 @@ def test_a_run_of_two_goes_on_as_two_and_not_as_one(job, tmp_path):
         timeout=120,
     )
     assert done.returncode == 1
-    assert "2 processes trained it, 1 are here" in done.stderr
+    assert "it was trained by 2 processes, and 1 is running here" in done.stderr
 
 
 @pytest.mark.slow
@@ -183,16 +185,16 @@ def test_a_split_model_trains_what_whole_ones_train(family, job, tmp_path):
     sys.path.append(str(Path(__file__).parent / "backends"))
     import tiny_flow
 
-    base = "" if family == "toy" else f"base = {str(tiny_flow.saved(family, tmp_path / 'base'))!r}\n"
-    out, extra = tmp_path / "runs", "[prior]\nweight = 0.0\n"
-    whole, split = job("whole", 1, steps=6, extra=extra), job("split", 1, steps=6, extra=extra)
+    base = BASE if family == "toy" else str(tiny_flow.saved(family, tmp_path / "base"))
+    out, more = tmp_path / "runs", {"steps": 6, "extra": "[prior]\nweight = 0.0\n", "base": base}
+    whole, split = job("whole", 1, **more), job("split", 1, **more)
     for path in (whole, split):
         text = (
             path.read_text()
             .replace("rank = 4", 'rank = 4\nalgorithm = "dora"')
             .replace("[samples]\nevery = 0", "[samples]\nevery = 3\nsteps = 2")
         )
-        path.write_text(base + "checkpointing = true\n" + text)
+        path.write_text("checkpointing = true\n" + text)
     run(2, "train", whole, "--out", out)
     text = run(2, "train", split, "--out", out, ACCELERATE_USE_FSDP="true")
     assert "the frozen model is split over 2 processes" in text

@@ -1,7 +1,12 @@
+from pathlib import Path
+
 import pytest
 from lora_loom.lora_core.config import ConfigError, from_values, load
 from lora_loom.lora_core.messages.errors import LoomError
 from lora_loom.lora_core.recipes import HERE, about, names, read_toml, recipe
+from lora_loom.lora_core.toy.model import resolve_set
+from lora_loom.lora_core.toy.taught import TAUGHT
+from lora_loom.lora_core.training.comparing import differences, required_ruler
 from lora_loom.lora_core.training.sweep import runs_of, sheet
 from PIL import Image
 
@@ -57,7 +62,7 @@ def test_a_job_goes_over_its_recipe(tmp_path):
 
 def test_an_unknown_recipe_is_named_with_those_there_are(tmp_path):
     with pytest.raises(
-        LoomError, match="recipe: 'faces' is not known; choose one of captioned_set, character_and_style,"
+        LoomError, match="recipe: 'faces' is not known; choose one of auto, captioned_set, character_and_style,"
     ):
         recipe("faces")
     with pytest.raises(ConfigError, match="recipe: expected str, found 3"):
@@ -75,9 +80,32 @@ def test_the_y2k_sweep_has_the_eight_runs_of_the_article(tmp_path):
     ]  # fmt: skip
 
 
+def test_the_style_of_the_toy_is_taught_as_those_runs_taught_theirs_in_fewer_steps(tmp_path):
+    theirs, ours = (runs_of(read_toml(HERE / "sweeps" / f"{name}.toml"), tmp_path) for name in ("y2k", "toy_style"))
+    table = [
+        [(j.data.repeats, j.batch_size, j.objective.weighting, j.data.limit, j.method) for j in jobs]
+        for jobs in (theirs, ours)
+    ]
+    assert table[0] == table[1]
+    assert [mine.steps * 5 for mine in ours] == [other.steps * 2 for other in theirs]
+
+
+@pytest.mark.parametrize("file", sorted((HERE / "sweeps").glob("toy_*.toml")), ids=lambda file: file.stem)
+def test_a_sweep_of_the_toy_has_pictures_a_ruler_and_runs_that_differ(file, tmp_path):
+    values = read_toml(file)
+    jobs = runs_of(values, tmp_path)
+    assert jobs[0].name.startswith(f"{file.stem}_")
+    assert required_ruler(values) in TAUGHT
+    assert len(jobs) >= 2
+    assert len(set(map(repr, differences(jobs).values()))) == len(jobs)
+    for job in jobs:
+        assert job.base == "toy"
+        assert all(Path(resolve_set(data.folder)).is_dir() for data in job.all_sets())
+
+
 @pytest.mark.parametrize(("values", "sentence"), [
     ({}, "runs: a sweep has a"), ({"runs": []}, "runs: a sweep has a"), ({"runs": [{"steps": 3}]}, "runs: a sweep has a"),
-    ({"runs": [{"name": "a"}, {"name": "a"}]}, "runs: the name 'sweep_a' is there twice"),
+    ({"runs": [{"name": "a"}, {"name": "a"}]}, "runs: the name 'sweep_a' is used twice"),
     ({"runs": [{"name": "a", "base": "x"}, {"name": "b"}]}, "runs: a sweep has one base model"),
     ({"runs": [{"name": "a", "stps": 1}]}, "stps: unknown setting"),
 ])  # fmt: skip

@@ -11,9 +11,9 @@ from lora_loom.lora_core.data.batches import Batches
 from lora_loom.lora_core.data.folder import scan
 from lora_loom.lora_core.data.latents import LatentCache
 from lora_loom.lora_core.rng import randn_like, step_rng
-from lora_loom.lora_core.toy.model import MODEL
 from lora_loom.lora_core.training.build import make_adapters
 from peft import LoraConfig
+from shapes import MODEL
 
 STEPS = 20
 

@@ -55,5 +55,5 @@ def test_wired_settings_go_over_the_widgets(nodes):
 def test_the_widget_of_a_field_is_known_by_the_fields_path(nodes):
     names = nodes("extension").WIDGET_NAMES
     assert names["optimizer.lr"] == ("learning_rate",)
-    assert names["embedding.init"] == ("init_text", "init")
+    assert names["embedding.init"] == ("init", "init_text")
     assert names["schedule.name"] == ("scheduler",)

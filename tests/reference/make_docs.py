@@ -26,7 +26,7 @@ class Words:
     headings: tuple[str, str, str, str]
     input_row: tuple[str, str, str]
     output_row: tuple[str, str]
-    marks: tuple[str, str]
+    marks: tuple[str, str, str]
     choices: str
     bounds: str
     switch: tuple[str, str]
@@ -35,17 +35,17 @@ class Words:
 
 WORDS = {
     "en": Words(
-        ("Example", "Common mistakes", "Inputs", "Outputs"), ("input", "default", "what it does"), ("output", "what it is"), ("optional", "advanced"),
+        ("Example", "Common mistakes", "Inputs", "Outputs"), ("input", "default", "what it does"), ("output", "what it is"), ("optional", "advanced", "older workflows"),
         " Choices: {}.", " From {} to {}.", ("off", "on"), "None.",
     ),
     "zh": Words(
-        ("示例", "常见错误", "输入", "输出"), ("输入", "默认值", "作用"), ("输出", "内容"), ("可选", "高级"), "可选值：{}。", "范围 {} 到 {}。", ("关", "开"), "无。",
+        ("示例", "常见错误", "输入", "输出"), ("输入", "默认值", "作用"), ("输出", "内容"), ("可选", "高级", "旧工作流"), "可选值：{}。", "范围 {} 到 {}。", ("关", "开"), "无。",
     ),
     "ko": Words(
-        ("예시", "흔한 실수", "입력", "출력"), ("입력", "기본값", "설명"), ("출력", "내용"), ("선택", "고급"), " 선택지: {}.", " 범위 {}~{}.", ("끔", "켬"), "없음.",
+        ("예시", "흔한 실수", "입력", "출력"), ("입력", "기본값", "설명"), ("출력", "내용"), ("선택", "고급", "예전 워크플로"), " 선택지: {}.", " 범위 {}~{}.", ("끔", "켬"), "없음.",
     ),
     "ja": Words(
-        ("例", "よくある間違い", "入力", "出力"), ("入力", "初期値", "説明"), ("出力", "内容"), ("任意", "詳細"), "選択肢：{}。", "範囲は{}から{}。", ("オフ", "オン"), "なし。",
+        ("例", "よくある間違い", "入力", "出力"), ("入力", "初期値", "説明"), ("出力", "内容"), ("任意", "詳細", "古いワークフロー"), "選択肢：{}。", "範囲は{}から{}。", ("オフ", "オン"), "なし。",
     ),
 }  # fmt: skip
 
@@ -85,7 +85,8 @@ def called(name: str, word: Callable[[str], str]) -> str:
 
 
 def kind(item: Any, words: Words, word: Callable[[str], str]) -> str:
-    has = (getattr(item, "optional", False), getattr(item, "advanced", False))
+    old = bool((getattr(item, "extra_dict", None) or {}).get("hidden"))  # it stands on a settings node now
+    has = (getattr(item, "optional", False) and not old, getattr(item, "advanced", False) and not old, old)
     marks = [mark for mark, there in zip(words.marks, has, strict=True) if there]
     return called(item.id, word) + (f" ({', '.join(marks)})" if marks else "")
 

@@ -46,11 +46,11 @@ def text() -> str:
 
 def lines(rows: dict) -> list[str]:
     """A line for each row; those without a counterpart of one reason together, at the end."""
-    from lora_loom.lora_core.messages.message import table
+    from lora_loom.lora_core.messages.message import Message
 
-    english, out, nothing = table("en"), [], {}
+    out, nothing = [], {}
     for key, row in rows.items():
-        why = english[row.why] if row.why else ""
+        why = str(Message.of(row.why)) if row.why else ""
         if row.convert is None:
             nothing.setdefault(why, []).append(f"`{key}`")
             continue

@@ -1,6 +1,6 @@
 """Writes everything that is made from the schemas of our nodes: locales/, the tables of the help pages, example_workflows/,
 
-js/widget_names.js, and docs/switching.md. Needs no ComfyUI.
+js/widget_names.js, nodes/host/access/places.json, docs/templates.md, docs/switching.md, docs/families.md and docs/glossary.md. Needs no ComfyUI.
 
 Run it when a node, an input or a setting changes: python tests/reference/make_texts.py
 """
@@ -13,6 +13,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import make_docs  # noqa: E402
+import make_families  # noqa: E402
+import make_glossary  # noqa: E402
 import make_locales  # noqa: E402
 import make_switching  # noqa: E402
 import make_widget_names  # noqa: E402
@@ -25,8 +27,11 @@ def main() -> None:
     make_locales.write(ours)
     make_docs.write(ours)
     make_workflows.write(ours)
+    make_glossary.write()
+    make_workflows.write_page()
     make_switching.write()
-    make_widget_names.write()
+    make_families.write()
+    make_widget_names.write(ours)
 
 
 if __name__ == "__main__":

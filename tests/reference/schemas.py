@@ -112,6 +112,7 @@ class Finder:
         if spec.name == "folder_paths":
             empty = tempfile.gettempdir() + "/lora-loom-without-host"
             module.get_input_directory = module.get_output_directory = module.get_user_directory = lambda: empty
+            module.models_dir = empty
             module.get_folder_paths = module.get_filename_list = lambda kind: []
         return module
 

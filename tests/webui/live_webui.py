@@ -17,6 +17,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hub import made_hub
+
 ROOT = Path(__file__).resolve().parents[2]
 START_S, ANSWER_S = 420, 590
 PROBE = Path(__file__).parent / "probe_extension"
@@ -45,7 +47,14 @@ class Kind:
         """Why this host cannot be started here; empty where it can."""
         if not (self.place / "launch.py").is_file():
             return f"no {self.name} at {self.place}; set {self.variable}"
-        return "" if self.python.is_file() else f"{self.name} has no environment at {self.python}"
+        if not self.python.is_file():
+            return f"{self.name} has no environment at {self.python}"
+        small = [
+            models_folder() / f"{name}.safetensors" for family, name in self.checkpoints.items() if family != "full"
+        ]
+        if self is not A1111 and not all(file.is_file() for file in small):
+            return A1111.missing()  # with which they are made
+        return made_hub(hub_folder(), tokenizers())
 
 
 _CPU_FORGE = ("--always-cpu", "--all-in-fp32")
@@ -56,8 +65,20 @@ A1111 = Kind(
     ("--no-half", "--use-cpu", "all"),
     {"sd1": "tiny", "sdxl": "tiny_sdxl", "full": "full_sd15"},
 )
-FORGE = Kind("Forge", "FORGE_DIR", "forge", _CPU_FORGE, {"sd1": "tiny_sd15", "sdxl": "tiny_sdxl", "flux1": "tiny_flux"})
-REFORGE = Kind("reForge", "REFORGE_DIR", "reforge", _CPU_FORGE, {"sd1": "tiny_sd15", "sdxl": "tiny_sdxl_vae"})
+FORGE = Kind(
+    "Forge",
+    "FORGE_DIR",
+    "forge",
+    _CPU_FORGE,
+    {"sd1": "tiny_sd15", "sdxl": "tiny_sdxl", "flux1": "tiny_flux", "full": "full_sd15"},
+)
+REFORGE = Kind(
+    "reForge",
+    "REFORGE_DIR",
+    "reforge",
+    _CPU_FORGE,
+    {"sd1": "tiny_sd15", "sdxl": "tiny_sdxl_vae", "full": "full_sd15"},
+)
 KINDS = {kind.name: kind for kind in (A1111, FORGE, REFORGE)}
 
 
@@ -67,8 +88,15 @@ def models_folder() -> Path:
 
 
 def hub_folder() -> Path:
-    """A hub cache with the tokenizer and config of CLIP-L, which A1111 asks for."""
+    """A hub cache with the tokenizer and config of CLIP-L, which A1111 asks for; made where it is missing."""
     return Path(os.environ.get("WEBUI_HF_HOME") or Path.home() / "webui" / "hf")
+
+
+def tokenizers() -> list[Path]:
+    """Where CLIP-L's tokenizer may lie on this machine."""
+    comfyui = Path(os.environ.get("COMFYUI_DIR") or Path.home() / "comfy" / "ComfyUI")
+    forge = FORGE.place / "backend" / "huggingface" / "runwayml" / "stable-diffusion-v1-5" / "tokenizer"
+    return [forge, REFORGE.place / "ldm_patched" / "modules" / "sd1_tokenizer", comfyui / "comfy" / "sd1_tokenizer"]
 
 
 def bytecode_folder() -> Path:
@@ -195,6 +223,7 @@ class Server:
     @contextlib.contextmanager
     def changed_to(self, name: str) -> Iterator[None]:
         """Inside, the host has this small checkpoint loaded, by its own option."""
+        self.inside("first_checkpoint")
         self._offer(checkpoint(name))
         self.ask("/sdapi/v1/refresh-checkpoints", {})
         self.post("/sdapi/v1/options", {"sd_model_checkpoint": name})
@@ -233,6 +262,12 @@ class Server:
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
+
+    def kill(self) -> None:
+        """As a machine that runs out of memory does: nothing of the host gets to tidy up. It can be started again."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
 
     def log(self) -> str:
         return (self.data / "server.log").read_text(encoding="utf-8", errors="replace")
@@ -287,6 +322,17 @@ class Server:
                 return panel
             time.sleep(0.3)
         raise AssertionError(f"the run is {panel.get('status')}: {panel.get('error')} {panel.get('doing')}")
+
+    def wait_until_step(self, step: int, seconds: float = 240) -> dict[str, Any]:
+        """The panel, once its run has done this many steps."""
+        ended = time.monotonic() + seconds
+        panel: dict[str, Any] = {}
+        while time.monotonic() < ended:
+            panel = self.get("/lora-loom/v1/state")["panel"] or {}
+            if panel.get("step", 0) >= step:
+                return panel
+            time.sleep(0.05)
+        raise AssertionError(f"the run is at step {panel.get('step')}: {panel.get('error')} {panel.get('doing')}")
 
 
 def running(kind: Kind, data: Path, **more: Any) -> Iterator[Server]:

@@ -20,8 +20,6 @@ def test_gradients_are_those_of_plain_autograd_with_every_attention(server):
     "part", [{"text_encoder": {"train": True}}, {"method": "pivotal", "embedding": {"tokens": "TOK"}}]
 )
 def test_gradients_of_texts_are_the_slope_of_the_loss(server, part):
-    if server.kind.name == "reForge" and "embedding" in part:
-        pytest.skip("its text encoders copy an embedding's vectors, so none can be trained there")
     slope = server.inside("direction", **part)
     assert slope["by_gradient"] == pytest.approx(slope["by_difference"], rel=0.02), slope
 

@@ -8,7 +8,6 @@ OTHER_SAMPLER = (
     16  # of 255: reForge's samples are drawn by its copy of ComfyUI's sampler, with another schedule than its pictures
 )
 ALGORITHMS = ["dora", "loha", "lokr", "oft", "boft", "glora", "norm", "bias", "full"]
-NO_TOKENS = "its text encoders copy an embedding's vectors, so none can be trained there"
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -49,20 +48,15 @@ def test_held_out_pictures_are_measured_the_same_each_time(server):
 
 @pytest.mark.parametrize("method", ["embedding", "pivotal"])
 def test_a_trained_token_draws_the_same_from_its_file(server, method):
-    if server.kind.name == "reForge":
-        pytest.skip(NO_TOKENS)
     found = server.inside("embedding_file", file=FILE, method=method, embedding={"tokens": "TOK*2", "lr": 0.05})
     assert found["files"] == (1 if method == "embedding" else 2)
     assert found["live_vs_plain"]["max"] > 3, found
-    assert found["file_vs_live"]["max"] <= 2, found
-
-
-def test_a_trained_token_is_refused_in_one_sentence_where_it_cannot_be_trained(server):
-    if server.kind.name != "reForge":
-        pytest.skip("it can be trained here")
-    found = server.inside("refused", file=FILE, method="embedding", embedding={"tokens": "TOK"})
-    assert found["code"]
-    assert found["text"].endswith(".")
+    assert found["changed"] == 0, found
+    if server.kind.name == "reForge":  # its pictures come from another sampler, so what they are drawn from is compared
+        assert found["text_apart"] < 1e-5, found
+        assert found["text_moved"] > 0.1, found
+    else:
+        assert found["file_vs_live"]["max"] <= 2, found
 
 
 def test_a_learning_rate_is_looked_for_and_the_weights_are_thrown_away(server):
@@ -94,9 +88,10 @@ LEFT = ["clip_skip", "emphasis", "token_merging", "embedding", "hypernetwork", "
 
 @pytest.mark.parametrize("left", LEFT)
 def test_what_a_picture_leaves_changes_nothing_that_is_trained(server, untouched, left):
-    if left in ("hypernetwork", "another_vae") and server.kind.name != "A1111":
-        pytest.skip("only A1111 has it in the model it has loaded")
+    if (server.kind.name, left) == ("reForge", "another_vae"):
+        pytest.skip("its own option does not put back the VAE it had: the weights have another hash afterwards")
     found = server.inside("after_a_picture", file=FILE, left=left)
     assert found["losses"] == untouched["losses"]
     assert found["tensors"] == untouched["tensors"]
-    assert found["said"] == (["webui.settled_hypernetwork"] if left == "hypernetwork" else [])
+    drawn_with = left == "hypernetwork" and server.kind.name == "A1111"
+    assert found["said"] == (["webui.settled_hypernetwork"] if drawn_with else [])

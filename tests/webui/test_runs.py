@@ -7,6 +7,7 @@ import time
 
 import pytest
 from live_webui import ROOT, Server
+from lora_loom.nodes.page.works import WORKS
 
 QUICK = {
     "data.resolution": 64,
@@ -69,6 +70,15 @@ def test_pictures_come_through_while_a_run_goes_on_and_are_the_same(server, pict
     assert pixels(server, picture(server)[0]) == pixels(server, before)
 
 
+def test_a_picture_waits_for_the_step_that_goes_on_and_no_longer(server):
+    found = server.inside("pictures_asked_for", file="turns.py")
+    print(server.kind.name, found)
+    assert found["steps"] == 60
+    assert found["same"] == [True] * 3, found
+    assert max(found["waited"]) <= 1, found
+    assert max(found["disturbed"]) == 0, found
+
+
 def test_a_picture_between_two_steps_changes_nothing_that_is_trained(server, pictures):
     start(server, pictures, "undisturbed", steps=30)
     alone = server.wait_for("finished", "failed")
@@ -82,8 +92,7 @@ def test_a_picture_between_two_steps_changes_nothing_that_is_trained(server, pic
 
 def test_the_hosts_interrupt_stops_a_run_and_keeps_its_work(server, pictures):
     start(server, pictures, "interrupted", steps=400)
-    server.wait_for("training")
-    time.sleep(1)
+    server.wait_until_step(3)
     server.ask("/sdapi/v1/interrupt", {})
     panel = server.wait_for("stopped", "failed", "finished")
     assert panel["status"] == "stopped"
@@ -119,12 +128,14 @@ def test_another_checkpoint_under_a_run_ends_it_with_its_work_kept(server, pictu
         pytest.skip("the others take another checkpoint with the next picture, which the page chooses")
     own = server.get("/sdapi/v1/options")["sd_model_checkpoint"]
     start(server, pictures, "changed", steps=400)
-    server.wait_for("training")
-    time.sleep(2)
+    server.wait_until_step(3)
     server.post("/sdapi/v1/options", {"sd_model_checkpoint": "tiny_sd15"})
     panel = server.wait_for("failed", "stopped", "finished")
     assert (panel["status"], panel["error"]["code"]) == ("failed", "webui.model_changed")
-    assert panel["result"]["files"] == ["changed.safetensors"]
+    assert (server.data / "lora_loom" / "runs" / "changed" / "changed.safetensors").is_file()
+    assert "files" not in panel["result"], "what failed is among the Loras only when it is asked for"
+    assert server.post(f"{ROUTE}/runs/export", {"id": "changed", "save": "result"})["files"] == ["changed.safetensors"]
+    assert "changed" in [lora["name"] for lora in server.get("/sdapi/v1/loras")]
     server.post("/sdapi/v1/options", {"sd_model_checkpoint": own})
     assert picture(server)[0]
 
@@ -163,7 +174,7 @@ def test_the_routes_stand_in_the_hosts_description_of_its_api(server):
     tools = ("inspect", "convert", "merge", "resize", "extract", "bake")
     assert {f"{ROUTE}/{name}" for name in ("start", "state", "stop", *tools)} <= paths.keys()
     body = paths[f"{ROUTE}/start"]["post"]["requestBody"]["content"]["application/json"]["schema"]
-    assert body["properties"]["work"]["enum"] == ["train", "find-lr", "check", "sweep", "zip"]
+    assert body["properties"]["work"]["enum"] == list(WORKS)
     assert server.ask("/docs")[0] == 200
 
 
@@ -209,6 +220,17 @@ def test_a_learning_rate_is_found_and_nothing_is_left(server, pictures):
         return
     status, drawn = server.ask(f"{ROUTE}/picture?id={panel['result']['picture']}")
     assert (status, drawn[:2]) == (200, b"\xff\xd8")
+
+
+def test_a_slider_is_trained_without_a_picture(server):
+    prompts = {"slider.positive": "an old cat", "slider.negative": "a young cat", "slider.sampler_steps": 2}
+    values = {"name": "slid", "method": "slider", "data.resolution": 64, "batch_size": 1, "adapter.rank": 2, "steps": 2}
+    status, body = server.ask(f"{ROUTE}/start", {"settings": {**values, "data.trigger": "sks"}})
+    assert (status, b"slider.positive" in body) == (409, True)
+    server.post(f"{ROUTE}/start", {"settings": {**values, **prompts, "samples.every": 0}, "preset": "quick test"})
+    panel = server.wait_for("finished", "failed")
+    assert (panel["status"], panel["run"], panel["step"]) == ("finished", "slid", 2), panel["error"]
+    assert "slid" in [lora["name"] for lora in server.get("/sdapi/v1/loras")]
 
 
 def test_variants_are_trained_and_compared(server, pictures):

@@ -6,6 +6,7 @@ pictures are multiples of 64 px; between those its network halves odd sides othe
 before it, so that such pictures are another function there (0.977122 instead of 0.977479 in the third step).
 """
 
+import functools
 import json
 import os
 import subprocess
@@ -24,20 +25,22 @@ JOBS = {
 }
 
 
+@functools.cache
 def through(door, python, place, job):
-    """Losses through a door that is no WebUI, in a process of its own."""
+    """Losses through a door that is no WebUI, in a process of its own, once for each job."""
     command = [str(python), str(HERE / "other_doors.py"), json.dumps(JOBS[job]), str(checkpoint("tiny_sd15")), door, str(place)]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.fixture(scope="session", params=list(JOBS))
+@pytest.fixture(params=list(JOBS))
 def job(request):
+    """Of each test anew: pytest would put those of one job beside each other, and start each host again for every job."""
     return request.param
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def terminal(job):
     """The losses without a host."""
     return through("headless", sys.executable, sd1_configurations(), job)

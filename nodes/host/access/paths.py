@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import logging
 import os
 import re
@@ -9,10 +11,11 @@ from pathlib import Path
 
 import folder_paths
 
+from ....lora_core.captioning.shelf import FOLDER, captioners, known_roots
 from ....lora_core.compat import parse_toml
 from ....lora_core.disk.files import is_folder
 from ....lora_core.messages.errors import LoomError, reason_of
-from ....lora_core.pictures.reading import EXTENSIONS
+from ....lora_core.pictures.reading import EXTENSIONS, FILMS
 from ....lora_core.toy.model import set_folder, set_names
 
 log = logging.getLogger(__name__)
@@ -58,7 +61,7 @@ def _with_pictures(root: Path) -> list[str]:
     folders_below: set[str] = set()
     for branch, folders, files in os.walk(root):  # links are not followed, so loops end
         folders[:] = sorted(f for f in folders if not f.startswith("."))
-        if branch != str(root) and any(Path(f).suffix.lower() in (*EXTENSIONS, ".parquet") for f in files):
+        if branch != str(root) and any(Path(f).suffix.lower() in (*EXTENSIONS, *FILMS, ".parquet") for f in files):
             place = Path(branch).relative_to(root)
             folders_below.update(p.as_posix() for p in (place, *place.parents) if p.as_posix() != ".")
         if len(folders_below) > MAX_FOLDERS:
@@ -96,12 +99,12 @@ def chosen_place(text: str) -> str:
     return (folder.relative_to(root) if folder.is_relative_to(root) else folder).as_posix()
 
 
-def folder_refused(choice: str) -> bool | str:
-    """What a node's `validate_inputs` says of a folder: True, or why not."""
+def folder_refused(choice: str, field: str = "folder") -> bool | str:
+    """What a node's `validate_inputs` says of the folder in its widget `field`: True, or why not."""
     try:
         training_folder(choice)
     except LoomError as error:
-        return str(error)
+        return str(LoomError(dataclasses.replace(error.message, field=field)))
     return True
 
 
@@ -142,6 +145,45 @@ def _folders(kind: str, with_output: bool = True) -> dict[str, Path]:
             label = "/".join(path.parts[-2:])
             places[label if label not in places else f"{len(places)}: {label}"] = path
     return places
+
+
+def captioner_places() -> dict[str, Path]:
+    """Name -> place of the taggers and captioners in the host's folders of models: models/captioners, those that extra_model_paths.yaml names so, and where
+    other packs put theirs."""
+    models = Path(folder_paths.models_dir)
+    try:
+        own = [Path(folder) for folder in folder_paths.get_folder_paths(FOLDER)]
+    except KeyError:  # nobody has named the kind yet
+        folder_paths.add_model_folder_path(FOLDER, str(models / FOLDER))
+        own = [models / FOLDER]
+    roots = dict.fromkeys([*(folder for folder in own if is_folder(folder)), *known_roots([models])])
+    return captioners(list(roots))
+
+
+_SEES = re.compile(r"(?:^|\.)(?:visual|vision_tower|vision_model|multi_modal_projector|embed_vision)\.")
+
+
+def vision_text_encoders() -> list[str]:
+    """The host's text encoders that look at pictures, by the names of the tensors in their headers: the text-generating ones among them caption."""
+    out = []
+    for name in folder_paths.get_filename_list("text_encoders"):
+        path = folder_paths.get_full_path("text_encoders", name)
+        if path and path.endswith((".safetensors", ".sft")) and _sees(path, os.stat(path).st_mtime_ns):
+            out.append(name)
+    return out
+
+
+@functools.lru_cache(maxsize=256)
+def _sees(path: str, changed: int) -> bool:
+    """`changed`: when the file was, so that another one of its name is read anew."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            names = list(file.keys())
+    except (SafetensorError, OSError):
+        return False
+    return any(_SEES.search(name) for name in names) and any(".layers." in name for name in names)
 
 
 def file_names_in(kind: str) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +23,28 @@ import torch
 from ....lora_core.messages.errors import LoomError
 
 
-class _Mult(int):
-    """A channel multiplier of 1.5: the host multiplies `model_channels` by it and needs a whole number back."""
+class _Times(int):
+    """A channel multiplier that need not be whole: the host multiplies `model_channels` by it and needs a whole number back."""
+
+    width: int
+
+    @classmethod
+    def of(cls, width: int) -> _Times:
+        times = cls(1)
+        times.width = width
+        return times
 
     def __mul__(self, channels: int) -> int:
-        return channels * 3 // 2
+        return self.width
 
     __rmul__ = __mul__
 
 
 class ToyConfig(comfy.supported_models.SD15):
-    """SD1.5's class of model at toy size, with 8 latent channels."""
+    """SD1.5's class of model at toy size."""
 
-    unet_extra_config = {"num_heads": 4, "num_head_channels": -1}
+    unet_extra_config: dict[str, Any] = {}  # heads are told with the rest
+    loom_name = "toy"  # where others have the name of their file
 
     def inpaint_model(self) -> bool:
         return False
@@ -45,32 +55,40 @@ def load(folder: Path) -> tuple[Any, Any, Any]:
     return _model(folder), _clip(folder), _vae(folder)
 
 
+def _host_config(unet: Mapping[str, Any]) -> dict[str, Any]:
+    """A UNet's config.json in the host's words; attention stands where its blocks are called CrossAttn, once in each."""
+    widths, layers = unet["block_out_channels"], unet["layers_per_block"]
+    down = [int(kind.startswith("CrossAttn")) for kind in unet["down_block_types"] for _ in range(layers)]
+    up = [int(kind.startswith("CrossAttn")) for kind in unet["up_block_types"] for _ in range(layers + 1)]
+    return {
+        "use_checkpoint": False,
+        "image_size": 32,
+        "use_spatial_transformer": True,
+        "legacy": False,
+        "adm_in_channels": None,
+        "in_channels": unet["in_channels"],
+        "out_channels": unet["out_channels"],
+        "model_channels": widths[0],
+        "num_res_blocks": [layers] * len(widths),
+        "channel_mult": [_Times.of(width) for width in widths],
+        "transformer_depth": down,
+        "transformer_depth_output": up[::-1],  # the host takes them from the end
+        "transformer_depth_middle": 1,
+        "use_linear_in_transformer": unet["use_linear_projection"],
+        "context_dim": unet["cross_attention_dim"],
+        "use_temporal_attention": False,
+        "disable_self_attentions": None,
+        "num_heads": unet["attention_head_dim"],  # diffusers' old name for how many heads there are
+        "num_head_channels": -1,
+    }
+
+
 def _model(folder: Path) -> Any:
-    channels = 8
-    config = ToyConfig(
-        {
-            "use_checkpoint": False,
-            "image_size": 32,
-            "use_spatial_transformer": True,
-            "legacy": False,
-            "adm_in_channels": None,
-            "in_channels": channels,
-            "out_channels": channels,
-            "model_channels": 64,
-            "num_res_blocks": [1, 1],
-            "channel_mult": [1, _Mult(1)],
-            "transformer_depth": [1, 1],
-            "transformer_depth_output": [1, 1, 1, 1],
-            "transformer_depth_middle": 1,
-            "use_linear_in_transformer": False,
-            "context_dim": 64,
-            "use_temporal_attention": False,
-            "disable_self_attentions": None,
-        }
-    )
+    unet = json.loads((folder / "unet" / "config.json").read_text())
     vae = json.loads((folder / "vae" / "config.json").read_text())
+    config = ToyConfig(_host_config(unet))
     config.latent_format = comfy.latent_formats.SD15(scale_factor=vae["scaling_factor"])
-    config.latent_format.latent_channels = channels
+    config.latent_format.latent_channels = unet["in_channels"]
     config.latent_format.latent_rgb_factors = None
     config.latent_format.taesd_decoder_name = None
     config.set_inference_dtype(torch.float32, None)

@@ -74,7 +74,8 @@ _BY_CLASS = {  # of comfy.model_base; older hosts lack some
     "PiD": FurtherInput("kind_of_model.decoder_of_latents", "input.latent_to_decode", ("lq_latent",)),
 }
 
-# What these concatenate is blank for text alone as well, so their plain form and the one for pictures are told apart by nothing.
+# What these concatenate is blank for text alone as well, so their plain form and the one for pictures are told apart by
+# nothing.
 _BLANK_FOR_TEXT = ("HunyuanVideo15", "Kandinsky5", "StableAudio3")
 
 
@@ -98,6 +99,17 @@ def further_input(model: Any) -> FurtherInput | None:
     return None if any(_is(model, name) for name in _BLANK_FOR_TEXT) else _concatenated(model)
 
 
+# Their latents have a time axis because their VAE is one of films; they make single pictures.
+_STILL = ("QwenImage", "Krea2", "JoyImage", "CosmosPredict2", "Anima", "HunyuanImage21", "HunyuanImage21Refiner")
+
+
+def films(model: Any) -> bool:
+    """Whether a model of the host (a BaseModel) makes clips."""
+    if _is(model, "CosmosPredict2") and getattr(model, "image_to_video", False):
+        return True
+    return model.latent_format.latent_dimensions == 3 and not any(_is(model, name) for name in _STILL)
+
+
 def _is(model: Any, name: str) -> bool:
     cls = getattr(comfy.model_base, name, None)
     return cls is not None and isinstance(model, cls)
@@ -106,7 +118,7 @@ def _is(model: Any, name: str) -> bool:
 def _concatenated(model: Any) -> FurtherInput | None:
     """By the channels the host appends to the noise where nothing but text is given."""
     channels = model.latent_format.latent_channels
-    appended = _appended_channels(model)
+    appended = appended_channels(model)
     if not appended:
         return None
     if "mask" in model.concat_keys:
@@ -124,7 +136,8 @@ def _concatenated(model: Any) -> FurtherInput | None:
     return FurtherInput("kind_of_model.channels_beside", "input.for_channels", _SHOWN, count=appended)
 
 
-def _appended_channels(model: Any) -> int:
+def appended_channels(model: Any) -> int:
+    """How many channels the network reads behind those of the noise."""
     form, network = model.latent_format, model.diffusion_model
     if type(network).__name__ == "UNetModel" and not model.concat_keys:
         return model.model_config.unet_config["in_channels"] - form.latent_channels
@@ -169,11 +182,21 @@ def _stored(network: nn.Module) -> str:
     return sizes.most_common(1)[0][0] if sizes else "float32"
 
 
-def _marks(patcher: Any) -> Marks:
-    """What the file tells that the host's loader read the model from; nothing where it does not say which."""
+def _place(patcher: Any) -> str:
+    """The file that the host's loader read the model from; empty where it does not say which."""
     _, arguments, *_ = getattr(patcher, "cached_patcher_init", None) or ((), ())
-    place = arguments[0] if arguments and isinstance(arguments[0], str) else ""
+    return arguments[0] if arguments and isinstance(arguments[0], str) else ""
+
+
+def _marks(patcher: Any) -> Marks:
+    """What that file tells."""
+    place = _place(patcher)
     return marks_of_file(Path(place)) if place else Marks()
+
+
+def file_of(patcher: Any) -> str:
+    """The name of that file; a model of ours without one says what it is called."""
+    return Path(_place(patcher)).name or str(getattr(patcher.model.model_config, "loom_name", ""))
 
 
 def _distilled(model: Any) -> Message | None:
@@ -212,4 +235,5 @@ def described(patcher: Any, sampling: Any, config: ObjectiveConfig) -> BaseModel
         doubts,
         "model",
         anime=marks.anime if base_family(model) == "sd1" else None,
+        file=file_of(patcher),
     )

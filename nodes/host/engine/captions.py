@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,10 @@ from ....lora_core.adapters.tokens import TokenTable
 from ....lora_core.backends.base import TEXT_VERSION, weights_checksum
 from ....lora_core.borrowing.borrow import Borrowing, Measures
 from ....lora_core.borrowing.frozen import place_of
+from ....lora_core.data.batches import Batch
 from ....lora_core.data.buckets import Fit
 from ....lora_core.data.lengths import TextLength
+from ....lora_core.data.shown import NOTHING, Shown
 from ....lora_core.data.store import Memory, Store, key_of
 from ....lora_core.messages.blame import blamed
 from ....lora_core.messages.errors import LoomError
@@ -27,8 +29,9 @@ from .fingerprints import patched_fingerprint
 from .kept import Kept
 from .layers import LAYERS, is_linear
 from .naming import text_file_names
+from .shown import tokenized
 from .texts import length_of, literal, packed, unpacked, wired
-from .tokens import for_training, tables, written
+from .tokens import copies_vectors, for_training, tables, written
 from .verify import TEXT, prove_layers
 
 KEY = "lora_loom"  # of our injections in the host's models
@@ -47,20 +50,24 @@ def injection(borrowing: Borrowing) -> comfy.patcher_extension.PatcherInjection:
 
 
 class HostTexts:
-    """A CLIP for a model of this family. `width`: of the text the model reads, where its configuration tells."""
+    """A CLIP for a model of this family. `width`: of the text the model reads, where its configuration tells.
 
-    def __init__(self, clip: Any, family: str, width: int | None):
-        self._clip, self._family, self._width = clip, family, width
+    `way`: how it sees the control pictures of a caption; empty where it does not.
+    """
+
+    def __init__(self, clip: Any, family: str, width: int | None, way: str = ""):
+        self._clip, self._family, self._width, self._way = clip, family, width, way
         self._trained = AdapterSet({})
         self.reading: Callable[[], AbstractContextManager[None]] = (
             contextlib.nullcontext
         )  # around each encoding, where a host needs it
+        self.copies_vectors = copies_vectors(clip)
         self._live_clip = clip  # while text is trained, a clone that carries the adapters and knows the tokens
         self._borrowing: Borrowing | None = None
         self._wired: dict[str, Encoded] = {}
-        self._encoded: Kept[str, Encoded] = Kept(MAX_TEXTS_BYTES)
-        # What the model gets for texts, forgotten with them.
-        self.conds: Kept[tuple[str, Fit, tuple[int, ...]], Conds] = Kept(MAX_CONDS_BYTES)
+        self._encoded: Kept[tuple[str, str], Encoded] = Kept(MAX_TEXTS_BYTES)  # by caption and what is shown
+        # What a model gets for texts, by the model and what it depends on beside it; forgotten with them.
+        self.conds: Kept[tuple[Hashable, str, Fit, tuple[int, ...], str], Conds] = Kept(MAX_CONDS_BYTES)
         self._store: Store = Memory()
         self._identity: tuple[int | str, ...] = ()  # of the text encoders, in the store
 
@@ -76,7 +83,7 @@ class HostTexts:
         return {path: modules[path] for path in self.names if is_linear(modules[path])}
 
     def token_tables(self) -> Mapping[str, TokenTable]:
-        return tables(self._clip)
+        return {} if self.copies_vectors else tables(self._clip)
 
     @property
     def device(self) -> torch.device:
@@ -127,62 +134,79 @@ class HostTexts:
             self.text(literal(caption), keep=True)
         progress(len(captions), len(captions))
 
-    def learn(self, captions: Sequence[str]) -> bool:
-        """Encodes those that are not known and will be asked for; whether there were any."""
+    def encode_shown_ahead(self, texts: Sequence[tuple[str, Shown]], progress: Callable[[int, int], None]) -> None:
+        """The same for captions with the control pictures beside them."""
+        for done, (caption, shown) in enumerate(texts):
+            progress(done, len(texts))
+            self.text(literal(caption), keep=True, shown=shown)
+        progress(len(texts), len(texts))
+
+    def learn(self, batch: Batch) -> bool:
+        """Encodes those of its captions that are not known and will be asked for; whether there were any."""
         if self._trained.trains_text:
             return False
-        literals = [literal(caption) for caption in captions]
-        unknown = [caption for caption in literals if caption not in self._encoded and caption not in self._wired]
-        for caption in unknown:
-            self.text(caption)
+        pairs = zip(map(literal, batch.captions), batch.shown or [NOTHING] * len(batch.captions), strict=True)
+        unknown = [
+            (c, s) for c, s in pairs if c not in self._wired and (c, self._seen(s).identity) not in self._encoded
+        ]
+        for caption, shown in unknown:
+            self.text(caption, shown=shown)
         return bool(unknown)
 
     def any_caption(self) -> str:
         """One that is encoded already, else the empty one."""
-        return next(iter(self._encoded), "")
+        return next((caption for caption, identity in self._encoded if not identity), "")
+
+    def _seen(self, shown: Shown) -> Shown:
+        """What of it the text encoder sees."""
+        return shown if self._way and shown.pixels else NOTHING
 
     def forget(self) -> None:
         """Drops what was encoded and what the model got for it."""
         self._encoded.clear()
         self.conds.clear()
 
-    def text(self, caption: str, keep: bool = False) -> Encoded:
+    def text(self, caption: str, keep: bool = False, shown: Shown = NOTHING) -> Encoded:
         """The caption encoded by the host itself, without gradients; known until text encoders or tokens are trained, with `keep` in the store.
 
-        Raises LoomError for text of another width than the model reads.
+        `shown`: control pictures, where the text encoder sees them. Raises LoomError for text of another width than the model reads.
         """
         if caption in self._wired:
             return self._wired[caption]
+        shown = self._seen(shown)
+        key = (caption, shown.identity)
         if self._trained.trains_text:
-            return self._encode(caption)
-        if caption in self._encoded:
-            return self._encoded[caption]
+            return self._encode(caption, shown)
+        if key in self._encoded:
+            return self._encoded[key]
         if self._encoded.overfull:  # only captions that vary get here; start anew rather than grow without end
             self.forget()
-        stored = self._stored(caption) if keep and self._identity and not self._trained.changes_text else None
-        encoded = stored or self._encode(caption)
+        stored = self._stored(caption, shown) if keep and self._identity and not self._trained.changes_text else None
+        encoded = stored or self._encode(caption, shown)
         width, wanted = encoded[0][0].shape[-1], self._width
         if wanted is not None and width != wanted:
             raise LoomError("clip.width", field="clip", width=width, wanted=wanted)
         size = 0 if stored else encoded[0][0].nbytes  # what is in the store is mapped from there
-        return self._encoded.put(caption, encoded, size)
+        return self._encoded.put(key, encoded, size)
 
-    def _stored(self, caption: str) -> Encoded | None:
+    def _stored(self, caption: str, shown: Shown) -> Encoded | None:
         """The caption from the store, encoded and put there when it is new; None for what cannot be kept. (The file of an embedding may change.)"""
         if "embedding:" in caption:
             return None
-        key = key_of("host text", *self._identity, caption)
+        key = key_of("host text", *self._identity, caption, *([self._way, shown.identity] if shown.identity else []))
         stored = self._store.get(key)
         if stored is not None:
             return unpacked(stored)
-        tensors = packed(self._encode(caption))
+        tensors = packed(self._encode(caption, shown))
         return None if tensors is None else unpacked(self._store.put(key, tensors))
 
-    def _encode(self, caption: str) -> Encoded:
+    def _encode(self, caption: str, shown: Shown = NOTHING) -> Encoded:
         with blamed("clip.failed", "clip"), torch.inference_mode(), self.reading():
-            return self._live_clip.encode_from_tokens_scheduled(self._tokenized(caption))
+            return self._live_clip.encode_from_tokens_scheduled(self._tokenized(caption, shown))
 
-    def _tokenized(self, caption: str) -> Any:
+    def _tokenized(self, caption: str, shown: Shown = NOTHING) -> Any:
+        if shown.identity:
+            return tokenized(self._live_clip, written(caption, self._trained.tokens), shown.pixels, self._way)
         return self._live_clip.tokenize(written(caption, self._trained.tokens))
 
     # ---- while text is trained ---------------------------------------------------------------------------------------

@@ -11,26 +11,51 @@ import torch
 
 from ....lora_core.data.batches import Batch
 from ....lora_core.data.buckets import Fit
+from ....lora_core.data.shown import NOTHING, Shown
 from .base_model import training_guidance
 from .captions import Conds, Encoded, HostTexts
 from .layers import is_unet
+from .model import HostModel
 from .texts import literal
 
 
 class HostConditioning:
-    """Of a loaded `model` (the host's BaseModel), which gets its arguments on `device`."""
+    """Of a `model` with its `texts`."""
 
-    def __init__(self, model: Any, texts: HostTexts, device: torch.device):
-        self._model, self._texts, self._device = model, texts, device
+    def __init__(self, model: HostModel, texts: HostTexts):
+        self._model, self._texts = model, texts
 
-    def of(self, batch: Batch, x_t: torch.Tensor, apart: bool = False) -> list[tuple[list[int], Conds]]:
+    @property
+    def shows_further(self) -> bool:
+        """Whether what the model reads beside noise and text can be given by control pictures."""
+        further, use = self._model.further, self._model.use
+        return further is not None and use is not None and set(further.entries) == use.every_entry
+
+    def require_further_input(self, batch: Batch | None = None) -> None:
+        """Refuses a model that reads more than noise and text.
+
+        Unless control pictures give it (for each picture of `batch`), or the conditioning that came from other nodes, for each caption, or for all there are.
+        """
+        further = self._model.further
+        if further is None:
+            return
+        given = batch is None or (len(batch.shown) > 0 and all(shown.latents for shown in batch.shown))
+        if self.shows_further and given and not (batch is None and self._texts.any_wired):
+            return
+        encoded = self._texts.wired_for(batch.captions if batch is not None else ())
+        if not encoded or not all(text is not None and further.given_in(text[0][1]) for text in encoded):
+            raise further.error("model")
+
+    def of(self, batch: Batch, x_t: torch.Tensor) -> list[tuple[list[int], Conds]]:
         """(sample indices, model arguments) of each forward pass.
 
-        One pass for the whole batch, unless the model takes text of varying length and the captions differ in it; `apart`: one for each sample.
+        One pass for the whole batch, unless the model takes text of varying length and the captions differ in it, or one noise level a pass.
         """
+        apart = self._model.one_level_a_pass
         groups: list[tuple[list[int], list[Conds]]] = []
-        for i, (caption, fit) in enumerate(zip(batch.captions, batch.fits, strict=True)):
-            part = self._one_conditioning(literal(caption), fit, x_t[i : i + 1])
+        everything = batch.shown or [NOTHING] * len(batch.captions)
+        for i, (caption, fit, shown) in enumerate(zip(batch.captions, batch.fits, everything, strict=True)):
+            part = self._one_conditioning(literal(caption), fit, shown, x_t[i : i + 1])
             for indices, parts in groups:
                 if not apart and self._can_join(parts[0], part):
                     indices.append(i)
@@ -42,6 +67,13 @@ class HostConditioning:
             joined = [(indices, comfy.samplers.cond_cat(parts)) for indices, parts in groups]
         return [(indices, _normal_copy(conds)) for indices, conds in joined]
 
+    def of_sample(self, prompt: str, shown: Shown) -> Encoded:
+        """A prompt with the control pictures of a sample, as the host's sampler takes it."""
+        encoded, use = self._texts.text(prompt, shown=shown), self._model.use
+        if use is None or not shown.latents:
+            return encoded
+        return [[hidden, {**more, **use.entries(shown)}] for hidden, more in encoded]
+
     def _can_join(self, one: Conds, other: Conds) -> bool:
         """Whether two samples' arguments fit into one batch.
 
@@ -49,24 +81,24 @@ class HostConditioning:
         """
         if one.keys() != other.keys() or not all(one[key].can_concat(other[key]) for key in other):
             return False
-        return is_unet(self._model.diffusion_model) or all(_of_one_length(one[key], other[key]) for key in other)
+        return is_unet(self._model.network) or all(_of_one_length(one[key], other[key]) for key in other)
 
-    def _one_conditioning(self, caption: str, fit: Fit, noise: torch.Tensor) -> Conds:
-        """Of one sample, kept where the same caption, fit and shape always give the same."""
+    def _one_conditioning(self, caption: str, fit: Fit, shown: Shown, noise: torch.Tensor) -> Conds:
+        """Of one sample, kept where the same caption, fit, shape and pictures always give the same."""
         if self._texts.live:
-            return self._model_conds(self._texts.encode_live(caption), fit, noise)
-        key, kept = (caption, fit, tuple(noise.shape)), self._texts.conds
+            return self._model_conds(self._texts.encode_live(caption), fit, shown, noise)
+        key, kept = (self._model, caption, fit, tuple(noise.shape), shown.identity), self._texts.conds
         if key in kept:
             return kept[key]
         with torch.inference_mode():
-            done = self._model_conds(self._texts.text(caption), fit, noise)
+            done = self._model_conds(self._texts.text(caption, shown=shown), fit, shown, noise)
         size = sum(v.cond.nbytes for v in done.values() if torch.is_tensor(getattr(v, "cond", None)))
         if self._texts.trained or not kept.has_room_for(size):
             return done
         return kept.put(key, done, size)
 
-    def _model_conds(self, text: Encoded, fit: Fit, noise: torch.Tensor) -> Conds:
-        """What the model takes for an encoded text, a size and a crop.
+    def _model_conds(self, text: Encoded, fit: Fit, shown: Shown, noise: torch.Tensor) -> Conds:
+        """What the model takes for an encoded text, a size, a crop and control pictures.
 
         `latent_image` is empty as when a picture is made from text: some models would take it for their picture, and must not see what they learn.
         """
@@ -74,14 +106,16 @@ class HostConditioning:
         conds = comfy.sampler_helpers.convert_cond(text[:1])
         conds[0].update(width=width, height=height, crop_w=left, crop_h=top)
         conds[0].update(target_width=target_w, target_height=target_h)
-        guidance = training_guidance(self._model)
+        if self._model.use is not None:
+            conds[0].update(self._model.use.entries(shown))
+        guidance = training_guidance(self._model.base)
         if guidance is not None:
             conds[0].setdefault("guidance", guidance)
         conds = comfy.samplers.encode_model_conds(
-            self._model.extra_conds,
+            self._model.base.extra_conds,
             conds,
             noise,
-            self._device,
+            self._model.device,
             "positive",
             latent_image=torch.zeros_like(noise),
             denoise_mask=None,
@@ -89,7 +123,7 @@ class HostConditioning:
             latent_shapes=[tuple(noise.shape)],
         )
         made = conds[0]["model_conds"]
-        return {k: v.process_cond(batch_size=1, area=None, device=self._device) for k, v in made.items()}
+        return {k: v.process_cond(batch_size=1, area=None, device=self._model.device) for k, v in made.items()}
 
 
 def _of_one_length(one: Any, other: Any) -> bool:

@@ -27,7 +27,7 @@ class TrainingKernels:
         with contextlib.ExitStack() as undo:
             if hasattr(comfy.model_management, "in_training"):
                 undo.enter_context(replaced(comfy.model_management, "in_training", True))
-            for module, name, value in _eager_kernels():
+            for module, name, value in (*_eager_kernels(), *_language_models()):
                 undo.enter_context(replaced(module, name, value))
             self._undo = undo.pop_all()
 
@@ -57,6 +57,28 @@ class TrainingKernels:
 def torch_attention(original: Callable[..., torch.Tensor], *args: Any, **kwargs: Any) -> torch.Tensor:
     """PyTorch attention whatever the host would choose: differentiable, O(n) memory, and the same in forward and recompute."""
     return attention_pytorch(*args, **kwargs)
+
+
+class _Torch:
+    """torch for a module of the host that has sums written over their input (`torch.add(..., out=x)`), which autograd refuses: here they are new tensors."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+    @staticmethod
+    def add(
+        one: torch.Tensor, other: torch.Tensor, *, alpha: float = 1, out: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        return torch.add(one, other, alpha=alpha)
+
+
+def _language_models() -> list[tuple[Any, str, Any]]:
+    """The host's language models (Qwen, Gemma, Mistral, Llama), whose blocks write their sums over their input."""
+    try:
+        import comfy.text_encoders.llama as llama
+    except ImportError:  # hosts before them
+        return []
+    return [(llama, "torch", _Torch())]
 
 
 def _eager_kernels() -> list[tuple[Any, str, Any]]:

@@ -12,7 +12,7 @@ import comfy.ops
 import torch
 from torch import nn
 
-from ....lora_core.adapters.base import override
+from ....lora_core.adapters.attach import override
 from ....lora_core.borrowing.aliases import as_normal
 from ....lora_core.borrowing.layers import Place
 
@@ -25,8 +25,9 @@ _CASTS = next(
 _MODELS = "comfy.ldm."
 _UNET = "modules.diffusionmodules.openaimodel.UNetModel"
 
-# Diffusion models whose blocks never update a tensor autograd still needs (checked by tests/host/test_gradients.py), by where they are defined:
-# another class of the same name is another model. All others get guards and are compared with a slow exact way before the first step.
+# Diffusion models whose blocks never update a tensor autograd still needs (checked by tests/host/test_gradients.py), by
+# where they are defined: another class of the same name is another model. All others get guards and are compared with a
+# slow exact way before the first step.
 PURE = frozenset(
     {
         _UNET,
@@ -203,7 +204,8 @@ class ComfyLayers:
 
     @contextlib.contextmanager
     def dequantised(self, layer: Any) -> Iterator[None]:
-        # With a patch to apply, even one that changes nothing, the host dequantises the weight and leaves the input as it is.
+        # With a patch to apply, even one that changes nothing, the host dequantises the weight and leaves the input as
+        # it is.
         functions = [*layer.weight_function, lambda weight: weight]
         with override(layer, "weight_function", functions):
             yield

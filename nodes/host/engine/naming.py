@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import comfy.lora
@@ -34,8 +35,13 @@ def base_family(model: Any) -> str:
     return _OUR_NAMES.get(name, "wan" if name.startswith("wan") else name)
 
 
-# Those that can be trained; language models of newer families stay frozen.
-TEXT_ENCODERS = ("clip_l", "clip_g", "clip_h", "t5xxl")
+# CLIP and T5 under the names that families have for them. Of language models (Qwen, Gemma, Mistral, Llama) the blocks
+# that read the text are trained; what looks at pictures and what writes answers is not.
+TEXT_ENCODERS = (
+    "clip_l", "clip_g", "clip_h", "t5xxl", "umt5xxl", "umt5base", "pile_t5xl", "mt5xl", "t5base",
+)  # fmt: skip
+
+_LANGUAGE_MODEL = re.compile(r"\w+\.transformer\.model\.layers\.\d+\.(self_attn|mlp)\.\w+")
 
 # How the names of their layers begin in files: Kohya's for the SD family, the host's own path elsewhere.
 _KOHYA_TEXT = {
@@ -56,7 +62,7 @@ def text_file_names(clip: Any, family: str) -> dict[str, str]:
         if not isinstance(key, str) or not key.endswith(suffix) or not name.startswith(wanted):
             continue
         path = key[: -len(suffix)]
-        if path.split(".", 1)[0] not in TEXT_ENCODERS:
+        if path.split(".", 1)[0] not in TEXT_ENCODERS and not _LANGUAGE_MODEL.fullmatch(path):
             continue
         if wanted != _NATIVE_TEXT or name == f"text_encoders.{path}":
             names[path] = name

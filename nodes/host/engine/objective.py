@@ -14,12 +14,13 @@ from typing import Any
 import comfy.model_sampling as ms
 import torch
 
-from ....lora_core.adapters.base import override
+from ....lora_core.adapters.attach import override
 from ....lora_core.config import ObjectiveConfig
 from ....lora_core.messages.errors import LoomError
 from ....lora_core.objectives import DiscreteLevels, FlowLevels, NoiseLevels, Objective, widest
 
-# Classes of the host's samplings, the most special ones first, and what their networks answer; empty: not to be trained.
+# Classes of the host's samplings, the most special ones first, and what their networks answer; empty: not to be
+# trained.
 _PREDICTIONS = (
     ("IMG_TO_IMG", ""),
     ("V_PREDICTION_DDPM", ""),
@@ -73,6 +74,10 @@ class HostObjective(Objective):
         zero = self.sampling.calculate_denoised(sigma, torch.zeros_like(x_t), x_t)
         slope = self.sampling.calculate_denoised(sigma, torch.ones_like(x_t), x_t) - zero
         return ((widest(x0) - zero) / slope).float()
+
+    def denoised(self, x_t: torch.Tensor, answer: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        sigma = _beside(sigma, x_t)
+        return self.sampling.calculate_denoised(sigma, widest(answer), widest(x_t)).float()
 
 
 def raw_output(sampling: Any) -> AbstractContextManager[None]:

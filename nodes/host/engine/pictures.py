@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,10 +11,11 @@ from comfy.ldm.models.autoencoder import DiagonalGaussianRegularizer
 from PIL import Image
 from torch import nn
 
-from ....lora_core.adapters.base import override
+from ....lora_core.adapters.attach import override
 from ....lora_core.backends.base import UNKNOWN_ENCODER, whole_fingerprint
 from ....lora_core.messages.blame import blamed
 from ....lora_core.messages.errors import LoomError
+from ....lora_core.pictures.previews import as_picture
 
 
 class HostPictures:
@@ -21,12 +23,12 @@ class HostPictures:
 
     def __init__(self, patcher: Any, vae: Any):
         self._patcher, self._model, self._vae = patcher, patcher.model, vae
-        channels, wanted = getattr(vae, "latent_channels", self._channels), self._channels
+        channels, wanted = getattr(vae, "latent_channels", self.channels), self.channels
         if channels != wanted:
             raise LoomError("vae.channels", field="vae", channels=channels, wanted=wanted)
 
     @property
-    def _channels(self) -> int:
+    def channels(self) -> int:
         """Of the latents the model reads."""
         return self._patcher.get_model_object("latent_format").latent_channels
 
@@ -36,15 +38,46 @@ class HostPictures:
         ratio = getattr(self._vae, "downscale_ratio", 8)
         return ratio if isinstance(ratio, int) else int(ratio[-1])
 
+    def clip_lengths_near(self, frames: int) -> tuple[int, int] | None:
+        """By how the VAE counts frames up and down; None where its latents have no time, or every picture is its own."""
+        if self._model.latent_format.latent_dimensions != 3 or getattr(self._vae, "not_video", False):
+            return None
+        down, up = self._over_time("downscale_ratio"), self._over_time("upscale_ratio")
+        if down is None or up is None:
+            return None
+        above = frames
+        while up(down(above)) != above:
+            above += 1
+        below = frames
+        while below > 0 and up(down(below)) != below:
+            below -= 1
+        return below, above
+
+    def latent_frames(self, frames: int) -> int:
+        """How many a clip has in latents; 1 where they have no time."""
+        down = self._over_time("downscale_ratio")
+        return 1 if down is None else max(1, down(frames))
+
+    def _over_time(self, name: str) -> Callable[[int], int] | None:
+        """How the VAE counts frames one way; None where it has a number for pictures alone."""
+        ratio = getattr(self._vae, name, None)
+        return ratio[0] if isinstance(ratio, tuple | list) and callable(ratio[0]) else None
+
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
-        """(1, H, W, 3) float32 in [0, 1] -> latents (1, C, [T,] h, w) in the model's units. Raises LoomError."""
+        """(1 or frames, H, W, 3) float32 in [0, 1] -> latents (1, C, [T,] h, w) in the model's units. Raises LoomError."""
         with blamed("vae.failed", "vae"), torch.inference_mode():
             latent = self._model.process_latent_in(self._vae.encode(pixels))
-            wanted = self._channels
+            wanted = self.channels
             if latent.shape[1] != wanted:
                 raise LoomError("vae.channels_made", field="vae", channels=latent.shape[1], wanted=wanted)
             if self._model.latent_format.latent_dimensions == 3 and latent.ndim == 4:
                 latent = latent.unsqueeze(2)
+        return latent.clone()
+
+    def encode_shown(self, pixels: torch.Tensor) -> torch.Tensor:
+        """A control picture (1, H, W, 3) float32 in [0, 1] -> latents as the host's VAE gives them, which is how its conditionings hold them."""
+        with blamed("vae.failed", "vae"), torch.inference_mode():
+            latent = self._vae.encode(pixels)
         return latent.clone()
 
     def encode_spread(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -73,7 +106,7 @@ class HostPictures:
     def encode_wired(self, samples: torch.Tensor) -> torch.Tensor:
         """Latents as they travel between nodes -> the model's units. Raises LoomError."""
         with torch.inference_mode():
-            wanted = self._channels
+            wanted = self.channels
             if samples.shape[1] != wanted:
                 raise LoomError("dataset.latent_channels", field="dataset", channels=samples.shape[1], wanted=wanted)
             return self._model.process_latent_in(samples).clone()
@@ -82,8 +115,7 @@ class HostPictures:
         """Latents as the host's sampler gives them -> pictures, one for each frame. Inside inference mode."""
         with blamed("vae.failed", "vae"):
             pixels = self._vae.decode(latents)  # (B, [T,] H, W, 3) in [0, 1]
-        frames = (pixels.reshape(-1, *pixels.shape[-3:]).clamp(0, 1) * 255).round().byte().cpu().numpy()
-        return [Image.fromarray(frame) for frame in frames]
+        return [as_picture(frame) for frame in pixels.reshape(-1, *pixels.shape[-3:])]
 
     def fingerprint(self) -> str:
         """Identifies everything `encode` depends on."""

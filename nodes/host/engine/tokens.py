@@ -99,10 +99,15 @@ def tables(clip: Any) -> dict[str, TokenTable]:
     by_name = {}
     for name, tokenizer in tokenizers(clip).items():
         encoder = getattr(clip.cond_stage_model, name, None)
-        copies = hasattr(encoder, "set_up_textual_embeddings")  # older hosts: no gradient comes back from there
-        if name in CLIP_ENCODERS and encoder is not None and not copies:
+        if name in CLIP_ENCODERS and encoder is not None:
             by_name[name] = _table(encoder.transformer.get_input_embeddings().weight, tokenizer)
     return by_name
+
+
+def copies_vectors(clip: Any) -> bool:
+    """Whether this is an older host, which copies vectors into a table of its own: no gradient comes back from there."""
+    encoders = (getattr(getattr(clip, "cond_stage_model", None), name, None) for name in CLIP_ENCODERS)
+    return any(hasattr(encoder, "set_up_textual_embeddings") for encoder in encoders)
 
 
 def _table(weight: torch.Tensor, tokenizer: SDTokenizer) -> TokenTable:

@@ -16,6 +16,7 @@ from ....lora_core.borrowing.comparison import Difference, difference, exact_gra
 from ....lora_core.borrowing.layers import Place
 from ....lora_core.messages.blame import first_line, passing
 from ....lora_core.messages.errors import LoomError
+from ....lora_core.messages.figures import percent
 from ....lora_core.messages.message import Message
 from .layers import LAYERS
 
@@ -38,7 +39,7 @@ def prove_layers(network: nn.Module, place: Place, root: str) -> None:
                 "model.layer_untrainable", field=field, layer=path, kind=_kind(layer), reason=first_line(problem)
             ) from problem
         if not proof.tolerable(error, place.dtype):
-            raise LoomError("model.layer_gradient", field=field, layer=path, kind=_kind(layer), error=f"{error:.1%}")
+            raise LoomError("model.layer_gradient", field=field, layer=path, kind=_kind(layer), error=percent(error))
 
 
 def _kind(layer: nn.Module) -> str:
@@ -87,7 +88,7 @@ def verify(
             return Verdict(measures, _remark(asked, measures, network))
     borrowing.take(asked)
     raise LoomError(
-        "model.self_test", field="model", network=type(network).__name__, error=f"{off.error:.1%}", layer=off.worst
+        "model.self_test", field="model", network=type(network).__name__, error=percent(off.error), layer=off.worst
     )
 
 

@@ -10,11 +10,15 @@ from typing import Any
 
 import comfy.model_management
 import comfy.utils
+import torch
 from PIL import Image
 
 from ....lora_core.events import Control, Listener, Measure, StepReport
+from ....lora_core.messages.figures import figure
 from ....lora_core.messages.message import Message
 from ....lora_core.runs.reports import probed
+from ...jobs.panel import trained
+from ..access.shown import as_shown
 from .routes import PREFIX, Refused, body_of, guarded, server
 
 MIN_INTERVAL_S = 0.25
@@ -35,24 +39,20 @@ class LiveNode(Listener):
 
     def on_progress(self, what: str, done: int, total: int) -> None:
         comfy.model_management.throw_exception_if_processing_interrupted()
-        self._text(str(Message.of(what, done=done, total=total)))
+        self._text(Message.of(what, done=done, total=total).text(names=as_shown))
 
     def on_warning(self, message: Message) -> None:
-        self._text(str(message), force=True)
+        self._text(message.text(names=as_shown), force=True)
 
     def on_note(self, message: Message) -> None:
-        self._text(str(message), force=True)
+        self._text(message.text(names=as_shown), force=True)
 
     def on_validation(self, measure: Measure, best: Measure) -> None:
         self._text(str(probed(measure, best)), force=True)
 
     def on_start(self, first_step: int, steps: int, facts: dict[str, Any]) -> None:
         self._first, self._began = first_step, time.monotonic()
-        size = f"a file of about {facts['trained_values'] * 4 / 1e6:.1f} MB"
-        self._text(
-            f"Training {facts['layers']} layers, {facts['trained_values']:,} values ({size}), on {facts['pictures']} pictures",
-            force=True,
-        )
+        self._text(str(trained(facts["layers"], facts["trained_values"], facts["pictures"])), force=True)
 
     def on_step(self, report: StepReport) -> None:
         self._loss = 0.95 * self._loss + 0.05 * report.loss if self._loss else report.loss
@@ -62,7 +62,8 @@ class LiveNode(Listener):
             left = (self._steps - report.step) / max(1e-6, speed)
             pace = f"{speed:.1f} steps/s" if speed >= 1 else f"{1 / speed:.1f} s/step"
             self._text(
-                f"step {report.step}/{self._steps} · loss {self._loss:.4f} · {pace} · {_clock(left)} left", force=True
+                f"step {report.step}/{self._steps} · loss {figure(self._loss)} · {pace} · {_clock(left)} left",
+                force=True,
             )
             preview = ("JPEG", self._preview, PREVIEW_PX) if self._preview else None
             self._bar.update_absolute(report.step, self._steps, preview)
@@ -105,6 +106,28 @@ def layer_progress(node_id: str | None) -> Callable[[int, int, str], None]:
         bar[0].update_absolute(done, total)
 
     return show
+
+
+def caption_progress(node_id: str | None) -> Callable[[int, int, str], None]:
+    """As `layer_progress`, with the name of the picture on the node."""
+    move = layer_progress(node_id)
+
+    def show(done: int, total: int, name: str) -> None:
+        move(done, total, name)
+        host = server()
+        if name and node_id and host is not None and hasattr(host, "send_progress_text"):
+            host.send_progress_text(f"{done + 1} / {total} · {name}", node_id)
+
+    return show
+
+
+def room_on_device(place: Path | None) -> torch.device:
+    """Where a model from a folder runs that is none of the host's, which frees as much memory as its weights take and half again."""
+    device: torch.device = comfy.model_management.get_torch_device()
+    if place is not None and place.is_dir():
+        weights = sum(file.stat().st_size for file in place.glob("*.safetensors"))
+        comfy.model_management.free_memory(1.5 * weights, device)
+    return device
 
 
 def _clock(seconds: float) -> str:

@@ -6,15 +6,15 @@ import functools
 from typing import Any
 
 from ....lora_core.messages.errors import Problem
-from ....lora_core.messages.message import Message
 from ...jobs import answers
+from ..access.shown import on, table
 from .routes import PREFIX, guarded, server
 
 EVENT = "lora_loom.error"
 
 
 def add_message_routes() -> None:
-    """GET /lora_loom/messages/zh: code -> sentence. The browser keeps it as long as the server has the same."""
+    """GET /lora_loom/messages/zh: sentences and names of settings. The browser keeps it as long as the server has the same."""
     from aiohttp import web
 
     host = server()
@@ -25,7 +25,7 @@ def add_message_routes() -> None:
     @guarded
     async def sentences(request: web.Request) -> web.Response:
         language = request.match_info["language"]
-        text, digest = answers.sentences(language)
+        text, digest = answers.sentences(language, table)
         headers = {"Cache-Control": "no-cache", "ETag": f'"{digest}"'}
         if any(tag.value == digest for tag in request.if_none_match or ()):
             return web.Response(status=304, headers=headers)
@@ -33,7 +33,7 @@ def add_message_routes() -> None:
 
 
 def telling(node: Any) -> Any:
-    """The node, whose errors also reach the page that queued it as data; the host's own event carries only their text."""
+    """The node, whose errors say what its widgets are called, and also reach the page that queued it as data: the host's own event carries only their text."""
     execute = node.execute.__func__
 
     @functools.wraps(execute)
@@ -41,14 +41,16 @@ def telling(node: Any) -> Any:
         try:
             return execute(cls, *args, **kwargs)
         except Problem as error:
-            _tell(error.message)
+            names = on(node.GET_SCHEMA().node_id)  # the host locks the classes it runs
+            error.args = (error.message.text(names=names),)
+            _tell(error.message.as_json(names))
             raise
 
     node.execute = classmethod(told)
     return node
 
 
-def _tell(message: Message) -> None:
+def _tell(message: dict[str, Any]) -> None:
     host = server()
     if host is not None:
-        host.send_sync(EVENT, message.as_json(), host.client_id)
+        host.send_sync(EVENT, message, host.client_id)

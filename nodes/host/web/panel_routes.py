@@ -64,7 +64,7 @@ def add_panel_routes() -> None:
             side_px = _number(request, "size", answers.SAMPLE_SIZES_PX[-1])
             data = await in_thread(answers.sample_jpeg, runs_root(), run, step, side_px)
         headers = {"X-Content-Type-Options": "nosniff", "Cache-Control": "private, max-age=3600"}
-        return web.Response(body=data, content_type="image/jpeg", headers=headers)
+        return web.Response(body=data, content_type=answers.picture_type(data), headers=headers)
 
     @host.routes.get(f"{PREFIX}/panel/samples")
     @guarded

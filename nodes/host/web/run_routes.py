@@ -17,18 +17,25 @@ import folder_paths
 from ....lora_core.runs import listing, trash
 from ...jobs import answers
 from ..access.paths import runs_root
+from .panel import PANELS
 from .routes import PREFIX, Refused, body_of, guarded, in_thread, server
 
+PICTURE_HEADERS = {"X-Content-Type-Options": "nosniff", "Cache-Control": "private, max-age=60"}
 _FORWARDED = ("Forwarded", "X-Forwarded-For", "X-Real-IP", "Via")
 Export = Callable[
     [Path, str | int], list[str]
 ]  # (run folder, result, best, last or a step) -> labels of the files written
 
+Queued = Callable[
+    [list[Any], list[Any]], list[dict[str, Any]]
+]  # (what runs, what waits) of the host -> rows for the page
 
-def add_run_routes(export: Export, details: answers.Told) -> None:
-    """GET /lora_loom/runs, /runs/curve, /runs/picture and /runs/resume change nothing.
 
-    POST /runs/export writes a LoRA where ComfyUI lists it, /runs/delete and /runs/restore move a run into the trash and back, /runs/open shows its folder.
+def add_run_routes(export: Export, details: answers.Told, queued: Queued) -> None:
+    """GET /lora_loom/runs, /runs/curve, /runs/settings, /runs/picture, /runs/measured, /runs/thumbnails, /runs/resume and /runs/queue change nothing.
+
+    POST /runs/remark writes what a person says of a run, /runs/export a LoRA where ComfyUI lists it, /runs/delete and /runs/restore move a run into the
+    trash and back, /runs/open shows its folder.
     """
     from aiohttp import web
 
@@ -48,6 +55,28 @@ def add_run_routes(export: Export, details: answers.Told) -> None:
     async def curve(request: web.Request) -> web.Response:
         return web.json_response(await in_thread(lambda: listing.curve(_run(request.query.get("id")))))
 
+    @host.routes.get(f"{PREFIX}/runs/settings")
+    @guarded
+    async def settings(request: web.Request) -> web.Response:
+        return web.json_response(await in_thread(answers.settings_of, runs_root(), request.query.get("id")))
+
+    @host.routes.get(f"{PREFIX}/runs/measured")
+    @guarded
+    async def measured(request: web.Request) -> web.Response:
+        return web.json_response(await in_thread(answers.measured_of, runs_root(), request.query.get("id")))
+
+    @host.routes.get(f"{PREFIX}/runs/thumbnails")
+    @guarded
+    async def thumbnails(request: web.Request) -> web.Response:
+        data = await in_thread(answers.thumbnails_of, runs_root(), request.query.get("id"))
+        return web.Response(body=data, content_type="image/jpeg", headers=PICTURE_HEADERS)
+
+    @host.routes.get(f"{PREFIX}/runs/queue")
+    @guarded
+    async def queue(request: web.Request) -> web.Response:
+        running, waiting = _queue_of(host)
+        return web.json_response({"queue": await in_thread(queued, running, waiting)})
+
     @host.routes.get(f"{PREFIX}/runs/picture")
     @guarded
     async def picture(request: web.Request) -> web.Response:
@@ -56,8 +85,8 @@ def add_run_routes(export: Export, details: answers.Told) -> None:
         data = await in_thread(answers.run_picture, runs_root(), query.get("id"), query.get("step", ""), large)
         return web.Response(
             body=data,
-            content_type="image/jpeg",
-            headers={"X-Content-Type-Options": "nosniff", "Cache-Control": "private, max-age=60"},
+            content_type=answers.picture_type(data),
+            headers=PICTURE_HEADERS,
         )
 
     @host.routes.get(f"{PREFIX}/runs/resume")
@@ -65,12 +94,21 @@ def add_run_routes(export: Export, details: answers.Told) -> None:
     async def resume(request: web.Request) -> web.Response:
         return web.json_response(await in_thread(answers.resumed, runs_root(), request.query.get("id")))
 
+    @host.routes.post(f"{PREFIX}/runs/remark")
+    @guarded
+    async def remark(request: web.Request) -> web.Response:
+        body = await body_of(request, answers.REMARK_BODY)
+        return web.json_response(await in_thread(answers.remarked, runs_root(), body))
+
     @host.routes.post(f"{PREFIX}/runs/export")
     @guarded
     async def export_run(request: web.Request) -> web.Response:
         body = await body_of(request)
         folder = await in_thread(_run, body.get("id"))
-        return web.json_response({"files": await in_thread(export, folder, answers.save_named(body.get("save")))})
+        files = await in_thread(export, folder, answers.save_named(body.get("save")))
+        if body.get("save") == "result":
+            await in_thread(PANELS.kept, folder.name)
+        return web.json_response({"files": files})
 
     @host.routes.post(f"{PREFIX}/runs/delete")
     @guarded
@@ -97,6 +135,13 @@ def add_run_routes(export: Export, details: answers.Told) -> None:
         if not await in_thread(_show, folder):
             raise Refused(409, "folder.no_file_manager", place=place)
         return web.json_response({"opened": place})
+
+
+def _queue_of(host: Any) -> tuple[list[Any], list[Any]]:
+    """What runs and what waits; older hosts hand out a copy of all of it."""
+    queue = host.prompt_queue
+    running, waiting = getattr(queue, "get_current_queue_volatile", queue.get_current_queue)()
+    return list(running), list(waiting)
 
 
 def _listed(details: answers.Told) -> dict[str, Any]:

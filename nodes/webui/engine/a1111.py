@@ -19,14 +19,17 @@ from ....lora_core.data.buckets import Fit
 from ....lora_core.messages.errors import LoomError
 from ....lora_core.messages.message import Message
 from ....lora_core.objectives import DiscreteLevels, Objective, discrete_sigmas, rescale_zero_terminal_snr
+from ....lora_core.transfer import sent
 from .a1111_texts import A1111Texts
 from .backend import WebUIBackend
 from .captions import Encoded, lengthened
 from .drawing import drawn, scheduler_for
 from .host import loaded_model, lora_extension, wanted_model
+from .joined import EDITED, FILLED, Joined
 from .layers import PlainLayers
 from .tokens import written
 
+CHANNELS = 4  # of latents
 NEARLY_ZERO = 1e-6  # of the signal that is left at the last noise level
 WITH_PICTURE = ("hybrid", "concat", "hybrid-adm", "crossattn-adm")  # conditioning of models that read a picture
 _PATCHED = (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm, nn.MultiheadAttention)  # by the Lora extension
@@ -39,7 +42,7 @@ class A1111Backend(WebUIBackend):
         self.model = wanted_model()
         if self.model is None:
             raise LoomError("webui.no_model", host="AUTOMATIC1111")
-        _require_plain(self.model)
+        self.joined = _joined(self.model)
         self.device = self.text_device = devices.device
         self.dtype = devices.dtype_unet
         self.host = PlainLayers(self.dtype, bool(getattr(self.model, "lowvram", False)))
@@ -127,17 +130,21 @@ class A1111Backend(WebUIBackend):
             joined["pooled"] = torch.cat([text["pooled"] for text in texts])
         return joined
 
-    def ask(self, x_t: torch.Tensor, sigma: torch.Tensor, texts: Encoded, fits: Sequence[Fit]) -> torch.Tensor:
+    def ask(
+        self, x_t: torch.Tensor, sigma: torch.Tensor, texts: Encoded, fits: Sequence[Fit], beside: torch.Tensor | None
+    ) -> torch.Tensor:
         wide = sigma.to(x_t.device, torch.float32 if x_t.device.type == "mps" else torch.float64)
         sigmas = self._levels.sigmas if isinstance(self._levels, DiscreteLevels) else discrete_sigmas(self._abar)
-        t = nearest_timestep(sigmas.to(wide), wide)
+        t = nearest_timestep(sent(sigmas.to(wide.dtype), wide.device), wide)
         scaled = x_t / (1 + wide.square()).sqrt().view(-1, 1, 1, 1).to(x_t.dtype)
-        text = texts["crossattn"].to(x_t.device)
+        text = sent(texts["crossattn"], x_t.device)
         if self.family == "sdxl":
             sizes = torch.cat([self._sizes(fit) for fit in fits])
             cond: Any = {"crossattn": text, "vector": torch.cat([texts["pooled"].to(sizes), sizes], 1)}
         else:
             cond = {"c_crossattn": [text]}
+        if beside is not None:
+            cond["c_concat"] = [beside.to(self.dtype)]
         with devices.without_autocast() if devices.unet_needs_upcast else devices.autocast():
             return self.model.apply_model(scaled.to(self.dtype), t, cond).float()
 
@@ -149,7 +156,8 @@ class A1111Backend(WebUIBackend):
 
     def draw(self, job: SampleJob, adapters: AdapterSet) -> list[Image.Image]:
         with torch.no_grad(), self._texts.known(adapters.tokens), self._texts.attention_in_parts(adapters):
-            return drawn(self.model, job, written(job.prompt, adapters.tokens), scheduler_for(job.config, flow=False))
+            prompt, scheduler = written(job.prompt, adapters.tokens), scheduler_for(job.config, flow=False)
+            return drawn(self.model, job, prompt, scheduler, self.beside(job))
 
 
 def _distribution(vae: Any, x: torch.Tensor) -> Any:
@@ -158,19 +166,26 @@ def _distribution(vae: Any, x: torch.Tensor) -> Any:
     return wrapped.encode(x)
 
 
-def _require_plain(model: Any) -> None:
-    """Raises LoomError for what is not a text-to-image model of the SD family."""
-    kinds = [
-        ("webui.kind_sd3", getattr(model, "is_sd3", False)),
-        ("webui.kind_inpainting", getattr(model, "is_sdxl_inpaint", False)),
-        ("webui.kind_inpainting", getattr(model.model, "conditioning_key", "") in WITH_PICTURE),
-    ]
+def _joined(model: Any) -> Joined | None:
+    """What a model of the SD family reads beside its noise. Raises LoomError for one that reads what cannot be given, and for other models."""
     conditioner = getattr(model, "conditioner", None)
-    if conditioner is not None:
-        kinds.append(("webui.kind_refiner", sum(hasattr(e, "process_texts") for e in conditioner.embedders) != 2))
-    for kind, holds in kinds:
-        if holds:
-            raise LoomError("webui.model_kind", kind=Message.of(kind))
+    if getattr(model, "is_sd3", False):
+        raise _untrainable("webui.kind_sd3")
+    if conditioner is not None and sum(hasattr(e, "process_texts") for e in conditioner.embedders) != 2:
+        raise _untrainable("webui.kind_refiner")
+    key = getattr(model.model, "conditioning_key", "")
+    if key not in WITH_PICTURE and not getattr(model, "is_sdxl_inpaint", False):
+        return None
+    further = model.model.diffusion_model.input_blocks[0][0].in_channels - CHANNELS
+    if further == EDITED and getattr(model, "cond_stage_key", "") == "edit":
+        return Joined(EDITED, 1 / float(model.scale_factor))  # which the host leaves out there
+    if further == FILLED and not key.endswith("adm"):
+        return Joined(FILLED)
+    raise _untrainable("webui.kind_picture")
+
+
+def _untrainable(kind: str) -> LoomError:
+    return LoomError("webui.model_kind", kind=Message.of(kind))
 
 
 def _without_networks(model: nn.Module) -> bool:

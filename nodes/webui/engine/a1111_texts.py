@@ -12,7 +12,7 @@ from modules.textual_inversion.textual_inversion import Embedding
 from torch import nn
 
 from ....lora_core.adapters import AdapterSet
-from ....lora_core.adapters.base import override_forward
+from ....lora_core.adapters.attach import override_forward
 from ....lora_core.adapters.tokens import TokenSet, TokenTable, TokenVectors
 from ....lora_core.backends.base import weights_checksum
 from ....lora_core.borrowing.aliases import replaced
@@ -22,9 +22,14 @@ from .openclip import projections, through
 from .tokens import lookup_of, token_table, with_others, written
 
 SIZES = ("original_size_as_tuple", "crop_coords_top_left", "target_size_as_tuple")  # inputs of SDXL's size embedders
-OPTIONS = ("CLIP_stop_at_last_layers", "comma_padding_backtrack", "sdxl_clip_l_skip", "use_old_emphasis_implementation")
+SKIP = "CLIP_stop_at_last_layers"
+OPTIONS = (SKIP, "comma_padding_backtrack", "sdxl_clip_l_skip", "use_old_emphasis_implementation")
 WINDOW = 75
-_KOHYA = {"sd1": {"clip_l": "lora_te_"}, "sd2": {"clip_h": "lora_te_"}, "sdxl": {"clip_l": "lora_te1_", "clip_g": "lora_te2_"}}  # fmt: skip
+_KOHYA = {
+    "sd1": {"clip_l": "lora_te_"},
+    "sd2": {"clip_h": "lora_te_"},
+    "sdxl": {"clip_l": "lora_te1_", "clip_g": "lora_te2_"},
+}
 _OPENCLIP = {"mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2"}
 
 
@@ -47,6 +52,11 @@ class A1111Texts:
         return dict(zip(("clip_l", "clip_g"), texts, strict=True))
 
     # ---- captions ----------------------------------------------------------------------------------------------------
+
+    @property
+    def clip_skip(self) -> int | None:
+        """OpenCLIP's encoders, of Stable Diffusion 2 and XL, are read without regard to the option; so is the first one of XL, which has one of its own."""
+        return int(self._options.get(SKIP, 1)) if self._family == "sd1" else None
 
     def encode(self, caption: str, adapters: AdapterSet) -> Encoded:
         with devices.autocast(), self.plain(adapters.tokens), self._live(), self.attention_in_parts(adapters):

@@ -16,7 +16,16 @@ from ....convert.results import kohya_name_of_native
 from ....lora_core.adapters import AdapterSet
 from ....lora_core.adapters.tokens import TokenTable
 from ....lora_core.algebra.walk import is_norm
-from ....lora_core.backends.base import Backend, EncodesSpread, NamesSamplers, SampleJob, Samplers, weights_fingerprint
+from ....lora_core.backends.base import (
+    Backend,
+    EncodesSpread,
+    NamesSamplers,
+    SampleJob,
+    Samplers,
+    ShowsControls,
+    SkipsLayers,
+    weights_fingerprint,
+)
 from ....lora_core.backends.base_model import BaseModel, Strength, Witness, predicts
 from ....lora_core.borrowing.borrow import Borrowing, Measures
 from ....lora_core.borrowing.frozen import place_of
@@ -25,6 +34,7 @@ from ....lora_core.config import ObjectiveConfig, Recompute
 from ....lora_core.data.batches import Batch
 from ....lora_core.data.buckets import Fit
 from ....lora_core.data.lengths import TextLength
+from ....lora_core.data.shown import Showing
 from ....lora_core.data.store import Store
 from ....lora_core.messages.errors import LoomError
 from ....lora_core.messages.message import Message
@@ -32,6 +42,8 @@ from ....lora_core.objectives import NoiseLevels, Objective
 from . import drawing
 from .captions import Captions, Encoded, TextEncoders
 from .check import require_exact
+from .host import loaded_model, model_file
+from .joined import Joined
 from .lending import Lending
 
 PROBE_PX = 64  # of the latent on which a lent model is tried out
@@ -40,7 +52,7 @@ PROBE_PX = 64  # of the latent on which a lent model is tried out
 class WebUIBackend(abc.ABC):
     """A subclass says where the host keeps its model, and how it is asked.
 
-    `settled`: what the last picture had left in the model and was taken out.
+    `settled`: what the last picture had left in the model and was taken out. `joined`: what the network reads beside the noise, where it does.
     """
 
     recomputes = (Recompute.ALL,)
@@ -50,6 +62,7 @@ class WebUIBackend(abc.ABC):
     dtype: torch.dtype
     host: HostLayers
     pure = True  # blocks never update a tensor that autograd still needs
+    joined: Joined | None = None
 
     def __init__(self, encoders: TextEncoders):
         self._encoders, self.captions = encoders, Captions(encoders)
@@ -121,8 +134,10 @@ class WebUIBackend(abc.ABC):
         """Asks the host to put the model where it runs, before a step that may find it elsewhere."""
 
     @abc.abstractmethod
-    def ask(self, x_t: torch.Tensor, sigma: torch.Tensor, texts: Encoded, fits: Sequence[Fit]) -> torch.Tensor:
-        """The network's raw output for x_t (B, ...) at sigma (B,)."""
+    def ask(
+        self, x_t: torch.Tensor, sigma: torch.Tensor, texts: Encoded, fits: Sequence[Fit], beside: torch.Tensor | None
+    ) -> torch.Tensor:
+        """The network's raw output for x_t (B, ...) at sigma (B,), with what it reads `beside` the noise (B, ...)."""
 
     @abc.abstractmethod
     def join(self, texts: Sequence[Encoded]) -> Encoded | None:
@@ -131,6 +146,11 @@ class WebUIBackend(abc.ABC):
     @abc.abstractmethod
     def draw(self, job: SampleJob, adapters: AdapterSet) -> list[Image.Image]:
         """Pictures by the host's own sampler."""
+
+    @property
+    def clip_skip(self) -> int | None:
+        """The host's option *Clip skip*, for models whose captions are read by it."""
+        return self._encoders.clip_skip
 
     def samplers(self) -> Samplers:
         """Those of the host, which would take Euler for a name it does not have."""
@@ -141,7 +161,15 @@ class WebUIBackend(abc.ABC):
         decided = predicts([loaded], config, "model", (self.prediction,))  # samples are drawn as the host has it
         stored = str(next(self.network.parameters()).dtype).removeprefix("torch.")
         return BaseModel(
-            self.family, decided, self._channels(), stored, self.guidance, self.shift(config), field="model"
+            self.family,
+            decided,
+            self._channels(),
+            stored,
+            self.guidance,
+            self.shift(config),
+            field="model",
+            clip_skip=self.clip_skip,
+            file=model_file(loaded_model()),
         )
 
     def objective(self, config: ObjectiveConfig) -> Objective:
@@ -185,6 +213,13 @@ class WebUIBackend(abc.ABC):
 
     def encode_picture(self, pixels: torch.Tensor) -> torch.Tensor:
         return self.encode_spread(pixels)[0]
+
+    def showing(self) -> Showing | None:
+        return self.joined.showing() if self.joined is not None else None
+
+    def encode_shown(self, pixels: torch.Tensor) -> torch.Tensor:
+        assert self.joined is not None
+        return self.joined.factor * self.encode_picture(pixels)
 
     def text_length(self, caption: str) -> TextLength:
         return self._encoders.length(caption)
@@ -287,7 +322,8 @@ class WebUIBackend(abc.ABC):
         levels = self._levels or self.objective(ObjectiveConfig()).levels
         sigma = levels(torch.tensor([0.5], dtype=torch.float64)).to(self.device)
         size = Fit((PROBE_PX, PROBE_PX), (PROBE_PX, PROBE_PX), (0, 0), (PROBE_PX, PROBE_PX))
-        return self.ask(x_t, sigma, {k: v.detach() for k, v in self.captions.of("").items()}, [size])
+        beside = self.joined.of([self.joined.example(x_t)], x_t) if self.joined is not None else None
+        return self.ask(x_t, sigma, {k: v.detach() for k, v in self.captions.of("").items()}, [size], beside)
 
     def _channels(self) -> int:
         return 4
@@ -298,11 +334,12 @@ class WebUIBackend(abc.ABC):
         self.load()  # the text encoder, a sample or the host's user may have taken the network's place
         if self._lending is not None:
             self._lending.choose_again()
+        beside = self.joined.of(batch.shown, x_t) if self.joined is not None else None
         together = self.join(texts)
         if together is not None:
-            return self.ask(x_t, sigma, together, batch.fits)
-        parts = [self.ask(x_t[n : n + 1], sigma[n : n + 1], text, [batch.fits[n]]) for n, text in enumerate(texts)]
-        return torch.cat(parts)
+            return self.ask(x_t, sigma, together, batch.fits, beside)
+        asked = [(x_t[n : n + 1], sigma[n : n + 1], text, [batch.fits[n]]) for n, text in enumerate(texts)]
+        return torch.cat([self.ask(*one, None) for one in asked])  # texts that cannot be joined are Flux.1's
 
     def sample(self, job: SampleJob) -> list[Image.Image]:
         self.require_at_hand()
@@ -311,8 +348,15 @@ class WebUIBackend(abc.ABC):
         finally:
             self.load()
 
+    def beside(self, job: SampleJob) -> torch.Tensor | None:
+        """What the network reads beside the noise of a sample; None where that is for the host to say."""
+        size = (job.height_px // self.latent_step_px, job.width_px // self.latent_step_px)
+        return self.joined.of_sample(job.shown, size) if self.joined is not None else None
+
 
 if TYPE_CHECKING:
 
-    def _fulfils_the_protocols(backend: WebUIBackend) -> tuple[Backend, EncodesSpread, NamesSamplers]:
-        return backend, backend, backend
+    def _fulfils_the_protocols(
+        backend: WebUIBackend,
+    ) -> tuple[Backend, EncodesSpread, NamesSamplers, SkipsLayers, ShowsControls]:
+        return backend, backend, backend, backend, backend

@@ -31,6 +31,10 @@ class Encoders(Protocol):
 class TextEncoders(Encoders, Protocol):
     """Those that can be trained as well."""
 
+    @property
+    def clip_skip(self) -> int | None:
+        """From which layer captions are read, from the end; None for models that always read the same layers."""
+
     def length(self, caption: str) -> TextLength:
         """How much of a caption is read."""
 

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from PIL import Image
 
 from ....lora_core.backends.base import SampleJob, Samplers
@@ -13,8 +14,8 @@ from ....lora_core.config import SampleConfig
 
 STATE = (
     "job", "job_no", "job_count", "job_timestamp", "sampling_step", "sampling_steps", "current_latent", "current_image",
-    "current_image_sampling_step", "id_live_preview", "textinfo", "time_start", "interrupted", "skipped", "stopping_generation",
-    "processing_has_refined_job_count",
+    "current_image_sampling_step", "id_live_preview", "textinfo", "time_start", "interrupted", "skipped",
+    "stopping_generation", "processing_has_refined_job_count",
 )  # fmt: skip
 DEFAULT_SAMPLER, USUAL_SCHEDULER = "Euler", "Automatic"
 
@@ -64,8 +65,10 @@ def samplers() -> Samplers:
     return Samplers(tuple(names), (SampleConfig().scheduler, *sd_schedulers.schedulers_map))
 
 
-def drawn(model: Any, job: SampleJob, prompt: str, scheduler: str) -> list[Image.Image]:
-    """One picture of `prompt`. Runs inside whatever modes the caller has set."""
+def drawn(
+    model: Any, job: SampleJob, prompt: str, scheduler: str, beside: torch.Tensor | None = None
+) -> list[Image.Image]:
+    """One picture of `prompt`, with what the network reads `beside` the noise. Runs inside whatever modes the caller has set."""
     from modules import processing
 
     config = job.config
@@ -87,5 +90,7 @@ def drawn(model: Any, job: SampleJob, prompt: str, scheduler: str) -> list[Image
     request.scripts = None
     request.disable_extra_networks = True  # a LoRA in the prompt would be merged into the weights that are trained
     request.cached_c, request.cached_uc = [None, None], [None, None]  # else texts of this moment meet later pictures
+    if beside is not None:
+        request.txt2img_image_conditioning = lambda x, *size, **sizes: beside.to(x)
     with state_kept(), contextlib.closing(request):
         return [image.convert("RGB") for image in processing.process_images(request).images[:1]]

@@ -14,19 +14,21 @@ from PIL import Image
 from torch import nn
 
 from ....lora_core.adapters import AdapterSet
-from ....lora_core.adapters.base import override
+from ....lora_core.adapters.attach import override
 from ....lora_core.backends.base import TRAINING_GUIDANCE, SampleJob, whole_fingerprint
 from ....lora_core.config import ObjectiveConfig
 from ....lora_core.data.buckets import Fit
 from ....lora_core.messages.errors import LoomError
 from ....lora_core.messages.message import Message
 from ....lora_core.objectives import DiscreteLevels, FlowLevels, NoiseLevels, Objective
+from ....lora_core.transfer import sent
 from .backend import WebUIBackend
 from .captions import Encoded, lengthened
 from .drawing import drawn, scheduler_for
 from .forge_layers import ForgeLayers, are_loaded, load_all
 from .forge_texts import ForgeTexts
 from .host import loaded_model, lora_extension, pictures_end_in_noise
+from .joined import FILLED, Joined
 from .tokens import written
 
 KINDS = {"epsilon": "epsilon", "v_prediction": "v", "const": "flow"}
@@ -42,7 +44,7 @@ class ForgeBackend(WebUIBackend):
 
     def __init__(self) -> None:
         self.model = _loaded()
-        self._further(self.model)
+        self.joined = self._further(self.model)
         self._patcher = (
             self.model.forge_objects_original.unet
         )  # the one pictures are drawn with, so that loading is shared
@@ -57,7 +59,8 @@ class ForgeBackend(WebUIBackend):
         self.settled += self.settle()
 
     @staticmethod
-    def _further(model: Any) -> None:
+    def _further(model: Any) -> Joined | None:
+        """What the model reads beside its noise. Raises LoomError for one that reads what the host cannot give, and for other models."""
         name = type(model).__name__
         if name not in FAMILIES:
             kind = "webui.kind_refiner" if name == "StableDiffusionXLRefiner" else "webui.kind_other"
@@ -65,9 +68,12 @@ class ForgeBackend(WebUIBackend):
                 "webui.model_kind", kind=Message.of(kind, **({} if kind.endswith("refiner") else {"name": name}))
             )
         channels = model.forge_objects.vae.latent_channels
-        config = getattr(model.model_config, "unet_config", {})
-        if model.is_inpaint or config.get("in_channels", channels) not in (channels, 4 * channels):
-            raise LoomError("webui.model_kind", kind=Message.of("webui.kind_inpainting"))
+        inputs = getattr(model.model_config, "unet_config", {}).get("in_channels", channels)
+        if model.is_inpaint and inputs == channels + FILLED:
+            return Joined(FILLED)
+        if model.is_inpaint or inputs not in (channels, 4 * channels):
+            raise LoomError("webui.model_kind", kind=Message.of("webui.kind_picture"))
+        return None
 
     @property
     def network(self) -> nn.Module:
@@ -197,23 +203,27 @@ class ForgeBackend(WebUIBackend):
         joined = {"crossattn": torch.cat([lengthened(text["crossattn"], longest) for text in texts])}
         return joined | {name: torch.cat([text[name] for text in texts]) for name in texts[0] if name != "crossattn"}
 
-    def ask(self, x_t: torch.Tensor, sigma: torch.Tensor, texts: Encoded, fits: Sequence[Fit]) -> torch.Tensor:
+    def ask(
+        self, x_t: torch.Tensor, sigma: torch.Tensor, texts: Encoded, fits: Sequence[Fit], beside: torch.Tensor | None
+    ) -> torch.Tensor:
         place, sigma = x_t.device, sigma.to(x_t.device, torch.float32)
         more: dict[str, Any] = {}
         if "pooled" in texts:
-            more["y"] = texts["pooled"].to(place)
+            more["y"] = sent(texts["pooled"], place)
         if self.family == "sdxl":
             sizes = torch.cat([self._sizes(fit) for fit in fits]).to(more["y"])
             more["y"] = torch.cat([more["y"], sizes], 1)
         if "guidance" in texts:
-            more["guidance"] = texts["guidance"].to(place)
+            more["guidance"] = sent(texts["guidance"], place)
+        if beside is not None:
+            more["c_concat"] = beside
         options = {"cond_or_uncond": [0], "sigmas": sigma}
         with contextlib.ExitStack() as undo:
             undo.enter_context(override(self._predictor, "calculate_denoised", lambda sigma, out, x: out))
             if self._log_sigmas is not None:  # by which the host finds a noise level's timestep
                 undo.enter_context(override(self._predictor, "log_sigmas", self._log_sigmas))
             return self._kmodel.apply_model(
-                x_t, sigma, c_crossattn=texts["crossattn"].to(place), transformer_options=options, **more
+                x_t, sigma, c_crossattn=sent(texts["crossattn"], place), transformer_options=options, **more
             )
 
     def _sizes(self, fit: Fit) -> torch.Tensor:
@@ -227,7 +237,7 @@ class ForgeBackend(WebUIBackend):
     def draw(self, job: SampleJob, adapters: AdapterSet) -> list[Image.Image]:
         scheduler = scheduler_for(job.config, self.prediction == "flow")
         with torch.inference_mode(), self._texts.known(adapters.tokens):
-            return drawn(self.model, job, written(job.prompt, adapters.tokens), scheduler)
+            return drawn(self.model, job, written(job.prompt, adapters.tokens), scheduler, self.beside(job))
 
 
 def _loaded() -> Any:

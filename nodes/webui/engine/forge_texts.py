@@ -27,9 +27,11 @@ ENGINES = {  # the host's attribute -> the encoder's name everywhere
     "text_processing_engine_t5": "t5xxl",
 }
 _KOHYA = {
-    "sd1": {"clip_l": "lora_te_"}, "sd2": {"clip_h": "lora_te_"}, "sdxl": {"clip_l": "lora_te1_", "clip_g": "lora_te2_"},
+    "sd1": {"clip_l": "lora_te_"},
+    "sd2": {"clip_h": "lora_te_"},
+    "sdxl": {"clip_l": "lora_te1_", "clip_g": "lora_te2_"},
     "flux1": {"clip_l": "lora_te1_"},
-}  # fmt: skip
+}
 WINDOW = 75
 
 
@@ -51,6 +53,11 @@ class ForgeTexts:
         memory_management.load_model_gpu(self._model.forge_objects.clip.patcher)
 
     # ---- captions ----------------------------------------------------------------------------------------------------
+
+    @property
+    def clip_skip(self) -> int | None:
+        """For SDXL and Flux, of whose texts other layers are read at once, there is none to name."""
+        return self._skip if self._family in ("sd1", "sd2") else None
 
     def encode(self, caption: str, adapters: AdapterSet) -> Encoded:
         live = torch.is_grad_enabled() and adapters.trains_text

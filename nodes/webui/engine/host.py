@@ -69,11 +69,23 @@ def embeddings_folder() -> Path:
     return Path(shared.cmd_opts.embeddings_dir)
 
 
+def models_folder() -> Path:
+    """Where the host has a folder for each kind of model."""
+    from modules import paths
+
+    return Path(paths.models_path)
+
+
 def checkpoints() -> dict[str, Path]:
     """The checkpoints the host lists, by name."""
     from modules import sd_models
 
     return {info.name_for_extra: Path(info.filename) for info in sd_models.checkpoints_list.values()}
+
+
+def model_file(model: Any) -> str:
+    """The name of the file the host has loaded a model from; empty where it does not say."""
+    return Path(str(getattr(getattr(model, "sd_checkpoint_info", None), "filename", ""))).name
 
 
 def loaded_model() -> Any:

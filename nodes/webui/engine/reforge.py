@@ -21,8 +21,8 @@ from modules import shared
 
 from ....lora_core.messages.errors import LoomError
 from ....lora_core.messages.message import Message
-from .host import loaded_model, pictures_end_in_noise, wanted_model
-from .reforge_texts import hidden_layers
+from .host import loaded_model, model_file, pictures_end_in_noise, wanted_model
+from .reforge_texts import readable
 
 PURE_NOISE = 1000.0  # sigma of a last noise level with next to no signal; usual schedules end at 15
 LAYERS_LEFT_OUT = 2  # at least, by the text encoders of Stable Diffusion 2 and XL, from the last one
@@ -110,7 +110,9 @@ class Loan:
         ends_in_noise = pictures_end_in_noise() or bool(getattr(self._model, "ztsnr", False))
         unet = _to_pure_noise(objects.unet) if ends_in_noise else objects.unet
         self.backend = HostBackend(unet, self._read(objects.clip), objects.vae)
-        self.backend.texts.reading = functools.partial(hidden_layers, objects.clip.cond_stage_model)
+        self.backend.file = model_file(self._model)
+        self.backend.texts.reading = functools.partial(readable, objects.clip.cond_stage_model)
+        self.backend.texts.copies_vectors = False  # inside of that
 
     def _read(self, clip: Any) -> Any:
         """The text encoders as the option *Clip skip* has pictures' prompts read."""

@@ -3,6 +3,7 @@
 Where each layer lies in each layout is written down here by hand (`Place`); nothing of the package's tables is used to find it.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -13,10 +14,13 @@ from pathlib import Path
 import pytest
 import torch
 from lora_cases import dense, error, kohya, loha, lora, random
-from lora_loom.convert import FormatError, Lora, Module, loaders, read
+from lora_loom.convert import FormatError, Lora, Module, detect, loaders, patterns, read
+from lora_loom.convert.families import FAMILIES
+from lora_loom.convert.files import checkpoints
 from lora_loom.convert.files.checkpoints import bake, checkpoint, extract, family_of
-from lora_loom.convert.files.disk import load, save
+from lora_loom.convert.files.disk import load, save, save_folder
 from lora_loom.convert.files.jobs import Options, Size, Taken, bake_file, extract_file, open_lora, write_lora
+from lora_loom.convert.scales import unapplied
 from lora_loom.convert.writers import write as kohya_write
 from safetensors.torch import save_file
 
@@ -630,7 +634,7 @@ def eighths() -> dict[str, torch.Tensor]:
 
 REFUSALS = {
     "family": (lambda: weights("sd1"), lambda: a_lora("sdxl"), "checkpoint is Stable Diffusion 1.x, the LoRA is for sdxl"),
-    "no model": (lambda: {"a.weight": random(1, 4, 4)}, lambda: a_lora("sd1"), "no model family this program knows"),
+    "no model": (lambda: {"a.weight": random(1, 4, 4)}, lambda: a_lora("sd1"), "any model family this program knows"),
     "missing text encoder": (lambda: without("sd1", "cond_stage"), lambda: a_lora("sd1"), "6 modules of the LoRA have no layer in this checkpoint.*clip_l"),
     "missing layer": (lambda: without("sd1", "attn1.to_q"), lambda: a_lora("sd1"), "1 module .*attn1.to_q"),
     "missing bias": (lambda: weights("sd1", biases=False), lambda: Lora("sd1", ADAPTERS["bias"]), "to_out.0.bias: is changed by the LoRA, but is not in the"),
@@ -1074,3 +1078,86 @@ def test_a_small_change_of_an_fp16_checkpoint_is_found_as_far_as_its_type_holds_
     assert (
         error(dense(outcome.lora.modules[Q]), dense(one.modules[Q])) < 0.01
     )  # each weight is rounded to 11 bits, the change is a tenth of it
+
+
+# --- what it costs --------------------------------------------------------------------------------------------------------------------------
+
+
+def many_layers(count: int) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+    """As many attention layers as no model has."""
+    names = (f"model.diffusion_model.input_blocks.{n}.1.transformer_blocks.0.attn1.to_q.weight" for n in range(count))
+    return dict.fromkeys(names, (torch.float16, (2, 2)))
+
+
+def test_a_layer_is_looked_up_in_the_tables_that_may_have_it_and_not_in_those_of_all_families(monkeypatch):
+    taken_apart, asked = [], []
+    split, found = patterns.split_numbers.__wrapped__, patterns.Table.found
+    monkeypatch.setattr(detect, "split_numbers", lambda name: taken_apart.append(name) or split(name))
+    monkeypatch.setattr(patterns.Table, "found", lambda *args: asked.append(args) or found(*args))
+    for layout in (
+        many_layers(300),
+        {f"model.diffusion_model.odd.{n}.mixer.weight": (torch.float16, (2, 2)) for n in range(300)},
+    ):
+        with pytest.raises(FormatError):
+            family_of(layout)
+    assert len(taken_apart) == 600
+    assert {args[0] for args in asked} < {family.table for family in FAMILIES.values()}
+    assert len(asked) <= 300 * 6  # six of the families are UNets
+
+
+class Key(str):
+    """A name that counts how often it is compared with another."""
+
+    compared = 0
+    __hash__ = str.__hash__
+
+    def __eq__(self, other):
+        Key.compared += 1
+        return str.__eq__(self, other)
+
+
+def test_baking_looks_for_no_name_among_all_others(tmp_path, monkeypatch):
+    sides = {"transformer_blocks.{}.attn.to_out.0": "img_attn", "transformer_blocks.{}.attn.to_add_out": "txt_attn"}
+    weights = {f"double_blocks.{n}.{side}.proj.weight": torch.zeros(4, 4) for n in range(19) for side in sides.values()}
+    weights |= {f"vae.{n}.weight": torch.zeros(1) for n in range(4000)}
+    modules = {f"transformer.{name.format(n)}": low_rank() for n in range(19) for name in sides}
+    source = write(tmp_path / "base.safetensors", weights)
+    plainly = checkpoints.checkpoint
+
+    @contextlib.contextmanager
+    def counting(path):
+        with plainly(path) as (layout, tensor, where):
+            yield {Key(key): value for key, value in layout.items()}, tensor, where
+
+    monkeypatch.setattr(checkpoints, "checkpoint", counting)
+    Key.compared = 0
+    bake(source, tmp_path / "baked.safetensors", [(Lora("flux1", modules), 1.0)])
+    assert Key.compared < 20 * len(weights)  # they are sorted; a look through all changed ones for each would be 38
+
+
+def low_rank() -> Module:
+    return Module("lora", {"down": torch.ones(1, 4), "up": torch.ones(4, 1)}, 1.0)
+
+
+def test_a_mark_of_scaled_weights_is_no_reason_to_look_through_all_others(counted):
+    work = []
+    for count in (200, 800):
+        layout = {f"block.{n}.scaled_fp8": (torch.float8_e4m3fn, (0,)) for n in range(count)}
+        layout |= {f"block.{n}.a.weight": (torch.float8_e4m3fn, (2, 2)) for n in range(count)}
+        marked, _, calls = counted(lambda layout=layout: unapplied(layout, {}))
+        assert len(marked) == count
+        work.append(calls)
+    assert work[1] < 5 * work[0]
+
+
+def test_a_folder_of_many_files_is_written_with_work_in_step_with_their_number(tmp_path, counted):
+    work = []
+    for count in (20, 80):
+        unet = tmp_path / f"{count}" / "unet"
+        unet.mkdir(parents=True)
+        for n in range(count):
+            save_file({f"{n}.weight": torch.zeros(1)}, unet / f"model-{n}.safetensors")
+        with checkpoint(unet.parent) as (layout, tensor, where):
+            written = (unet.parent, tmp_path / f"{count} again", layout, tensor, where)
+            work.append(counted(lambda written=written: save_folder(*written))[2])
+    assert work[1] < 4.5 * work[0]

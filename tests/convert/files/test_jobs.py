@@ -25,6 +25,7 @@ from lora_loom.convert.files.jobs import (
     write_lora,
 )
 from lora_loom.convert.merge import weighted
+from lora_loom.lora_core.messages.figures import percent
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
@@ -542,7 +543,7 @@ def test_a_merge_to_a_rank_tells_its_error_over_all_and_where_it_is_worst(two, t
     ) ** 0.5
     worst = max(lost, key=lost.get)
     note = next(n for n in written.notes if n.code == "note.error")
-    assert f"{overall:.2%} over all, {lost[worst]:.2%} in {worst}" in str(note)
+    assert f"{percent(overall)} over all, {percent(lost[worst])} in {worst}" in str(note)
 
 
 def test_files_merged_at_weight_zero_give_a_file_that_can_be_read_or_a_refusal(two, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import re
 import sys
 import tempfile
@@ -115,9 +116,10 @@ def unet(family: str) -> torch.nn.Module:
     if family == "sdxl":
         from sgm.modules.diffusionmodules.openaimodel import UNetModel
 
+        # The commit that A1111 names asks for more than later ones.
+        taken = inspect.signature(UNetModel.__init__).parameters
         return UNetModel(
-            **{k: v for k, v in NARROW.items() if k not in ("image_size", "use_spatial_transformer", "legacy")}, attention_resolutions=[4, 2],
-            channel_mult=[1, 2, 4],
+            **{k: v for k, v in NARROW.items() if k in taken}, attention_resolutions=[4, 2], channel_mult=[1, 2, 4],
             num_head_channels=16, use_linear_in_transformer=True, transformer_depth=[1, 2, 10], num_classes="sequential", adm_in_channels=40,
         )  # fmt: skip
     from ldm.modules.diffusionmodules.openaimodel import UNetModel

@@ -21,7 +21,9 @@ kohya.logger.setLevel(logging.ERROR)
 
 
 def load(tree, path: Path) -> None:
-    encoders = tree.host.encoders
+    encoders = [
+        part or torch.nn.Module() for part in tree.host.encoders
+    ]  # as sd-scripts stands in for Chroma's missing CLIP
     if len(encoders) < 2 and tree.family in ("sd1", "sd2"):
         encoders = encoders[0]
     network, state = kohya.create_network_from_weights(

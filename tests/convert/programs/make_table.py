@@ -19,6 +19,7 @@ PROGRAMS = (
     "sd-scripts",
     "musubi-tuner",
     "OneTrainer",
+    "ai-toolkit",
     "LyCORIS",
     "diffusers",
     "PEFT",

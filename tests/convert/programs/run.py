@@ -34,6 +34,7 @@ def by_file(name: str):
 
 NEEDED = {
     "lycoris_kohya": ["sd_scripts"], "sdnext": ["diffusers_models"], "onetrainer": ["diffusers_models"], "diffusers_own": ["diffusers_models"],
+    "ai_toolkit": ["diffusers_models"],
     "peft_own": ["diffusers_models", "diffusers_own"],
 }  # fmt: skip
 

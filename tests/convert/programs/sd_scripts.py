@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 import transformers
 from loom_harness import Tree, change_by, clip, folder, randomised, stand_in, t5
-from loom_small_models import ENCODERS, FLUX, projects
+from loom_small_models import ENCODERS, FLUX, HOST, projects
 
 TITLE, FOLDER = "sd-scripts", "sd-scripts"
-FAMILIES = ("sd1", "sd2", "sdxl", "flux1", "chroma", "sd3", "lumina2")
+FAMILIES = ("sd1", "sd2", "sdxl", "flux1", "chroma", "sd3", "lumina2", "anima")
 HOME = folder(FOLDER)
 
 sys.path[:0] = [str(HOME)]
@@ -22,15 +22,17 @@ for absent in ("cv2", "imagesize", "toml"):
 logging.disable(logging.WARNING)
 transformers.CLIPFeatureExtractor = transformers.CLIPImageProcessor  # its name until version 5
 
-from library import flux_models, lumina_models, original_unet, sd3_models, sdxl_original_unet  # noqa: E402
-from networks import lora, lora_flux, lora_lumina, lora_sd3  # noqa: E402
+from library import anima_models, flux_models, lumina_models, original_unet, sd3_models, sdxl_original_unet  # noqa: E402
+from networks import lora, lora_anima, lora_flux, lora_lumina, lora_sd3  # noqa: E402
 
-NETWORKS = {"flux1": lora_flux, "chroma": lora_flux, "sd3": lora_sd3, "lumina2": lora_lumina}
-# The widths of the published UNets are constants of these modules.
+NETWORKS = {"flux1": lora_flux, "chroma": lora_flux, "sd3": lora_sd3, "lumina2": lora_lumina, "anima": lora_anima}
+# The widths of the published UNets, and of Anima's adapter, are constants of these modules.
 original_unet.BLOCK_OUT_CHANNELS = (32, 64, 128, 128)
 original_unet.TIMESTEP_INPUT_DIM, original_unet.TIME_EMBED_DIM = 32, 128
 sdxl_original_unet.MODEL_CHANNELS, sdxl_original_unet.TIME_EMBED_DIM = 32, 128
 sdxl_original_unet.ADM_IN_CHANNELS, sdxl_original_unet.CONTEXT_DIM = 40, 24
+ADAPTER = anima_models.LLMAdapter
+anima_models.LLMAdapter = lambda **_: ADAPTER(16, 24, 24, num_layers=2, num_heads=2, self_attn=True)
 
 
 LISTED_IN = "its scripts and models"
@@ -67,6 +69,10 @@ def denoiser(family: str) -> torch.nn.Module:
             input_size=None, pos_embed_max_size=4, patch_size=2, in_channels=16, depth=3, num_patches=16, adm_in_channels=40, context_embedder_in_features=48,
             context_embedder_out_features=192,
         )  # fmt: skip
+    if family == "anima":
+        return anima_models.Anima(
+            **{k: v for k, v in HOST["anima"][1].items() if k != "image_model"}, use_llm_adapter=True
+        )
     return lumina_models.NextDiT(
         patch_size=2, in_channels=16, dim=96, n_layers=4, n_refiner_layers=2, n_heads=6, n_kv_heads=2, multiple_of=8, cap_feat_dim=24, axes_dims=[4, 4, 8],
         axes_lens=[64, 64, 64], qk_norm=True,
@@ -82,8 +88,8 @@ def tree(family: str) -> Tree:
         projection = projects(family, encoder)
         encoders.append(t5(16, layers) if encoder == "t5xxl" else clip(16, layers, projection))
         out.add_text(encoder, encoders[-1])
-    if family == "lumina2":
-        encoders.append(torch.nn.Module())  # Gemma, of which we write nothing
+    if family in ("lumina2", "anima"):
+        encoders.append(torch.nn.Module())  # Gemma or Qwen, of which we write nothing
     if family == "chroma":
         encoders.insert(0, None)  # the reader counts the encoders of Flux.1
     return out
@@ -107,7 +113,9 @@ def write(tree: Tree, path: Path, form: str) -> dict[str, torch.Tensor]:
     if writer is lora and len(encoders) == 1:
         encoders = encoders[0]
     network = writer.create_network(1.0, 4, 2.0, None, encoders, tree.host.model)
-    network.apply_to(encoders, tree.host.model, apply_text_encoder=tree.family != "lumina2", apply_unet=True)
+    network.apply_to(
+        encoders, tree.host.model, apply_text_encoder=tree.family not in ("lumina2", "anima"), apply_unet=True
+    )
     randomised(network)
     network.save_weights(str(path), torch.float32, {})
     for part in (tree.host.model, *filter(None, tree.host.encoders)):

@@ -14,7 +14,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from lora_loom.convert.families import FAMILIES
+from lora_loom.convert.families import FAMILIES, TOYS
 from lora_loom.convert.loaders import FORMS, PROGRAMS, measured
 
 HERE = Path(__file__).resolve().parent
@@ -32,6 +32,7 @@ NEEDS = {
     "sd_scripts": ([PROGRAMS_AT / "sd-scripts"], PYTHON),
     "musubi": ([PROGRAMS_AT / "musubi-tuner"], PYTHON),
     "onetrainer": ([PROGRAMS_AT / "onetrainer"], PYTHON),
+    "ai_toolkit": ([PROGRAMS_AT / "ai-toolkit"], PYTHON),
     "lycoris_kohya": ([PROGRAMS_AT / "sd-scripts"], PYTHON),
     "diffusers_own": ([], PYTHON),
     "peft_own": ([], PYTHON),
@@ -107,7 +108,7 @@ def test_the_universal_form_is_read_whole_by_a_program_that_runs_the_model(famil
 
 def test_every_model_with_a_table_of_layers_was_run_with_its_own_program():
     ran = {*make_table.results()["ComfyUI"]["families"]}
-    assert {*FAMILIES} - ran == {"toy", "sdxl-refiner"}  # our own, and one of SDXL's layers
+    assert {*FAMILIES} - ran == {*TOYS, "sdxl-refiner"}  # our own, and one of SDXL's layers
 
 
 def test_a_model_that_a_program_does_not_have_was_not_run_with_it():

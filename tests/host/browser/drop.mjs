@@ -1,5 +1,5 @@
 // Drops real files on a real page: node drop.mjs <address> <folder for screenshots> <classic|nodes2> <scenario> <folder of files>
-// Scenarios: empty, node, again, cancel, left. Prints one line of JSON.
+// Scenarios: empty, node, again, cancel, left, paste. Prints one line of JSON.
 import fs from "node:fs";
 import path from "node:path";
 import { opened } from "./comfy.mjs";
@@ -109,6 +109,29 @@ const scenarios = {
     await page.waitForTimeout(2500);
     seen.card = await cardText();
     seen.nodes = await page.evaluate(() => window.app.graph._nodes.length);
+  },
+
+  async paste() { // pictures of the clipboard on an empty graph; what is pasted into a text field stays there
+    const pictures = files().filter((file) => file.endsWith(".jpg")).slice(0, 6);
+    const data = pictures.map((file) => [path.basename(file), fs.readFileSync(file).toString("base64")]);
+    const paste = (wanted, given) => page.evaluate(([selector, all]) => {
+      const transfer = new DataTransfer();
+      for (const [name, text] of all) {
+        transfer.items.add(new File([Uint8Array.from(atob(text), (c) => c.charCodeAt(0))], name, { type: "image/jpeg" }));
+      }
+      const event = new ClipboardEvent("paste", { clipboardData: transfer, bubbles: true, cancelable: true });
+      (document.querySelector(selector) ?? document.body).dispatchEvent(event);
+      return event.defaultPrevented;
+    }, [wanted, given]);
+    await page.evaluate(() => document.body.append(Object.assign(document.createElement("textarea"), { id: "a_text" })));
+    seen.in_text = await paste("#a_text", data);
+    seen.cards_before = await page.locator(".loom-upload").count();
+    seen.taken = await paste("canvas", data);
+    await card("done");
+    await page.waitForFunction(() => window.app.graph._nodes.some((n) => n.loomReport?.textContent), null, { timeout: 60000 });
+    seen.card = await cardText();
+    Object.assign(seen, { loader: await node("LoraLoomLoadFolder"), train: await node("LoraLoomTrainLora") });
+    await shot("pasted");
   },
 
   async left() { // what the page opens itself stays the page's

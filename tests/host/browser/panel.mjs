@@ -6,7 +6,7 @@ import { createRequire } from "node:module";
 
 const [address, shots, renderer, scenario] = process.argv.slice(2);
 const { chromium } = createRequire(import.meta.url)(process.env.PLAYWRIGHT_CORE || "playwright-core");
-const template = JSON.parse(fs.readFileSync(path.join(import.meta.dirname, "../../../example_workflows/train_and_try_toy.json")));
+const template = JSON.parse(fs.readFileSync(path.join(import.meta.dirname, "../../../example_workflows/21 Train the toy, then try it.json")));
 template.nodes = template.nodes.filter((n) => n.id <= 3 && n.id >= 1); // model, folder, training
 template.links = template.links.filter((l) => l[1] <= 3 && l[3] <= 3);
 for (const node of template.nodes) for (const output of node.outputs ?? []) output.links = (output.links ?? []).filter((id) => template.links.some((l) => l[0] === id));
@@ -90,6 +90,11 @@ const outlined = async () => {
   return page.evaluate(() => [...document.querySelectorAll("[data-node-id] *")].some((e) => e.style?.outline && e.getBoundingClientRect().height > 8));
 };
 const run = () => page.evaluate(() => window.app.queuePrompt(0, 1));
+const toasts = async (words) => { // what all of them say, once one has these words: a busy page shows it late
+  const wanted = page.locator(".p-toast-message").filter({ hasText: words }).first();
+  await wanted.waitFor({ timeout: 20000 }).catch(() => {});
+  return page.locator(".p-toast-message").allInnerTexts();
+};
 const shot = (name) => page.screenshot({ path: path.join(shots, `${renderer}-${name}.png`) });
 const click = (name) => page.locator(".loom-panel .buttons button", { hasText: name }).first().click();
 
@@ -106,14 +111,15 @@ const scenarios = {
     await look();
     await until("p.chart.drawn > 0 && p.rows.length > 0");
     seen.chart_at = Date.now() / 1000;
+    seen.chart_while = await panel("p.state.status");
     const drawn = await panel("p.chart.drawn");
     await until("p.chart.drawn > value", drawn, 20);
-    await until("p.state.samples.length >= 2 && p.newest.complete && p.newest.naturalWidth > 0 && p.newest.clientHeight > 50");
+    await until("p.state.samples.length >= 2 && p.samples.newest.complete && p.samples.newest.naturalWidth > 0 && p.samples.newest.clientHeight > 50");
     await page.waitForTimeout(1200);
     await look();
     await shot("training");
-    seen.large = await panel("p.pictures.querySelectorAll('figure').length");
-    seen.first_picture = await panel("p.pictures.querySelector('figcaption').textContent");
+    seen.large = await panel("p.samples.root.querySelectorAll('figure').length");
+    seen.first_picture = await panel("p.samples.root.querySelector('figcaption').textContent");
     const graph = await page.evaluate(() => JSON.stringify(window.app.graph.serialize()));
     seen.workflow_has_panel = graph.includes("loom_panel") || graph.includes("\"rows\"");
     const before = await panel("p.last()");
@@ -160,8 +166,7 @@ const scenarios = {
     await until("p.state.status === 'stopped'");
     seen.stopped_at = Date.now() / 1000;
     seen.run = await panel("p.state.run");
-    await page.waitForTimeout(1500);
-    seen.toasts = await page.locator(".p-toast-message").allInnerTexts();
+    seen.toasts = await toasts(`${seen.run}.safetensors`);
     seen.listed = await page.evaluate(async (run) => {
       const node = window.app.graph._nodes.find((n) => n.comfyClass === "LoraLoader");
       const values = node.widgets[0].options.values;
@@ -215,11 +220,10 @@ const scenarios = {
       await set({ ...good, rank: 4, include: "", exclude: "", resume: "new run", ...values });
       await run();
       await until("p.state?.status === 'failed' && p.error.textContent.includes(value)", sentence, 60);
-      await page.waitForTimeout(500);
+      const toasted = (await toasts(sentence)).some((text) => text.includes(sentence));
       const box = await page.locator(".loom-panel .error").boundingBox();
-      const toasts = await page.locator(".p-toast-message").allInnerTexts();
       seen.errors[label] = {
-        text: await panel("p.error.textContent"), visible: Boolean(box && box.height > 10 && box.width > 100), toast: toasts.some((t) => t.includes(sentence)),
+        text: await panel("p.error.textContent"), visible: Boolean(box && box.height > 10 && box.width > 100), toast: toasted,
         marked: await panel("p.marked?.name ?? null"), outlined: renderer === "classic" || (await outlined()),
       };
       if (label === "rank") { await look(); await shot("error"); }
@@ -244,14 +248,15 @@ const scenarios = {
       const idle = await panel("p.status.textContent");
       await run();
       await until("p.state?.status === 'finished' && p.state.saves.length && p.state.result.files"); // the last two come with the answer to a question
-      await page.waitForTimeout(1500);
-      const finished = { text: await panel("p.root.innerText"), toasts: await page.locator(".p-toast-message").allInnerTexts(), over: await over() };
+      const told = await toasts(`${NAME}_${language}.safetensors`);
+      const finished = { text: await panel("p.root.innerText"), toasts: told, over: await over() };
       await set({ rank: 1024 });
       await run();
       await until("p.state?.status === 'failed' && p.error.textContent && p.marked");
       const error = await panel("p.error.textContent"), marked = await panel("p.marked?.name ?? null");
       await page.locator("[aria-label*='LoRA Loom']").first().click();
       await page.waitForFunction(() => document.querySelector(".loom-runs .card")?.offsetParent);
+      await page.locator(".loom-runs .card .actions button", { hasText: "⋯" }).first().click(); // the rest of its buttons
       await page.waitForTimeout(500);
       seen[language] = { idle, finished, error, marked, runs: await page.locator(".loom-runs").evaluate((e) => e.textContent), over: await over() };
       await shot(language);
@@ -271,7 +276,7 @@ const scenarios = {
     });
     await look();
     const set = (id, value) => page.evaluate(([id, value]) => window.app.extensionManager.setting.set(id, value), [id, value]);
-    const look2 = async () => { await page.waitForTimeout(700); return panel("({ drawn: p.chart.drawn, middle: p.chart.canvas.toDataURL().length, pictures: p.pictures.style.minHeight, least: p.minHeight() })"); };
+    const look2 = async () => { await page.waitForTimeout(700); return panel("({ drawn: p.chart.drawn, middle: p.chart.canvas.toDataURL().length, pictures: p.samples.root.style.minHeight, least: p.minHeight() })"); };
     seen.before = await look2();
     await set("LoraLoom.panel.lossAxis", "logarithmic");
     seen.logarithmic = await look2();

@@ -1,4 +1,4 @@
-// A run with samples on a real page, and what can be done with its result: node result.mjs <address> <folder for screenshots> <classic|nodes2> <run>
+// A run with samples on a real page, and what can be done with its result: node result.mjs <address> <folder for screenshots> <classic|nodes2> <run|failed>
 // Prints one line of JSON with what it saw.
 import fs from "node:fs";
 import path from "node:path";
@@ -7,7 +7,7 @@ import { opened } from "./comfy.mjs";
 const [address, shots, renderer, scenario] = process.argv.slice(2);
 const seen = {};
 const { page, shot, end } = await opened(address, shots, renderer, "result");
-const template = JSON.parse(fs.readFileSync(path.join(import.meta.dirname, "../../../example_workflows/train_and_try_toy.json")));
+const template = JSON.parse(fs.readFileSync(path.join(import.meta.dirname, "../../../example_workflows/21 Train the toy, then try it.json")));
 template.nodes = template.nodes.filter((n) => n.id <= 3 && n.id >= 1); // model, folder, training
 template.links = template.links.filter((l) => l[1] <= 3 && l[3] <= 3);
 for (const node of template.nodes) for (const output of node.outputs ?? []) output.links = (output.links ?? []).filter((id) => template.links.some((l) => l[0] === id));
@@ -49,7 +49,49 @@ const loaded = () => page.waitForFunction(() => { // the viewer asks the server 
   return images.length > 0 && images.every((i) => i.complete && i.naturalWidth > 0);
 });
 
+/** Whether the loaders of the page offer a LoRA of this name. */
+const offered = (name) => page.evaluate(async (wanted) => {
+  await window.app.refreshComboInNodes?.();
+  const values = window.LiteGraph.createNode("LoraLoader").widgets[0].options.values;
+  const listed = (typeof values === "function" ? values() : values).some((one) => one.includes(wanted));
+  const { LoraLoader } = await (await fetch("/object_info/LoraLoader")).json();
+  return [listed, JSON.stringify(LoraLoader.input.required.lora_name).includes(wanted)];
+}, name);
+
 const scenarios = {
+  async failed() { // a run whose numbers run away: what it leaves is listed only when that is asked for
+    const name = `failed_${renderer}`;
+    await load({ name, steps: 60, sample_every: 0, save_every: 2, batch_size: 1, learning_rate: 10 });
+    await page.evaluate(() => window.app.queuePrompt(0, 1));
+    await until("p.state?.status === 'failed' && p.error.textContent && document.querySelector('.loom-card.bad:not([hidden])')");
+    await page.waitForTimeout(1500);
+    await look();
+    seen.card = await page.locator(".loom-card.bad").innerText();
+    seen.error = await panel("p.error.textContent");
+    seen.before = await offered(name);
+    await shot("failed");
+    await page.evaluate(() => [...document.querySelectorAll(".loom-card button")].find((b) => b.textContent === "Keep anyway").click());
+    await page.waitForFunction(() => document.querySelector(".loom-card").hidden, null, { timeout: 60000 });
+    await page.waitForTimeout(1500);
+    seen.after = await offered(name);
+    await page.reload({ waitUntil: "domcontentloaded" });
+    await page.waitForFunction(() => window.app?.graph?._nodes?.some((n) => n.loomPanel), null, { timeout: 120000 });
+    await until("p.state?.status === 'failed' && p.error.textContent", 60);
+    await page.waitForTimeout(1000);
+    seen.reloaded = await page.locator(".loom-card.bad").isVisible();
+    await shot("kept");
+    await look();
+    const colours = async (name) => {
+      await page.evaluate((palette) => window.app.extensionManager.setting.set("Comfy.ColorPalette", palette), name);
+      await page.waitForTimeout(2000);
+      const told = await page.evaluate(() => [...document.querySelectorAll(".loom-ends span")].map((one) => one.style.color));
+      return [await panel("p.chart.palette.smooth"), told.length];
+    };
+    seen.light = await colours("light"); // drawn anew at once, although the run has long ended
+    await shot("light");
+    seen.dark = await colours("dark");
+  },
+
   async run() {
     const name = `result_${renderer}`;
     await load({ name, steps: 12, sample_every: 4, save_every: 4, batch_size: 1, targets: "cross-attention", learning_rate: 0.001, sample_prompt: "a zog on a white ground\na red circle on a white ground" });
@@ -60,7 +102,7 @@ const scenarios = {
       new MutationObserver(() => window.loomDoing(p.doing.textContent)).observe(p.doing, { childList: true, characterData: true, subtree: true });
     });
     await page.evaluate(() => window.app.queuePrompt(0, 1));
-    await until("p.state?.samples.length >= 2 && p.newest.complete && p.newest.naturalWidth > 0");
+    await until("p.state?.samples.length >= 2 && p.samples.newest.complete && p.samples.newest.naturalWidth > 0");
     await look();
     await shot("training");
     await until("p.state?.result?.files && p.state.status === 'finished'");
@@ -70,7 +112,7 @@ const scenarios = {
     seen.card = await page.locator(".loom-card").innerText();
     seen.heights = await page.evaluate(() => {
       const { loomPanel: p } = window.app.graph._nodes.find((n) => n.loomPanel);
-      return [p.pictures.clientHeight, p.root.clientHeight, p.newest.clientHeight, document.querySelector(".loom-card").clientHeight];
+      return [p.samples.root.clientHeight, p.root.clientHeight, p.samples.newest.clientHeight, document.querySelector(".loom-card").clientHeight];
     });
     await page.locator(".loom-panel .newest").click(); // the viewer
     await loaded();

@@ -34,7 +34,7 @@ try {
     if (!canvas.width) return false;
     const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
     for (let n = 0; n < data.length; n += 4) {
-      if (data[n] < 110 && data[n + 1] > 130 && data[n + 2] > 220 && data[n + 3] > 200) return true;
+      if (data[n + 2] > data[n] + 100 && data[n + 2] > data[n + 1] + 60 && data[n + 3] > 200) return true;
     }
     return false;
   });

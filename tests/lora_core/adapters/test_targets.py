@@ -92,13 +92,13 @@ def test_grouped_convolutions_are_left_alone():
 
 
 def test_regex_without_a_pattern_is_refused(sd15):
-    with pytest.raises(LoomError, match="adapter.include: targets = regex needs a regular expression"):
+    with pytest.raises(LoomError, match="adapter.include: adapter.targets = regex needs a regular expression"):
         choose_targets(sd15, AdapterConfig(targets="regex"))
 
 
 @pytest.mark.parametrize("field", ["include", "exclude"])
 def test_a_broken_pattern_is_refused_with_its_field_and_text(sd15, field):
-    with pytest.raises(LoomError, match=rf"adapter\.{field}: '\(attn' is not a regular expression"):
+    with pytest.raises(LoomError, match=rf"adapter\.{field}: '\(attn' is not a valid regular expression"):
         choose_targets(sd15, AdapterConfig(**{field: "(attn"}))
 
 
@@ -146,6 +146,6 @@ def test_text_encoders_and_rules_by_layer_take_such_patterns_too():
 def test_what_cannot_be_searched_in_bounded_time_is_refused_with_its_field():
     with pytest.raises(
         LoomError,
-        match="^adapter.include: .* is not a regular expression .look-around together with repeats that can take very long",
+        match="^adapter.include: .* is not a valid regular expression .look-around together with repeats that can take very long",
     ):
         choose_targets({"a": nn.Linear(2, 2)}, AdapterConfig(targets="regex", include=ENDLESS + "(?=x)"))

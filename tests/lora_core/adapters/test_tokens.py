@@ -1,6 +1,6 @@
 import pytest
 import torch
-from lora_loom.lora_core.adapters.base import AdapterSet
+from lora_loom.lora_core.adapters.set import AdapterSet
 from lora_loom.lora_core.adapters.tokens import Token, TokenSet, TokenTable, TokenVectors, wanted_tokens
 from lora_loom.lora_core.config import EmbeddingConfig
 from lora_loom.lora_core.messages.errors import LoomError
@@ -32,7 +32,7 @@ def test_vectors_and_init_of_the_section_are_for_lines_without_their_own():
 
 @pytest.mark.parametrize("text", ["two words", "TOK*0", "TOK*33", "TOK*x", "= dog", "*3", "--"])
 def test_a_line_that_is_no_token_is_quoted(text):
-    with pytest.raises(LoomError, match="embedding.tokens: .* is no token; write a word"):
+    with pytest.raises(LoomError, match="embedding.tokens: .* is not a token; write a word"):
         wanted_tokens(EmbeddingConfig(tokens=text))
 
 
@@ -56,7 +56,7 @@ def test_vectors_start_from_the_rows_of_words_repeated_or_cut():
     rows = TABLE.rows("one two three")
     assert torch.equal(token(vectors=2, init="one two three").vectors["clip_l"], rows[:2])
     assert torch.equal(token(vectors=5, init="one two three").vectors["clip_l"], rows[[0, 1, 2, 0, 1]])
-    with pytest.raises(LoomError, match="'...' has no words the text encoder clip_l knows; start TOK from others"):
+    with pytest.raises(LoomError, match="'...' contains no words the text encoder clip_l knows; start TOK from others"):
         token(init="...", tables={"clip_l": TokenTable(8, 1.0, lambda words: torch.zeros(0, 8))})
 
 

@@ -224,7 +224,7 @@ def test_boft_takes_the_smallest_block_where_none_is_small_enough_and_refuses_an
         18,
     )  # 144 = 8 * 18; blocks of at most 6 do not divide it by a power of two
     with pytest.raises(
-        LoomError, match="boft cannot be trained on layer layer: its outputs are an odd number; choose oft"
+        LoomError, match="boft cannot be trained on layer layer: it has an odd number of outputs; choose oft"
     ):
         build("boft", nn.Linear(4, 9))
 

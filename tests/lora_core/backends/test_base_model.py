@@ -11,10 +11,10 @@ from lora_loom.lora_core.backends.base_model import require_plain_file, require_
 from lora_loom.lora_core.backends.layout import stored_names
 from lora_loom.lora_core.backends.opening import open_backend
 from lora_loom.lora_core.messages.errors import LoomError
-from lora_loom.lora_core.toy.model import MODEL
 from safetensors.torch import load_file, save_file
+from shapes import MODEL
 
-END = "which a dataset cannot give it yet; give the text-to-image model it was made from"
+END = "which a dataset cannot provide yet; give the text-to-image model it was made from"
 
 
 def toy_with(tmp_path, pipeline, **unet):

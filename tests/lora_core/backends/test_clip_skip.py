@@ -58,8 +58,8 @@ def test_more_layers_than_there_are_is_refused_with_their_number(models):
 def test_where_it_changes_nothing_that_is_told_before_the_first_step(kind, models, toy_config, pictures, tmp_path):
     from lora_loom.lora_core.data.folder import scan
     from lora_loom.lora_core.events import Listener
-    from lora_loom.lora_core.training.assemble import settled
     from lora_loom.lora_core.training.job import Job
+    from lora_loom.lora_core.training.settling import settled
 
     heard = []
 

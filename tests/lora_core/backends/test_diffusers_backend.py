@@ -11,8 +11,8 @@ from lora_loom.lora_core.config import ObjectiveConfig, SampleConfig
 from lora_loom.lora_core.data.batches import Batch
 from lora_loom.lora_core.messages.errors import LoomError
 from lora_loom.lora_core.objectives import discrete_sigmas
-from lora_loom.lora_core.toy.model import MODEL
 from safetensors.torch import load_file, save_file
+from shapes import MODEL
 from toy_bases import toy_with_schedule
 
 
@@ -88,7 +88,7 @@ def test_zero_terminal_snr_reaches_the_network_and_the_next_objective_takes_it_b
 
 
 def test_a_picture_comes_back_from_the_latents_it_was_encoded_to(toy_backend):
-    from lora_loom.lora_core.toy import shapes as world
+    from shapes import world
 
     for scene in world.all_scenes()[::17]:
         pixels = torch.tensor(list(world.draw(scene).tobytes())).view(1, 64, 64, 3).float() / 255
@@ -105,7 +105,7 @@ def test_a_picture_comes_back_from_the_latents_it_was_encoded_to(toy_backend):
 
 
 def test_latents_have_about_unit_variance(toy_backend):
-    from lora_loom.lora_core.toy import shapes as world
+    from shapes import world
 
     pixels = [
         torch.tensor(list(world.draw(s).tobytes())).view(1, 64, 64, 3).float() / 255 for s in world.all_scenes()[::5]

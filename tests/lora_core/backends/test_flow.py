@@ -18,11 +18,11 @@ from lora_loom.lora_core.data.batches import Batch
 from lora_loom.lora_core.data.buckets import fit
 from lora_loom.lora_core.data.folder import scan
 from lora_loom.lora_core.messages.errors import LoomError
-from lora_loom.lora_core.toy.model import MODEL
 from lora_loom.lora_core.training.job import Job
 from lora_loom.lora_core.training.sampling import of_start
 from lora_loom.lora_core.training.trainer import train
 from safetensors.torch import load_file, save_file
+from shapes import MODEL
 
 TEXTS = ["a red circle on a white ground", "two"]
 FAMILIES = sorted(tiny_flow.MAKERS)
@@ -173,7 +173,7 @@ def test_what_cannot_be_opened_is_said(tmp_path, folders):
     (tmp_path / "model_index.json").write_text('{"_class_name": "PixArtAlphaPipeline"}')
     with pytest.raises(
         LoomError,
-        match="is of the kind PixArtAlphaPipeline, which is trained in ComfyUI alone; train it there, or give one of the kinds StableDiffusionPipeline",
+        match="is of the kind PixArtAlphaPipeline, which can only be trained in ComfyUI; train it there, or give one of these kinds: StableDiffusionPipeline",
     ):
         open_backend(str(tmp_path))
     broken = tmp_path / "broken"
@@ -182,7 +182,7 @@ def test_what_cannot_be_opened_is_said(tmp_path, folders):
     with pytest.raises(LoomError, match="^base: broken/transformer holds no weights; put"):
         open_backend(str(broken), device="cpu")
     (tmp_path / "model.ckpt").write_bytes(b"x")
-    with pytest.raises(LoomError, match="model.ckpt is no .safetensors file"):
+    with pytest.raises(LoomError, match="model.ckpt is not a .safetensors file"):
         open_backend(str(tmp_path / "model.ckpt"))
 
 

@@ -5,7 +5,7 @@ from lora_loom.lora_core.adapters.tokens import TokenSet
 from lora_loom.lora_core.backends.clip_text import LENGTH, Text, _windows
 from lora_loom.lora_core.data.batches import Batch
 from lora_loom.lora_core.data.buckets import fit
-from lora_loom.lora_core.training.assemble import long_captions
+from lora_loom.lora_core.training.encoding import long_captions
 
 COLOURS = ["red", "orange", "blue", "white", "black", "gray", "brown", "yellow", "circle", "square"]
 LONG = " ".join(COLOURS[n % 10] for n in range(200))  # each a token of its own
@@ -83,7 +83,7 @@ def test_texts_of_other_lengths_are_joined_by_repeating():
 def test_long_captions_are_named_before_the_first_step(toy_backend, toy_config, run_toy, pictures, tmp_path):
     (sentence,) = long_captions([LONG, "a red circle", "red " * 80], toy_backend)
     assert str(sentence).startswith(
-        "2 captions have more than 75 tokens and are read in pieces, the longest 200 tokens in 3: 'red orange"
+        "2 captions have more than 75 tokens and are read in pieces, the longest with 200 tokens in 3 pieces: 'red orange"
     )
     from lora_loom.lora_core.events import Listener
 

@@ -36,7 +36,7 @@ def test_the_weights_own_word_wins_over_the_config_beside_them_and_says_so():
     assert (decided.prediction, decided.zero_snr) == ("v", True)
     [sentence] = map(str, decided.warnings)
     assert sentence == (
-        "base: it is trained as v, as the name weights says, though the name scheduler says epsilon; where that is right, set objective.prediction."
+        "base: it is trained as v, as the name weights says, though the name scheduler says epsilon; if that is right, set objective.prediction."
     )
 
 
@@ -67,7 +67,7 @@ def test_a_guess_against_a_config_asks_the_job_and_against_the_weights_is_passed
 def test_a_setting_that_the_noise_levels_cannot_follow_is_refused(kind, wish):
     with pytest.raises(
         LoomError,
-        match=f"^objective.prediction: this model predicts {kind} and cannot be asked for {wish}; allowed are auto, ",
+        match=f"^objective.prediction: this model predicts {kind} and cannot be trained as {wish}; allowed are auto, ",
     ):
         predicts([witness(kind)], asked(wish))
 
@@ -156,7 +156,7 @@ def test_experts_are_told_with_the_range_they_are_asked_for_until_the_job_keeps_
     u = smallest / 1000
     assert shift * u / (1 + (shift - 1) * u) == pytest.approx(0.875, abs=1e-3)
     [sentence] = high.warnings(ObjectiveConfig(), shift, "model")
-    assert f"asked for timesteps {smallest} to {largest} alone; set objective.min_timestep" in str(sentence)
+    assert f"used for timesteps {smallest} to {largest}; set objective.min_timestep" in str(sentence)
     assert high.warnings(ObjectiveConfig(min_timestep=smallest), shift, "model") == ()
     assert low.warnings(ObjectiveConfig(max_timestep=low.range_of(shift)[1]), shift, "model") == ()
     assert marks_of_name("low_noise_photos_sdxl").expert is None
@@ -208,9 +208,9 @@ def test_a_folder_called_vpred_with_an_eps_scheduler_asks_the_job(tmp_path):
         ({"_class_name": "EDMDPMSolverMultistepScheduler", "sigma_data": 0.5}, "was trained on EDM noise levels"),
         (
             {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0},
-            "has the scheduler FlowMatchEulerDiscreteScheduler of flow matching",
+            "has a flow-matching scheduler .FlowMatchEulerDiscreteScheduler. beside",
         ),
-        ({"use_flow_sigmas": True}, "has the scheduler DDPMScheduler of flow matching"),
+        ({"use_flow_sigmas": True}, "has a flow-matching scheduler .DDPMScheduler. beside"),
     ],
 )
 def test_noise_levels_that_are_no_table_of_betas_are_refused(tmp_path, changes, sentence):
@@ -240,10 +240,10 @@ def test_a_flux_without_guidance_is_told_as_distilled_and_its_guidance_is_none(t
     assert (described.guidance, described.distilled is None) == ((1.0, True) if embeds else (None, False))
     with pytest.raises(
         LoomError,
-        match="^objective.prediction: this model predicts flow and cannot be asked for v; allowed are auto, flow",
+        match="^objective.prediction: this model predicts flow and cannot be trained as v; allowed are auto, flow",
     ):
         backend.base_model(ObjectiveConfig(prediction="v"))
-    assert f"time shift {described.shift:.4g}" in str(described.told())
+    assert f"time shift {described.shift:.3g}" in str(described.told())
     assert bool(described.warnings(asked_for)) != embeds
 
 
@@ -291,7 +291,7 @@ def test_a_run_folder_tells_what_the_base_was_and_the_log_too(toy_backend, toy_c
 
     run_toy(toy_config(steps=1), tmp_path / "run", Hears())
     assert heard[0] == (
-        "base: read as sd1: it predicts epsilon (as the model's scheduler_config.json says); latents of 8 channels; weights stored as float32."
+        "base: read as sd1: it predicts epsilon (as the model's scheduler_config.json says); latents with 8 channels; weights stored as float32."
     )
     kept = next(part for part in heard if isinstance(part, dict))
     assert (kept["prediction"], kept["latent_channels"], kept["zero_terminal_snr"]) == ("epsilon", 8, False)
@@ -305,7 +305,8 @@ def test_a_folder_that_lacks_weights_is_refused_instead_of_trained_on_random_one
     key = sorted(tensors)[3]
     save_file({name: value for name, value in tensors.items() if name != key}, file, metadata={"format": "pt"})
     with pytest.raises(
-        LoomError, match=f"^base: .*{part} lacks 1 of its model's weights .such as .*, which would be random numbers"
+        LoomError,
+        match=f"^base: .*{part} lacks 1 of its model's weights .such as .*, which would be left at random values",
     ):
         open_backend(str(folder), device="cpu")
 

@@ -15,8 +15,8 @@ import torch
 from lora_loom.lora_core.backends.opening import ONE_NETWORK, TWO_STAGES, open_backend
 from lora_loom.lora_core.backends.pipelines import plain_name
 from lora_loom.lora_core.messages.errors import LoomError
-from lora_loom.lora_core.toy.model import MODEL
 from safetensors.torch import save_file
+from shapes import MODEL
 
 NAMES = sorted(
     {name for name in dir(diffusers) if name.endswith("Pipeline")} | {"StableDiffusionPipelineSafe", "ChatPipeline"}
@@ -50,9 +50,9 @@ def test_every_pipeline_that_is_not_trained_is_refused_by_its_name_though_it_has
         ("KolorsPipeline", "which is not trained here; give one of the kinds StableDiffusionPipeline, "),
         ("IFPipeline", "which is not trained here"),
         ("IFSuperResolutionPipeline", "an upscaler that needs the small picture"),
-        ("PixArtSigmaPipeline", "which is trained in ComfyUI alone; train it there"),
-        ("ChromaPipeline", "which is trained in ComfyUI alone"),
-        ("Flux2Pipeline", "which is trained in ComfyUI alone"),
+        ("PixArtSigmaPipeline", "which can only be trained in ComfyUI; train it there"),
+        ("ChromaPipeline", "which can only be trained in ComfyUI"),
+        ("Flux2Pipeline", "which can only be trained in ComfyUI"),
         ("FluxKontextPipeline", "an editing model that needs the picture to edit"),
         ("QwenImageEditPlusPipeline", "an editing model that needs the picture to edit"),
         ("QwenImageLayeredPipeline", "Qwen-Image-Layered that needs the picture to take apart"),
@@ -114,6 +114,6 @@ def test_the_refiner_is_refused_as_a_folder_by_its_numbers_and_as_a_file(tmp_pat
     save_file({"conditioner.embedders.0.model.ln_final.weight": torch.ones(4)}, file)
     for place in (bare, folder, file):
         with pytest.raises(
-            LoomError, match=f"^base: {place.name} is a refiner of SDXL, which is trained in ComfyUI alone"
+            LoomError, match=f"^base: {place.name} is an SDXL refiner, which can only be trained in ComfyUI"
         ):
             open_backend(str(place), device="cpu")

@@ -81,5 +81,5 @@ class _Products(torch.utils._python_dispatch.TorchDispatchMode):
 
 def test_a_way_the_model_cannot_do_is_refused(toy_backend, toy_config, run_toy, tmp_path, monkeypatch):
     monkeypatch.setattr(type(toy_backend), "recomputes", (Recompute.ALL,))
-    with pytest.raises(LoomError, match="recompute: cheap is nothing this model can do; choose all"):
+    with pytest.raises(LoomError, match="recompute: this model cannot do cheap; choose all"):
         run_toy(toy_config(checkpointing=True, recompute="cheap"), tmp_path / "run")

@@ -41,6 +41,7 @@ ELSEWHERE = {
     "every": "when samples are drawn",
     "width_px": "of the job",
     "height_px": "of the job",
+    "frames": "of hosts that film",
 }
 
 
@@ -99,13 +100,13 @@ def test_each_sampler_that_is_offered_draws_another_picture_or_is_the_same_by_it
 
 def test_a_sampler_that_is_not_drawn_here_is_refused_wherever_it_is_asked_for(models):
     _, backend = models("sd1")
-    sentence = "'heun' is not drawn with this model here; allowed are euler, ddim, euler_ancestral, dpmpp_2m"
+    sentence = "'heun' cannot be used with this model here; allowed are euler, ddim, euler_ancestral, dpmpp_2m"
     with pytest.raises(LoomError, match=f"^samples.sampler: {sentence}"):
         require_drawable(parse({"samples": {"sampler": "heun"}}), backend)
     with pytest.raises(LoomError, match=f"^samples.prompt: {sentence}"):
         require_drawable(parse({"samples": {"prompt": "a cat\na dog --ss heun"}}), backend)
     with pytest.raises(
-        LoomError, match="^samples.scheduler: 'karras' is not drawn with this model here; allowed are simple"
+        LoomError, match="^samples.scheduler: 'karras' cannot be used with this model here; allowed are simple"
     ):
         require_drawable(parse({"samples": {"scheduler": "karras"}}), backend)
     assert require_drawable(parse({"samples": {"sampler": "heun", "every": 0}}), backend) == []
@@ -118,7 +119,7 @@ def test_a_size_that_is_rounded_is_told_with_the_size_that_is_drawn(models):
     [message] = require_drawable(parse({"samples": {"width_px": 65, "height_px": 63}}), backend)
     assert (
         str(message)
-        == "samples.width_px: samples of 65 x 63 px are drawn at 64 x 62 px, since this model draws multiples of 2 px."
+        == "samples.width_px: samples of 65 x 63 px are generated at 64 x 62 px, since this model needs multiples of 2 px."
     )
     (image,) = backend.sample(SampleJob("x", 65, 63, SampleConfig(steps=1)))
     assert image.size == (64, 62)
@@ -219,7 +220,7 @@ def test_blocks_are_compiled_or_it_is_refused(kind, models, monkeypatch):
         backend.compile_blocks()
         assert backend._compiles
     else:
-        with pytest.raises(LoomError, match="^compile: .* has no blocks that could be compiled"):
+        with pytest.raises(LoomError, match="^compile: .* has no blocks that can be compiled"):
             backend.compile_blocks()
 
 
@@ -251,12 +252,20 @@ def test_every_setting_is_read_by_the_engine_or_by_what_opens_its_model():
     read: set[str] = set()
     files = [*(ROOT / "lora_core").rglob("*.py"), *(ROOT / "nodes" / "jobs").rglob("*.py")]
     for file in files:
-        if file.name != "config.py" and "importing" not in file.parts:
+        if not {"config", "importing"} & set(file.parts):
             read |= {
                 node.attr
                 for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
                 if isinstance(node, ast.Attribute)
             }
+    for file in (ROOT / "lora_core" / "config").glob(
+        "*.py"
+    ):  # a part of the config reads what it makes of its own settings
+        read |= {
+            node.attr
+            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "self"
+        }
     for file in (ROOT / "lora_core" / "algebra").glob("*.py"):  # a kind names its settings
         read |= {
             node.value

@@ -7,9 +7,9 @@ from diffusers import AutoencoderKL
 from lora_loom.lora_core.backends.opening import open_backend
 from lora_loom.lora_core.config import TrainConfig
 from lora_loom.lora_core.messages.errors import LoomError
-from lora_loom.lora_core.toy.model import MODEL
 from lora_loom.nodes.jobs.headless import open_base
 from safetensors.torch import save_file
+from shapes import BASE, MODEL
 
 PIXELS = torch.rand(1, 32, 32, 3, generator=torch.Generator().manual_seed(0))
 
@@ -28,7 +28,7 @@ def other(tmp_path_factory):
 
 
 def with_vae(place):
-    return open_base(TrainConfig(base="toy", base_vae=str(place)), "cpu")
+    return open_base(TrainConfig(base=BASE, base_vae=str(place)), "cpu")
 
 
 def test_pictures_go_through_the_other_vae_with_its_own_scale(other, toy_backend):
@@ -53,12 +53,10 @@ def test_a_single_file_is_read_by_either_naming_and_takes_the_scale_of_the_base(
 
 
 def test_what_cannot_stand_in_is_refused_with_the_reason(tmp_path):
-    with pytest.raises(LoomError, match="base_vae: .*nowhere is no VAE; give a folder in diffusers layout"):
+    with pytest.raises(LoomError, match="base_vae: .*nowhere is not a VAE; give a folder in diffusers layout"):
         with_vae(tmp_path / "nowhere")
     save_file({"x": torch.zeros(1)}, tmp_path / "lora.safetensors")
-    with pytest.raises(
-        LoomError, match="base_vae: lora.safetensors cannot stand in for the base model's AutoencoderKL"
-    ):
+    with pytest.raises(LoomError, match="base_vae: lora.safetensors cannot replace the base model's AutoencoderKL"):
         with_vae(tmp_path / "lora.safetensors")
     AutoencoderKL(latent_channels=16, block_out_channels=(8, 8), norm_num_groups=4,
                   down_block_types=["DownEncoderBlock2D"] * 2, up_block_types=["UpDecoderBlock2D"] * 2).save_pretrained(tmp_path / "wide")  # fmt: skip
@@ -70,12 +68,12 @@ def test_what_cannot_stand_in_is_refused_with_the_reason(tmp_path):
                          down_block_types=["DownEncoderBlock2D"] * levels, up_block_types=["UpDecoderBlock2D"] * levels)  # fmt: skip
     deep.save_pretrained(tmp_path / "deep")
     with pytest.raises(
-        LoomError, match=f"base_vae: deep makes {own.latent_channels} channels at a {2 ** (levels - 1)}th"
+        LoomError, match=f"base_vae: deep makes {own.latent_channels} channels at 1/{2 ** (levels - 1)}"
     ):
         with_vae(tmp_path / "deep")
     (tmp_path / "model").mkdir()
     shutil.copytree(MODEL / "vae", tmp_path / "model" / "vae")
     assert (
         with_vae(tmp_path / "model").vae.config.latent_channels
-        == open_backend("toy", device="cpu").vae.config.latent_channels
+        == open_backend(BASE, device="cpu").vae.config.latent_channels
     )

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import torch
-from lora_loom.lora_core.toy.model import MODEL
+from shapes import MODEL
 
 CLIP = {"vocab_size": 619, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 77,
         "bos_token_id": 617, "eos_token_id": 618, "pad_token_id": 618, "projection_dim": 32}  # fmt: skip

@@ -7,11 +7,9 @@ import shutil
 from pathlib import Path
 
 import torch
-from lora_loom.lora_core.toy.model import MODEL
+from shapes import MODEL
+from tiny_flow import CLIP
 from torch import nn
-
-CLIP = {"vocab_size": 619, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 77, "bos_token_id": 617, "eos_token_id": 618,
-        "pad_token_id": 618}  # fmt: skip
 
 
 def index(folder, name):
@@ -38,9 +36,7 @@ def kandinsky(place: Path) -> tuple[Path, Path]:
     network.clip_mean.data.fill_(0.1)
     network.clip_std.data.fill_(0.8)
     network.save_pretrained(prior / "prior")
-    CLIPTextModelWithProjection(
-        CLIPTextConfig(hidden_size=32, intermediate_size=64, projection_dim=32, **CLIP)
-    ).save_pretrained(prior / "text_encoder")
+    CLIPTextModelWithProjection(CLIPTextConfig(**CLIP)).save_pretrained(prior / "text_encoder")
     CLIPVisionModelWithProjection(
         CLIPVisionConfig(
             hidden_size=32,
@@ -110,9 +106,7 @@ def wuerstchen(place: Path) -> tuple[Path, Path]:
         decoder / "vqgan"
     )
     for place in (prior, decoder):
-        CLIPTextModel(CLIPTextConfig(hidden_size=32, intermediate_size=64, **CLIP)).save_pretrained(
-            place / "text_encoder"
-        )
+        CLIPTextModel(CLIPTextConfig(**CLIP)).save_pretrained(place / "text_encoder")
         DDPMWuerstchenScheduler().save_pretrained(place / "scheduler")
         shutil.copytree(MODEL / "tokenizer", place / "tokenizer")
     return index(prior, "WuerstchenPriorPipeline"), index(decoder, "WuerstchenDecoderPipeline")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 from lora_loom.convert.families.unet import unet_rows
-from lora_loom.lora_core.toy.model import MODEL
 from safetensors.torch import load_file
+from shapes import MODEL
 
 TEXT = {"vocab_size": 619, "num_attention_heads": 4, "max_position_embeddings": 77, "bos_token_id": 617, "eos_token_id": 618, "pad_token_id": 618}  # fmt: skip
 BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}

@@ -4,7 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
-from lora_loom.lora_core.toy.model import MODEL
+from shapes import MODEL
 
 
 def toy_with_schedule(place: Path, name: str = "base", **changes) -> Path:

@@ -3,7 +3,12 @@ import random
 
 import numpy as np
 import pytest
+from lora_loom.lora_core.adapters.tokens import wanted_tokens
+from lora_loom.lora_core.config import DataConfig, EmbeddingConfig
 from lora_loom.lora_core.data import buckets
+from lora_loom.lora_core.data.clips import lengths
+from lora_loom.lora_core.data.folder import scan
+from lora_loom.lora_core.messages.errors import LoomError
 from PIL import Image
 
 
@@ -102,3 +107,18 @@ def test_applying_a_fit_gives_the_bucket_and_keeps_the_centre():
     # The mark's centre may move by the half pixel that an odd remainder of the crop costs.
     assert abs(rows.mean() + 0.5 - cut.height / 2) <= 0.51
     assert abs(columns.mean() + 0.5 - cut.width / 2) <= 0.51
+
+
+def test_numbers_of_thousands_of_digits_are_refused_in_our_words(tmp_path):
+    """Python refuses to read them, in its own."""
+    digits = "9" * 5000
+    for part in (digits, "512, " + digits):
+        with pytest.raises(LoomError, match="data.also_resolutions"):
+            buckets.resolutions(DataConfig(also_resolutions=part))
+    with pytest.raises(LoomError, match="data.frames"):
+        lengths(DataConfig(frames=digits))
+    with pytest.raises(LoomError, match="embedding.tokens"):
+        wanted_tokens(EmbeddingConfig(tokens=f"TOK*{digits}"))
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    (tmp_path / "metadata.csv").write_text(f"file_name,text,control_path_{digits}\na.png,a cat,\n")
+    assert [p.caption for p in scan(DataConfig(folder=str(tmp_path), controls="auto")).pictures] == ["a cat"]

@@ -3,8 +3,19 @@ import time
 
 import pytest
 from lora_loom.lora_core.config import DataConfig
-from lora_loom.lora_core.data.captions import Caption, captions_in, editor, read_caption, vary, with_trigger
+from lora_loom.lora_core.data.captions import (
+    MAX_CAPTIONS,
+    Caption,
+    captions_in,
+    editor,
+    read_caption,
+    tidy,
+    vary,
+    with_trigger,
+)
+from lora_loom.lora_core.data.folder import scan
 from lora_loom.lora_core.messages.errors import LoomError
+from PIL import Image
 
 
 def varied(text, rng, **options):
@@ -162,5 +173,21 @@ def test_a_rule_that_re_searches_for_ages_is_answered_at_once_and_replaces_as_re
     assert edit(Caption("one, two, three")).text == "three and two"
     assert edit(Caption("one, two!")).text == "gone"
     assert time.process_time() - began < 10  # seconds
-    with pytest.raises(LoomError, match="data.replace: .* is no regular expression"):
+    with pytest.raises(LoomError, match="data.replace: .* is not a valid regular expression"):
         editor(DataConfig(replace=r"/((a+)+)!/ => \7"))
+
+
+def test_more_captions_than_anyone_chooses_from_leave_the_picture_out_with_the_number(tmp_path):
+    for name, lines in (("all", MAX_CAPTIONS + 1), ("some", MAX_CAPTIONS)):
+        Image.new("RGB", (32, 32)).save(tmp_path / f"{name}.png")
+        (tmp_path / f"{name}.txt").write_text("x\n" * lines)
+    config = DataConfig(folder=str(tmp_path), resolution=32, bucket_step_px=16, caption_lines="alternatives")
+    dataset = scan(config)
+    assert [picture.name for picture in dataset.pictures] == ["some.png"]
+    assert [str(reason) for _, reason in dataset.skipped] == [
+        "it has 10001 captions to choose from; at most 10000 are allowed"
+    ]
+
+
+def test_a_caption_of_controls_is_spaces():
+    assert tidy("a\x00b\x1f c\ud800d\ufeffe\x85f\xa0g") == "a b c d e f g"

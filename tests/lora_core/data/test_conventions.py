@@ -47,6 +47,13 @@ def test_masks_of_other_trainers_are_masks(mask, tmp_path):
     assert codes(idle)["data.masks_unused"].values == {"count": 1, "names": (mask,)}
 
 
+@pytest.mark.parametrize("name", ["a.mask.png", "a-masklabel.png", "a-condlabel.png", "a_condlabel.png"])
+def test_what_no_picture_is_called_is_trained_nowhere_though_its_own_picture_is_gone(name, tmp_path):
+    put(tmp_path, "b.png", caption="zog")
+    put(tmp_path, name, caption="zog")
+    assert names(scanned(tmp_path)) == ["b.png"]
+
+
 def test_masks_in_a_folder_beside_that_of_the_pictures_are_found(tmp_path):
     put(tmp_path, "img/sub/a.png", "mask/sub/a.png", "img/b.png", "masks/b.png")
     trained = scanned(tmp_path, masks="file")

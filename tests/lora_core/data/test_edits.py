@@ -4,7 +4,8 @@ import pytest
 from lora_loom.lora_core.config import DataConfig
 from lora_loom.lora_core.data import edits
 from lora_loom.lora_core.data.edits import Conflict, apply_edits, identity, listed, undo
-from lora_loom.lora_core.data.folder import OWN_LIST, scan
+from lora_loom.lora_core.data.folder import scan
+from lora_loom.lora_core.data.walk import OWN_LIST
 from lora_loom.lora_core.messages.errors import LoomError
 from PIL import Image
 
@@ -158,7 +159,7 @@ def test_captions_that_come_from_no_text_file_are_shown_and_locked(source, folde
     config = DataConfig(resolution=32, bucket_step_px=8, captions=source)
     before = state(folder)
     item = listed(folder, config)[0]
-    with pytest.raises(LoomError, match=f"captions come from: {source}; choose captions = auto"):
+    with pytest.raises(LoomError, match=f"captions come from: {source}; set data.captions to auto"):
         apply_edits(folder, config, {item.id: (item.caption, "x")}, {})
     assert state(folder) == before
 
@@ -167,7 +168,7 @@ def test_several_captions_from_a_table_are_not_made_one(folder):
     (folder / "metadata.jsonl").write_text('{"file_name": "2.png", "text": ["one", {"text": "two", "weight": 0.5}]}')
     item = listed(folder, CONFIG)[2]
     assert item.caption == "one\n0.5::two"
-    with pytest.raises(LoomError, match="several captions; choose caption_lines = alternatives"):
+    with pytest.raises(LoomError, match="several captions; set data.caption_lines to alternatives"):
         apply_edits(folder, CONFIG, {item.id: (item.caption, "x")}, {})
     config = DataConfig(resolution=32, bucket_step_px=8, caption_lines="alternatives")
     apply_edits(folder, config, {item.id: (item.caption, "one\n0.25::two")}, {})

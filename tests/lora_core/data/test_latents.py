@@ -7,7 +7,8 @@ import pytest
 import torch
 from lora_loom.lora_core.config import DataConfig, TrainConfig
 from lora_loom.lora_core.data.batches import Batches
-from lora_loom.lora_core.data.folder import joined, scan
+from lora_loom.lora_core.data.dataset import joined
+from lora_loom.lora_core.data.folder import scan
 from lora_loom.lora_core.data.latents import Encoder, LatentCache, View, ahead
 from lora_loom.lora_core.data.store import Disk
 from lora_loom.lora_core.messages.errors import LoomError
@@ -129,7 +130,7 @@ def test_a_cache_emptied_during_a_run_is_one_sentence(folder, tmp_path):
     store._open.clear()
     for file in (tmp_path / "cache").rglob("*.safetensors"):
         file.unlink()
-    with pytest.raises(LoomError, match=r"0.png: what was encoded has gone from the cache; continue the run"):
+    with pytest.raises(LoomError, match=r"0.png: its encoded data has disappeared from the cache; continue the run"):
         cache[View(0)]
 
 
@@ -149,7 +150,7 @@ def test_several_resolutions_give_each_picture_a_place_in_each(tmp_path):
     batches = Batches(cache, TrainConfig(batch_size=2, data=data), "cpu")
     for step in range(2 * batches.per_epoch):
         assert len({tuple(x.shape) for x in batches.at(step, 0).latents}) == 1
-    with pytest.raises(LoomError, match="data.also_resolutions: '6x' is no resolution"):
+    with pytest.raises(LoomError, match="data.also_resolutions: '6x' is not a resolution"):
         scan(DataConfig(folder=str(tmp_path), also_resolutions="6x"))
 
 

@@ -71,22 +71,22 @@ def test_every_kind_of_note(tmp_path):
     lengths = {"zog, long caption, best": TextLength(160, 3), "zog, cut caption, best": TextLength(90, 1, 15)}
     report = looked_at(tmp_path, lambda caption: lengths.get(caption, TextLength(5)), masks="file")
     assert {name: [*map(str, notes)] for name, notes in report.notes.items()} == {
-        "blurred.png": ["blurred, or scaled up from less"],
+        "blurred.png": ["blurred, or upscaled"],
         "small.png": ["small: 100 x 100 px, trained at 64 x 64"],
-        "wide.png": ["the crop takes off 15%"],
+        "wide.png": ["the crop removes 15.4 %"],
         "bare.png": ["no caption"],
-        "long.png": ["caption of 160 tokens, read in 3 pieces of 75"],
+        "long.png": ["caption with 160 tokens, read in 3 pieces of 75"],
         "black.png": ["its mask is black: it will be left out"],
         "white.png": ["its mask is white everywhere and changes nothing"],
-        "cut.png": ["caption of 90 tokens: the last 15 are lost"],
+        "cut.png": ["caption with 90 tokens: the last 15 are cut off"],
     }
     (said,) = report.general
     assert (
         str(said)
-        == "in nearly every caption: best, zog. The model cannot tell that from the trigger; leave it out, or name what differs"
+        == "in nearly every caption: best, zog. The model cannot tell this from the trigger; leave it out of the captions, or describe what differs"
     )
     assert "256 x 256     7" in report.text()
-    assert "wide.png: the crop takes off 15%" in report.text()
+    assert "wide.png: the crop removes 15.4 %" in report.text()
 
 
 def test_what_holds_for_the_whole_set(tmp_path):

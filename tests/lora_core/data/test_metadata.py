@@ -117,7 +117,7 @@ def test_the_layout_of_kohyas_guide_trains_the_subject_and_keeps_the_class_apart
     found = scan(DataConfig(folder=str(tmp_path), resolution=32, bucket_step_px=8))
     assert [(p.caption, p.repeats) for p in found.pictures] == [("zog dog, sitting", 10), ("zog dog", 10)]
     assert [(p.caption, p.repeats) for p in found.class_pictures] == [("dog", 1)]
-    assert "1 other file left alone, e.g. img/10_zog dog/b.npz" in map(str, found.warnings)
+    assert "1 other file ignored, e.g. img/10_zog dog/b.npz" in map(str, found.warnings)
 
 
 def test_other_splits_of_an_imagefolder_are_not_trained_on(tmp_path):
@@ -162,5 +162,5 @@ def test_names_in_a_table_match_whatever_their_case(tmp_path):
 
 def test_a_background_that_is_no_colour_is_one_sentence(tmp_path):
     picture(tmp_path / "a.png")
-    with pytest.raises(LoomError, match="data.background: 'whit' is no colour"):
+    with pytest.raises(LoomError, match="data.background: 'whit' is not a colour"):
         captions(tmp_path, background="whit")

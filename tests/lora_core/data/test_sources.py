@@ -79,7 +79,7 @@ def test_a_folder_of_parquet_files_is_told_how_to_say_so(hub, tmp_path):
 @pytest.mark.parametrize("name", ["../secret", "a/b/c", "", "no-such-thing", "https://example.org/x"])
 def test_a_name_that_is_no_dataset_is_refused(name, tmp_path):
     pytest.importorskip("datasets")
-    with pytest.raises(LoomError, match="is neither a dataset's name"):
+    with pytest.raises(LoomError, match="is neither the name of a dataset"):
         brought_in(parse({"data": {"folder": f"hf:{name}"}}), tmp_path)
 
 

@@ -177,8 +177,8 @@ OUT = {
     "empty.jpg": (b"", "cannot be read as a picture"),
     "bomb.png": (bomb(13377, 13377), "more than the 64 million allowed"),
     "thin.png": (saved(Image.new("RGB", (1, 4000)), "PNG"), "smaller than the smallest bucket"),
-    "layers.psd": (b"8BPS", "is a .psd file, which is not read"),
-    "new.jxl": (b"\xff\x0a", "is a .jxl file, which is not read"),
+    "layers.psd": (b"8BPS", "is a .psd file, which cannot be read"),
+    "new.jxl": (b"\xff\x0a", "is a .jxl file, which cannot be read"),
 }
 
 
@@ -222,7 +222,7 @@ def test_every_file_is_used_or_named_with_its_reason(folder):
     said = "\n".join(map(str, found.warnings))
     assert "3 animated, e.g. moves.gif, moves.png, moves.webp: the first frame is trained" in said
     assert "1 converted from Wide test to sRGB, e.g. wide gamut.png" in said
-    assert "1 read as sRGB, for their colour profile is damaged, e.g. broken profile.png" in said
+    assert "1 read as sRGB because the colour profile is damaged, e.g. broken profile.png" in said
 
 
 def test_transparency_lies_on_the_chosen_colour(folder):
@@ -296,7 +296,8 @@ def test_every_caption_is_the_expected_string(tmp_path):
     said = "\n".join(map(str, found.warnings))
     assert "3 without caption, e.g. empty.png, missing.png, spaces.png" in said
     assert (
-        "1 caption is no Unicode, e.g. cp1252.txt: read as Windows-1252 (set caption_encoding if it is another)" in said
+        "1 caption is not Unicode, e.g. cp1252.txt: read as Windows-1252 (set data.caption_encoding if it is another)"
+        in said
     )
     assert "1 caption file without a picture, e.g. p.txt" in said
 
@@ -315,7 +316,7 @@ def test_a_legacy_encoding_is_read_when_it_is_named(encoding, text, tmp_path):
     Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
     (tmp_path / "a.txt").write_bytes(text.encode(encoding))
     assert scan(settings(tmp_path, caption_encoding=encoding)).pictures[0].caption == text
-    assert "caption is no Unicode" in scan(settings(tmp_path)).summary()
+    assert "caption is not Unicode" in scan(settings(tmp_path)).summary()
 
 
 def test_a_file_that_would_start_another_program_is_no_picture(tmp_path):

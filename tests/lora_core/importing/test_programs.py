@@ -7,7 +7,7 @@ import pytest
 from lora_loom.lora_core.config import from_values
 from lora_loom.lora_core.importing.programs import PROGRAMS, Text, imported
 from lora_loom.lora_core.importing.result import require_job
-from lora_loom.lora_core.importing.rows import Fate
+from lora_loom.lora_core.importing.rows import Fate, Unmapped
 from lora_loom.lora_core.messages.errors import LoomError
 from lora_loom.lora_core.recipes import parse_toml
 
@@ -265,7 +265,7 @@ def test_every_setting_is_in_the_report_and_the_job_file_is_the_job(name, tmp_pa
 def test_files_that_a_configuration_names_and_that_are_not_there_are_named():
     missing = [str(note) for note in imported([text("kohya.toml")]).notes]
     assert len(missing) == 2
-    assert missing[0].startswith("dataset_config names kohya_dataset.toml, which was not read; give it too")
+    assert missing[0].startswith("dataset_config names kohya_dataset.toml, which was not read; provide it too")
 
 
 def test_a_second_configuration_is_named_as_unused():
@@ -288,12 +288,12 @@ def test_a_value_out_of_our_bounds_is_told_and_left_out():
         ("", "there is no text to read"),
         (
             "hello: world",
-            "config is a configuration of no program that is known; known are diffusers' training scripts",
+            "config is not a configuration of any known program; known are diffusers' training scripts",
         ),
         ("[1, 2", "cannot be read as JSON|of no program"),
         ("{broken", "config cannot be read as JSON"),
-        ("python my_script.py --a 1", "config starts my_script.py, which is none of the scripts that are read"),
-        ("a = 1\nb = 2\n", "of no program"),
+        ("python my_script.py --a 1", "config starts my_script.py, which is none of the supported scripts"),
+        ("a = 1\nb = 2\n", "of any known program"),
     ],
 )
 def test_what_is_no_configuration_is_one_sentence(content, said):
@@ -304,6 +304,114 @@ def test_what_is_no_configuration_is_one_sentence(content, said):
 def test_settings_that_do_not_go_together_are_refused_by_their_own_sentence(tmp_path):
     command = "python train_network.py --min_timestep 900 --max_timestep 100"
     with pytest.raises(
-        LoomError, match="what kohya's sd-scripts was told does not make a job here: objective.min_timestep"
+        LoomError, match="the settings from kohya's sd-scripts do not make a valid job here: objective.min_timestep"
     ):
         require_job(imported([Text("x", command)]), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"control_path": "before"}, "before"),
+        ({"control_path": ["one", "two"]}, "one\ntwo"),
+        ({"control_path_2": "two", "control_path_1": "one"}, "one\ntwo"),
+    ],
+)
+def test_folders_of_control_pictures_of_ai_toolkit_are_taken_over(given, expected):
+    sets = [{"folder_path": "after", **given}]
+    process = {"type": "sd_trainer", "datasets": sets, "model": {"name_or_path": "kontext"}, "train": {"steps": 10}}
+    result = imported([Text("x.json", json.dumps({"job": "extension", "config": {"name": "a", "process": [process]}}))])
+    values = result.values
+    assert (values.get("sets") or [values["data"]])[0]["control_path"] == expected
+
+
+def test_the_folder_of_conditioning_pictures_of_kohya_is_taken_over():
+    toml = (
+        '[[datasets]]\nresolution = 512\n[[datasets.subsets]]\nimage_dir = "after"\nconditioning_data_dir = "before"\n'
+    )
+    values = imported([Text("x.toml", toml)]).values
+    assert (values.get("sets") or [values["data"]])[0]["control_path"] == "before"
+
+
+def first_set(result):
+    return (result.values.get("sets") or [result.values["data"]])[0]
+
+
+@pytest.mark.parametrize(
+    ("given", "frames", "rate"),
+    [({"num_frames": 41, "fps": 16}, "41", 16), ({"num_frames": 1, "fps": 24}, None, None), ({}, None, None)],
+)
+def test_films_of_ai_toolkit_are_taken_over_and_pictures_stay_pictures(given, frames, rate):
+    process = {"type": "sd_trainer", "datasets": [{"folder_path": "films", **given}], "model": {"name_or_path": "wan"}, "train": {"steps": 10}}  # fmt: skip
+    result = imported([Text("x.json", json.dumps({"job": "extension", "config": {"name": "a", "process": [process]}}))])
+    assert (first_set(result).get("frames"), first_set(result).get("frame_rate")) == (frames, rate)
+
+
+def simpletuner(*backends, **config):
+    told = {"model_type": "lora", "model_family": "wan", "pretrained_model_name_or_path": "wan", "max_train_steps": 10}
+    texts = [Text("config.json", json.dumps({**told, "data_backend_config": "backends.json", **config}))]
+    return imported(texts, lambda path: json.dumps(backends))
+
+
+def test_films_of_simpletuner_are_taken_over():
+    films = {"id": "films", "dataset_type": "video", "instance_data_dir": "clips", "video": {"num_frames": 81, "min_frames": 81}}  # fmt: skip
+    result = simpletuner(films, framerate=16)
+    assert first_set(result)["folder"] == "clips"
+    assert first_set(result)["frames"] == "81"
+    assert value(result, "data.frame_rate") == 16
+    assert fates(result)["backends[0].video.min_frames"] is Fate.NOTHING
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"), [("reference_strict", "before"), ("reference_loose", "before"), ("controlnet", None)]
+)
+def test_pictures_that_an_edit_model_is_shown_are_taken_over_from_simpletuner(kind, expected):
+    after = {"id": "after", "instance_data_dir": "after", "conditioning_data": ["before"]}
+    before = {"id": "before", "dataset_type": "conditioning", "conditioning_type": kind, "instance_data_dir": "before"}
+    result = simpletuner(after, before)
+    assert first_set(result).get("control_path") == expected
+    assert fates(result)["backends[0].conditioning_data"] is (Fate.OTHERWISE if expected else Fate.NOTHING)
+
+
+@pytest.mark.parametrize(("model", "expected"), [("HUNYUAN_VIDEO", "25"), ("STABLE_DIFFUSION_XL_10_BASE", None)])
+def test_frames_of_onetrainer_count_for_models_of_films_alone(model, expected):
+    config = {"__version": 10, "training_method": "LORA", "model_type": model, "base_model_name": "b", "frames": "25"}
+    config |= {"concepts": [{"name": "a", "path": "films"}], "epochs": 1}
+    result = imported([Text("x.json", json.dumps(config))])
+    assert value(result, "data.frames") == expected
+
+
+ODD = [
+    None,
+    "",
+    "odd",
+    "-1",
+    "2,3",
+    ";",
+    True,
+    False,
+    0,
+    3,
+    -2.5,
+    float("nan"),
+    [],
+    ["odd", 3],
+    [{"odd": 1}],
+    {"odd": {}},
+]
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_a_row_says_of_any_value_what_it_becomes_or_that_it_has_no_counterpart(program):
+    rows = {**PROGRAMS[program].rows, **PROGRAMS[program].set_rows}
+    counts = {True: 0, False: 0}
+    for key, row in rows.items():
+        for value in ODD if row.convert else ():
+            try:
+                became = row.convert(value, {key: value})
+            except Unmapped:
+                counts[False] += 1
+            else:
+                assert isinstance(became, dict), (key, value)
+                counts[True] += 1
+    assert min(counts.values()) > 20

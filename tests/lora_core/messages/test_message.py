@@ -43,10 +43,23 @@ def test_a_message_inside_a_message_is_said_in_the_same_language(sentences):
 
 
 def test_a_door_puts_its_own_names_of_settings_in_place(sentences):
+    sentences["en"]["lower"] = "lower {@optimizer.lr} or {option}."
     message = Message.of("about", field="family", about="a", error=Message.of("use", option=Setting("family")))
+    lower = Message.of("lower", option=[Setting("family"), "x"])
+
+    def names(name, language):
+        return f"{language}<{name}>"
+
     assert str(message) == "family: a: use family."
-    assert str(message.named({"family": "--family"})) == "--family: a: use --family."
-    assert str(message.named({"rank": "--rank"})) == str(message)
+    assert str(lower) == "lower optimizer.lr or family, x."
+    assert message.text("ja", names) == "ja<family>: a：ja<family> を使う。"
+    assert lower.text("en", names) == "lower en<optimizer.lr> or en<family>, x."
+    assert lower.as_json(names)["text"] == lower.text("en", names)
+    assert lower.as_json()["values"]["option"] == [{"setting": "family"}, "x"]
+
+
+def test_what_stands_in_a_place_is_no_setting(sentences):
+    assert str(Message.of("use", option="{@optimizer.lr}")) == "use {@optimizer.lr}."
 
 
 def test_a_message_is_json_and_bears_its_english(sentences):
@@ -113,7 +126,7 @@ def test_what_stands_in_a_sentence_is_not_read_as_one(sentences):
     ("number", "text"),
     [
         (0.12345678901234567, "0.123"),
-        (4518.812345678901, "4520.0"),
+        (4518.812345678901, "4520"),
         (1.2345678e-05, "1.2345678e-05"),
         (0.0002, "0.0002"),
         (float("nan"), "nan"),
@@ -149,3 +162,12 @@ def test_no_value_makes_a_sentence_long_or_breaks_its_line():
     assert len(str(Message.of("setting.range", value=10**20_000, low="0", high="1"))) < 200
     kept = ["abc"] * 3
     assert Message.of("setting.choice", value="x", allowed=kept).values["allowed"] == tuple(kept)
+
+
+@pytest.mark.parametrize(("value", "told"), [(float("nan"), "nan"), (float("inf"), "inf"), (-float("inf"), "-inf")])
+def test_a_value_that_is_no_number_travels_as_a_word(value, told):
+    """JSON has none: a page would get no answer, and a run folder no record of how the run ended."""
+    data = Message.of("validation.not_finite", step=3, loss=value).as_json()
+    assert json.loads(json.dumps(data, allow_nan=False)) == data
+    assert data["values"]["loss"] == told
+    assert told in data["text"]

@@ -25,7 +25,8 @@ SECRET = "a1B2c3D4e5F6g7H8"
     ],
 )
 def test_a_secret_in_a_foreign_answer_is_never_shown(text, monkeypatch):
-    monkeypatch.setenv("WANDB_API_KEY", SECRET)
+    if "wandb" in text:  # the other rows are told by how they look alone
+        monkeypatch.setenv("WANDB_API_KEY", SECRET)
     assert SECRET not in without_secrets(text)
     for error in (ValueError(text), OSError(text), RuntimeError(f"\n\n{text}\nmore")):
         assert SECRET not in reason_of(error)

@@ -5,7 +5,7 @@ import json
 import re
 
 import pytest
-from lora_loom.lora_core.messages.message import LANGUAGES, PLACEHOLDER, table
+from lora_loom.lora_core.messages.message import LANGUAGES, PLACEHOLDER, SETTING, table
 
 ERRORS = {"Problem", "LoomError", "ConfigError", "PictureError", "FormatError", "NonFiniteError", "Conflict", "Refused"}
 PARTS = ("lora_core", "convert", "nodes", "__main__.py")
@@ -100,4 +100,4 @@ def test_places_are_plain_and_files_are_written_alike(root, language):
     texts = json.loads(path.read_text(encoding="utf-8"))
     assert path.read_text(encoding="utf-8") == json.dumps(texts, ensure_ascii=False, indent=1) + "\n"
     for code, text in texts.items():
-        assert not re.search(r"[{}]", PLACEHOLDER.sub("", text)), code
+        assert not re.search(r"[{}]", SETTING.sub("", PLACEHOLDER.sub("", text))), code

@@ -91,8 +91,8 @@ def test_text_encoders_may_have_a_rank_of_their_own_and_mlp_layers(toy_config, t
 
 @pytest.mark.parametrize(("field", "text", "why"), [
     ("layer_lr", "mid_block", "is not a rule"), ("layer_lr", "( = 1", "is not a rule"), ("layer_lr", "mid = -1", "the number must be 0 or more"),
-    ("layer_lr", "nowhere = 1", "'nowhere' fits none of the"), ("layer_rank", "nowhere = 1", "'nowhere' fits none of the"),
-    ("layer_rank", "block = 1.5", "1.5 for .* is no rank"), ("layer_rank", ". = 0", "leaves every layer out"),
+    ("layer_lr", "nowhere = 1", "'nowhere' matches none of the"), ("layer_rank", "nowhere = 1", "'nowhere' matches none of the"),
+    ("layer_rank", "block = 1.5", "1.5 for .* is not a rank"), ("layer_rank", ". = 0", "leaves every layer out"),
 ])  # fmt: skip
 def test_a_rule_that_cannot_be_meant_is_quoted(field, text, why, toy_config, toy_backend):
     with pytest.raises(LoomError, match=f"adapter.{field}.*{why}"):

@@ -164,7 +164,7 @@ def test_a_checkpoint_of_another_format_is_refused_not_passed_over(tmp_path):
     (folder / "state.json").write_text(json.dumps(changed))
     hashes = json.loads((folder / "manifest.json").read_text()) | {"state.json": files.sha256(folder / "state.json")}
     (folder / "manifest.json").write_text(json.dumps(hashes))
-    with pytest.raises(LoomError, match="checkpoint format 99 is not 1"):
+    with pytest.raises(LoomError, match="save format 99 is not 1"):
         checkpoints.latest(folder.parent)
 
 

@@ -1,5 +1,8 @@
+import json
+
 import pytest
 from lora_loom.__main__ import main
+from lora_loom.lora_core.runs import listing
 from PIL import Image
 
 
@@ -9,7 +12,7 @@ def run(pictures, tmp_path_factory):
     job = place / "job.toml"
     job.write_text(
         f'name = "cat"\nsteps = 3\n[data]\nfolder = {str(pictures)!r}\nresolution = 32\nbucket_step_px = 16\ntrigger = "zog"\n[adapter]\nrank = 2\n'
-        '[samples]\nprompt = "a zog at sea"\nevery = 3\nsteps = 1\n'
+        '[validation]\ncalibrate = true\nlevels = 1\n[samples]\nprompt = "a zog at sea"\nevery = 3\nsteps = 1\n'
     )
     assert main(["train", str(job), "--out", str(place / "runs")]) == 0
     return place / "runs" / "cat"
@@ -41,6 +44,9 @@ def test_what_is_gathered_is_the_file_the_pictures_and_a_card_the_hub_reads_and_
         "Write `zog` in a prompt.",
     ):
         assert part in card.text
+    strength = json.loads((run / "strength.json").read_text())["strength"]
+    assert f"Strength to start from: {strength:g}, where the loss" in card.text
+    assert listing.read_run(run).strength == strength
     everything = b"".join(p.read_bytes() for p in (tmp_path / "hub").iterdir())
     assert str(pictures.parent).encode() not in everything
     assert (
@@ -82,12 +88,12 @@ def test_the_upload_asks_the_library_and_passes_its_refusals_on_in_one_sentence(
 
     monkeypatch.setattr(Api, "create_repo", refuses)
     assert main(arguments) == 1
-    assert "--repo: nobody is logged in to the Hub" in capsys.readouterr().err
+    assert "--repo: you are not logged in to the Hub" in capsys.readouterr().err
 
 
 def test_what_is_no_finished_run_is_one_sentence(tmp_path, run, capsys):
     assert main(["push", str(tmp_path), "--base-model", "o/b"]) == 1
-    assert "is no run folder" in capsys.readouterr().err
+    assert "is not a run folder" in capsys.readouterr().err
     (tmp_path / "config.json").write_bytes((run / "config.json").read_bytes())
     assert main(["push", str(tmp_path), "--base-model", "o/b"]) == 1
     assert "holds no result file yet" in capsys.readouterr().err

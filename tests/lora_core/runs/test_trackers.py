@@ -1,6 +1,9 @@
+import json
+
 import pytest
 from lora_loom.__main__ import main
 from lora_loom.lora_core.messages.errors import LoomError
+from lora_loom.lora_core.runs import checkpoints, step_log
 from lora_loom.lora_core.runs.trackers import Tracker, _flat
 
 
@@ -22,9 +25,17 @@ def test_tensorboard_holds_every_step_the_probes_the_samples_and_the_settings_wi
     events = EventAccumulator(str(place), size_guidance={"scalars": 0, "images": 0})
     events.Reload()
     scalars = {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
-    assert [step for step, _ in scalars["loss"]] == [1, 2, 3, 4]
-    assert {"lr", "grad_norm", "held_out_loss", "trained_loss"} <= scalars.keys()
-    assert [step for step, _ in scalars["held_out_loss"]] == [0, 2, 4]
+    run = tmp_path / "runs" / "tracked"
+    rows = [json.loads(line) for line in (run / step_log.FILE).read_text(encoding="utf-8").splitlines()]
+    whole, _ = checkpoints.latest(run / "checkpoints")
+    measures = whole.facts["validation"]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    assert [step for step, *_ in measures] == [0, 2, 4]
+    assert all(held_out != trained for _, held_out, trained, _ in measures)
+    for tag in ("loss", "lr", "grad_norm"):
+        assert scalars[tag] == [(row["step"], pytest.approx(row[tag])) for row in rows]
+    assert scalars["held_out_loss"] == [(step, pytest.approx(held_out)) for step, held_out, *_ in measures]
+    assert scalars["trained_loss"] == [(step, pytest.approx(trained)) for step, _, trained, *_ in measures]
     assert events.Tags()["images"]
     everything = b"".join(p.read_bytes() for p in place.rglob("*") if p.is_file())
     assert b"optimizer.lr" in everything

@@ -2,10 +2,9 @@ import random
 
 import numpy as np
 import pytest
-from lora_loom.lora_core.toy import shapes as world
-from lora_loom.lora_core.toy.concepts import CONCEPTS, write_set
-from lora_loom.lora_core.toy.model import resolve_set, set_folder, set_names
 from PIL import Image
+from shapes import SETS, world
+from shapes.concepts import CONCEPTS, write_set
 
 
 def test_the_ruler_reads_every_scene_of_the_world_back():
@@ -46,10 +45,10 @@ def test_prompts_name_the_trigger_and_plain_prompts_do_not():
 
 
 @pytest.mark.parametrize("name", sorted(CONCEPTS))
-def test_the_bundled_sets_are_what_the_script_draws(name, tmp_path):
+def test_the_kept_sets_are_what_the_script_draws(name, tmp_path):
     write_set(CONCEPTS[name], tmp_path)
     drawn = {p.relative_to(tmp_path): p for p in tmp_path.rglob("*.*")}
-    bundled = {p.relative_to(set_folder(name)): p for p in set_folder(name).rglob("*.*")}
+    bundled = {p.relative_to(SETS / name): p for p in (SETS / name).rglob("*.*")}
     assert drawn.keys() == bundled.keys()
     for key, path in drawn.items():
         if key.suffix == ".txt":
@@ -57,13 +56,3 @@ def test_the_bundled_sets_are_what_the_script_draws(name, tmp_path):
         else:
             # Pillow versions may round an edge pixel differently.
             assert np.abs(np.asarray(Image.open(path), int) - np.asarray(Image.open(bundled[key]), int)).max() <= 2
-
-
-def test_toy_names_resolve_to_bundled_folders_and_other_paths_stay():
-    assert set_names() == sorted(CONCEPTS)
-    assert resolve_set("toy:object") == str(set_folder("object"))
-    assert [resolve_set(folder) for folder in ("pictures", "toy:../..", "toy:nothing")] == [
-        "pictures",
-        "toy:../..",
-        "toy:nothing",
-    ]

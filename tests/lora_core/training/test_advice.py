@@ -11,9 +11,9 @@ def history(*pairs):
 
 
 @pytest.mark.parametrize(("course", "word"), [
-    (history((1.0, 1.0), (0.5, 0.5), (0.6, 0.4), (0.8, 0.2)), "Over-trained: best on held-out pictures after step 25, 60% worse at the end"),
+    (history((1.0, 1.0), (0.5, 0.5), (0.6, 0.4), (0.8, 0.2)), "Overtrained: best on validation pictures after step 25, 60 % worse at the end"),
     (history((1.0, 1.0), (1.1, 0.9), (1.2, 0.8), (1.3, 0.7)), "never fell below that of the untrained model"),
-    (history((1.0, 1.0), (0.995, 1.0), (0.99, 1.0), (0.985, 0.99)), "has hardly moved: raise the learning rate"),
+    (history((1.0, 1.0), (0.995, 1.0), (0.99, 1.0), (0.985, 0.99)), "has hardly changed: raise the learning rate"),
 ])  # fmt: skip
 def test_the_course_on_held_out_pictures_is_put_into_words(course, word):
     (said,) = advice([1.0] * 100, course)
@@ -58,4 +58,4 @@ def test_a_trigger_the_text_encoder_knows_as_a_word_is_told(toy_config, run_toy,
     for trigger, told in (("circle", True), ("qwxz7", False)):
         heard = Heard()
         run_toy(toy_config(steps=1, data={"trigger": trigger}), tmp_path / trigger, heard)
-        assert any("is one word of the text encoder" in m for m in heard.messages) == told
+        assert any("is one word to the text encoder" in m for m in heard.messages) == told

@@ -87,7 +87,7 @@ def test_the_largest_bucket_is_the_one_that_is_tried(toy_config, run_toy, toy_ba
 def test_times_are_given_in_words(seconds, steps, words):
     said = str(Measured(2, 1, True, seconds, 3 * 2**30).message(steps))
     assert words in said
-    assert "3.0 GiB at the peak" in said
+    assert "3 GiB at the peak" in said
     assert "checkpointing" in said
     assert words in str(
         Measured(2, 4, True, seconds / 4, 0).message(steps)

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 from lora_loom.lora_core.config import ConfigError, DataConfig, TrainConfig, ValidationConfig, from_values
-from lora_loom.lora_core.data.folder import Dataset, Picture
+from lora_loom.lora_core.data.dataset import Dataset, Picture
 from lora_loom.lora_core.recipes import merged
 from lora_loom.lora_core.training.length import planned, told
 

@@ -6,11 +6,15 @@ import torch
 from lora_loom.lora_core.adapters.tokens import Token, TokenSet, TokenTable, TokenVectors
 from lora_loom.lora_core.config import from_values, parse
 from lora_loom.lora_core.data.captions import Caption
-from lora_loom.lora_core.data.folder import Dataset, Picture
+from lora_loom.lora_core.data.dataset import Dataset, Picture
+from lora_loom.lora_core.data.folder import open_sets
 from lora_loom.lora_core.events import Listener
 from lora_loom.lora_core.messages.errors import LoomError
+from lora_loom.lora_core.runs import checkpoints
 from lora_loom.lora_core.training import assemble
+from lora_loom.lora_core.training.job import Job
 from lora_loom.lora_core.training.prior import matched_captions, require_class_pictures, wanted
+from lora_loom.lora_core.training.step import losses_of
 from PIL import Image
 
 PRIOR = {"prompt": "a red circle on a white ground", "count": 3, "steps": 2}
@@ -35,7 +39,7 @@ def made(folder):
 def test_matched_captions_have_the_class_word_where_the_trigger_or_a_token_was():
     found = subject("a zog on sand", "two zogs", "Zog, tree", "a TOK at sea", "a plain picture", "a zog on sand")
     assert matched_captions(found, tokens(), "dog") == ["a dog on sand", "dog, tree", "a dog at sea"]
-    with pytest.raises(LoomError, match="prior.class_word: no caption has the trigger or a token"):
+    with pytest.raises(LoomError, match="prior.class_word: no caption contains the trigger or a token"):
         matched_captions(subject("a cat"), TokenSet(), "dog")
 
 
@@ -208,3 +212,94 @@ def test_a_job_that_names_a_number_of_class_pictures_and_not_what_they_are_is_re
 
 def test_a_run_that_does_not_ask_for_class_pictures_needs_none(toy_config):
     require_class_pictures(toy_config().prior, subject("a zog"))
+
+
+# ---- held without pictures -------------------------------------------------------------------------------------------
+
+PREDICTIONS = {"held_by": "predictions", "class_word": "circle", "weight": 0.5}
+
+
+def assembled_with(prior, toy_backend, toy_config, tmp_path, **changes):
+    config = toy_config(prior=prior, **{"data": {"trigger": "zog", "shuffle_tags": True}, **changes})
+    return assemble.assembled(Job(config, toy_backend, open_sets(config), tmp_path))
+
+
+def test_predictions_ask_the_frozen_model_by_class_captions_and_make_no_picture(toy_backend, toy_config, tmp_path):
+    """The gradients against plain autograd of the formula: both answers to the same latents, one of them with the adapters off."""
+    with assembled_with(PREDICTIONS, toy_backend, toy_config, tmp_path) as run:
+        with torch.no_grad():
+            for n, p in enumerate(run.adapters.parameters()):
+                p.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(n)))
+        run.adapters.weights_changed()
+        training, held = run.sources
+        assert held.batches is training.batches
+        assert held.weight == 0.5
+        batch, rng = run.batches.at(0, 0), torch.Generator().manual_seed(3)
+        captions = held.lesson.captions(batch.captions)
+        assert all("zog" in text for text in batch.captions)
+        assert all("circle" in text and "zog" not in text for text in captions)
+        (loss,) = (part for part in losses_of(run, held, run.objective, batch, rng))
+        found = torch.autograd.grad(loss.mean(), run.adapters.parameters())
+
+        rng = torch.Generator().manual_seed(3)
+        sigma = run.objective.draw_sigma(2, rng)
+        x_t = run.objective.corrupt(batch.latents, run.objective.draw_noise(batch.latents, rng), sigma)
+        of_class = dataclasses.replace(batch, captions=captions)
+        with torch.no_grad(), run.adapters.switched_off():
+            goal = run.backend.predict(x_t, sigma, of_class)
+        expected = (run.backend.predict(x_t, sigma, of_class) - goal).square().flatten(1).mean(1)
+        plain = torch.autograd.grad(expected.mean(), run.adapters.parameters())
+    assert float(expected.detach().min()) > 1e-4
+    assert torch.allclose(loss.detach(), expected.detach(), rtol=1e-5)
+    assert max(float((a - b).norm() / b.norm()) for a, b in zip(found, plain, strict=True)) <= 1e-5
+    assert not (tmp_path / "class_pictures").exists()
+
+
+def test_a_run_held_by_predictions_goes_on_bit_for_bit_and_logs_what_they_cost(toy_config, run_toy, tmp_path):
+    for name, steps in (("whole", [4]), ("parts", [2, 4])):
+        for n, count in enumerate(steps):
+            config = toy_config(prior=PREDICTIONS, data={"trigger": "zog"}, steps=count)
+            run_toy(config, tmp_path / name / "run", resume=bool(n))
+    one, other = (checkpoints.latest(tmp_path / name / "run" / "checkpoints")[0].adapter for name in ("whole", "parts"))
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    rows = [json.loads(line) for line in (tmp_path / "whole" / "run" / "log.jsonl").read_text().splitlines()]
+    assert rows[0]["class_loss"] == 0.0  # nothing has moved yet
+    assert rows[-1]["class_loss"] > 0
+
+
+def test_predictions_hold_with_text_encoders_trained_too(toy_backend, toy_config, tmp_path):
+    """What the frozen model is asked with was encoded by the frozen text encoder."""
+    with assembled_with(PREDICTIONS, toy_backend, toy_config, tmp_path, text_encoder={"train": True}) as run:
+        batch = run.batches.at(0, 0)
+        (loss,) = losses_of(run, run.sources[1], run.objective, batch, torch.Generator().manual_seed(3))
+        assert float(loss.detach().max()) <= 1e-10
+        with torch.no_grad():
+            for _, adapter in run.adapters:
+                if adapter.part == "text_encoder":
+                    for p in adapter.parameters():
+                        p.add_(0.1)
+        run.adapters.weights_changed()
+        (moved,) = losses_of(run, run.sources[1], run.objective, batch, torch.Generator().manual_seed(3))
+        assert float(moved.detach().max()) > 1e-6
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"prior": {**PREDICTIONS, "folder": "somewhere"}}, "prior.folder"),
+        ({"prior": PREDICTIONS, "method": "embedding"}, "embedding"),
+    ],
+)
+def test_what_predictions_cannot_hold_is_refused(changes, text):
+    with pytest.raises(LoomError, match=text) as refused:
+        parse(changes)
+    assert refused.value.message.field == "prior.held_by"
+
+
+def test_predictions_need_a_caption_with_what_the_class_word_replaces(toy_backend, toy_config, tmp_path):
+    untold = {"trigger": "", "prefix": "a ring, "}
+    with (
+        pytest.raises(LoomError, match="prior.class_word"),
+        assembled_with(PREDICTIONS, toy_backend, toy_config, tmp_path, data=untold),
+    ):
+        pass

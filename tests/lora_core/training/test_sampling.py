@@ -10,6 +10,7 @@ from lora_loom.lora_core.config import SampleConfig
 from lora_loom.lora_core.messages.errors import LoomError
 from lora_loom.lora_core.training.sampling import attached, drawn, of_run, of_start, sheet
 from PIL import Image
+from shapes import BASE
 
 JOB = SampleJob("a zog on a white ground", 64, 64, SampleConfig(steps=2, seed=3, cfg=4.0))
 
@@ -104,6 +105,8 @@ def test_the_command_draws_a_sheet_of_files_strengths_and_prompts(run, tmp_path,
         "1",
         "--steps",
         "2",
+        "--base",
+        BASE,
         "--out",
         str(out),
     ]
@@ -117,7 +120,7 @@ def test_the_command_draws_a_sheet_of_files_strengths_and_prompts(run, tmp_path,
     [
         ([], "give LoRA or embedding files"),
         (["nothing.safetensors"], "there is no file or run folder nothing.safetensors"),
-        (["."], "is no run folder"),
+        (["."], "is not a run folder"),
     ],
 )
 def test_what_cannot_be_drawn_is_one_sentence(arguments, sentence, tmp_path, monkeypatch, capsys):
@@ -129,7 +132,7 @@ def test_what_cannot_be_drawn_is_one_sentence(arguments, sentence, tmp_path, mon
 def test_an_embedding_of_another_model_is_refused(toy_backend):
     with pytest.raises(
         LoomError,
-        match="word: is an embedding for clip_l of width 768, the model reads clip_l of width 64; take one of this model",
+        match="word: is an embedding for clip_l of width 768, but the model reads clip_l of width 64; use one made for this model",
     ):
         of_start("x", toy_backend, {}, {"word": {"clip_l": torch.randn(2, 768)}})
 
@@ -169,3 +172,25 @@ def test_each_save_is_read_when_its_turn_comes_and_each_picture_is_told(run, toy
     columns = drawn(of_saves(folder, all_saves(folder)[-1:], toy_backend), [0.5, 1.0], [JOB], toy_backend, told.append)
     assert [label for label, _ in columns] == ["without", "step 6 x 0.5", "step 6 x 1"]
     assert [image for _, images in columns for image in images] == told
+
+
+@pytest.mark.parametrize(("base", "side_px"), [(BASE, 64), ("toy", 128)], ids=["shapes", "emoji"])
+def test_without_a_width_pictures_are_as_large_as_the_base_draws_them(base, side_px, tmp_path, monkeypatch):
+    """A sheet of the wrong size shows nothing a person would keep."""
+    from lora_loom.lora_core.backends.diffusers_backend import DiffusersBackend
+
+    asked = []
+
+    def drawn_by_nobody(self, job):
+        asked.append((job.width_px, job.height_px))
+        return [Image.new("RGB", (job.width_px, job.height_px))]
+
+    monkeypatch.setattr(DiffusersBackend, "sample", drawn_by_nobody)
+    word = tmp_path / "vish.safetensors"
+    save(word, {"clip_l": torch.randn(2, side_px)})
+    options = ["--prompt", "vish", "--base", base, "--out", str(tmp_path / "s.png")]
+    assert main(["sample", str(word), *options]) == 0
+    assert {*asked} == {(side_px, side_px)}
+    asked.clear()
+    assert main(["sample", str(word), *options, "--width", "32"]) == 0
+    assert {*asked} == {(32, 32)}

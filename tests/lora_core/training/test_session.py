@@ -66,7 +66,7 @@ def test_a_cancelled_run_keeps_what_it_trained(session):
 def test_a_failed_continuation_never_removes_the_folder(session):
     empty = session(steps=3)
     (empty.folder / "checkpoints").mkdir()
-    with pytest.raises(LoomError, match="holds no complete checkpoint"):
+    with pytest.raises(LoomError, match="holds no complete save"):
         session(resume=True, steps=3).run()
     assert empty.folder.is_dir()
 
@@ -115,3 +115,32 @@ def test_what_goes_on_between_two_steps_is_told_before_it_begins(toy_config, run
     run_toy(toy_config(steps=3, save={"every": 2}, samples=samples), tmp_path / "run", course)
     drawn = ["samples 1/2", "samples 2/2", "drawn"]
     assert course.lines == ["saving 2/3", "saved 2", *drawn, *drawn, "saving 3/3", "saved 3", *drawn, "writing 3/3"]
+
+
+def test_no_part_of_a_run_is_silent(toy_config, run_toy, tmp_path, monkeypatch):
+    """Whatever takes long is told before it begins: measuring the memory, encoding, the first measurement, the first step."""
+
+    class Course(Listener):
+        def __init__(self):
+            self.lines = []
+
+        def on_progress(self, what, done, total):
+            if [what] != self.lines[-1:]:
+                self.lines.append(what)
+
+        def on_start(self, first_step, steps, facts):
+            self.lines.append("start")
+
+        def on_validation(self, measure, best):
+            self.lines.append("measured")
+
+        def on_step(self, report):
+            self.lines.append("step")
+
+    course = Course()
+    held_out = {"every": 10, "share": 0.3}
+    run_toy(toy_config(steps=2, auto_fit=True, validation=held_out), tmp_path / "run", course)
+    assert [line.removeprefix("progress.") for line in course.lines] == [
+        "pictures", "held_out_pictures", "captions", "fitting", "start", "validating", "measured", "first_step", "step", "validating", "measured", "step",
+        "saving", "writing",
+    ]  # fmt: skip

@@ -6,16 +6,19 @@ import pytest
 import torch
 from lora_loom.lora_core.backends.diffusers_backend import DiffusersBackend
 from lora_loom.lora_core.data.batches import Batch
+from lora_loom.lora_core.data.folder import open_sets
 from lora_loom.lora_core.events import Listener
 from lora_loom.lora_core.messages.errors import NonFiniteError
 from lora_loom.lora_core.objectives import DiscreteLevels, Objective
 from lora_loom.lora_core.rng import randn_like, step_rng
 from lora_loom.lora_core.runs import checkpoints
-from lora_loom.lora_core.toy.model import MODEL
 from lora_loom.lora_core.training import step as step_module
+from lora_loom.lora_core.training.assemble import assembled
+from lora_loom.lora_core.training.job import Job
 from lora_loom.lora_core.training.run import MAX_SKIPPED, Run
-from lora_loom.lora_core.training.step import clip_grad_norm, diffusion_loss
+from lora_loom.lora_core.training.step import clip_grad_norm, diffusion_loss, optimizer_step
 from safetensors.torch import load_file
+from shapes import MODEL
 from since import since
 
 IN_FP16 = since("torch", "2.3", "the CPU computes in fp16 and has a GradScaler")
@@ -292,3 +295,28 @@ def test_learning_rate_zero_moves_nothing_and_a_positive_one_does(toy_config, ru
     ups = [k for k in still if k.endswith("lora_up.weight")]
     assert not any(still[k].any() for k in ups)
     assert all(moved[k].any() for k in ups)
+
+
+def test_a_step_reads_the_device_once_and_a_layer_without_gradients_stays_untouched(
+    toy_config, toy_backend, tmp_path, monkeypatch
+):
+    config = toy_config(steps=3)
+    waits, tolist = [], torch.Tensor.tolist
+    with assembled(Job(config, toy_backend, open_sets(config), tmp_path)) as run:
+        still, adapter = next(iter(run.adapters))
+        look = run._look_for_gradients
+
+        def without_gradients():
+            for parameter in adapter.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.zero_()
+            look()
+
+        run._look_for_gradients = without_gradients
+        for step in range(3):
+            waits.clear()
+            monkeypatch.setattr(torch.Tensor, "tolist", lambda x: waits.append(x.numel()) or tolist(x))
+            optimizer_step(run, step)
+            monkeypatch.undo()
+            assert len(waits) == 1, waits  # losses, norm, and the gradients that were looked for, at once
+            assert run.untouched == {still}

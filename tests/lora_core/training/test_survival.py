@@ -99,14 +99,14 @@ def resumable(state, promised):
 
 
 @pytest.mark.parametrize(
-    ("every", "each"), [pytest.param(3, 1, id="some"), pytest.param(1, 8, id="all", marks=pytest.mark.slow)]
+    ("every", "each"), [pytest.param(6, 1, id="some"), pytest.param(1, 8, id="all", marks=pytest.mark.slow)]
 )
 def test_whatever_a_power_cut_leaves_of_a_run_holds_what_was_saved(every, each, recorded, tmp_path):
     count = 0
     for state, promised in recorded[0].states(tmp_path, random.Random(2), each, every):
         resumable(state, promised)
         count += 1
-    assert count > 60
+    assert count > 30
     print(f"{len(recorded[0].moments)} moments, {count} states")
 
 
@@ -175,7 +175,7 @@ def no_room_for():
 NEEDED = {"config.json", "toy_test.safetensors", "owner.lock", "step-00000002", "step-00000004", "step-00000005"}
 MADE = {
     "run.log", "run.json", "log.jsonl", "loss.png", "learning-rate.png", "validation.png", "before-after.png", "samples", "samples/before.png",
-    "samples/step-3.png", "samples/step-5.png", "checkpoints/best-00000000.safetensors",
+    "samples/step-3.png", "samples/step-5.png", "checkpoints/best-00000000.safetensors", "pictures.json", "thumbnails.jpg",
 }  # fmt: skip
 
 
@@ -335,7 +335,7 @@ def test_other_conditions_are_told_before_the_first_step_and_the_same_are_not(tr
         "is Other GPU",
     ):
         assert part in line
-    assert "not be the same to the last bit" in line
+    assert "not be identical to the last bit" in line
 
 
 @pytest.mark.parametrize("then", [None, {}, "text", 3, ["torch"]])
@@ -440,7 +440,7 @@ def test_a_tracker_that_fails_is_told_and_the_run_goes_on(train, recorded, tmp_p
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.parametrize("kills", [pytest.param(6, id="few"), pytest.param(300, id="many", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [pytest.param(3, id="few"), pytest.param(300, id="many", marks=pytest.mark.slow)])
 def test_killed_at_any_moment_with_a_second_writer_trying_nothing_saved_is_lost(kills, pictures, tmp_path):
     program = Path(__file__).with_name("kill_runs.py")
     done = subprocess.run(

@@ -42,9 +42,9 @@ def test_a_layer_without_any_gradient_is_told_at_once_and_left_out_of_every_file
     count = result.facts["layers"]
     own = [text for text in heard.warnings if "gradient" in text]
     assert own == [
-        f"adapter.targets: 1 of {count} trained layers got no gradient so far (such as {UNUSED}): this model does not use them for these pictures "
-        "and captions; those that never get one are left out of the file.",
-        f"adapter.targets: 1 of {count} trained layers never got a gradient and are left out of the file: {UNUSED}.",
+        f"adapter.targets: 1 of {count} trained layers has received no gradient so far (such as {UNUSED}): this model does not use them for these pictures "
+        "and captions. Layers that never receive one are left out of the file.",
+        f"adapter.targets: 1 of {count} trained layers never received a gradient and is left out of the file: {UNUSED}.",
     ]
     names = layers_in(result)
     assert UNUSED not in names
@@ -62,7 +62,7 @@ def test_a_resumed_run_still_knows_which_layers_never_had_a_gradient(
     heard = Hears()
     result = run_toy(toy_config(steps=3), tmp_path / "run", heard, resume=True, backend=backend_with_an_idle_layer)
     assert not any(key.startswith(UNUSED) for key in result.tensors)
-    assert sum("never got a gradient" in text for text in heard.warnings) == 1
+    assert sum("never received a gradient" in text for text in heard.warnings) == 1
 
 
 def test_where_every_layer_is_trained_nothing_is_said_and_nothing_is_left_out(toy_config, run_toy, tmp_path):
@@ -77,7 +77,7 @@ def test_a_token_that_no_caption_holds_is_told(toy_config, run_toy, tmp_path):
     config = toy_config(steps=2, method="embedding", embedding={"tokens": "zog\nqux"})
     run_toy(config, tmp_path / "run", heard)
     assert [text for text in heard.warnings if "qux" in text] == [
-        "the embedding qux never got a gradient: no caption that was trained on holds it; it is written as it began."
+        "the embedding qux never received a gradient: no caption that was trained contains it; it is written as it started."
     ]
     assert not [text for text in heard.warnings if "zog" in text and "gradient" in text]
 

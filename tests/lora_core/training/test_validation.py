@@ -2,11 +2,12 @@ import json
 
 import pytest
 import torch
-from lora_loom.lora_core.data.folder import Dataset, Picture
+from lora_loom.lora_core.data.dataset import Dataset, Picture
 from lora_loom.lora_core.events import Control, Listener, Measure
 from lora_loom.lora_core.messages.errors import LoomError
 from lora_loom.lora_core.training.validation import History, split
 from PIL import Image
+from slow_rows import mostly_slow
 
 ON = {"every": 2, "share": 0.25, "levels": 2}
 
@@ -45,7 +46,7 @@ def test_a_share_of_the_pictures_is_held_out_the_same_ones_every_time(n, share, 
 
 def test_one_picture_alone_cannot_be_held_out(toy_config, tmp_path):
     found = Dataset(tmp_path / "cats", dataset(1).pictures, (), ())
-    with pytest.raises(LoomError, match="one picture cannot be trained on and held out at once; cats has 1"):
+    with pytest.raises(LoomError, match="one picture cannot be used for training and validation at once; cats has 1"):
         split(found, toy_config(validation={"every": 1}))
 
 
@@ -86,9 +87,12 @@ def test_both_sets_meet_the_same_levels_and_noise(toy_config, run_toy, tmp_path)
         assert held_out == trained
 
 
-@pytest.mark.parametrize("changes", [
+CONTINUED = [
     {}, {"ema_decay": 0.9}, {"optimizer": {"name": "schedule_free", "lr": 1e-3}}, {"method": "pivotal", "text_encoder": {"train": True}},
-])  # fmt: skip
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", mostly_slow(CONTINUED, (CONTINUED[1], CONTINUED[3]).__contains__))
 def test_a_run_continued_anywhere_has_the_same_measures_and_the_same_end(changes, toy_config, run_toy, tmp_path):
     config = toy_config(steps=6, validation={**ON, "restore_best": True}, **changes)
     whole = run_toy(config, tmp_path / "whole")
@@ -118,6 +122,56 @@ def test_the_best_weights_are_the_result_where_wanted(toy_config, run_toy, tmp_p
     assert best_files(tmp_path / "best") == ["best-00000001.safetensors", "best-00000002.safetensors"]
 
 
+def test_a_run_that_was_never_better_than_before_gives_what_it_trained_and_says_so(
+    toy_config, run_toy, tmp_path, monkeypatch
+):
+    from lora_loom.lora_core.training import validation
+
+    class Heard(StopAt):
+        def on_warning(self, message):
+            told.append(message.code)
+
+    monkeypatch.setattr(
+        validation.Probes, "measure", lambda self, backend, objective, step: Measure(step, 1.0 + step, 0.1)
+    )
+    results = {}
+    for name, best, every, stop in (("best", True, 1, 4), ("last", False, 1, 4), ("unmeasured", True, 4, 2)):
+        told, config = [], toy_config(validation={"every": every, "share": 0.25, "restore_best": best})
+        heard = Heard(stop)
+        results[name] = run_toy(config, tmp_path / name, heard, control=heard.control)
+        assert ("result.none_better" in told) is (name == "best")
+    best, last, unmeasured = results.values()
+    assert all(torch.equal(best.tensors[k], last.tensors[k]) for k in last.tensors)
+    for result in (best, unmeasured):
+        assert any(value.any() for name, value in result.tensors.items() if "lora_up" in name or "lora_B" in name)
+
+
+def test_a_lora_to_start_from_that_no_step_made_better_is_the_best(
+    toy_config, toy_backend, run_toy, tmp_path, monkeypatch
+):
+    from lora_loom.lora_core.data.folder import open_sets
+    from lora_loom.lora_core.runs import saves
+    from lora_loom.lora_core.training import validation
+    from lora_loom.lora_core.training.job import Job
+    from lora_loom.lora_core.training.trainer import train
+
+    part = {"include": "mid_block", "targets": "attention"}
+    run_toy(toy_config(adapter=part), tmp_path / "first")
+    weights = saves.weights(tmp_path / "first", saves.all_saves(tmp_path / "first")[-1])
+    start = {}
+    for key, value in weights.items():
+        name, _, leaf = key.rpartition(".")
+        start.setdefault(name, {})[leaf] = value
+    monkeypatch.setattr(
+        validation.Probes, "measure", lambda self, backend, objective, step: Measure(step, 1.0 + step, 0.1)
+    )
+    config = toy_config(adapter=part, validation={"every": 1, "share": 0.25, "restore_best": True})
+    job = Job(config, toy_backend, open_sets(config), tmp_path, start=start)
+    result = train(job, tmp_path / "second", lambda state, facts: {"second": (dict(state), {})})
+    trained = {key: value for key, value in weights.items() if not key.endswith(".alpha")}
+    assert all(torch.equal(result.tensors[key], value) for key, value in trained.items())
+
+
 @pytest.mark.parametrize(("patience", "ended"), [(0, 8), (1, 3), (2, 4), (6, 8)])
 def test_a_run_ends_when_it_has_not_been_better_for_long_enough(
     patience, ended, toy_config, run_toy, tmp_path, monkeypatch
@@ -140,7 +194,7 @@ def test_a_held_out_loss_that_is_not_finite_ends_the_run_and_keeps_the_work(toy_
         "measure",
         lambda self, backend, objective, step: Measure(step, float("nan") if step else 1.0, 0.1),
     )
-    with pytest.raises(LoomError, match="Step 2: the loss on held-out pictures is nan"):
+    with pytest.raises(LoomError, match="Step 2: the loss on validation pictures is nan"):
         run_toy(toy_config(validation={"every": 2}), tmp_path)
     assert (tmp_path / "toy_test.safetensors").is_file()
 

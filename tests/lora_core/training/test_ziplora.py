@@ -9,9 +9,9 @@ from lora_loom.lora_core.config import DataConfig
 from lora_loom.lora_core.data.folder import scan
 from lora_loom.lora_core.events import Control, Listener
 from lora_loom.lora_core.messages.errors import LoomError
-from lora_loom.lora_core.toy.model import set_folder
 from lora_loom.lora_core.training.job import Job
 from lora_loom.lora_core.training.ziplora import FIRST, MERGED, SECOND, ZipAdapter, zip_config, zip_loras
+from shapes import set_folder
 from torch import nn
 
 
@@ -84,6 +84,7 @@ def two_loras(backend):
     )
 
 
+@pytest.mark.slow
 def test_zipping_brings_the_merged_model_nearer_to_both_and_leaves_the_base_as_it_was(toy_backend):
     config, datasets = sets()
     before = weights_fingerprint(toy_backend.unet)

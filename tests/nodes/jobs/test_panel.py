@@ -3,7 +3,9 @@
 import json
 
 import pytest
+from lora_loom.lora_core.config import as_dict
 from lora_loom.lora_core.events import StepReport
+from lora_loom.lora_core.messages.message import Message
 from lora_loom.nodes.jobs import panel as panels
 from lora_loom.nodes.jobs.panel import PanelHost, PanelListener, Panels
 
@@ -92,6 +94,42 @@ def test_what_goes_on_between_two_steps_is_told_at_once_and_forgotten_with_the_n
     listener = PanelListener(panel)
     for picture in (1, 2):
         listener.on_progress("progress.samples", picture, 2)
-        assert host[1][-1]["doing"]["text"] == f"Drawing samples {picture}/2"
+        assert host[1][-1]["doing"]["text"] == f"Generating samples {picture}/2"
     listener.on_step(StepReport(3, 0.5, 0.0, 1.0, 1e-4, ["a.png"]))
     assert panel.doing == {}
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_what_was_kept_of_a_failed_run_is_not_offered_again(host, tmp_path, restarted):
+    panel = trained(host[0], tmp_path / "run", 2)
+    panel.say(Message.of("run.result_stays", folder="output/run", files=["run.safetensors"]))
+    panel.changed(status="failed")
+    known = Panels(host[0])
+    if not restarted:
+        known._panels["flow", "7"] = panel  # which has written its state a moment ago
+    known.kept("run")
+    known.kept("no such run")
+    for place in (known, Panels(host[0])):
+        found = place.find("7", "flow")
+        assert (found.status, [m["code"] for m in found.messages]) == ("failed", ["run.trains"])
+
+
+def test_the_time_left_knows_what_an_earlier_run_took_before_its_own_is_measured(host, toy_config, tmp_path):
+    config = as_dict(toy_config(steps=100, samples={"every": 50, "prompt": "a"}))
+    earlier = tmp_path / "earlier"
+    earlier.mkdir()
+    pace = {"seconds_per_step": 1.0, "peak_bytes": 1, "seconds": {"samples": 1000.0}}
+    (earlier / "run.json").write_text(json.dumps({"base_model": {"family": "sd1"}, "pace": pace}))
+    (earlier / "config.json").write_text(json.dumps(config))
+    left = []
+    for family in ("sd1", "sdxl"):
+        (tmp_path / family).mkdir()
+        panel = Panels(host[0]).begin("7")
+        panel.run = family
+        listener = PanelListener(panel)
+        facts = {"layers": 2, "trained_values": 100, "pictures": 3, "config": config, "base_model": {"family": family}}
+        listener.on_start(0, 100, facts)
+        for step in (1, 2):
+            listener.on_step(StepReport(step, 1.0, 0.0, 1.0, 1e-4, []))
+        left.append(panel.heart()["left_s"])
+    assert left[0] >= 3 * 1000.0 > left[1]  # two samples, and one without the LoRA

@@ -1,12 +1,14 @@
 """Results where a host lists them: never over a stranger's file, again over our own, an embedding apart."""
 
+import json
+
 import torch
 from lora_loom.lora_core.config import parse
 from lora_loom.lora_core.disk.files import write_safetensors
 from lora_loom.nodes.jobs.publishing import Shelf, prompts_for
 
 
-def lora(folder, value, name="cat"):
+def lora(folder, value, name="cat", **header):
     path = folder / f"{name}.safetensors"
     path.parent.mkdir(exist_ok=True)
     tensors = {
@@ -14,7 +16,7 @@ def lora(folder, value, name="cat"):
         "lora_unet_x.lora_up.weight": torch.ones(2, 1),
         "lora_unet_x.alpha": torch.ones(()),
     }
-    write_safetensors(path, tensors, {"modelspec.trigger_phrase": "zog"})
+    write_safetensors(path, tensors, {"modelspec.trigger_phrase": "zog", **header})
     return path
 
 
@@ -26,6 +28,22 @@ def test_a_run_replaces_its_own_result_and_leaves_a_strangers_file_alone(tmp_pat
     assert (first.name, again.name, other.name) == ("cat.safetensors", "cat.safetensors", "cat_2.safetensors")
     assert again.read_bytes() == (tmp_path / "run" / "cat.safetensors").read_bytes()
     assert prompts_for([again])["a1111"] == "zog, <lora:cat:1>"
+
+
+def test_a_measured_strength_is_in_words_and_card_unless_the_user_has_set_another(tmp_path):
+    shelf, card = Shelf(tmp_path / "loras", tmp_path / "embeddings"), tmp_path / "loras" / "cat.json"
+
+    def weight():
+        return json.loads(card.read_text())["preferred weight"]
+
+    shelf.publish(lora(tmp_path / "run", 1.0))  # as a save on request does, before anything is measured
+    assert weight() == 1.0
+    done = shelf.publish(lora(tmp_path / "run", 2.0, ss_recommended_strength="0.8"))
+    assert (prompts_for([done])["a1111"], prompts_for([done])["strength"]) == ("zog, <lora:cat:0.8>", 0.8)
+    assert weight() == 0.8
+    card.write_text(json.dumps({**json.loads(card.read_text()), "preferred weight": 0.6}))
+    shelf.publish(lora(tmp_path / "run", 3.0, ss_recommended_strength="0.9"))
+    assert weight() == 0.6
 
 
 def test_an_embedding_is_put_apart_and_is_its_own_word(tmp_path):

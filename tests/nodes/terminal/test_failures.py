@@ -46,15 +46,15 @@ STAGES: dict[str, tuple[Any, str, str]] = {  # what is done -> (where it fails, 
     ),
     "reading the tokenizer": (transformers.CLIPTokenizer, "from_pretrained", "base: model/tokenizer cannot be read"),
     "reading the scheduler": (diffusers.DDPMScheduler, "from_config", "base: model cannot be read"),
-    "encoding a picture": (DiffusersBackend, "_encoded", "data.folder: the model's picture encoder stopped on 0.png"),
+    "encoding a picture": (DiffusersBackend, "_encoded", "data.folder: the model's picture encoder failed on 0.png"),
     "encoding a caption": (
         ClipText,
         "encode",
-        "base: the text encoders of sd1 stopped on the caption 'zog, ",
+        "base: the text encoders of sd1 failed on the caption 'zog, ",
     ),
-    "making the optimizer": (torch.optim, "AdamW", "optimizer.name: the optimizer adamw cannot be made"),
-    "asking the network": (diffusers.UNet2DConditionModel, "forward", "step 1 stopped on "),
-    "updating the weights": (torch.optim.AdamW, "step", "step 1 stopped on "),
+    "making the optimizer": (torch.optim, "AdamW", "optimizer.name: the optimizer adamw cannot be created"),
+    "asking the network": (diffusers.UNet2DConditionModel, "forward", "step 1 failed on "),
+    "updating the weights": (torch.optim.AdamW, "step", "step 1 failed on "),
 }
 ROTATED = [(stage, name) for n, stage in enumerate(STAGES) for m, name in enumerate(ERRORS) if (n + m) % 6 == 0]
 ALL = [pytest.param(s, e, marks=[] if (s, e) in ROTATED else pytest.mark.slow) for s in STAGES for e in ERRORS]
@@ -103,7 +103,7 @@ def test_what_ended_a_run_stands_whole_in_its_log(job, monkeypatch, tmp_path):
     assert main(["train", *job]) == 1
     [log] = (tmp_path / "runs").glob("*/run.log")
     text = log.read_text()
-    assert "step 2 stopped on " in text
+    assert "step 2 failed on " in text
     assert "KeyError: 'down_blocks'" in text.splitlines()[-1]
     assert 'test_failures.py", line ' in text
 
@@ -113,7 +113,8 @@ def test_a_sample_that_cannot_be_drawn_costs_the_sample_and_not_the_run(job, mon
     assert main(["train", *job, "--set", "samples.every=1"]) == 0
     [log] = (tmp_path / "runs").glob("*/run.log")
     assert (
-        "A sample picture could not be drawn (RuntimeError: cuDNN error: CUDNN_STATUS_MAPPING_ERROR)" in log.read_text()
+        "A sample picture could not be generated (RuntimeError: cuDNN error: CUDNN_STATUS_MAPPING_ERROR)"
+        in log.read_text()
     )
     assert "Traceback" not in capsys.readouterr().err
 
@@ -126,7 +127,7 @@ def test_what_nobody_foresaw_ends_with_a_sentence_below_its_traceback(monkeypatc
     *lines, sentence = capsys.readouterr().err.splitlines()
     assert "Traceback" in lines[0]
     assert sentence.startswith(
-        "lora-loom: lora-loom recipes ended by an error nobody foresaw (ZeroDivisionError: division by zero)"
+        "lora-loom: lora-loom recipes ended with an unexpected error (ZeroDivisionError: division by zero)"
     )
 
 

@@ -47,4 +47,4 @@ def test_what_is_no_configuration_is_a_sentence_with_exit_code_one(tmp_path, cap
     assert main(["import", str(tmp_path / "x.txt")]) == 1
     err = capsys.readouterr().err
     assert "there is no text to read" in err
-    assert "x.txt is a configuration of no program that is known" in err
+    assert "x.txt is not a configuration of any known program" in err

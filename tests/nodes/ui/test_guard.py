@@ -128,4 +128,4 @@ def test_the_terminal_says_so_in_one_sentence(monkeypatch, capsys):
     monkeypatch.delenv(ui.PASSWORD, raising=False)
     assert main(["ui", "--listen"]) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("lora-loom: --listen: at 0.0.0.0 ")
+    assert line.startswith("lora-loom: --listen: other machines can reach this page at 0.0.0.0, ")

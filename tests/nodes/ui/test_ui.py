@@ -9,8 +9,8 @@ from __future__ import annotations
 import io
 import json
 import os
-import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -19,7 +19,11 @@ import urllib.request
 import zipfile
 from pathlib import Path
 
+import in_browser
 import pytest
+from lora_loom.__main__ import main
+from lora_loom.nodes.page.fields import sections
+from lora_loom.nodes.terminal.ui import PORT
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -45,35 +49,16 @@ def why_not():
     return "" if asked.returncode == 0 else f"{PYTHON} has no gradio; set LOOM_UI_PYTHON"
 
 
-def why_no_browser():
-    if not shutil.which("node") or not Path(os.environ.get("CHROMIUM", "/usr/bin/chromium")).exists():
-        return "node or chromium is not installed"
-    code = "require(process.env.PLAYWRIGHT_CORE || 'playwright-core')"
-    done = subprocess.run(["node", "-e", code], cwd=DRIVER.parent, capture_output=True, check=False)
-    return "" if done.returncode == 0 else "playwright-core is not installed; set PLAYWRIGHT_CORE to its folder"
-
-
 class Page:
-    """A started `lora-loom ui`."""
+    """A started `lora-loom ui`, or another program that serves the page: `command`. `without`: variables that are not handed on."""
 
-    def __init__(self, place, password="", *more):
+    def __init__(self, place, password="", *more, command=(), without=()):
         self.place, self.password = place, password
-        env = {key: value for key, value in os.environ.items() if key != "LORA_LOOM_PASSWORD"}
+        env = {key: value for key, value in os.environ.items() if key not in ("LORA_LOOM_PASSWORD", *without)}
         if password:
             env["LORA_LOOM_PASSWORD"] = password
-        command = [
-            PYTHON,
-            "-m",
-            "lora_loom",
-            "ui",
-            "--out",
-            str(place / "out"),
-            "--port",
-            "0",
-            "--language",
-            "en",
-            *more,
-        ]
+        usual = ["-m", "lora_loom", "ui", "--out", str(place / "out"), "--port", "0", "--language", "en", *more]
+        command = [PYTHON, *(command or usual)]
         self.log = open(place / "log.txt", "wb")  # noqa: SIM115 - the process keeps it
         self.process = subprocess.Popen(command, cwd=place, env=env, stdout=subprocess.PIPE, stderr=self.log, text=True)
         line = self.process.stdout.readline()
@@ -213,26 +198,44 @@ def test_the_end_of_the_program_keeps_what_a_run_has_trained(page):
     assert list((page.place / "out" / "runs" / "cut" / "checkpoints").iterdir())
 
 
+def test_a_space_starts_from_its_folder_alone_and_trains(tmp_path):
+    if reason := why_not():
+        pytest.skip(reason)
+    with socket.socket() as place:
+        place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if place.connect_ex(("127.0.0.1", PORT)) == 0:
+            pytest.skip(f"another program answers at port {PORT}, at which a Space has to be served")
+    folder = tmp_path / "space"
+    assert main(["ui", "--space", str(folder)]) == 0
+    started = Page(folder, SECRET, command=["app.py"], without=("PYTHONPATH", "BASE_MODEL", "SPACE_HOST"))
+    try:
+        assert started.address == f"http://127.0.0.1:{PORT}"
+        assert started.ask("/", headers={})[0] == 401
+        assert b"LoRA Loom" in started.ask("/")[1]
+        started.start("in_a_space", steps=5)
+        panel = started.wait_for("finished", "failed")
+        assert (panel["status"], panel["step"]) == ("finished", 5), panel["error"]
+        assert (folder / "lora_loom_runs" / "loras" / "in_a_space.safetensors").is_file()
+    finally:
+        assert started.end() == 128 + signal.SIGTERM
+
+
 def test_a_person_drops_pictures_trains_and_converts_in_a_browser(tmp_path):
-    if reason := why_not() or why_no_browser():
+    if reason := why_not() or in_browser.why_not():
         pytest.skip(reason)
     started = Page(tmp_path)
     try:
         pictures = sorted((ROOT / "lora_core" / "toy" / "sets" / "object").rglob("*.*"))
-        command = ["node", str(DRIVER), started.address, str(tmp_path), *map(str, pictures[-20:])]
-        env = {**os.environ, "ALONE": "1"}
-        done = subprocess.run(command, capture_output=True, text=True, timeout=500, env=env, check=False)
-        assert done.stdout, done.stderr
-        seen = json.loads(done.stdout.splitlines()[-1])
+        seen = in_browser.seen_by(DRIVER, started.address, tmp_path, *pictures[-20:], seconds=500, ALONE="1")
     finally:
         started.end()
-    assert "failed" not in seen, seen
-    assert seen["problems"] == []
     assert (seen["cards"], seen["caption"]) == (10, "a caption of the page")
-    assert len(seen["sections"]) == 15
+    assert len(seen["sections"]) == 1 + len(sections(asks_base=True)), "all settings, and each section below them"
     assert seen["charts"] == 1
+    assert seen["tick"] == [True, "auto"], "a page that draws ticks its own way hides ours"
     assert seen["samples"] >= 2
+    assert seen["said"] == 0, "that the run starts soon is said no more when it is over"
     assert seen["result"].startswith("from_the_page.safetensors")
-    assert "adapter.rank = 8" in seen["imported"]
+    assert "rank (Adapter) = 8" in seen["imported"]
     assert "from_the_page_universal.safetensors" in seen["converted"]
     assert "from_the_page" in seen["runs"]

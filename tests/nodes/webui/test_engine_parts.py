@@ -1,13 +1,18 @@
 """Parts of the WebUI backends that need no WebUI: OpenCLIP's attention, words of tokens, names of layers, the loan."""
 
+import sys
+import types
+
 import pytest
 import torch
 from lora_loom.convert.results import kohya_name_of_native
 from lora_loom.lora_core.adapters.tokens import Token, TokenSet, TokenTable, TokenVectors
+from lora_loom.lora_core.data.shown import NOTHING, Shown
 from lora_loom.lora_core.messages.errors import LoomError
 from lora_loom.nodes.webui.engine import lent, tokens
 from lora_loom.nodes.webui.engine.captions import lengthened
 from lora_loom.nodes.webui.engine.host import WebUI
+from lora_loom.nodes.webui.engine.joined import EDITED, FILLED, Joined
 from lora_loom.nodes.webui.engine.lending import without_gradients
 from lora_loom.nodes.webui.engine.openclip import projections, through
 from torch import nn
@@ -85,3 +90,117 @@ def test_a_fork_that_lacks_parts_of_its_host_is_refused_in_one_sentence(monkeypa
     with pytest.raises(LoomError) as raised:
         lent.lent_model()
     assert raised.value.message.code == "webui.unknown"
+
+
+class Network(nn.Module):
+    """Answers as transformers' CLIP text models do."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.mix = nn.Embedding(20, 8), nn.Linear(8, 8)
+        self.text_model = nn.Module()
+        self.text_model.final_layer_norm = nn.LayerNorm(8)
+
+    def get_input_embeddings(self):
+        return self.table
+
+    def forward(self, input_ids, attention_mask=None, output_hidden_states=False):
+        first = self.table(input_ids)
+        second = first + self.mix(first).tanh()
+        last = self.text_model.final_layer_norm(second + self.mix(second.mean(1, keepdim=True)).tanh())
+        return types.SimpleNamespace(
+            last_hidden_state=last, hidden_states=(first, second, last), pooler_output=last[:, -1]
+        )
+
+
+class Encoder(nn.Module):
+    """As reForge has them: a network of transformers, with what its own forward asks besides."""
+
+    def __init__(self):
+        super().__init__()
+        self.transformer = Network().eval()
+        self.text_projection, self.layer_norm_hidden_state = torch.eye(8), True
+        self.special_tokens = {"start": 18, "end": 19, "pad": 19}
+
+    def set_up_textual_embeddings(self, tokens, table):
+        raise AssertionError("vectors are copied, and no gradient comes back")
+
+    def forward(self, tokens):
+        ids = self.set_up_textual_embeddings(tokens, self.transformer.get_input_embeddings())
+        return self.transformer(torch.tensor(ids), None, intermediate_output=-2)
+
+
+def test_reforge_reads_trained_vectors_as_rows_of_its_table_with_gradients():
+    from lora_loom.nodes.webui.engine.reforge_texts import readable
+
+    torch.manual_seed(0)
+    encoder, vectors = Encoder(), torch.randn(2, 8, requires_grad=True)
+    encoders = nn.ModuleList([encoder])
+    before = [set(module.__dict__) for module in encoders.modules()]
+    with readable(encoders):
+        last, hidden, *_ = encoder([[18, 3, vectors[0], vectors[1], torch.zeros(5), 19], [18, vectors[1], 4, 19, 19, 19]])  # fmt: skip
+        (slope,) = torch.autograd.grad(last.square().sum(), vectors)
+        plain = encoder([[18, 3, 4, 19]])[0]
+    assert [set(module.__dict__) for module in encoders.modules()] == before
+    table = encoder.transformer.get_input_embeddings().weight
+    with torch.no_grad():  # the same with the vectors in rows that no text uses
+        assert torch.equal(plain, encoder.transformer(input_ids=torch.tensor([[18, 3, 4, 19]])).last_hidden_state)
+        table[10:12] = vectors
+        ids = torch.tensor([[18, 3, 10, 11, 19, 19], [18, 11, 4, 19, 19, 19]])
+        made = encoder.transformer(input_ids=ids, output_hidden_states=True)
+    assert torch.allclose(last, made.last_hidden_state, atol=1e-6)
+    assert torch.allclose(hidden, encoder.transformer.text_model.final_layer_norm(made.hidden_states[-2]), atol=1e-6)
+    assert slope.abs().sum(1).min() > 0
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_fork_whose_callbacks_have_no_names_gets_the_tab_too(monkeypatch, named):
+    from lora_loom.nodes.webui import extension
+
+    registered = []
+
+    def with_name(callback, *, name=None):
+        registered.append((callback, name))
+
+    def without(callback):
+        registered.append((callback, None))
+
+    moment = with_name if named else without
+    callbacks = types.SimpleNamespace(on_ui_tabs=moment, on_before_reload=moment, on_app_started=moment)
+    monkeypatch.setitem(sys.modules, "modules", types.SimpleNamespace(script_callbacks=callbacks))
+    extension.register()
+    assert [name for _, name in registered] == ["lora_loom" if named else None] * 3
+    assert all(callable(callback) for callback, _ in registered)
+
+
+def masked(left):
+    """What is shown of a picture of 32 px whose first columns are filled, and its latents."""
+    mask = torch.zeros(1, 1, 32, 32)
+    mask[..., :left] = 1
+    return Shown((torch.arange(64.0).view(1, 4, 4, 4),), (), "a", mask)
+
+
+def test_an_inpainting_model_reads_the_mask_before_the_latents_of_what_it_leaves():
+    beside = Joined(FILLED).of([masked(8), masked(24)], torch.zeros(2, 4, 4, 4))
+    assert beside.shape == (2, 5, 4, 4)
+    assert [beside[n, 0, 0].tolist() for n in (0, 1)] == [[1, 0, 0, 0], [1, 1, 1, 0]]
+    assert torch.equal(beside[1, 1:], masked(0).latents[0][0])
+
+
+def test_an_edit_model_reads_the_latents_of_the_picture_it_starts_from():
+    source = torch.randn(1, 4, 4, 4)
+    assert torch.equal(Joined(EDITED).of([Shown((source,))], torch.zeros(1, 4, 4, 4)), source)
+    assert Joined(EDITED).of_sample(Shown((source,)), (8, 4)).shape == (1, 4, 8, 4)
+    assert not Joined(EDITED).of_sample(NOTHING, (4, 4)).any()
+    assert Joined(FILLED).of_sample(NOTHING, (4, 4)) is None, "the host itself has it fill everything"
+
+
+@pytest.mark.parametrize(("joined", "field"), [(Joined(FILLED), "data.input_mask"), (Joined(EDITED), "data.controls")])
+def test_a_picture_beside_which_nothing_is_shown_is_refused(joined, field):
+    for shown in ([], [NOTHING, masked(8)]):
+        with pytest.raises(LoomError) as error:
+            joined.of(shown, torch.zeros(2, 4, 4, 4))
+        assert error.value.message.field == field
+    x_t = torch.ones(1, 4, 4, 4)
+    assert joined.of([joined.example(x_t)], x_t).shape == (1, joined.channels, 4, 4)
+    assert joined.showing().filled == joined.filled

@@ -85,6 +85,8 @@ try {
   await page.locator("#lora_loom_captions").click();
   await page.locator("#lora_loom_editor .card").first().waitFor({ timeout: LONG });
   seen.cards = await page.locator("#lora_loom_editor .card").count();
+  seen.tick = await page.locator("#lora_loom_editor .card input[type=checkbox]").first().evaluate(
+    (tick) => [tick.checked, getComputedStyle(tick).appearance]);
   await page.locator("#lora_loom_editor .card textarea").first().fill("a caption of the page");
   await page.locator("#lora_loom_editor .tools button").nth(1).click();
   await page.waitForFunction(() => !document.querySelector("#lora_loom_editor .card.changed"), null, { timeout: SOON });
@@ -96,7 +98,8 @@ try {
   seen.sections = await page.locator("#lora_loom_more .label-wrap").allInnerTexts();
   await shot("sections");
   for (const [id, value] of [["data_resolution", "64"], ["samples_every", "10"], ["samples_steps", "2"], ["batch_size", "1"],
-    ["steps", steps], ["name", "from_the_page"], ["trigger", "sks"]]) await put(id, value);
+    ["adapter_rank", "4"], ["steps", steps], ["name", "from_the_page"], ["trigger", "sks"]]) await put(id, value);
+  await page.waitForFunction(() => document.querySelector("#lora_loom_plan p")?.innerText.includes("rank 4"), null, { timeout: LONG });
   await close("more");
   await page.locator("#lora_loom_start").click();
   await page.waitForFunction(() => /from_the_page|[1-9]\d*\s*\/\s*\d+/.test(
@@ -111,6 +114,7 @@ try {
   await page.locator("#lora_loom_panel .loom-result:not([hidden])").waitFor({ timeout: LONG });
   seen.result = await page.locator("#lora_loom_panel .loom-result").innerText();
   seen.samples = await page.locator("#lora_loom_panel img").count();
+  seen.said = await page.locator("#lora_loom_said .lora_loom_info:visible").count();
   await shot("done", WITHOUT_SHEET);
   await page.emulateMedia({ colorScheme: "dark" });
   await page.waitForTimeout(1000);

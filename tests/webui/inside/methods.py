@@ -65,7 +65,7 @@ def noise_levels(**options):
             told.append(float(timesteps.flatten()[0]))
             return plain(x, timesteps, *arguments, **more)
 
-        override = proof.package("lora_core.adapters.base").override
+        override = proof.package("lora_core.adapters.attach").override
         proof.picture()
         drawn = _largest_level_of_a_picture()
         levels = objective.levels(torch.linspace(0, 1, 5, dtype=torch.float64)[1:])
@@ -114,20 +114,14 @@ def _largest_level_of_a_picture():
 
 def clip_skip(skip, caption="a photo of a dog"):
     """The largest difference between a caption as it is trained and as the host reads it in a prompt; without and after a picture."""
-    from modules import prompt_parser, shared
-
     with proof.locked(), option(CLIP_stop_at_last_layers=skip):
         differences, sizes = [], []
         for _ in range(2):
             backend = proof.lend().backend
             trained = _text(backend, caption)
             proof.picture()
-            with torch.inference_mode():
-                words = prompt_parser.SdConditioning([caption], width=64, height=64)
-                host = shared.sd_model.get_learned_conditioning(words)
-            read = [host["crossattn"], host["vector"]] if isinstance(host, dict) else [host]
-            for ours, theirs in zip(trained, read):
-                differences.append(float((theirs[..., : ours.shape[-1]].float().cpu() - ours).abs().max()))
+            for ours, theirs in zip(trained, _text_of_host(caption)):
+                differences.append(float((theirs[..., : ours.shape[-1]] - ours).abs().max()))
             sizes.append(float(trained[0].abs().mean()))
         return {"differences": differences, "mean": sizes[0], "text": trained[0].flatten()[:8].tolist()}
 
@@ -141,6 +135,16 @@ def _text(backend, caption):
         hidden, more = backend.texts.text(caption)[0][:2]
         parts = [hidden, more.get("pooled_output")]
     return [part.float().cpu().clone() for part in parts if part is not None]
+
+
+def _text_of_host(prompt):
+    """The same, as the host reads a prompt of a picture."""
+    from modules import prompt_parser, shared
+
+    with torch.inference_mode():
+        made = shared.sd_model.get_learned_conditioning(prompt_parser.SdConditioning([prompt], width=64, height=64))
+    parts = [made["crossattn"], made["vector"]] if isinstance(made, dict) else [made]
+    return [part.float().cpu() for part in parts]
 
 
 # ---- what pictures leave ---------------------------------------------------------------------------------------------
@@ -191,32 +195,60 @@ def _leave_embedding(undo):
 
 
 def _leave_hypernetwork(undo):
+    """By a file in the host's folder and its name in a prompt. Forge and reForge load it, and draw without."""
     from modules import shared
     from modules.hypernetworks import hypernetwork
 
-    made = hypernetwork.Hypernetwork("left", [320, 768])
-    undo.callback(shared.loaded_hypernetworks.clear)
-    shared.loaded_hypernetworks.append(made)
-    made.eval()
-    proof.picture()
-    shared.loaded_hypernetworks[:] = [made]  # as after a picture with it in its prompt
+    folder = Path(shared.cmd_opts.hypernetwork_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "left.pt"
+    undo.callback(shared.reload_hypernetworks)
+    undo.callback(file.unlink)
+    undo.callback(lambda: hypernetwork.load_hypernetworks([], []))
+    made = hypernetwork.Hypernetwork("left", [768], layer_structure=[1, 2, 1], weight_init="XavierNormal")
+    made.save(str(file))
+    shared.reload_hypernetworks()
+    image = proof.picture("a photo of a cat")[0]
+    other = proof.picture("a photo of a cat <hypernet:left:1>")[0]
+    assert shared.loaded_hypernetworks
+    assert (proof.difference(image, other)["max"] > 0) == (proof.host() == "A1111")
 
 
 def _leave_another_vae(undo):
     """Drawn with, and taken back."""
+    from safetensors.torch import save_file
+
+    folder = Path(tempfile.mkdtemp())
+    undo.callback(shutil.rmtree, folder)
+    backend = proof.lend().backend
+    before = backend.picture_fingerprint()
+    model = proof.package("nodes.webui.engine.host").loaded_model()
+    holder = model.forge_objects.vae if proof.host() == "FORGE" else model
+    weights = holder.first_stage_model.state_dict()
+    file = folder / "other.safetensors"
+    save_file({k: (v * 0.9).contiguous().clone() for k, v in weights.items()}, file)
+    _with_vae(file)
+    try:
+        proof.picture()
+        assert proof.lend().backend.picture_fingerprint() != before
+    finally:
+        _with_vae(None)
+    assert proof.lend().backend.picture_fingerprint() == before
+
+
+def _with_vae(file):
+    """The host draws with this VAE from now on, or with the checkpoint's own."""
+    if proof.host() == "FORGE":
+        from modules_forge import main_entry
+
+        if file is not None:
+            main_entry.module_list[file.name] = str(file)
+        main_entry.modules_change([str(file)] if file is not None else [], save=False)
+        return
     from modules import sd_vae
-    from safetensors.torch import load_file, save_file
 
     model = proof.package("nodes.webui.engine.host").loaded_model()
-    weights = {k: v * 0.9 for k, v in model.first_stage_model.state_dict().items()}
-    file = Path(tempfile.mkdtemp()) / "other.safetensors"
-    save_file({k: v.contiguous().clone() for k, v in weights.items()}, file)
-    assert load_file(file)
-    sd_vae.reload_vae_weights(model, vae_file=str(file))
-    other = proof.lend().backend.picture_fingerprint()
-    proof.picture()
-    sd_vae.reload_vae_weights(model, vae_file=None)
-    assert proof.lend().backend.picture_fingerprint() != other
+    sd_vae.reload_vae_weights(model, vae_file=None if file is None else str(file))
 
 
 # ---- methods ---------------------------------------------------------------------------------------------------------
@@ -313,9 +345,15 @@ def embedding_file(**config):
             def on_step(self, report):
                 if report.step == asked.steps:
                     live["picture"] = self.backend.sample(job)[0]
+                    live["text"] = _text(self.backend, job.prompt)[0]
 
+        proof.picture()  # the host finishes some parts of a model with the first one
+        lent = proof.lend()
+        before = proof.digest(lent.backend)
+        unlearned = lent.backend.sample(job)[0]
         lent, result, losses = proof.trained(asked, listener=Keeper())
         lent.settle()
+        changed = sum(before[k] != v for k, v in proof.digest(lent.backend).items())
         embeddings, loras, placed = Path(shared.cmd_opts.embeddings_dir), host.loras_folder(), []
         prompt = ["a photo of"]
         for file in result.files:
@@ -326,15 +364,17 @@ def embedding_file(**config):
             prompt.append(name if tokens else f"<lora:{name}lora:1>")
         try:
             host.refresh_lists()
-            plain = proof.picture("a photo of TOK")[0]
-            drawn = proof.picture(" ".join(prompt))[0]
+            drawn, text = proof.picture(" ".join(prompt))[0], _text_of_host(f"a photo of {name}")[0]
+            untrained = _text_of_host("a photo of TOK")[0]
         finally:
             for file in placed:
                 file.unlink()
             host.refresh_lists()
             lent.settle()
+        apart, moved = (float((text - other).abs().max()) for other in (live["text"], untrained))
         return {
-            "live_vs_plain": proof.difference(live["picture"], plain), "file_vs_live": proof.difference(drawn, live["picture"]), "files": len(placed),
+            "live_vs_plain": proof.difference(live["picture"], unlearned), "file_vs_live": proof.difference(drawn, live["picture"]), "files": len(placed),
+            "text_apart": apart, "text_moved": moved, "changed": changed,
         }  # fmt: skip
 
 

@@ -26,6 +26,12 @@ def lend():
     return package("nodes.webui.engine.lent").lent_model()
 
 
+def first_checkpoint():
+    """Waits for the one that A1111 loads in a thread at its start; another one loaded meanwhile would leave it without weights."""
+    if host() == "A1111":
+        package("nodes.webui.engine.host").wanted_model()
+
+
 def parts(backend):
     """Everything of the host's model that a run could touch."""
     if host() == "A1111":
@@ -195,12 +201,24 @@ def _loss_at(backend, objective, word="dog"):
     channels = backend._channels() if hasattr(backend, "_channels") else 4
     latents, noise = (torch.randn(2, channels, 8, 8, generator=rng).to(backend.device) for _ in range(2))
     size = buckets.Fit((64, 64), (64, 64), (0, 0), (64, 64))
-    batch = batches.Batch(
-        latents, [f"a (photo) of [sks] {word}", f"sks {word}, sitting"], [size] * 2, ["a", "b"], torch.ones(2)
-    )
+    captions, shown = [f"a (photo) of [sks] {word}", f"sks {word}, sitting"], _shown(backend, latents)
+    batch = batches.Batch(latents, captions, [size] * 2, ["a", "b"], torch.ones(2), shown=shown)
     sigma = objective.levels(torch.tensor([0.3, 0.7], dtype=torch.float64)).to(backend.device)
     x_t, target = objective.corrupt(latents, noise, sigma), objective.target(latents, noise, sigma)
     return lambda: F.mse_loss(backend.predict(x_t, sigma, batch).float(), target)
+
+
+def _shown(backend, latents):
+    """What a model that is shown pictures is shown of these latents."""
+    showing, rng = getattr(backend, "showing", lambda: None)(), torch.Generator().manual_seed(2)
+    if showing is None:
+        return ()
+    kind, out = package("lora_core.data.shown").Shown, []
+    for n in range(len(latents)):
+        mask = (torch.rand(1, 1, 64, 64, generator=rng) > 0.5).float() if showing.filled else None
+        other = torch.randn(1, *latents.shape[1:], generator=rng)
+        out.append(kind((other,), (), f"proof {n}", mask))
+    return out
 
 
 def _merged(backend, layer, adapter):
@@ -225,7 +243,7 @@ def gradients(attentions=(), **config):
         members = dict(adapters)
         params = [p for _, p in adapters.named_parameters()]
         loss = _loss_at(backend, objective)
-        override = package("lora_core.adapters.base").override_forward
+        override = package("lora_core.adapters.attach").override_forward
         empty, errors, reference = package("lora_core.adapters").AdapterSet({}), {}, None
         for attention in ["plain", *attentions]:
             with _attention(attention):

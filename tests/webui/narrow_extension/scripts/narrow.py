@@ -19,6 +19,7 @@ HEADS = {"unet_extra_config": {"num_heads": -1, "num_head_channels": 32}}
 FLUX = {"vec_in_dim": 64, "context_in_dim": 64, "hidden_size": 128, "num_heads": 1, "depth": 1, "depth_single_blocks": 2}  # fmt: skip
 WIDTHS = {  # class of a model -> what is narrow in its network
     "SD15": {"model_channels": 32},
+    "SD15_instructpix2pix": {"model_channels": 32},
     "SD20": {"model_channels": 32},
     "SDXL": {"model_channels": 32, "context_dim": 1280, "adm_in_channels": 2048, "transformer_depth": [0, 0, 1, 1, 2, 2]},
     "SDXLRefiner": {"model_channels": 32, "context_dim": 1024, "adm_in_channels": 2304, "transformer_depth": [0, 0, 1, 1, 1, 1, 0, 0]},
@@ -48,6 +49,7 @@ def of_reforge():
     import ldm_patched.modules.text_encoders.sd2_clip as of_sd2
 
     narrow("SD15")
+    narrow("SD15_instructpix2pix")
     narrow("SDXL", **HEADS)
     narrow("SD20", **HEADS)
     of_sdxl.SDXLClipG = encoder(False, hidden_size=512, intermediate_size=2048, num_attention_heads=8, num_hidden_layers=12)  # fmt: skip

@@ -1,0 +1,57 @@
+"""lora-loom blocks: which blocks the LoRA of a finished run needs, and a smaller file without those that it does not."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from . import DONE, in_words
+from .arguments import add_threads
+
+if TYPE_CHECKING:
+    from ...lora_core.training.usefulness import Usefulness
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, help="folder of a finished run, whose base and pictures are still there")
+    parser.add_argument(
+        "--bound",
+        type=float,
+        default=1.0,
+        help="percent of the LoRA's effect that may be lost by what is left out, in all (default: 1)",
+    )
+    parser.add_argument("--to", type=Path, help="write the LoRA without the blocks it does not need into this file")
+    parser.add_argument("--picture", type=Path, help="draw what is lost without each block into this PNG file")
+    add_threads(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from ...convert import FormatError
+    from ...lora_core.backends.threads import use_threads
+    from ...lora_core.config import check
+    from ...lora_core.pictures.plots import bars
+    from ...lora_core.runs.reports import ProgressBar
+    from ..jobs.blocks import finished_job, measured, smaller
+
+    check("--bound", args.bound, float, {"low": 0.0, "high": 100.0, "choices": ()})
+    if args.to is not None and args.to.exists():
+        raise FormatError("file.exists", file=args.to.name)
+    use_threads(args.threads)
+    job, file = finished_job(args.run)
+    found = measured(job, file, args.bound / 100, ProgressBar())
+    _show(found)
+    if args.picture:
+        try:
+            bars(found.bars(), "% of the effect lost without the block").save(args.picture)
+        except (OSError, ValueError, KeyError) as error:
+            raise FormatError("picture.unwritten", file=args.picture, reason=error) from error
+    if args.to and found.idle:
+        before, after = smaller(file, job.backend.family, found.idle, args.to)
+        sys.stdout.write(f"{args.to}: {after / 1e6:.3g} MB of {before / 1e6:.3g} MB\n")
+    return DONE
+
+
+def _show(found: Usefulness) -> None:
+    sys.stdout.write("".join(f"{in_words(line)}\n" for line in found.messages()))
