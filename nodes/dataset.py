@@ -130,6 +130,8 @@ class LoadFolder(io.ComfyNode):
                 widget("data.control_resolution", advanced=True, optional=True),
                 widget("data.input_mask", advanced=True, optional=True),
                 widget("data.input_masks", advanced=True, optional=True),
+                widget("data.first_frame", advanced=True, optional=True),
+                widget("data.last_frame", advanced=True, optional=True),
             ],
             outputs=outputs(),
         )

@@ -33,7 +33,7 @@ _STEPS = row(
     min=0,
     tooltip="Weight updates of both together, half of them each; 0 takes twice the preset's.",
 )
-_NOT_OF_BOTH = {"memory", "auto_fit", "epochs", "settings", "lora", "preset"}
+_NOT_OF_BOTH = {"memory", "auto_fit", "epochs", "settings", "lora", "preset", "clip_vision"}
 
 
 def _of_both(entry: Any) -> bool:

@@ -21,7 +21,17 @@ from .jobs.presets import PRESETS
 from .jobs.settings import left_open, measured
 from .settings import Settings, SettingsSocket, optimizer_of
 from .sockets import Embedding, LoraWeights, dataset_input, lora_output, loss_output, path_output, plain_errors
-from .train_node import CONTINUED, RESOLUTION, RESUME, TrainNode, base_inputs, embeddings_of, run_of_lora, train_schema
+from .train_node import (
+    CONTINUED,
+    RESOLUTION,
+    RESUME,
+    VISION,
+    TrainNode,
+    base_inputs,
+    embeddings_of,
+    run_of_lora,
+    train_schema,
+)
 from .widgets import given, job, row
 from .widgets import settings as values_of
 
@@ -78,6 +88,7 @@ INPUTS = (
     row("samples.frames", "sample_frames", advanced=True, optional=True),
     make_input(Settings, "settings", optional=True, tooltip="From the settings nodes: optimizer, adapter, text encoders, tokens, class pictures."),
     CONTINUED,
+    VISION,
 )  # fmt: skip
 
 
@@ -129,11 +140,12 @@ class TrainLora(TrainNode):
         resume: str,
         settings: SettingsSocket | None = None,
         lora: dict | None = None,
+        clip_vision: Any = None,
         **widgets: Any,
     ) -> io.NodeOutput:
         check_name("name", widgets["name"])
         with torch.inference_mode(False):
-            backend = HostBackend(model, clip, vae)
+            backend = HostBackend(model, clip, vae, vision=clip_vision)
             config, pictures = config_from(widgets, dataset, backend, settings)
             if not config.trains_lora:
                 raise LoomError("settings.embedding_alone", field="settings")

@@ -38,6 +38,10 @@ RESOLUTION = row(
 CONTINUED = make_input(
     io.LoraModel, "lora", optional=True, tooltip="A LoRA to continue from instead of starting at zero. Its ranks are kept."
 )  # fmt: skip
+VISION = make_input(
+    io.ClipVision, "clip_vision", optional=True,
+    tooltip="For models that film from a first frame and see it through CLIP Vision (Wan 2.1 image to video, HunyuanVideo 1.5): what Load CLIP Vision loads.",
+)  # fmt: skip
 
 
 def base_inputs(clip: str = "The text encoder of the base model.") -> tuple[Any, Any, Any]:

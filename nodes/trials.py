@@ -22,7 +22,7 @@ from .jobs.datasets import PictureSets
 from .jobs.panel import PanelListener
 from .settings import Settings, SettingsSocket
 from .sockets import CATEGORY, dataset_input, in_english, in_words, report_output
-from .train_node import RESOLUTION, base_inputs
+from .train_node import RESOLUTION, VISION, base_inputs
 from .training import job_of
 from .widgets import inputs, job, row, widget
 from .widgets import settings as values_of
@@ -65,6 +65,7 @@ class CheckTraining(io.ComfyNode):
                 *inputs(SHARED),
                 widget("steps"),
                 make_input(Settings, "settings", optional=True, tooltip="As they will be wired to Train LoRA."),
+                VISION,
             ],
             outputs=[
                 report_output(),
@@ -86,10 +87,11 @@ class CheckTraining(io.ComfyNode):
         dataset: PictureSets,
         steps: int,
         settings: SettingsSocket | None = None,
+        clip_vision: Any = None,
         **w: Any,
     ) -> io.NodeOutput:
         with torch.inference_mode(False):
-            trial = _trial(w, dataset, HostBackend(model, clip, vae), settings, steps=steps)
+            trial = _trial(w, dataset, HostBackend(model, clip, vae, vision=clip_vision), settings, steps=steps)
             chosen, measured = dry_run(dataclasses.replace(trial, listener=LiveNode(cls.hidden.unique_id, 1)))
         ok, message = verdict(trial.config, chosen, measured, steps)
         lines = [message, *trial.dataset.messages()]
@@ -143,6 +145,7 @@ class FindLearningRate(io.ComfyNode):
                     tooltip="Last rate tried.",
                 ),
                 make_input(Settings, "settings", optional=True, tooltip="As they will be wired to Train LoRA."),
+                VISION,
             ],
             outputs=[
                 make_output(io.Float, "learning_rate", tooltip="The suggested rate, for learning_rate of Train LoRA."),
@@ -163,13 +166,14 @@ class FindLearningRate(io.ComfyNode):
         lowest: float,
         highest: float,
         settings: SettingsSocket | None = None,
+        clip_vision: Any = None,
         **w: Any,
     ) -> io.NodeOutput:
         if lowest >= highest:
             raise LoomError("find_lr.range", field="lowest", low=f"{lowest:g}", high=f"{highest:g}")
         control = Control()
         with torch.inference_mode(False), registered(cls.hidden.unique_id, control):
-            trial = _trial(w, dataset, HostBackend(model, clip, vae), settings)
+            trial = _trial(w, dataset, HostBackend(model, clip, vae, vision=clip_vision), settings)
             live = Listeners([LiveNode(cls.hidden.unique_id, test_steps, bar_only=True)])
             if (panel := panel_of(cls.hidden.unique_id)) is not None:
                 live.members.append(PanelListener(panel))

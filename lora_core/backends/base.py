@@ -74,6 +74,11 @@ class ShowsControls(Protocol):
         """A control picture (1, H, W, 3) float32 in [0, 1] -> (1, C, [T,] h, w), as `predict` finds it in `Batch.shown`."""
 
 
+def showing_of(backend: Backend) -> Showing | None:
+    """How a backend shows control pictures, or first frames; None where it takes none."""
+    return backend.showing() if isinstance(backend, ShowsControls) else None
+
+
 @runtime_checkable
 class EncodesClips(Protocol):
     """A backend whose picture encoder takes (frames, H, W, 3) as one clip and gives (1, C, T, h, w), if its model films."""
@@ -86,8 +91,11 @@ class EncodesClips(Protocol):
 class ShowsFirstFrames(Protocol):
     """A backend whose `showing` may be of films."""
 
-    def encode_first_frame(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """A clip (frames, H, W, 3) float32 in [0, 1] -> what the network is shown of its first frame, each with a batch dimension of 1."""
+    def encode_first_frame(self, pixels: torch.Tensor, last: bool = False) -> tuple[torch.Tensor, ...]:
+        """A clip (frames, H, W, 3) float32 in [0, 1] -> what the network is shown of its first frame, each with a batch dimension of 1.
+
+        `last`: of its last frame too.
+        """
 
 
 @runtime_checkable

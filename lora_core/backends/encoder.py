@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from ..data.latents import Encoder
-from .base import Backend, EncodesBeside, EncodesSpread, ShowsControls, ShowsFirstFrames, TakesWired
+from .base import Backend, EncodesBeside, EncodesSpread, ShowsControls, ShowsFirstFrames, TakesWired, showing_of
 
 
 def encoder_of(backend: Backend) -> Encoder:
     """The backend's picture encoder, with what it can do beyond the latent itself."""
-    showing = backend.showing() if isinstance(backend, ShowsControls) else None
+    showing = showing_of(backend)
     guided = showing is not None and showing.of_film and isinstance(backend, ShowsFirstFrames)
     return Encoder(
         backend.encode_picture,

@@ -6,6 +6,8 @@ import dataclasses
 
 from .settings import path_setting, setting
 
+AUTO, NEVER, HALF, ALWAYS = FIRST_FRAME = ("auto", "never", "half of the time", "always")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
@@ -151,6 +153,16 @@ class DataConfig:
         "Films longer than 10 seconds are cut where two frames differ by more than this (0 to 1, on average); 0: never.",
         low=0.0,
         high=1.0,
+    )
+    first_frame: str = setting(
+        "auto",
+        "How often a clip is trained as what follows its first frame, where the model films from text and from a picture. auto: always for a model that "
+        "is named or made for it, else never.",
+        choices=FIRST_FRAME,
+    )
+    last_frame: bool = setting(
+        False,
+        "Show the last frame of each clip too, so that a film from one picture to another is learnt (Wan image to video).",
     )
 
     input_mask: str = setting(

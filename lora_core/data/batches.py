@@ -16,11 +16,12 @@ import torch
 from ..config import TrainConfig
 from ..processes import ALONE, Processes
 from ..rng import generator, python_rng, randn_like
+from ..transfer import sent
 from . import buckets
 from .captions import varies, vary
 from .dataset import Picture
 from .latents import Entry, LatentCache, View
-from .shown import Shown, shown_of
+from .shown import Shown
 from .store import Tensors
 
 
@@ -40,6 +41,28 @@ class Batch:
     mask: torch.Tensor | None = None
     beside: torch.Tensor | None = None
     shown: Sequence[Shown] = ()
+
+    @property
+    def given(self) -> torch.Tensor | None:
+        """(B, 1, T, 1, 1): 1 for the latent frames that the network has as they are; None where it has none."""
+        if not any(shown.given for shown in self.shown):
+            return None
+        count = torch.tensor([shown.given for shown in self.shown])
+        frames = torch.arange(self.latents.shape[2]) < count[:, None]
+        return sent(frames.to(self.latents.dtype)[:, None, :, None, None], self.latents.device)
+
+    def as_given(self, x_t: torch.Tensor) -> torch.Tensor:
+        """Noisy latents with those frames that the network has as they are."""
+        given = self.given
+        return x_t if given is None else torch.where(given > 0, self.latents.to(x_t), x_t)
+
+    @property
+    def asked(self) -> torch.Tensor | None:
+        """Weights of places in the loss: those of `mask`, 0 where a frame is given; None where all count alike."""
+        given = self.given
+        if given is None:
+            return self.mask
+        return (1 - given) * (torch.ones_like(self.latents[:, :1]) if self.mask is None else self.mask)
 
     def on(self, device: torch.device) -> Batch:
         """On the training device; the copy of pinned memory goes on while the step before still computes."""
@@ -182,13 +205,13 @@ class Batches:
 
     def shown_texts(self, step: int, micro: int) -> list[tuple[str, Shown]]:
         """The captions of that pass, each with what is shown beside it."""
-        return [(caption, shown_of(self.cache[view])) for view, caption in self._drawn(step, micro)]
+        return [(caption, self.cache.shown(view)) for view, caption in self._drawn(step, micro)]
 
     def all_shown(self) -> Iterator[tuple[Entry, Shown]]:
         """What is shown beside each entry, at each of its crops, mirrored or not."""
         for n, entry in enumerate(self.cache.entries):
             for crop, keys in enumerate(entry.keys):
-                yield from ((entry, shown_of(self.cache[View(n, crop, bool(f))])) for f in range(len(keys)))
+                yield from ((entry, self.cache.shown(View(n, crop, bool(f)))) for f in range(len(keys)))
 
     def vary(self) -> bool:
         """Whether captions differ from pass to pass by more than being left out."""
@@ -218,7 +241,7 @@ class Batches:
             for slot, (view, _) in enumerate(drawn, mine.start)
         ]
         places = range(mine.start, mine.start + len(drawn))
-        draws = [python_rng(self._config.seed, step, micro, slot, "input mask").random() for slot in places]
+        draws = [python_rng(self._config.seed, step, micro, slot, "shown").random() for slot in places]
         return self._joined([view for view, _ in drawn], [caption for _, caption in drawn], latents, draws)
 
     def _joined(
@@ -241,7 +264,7 @@ class Batches:
             weight=torch.tensor([entry.picture.data.loss_weight for entry in entries]),
             mask=_stacked(masks, latents),
             beside=torch.cat([part["beside"] for part in parts]) if all("beside" in part for part in parts) else None,
-            shown=all_shown(parts, draws),
+            shown=self.cache.all_shown(views, draws),
         )
 
     def _plan_epoch(self, epoch: int) -> list[list[int]]:
@@ -292,12 +315,6 @@ def _sampled(tensors: Tensors, rng: torch.Generator, picture: Picture) -> torch.
 
 def _floored(mask: torch.Tensor | None, floor: float) -> torch.Tensor | None:
     return None if mask is None else floor + (1 - floor) * mask
-
-
-def all_shown(parts: Sequence[Tensors], draws: Sequence[float] = ()) -> list[Shown]:
-    """What is shown of each entry of the store; an empty list where it is nothing for all. `draws`: by which each chooses among its input masks."""
-    shown = [shown_of(part, draw) for part, draw in zip(parts, draws or [0.0] * len(parts), strict=True)]
-    return shown if any(one.identity for one in shown) else []
 
 
 def _stacked(masks: Sequence[torch.Tensor | None], latents: Sequence[torch.Tensor]) -> torch.Tensor | None:

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load as safetensors_load
 
+from ..config.data import ALWAYS, AUTO
 from ..messages.blame import blamed
 from ..messages.errors import LoomError
 from ..messages.message import Message
@@ -26,7 +27,19 @@ from .clips import Clip, digest_of, mask_of, mask_on_latent, opened, pixels_of
 from .dataset import Dataset, Picture
 from .input_masks import drawn
 from .masks import on_latent, open_input_mask, open_trained, placed
-from .shown import DIGEST, Showing, control_fit, cut_control, kept, kept_masked, kept_of_clip, open_control
+from .shown import (
+    DIGEST,
+    NOTHING,
+    Showing,
+    Shown,
+    control_fit,
+    cut_control,
+    kept,
+    kept_masked,
+    kept_of_clip,
+    open_control,
+    shown_of,
+)
 from .store import Memory, Store, Tensors, key_of
 
 THREADS = min(4, os.cpu_count() or 1)
@@ -64,8 +77,8 @@ class Encoder:
 
     For clips (frames, H, W, 3). `identity` names it in the cache. `spread`: the same -> (mean, standard deviation); `beside`: what else the network
     is told about a picture; `wired`: latents as other nodes have them -> the model's units; `shown`: a control picture as `picture` takes it ->
-    (1, C, [T,] h, w) as the network is shown it, in the way that `showing` says; `guide`: a clip -> what the network
-    is shown of its first frame. None where the model has no such thing.
+    (1, C, [T,] h, w) as the network is shown it, in the way that `showing` says; `guide`: a clip, and whether its last frame is shown too -> what the
+    network is shown of it. None where the model has no such thing.
     """
 
     picture: Callable[[torch.Tensor], torch.Tensor]
@@ -75,7 +88,7 @@ class Encoder:
     wired: Callable[[torch.Tensor], torch.Tensor] | None = None
     shown: Callable[[torch.Tensor], torch.Tensor] | None = None
     showing: Showing | None = None
-    guide: Callable[[torch.Tensor], tuple[torch.Tensor, ...]] | None = None
+    guide: Callable[[torch.Tensor, bool], tuple[torch.Tensor, ...]] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,6 +172,21 @@ class LatentCache:
             raise LoomError("cache.gone", name=entry.picture.name)
         return tensors
 
+    def shown(self, view: View, draw: float = 0.0) -> Shown:
+        """What is shown of a view; `draw` in [0, 1) chooses among its input masks, or says whether a clip is shown its first frame this time."""
+        showing = self._encoder.showing
+        if showing is None or not showing.of_film:
+            return shown_of(self[view], draw)
+        if draw >= showing.share(self.entries[view.entry].picture.data):
+            return NOTHING
+        shown = shown_of(self[view])
+        return dataclasses.replace(shown, given=showing.keeps) if shown.identity else NOTHING
+
+    def all_shown(self, views: Sequence[View], draws: Sequence[float] = ()) -> list[Shown]:
+        """The same of several; an empty list where it is nothing for all."""
+        shown = [self.shown(view, draw) for view, draw in zip(views, draws or [0.0] * len(views), strict=True)]
+        return shown if any(one.identity for one in shown) else []
+
     def fit(self, view: View) -> Fit:
         how = self.entries[view.entry].fits[view.crop]
         return how.mirrored() if view.flipped else how
@@ -230,7 +258,7 @@ class LatentCache:
         showing = self._encoder.showing
         if showing is None or showing.filled:
             return ()
-        if showing.of_film:
+        if showing.of_film and showing.needed:
             raise PictureError("picture.no_first_frame")
         if showing.needed and not picture.controls:
             raise PictureError("picture.no_control")
@@ -270,13 +298,13 @@ class LatentCache:
         config, out = picture.data, []
         of_mask = digest_of(picture.mask) if picture.mask else config.masks == "alpha"
         made_from = [TRANSFORM, digest_of(picture.path), of_mask, config.background, config.latents]
-        made_from += [self._encoder.identity, self._encoder.beside is not None, self._encoder.guide is not None]
-        if self._encoder.guide is not None and all(len(clip) == 1 for clip in picture.clips):
+        made_from += [self._encoder.identity, self._encoder.beside is not None, self._guided(picture)]
+        needed = self._encoder.showing is not None and self._encoder.showing.needed
+        clips = [clip for clip in picture.clips if len(clip) > 1 or not needed]
+        if not clips:
             raise PictureError("picture.no_first_frame")
         buckets = fits(picture.width_px, picture.height_px, config)
         sized = [how for bucket in buckets for how in crops(bucket, picture.name, config)]
-        guided = self._encoder.guide is not None
-        clips = [clip for clip in picture.clips if len(clip) > 1 or not guided]
         for clip, how in itertools.product(clips, sized):
             views: list[tuple[str, _Cut | None]] = []
             for flipped in (False, True) if config.flip else (False,):
@@ -289,6 +317,12 @@ class LatentCache:
                 views.append((key, None if stored else _Cut(key, how, None, None, flipped=flipped)))
             out.append(_Crop(how, views, clip))
         return out
+
+    def _guided(self, picture: Picture) -> list[bool]:
+        """Whether the clips of a film are shown their first frame, and their last one."""
+        showing, config = self._encoder.showing, picture.data
+        shown = self._encoder.guide is not None and showing is not None and showing.share(config) > 0
+        return [shown, shown and config.last_frame]
 
     def _encoded(self, picture: Picture, cuts: _Views) -> list[Entry]:
         """The entries of one picture, crops of one bucket and clip together. A crop without any of the mask is left out; PictureError when none is left."""
@@ -334,8 +368,10 @@ class LatentCache:
         tensors: Tensors = {"crop": torch.tensor(cut.fit.crop), "pixels": _digest(frames)}
         pixels = torch.from_numpy(frames).float().div_(255.0)
         self._encode_pixels(picture, pixels, tensors)
-        if self._encoder.guide is not None:
-            tensors |= kept_of_clip(frames[0], self._encoder.guide(pixels))
+        guided, last = self._guided(picture)
+        if guided and len(clip) > 1:
+            assert self._encoder.guide is not None
+            tensors |= kept_of_clip([frames[0], *([frames[-1]] if last else [])], self._encoder.guide(pixels, last))
         _require_finite(picture, tensors)
         mask = mask_of(picture, clip, cut.fit, cut.flipped)
         if mask is not None and (weights := mask_on_latent(mask, tensors["latent"], len(clip))) is not None:
@@ -403,19 +439,32 @@ def require_shown(pictures: Sequence[Picture], showing: Showing | None) -> None:
     """Raises LoomError where what the sets show of their pictures is not what the model takes."""
     if not pictures:
         return
-    filled = showing is not None and showing.filled
-    if showing is not None and showing.of_film:
-        if showing.needed and not any(len(clip) > 1 for picture in pictures for clip in picture.clips):
-            raise LoomError("data.frames.needed", field="data.frames", count=len(pictures))
-        return
-    if (showing is None or filled) and any(picture.controls for picture in pictures):
+    filled, of_film = (showing.filled, showing.of_film) if showing is not None else (False, False)
+    _require_frames(pictures, showing)
+    if (showing is None or filled or of_film) and any(picture.controls for picture in pictures):
         raise LoomError("data.controls.not_taken", field="data.controls")
-    if showing is not None and showing.needed and not filled and not any(picture.controls for picture in pictures):
+    needs_controls = showing is not None and showing.needed and not filled and not of_film
+    if needs_controls and not any(picture.controls for picture in pictures):
         raise LoomError("data.controls.needed", field="data.controls", count=len(pictures))
     if filled and any(picture.data.input_mask == "none" for picture in pictures):
         raise LoomError("data.input_mask.needed", field="data.input_mask")
     if not filled and any(picture.data.input_mask != "none" for picture in pictures):
         raise LoomError("data.input_mask.not_taken", field="data.input_mask")
+
+
+def _require_frames(pictures: Sequence[Picture], showing: Showing | None) -> None:
+    """Raises LoomError where what the sets say of first and last frames is not what the model takes."""
+    if showing is None or not showing.of_film:
+        taken = False
+    else:
+        taken = showing.last
+        asked = {picture.data.first_frame for picture in pictures}
+        if showing.needed and not any(len(clip) > 1 for picture in pictures for clip in picture.clips):
+            raise LoomError("data.frames.needed", field="data.frames", count=len(pictures))
+        if showing.needed and (less := sorted(asked - {AUTO, ALWAYS})):
+            raise LoomError("data.first_frame.needed", field="data.first_frame", value=less[0])
+    if not taken and any(picture.data.last_frame for picture in pictures):
+        raise LoomError("data.last_frame.not_taken", field="data.last_frame")
 
 
 def ahead(work: Callable[[Item], Done], items: Iterable[Item], threads: int = THREADS) -> Iterator[tuple[Item, Done]]:

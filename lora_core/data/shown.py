@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from ..config import DataConfig
+from ..config.data import ALWAYS, AUTO, HALF, NEVER
 from ..pictures.reading import PictureError, open_rgb
 from .buckets import Fit, apply, fit, resolutions
 from .input_masks import hidden
@@ -31,7 +32,9 @@ class Showing:
 
     `limit`: how many of them. `needed`: a picture without one cannot be trained. `as_target`: they are cut to the size of the target, whatever their own
     shape. `to_text`: the text encoder sees them too. `filled`: it is shown no control picture, but the target without what an input mask fills, and that mask.
-    `of_film`: none are taken, it is shown the first frame of each clip.
+    `of_film`: none are taken, it is shown the first frame of each clip; `usual`: whether of every one where the set leaves it open; `keeps`: how many of
+    the first latent frames it then has as they are; `last`: whether it can be shown the last frame too; `unseen`: whether it also reads what an image
+    encoder sees of them, and there is none.
     """
 
     limit: int
@@ -40,6 +43,17 @@ class Showing:
     to_text: bool = False
     filled: bool = False
     of_film: bool = False
+    usual: bool = False
+    keeps: int = 0
+    last: bool = False
+    unseen: bool = False
+
+    def share(self, config: DataConfig) -> float:
+        """Of how many of its passes a clip is shown its first frame."""
+        if not self.of_film:
+            return 0.0
+        asked = config.first_frame if config.first_frame != AUTO else (ALWAYS if self.needed or self.usual else NEVER)
+        return {NEVER: 0.0, HALF: 0.5, ALWAYS: 1.0}[asked]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,13 +63,15 @@ class Shown:
     `latents`: of its control pictures in order, each (1, C, [T,] h, w) float32 of a size of its own, as the backend's `encode_shown` gives them.
     `pixels`: the same pictures (1, H, W, 3) uint8 on the CPU, where the text encoder sees them too. `mask` (1, 1, H, W) float32, in px, 0 or 1: what an
     inpainting model fills; `latents` is then the picture without it. For a model that is shown the first frame of a clip they are what
-    `encode_first_frame` gives. `identity`: names what is shown; empty for nothing.
+    `encode_first_frame` gives. `identity`: names what is shown; empty for nothing. `given`: how many of the first latent frames of the target the network
+    has as they are, without noise: nothing is asked of them.
     """
 
     latents: tuple[torch.Tensor, ...] = ()
     pixels: tuple[torch.Tensor, ...] = ()
     identity: str = ""
     mask: torch.Tensor | None = None
+    given: int = 0
 
     def changed(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Shown:
         """With `change` made to what goes to the training device."""
@@ -98,9 +114,10 @@ def shown_picture(
     return shown_of(kept([cut_control(picture, how, flipped=False)], showing, encode))
 
 
-def kept_of_clip(frame: np.ndarray, latents: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The same for a clip whose first frame (H, W, 3) uint8 is shown."""
-    digest = hashlib.sha256(f"{frame.shape}".encode() + np.ascontiguousarray(frame).tobytes()).digest()
+def kept_of_clip(frames: Sequence[np.ndarray], latents: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same for a clip of which these frames (H, W, 3) uint8 are shown."""
+    data = b"".join(np.ascontiguousarray(frame).tobytes() for frame in frames)
+    digest = hashlib.sha256(f"{frames[0].shape}".encode() + data).digest()
     tensors = {f"{LATENT}{n}": latent.detach().float().cpu() for n, latent in enumerate(latents)}
     return {**tensors, DIGEST: torch.from_numpy(np.frombuffer(digest, np.uint8).copy())}
 

@@ -17,6 +17,7 @@ from .rows import (
     clip_length,
     control_folders,
     each,
+    first_frames,
     flag,
     flat,
     kept,
@@ -341,6 +342,7 @@ SET_ROWS: dict[str, Row] = {
     "dataset_path": same("folder"),
     "num_frames": otherwise("frames", "import.why.films", clip_length, default=1),
     "fps": otherwise("frame_rate", "import.why.films", clip_rate),
+    "do_i2v": otherwise("first_frame", "import.why.first_frame", first_frames),
     "shrink_video_to_frames": nothing("import.why.films"),
     "do_audio": nothing("import.why.conditioning"),
     "caption_ext": otherwise("captions", "import.why.extension", extension, ".txt"),
@@ -383,7 +385,7 @@ SET_ROWS: dict[str, Row] = {
     ),
     **each(
         "type batch_size random_triggers* prior_reg invert_mask poi use_short_captions caption_type guidance_type "
-        "extra_values diff_output_preservation* auto_frame_count trim_auto_frame_count_tail do_i2v",
+        "extra_values diff_output_preservation* auto_frame_count trim_auto_frame_count_tail",
         nothing("import.why.set_detail"),
     ),
 }

@@ -229,6 +229,14 @@ def clip_length(value: Value, given: Settings) -> Paths:
     return {"frames": str(frames)} if frames > 1 else {}
 
 
+def first_frames(value: Value, given: Settings) -> Paths:
+    """Whether clips are trained as what follows their first frame; nothing for a set of pictures."""
+    lengths = (given.get("num_frames"), given.get("video.num_frames"))
+    if not any(whole(length) > 1 for length in lengths if length is not None):
+        return {}
+    return {"first_frame": "always" if truth(value) else "never"}
+
+
 def arguments(value: Value) -> dict[str, str]:
     """`key=value` texts in a list or between spaces, as kohya's tools write them."""
     texts = value.split() if isinstance(value, str) else [str(part) for part in as_list(value)]

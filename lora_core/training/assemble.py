@@ -13,15 +13,17 @@ from torch import nn
 from .. import compat
 from ..adapters import AdapterSet
 from ..adapters.tokens import TokenSet
-from ..backends.base import Backend, EncodesBeside, EncodesClips, Remarks, ShowsControls
+from ..backends.base import Backend, EncodesBeside, EncodesClips, Remarks, showing_of
 from ..backends.base_model import BaseModel
 from ..config import ObjectiveConfig, TrainConfig
+from ..config.data import ALWAYS, HALF
 from ..config.slider import lines_of
 from ..data.batches import Batches, NoPictures
 from ..data.captions import PLACEHOLDER, named, with_trigger
 from ..data.clips import require_lengths
 from ..data.dataset import Dataset, Picture, require_captions
 from ..data.latents import LatentCache
+from ..data.shown import Showing
 from ..disk import files
 from ..events import Listener
 from ..losses import Distance
@@ -214,14 +216,15 @@ def require_pairs(job: Job, dataset: Dataset) -> None:
     """Refuses a slider from pairs where there are none, and for a model that is shown pictures itself. Raises LoomError."""
     if not any(picture.controls for picture in dataset.pictures):
         raise LoomError("slider.pairs.none", field="data.controls", count=len(dataset.pictures))
-    if isinstance(job.backend, ShowsControls) and job.backend.showing() is not None:
+    showing = showing_of(job.backend)
+    if showing is not None and (showing.needed or not showing.of_film):
         raise LoomError("slider.pairs.shown", field="slider.mode", family=job.backend.family)
 
 
 def room_for_pictures(job: Job, name: str) -> NoPictures:
     """Batches of latents of zeros, of the shape that a picture of the training resolution has. Raises LoomError where the network is told of a picture."""
     backend, step = job.backend, job.backend.latent_step_px
-    showing = backend.showing() if isinstance(backend, ShowsControls) else None
+    showing = showing_of(backend)
     if isinstance(backend, EncodesBeside) or (showing is not None and showing.needed):
         raise LoomError("slider.needs_folder", field="data.folder", family=backend.family)
     side = max(step, job.config.data.resolution // step * step)
@@ -234,7 +237,19 @@ def training_pictures(encoding: Encoding, dataset: Dataset) -> Source:
     """The pictures to learn from, encoded. Raises LoomError when masks are asked for and none leaves anything out."""
     cache = encoding.pictures(dataset, "progress.pictures")
     _check_masks(dataset, cache, encoding.job.listener)
+    for message in of_first_frames(cache.pictures, showing_of(encoding.job.backend)):
+        encoding.job.listener.on_warning(message)
     return Source(encoding.batches(cache, encoding.job.config))
+
+
+def of_first_frames(pictures: Sequence[Picture], showing: Showing | None) -> list[Message]:
+    """What to say about the first frames that the sets ask for."""
+    shown = {picture.data.first_frame for picture in pictures if any(len(clip) > 1 for clip in picture.clips)}
+    if showing is None or not showing.of_film:
+        idle = sorted(shown & {HALF, ALWAYS})
+        return [Message.of("data.first_frame.idle", field="data.first_frame", value=idle[0])] if idle else []
+    unseen = showing.unseen and any(showing.share(picture.data) for picture in pictures)
+    return [Message.of("vision.not_wired", field="clip_vision")] if unseen else []
 
 
 def class_pictures(encoding: Encoding, subject: Dataset, tokens: TokenSet) -> list[Source]:

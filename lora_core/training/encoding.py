@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
 
-from ..backends.base import Backend, EncodesShownTexts, ShowsControls
+from ..backends.base import Backend, EncodesShownTexts, showing_of
 from ..backends.encoder import encoder_of
 from ..config import TrainConfig
 from ..data.batches import Batches, Feed
@@ -95,7 +95,7 @@ class Encoding:
     @property
     def shows_texts(self) -> bool:
         """Whether the text encoder sees the control pictures of a caption."""
-        showing = self.job.backend.showing() if isinstance(self.job.backend, ShowsControls) else None
+        showing = showing_of(self.job.backend)
         return showing is not None and showing.to_text
 
     def shown_captions(self, texts: Sequence[tuple[str, Shown]]) -> None:

@@ -143,11 +143,11 @@ class Held:
         x0 = batch.latents
         drawn = objective.draw_sigma(len(x0), rng)
         sigma = on_device(drawn, x0)
-        x_t = objective.corrupt(x0, objective.draw_noise(x0, rng), sigma)
+        x_t = batch.as_given(objective.corrupt(x0, objective.draw_noise(x0, rng), sigma))
         with frozen(run):
             goal = run.backend.predict(x_t, sigma, of_class).float()
         weight = sent(objective.weight(drawn).float(), x0.device)
-        yield weight * mean(mse(run.backend.predict(x_t, sigma, of_class), goal, None))
+        yield weight * mean(mse(run.backend.predict(x_t, sigma, of_class), goal, None), batch.asked)
 
 
 def _made(missing: Sequence[Wanted], job: Job, cache: Path) -> list[Picture]:

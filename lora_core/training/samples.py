@@ -15,7 +15,6 @@ from ..config.slider import lines_of
 from ..data.batches import Batches, Feed
 from ..data.dataset import Picture
 from ..data.latents import LatentCache, View
-from ..data.shown import shown_of
 from ..events import Listener
 from ..messages.blame import first_line, is_foreign
 from ..messages.errors import Problem, is_memory
@@ -155,7 +154,7 @@ def pairs_of(cache: LatentCache) -> list[Pair]:
     asked = [e.picture.controls or e.picture.film or e.picture.data.input_mask != "none" for e in cache.entries]
     shown = [n for n, one in enumerate(asked) if one]
     views = [View(n) for n in shown[:MAX_PAIRS]]
-    pairs = [(cache.entries[v.entry].picture.caption, cache.fit(v).bucket, shown_of(cache[v])) for v in views]
+    pairs = [(cache.entries[v.entry].picture.caption, cache.fit(v).bucket, cache.shown(v)) for v in views]
     return [Pair(*pair) for pair in pairs if pair[2].identity]
 
 

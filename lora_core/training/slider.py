@@ -127,7 +127,7 @@ class Slider:
         weight = sent(objective.weight(sigma).float(), x_t.device)
         threshold = self.distance.threshold(objective, sigma, x_t.device)
         answer = run.backend.predict(x_t, on_device(sigma, x_t), batch)
-        return weight * mean(self.distance(answer, goal, threshold))
+        return weight * mean(self.distance(answer, goal, threshold), batch.asked)
 
     def _noisy(
         self, run: Run, objective: Objective, batch: Batch, side: float, rng: torch.Generator
@@ -136,7 +136,7 @@ class Slider:
         x0 = batch.latents
         if not self.drawn:
             sigma = objective.draw_sigma(len(x0), rng)
-            return objective.corrupt(x0, objective.draw_noise(x0, rng), sigma), sigma
+            return batch.as_given(objective.corrupt(x0, objective.draw_noise(x0, rng), sigma)), sigma
         share = objective.draw_share(1, rng)
         with torch.no_grad(), run.adapters.at_strength(side):
             return partly_drawn(

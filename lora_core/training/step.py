@@ -36,8 +36,8 @@ def diffusion_loss(
         distance.threshold(objective, drawn, x0.device),
     )
     x_t, target = objective.corrupt(x0, objective.perturbed(noise, rng), sigma), objective.target(x0, noise, sigma)
-    pred = predict(x_t, sigma, batch)
-    error = mean(distance(pred, target, threshold), batch.mask)  # (B,)
+    pred = predict(batch.as_given(x_t), sigma, batch)
+    error = mean(distance(pred, target, threshold), batch.asked)  # (B,)
     return weight.to(error) * batch.weight.to(error) * error
 
 

@@ -14,11 +14,11 @@ import torch
 
 from ..backends.base import Backend
 from ..config import TrainConfig
-from ..data.batches import Batch, all_shown
+from ..data.batches import Batch
 from ..data.dataset import Dataset, Picture
 from ..data.folder import scan
 from ..data.latents import LatentCache, View
-from ..data.shown import Shown, shown_of
+from ..data.shown import Shown
 from ..events import Measure
 from ..losses import mean, mse
 from ..messages.errors import LoomError
@@ -92,7 +92,7 @@ class Asked:
     @property
     def shown(self) -> Shown:
         """What the network is shown beside the caption."""
-        return shown_of(self.cache[View(self.entry)])
+        return self.cache.shown(View(self.entry))
 
 
 @torch.no_grad()
@@ -108,8 +108,8 @@ def fixed_losses(
         for one, mine in zip(asked, losses, strict=True):
             x0, batch = _alone(one, backend.device)
             noise = randn_like(x0, generator(config.seed, stream, one.noise, level))
-            pred = backend.predict(objective.corrupt(x0, noise, sigma), sigma, batch)
-            mine.append(float(mean(mse(pred, objective.target(x0, noise, sigma), None))))
+            pred = backend.predict(batch.as_given(objective.corrupt(x0, noise, sigma)), sigma, batch)
+            mine.append(float(mean(mse(pred, objective.target(x0, noise, sigma), None), batch.asked)))
     return losses
 
 
@@ -120,7 +120,7 @@ def _alone(asked: Asked, device: torch.device | str) -> tuple[torch.Tensor, Batc
     x0 = tensors["latent"].to(device)
     beside = tensors["beside"].to(device) if "beside" in tensors else None
     weight = torch.ones(1, device=x0.device)
-    fits, shown = [asked.cache.fit(view)], all_shown([tensors])
+    fits, shown = [asked.cache.fit(view)], asked.cache.all_shown([view])
     return x0, Batch(x0, [asked.caption], fits, [picture.name], weight, None, beside, shown).on(x0.device)
 
 

@@ -25,6 +25,7 @@ from ..data.batches import Batch, Batches
 from ..data.dataset import Dataset
 from ..data.latents import LatentCache
 from ..events import Listener, StepReport
+from ..losses import mean, mse
 from ..messages.errors import LoomError
 from ..optim.optimizers import filled, make_optimizer
 from ..rng import preserved_rng, randn_like, step_rng
@@ -169,12 +170,12 @@ class _Zipping:
     def _faithfulness(self, batch: Batch, mode: str, rng: torch.Generator) -> torch.Tensor:
         """Mean squared difference between what the merged model predicts and what one LoRA alone predicts, on that LoRA's pictures."""
         sigma = self._objective.draw_sigma(len(batch.latents), rng)
-        x_t = self._objective.corrupt(batch.latents, randn_like(batch.latents, rng), sigma)
+        x_t = batch.as_given(self._objective.corrupt(batch.latents, randn_like(batch.latents, rng), sigma))
         with torch.no_grad():
             self._set_mode(mode)
             target = self._backend.predict(x_t, sigma, batch)
         self._set_mode(MERGED)
-        return F.mse_loss(self._backend.predict(x_t, sigma, batch).float(), target.float())
+        return mean(mse(self._backend.predict(x_t, sigma, batch), target, None), batch.asked).mean()
 
     def _set_mode(self, mode: str) -> None:
         for adapter in self.members:

@@ -9,6 +9,7 @@ import comfy.ldm.cogvideo.vae
 import comfy.ldm.lightricks.vae.causal_video_autoencoder
 import comfy.ldm.models.autoencoder
 import comfy.ldm.wan.vae
+import comfy.ldm.wan.vae2_2
 import comfy.sd
 import torch
 from tiny_families import TextOfNumbers
@@ -17,7 +18,7 @@ from torch import nn
 WAN_DIM = 8
 
 
-def _seeded(module: nn.Module) -> nn.Module:
+def seeded(module: nn.Module) -> nn.Module:
     rng = torch.Generator().manual_seed(1)
     for p in module.parameters():
         with torch.no_grad():
@@ -33,13 +34,13 @@ def wan_vae() -> Any:
         network = comfy.ldm.wan.vae.WanVAE(
             dim=WAN_DIM, z_dim=16, temperal_downsample=[False, True, True], image_channels=3, conv_out_channels=3
         )
-        return comfy.sd.VAE(sd=_seeded(network).state_dict(), device=torch.device("cpu"), dtype=torch.float32)
+        return comfy.sd.VAE(sd=seeded(network).state_dict(), device=torch.device("cpu"), dtype=torch.float32)
 
 
 def _with(network: nn.Module, channels: int, time: int, space: int) -> Any:
     """The host's VAE around another network of its own; how it counts is what its loader sets for that class."""
     vae = wan_vae()
-    vae.first_stage_model = _seeded(network).eval()
+    vae.first_stage_model = seeded(network).eval()
     vae.latent_channels = channels
     vae.upscale_ratio = (lambda a: max(0, a * time - (time - 1)), space, space)
     vae.downscale_ratio = (lambda a: max(0, (a + time - 1) // time), space, space)
@@ -59,6 +60,41 @@ def hunyuan_vae() -> Any:
         }  # fmt: skip
         network = comfy.ldm.models.autoencoder.AutoencoderKL(ddconfig=config, embed_dim=16)
         return _with(network, 16, 4, 8)
+
+
+def hunyuan15_vae() -> Any:
+    """HunyuanVideo 1.5's counting: four frames in one, 16 px."""
+    with torch.inference_mode():
+        config = {
+            "double_z": True, "z_channels": 32, "resolution": 64, "in_channels": 3, "out_ch": 3, "ch": 32, "ch_mult": [1, 1, 1, 1, 1], "num_res_blocks": 1,
+            "attn_resolutions": [], "dropout": 0.0, "conv3d": True, "time_compress": 4,
+        }  # fmt: skip
+        network = comfy.ldm.models.autoencoder.AutoencoderKL(ddconfig=config, embed_dim=32)
+        return _with(network, 32, 4, 16)
+
+
+def wan22_vae() -> Any:
+    """Of Wan 2.2 5B, narrow."""
+    with torch.inference_mode():
+        network = comfy.ldm.wan.vae2_2.WanVAE(
+            dim=WAN_DIM, dec_dim=WAN_DIM, z_dim=48, temperal_downsample=[False, True, True]
+        )
+        return _with(network, 48, 4, 16)
+
+
+def ltx_vae() -> Any:
+    """LTX-Video's, of its coarsest blocks alone: eight frames in one, 32 px."""
+    with torch.inference_mode():
+        coarser = [["compress_all", 1]] * 3
+        config = {
+            "dims": 3, "in_channels": 3, "out_channels": 3, "latent_channels": 128, "blocks": coarser, "norm_layer": "pixel_norm", "patch_size": 4,
+            "latent_log_var": "uniform", "encoder_base_channels": 16, "decoder_base_channels": 16, "causal_decoder": False,
+        }  # fmt: skip
+        network = comfy.ldm.lightricks.vae.causal_video_autoencoder.VideoVAE(config=config)
+        statistics = network.per_channel_statistics
+        statistics.get_buffer("mean-of-means").zero_()
+        statistics.get_buffer("std-of-means").fill_(1.0)
+        return _with(network, 128, 8, 32)
 
 
 VAES = {"Wan": wan_vae, "HunyuanVideo": hunyuan_vae, "Kandinsky 5": hunyuan_vae}

@@ -63,7 +63,8 @@ def shown_beside(name: str, batch: Any, use: Any) -> Any:
 
     if use.behind is None:
         return test_controls.with_controls(name, batch)
-    return dataclasses.replace(batch, shown=[use.example(latent[None]) for latent in batch.latents])
+    clips = batch.latents.repeat(1, 1, 3, 1, 1)  # of which one frame may be given
+    return dataclasses.replace(batch, latents=clips, shown=[use.example(clip[None]) for clip in clips])
 
 
 def measured(name: str) -> dict[str, Any]:

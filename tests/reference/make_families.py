@@ -38,6 +38,8 @@ those that **targets** *attention* chooses. *Read by*: programs whose own loader
 is named, ComfyUI's loader reads every file back before a run begins, and no other program was run. Measured by `tests/host/make_families.py`, this page is made by
 `tests/reference/make_texts.py`.
 
+*With control pictures*: the same where the model is shown such, or the first frame of a clip.
+
 *Beside text*: what the model reads besides noise and text. It is trained where that is given (by the nodes that make its dataset, or by conditioning that is wired
 into *Dataset from Latents*), and refused in one sentence where it is not.
 

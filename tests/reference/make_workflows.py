@@ -435,7 +435,7 @@ FILMS = FamilyTemplate(
     "19 Wan 2.1 1.3B, from films (16 GB)", "my_wan_film", "wan2.1_t2v_1.3B_fp16.safetensors", ("umt5_xxl_fp8_e4m3fn_scaled.safetensors",), "wan",
     "wan_2.1_vae.safetensors", "16 GB", {"rank": 32, "learning_rate": 2e-4, "steps": 2000, "resolution": 384}, {"shift": 3.0},
     f"rank 32, rate 2e-4, shift 3: {MUSUBI.format('wan')}; clips of 25 and 45 frames: {MUSUBI.format('dataset_config')}; 16 frames a second is what Wan makes",
-    "An image-to-video Wan (2.1 or 2.2) trains the same way: it is shown the first frame of each clip.", {"frames": "25, 45", "frame_rate": 16.0},
+    "An image-to-video Wan (2.1 or 2.2) trains the same way: it is shown the first frame of each clip. For Wan 2.1 wire *Load CLIP Vision* to **clip_vision**.", {"frames": "25, 45", "frame_rate": 16.0},
     "### 2 Your films\nDrop 10 to 30 short ones on the page, each with a caption beside it; write a **trigger** word. **frames** are the lengths of clips, "
     "**frame_rate** what they are read at; pictures may lie among them.", "The samples play.",
 )  # fmt: skip

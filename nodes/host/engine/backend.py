@@ -54,10 +54,10 @@ class HostBackend(LentModel):
     recomputes = (Recompute.ALL,)
     file = ""  # of the model, where another host knows it and this one's objects do not tell
 
-    def __init__(self, model: Any, clip: Any, vae: Any, beside: HostBackend | None = None):
-        """`beside`: another one of the same run and CLIP, with which it shares what texts are encoded to."""
+    def __init__(self, model: Any, clip: Any, vae: Any, beside: HostBackend | None = None, vision: Any = None):
+        """`beside`: another one of the same run and CLIP, with which it shares what texts are encoded to. `vision`: a CLIP VISION."""
         with blamed("model.unopened", "model"):
-            self.model = HostModel(model)
+            self.model = HostModel(model, vision)
             self.texts = beside.texts if beside is not None else self._texts_of(clip)
             self.conditioning = HostConditioning(self.model, self.texts)
             self.pictures = HostPictures(self.model.patcher, vae)
@@ -139,7 +139,7 @@ class HostBackend(LentModel):
     def sample(self, job: SampleJob) -> list[Image.Image]:
         config, patcher = job.config, self.model.patcher
         with self.lending.sampling(), torch.inference_mode():
-            latent = self.empty_latent(job)
+            latent, given = self.empty_latent(job), bool(job.shown.given)
             latents = comfy.sample.sample(
                 patcher,
                 comfy.sample.prepare_noise(latent, config.seed),
@@ -150,9 +150,13 @@ class HostBackend(LentModel):
                 self.conditioning.of_sample(job.prompt, job.shown),
                 self.conditioning.of_sample(config.negative, job.shown),
                 latent,
+                noise_mask=job.shown.latents[1] if given else None,
                 seed=config.seed,
                 disable_pbar=True,
             )
+            if given:  # what the network made of a frame that it was given is thrown away
+                frames = job.shown.latents[0].shape[2]
+                latents = torch.cat([job.shown.latents[0].to(latents), latents[:, :, frames:]], 2)
             return self.pictures.decode(latents)
 
 

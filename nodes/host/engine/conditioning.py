@@ -107,7 +107,7 @@ class HostConditioning:
         conds[0].update(width=width, height=height, crop_w=left, crop_h=top)
         conds[0].update(target_width=target_w, target_height=target_h)
         if self._model.use is not None:
-            conds[0].update(self._model.use.entries(shown))
+            conds[0].update(self._model.use.entries(shown, noise))
         guidance = training_guidance(self._model.base)
         if guidance is not None:
             conds[0].setdefault("guidance", guidance)

@@ -10,14 +10,14 @@ import comfy.sample
 import torch
 from torch import nn
 
-from ....lora_core.backends.base import SampleJob
+from ....lora_core.backends.base import SampleJob, whole_fingerprint
 from ....lora_core.data.lengths import TextLength
 from ....lora_core.data.shown import Showing, Shown
 from ....lora_core.data.store import Store
 from .base_model import films
 from .captions import HostTexts
 from .conditioning import HostConditioning
-from .first_frame import first_frame
+from .first_frame import first_frame, with_first
 from .model import HostModel
 from .pictures import HostPictures
 
@@ -105,24 +105,30 @@ class LentModel:
     def encode_shown(self, pixels: torch.Tensor) -> torch.Tensor:
         return self.pictures.encode_shown(pixels)
 
-    def encode_first_frame(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def encode_first_frame(self, pixels: torch.Tensor, last: bool = False) -> tuple[torch.Tensor, ...]:
         use = self.model.use
         assert use is not None
         assert use.behind is not None
         frames = self.pictures.latent_frames(len(pixels))
-        return first_frame(pixels, frames, use.behind, self.pictures.encode_shown)
+        latents, mask = first_frame(pixels, frames, use.behind, last, self.pictures.encode_shown)
+        if use.vision is None or not use.vision.wired:
+            return latents, mask
+        return latents, mask, use.vision.seen(pixels[[0, -1]] if last else pixels[:1])
 
     def encode_wired(self, samples: torch.Tensor) -> torch.Tensor:
         return self.pictures.encode_wired(samples)
 
     def picture_fingerprint(self) -> str:
-        return self.pictures.fingerprint()
+        vision = self.model.use.vision if self.model.use is not None else None
+        seen_by = [whole_fingerprint(vision.network)] if vision is not None and vision.wired else []
+        return " ".join([self.pictures.fingerprint(), *seen_by])
 
     def empty_latent(self, job: SampleJob) -> torch.Tensor:
         """What a sample begins with: of the size of what it is shown, else of its own, and as long as the VAE can make it."""
         device, sides = comfy.model_management.intermediate_device(), (job.height_px, job.width_px)
         if self.model.use is not None and self.model.use.behind is not None and job.shown.latents:
-            return torch.zeros(1, self.pictures.channels, *job.shown.latents[1].shape[2:], device=device)
+            empty = torch.zeros(1, self.pictures.channels, *job.shown.latents[1].shape[2:], device=device)
+            return with_first(empty, job.shown, self.model.base) if job.shown.given else empty
         height, width = (side // self.latent_step_px for side in sides)
         near = self.clip_lengths_near(job.frames)
         if near is None:

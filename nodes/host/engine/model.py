@@ -34,16 +34,16 @@ class HostModel:
     """A clone of the user's MODEL, which itself is never changed.
 
     `patcher` is the host's ModelPatcher, `base` its BaseModel; `further` what the network reads beside noise and text, where it reads more; `use`: how it is
-    shown control pictures, where it takes any.
+    shown control pictures, where it takes any. `vision`: a CLIP VISION that belongs to it.
     """
 
-    def __init__(self, model: Any):
+    def __init__(self, model: Any, vision: Any = None):
         self.patcher = model.clone()
         self.base = self.patcher.model
         self.device: torch.device = self.patcher.load_device
         self.dtype: torch.dtype = self.base.manual_cast_dtype or self.base.get_dtype()
         self.further = further_input(self.base)
-        self.use: Use | None = use_of(self.base, lambda: file_of(self.patcher))
+        self.use: Use | None = use_of(self.base, lambda: file_of(self.patcher), vision)
         self._sampling = self.patcher.get_model_object("model_sampling")
         self.names = file_names(self.base)
 

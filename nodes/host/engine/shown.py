@@ -16,7 +16,7 @@ import torch
 
 from ....lora_core.data.shown import Showing, Shown
 from .base_model import appended_channels
-from .first_frame import Behind, first_given
+from .first_frame import Behind, Vision, first_given
 
 MANY = 16  # control pictures where the host sets no limit
 EDIT, PLUS = "edit", "plus"  # the two ways in which the text encoder of Qwen-Image-Edit sees pictures
@@ -35,7 +35,8 @@ class Use:
 
     `method`: how the network places them, where it has to be told. `text`: EDIT or PLUS where the text encoder sees the pictures too. `filled`: an inpainting
     model, whose one picture is the target without what a mask fills; the mask has an entry of its own.
-    `behind`: what is behind the first frame of a clip, of a model that is shown it.
+    `behind`: what is behind the first frame of a clip, of a model that is shown it; `usual`: whether it usually is; `last`: whether it can be shown the
+    last frame too; `vision`: what sees the frames for it, where it reads that.
     """
 
     entry: str
@@ -45,10 +46,14 @@ class Use:
     text: str = ""
     filled: bool = False
     behind: Behind | None = None
+    usual: bool = False
+    last: bool = False
+    vision: Vision | None = None
 
     def showing(self, needed: bool) -> Showing:
         if self.behind is not None:
-            return Showing(0, needed, of_film=True)
+            keeps, unseen = int(self.behind.in_place), self.vision is not None and not self.vision.wired
+            return Showing(0, needed, of_film=True, usual=self.usual, keeps=keeps, last=self.last, unseen=unseen)
         return Showing(1 if self.joined else self.limit, needed, self.joined, bool(self.text), self.filled)
 
     @property
@@ -59,22 +64,30 @@ class Use:
     def example(self, x_t: torch.Tensor) -> Shown:
         """Something to be shown beside latents (1, ...)."""
         if self.behind is not None:
-            return Shown((x_t * 0.5, first_given(x_t.shape[2], x_t[:, :1])), identity="self-test")
+            first = x_t * 0.5 if self.behind in (Behind.GREY, Behind.ZEROS) else x_t[:, :, :1] * 0.5
+            given = int(self.behind.in_place)
+            return Shown((first, first_given(x_t.shape[2], x_t[:, :1])), identity="self-test", given=given)
         mask = torch.ones(1, 1, 8 * x_t.shape[-2], 8 * x_t.shape[-1]) if self.filled else None
         return Shown((x_t * 0.5,), identity="self-test", mask=mask)
 
-    def entries(self, shown: Shown) -> dict[str, Any]:
-        """What the conditioning of a sample gets beside its text."""
+    def entries(self, shown: Shown, noise: torch.Tensor | None = None) -> dict[str, Any]:
+        """What the conditioning of a sample gets beside its text. `noise`: latents (1, ...) that are trained; None for the host's sampler."""
         if not shown.latents:
             return {}
         if self.filled:
             return {self.entry: shown.latents[0], _MASK: shown.mask}
         if self.behind is not None:
-            latents, mask = shown.latents
-            return {self.entry: latents.clone(), _MASK: mask}  # the host scales its latents in place
+            return self._of_frames(shown, noise)
         if self.joined:
             return {self.entry: shown.latents[0]}
         return {self.entry: list(shown.latents), **({"reference_latents_method": self.method} if self.method else {})}
+
+    def _of_frames(self, shown: Shown, noise: torch.Tensor | None) -> dict[str, Any]:
+        latents, mask, *seen = shown.latents
+        vision = self.vision.entries(seen[0]) if self.vision is not None and seen else {}
+        if self.behind is Behind.CLEAN:  # the sampler gives the mask itself
+            return {**vision, **({} if noise is None else {self.entry: mask.to(noise).expand_as(noise)})}
+        return {self.entry: latents.clone(), _MASK: mask, **vision}  # the host scales its latents in place
 
 
 _MASK = "concat_mask"
@@ -93,14 +106,18 @@ _BY_CLASS: Mapping[str, Use] = {  # of comfy.model_base, by its very class: what
 }
 
 
-def use_of(model: Any, file: Callable[[], str]) -> Use | None:
-    """How a model of the host (a BaseModel) is shown control pictures; None for one that takes none.
+def use_of(model: Any, file: Callable[[], str], vision_model: Any = None) -> Use | None:
+    """How a model of the host (a BaseModel) is shown control pictures, or the first frames of clips; None for one that takes none.
 
-    `file` gives the name of its file, the one thing that tells the first Qwen-Image-Edit.
+    `file` gives the name of its file, the one thing that tells the first Qwen-Image-Edit, and whether a model that films from text and from pictures was
+    made for the latter. `vision_model`: a CLIP VISION of the host, where one is wired.
     """
     name = type(model).__name__
     if (behind := behind_first_frame(model)) is not None:
-        return Use("concat_latent_image", joined=True, behind=behind)
+        usual, entry = "i2v" in file().lower(), _ENTRIES.get(behind, "concat_latent_image")
+        vision = Vision.read_by(model.diffusion_model, vision_model)
+        joined, last = not behind.in_place, behind is Behind.GREY
+        return Use(entry, joined=joined, behind=behind, usual=usual, last=last, vision=vision)
     use = _BY_CLASS.get(name)
     if name == "Flux" and (appended := appended_channels(model)):
         return _JOINED if appended == model.latent_format.latent_channels else _FILLED
@@ -116,14 +133,25 @@ def use_of(model: Any, file: Callable[[], str]) -> Use | None:
     return use
 
 
+_ENTRIES = {Behind.REPLACED: "time_dim_replace", Behind.CLEAN: "denoise_mask"}  # of a conditioning
+_BEHIND = {  # by the very class of comfy.model_base
+    "HunyuanVideoI2V": Behind.NOTHING,
+    "HunyuanVideo15": Behind.ZEROS,
+    "Kandinsky5": Behind.REPLACED,
+    "LTXV": Behind.CLEAN,
+    "LTXAV": Behind.CLEAN,
+    "WAN22": Behind.CLEAN,
+}
+
+
 def behind_first_frame(model: Any) -> Behind | None:
-    """Of an image-to-video model that joins the first frame to its noise; None for every other one."""
-    name, form = type(model).__name__, model.latent_format
-    if name == "HunyuanVideoI2V":
-        return Behind.NOTHING
-    if name == "WAN21" and appended_channels(model) == form.latent_channels + 4:
-        return Behind.GREY
-    return None
+    """Of a model that films from a first frame, alone or as well as from text; None for every other one."""
+    name, channels = type(model).__name__, model.latent_format.latent_channels
+    if name == "WAN21":
+        return Behind.GREY if appended_channels(model) == channels + 4 else None
+    if name == "HunyuanVideo15" and not appended_channels(model):
+        return None
+    return _BEHIND.get(name)
 
 
 def seen(pixels: Sequence[torch.Tensor], way: str) -> list[torch.Tensor]:

@@ -14,6 +14,7 @@ from lora_loom.lora_core.data.batches import Batches
 from lora_loom.lora_core.data.clips import clips_of, lengths, mask_on_latent, require_lengths
 from lora_loom.lora_core.data.folder import scan
 from lora_loom.lora_core.data.latents import Encoder, LatentCache
+from lora_loom.lora_core.data.shown import Showing
 from lora_loom.lora_core.data.store import Disk
 from lora_loom.lora_core.messages.errors import LoomError
 from lora_loom.lora_core.pictures.films import Film, first_frame, frames_of, read_film, scenes
@@ -337,3 +338,92 @@ def test_many_clips_and_long_films_are_refused():
         clips_of(film, (), DataConfig(frames="9", clips="sliding", clip_stride=1))
     with pytest.raises(PictureError, match="too short"):
         clips_of(film, (), DataConfig(frames="9", frame_rate=0.01))
+
+
+class Guiding(Vae):
+    """A VAE of a model that is shown the first frame of a clip."""
+
+    def guided(self, needed: bool = False, keeps: int = 1, last: bool = False) -> Encoder:
+        showing = Showing(0, needed, of_film=True, keeps=keeps, last=last)
+        return Encoder(self, "vae", showing=showing, guide=self.shown)
+
+    def shown(self, pixels: torch.Tensor, last: bool) -> tuple[torch.Tensor, ...]:
+        frames = self(pixels[:1]), self(pixels[-1:])
+        return (*frames[: 1 + last], torch.ones(1, 1, 3, 1, 1))
+
+
+def guided_batches(folder: Path, encoder: Encoder, size: int = 2, **data) -> Batches:
+    config = parse(
+        {"batch_size": size, "data": {"folder": str(folder), "frames": "9", "trigger": "zog", **SMALL, **data}}
+    )
+    return Batches(LatentCache(scan(config.data), encoder, lambda n, of: None), config, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("first_frame", "low", "high"),
+    [("auto", 0, 0), ("never", 0, 0), ("half of the time", 70, 130), ("always", 200, 200)],
+)
+def test_a_first_frame_is_shown_as_often_as_the_set_says(tmp_path, first_frame, low, high):
+    write_gif(tmp_path / "a.gif", rising(9))
+    write_gif(tmp_path / "b.gif", rising(18)[9:])
+    batches = guided_batches(tmp_path, Guiding().guided(), first_frame=first_frame)
+    drawn = [batches.at(step, 0) for step in range(100)]
+    count = sum(bool(shown.identity) for batch in drawn for shown in batch.shown)
+    assert low <= count <= high
+    again = guided_batches(tmp_path, Guiding().guided(), first_frame=first_frame)
+    for step in (0, 7, 99):
+        assert [s.identity for s in again.at(step, 0).shown] == [s.identity for s in drawn[step].shown]
+
+
+def test_a_given_frame_has_no_noise_and_nothing_is_asked_of_it(tmp_path):
+    write_gif(tmp_path / "a.gif", rising(9))
+    for keeps in (0, 1):
+        batch = guided_batches(tmp_path, Guiding().guided(keeps=keeps), 1, first_frame="always").at(0, 0)
+        noisy = torch.full_like(batch.latents, 7.0)
+        seen = batch.as_given(noisy)
+        assert torch.equal(seen[:, :, keeps:], noisy[:, :, keeps:])
+        assert torch.equal(seen[:, :, :keeps], batch.latents[:, :, :keeps])
+        assert batch.asked is None if not keeps else batch.asked[0, 0, :, 0, 0].tolist() == [0, 1, 1]
+    masked = dataclasses.replace(batch, mask=torch.full_like(batch.latents[:, :1], 0.5))
+    assert masked.asked[0, 0, :, 0, 0].tolist() == [0, 0.5, 0.5]
+
+
+def test_samples_that_are_given_a_frame_and_samples_that_are_not_share_a_batch(tmp_path):
+    write_gif(tmp_path / "a.gif", rising(9))
+    write_gif(tmp_path / "b.gif", rising(18)[9:])
+    batches = guided_batches(tmp_path, Guiding().guided(), first_frame="half of the time")
+    mixed = next(b for b in map(lambda step: batches.at(step, 0), range(50)) if len({s.given for s in b.shown}) == 2)
+    asked = [[0.0, 1.0, 1.0] if shown.given else [1.0, 1.0, 1.0] for shown in mixed.shown]
+    assert mixed.asked[:, 0, :, 0, 0].tolist() == asked
+
+
+def test_the_last_frame_is_shown_where_it_is_asked_for_and_kept_apart(tmp_path):
+    write_gif(tmp_path / "a.gif", rising(9))
+    encoder = Guiding().guided(needed=True, keeps=0, last=True)
+    one, both = (guided_batches(tmp_path, encoder, 1, last_frame=last).at(0, 0).shown[0] for last in (False, True))
+    assert [len(shown.latents) for shown in (one, both)] == [2, 3]
+    assert one.identity != both.identity
+
+
+@pytest.mark.parametrize(("encoder", "data", "code"), [
+    (Guiding().guided(needed=True), {"first_frame": "never"}, "data.first_frame.needed"),
+    (Guiding().guided(needed=True), {"first_frame": "half of the time"}, "data.first_frame.needed"),
+    (Guiding().guided(needed=True), {"frames": "1"}, "data.frames.needed"),
+    (Guiding().guided(), {"last_frame": True}, "data.last_frame.not_taken"),
+    (Vae().encoder(), {"last_frame": True}, "data.last_frame.not_taken"),
+    (Guiding().guided(), {"input_mask": "random"}, "data.input_mask.not_taken"),
+])  # fmt: skip
+def test_frames_that_a_model_does_not_take_are_refused(tmp_path, encoder, data, code):
+    write_gif(tmp_path / "a.gif", rising(9))
+    with pytest.raises(LoomError) as refused:
+        guided_batches(tmp_path, encoder, 1, **data)
+    assert refused.value.message.code == code
+
+
+def test_pictures_and_clips_are_trained_together_where_a_first_frame_is_no_need(tmp_path):
+    write_gif(tmp_path / "a.gif", rising(9))
+    Image.fromarray(frame(90, 96, 64)).save(tmp_path / "still.png")
+    batches = guided_batches(tmp_path, Guiding().guided(), 1, first_frame="always", frames="1, 9")
+    shown = {batch.latents.shape[2]: batch.shown for batch in (batches.at(step, 0) for step in range(8))}
+    assert shown[1] == []
+    assert shown[3][0].given == 1
