@@ -26,6 +26,7 @@ from .host.web.upload_routes import add_upload_routes
 from .import_settings import ImportSettings
 from .jobs.exports import told_of
 from .jobs.queueing import Queueing
+from .needed_blocks import NeededBlocks
 from .planning import TRAINS, planned
 from .run_checkpoints import RunCheckpoints, SaveSettings
 from .run_export import export_run
@@ -67,6 +68,7 @@ NODES: list[type[io.ComfyNode]] = [
         *SETTINGS_NODES,
         RunCheckpoints,
         CompareCheckpoints,
+        NeededBlocks,
         SaveSettings,
         ImportSettings,
         TrainBothExperts,

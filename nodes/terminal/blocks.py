@@ -31,9 +31,8 @@ def run(args: argparse.Namespace) -> int:
     from ...convert import FormatError
     from ...lora_core.backends.threads import use_threads
     from ...lora_core.config import check
-    from ...lora_core.pictures.plots import bars
     from ...lora_core.runs.reports import ProgressBar
-    from ..jobs.blocks import finished_job, measured, smaller
+    from ..jobs.blocks import chart, finished_job, measured, smaller
 
     check("--bound", args.bound, float, {"low": 0.0, "high": 100.0, "choices": ()})
     if args.to is not None and args.to.exists():
@@ -44,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     _show(found)
     if args.picture:
         try:
-            bars(found.bars(), "% of the effect lost without the block").save(args.picture)
+            chart(found).save(args.picture)
         except (OSError, ValueError, KeyError) as error:
             raise FormatError("picture.unwritten", file=args.picture, reason=error) from error
     if args.to and found.idle:

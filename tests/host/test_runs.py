@@ -664,3 +664,35 @@ def test_the_template_compares_the_saves_of_the_first_template(server):
     )
     assert "step 3" in report
     assert "step 6" in report
+
+
+def test_blocks_that_a_finished_lora_does_not_need_are_measured_and_left_out(server):
+    """On the run's own pictures and base; the report and the chart stand on the node, and what is left is a LoRA that the host loads."""
+    train(server, "blocks", steps=30, learning_rate=0.002, sample_every=0)
+    graph = Graph(server)
+    base = graph.add("LoraLoomLoadToyModel")
+    node = graph.add("LoraLoomNeededBlocks", model=[base, 0], clip=[base, 1], vae=[base, 2], run="blocks", bound=60.0)
+    graph.add("LoraLoomSaveLora", lora=[node, 0], name="smaller", destination="output/loras", dtype="fp32")
+    report = next(out["text"][0] for out in graph.run()["outputs"].values() if "text" in out).splitlines()
+    blocks = report[1:-1]
+    assert report[0].startswith("On 2 validation pictures the loss is")
+    assert len(blocks) > 3
+    assert all("of the effect lost" in line for line in blocks)
+    left_out = [line.partition(":")[0] for line in blocks if line.endswith("not needed")]
+    assert 0 < len(left_out) < len(blocks)
+    assert report[-1].startswith(f"Without the {len(left_out)} of {len(blocks)} blocks")
+    whole, smaller = (
+        runs_root(server) / "blocks" / "blocks.safetensors",
+        server.base / "output" / "loras" / "smaller.safetensors",
+    )
+    names = [set(tensors_of(file)) for file in (whole, smaller)]
+    assert len(names[1]) < len(names[0])
+    loader = Graph(server)
+    base = loader.add("LoraLoomLoadToyModel")
+    loader.add("LoraLoomInspect", file="smaller.safetensors")
+    assert any("text" in out for out in loader.run()["outputs"].values())
+
+
+def tensors_of(file: Path) -> list[str]:
+    with safe_open(file, "pt") as opened:
+        return list(opened.keys())
