@@ -76,11 +76,13 @@ class CheckDataset(io.ComfyNode):
                 backend = HostBackend(model, clip, vae)
                 sets = dataset.sized(resolution, backend)
                 config = TrainConfig(name="trial", base="ComfyUI", adapter=AdapterConfig(), **sets.parts())
-                job = dataclasses.replace(job_of(backend, config, sets.opened()), listener=LiveNode(node_id, 1))
+                live = LiveNode(node_id, 1)
+                job = dataclasses.replace(job_of(backend, config, sets.opened()), listener=live)
                 asked = config.objective
                 described = backend.base_model(asked)
                 base = ["", described.told(), *described.warnings(asked)]
                 _, measured = verdict(config, *dry_run(job), config.steps)
+                live.on_note(measured)  # in place of what it did last
             pictures = job.dataset
         else:
             pictures = dataset.changed(resolution=resolution, bucket_step_px=bucket_step_px).opened()

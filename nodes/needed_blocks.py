@@ -64,11 +64,12 @@ class NeededBlocks(io.ComfyNode):
         with torch.inference_mode(False):
             backend = HostBackend(model, clip, vae)
             job, file = finished_job(folder, backend)
-            live = dataclasses.replace(job, listener=LiveNode(cls.hidden.unique_id, 1))
-            use = usefulness(live, layers_by_block(file, backend), bound / 100)
+            live = LiveNode(cls.hidden.unique_id, 1)
+            use = usefulness(dataclasses.replace(job, listener=live), layers_by_block(file, backend), bound / 100)
         lora = needed(lora_for(file, backend.family), use.idle)
         picture = torch.from_numpy(np.asarray(chart(use), np.float32) / 255.0)[None]
         lines = use.messages()
+        live.on_note(lines[-1])  # in place of what it did last
         return io.NodeOutput(
             _wire(lora, result_of(folder)[0]),
             picture,

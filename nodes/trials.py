@@ -92,8 +92,10 @@ class CheckTraining(io.ComfyNode):
     ) -> io.NodeOutput:
         with torch.inference_mode(False):
             trial = _trial(w, dataset, HostBackend(model, clip, vae, vision=clip_vision), settings, steps=steps)
-            chosen, measured = dry_run(dataclasses.replace(trial, listener=LiveNode(cls.hidden.unique_id, 1)))
+            live = LiveNode(cls.hidden.unique_id, 1)
+            chosen, measured = dry_run(dataclasses.replace(trial, listener=live))
         ok, message = verdict(trial.config, chosen, measured, steps)
+        live.on_note(message)  # in place of what it did last
         lines = [message, *trial.dataset.messages()]
         keep = {"batch_size": chosen.batch_size, "grad_accum": chosen.grad_accum, "checkpointing": chosen.checkpointing}
         passed = SettingsSocket({**(settings.values if settings else {}), **keep})

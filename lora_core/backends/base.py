@@ -28,7 +28,10 @@ from .base_model import BaseModel
 
 @dataclasses.dataclass(frozen=True)
 class SampleJob:
-    """One sample picture to draw, or with more than one of `frames` a clip; sizes in px. `shown`: the control pictures that it is an edit of."""
+    """One sample picture to draw, or with more than one of `frames` a clip; sizes in px. `shown`: the control pictures that it is an edit of.
+
+    `frame_rate`: frames a second at which a clip is played; 0 where that is unknown.
+    """
 
     prompt: str
     width_px: int
@@ -36,6 +39,7 @@ class SampleJob:
     config: SampleConfig
     shown: Shown = NOTHING
     frames: int = 1
+    frame_rate: float = 0.0
 
     def rng(self) -> torch.Generator:
         """The picture's own noise: on the CPU, so it is the same on every device."""

@@ -30,7 +30,7 @@ class Batch:
     """Latents (B, C, [T,] H, W) float32 on the training device in the model's units; one caption, fit and name per sample; weight (B,).
 
     `mask` (B, 1, [1,] H, W): weights of places, or None. `beside` (B, ...): what else the network is told about each picture, or None.
-    `shown`: the control pictures of each sample; empty where no sample has any.
+    `shown`: the control pictures of each sample; empty where no sample has any. `frame_rates`: of each sample, as `Picture.frame_rate`; empty for pictures.
     """
 
     latents: torch.Tensor
@@ -41,6 +41,7 @@ class Batch:
     mask: torch.Tensor | None = None
     beside: torch.Tensor | None = None
     shown: Sequence[Shown] = ()
+    frame_rates: Sequence[float] = ()
 
     @property
     def given(self) -> torch.Tensor | None:
@@ -265,6 +266,7 @@ class Batches:
             mask=_stacked(masks, latents),
             beside=torch.cat([part["beside"] for part in parts]) if all("beside" in part for part in parts) else None,
             shown=self.cache.all_shown(views, draws),
+            frame_rates=[entry.picture.frame_rate for entry in entries if entry.moves],
         )
 
     def _plan_epoch(self, epoch: int) -> list[list[int]]:

@@ -46,6 +46,13 @@ class Picture:
         """Whether it comes encoded, from other nodes."""
         return self.path.name.endswith(LATENT)
 
+    @property
+    def frame_rate(self) -> float:
+        """Frames a second at which its clips are trained, to a thousandth; 0 for a picture, and where it is unknown."""
+        if self.film is None or not any(len(clip) > 1 for clip in self.clips):
+            return 0.0
+        return round(self.data.frame_rate or self.film.rate, 3)
+
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:

@@ -70,6 +70,11 @@ class Entry:
     shape: tuple[int, ...]
     pixels: bytes
 
+    @property
+    def moves(self) -> bool:
+        """Whether it is a clip of several latent frames."""
+        return len(self.shape) == 4 and self.shape[1] > 1
+
 
 @dataclasses.dataclass(frozen=True)
 class Encoder:

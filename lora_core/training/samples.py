@@ -101,7 +101,7 @@ class Samples:
         path = self._write(f"samples/{label.replace(' ', '-')}.png", _sheet(images))
         if any(len(clip) > 1 for clip in clips):
             moments = [_sheet(moment) for moment in side_by_side(clips)]
-            rate = played_rate(self._run.config, self._run.batches.pictures)
+            rate = trained_rate(self._run.batches.pictures) or USUAL_RATE
             self._write(f"samples/{label.replace(' ', '-')}.webp", animated_webp(moments, rate))
         self._drawn.append((label, images))
         if len(self._drawn) > 1:
@@ -115,11 +115,9 @@ def _sheet(images: Sequence[Image.Image]) -> Image.Image:
     return grid(images, columns=len(images), cell_px=max(192, *(max(i.size) for i in images)))
 
 
-def played_rate(config: TrainConfig, pictures: Sequence[Picture]) -> float:
-    """Frames a second at which clips are shown: those they are trained at."""
-    films = [picture.film for picture in pictures if picture.film is not None]
-    rates = [film.rate for film in films if film.rate]
-    return config.data.frame_rate or (min(rates) if rates else USUAL_RATE)
+def trained_rate(pictures: Sequence[Picture]) -> float:
+    """The fewest frames a second at which clips are trained; 0 where no set says it."""
+    return min((picture.frame_rate for picture in pictures if picture.frame_rate), default=0.0)
 
 
 def sample_jobs(
@@ -139,7 +137,9 @@ def sample_jobs(
         word = config.prior.class_word if config.prior.without_pictures else ""
         jobs.append(job_of(Prompt(config.prior.prompt or word or prior.pictures[0].caption, {}), config))
     longest = max((len(clip) for picture in batches.pictures for clip in picture.clips), default=1)
-    return [job if job.config.frames else dataclasses.replace(job, frames=longest) for job in jobs]
+    jobs = [job if job.config.frames else dataclasses.replace(job, frames=longest) for job in jobs]
+    rate = trained_rate(batches.pictures)
+    return [dataclasses.replace(job, frame_rate=rate if job.frames > 1 else 0.0) for job in jobs]
 
 
 def _usual_prompts(config: TrainConfig, batches: Feed, pairs: Sequence[Pair]) -> list[str]:

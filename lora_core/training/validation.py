@@ -121,7 +121,8 @@ def _alone(asked: Asked, device: torch.device | str) -> tuple[torch.Tensor, Batc
     beside = tensors["beside"].to(device) if "beside" in tensors else None
     weight = torch.ones(1, device=x0.device)
     fits, shown = [asked.cache.fit(view)], asked.cache.all_shown([view])
-    return x0, Batch(x0, [asked.caption], fits, [picture.name], weight, None, beside, shown).on(x0.device)
+    rates = [picture.frame_rate] if asked.cache.entries[asked.entry].moves else []
+    return x0, Batch(x0, [asked.caption], fits, [picture.name], weight, None, beside, shown, rates).on(x0.device)
 
 
 class Probes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import urllib.request
 from pathlib import Path
@@ -11,9 +12,11 @@ import comfy.ldm.wan.vae
 import film_models
 import pytest
 import torch
+from comfy_extras.nodes_lt import LTXVConditioning
 from film_files import rising, write_film, write_gif
 from live_server import Graph, running
-from lora_loom.lora_core.config import Recompute, parse
+from lora_loom.lora_core.backends.base import SampleJob
+from lora_loom.lora_core.config import Recompute, SampleConfig, parse
 from lora_loom.lora_core.data.batches import Batch
 from lora_loom.lora_core.data.buckets import Fit
 from lora_loom.lora_core.data.folder import scan
@@ -139,6 +142,25 @@ def test_the_network_is_given_in_training_what_the_sampler_gives_it_for_a_clip(n
     explained = {row.argument for row in EXPLAINED}
     differing = [a for a in left.keys() | right.keys() if not same(left.get(a), right.get(a))]
     assert set(differing) <= explained
+
+
+@pytest.mark.parametrize("name", ["LTXV", "LTXAV", "Wan"])
+def test_the_frame_rate_of_a_clip_reaches_the_models_that_read_it(name):
+    """As LTXVConditioning gives it; films that do not tell theirs have the host's default. Clips of two rates share a batch, each with its own."""
+    batch = clips_batch(name)
+    model = architectures.build(name)
+    backend = HostBackend(model, RandomClip(name), NoVae(model))
+    sigma = torch.full((len(batch.latents),), 0.6)
+    told = dataclasses.replace(
+        batch, captions=[batch.captions[0]] * len(batch.latents), frame_rates=[16.0, 30.0][: len(batch.latents)]
+    )
+    rates = [given.get("frame_rate") for given in trained_calls(backend, told, told.latents, sigma)]
+    assert rates == ([16.0, 30.0] if name.startswith("LTX") else [None])
+    [text] = LTXVConditioning.execute(backend.texts.text("zog"), backend.texts.text("zog"), 16.0)[0]
+    wired = sampled_call(backend, "zog", batch.latents[:1], sigma[:1], [text])
+    assert wired.get("frame_rate") == (16.0 if name.startswith("LTX") else None)
+    job = SampleJob("zog", 64, 64, SampleConfig(), frames=9, frame_rate=16.0)
+    assert backend.conditioning.of_sample("zog", job)[0][1]["frame_rate"] == 16.0
 
 
 def test_encoding_a_long_clip_takes_a_piece_of_time_after_the_other(monkeypatch):

@@ -13,7 +13,7 @@ import test_gradients
 import torch
 from comfy_extras.nodes_hunyuan import HunyuanImageToVideo, HunyuanVideo15ImageToVideo
 from comfy_extras.nodes_kandinsky5 import Kandinsky5ImageToVideo
-from comfy_extras.nodes_lt import LTXVImgToVideo
+from comfy_extras.nodes_lt import LTXVConditioning, LTXVImgToVideo
 from comfy_extras.nodes_wan import Wan22ImageToVideoLatent, WanFirstLastFrameToVideo, WanImageToVideo
 from film_files import rising, write_gif
 from lora_loom.lora_core.backends.base import SampleJob
@@ -48,6 +48,7 @@ VAES = {
 }
 ALONE = ("Wan 2.1 I2V", "Wan 2.2 I2V", "HunyuanVideo I2V")  # film from a picture alone, the others from text too
 BESIDE = (*ALONE, "HunyuanVideo 1.5")  # are shown the frame beside the noise; the others have it in place of noise
+RATE = 20.0  # frames a second of the films below
 TWO_FRAMES = ("Wan 2.1 I2V", "Wan 2.2 I2V")
 
 
@@ -71,6 +72,7 @@ def by_the_hosts_node(name: str, text: list, vae, pixels: torch.Tensor, last: to
     elif name.startswith("Wan"):
         made = WanImageToVideo.execute(text, text, vae, *size, start_image=pixels, **seen)
     elif name.startswith("LTX"):
+        text = LTXVConditioning.execute(text, text, RATE)[0]
         made = LTXVImgToVideo.execute(text, text, pixels, vae, *size, 1.0)
     elif name == "HunyuanVideo 1.5":
         made = HunyuanVideo15ImageToVideo.execute(text, text, vae, *size, start_image=pixels, **seen)

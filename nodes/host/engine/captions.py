@@ -19,7 +19,6 @@ from ....lora_core.backends.base import TEXT_VERSION, weights_checksum
 from ....lora_core.borrowing.borrow import Borrowing, Measures
 from ....lora_core.borrowing.frozen import place_of
 from ....lora_core.data.batches import Batch
-from ....lora_core.data.buckets import Fit
 from ....lora_core.data.lengths import TextLength
 from ....lora_core.data.shown import NOTHING, Shown
 from ....lora_core.data.store import Memory, Store, key_of
@@ -67,7 +66,7 @@ class HostTexts:
         self._wired: dict[str, Encoded] = {}
         self._encoded: Kept[tuple[str, str], Encoded] = Kept(MAX_TEXTS_BYTES)  # by caption and what is shown
         # What a model gets for texts, by the model and what it depends on beside it; forgotten with them.
-        self.conds: Kept[tuple[Hashable, str, Fit, tuple[int, ...], str], Conds] = Kept(MAX_CONDS_BYTES)
+        self.conds: Kept[tuple[Hashable, ...], Conds] = Kept(MAX_CONDS_BYTES)
         self._store: Store = Memory()
         self._identity: tuple[int | str, ...] = ()  # of the text encoders, in the store
 

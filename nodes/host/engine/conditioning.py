@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import comfy.sampler_helpers
 import comfy.samplers
 import torch
 
+from ....lora_core.backends.base import SampleJob
 from ....lora_core.data.batches import Batch
 from ....lora_core.data.buckets import Fit
 from ....lora_core.data.shown import NOTHING, Shown
@@ -53,9 +55,8 @@ class HostConditioning:
         """
         apart = self._model.one_level_a_pass
         groups: list[tuple[list[int], list[Conds]]] = []
-        everything = batch.shown or [NOTHING] * len(batch.captions)
-        for i, (caption, fit, shown) in enumerate(zip(batch.captions, batch.fits, everything, strict=True)):
-            part = self._one_conditioning(literal(caption), fit, shown, x_t[i : i + 1])
+        for i, (caption, seen) in enumerate(zip(batch.captions, _seen(batch), strict=True)):
+            part = self._one_conditioning(literal(caption), seen, x_t[i : i + 1])
             for indices, parts in groups:
                 if not apart and self._can_join(parts[0], part):
                     indices.append(i)
@@ -67,12 +68,12 @@ class HostConditioning:
             joined = [(indices, comfy.samplers.cond_cat(parts)) for indices, parts in groups]
         return [(indices, _normal_copy(conds)) for indices, conds in joined]
 
-    def of_sample(self, prompt: str, shown: Shown) -> Encoded:
-        """A prompt with the control pictures of a sample, as the host's sampler takes it."""
-        encoded, use = self._texts.text(prompt, shown=shown), self._model.use
-        if use is None or not shown.latents:
-            return encoded
-        return [[hidden, {**more, **use.entries(shown)}] for hidden, more in encoded]
+    def of_sample(self, prompt: str, job: SampleJob) -> Encoded:
+        """A prompt with the control pictures and the frame rate of a sample, as the host's sampler takes it."""
+        encoded, use = self._texts.text(prompt, shown=job.shown), self._model.use
+        beside = use.entries(job.shown) if use is not None and job.shown.latents else {}
+        beside |= _rate(job.frame_rate)
+        return [[hidden, {**more, **beside}] for hidden, more in encoded] if beside else encoded
 
     def _can_join(self, one: Conds, other: Conds) -> bool:
         """Whether two samples' arguments fit into one batch.
@@ -83,31 +84,33 @@ class HostConditioning:
             return False
         return is_unet(self._model.network) or all(_of_one_length(one[key], other[key]) for key in other)
 
-    def _one_conditioning(self, caption: str, fit: Fit, shown: Shown, noise: torch.Tensor) -> Conds:
-        """Of one sample, kept where the same caption, fit, shape and pictures always give the same."""
+    def _one_conditioning(self, caption: str, seen: _Seen, noise: torch.Tensor) -> Conds:
+        """Of one sample, kept where the same caption, fit, shape, pictures and frame rate always give the same."""
         if self._texts.live:
-            return self._model_conds(self._texts.encode_live(caption), fit, shown, noise)
-        key, kept = (self._model, caption, fit, tuple(noise.shape), shown.identity), self._texts.conds
+            return self._model_conds(self._texts.encode_live(caption), seen, noise)
+        key = (self._model, caption, seen.fit, tuple(noise.shape), seen.shown.identity, seen.frame_rate)
+        kept = self._texts.conds
         if key in kept:
             return kept[key]
         with torch.inference_mode():
-            done = self._model_conds(self._texts.text(caption, shown=shown), fit, shown, noise)
+            done = self._model_conds(self._texts.text(caption, shown=seen.shown), seen, noise)
         size = sum(v.cond.nbytes for v in done.values() if torch.is_tensor(getattr(v, "cond", None)))
         if self._texts.trained or not kept.has_room_for(size):
             return done
         return kept.put(key, done, size)
 
-    def _model_conds(self, text: Encoded, fit: Fit, shown: Shown, noise: torch.Tensor) -> Conds:
-        """What the model takes for an encoded text, a size, a crop and control pictures.
+    def _model_conds(self, text: Encoded, seen: _Seen, noise: torch.Tensor) -> Conds:
+        """What the model takes for an encoded text, a size, a crop, control pictures and a frame rate.
 
         `latent_image` is empty as when a picture is made from text: some models would take it for their picture, and must not see what they learn.
         """
-        (width, height), (left, top), (target_w, target_h) = fit.original, fit.crop, fit.bucket
+        (width, height), (left, top), (target_w, target_h) = seen.fit.original, seen.fit.crop, seen.fit.bucket
         conds = comfy.sampler_helpers.convert_cond(text[:1])
         conds[0].update(width=width, height=height, crop_w=left, crop_h=top)
         conds[0].update(target_width=target_w, target_height=target_h)
         if self._model.use is not None:
-            conds[0].update(self._model.use.entries(shown, noise))
+            conds[0].update(self._model.use.entries(seen.shown, noise))
+        conds[0].update(_rate(seen.frame_rate))
         guidance = training_guidance(self._model.base)
         if guidance is not None:
             conds[0].setdefault("guidance", guidance)
@@ -124,6 +127,25 @@ class HostConditioning:
         )
         made = conds[0]["model_conds"]
         return {k: v.process_cond(batch_size=1, area=None, device=self._model.device) for k, v in made.items()}
+
+
+class _Seen(NamedTuple):
+    """What a sample's network is told beside its caption."""
+
+    fit: Fit
+    shown: Shown
+    frame_rate: float
+
+
+def _seen(batch: Batch) -> Iterator[_Seen]:
+    """Of each sample of a batch."""
+    count = len(batch.captions)
+    yield from map(_Seen, batch.fits, batch.shown or [NOTHING] * count, batch.frame_rates or [0.0] * count)
+
+
+def _rate(frame_rate: float) -> dict[str, float]:
+    """As LTXVConditioning gives it; the host's own default where it is unknown."""
+    return {"frame_rate": frame_rate} if frame_rate else {}
 
 
 def _of_one_length(one: Any, other: Any) -> bool:

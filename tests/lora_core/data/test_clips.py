@@ -397,6 +397,21 @@ def test_samples_that_are_given_a_frame_and_samples_that_are_not_share_a_batch(t
     assert mixed.asked[:, 0, :, 0, 0].tolist() == asked
 
 
+def test_a_clip_says_its_frame_rate_and_a_picture_has_none(tmp_path):
+    write_film(tmp_path / "a.mp4", rising(24))
+    write_frames(tmp_path / "b.frames", rising(9))
+    Image.fromarray(frame(90, 96, 64)).save(tmp_path / "c.png")
+    for rate, wanted in (
+        (0.0, {"a.mp4": 24.0, "b.frames": 0.0, "c.png": 0.0}),
+        (12.0, {"a.mp4": 12.0, "b.frames": 12.0, "c.png": 0.0}),
+    ):
+        pictures = scan(settings(tmp_path, "5", frame_rate=rate)).pictures
+        assert {picture.name: picture.frame_rate for picture in pictures} == wanted
+    batches = guided_batches(tmp_path, Vae().encoder(), 1, frames="5")
+    told = {batch.names[0]: list(batch.frame_rates) for batch in (batches.at(step, 0) for step in range(12))}
+    assert told == {"a.mp4": [24.0], "b.frames": [0.0], "c.png": []}
+
+
 def test_the_last_frame_is_shown_where_it_is_asked_for_and_kept_apart(tmp_path):
     write_gif(tmp_path / "a.gif", rising(9))
     encoder = Guiding().guided(needed=True, keeps=0, last=True)
