@@ -49,11 +49,15 @@ def _spread(delta: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
 
 
 def mean(error: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-    """(B,) means of (B, C, [T,] H, W); with `mask` (B, 1, [T,] H, W) weighted by it, so a small mask counts as much as a large one."""
+    """(B,) means of (B, C, [T,] H, W); with `mask` (B, 1, [T,] H, W) weighted by it, so a small mask counts as much as a large one.
+
+    Where it leaves nothing, the mean is 0.
+    """
     if mask is None:
         return error.flatten(1).mean(1)
     weight = mask.to(error).expand_as(error)
-    return (error * weight).flatten(1).sum(1) / weight.flatten(1).sum(1)
+    total = weight.flatten(1).sum(1)
+    return (error * weight).flatten(1).sum(1) / total.where(total > 0, torch.ones_like(total))
 
 
 THRESHOLDED = ("huber", "smooth_l1")  # the losses that read `delta`

@@ -88,7 +88,7 @@ class CheckDataset(io.ComfyNode):
             pictures = dataset.changed(resolution=resolution, bucket_step_px=bucket_step_px).opened()
 
         def length(caption: str) -> TextLength:
-            return length_of(literal(caption), clip)
+            return length_of(literal(caption, clip), clip)
 
         show = layer_progress(node_id)
         report = look(pictures, length if clip is not None else None, lambda n, of: show(n, of, ""))

@@ -236,7 +236,7 @@ class EncodeDataset(io.ComfyNode):
                 continue
             image = torch.from_numpy(pixels.astype(np.float32) / 255.0)[None]
             latents.append({"samples": vae.encode(image)})
-            texts.append(clip.encode_from_tokens_scheduled(clip.tokenize(literal(picture.caption))))
+            texts.append(clip.encode_from_tokens_scheduled(clip.tokenize(literal(picture.caption, clip))))
             images.append(image)
         if not images:
             raise LoomError("dataset.none_opened", field="dataset")

@@ -19,7 +19,7 @@ from .jobs.datasets import Base, PictureSets
 from .jobs.settings import SLIDER
 from .settings import Settings, SettingsSocket, optimizer_of
 from .sockets import LoraWeights, dataset_input, lora_output, loss_output, path_output, plain_errors
-from .train_node import CONTINUED, RESOLUTION, RESUME, TrainNode, base_inputs, run_of_lora, train_schema
+from .train_node import CONTINUED, RESOLUTION, RESUME, VISION, TrainNode, base_inputs, run_of_lora, train_schema
 from .widgets import job, row
 from .widgets import settings as values_of
 
@@ -72,6 +72,7 @@ INPUTS = (
     ),
     make_input(Settings, "settings", optional=True, tooltip="From the settings nodes: optimizer, adapter, loss and noise."),
     CONTINUED,
+    VISION,
 )  # fmt: skip
 
 
@@ -117,11 +118,12 @@ class TrainSlider(TrainNode):
         dataset: PictureSets | None = None,
         settings: SettingsSocket | None = None,
         lora: dict | None = None,
+        clip_vision: Any = None,
         **widgets: Any,
     ) -> io.NodeOutput:
         check_name("name", widgets["name"])
         with torch.inference_mode(False):
-            backend = HostBackend(model, clip, vae)
+            backend = HostBackend(model, clip, vae, vision=clip_vision)
             config, pictures = config_from(widgets, dataset, backend, settings)
             if not config.trains_slider:
                 raise LoomError("settings.pivotal_elsewhere", field="settings")

@@ -6,6 +6,7 @@ import dataclasses
 
 from .settings import path_setting, setting
 
+PROMPT_START = "<Prompt Start>"  # between the system prompt of Lumina 2 and a caption
 AUTO, NEVER, HALF, ALWAYS = FIRST_FRAME = ("auto", "never", "half of the time", "always")
 
 

@@ -30,7 +30,8 @@ class Batch:
     """Latents (B, C, [T,] H, W) float32 on the training device in the model's units; one caption, fit and name per sample; weight (B,).
 
     `mask` (B, 1, [1,] H, W): weights of places, or None. `beside` (B, ...): what else the network is told about each picture, or None.
-    `shown`: the control pictures of each sample; empty where no sample has any. `frame_rates`: of each sample, as `Picture.frame_rate`; empty for pictures.
+    `shown`: the control pictures or the first frame of each sample; empty where no sample has any. `frame_rates`: of each sample, as
+    `Picture.frame_rate`; empty for pictures.
     """
 
     latents: torch.Tensor
@@ -58,12 +59,18 @@ class Batch:
         return x_t if given is None else torch.where(given > 0, self.latents.to(x_t), x_t)
 
     @property
+    def learnt(self) -> torch.Tensor | None:
+        """(B, 1, T, 1, 1): 0 for the latent frames that the network has as they are; None where all are learnt."""
+        given = self.given
+        return None if given is None else 1 - given
+
+    @property
     def asked(self) -> torch.Tensor | None:
         """Weights of places in the loss: those of `mask`, 0 where a frame is given; None where all count alike."""
-        given = self.given
-        if given is None:
-            return self.mask
-        return (1 - given) * (torch.ones_like(self.latents[:, :1]) if self.mask is None else self.mask)
+        learnt = self.learnt
+        if learnt is None or self.mask is None:
+            return self.mask if learnt is None else learnt
+        return learnt * self.mask
 
     def on(self, device: torch.device) -> Batch:
         """On the training device; the copy of pinned memory goes on while the step before still computes."""
@@ -242,7 +249,7 @@ class Batches:
             for slot, (view, _) in enumerate(drawn, mine.start)
         ]
         places = range(mine.start, mine.start + len(drawn))
-        draws = [python_rng(self._config.seed, step, micro, slot, "shown").random() for slot in places]
+        draws = [python_rng(self._config.seed, step, micro, slot, "input mask").random() for slot in places]
         return self._joined([view for view, _ in drawn], [caption for _, caption in drawn], latents, draws)
 
     def _joined(

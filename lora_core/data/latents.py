@@ -304,7 +304,8 @@ class LatentCache:
         of_mask = digest_of(picture.mask) if picture.mask else config.masks == "alpha"
         made_from = [TRANSFORM, digest_of(picture.path), of_mask, config.background, config.latents]
         made_from += [self._encoder.identity, self._encoder.beside is not None, self._guided(picture)]
-        needed = self._encoder.showing is not None and self._encoder.showing.needed
+        showing = self._encoder.showing
+        needed = showing is not None and showing.of_film and showing.needed
         clips = [clip for clip in picture.clips if len(clip) > 1 or not needed]
         if not clips:
             raise PictureError("picture.no_first_frame")

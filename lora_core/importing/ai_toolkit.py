@@ -342,7 +342,7 @@ SET_ROWS: dict[str, Row] = {
     "dataset_path": same("folder"),
     "num_frames": otherwise("frames", "import.why.films", clip_length, default=1),
     "fps": otherwise("frame_rate", "import.why.films", clip_rate),
-    "do_i2v": otherwise("first_frame", "import.why.first_frame", first_frames),
+    "do_i2v": otherwise("first_frame", "import.why.first_frame", first_frames, default=True),
     "shrink_video_to_frames": nothing("import.why.films"),
     "do_audio": nothing("import.why.conditioning"),
     "caption_ext": otherwise("captions", "import.why.extension", extension, ".txt"),

@@ -28,6 +28,7 @@ from .rows import (
     otherwise,
     same,
     side,
+    system_prompt,
     truth,
     whole,
 )
@@ -382,9 +383,10 @@ ROWS: dict[str, Row] = {
     ),
     **each(
         "max_sequence_length tokenizer_max_length text_encoder_use_attention_mask complex_human_instruction "
-        "system_prompt text_encoder_out_layers prompt_enhancer_head_id upsample_prompt",
+        "text_encoder_out_layers prompt_enhancer_head_id upsample_prompt",
         nothing("import.why.token_length"),
     ),
+    "system_prompt": otherwise("data.prefix", "import.why.system_prompt", system_prompt),
     "image_interpolation_mode": nothing("import.why.lanczos"),
     **each(
         "output_kohya_format no_safe_serialization save_as_full_pipeline validation_model_path",

@@ -22,6 +22,7 @@ from .rows import (
     nothing,
     otherwise,
     same,
+    system_prompt,
     tables,
     truth,
 )
@@ -317,13 +318,14 @@ ROWS: dict[str, Row] = {
         nothing("import.why.memory"),
     ),
     **each("deepspeed zero* offload_* ddp_*", nothing("import.why.accelerate")),
+    "system_prompt": otherwise("data.prefix", "import.why.system_prompt", system_prompt),
     **each(
         "ae clip_l clip_g t5xxl gemma2 qwen3 byt5 text_encoder t5_tokenizer_path llm_adapter_path "
         "controlnet_model_name_or_path",
         nothing("import.why.parts"),
     ),
     **each(
-        "t5xxl_max_token_length gemma2_max_token_length qwen3_max_token_length t5_max_token_length system_prompt "
+        "t5xxl_max_token_length gemma2_max_token_length qwen3_max_token_length t5_max_token_length "
         "clip_l_dropout_rate clip_g_dropout_rate t5_dropout_rate",
         nothing("import.why.token_length"),
     ),

@@ -8,6 +8,7 @@ import math
 import typing
 from collections.abc import Callable, Mapping, Sequence
 
+from ..config.data import PROMPT_START
 from ..messages.errors import LoomError
 
 # A name inside of itself:
@@ -229,12 +230,18 @@ def clip_length(value: Value, given: Settings) -> Paths:
     return {"frames": str(frames)} if frames > 1 else {}
 
 
+def system_prompt(value: Value, given: Settings) -> Paths:
+    """What stands before every caption, as Lumina 2 was trained; those programs join the two by its mark."""
+    text = str(value).strip()
+    return {"data.prefix": f"{text} {PROMPT_START} "} if text else {}
+
+
 def first_frames(value: Value, given: Settings) -> Paths:
     """Whether clips are trained as what follows their first frame; nothing for a set of pictures."""
     lengths = (given.get("num_frames"), given.get("video.num_frames"))
     if not any(whole(length) > 1 for length in lengths if length is not None):
         return {}
-    return {"first_frame": "always" if truth(value) else "never"}
+    return {"first_frame": "always" if truth(value) else "auto"}  # a model that needs it has it in any case
 
 
 def arguments(value: Value) -> dict[str, str]:

@@ -16,7 +16,7 @@ from ..adapters.tokens import TokenSet
 from ..backends.base import Backend, EncodesBeside, EncodesClips, Remarks, showing_of
 from ..backends.base_model import BaseModel
 from ..config import ObjectiveConfig, TrainConfig
-from ..config.data import ALWAYS, HALF
+from ..config.data import ALWAYS, AUTO, HALF, PROMPT_START
 from ..config.slider import lines_of
 from ..data.batches import Batches, NoPictures
 from ..data.captions import PLACEHOLDER, named, with_trigger
@@ -46,6 +46,8 @@ from .run import Material, Run, Source
 from .settling import settled
 from .slider import Slider
 from .validation import Probes, split
+
+SYSTEM_PROMPTED = ("lumina2",)  # families that are usually asked with a system prompt before the caption
 
 
 @contextlib.contextmanager
@@ -98,6 +100,7 @@ def gathered(job: Job, first_step: int = 0, folder: Path | None = None) -> Mater
     require_concepts(job.config, training, adapters.tokens)
     objective = objective_of(job)
     warn_of_trigger(job, adapters.tokens)
+    note_of_system_prompt(job)
     encoding = Encoding.of(job)
     sources = [training_source(encoding, training, base, objective)]
     sources += class_pictures(encoding, training, adapters.tokens)
@@ -196,6 +199,13 @@ def warn_of_trigger(job: Job, tokens: TokenSet) -> None:
         job.listener.on_warning(Message.of("trigger.known_word", field="data.trigger", trigger=repr(trigger)))
 
 
+def note_of_system_prompt(job: Job) -> None:
+    """Says so where a model is usually asked with a system prompt, and no caption has one."""
+    captions = (caption.text for picture in job.dataset.pictures for caption in picture.captions)
+    if job.backend.family in SYSTEM_PROMPTED and not any(PROMPT_START in text for text in captions):
+        job.listener.on_note(Message.of("caption.system_prompt", field="data.prefix", mark=PROMPT_START))
+
+
 def training_source(encoding: Encoding, dataset: Dataset, base: BaseModel, objective: Objective) -> Source:
     """What a run learns from: pictures, or the prompts of a slider on pictures or on none."""
     job = encoding.job
@@ -237,19 +247,35 @@ def training_pictures(encoding: Encoding, dataset: Dataset) -> Source:
     """The pictures to learn from, encoded. Raises LoomError when masks are asked for and none leaves anything out."""
     cache = encoding.pictures(dataset, "progress.pictures")
     _check_masks(dataset, cache, encoding.job.listener)
-    for message in of_first_frames(cache.pictures, showing_of(encoding.job.backend)):
-        encoding.job.listener.on_warning(message)
+    showing, listener = showing_of(encoding.job.backend), encoding.job.listener
+    for message in of_first_frames(cache.pictures, showing):
+        listener.on_warning(message)
+    for message in of_open_frames(cache.pictures, showing):
+        listener.on_note(message)
     return Source(encoding.batches(cache, encoding.job.config))
 
 
 def of_first_frames(pictures: Sequence[Picture], showing: Showing | None) -> list[Message]:
     """What to say about the first frames that the sets ask for."""
-    shown = {picture.data.first_frame for picture in pictures if any(len(clip) > 1 for clip in picture.clips)}
-    if showing is None or not showing.of_film:
-        idle = sorted(shown & {HALF, ALWAYS})
-        return [Message.of("data.first_frame.idle", field="data.first_frame", value=idle[0])] if idle else []
-    unseen = showing.unseen and any(showing.share(picture.data) for picture in pictures)
+    moving = [picture for picture in pictures if any(len(clip) > 1 for clip in picture.clips)]
+    films = showing is not None and showing.of_film
+    idle = sorted({picture.data.first_frame for picture in (pictures if films else moving)} & {HALF, ALWAYS})
+    if idle and not (films and moving):
+        code = "data.first_frame.no_clips" if films else "data.first_frame.idle"
+        return [Message.of(code, field="data.first_frame", value=idle[0])]
+    if showing is None or not films:
+        return []
+    unseen = showing.unseen and any(showing.share(picture.data) for picture in moving)
     return [Message.of("vision.not_wired", field="clip_vision")] if unseen else []
+
+
+def of_open_frames(pictures: Sequence[Picture], showing: Showing | None) -> list[Message]:
+    """What becomes of the clips of sets that leave it open, on a model that films from text as well as from a picture."""
+    left = any(p.data.first_frame == AUTO and any(len(clip) > 1 for clip in p.clips) for p in pictures)
+    if not left or showing is None or not showing.of_film or showing.needed:
+        return []
+    code = "data.first_frame.by_name" if showing.usual else "data.first_frame.from_text"
+    return [Message.of(code, field="data.first_frame")]
 
 
 def class_pictures(encoding: Encoding, subject: Dataset, tokens: TokenSet) -> list[Source]:

@@ -147,7 +147,7 @@ class Held:
         with frozen(run):
             goal = run.backend.predict(x_t, sigma, of_class).float()
         weight = sent(objective.weight(drawn).float(), x0.device)
-        yield weight * mean(mse(run.backend.predict(x_t, sigma, of_class), goal, None), batch.asked)
+        yield weight * mean(mse(run.backend.predict(x_t, sigma, of_class), goal, None), batch.learnt)
 
 
 def _made(missing: Sequence[Wanted], job: Job, cache: Path) -> list[Picture]:

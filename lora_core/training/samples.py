@@ -78,7 +78,8 @@ class Samples:
             for strength in strengths:
                 self._listener.on_progress("progress.samples", len(images) + 1, len(jobs) * len(strengths))
                 with self._run.adapters.at_strength(strength):
-                    images += self._run.backend.sample(job)[:1]
+                    clip = self._run.backend.sample(job)[: job.frames]
+                images.append(clip[len(clip) // 2])
         if self._run.processes.main:
             labels = [label for job in jobs for label in at_strengths(self._run.config, job.prompt)]
             cell_px = max(192, *(max(i.size) for i in images))

@@ -127,7 +127,7 @@ class Slider:
         weight = sent(objective.weight(sigma).float(), x_t.device)
         threshold = self.distance.threshold(objective, sigma, x_t.device)
         answer = run.backend.predict(x_t, on_device(sigma, x_t), batch)
-        return weight * mean(self.distance(answer, goal, threshold), batch.asked)
+        return weight * mean(self.distance(answer, goal, threshold), batch.learnt)
 
     def _noisy(
         self, run: Run, objective: Objective, batch: Batch, side: float, rng: torch.Generator

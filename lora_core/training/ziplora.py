@@ -175,7 +175,7 @@ class _Zipping:
             self._set_mode(mode)
             target = self._backend.predict(x_t, sigma, batch)
         self._set_mode(MERGED)
-        return mean(mse(self._backend.predict(x_t, sigma, batch), target, None), batch.asked).mean()
+        return mean(mse(self._backend.predict(x_t, sigma, batch), target, None), batch.learnt).mean()
 
     def _set_mode(self, mode: str) -> None:
         for adapter in self.members:

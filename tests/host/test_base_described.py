@@ -31,7 +31,7 @@ def opened(name: str, file: str = "", **changes) -> HostBackend:
         ("Flux schnell", "read as flux1: it predicts flow (as the loaded model says); time shift 1; latents with 16 channels; "
                          "distilled (it is Flux schnell); weights stored as float32."),
         ("ZImage", "read as z-image: it predicts flow (as the loaded model says); time shift 3; latents with 16 channels; weights stored as float32."),
-        ("Chroma", "read as chroma: it predicts flow (as the loaded model says); time shift 3.16; latents with 16 channels; weights stored as float32."),
+        ("Chroma", "read as chroma: it predicts flow (as the loaded model says); time shift 1; latents with 16 channels; weights stored as float32."),
     ],
 )  # fmt: skip
 def test_a_model_is_told_in_one_sentence(name, sentence):
@@ -108,3 +108,12 @@ def test_layers_that_run_while_a_text_is_encoded_are_not_offered_and_all_others_
             _, gradients = loss_and_gradients(backend, adapters, batch_of("Anima"))
     reached = {key.rpartition(".")[0] for key, value in gradients.items() if value.any()}
     assert reached == set(layers)
+
+
+@pytest.mark.parametrize(("name", "asked", "told"), [
+    ("SDXL refiner", {}, ["model.refiner_range"]), ("SDXL refiner", {"max_timestep": 200}, []), ("SDXL", {}, []), ("Wan causal", {}, ["model.causal"]),
+])  # fmt: skip
+def test_what_a_model_is_never_asked_for_is_told(name, asked, told):
+    config = ObjectiveConfig(**asked)
+    warnings = opened(name).base_model(config).warnings(config)
+    assert [message.code for message in warnings] == told

@@ -397,11 +397,11 @@ def test_captions_with_parentheses_are_read_as_they_stand(toy):
     with torch.inference_mode():
         clip = toy[1]
         plainly = clip.tokenize("saber \\(fate\\)")
-        assert clip.tokenize(literal("saber (fate)")) == plainly
-        assert clip.tokenize(literal("saber \\(fate\\)")) == plainly
+        assert clip.tokenize(literal("saber (fate)", clip)) == plainly
+        assert clip.tokenize(literal("saber \\(fate\\)", clip)) == plainly
         weights = {
             pair[1]
-            for windows in clip.tokenize(literal("a (red:1.5) cat")).values()
+            for windows in clip.tokenize(literal("a (red:1.5) cat", clip)).values()
             for window in windows
             for pair in window
         }
@@ -409,6 +409,22 @@ def test_captions_with_parentheses_are_read_as_they_stand(toy):
         backend = HostBackend(*toy)
         assert backend.text_length("a red circle").tokens == 3
         assert backend.text_length("red " * 200).pieces == 3
+
+
+@pytest.mark.parametrize(("module", "tokenizer", "as_it_stands"), [
+    ("longcat_image", "LongCatImageTokenizer", True), ("qwen_image", "QwenImageTokenizer", False), ("z_image", "ZImageTokenizer", False),
+])  # fmt: skip
+def test_tokenizers_that_read_every_text_as_it_stands_get_it_without_backslashes(module, tokenizer, as_it_stands):
+    import importlib
+    from types import SimpleNamespace
+
+    from lora_loom.nodes.host.engine.texts import literal
+
+    made = getattr(importlib.import_module(f"comfy.text_encoders.{module}"), tokenizer)()
+    clip = SimpleNamespace(tokenizer=made, tokenize=made.tokenize_with_weights)
+    read = literal("saber (fate)", clip)
+    assert (read == "saber (fate)") is as_it_stands
+    assert str(clip.tokenize(read)) == str(clip.tokenize("saber (fate)"))  # these two kinds know no weights
 
 
 def test_what_is_base64_in_the_own_list_is_the_file_as_it_was(server):

@@ -305,6 +305,8 @@ def test_frames_that_a_model_does_not_take_are_refused_before_anything_is_encode
 def test_a_model_named_for_pictures_is_shown_the_first_frame_of_itself(films):
     patcher = architectures.build("HunyuanVideo 1.5")
     plain = use_of(patcher.model, lambda: "hunyuanvideo1.5_720p_t2v.safetensors")
+    both = use_of(architectures.build("Wan 2.2 TI2V").model, lambda: "wan2.2_ti2v_5B_fp16.safetensors")
+    assert both.showing(False).share(DataConfig(folder=str(films))) == 0.0
     named = use_of(patcher.model, lambda: "hunyuanvideo1.5_720p_I2V_fp16.safetensors")
     shares = [use.showing(False).share(DataConfig(folder=str(films))) for use in (plain, named)]
     assert shares == [0.0, 1.0]

@@ -45,6 +45,7 @@ from .lent_model import LentModel
 from .model import HostModel
 from .objective import HostObjective
 from .pictures import HostPictures
+from .shown import TEXT_SEES_FRAMES
 
 
 class HostBackend(LentModel):
@@ -118,7 +119,12 @@ class HostBackend(LentModel):
 
     def remarks(self) -> Sequence[Message]:
         """What there is to say about how the model is trained, since `training` was entered."""
-        return tuple(self.lending.remarks)
+        use, vision = self.model.use, self.model.vision
+        idle = vision is not None and (use is None or use.vision is None)
+        sees = type(self.model.base).__name__ in TEXT_SEES_FRAMES and use is not None and use.behind is not None
+        messages = [Message.of("vision.idle", field="clip_vision")] if idle else []
+        messages += [Message.of("text.first_frame_unseen", field="clip")] if sees else []
+        return (*self.lending.remarks, *messages)
 
     def given_back(self) -> AbstractContextManager[None]:
         """Inside, the host has its models as they were before the run and may use them; the next step takes them again."""
@@ -139,7 +145,7 @@ class HostBackend(LentModel):
     def sample(self, job: SampleJob) -> list[Image.Image]:
         config, patcher = job.config, self.model.patcher
         with self.lending.sampling(), torch.inference_mode():
-            latent, given = self.empty_latent(job), bool(job.shown.given)
+            latent = self.empty_latent(job)
             latents = comfy.sample.sample(
                 patcher,
                 comfy.sample.prepare_noise(latent, config.seed),
@@ -150,14 +156,11 @@ class HostBackend(LentModel):
                 self.conditioning.of_sample(job.prompt, job),
                 self.conditioning.of_sample(config.negative, job),
                 latent,
-                noise_mask=job.shown.latents[1] if given else None,
+                noise_mask=self.noise_mask(job),
                 seed=config.seed,
                 disable_pbar=True,
             )
-            if given:  # what the network made of a frame that it was given is thrown away
-                frames = job.shown.latents[0].shape[2]
-                latents = torch.cat([job.shown.latents[0].to(latents), latents[:, :, frames:]], 2)
-            return self.pictures.decode(latents)
+            return self.pictures.decode(self.with_given(latents, job))
 
 
 if TYPE_CHECKING:

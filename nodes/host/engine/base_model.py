@@ -19,7 +19,7 @@ from ....lora_core.backends.marks import Marks, marks_of_file
 from ....lora_core.config import ObjectiveConfig
 from ....lora_core.messages.message import Message
 from .naming import base_family
-from .objective import has_table, kind_of, time_shift
+from .objective import has_table, kind_of, time_shift, usual_shift
 
 _VIDEO = "plain_model.text_to_video_model_of_the_same_family"
 _SHOWN, _MASKED = ("concat_latent_image",), ("concat_latent_image", "concat_mask")
@@ -74,8 +74,13 @@ _BY_CLASS = {  # of comfy.model_base; older hosts lack some
     "PiD": FurtherInput("kind_of_model.decoder_of_latents", "input.latent_to_decode", ("lq_latent",)),
 }
 
+REFINED, TOLERATED = (
+    200,
+    50,
+)  # timesteps of 1000 that SDXL's refiner is sampled at; what may be trained above them unsaid
+
 # What these concatenate is blank for text alone as well, so their plain form and the one for pictures are told apart by
-# nothing.
+# the name of the file alone.
 _BLANK_FOR_TEXT = ("HunyuanVideo15", "Kandinsky5", "StableAudio3")
 
 
@@ -108,6 +113,11 @@ def films(model: Any) -> bool:
     if _is(model, "CosmosPredict2") and getattr(model, "image_to_video", False):
         return True
     return model.latent_format.latent_dimensions == 3 and not any(_is(model, name) for name in _STILL)
+
+
+def reads_frame_rate(model: Any) -> bool:
+    """Whether the host's workflows tell a model how many frames a second there are; Cosmos has an entry for it that none of them fills."""
+    return any(_is(model, name) for name in ("LTXV", "LTXAV"))
 
 
 def _is(model: Any, name: str) -> bool:
@@ -222,13 +232,19 @@ def described(patcher: Any, sampling: Any, config: ObjectiveConfig) -> BaseModel
         Message.of("model.other_prediction", field="model", kind=kind, other=w.prediction, source=w.source)
         for w in others[:1]
     )
+    if _is(model, "SDXLRefiner") and config.max_timestep > REFINED + TOLERATED:
+        doubts += (
+            Message.of("model.refiner_range", field="objective.max_timestep", asked=config.max_timestep, high=REFINED),
+        )
+    if _is(model, "WAN21_CausalAR"):
+        doubts += (Message.of("model.causal", field="model"),)
     return BaseModel(
         base_family(model),
         decided,
         patcher.get_model_object("latent_format").latent_channels,
         _stored(model.diffusion_model),
         training_guidance(model),
-        time_shift(sampling, config) if kind == "flow" else None,
+        time_shift(sampling, config, usual_shift(patcher)) if kind == "flow" else None,
         marks.expert,
         _distilled(model) or marks.distilled,
         further_input(model),

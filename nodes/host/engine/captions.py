@@ -123,28 +123,32 @@ class HostTexts:
     def any_wired(self) -> bool:
         return bool(self._wired)
 
+    def literal(self, caption: str) -> str:
+        """As the tokenizers of this CLIP read it as it stands."""
+        return literal(caption, self._clip)
+
     def length(self, caption: str) -> TextLength:
-        return length_of(literal(caption), self._clip)
+        return length_of(self.literal(caption), self._clip)
 
     def encode_ahead(self, captions: Sequence[str], progress: Callable[[int, int], None]) -> None:
         """`progress(done, total)` is told before each caption, and when all are done."""
         for done, caption in enumerate(captions):
             progress(done, len(captions))
-            self.text(literal(caption), keep=True)
+            self.text(self.literal(caption), keep=True)
         progress(len(captions), len(captions))
 
     def encode_shown_ahead(self, texts: Sequence[tuple[str, Shown]], progress: Callable[[int, int], None]) -> None:
         """The same for captions with the control pictures beside them."""
         for done, (caption, shown) in enumerate(texts):
             progress(done, len(texts))
-            self.text(literal(caption), keep=True, shown=shown)
+            self.text(self.literal(caption), keep=True, shown=shown)
         progress(len(texts), len(texts))
 
     def learn(self, batch: Batch) -> bool:
         """Encodes those of its captions that are not known and will be asked for; whether there were any."""
         if self._trained.trains_text:
             return False
-        pairs = zip(map(literal, batch.captions), batch.shown or [NOTHING] * len(batch.captions), strict=True)
+        pairs = zip(map(self.literal, batch.captions), batch.shown or [NOTHING] * len(batch.captions), strict=True)
         unknown = [
             (c, s) for c, s in pairs if c not in self._wired and (c, self._seen(s).identity) not in self._encoded
         ]

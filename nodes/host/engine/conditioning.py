@@ -14,11 +14,10 @@ from ....lora_core.backends.base import SampleJob
 from ....lora_core.data.batches import Batch
 from ....lora_core.data.buckets import Fit
 from ....lora_core.data.shown import NOTHING, Shown
-from .base_model import training_guidance
+from .base_model import reads_frame_rate, training_guidance
 from .captions import Conds, Encoded, HostTexts
 from .layers import is_unet
 from .model import HostModel
-from .texts import literal
 
 
 class HostConditioning:
@@ -56,7 +55,7 @@ class HostConditioning:
         apart = self._model.one_level_a_pass
         groups: list[tuple[list[int], list[Conds]]] = []
         for i, (caption, seen) in enumerate(zip(batch.captions, _seen(batch), strict=True)):
-            part = self._one_conditioning(literal(caption), seen, x_t[i : i + 1])
+            part = self._one_conditioning(self._texts.literal(caption), seen, x_t[i : i + 1])
             for indices, parts in groups:
                 if not apart and self._can_join(parts[0], part):
                     indices.append(i)
@@ -72,8 +71,12 @@ class HostConditioning:
         """A prompt with the control pictures and the frame rate of a sample, as the host's sampler takes it."""
         encoded, use = self._texts.text(prompt, shown=job.shown), self._model.use
         beside = use.entries(job.shown) if use is not None and job.shown.latents else {}
-        beside |= _rate(job.frame_rate)
+        beside |= self._rate(job.frame_rate)
         return [[hidden, {**more, **beside}] for hidden, more in encoded] if beside else encoded
+
+    def _rate(self, frame_rate: float) -> dict[str, float]:
+        """As LTXVConditioning gives it to the models that it is for; the host's own default where it is unknown."""
+        return {"frame_rate": frame_rate} if frame_rate and reads_frame_rate(self._model.base) else {}
 
     def _can_join(self, one: Conds, other: Conds) -> bool:
         """Whether two samples' arguments fit into one batch.
@@ -94,7 +97,7 @@ class HostConditioning:
             return kept[key]
         with torch.inference_mode():
             done = self._model_conds(self._texts.text(caption, shown=seen.shown), seen, noise)
-        size = sum(v.cond.nbytes for v in done.values() if torch.is_tensor(getattr(v, "cond", None)))
+        size = sum(_bytes(v.cond) for v in done.values() if torch.is_tensor(getattr(v, "cond", None)))
         if self._texts.trained or not kept.has_room_for(size):
             return done
         return kept.put(key, done, size)
@@ -110,7 +113,7 @@ class HostConditioning:
         conds[0].update(target_width=target_w, target_height=target_h)
         if self._model.use is not None:
             conds[0].update(self._model.use.entries(seen.shown, noise))
-        conds[0].update(_rate(seen.frame_rate))
+        conds[0].update(self._rate(seen.frame_rate))
         guidance = training_guidance(self._model.base)
         if guidance is not None:
             conds[0].setdefault("guidance", guidance)
@@ -129,6 +132,11 @@ class HostConditioning:
         return {k: v.process_cond(batch_size=1, area=None, device=self._model.device) for k, v in made.items()}
 
 
+def _bytes(tensor: torch.Tensor) -> int:
+    """What is kept of it: an expanded one is as large as what it was expanded from."""
+    return min(tensor.nbytes, tensor.untyped_storage().nbytes())
+
+
 class _Seen(NamedTuple):
     """What a sample's network is told beside its caption."""
 
@@ -141,11 +149,6 @@ def _seen(batch: Batch) -> Iterator[_Seen]:
     """Of each sample of a batch."""
     count = len(batch.captions)
     yield from map(_Seen, batch.fits, batch.shown or [NOTHING] * count, batch.frame_rates or [0.0] * count)
-
-
-def _rate(frame_rate: float) -> dict[str, float]:
-    """As LTXVConditioning gives it; the host's own default where it is unknown."""
-    return {"frame_rate": frame_rate} if frame_rate else {}
 
 
 def _of_one_length(one: Any, other: Any) -> bool:

@@ -203,10 +203,11 @@ class HostExperts(LentModel):
                     start_step=first,
                     last_step=last,
                     force_full_denoise=last == config.steps,
+                    noise_mask=self.noise_mask(job),
                     seed=config.seed,
                     disable_pbar=True,
                 )
-            return self.pictures.decode(latent)
+            return self.pictures.decode(self.with_given(latent, job))
 
 
 if TYPE_CHECKING:

@@ -13,8 +13,10 @@ from typing import Any
 import comfy.clip_vision
 import torch
 
+from ....lora_core.backends.base import whole_fingerprint
 from ....lora_core.data.shown import Shown
 from ....lora_core.messages.blame import blamed
+from ....lora_core.messages.errors import LoomError
 
 GREY = 0.5  # of the frames that are not given
 
@@ -27,11 +29,12 @@ class Behind(enum.Enum):
     ZEROS = "zeros"  # HunyuanVideo 1.5: the same, filled up here
     REPLACED = "replaced"  # Kandinsky 5: the network puts the encoded frame over the noise
     CLEAN = "clean"  # LTX, Wan 2.2 5B: the first latent frame has no noise, and a noise level of 0
+    GUIDING = "guiding"  # HunyuanVideo image to video, v2: the same, said by its number
 
     @property
     def in_place(self) -> bool:
         """Whether the frame stands in the latents that are learnt, instead of beside them."""
-        return self in (Behind.REPLACED, Behind.CLEAN)
+        return self in (Behind.REPLACED, Behind.CLEAN, Behind.GUIDING)
 
 
 def first_frame(
@@ -76,31 +79,42 @@ def with_first(empty: torch.Tensor, shown: Shown, model: Any) -> torch.Tensor:
 class Vision:
     """What a CLIP VISION model of the host sees of the frames that are given, for the models that read it."""
 
-    def __init__(self, model: Any, name: str, crop: bool):
-        self._model, self._name, self._crop = model, name, crop
+    def __init__(self, model: Any, name: str, crop: bool, width: int):
+        self._model, self._name, self._crop, self._width = model, name, crop, width
 
     @staticmethod
     def read_by(network: Any, model: Any) -> Vision | None:
         """For a network of the host; None for one that reads no such thing. Cut to a square (`crop`) as the host's own workflows do it."""
-        if getattr(network, "img_emb", None) is not None:
-            return Vision(model, "penultimate_hidden_states", False)  # Wan 2.1
-        if getattr(network, "vision_in", None) is not None:
-            return Vision(model, "last_hidden_state", True)  # HunyuanVideo 1.5
+        for part, name, crop in (
+            ("img_emb", "penultimate_hidden_states", False),  # Wan 2.1
+            ("vision_in", "last_hidden_state", True),  # HunyuanVideo 1.5
+        ):
+            reader = getattr(network, part, None)
+            if reader is not None:
+                norm = next(module for module in reader.modules() if isinstance(module, torch.nn.LayerNorm))
+                return Vision(model, name, crop, norm.normalized_shape[-1])
         return None
 
     @property
     def wired(self) -> bool:
         return self._model is not None
 
-    @property
-    def network(self) -> Any:
-        return self._model.model
+    def fingerprint(self) -> str:
+        with blamed("vision.failed", "clip_vision"):
+            return whole_fingerprint(self._model.model)
 
     def seen(self, frames: torch.Tensor) -> torch.Tensor:
         """(1 or 2, H, W, 3) in [0, 1] -> the tokens (1, n, C) of each, one behind the other. Raises LoomError."""
         with blamed("vision.failed", "clip_vision"), torch.inference_mode():
             each = [self._model.encode_image(frame[None], crop=self._crop)[self._name] for frame in frames]
-        return torch.cat(each, 1).clone()
+            tokens = torch.cat(each, 1)
+        if tokens.shape[-1] != self._width:
+            raise LoomError("vision.width", field="clip_vision", width=tokens.shape[-1], wanted=self._width)
+        return tokens.clone()
+
+    def example(self, like: torch.Tensor) -> torch.Tensor:
+        """Tokens of nothing, where `like` is."""
+        return torch.zeros(1, 4, self._width, device=like.device)
 
     def entries(self, seen: torch.Tensor) -> dict[str, Any]:
         """What the conditioning of a sample gets."""

@@ -29,7 +29,6 @@ from .kernels import TrainingKernels
 from .layers import LAYERS, is_pure
 from .model import HostModel
 from .pictures import HostPictures
-from .texts import literal
 from .trials import Trials
 from .verify import DIFFUSION, prove_layers, verify
 
@@ -174,7 +173,7 @@ class HostLending:
                 raise
             passing(error)
             caption = self._texts.any_caption()
-            misfit = misfit_width(error, self._model.network, self._texts.text(literal(caption)))
+            misfit = misfit_width(error, self._model.network, self._texts.text(self._texts.literal(caption)))
             if misfit:
                 raise LoomError("clip.width", field="clip", width=misfit[0], wanted=misfit[1]) from error
             raise self._stopped(shape, first_line(error)) from error
@@ -194,6 +193,8 @@ class HostLending:
         height, width = shape[-2:] if len(shape) > 3 else (8, 8)
         side = (width * self._pictures.step_px, height * self._pictures.step_px)
         batch = Batch(x_t, [self._texts.any_caption()], [Fit(side, side, (0, 0), side)], ["self-test"], torch.ones(1))
-        if self._model.use is not None:  # with a control picture as large as its target
-            batch = dataclasses.replace(batch, shown=[self._model.use.example(x_t)])
+        use = self._model.use
+        if use is not None and (use.behind is None or self._model.further is not None):
+            # with a control picture as large as its target
+            batch = dataclasses.replace(batch, shown=[use.example(x_t)])
         return self._model.answer(x_t, sigmas[len(sigmas) // 2].reshape(1), self._conditioning.of(batch, x_t))

@@ -10,7 +10,7 @@ import comfy.sample
 import torch
 from torch import nn
 
-from ....lora_core.backends.base import SampleJob, whole_fingerprint
+from ....lora_core.backends.base import SampleJob
 from ....lora_core.data.lengths import TextLength
 from ....lora_core.data.shown import Showing, Shown
 from ....lora_core.data.store import Store
@@ -120,8 +120,21 @@ class LentModel:
 
     def picture_fingerprint(self) -> str:
         vision = self.model.use.vision if self.model.use is not None else None
-        seen_by = [whole_fingerprint(vision.network)] if vision is not None and vision.wired else []
+        seen_by = [vision.fingerprint()] if vision is not None and vision.wired else []
         return " ".join([self.pictures.fingerprint(), *seen_by])
+
+    @staticmethod
+    def noise_mask(job: SampleJob) -> torch.Tensor | None:
+        """(1, 1, T, h, w): where a sample has noise; None for everywhere."""
+        return job.shown.latents[1] if job.shown.given else None
+
+    @staticmethod
+    def with_given(latents: torch.Tensor, job: SampleJob) -> torch.Tensor:
+        """What was sampled, with the frames that were given: what the network made of them is thrown away."""
+        if not job.shown.given:
+            return latents
+        first = job.shown.latents[0]
+        return torch.cat([first.to(latents), latents[:, :, first.shape[2] :]], 2)
 
     def empty_latent(self, job: SampleJob) -> torch.Tensor:
         """What a sample begins with: of the size of what it is shown, else of its own, and as long as the VAE can make it."""

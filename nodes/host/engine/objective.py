@@ -23,6 +23,7 @@ from ....lora_core.objectives import DiscreteLevels, FlowLevels, NoiseLevels, Ob
 # trained.
 _PREDICTIONS = (
     ("IMG_TO_IMG", ""),
+    ("IMG_TO_IMG_FLOW", ""),
     ("V_PREDICTION_DDPM", ""),
     ("X0", "x0"),
     ("EDM", "v"),
@@ -53,6 +54,34 @@ class HostLevels:
     def __call__(self, u: torch.Tensor) -> torch.Tensor:
         shares = [min(1.0, max(1e-9, 1.0 - v)) for v in u.tolist()]  # of the way from noise to picture
         return torch.tensor([float(self.sampling.percent_to_sigma(share)) for share in shares], dtype=torch.float64)
+
+
+@dataclasses.dataclass(frozen=True)
+class RatioLevels:
+    """Levels of Cosmos: sigma = t / (1 - t) of the `levels` t, between `low` and `high`."""
+
+    levels: FlowLevels
+    low: float
+    high: float
+
+    def __call__(self, u: torch.Tensor) -> torch.Tensor:
+        t = self.levels(u)
+        return (t / (1 - t)).clamp(self.low, self.high)
+
+
+# Time shift that the host's own workflows give a model by a node, in place of the one it is loaded with.
+_IN_WORKFLOWS = {"Chroma": 1.0, "ChromaRadiance": 1.0, "Kandinsky5": 5.0}
+_OVIS = 3.0
+
+
+def usual_shift(patcher: Any) -> float:
+    """For a MODEL without such a node before it, whose kind is sampled through one; 0 for every other one."""
+    model = patcher.model
+    if "model_sampling" in getattr(patcher, "object_patches", {}):
+        return 0.0
+    if model.model_config.unet_config.get("yak_mlp"):  # Ovis, of Flux's class
+        return _OVIS
+    return _IN_WORKFLOWS.get(type(model).__name__, 0.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,10 +119,10 @@ def _beside(sigma: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return sigma.to(widest(x[:0]).dtype).to(x.device)
 
 
-def time_shift(sampling: Any, config: ObjectiveConfig) -> float | None:
-    """The time shift that noise levels are drawn with: the job's, else the model's own; None where it has none."""
-    if config.shift:
-        return config.shift
+def time_shift(sampling: Any, config: ObjectiveConfig, usual: float = 0.0) -> float | None:
+    """The time shift that noise levels are drawn with: the job's, else `usual`, else the model's own; None where it has none."""
+    if config.shift or usual:
+        return config.shift or usual
     shift = getattr(sampling, "shift", None)
     if shift is None:
         return None
@@ -116,17 +145,21 @@ def sampling_for(prediction: str, sampling: Any) -> Any:
     return made
 
 
-def host_objective(sampling: Any, config: ObjectiveConfig) -> HostObjective:
-    """The objective of a model with this `model_sampling`."""
+def host_objective(sampling: Any, config: ObjectiveConfig, usual: float = 0.0) -> HostObjective:
+    """The objective of a model with this `model_sampling`. `usual`: the time shift where the job says none; 0 for the sampling's own."""
     kind = kind_of(sampling)
     if config.zero_terminal_snr and not getattr(sampling, "zsnr", False):
         raise LoomError("objective.zero_terminal_snr.host", field="objective.zero_terminal_snr")
-    return HostObjective(kind, _levels(sampling, kind, config), config, sampling)
+    return HostObjective(kind, _levels(sampling, kind, config, usual), config, sampling)
 
 
-def _levels(sampling: Any, kind: str, config: ObjectiveConfig) -> NoiseLevels:
+def _levels(sampling: Any, kind: str, config: ObjectiveConfig, usual: float) -> NoiseLevels:
     if isinstance(sampling, ms.ModelSamplingDiscrete) and not isinstance(sampling, ms.ModelSamplingDiscreteEDM):
         return DiscreteLevels(sampling.sigmas.double().cpu().clone())
-    if kind == "flow" and config.shift:
-        return FlowLevels(config.shift)
-    return HostLevels(sampling)
+    shift = config.shift or usual
+    if kind != "flow" or not shift:
+        return HostLevels(sampling)
+    ratio = getattr(ms, "COSMOS_RFLOW", None)
+    if ratio is not None and isinstance(sampling, ratio):
+        return RatioLevels(FlowLevels(shift), float(sampling.sigma_min), float(sampling.sigma_max))
+    return FlowLevels(shift)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -64,9 +65,10 @@ class Use:
     def example(self, x_t: torch.Tensor) -> Shown:
         """Something to be shown beside latents (1, ...)."""
         if self.behind is not None:
+            seen = () if self.vision is None or not self.vision.wired else (self.vision.example(x_t),)
             first = x_t * 0.5 if self.behind in (Behind.GREY, Behind.ZEROS) else x_t[:, :, :1] * 0.5
             given = int(self.behind.in_place)
-            return Shown((first, first_given(x_t.shape[2], x_t[:, :1])), identity="self-test", given=given)
+            return Shown((first, first_given(x_t.shape[2], x_t[:, :1]), *seen), identity="self-test", given=given)
         mask = torch.ones(1, 1, 8 * x_t.shape[-2], 8 * x_t.shape[-1]) if self.filled else None
         return Shown((x_t * 0.5,), identity="self-test", mask=mask)
 
@@ -85,6 +87,8 @@ class Use:
     def _of_frames(self, shown: Shown, noise: torch.Tensor | None) -> dict[str, Any]:
         latents, mask, *seen = shown.latents
         vision = self.vision.entries(seen[0]) if self.vision is not None and seen else {}
+        if self.behind is Behind.GUIDING:
+            return {self.entry: 0}
         if self.behind is Behind.CLEAN:  # the sampler gives the mask itself
             return {**vision, **({} if noise is None else {self.entry: mask.to(noise).expand_as(noise)})}
         return {self.entry: latents.clone(), _MASK: mask, **vision}  # the host scales its latents in place
@@ -99,7 +103,7 @@ _BY_CLASS: Mapping[str, Use] = {  # of comfy.model_base, by its very class: what
     "Flux2": _REFERENCE,
     "Omnigen2": _REFERENCE,
     "QwenImage": dataclasses.replace(_REFERENCE, limit=3, text=PLUS),
-    "Krea2": dataclasses.replace(_REFERENCE, method="index_timestep_zero"),
+    "Krea2": dataclasses.replace(_REFERENCE, limit=3, method="index_timestep_zero", text=PLUS),
     "HiDream": _JOINED,
     "SD15_instructpix2pix": _JOINED,
     "SDXL_instructpix2pix": _JOINED,
@@ -113,8 +117,8 @@ def use_of(model: Any, file: Callable[[], str], vision_model: Any = None) -> Use
     made for the latter. `vision_model`: a CLIP VISION of the host, where one is wired.
     """
     name = type(model).__name__
-    if (behind := behind_first_frame(model)) is not None:
-        usual, entry = "i2v" in file().lower(), _ENTRIES.get(behind, "concat_latent_image")
+    if (behind := behind_first_frame(model, file)) is not None:
+        usual, entry = named_for_pictures(file), _ENTRIES.get(behind, "concat_latent_image")
         vision = Vision.read_by(model.diffusion_model, vision_model)
         joined, last = not behind.in_place, behind is Behind.GREY
         return Use(entry, joined=joined, behind=behind, usual=usual, last=last, vision=vision)
@@ -133,7 +137,14 @@ def use_of(model: Any, file: Callable[[], str], vision_model: Any = None) -> Use
     return use
 
 
-_ENTRIES = {Behind.REPLACED: "time_dim_replace", Behind.CLEAN: "denoise_mask"}  # of a conditioning
+# Whose text encoder usually sees the first frame too (TextEncodeHunyuanVideo_ImageToVideo).
+TEXT_SEES_FRAMES = ("HunyuanVideo", "HunyuanVideoI2V")
+_FROM_PICTURES = re.compile(r"(?<![a-z])i2v")  # in the name of a file; ti2v films from both
+_ENTRIES = {
+    Behind.REPLACED: "time_dim_replace",
+    Behind.CLEAN: "denoise_mask",
+    Behind.GUIDING: "guiding_frame_index",
+}  # of a conditioning
 _BEHIND = {  # by the very class of comfy.model_base
     "HunyuanVideoI2V": Behind.NOTHING,
     "HunyuanVideo15": Behind.ZEROS,
@@ -144,13 +155,20 @@ _BEHIND = {  # by the very class of comfy.model_base
 }
 
 
-def behind_first_frame(model: Any) -> Behind | None:
+def named_for_pictures(file: Callable[[], str]) -> bool:
+    """Whether the name of a model's file says that it films from pictures."""
+    return bool(_FROM_PICTURES.search(file().lower()))
+
+
+def behind_first_frame(model: Any, file: Callable[[], str]) -> Behind | None:
     """Of a model that films from a first frame, alone or as well as from text; None for every other one."""
     name, channels = type(model).__name__, model.latent_format.latent_channels
     if name == "WAN21":
         return Behind.GREY if appended_channels(model) == channels + 4 else None
-    if name == "HunyuanVideo15" and not appended_channels(model):
+    if (name == "HunyuanVideo15") != bool(appended_channels(model)) and name in ("HunyuanVideo15", "WAN22"):
         return None
+    if name == "HunyuanVideo":  # of the same shapes, whichever it films from
+        return Behind.GUIDING if named_for_pictures(file) else None
     return _BEHIND.get(name)
 
 

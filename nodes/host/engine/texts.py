@@ -19,9 +19,30 @@ _PAREN = re.compile(r"(?<!\\)([()])")
 _PLAIN = "plain"  # the entry that holds everything that is no tensor, as JSON
 
 
-def literal(caption: str) -> str:
-    """A caption as text to be read as it stands: the host would take parentheses as weights."""
-    return _PAREN.sub(r"\\\1", caption)
+def literal(caption: str, clip: Any) -> str:
+    """A caption as text to be read as it stands: most of the host's tokenizers would take parentheses as weights."""
+    return _PAREN.sub(r"\\\1", caption) if _unescapes(clip) else caption
+
+
+def _unescapes(clip: Any) -> bool:
+    """Whether an escaped parenthesis is one to the tokenizers of `clip`; a few (LongCat, Lens) read every text as it stands, backslashes too."""
+    kind = type(getattr(clip, "tokenizer", clip))
+    if kind not in _UNESCAPING:
+        plain, escaped = clip.tokenize("a (b)"), clip.tokenize(r"a \(b\)")
+        _UNESCAPING[kind] = not _unweighted(plain) or plain == escaped
+    return _UNESCAPING[kind]
+
+
+def _unweighted(tokens: Any) -> bool:
+    """Whether every token of what a CLIP's `tokenize` gives weighs 1."""
+    if isinstance(tokens, dict):
+        return all(map(_unweighted, tokens.values()))
+    if isinstance(tokens, list):
+        return all(map(_unweighted, tokens))
+    return not isinstance(tokens, tuple) or len(tokens) < 2 or tokens[1] == 1.0
+
+
+_UNESCAPING: dict[type, bool] = {}
 
 
 def length_of(caption: str, clip: Any) -> TextLength:

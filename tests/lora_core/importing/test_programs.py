@@ -353,6 +353,29 @@ def simpletuner(*backends, **config):
     return imported(texts, lambda path: json.dumps(backends))
 
 
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [({"num_frames": 41, "do_i2v": True}, "always"), ({"num_frames": 41}, "always"), ({"num_frames": 41, "do_i2v": False}, "auto"), ({"do_i2v": True}, None)],
+)  # fmt: skip
+def test_first_frames_of_ai_toolkit_are_taken_over_where_there_are_films(given, wanted):
+    """There they are shown unless a set says otherwise, on models that take them."""
+    process = {"type": "sd_trainer", "datasets": [{"folder_path": "films", **given}], "model": {"name_or_path": "wan"}, "train": {"steps": 10}}  # fmt: skip
+    result = imported([Text("x.json", json.dumps({"job": "extension", "config": {"name": "a", "process": [process]}}))])
+    assert first_set(result).get("first_frame") == wanted
+
+
+@pytest.mark.parametrize(("first", "wanted"), [(True, "always"), (False, "auto")])
+def test_first_frames_of_simpletuner_are_taken_over(first, wanted):
+    films = {"id": "films", "dataset_type": "video", "instance_data_dir": "clips", "video": {"num_frames": 81, "is_i2v": first}}  # fmt: skip
+    assert first_set(simpletuner(films))["first_frame"] == wanted
+
+
+def test_a_system_prompt_goes_before_every_caption():
+    command = 'python lumina_train_network.py --train_data_dir a --system_prompt "You are an assistant."'
+    result = imported([Text("train.sh", command)])
+    assert value(result, "data.prefix") == "You are an assistant. <Prompt Start> "
+
+
 def test_films_of_simpletuner_are_taken_over():
     films = {"id": "films", "dataset_type": "video", "instance_data_dir": "clips", "video": {"num_frames": 81, "min_frames": 81}}  # fmt: skip
     result = simpletuner(films, framerate=16)
