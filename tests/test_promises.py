@@ -77,7 +77,7 @@ class Copy:
     def python(self, *arguments: str) -> str:
         environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
         command = [sys.executable, *arguments]
-        done = subprocess.run(command, cwd=self.place, env=environment, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(command, cwd=self.place, env=environment, capture_output=True, text=True, timeout=1800)
         assert done.returncode == 0, f"{' '.join(arguments)}\n{done.stdout[-6000:]}{done.stderr[-3000:]}"
         return done.stdout
 

@@ -107,7 +107,7 @@ def test_a_room_that_is_gone_leaves_the_order(rooms, files):
 
 def test_the_picture_of_the_rooms_is_drawn_from_the_code_as_it_is(root):
     drawn = subprocess.run(
-        [sys.executable, root / ".ci" / "draw_rooms.py"], capture_output=True, check=True, timeout=60
+        [sys.executable, root / ".ci" / "draw_rooms.py"], capture_output=True, check=True, timeout=600
     ).stdout.decode()
     stored = (root / "docs" / "rooms.svg").read_text(encoding="utf-8")
     assert stored == drawn.replace("\r\n", "\n"), (

@@ -16,7 +16,7 @@ from lora_loom.lora_core.runs import checkpoints
 from safetensors.torch import load_file
 from shapes import BASE
 
-HANG_S = 60.0  # only against hanging
+HANG_S = 300.0  # only against hanging
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def free_port():
 
 def run(processes, *arguments, **more):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **more}
-    done = subprocess.run(command(processes, *arguments), capture_output=True, text=True, timeout=240, env=environment)
+    done = subprocess.run(command(processes, *arguments), capture_output=True, text=True, timeout=1200, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
@@ -121,7 +121,7 @@ def test_a_run_of_two_goes_on_as_two_and_not_as_one(job, tmp_path):
         command(1, "train", tmp_path / "x.toml", "--resume", "--set", "steps=12", "--out", out),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert done.returncode == 1
     assert "it was trained by 2 processes, and 1 is running here" in done.stderr

@@ -23,7 +23,7 @@ for name in {modules!r}:
 hosts = sorted(m for m in sys.modules if m.split(".")[0] in {HOST_MODULES!r} or m.startswith("lora_loom.nodes.host"))
 print(json.dumps(hosts))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600, check=True)
     assert json.loads(done.stdout.splitlines()[-1]) == []
 
 
@@ -56,7 +56,7 @@ for name in COMMANDS:
 heavy = sorted({m.split(".")[0] for m in sys.modules} & {"torch", "numpy", "PIL", "diffusers", "safetensors"})
 print(json.dumps([heavy, [f"usage: lora-loom {name}" in text for name, text in zip(COMMANDS, texts)]]))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600, check=True)
     heavy, named = json.loads(done.stdout.splitlines()[-1])
     assert heavy == []
     assert all(named)

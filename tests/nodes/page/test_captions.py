@@ -35,7 +35,7 @@ def opened(desk, folder):
 
 
 def ended(desk):
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while desk.busy and time.monotonic() < deadline:
         time.sleep(0.02)
     return desk.panels.find("page", "").snapshot()

@@ -20,7 +20,7 @@ QUICK = {
     "data.trigger": "zog", "data.resolution": 64, "data.limit": 2, "batch_size": 1, "adapter.rank": 2,
     "samples.steps": 1, "samples.every": 0,
 }  # fmt: skip
-SOON_S = 240
+SOON_S = 600
 
 
 @pytest.fixture(scope="module")

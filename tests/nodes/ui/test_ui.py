@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[3]
 DRIVER = ROOT / "tests" / "webui" / "browser" / "tab.mjs"
 PYTHON = os.environ.get("LOOM_UI_PYTHON") or sys.executable
 ROUTE, SECRET = "/lora-loom/v1", "a long password"
-START_S, RUN_S = 180, 300
+START_S, RUN_S = 600, 1200  # only against hanging
 QUICK = {
     "base": "toy", "data.folder": "toy:object", "data.trigger": "zog", "data.resolution": 64, "adapter.rank": 2, "batch_size": 1, "samples.every": 5,
     "samples.steps": 2,
@@ -79,7 +79,7 @@ class Page:
         data = json.dumps(body).encode() if isinstance(body, dict) else body
         try:
             request = urllib.request.Request(self.address + path, data, {**kind, **given})
-            with urllib.request.urlopen(request, timeout=60) as answer:
+            with urllib.request.urlopen(request, timeout=300) as answer:
                 return answer.status, answer.read()
         except urllib.error.HTTPError as error:
             return error.code, error.read()

@@ -4,7 +4,7 @@ import threading
 
 from lora_loom.nodes.webui.turns import PageGate
 
-SOON_S = 20
+SOON_S = 120
 
 
 def test_the_page_is_made_anew_only_while_the_run_stands_and_the_run_goes_on_when_it_is_there():
