@@ -24,7 +24,7 @@ from ..lora_core.training.sampling import drawn, of_saves, sheet
 from .host.access.api import io, make_input, make_output, schema, ui
 from .host.engine.backend import HostBackend
 from .host.web.live import layer_progress
-from .run_checkpoints import LATEST, after_input, folder_of, run_input, saves_inputs, state_of
+from .run_checkpoints import LATEST, after_input, base_of_run, folder_of, run_input, saves_inputs, state_of
 from .sockets import CATEGORY, in_english, in_words, plain_errors
 
 MAX_PICTURES = 400
@@ -42,9 +42,7 @@ class CompareCheckpoints(io.ComfyNode):
             is_output_node=True,
             hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
             inputs=[
-                make_input(io.Model, "model", tooltip="The base model of the run."),
-                make_input(io.Clip, "clip", tooltip="Its text encoder."),
-                make_input(io.Vae, "vae", tooltip="Its VAE."),
+                *base_of_run(),
                 run_input(),
                 *saves_inputs(),
                 make_input(

@@ -14,7 +14,7 @@ from .host.access.api import io, make_input, make_output, schema, ui
 from .host.engine.backend import HostBackend
 from .host.web.live import LiveNode
 from .jobs.blocks import chart, finished_job, layers_by_block, lora_for, needed
-from .run_checkpoints import LATEST, after_input, folder_of, run_input, state_of
+from .run_checkpoints import LATEST, after_input, base_of_run, folder_of, run_input, state_of
 from .run_export import result_of
 from .sockets import CATEGORY, LoraWeights, in_english, in_words, lora_output, on_the_wire, plain_errors, report_output
 
@@ -31,9 +31,7 @@ class NeededBlocks(io.ComfyNode):
             is_output_node=True,
             hidden=[io.Hidden.unique_id],
             inputs=[
-                make_input(io.Model, "model", tooltip="The base model of the run."),
-                make_input(io.Clip, "clip", tooltip="Its text encoder."),
-                make_input(io.Vae, "vae", tooltip="Its VAE."),
+                *base_of_run(),
                 run_input(),
                 make_input(
                     io.Float,

@@ -40,6 +40,15 @@ def run_input() -> Any:
     )
 
 
+def base_of_run() -> list[Any]:
+    """What a run was trained on, wired again."""
+    return [
+        make_input(io.Model, "model", tooltip="The base model of the run."),
+        make_input(io.Clip, "clip", tooltip="Its text encoder."),
+        make_input(io.Vae, "vae", tooltip="Its VAE."),
+    ]
+
+
 def saves_inputs() -> list[Any]:
     return [
         make_input(
