@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +26,14 @@ class NoiseLevels(Protocol):
     """Maps u in [0, 1) (share of the way from clean to noise) to the objective's sigma, both float64 of shape (B,)."""
 
     def __call__(self, u: torch.Tensor) -> torch.Tensor: ...
+
+
+@runtime_checkable
+class SizedLevels(Protocol):
+    """Levels that depend on how large the latents are."""
+
+    def of_shape(self, shape: Sequence[int]) -> NoiseLevels:
+        """Those of latents (B, C, [T,] h, w)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +125,12 @@ class Objective:
     def of_step(self, step: int) -> Objective:
         """The one that this step (from 0) draws from; of a model with one network always itself."""
         return self
+
+    def of_shape(self, shape: Sequence[int]) -> Objective:
+        """The one that latents (B, C, [T,] h, w) draw from; for most models always itself."""
+        if not isinstance(self.levels, SizedLevels):
+            return self
+        return dataclasses.replace(self, levels=self.levels.of_shape(shape))
 
     def expert_of(self, step: int) -> str:
         """Which of several networks the step trains; empty for a model with one."""

@@ -185,7 +185,7 @@ class BaseModel:
 
     `distilled`: the sign by which it was told, None where nothing tells. `clip_skip`: from which layer captions are read, from the end; None where that is
     not chosen. `anime`: the name by which it looks like a model made for clip skip 2. `warnings`: what the user has to know before the first step.
-    `file`: the name of the file a host has it from; empty where nothing tells.
+    `file`: the name of the file a host has it from; empty where nothing tells. `sized`: whether its noise levels depend on the size of the latents.
     """
 
     family: str
@@ -202,6 +202,7 @@ class BaseModel:
     clip_skip: int | None = None
     anime: str | None = None
     file: str = ""
+    sized: bool = False
 
     def told(self) -> Message:
         """All of it in one sentence."""
@@ -209,7 +210,9 @@ class BaseModel:
         facts = [Message.of("base.fact.prediction", kind=decided.prediction, source=decided.source)]
         if decided.zero_snr:
             facts.append(Message.of("base.fact.zero_snr"))
-        if self.shift is not None:
+        if self.sized:
+            facts.append(Message.of("base.fact.levels_by_size"))
+        elif self.shift is not None:
             facts.append(Message.of("base.fact.shift", shift=figure(self.shift)))
         if self.guidance is not None:
             facts.append(Message.of("base.fact.guidance", guidance=figure(self.guidance)))

@@ -81,6 +81,7 @@ def losses_of(
     run: Run, source: Source, objective: Objective, batch: Batch, rng: torch.Generator
 ) -> Generator[torch.Tensor, None, None]:
     """The losses (B,) of a pass, one after the other; each is to be gone back through before the next one is asked for."""
+    objective = objective.of_shape(batch.latents.shape)
     if source.lesson is None:
         yield diffusion_loss(run.backend.predict, batch, objective, rng, Distance.of(run.config))
     else:

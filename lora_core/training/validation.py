@@ -104,9 +104,9 @@ def fixed_losses(
     low, high = config.objective.min_timestep / TIMESTEPS, config.objective.max_timestep / TIMESTEPS
     for level in range(config.validation.levels):  # outside: of two networks each is loaded once
         u = low + (high - low) * (level + 0.5) / config.validation.levels
-        sigma = objective.levels(torch.tensor([u], dtype=torch.float64))
         for one, mine in zip(asked, losses, strict=True):
             x0, batch = _alone(one, backend.device)
+            sigma = objective.of_shape(x0.shape).levels(torch.tensor([u], dtype=torch.float64))
             noise = randn_like(x0, generator(config.seed, stream, one.noise, level))
             pred = backend.predict(batch.as_given(objective.corrupt(x0, noise, sigma)), sigma, batch)
             mine.append(float(mean(mse(pred, objective.target(x0, noise, sigma), None), batch.asked)))

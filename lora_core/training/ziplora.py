@@ -169,7 +169,7 @@ class _Zipping:
 
     def _faithfulness(self, batch: Batch, mode: str, rng: torch.Generator) -> torch.Tensor:
         """Mean squared difference between what the merged model predicts and what one LoRA alone predicts, on that LoRA's pictures."""
-        sigma = self._objective.draw_sigma(len(batch.latents), rng)
+        sigma = self._objective.of_shape(batch.latents.shape).draw_sigma(len(batch.latents), rng)
         x_t = batch.as_given(self._objective.corrupt(batch.latents, randn_like(batch.latents, rng), sigma))
         with torch.no_grad():
             self._set_mode(mode)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import architectures
@@ -12,9 +14,15 @@ import comfy.model_sampling
 import comfy_extras.nodes_model_advanced as advanced
 import pytest
 import torch
-from lora_loom.lora_core.config import ObjectiveConfig
+from comfy_extras.nodes_ideogram4 import Ideogram4Scheduler
+from comfy_extras.nodes_lt import LTXVScheduler
+from lora_loom.lora_core.config import ObjectiveConfig, parse
 from lora_loom.lora_core.messages.errors import LoomError
+from lora_loom.lora_core.training.step import losses_of
+from lora_loom.nodes.host.engine.backend import HostBackend
 from lora_loom.nodes.host.engine.model import HostModel
+from stand_ins import NoVae, RandomClip
+from test_audit import batch_of
 
 # Model -> its shift, the host's workflow that samples it so, the node that gives it there.
 IN_WORKFLOWS = {
@@ -86,3 +94,45 @@ def test_a_model_that_makes_the_answer_in_one_step_is_refused():
     with pytest.raises(LoomError) as refused:
         HostModel(patcher).described(ObjectiveConfig(), None)
     assert refused.value.message.code == "model.sampling_type"
+
+
+def by_the_hosts_node(name: str, shape: tuple[int, ...]) -> list[float]:
+    """The levels at a tenth, the half and nine tenths of the way to noise that the host's scheduler of the model gives latents (1, C, [T,] h, w)."""
+    if name == "Ideogram 4":
+        sigmas = Ideogram4Scheduler.execute(10, shape[-1] * 16, shape[-2] * 16, 0.0, 1.75)[0]
+    else:
+        sigmas = LTXVScheduler.execute(10, 2.05, 0.95, False, 0.1, {"samples": torch.zeros(shape)})[0]
+    return [float(sigmas[n]) for n in (9, 5, 1)]
+
+
+@pytest.mark.parametrize(("name", "shapes"), [
+    ("LTXV", [(1, 128, 1, 16, 24), (1, 128, 13, 16, 24)]), ("LTXAV", [(1, 128, 4, 12, 12)]), ("Ideogram 4", [(1, 128, 32, 32), (1, 128, 64, 96)]),
+])  # fmt: skip
+def test_levels_of_models_with_a_scheduler_of_their_own_depend_on_the_size_as_there(name, shapes):
+    objective = model(name).objective(ObjectiveConfig(), "flow")
+    assert model(name).described(ObjectiveConfig(), None).sized
+    for shape in shapes:
+        u = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
+        if name == "Ideogram 4":  # whose levels are quantiles of a normal distribution, as ours are drawn
+            u = torch.sigmoid(torch.special.ndtri(u))
+        assert objective.of_shape(shape).levels(u).tolist() == pytest.approx(by_the_hosts_node(name, shape), abs=1e-5)
+    asked = model(name).objective(ObjectiveConfig(shift=3.0), "flow")
+    assert asked.of_shape(shapes[0]) is asked
+    assert not model(name).described(ObjectiveConfig(shift=3.0), None).sized
+
+
+def test_a_step_draws_the_levels_of_its_own_latents(monkeypatch):
+    """Not those of another size in the same run."""
+    backend, seen = HostBackend(architectures.build("LTXV"), RandomClip("LTXV"), NoVae(architectures.build("LTXV"))), []
+    objective = backend.objective(ObjectiveConfig(timesteps="uniform"))
+    for frames in (1, 13):
+        batch = batch_of("LTXV", ["zog"])
+        batch = dataclasses.replace(batch, latents=torch.zeros(1, 128, frames, 16, 24))
+        run = SimpleNamespace(
+            backend=SimpleNamespace(predict=lambda x, sigma, batch: seen.append(float(sigma)) or x), config=parse({})
+        )
+        list(losses_of(run, SimpleNamespace(lesson=None), objective, batch, torch.Generator().manual_seed(1)))
+    u = float(objective.draw_share(1, torch.Generator().manual_seed(1)))
+    wanted = [float(objective.of_shape((1, 128, frames, 16, 24)).levels(torch.tensor([u]))) for frames in (1, 13)]
+    assert seen == pytest.approx(wanted)
+    assert seen[0] < seen[1]

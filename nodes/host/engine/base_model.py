@@ -19,7 +19,7 @@ from ....lora_core.backends.marks import Marks, marks_of_file
 from ....lora_core.config import ObjectiveConfig
 from ....lora_core.messages.message import Message
 from .naming import base_family
-from .objective import has_table, kind_of, time_shift, usual_shift
+from .objective import has_table, kind_of, sized_levels, time_shift, usual_shift
 
 _VIDEO = "plain_model.text_to_video_model_of_the_same_family"
 _SHOWN, _MASKED = ("concat_latent_image",), ("concat_latent_image", "concat_mask")
@@ -252,4 +252,5 @@ def described(patcher: Any, sampling: Any, config: ObjectiveConfig) -> BaseModel
         "model",
         anime=marks.anime if base_family(model) == "sd1" else None,
         file=file_of(patcher),
+        sized=sized_levels(patcher) is not None and not config.shift,
     )

@@ -24,7 +24,7 @@ from .fingerprints import patched_fingerprint
 from .kernels import torch_attention
 from .layers import fetched_weights, foreign_layers, input_factor, is_linear, is_unet
 from .naming import base_family, file_names
-from .objective import HostObjective, host_objective, kind_of, raw_output, sampling_for, usual_shift
+from .objective import HostObjective, host_objective, kind_of, raw_output, sampling_for, sized_levels, usual_shift
 from .shown import Use, use_of
 
 CLIP_SKIPPED = ("sd1", "sd2", "sd2-v")
@@ -85,7 +85,7 @@ class HostModel:
         if prediction != kind_of(sampling):
             sampling = sampling_for(prediction, sampling)
             self.patcher.add_object_patch("model_sampling", sampling)
-        return host_objective(sampling, config, usual_shift(self.patcher))
+        return host_objective(sampling, config, usual_shift(self.patcher), sized_levels(self.patcher))
 
     def fingerprint(self) -> str:
         return patched_fingerprint(self.patcher, self.network, "diffusion_model.")

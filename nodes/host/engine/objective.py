@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -67,6 +68,40 @@ class RatioLevels:
     def __call__(self, u: torch.Tensor) -> torch.Tensor:
         t = self.levels(u)
         return (t / (1 - t)).clamp(self.low, self.high)
+
+
+@dataclasses.dataclass(frozen=True)
+class LtxLevels(FlowLevels):
+    """As LTXVScheduler gives them: the time shift grows with the number of latent pixels, which are tokens. `shift` is that of a film of usual size."""
+
+    def of_shape(self, shape: Sequence[int]) -> FlowLevels:
+        tokens = math.prod(shape[2:])
+        return FlowLevels(math.exp(0.95 + (2.05 - 0.95) * (tokens - 1024) / (4096 - 1024)))
+
+
+@dataclasses.dataclass(frozen=True)
+class IdeogramLevels:
+    """As Ideogram4Scheduler gives them at mu 0: the logits of levels are 1.75 times those of u, more for larger pictures."""
+
+    mean: float = 0.0
+    step_px: int = 16
+
+    def __call__(self, u: torch.Tensor) -> torch.Tensor:
+        return torch.sigmoid(self.mean + 1.75 * torch.logit(u, 1e-9))
+
+    def of_shape(self, shape: Sequence[int]) -> IdeogramLevels:
+        area = math.prod(shape[-2:]) * self.step_px**2
+        return dataclasses.replace(self, mean=0.5 * math.log(area / 512**2))
+
+
+def sized_levels(patcher: Any) -> NoiseLevels | None:
+    """Of a MODEL whose kind is sampled by a schedule that depends on the size, without a node of another one before it; None for every other one."""
+    if "model_sampling" in getattr(patcher, "object_patches", {}):
+        return None
+    name = type(patcher.model).__name__
+    if name in ("LTXV", "LTXAV"):
+        return LtxLevels(math.exp(patcher.model.model_sampling.shift))
+    return IdeogramLevels() if name == "Ideogram4" else None
 
 
 # Time shift that the host's own workflows give a model by a node, in place of the one it is loaded with.
@@ -145,12 +180,18 @@ def sampling_for(prediction: str, sampling: Any) -> Any:
     return made
 
 
-def host_objective(sampling: Any, config: ObjectiveConfig, usual: float = 0.0) -> HostObjective:
-    """The objective of a model with this `model_sampling`. `usual`: the time shift where the job says none; 0 for the sampling's own."""
+def host_objective(
+    sampling: Any, config: ObjectiveConfig, usual: float = 0.0, sized: NoiseLevels | None = None
+) -> HostObjective:
+    """The objective of a model with this `model_sampling`.
+
+    `usual`, `sized`: the time shift, or levels by size, where the job says none; without them the sampling's own.
+    """
     kind = kind_of(sampling)
     if config.zero_terminal_snr and not getattr(sampling, "zsnr", False):
         raise LoomError("objective.zero_terminal_snr.host", field="objective.zero_terminal_snr")
-    return HostObjective(kind, _levels(sampling, kind, config, usual), config, sampling)
+    levels = sized if sized is not None and not config.shift else _levels(sampling, kind, config, usual)
+    return HostObjective(kind, levels, config, sampling)
 
 
 def _levels(sampling: Any, kind: str, config: ObjectiveConfig, usual: float) -> NoiseLevels:
