@@ -393,6 +393,7 @@ def learning_rate():
     """The points of a test of learning rates, and whether the model is what it was."""
     with proof.locked():
         job, session = proof.package("lora_core.training.job"), proof.package("lora_core.training.lr_range")
+        proof.picture()  # reForge takes a LoRA of the last picture out of the weights with the next one
         lent = proof.lend()
         lent.settle()
         before, config = proof.digest(lent.backend), proof.config_of()
