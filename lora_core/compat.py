@@ -28,8 +28,7 @@ else:
 
 
 OutOfMemoryError: type[Exception] = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)  # 2.5
-# Python 3.11; the package; the copies that pip and setuptools carry.
-TOML = ("tomllib", "tomli", "pip._vendor.tomli", "setuptools._vendor.tomli")
+TOML = ("tomllib", "tomli", "pip._vendor.tomli")  # Python 3.11; the package; the copy that pip carries
 _GRAPHS = (
     ("recompile_limit", "cache_size_limit"),
     ("accumulated_recompile_limit", "accumulated_cache_size_limit"),
