@@ -4,9 +4,9 @@ import pytest
 from lora_loom.lora_core.config import parse
 from lora_loom.lora_core.config.reading import from_values
 from lora_loom.lora_core.recipes import merged
-from lora_loom.lora_core.training.demo import demo_job
 from shapes import set_folder
 from shapes.concepts import CONCEPTS
+from shapes.learning import demo_job
 
 RATES, GRID_STEPS = (3e-4, 1e-3, 3e-3), 600
 OPEN = ("steps", "optimizer", "schedule")  # what a demo sets by hand
