@@ -33,5 +33,9 @@ def test_auto_comes_within_a_twentieth_of_the_best_of_a_grid_set_by_hand(name, r
         grid[rate] = min(measure[1] for measure in result.facts["validation"][1:])
     lowest = min(measure[1] for measure in found.facts["validation"][1:])
     assert lowest <= 1.05 * min(grid.values()), (config["optimizer"]["lr"], found.step, lowest, grid)
-    strengths = dict(found.facts["calibration"]["points"])
-    assert strengths[found.facts["calibration"]["strength"]] == min(strengths.values())
+    calibration = found.facts["calibration"]
+    if calibration is None:  # of a LoRA that lowers no loss on these pictures no strength is the best
+        assert lowest >= found.facts["validation"][0][1]
+    else:
+        strengths = dict(calibration["points"])
+        assert strengths[calibration["strength"]] == min(strengths.values())
