@@ -411,7 +411,7 @@ TOKENS_DREAMBOOTH_PIVOT = (
              "host/test_first_frame.py::test_what_follows_the_first_frame_changes_nothing_of_what_is_shown"),
     Mutation("The first frame shown, what follows never", SHOWN, "HALF: 0.5, ALWAYS: 1.0", "HALF: 1.0, ALWAYS: 1.0",
              "data/test_clips.py::test_a_first_frame_is_shown_as_often_as_the_set_says"),
-    Mutation("The first frame shown, what follows never", "lora_core/data/batches.py", "return (1 - given) * (", "return given * (",
+    Mutation("The first frame shown, what follows never", "lora_core/data/batches.py", "None if given is None else 1 - given", "given",
              "data/test_clips.py::test_a_given_frame_has_no_noise_and_nothing_is_asked_of_it"),
     Mutation("The first frame shown, what follows never", "nodes/host/engine/first_frame.py", "mask[:, 3, -1] = 0.0", "mask[:, :, -1] = 0.0",
              "host/test_first_frame.py::test_with_the_last_frame_it_is_what_the_hosts_node_of_both_gives"),

@@ -38,7 +38,8 @@ class HostModel:
     """
 
     def __init__(self, model: Any, vision: Any = None):
-        self.patcher, self.vision = model.clone(), vision
+        self.patcher = model.clone()
+        self.vision = vision
         self.base = self.patcher.model
         self.device: torch.device = self.patcher.load_device
         self.dtype: torch.dtype = self.base.manual_cast_dtype or self.base.get_dtype()
