@@ -143,23 +143,9 @@ class HostBackend(LentModel):
         return Samplers(comfy.samplers.KSampler.SAMPLERS, comfy.samplers.KSampler.SCHEDULERS)
 
     def sample(self, job: SampleJob) -> list[Image.Image]:
-        config, patcher = job.config, self.model.patcher
         with self.lending.sampling(), torch.inference_mode():
             latent = self.empty_latent(job)
-            latents = comfy.sample.sample(
-                patcher,
-                comfy.sample.prepare_noise(latent, config.seed),
-                config.steps,
-                config.cfg,
-                config.sampler,
-                config.scheduler,
-                self.conditioning.of_sample(job.prompt, job),
-                self.conditioning.of_sample(config.negative, job),
-                latent,
-                noise_mask=self.noise_mask(job),
-                seed=config.seed,
-                disable_pbar=True,
-            )
+            latents = self.sampled(job, latent, comfy.sample.prepare_noise(latent, job.config.seed))
             return self.pictures.decode(self.with_given(latents, job))
 
 

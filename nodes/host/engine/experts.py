@@ -189,23 +189,14 @@ class HostExperts(LentModel):
                 if first == last:
                     continue
                 self._alone(member)
-                latent = comfy.sample.sample(
-                    member.model.patcher,
-                    noise if first == 0 else torch.zeros_like(noise),
-                    config.steps,
-                    config.cfg,
-                    config.sampler,
-                    config.scheduler,
-                    member.conditioning.of_sample(job.prompt, job),
-                    member.conditioning.of_sample(config.negative, job),
+                latent = member.sampled(
+                    job,
                     latent,
+                    noise if first == 0 else torch.zeros_like(noise),
                     disable_noise=first > 0,
                     start_step=first,
                     last_step=last,
                     force_full_denoise=last == config.steps,
-                    noise_mask=self.noise_mask(job),
-                    seed=config.seed,
-                    disable_pbar=True,
                 )
             return self.pictures.decode(self.with_given(latent, job))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import comfy.model_management
 import comfy.sample
@@ -122,6 +123,25 @@ class LentModel:
         vision = self.model.use.vision if self.model.use is not None else None
         seen_by = [vision.fingerprint()] if vision is not None and vision.wired else []
         return " ".join([self.pictures.fingerprint(), *seen_by])
+
+    def sampled(self, job: SampleJob, latent: torch.Tensor, noise: torch.Tensor, **part: Any) -> torch.Tensor:
+        """Latents by the host's own sampler, with the model as it is; `part`: which of the steps, where it is not all of them."""
+        config = job.config
+        return comfy.sample.sample(
+            self.model.patcher,
+            noise,
+            config.steps,
+            config.cfg,
+            config.sampler,
+            config.scheduler,
+            self.conditioning.of_sample(job.prompt, job),
+            self.conditioning.of_sample(config.negative, job),
+            latent,
+            noise_mask=self.noise_mask(job),
+            seed=config.seed,
+            disable_pbar=True,
+            **part,
+        )
 
     @staticmethod
     def noise_mask(job: SampleJob) -> torch.Tensor | None:

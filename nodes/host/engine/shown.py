@@ -165,7 +165,9 @@ def behind_first_frame(model: Any, file: Callable[[], str]) -> Behind | None:
     name, channels = type(model).__name__, model.latent_format.latent_channels
     if name == "WAN21":
         return Behind.GREY if appended_channels(model) == channels + 4 else None
-    if (name == "HunyuanVideo15") != bool(appended_channels(model)) and name in ("HunyuanVideo15", "WAN22"):
+    if name == "WAN22" and appended_channels(model):
+        return None
+    if name == "HunyuanVideo15" and not appended_channels(model):
         return None
     if name == "HunyuanVideo":  # of the same shapes, whichever it films from
         return Behind.GUIDING if named_for_pictures(file) else None
