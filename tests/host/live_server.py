@@ -109,8 +109,10 @@ class Server:
             return error.code, json.loads(text) if text.startswith((b"{", b"[")) else None
 
     def queue(self, prompt: dict) -> str:
+        """Its number. The host leaves out outputs that it refuses and runs the others: here none may be left out."""
         status, answer = self.post("/prompt", {"prompt": prompt})
         assert status == 200, answer
+        assert not answer["node_errors"], answer
         return answer["prompt_id"]
 
     def result(self, prompt_id: str, seconds: float = PROMPT_S) -> dict:

@@ -14,6 +14,7 @@ from lora_loom.convert.files.disk import load, save
 from lora_loom.convert.files.jobs import open_lora
 from lora_loom.convert.lora import applied, delta
 from PIL import Image
+from toy_layers import toy_lora
 
 RNG = torch.Generator().manual_seed(0)
 
@@ -311,20 +312,13 @@ def test_a_file_outside_the_lists_is_never_opened(server):
         run(server, "LoraLoomInspect", file="../../../../etc/passwd", base_model="auto")
 
 
-def a_toy_lora(seed: int) -> dict:
-    """Random, over two layers of the bundled toy."""
-    rng = torch.Generator().manual_seed(seed)
-    block, state = "lora_unet_mid_block_attentions_0_transformer_blocks_0", {}
-    for name, width in (("attn1_to_q", 96), ("attn2_to_k", 64)):
-        state[f"{block}_{name}.lora_down.weight"] = 0.2 * torch.randn(4, width, generator=rng)
-        state[f"{block}_{name}.lora_up.weight"] = 0.2 * torch.randn(96, 4, generator=rng)
-    return state
+BLOCK = "mid_block.attentions.0.transformer_blocks.0"
 
 
 def test_zip_loras_learns_coefficients_on_the_wired_model(server):
     loras = server.base / "output" / "loras"
     for n in (1, 2):
-        save(loras / f"toy_{n}.safetensors", a_toy_lora(n))
+        save(loras / f"toy_{n}.safetensors", toy_lora([f"{BLOCK}.attn1.to_q", f"{BLOCK}.attn2.to_k"], seed=n))
     folder = {
         "captions": "auto",
         "repeats": 0,
@@ -336,7 +330,7 @@ def test_zip_loras_learns_coefficients_on_the_wired_model(server):
         "trigger": "",
     }
     prompt = {"1": {"class_type": "LoraLoomLoadToyModel", "inputs": {}}}
-    for n, name in ((2, "object"), (3, "pair")):
+    for n, name in ((2, "object"), (3, "style")):
         prompt[str(n)] = {"class_type": "LoraLoomLoadFolder", "inputs": {"folder": f"toy: {name}", **folder}}
         prompt[str(n + 2)] = {
             "class_type": "LoraLoomInspect",

@@ -21,6 +21,7 @@ import torch
 from live_server import Server, running
 from lora_loom.convert.files.disk import save
 from PIL import Image
+from toy_layers import toy_lora
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from hostile import FIXED_BYTES, TEXTS, TIMES, too_long
@@ -346,13 +347,11 @@ def sentence_problem(run: Run) -> str:
 # --- the server and its files -----------------------------------------------------------------------------------------------------------------
 
 
+LAYERS = ["down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"]
+
+
 def rand(*shape: int) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(0)) * 0.1
-
-
-def a_lora(rank: int) -> dict[str, torch.Tensor]:
-    layer = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
-    return {f"{layer}.lora_A.weight": rand(rank, 96), f"{layer}.lora_B.weight": rand(96, rank)}
 
 
 def a_checkpoint(shift: float) -> dict[str, torch.Tensor]:
@@ -374,8 +373,8 @@ def watch(tmp_path_factory) -> Iterator[Watch]:
         for n in range(2):
             Image.new("RGB", (64, 64), (n * 90, 50, 20)).save(pictures / f"{n}.png")
             (pictures / f"{n}.txt").write_text("zog, red, circle")
-        save(base / "models" / "loras" / "one.safetensors", a_lora(4))
-        save(base / "models" / "loras" / "two.safetensors", a_lora(2))
+        save(base / "models" / "loras" / "one.safetensors", toy_lora(LAYERS, 4))
+        save(base / "models" / "loras" / "two.safetensors", toy_lora(LAYERS, 2))
         (base / "models" / "embeddings").mkdir(parents=True, exist_ok=True)
         save(base / "models" / "embeddings" / "pair.safetensors", {"clip_l": rand(2, 768), "clip_g": rand(2, 1280)})
         save(base / "models" / "checkpoints" / "small.safetensors", a_checkpoint(0.0))

@@ -10,8 +10,8 @@ import pytest
 import runs
 import torch
 from lora_loom.lora_core.borrowing.frozen import can_freeze, frozen
+from lora_loom.lora_core.data.batches import Batch
 from lora_loom.lora_core.data.buckets import fit
-from lora_loom.lora_core.data.shown import Shown
 from lora_loom.lora_core.messages.errors import LoomError
 from lora_loom.nodes.host.engine.backend import HostBackend
 from lora_loom.nodes.host.engine.layers import LAYERS
@@ -61,7 +61,9 @@ def test_sdxl_is_told_each_pictures_size_and_crop():
     with torch.inference_mode(False):
         backend = HostBackend(patcher, RandomClip("SDXL"), NoVae(patcher))
         how = fit(700, 500, 256, 64)
-        found = backend.conditioning._one_conditioning("a red cat", how, Shown(), torch.zeros(1, 4, 8, 8))["y"].cond
+        noise = torch.zeros(1, 4, 8, 8)
+        batch = Batch(noise, ["a red cat"], [how], ["1.png"], torch.ones(1))
+        [(_, told)] = backend.conditioning.of(batch, noise)
     pooled = backend.texts.text("a red cat")[0][1]["pooled_output"]
     numbers = (
         500,
@@ -73,7 +75,7 @@ def test_sdxl_is_told_each_pictures_size_and_crop():
     )  # height before width, as SDXL was trained
     embedded = torch.cat([patcher.model.embedder(torch.tensor([float(n)])) for n in numbers]).flatten()[None]
     assert how.crop != (0, 0)
-    assert torch.equal(found, torch.cat([pooled, embedded], 1))
+    assert torch.equal(told["y"], torch.cat([pooled, embedded], 1))
 
 
 def test_a_quantised_layer_gives_the_gradient_of_its_dequantised_weight():

@@ -91,7 +91,7 @@ def before_and_after(name: str, sheet: Path) -> Image.Image:
 
 def main() -> None:
     runs = [Path(argument) for argument in sys.argv[1:]]
-    sheet = runs[0] / "before-after.png" if runs else ROOT / "js" / "docs" / "img" / "before-after.png"
+    sheet = runs[0] / "before-after.png" if runs else ROOT / "js" / "docs" / "img" / "before-after.jpg"
     names = sorted(path.stem for path in PLACE.glob("*.json"))
     for old in PLACE.glob("*.jpg"):
         if old.stem not in names:
