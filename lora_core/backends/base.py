@@ -19,7 +19,7 @@ from ..adapters.tokens import TokenTable
 from ..config import ObjectiveConfig, Recompute, SampleConfig
 from ..data.batches import Batch
 from ..data.lengths import TextLength
-from ..data.shown import NOTHING, Showing, Shown
+from ..data.shown import NOTHING, OfFrames, Showing, Shown
 from ..data.store import Store
 from ..messages.message import Message
 from ..objectives import Objective
@@ -95,7 +95,7 @@ class EncodesClips(Protocol):
 class ShowsFirstFrames(Protocol):
     """A backend whose `showing` may be of films."""
 
-    def encode_first_frame(self, pixels: torch.Tensor, last: bool = False) -> tuple[torch.Tensor, ...]:
+    def encode_first_frame(self, pixels: torch.Tensor, last: bool = False) -> OfFrames:
         """A clip (frames, H, W, 3) float32 in [0, 1] -> what the network is shown of its first frame, each with a batch dimension of 1.
 
         `last`: of its last frame too.

@@ -44,25 +44,30 @@ class Batch:
     shown: Sequence[Shown] = ()
     frame_rates: Sequence[float] = ()
 
-    @property
-    def given(self) -> torch.Tensor | None:
-        """(B, 1, T, 1, 1): 1 for the latent frames that the network has as they are; None where it has none."""
-        if not any(shown.given for shown in self.shown):
-            return None
-        count = torch.tensor([shown.given for shown in self.shown])
-        frames = torch.arange(self.latents.shape[2]) < count[:, None]
-        return sent(frames.to(self.latents.dtype)[:, None, :, None, None], self.latents.device)
-
     def as_given(self, x_t: torch.Tensor) -> torch.Tensor:
         """Noisy latents with those frames that the network has as they are."""
-        given = self.given
-        return x_t if given is None else torch.where(given > 0, self.latents.to(x_t), x_t)
+        if not self._given_frames:
+            return x_t
+        x_t = x_t.clone()
+        for n, shown in enumerate(self.shown):
+            if shown.clean is not None:
+                x_t[n, :, : shown.clean.shape[2]] = shown.clean[0].to(x_t)
+        return x_t
+
+    @property
+    def _given_frames(self) -> list[int]:
+        """How many of the first latent frames of each sample the network has as they are; an empty list where it is none of all."""
+        counts = [0 if shown.clean is None else shown.clean.shape[2] for shown in self.shown]
+        return counts if any(counts) else []
 
     @property
     def learnt(self) -> torch.Tensor | None:
         """(B, 1, T, 1, 1): 0 for the latent frames that the network has as they are; None where all are learnt."""
-        given = self.given
-        return None if given is None else 1 - given
+        counts = self._given_frames
+        if not counts:
+            return None
+        frames = torch.arange(self.latents.shape[2]) >= torch.tensor(counts)[:, None]
+        return sent(frames.to(self.latents.dtype)[:, None, :, None, None], self.latents.device)
 
     @property
     def asked(self) -> torch.Tensor | None:

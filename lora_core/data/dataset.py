@@ -47,9 +47,14 @@ class Picture:
         return self.path.name.endswith(LATENT)
 
     @property
+    def moves(self) -> bool:
+        """Whether it is trained as at least one clip of several frames."""
+        return any(len(clip) > 1 for clip in self.clips)
+
+    @property
     def frame_rate(self) -> float:
         """Frames a second at which its clips are trained, to a thousandth; 0 for a picture, and where it is unknown."""
-        if self.film is None or not any(len(clip) > 1 for clip in self.clips):
+        if self.film is None or not self.moves:
             return 0.0
         return round(self.data.frame_rate or self.film.rate, 3)
 

@@ -30,6 +30,7 @@ from .masks import on_latent, open_input_mask, open_trained, placed
 from .shown import (
     DIGEST,
     NOTHING,
+    OfFrames,
     Showing,
     Shown,
     control_fit,
@@ -45,6 +46,7 @@ from .store import Memory, Store, Tensors, key_of
 THREADS = min(4, os.cpu_count() or 1)
 DRAWN = 1  # counted up when random input masks are drawn another way
 TRANSFORM = 1  # counted up when the same file would be decoded, scaled or cut another way
+GUIDED = 1  # counted up when something else is kept of the frames that a clip is shown
 Item = TypeVar("Item")
 Done = TypeVar("Done")
 
@@ -93,7 +95,7 @@ class Encoder:
     wired: Callable[[torch.Tensor], torch.Tensor] | None = None
     shown: Callable[[torch.Tensor], torch.Tensor] | None = None
     showing: Showing | None = None
-    guide: Callable[[torch.Tensor, bool], tuple[torch.Tensor, ...]] | None = None
+    guide: Callable[[torch.Tensor, bool], OfFrames] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,10 +184,8 @@ class LatentCache:
         showing = self._encoder.showing
         if showing is None or not showing.of_film:
             return shown_of(self[view], draw)
-        if draw >= showing.share(self.entries[view.entry].picture.data):
-            return NOTHING
-        shown = shown_of(self[view])
-        return dataclasses.replace(shown, given=showing.keeps) if shown.identity else NOTHING
+        unshown = draw >= showing.share(self.entries[view.entry].picture.data)
+        return NOTHING if unshown else shown_of(self[view])
 
     def all_shown(self, views: Sequence[View], draws: Sequence[float] = ()) -> list[Shown]:
         """The same of several; an empty list where it is nothing for all."""
@@ -303,7 +303,8 @@ class LatentCache:
         config, out = picture.data, []
         of_mask = digest_of(picture.mask) if picture.mask else config.masks == "alpha"
         made_from = [TRANSFORM, digest_of(picture.path), of_mask, config.background, config.latents]
-        made_from += [self._encoder.identity, self._encoder.beside is not None, self._guided(picture)]
+        guided = self._guided(picture)
+        made_from += [self._encoder.identity, self._encoder.beside is not None, [*guided], *[GUIDED][: guided[0]]]
         showing = self._encoder.showing
         needed = showing is not None and showing.of_film and showing.needed
         clips = [clip for clip in picture.clips if len(clip) > 1 or not needed]
@@ -324,11 +325,11 @@ class LatentCache:
             out.append(_Crop(how, views, clip))
         return out
 
-    def _guided(self, picture: Picture) -> list[bool]:
+    def _guided(self, picture: Picture) -> tuple[bool, bool]:
         """Whether the clips of a film are shown their first frame, and their last one."""
         showing, config = self._encoder.showing, picture.data
         shown = self._encoder.guide is not None and showing is not None and showing.share(config) > 0
-        return [shown, shown and config.last_frame]
+        return shown, shown and config.last_frame
 
     def _encoded(self, picture: Picture, cuts: _Views) -> list[Entry]:
         """The entries of one picture, crops of one bucket and clip together. A crop without any of the mask is left out; PictureError when none is left."""
@@ -465,7 +466,7 @@ def _require_frames(pictures: Sequence[Picture], showing: Showing | None) -> Non
     else:
         taken = showing.last
         asked = {picture.data.first_frame for picture in pictures}
-        if showing.needed and not any(len(clip) > 1 for picture in pictures for clip in picture.clips):
+        if showing.needed and not any(picture.moves for picture in pictures):
             raise LoomError("data.frames.needed", field="data.frames", count=len(pictures))
         if showing.needed and (less := sorted(asked - {AUTO, ALWAYS})):
             raise LoomError("data.first_frame.needed", field="data.first_frame", value=less[0])

@@ -7,6 +7,7 @@ import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from .input_masks import hidden
 
 SAME_SHAPE = 0.01  # difference of two aspects, relative, up to which a control picture is cut as its target is
 LATENT, PIXELS, DIGEST = "shown.latent.", "shown.pixels.", "shown.digest"  # names of tensors in the store
+CLEAN = "shown.clean"
 MASK, MASKED = (
     "shown.mask.",
     "shown.masked.",
@@ -32,9 +34,8 @@ class Showing:
 
     `limit`: how many of them. `needed`: a picture without one cannot be trained. `as_target`: they are cut to the size of the target, whatever their own
     shape. `to_text`: the text encoder sees them too. `filled`: it is shown no control picture, but the target without what an input mask fills, and that mask.
-    `of_film`: none are taken, it is shown the first frame of each clip; `usual`: whether of every one where the set leaves it open; `keeps`: how many of
-    the first latent frames it then has as they are; `last`: whether it can be shown the last frame too; `unseen`: whether it also reads what an image
-    encoder sees of them, and there is none.
+    `of_film`: none are taken, it is shown the first frame of each clip; `usual`: whether of every one where the set leaves it open; `last`: whether it can
+    be shown the last frame too; `unseen`: whether it also reads what an image encoder sees of them, and there is none.
     """
 
     limit: int
@@ -44,7 +45,6 @@ class Showing:
     filled: bool = False
     of_film: bool = False
     usual: bool = False
-    keeps: int = 0
     last: bool = False
     unseen: bool = False
 
@@ -63,23 +63,33 @@ class Shown:
     `latents`: of its control pictures in order, each (1, C, [T,] h, w) float32 of a size of its own, as the backend's `encode_shown` gives them.
     `pixels`: the same pictures (1, H, W, 3) uint8 on the CPU, where the text encoder sees them too. `mask` (1, 1, H, W) float32, in px, 0 or 1: what an
     inpainting model fills; `latents` is then the picture without it. For a model that is shown the first frame of a clip they are what
-    `encode_first_frame` gives. `identity`: names what is shown; empty for nothing. `given`: how many of the first latent frames of the target the network
-    has as they are, without noise: nothing is asked of them.
+    `encode_first_frame` gives. `identity`: names what is shown; empty for nothing. `clean`: as `OfFrames.clean`.
     """
 
     latents: tuple[torch.Tensor, ...] = ()
     pixels: tuple[torch.Tensor, ...] = ()
     identity: str = ""
     mask: torch.Tensor | None = None
-    given: int = 0
+    clean: torch.Tensor | None = None
 
     def changed(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Shown:
         """With `change` made to what goes to the training device."""
-        mask = None if self.mask is None else change(self.mask)
-        return dataclasses.replace(self, latents=tuple(map(change, self.latents)), mask=mask)
+        mask, clean = (None if tensor is None else change(tensor) for tensor in (self.mask, self.clean))
+        return dataclasses.replace(self, latents=tuple(map(change, self.latents)), mask=mask, clean=clean)
 
 
 NOTHING = Shown()
+
+
+class OfFrames(NamedTuple):
+    """What a network is shown of a clip's first frame, and of its last one.
+
+    `latents`: what the backend makes its further inputs of. `clean` (1, C, n, h, w), in the model's units: the first n latent frames of the target as the
+    network has them in place of noisy ones, encoded without what follows, as when a clip is made; nothing is asked of them. None where it has none so.
+    """
+
+    latents: tuple[torch.Tensor, ...]
+    clean: torch.Tensor | None = None
 
 
 def kept(
@@ -114,11 +124,13 @@ def shown_picture(
     return shown_of(kept([cut_control(picture, how, flipped=False)], showing, encode))
 
 
-def kept_of_clip(frames: Sequence[np.ndarray], latents: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+def kept_of_clip(frames: Sequence[np.ndarray], shown: OfFrames) -> dict[str, torch.Tensor]:
     """The same for a clip of which these frames (H, W, 3) uint8 are shown."""
     data = b"".join(np.ascontiguousarray(frame).tobytes() for frame in frames)
     digest = hashlib.sha256(f"{frames[0].shape}".encode() + data).digest()
-    tensors = {f"{LATENT}{n}": latent.detach().float().cpu() for n, latent in enumerate(latents)}
+    tensors = {f"{LATENT}{n}": latent.detach().float().cpu() for n, latent in enumerate(shown.latents)}
+    if shown.clean is not None:
+        tensors[CLEAN] = shown.clean.detach().float().cpu()
     return {**tensors, DIGEST: torch.from_numpy(np.frombuffer(digest, np.uint8).copy())}
 
 
@@ -146,7 +158,8 @@ def shown_of(tensors: Mapping[str, torch.Tensor], draw: float = 0.0) -> Shown:
         n = int(draw * masks)
         name = f"{tensors[DIGEST].numpy().tobytes().hex()} {n}"
         return Shown((tensors[f"{MASKED}{n}"],), (), name, tensors[f"{MASK}{n}"].float()[None, None])
-    return Shown(_numbered(tensors, LATENT), _numbered(tensors, PIXELS), tensors[DIGEST].numpy().tobytes().hex())
+    name = tensors[DIGEST].numpy().tobytes().hex()
+    return Shown(_numbered(tensors, LATENT), _numbered(tensors, PIXELS), name, clean=tensors.get(CLEAN))
 
 
 def _numbered(tensors: Mapping[str, torch.Tensor], name: str) -> tuple[torch.Tensor, ...]:

@@ -257,7 +257,7 @@ def training_pictures(encoding: Encoding, dataset: Dataset) -> Source:
 
 def of_first_frames(pictures: Sequence[Picture], showing: Showing | None) -> list[Message]:
     """What to say about the first frames that the sets ask for."""
-    moving = [picture for picture in pictures if any(len(clip) > 1 for clip in picture.clips)]
+    moving = [picture for picture in pictures if picture.moves]
     films = showing is not None and showing.of_film
     idle = sorted({picture.data.first_frame for picture in (pictures if films else moving)} & {HALF, ALWAYS})
     if idle and not (films and moving):
@@ -271,7 +271,7 @@ def of_first_frames(pictures: Sequence[Picture], showing: Showing | None) -> lis
 
 def of_open_frames(pictures: Sequence[Picture], showing: Showing | None) -> list[Message]:
     """What becomes of the clips of sets that leave it open, on a model that films from text as well as from a picture."""
-    left = any(p.data.first_frame == AUTO and any(len(clip) > 1 for clip in p.clips) for p in pictures)
+    left = any(picture.moves and picture.data.first_frame == AUTO for picture in pictures)
     if not left or showing is None or not showing.of_film or showing.needed:
         return []
     code = "data.first_frame.by_name" if showing.usual else "data.first_frame.from_text"

@@ -262,6 +262,11 @@ FURTHER: dict[str, tuple[str, dict[str, Any], tuple[int, ...], int, dict[str, An
 }  # fmt: skip
 FURTHER_TRAINED = ["SSD-1B", "Segmind Vega", "KOALA 700M", "KOALA 1B", "Wan causal", "Mochi"]
 
+# Models of the tables above whose file says what they were made for: its name is the one thing that tells them.
+BY_FILE: dict[str, tuple[str, str]] = {
+    "HunyuanVideo v2 I2V": ("HunyuanVideo", "hunyuan_video_v2_replace_image_to_video_i2v.safetensors")
+}
+
 # All that are trained from noise and text alone.
 TRAINED = [
     *MODELS, "Flux schnell", "Flux2 Klein", "Chroma Radiance", "HunyuanVideo", "HunyuanVideo 1.5", "Kandinsky 5", "Cosmos Predict2 picture", "Wan 2.2 TI2V",
@@ -273,7 +278,8 @@ TABLES = (MODELS, KIN, SPECIAL, MORE, FURTHER)
 
 
 def row_of(name: str) -> tuple[str, dict[str, Any], tuple[int, ...], int, dict[str, Any]]:
-    return next(table[name] for table in TABLES if name in table)
+    of = BY_FILE[name][0] if name in BY_FILE else name
+    return next(table[of] for table in TABLES if of in table)
 
 
 def build(name: str, dtype: torch.dtype = torch.float32, seed: int = 0, **changes: Any) -> Any:
@@ -293,9 +299,11 @@ def build(name: str, dtype: torch.dtype = torch.float32, seed: int = 0, **change
         for value in model.diffusion_model.buffers():  # some hold whatever was in memory until a checkpoint fills them
             if value.is_floating_point():
                 value.copy_(0.1 * torch.randn(value.shape, generator=rng))
-        return comfy.model_patcher.ModelPatcher(
-            model, load_device=torch.device("cpu"), offload_device=torch.device("cpu")
-        )
+        cpu = torch.device("cpu")
+        patcher = comfy.model_patcher.ModelPatcher(model, load_device=cpu, offload_device=cpu)
+        if name in BY_FILE:
+            patcher.cached_patcher_init = (None, (BY_FILE[name][1],))  # as the host's loaders leave it
+        return patcher
 
 
 def conditioning(name: str, seed: int, tokens: int = 6) -> list:

@@ -237,7 +237,7 @@ def test_both_learn_films_draw_films_and_are_shown_first_frames_where_they_read_
     guide = encoder_of(backend).guide
     assert (guide is None) == (name == "Wan") == (encoder_of(alone).guide is None)
     if guide is not None:
-        assert all(map(torch.equal, guide(clip), alone.encode_first_frame(clip)))
+        assert all(map(torch.equal, guide(clip, False).latents, alone.encode_first_frame(clip).latents))
 
 
 def test_both_together_can_what_each_of_them_can():

@@ -357,7 +357,7 @@ def rand(*shape: int) -> torch.Tensor:
 def a_checkpoint(shift: float) -> dict[str, torch.Tensor]:
     block = "model.diffusion_model.input_blocks.4.1.transformer_blocks.0"
     return {
-        f"{block}.attn1.to_q.weight": rand(96, 96).half() + shift * rand(96, 1) @ rand(1, 96), f"{block}.attn2.to_k.weight": rand(64, 768).half(),
+        f"{block}.attn1.to_q.weight": rand(128, 128).half() + shift * rand(128, 1) @ rand(1, 128), f"{block}.attn2.to_k.weight": rand(64, 768).half(),
         f"{block}.attn2.to_out.0.weight": rand(64, 64).half(), "model.diffusion_model.out.2.bias": rand(4),
         "first_stage_model.decoder.conv_in.weight": rand(8, 4, 3, 3).half(),
     }  # fmt: skip

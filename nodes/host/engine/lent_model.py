@@ -13,7 +13,7 @@ from torch import nn
 
 from ....lora_core.backends.base import SampleJob
 from ....lora_core.data.lengths import TextLength
-from ....lora_core.data.shown import Showing, Shown
+from ....lora_core.data.shown import OfFrames, Showing, Shown
 from ....lora_core.data.store import Store
 from .base_model import films
 from .captions import HostTexts
@@ -106,15 +106,16 @@ class LentModel:
     def encode_shown(self, pixels: torch.Tensor) -> torch.Tensor:
         return self.pictures.encode_shown(pixels)
 
-    def encode_first_frame(self, pixels: torch.Tensor, last: bool = False) -> tuple[torch.Tensor, ...]:
+    def encode_first_frame(self, pixels: torch.Tensor, last: bool = False) -> OfFrames:
         use = self.model.use
         assert use is not None
         assert use.behind is not None
         frames = self.pictures.latent_frames(len(pixels))
         latents, mask = first_frame(pixels, frames, use.behind, last, self.pictures.encode_shown)
+        clean = self.pictures.encode_wired(latents) if use.behind.in_place else None
         if use.vision is None or not use.vision.wired:
-            return latents, mask
-        return latents, mask, use.vision.seen(pixels[[0, -1]] if last else pixels[:1])
+            return OfFrames((latents, mask), clean)
+        return OfFrames((latents, mask, use.vision.seen(pixels[[0, -1]] if last else pixels[:1])), clean)
 
     def encode_wired(self, samples: torch.Tensor) -> torch.Tensor:
         return self.pictures.encode_wired(samples)
@@ -146,12 +147,12 @@ class LentModel:
     @staticmethod
     def noise_mask(job: SampleJob) -> torch.Tensor | None:
         """(1, 1, T, h, w): where a sample has noise; None for everywhere."""
-        return job.shown.latents[1] if job.shown.given else None
+        return job.shown.latents[1] if job.shown.clean is not None else None
 
     @staticmethod
     def with_given(latents: torch.Tensor, job: SampleJob) -> torch.Tensor:
         """What was sampled, with the frames that were given: what the network made of them is thrown away."""
-        if not job.shown.given:
+        if job.shown.clean is None:
             return latents
         first = job.shown.latents[0]
         return torch.cat([first.to(latents), latents[:, :, first.shape[2] :]], 2)
@@ -161,7 +162,7 @@ class LentModel:
         device, sides = comfy.model_management.intermediate_device(), (job.height_px, job.width_px)
         if self.model.use is not None and self.model.use.behind is not None and job.shown.latents:
             empty = torch.zeros(1, self.pictures.channels, *job.shown.latents[1].shape[2:], device=device)
-            return with_first(empty, job.shown, self.model.base) if job.shown.given else empty
+            return with_first(empty, job.shown, self.model.base) if job.shown.clean is not None else empty
         height, width = (side // self.latent_step_px for side in sides)
         near = self.clip_lengths_near(job.frames)
         if near is None:

@@ -53,8 +53,8 @@ class Use:
 
     def showing(self, needed: bool) -> Showing:
         if self.behind is not None:
-            keeps, unseen = int(self.behind.in_place), self.vision is not None and not self.vision.wired
-            return Showing(0, needed, of_film=True, usual=self.usual, keeps=keeps, last=self.last, unseen=unseen)
+            unseen = self.vision is not None and not self.vision.wired
+            return Showing(0, needed, of_film=True, usual=self.usual, last=self.last, unseen=unseen)
         return Showing(1 if self.joined else self.limit, needed, self.joined, bool(self.text), self.filled)
 
     @property
@@ -67,8 +67,8 @@ class Use:
         if self.behind is not None:
             seen = () if self.vision is None or not self.vision.wired else (self.vision.example(x_t),)
             first = x_t * 0.5 if self.behind in (Behind.GREY, Behind.ZEROS) else x_t[:, :, :1] * 0.5
-            given = int(self.behind.in_place)
-            return Shown((first, first_given(x_t.shape[2], x_t[:, :1]), *seen), identity="self-test", given=given)
+            clean = x_t[:, :, :1] if self.behind.in_place else None
+            return Shown((first, first_given(x_t.shape[2], x_t[:, :1]), *seen), identity="self-test", clean=clean)
         mask = torch.ones(1, 1, 8 * x_t.shape[-2], 8 * x_t.shape[-1]) if self.filled else None
         return Shown((x_t * 0.5,), identity="self-test", mask=mask)
 

@@ -14,7 +14,7 @@ from lora_loom.lora_core.data.batches import Batches
 from lora_loom.lora_core.data.clips import clips_of, lengths, mask_on_latent, require_lengths
 from lora_loom.lora_core.data.folder import scan
 from lora_loom.lora_core.data.latents import Encoder, LatentCache
-from lora_loom.lora_core.data.shown import Showing
+from lora_loom.lora_core.data.shown import OfFrames, Showing
 from lora_loom.lora_core.data.store import Disk
 from lora_loom.lora_core.messages.errors import LoomError
 from lora_loom.lora_core.pictures.films import Film, first_frame, frames_of, read_film, scenes
@@ -343,13 +343,16 @@ def test_many_clips_and_long_films_are_refused():
 class Guiding(Vae):
     """A VAE of a model that is shown the first frame of a clip."""
 
-    def guided(self, needed: bool = False, keeps: int = 1, last: bool = False) -> Encoder:
-        showing = Showing(0, needed, of_film=True, keeps=keeps, last=last)
-        return Encoder(self, "vae", showing=showing, guide=self.shown)
+    in_place = True
 
-    def shown(self, pixels: torch.Tensor, last: bool) -> tuple[torch.Tensor, ...]:
+    def guided(self, needed: bool = False, in_place: bool = True, last: bool = False) -> Encoder:
+        self.in_place = in_place
+        return Encoder(self, "vae", showing=Showing(0, needed, of_film=True, last=last), guide=self.shown)
+
+    def shown(self, pixels: torch.Tensor, last: bool) -> OfFrames:
+        """The frame alone is encoded a little brighter than with what follows, as by a VAE whose norms span frames."""
         frames = self(pixels[:1]), self(pixels[-1:])
-        return (*frames[: 1 + last], torch.ones(1, 1, 3, 1, 1))
+        return OfFrames((*frames[: 1 + last], torch.ones(1, 1, 3, 1, 1)), frames[0] + 0.25 if self.in_place else None)
 
 
 def guided_batches(folder: Path, encoder: Encoder, size: int = 2, **data) -> Batches:
@@ -377,13 +380,16 @@ def test_a_first_frame_is_shown_as_often_as_the_set_says(tmp_path, first_frame, 
 
 def test_a_given_frame_has_no_noise_and_nothing_is_asked_of_it(tmp_path):
     write_gif(tmp_path / "a.gif", rising(9))
-    for keeps in (0, 1):
-        batch = guided_batches(tmp_path, Guiding().guided(keeps=keeps), 1, first_frame="always").at(0, 0)
+    for in_place in (False, True):
+        batch = guided_batches(tmp_path, Guiding().guided(in_place=in_place), 1, first_frame="always").at(0, 0)
         noisy = torch.full_like(batch.latents, 7.0)
-        seen = batch.as_given(noisy)
-        assert torch.equal(seen[:, :, keeps:], noisy[:, :, keeps:])
-        assert torch.equal(seen[:, :, :keeps], batch.latents[:, :, :keeps])
-        assert batch.asked is None if not keeps else batch.asked[0, 0, :, 0, 0].tolist() == [0, 1, 1]
+        seen, given = batch.as_given(noisy), int(in_place)
+        assert torch.equal(seen[:, :, given:], noisy[:, :, given:])
+        assert torch.equal(
+            seen[:, :, :given], batch.latents[:, :, :given] + 0.25
+        )  # encoded alone, as when a clip is made
+        assert bool((noisy == 7.0).all())
+        assert batch.asked is None if not in_place else batch.asked[0, 0, :, 0, 0].tolist() == [0, 1, 1]
     masked = dataclasses.replace(batch, mask=torch.full_like(batch.latents[:, :1], 0.5))
     assert masked.asked[0, 0, :, 0, 0].tolist() == [0, 0.5, 0.5]
 
@@ -392,8 +398,10 @@ def test_samples_that_are_given_a_frame_and_samples_that_are_not_share_a_batch(t
     write_gif(tmp_path / "a.gif", rising(9))
     write_gif(tmp_path / "b.gif", rising(18)[9:])
     batches = guided_batches(tmp_path, Guiding().guided(), first_frame="half of the time")
-    mixed = next(b for b in map(lambda step: batches.at(step, 0), range(50)) if len({s.given for s in b.shown}) == 2)
-    asked = [[0.0, 1.0, 1.0] if shown.given else [1.0, 1.0, 1.0] for shown in mixed.shown]
+    mixed = next(
+        b for b in map(lambda step: batches.at(step, 0), range(50)) if len({s.identity == "" for s in b.shown}) == 2
+    )
+    asked = [[0.0, 1.0, 1.0] if shown.clean is not None else [1.0, 1.0, 1.0] for shown in mixed.shown]
     assert mixed.asked[:, 0, :, 0, 0].tolist() == asked
 
 
@@ -414,7 +422,7 @@ def test_a_clip_says_its_frame_rate_and_a_picture_has_none(tmp_path):
 
 def test_the_last_frame_is_shown_where_it_is_asked_for_and_kept_apart(tmp_path):
     write_gif(tmp_path / "a.gif", rising(9))
-    encoder = Guiding().guided(needed=True, keeps=0, last=True)
+    encoder = Guiding().guided(needed=True, in_place=False, last=True)
     one, both = (guided_batches(tmp_path, encoder, 1, last_frame=last).at(0, 0).shown[0] for last in (False, True))
     assert [len(shown.latents) for shown in (one, both)] == [2, 3]
     assert one.identity != both.identity
@@ -441,4 +449,4 @@ def test_pictures_and_clips_are_trained_together_where_a_first_frame_is_no_need(
     batches = guided_batches(tmp_path, Guiding().guided(), 1, first_frame="always", frames="1, 9")
     shown = {batch.latents.shape[2]: batch.shown for batch in (batches.at(step, 0) for step in range(8))}
     assert shown[1] == []
-    assert shown[3][0].given == 1
+    assert shown[3][0].clean is not None
