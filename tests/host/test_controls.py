@@ -152,28 +152,26 @@ def test_mask_and_masked_picture_reach_the_network_as_by_the_hosts_own_node(name
     assert list(differences(backend, name, batch_of(name, [CAPTION]), by_node(masks[2]), shown))
 
 
-@pytest.mark.parametrize(
-    ("file", "node", "count"),
-    [
-        ("qwen_image_edit_fp8.safetensors", TextEncodeQwenImageEdit, 1),
-        ("qwen_image_edit_2509_fp8.safetensors", TextEncodeQwenImageEditPlus, 2),
-        ("", TextEncodeQwenImageEditPlus, 3),
-    ],
-)
-def test_qwen_image_edit_and_its_text_encoder_see_pictures_as_by_the_hosts_own_nodes(file, node, count):
-    backend = opened("QwenImage", SeeingClip, file)
+@pytest.mark.parametrize(("name", "file", "node", "count"), [
+    ("QwenImage", "qwen_image_edit_fp8.safetensors", TextEncodeQwenImageEdit, 1),
+    ("QwenImage", "qwen_image_edit_2509_fp8.safetensors", TextEncodeQwenImageEditPlus, 2),
+    ("QwenImage", "", TextEncodeQwenImageEditPlus, 3),
+    ("Krea 2", "krea2_turbo_fp8.safetensors", TextEncodeQwenImageEditPlus, 2),
+])  # fmt: skip
+def test_the_network_and_its_text_encoder_see_pictures_as_by_the_hosts_own_nodes(name, file, node, count):
+    backend = opened(name, SeeingClip, file)
     generator = torch.Generator().manual_seed(1)
     pictures = [torch.randint(0, 256, (1, 1024, 1024, 3), generator=generator, dtype=torch.uint8) for _ in range(count)]
     images = [picture.float() / 255.0 for picture in pictures]
     text = node.execute(backend.texts._clip, CAPTION, backend.pictures._vae, *images)[0]
+    if name == "Krea 2":
+        text = FluxKontextMultiReferenceLatentMethod.execute(text, "index_timestep_zero")[0]
     shown = Shown(tuple(backend.encode_shown(image) for image in images), tuple(pictures), "these")
     assert backend.showing().to_text
     assert backend.showing().limit == (1 if node is TextEncodeQwenImageEdit else 3)
-    assert not list(differences(backend, "QwenImage", batch_of("QwenImage", [CAPTION]), text, shown))
+    assert not list(differences(backend, name, batch_of(name, [CAPTION]), text, shown))
     blind = dataclasses.replace(shown, pixels=(), identity="blind")
-    assert any(
-        "context" in line for line in differences(backend, "QwenImage", batch_of("QwenImage", [CAPTION]), text, blind)
-    )
+    assert any("context" in line for line in differences(backend, name, batch_of(name, [CAPTION]), text, blind))
 
 
 def test_the_words_around_a_prompt_are_the_hosts():
