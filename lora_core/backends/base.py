@@ -101,6 +101,9 @@ class ShowsFirstFrames(Protocol):
         `last`: of its last frame too.
         """
 
+    def frame_fingerprint(self) -> str:
+        """Identifies what sees those frames beside the VAE, an image encoder; empty where nothing does."""
+
 
 @runtime_checkable
 class EncodesShownTexts(Protocol):

@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from ..backends.base import UNKNOWN_ENCODER
+from ..backends.base import UNKNOWN_ENCODER, ShowsFirstFrames
 from ..config import AS_SET, TrainConfig, as_dict, parse
 from ..messages.errors import LoomError
 from ..messages.message import Message
@@ -52,6 +52,8 @@ def identity_of(run: Run) -> dict[str, Any]:
     identity["text"] = backend.text_fingerprint()
     if not (pictures := backend.picture_fingerprint()).startswith(UNKNOWN_ENCODER):
         identity["vae"] = pictures
+    if isinstance(backend, ShowsFirstFrames) and (seen_by := backend.frame_fingerprint()):
+        identity["vision"] = seen_by
     if run.material.fixed:
         identity["fixed"] = run.material.fixed["sha256"]
     if run.processes.size > 1:
@@ -92,6 +94,7 @@ def refuse_changes(config: TrainConfig, facts: dict[str, Any], identity: dict[st
         "base": "resume.other_base",
         "prior": "resume.other_prior",
         "vae": "resume.other_vae",
+        "vision": "resume.other_vision",
         "text": "resume.other_text",
         "fixed": "resume.other_fixed",
     }

@@ -259,6 +259,21 @@ def test_a_missing_clip_vision_is_told_where_the_network_reads_one(name, first_f
     assert ("vision.not_wired" in listener.codes) is told
 
 
+def test_a_run_that_goes_on_asks_for_the_clip_vision_it_had_and_blames_no_vae(films, tmp_path):
+    models, seen_by = loaded("Wan 2.1 I2V"), vision_of(1280)
+
+    def run(steps: int, vision, resume: bool = False) -> None:
+        with torch.inference_mode(), torch.inference_mode(False):
+            backend = HostBackend(*models, vision=vision)
+            train(job_of(films, tmp_path, backend, steps=steps, data=data_of(films)), tmp_path / "run", export, resume)
+
+    run(1, seen_by)
+    with pytest.raises(LoomError) as refused:
+        run(2, None, resume=True)
+    assert [change.code for change in refused.value.message.values["changes"]] == ["resume.other_vision"]
+    run(2, seen_by, resume=True)
+
+
 @pytest.mark.parametrize("name", ["LTXV", "Wan 2.2 TI2V", "Kandinsky 5", "HunyuanVideo v2 I2V"])
 def test_models_that_film_from_text_too_learn_from_frames_half_of_the_time_and_go_on_bit_for_bit(name, films, tmp_path):
     models = loaded(name)

@@ -120,10 +120,12 @@ class LentModel:
     def encode_wired(self, samples: torch.Tensor) -> torch.Tensor:
         return self.pictures.encode_wired(samples)
 
-    def picture_fingerprint(self) -> str:
+    def frame_fingerprint(self) -> str:
         vision = self.model.use.vision if self.model.use is not None else None
-        seen_by = [vision.fingerprint()] if vision is not None and vision.wired else []
-        return " ".join([self.pictures.fingerprint(), *seen_by])
+        return vision.fingerprint() if vision is not None and vision.wired else ""
+
+    def picture_fingerprint(self) -> str:
+        return self.pictures.fingerprint()
 
     def sampled(self, job: SampleJob, latent: torch.Tensor, noise: torch.Tensor, **part: Any) -> torch.Tensor:
         """Latents by the host's own sampler, with the model as it is; `part`: which of the steps, where it is not all of them."""
