@@ -17,6 +17,7 @@ from .jobs.blocks import chart, finished_job, layers_by_block, lora_for, needed
 from .run_checkpoints import LATEST, after_input, base_of_run, folder_of, run_input, state_of
 from .run_export import result_of
 from .sockets import CATEGORY, LoraWeights, in_english, in_words, lora_output, on_the_wire, plain_errors, report_output
+from .train_node import VISION
 
 
 class NeededBlocks(io.ComfyNode):
@@ -43,6 +44,7 @@ class NeededBlocks(io.ComfyNode):
                     tooltip="Percent of the LoRA's effect that may be lost by what is left out, all of it together.",
                 ),
                 after_input(),
+                VISION,
             ],
             outputs=[
                 lora_output("The LoRA without the blocks that it does not need, for Save LoRA."),
@@ -57,10 +59,12 @@ class NeededBlocks(io.ComfyNode):
 
     @classmethod
     @plain_errors("run")
-    def execute(cls, model: Any, clip: Any, vae: Any, run: str, bound: float = 1.0, after: Any = None) -> io.NodeOutput:
+    def execute(
+        cls, model: Any, clip: Any, vae: Any, run: str, bound: float = 1.0, after: Any = None, clip_vision: Any = None
+    ) -> io.NodeOutput:
         folder = folder_of(run)
         with torch.inference_mode(False):
-            backend = HostBackend(model, clip, vae)
+            backend = HostBackend(model, clip, vae, vision=clip_vision)
             job, file = finished_job(folder, backend)
             live = LiveNode(cls.hidden.unique_id, 1)
             use = usefulness(dataclasses.replace(job, listener=live), layers_by_block(file, backend), bound / 100)

@@ -28,6 +28,7 @@ from .sockets import (
     plain_errors,
     report_output,
 )
+from .train_node import VISION
 from .widgets import widget
 
 
@@ -90,6 +91,7 @@ class ZipLoras(io.ComfyNode):
                 widget("seed"),
                 widget("batch_size", advanced=True),
                 widget("checkpointing", advanced=True),
+                VISION,
             ],
             outputs=[
                 make_output(io.Model, "model", tooltip="The base model with the merged LoRA."),
@@ -117,10 +119,11 @@ class ZipLoras(io.ComfyNode):
         seed: int,
         batch_size: int,
         checkpointing: bool,
+        clip_vision: Any = None,
     ) -> io.NodeOutput:
         node_id = cls.hidden.unique_id
         with torch.inference_mode(False):
-            backend = HostBackend(model, clip, vae)
+            backend = HostBackend(model, clip, vae, vision=clip_vision)
             family = known_family(backend.family)
             canonical = [read({k: v.clone() for k, v in lora.items()}, family=family) for lora in (lora_1, lora_2)]
             sets = [pictures.sized(resolution, backend) for pictures in (pictures_1, pictures_2)]
