@@ -96,6 +96,22 @@ def test_a_model_that_makes_the_answer_in_one_step_is_refused():
     assert refused.value.message.code == "model.sampling_type"
 
 
+def test_a_model_that_the_hosts_samplers_give_no_noise_of_its_scale_is_refused():
+    """CogVideoX: what the host's sampler gives the network at the first step is thousands of times as large as the noise it was trained on."""
+    patcher = architectures.build("CogVideoX")
+    sampling = patcher.get_model_object("model_sampling")
+    noise = torch.ones(1)
+    assert (
+        float(
+            sampling.calculate_input(sampling.sigma_max, sampling.noise_scaling(sampling.sigma_max, noise, 0 * noise))
+        )
+        > 1000
+    )
+    with pytest.raises(LoomError) as refused:
+        HostModel(patcher).described(ObjectiveConfig(), None)
+    assert refused.value.message.code == "model.void_sampling"
+
+
 def by_the_hosts_node(name: str, shape: tuple[int, ...]) -> list[float]:
     """The levels at a tenth, the half and nine tenths of the way to noise that the host's scheduler of the model gives latents (1, C, [T,] h, w)."""
     if name == "Ideogram 4":

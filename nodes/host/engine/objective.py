@@ -42,6 +42,10 @@ def kind_of(sampling: Any) -> str:
         if base is not None and isinstance(sampling, base):
             if kind:
                 return kind
+            if (
+                name == "V_PREDICTION_DDPM"
+            ):  # CogVideoX: it is given pictures with noise as they are, on a scale that only VOID_DDIM keeps to
+                raise LoomError("model.void_sampling", field="model")
             break
     raise LoomError("model.sampling_type", field="model", type=type(sampling).__mro__[1].__name__)
 
