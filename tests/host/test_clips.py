@@ -160,7 +160,7 @@ def test_the_frame_rate_of_a_clip_reaches_the_models_that_read_it(name):
     wired = sampled_call(backend, "zog", batch.latents[:1], sigma[:1], [text])
     assert wired.get("frame_rate") == (16.0 if name.startswith("LTX") else None)
     job = SampleJob("zog", 64, 64, SampleConfig(), frames=9, frame_rate=16.0)
-    assert backend.conditioning.of_sample("zog", job)[0][1].get("frame_rate") == wired.get("frame_rate")
+    assert backend.conditioning.of_sample(job)[0][0][1].get("frame_rate") == wired.get("frame_rate")
 
 
 def test_encoding_a_long_clip_takes_a_piece_of_time_after_the_other(monkeypatch):

@@ -9,9 +9,12 @@ import architectures
 import pytest
 import test_gradients
 import torch
+from comfy_extras.nodes_boogu import TextEncodeBooguEdit
 from comfy_extras.nodes_edit_model import ReferenceLatent
 from comfy_extras.nodes_flux import FluxKontextMultiReferenceLatentMethod
 from comfy_extras.nodes_ip2p import InstructPixToPixConditioning
+from comfy_extras.nodes_joyimage import TextEncodeJoyImageEdit
+from comfy_extras.nodes_mage import TextEncodeMageFlowEdit
 from comfy_extras.nodes_qwen import TextEncodeQwenImageEdit, TextEncodeQwenImageEditPlus
 from lora_loom.lora_core.backends.base import SampleJob
 from lora_loom.lora_core.config import ObjectiveConfig, SampleConfig
@@ -26,7 +29,22 @@ from test_gradients import assert_exact, loss_and_gradients, make_adapters, make
 
 import nodes
 
-LISTED = ("Flux", "Flux2", "QwenImage", "Qwen Edit 2511", "OmniGen2", "Krea 2")  # of any size, several of them
+LISTED = (
+    "Flux",
+    "Flux2",
+    "QwenImage",
+    "Qwen Edit 2511",
+    "OmniGen2",
+    "Krea 2",
+    "Boogu",
+    "JoyImage",
+    "LongCat",
+    "Mage-Flow",
+)  # of any size, several of them
+METHODS = {
+    "Krea 2": "index_timestep_zero",
+    "LongCat": "index",
+}  # where the network has to be told how references are placed
 FILLED = ("SD15 inpaint", "SDXL inpaint", "Flux Fill")  # with a mask
 JOINED = ("SD15 ip2p", "SDXL ip2p", "Flux Canny", "HiDream")  # joined to the noise
 NEEDED = ("Qwen Edit 2511", "SD15 ip2p", "SDXL ip2p", "Flux Canny")
@@ -110,7 +128,7 @@ def differences(backend: HostBackend, name: str, batch: Batch, text: list, vae_l
 def test_references_reach_the_network_as_by_the_hosts_own_node(name):
     backend = opened(name)
     shown = Shown((latent(name, 1), latent(name, 2, 4)), identity="two")
-    method = "index_timestep_zero" if name == "Krea 2" else ""
+    method = METHODS.get(name, "")
     text = references(CAPTION, backend, shown.latents, method)
     assert not list(differences(backend, name, batch_of(name, [CAPTION]), text, shown))
     assert list(
@@ -152,23 +170,40 @@ def test_mask_and_masked_picture_reach_the_network_as_by_the_hosts_own_node(name
     assert list(differences(backend, name, batch_of(name, [CAPTION]), by_node(masks[2]), shown))
 
 
+def by_the_hosts_node(node, backend: HostBackend, images: list[torch.Tensor], caption: str = CAPTION) -> tuple:
+    """(conditioning of the caption, that of an empty negative prompt where the node makes it) with pictures (1, H, W, 3) beside."""
+    clip, vae = backend.texts._clip, backend.pictures._vae
+    named = {f"image_{n}": image for n, image in enumerate(images, 1)}
+    if node in (TextEncodeBooguEdit, TextEncodeMageFlowEdit):
+        return node.execute(clip, caption, "", vae, named)[:2]
+    if node is TextEncodeJoyImageEdit:
+        return (node.execute(clip, caption, vae, named)[0],)
+    return (node.execute(clip, caption, vae, *images)[0],)
+
+
 @pytest.mark.parametrize(("name", "file", "node", "count"), [
     ("QwenImage", "qwen_image_edit_fp8.safetensors", TextEncodeQwenImageEdit, 1),
     ("QwenImage", "qwen_image_edit_2509_fp8.safetensors", TextEncodeQwenImageEditPlus, 2),
     ("QwenImage", "", TextEncodeQwenImageEditPlus, 3),
     ("Krea 2", "krea2_turbo_fp8.safetensors", TextEncodeQwenImageEditPlus, 2),
+    ("LongCat", "longcat_image_edit_bf16.safetensors", TextEncodeQwenImageEdit, 1),
+    ("Boogu", "", TextEncodeBooguEdit, 2),
+    ("Mage-Flow", "", TextEncodeMageFlowEdit, 2),
+    ("JoyImage", "", TextEncodeJoyImageEdit, 3),
 ])  # fmt: skip
 def test_the_network_and_its_text_encoder_see_pictures_as_by_the_hosts_own_nodes(name, file, node, count):
     backend = opened(name, SeeingClip, file)
     generator = torch.Generator().manual_seed(1)
     pictures = [torch.randint(0, 256, (1, 1024, 1024, 3), generator=generator, dtype=torch.uint8) for _ in range(count)]
     images = [picture.float() / 255.0 for picture in pictures]
-    text = node.execute(backend.texts._clip, CAPTION, backend.pictures._vae, *images)[0]
-    if name == "Krea 2":
-        text = FluxKontextMultiReferenceLatentMethod.execute(text, "index_timestep_zero")[0]
+    text = by_the_hosts_node(node, backend, images)[0]
+    if name in METHODS:
+        text = FluxKontextMultiReferenceLatentMethod.execute(text, METHODS[name])[0]
     shown = Shown(tuple(backend.encode_shown(image) for image in images), tuple(pictures), "these")
     assert backend.showing().to_text
-    assert backend.showing().limit == (1 if node is TextEncodeQwenImageEdit else 3)
+    limits = {TextEncodeQwenImageEdit: 1, TextEncodeQwenImageEditPlus: 3, TextEncodeJoyImageEdit: 6}
+    assert backend.showing().limit == limits.get(node, 16)
+    assert backend.showing().as_target == (name == "Mage-Flow")
     assert not list(differences(backend, name, batch_of(name, [CAPTION]), text, shown))
     blind = dataclasses.replace(shown, pixels=(), identity="blind")
     assert any("context" in line for line in differences(backend, name, batch_of(name, [CAPTION]), text, blind))
@@ -241,7 +276,7 @@ def test_models_that_take_no_control_picture_say_so(name):
 # ---- samples ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["Flux", "QwenImage", "SD15 ip2p"])
+@pytest.mark.parametrize("name", ["Flux", "QwenImage", "SD15 ip2p", "Boogu"])
 def test_a_sample_edits_its_control_picture_as_the_hosts_sampler_does_with_its_own_nodes(name):
     import comfy.sample
 
@@ -250,15 +285,14 @@ def test_a_sample_edits_its_control_picture_as_the_hosts_sampler_does_with_its_o
     generator = torch.Generator().manual_seed(1)
     pixels = torch.randint(0, 256, (1, size, size, 3), generator=generator, dtype=torch.uint8)
     image = pixels.float() / 255.0
-    shown = (
-        Shown((backend.encode_shown(image),), (pixels,), "one")
-        if name == "QwenImage"
-        else Shown((backend.encode_shown(image),), (), "one")
-    )
+    shown = Shown((backend.encode_shown(image),), (pixels,) if name in ("QwenImage", "Boogu") else (), "one")
     config = SampleConfig(steps=2, cfg=3.0, seed=5, negative="blurry")
     drawn = backend.sample(SampleJob(CAPTION, size, size, config, shown))[0]
 
     def conditioning(text):
+        if name == "Boogu":  # whose negative prompt is read without the picture
+            both = TextEncodeBooguEdit.execute(backend.texts._clip, CAPTION, "blurry", None, {"image_1": image})
+            return ReferenceLatent.execute(both[text == "blurry"], {"samples": shown.latents[0]})[0]
         if name == "QwenImage":
             seeing = TextEncodeQwenImageEditPlus.execute(backend.texts._clip, text, None, image)[0]
             return ReferenceLatent.execute(seeing, {"samples": shown.latents[0]})[0]

@@ -66,7 +66,7 @@ class HostBackend(LentModel):
 
     def _texts_of(self, clip: Any) -> HostTexts:
         model, use = self.model, self.model.use
-        return HostTexts(clip, model.family, model.text_width, use.text if use is not None else "")
+        return HostTexts(clip, model.family, model.text_width, use.text if use is not None else None)
 
     # ---- the model ---------------------------------------------------------------------------------------------------
 

@@ -28,7 +28,7 @@ from .fingerprints import patched_fingerprint
 from .kept import Kept
 from .layers import LAYERS, is_linear
 from .naming import text_file_names
-from .shown import tokenized
+from .shown import Sight, tokenized
 from .texts import length_of, literal, packed, unpacked, wired
 from .tokens import copies_vectors, for_training, tables, written
 from .verify import TEXT, prove_layers
@@ -51,11 +51,11 @@ def injection(borrowing: Borrowing) -> comfy.patcher_extension.PatcherInjection:
 class HostTexts:
     """A CLIP for a model of this family. `width`: of the text the model reads, where its configuration tells.
 
-    `way`: how it sees the control pictures of a caption; empty where it does not.
+    `sight`: how it sees the control pictures of a caption; None where it does not.
     """
 
-    def __init__(self, clip: Any, family: str, width: int | None, way: str = ""):
-        self._clip, self._family, self._width, self._way = clip, family, width, way
+    def __init__(self, clip: Any, family: str, width: int | None, sight: Sight | None = None):
+        self._clip, self._family, self._width, self._sight = clip, family, width, sight
         self._trained = AdapterSet({})
         self.reading: Callable[[], AbstractContextManager[None]] = (
             contextlib.nullcontext
@@ -162,7 +162,7 @@ class HostTexts:
 
     def _seen(self, shown: Shown) -> Shown:
         """What of it the text encoder sees."""
-        return shown if self._way and shown.pixels else NOTHING
+        return shown if self._sight is not None and shown.pixels else NOTHING
 
     def forget(self) -> None:
         """Drops what was encoded and what the model got for it."""
@@ -196,7 +196,8 @@ class HostTexts:
         """The caption from the store, encoded and put there when it is new; None for what cannot be kept. (The file of an embedding may change.)"""
         if "embedding:" in caption:
             return None
-        key = key_of("host text", *self._identity, caption, *([self._way, shown.identity] if shown.identity else []))
+        beside = [] if self._sight is None or not shown.identity else [self._sight.name, shown.identity]
+        key = key_of("host text", *self._identity, caption, *beside)
         stored = self._store.get(key)
         if stored is not None:
             return unpacked(stored)
@@ -208,8 +209,8 @@ class HostTexts:
             return self._live_clip.encode_from_tokens_scheduled(self._tokenized(caption, shown))
 
     def _tokenized(self, caption: str, shown: Shown = NOTHING) -> Any:
-        if shown.identity:
-            return tokenized(self._live_clip, written(caption, self._trained.tokens), shown.pixels, self._way)
+        if shown.identity and self._sight is not None:
+            return tokenized(self._live_clip, written(caption, self._trained.tokens), shown.pixels, self._sight)
         return self._live_clip.tokenize(written(caption, self._trained.tokens))
 
     # ---- while text is trained ---------------------------------------------------------------------------------------

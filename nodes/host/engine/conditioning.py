@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -67,9 +68,16 @@ class HostConditioning:
             joined = [(indices, comfy.samplers.cond_cat(parts)) for indices, parts in groups]
         return [(indices, _normal_copy(conds)) for indices, conds in joined]
 
-    def of_sample(self, prompt: str, job: SampleJob) -> Encoded:
-        """A prompt with the control pictures and the frame rate of a sample, as the host's sampler takes it."""
-        encoded, use = self._texts.text(prompt, shown=job.shown), self._model.use
+    def of_sample(self, job: SampleJob) -> tuple[Encoded, Encoded]:
+        """The prompt and the negative prompt of a sample with its control pictures and its frame rate, as the host's sampler takes them."""
+        use = self._model.use
+        blind = use is not None and use.text is not None and not use.text.negative
+        unseen = dataclasses.replace(job.shown, pixels=()) if blind else job.shown
+        return self._with(job.prompt, job.shown, job), self._with(job.config.negative, unseen, job)
+
+    def _with(self, prompt: str, seen: Shown, job: SampleJob) -> Encoded:
+        """A prompt, encoded with what the text encoder sees, and what the network of a sample is shown."""
+        encoded, use = self._texts.text(prompt, shown=seen), self._model.use
         beside = use.entries(job.shown) if use is not None and job.shown.latents else {}
         beside |= self._rate(job.frame_rate)
         return [[hidden, {**more, **beside}] for hidden, more in encoded] if beside else encoded

@@ -1,7 +1,7 @@
 """What the host's models take beside noise and text, by their class, and how their conditioning and text encoders are given it.
 
-One table: where the host's own nodes (ReferenceLatent, TextEncodeQwenImageEdit and its Plus, InstructPixToPixConditioning) put the pictures that a model is
-shown. What is not in it takes no control pictures.
+One table: where the host's own nodes (ReferenceLatent, InstructPixToPixConditioning, TextEncodeQwenImageEdit and its Plus, those of Boogu, Mage-Flow and
+JoyImage) put the pictures that a model is shown. What is not in it takes no control pictures.
 """
 
 from __future__ import annotations
@@ -20,8 +20,6 @@ from .base_model import appended_channels
 from .first_frame import Behind, Vision, first_given
 
 MANY = 16  # control pictures where the host sets no limit
-EDIT, PLUS = "edit", "plus"  # the two ways in which the text encoder of Qwen-Image-Edit sees pictures
-SIDES_PX = {EDIT: 1024, PLUS: 384}  # of a square as large as what it sees
 _NUMBERED = "Picture {}: <|vision_start|><|image_pad|><|vision_end|>"
 _INSTRUCTION = (
     "<|im_start|>system\nDescribe the key features of the input image (color, shape, size, texture, objects, background), then explain how the user's text "
@@ -31,11 +29,40 @@ _INSTRUCTION = (
 
 
 @dataclasses.dataclass(frozen=True)
+class Sight:
+    """How a text encoder sees control pictures.
+
+    `side_px`: of a square as large as each; 0 for as it is. `longest`: its longer side has at most so many instead. `scaling`: by which filter of the host.
+    `numbered`: each is announced in front of the caption, between the words of TextEncodeQwenImageEditPlus. `name` stands for all of it in what is kept.
+    `limit`: how many it sees. `negative`: whether it sees them with the negative prompt of a sample too.
+    """
+
+    name: str
+    side_px: int = 0
+    longest: bool = False
+    scaling: str = "area"
+    numbered: bool = False
+    limit: int = MANY
+    negative: bool = True
+
+    def scale(self, width: int, height: int) -> float:
+        """Of a picture of that size in px."""
+        if self.longest:
+            return min(1.0, self.side_px / max(width, height))
+        return math.sqrt(self.side_px**2 / (width * height)) if self.side_px else 1.0
+
+
+EDIT, PLUS = Sight("edit", 1024, limit=1), Sight("plus", 384, numbered=True)  # the two ways of Qwen-Image-Edit
+_BOOGU, _MAGE = Sight("boogu", 384, negative=False), Sight("mage", 384, longest=True, scaling="bicubic")
+_AS_CUT = Sight("as cut")
+
+
+@dataclasses.dataclass(frozen=True)
 class Use:
     """`entry` of a conditioning that holds the latents: a list of them, or one that is joined to the noise's channels (`joined`).
 
-    `method`: how the network places them, where it has to be told. `text`: EDIT or PLUS where the text encoder sees the pictures too. `filled`: an inpainting
-    model, whose one picture is the target without what a mask fills; the mask has an entry of its own.
+    `method`: how the network places them, where it has to be told. `text`: how the text encoder sees the pictures too, where it does. `as_target`: they are
+    of the target's size. `filled`: an inpainting model, whose one picture is the target without what a mask fills; the mask has an entry of its own.
     `behind`: what is behind the first frame of a clip, of a model that is shown it; `usual`: whether it usually is; `last`: whether it can be shown the
     last frame too; `vision`: what sees the frames for it, where it reads that.
     """
@@ -44,7 +71,8 @@ class Use:
     limit: int = MANY
     joined: bool = False
     method: str = ""
-    text: str = ""
+    text: Sight | None = None
+    as_target: bool = False
     filled: bool = False
     behind: Behind | None = None
     usual: bool = False
@@ -55,7 +83,8 @@ class Use:
         if self.behind is not None:
             unseen = self.vision is not None and not self.vision.wired
             return Showing(0, needed, of_film=True, usual=self.usual, last=self.last, unseen=unseen)
-        return Showing(1 if self.joined else self.limit, needed, self.joined, bool(self.text), self.filled)
+        limit, as_target = (1, True) if self.joined else (self.limit, self.as_target)
+        return Showing(limit, needed, as_target, self.text is not None, self.filled)
 
     @property
     def every_entry(self) -> set[str]:
@@ -104,6 +133,10 @@ _BY_CLASS: Mapping[str, Use] = {  # of comfy.model_base, by its very class: what
     "Omnigen2": _REFERENCE,
     "QwenImage": dataclasses.replace(_REFERENCE, limit=3, text=PLUS),
     "Krea2": dataclasses.replace(_REFERENCE, limit=3, method="index_timestep_zero", text=PLUS),
+    "Boogu": dataclasses.replace(_REFERENCE, text=_BOOGU),
+    "JoyImage": dataclasses.replace(_REFERENCE, limit=6, text=_AS_CUT),
+    "LongCatImage": dataclasses.replace(_REFERENCE, limit=1, method="index", text=EDIT),
+    "MageFlow": dataclasses.replace(_REFERENCE, text=_MAGE, as_target=True),
     "HiDream": _JOINED,
     "SD15_instructpix2pix": _JOINED,
     "SDXL_instructpix2pix": _JOINED,
@@ -174,24 +207,26 @@ def behind_first_frame(model: Any, file: Callable[[], str]) -> Behind | None:
     return _BEHIND.get(name)
 
 
-def seen(pixels: Sequence[torch.Tensor], way: str) -> list[torch.Tensor]:
-    """Pictures (1, H, W, 3) uint8 as the text encoder sees them: float32 in [0, 1], of one area each."""
+def seen(pixels: Sequence[torch.Tensor], sight: Sight) -> list[torch.Tensor]:
+    """Pictures (1, H, W, 3) uint8 as the text encoder sees them: float32 in [0, 1], each of the size that it is made for."""
     out = []
-    for picture in pixels:
+    for picture in pixels[: sight.limit]:
         channels_first = picture.float().movedim(-1, 1) / 255.0
         height, width = channels_first.shape[-2:]
-        scale = math.sqrt(SIDES_PX[way] ** 2 / (width * height))
-        scaled = comfy.utils.common_upscale(
-            channels_first, round(width * scale), round(height * scale), "area", "disabled"
+        scale = sight.scale(width, height)
+        sides = max(1, round(width * scale)), max(1, round(height * scale))
+        as_is = scale == 1.0 and (sight.longest or not sight.side_px)
+        scaled = (
+            channels_first if as_is else comfy.utils.common_upscale(channels_first, *sides, sight.scaling, "disabled")
         )
         out.append(scaled.movedim(1, -1))
     return out
 
 
-def tokenized(clip: Any, caption: str, pixels: Sequence[torch.Tensor], way: str) -> Any:
-    """A caption with the pictures it is about, as the host's node of that way gives them to its tokenizer."""
-    pictures = seen(pixels, way)
-    if way == EDIT:
-        return clip.tokenize(caption, images=pictures[:1])
+def tokenized(clip: Any, caption: str, pixels: Sequence[torch.Tensor], sight: Sight) -> Any:
+    """A caption with the pictures it is about, as the host's node of that sight gives them to its tokenizer."""
+    pictures = seen(pixels, sight)
+    if not sight.numbered:
+        return clip.tokenize(caption, images=pictures)
     numbers = "".join(_NUMBERED.format(n) for n in range(1, len(pictures) + 1))
     return clip.tokenize(numbers + caption, images=pictures, llama_template=_INSTRUCTION)
