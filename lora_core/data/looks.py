@@ -44,7 +44,7 @@ MOST_GREY = 0.5  # share of grey pictures from which they are the set's own look
 FEWEST_FOR_ODD, NEIGHBOURS = 8, 3
 ODD = 6.0  # times the usual deviation from the usual distance to the nearest pictures
 MOST_ODD = 0.1  # share of a set that can be odd
-FACE_SIDE_PX = 480
+FACE_SIDE_PX = 512
 FACE_FILE = "haarcascade_frontalface_default.xml"
 SMALL_FACE = 0.1  # of a picture's shorter side
 MOSTLY_FACES = 0.6  # share of pictures with a face from which a set is one of people
@@ -142,11 +142,15 @@ def _opened_detector() -> Any:
 
 
 def faces(image: Image.Image, detector: Any) -> list[float]:
-    """Sides of the faces found, as shares of the picture's shorter side, the largest first."""
+    """Sides of the faces found, as shares of the picture's shorter side, the largest first.
+
+    Of scikit-image's photographs (100 faces of LFW, 100 cuts without one, 14 scenes): 80 faces found and no false one; 8 neighbours find 74, and no small
+    ones, a side of 768 px takes two patterns of large scenes for faces.
+    """
     small = image.convert("L")
     small.thumbnail((FACE_SIDE_PX, FACE_SIDE_PX))
     least = max(16, round(0.04 * min(small.size)))
-    boxes = detector.detectMultiScale(np.asarray(small), scaleFactor=1.1, minNeighbors=8, minSize=(least, least))
+    boxes = detector.detectMultiScale(np.asarray(small), scaleFactor=1.1, minNeighbors=5, minSize=(least, least))
     return sorted((float(width) / min(small.size) for _, _, width, _ in boxes), reverse=True)
 
 

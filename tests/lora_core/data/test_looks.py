@@ -126,6 +126,23 @@ def test_opencv_s_own_detector_is_used_from_many_threads(tmp_path):
     assert all(sight.faces == [] for sight in looked_at(tmp_path).seen.values())
 
 
+def test_a_face_is_found_in_a_photograph_also_far_away_and_none_where_none_is():
+    """Of scikit-image's pictures: the astronaut is NASA's and in the public domain, cat and coffee are CC0."""
+    pytest.importorskip("cv2")
+    data = pytest.importorskip("skimage.data")
+    looks._OF_THREAD.__dict__.clear()
+    detector = looks.face_detector()
+    if detector is None:
+        pytest.skip("this OpenCV has no detector of its own")
+    astronaut, cat, coffee = (Image.fromarray(make()) for make in (data.astronaut, data.chelsea, data.coffee))
+    assert [round(side, 1) for side in looks.faces(astronaut, detector)] == [0.2]
+    assert looks.faces(cat, detector) == looks.faces(coffee, detector) == []
+    far = coffee.resize((1024, 1024))
+    far.paste(astronaut.crop((150, 0, 300, 200)).resize((90, 120)), (400, 400))
+    [small] = looks.faces(far, detector)
+    assert small < looks.SMALL_FACE
+
+
 def test_every_note_has_a_gravity_and_only_what_stops_is_red(tmp_path):
     for code in table("en"):
         if code.startswith("lint."):
