@@ -410,7 +410,8 @@ PARTS = 24  # of all cases, a few minutes each
 
 @needs_posix
 @pytest.mark.parametrize("part", [
-    pytest.param(0, id="some"), *(pytest.param(n, id=f"{n} of {PARTS}", marks=pytest.mark.slow) for n in range(1, PARTS + 1)),
+    pytest.param(0, id="some"),
+    *(pytest.param(n, id=f"{n} of {PARTS}", marks=[pytest.mark.slow, pytest.mark.release]) for n in range(1, PARTS + 1)),
 ])  # fmt: skip
 def test_no_value_of_a_widget_holds_or_exhausts_the_server_or_ends_in_a_traceback(watch, part):
     cases = all_cases(watch.prompts.ours)
