@@ -17,7 +17,7 @@ from typing import Any
 from PIL import Image
 
 from ..backends.base import Backend
-from ..config import TrainConfig, as_dict, check
+from ..config import TrainConfig, as_dict, check, parse
 from ..disk import files
 from ..events import Listener
 from ..messages.errors import LoomError
@@ -47,9 +47,22 @@ class Trial:
 
     @property
     def digest(self) -> str:
-        """Of every setting but the name: the same trial is not trained twice, whatever comparison asks for it."""
-        settings = {k: v for k, v in as_dict(self.config).items() if k != "name"}
+        """Of every setting but the name that is not left as it is: the same trial is not trained twice, whatever comparison asks for it.
+
+        What is left as it is does not count, so that a setting that is new does not make every trial a new one.
+        """
+        values, plain = as_dict(self.config), as_dict(parse({"base": "toy", "data": {"folder": "any"}}))
+        plain["base"] = plain["data"]["folder"] = ""
+        settings = {k: v for k, v in _changed(values, plain).items() if k != "name"}
+        settings["sets"] = [_changed(one, plain["data"]) for one in values["sets"]]
         return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _changed(values: Any, plain: Any) -> Any:
+    """Of nested settings those that are not as in `plain`; lists whole."""
+    if not isinstance(values, dict) or not isinstance(plain, dict):
+        return values
+    return {k: _changed(v, plain.get(k)) for k, v in values.items() if k not in plain or v != plain[k]}
 
 
 def trials(jobs: Sequence[TrainConfig], seeds: int) -> list[Trial]:

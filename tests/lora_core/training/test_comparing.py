@@ -1,5 +1,6 @@
 """Variants with several seeds: who differs from whom, what the seeds leave uncertain, and that nothing is trained twice."""
 
+import dataclasses
 import json
 import math
 
@@ -35,6 +36,28 @@ def test_each_seed_is_a_run_of_its_own_and_the_first_seed_of_all_comes_first(job
     ]
     assert len({t.digest for t in trials}) == 6
     assert [t.config for t in comparing.trials(jobs, 1)] == jobs
+
+
+def test_a_setting_that_is_new_makes_no_trial_a_new_one(jobs, monkeypatch):
+    trial, before = comparing.trials(jobs, 1)[0], comparing.as_dict
+
+    def with_a_new_one(config):
+        values = before(config)
+        return {
+            **values,
+            "new": 1,
+            "data": {**values["data"], "new": "off"},
+            "optimizer": {**values["optimizer"], "new": 0.5},
+        }
+
+    digest = trial.digest
+    monkeypatch.setattr(comparing, "as_dict", with_a_new_one)
+    assert trial.digest == digest
+    others = [
+        dataclasses.replace(trial.config, **changes) for changes in ({"steps": 7}, {"base": "other"}, {"seed": 6})
+    ]
+    moved = dataclasses.replace(trial.config, data=dataclasses.replace(trial.config.data, folder="elsewhere"))
+    assert digest not in [comparing.Trial("", 0, config).digest for config in (*others, moved)]
 
 
 @pytest.mark.parametrize("seeds", [0, -1, 21])
