@@ -124,11 +124,14 @@ class HostTexts:
         return bool(self._wired)
 
     def literal(self, caption: str) -> str:
-        """As the tokenizers of this CLIP read it as it stands."""
-        return literal(caption, self._clip)
+        """As the tokenizers of this CLIP read it as it stands. Raises LoomError."""
+        with blamed("clip.failed", "clip"):
+            return literal(caption, self._clip)
 
     def length(self, caption: str) -> TextLength:
-        return length_of(self.literal(caption), self._clip)
+        caption = self.literal(caption)
+        with blamed("clip.failed", "clip"):
+            return length_of(caption, self._clip)
 
     def encode_ahead(self, captions: Sequence[str], progress: Callable[[int, int], None]) -> None:
         """`progress(done, total)` is told before each caption, and when all are done."""
