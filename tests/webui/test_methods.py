@@ -7,7 +7,7 @@ FILE = "methods.py"
 OTHER_SAMPLER = (
     16  # of 255: reForge's samples are drawn by its copy of ComfyUI's sampler, with another schedule than its pictures
 )
-ALGORITHMS = ["dora", "loha", "lokr", "oft", "boft", "glora", "norm", "bias", "full"]
+ALGORITHMS = ["dora", "loha", "lokr", "oft", "boft", "glora", "ia3", "norm", "bias", "full"]
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
