@@ -12,7 +12,7 @@ import { t } from "./words.js";
 
 const LOADER = "LoraLoomLoadFolder", TRAIN = "LoraLoomTrainLora", TOY = "LoraLoomLoadToyModel";
 const CHECKPOINT = "CheckpointLoaderSimple";
-const TRAINERS = [TRAIN, "LoraLoomTrainEmbedding"];
+const TRAINERS = [TRAIN, "LoraLoomTrainEmbedding", "LoraLoomTrainBothExperts"];
 const TOY_SET = "toy: ";
 const GAP = [60, 100], MARGIN = [70, 130]; // px; the page's own bars lie above
 /** @type {[number, number]} */

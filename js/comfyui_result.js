@@ -11,7 +11,8 @@ import { t } from "./words.js";
 /** @typedef {import("./runs.js").Run} Run */
 
 const CHECKPOINT = "CheckpointLoaderSimple", TOY = "LoraLoomLoadToyModel", LOADERS = [CHECKPOINT, TOY];
-const GAP = 80; // px
+const FILE_WIDGETS = ["ckpt_name", "unet_name"]; // of loaders of a model
+const GAP = 80, MOST_NODES = 60; // px between nodes; nodes that a model goes through, at most
 const STANDARD = {
   prompt: "", seed: 1, cfg: 7, width: 512, height: 512, steps: 20, sampler: "euler", scheduler: "simple",
 };
@@ -26,7 +27,8 @@ const TEXT_SIZE = [340, 140];
  */
 function sourceOf(node, name) {
   const slot = node.inputs?.findIndex((input) => input.name === name) ?? -1;
-  const source = slot < 0 ? null : node.getInputNode?.(slot), link = node.getInputLink?.(slot);
+  if (slot < 0) return null;
+  const source = node.getInputNode?.(slot), link = node.getInputLink?.(slot);
   return source && link ? [source, link.origin_slot] : null;
 }
 
@@ -119,26 +121,45 @@ async function listedFile(run, listed) {
   return /** @type {string} */ (files[0].split("/").at(-1));
 }
 
+/** The file that a node loads a model from; what loads none has undefined. */
+const fileOf = (/** @type {ComfyNode} */ node) => (node.comfyClass === TOY ? "toy"
+  : fileName(String(FILE_WIDGETS.map((name) => widgetOf(node, name)?.value).find(Boolean) ?? "")) || undefined);
+
+/** The file of the model that is wired to a train node, through whatever hands a model on. */
+function baseOf(/** @type {ComfyNode} */ train) {
+  /** @type {?ComfyNode | undefined} */
+  let node = train;
+  for (let steps = 0; node && steps < MOST_NODES; steps += 1) {
+    const file = fileOf(node);
+    if (file) return file;
+    node = sourceOf(node, "model")?.[0];
+  }
+  return undefined;
+}
+
 /**
- * The model to draw with: that of a train node or a loader of the open graph, the run's own base first; else a loader
- * for that base is made.
+ * The model to draw with: that of a train node or a loader of the open graph with the run's own base, else a new loader
+ * of it. Another base is never taken in its place.
  * @param {ComfyGraph} graph
  * @param {Run} run
- * @returns {[Sources, ComfyNode] | null} with the node beside which there is room
+ * @returns {[Sources, ComfyNode]} with the node beside which there is room
  */
 function sourcesFor(graph, run) {
-  const nodes = [...allNodes(graph)].filter((node) => node.graph === graph);
-  const loaders = nodes.filter(({ comfyClass = "" }) => LOADERS.includes(comfyClass));
-  const isOwn = (/** @type {ComfyNode} */ node) =>
-    (node.comfyClass === TOY ? "toy" : fileName(String(widgetOf(node, "ckpt_name")?.value))) === run.base_file;
+  const nodes = [...allNodes(graph)].filter((node) => node.graph === graph), file = run.base_file;
   const outermost = nodes.reduce((/** @type {?ComfyNode} */ far, node) =>
     (!far || node.pos[0] + node.size[0] > far.pos[0] + far.size[0] ? node : far), null);
-  const loader = loaders.find(isOwn) ?? (run.base_file ? null : loaders[0]) ?? baseLoader(graph, run, outermost);
-  if (!loader) return null;
+  for (const node of nodes) {
+    const wired = sourcesOf(node);
+    if (wired && (!file || baseOf(node) === file)) return [wired, outermost ?? node];
+  }
+  const loaders = nodes.filter(({ comfyClass = "" }) => LOADERS.includes(comfyClass));
+  const loader = loaders.find((node) => !file || fileOf(node) === file) ?? baseLoader(graph, run, outermost);
+  if (!loader) throw new Error(file ? t("card.base_not_open", { file }) : t("card.no_source"));
   return [{ model: [loader, 0], clip: [loader, 1], vae: [loader, 2] }, outermost ?? loader];
 }
 
 /**
+ * A new loader of a run's base; null where no loader of whole checkpoints lists it, as of a model in parts.
  * @param {ComfyGraph} graph
  * @param {Run} run
  * @param {?ComfyNode} beside
@@ -150,7 +171,8 @@ function baseLoader(graph, run, beside) {
   const node = made(graph, CHECKPOINT, place), names = node && widgetOf(node, "ckpt_name")?.options?.values;
   const own = names?.find((name) => fileName(name) === run.base_file);
   if (node && own) choose(node, "ckpt_name", own);
-  return node;
+  else if (node) graph.remove?.(node);
+  return own ? node : null;
 }
 
 /**
@@ -161,9 +183,7 @@ export async function useRun(run) {
   const graph = app.canvas?.graph ?? rootGraph();
   if (!graph) return;
   await host.refreshLists();
-  const found = sourcesFor(graph, run);
-  if (!found) throw new Error(t("card.no_source"));
-  const [sources, beside] = found;
+  const [sources, beside] = sourcesFor(graph, run);
   const place = /** @type {[number, number]} */ ([beside.pos[0] + beside.size[0] + GAP, beside.pos[1]]);
   const about = { run: run.id, text: run.trigger, strength: run.strength ?? undefined };
   if (run.method === "embedding") return drawWith(graph, sources, place, { ...about, file: null });

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..lora_core.config import DataConfig
 from ..lora_core.messages.errors import LoomError, Problem
-from . import train_embedding, train_lora, train_slider
+from . import train_both_experts, train_embedding, train_lora, train_slider
 from .dataset import LoadFolder
 from .datasets import CombineDatasets, DatasetOptions
 from .host.access.paths import model_file, runs_root
@@ -23,6 +23,7 @@ _TOY = UnloadedBase("sd1", 128, "toy")
 TRAINS = {
     "LoraLoomTrainLora": train_lora,
     "LoraLoomTrainEmbedding": train_embedding,
+    "LoraLoomTrainBothExperts": train_both_experts,
     "LoraLoomTrainSlider": train_slider,
 }
 WITHOUT_PICTURES = ("LoraLoomTrainSlider",)  # where a dataset may be wired, and need not
@@ -97,7 +98,7 @@ def planned(prompt: Mapping[str, Any], node: str, settings_nodes: Mapping[str, t
         module = TRAINS.get(kind)
         if module is None:
             raise Unknown
-        base, wire = graph.base(inputs.get("model")), inputs.get("dataset")
+        base, wire = graph.base(inputs.get("model", inputs.get("model_high"))), inputs.get("dataset")
         sets = None if wire is None and kind in WITHOUT_PICTURES else graph.dataset(wire)
         settings = graph.settings(inputs.get("settings"))
         defaults = {row.name: row.default for row in rows(module.INPUTS)}

@@ -10,6 +10,7 @@ import torch
 from ..convert import trained
 from ..convert.results import EXPERTS, by_expert
 from ..lora_core.config import TrainConfig
+from ..lora_core.data.dataset import Dataset
 from ..lora_core.messages.errors import LoomError
 from ..lora_core.names import check_name
 from .host.access.api import io, make_input, make_output
@@ -17,11 +18,11 @@ from .host.access.check import require_matched
 from .host.access.loras import with_lora
 from .host.engine.experts import HostExperts
 from .host.web.panel import shown
-from .jobs.datasets import PictureSets
+from .jobs.datasets import Base, PictureSets
 from .settings import Settings, SettingsSocket
 from .sockets import LoraWeights, dataset_input, loss_output, plain_errors
 from .train_lora import INPUTS as OF_ONE
-from .train_lora import config_from
+from .train_lora import config_from as config_of_one
 from .train_node import LAST, TrainNode, empty_lora, train_schema
 from .training import job_of, run
 from .widgets import Row, row
@@ -113,8 +114,7 @@ class TrainBothExperts(TrainNode):
         models = dict(zip(EXPERTS, (model_high, model_low), strict=True))
         with torch.inference_mode(False):
             backend = HostExperts(model_high, model_low, clip, vae, switch_every, boundary)
-            config, pictures = config_from({**widgets, "preset": PRESET}, dataset, backend, settings)
-            config = _for_both(config, widgets, settings, switch_every)
+            config, pictures = config_from({**widgets, "switch_every": switch_every}, dataset, backend, settings)
             for expert, state in by_expert(empty_lora(backend, config)).items():
                 require_matched(trained(state, backend.family), models[expert])
             result, paths = run(cls.hidden, job_of(backend, config, pictures), resume == LAST)
@@ -128,16 +128,23 @@ class TrainBothExperts(TrainNode):
         return io.NodeOutput(*tuned, *wired, {"loss": result.losses}, *(str(files[expert]) for expert in EXPERTS))
 
 
-def _for_both(
-    config: TrainConfig, widgets: dict[str, Any], settings: SettingsSocket | None, switch_every: int
-) -> TrainConfig:
+def config_from(
+    widgets: dict[str, Any], dataset: PictureSets, base: Base, settings: SettingsSocket | None = None
+) -> tuple[TrainConfig, Dataset]:
+    """The job of these widgets for two models in turn, and the pictures it will train on. Raises LoomError."""
+    config, pictures = config_of_one({**widgets, "preset": PRESET}, dataset, base, settings)
+    return _for_both(config, widgets, settings), pictures
+
+
+def _for_both(config: TrainConfig, widgets: dict[str, Any], settings: SettingsSocket | None) -> TrainConfig:
     """The job of one model as that of two. Raises LoomError for what two in turn cannot have."""
     if not config.trains_lora or config.trains_tokens or config.text_encoder.train:
         raise LoomError("experts.text", field="settings")
     if config.adapter.fixed:
         raise LoomError("experts.fixed", field="adapter.fixed")
     given = widgets["steps"] or (settings is not None and "steps" in settings.values)
-    return dataclasses.replace(config, steps=config.steps if given else 2 * config.steps, switch_every=switch_every)
+    steps = config.steps if given else 2 * config.steps
+    return dataclasses.replace(config, steps=steps, switch_every=widgets["switch_every"])
 
 
 def _by_expert(named: dict[str, Any]) -> dict[str, Any]:

@@ -35,6 +35,10 @@ def server(tmp_path):
         training(server, "one").run()
         training(server, "two", rank=16, learning_rate=0.001, sample_every=6).run()
         training(server, "bare", sample_every=0).run()
+        state = server.base / "output" / "lora_loom" / "bare" / "run.json"
+        said = json.loads(state.read_text(encoding="utf-8"))
+        said["base_model"]["file"] = "flux_dev.safetensors"  # a model in parts, which no loader of checkpoints lists
+        state.write_text(json.dumps(said), encoding="utf-8")
         yield server
 
 
@@ -82,6 +86,8 @@ def test_runs_are_named_compared_and_used(server, renderer):
         "model": "LoraLoomLoadToyModel",
         "text": "a zog on a white ground",
     }
+    assert "load its base flux_dev.safetensors in this graph first" in seen["refused"]
+    assert seen["added"] == 0  # no other base is taken in its place
 
 
 def test_the_queue_stands_in_its_order_with_its_time(server):

@@ -62,6 +62,26 @@ def test_the_plan_is_the_job_the_node_makes(planned, nodes):
     assert plan["optimizer.lr"][0] == config.optimizer.lr
 
 
+def test_both_experts_are_planned_as_one_run_of_twice_the_steps(planned, nodes):
+    both = {
+        "model_high": ["1", 0],
+        "model_low": ["5", 0],
+        "clip": ["1", 1],
+        "vae": ["1", 2],
+        "dataset": ["2", 0],
+        "name": "zog",
+    }
+    prompt = graph()
+    prompt["5"] = {"class_type": "LoraLoomLoadToyModel", "inputs": {}}
+    prompt["4"] = {"class_type": "LoraLoomTrainBothExperts", "inputs": both}
+    plan, alone = planned(prompt), planned(graph())
+    assert plan["problem"] is None
+    assert rows(plan)["steps"] == (2 * rows(alone)["steps"][0], "preset")
+    prompt["4"]["inputs"]["steps"] = 500
+    assert rows(planned(prompt))["steps"] == (500, "you")
+    assert "LoraLoomTrainBothExperts" in nodes("planning").TRAINS  # which the queue tells with its time, too
+
+
 def test_wired_settings_are_told_as_such(planned, nodes):
     prompt = graph()
     kind = nodes("extension").SETTINGS_BY_ID["LoraLoomOptimizerSettings"]

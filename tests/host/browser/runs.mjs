@@ -75,6 +75,12 @@ const scenarios = {
     });
     await page.waitForTimeout(1000);
     await shot("used");
+    const nodes = () => page.evaluate(() => window.app.graph._nodes.length), before = await nodes();
+    await card("bare").locator("button", { hasText: "Use" }).click(); // its base lies in another kind of folder
+    const told = page.locator(".p-toast-message", { hasText: "flux_dev" });
+    await told.waitFor();
+    seen.refused = (await told.innerText()).split("\n").at(-1);
+    seen.added = (await nodes()) - before;
   },
 
   async queue() { // two runs of a program: one goes on, one waits

@@ -325,12 +325,19 @@ def test_folders_of_control_pictures_of_ai_toolkit_are_taken_over(given, expecte
     assert (values.get("sets") or [values["data"]])[0]["control_path"] == expected
 
 
-def test_the_folder_of_conditioning_pictures_of_kohya_is_taken_over():
+def test_the_conditioning_pictures_of_kohyas_lora_scripts_are_loss_masks():
     toml = (
-        '[[datasets]]\nresolution = 512\n[[datasets.subsets]]\nimage_dir = "after"\nconditioning_data_dir = "before"\n'
+        '[[datasets]]\nresolution = 512\n[[datasets.subsets]]\nimage_dir = "after"\nconditioning_data_dir = "white"\n'
     )
-    values = imported([Text("x.toml", toml)]).values
-    assert (values.get("sets") or [values["data"]])[0]["control_path"] == "before"
+    result = imported([Text("x.toml", toml)])
+    first = (result.values.get("sets") or [result.values["data"]])[0]
+    assert (first["masks"], first.get("control_path", "")) == ("file", "")
+    command = imported(
+        [Text("x.sh", "accelerate launch train_network.py --network_module networks.lora --masked_loss")]
+    )
+    for found, row in ((result, "conditioning_data_dir"), (command, "masked_loss")):
+        [said] = [line for line in found.lines if line.key.endswith(row)]
+        assert said.why.code == "import.why.loss_masks"
 
 
 def first_set(result):
