@@ -187,6 +187,7 @@ class LoadHubDataset(io.ComfyNode):
                 widget("data.flip", advanced=True),
                 widget("data.shuffle_tags", advanced=True),
                 widget("data.caption_dropout", advanced=True),
+                widget("data.controls", advanced=True, optional=True),
             ],
             outputs=outputs(),
         )

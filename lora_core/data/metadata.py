@@ -8,7 +8,7 @@ import io
 import json
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -37,7 +37,11 @@ FILE_COLUMNS = (
     "target_image", "video", "video_path",
 )  # fmt: skip
 _BESIDE = re.compile(r"control|condition|mask|reference|_file_name$|_path(_\d+)?$|_image$", re.IGNORECASE)
-_CONTROL = re.compile(r"control|condition|reference|(source|input|original)_?image", re.IGNORECASE)
+_CONTROL = re.compile(
+    r"control|(^|_)cond|reference|(source|input|original|before)_?(image|img|picture|file)|^(source|input|original|before)$",
+    re.IGNORECASE,
+)
+_TARGET = re.compile(r"edit|target|output|after|result", re.IGNORECASE)
 MAX_BYTES = 512_000_000
 MAX_SIDECAR_BYTES = 4_000_000
 
@@ -118,9 +122,21 @@ def _beside(rows: Iterable[tuple[str, Mapping[str, Any]]], folder: Path) -> Iter
 
 def _controls(row: Mapping[str, Any]) -> Iterable[str]:
     """The control pictures of a row, those of columns with a number behind their name in its order."""
-    columns = [c for c in row if _CONTROL.search(c) and "mask" not in c.lower()]
-    for column in sorted(columns, key=_number_of):
+    for column in control_columns(list(row)):
         yield from (name.replace("\\", "/") for name in _pictures_in(row[column]))
+
+
+def control_columns(columns: Sequence[str]) -> list[str]:
+    """Those that hold control pictures by their names, in the order that their numbers say."""
+    return sorted((c for c in columns if _CONTROL.search(c) and "mask" not in c.lower()), key=_number_of)
+
+
+def target_column(columns: Sequence[str]) -> str | None:
+    """The one of several columns of pictures that is trained: what is edited, not what it is made from; None where the names do not tell."""
+    beside = {*control_columns(columns), *(c for c in columns if "mask" in c.lower())}
+    targets = [c for c in columns if c not in beside] or list(columns)
+    named = [c for c in targets if _TARGET.search(c)] or [c for c in targets if c in FILE_COLUMNS] or targets
+    return named[0] if len(named) == 1 else None
 
 
 def _number_of(column: str) -> int:

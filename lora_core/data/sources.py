@@ -25,7 +25,7 @@ from ..toy.model import resolve_set
 from .dataset import LATENT, Dataset
 from .folder import open_sets
 from .imported import Parts, brought
-from .metadata import COLUMNS, TABLES
+from .metadata import COLUMNS, TABLES, control_columns, target_column
 
 IMPORTED = "imported"
 HUB = "hf:"
@@ -95,8 +95,11 @@ def from_hub(name: str, split: str, image_column: str, caption_column: str, plac
             column=image_column or "image",
             columns=rows.column_names,
         )
-    picture = image_column or pictures[0]
-    texts = [c for c in rows.column_names if c != picture]
+    picture = image_column or target_column(pictures)
+    if picture is None:
+        raise LoomError("data.image_column.several", field="data.image_column", name=name, columns=pictures)
+    controls = [column for column in control_columns(pictures) if column != picture]
+    texts = [c for c in rows.column_names if c not in pictures]
     caption = caption_column or next((c for c in COLUMNS if c in texts), "")
     if caption_column and caption_column not in texts:
         raise LoomError(
@@ -106,8 +109,10 @@ def from_hub(name: str, split: str, image_column: str, caption_column: str, plac
             column=repr(caption_column),
             columns=rows.column_names,
         )
-    rows = rows.cast_column(picture, datasets.Image(decode=False))
-    target = place / hashlib.sha256(f"{name} {rows._fingerprint} {picture} {caption}".encode()).hexdigest()[:24]
+    for column in (picture, *controls):
+        rows = rows.cast_column(column, datasets.Image(decode=False))
+    made_from = " ".join([name, rows._fingerprint, picture, caption, *controls])
+    target = place / hashlib.sha256(made_from.encode()).hexdigest()[:24]
     if not len(rows):
         raise LoomError("dataset.empty", field="data.folder", name=f"{HUB}{name}", split=split)
     inside = Path(name) if Path(name).is_dir() else Path(datasets.config.HF_CACHE_HOME)
@@ -120,8 +125,13 @@ def from_hub(name: str, split: str, image_column: str, caption_column: str, plac
                 continue
             file = f"{n:06}{_suffix(data)}"
             yield file, data
-            text = row.get(caption, "") if caption else ""
-            lines.append(json.dumps({"file_name": file, "text": text}, ensure_ascii=False))
+            line = {"file_name": file, "text": row.get(caption, "") if caption else ""}
+            shown = [bytes_ for column in controls if (bytes_ := _bytes_of(row[column], inside)) is not None]
+            for m, data in enumerate(shown):
+                control = f"{n:06}.control_{m}{_suffix(data)}"
+                yield control, data
+                line[f"control_path_{m}"] = control
+            lines.append(json.dumps(line, ensure_ascii=False))
         yield "metadata.jsonl", "\n".join(lines).encode("utf-8", "replace")
 
     return brought(target, parts)

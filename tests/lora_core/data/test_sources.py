@@ -59,6 +59,62 @@ def test_a_hugging_face_dataset_becomes_a_folder_once(hub, tmp_path, monkeypatch
     assert other.data.folder != config.data.folder
 
 
+def of_columns(place, columns, count=2):
+    """A dataset of the Hub with these columns of pictures, each of a shade of its own, and an instruction."""
+    datasets = pytest.importorskip("datasets")
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet
+
+    rows = []
+    for n in range(count):
+        row = {"edit_prompt": f"make it {n}"}
+        for m, column in enumerate(columns):
+            data = io.BytesIO()
+            shade(3 * n + m).save(data, "PNG")
+            row[column] = {"bytes": data.getvalue(), "path": f"{n}.png"}
+        rows.append(row)
+    (place / "data").mkdir(parents=True)
+    kinds = {"edit_prompt": datasets.Value("string"), **{column: datasets.Image() for column in columns}}
+    table = pa.Table.from_pylist(rows, schema=datasets.Features(kinds).arrow_schema)
+    pyarrow.parquet.write_table(table, place / "data" / "train-00000-of-00001.parquet")
+    return place
+
+
+@pytest.mark.parametrize(("columns", "target", "shown"), [
+    (["input_image", "edited_image"], 1, [0]),
+    (["source", "target"], 1, [0]),
+    (["image", "conditioning_image"], 0, [1]),
+    (["reference_2", "reference_1", "after"], 2, [1, 0]),
+    (["image", "mask"], 0, []),
+])  # fmt: skip
+def test_a_dataset_of_pairs_trains_what_was_edited_and_shows_what_it_was_made_from(
+    columns, target, shown, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "hf"))
+    place = of_columns(tmp_path / "pairs", columns)
+    data = {"folder": f"hf:{place}", "resolution": 32, "bucket_step_px": 8, "controls": "auto"}
+    _, found = brought_in(parse({"data": data}), tmp_path / "runs")
+    assert [p.caption for p in found.pictures] == ["make it 0", "make it 1"]
+    for n, picture in enumerate(found.pictures):
+        assert Image.open(picture.path).getpixel((0, 0)) == shade(3 * n + target).getpixel((0, 0))
+        seen = [Image.open(path).getpixel((0, 0)) for path in picture.controls]
+        assert seen == [shade(3 * n + m).getpixel((0, 0)) for m in shown]
+    _, without = brought_in(parse({"data": {**data, "controls": "none"}}), tmp_path / "runs")
+    assert [len(picture.controls) for picture in without.pictures] == [0, 0]
+
+
+def test_columns_of_pictures_that_do_not_tell_which_is_trained_are_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "hf"))
+    place = of_columns(tmp_path / "pairs", ["left", "right"])
+    with pytest.raises(LoomError, match=r"data.image_column: .* several columns \(.*left.*right"):
+        brought_in(parse({"data": {"folder": f"hf:{place}"}}), tmp_path / "runs")
+    _, found = brought_in(
+        parse({"data": {"folder": f"hf:{place}", "image_column": "right", "resolution": 32, "bucket_step_px": 8}}),
+        tmp_path / "runs",
+    )
+    assert Image.open(found.pictures[0].path).getpixel((0, 0)) == shade(1).getpixel((0, 0))
+
+
 @pytest.mark.parametrize(
     ("data", "sentence"),
     [({"caption_column": "nope"}, "data.caption_column: .* has no column 'nope'"),
