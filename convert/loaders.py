@@ -29,6 +29,7 @@ _NUMBER = re.compile(r"(block|blocks|layers|attentions|resnets|refiner)\.\d+(?=\
 _ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
 _DOWN = (".lora_down.weight", ".lora_A.weight", ".hada_w1_b")
 _NAMED = 3  # layers that a sentence names
+_MOST = 0.8  # of all layers
 
 Cell = Mapping[str, Any]
 
@@ -49,6 +50,12 @@ def cell_of(program: str, family: str, form: str) -> Cell | None:
 def readers_of(kind: str) -> list[str]:
     """Programs that were seen to read modules of this kind exactly, in files of any family."""
     return [program for program in measured() if any(_reads(cell, kind) for cell in _cells(program))]
+
+
+def reads_most(program: str, family: str) -> bool:
+    """Whether a program was seen to read nearly all layers of plain LoRAs of a family in one spelling at least; what it leaves is embedders and the like."""
+    cells = (cell_of(program, family, form) for form in FORMS)
+    return any(cell["layers"][0] >= _MOST * cell["layers"][1] > 0 for cell in cells if cell)
 
 
 def verdicts(family: str, form: str, kind: str) -> dict[str, set[str]]:

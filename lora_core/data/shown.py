@@ -34,8 +34,9 @@ class Showing:
 
     `limit`: how many of them. `needed`: a picture without one cannot be trained. `as_target`: they are cut to the size of the target, whatever their own
     shape. `to_text`: the text encoder sees them too. `filled`: it is shown no control picture, but the target without what an input mask fills, and that mask.
-    `of_film`: none are taken, it is shown the first frame of each clip; `usual`: whether of every one where the set leaves it open; `last`: whether it can
-    be shown the last frame too; `unseen`: whether it also reads what an image encoder sees of them, and there is none.
+    `of_film`: none are taken, it is shown the first frame of each clip; `last`: whether it can be shown the last frame too; `unseen`: whether it also reads
+    what an image encoder sees of them, and there is none. `usual`: whether it was made to be shown something, by the name of its file: first frames where
+    the set leaves it open, control pictures.
     """
 
     limit: int

@@ -17,7 +17,7 @@ from ..messages.errors import LoomError
 from . import listing
 from .folders import config_of
 from .owner import owning
-from .usage import Files, snippet, spoken
+from .usage import Files, films, snippet, spoken
 
 CARD = "README.md"
 _RECIPE = (
@@ -88,7 +88,7 @@ def card(config: TrainConfig, about: About, files: Sequence[str], pictures: Sequ
     """A model card: the header the Hub reads, how to use the file, the settings, the pictures."""
     kind = {"lora": "lora", "embedding": "textual_inversion", "pivotal": "lora", "slider": "lora"}[config.method]
     tags = [
-        "text-to-image",
+        task_of(config, about.family),
         "diffusers",
         kind,
         *(["textual_inversion"] if config.method == "pivotal" else []),
@@ -124,7 +124,8 @@ def card(config: TrainConfig, about: About, files: Sequence[str], pictures: Sequ
     prompts = [spoken(prompt, about.words) for prompt in _prompts(config)]
     called = prompts[0] if prompts else ", ".join(about.triggers)
     used = Files(about.repository or "this repository", main, about.embeddings, about.words, about.family)
-    code = snippet(about.base_model, used, called) if about.diffusers else []
+    edits = _shows_pictures(config)
+    code = snippet(about.base_model, used, called) if about.diffusers and not edits else []
     if code:
         lines += ["```python", *code, "```", ""]
     lines += [
@@ -135,6 +136,20 @@ def card(config: TrainConfig, about: About, files: Sequence[str], pictures: Sequ
         lines += ["Prompts of the pictures:", "", *(f"- {p}" for p in prompts), ""]
     lines += ["| setting | value |", "|---|---|", *(f"| {key} | {_value(config, key)} |" for key in _RECIPE), ""]
     return "\n".join(lines)
+
+
+def task_of(config: TrainConfig, family: str) -> str:
+    """What the model is for, as the Hub calls it."""
+    if _shows_pictures(config):
+        return "image-to-image"
+    return "text-to-video" if films(family) else "text-to-image"
+
+
+def _shows_pictures(config: TrainConfig) -> bool:
+    """Whether the model is shown pictures beside text, which code for text alone does not give it."""
+    return config.method != "slider" and any(
+        data.shows_controls or data.input_mask != "none" for data in (config.data, *config.sets)
+    )
 
 
 def _prompts(config: TrainConfig) -> list[str]:

@@ -6,7 +6,9 @@ import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 
-_UNETS = ("sd1", "sd2", "sdxl", "emoji", "toy")
+TOYS = ("emoji", "toy")
+_UNETS = ("sd1", "sd2", "sdxl", *TOYS)
+_FILMS = ("wan", "ltxv", "ltxav", "hunyuanvideo", "kandinsky5")
 STEPS = 25
 # key in an embedding file -> (text encoder, tokenizer) of a pipeline whose loader takes embeddings
 _PLACES = {
@@ -32,6 +34,11 @@ class Files:
     family: str = ""
 
 
+def films(family: str) -> bool:
+    """Whether a model of this family makes clips."""
+    return family in _FILMS
+
+
 def spoken(prompt: str, words: Mapping[str, str]) -> str:
     """A prompt with each placeholder as the word that calls its embedding."""
     if not words:
@@ -48,14 +55,16 @@ def snippet(base_model: str, files: Files, prompt: str) -> list[str]:
     is_unet = files.family in _UNETS
     lines = [
         "import torch",
-        f"from diffusers import AutoPipelineForText2Image{', DPMSolverMultistepScheduler' if is_unet else ''}",
+        f"from diffusers import DiffusionPipeline{', DPMSolverMultistepScheduler' if is_unet else ''}",
     ]
+    if films(files.family):
+        lines.append("from diffusers.utils import export_to_video")
     if files.embeddings:
         lines += ["from huggingface_hub import hf_hub_download", "from safetensors.torch import load_file"]
     dtype = "float16" if is_unet else "bfloat16"
     lines += [
         "",
-        f'pipe = AutoPipelineForText2Image.from_pretrained("{base_model}", torch_dtype=torch.{dtype}).to("cuda")',
+        f'pipe = DiffusionPipeline.from_pretrained("{base_model}", torch_dtype=torch.{dtype}).to("cuda")',
     ]
     if is_unet:
         lines.append("pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)")
@@ -69,4 +78,6 @@ def snippet(base_model: str, files: Files, prompt: str) -> list[str]:
         lines.append(f'pipe.load_lora_weights("{files.repository}", weight_name="{files.lora}")')
     steps = f", num_inference_steps={STEPS}" if is_unet else ""
     quoted = prompt.replace("\\", "\\\\").replace('"', '\\"')
+    if films(files.family):
+        return [*lines, f'export_to_video(pipe("{quoted}").frames[0], "film.mp4")']
     return [*lines, f'image = pipe("{quoted}"{steps}).images[0]']

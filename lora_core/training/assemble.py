@@ -248,7 +248,7 @@ def training_pictures(encoding: Encoding, dataset: Dataset) -> Source:
     cache = encoding.pictures(dataset, "progress.pictures")
     _check_masks(dataset, cache, encoding.job.listener)
     showing, listener = showing_of(encoding.job.backend), encoding.job.listener
-    for message in of_first_frames(cache.pictures, showing):
+    for message in (*of_first_frames(cache.pictures, showing), *of_missing_controls(cache.pictures, showing)):
         listener.on_warning(message)
     for message in of_open_frames(cache.pictures, showing):
         listener.on_note(message)
@@ -267,6 +267,14 @@ def of_first_frames(pictures: Sequence[Picture], showing: Showing | None) -> lis
         return []
     unseen = showing.unseen and any(showing.share(picture.data) for picture in moving)
     return [Message.of("vision.not_wired", field="clip_vision")] if unseen else []
+
+
+def of_missing_controls(pictures: Sequence[Picture], showing: Showing | None) -> list[Message]:
+    """What to say of sets without control pictures on a model that was made to edit them and draws from text alone too."""
+    edits = showing is not None and showing.usual and not showing.of_film and not showing.needed
+    if not edits or any(picture.controls or picture.is_latent for picture in pictures):
+        return []
+    return [Message.of("data.controls.of_edits", field="data.controls")]
 
 
 def of_open_frames(pictures: Sequence[Picture], showing: Showing | None) -> list[Message]:

@@ -123,7 +123,8 @@ class Loop:
         if self.processes.main:
             files.write_json(folder / "config.json", as_dict(self.config))
             if job.choices:
-                files.write_json(folder / CHOICES, messages_of(job.choices))
+                with self.extras.writing(CHOICES):
+                    files.write_json(folder / CHOICES, messages_of(job.choices))
 
     def go(self) -> Result:
         self.listener.on_start(self.done, self.config.steps, self.facts())

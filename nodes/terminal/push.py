@@ -58,11 +58,13 @@ def _about(
 ) -> About:
     """What the card says of the files: which are embeddings, which word of the captions each stands for, whose base model it is."""
     from ...convert.detect import declared_family
+    from ...convert.loaders import reads_most
     from ...convert.metadata import recommended_strength
     from ...convert.results import token_stems
     from ...lora_core.adapters.tokens import wanted_tokens
     from ...lora_core.runs.folders import config_of
     from ...lora_core.runs.hub import About
+    from ...lora_core.runs.usage import TOYS
 
     config = config_of(args.run)
     embeddings = {
@@ -85,6 +87,7 @@ def _about(
         words,
         repository=args.repo,
         strength=next((strength for strength in strengths if strength is not None), None),
+        diffusers=family in TOYS or reads_most("diffusers", family),
         family=family,
         embeddings=embeddings,
         words=names,

@@ -209,6 +209,16 @@ def test_the_network_and_its_text_encoder_see_pictures_as_by_the_hosts_own_nodes
     assert any("context" in line for line in differences(backend, name, batch_of(name, [CAPTION]), text, blind))
 
 
+@pytest.mark.parametrize(("name", "file", "of_edits"), [
+    ("Flux", "flux1-kontext-dev.safetensors", True), ("Flux", "flux1-dev-fp8.safetensors", False), ("Flux", "my_credits.safetensors", False),
+    ("QwenImage", "qwen_image_edit_2509.safetensors", True), ("QwenImage", "qwen_image_edit.safetensors", True),
+    ("QwenImage", "qwen_image.safetensors", False), ("LongCat", "longcat_image_edit_bf16.safetensors", True),
+    ("HiDream", "hidream_e1_full_bf16.safetensors", True), ("HiDream", "hidream_i1_full.safetensors", False),
+])  # fmt: skip
+def test_a_model_is_known_to_be_made_for_edits_by_the_name_of_its_file(name, file, of_edits):
+    assert opened(name, SeeingClip, file).showing().usual is of_edits
+
+
 def test_the_words_around_a_prompt_are_the_hosts():
     from lora_loom.nodes.host.engine import shown
 

@@ -63,8 +63,8 @@ class Use:
 
     `method`: how the network places them, where it has to be told. `text`: how the text encoder sees the pictures too, where it does. `as_target`: they are
     of the target's size. `filled`: an inpainting model, whose one picture is the target without what a mask fills; the mask has an entry of its own.
-    `behind`: what is behind the first frame of a clip, of a model that is shown it; `usual`: whether it usually is; `last`: whether it can be shown the
-    last frame too; `vision`: what sees the frames for it, where it reads that.
+    `usual`: whether its file says that it was made to be shown something. `behind`: what is behind the first frame of a clip, of a model that is shown it;
+    `last`: whether it can be shown the last frame too; `vision`: what sees the frames for it, where it reads that.
     """
 
     entry: str
@@ -84,7 +84,7 @@ class Use:
             unseen = self.vision is not None and not self.vision.wired
             return Showing(0, needed, of_film=True, usual=self.usual, last=self.last, unseen=unseen)
         limit, as_target = (1, True) if self.joined else (self.limit, self.as_target)
-        return Showing(limit, needed, as_target, self.text is not None, self.filled)
+        return Showing(limit, needed, as_target, self.text is not None, self.filled, usual=self.usual)
 
     @property
     def every_entry(self) -> set[str]:
@@ -156,6 +156,8 @@ def use_of(model: Any, file: Callable[[], str], vision_model: Any = None) -> Use
         joined, last = not behind.in_place, behind is Behind.GREY
         return Use(entry, joined=joined, behind=behind, usual=usual, last=last, vision=vision)
     use = _BY_CLASS.get(name)
+    if use is not None and _OF_EDITS.search(file().lower()):
+        use = dataclasses.replace(use, usual=True)
     if name == "Flux" and (appended := appended_channels(model)):
         return _JOINED if appended == model.latent_format.latent_channels else _FILLED
     if name in ("BaseModel", "SDXL") and "mask" in model.concat_keys:
@@ -166,13 +168,14 @@ def use_of(model: Any, file: Callable[[], str], vision_model: Any = None) -> Use
     if name == "QwenImage" and model.model_config.unet_config.get("use_additional_t_cond"):
         return None
     if name == "QwenImage" and "edit" in file().lower() and not any(year in file() for year in ("2509", "2511")):
-        return dataclasses.replace(_REFERENCE, limit=1, text=EDIT)
+        return dataclasses.replace(_REFERENCE, limit=1, text=EDIT, usual=True)
     return use
 
 
 # Whose text encoder usually sees the first frame too (TextEncodeHunyuanVideo_ImageToVideo).
 TEXT_SEES_FRAMES = ("HunyuanVideo", "HunyuanVideoI2V")
 _FROM_PICTURES = re.compile(r"(?<![a-z])i2v")  # in the name of a file; ti2v films from both
+_OF_EDITS = re.compile(r"(?<![a-z])(edit|kontext|hidream_e1)")  # in the name of a file
 _ENTRIES = {
     Behind.REPLACED: "time_dim_replace",
     Behind.CLEAN: "denoise_mask",

@@ -92,3 +92,27 @@ def test_the_card_of_a_pivotal_run_shows_no_placeholder():
     assert "TOK" not in text
     assert text.count("load_textual_inversion") == 2
     assert "- a cat_emb emoji" in text
+
+
+def test_code_opens_every_kind_of_pipeline_and_films_become_a_film():
+    text = "\n".join(snippet("o/b", Files("me/x", "x.safetensors", family="wan"), "x"))
+    assert (
+        "DiffusionPipeline.from_pretrained" in text
+    )  # AutoPipelineForText2Image knows no film models, no OmniGen2, no Anima
+    assert 'export_to_video(pipe("x").frames[0], "film.mp4")' in text
+    assert ".images" not in text
+    ast.parse(text)
+
+
+@pytest.mark.parametrize(("changes", "family", "task", "coded"), [
+    ({}, "sdxl", "text-to-image", True), ({}, "wan", "text-to-video", True), ({"data": {"controls": "auto"}}, "flux1", "image-to-image", False),
+    ({"data": {"input_mask": "random"}}, "sdxl", "image-to-image", False),
+    ({"data": {"controls": "auto"}, "method": "slider", "slider": {"mode": "pairs"}}, "sdxl", "text-to-image", True),
+])  # fmt: skip
+def test_a_card_has_code_for_what_draws_from_text_alone(changes, family, task, coded):
+    config = parse({"base": "o/b", "name": "a", "samples": {"prompt": "x"}, **changes})
+    text = card(config, About("o/b", "mit", ["zog"], family=family), ["a.safetensors"], [])
+    assert task in text
+    assert ("```python" in text) is coded
+    blind = card(config, About("o/b", "mit", ["zog"], family=family, diffusers=False), ["a.safetensors"], [])
+    assert "```python" not in blind

@@ -1,4 +1,4 @@
-"""What is said of first frames and of system prompts before the first step."""
+"""What is said of first frames, of missing control pictures and of system prompts before the first step."""
 
 from __future__ import annotations
 
@@ -9,7 +9,12 @@ import pytest
 from lora_loom.lora_core.config import DataConfig
 from lora_loom.lora_core.data.dataset import Caption, Picture
 from lora_loom.lora_core.data.shown import Showing
-from lora_loom.lora_core.training.assemble import note_of_system_prompt, of_first_frames, of_open_frames
+from lora_loom.lora_core.training.assemble import (
+    note_of_system_prompt,
+    of_first_frames,
+    of_missing_controls,
+    of_open_frames,
+)
 
 BOTH, NAMED, ALONE = (
     Showing(0, needed, of_film=True, usual=usual) for needed, usual in ((False, False), (False, True), (True, False))
@@ -45,6 +50,15 @@ def test_a_first_frame_that_has_no_effect_or_lacks_something_is_told(given, show
 ])  # fmt: skip
 def test_what_becomes_of_clips_where_the_set_leaves_it_open_is_told(given, showing, told):
     assert codes(of_open_frames([given], showing)) == told
+
+
+@pytest.mark.parametrize(("showing", "controls", "told"), [
+    (Showing(1, usual=True), (), True), (Showing(1, usual=True), (Path("before.png"),), False), (Showing(1), (), False), (None, (), False),
+    (Showing(1, needed=True, usual=True), (), False), (NAMED, (), False),
+])  # fmt: skip
+def test_a_model_made_for_edits_says_that_it_has_no_picture_to_edit(showing, controls, told):
+    pictures = [Picture(Path("a.png"), "a.png", 64, 64, controls=controls)]
+    assert codes(of_missing_controls(pictures, showing)) == (["data.controls.of_edits"] if told else [])
 
 
 @pytest.mark.parametrize(("family", "caption", "told"), [
