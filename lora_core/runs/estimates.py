@@ -36,20 +36,24 @@ class Estimate:
     encoded: bool = False
 
 
-def estimate(root: Path, config: TrainConfig, family: str) -> Estimate | None:
-    """From the newest run below `root` of this family whose steps cost the same; None where there is none."""
-    wanted = deciding(as_dict(config))
+def estimate(root: Path, config: TrainConfig, family: str, file: str = "") -> Estimate | None:
+    """From the newest run below `root` of this family whose steps cost the same; None where there is none.
+
+    One on the same model `file` comes first: another of the family may lie in other numbers.
+    """
+    wanted, other = deciding(as_dict(config)), None
     newest = sorted(run_ids(root), key=lambda run: -_changed(root / run))[:MOST_RUNS]
     for run in newest:
         state, job = read_json(root / run / FILE), read_json(root / run / CONFIG)
-        if not isinstance(state, dict) or not isinstance(job, dict) or _family(state) != family:
+        if not isinstance(state, dict) or not isinstance(job, dict) or _of_base(state, "family") != family:
             continue
         if deciding(job) == wanted and (measured := _measured(state)):
-            seconds, peak = measured
-            return Estimate(
-                seconds, peak, run, _works(state), _sampler_steps(job), job.get("data") == as_dict(config)["data"]
-            )
-    return None
+            encoded = job.get("data") == as_dict(config)["data"]
+            found = Estimate(*measured, run, _works(state), _sampler_steps(job), encoded)
+            if not file or _of_base(state, "file") == file:
+                return found
+            other = other or found
+    return other
 
 
 def deciding(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -82,9 +86,9 @@ def _sampler_steps(job: Mapping[str, Any]) -> int:
     return (as_step(samples.get("steps")) if isinstance(samples, dict) else None) or 20
 
 
-def _family(state: Mapping[str, Any]) -> str:
+def _of_base(state: Mapping[str, Any], what: str) -> str:
     base = state.get("base_model")
-    return as_text(base.get("family")) if isinstance(base, dict) else ""
+    return as_text(base.get(what)) if isinstance(base, dict) else ""
 
 
 def _changed(folder: Path) -> float:

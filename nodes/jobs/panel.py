@@ -242,9 +242,9 @@ class PanelListener(Listener):
 
 def _known(panel: Panel, facts: dict[str, Any]) -> Estimate | None:
     """What an earlier run took whose steps cost the same; a run that goes on knows its own."""
-    family = facts.get("base_model", {}).get("family", "")
+    base = facts.get("base_model", {})
     try:
-        return estimate(panel.host.root(), parse(facts["config"]), family)
+        return estimate(panel.host.root(), parse(facts["config"]), base.get("family", ""), base.get("file", ""))
     except (KeyError, Problem):
         return None
 

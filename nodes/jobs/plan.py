@@ -75,7 +75,7 @@ def plan(
     job = filled(planned(decided_job, pictures))
     trained = trained_part(pictures, job)
     per_epoch = batches_per_epoch(trained, job.batch_size) / job.grad_accum
-    cost = estimate(root, job, base.family)
+    cost = estimate(root, job, base.family, base.file)
     values = {
         "steps": job.steps,
         "adapter.rank": job.adapter.rank if job.trains_lora else None,

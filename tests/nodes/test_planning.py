@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -163,6 +164,19 @@ def test_the_cost_is_that_of_the_newest_run_whose_steps_cost_the_same(planned, t
     assert (found.seconds_per_step, found.run, found.works) == (5.0, "old", {"preparing": 7.0, "samples": 2.0})
     assert estimate(tmp_path, config, "sdxl") is None
     assert plan["cost"] is None
+    newer = tmp_path / "on fp8"
+    shutil.copytree(tmp_path / "old", newer)
+    said = json.loads((newer / "run.json").read_text())
+    (newer / "run.json").write_text(
+        json.dumps({"base_model": {"family": "sd1", "file": "fp8"}, "pace": {**said["pace"], "seconds_per_step": 2.0}})
+    )
+    assert [estimate(tmp_path, config, "sd1", file).run for file in ("", "fp8", "bf16")] == ["on fp8"] * 3
+    (tmp_path / "old" / "run.json").write_text(
+        json.dumps({"base_model": {"family": "sd1", "file": "bf16"}, "pace": said["pace"]})
+    )
+    os.utime(tmp_path / "old" / "run.json", (1, 1))
+    assert [estimate(tmp_path, config, "sd1", file).run for file in ("", "fp8", "bf16")] == ["on fp8", "on fp8", "old"]
+    shutil.rmtree(newer)
     samples = 2.0 * (2400 // 250 + 2)  # also at step 2400, and once without the LoRA
     assert planned(graph())["cost"] == {"seconds": 12000.0 + 7.0 + samples, "bytes": 1 << 30, "run": "old"}
 
