@@ -20,6 +20,7 @@ from PIL import Image
 from ..config import DataConfig, TrainConfig
 from ..disk import files
 from ..messages.errors import LoomError, reason_of
+from ..pictures.encoded import as_png
 from ..pictures.reading import EXTENSIONS
 from ..toy.model import resolve_set
 from .dataset import LATENT, Dataset
@@ -141,7 +142,7 @@ def from_images(
     images: Sequence[Image.Image], captions: Sequence[str], masks: Sequence[Image.Image], place: Path
 ) -> Path:
     """The folder that pictures of other nodes were written to, as PNG without loss, with their captions and masks where there are some."""
-    written, white = [_png(image) for image in images], [_png(mask) for mask in masks]
+    written, white = [as_png(image, 1) for image in images], [as_png(mask, 1) for mask in masks]
     digest = hashlib.sha256("\x1f".join(captions).encode("utf-8", "replace"))
     for data in (*written, *white):
         digest.update(hashlib.sha256(data).digest())
@@ -212,9 +213,3 @@ def _suffix(data: bytes) -> str:
             return _SUFFIX.get(image.format or "", ".png")
     except (OSError, ValueError):
         return ".png"  # the scan will name it
-
-
-def _png(image: Image.Image) -> bytes:
-    data = io.BytesIO()
-    image.save(data, "PNG", compress_level=1)
-    return data.getvalue()

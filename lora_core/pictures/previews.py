@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import torch
@@ -10,6 +9,7 @@ from PIL import Image
 
 from ..disk.files import write_bytes
 from ..messages.errors import LoomError
+from .encoded import as_png
 
 PREVIEW_PX = 512
 
@@ -18,9 +18,7 @@ def write_preview(path: Path, image: Image.Image) -> None:
     """Writes `<name>.preview.png`, the name all galleries look for: at most 512 px, the picture alone, no prompt and no workflow in it."""
     small = image.convert("RGB")
     small.thumbnail((PREVIEW_PX, PREVIEW_PX))
-    data = io.BytesIO()
-    small.save(data, "PNG")
-    write_bytes(path, data.getvalue())
+    write_bytes(path, as_png(small))
 
 
 def as_picture(pixels: torch.Tensor) -> Image.Image:

@@ -18,15 +18,16 @@ from PIL import Image
 
 from ..backends.base import Backend
 from ..config import TrainConfig, as_dict, check, parse
-from ..disk import files
+from ..disk import files, locks
 from ..events import Listener
 from ..messages.errors import LoomError
 from ..messages.figures import figure
+from ..pictures.encoded import as_png
 from ..runs.bounded import read_json
 from ..toy.taught import TAUGHT
 from .demo import score
 
-ROWS = "results.json"
+ROWS, LOCK = "results.json", "results.lock"
 FOLDER_END = "-results"  # of the folder of a comparison
 TABLE = "results.md"
 MAX_BYTES = 16 << 20
@@ -130,11 +131,15 @@ class Results:
         self.folder.mkdir(parents=True, exist_ok=True)
         pictures = [f"{trial.config.name}-{n}.png" for n in range(len(drawn))]
         for name, (_, image) in zip(pictures, drawn):
-            image.save(self.folder / name)
+            files.write_bytes(self.folder / name, as_png(image))
         row = {"variant": trial.variant, "seed": trial.config.seed, "run": run, "digest": trial.digest, "ruler": ruler}
         shown = {"prompts": [prompt for prompt, _ in drawn], "pictures": pictures}
-        self.rows.append({**row, **shown, "measures": measures})
-        files.write_json(self.folder / ROWS, self.rows)
+        with open(self.folder / LOCK, "ab") as writer:
+            locks.hold(writer)  # two comparisons may write here
+            known = {row.get("digest") for row in self.rows}
+            self.rows += [row for row in rows_in(self.folder) if row.get("digest") not in known]
+            self.rows.append({**row, **shown, "measures": measures})
+            files.write_json(self.folder / ROWS, self.rows)
 
     def drawn(self, trial: Trial) -> Drawn:
         """(prompt, picture) of what a finished trial drew last, as far as the pictures are there."""

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-from PIL import Image
 
 from ..adapters.tokens import TokenSet
 from ..backends.base import SampleJob
@@ -27,6 +25,7 @@ from ..losses import mean, mse
 from ..messages.blame import blamed
 from ..messages.errors import LoomError
 from ..objectives import Objective
+from ..pictures.encoded import as_png
 from ..pictures.reading import PictureError, open_rgb
 from ..rng import derive
 from ..transfer import sent
@@ -174,7 +173,7 @@ def _made(missing: Sequence[Wanted], job: Job, cache: Path) -> list[Picture]:
             cache.mkdir(parents=True, exist_ok=True)
             with blamed("prior.failed", "prior.prompt", prompt=repr(picture.prompt)):
                 drawn = backend.sample(SampleJob(picture.prompt, side, side, sampling))[0]
-            write_bytes(path, _png(drawn))
+            write_bytes(path, as_png(drawn))
         out.append(Picture(path, path.name, side, side, (Caption(picture.caption),), data=plain))
     return out
 
@@ -184,9 +183,3 @@ def _whole(path: Path) -> bool:
         return path.is_file() and bool(open_rgb(path))
     except PictureError:
         return False
-
-
-def _png(image: Image.Image) -> bytes:
-    data = io.BytesIO()
-    image.save(data, "PNG")
-    return data.getvalue()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import io
 import logging
 import math
 import time
@@ -24,6 +23,7 @@ from ..messages.errors import LoomError, NonFiniteError
 from ..messages.message import Message
 from ..optim.groups import frozen_at
 from ..optim.schedules import lr_factor
+from ..pictures.encoded import as_png
 from ..pictures.plots import curves, loss_plot, smoothed
 from ..runs import checkpoints, step_log
 from ..runs.guarded import Extras
@@ -425,7 +425,7 @@ class Loop:
         path = self.folder / name
         with self.extras.writing(name):
             files.make_folders(path.parent)
-            files.write_bytes(path, picture if isinstance(picture, bytes) else _as_png(picture))
+            files.write_bytes(path, picture if isinstance(picture, bytes) else as_png(picture))
         return path
 
     def _rescue(self) -> None:
@@ -458,9 +458,3 @@ class Loop:
         self.done = self.saved = checkpoint.step
         if self.processes.main:
             self.rates = step_log.mend(self.folder, self.losses, self.extras)
-
-
-def _as_png(picture: Image.Image) -> bytes:
-    data = io.BytesIO()
-    picture.save(data, "PNG")
-    return data.getvalue()

@@ -60,6 +60,14 @@ def test_a_setting_that_is_new_makes_no_trial_a_new_one(jobs, monkeypatch):
     assert digest not in [comparing.Trial("", 0, config).digest for config in (*others, moved)]
 
 
+def test_two_comparisons_in_one_folder_lose_nothing_of_each_other(jobs, tmp_path):
+    one, other = comparing.Results(tmp_path / "rates-results"), comparing.Results(tmp_path / "rates-results")
+    low, high = comparing.trials(jobs, 1)
+    one.add(low, {"loss": 0.5}, [("a", Image.new("RGB", (8, 8)))], tmp_path / "low")
+    other.add(high, {"loss": 0.25}, [], tmp_path / "high")
+    assert [row["measures"] for row in comparing.rows_in(tmp_path / "rates-results")] == [{"loss": 0.5}, {"loss": 0.25}]
+
+
 @pytest.mark.parametrize("seeds", [0, -1, 21])
 def test_seeds_out_of_range_are_refused(jobs, seeds):
     with pytest.raises(LoomError, match="--seeds: .*1 to 20|--seeds: .*between 1 and 20"):
