@@ -37,7 +37,7 @@ TITLE = "diffusers' training scripts"
 SCRIPT = re.compile(
     r"(train_(dreambooth|text_to_image|unconditional|instruct_pix2pix|control|cog|cosmos)\w*|textual_inversion\w*|train_\w*lora\w*)\.py"
 )
-NOT_LORA = re.compile(r"control|kontext|instruct_pix2pix|img2img|cogvideo|unconditional|lcm|consistency|dpo|_edit")
+NOT_LORA = re.compile(r"control|instruct_pix2pix|img2img|cogvideo|unconditional|lcm|consistency|dpo|_edit")
 FULL = re.compile(r"train_(dreambooth|text_to_image)(_flux|_sd3|_sdxl|_prior|_decoder)?\.py")
 ALPHA_GIVEN = (
     "flux",
@@ -224,6 +224,9 @@ ROWS: dict[str, Row] = {
         "import.why.written",
         lambda value, given: {"data.caption_column": str(value), "data.captions": "metadata"},
     ),
+    "cond_image_column": otherwise(
+        "data.controls", "import.why.control", lambda value, given: {"data.controls": "auto"}
+    ),
     "image_column": otherwise(
         "data.image_column",
         "import.why.written",
@@ -393,7 +396,7 @@ ROWS: dict[str, Row] = {
         nothing("import.why.files"),
     ),
     **each(
-        "cond_image_column validation_image validation_images conditioning_image_column",
+        "validation_image validation_images conditioning_image_column",
         nothing("import.why.conditioning"),
     ),
 }

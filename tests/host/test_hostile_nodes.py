@@ -137,6 +137,7 @@ QUICK: dict[str, Any] = {
     "rank": 1,
     "count": 1,
     "cell_px": 192,
+    "sampler_steps": 2,
 }
 QUICK |= {"width": 64, "height": 64, "vectors": 1}
 FILES = {

@@ -93,10 +93,20 @@ def test_what_a_diffusers_script_takes_by_default_is_written_out(script, expecte
 
 
 def test_a_script_that_trains_something_else_is_told():
-    for script in ("train_dreambooth.py", "train_dreambooth_lora_flux_kontext.py", "train_control_lora_flux.py"):
+    for script in ("train_dreambooth.py", "train_instruct_pix2pix.py", "train_control_lora_flux.py"):
         result = imported([Text("x", f"python {script} --rank 8")])
         (line,) = (line for line in result.lines if line.key == "script")
         assert (line.fate, line.why.code) == (Fate.NOTHING, "import.why.adapters_only")
+
+
+def test_a_diffusers_command_of_kontext_brings_its_pairs():
+    values = imported([Text("x.sh", (
+        "accelerate launch train_dreambooth_lora_flux_kontext.py --pretrained_model_name_or_path o/kontext --dataset_name o/pairs "
+        "--image_column output_image --cond_image_column file_name --caption_column instruction --instance_prompt 'make it a zog' --rank 16"
+    ))]).values  # fmt: skip
+    assert values["data"]["controls"] == "auto"
+    assert (values["data"]["folder"], values["data"]["image_column"]) == ("hf:o/pairs", "output_image")
+    assert values["adapter"]["rank"] == 16
 
 
 def test_a_kohya_config_with_its_datasets_and_prompts():
