@@ -230,15 +230,30 @@ Rows = list[list[str]]
 
 
 def claims_of(name: str, variants: dict[str, Any]) -> Rows:
+    def told(one: str, measure: str) -> str:
+        return f"{one}: {share(variants[one][measure])}" if measure in variants.get(one, {}) else one
+
     rows = []
     for claim in SWEEPS[name].claims:
         held, figure = verdict(difference(variants, claim))
-        better, than = (
-            share(variants[one][claim.measure]) if claim.measure in variants.get(one, {}) else ""
-            for one in (claim.better, claim.than)
-        )
-        rows.append([claim.sentence, f"{claim.better}: {better}", f"{claim.than}: {than}", figure, held])
+        rows.append([claim.sentence, *(told(one, claim.measure) for one in (claim.better, claim.than)), figure, held])
     return rows
+
+
+def all_claims(found: dict[str, Any]) -> Rows:
+    """Those of every sweep, trained or not."""
+    return [row for name in SWEEPS for row in claims_of(name, found["sweeps"].get(name, {}))]
+
+
+def not_trained(found: dict[str, Any]) -> str:
+    """A sentence of the variants that no seed was trained of; empty where there are none."""
+    lacking = []
+    for name in SWEEPS:
+        trained = found["sweeps"].get(name, {})
+        variants = [run["name"] for run in settings_of(name)["runs"] if run["name"] not in trained]
+        if variants:
+            lacking.append(f"{name} ({', '.join(variants)})")
+    return f" Not trained yet: {'; '.join(lacking)}." if lacking else ""
 
 
 def variants_of(variants: dict[str, Any]) -> Rows:
@@ -272,7 +287,8 @@ def model_told(figures: dict[str, Any]) -> str:
     ]
     return (
         f"{figures['bytes'] / 1e6:.1f} MB, float16, 128 px. Its VAE shows {vae['pictures']} emoji that were held out with {vae['psnr_db']:.2f} dB "
-        f"(worst {vae['psnr_worst_db']:.2f}; along the border {vae['border_psnr_db']:.2f}). Captions like those it was trained on: the nearest of all "
+        f"(worst {vae['psnr_worst_db']:.2f}; along the border {vae['border_psnr_db']:.2f}; the largest error of one pixel "
+        f"in a corner that should be blank is {vae['blank_corner_error']:.0f} of 255). Captions like those it was trained on: the nearest of all "
         f"scenes is the right thing for {shares[0]}; words never seen together: the right thing with the right change for {shares[1]}. "
         f"Trained by `python -m lora_loom.lora_core.toy.build` on {figures['trained_on']}. Judged {figures['date']}."
     )
@@ -285,7 +301,8 @@ def made(found: dict[str, Any]) -> str:
     fewest, most = (of(len(m[DIGEST]) for m in rows) for of in (min, max))
     seeds = f"{most} {'seed' if most == 1 else 'seeds'}" if fewest == most else f"{fewest} to {most} seeds"
     hours = f"{len(spent)} trainings, {sum(spent.values()) / 60:.1f} hours of one thread beside other work"
-    return f"So far {seeds} a variant: the command adds what is missing. {found['date']}, {found['hardware']}, torch {found['torch']}; {hours}."
+    where = f"{found['date']}, {found['hardware']}, torch {found['torch']}; {hours}."
+    return f"So far {seeds} a variant: the command adds what is missing. {where}{not_trained(found)}"
 
 
 def markdown(found: dict[str, Any]) -> str:
@@ -300,7 +317,7 @@ def markdown(found: dict[str, Any]) -> str:
         "",
         "## Claims",
         "",
-        *_table(CLAIM_HEAD, [r for n, v in found["sweeps"].items() for r in claims_of(n, v)]),
+        *_table(CLAIM_HEAD, all_claims(found)),
     ]
     for name, variants in found["sweeps"].items():
         lines += ["", f"## {SWEEPS[name].title}", "", f"`lora-loom sweep {name} --seeds 3`", ""]
@@ -319,7 +336,7 @@ table { border-collapse: collapse; margin: 1rem 0 } th, td { text-align: left; p
 
 
 def page(found: dict[str, Any]) -> str:
-    claims = [row for name, variants in found["sweeps"].items() for row in claims_of(name, variants)]
+    claims = all_claims(found)
     parts = [
         f"<h1>What each setting does, seen and measured</h1><p>{html.escape(ABOUT)}</p>",
         f"<p>Made by <code>{COMMAND}</code>. {html.escape(made(found))}</p><h2>Claims</h2>{_grid(CLAIM_HEAD, claims)}",
