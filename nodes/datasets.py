@@ -131,6 +131,13 @@ class DatasetFromImages(io.ComfyNode):
                 widget("data.trigger"),
                 widget("data.repeats", advanced=True),
                 widget("data.flip", advanced=True),
+                make_input(
+                    io.Image,
+                    "controls",
+                    optional=True,
+                    tooltip="Control pictures, which an edit or control model is shown: from Canny or a depth estimator, or before an edit. "
+                    "One for each picture.",
+                ),
             ],
             outputs=outputs(),
         )
@@ -144,6 +151,7 @@ class DatasetFromImages(io.ComfyNode):
         flip: list,
         captions: list | None = None,
         masks: list | None = None,
+        controls: list | None = None,
     ) -> io.NodeOutput:
         pictures = [as_picture(picture) for batch in images for picture in batch]
         texts = captions or [""]
@@ -154,12 +162,13 @@ class DatasetFromImages(io.ComfyNode):
         whites = [mask for batch in masks or [] for mask in (batch if batch.ndim == 3 else batch[None])]
         if whites and len(whites) != len(pictures):
             raise LoomError("masks.count", field="masks", masks=len(whites), pictures=len(pictures))
-        folder = from_images(
-            pictures, [str(t) for t in texts], [as_picture(mask[..., None]) for mask in whites], runs_root()
-        )
-        return shown(
-            cls, PictureSets.of(dataclasses.replace(data, folder=str(folder), masks="file" if whites else "none"))
-        )
+        beside = [as_picture(picture) for batch in controls or [] for picture in batch]
+        if beside and len(beside) != len(pictures):
+            raise LoomError("controls.count", field="controls", controls=len(beside), pictures=len(pictures))
+        white = [as_picture(mask[..., None]) for mask in whites]
+        folder = from_images(pictures, [str(t) for t in texts], white, runs_root(), beside)
+        data = dataclasses.replace(data, masks="file" if white else "none", controls="auto" if beside else "none")
+        return shown(cls, PictureSets.of(dataclasses.replace(data, folder=str(folder))))
 
 
 class DatasetFromLatents(io.ComfyNode):

@@ -23,6 +23,7 @@ from ..messages.errors import LoomError, reason_of
 from ..pictures.encoded import as_png
 from ..pictures.reading import EXTENSIONS
 from ..toy.model import resolve_set
+from .companions import CONDITION_ENDINGS
 from .dataset import LATENT, Dataset
 from .folder import open_sets
 from .imported import Parts, brought
@@ -139,12 +140,16 @@ def from_hub(name: str, split: str, image_column: str, caption_column: str, plac
 
 
 def from_images(
-    images: Sequence[Image.Image], captions: Sequence[str], masks: Sequence[Image.Image], place: Path
+    images: Sequence[Image.Image],
+    captions: Sequence[str],
+    masks: Sequence[Image.Image],
+    place: Path,
+    controls: Sequence[Image.Image] = (),
 ) -> Path:
-    """The folder that pictures of other nodes were written to, as PNG without loss, with their captions and masks where there are some."""
-    written, white = [as_png(image, 1) for image in images], [as_png(mask, 1) for mask in masks]
+    """The folder that pictures of other nodes were written to, as PNG without loss, with their captions, masks and control pictures where there are some."""
+    written, white, shown = ([as_png(image, 1) for image in of] for of in (images, masks, controls))
     digest = hashlib.sha256("\x1f".join(captions).encode("utf-8", "replace"))
-    for data in (*written, *white):
+    for data in (*written, *white, *([b"controls"] if shown else []), *shown):
         digest.update(hashlib.sha256(data).digest())
 
     def parts() -> Parts:
@@ -154,6 +159,8 @@ def from_images(
                 yield f"{n:04}.txt", captions[n].encode("utf-8", "replace")
             if n < len(white):
                 yield f"{n:04}.mask.png", white[n]
+            if n < len(shown):
+                yield f"{n:04}{CONDITION_ENDINGS[0]}.png", shown[n]
 
     return brought(place / IMPORTED / digest.hexdigest()[:24], parts)
 

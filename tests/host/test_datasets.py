@@ -146,6 +146,25 @@ def test_a_single_picture_with_a_mask_becomes_a_masked_dataset(server):
     assert np.asarray(Image.open(mask))[:, [0, 63]].tolist() == [[0, 255]] * 64
 
 
+def test_what_a_preprocessor_makes_of_pictures_becomes_their_control_pictures(server):
+    graph = Graph(server)
+    image = graph.add("EmptyImage", width=64, height=64, batch_size=2, color=0xFF8000)
+    inverted = graph.add("ImageInvert", image=[image, 0])  # in the place of Canny or a depth estimator
+    data = graph.add("LoraLoomDatasetFromImages", images=[image, 0], controls=[inverted, 0], trigger="zog")
+    sheet = graph.add("LoraLoomCheckDataset", dataset=[data, 0])
+    entry = graph.run()
+    assert "2 pictures" in said(entry, data)
+    assert entry["outputs"][sheet]["images"]
+    shown = sorted((server.base / "output" / "lora_loom" / "imported").glob("*/*-condlabel.png"))
+    assert [Image.open(path).convert("RGB").getpixel((5, 5)) for path in shown] == [(0, 127, 255)] * 2
+    alone = Graph(server)
+    image = alone.add("EmptyImage", width=64, height=64, batch_size=2, color=0)
+    one = alone.add("EmptyImage", width=64, height=64, batch_size=1, color=0)
+    alone.add("LoraLoomDatasetFromImages", images=[image, 0], controls=[one, 0], trigger="zog")
+    entry = server.result(server.queue(alone.nodes))
+    assert "1 came with 2 pictures; wire one for each picture" in server.error_of(entry)
+
+
 def test_latents_and_conditioning_of_other_nodes_train_like_the_pictures_they_came_from(server):
     folder = plain(server, "encoded", 1)  # one: the host's own node gives several in the order the disk has them
     losses = {}

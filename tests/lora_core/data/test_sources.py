@@ -148,6 +148,10 @@ def test_pictures_of_other_nodes_are_kept_without_loss_under_a_name_of_their_con
     assert from_images(images, ["a", "", "c"], [], tmp_path) == folder
     assert from_images(images, ["a", "", "d"], [], tmp_path) != folder
     masked = from_images(images, ["a", "", "c"], [Image.new("L", (32, 32), 255)] * 3, tmp_path)
+    shown = from_images(images, ["a", "", "c"], [], tmp_path, images[::-1])
+    found = looked_at(shown, controls="auto").pictures
+    assert [Image.open(p.controls[0]).getpixel((0, 0)) for p in found] == [i.getpixel((0, 0)) for i in images[::-1]]
+    assert [len(p.controls) for p in looked_at(shown).pictures] == [0, 0, 0]
     assert masked != folder
     assert all(p.mask for p in looked_at(masked, masks="file").pictures)
 
