@@ -11,6 +11,8 @@ import { t } from "./words.js";
 /** @typedef {import("./runs.js").Run} Run */
 
 const CHECKPOINT = "CheckpointLoaderSimple", TOY = "LoraLoomLoadToyModel", LOADERS = [CHECKPOINT, TOY];
+const BOTH = "LoraLoomTrainBothExperts", EXPERTS = ["high", "low"];
+const FILM = { length: 33, fps: 16 }; // of a film to see what both experts have learnt
 const FILE_WIDGETS = ["ckpt_name", "unet_name"]; // of loaders of a model
 const GAP = 80, MOST_NODES = 60; // px between nodes; nodes that a model goes through, at most
 const STANDARD = {
@@ -91,11 +93,62 @@ async function drawWith(graph, { model, clip, vae }, [x, y], { run, file, text, 
 }
 
 /**
+ * Films with both LoRAs of a run: the expert for high noise takes the first half of the steps, the one for low noise
+ * goes on from what it leaves, as in ComfyUI's own workflow for Wan 2.2.
+ * @param {ComfyNode} train
+ * @param {PanelState} state
+ */
+export async function useBoth(train, state) {
+  const { graph } = train, { files = [], comfyui = "", strength = 1 } = state.result;
+  const [clip, vae, ...models] = ["clip", "vae", "model_high", "model_low"].map((name) => sourceOf(train, name));
+  const loras = EXPERTS.map((expert) => files.find((file) => file.includes(`${expert}_noise`)));
+  const lacks = models.includes(null) || loras.includes(undefined);
+  if (!graph || !clip || !vae || lacks) throw new Error(t("card.no_source"));
+  await host.refreshLists();
+  const { prompts } = await samplesOf(host, state.run), about = { ...STANDARD, ...prompts[0] };
+  const [x, y] = [train.pos[0] + train.size[0] + GAP, train.pos[1]], half = Math.ceil(about.steps / 2);
+  /** @type {(kind: string, column: number, row: number, values: Record<string, unknown>) => ComfyNode} */
+  const put = (kind, column, row, values) => {
+    const node = made(graph, kind, [x + column * (TEXT_SIZE[0] + GAP), y + row * 400], TEXT_SIZE);
+    if (!node) throw new Error(kind);
+    for (const [name, value] of Object.entries(values)) choose(node, name, value);
+    return node;
+  };
+  const texts = [about.prompt || comfyui, ""].map((text, row) => put("CLIPTextEncode", 0, row, { text }));
+  const { width, height, seed, cfg, steps } = about;
+  const empty = put("EmptyHunyuanLatentVideo", 0, 2, { width, height, length: FILM.length });
+  const samplers = models.map((model, row) => {
+    const loader = put("LoraLoaderModelOnly", 1, row, { lora_name: loras[row], strength_model: strength });
+    const sampler = put("KSamplerAdvanced", 2, row, {
+      add_noise: row ? "disable" : "enable", noise_seed: seed, steps, cfg, sampler_name: about.sampler,
+      scheduler: about.scheduler, start_at_step: row * half, end_at_step: row ? steps : half,
+      return_with_leftover_noise: row ? "disable" : "enable",
+    });
+    const [source, slot] = /** @type {[ComfyNode, number]} */ (model);
+    source.connect?.(slot, loader, "model");
+    loader.connect?.(0, sampler, "model");
+    texts.forEach((text, n) => text.connect?.(0, sampler, ["positive", "negative"][n]));
+    return sampler;
+  });
+  const decode = put("VAEDecode", 3, 0, {}), film = put("SaveAnimatedWEBP", 3, 1, { fps: FILM.fps });
+  for (const text of texts) clip[0].connect?.(clip[1], text, "clip");
+  empty.connect?.(0, samplers[0], "latent_image");
+  samplers[0].connect?.(0, samplers[1], "latent_image");
+  samplers[1].connect?.(0, decode, "samples");
+  vae[0].connect?.(vae[1], decode, "vae");
+  decode.connect?.(0, film, "images");
+  app.canvas?.centerOnNode(samplers[0]);
+  app.canvas?.setDirty(true, true);
+  await app.queuePrompt?.(0, 1, executionIds(rootGraph(), film).slice(0, 1)); // this film; nothing is trained
+}
+
+/**
  * Draws with the result of a run, beside the node that has trained it.
  * @param {ComfyNode} train
  * @param {PanelState} state
  */
 async function useHere(train, state) {
+  if (train.comfyClass === BOTH) return useBoth(train, state);
   const { graph } = train, sources = sourcesOf(train), { files = [], comfyui = "", strength } = state.result;
   if (!graph || !sources) throw new Error(t("card.no_source"));
   await host.refreshLists();
