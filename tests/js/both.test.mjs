@@ -4,9 +4,12 @@ import { register } from "node:module";
 import test from "node:test";
 import { openPage } from "./page.mjs";
 
+const SAMPLE = {
+  prompt: "zog walks", steps: 7, seed: 5, cfg: 3.5, width: 64, height: 48, sampler: "euler", scheduler: "simple",
+};
 const HOST = `
-  const samples = { prompts: [{ prompt: "zog walks", steps: 7, seed: 5, cfg: 3.5, width: 64, height: 48, sampler: "euler", scheduler: "simple" }] };
-  export const api = { addEventListener() {}, getSetting: () => "en", fetchApi: async () => ({ ok: true, status: 200, json: async () => samples }) };
+  const answer = { ok: true, status: 200, json: async () => ({ prompts: [${JSON.stringify(SAMPLE)}] }) };
+  export const api = { addEventListener() {}, getSetting: () => "en", fetchApi: async () => answer };
   export const app = { registerExtension() {}, refreshComboInNodes: async () => {}, canvas: null };
 `;
 register(`data:text/javascript,${encodeURIComponent(`
@@ -17,8 +20,12 @@ register(`data:text/javascript,${encodeURIComponent(`
 openPage();
 
 const WIDGETS = {
-  CLIPTextEncode: ["text"], LoraLoaderModelOnly: ["lora_name", "strength_model"], EmptyHunyuanLatentVideo: ["width", "height", "length"],
-  KSamplerAdvanced: ["add_noise", "noise_seed", "steps", "cfg", "sampler_name", "scheduler", "start_at_step", "end_at_step", "return_with_leftover_noise"],
+  CLIPTextEncode: ["text"], LoraLoaderModelOnly: ["lora_name", "strength_model"],
+  EmptyHunyuanLatentVideo: ["width", "height", "length"],
+  KSamplerAdvanced: [
+    "add_noise", "noise_seed", "steps", "cfg", "sampler_name", "scheduler", "start_at_step", "end_at_step",
+    "return_with_leftover_noise",
+  ],
   VAEDecode: [], SaveAnimatedWEBP: ["fps"],
 };
 class FakeNode {
@@ -31,7 +38,8 @@ class FakeNode {
   value(name) { return this.widgets.find((widget) => widget.name === name).value; }
 }
 const wired = (names) => {
-  const node = new FakeNode("LoraLoomTrainBothExperts"), sources = names.map((name) => new FakeNode(`loader of ${name}`));
+  const node = new FakeNode("LoraLoomTrainBothExperts");
+  const sources = names.map((name) => new FakeNode(`loader of ${name}`));
   node.inputs = names.map((name) => ({ name }));
   node.getInputNode = (slot) => sources[slot];
   node.getInputLink = () => ({ origin_slot: 0 });
@@ -39,7 +47,11 @@ const wired = (names) => {
   node.graph = { _nodes: nodes, nodes, add: (one) => { one.graph = node.graph; nodes.push(one); } };
   return [node, nodes, sources];
 };
-const STATE = { run: "walk", result: { files: ["walk_low_noise.safetensors", "walk_high_noise.safetensors"], comfyui: "zog", strength: 0.75 } };
+const STATE = {
+  run: "walk",
+  result: { files: ["walk_low_noise.safetensors", "walk_high_noise.safetensors"], comfyui: "zog", strength: 0.75 },
+};
+const TOLD = ["add_noise", "start_at_step", "end_at_step", "return_with_leftover_noise", "steps", "noise_seed"];
 
 test("the expert for high noise begins, the one for low noise goes on with its own LoRA", async () => {
   window.LiteGraph = { createNode: (kind) => new FakeNode(kind) };
@@ -47,7 +59,7 @@ test("the expert for high noise begins, the one for low noise goes on with its o
   const [train, nodes, sources] = wired(["model_high", "model_low", "clip", "vae"]);
   await useBoth(train, STATE);
   const [high, low] = nodes.filter((node) => node.type === "KSamplerAdvanced");
-  const told = (node) => ["add_noise", "start_at_step", "end_at_step", "return_with_leftover_noise", "steps", "noise_seed"].map((name) => node.value(name));
+  const told = (node) => TOLD.map((name) => node.value(name));
   assert.deepEqual(told(high), ["enable", 0, 4, "enable", 7, 5]);
   assert.deepEqual(told(low), ["disable", 4, 7, "disable", 7, 5]);
   assert.equal(low.from.latent_image[0], high);
