@@ -106,6 +106,20 @@ class ShowsFirstFrames(Protocol):
 
 
 @runtime_checkable
+class TrainsInTurn(Protocol):
+    """A backend of several networks, one of which is trained at a time for `switch_every` steps."""
+
+    trains_in_turn: bool
+
+
+@runtime_checkable
+class HasNetwork(Protocol):
+    """A backend whose network lies in memory as a whole, or in parts that know their sizes."""
+
+    network: nn.Module
+
+
+@runtime_checkable
 class EncodesShownTexts(Protocol):
     """A backend whose text encoder sees the control pictures too."""
 

@@ -53,7 +53,9 @@ class Showing:
         """Of how many of its passes a clip is shown its first frame."""
         if not self.of_film:
             return 0.0
-        asked = config.first_frame if config.first_frame != AUTO else (ALWAYS if self.needed or self.usual else NEVER)
+        asked = config.first_frame
+        if asked == AUTO:
+            asked = ALWAYS if self.needed or self.usual else NEVER
         return {NEVER: 0.0, HALF: 0.5, ALWAYS: 1.0}[asked]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from ..algebra.kinds import KINDS
-from ..backends.base import SkipsLayers
+from ..backends.base import HasNetwork, SkipsLayers, TrainsInTurn
 from ..config import TrainConfig
 from ..messages.errors import LoomError
 from ..messages.message import Message
@@ -40,7 +40,7 @@ def settled(job: Job) -> TrainConfig:
         kind = KINDS[config.adapter.algorithm].title
         raise LoomError("strength.of_kind", field="validation.calibrate", kind=kind)
     check_installed(config.optimizer.name)
-    if config.switch_every and not getattr(job.backend, "trains_in_turn", False):
+    if config.switch_every and not isinstance(job.backend, TrainsInTurn):
         raise LoomError("experts.one_model", field="switch_every")
     if config.recomputed and not ways:
         raise LoomError("checkpointing.impossible", field="checkpointing")
@@ -51,7 +51,8 @@ def settled(job: Job) -> TrainConfig:
 
 def _for_memory(job: Job) -> TrainConfig:
     """The job with what its choice of memory decides on this model, which is told."""
-    config, message = decided(job.config, job.backend.family, Weights.of(getattr(job.backend, "network", None)))
+    network = job.backend.network if isinstance(job.backend, HasNetwork) else None
+    config, message = decided(job.config, job.backend.family, Weights.of(network))
     if message is not None and message.code == "memory.exceeded":
         job.listener.on_warning(message)
     elif message is not None:
