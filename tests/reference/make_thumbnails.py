@@ -22,7 +22,7 @@ NOT_DRAWN = ("MarkdownNote", "CLIPTextEncode", "EmptyLatentImage", "VAEDecode")
 SHORT = {
     "CheckpointLoaderSimple": "Checkpoint", "UNETLoader": "Model", "CLIPLoader": "Text encoder", "DualCLIPLoader": "Text encoders", "VAELoader": "VAE",
     "LoraLoomLoadFolder": "Pictures", "LoraLoomTrainLora": "Train LoRA", "LoraLoomTrainEmbedding": "Train word", "LoraLoomTrainBothExperts": "Train both",
-    "LoraLoomTrainSlider": "Train slider", "LoraLoomLoadToyModel": "Toy model",
+    "LoraLoomTrainSlider": "Train slider", "LoraLoomLoadToyModel": "Toy model", "LoraLoomCaptionPictures": "Captions", "LoraLoomDatasetEditor": "Editor",
     "KSampler": "Try it", "SaveImage": "Picture", "PreviewAny": "Report",
     "LoraLoomSaveLora": "File", "LoraLoomConvertLora": "Convert", "LoraLoomCompareCheckpoints": "Compare", "LoraLoomRunCheckpoints": "Saves",
     "LoraLoomPriorSettings": "Class", "LoraLoomValidationSettings": "Validation", "LoraLoomPivotalSettings": "New word", "LoraLoomLossNoiseSettings": "Noise",
