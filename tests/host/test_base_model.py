@@ -135,7 +135,7 @@ def test_a_model_that_reads_more_than_noise_and_text_is_refused_before_a_picture
         if name not in SHOWN:
             with pytest.raises(
                 LoomError,
-                match=f"^model: this is {REFUSED[name]}.*, which a dataset cannot provide yet; train [^.]*[.]$",
+                match=f"^model: this is {REFUSED[name]}.*, which it cannot be given in training yet; train [^.]*[.]$",
             ):
                 backend.encode_picture(torch.zeros(1, 64, 64, 3))
             with pytest.raises(LoomError, match=f"^model: this is {REFUSED[name]}"), backend.training(layers, adapters):

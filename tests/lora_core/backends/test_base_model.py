@@ -14,7 +14,7 @@ from lora_loom.lora_core.messages.errors import LoomError
 from safetensors.torch import load_file, save_file
 from shapes import MODEL
 
-END = "which a dataset cannot provide yet; give the text-to-image model it was made from"
+END = "which it cannot be given in training yet; give the text-to-image model it was made from"
 
 
 def toy_with(tmp_path, pipeline, **unet):
