@@ -16,7 +16,7 @@ COUNTS = frozenset((
 ))  # fmt: skip
 # Sentences whose count stands where nothing depends on it: without a noun and a verb of its own, or not about a number at all.
 ALIKE = {
-    "lint.fewer",
+    "controls.count", "lint.fewer",
     "base.folders_missing", "base.weights_missing", "data.animated", "data.counts", "data.excluded", "data.no_caption", "data.no_caption_trigger",
     "data.no_mask", "data.pairs", "film.broken_off", "data.profile_converted", "data.profile_damaged", "data.small_kept", "data.small_scaled_up", 
     "embedding.unequal", "lint.duplicate_of_many", "lint.more", "loader.too_many_keys", "module.part_missing", "note.bundles",
@@ -82,7 +82,7 @@ def test_a_place_given_by_counting_is_known_as_a_count(root):
                         if isinstance(keyword.value, ast.Call) and ast.unparse(keyword.value.func) in ("len", "sum"):
                             names.add(keyword.arg)
     assert len(names) > 5
-    after_their_field = {"captions", "masks", "controls", "conditioning", "latents"}  # "masks: 3 came with 4 pictures"
+    after_their_field = {"captions", "masks", "conditioning", "latents"}  # "masks: 3 came with 4 pictures"
     of_something_long = {"length", "size"}  # characters or bytes, beyond a limit
     assert names - COUNTS - after_their_field - of_something_long == {"layers", "rows"}  # also lists
     assert {match[1] for text in table("en").values() for match in NUMBER.finditer(text)} >= {"layers", "rows"}
