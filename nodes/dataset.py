@@ -137,26 +137,24 @@ class LoadFolder(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, folder: str, control_path: str = NO_FOLDER) -> bool | str:
+    def validate_inputs(cls, folder: Any, control_path: Any = NO_FOLDER) -> bool | str:
         """A folder that is not among the choices is told where it belongs; the host alone would list the choices."""
         refused = folder_refused(folder)
-        return (
-            refused
-            if refused is not True or control_path == NO_FOLDER
-            else folder_refused(control_path, "control_path")
-        )
+        if refused is not True or control_path == NO_FOLDER:
+            return refused
+        return folder_refused(control_path, "control_path")
 
     @classmethod
-    def fingerprint_inputs(cls, folder: str, control_path: str = NO_FOLDER, **_) -> str:
-        folders = [folder] if control_path == NO_FOLDER else [folder, control_path]
+    def fingerprint_inputs(cls, folder: Any, control_path: Any = NO_FOLDER, **_) -> str:
+        folders = [str(one) for one in (folder, control_path) if one not in (None, NO_FOLDER)]
         return " ".join(folder_fingerprint(training_folder(one)) for one in folders)
 
     @classmethod
     def sets(cls, folder: str, trigger: str = "", control_path: str = NO_FOLDER, **options: Any) -> PictureSets:
         """How the folder is read, by the node's widgets; those an older workflow lacks keep their default."""
-        place = training_folder(folder)
+        place = training_folder(str(folder))
         if control_path != NO_FOLDER:
-            options["control_path"] = str(training_folder(control_path))
+            options["control_path"] = str(training_folder(str(control_path)))
         config = DataConfig(
             folder=f"{HUB}{place}" if is_local_copy(place) else str(place), trigger=trigger.strip(), **options
         )

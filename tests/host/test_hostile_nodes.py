@@ -290,6 +290,7 @@ class Watch:
     def usually(self, node: str) -> Run:
         """What the node costs with values nobody means ill with; the second time, for what is made once."""
         if node not in self.usual:
+            self.server.post("/free", {"free_memory": True})  # what its sources cost is part of what is usual
             first = self.runs(self.prompts.prompt(node))
             assert not first.refused or NOT_HERE.search(first.refused), (node, first)
             again = {

@@ -8,6 +8,7 @@ import logging
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import folder_paths
 
@@ -99,10 +100,15 @@ def chosen_place(text: str) -> str:
     return (folder.relative_to(root) if folder.is_relative_to(root) else folder).as_posix()
 
 
-def folder_refused(choice: str, field: str = "folder") -> bool | str:
-    """What a node's `validate_inputs` says of the folder in its widget `field`: True, or why not."""
+def folder_refused(choice: Any, field: str = "folder") -> bool | str:
+    """What a node's `validate_inputs` says of the folder in its widget `field`: True, or why not.
+
+    Of a widget that is wired the host gives nothing before the graph runs; a program may queue whatever JSON holds.
+    """
+    if choice is None:
+        return True
     try:
-        training_folder(choice)
+        training_folder(str(choice))
     except LoomError as error:
         return str(LoomError(dataclasses.replace(error.message, field=field)))
     return True
