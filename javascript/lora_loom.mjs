@@ -1,3 +1,4 @@
+// @ts-check
 // The page's side of the tab LoRA Loom: what this program has of its own. The rest is js/tab.js.
 import { gradioHost, keepMounted } from "../js/tab.js";
 
@@ -5,8 +6,8 @@ import { gradioHost, keepMounted } from "../js/tab.js";
 const page = () => (typeof gradioApp === "function" ? gradioApp() : document);
 
 /** Puts a prompt into txt2img and goes there, as the host's own buttons do. */
-function usePrompt(prompt) {
-  const field = page().querySelector("#txt2img_prompt textarea");
+function usePrompt(/** @type {string} */ prompt) {
+  const field = /** @type {HTMLTextAreaElement | null} */ (page().querySelector("#txt2img_prompt textarea"));
   if (!field) return;
   field.value = prompt;
   field.dispatchEvent(new Event("input", { bubbles: true }));

@@ -1,7 +1,7 @@
 // What *Use it here* puts into the graph for the two LoRAs of Wan 2.2: two samplers, one after the other.
 import assert from "node:assert/strict";
-import { register } from "node:module";
 import test from "node:test";
+import { standInForComfyUI } from "./comfyui_modules.mjs";
 import { openPage } from "./page.mjs";
 
 const SAMPLE = {
@@ -12,11 +12,7 @@ const HOST = `
   export const api = { addEventListener() {}, getSetting: () => "en", fetchApi: async () => answer };
   export const app = { registerExtension() {}, refreshComboInNodes: async () => {}, canvas: null };
 `;
-register(`data:text/javascript,${encodeURIComponent(`
-  const source = ${JSON.stringify(HOST)};
-  export const resolve = (name, context, next) => name.endsWith("/scripts/app.js") || name.endsWith("/scripts/api.js")
-    ? { url: "data:text/javascript," + encodeURIComponent(source), shortCircuit: true } : next(name, context);
-`)}`);
+standInForComfyUI(HOST);
 openPage();
 
 const WIDGETS = {

@@ -1,8 +1,8 @@
 // What holds for every file of js/: loading it does nothing, only ComfyUI's own files know ComfyUI, lines are short.
 import assert from "node:assert/strict";
 import fs from "node:fs";
-import { register } from "node:module";
 import test from "node:test";
+import { standInForComfyUI } from "./comfyui_modules.mjs";
 
 const FOLDER = new URL("../../js/", import.meta.url);
 const DOOR = "lora_loom.js";
@@ -15,18 +15,14 @@ const MOST_COLUMNS = 120;
 const files = fs.readdirSync(FOLDER).filter((name) => name.endsWith(".js")).sort();
 const sources = Object.fromEntries(files.map((name) => [name, fs.readFileSync(new URL(name, FOLDER), "utf8")]));
 
-// ComfyUI's modules, which lie two folders above js/ where it serves them: they note what is asked of them.
+// They note what is asked of them.
 const HOST = `
   globalThis.loomCalls = [];
   const note = (name, answer) => (...values) => { globalThis.loomCalls.push([name, ...values]); return answer; };
   export const api = { addEventListener: note("listen"), getSetting: note("setting", "ja"), fetchApi: note("ask") };
   export const app = { registerExtension: note("register") };
 `;
-register(`data:text/javascript,${encodeURIComponent(`
-  const source = ${JSON.stringify(HOST)};
-  export const resolve = (name, context, next) => name.endsWith("/scripts/app.js") || name.endsWith("/scripts/api.js")
-    ? { url: "data:text/javascript," + encodeURIComponent(source), shortCircuit: true } : next(name, context);
-`)}`);
+standInForComfyUI(HOST);
 
 /** The modules a source imports, in its code or in its types. */
 const imported = (source) => [...source.matchAll(/(?:from |import\()"([^"]+)"/g)].map(([, name]) => name);
@@ -50,6 +46,8 @@ test("every file is checked by TypeScript, and nothing in it is left out", () =>
     assert.ok(sources[name].startsWith("// @ts-check\n"), name);
     assert.ok(!/@ts-(ignore|nocheck|expect-error)/.test(sources[name]), name);
   }
+  const door = fs.readFileSync(new URL("../javascript/lora_loom.mjs", FOLDER), "utf8");
+  assert.ok(door.startsWith("// @ts-check\n"));
 });
 
 test("loading a file does nothing to the page or the host", async () => {
