@@ -29,6 +29,7 @@ else:
 
 OutOfMemoryError: type[Exception] = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)  # 2.5
 TOML = ("tomllib", "tomli", "pip._vendor.tomli")  # Python 3.11; the package; the copy that pip carries
+MAX_GRAPHS = 256  # compiled for one kind of block; above it torch would fall back to slow steps without a word
 _GRAPHS = (
     ("recompile_limit", "cache_size_limit"),
     ("accumulated_recompile_limit", "accumulated_cache_size_limit"),
@@ -97,13 +98,32 @@ def keeping(dear: Collection[Any]) -> dict[str, Any]:
     return {"context_fn": functools.partial(checkpoint.create_selective_checkpoint_contexts, choose)}
 
 
-def compiled_graphs(most: int) -> Any:
-    """A `with` block in which one kind of block may be compiled for `most` shapes."""
+def compiled_graphs() -> Any:
+    """A `with` block in which one kind of block may be compiled for many shapes."""
     import torch._dynamo.config as config
 
     names = [next((name for name in pair if hasattr(config, name)), "") for pair in _GRAPHS]
-    limits = {name: limit for name, limit in zip(names, (most, 8 * most)) if name}
+    limits = {name: limit for name, limit in zip(names, (MAX_GRAPHS, 8 * MAX_GRAPHS)) if name}
     return config.patch(limits)  # type: ignore[attr-defined]
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """torch.compile of it: a graph for the first shape, then one for any."""
+    return torch.compile(function, dynamic=None)
+
+
+def compile_errors() -> tuple[type[Exception], ...]:
+    """What a function from torch.compile raises where no graph could be made."""
+    import torch._dynamo.exc as exc
+
+    return (exc.TorchDynamoException,)
+
+
+def forget_compiled(function: Callable[..., Any]) -> None:
+    """Drops the graphs that were made of this function or method."""
+    from torch._dynamo.eval_frame import remove_from_cache
+
+    remove_from_cache(function)
 
 
 def fully_shard() -> Callable[..., Any]:

@@ -20,7 +20,6 @@ OF_NODES = (
     "companion",
     "storage",
     "offload",
-    "compile",
     "trackers",
     "precision",
     "cache.",

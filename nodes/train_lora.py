@@ -90,6 +90,7 @@ INPUTS = (
     row("epochs", advanced=True, optional=True),
     row("memory", optional=True),
     row("samples.frames", "sample_frames", advanced=True, optional=True),
+    row("compile", advanced=True, optional=True),
     make_input(Settings, "settings", optional=True, tooltip="From the settings nodes: optimizer, adapter, text encoders, tokens, class pictures."),
     CONTINUED,
     VISION,

@@ -13,7 +13,7 @@ import torch
 
 from ..convert import read
 from ..convert.files.jobs import open_lora
-from ..lora_core.backends.base import Backend
+from ..lora_core.backends.base import Backend, CompilesBlocks
 from ..lora_core.config import TrainConfig
 from ..lora_core.data.dataset import Dataset
 from ..lora_core.disk.files import write_bytes
@@ -115,6 +115,8 @@ def started_from(lora: Mapping[str, torch.Tensor] | None, backend: HostBackend, 
 
 def job_of(backend: Backend, config: TrainConfig, dataset: Dataset, start: Start | None = None) -> Job:
     """A job of this ComfyUI, whose runs lie below its output folder, with the LoRA that acts in training alone. Raises LoomError."""
+    if config.compile and isinstance(backend, CompilesBlocks):
+        backend.compile_blocks()
     job, name = Job(config, backend, dataset, runs_root(), start=start), config.adapter.fixed
     if not name or not config.trains_lora:
         return job

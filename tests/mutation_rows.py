@@ -497,7 +497,7 @@ MEMORY_AND_TIME = (
     Mutation("Gradient checkpointing", BASE, "torch.rand(x.shape, generator=rng, device=x.device)", "torch.rand(x.shape, device=x.device)",
              "training/test_trainer.py::test_gradient_checkpointing_changes_memory_not_numbers"),
     Mutation("Gradient checkpointing", "lora_core/borrowing/guards.py",
-             "        if not pure:\n            args, kwargs = _private(args), _private(kwargs)\n", "",
+             "        if not pure:\n            args, kwargs = private(args), private(kwargs)\n", "",
              "borrowing/test_borrowing.py::test_gradients_are_those_of_plain_autograd_though_weights_are_fetched_and_blocks_write_in_place"),
     Mutation("Attention backends", "nodes/host/engine/kernels.py", "return attention_pytorch(*args, **kwargs)",
              "return attention_pytorch(*args, **kwargs).detach()", "host/test_gradients.py::test_gradients_equal_plain_autograd[SD3-plain]"),

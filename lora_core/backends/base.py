@@ -175,6 +175,14 @@ class SkipsLayers(Protocol):
 
 
 @runtime_checkable
+class CompilesBlocks(Protocol):
+    """Of a model with repeated blocks."""
+
+    def compile_blocks(self) -> None:
+        """From now on they run compiled while the model is lent. Raises LoomError for a model that is not made of blocks."""
+
+
+@runtime_checkable
 class Splits(Protocol):
     """A backend whose frozen network can be split over several processes."""
 

@@ -14,7 +14,6 @@ from ..config import Recompute
 from .recompute import recomputed, worthwhile
 
 DIFFUSERS = "0.33"  # since when a network takes a function for recomputing, and a pipeline a type for each part
-MAX_GRAPHS = 256  # compiled for one kind of block; above it torch would fall back to slow steps without a word
 
 
 @runtime_checkable
@@ -69,7 +68,7 @@ def compiled(blocks: Sequence[nn.Module]) -> Iterator[None]:
     if not blocks:
         yield
         return
-    with compiled_graphs(MAX_GRAPHS):
+    with compiled_graphs():
         try:
             for block in blocks:
                 block.compile(dynamic=False)

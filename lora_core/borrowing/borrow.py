@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -16,6 +16,7 @@ from ..adapters import AdapterSet
 from ..adapters.attach import branch, override_forward
 from ..adapters.base import Choice
 from .aliases import aliased, put_back
+from .compiling import Compiler
 from .frozen import (
     can_freeze,
     fetched_always,
@@ -43,6 +44,7 @@ class Measures:
     joint: bool = True  # a layer and its adapter are one node of autograd's graph, where the kind has such a form
     # What autograd saves is copied before it is written over; every pass then runs inside copied_before_writes().
     exact: bool = False
+    compiled: bool = False  # blocks whose layers all lie ready run as graphs
 
 
 class Borrowing:
@@ -60,6 +62,8 @@ class Borrowing:
         self._host, self._measures = host, measures
         self._undo: contextlib.ExitStack | None = None
         self._resident: list[nn.Module] = []  # layers that were chosen to run on their own parameters
+        self._compiled: list[nn.Module] = []
+        self.compiler = Compiler()
 
     @property
     def measures(self) -> Measures:
@@ -120,15 +124,30 @@ class Borrowing:
         """The layers that run on their own parameters at the moment."""
         return self._resident
 
+    @property
+    def compiled(self) -> Sequence[nn.Module]:
+        """The blocks that run as graphs at the moment."""
+        return self._compiled
+
     def _install(self, undo: contextlib.ExitStack) -> None:
-        fetched = self._install_branches(undo)
-        self._install_guards(undo)
+        self._compiled = [block for block in blocks(self._model) if self._compiles(block)]
+        inside = {id(module) for block in self._compiled for module in block.modules()}
+        fetched = self._install_branches(undo, inside)
+        self._install_guards(undo, inside)
         for module in self._model.modules():
             if id(module) not in fetched:
                 undo.callback(put_back, aliased(module, self._host.alias))
 
-    def _install_branches(self, undo: contextlib.ExitStack) -> set[int]:
-        """Adapters, over frozen layers where they are fetched. Returns the ids of the latter, whose weights autograd never sees."""
+    def _compiles(self, block: nn.Module) -> bool:
+        """Whether nothing in this block has to be fetched: a graph is made of operators alone."""
+        weighted = (module for module in block.modules() if any(True for _ in module.parameters(recurse=False)))
+        return self._measures.compiled and all(map(self._lies_ready, filter(self._host.fetches, weighted)))
+
+    def _install_branches(self, undo: contextlib.ExitStack, compiled: Collection[int]) -> set[int]:
+        """Adapters, over frozen layers where they are fetched. Returns the ids of the latter, whose weights autograd never sees.
+
+        `compiled`: ids of modules in blocks that are compiled, where a layer and its adapter are operators of one graph anyhow.
+        """
         adapters = {id(self._layers[name]): (adapter, fixed) for name, adapter, fixed in self._adapters.by_layer()}
         fetched, self._resident = set(), []
         for module in self._model.modules():
@@ -136,12 +155,14 @@ class Borrowing:
             carries = adapter is not None or fixed is not None
             freezable = self._measures.freeze and can_freeze(module, self._host)
             resident = freezable and self._lies_ready(module)
-            choice = self._choice(module, freezable, resident) if adapter is not None and fixed is None else None
+            joint = adapter is not None and fixed is None and id(module) not in compiled
+            choice = self._choice(module, freezable, resident) if joint else None
             if resident:
                 self._resident.append(module)
             elif freezable:
                 fetched.add(id(module))
-            if freezable and not (resident and (carries or not keeps_its_input(module))):
+            plain = resident and (carries or id(module) in compiled or not keeps_its_input(module))
+            if freezable and not plain:
                 undo.enter_context(override_forward(module, frozen(module, self._host, resident)))
             if fixed is not None:
                 undo.enter_context(override_forward(module, branch(module.forward, fixed)))
@@ -161,16 +182,21 @@ class Borrowing:
             return resident_or_fetched(layer, self._host) if resident else fetched_always(layer, self._host)
         return resident_only(layer) if self._lies_ready(layer) and is_ordinary(layer) else None
 
-    def _install_guards(self, undo: contextlib.ExitStack) -> None:
+    def _install_guards(self, undo: contextlib.ExitStack, compiled: Collection[int]) -> None:
         measures = self._measures
         for norm in norms(self._model):
+            in_graph = id(norm) in compiled  # where all that has weights lies ready
             fetched = measures.freeze and self._host.fetches(norm) and hasattr(norm, "weight")
             if fetched and self._lies_ready(norm):
                 self._resident.append(norm)
-            elif fetched:
+            elif fetched and not in_graph:
                 undo.enter_context(override_forward(norm, fetched_norm(norm, self._host)))
             if measures.guard:
                 undo.enter_context(override_forward(norm, cloned_input(norm)))
+        if self._compiled:
+            undo.callback(self.compiler.forget)
+        for block in self._compiled:
+            undo.enter_context(override_forward(block, self.compiler.forward(block, pure=not measures.guard)))
         for block in blocks(self._model) if measures.checkpointing else ():
             again = recomputed(block, self._parameters_in(block)) if measures.exact else None
             undo.enter_context(override_forward(block, again or checkpointed(block, pure=not measures.guard)))

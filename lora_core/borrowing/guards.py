@@ -33,7 +33,9 @@ def cloned_input(norm: nn.Module) -> Forward:
     original = norm.forward
 
     def forward(x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        if torch.is_grad_enabled() and x.requires_grad and not torch.is_inference_mode_enabled():
+        if (
+            torch.is_grad_enabled() and x.requires_grad
+        ):  # nothing else is asked: in a compiled block this is part of the graph
             x = x.clone()
         return original(x, *args, **kwargs)
 
@@ -68,7 +70,7 @@ def checkpointed(block: nn.Module, pure: bool) -> Forward:
 
     def again(*args: Any, **kwargs: Any) -> Any:
         if not pure:
-            args, kwargs = _private(args), _private(kwargs)
+            args, kwargs = private(args), private(kwargs)
         return original(*args, **kwargs)
 
     def forward(*args: Any, **kwargs: Any) -> Any:
@@ -79,12 +81,12 @@ def checkpointed(block: nn.Module, pure: bool) -> Forward:
     return forward
 
 
-def _private(value: Any) -> Any:
+def private(value: Any) -> Any:
     """Floating tensors cloned, containers copied: what the block writes to stays its own."""
     if torch.is_tensor(value):
         return value.clone() if value.is_floating_point() else value
     if type(value) in (list, tuple):
-        return type(value)(map(_private, value))
+        return type(value)(map(private, value))
     if type(value) is dict:
-        return {k: _private(v) if torch.is_tensor(v) or isinstance(v, list | tuple) else v for k, v in value.items()}
+        return {k: private(v) if torch.is_tensor(v) or isinstance(v, list | tuple) else v for k, v in value.items()}
     return value

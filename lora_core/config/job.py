@@ -100,7 +100,7 @@ class TrainConfig:
     )
     compile: bool = setting(
         False,
-        "Compile the base model's blocks in a headless run (torch.compile): a minute or more for each shape of picture before it pays.",
+        "Compile the model's blocks (torch.compile): some minutes at the start, then faster steps; in ComfyUI where their weights lie ready on the GPU.",
     )
     memory: str = setting(
         AS_SET,

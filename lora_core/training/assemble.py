@@ -13,7 +13,7 @@ from torch import nn
 from .. import compat
 from ..adapters import AdapterSet
 from ..adapters.tokens import TokenSet
-from ..backends.base import Backend, EncodesBeside, EncodesClips, Remarks, showing_of
+from ..backends.base import Backend, CompilesBlocks, EncodesBeside, EncodesClips, Remarks, showing_of
 from ..backends.base_model import BaseModel
 from ..config import ObjectiveConfig, TrainConfig
 from ..config.data import ALWAYS, AUTO, HALF, PROMPT_START
@@ -78,6 +78,8 @@ def pass_on_remarks(job: Job) -> None:
     """Tells what the lent model's backend has to say about how it is trained."""
     for message in job.backend.remarks() if isinstance(job.backend, Remarks) else ():
         job.listener.on_warning(message)
+    if job.config.compile and not isinstance(job.backend, CompilesBlocks):
+        job.listener.on_warning(Message.of("compile.elsewhere", field="compile"))
 
 
 def dry_run(job: Job) -> tuple[TrainConfig, Measured]:

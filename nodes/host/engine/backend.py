@@ -22,6 +22,7 @@ from ....lora_core.adapters import AdapterSet
 from ....lora_core.adapters.tokens import TokenTable
 from ....lora_core.backends.base import (
     Backend,
+    CompilesBlocks,
     EncodesClips,
     EncodesShownTexts,
     EncodesSpread,
@@ -117,6 +118,10 @@ class HostBackend(LentModel):
     ) -> AbstractContextManager[None]:
         return self.lending.training(layers, adapters, recompute, largest)
 
+    def compile_blocks(self) -> None:
+        """From now on the model's blocks run as graphs while it is lent, where that is exact."""
+        self.lending.compiles = True
+
     def remarks(self) -> Sequence[Message]:
         """What there is to say about how the model is trained, since `training` was entered."""
         use, vision = self.model.use, self.model.vision
@@ -163,5 +168,6 @@ if TYPE_CHECKING:
         ShowsControls,
         EncodesShownTexts,
         ShowsFirstFrames,
+        CompilesBlocks,
     ]:
-        return backend, backend, backend, backend, backend, backend, backend, backend, backend
+        return backend, backend, backend, backend, backend, backend, backend, backend, backend, backend

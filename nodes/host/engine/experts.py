@@ -20,6 +20,7 @@ from ....lora_core.adapters import AdapterSet
 from ....lora_core.adapters.tokens import TokenTable
 from ....lora_core.backends.base import (
     Backend,
+    CompilesBlocks,
     EncodesClips,
     EncodesShownTexts,
     EncodesSpread,
@@ -150,6 +151,11 @@ class HostExperts(LentModel):
                 lent.enter_context(member.training(theirs, adapters.only(theirs), recompute, largest))
             yield
 
+    def compile_blocks(self) -> None:
+        """From now on the blocks of both run as graphs while they are lent, where that is exact."""
+        for member in self._members.values():
+            member.compile_blocks()
+
     def remarks(self) -> Sequence[Message]:
         """What there is to say about how they are trained; once, where it is the same of both."""
         high, low = (member.remarks() for member in self._members.values())
@@ -206,6 +212,14 @@ if TYPE_CHECKING:
     def _fulfils_the_protocols(
         backend: HostExperts,
     ) -> tuple[
-        Backend, EncodesClips, EncodesSpread, TakesWired, Remarks, NamesSamplers, ShowsControls, EncodesShownTexts
+        Backend,
+        EncodesClips,
+        EncodesSpread,
+        TakesWired,
+        Remarks,
+        NamesSamplers,
+        ShowsControls,
+        EncodesShownTexts,
+        CompilesBlocks,
     ]:
-        return backend, backend, backend, backend, backend, backend, backend, backend
+        return backend, backend, backend, backend, backend, backend, backend, backend, backend

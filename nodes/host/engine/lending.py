@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import nn
@@ -15,7 +15,7 @@ from ....lora_core.adapters import AdapterSet
 from ....lora_core.borrowing.borrow import Borrowing, Measures
 from ....lora_core.borrowing.comparison import writing
 from ....lora_core.borrowing.frozen import place_of
-from ....lora_core.compat import OutOfMemoryError
+from ....lora_core.compat import OutOfMemoryError, compiled_graphs
 from ....lora_core.config import Recompute
 from ....lora_core.data.batches import Batch
 from ....lora_core.data.buckets import Fit
@@ -30,7 +30,7 @@ from .layers import LAYERS, is_pure
 from .model import HostModel
 from .pictures import HostPictures
 from .trials import Trials
-from .verify import DIFFUSION, prove_layers, verify
+from .verify import DIFFUSION, compiled_if_exact, prove_layers, verify
 
 ACTIVATION_FACTOR = 3  # of a forward and backward over the host's estimate for sampling
 BYTES_PER_VALUE = 4 * 4  # an adapter's value, its gradient and two Adam moments in fp32
@@ -39,7 +39,7 @@ BYTES_PER_VALUE = 4 * 4  # an adapter's value, its gradient and two Adam moments
 class HostLending:
     """Of `model` and its `texts`.
 
-    `remarks`: what there is to say about how the model is trained, since `training` was entered.
+    `remarks`: what there is to say about how the model is trained, since `training` was entered. `compiles`: whether its blocks are to run as graphs.
     """
 
     def __init__(self, model: HostModel, texts: HostTexts, conditioning: HostConditioning, pictures: HostPictures):
@@ -47,6 +47,7 @@ class HostLending:
         self._kernels = TrainingKernels()
         self._needed_bytes = 0
         self._reload = False
+        self.compiles = False
         self.borrowing: Borrowing | None = None
         self.remarks: list[Message] = []
 
@@ -71,7 +72,8 @@ class HostLending:
             self._model.patcher.set_injections(KEY, [injection(borrowing)])
             self._texts.lend(adapters, theirs)
             self._needed_bytes = self._memory_for(adapters, recompute, largest)
-            with torch.inference_mode(False), self._kernels:
+            limits = compiled_graphs() if self.compiles else contextlib.nullcontext()
+            with torch.inference_mode(False), self._kernels, limits:
                 self._load()
                 self._conditioning.require_further_input()
                 adapters.prepare()  # some kinds cannot run before
@@ -150,18 +152,30 @@ class HostLending:
         self._texts.prove()
         borrowing.inject()
         shapes = trials.that_run(self._check)
-        if not borrowing.measures.guard or not adapters.parameters():
+        if not adapters.parameters() or not (borrowing.measures.guard or self.compiles):
             return
         for shape in shapes:
             try:
-                trial = functools.partial(self._trial, shape)
-                verdict = verify(self._model.network, adapters, borrowing, trial, self._model.dtype)
+                self.remarks = list(self._proven(borrowing, adapters, functools.partial(self._trial, shape)))
             except OutOfMemoryError:
                 if shape == shapes[-1]:
                     raise
                 continue
-            self.remarks = [verdict.remark] if verdict.remark else []
             return
+
+    def _proven(
+        self, borrowing: Borrowing, adapters: AdapterSet, trial: Callable[[], torch.Tensor]
+    ) -> Iterator[Message]:
+        """Chooses the first way that is exact, then graphs where they are asked for and give the same; what there is to say of it."""
+        dtype = self._model.dtype
+        if borrowing.measures.guard:
+            verdict = verify(self._model.network, adapters, borrowing, trial, dtype)
+            if verdict.remark is not None:
+                yield verdict.remark
+        if self.compiles:
+            remark = compiled_if_exact(borrowing, adapters, trial, dtype)
+            if remark is not None:
+                yield remark
 
     def _check(self, shape: tuple[int, ...]) -> None:
         """One forward pass on latents of this shape with a caption. Raises LoomError that blames the text or the model."""

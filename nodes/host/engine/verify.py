@@ -127,3 +127,38 @@ def _remark(asked: Measures, proven: Measures, network: nn.Module) -> Message | 
     if proven.checkpointing == asked.checkpointing:
         return Message.of("model.slow_way", field="model", network=type(network).__name__)
     return Message.of("model.slow_way_unchecked", field="checkpointing", network=type(network).__name__)
+
+
+def compiled_if_exact(
+    borrowing: Borrowing, adapters: AdapterSet, forward: Callable[[], torch.Tensor], dtype: torch.dtype
+) -> Message | None:
+    """Lets the blocks of `borrowing` (installed, proven exact) run as graphs where these give the same gradients; else says why they do not."""
+    proven = borrowing.measures
+    if proven.exact:  # what autograd saves is watched from outside, which no graph allows
+        return Message.of("compile.slow_way", field="compile")
+    eager = trained_gradients(borrowing, adapters, forward)
+    borrowing.take(dataclasses.replace(proven, compiled=True))
+    if not borrowing.compiled:
+        borrowing.take(proven)
+        return Message.of("compile.not_ready", field="compile")
+    remark = _compiled_remark(borrowing, adapters, forward, dtype, eager)
+    if remark is not None:
+        borrowing.take(proven)
+    return remark
+
+
+def _compiled_remark(
+    borrowing: Borrowing,
+    adapters: AdapterSet,
+    forward: Callable[[], torch.Tensor],
+    dtype: torch.dtype,
+    eager: dict[str, torch.Tensor],
+) -> Message | None:
+    try:
+        off = difference(trained_gradients(borrowing, adapters, forward), eager)
+    except Exception as error:  # noqa: BLE001 - of the compiler, or of what it calls
+        passing(error)
+        return Message.of("compile.failed", field="compile", reason=first_line(error))
+    if borrowing.compiler.failure:
+        return Message.of("compile.failed", field="compile", reason=borrowing.compiler.failure)
+    return None if off.tolerable(dtype) else Message.of("compile.differs", field="compile", error=percent(off.error))

@@ -283,7 +283,7 @@ def test_what_belongs_to_headless_runs_is_offered_by_no_other_door():
         for name, sentence in sentences.items()
         if re.search(r"headless run|two-stage model|configs and tokenizers of a base", sentence)
     }
-    assert headless == {"base", "base_config", "base_vae", "companion", "storage", "offload", "compile", "trackers"}
+    assert headless == {"base", "base_config", "base_vae", "companion", "storage", "offload", "trackers"}
     offered = {field.path for section in sections(asks_base=False).values() for field in section}
     assert headless & offered == set()
     tree = ast.parse((ROOT / "nodes" / "import_settings.py").read_text(encoding="utf-8"))  # importing it needs ComfyUI
