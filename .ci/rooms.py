@@ -38,8 +38,8 @@ ORDER = [
     "lora_core/adapters lora_core/data lora_core/objectives lora_core/importing",
     "lora_core/config lora_core/pictures lora_core/rng lora_core/toy",
     "lora_core/algebra lora_core/recipes lora_core/names lora_core/disk lora_core/processes",
-    "lora_core/compat lora_core/transfer",
-    "lora_core lora_core/durable lora_core/matching lora_core/messages",
+    "lora_core/compat lora_core/matching lora_core/transfer",
+    "lora_core lora_core/durable lora_core/messages",
 ]
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms.split()}
 # What convert may import of the engine:

@@ -30,7 +30,7 @@ def merged(existing: str, ours: Mapping[str, Any], written: float = 0.0) -> str:
     """
     theirs = json.loads(existing) if existing.strip() else {}
     if not isinstance(theirs, dict):
-        raise ValueError("the card is no JSON object")
+        raise ValueError(type(theirs).__name__)
     out = {**ours, **{k: v for k, v in theirs.items() if v not in ("", None) or k not in ours}}
     if theirs.get("sd version") == "Unknown":
         out["sd version"] = ours["sd version"]

@@ -127,7 +127,7 @@ def _from_a1111(data: Mapping[str, Any]) -> Embedding:
 def _checked(vectors: Mapping[str, Any], token: str, step: int, notes: list[Message]) -> Embedding:
     out: State = {}
     for key, value in vectors.items():
-        label = key or token or "the embedding"
+        label = key or token or Message.of("embedding.itself")
         if not isinstance(value, torch.Tensor) or not value.is_floating_point() or value.ndim not in (1, 2):
             raise FormatError("embedding.no_matrix", key=label)
         value = value.detach()[None] if value.ndim == 1 else value.detach()

@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from ..lora_core.matching.regex import Pattern
+from ..lora_core.messages.message import Message
 from .lora import APPROXIMATE, FormatError, Module, as_lora, multiplied
 
 _UNSUPPORTED = ("modules_to_save", "trainable_token_indices", "layer_replication")
@@ -58,7 +59,7 @@ def _by_pattern(name: str, patterns: Mapping[str, Any], default: Any) -> Any:
 
 @functools.lru_cache(maxsize=1024)
 def _name_pattern(pattern: str) -> Pattern:
-    def costly(why: str) -> FormatError:
+    def costly(why: Message) -> FormatError:
         return FormatError("pattern.costly", field="adapter_config.json", pattern=repr(pattern[:80]), reason=why)
 
     try:

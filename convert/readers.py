@@ -269,7 +269,7 @@ def _require_layer(name: str, module: Module) -> None:
 
 
 def _size(value: torch.Tensor) -> str:
-    return "x".join(map(str, value.shape)) or "a number"
+    return "x".join(map(str, value.shape)) or "1"
 
 
 def _require_finite(modules: Mapping[str, Module]) -> None:

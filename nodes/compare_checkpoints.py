@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from ..lora_core.messages.figures import figure
 from ..lora_core.messages.message import Message
 from ..lora_core.pictures.previews import as_picture
 from ..lora_core.runs.folders import config_of
-from ..lora_core.runs.saves import all_saves, chosen, loss_without
+from ..lora_core.runs.saves import Save, all_saves, chosen, loss_without
 from ..lora_core.training.prompts import prompts_in
 from ..lora_core.training.sampling import drawn, of_saves, sheet
 from .host.access.api import io, make_input, make_output, schema, ui
@@ -194,14 +195,24 @@ class CompareCheckpoints(io.ComfyNode):
             columns, lines, [f"validation {figure(loss)}" if loss is not None else "" for loss in losses], cell_px
         )
         pixels = torch.from_numpy(np.asarray(image, np.float32) / 255.0)[None]
-        titles = [folder.name, *(_column(label, loss) for (label, _), loss in zip(columns, losses))]
+        named_columns = [*([Message.of("compare.control")] if edited else []), *titles_of(wanted, factors)]
+        titles = [folder.name, *(_column(title, loss) for title, loss in zip(named_columns, losses))]
         return io.NodeOutput(
             pixels, in_english(titles), ui=in_words(titles, **ui.PreviewImage(pixels, cls=cls).as_dict())
         )
 
 
-def _column(label: str, loss: float | None) -> Message | str:
-    return label if loss is None else Message.of("save.held_out", save=label, loss=figure(loss))
+def titles_of(saves: Sequence[Save], strengths: Sequence[float]) -> Iterator[Message]:
+    """What each column shows: the model without a LoRA, then each save at each strength."""
+    yield Message.of("compare.without")
+    for save in saves:
+        for strength in strengths:
+            plain = len(strengths) == 1 and strength == 1
+            yield save.title if plain else Message.of("save.at_strength", save=save.title, strength=f"{strength:g}")
+
+
+def _column(title: Message, loss: float | None) -> Message:
+    return title if loss is None else Message.of("save.held_out", save=title, loss=figure(loss))
 
 
 def strengths_in(text: str) -> list[float]:

@@ -12,6 +12,7 @@ from ..convert.embedding import is_embedding, read_embedding
 from ..lora_core.config import as_dict
 from ..lora_core.messages.errors import LoomError
 from ..lora_core.messages.figures import figure
+from ..lora_core.messages.message import Message
 from ..lora_core.runs import listing
 from ..lora_core.runs.folders import config_of
 from ..lora_core.runs.saves import WHICH, Save, all_saves, chosen, weights
@@ -207,9 +208,9 @@ class RunCheckpoints(io.ComfyNode):
             lora, embeddings = contents(folder, save, base_family(model.model) if model is not None else "")
             tuned_model, tuned_clip = applied(model, clip, lora, embeddings, strength)
             first = next(iter(embeddings.values()), None)
-            loaded.append(Loaded(tuned_model, tuned_clip, lora, save.step, loss_of(save), label_of(save), first))
+            loaded.append(Loaded(tuned_model, tuned_clip, lora, save.step, loss_of(save), str(title_of(save)), first))
             progress(n + 1, len(wanted), save.label)
-        lines = [folder.name, *(save.label for save in loaded)]
+        lines = [folder.name, *map(title_of, wanted)]
         return io.NodeOutput(*Loaded.columns(loaded), ui=in_words(lines))
 
 
@@ -238,8 +239,10 @@ def loss_of(save: Save) -> float:
     return float("nan") if save.held_out is None else save.held_out
 
 
-def label_of(save: Save) -> str:
-    return save.label if save.held_out is None else f"{save.label}, validation {figure(save.held_out)}"
+def title_of(save: Save) -> Message:
+    if save.held_out is None:
+        return save.title
+    return Message.of("save.with_loss", save=save.title, loss=figure(save.held_out))
 
 
 class SaveSettings(SettingsNode):

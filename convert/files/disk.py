@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import hashlib
 import json
@@ -50,7 +51,9 @@ def header(path: Path) -> tuple[Header, dict[str, str]]:
     if (count := text.count(b'"data_offsets"')) > MAX_TENSORS:  # seen at once; reading them takes seconds
         raise FormatError("file.many_tensors", file=path.name, count=count, limit=MAX_TENSORS)
     try:
-        entries = json.loads(text, object_pairs_hook=_once)
+        entries = json.loads(text, object_pairs_hook=lambda pairs: _once(path.name, pairs))
+    except FormatError:
+        raise
     except (ValueError, RecursionError) as error:
         raise FormatError("file.header_no_json", file=path.name) from error
     if not isinstance(entries, dict):
@@ -65,11 +68,12 @@ def header(path: Path) -> tuple[Header, dict[str, str]]:
     return entries, metadata
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object whose keys differ."""
+def _once(file: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object whose keys differ. Raises FormatError."""
     table = dict(pairs)
     if len(table) < len(pairs):
-        raise ValueError("a key stands twice")
+        key = collections.Counter(key for key, _ in pairs).most_common(1)[0][0]
+        raise FormatError("file.header_twice", file=file, key=key[:200])
     return table
 
 

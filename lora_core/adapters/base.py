@@ -50,7 +50,7 @@ def renew(copies: Sequence[Copy]) -> None:
 class Adapter(nn.Module):
     """What acts on one layer while it is attached. `scale` multiplies its change; `proportional`: every program agrees what half a strength is."""
 
-    title: str = ""
+    title: Message | str = ""
     scale: float = 1.0
     proportional: bool = True
     part: str = MODEL

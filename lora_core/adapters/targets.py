@@ -14,6 +14,7 @@ from ..algebra.walk import has_bias, is_norm, weight_shape
 from ..config import AdapterConfig, TextEncoderConfig
 from ..matching.regex import Pattern
 from ..messages.errors import LoomError
+from ..messages.message import Message
 
 _ATTENTION = r"(^|\.)(\w*attn\d*|\w*attention|attn\d*_\w+)\."
 # Kandinsky's attention blocks, which take the image embedding as added keys.
@@ -120,5 +121,5 @@ def _pattern(field: str, text: str) -> Pattern | None:
         raise LoomError("adapter.pattern", field=f"adapter.{field}", pattern=repr(text), reason=error) from error
 
 
-def _costly(field: str, text: str) -> Callable[[str], LoomError]:
+def _costly(field: str, text: str) -> Callable[[Message], LoomError]:
     return lambda why: LoomError("pattern.costly", field=field, pattern=repr(text), reason=why)

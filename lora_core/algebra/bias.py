@@ -6,6 +6,7 @@ import dataclasses
 
 import torch
 
+from ..messages.message import Message
 from .full import Full
 from .kind import BIAS_PART, BIASES, Acting, Parts, Shape
 from .walk import Walk
@@ -14,7 +15,7 @@ from .walk import Walk
 class Bias(Full):
     """diff_b (out,), zero at the start. A file holds it as a full difference without a change of the weight."""
 
-    name, title, form, algorithm, trains = "bias", "bias difference", "full", "full", BIASES
+    name, title, form, algorithm, trains = "bias", Message.of("kind.bias"), "full", "full", BIASES
     signs = frozenset({"diff_b"})
     parts = (dataclasses.replace(BIAS_PART, optional=False),)
     drops_inputs = False

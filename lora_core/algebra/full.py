@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from ..messages.message import Message
 from .kind import BIAS_PART, MAGNITUDES, Acting, Kind, Part, Parts, Shape
 from .walk import Walk
 
@@ -11,7 +12,7 @@ from .walk import Walk
 class Full(Kind):
     """diff, in the weight's own shape; diff_b (out,). Both start at zero. A file may also hold diff_b alone."""
 
-    name, title, algorithm, has_alpha, trains_bias = "full", "full difference", "full", False, True
+    name, title, algorithm, has_alpha, trains_bias = "full", Message.of("kind.full"), "full", False, True
     signs = frozenset({"diff", "diff_b"})
     parts: tuple[Part, ...] = (Part("diff", optional=True, up=True, rows=True), BIAS_PART, MAGNITUDES)
 

@@ -25,7 +25,7 @@ class Ia3(Kind):
         return p["weight"].numel() == weight[1 if p["on_input"].item() else 0]
 
     def problem(self, p: Parts) -> str:
-        return "" if p["on_input"].numel() == 1 else "its on_input is not one number"
+        return "" if p["on_input"].numel() == 1 else "problem.ia3.on_input"
 
     def by_rows(self, p: Parts) -> bool:
         return False

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.utils.checkpoint
 
+from ..messages.message import Message
 from .joint import Joint
 from .walk import Walk
 
@@ -98,7 +99,7 @@ class Kind:
     """
 
     name: str
-    title: str
+    title: Message | str
     parts: tuple[Part, ...]
     signs: frozenset[str]
     form: str = ""

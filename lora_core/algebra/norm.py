@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import torch
 
+from ..messages.message import Message
 from .full import Full
 from .kind import NORMS, Acting, Part, Parts, Shape
 from .walk import Walk
@@ -18,7 +19,7 @@ class Norm(Full):
     LyCORIS calls them w_norm and b_norm and reads no other name; ComfyUI reads both.
     """
 
-    name, title, algorithm, arguments, trains = "norm", "norm difference", "lora", {"train_norm": "True"}, NORMS
+    name, title, algorithm, arguments, trains = "norm", Message.of("kind.norm"), "lora", {"train_norm": "True"}, NORMS
     parts = (
         Part("diff", ending="w_norm", native="diff", rows=True),
         dataclasses.replace(Full.parts[1], ending="b_norm", native="diff_b"),

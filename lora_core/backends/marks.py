@@ -99,7 +99,7 @@ def _empty_tensors(file: Path, names: Collection[str]) -> list[Witness]:
     """The tensors without values by which merges and trainers mark SDXL models that predict v."""
     if "v_pred" not in names:
         return []
-    keys = "v_pred, ztsnr" if "ztsnr" in names else "v_pred"
+    keys = [key for key in ("v_pred", "ztsnr") if key in names]
     source = Message.of("base.source.tensors", file=file.name, keys=keys)
     return [Witness(source, "v", True if "ztsnr" in names else None, Strength.WEIGHTS)]
 

@@ -14,6 +14,7 @@ from ..compat import needed
 from ..disk.files import is_file, is_folder
 from ..messages.blame import blamed
 from ..messages.errors import LoomError
+from ..messages.message import Message
 from ..toy.model import MODEL
 from .base_model import require_plain_file, require_unscaled
 from .diffusers_backend import DiffusersBackend
@@ -70,7 +71,7 @@ def open_backend(
     place = MODEL if base == "toy" else Path(base)
     if is_file(place):
         if companion:
-            raise LoomError("companion.idle", field="companion", file=place.name, kind="single file")
+            raise LoomError("companion.idle", field="companion", file=place.name, kind=Message.of("base.single_file"))
         return _of_file(place, Path(base_config) if base_config else None, cached, precision, device)
     if not is_folder(place):
         raise LoomError("base.missing", field="base", place=place)

@@ -43,7 +43,7 @@ def read_table(file: Path) -> list[Tag]:
     except (OSError, ValueError, csv.Error, KeyError, TypeError, AttributeError) as error:
         raise LoomError("captioning.no_table", file=file.name, reason=reason_of(error)) from error
     if not 0 < len(tags) <= MAX_TAGS:
-        raise LoomError("captioning.no_table", file=file.name, reason=f"{len(tags)} rows")
+        raise LoomError("captioning.table_rows", file=file.name, rows=len(tags), limit=MAX_TAGS)
     return tags
 
 

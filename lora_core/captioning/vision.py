@@ -29,12 +29,12 @@ def config_in(folder: Path) -> dict[str, Any]:
     try:
         file = folder / CONFIG
         if file.stat().st_size > MAX_CONFIG_BYTES:
-            raise ValueError(f"{file.stat().st_size} bytes")
+            raise LoomError("captioning.config_large", file=folder.name, limit=MAX_CONFIG_BYTES // 10**6)
         config = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise LoomError("captioning.no_model", file=folder.name, reason=reason_of(error)) from error
     if not isinstance(config, dict):
-        raise LoomError("captioning.no_model", file=folder.name, reason="config.json")
+        raise LoomError("captioning.config_no_table", file=folder.name)
     return config
 
 

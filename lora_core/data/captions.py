@@ -14,7 +14,9 @@ from pathlib import Path
 
 from ..config import DataConfig
 from ..matching.regex import Pattern
-from ..messages.errors import LoomError
+from ..messages.errors import Fault, LoomError
+from ..messages.figures import figure
+from ..messages.message import Message
 
 MAX_CAPTION_BYTES = 1_000_000
 MAX_CAPTION_CHARS = 100_000  # of what is encoded, about 20,000 words: text encoders read it in pieces of 75 tokens
@@ -118,9 +120,8 @@ def read_captions(path: Path, encoding: str = "auto", lines: str = "joined") -> 
 def read_text(path: Path, encoding: str = "auto") -> tuple[str, str]:
     """(text, encoding) of a caption file. Raises OSError, and ValueError for a file no caption can be."""
     if path.stat().st_size > MAX_CAPTION_BYTES:
-        raise ValueError(
-            f"has {path.stat().st_size / 1e6:.0f} MB; a caption has at most {MAX_CAPTION_BYTES // 10**6} MB"
-        )
+        size, limit = path.stat().st_size / 1e6, MAX_CAPTION_BYTES // 10**6
+        raise Fault("caption.file_large", size=figure(size), limit=limit)
     return decoded(path.read_bytes(), encoding)
 
 
@@ -211,7 +212,7 @@ def replacements(rules: str) -> list[tuple[Pattern | re.Pattern[str], str]]:
     return out
 
 
-def _costly(pattern: str) -> Callable[[str], LoomError]:
+def _costly(pattern: str) -> Callable[[Message], LoomError]:
     return lambda why: LoomError("pattern.costly", field="data.replace", pattern=repr(pattern), reason=why)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ..messages.errors import LoomError, reason_of
+from ..messages.errors import Fault, LoomError, reason_of
 from ..messages.figures import figure
 from ..pictures.reading import EXTENSIONS
 from .captions import Caption, decoded, tidy
@@ -153,11 +153,11 @@ def _pictures_in(value: Any) -> list[str]:
 def read_sidecar(path: Path, column: str = "") -> tuple[Caption, ...]:
     """The captions in the .json beside a picture, as booru downloaders write it. Raises ValueError."""
     if path.stat().st_size > MAX_SIDECAR_BYTES:
-        raise ValueError(f"has more than {MAX_SIDECAR_BYTES // 10**6} MB")
+        raise Fault("caption.sidecar_large", limit=MAX_SIDECAR_BYTES // 10**6)
     try:
         value = json.loads(decoded(path.read_bytes())[0])
     except RecursionError as error:
-        raise ValueError("is nested too deeply") from error
+        raise Fault("caption.sidecar_nested") from error
     if not isinstance(value, dict):
         return as_captions(value, column or "caption")
     name = column or next((c for c in COLUMNS if value.get(c)), "")
@@ -217,14 +217,14 @@ def _records(path: Path) -> Iterable[tuple[str, Mapping[str, Any]]]:
     if isinstance(rows, dict):  # Kohya's meta files: picture -> facts; also picture -> caption
         return [(key, row if isinstance(row, dict) else {"caption": row}) for key, row in rows.items()]
     if not isinstance(rows, list):
-        raise ValueError("expected rows, or pictures with their captions")
+        raise Fault("metadata.no_rows")
     out = []
     for row in rows:
         file = (
             next((row[c] for c in FILE_COLUMNS if isinstance(row.get(c), str)), None) if isinstance(row, dict) else None
         )
         if file is None:
-            raise ValueError(f"a row has no column file_name: {str(row)[:80]}")
+            raise Fault("metadata.no_file_name", row=str(row)[:80])
         out.append((file, {k: v for k, v in row.items() if k not in FILE_COLUMNS and k is not None}))
     return out
 
@@ -233,7 +233,7 @@ def _row(line: str, number: int) -> Any:
     try:
         return json.loads(line)
     except ValueError as error:
-        raise ValueError(f"line {number}: {error}") from error
+        raise Fault("metadata.line", number=number, error=error) from error
 
 
 def _parquet(path: Path) -> list[dict[str, Any]]:

@@ -40,8 +40,7 @@ def as_json(text: str, name: str) -> Value:
 def as_toml(text: str, name: str) -> Settings:
     """Raises LoomError."""
     if any(line.count(".") > MAX_DOTS for line in text.splitlines()):
-        reason = f"a line has more than {MAX_DOTS} dots"
-        raise LoomError("import.unreadable", file=name, kind="TOML", reason=reason)
+        raise LoomError("import.dots", file=name, limit=MAX_DOTS)
     try:
         return parse_toml(text)
     except (ValueError, RecursionError) as error:
@@ -59,7 +58,7 @@ def as_yaml(text: str, name: str) -> Value:
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
         _require_flat(yaml.scan(text, Loader=loader), name)
-        return within(_plain(yaml.load(text, Loader=loader)), name)
+        return within(_plain(yaml.load(text, Loader=loader), name), name)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise LoomError("import.unreadable", file=name, kind="YAML", reason=_reason(error)) from error
 
@@ -78,14 +77,14 @@ def _require_flat(tokens: Iterable[object], name: str) -> None:
             raise LoomError("import.large", file=name, limit=MAX_SETTINGS, depth=MAX_DEPTH)
 
 
-def _plain(value: object, depth: int = 0) -> Value:
-    """A YAML value with dates as text."""
+def _plain(value: object, name: str, depth: int = 0) -> Value:
+    """A YAML value with dates as text. Raises LoomError."""
     if depth > MAX_DEPTH:
-        raise ValueError("is nested too deeply")
+        raise LoomError("import.large", file=name, limit=MAX_SETTINGS, depth=MAX_DEPTH)
     if isinstance(value, dict):
-        return {str(key): _plain(inner, depth + 1) for key, inner in value.items()}
+        return {str(key): _plain(inner, name, depth + 1) for key, inner in value.items()}
     if isinstance(value, list | tuple | set):
-        return [_plain(inner, depth + 1) for inner in value]
+        return [_plain(inner, name, depth + 1) for inner in value]
     return value if isinstance(value, str | int | float | bool) or value is None else str(value)
 
 
@@ -105,6 +104,7 @@ def within(value: Value, name: str) -> Value:
 
 
 def _reason(error: BaseException) -> str:
+    """What a parser says: a quotation."""
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 

@@ -16,6 +16,8 @@ import types
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ..messages.message import Message
+
 if TYPE_CHECKING:
     import sre_constants as sre
     import sre_parse as parser
@@ -38,12 +40,12 @@ _REPEATS = (sre.MAX_REPEAT, sre.MIN_REPEAT)
 _LOOKS = (sre.ASSERT, sre.ASSERT_NOT)
 _POSSESSIVE, _ATOMIC = getattr(sre, "POSSESSIVE_REPEAT", None), getattr(sre, "ATOMIC_GROUP", None)  # since Python 3.11
 _UNKNOWN = {
-    sre.ASSERT: "look-around",
-    sre.ASSERT_NOT: "look-around",
-    sre.GROUPREF: "back-references",
-    sre.GROUPREF_EXISTS: "conditions on groups",
-    _ATOMIC: "atomic groups",
-    _POSSESSIVE: "possessive repeats",
+    sre.ASSERT: "pattern.part.look_around",
+    sre.ASSERT_NOT: "pattern.part.look_around",
+    sre.GROUPREF: "pattern.part.back_references",
+    sre.GROUPREF_EXISTS: "pattern.part.conditions",
+    _ATOMIC: "pattern.part.atomic_groups",
+    _POSSESSIVE: "pattern.part.possessive_repeats",
 }
 
 # Kinds of neighbours of a position, all that anchors ask for
@@ -51,7 +53,11 @@ _NONE, _NEWLINE, _LAST_NEWLINE, _ASCII_WORD, _WORD, _OTHER = range(6)
 
 
 class PatternError(re.error):
-    """A pattern that is none, or one that cannot be searched in bounded time."""
+    """A pattern that is none, or one that cannot be searched in bounded time. `message` says why."""
+
+    def __init__(self, code: str | Message, /, **values: Any):
+        self.message = code if isinstance(code, Message) else Message.of(code, **values)
+        super().__init__(str(self.message))
 
 
 class Pattern:
@@ -60,9 +66,9 @@ class Pattern:
     Raises re.error when it cannot be read. `costly(why)`: the error of a search that would take too long, PatternError unless it says otherwise.
     """
 
-    def __init__(self, pattern: str, costly: Callable[[str], Exception] = PatternError):
+    def __init__(self, pattern: str, costly: Callable[[Message], Exception] = PatternError):
         if len(pattern) > MAX_PATTERN:
-            raise PatternError(f"it has {len(pattern)} characters; at most {MAX_PATTERN} are allowed")
+            raise PatternError("pattern.long", length=len(pattern), limit=MAX_PATTERN)
         self.pattern, self._costly = pattern, costly
         self._cheap_up_to, self._costly_from = -1, sys.maxsize  # lengths of a text
         self._plain: re.Pattern[str] | None = None
@@ -74,9 +80,9 @@ class Pattern:
             else:
                 self._program = _Program(self._parsed)
         except RecursionError:
-            raise PatternError("it is nested too deeply") from None
+            raise PatternError("pattern.nested") from None
         except (OverflowError, ValueError) as error:  # a count too large, a flag that is not for text
-            raise PatternError(str(error)) from error
+            raise re.error(str(error)) from error
 
     def search(self, text: str) -> bool:
         """Whether the pattern is found anywhere in `text`."""
@@ -126,7 +132,7 @@ class Pattern:
         try:
             yield
         except PatternError as error:
-            raise self._costly(str(error)) from error
+            raise self._costly(error.message) from error
 
 
 # ---- what a backtracking engine may do -------------------------------------------------------------------------------
@@ -222,7 +228,7 @@ class _Program:
 
     def _add(self, state: _State) -> int:
         if len(self._states) >= MAX_STATES:
-            raise PatternError(f"its repeats ask for more than {MAX_STATES} states")
+            raise PatternError("pattern.states", limit=MAX_STATES)
         self._states.append(state)
         return len(self._states) - 1
 
@@ -247,9 +253,8 @@ class _Program:
             return self._repeat(op is sre.MAX_REPEAT, value, flags, to)
         if op is sre.AT:
             return self._add(_State((to,), anchor=_anchor_of(value, flags)))
-        raise PatternError(
-            f"{_UNKNOWN.get(op, str(op).lower())} together with repeats that can take very long; write it without one of them"
-        )
+        part = Message.of(_UNKNOWN[op]) if op in _UNKNOWN else str(op).lower()
+        raise PatternError("pattern.refused", part=part)
 
     def _repeat(self, greedy: bool, value: Any, flags: int, to: int) -> int:
         low, high, body = value
@@ -285,7 +290,7 @@ class _Program:
                 following, looked_at = self._step(*key)
                 work += looked_at
                 if work > MAX_WORK:
-                    raise PatternError("it takes too long on this text")
+                    raise PatternError("pattern.slow")
                 self._steps[key] = following
             if following < 0:
                 return following == _FOUND
@@ -370,7 +375,7 @@ class _Program:
                     waiting += [(to, saves) for to in reversed(state.to)]
             threads, work = following, work + len(seen)
             if work > MAX_WORK:
-                raise PatternError("it takes too long on this text")
+                raise PatternError("pattern.slow")
         return best
 
 
@@ -408,7 +413,7 @@ def _anchor_of(code: Any, flags: int) -> Callable[[int, int], bool]:
         return lambda before, behind: (
             (before in words) == (behind in words) and (empty or not before == behind == _NONE)
         )
-    raise PatternError(f"{str(code).lower()} is not known here")
+    raise PatternError("pattern.sign_unknown", sign=str(code).lower())
 
 
 def _remembered(test: Callable[[str], bool]) -> Callable[[str], bool]:

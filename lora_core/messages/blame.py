@@ -7,15 +7,18 @@ from collections.abc import Iterator
 from typing import Any
 
 from .errors import LoomError, Problem, is_memory, reason_of
+from .message import Message
 
 _PANIC = "PanicException"  # of pyo3, for tokenizers and safetensors
 _CANCELS = ("InterruptProcessingException",)  # a host's, which in some is an Exception
 LONGEST = 160  # characters of a foreign error inside a sentence
 
 
-def first_line(error: BaseException) -> str:
-    """What a foreign error says, short, after its kind."""
+def first_line(error: BaseException) -> Message | str:
+    """What a foreign error says, short, after its kind: a quotation. Of an error of ours its message."""
     kind, reason = type(error).__name__, reason_of(error, LONGEST)
+    if isinstance(reason, Message):
+        return reason
     return kind if reason == kind else f"{kind}: {reason}"
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
-from .message import Message
+from .message import Message, Value
 from .secrets import without_secrets
 
 MAX_REASON = 1000  # characters of a foreign error
@@ -22,6 +23,10 @@ class Problem(Exception):
 
 class LoomError(Problem):
     """Something the user can put right: which file or field, what was found, what is allowed, what to do."""
+
+
+class Fault(Problem, ValueError):
+    """What is wrong inside a file or a text, for the middle of the message about it."""
 
 
 class NonFiniteError(LoomError):
@@ -44,13 +49,25 @@ def is_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
 
 
-def reason_of(error: BaseException, limit: int = MAX_LINE) -> str:
-    """What another program's error says, for the middle of a sentence: its first line without secrets, else its kind.
+def reason_of(error: BaseException, limit: int = MAX_LINE) -> Message | str:
+    """Why something failed, for the middle of a sentence: the message of an error of ours; of another program's error a quotation, its first line
+    without secrets, else its kind.
 
     A first line that ends in a colon only announces the second.
     """
+    ours = getattr(error, "message", None)
+    if isinstance(ours, Message) and not isinstance(error.__cause__, OSError):
+        return dataclasses.replace(ours, values={name: _without_secrets(value) for name, value in ours.values.items()})
     cause = error.__cause__ if isinstance(error, Problem) and isinstance(error.__cause__, OSError) else error
     text = getattr(cause, "strerror", None) or str(cause)
     lines = [line.strip() for line in str(text).splitlines() if line.strip()] or [type(cause).__name__]
     line = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
     return without_secrets(line[: 4 * limit])[:limit]
+
+
+def _without_secrets(value: Value) -> Value:
+    if isinstance(value, str):
+        return without_secrets(value)
+    if isinstance(value, Message):
+        return dataclasses.replace(value, values={name: _without_secrets(one) for name, one in value.values.items()})
+    return tuple(map(_without_secrets, value)) if isinstance(value, tuple) else value

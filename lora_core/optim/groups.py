@@ -16,6 +16,7 @@ from ..algebra.kinds import UP_PARAMETERS
 from ..config import TrainConfig
 from ..matching.regex import Pattern
 from ..messages.errors import LoomError
+from ..messages.message import Message
 from .flat import Flat
 
 
@@ -101,7 +102,7 @@ def lines(field: str, text: str) -> list[tuple[Pattern, float]]:
     return out
 
 
-def _costly(field: str, line: str) -> Callable[[str], LoomError]:
+def _costly(field: str, line: str) -> Callable[[Message], LoomError]:
     return lambda why: LoomError("pattern.costly", field=field, pattern=repr(line), reason=why)
 
 

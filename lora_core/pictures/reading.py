@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image, ImageCms, ImageColor, ImageOps, UnidentifiedImageError
 
 from ..messages.errors import Problem
+from ..messages.message import Message
 
 MAX_PIXELS = 64_000_000
 HEIF = frozenset({".heic", ".heif"})
@@ -221,7 +222,7 @@ def _srgb() -> Any:
 
 def _profile_name(data: bytes) -> str:
     try:
-        return ImageCms.getProfileDescription(ImageCms.ImageCmsProfile(io.BytesIO(data))).strip() or "unnamed"
+        return ImageCms.getProfileDescription(ImageCms.ImageCmsProfile(io.BytesIO(data))).strip() or "ICC"
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
         return "damaged"
 
@@ -245,9 +246,8 @@ def _as_srgb(image: Image.Image, profile: bytes) -> Image.Image:
     return out
 
 
-def _reason(error: Exception) -> str:
-    return (
-        "not a known picture format"
-        if isinstance(error, UnidentifiedImageError)
-        else (str(error).splitlines() or [type(error).__name__])[0][:120]
-    )
+def _reason(error: Exception) -> Message | str:
+    """Why a picture cannot be read; of other errors a quotation, what the library says."""
+    if isinstance(error, UnidentifiedImageError):
+        return Message.of("picture.unknown_format")
+    return (str(error).splitlines() or [type(error).__name__])[0][:120]

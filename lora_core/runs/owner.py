@@ -131,7 +131,7 @@ def _opened(folder: Path) -> IO[bytes]:
         raise files.unwritten(folder / FILE, error) from error
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
-        raise LoomError("disk.unwritten", path=folder / FILE, reason="is no file", needed="0.0", free="0.0")
+        raise LoomError("run.lock_no_file", path=folder / FILE)
     return file
 
 

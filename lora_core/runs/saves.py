@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from ..config import TrainConfig
 from ..messages.errors import LoomError
+from ..messages.message import Message
 from ..optim.ema import PREFIX as EMA_PREFIX
 from ..optim.groups import first_match, lines
 from . import checkpoints, listing
@@ -33,8 +34,13 @@ class Save:
     held_out: float | None = None
 
     @property
+    def title(self) -> Message:
+        return Message.of("save.best_step" if self.best else "save.step", step=self.step)
+
+    @property
     def label(self) -> str:
-        return f"best, step {self.step}" if self.best else f"step {self.step}"
+        """The title in English, for pictures and wires."""
+        return str(self.title)
 
 
 def all_saves(folder: Path) -> list[Save]:

@@ -17,6 +17,7 @@ from ..algebra.walk import weight_shape
 from ..backends.base import Backend
 from ..config import TrainConfig
 from ..messages.errors import LoomError
+from ..messages.message import Message
 from ..optim.groups import first_match, lines, unused
 from .fixed import Fixed
 
@@ -161,7 +162,7 @@ def _given_parts(kind: Kind, name: str, shape: Shape, given: Mapping[str, torch.
     """What an adapter of this kind begins with, by the names of its formulas. Raises LoomError where that is of another kind or for another layer."""
     parts, other = _by_formula(given), kind_of(name, given)
     if other is not kind:
-        held = f"the parts of {other.title} (adapter.algorithm = {other.name})"
+        held = Message.of("held.kind", title=other.title, algorithm=other.name)
         raise LoomError("lora.other_algorithm", field="lora", name=name, parts=held, wanted=kind.name)
     if not kind.problem(parts) and kind.fits(parts, shape.weight):
         return parts

@@ -22,6 +22,7 @@ from ..disk import files, locks
 from ..events import Listener
 from ..messages.errors import LoomError
 from ..messages.figures import figure
+from ..messages.message import Message
 from ..pictures.encoded import as_png
 from ..runs.bounded import read_json
 from ..toy.taught import TAUGHT
@@ -30,6 +31,11 @@ from .demo import score
 ROWS, LOCK = "results.json", "results.lock"
 FOLDER_END = "-results"  # of the folder of a comparison
 TABLE = "results.md"
+SHOWN, LEAKED = "shown with the trigger", "shown without it"  # measures, by the names that files of rows have
+LOWEST, MINUTES = "lowest loss on validation pictures", "minutes"
+HEADS = {
+    SHOWN: "sweep.shown", LEAKED: "sweep.leaked", LOWEST: "sweep.lowest_loss", MINUTES: "sweep.minutes",
+}  # fmt: skip
 MAX_BYTES = 16 << 20
 MAX_SEEDS = 20
 # Student's t, two-sided 95 %, for 1, 2, 3 … degrees of freedom (Fisher & Yates, Statistical Tables, table III).
@@ -94,7 +100,7 @@ class Judged(Listener):
     def on_end(self, outcome: str, step: int) -> None:
         if self._ruler:
             shown, leaked = score(self._backend, self._ruler)
-            self.measures = {"shown with the trigger": shown, "shown without it": leaked}
+            self.measures = {SHOWN: shown, LEAKED: leaked}
 
 
 # ---- what is kept ----------------------------------------------------------------------------------------------------
@@ -196,12 +202,17 @@ def table(jobs: Sequence[TrainConfig], results: Results, digests: Sequence[str])
     settings, rows = differences(jobs), {job.name: results.of(job.name, digests) for job in jobs}
     measures = list(dict.fromkeys(name for row in rows.values() for one in row for name in one))
     paths = list(next(iter(settings.values())))
-    lines = [["variant", *paths, "seeds", *measures]]
+    variant, seeds = (str(Message.of(code)) for code in ("sweep.variant", "sweep.seeds"))
+    lines = [[variant, *paths, seeds, *map(_head, measures)]]
     for variant, row in rows.items():
         cells = [_cell([one[name] for one in row if name in one]) for name in measures]
         lines.append([variant, *(_setting(settings[variant][p]) for p in paths), str(len(row)), *cells])
     lines.insert(1, ["---"] * len(lines[0]))
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _head(measure: str) -> str:
+    return str(Message.of(HEADS[measure])) if measure in HEADS else measure
 
 
 def _cell(values: Sequence[float]) -> str:

@@ -17,7 +17,7 @@ from ..backends.base import Backend, SampleJob
 from ..config import parse
 from ..messages.blame import blamed
 from ..messages.errors import LoomError
-from ..messages.message import Setting
+from ..messages.message import Message, Setting
 from ..pictures.writing import cut, write
 from ..rng import preserved_rng
 from ..runs import checkpoints
@@ -45,9 +45,7 @@ def of_start(
     """A LoRA given layer by layer, as `convert.starting_point` gives it, and embeddings: word -> vectors (n, width) by text encoder."""
     kinds = {kind_of(name, given).name for name, given in start.items()} or {"lora"}
     if len(kinds) > 1:
-        raise LoomError(
-            "lora.mixed", label=label, kinds=" and ".join(sorted(kinds)), approximate=Setting("approximate")
-        )
+        raise LoomError("lora.mixed", label=label, kinds=sorted(kinds), approximate=Setting("approximate"))
     tokens = TokenSet(_token(word, vectors, backend) for word, vectors in (embeddings or {}).items())
     if not start:
         return Worn(label, {}, AdapterSet({}, tokens))
@@ -73,14 +71,19 @@ def _token(word: str, vectors: Mapping[str, torch.Tensor], backend: Backend) -> 
     tables = {encoder: table for encoder, table in backend.token_tables().items() if encoder in vectors}
     unfit = [encoder for encoder, table in tables.items() if vectors[encoder].shape[1] != table.width]
     if not tables or unfit:
-        widths = ", ".join(f"{encoder} of width {v.shape[1]}" for encoder, v in vectors.items())
-        wanted = ", ".join(f"{encoder} of width {t.width}" for encoder, t in backend.token_tables().items()) or "none"
-        raise LoomError("embedding.other_width", word=word, width=widths, wanted=wanted)
+        widths = [_width(encoder, vector.shape[1]) for encoder, vector in vectors.items()]
+        wanted = [_width(encoder, table.width) for encoder, table in backend.token_tables().items()]
+        none = [Message.of("embedding.no_encoder")]
+        raise LoomError("embedding.other_width", word=word, width=widths, wanted=wanted or none)
     token = TokenVectors(Token(word, len(next(iter(vectors.values())))), tables, 0, backend.text_device)
     with torch.no_grad():
         for encoder, parameter in token.vectors.items():
             parameter.copy_(vectors[encoder])
     return token
+
+
+def _width(encoder: str, width: int) -> Message:
+    return Message.of("embedding.width", encoder=encoder, width=width)
 
 
 def of_run(folder: Path, backend: Backend) -> list[Worn]:
@@ -99,18 +102,17 @@ def of_saves(folder: Path, saves: Sequence[Save], backend: Backend) -> Iterator[
     for save in saves:
         values = weights(folder, save)
         if shapes != {k: v.shape for k, v in values.items() if k not in facts}:
-            raise LoomError("save.other_model", run=folder.name, save=save.label)
+            raise LoomError("save.other_model", run=folder.name, save=save.title)
         yield Worn(save.label, layers, adapters, values)
 
 
 @contextlib.contextmanager
 def attached(products: Worn, backend: Backend, strength: float) -> Iterator[None]:
     """The adapters on the model, their change times `strength`."""
-    undefined = {adapter.title for _, adapter in products.adapters if not adapter.proportional}
+    undefined = {str(adapter.title): adapter.title for _, adapter in products.adapters if not adapter.proportional}
     if undefined and strength not in (0.0, 1.0):
-        raise LoomError(
-            "strength.undefined", field="strength", strength=f"{strength:g}", kinds=" and ".join(sorted(undefined))
-        )
+        kinds = [undefined[title] for title in sorted(undefined)]
+        raise LoomError("strength.undefined", field="strength", strength=f"{strength:g}", kinds=kinds)
     if products.weights is not None:
         products.adapters.load_state_dict(products.weights)
     with backend.training(products.layers, products.adapters):

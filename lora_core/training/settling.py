@@ -45,7 +45,7 @@ def settled(job: Job) -> TrainConfig:
     if config.recomputed and not ways:
         raise LoomError("checkpointing.impossible", field="checkpointing")
     if config.recomputed and config.recomputed not in ways:
-        raise LoomError("recompute.impossible", field="recompute", asked=config.recompute, allowed=" or ".join(ways))
+        raise LoomError("recompute.impossible", field="recompute", asked=config.recompute, allowed=list(ways))
     return config
 
 

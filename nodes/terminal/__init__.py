@@ -6,6 +6,7 @@ A command's module has `add_arguments(parser)` and `run(args)`, which returns an
 from __future__ import annotations
 
 import keyword
+import sys
 
 from ...lora_core.messages.message import Message
 
@@ -47,6 +48,11 @@ def module_name(command: str) -> str:
 def in_words(line: Message | str) -> str:
     """What the terminal says, with settings as its options."""
     return line if isinstance(line, str) else line.text(names=as_options)
+
+
+def put(line: Message, end: str = "\n") -> None:
+    """Writes a line for people on the terminal."""
+    sys.stdout.write(f"{in_words(line)}{end}")
 
 
 def as_options(name: str, language: str) -> str:

@@ -16,4 +16,4 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from .files import on_all
 
-    return on_all("bake", args, "baking")
+    return on_all("bake", args, "terminal.baking")

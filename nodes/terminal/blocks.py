@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import DONE, in_words
+from ...lora_core.messages.message import Message
+from . import DONE, in_words, put
 from .arguments import add_threads
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def run(args: argparse.Namespace) -> int:
     from ...convert import FormatError
     from ...lora_core.backends.threads import use_threads
     from ...lora_core.config import check
+    from ...lora_core.messages.figures import figure
     from ...lora_core.runs.reports import ProgressBar
     from ..jobs.blocks import chart, finished_job, measured, smaller
 
@@ -48,7 +50,8 @@ def run(args: argparse.Namespace) -> int:
             raise FormatError("picture.unwritten", file=args.picture, reason=error) from error
     if args.to and found.idle:
         before, after = smaller(file, job.backend.family, found.idle, args.to)
-        sys.stdout.write(f"{args.to}: {after / 1e6:.3g} MB of {before / 1e6:.3g} MB\n")
+        sizes = {"size": figure(after / 1e6), "whole": figure(before / 1e6)}
+        put(Message.of("terminal.smaller", file=args.to, **sizes))
     return DONE
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from . import DONE, FAILED
+from ...lora_core.messages.message import Message
+from . import DONE, FAILED, put
 from .arguments import add_job as add_arguments
 
 __all__ = ["add_arguments", "run"]
@@ -27,7 +28,8 @@ def run(args: argparse.Namespace) -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     picture = args.out / f"{job.config.name}-dataset.png"
     sheet(report).save(picture)
-    sys.stdout.write(f"{report.text()}\n\nseen at a glance: {picture}\n")
+    sys.stdout.write(f"{report.text()}\n\n")
+    put(Message.of("terminal.at_a_glance", picture=picture))
     base = job.backend.base_model(job.config.objective)
     for message in (base.told(), *base.warnings(job.config.objective, job.fixed is not None)):
         sys.stdout.write(f"{message}\n")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
+from ...lora_core.messages.message import Message
+from . import in_words
 from .arguments import add_place
 
 
@@ -27,8 +29,9 @@ def run(args: argparse.Namespace) -> int:
     config = parse(demo_job(args.picture_set))
     result, code = run_job(config, args)
     folder = result.folder
-    products = ("embedding",) if config.method == "embedding" else ("LoRA in WebUI form", "embedding of its word")
-    pictures = (("loss plot", folder / "loss.png"), ("before and after", folder / "before-after.png"))
-    for label, path in (*zip(products, result.files), *pictures):
-        sys.stdout.write(f"{label:22} {path}\n")
+    alone = config.method == "embedding"
+    products = ("terminal.embedding",) if alone else ("terminal.lora", "terminal.embedding_of_word")
+    pictures = (("terminal.loss_plot", folder / "loss.png"), ("terminal.before_after", folder / "before-after.png"))
+    for title, path in (*zip(products, result.files), *pictures):
+        sys.stdout.write(f"{in_words(Message.of(title)):22} {path}\n")
     return code

@@ -16,4 +16,4 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from .files import on_all
 
-    return on_all("extract", args, "extracting")
+    return on_all("extract", args, "terminal.extracting")

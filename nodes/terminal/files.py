@@ -12,6 +12,7 @@ from typing import Any
 from ...convert import FormatError
 from ...convert.files import jobs
 from ...convert.merge import Progress
+from ...lora_core.messages.message import Message
 from ..jobs.options import TOOLS
 from ..jobs.tools import ACTS, FOLDER
 from . import DONE, FAILED, in_words
@@ -71,7 +72,7 @@ class Targets:
 
 
 def on_each(name: str, args: argparse.Namespace, word: str, label: str = "") -> int:
-    """A tool on each of the files; `word`: what new names end in. `label`: of the bar, where it takes time."""
+    """A tool on each of the files; `word`: what new names end in. `label`: a code, of the bar where it takes time."""
     files = expanded(args.files)
     targets = Targets(args.out, files, word)
 
@@ -138,5 +139,6 @@ class Bar:
         if self._bar is None:
             from tqdm import tqdm
 
-            self._bar = tqdm(total=total, desc=self._label, unit="layer", disable=not sys.stderr.isatty())
+            label = in_words(Message.of(self._label)) if self._label else ""
+            self._bar = tqdm(total=total, desc=label, unit="layer", disable=not sys.stderr.isatty())
         self._bar.update(done - self._bar.n)

@@ -68,7 +68,7 @@ def _read(path: Path) -> Text:
     from ...lora_core.messages.errors import LoomError
 
     if str(path) == "-":
-        return Text("the input", sys.stdin.read(MAX_TEXT + 1))
+        return Text("stdin", sys.stdin.read(MAX_TEXT + 1))
     try:
         with path.open("rb") as file:
             return Text(path.name, decoded(file.read(4 * MAX_TEXT + 4))[0])

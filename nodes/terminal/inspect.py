@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import DONE, FAILED, in_words
+from ...lora_core.messages.message import Message
+from . import DONE, FAILED, in_words, put
 from .arguments import add_tool
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def _compare(files: Sequence[Path], family: str) -> int:
     apart = difference(*(open_lora(file, family) for file in files))
     worst = sorted(apart.items(), key=lambda item: -item[1])
     equal = sum(value == 0 for value in apart.values())
-    sys.stdout.write(f"{len(apart)} modules, {equal} equal, largest relative difference {worst[0][1]:.3g}\n")
+    put(Message.of("diff.found", count=len(apart), equal=equal, largest=f"{worst[0][1]:.3g}"))
     sys.stdout.write("".join(f"  {value:8.3g}  {name}\n" for name, value in worst[:20] if value))
     return DONE
 

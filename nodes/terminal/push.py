@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import DONE
+from ...lora_core.messages.message import Message
+from . import DONE, put
 
 if TYPE_CHECKING:
     from ...lora_core.runs.hub import About
@@ -39,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     words = triggers(next(iter(heads.values()))[1]) if heads else ()
     target = args.out or args.run / "hub"
     files = gather(args.run, target, _about(args, heads, tuple(args.trigger or words)))
-    sys.stdout.write(f"{len(files)} files: {target}\n")
+    put(Message.of("terminal.gathered", count=len(files), folder=target))
     if args.repo:
         sys.stdout.write(f"{_uploaded(target, args.repo, args.private)}\n")
     return DONE

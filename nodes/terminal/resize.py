@@ -16,4 +16,4 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from .files import on_each
 
-    return on_each("resize", args, f"rank{args.rank}", "resizing")
+    return on_each("resize", args, f"rank{args.rank}", "terminal.resizing")

@@ -14,6 +14,7 @@ from ...lora_core.backends.headless import Headless
 from ...lora_core.backends.threads import use_threads
 from ...lora_core.config import TrainConfig
 from ...lora_core.events import Control, Listener, Listeners
+from ...lora_core.messages.message import Message
 from ...lora_core.processes import launched
 from ...lora_core.runs.guarded import Extras, Guarded
 from ...lora_core.runs.reports import ProgressBar
@@ -21,7 +22,7 @@ from ...lora_core.training.session import Session, run_folder
 from ...lora_core.training.trainer import Result
 from ..jobs.formats import exporter
 from ..jobs.headless import prepared, with_start
-from . import DONE
+from . import DONE, in_words, put
 from .pictures import Shown, chosen_way
 
 SIGNALS = [  # SIGHUP: the terminal was closed; SIGBREAK: the same on Windows
@@ -44,21 +45,21 @@ def run_job(
     processes = launched()
     job = prepared(config, args.out, backend, processes)
     if processes.main and processes.sharded:
-        sys.stdout.write(f"the frozen model is split over {processes.size} processes (PyTorch FSDP2)\n")
+        put(Message.of("terminal.sharded", count=processes.size))
     if processes.main:
         sys.stdout.write(job.dataset.summary() + "\n")
     job = with_start(job)
     folder = run_folder(args.out, job.config.name, resume, processes)
     with stopping_on_signal(job.control) as received, ProgressBar() as bar:
         told = Listeners([bar, Shown(chosen_way(args.pictures))])
-        drawn = Guarded(told, "the terminal", Extras(lambda message: None))  # one that is gone hears nothing
+        drawn = Guarded(told, "terminal", Extras(lambda message: None))  # one that is gone hears nothing
         job = dataclasses.replace(job, listener=Listeners([drawn, *([listener] if listener else [])]))
         try:
             result = Session(job, folder, exporter(job.config.name, job.backend.family), resume).run()
         except BaseException:
             if received:
                 with contextlib.suppress(OSError):  # the terminal may be gone
-                    sys.stderr.write("lora-loom: stopped\n")
+                    sys.stderr.write(f"lora-loom: {in_words(Message.of('terminal.stopped'))}\n")
                 raise SystemExit(128 + received[0]) from None
             raise
     return result, 128 + received[0] if received else DONE

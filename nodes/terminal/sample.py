@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import DONE
+from ...lora_core.messages.message import Message
+from . import DONE, put
 from .arguments import add_threads
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     columns = drawn(_opened(args.files, backend), args.strength, jobs, backend)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     sheet(columns, args.prompt).save(args.out)
-    sys.stdout.write(f"{len(columns)} x {len(args.prompt)} pictures: {args.out}\n")
+    put(Message.of("terminal.sheet", size=f"{len(columns)} x {len(args.prompt)}", file=args.out))
     return DONE
 
 

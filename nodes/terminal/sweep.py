@@ -11,7 +11,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import DONE, FAILED, in_words
+from ...lora_core.messages.message import Message
+from . import DONE, FAILED, in_words, put
 from .arguments import add_changes, add_place
 
 if TYPE_CHECKING:
@@ -51,7 +52,8 @@ def run(args: argparse.Namespace) -> int:
     results.borrow(trials, ruler)
     left = [trial for trial in trials if not results.has(trial)]
     if len(left) < len(trials):
-        sys.stdout.write(f"{len(trials) - len(left)} of {len(trials)} were trained before and stand in the table\n")
+        asked = len(trials)
+        put(Message.of("terminal.taken_over", done=asked - len(left), trials=asked))
     use_threads(args.threads)
     backend = prepared(trials[0].config, args.out).backend if left else None
     code = failed = DONE
@@ -74,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
 def _train(trial: Trial, args: argparse.Namespace, backend: Headless, ruler: str, results: Results) -> int:
     """Trains one and keeps what it measured; the exit code."""
     from ...lora_core.events import Listeners
-    from ...lora_core.training.comparing import Judged
+    from ...lora_core.training.comparing import LOWEST, MINUTES, Judged
     from ...lora_core.training.samples import sample_prompts
     from ...lora_core.training.sweep import LastSamples
     from .running import run_job
@@ -84,8 +86,8 @@ def _train(trial: Trial, args: argparse.Namespace, backend: Headless, ruler: str
     if code != DONE:
         return code
     losses = [measure[1] for measure in result.facts["validation"]]
-    lowest = {"lowest loss on validation pictures": min(losses)} if losses else {}
-    measures = {**judged.measures, **lowest, "minutes": (time.monotonic() - began) / 60}
+    lowest = {LOWEST: min(losses)} if losses else {}
+    measures = {**judged.measures, **lowest, MINUTES: (time.monotonic() - began) / 60}
     prompts = sample_prompts(trial.config, result.facts["captions"]) if last.images else []
     results.add(trial, measures, list(zip(prompts, last.images)), result.folder, ruler)
     return code
@@ -93,14 +95,15 @@ def _train(trial: Trial, args: argparse.Namespace, backend: Headless, ruler: str
 
 def _compare(trials: list[Trial], results: Results, place: Path) -> None:
     """One sheet of what each variant's first seed drew last, written where any drew something."""
+    from ...lora_core.training.comparing import LOWEST
     from ...lora_core.training.sweep import sheet
 
     columns = []
     for trial in trials:
         if results.has(trial):
             (measures,), drawn = results.of(trial.variant, [trial.digest]), results.drawn(trial)
-            loss = measures.get("lowest loss on validation pictures")
+            loss = measures.get(LOWEST)
             columns.append((trial.variant, [image for _, image in drawn], [prompt for prompt, _ in drawn], loss))
     if any(images for _, images, _, _ in columns):
         sheet(columns).save(place)
-        sys.stdout.write(f"{len(columns)} runs compared: {place}\n")
+        put(Message.of("terminal.compared", count=len(columns), file=place))

@@ -6,7 +6,14 @@ import argparse
 import contextlib
 import sys
 
+from ...lora_core.messages.message import Message
+from . import put
 from .arguments import add_job
+
+ENDED = {  # how a run ended -> what is said of it
+    "finished": "terminal.finished", "stopped early": "terminal.stopped_early",
+    "stopped": "terminal.stopped_after", "paused": "terminal.paused",
+}  # fmt: skip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,6 +28,6 @@ def run(args: argparse.Namespace) -> int:
     result, code = run_job(job_of(args), args, args.resume)
     if result.files:  # of several processes only the first one writes
         with contextlib.suppress(OSError):  # the terminal may be gone
-            sys.stdout.write(f"{result.outcome} after step {result.step}: {', '.join(map(str, result.files))}\n")
+            put(Message.of(ENDED[result.outcome], step=result.step, files=result.files))
             sys.stdout.flush()
     return code

@@ -196,7 +196,7 @@ class HostLending:
             if weight:
                 raise NonFiniteError("base.damaged", weight=weight, step=1)
 
-    def _stopped(self, shape: tuple[int, ...], reason: str) -> LoomError:
+    def _stopped(self, shape: tuple[int, ...], reason: Message | str) -> LoomError:
         size, network = " x ".join(map(str, shape)), type(self._model.network).__name__
         return LoomError("model.stopped", field="model", network=network, size=size, reason=reason)
 

@@ -295,7 +295,7 @@ def test_the_header_is_checked_without_the_library(case, tmp_path):
 
 @pytest.mark.parametrize(("case", "code"), [
     ("a huge length", "file.cut_off"), ("a length one beyond the end", "file.cut_off"), ("cut to 20 bytes", "file.cut_off"), ("html", "file.cut_off"),
-    ("not json", "file.header_no_json"), ("a key twice", "file.header_no_json"), ("deep nesting", "file.header_no_json"),
+    ("not json", "file.header_no_json"), ("a key twice", "file.header_twice"), ("deep nesting", "file.header_no_json"),
     ("a list", "file.header_no_table"),
 ])  # fmt: skip
 def test_a_file_that_is_cut_off_is_told_from_one_that_is_none(case, code, tmp_path):

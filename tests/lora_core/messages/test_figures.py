@@ -50,7 +50,17 @@ def test_no_message_is_given_a_figure_with_more_digits(root):
 
 
 NOUNS = "layer|picture|caption|key|module|file|token|step|value|epoch|mask|variant|weight|channel|vector|process|setting|number|piece|embedding"
-MAKERS = ("Message.of", "LoomError", "FormatError", "ConfigError", "PictureError", "Refused", "NonFiniteError")
+MAKERS = (
+    "Message.of",
+    "LoomError",
+    "FormatError",
+    "ConfigError",
+    "PictureError",
+    "Refused",
+    "NonFiniteError",
+    "Fault",
+    "PatternError",
+)
 
 
 def counted_in(text):

@@ -2,7 +2,7 @@
 
 import pytest
 from lora_loom.lora_core.messages.errors import LoomError, message_of, reason_of
-from lora_loom.lora_core.messages.message import Message
+from lora_loom.lora_core.messages.message import LANGUAGES, Message
 from lora_loom.lora_core.messages.secrets import in_one_line, without_secrets
 
 SECRET = "a1B2c3D4e5F6g7H8"
@@ -55,6 +55,15 @@ def test_a_reason_is_one_short_line_whatever_the_error_says():
     ours = LoomError("run.stopped_first")
     ours.__cause__ = OSError(28, "No space left on device", "/secret/place")
     assert reason_of(ours) == "No space left on device"
+
+
+def test_the_reason_of_an_error_of_ours_is_its_message_without_secrets():
+    inside = LoomError("pattern.costly", field="blocks", pattern=f"hf_{SECRET}", reason=Message.of("pattern.slow"))
+    reason = reason_of(LoomError("picture.of", name="a.png", error=inside))
+    told = Message.of("extra.failed", name="result.png", reason=reason)
+    for language in LANGUAGES:
+        assert SECRET not in told.text(language)
+        assert Message.of("pattern.slow").text(language) in told.text(language)
 
 
 def test_a_name_with_line_breaks_or_controls_cannot_forge_a_line():

@@ -7,7 +7,18 @@ import re
 import pytest
 from lora_loom.lora_core.messages.message import LANGUAGES, PLACEHOLDER, SETTING, table
 
-ERRORS = {"Problem", "LoomError", "ConfigError", "PictureError", "FormatError", "NonFiniteError", "Conflict", "Refused"}
+ERRORS = {
+    "Problem",
+    "LoomError",
+    "Fault",
+    "PatternError",
+    "ConfigError",
+    "PictureError",
+    "FormatError",
+    "NonFiniteError",
+    "Conflict",
+    "Refused",
+}
 PARTS = ("lora_core", "convert", "nodes", "__main__.py")
 
 
