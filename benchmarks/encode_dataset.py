@@ -28,8 +28,9 @@ import numpy as np
 import torch
 from lora_loom.lora_core.config import DataConfig
 from lora_loom.lora_core.data.buckets import apply, fits
+from lora_loom.lora_core.data.encoder import Encoder
 from lora_loom.lora_core.data.folder import scan
-from lora_loom.lora_core.data.latents import Encoder, LatentCache, ahead
+from lora_loom.lora_core.data.latents import LatentCache, ahead
 from lora_loom.lora_core.data.store import Disk
 from lora_loom.lora_core.pictures.reading import open_picture
 from PIL import Image

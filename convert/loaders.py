@@ -108,10 +108,9 @@ def _told(program: str, lora: Lora, ranks_differ: bool) -> Message:
 
 def _seen(module: Module, cell: Cell) -> str:
     """What became of such a module: exact, nothing, wrong or raises; "" where it was not run."""
-    kind = _kind(module)
-    if kind == "lora":
+    if module.is_plain:
         return "exact"
-    verdict = cell.get("kinds", {}).get(kind, "")
+    verdict = cell.get("kinds", {}).get(_kind(module), "")
     sort = "conv" if len(module.shape) > 2 else "linear"
     return str(verdict if isinstance(verdict, str) else verdict.get(sort, ""))
 
@@ -135,7 +134,7 @@ def _counted(lora: Lora, cell: Cell, unread: set[str]) -> Message:
     """How many layers are read, and which are not."""
     count = len(lora.modules)
     if len(unread) == count:
-        kinds = sorted({_kind(module) for module in lora.modules.values()} - {"lora"})
+        kinds = sorted({_kind(module) for module in lora.modules.values() if not module.is_plain})
         return (
             Message.of("loader.nothing_of_kinds", kinds=kinds)
             if kinds and _only_kinds(lora, cell)
@@ -185,11 +184,7 @@ def _without_company(name: str, lora: Lora, cell: Cell) -> bool:
 def _kind(module: Module) -> str:
     """The name under which the kind was measured."""
     kind = trained_as(module.parts) or module.algebra
-    name = kind.name if kind else module.kind
-    if name == "dora" or "dora" in module.parts:
-        outputs = "dora" in module.parts and module.parts["dora"].shape[0] == module.shape[0]
-        return f"{name}_outputs" if outputs else name
-    return "lokr_full" if name == "lokr" and {"lokr_w1", "lokr_w2"} <= module.parts.keys() else name
+    return kind.variant(module.parts) if kind else module.kind
 
 
 def _keys_of(lora: Lora, names: set[str]) -> int:

@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 
+from ..lora_core.algebra.dora import KIND as DORA
 from ..lora_core.algebra.dora import rescaled
-from ..lora_core.algebra.kind import Kind
+from ..lora_core.algebra.kind import MAGNITUDES, Kind
 from ..lora_core.algebra.kinds import KINDS
-from ..lora_core.algebra.lokr import kronecker_factors
-from ..lora_core.algebra.lora import untuckered
+from ..lora_core.algebra.lora import KIND as LORA
 from ..lora_core.messages.errors import Problem
 from ..lora_core.messages.message import Message, Setting
 from .forms import DTYPE_NAMES
@@ -101,9 +101,29 @@ class Module:
         return self.algebra.shape(self.parts, self.kernel) if self.algebra else ()
 
     @property
+    def magnitudes(self) -> torch.Tensor | None:
+        """DoRA's, where it carries them."""
+        return self.parts.get(MAGNITUDES.name)
+
+    @property
+    def told_kind(self) -> str:
+        """What a note calls its kind: that of the magnitudes, where it carries them."""
+        return self.kind if self.magnitudes is None else DORA.name
+
+    @property
+    def paired(self) -> bool:
+        """Whether it has the factors of a LoRA, down and up."""
+        return self.algebra is not None and self.algebra.paired
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the product of those factors is its change of the weight, without magnitudes."""
+        return self.paired and self.magnitudes is None
+
+    @property
     def dense(self) -> bool:
         """Whether the change of the weight follows from the parts alone."""
-        return self.changes_weight and not kind_of(self).needs_base and "dora" not in self.parts
+        return self.changes_weight and not kind_of(self).needs_base and self.magnitudes is None
 
     @property
     def changes_weight(self) -> bool:
@@ -212,7 +232,7 @@ def factored(module: Module, most: int = MAX_FACTORS) -> Module | None:
     up, down = product
     ones = [1] * (len(module.shape) - 2)
     parts = {"down": down.reshape(len(down), *module.shape[1:]), "up": up.reshape(*up.shape, *ones)}
-    return with_bias(Module("lora", parts, module.scale * len(down)), [module])
+    return with_bias(Module(LORA.name, parts, module.scale * len(down)), [module])
 
 
 def approximation(module: Module, rank: int, energy: float = 1.0) -> tuple[Module, float]:
@@ -223,7 +243,8 @@ def approximation(module: Module, rank: int, energy: float = 1.0) -> tuple[Modul
         return low_rank(delta(module), rank, energy)
     if (as_factors := factored(module)) is not None:
         return resized(as_factors, rank, energy)
-    if module.kind == "lokr" and module.dense:
+    sizes = {name: value.to("meta") for name, value in module.parts.items()}
+    if module.dense and kind_of(module).kronecker(sizes) is not None:
         return _of_kronecker(module, rank, energy)
     return low_rank(delta(module), rank, energy)
 
@@ -231,7 +252,9 @@ def approximation(module: Module, rank: int, energy: float = 1.0) -> tuple[Modul
 def _of_kronecker(module: Module, rank: int, energy: float) -> tuple[Module, float]:
     """Of a Kronecker product: its singular values are the products of those of its factors, its singular vectors the Kronecker products of theirs."""
     _require_room(module, math.isqrt(math.prod(module.shape)) * rank, MAX_DENSE)
-    one, two = kronecker_factors({k: v.float() for k, v in module.parts.items()})
+    factors = kind_of(module).kronecker({k: v.float() for k, v in module.parts.items()})
+    assert factors is not None
+    one, two = factors
     kernel = module.shape[2:]
     two = two.flatten(1)
     (u, s, v), (x, t, y) = (truncated_svd(factor, min(rank, *factor.shape)) for factor in (one, two))
@@ -248,11 +271,18 @@ def plain(module: Module) -> Module:
     """A Tucker LoRA as an ordinary one of the same rank: the middle factor is multiplied into `down`. Others as they are. Raises FormatError where that
     would be large.
     """
-    if module.kind != "lora" or "mid" not in module.parts:
+    return _without_core(module) if module.paired else module
+
+
+def _without_core(module: Module) -> Module:
+    """The module without a core between its factors, which is multiplied into one of them. Raises FormatError where that would be large."""
+    kind = kind_of(module)
+    count = kind.core_numbers(module.parts)
+    if not count:
         return module
-    mid = module.parts["mid"]
-    _require_room(module, mid.shape[0] * math.prod((module.parts["down"].shape[1], *mid.shape[2:])), MAX_FACTORS)
-    return dataclasses.replace(module, parts=untuckered(module.parts))
+    _require_room(module, count, MAX_FACTORS)
+    parts, alpha = kind.without_core(module.parts, module.alpha)
+    return dataclasses.replace(module, parts=parts, alpha=alpha)
 
 
 def folded(module: Module, keep: float = 1.0) -> Module:
@@ -288,8 +318,8 @@ def applied(weight: torch.Tensor, module: Module, strength: float = 1.0) -> torc
         raise FormatError("module.strength", strength=f"{strength:g}", kind=kind_of(module).title)
     base = weight.float()
     changed = base + delta(module, base).reshape(base.shape)
-    if "dora" in module.parts:
-        changed = rescaled(changed, module.parts["dora"].float())
+    if module.magnitudes is not None:
+        changed = rescaled(changed, module.magnitudes.float())
     return changed if strength == 1.0 else base + strength * (changed - base)
 
 
@@ -329,7 +359,8 @@ def _module_from_svd(
     root = s.sqrt()
     up, down = u * root, (root[:, None] * v).reshape(-1, *shape[1:])
     error = math.sqrt(max(0.0, total - float(s.square().sum())) / total) if total else 0.0
-    return Module("lora", {"down": down, "up": up.reshape(*up.shape, *[1] * (len(shape) - 2))}, float(len(s))), error
+    parts = {"down": down, "up": up.reshape(*up.shape, *[1] * (len(shape) - 2))}
+    return Module(LORA.name, parts, float(len(s))), error
 
 
 def truncated_svd(flat: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -377,16 +408,9 @@ def with_bias(module: Module, summands: Sequence[Module]) -> Module:
     return module.replaced(diff_b=torch.stack(biases).sum(0)) if biases else module
 
 
-def dense_tucker(module: Module) -> Module:
-    """A LoKr in Tucker form with its second factor multiplied out, scale inside. ComfyUI fails on the three-factor form of convolutions."""
-    if module.kind != "lokr" or "lokr_t2" not in module.parts:
-        return module
-    core = module.parts["lokr_t2"]
-    sides = (module.parts[name].shape[1] for name in ("lokr_w2_a", "lokr_w2_b"))
-    _require_room(module, math.prod((*sides, *core.shape[2:])), MAX_FACTORS)
-    _, two = kronecker_factors({k: v.float() for k, v in module.parts.items()})
-    rest = {k: v for k, v in module.parts.items() if k not in ("lokr_t2", "lokr_w2_a", "lokr_w2_b")}
-    return Module("lokr", {**rest, "lokr_w2": two * module.scale}, kernel=module.kernel)
+def without_unread_core(module: Module) -> Module:
+    """A module of which ComfyUI does not read the form with a core between the factors, without it. Others as they are."""
+    return _without_core(module) if module.algebra is not None and module.algebra.core_unread else module
 
 
 def cast(

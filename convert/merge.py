@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
+from ..lora_core.algebra.full import KIND as FULL
 from ..lora_core.matching.regex import Pattern
 from ..lora_core.messages.message import Message
 from .families import FAMILIES
@@ -98,7 +99,7 @@ def merge(parts: Sequence[tuple[Lora, float]], rank: int = 0, progress: Progress
 
 
 def _summable(name: str, module: Module) -> Module:
-    if "dora" in module.parts:
+    if module.magnitudes is not None:
         raise FormatError("merge.dora", name=name)
     if module.algebra is None:
         raise FormatError("merge.parts", name=name, parts=module.parts)
@@ -108,7 +109,7 @@ def _summable(name: str, module: Module) -> Module:
 
 
 def _sum(members: list[Module], rank: int) -> tuple[Module, float]:
-    if all(m.kind == "lora" for m in members):
+    if all(m.paired for m in members):
         joined = added(members) if len(members) > 1 else plain(members[0])
         assert joined is not None
         return resized(joined, rank) if rank and joined.rank > rank else (joined, 0.0)
@@ -124,7 +125,7 @@ def _sum(members: list[Module], rank: int) -> tuple[Module, float]:
     dense = delta(shaped[0])
     for member in shaped[1:]:
         dense = dense + delta(member)
-    module, error = low_rank(dense, rank) if rank else (Module("full", {"diff": dense}), 0.0)
+    module, error = low_rank(dense, rank) if rank else (Module(FULL.name, {"diff": dense}), 0.0)
     return with_bias(module, members), error
 
 
@@ -157,23 +158,15 @@ def resize(lora: Lora, rank: int, conv_rank: int = 0, energy: float = 1.0, progr
         progress(n, len(lora.modules), name)
         limit = rank_limit(module.shape, rank, conv_rank)
         norm = squared_norm(module)
-        if module.kind != "lora" or "dora" in module.parts or (module.rank <= limit and energy == 1.0):
+        if not module.is_plain or (module.rank <= limit and energy == 1.0):
             modules[name], error = module, 0.0
         else:
             modules[name], error = resized(module, limit, energy)
         errors[name] = error
         lost, total = lost + norm * error**2, total + norm
     out = dataclasses.replace(lora, modules=modules, notes=list(lora.notes))
-    kept = sum("dora" in m.parts or m.kind != "lora" for m in lora.modules.values())
-    if kept:
-        names = sorted(
-            {
-                "dora" if "dora" in m.parts else m.kind
-                for m in lora.modules.values()
-                if "dora" in m.parts or m.kind != "lora"
-            }
-        )
-        out.notes.append(Message.of("note.kept_size", count=kept, kinds=names))
+    if kept := [module.told_kind for module in lora.modules.values() if not module.is_plain]:
+        out.notes.append(Message.of("note.kept_size", count=len(kept), kinds=sorted({*kept})))
     return Outcome(out, (lost / total) ** 0.5 if total else 0.0, errors)
 
 
@@ -203,7 +196,7 @@ def weighted(lora: Lora, factor: float = 1.0, blocks: Mapping[str, float] | None
         for block, value in (blocks or {}).items():
             if in_block(lora.family, name, block):
                 share, used[block] = share * value, True
-        if share != 1.0 and "dora" in module.parts:
+        if share != 1.0 and module.magnitudes is not None:
             raise FormatError("module.dora_strength", name=name)
         with about(name):
             modules[name] = module if share == 1.0 else multiplied(module, share)

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from ..lora_core.algebra.kinds import KINDS
 from ..lora_core.matching.regex import Pattern
 from ..lora_core.messages.message import Message
 from .lora import APPROXIMATE, FormatError, Module, as_lora, multiplied
@@ -21,6 +22,7 @@ _REPEAT, _REPEATED_GROUP = (
 )  # a file must not be able to choose how long a search takes
 MAX_PATTERN = 400
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq")
+_KINDS = frozenset(kind.peft for kind in KINDS.values() if kind.peft)
 HEADER = "lora_adapter_metadata"
 
 
@@ -35,9 +37,8 @@ def scaled(name: str, module: Module, config: Mapping[str, Any]) -> Module:
         raise FormatError("peft.alpha", field="adapter_config.json", alpha=str(alpha)[:40])
     if not module.rank:  # a LoKr of two full matrices; PEFT scales it all the same
         rank = _by_pattern(name, config.get("rank_pattern") or {}, config.get("r"))
-        return (
-            multiplied(module, alpha / rank) if module.kind == "lokr" and isinstance(rank, int) and rank > 0 else module
-        )
+        known = module.algebra is not None and module.algebra.peft and isinstance(rank, int) and rank > 0
+        return multiplied(module, alpha / rank) if known else module
     if alpha == 0:
         return multiplied(module, 0.0)
     return Module(
@@ -97,7 +98,7 @@ def _require_whole_base(config: Mapping[str, Any]) -> None:
 def require_supported(config: Mapping[str, Any]) -> None:
     """Raises FormatError for parts of PEFT that no other LoRA format can hold."""
     kind = str(config.get("peft_type", "LORA")).rpartition(".")[2].upper()
-    if kind not in ("LORA", "LOHA", "LOKR"):
+    if kind not in _KINDS:
         raise FormatError("peft.type", field="adapter_config.json", type=kind)
     _require_whole_base(config)
     for field in _UNSUPPORTED:
@@ -113,46 +114,31 @@ def config_for(modules: Mapping[str, Module], model_names: Collection[str]) -> d
     `model_names`: paths of the model's layers, `*` for numbers, to tell a layer from others whose path ends like it.
     """
     for name, module in modules.items():
-        if module.algebra is None or not module.algebra.peft:
+        if module.algebra is None or module.algebra.peft_config([module.parts], 0.0) is None:
             raise FormatError("peft.kind", name=name, kind=module.kind, way=as_lora(module))
-    kinds = {m.kind for m in modules.values()}
-    kind = kinds.pop() if len(kinds) == 1 else ""
-    if kind not in ("lora", "loha"):
+    kinds = {module.kind: module.algebra for module in modules.values()}
+    if len(kinds) != 1:
         raise FormatError("peft.several_kinds", approximate=APPROXIMATE)
+    (kind,) = kinds.values()
     alphas = {name: m.scale * m.rank for name, m in modules.items()}
     rank, alpha = (
         Counter(m.rank for m in modules.values()).most_common(1)[0][0],
         Counter(alphas.values()).most_common(1)[0][0],
     )
-    dora = {name for name, m in modules.items() if "dora" in m.parts}
+    dora = {name for name, m in modules.items() if m.magnitudes is not None}
     if dora and len(dora) < len(modules):
         raise FormatError("peft.some_dora", name=min(modules.keys() - dora))
     # PEFT matches names by their ending
     namesakes = {n for n in modules if any(other.endswith(f".{n}") for other in model_names)}
     exact = {n: f"^{n}" if n in namesakes else n for n in modules}
-    common: dict[str, Any] = {
-        "peft_type": kind.upper(),
+    assert kind is not None
+    return {
+        "peft_type": kind.peft,
         "r": rank,
         "inference_mode": True,
         "base_model_name_or_path": None,
         "target_modules": "|".join(re.escape(n) for n in sorted(modules)) if namesakes else sorted(modules),
         "rank_pattern": {exact[n]: m.rank for n, m in modules.items() if m.rank != rank},
         "alpha_pattern": {exact[n]: a for n, a in alphas.items() if a != alpha},
-    }
-    if kind == "loha":
-        return {
-            **common,
-            "alpha": alpha,
-            "use_effective_conv2d": any("hada_t1" in m.parts for m in modules.values()),
-            "module_dropout": 0.0,
-            "rank_dropout": 0.0,
-        }
-    return {
-        **common,
-        "lora_alpha": alpha,
-        "use_rslora": False,
-        "use_dora": bool(dora),
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "lora_dropout": 0.0,
+        **(kind.peft_config([module.parts for module in modules.values()], alpha) or {}),
     }

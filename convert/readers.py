@@ -150,7 +150,7 @@ def _module(name: str, tensors: dict[str, torch.Tensor], origin: Mapping[str, st
     if parts.keys() == {"naive_a", "naive_b"}:
         parts = _from_naive(name, parts)
     kind = recognised(parts)
-    if kind is None or parts.keys() - kind.allowed - _BESIDE[kind.name == "lora"]:
+    if kind is None or parts.keys() - kind.allowed - _BESIDE[kind.paired]:
         return Module(OTHER, {keys.ending(key): value for key, value in as_found.items()}).found_as(as_found)
     _require_numbers(as_found)
     parts = {part: _computable(value) for part, value in parts.items()}
@@ -391,7 +391,7 @@ def _kernel(name: str, row: Row, module: Module) -> Module:
                 kernel=_size_of(row.kernel),
             )
         return dataclasses.replace(module, kernel=row.kernel)
-    if row.kernel is None or module.kind != "lora" or "mid" in module.parts:
+    if row.kernel is None or not module.paired or "mid" in module.parts:
         return module
     down, up, kernel = module.parts["down"], module.parts["up"], row.kernel
     if tuple(down.shape[2:]) == kernel:
@@ -411,7 +411,7 @@ def _size_of(kernel: tuple[int, ...]) -> str:
 
 
 def _dora_notes(modules: Mapping[str, Module]) -> list[Message]:
-    axes = {"output" if m.parts["dora"].shape[0] > 1 else "input" for m in modules.values() if "dora" in m.parts}
+    axes = {"output" if m.shape[0] > 1 else "input" for m in (m.magnitudes for m in modules.values()) if m is not None}
     notes = []
     if "output" in axes:
         notes.append(Message.of("note.dora_outputs"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections import Counter
 from collections.abc import Mapping
 
@@ -101,10 +100,10 @@ def inspect(lora: Lora) -> Report:
     if (
         lora.modules
         and not any(norms.values())
-        and not any(m.algebra is None or "diff_b" in m.parts or "dora" in m.parts for m in lora.modules.values())
+        and not any(m.algebra is None or "diff_b" in m.parts or m.magnitudes is not None for m in lora.modules.values())
     ):
         problems.insert(0, Message.of("note.no_effect"))
-    if above := {name: m for name, m in lora.modules.items() if m.kind == "lora" and m.rank > _most(m)}:
+    if above := {name: m for name, m in lora.modules.items() if m.paired and m.rank > _most(m)}:
         name, module = next(iter(above.items()))
         problems.append(
             Message.of("report.rank_above", count=len(above), layer=name, rank=module.rank, limit=_most(module))
@@ -129,7 +128,7 @@ def inspect(lora: Lora) -> Report:
 
 def _most(module: Module) -> int:
     """The largest rank that the sides of the layer have room for."""
-    return min(module.shape[0], math.prod(module.shape[1:]))
+    return kind_of(module).largest_rank(module.shape) or module.rank
 
 
 def _block_order(item: tuple[str, list[str]]) -> tuple[int, str]:
@@ -170,7 +169,7 @@ def difference(one: Lora, two: Lora) -> dict[str, float]:
             out[name] = 0.0 if same else 1.0
             continue
         size = max(squared_norm(a), squared_norm(b)) ** 0.5
-        if a.kind == b.kind == "lora" and not ({"mid", "dora"} & {*a.parts, *b.parts}):
+        if a.is_plain and b.is_plain and "mid" not in {*a.parts, *b.parts}:
             apart = squared_norm(concatenated([a, multiplied(b, -1.0)])) ** 0.5
             if apart < 1e-3 * size:  # too close for the difference of two traces
                 apart = float((delta(a) - delta(b)).norm())

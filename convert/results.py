@@ -104,14 +104,15 @@ def starting_point(lora: Lora, names: Iterable[str], algorithm: str) -> dict[str
     For plain LoRA other kinds are brought into its form by SVD, at the rank of the file's largest module or 16.
     """
     wanted = set(names)
-    for name, module in lora.modules.items() if algorithm not in ("", "lora") else ():
+    of_run = KINDS[algorithm] if algorithm else None
+    for name, module in lora.modules.items() if of_run and not of_run.paired else ():
         kind = trained_as(plain(module).parts)
-        if kind is None or kind.name != algorithm:
+        if kind is not of_run:
             held = Message.of("held.unknown", kind=module.kind)
             if kind:
                 held = Message.of("held.kind", title=kind.title, algorithm=kind.name)
             raise FormatError("start.other_kind", name=name, held=held, algorithm=algorithm)
-    if algorithm == "lora" and any(m.kind != "lora" for m in lora.modules.values()):
+    if of_run and of_run.paired and not all(m.paired for m in lora.modules.values()):
         lora, _ = approximated(lora, max([m.rank for m in lora.modules.values()] + [16]))
     if not lora.modules:
         raise FormatError("start.norms_alone")

@@ -31,9 +31,9 @@ from .lora import (
     approximation,
     as_lora,
     component,
-    dense_tucker,
     folded,
     plain,
+    without_unread_core,
 )
 from .patterns import fill
 from .readers import read
@@ -85,8 +85,10 @@ def form_of(lora: Lora, target: str) -> str:
 
 def in_diffusers(module: Module) -> bool:
     """Whether diffusers has a form for it: lora_A and lora_B, with DoRA magnitudes of outputs where there are any."""
-    outputs = "dora" not in module.parts or module.parts["dora"].shape[0] == module.shape[0]
-    return module.kind == "lora" and "diff_b" not in module.parts and outputs
+    kind = module.algebra
+    if kind is None or not kind.paired or "diff_b" in module.parts:
+        return False
+    return module.magnitudes is None or kind.magnifies_outputs(module.parts)
 
 
 def _placed(lora: Lora) -> tuple[Lora, Named]:
@@ -151,9 +153,9 @@ def peft_directories(lora: Lora, flat_clip: bool = False) -> dict[str, tuple[Sta
         for path, module in modules.items():
             _refuse_bias(path, module)
             parts = (
-                module.parts
-                if module.kind != "lora"
-                else {_PEFT_PARTS[k]: v for k, v in _peft_dora(path, module).parts.items()}
+                {_PEFT_PARTS[k]: v for k, v in _peft_dora(path, module).parts.items()}
+                if module.paired
+                else module.parts
             )
             state |= {f"base_model.model.{path}.{part}": value for part, value in parts.items()}
         out[name] = state, peft.config_for(modules, [row.diffusers for row in family.table.rows])
@@ -276,7 +278,7 @@ def _kohya_suffixes(name: str, module: Module, native: bool = False) -> State:
 
 def _scale_in_weights(name: str, module: Module) -> State:
     """lora_A and lora_B alone. diffusers knows nothing else, and misreads alpha beside them."""
-    if module.kind != "lora":
+    if not module.paired:
         raise FormatError("diffusers.no_form", name=name, kind=module.kind, way=as_lora(module))
     _refuse_bias(name, module)
     return {_PEFT_PARTS[k]: v for k, v in _peft_dora(name, folded(plain(module))).parts.items()}
@@ -284,9 +286,9 @@ def _scale_in_weights(name: str, module: Module) -> State:
 
 def _scale_in_weights_or_alpha(name: str, module: Module) -> State:
     """ComfyUI's native names: A and B with the scale inside; other kinds with their own parts and alpha."""
-    if module.kind == "lora" and "dora" not in module.parts:
+    if module.is_plain:
         return {_PEFT_PARTS.get(k, k): v for k, v in folded(plain(module)).parts.items()}
-    return _kohya_suffixes(name, dense_tucker(module), native=True)
+    return _kohya_suffixes(name, without_unread_core(module), native=True)
 
 
 def _refuse_bias(name: str, module: Module) -> None:
@@ -296,7 +298,7 @@ def _refuse_bias(name: str, module: Module) -> None:
 
 def _peft_dora(name: str, module: Module) -> Module:
     """DoRA magnitudes in PEFT's shape: (out,) for linear layers, (1, out, 1, ...) for convolutions."""
-    dora = module.parts.get("dora")
+    dora = module.magnitudes
     if dora is None:
         return module
     out, kernel = module.shape[0], module.shape[2:]
@@ -357,7 +359,7 @@ def approximated(lora: Lora, rank: int) -> tuple[Lora, dict[str, float]]:
         raise FormatError("rank.unusable", field="approximate", rank=rank)
     modules, errors, biases, norms = {}, {}, 0, 0
     for name, module in lora.modules.items():
-        if "dora" in module.parts:
+        if module.magnitudes is not None:
             raise FormatError("approximate.dora", name=name)
         if module.algebra and module.algebra.needs_base:
             raise FormatError("module.not_low_rank", name=name, kind=module.kind, way=as_lora(module))
@@ -372,7 +374,7 @@ def approximated(lora: Lora, rank: int) -> tuple[Lora, dict[str, float]]:
         if not module.parts:
             continue
         modules[name] = module
-        if module.kind not in ("lora", OTHER):
+        if module.algebra and not module.paired:
             with about(name):
                 modules[name], errors[name] = approximation(module, rank)
     notes = [Message.of("note.biases_left_out", count=biases)] if biases else []

@@ -156,19 +156,22 @@ class DatasetFromImages(io.ComfyNode):
         pictures = [as_picture(picture) for batch in images for picture in batch]
         texts = captions or [""]
         texts = texts * len(pictures) if len(texts) == 1 else texts
-        if len(texts) != len(pictures):
-            raise LoomError("captions.count", field="captions", captions=len(texts), pictures=len(pictures))
-        data = DataConfig(trigger=trigger[0].strip(), repeats=repeats[0], flip=flip[0])
         whites = [mask for batch in masks or [] for mask in (batch if batch.ndim == 3 else batch[None])]
-        if whites and len(whites) != len(pictures):
-            raise LoomError("masks.count", field="masks", masks=len(whites), pictures=len(pictures))
         beside = [as_picture(picture) for batch in controls or [] for picture in batch]
-        if beside and len(beside) != len(pictures):
-            raise LoomError("controls.count", field="controls", controls=len(beside), pictures=len(pictures))
+        _require_one_each("captions.count", "captions", texts, pictures)
+        _require_one_each("masks.count", "masks", whites, pictures)
+        _require_one_each("controls.count", "controls", beside, pictures)
+        data = DataConfig(trigger=trigger[0].strip(), repeats=repeats[0], flip=flip[0])
         white = [as_picture(mask[..., None]) for mask in whites]
         folder = from_images(pictures, [str(t) for t in texts], white, runs_root(), beside)
         data = dataclasses.replace(data, masks="file" if white else "none", controls="auto" if beside else "none")
         return shown(cls, PictureSets.of(dataclasses.replace(data, folder=str(folder))))
+
+
+def _require_one_each(code: str, field: str, given: Sequence[Any], pictures: Sequence[Any]) -> None:
+    """Raises LoomError with this code where anything is wired to `field`, and not just one for each picture."""
+    if given and len(given) != len(pictures):
+        raise LoomError(code, field=field, **{field: len(given)}, pictures=len(pictures))
 
 
 class DatasetFromLatents(io.ComfyNode):

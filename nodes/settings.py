@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..lora_core.algebra import NAMES
 from .convert_format import stamp
 from .host.access.api import io, make_input, make_output, schema
 from .host.access.paths import training_folder, training_folders
@@ -111,15 +112,7 @@ class AdapterSettings(SettingsNode):
     NODE_ID, TITLE = "LoraLoomAdapterSettings", "Adapter Settings"
     DESCRIPTION = "Which kind of adapter is trained: LoRA, DoRA, LoHa, LoKr, OFT, norms and others, with ranks and learning rates by layer."
     ALIASES = (
-        "dora",
-        "loha",
-        "lokr",
-        "oft",
-        "boft",
-        "glora",
-        "ia3",
-        "full",
-        "norm",
+        *NAMES,
         "bitfit",
         "lycoris",
         "locon",

@@ -16,6 +16,7 @@ GROUPS, OPTIMIZERS = "lora_core/optim/groups.py", "lora_core/optim/optimizers.py
 OBJECTIVES, CONFIG, RNG = "lora_core/objectives.py", "lora_core/config/settings.py", "lora_core/rng.py"
 SD, CLIP, FLOW = (f"lora_core/backends/{name}.py" for name in ("diffusers_backend", "clip_text", "flow"))
 BATCHES, BUCKETS, LATENTS = "lora_core/data/batches.py", "lora_core/data/buckets.py", "lora_core/data/latents.py"
+OF_PICTURES, ENCODER = "lora_core/data/picture_latents.py", "lora_core/data/encoder.py"
 CAPTIONS, FOLDER, METADATA = "lora_core/data/captions.py", "lora_core/data/folder.py", "lora_core/data/metadata.py"
 READER = "lora_core/data/reader.py"
 COMPANIONS, LINT, VARIETY = "lora_core/data/companions.py", "lora_core/data/lint.py", "lora_core/data/variety.py"
@@ -315,7 +316,7 @@ PICTURES_AND_CAPTIONS = (
              "data/test_metadata.py::test_the_layout_of_kohyas_guide_trains_the_subject_and_keeps_the_class_apart"),
     Mutation("Datasets from the Hub", "lora_core/data/sources.py", 'caption = caption_column or next((c for c in COLUMNS if c in texts), "")',
              'caption = next((c for c in COLUMNS if c in texts), "")', "data/test_sources.py::test_a_hugging_face_dataset_becomes_a_folder_once"),
-    Mutation("Pictures decoded and batches made ahead", LATENTS, "            self._encoder.identity,\n", "",
+    Mutation("Pictures decoded and batches made ahead", OF_PICTURES, "        encoder.identity,\n", "",
              "data/test_latents.py::test_another_vae_is_another_entry"),
     Mutation("Pictures decoded and batches made ahead", LATENTS, "if len(waiting) > 2 * threads:", "if len(waiting) > 2000 * threads:",
              "data/test_latents.py::test_work_ahead_is_bounded_in_order_and_ends_with_its_reader"),
@@ -330,7 +331,7 @@ PICTURES_AND_CAPTIONS = (
              "(*f.original[::-1], *f.crop, *f.bucket[::-1])", "backends/test_sdxl.py::test_the_network_gets_the_sizes_of_each_picture"),
     Mutation("Resolution, centre crop, flip", LATENTS, "return how.mirrored() if view.flipped else how", "return how",
              "data/test_latents.py::test_random_crops_come_from_all_over_and_the_network_is_told_where"),
-    Mutation("Resolution, centre crop, flip", LATENTS, 'made["latent"], made["spread"] = encoder.spread(pixels)',
+    Mutation("Resolution, centre crop, flip", ENCODER, 'made["latent"], made["spread"] = encoder.spread(pixels)',
              'made["latent"], made["spread"] = encoder.picture(pixels), encoder.picture(pixels)',
              "data/test_latents.py::test_a_sampled_latent_has_the_mean_and_spread_the_vae_gave"),
     Mutation("Repeats of pictures", BATCHES, "extend([index] * entry.picture.repeats)", "extend([index])",
@@ -686,14 +687,16 @@ FORMATS = (
              "convert/test_readers.py::test_alpha_patterns_match_the_layers_that_peft_matches"),
     Mutation("PEFT reads directories", PEFT, '"alpha_pattern": {exact[n]: a for n, a in alphas.items() if a != alpha}', '"alpha_pattern": {}',
              "convert/test_effect_peft.py::test_peft_gives_every_layer_the_change_its_factors_stand_for"),
-    Mutation("Layers that the native model keeps as one matrix", FUSE, "module.scale * len(columns[n]),", "module.alpha,",
+    Mutation("Layers that the native model keeps as one matrix", FUSE, "else whole.scale * rank)", "else whole.alpha)",
              "convert/test_fuse.py::test_alpha_of_the_parts_by_hand"),
-    Mutation("Layers that the native model keeps as one matrix", FUSE, '"up": up}, scale * rank)', '"up": up}, scale)',
+    Mutation("Layers that the native model keeps as one matrix", "lora_core/algebra/lora.py",
+             "**beside}, scale * len(down)", "**beside}, scale",
              "convert/test_fuse.py::test_alpha_of_the_fused_layer_is_scale_times_its_whole_rank"),
-    Mutation("Layers that the native model keeps as one matrix", FUSE, "if not (used & ~inside).any():", "if not (used & inside).any():",
+    Mutation("Layers that the native model keeps as one matrix", "lora_core/algebra/rows.py",
+             "if not (used & ~inside).any():", "if not (used & inside).any():",
              "convert/test_fuse.py::test_a_block_diagonal_layer_is_cut_back_into_its_parts"),
-    Mutation("Layers that the native model keeps as one matrix", FUSE, "return [unit * s for s in shares]\n\n\ndef _split_lora",
-             "return [unit for s in shares]\n\n\ndef _split_lora", "convert/test_fuse.py::test_rows_are_divided_in_proportion"),
+    Mutation("Layers that the native model keeps as one matrix", FUSE, "return [unit * s for s in shares]", "return [unit for s in shares]",
+             "convert/test_fuse.py::test_rows_are_divided_in_proportion"),
     Mutation("norm_out` with its halves exchanged", FUSE, "roll(len(module.parts[k]) // 2, 0)", "flip(0)",
              "convert/test_fuse.py::test_swapping_by_hand"),
     Mutation("**Text projections** have the names of both programs in *universal*", WRITERS, "if host_name_only or not text.in_blocks(path):",

@@ -359,7 +359,8 @@ def adapter(copy: Copy) -> list[str]:
     copy.write(place, kind)
     for name, text in original.items():
         copy.write(name, text)
-    return ["tests/lora_core/algebra/test_kinds.py", "tests/lora_core/adapters/test_matrix.py", "-k", "ia3"]
+    tests = ["tests/lora_core/algebra/test_kinds.py", "tests/lora_core/adapters/test_matrix.py"]
+    return [*tests, "tests/test_kinds_by_name.py", "-k", "ia3 or chooses_by_the_name"]
 
 
 PROMISES: dict[str, Callable[[Copy], list[str]]] = {

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from ...lora_core.algebra.full import KIND as FULL
 from ...lora_core.messages.message import Message
 from .. import fuse
 from ..detect import detect
@@ -166,7 +167,7 @@ def family_of(layout: Layout) -> Family:
         match = _WEIGHT.fullmatch(key)
         if match and len(shape) > 1 and not key.startswith(_NOT_DENOISER):
             name = match[1].partition("/")[2] or match[1].removeprefix("model.").removeprefix("diffusion_model.")
-            raw[f"diffusion_model.{name}"] = Module("full", {"diff": torch.empty(shape, device="meta")})
+            raw[f"diffusion_model.{name}"] = Module(FULL.name, {"diff": torch.empty(shape, device="meta")})
     name, _ = detect(raw, {}, any_width=True) if raw else ("", None)
     if name not in FAMILIES:
         raise FormatError("checkpoint.unknown_family")
@@ -299,7 +300,7 @@ def _by_key(lora: Lora, layers: Mapping[str, Layer]) -> dict[str, Module]:
         if module.changes_weight:
             out[key] = module
         if "diff_b" in module.parts:
-            out[_BIAS.sub("bias", key)] = Module("full", {"diff": module.parts["diff_b"]})
+            out[_BIAS.sub("bias", key)] = Module(FULL.name, {"diff": module.parts["diff_b"]})
     if left:
         raise FormatError("bake.layers_missing", count=len(left), layer=next(iter(left)))
     return out
@@ -346,7 +347,7 @@ def extract(
                 for path, full, part in _approximated(layer, change, (rank, conv_rank), energy):
                     name = f"{after.owner}.{path}"
                     modules[name] = part
-                    if part.kind != "lora":
+                    if not part.paired:
                         continue
                     apart = float((delta(full) - delta(part).reshape(full.shape)).norm())
                     norm = float(delta(full).norm())
@@ -384,11 +385,11 @@ def _approximated(
     if weight.ndim < 2 or not weight.any():
         for path, part in unfused(layer, change):
             if part is not None:
-                kept = part if weight.ndim < 2 else Module("full", {"diff_b": part.parts["diff_b"]})
+                kept = part if weight.ndim < 2 else Module(FULL.name, {"diff_b": part.parts["diff_b"]})
                 yield path, kept, kept
         return
     low, _ = low_rank(weight, rank_limit(weight.shape, *ranks), energy)
-    exact = dict(unfused(layer, Module("full", {"diff": weight})))
+    exact = dict(unfused(layer, Module(FULL.name, {"diff": weight})))
     for path, part in unfused(layer, low if bias is None else low.replaced(diff_b=bias)):
         full = exact[path]
         if part is not None and full is not None:
@@ -423,7 +424,7 @@ def _changes(before: _Side, after: _Side, least: float) -> Iterator[tuple[Found,
             if size > least:
                 parts[part] = change
         if parts:  # a bias comes with a weight, whose shape says in which order its rows are
-            yield module_name, Module("full", {"diff": torch.zeros_like(one["diff"], dtype=torch.float32), **parts})
+            yield module_name, Module(FULL.name, {"diff": torch.zeros_like(one["diff"], dtype=torch.float32), **parts})
 
 
 def _difference(key: str, one: torch.Tensor, two: torch.Tensor) -> tuple[torch.Tensor, float]:
@@ -439,7 +440,7 @@ def _difference(key: str, one: torch.Tensor, two: torch.Tensor) -> tuple[torch.T
 def _apart(side: _Side) -> dict[str, tuple[Found, dict[str, torch.Tensor]]]:
     """Diffusers path -> (the single layer, its weight and bias), for one layer of a checkpoint."""
     layer, out = side.layer.found, {}
-    for (path, part), row in zip(unfused(layer, Module("full", side.values)), layer.rows, strict=True):
+    for (path, part), row in zip(unfused(layer, Module(FULL.name, side.values)), layer.rows, strict=True):
         if part is not None:
             out[path] = Found((row,), layer.numbers, native=False), dict(part.parts)
     return out

@@ -10,6 +10,9 @@ from typing import Any
 
 import torch
 
+from ...lora_core.algebra.bias import KIND as BIAS
+from ...lora_core.algebra.kind import Kind
+from ...lora_core.algebra.norm import KIND as NORM
 from ...lora_core.messages.figures import percent
 from ...lora_core.messages.message import Message, Setting
 from .. import loaders, peft
@@ -201,7 +204,7 @@ def write_lora(lora: Lora, path: Path, options: Options, extra: Mapping[str, str
 
 def _host_form(lora: Lora) -> Message:
     """Why a file that was to be read by diffusers too has ComfyUI's names."""
-    unheld = [m.kind if "dora" not in m.parts else "dora" for m in lora.modules.values() if not in_diffusers(m)]
+    unheld = [m.told_kind for m in lora.modules.values() if not in_diffusers(m)]
     return Message.of("note.host_form", count=len(unheld), kinds=sorted(set(unheld)))
 
 
@@ -307,7 +310,7 @@ def resize_file(
 
 AUTO, KEEP, LEAVE = BESIDE = ("auto", "keep", "leave")
 NORMS_BIASES = Setting("norms_biases")
-_PARTS = {"norm": "part.norms", "bias": "part.biases"}
+_PARTS = ((NORM, "part.norms"), (BIAS, "part.biases"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -340,13 +343,13 @@ def extract_file(
 
 def _with_beside(lora: Lora, target: str, choice: str) -> Lora:
     """The LoRA with the changes of norms and of biases that the choice keeps, and a note for each of both that says what became of them, and why."""
-    for kind, part in _PARTS.items():
+    for kind, part in _PARTS:
         count = sum(_has_beside(module, kind) for module in lora.modules.values())
         if not count:
             continue
         rest = dataclasses.replace(lora, modules=_without(lora.modules, kind))
         form = form_of(lora if choice == KEEP else rest, target)
-        verdicts = loaders.verdicts(lora.family, form, kind)
+        verdicts = loaders.verdicts(lora.family, form, kind.name)
         readers, stopped = sorted(verdicts.get("exact", ())), sorted(verdicts.get("raises", ()))
         if choice == KEEP or (choice == AUTO and readers and not stopped and form not in ("diffusers", "shared")):
             code = "note.beside_kept_stops" if stopped else "note.beside_kept"
@@ -366,20 +369,20 @@ def _why_left_out(choice: str, form: str, stopped: list[str]) -> str:
     return "note.beside_left_stops" if stopped else "note.beside_left_unread"
 
 
-def _has_beside(module: Module, kind: str) -> bool:
+def _has_beside(module: Module, kind: Kind) -> bool:
     """Whether it is a norm's change, or changes a bias of another layer."""
-    norm = module.kind == "full" and len(module.shape) == 1 and "diff" in module.parts
-    return norm if kind == "norm" else not norm and "diff_b" in module.parts
+    norm = NORM.signed(module.parts)
+    return norm if kind is NORM else not norm and bool(kind.signs & module.parts.keys())
 
 
-def _without(modules: Mapping[str, Module], kind: str) -> dict[str, Module]:
+def _without(modules: Mapping[str, Module], kind: Kind) -> dict[str, Module]:
     """The modules without changes of norms, or without those of biases."""
     out = {}
     for name, module in modules.items():
         if not _has_beside(module, kind):
             out[name] = module
-        elif kind == "bias" and module.parts.keys() != {"diff_b"}:
-            parts = {part: value for part, value in module.parts.items() if part != "diff_b"}
+        elif kind is BIAS and module.parts.keys() != kind.signs:
+            parts = {part: value for part, value in module.parts.items() if part not in kind.signs}
             out[name] = dataclasses.replace(module, parts=parts)
     return out
 

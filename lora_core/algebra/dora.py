@@ -21,7 +21,7 @@ class Dora(Lora):
     """LoRA's factors and the magnitudes m, (1, in, 1, ...) or (out, 1, ...) as files hold them. They start as W's own lengths: no effect."""
 
     name, title, form, algorithm, arguments = "dora", "DoRA", "lora", "lora", {"dora_wd": "True"}
-    needs_base, keeps_base, derives, proportional = True, True, True, False
+    paired, needs_base, keeps_base, derives, proportional = False, True, True, True, False
     parts = (
         *(part for part in Lora.parts if part not in (MAGNITUDES, BIAS_PART)),
         dataclasses.replace(MAGNITUDES, optional=False),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from .joint import Joint
 from .walk import Walk
 
 Parts = Mapping[str, torch.Tensor]
+Member = tuple[Parts, float | None]  # the parts of one module, and its alpha
 WEIGHTS, NORMS, BIASES = "weights", "norms", "biases"  # what of a model a kind can be trained on
 
 
@@ -95,7 +96,8 @@ class Kind:
 
     `form`: the kind a file holds, where training has a further name for it. `algorithm`, `arguments`: what LyCORIS' metadata calls it; "" is kohya's LoRA.
     `needs_base`: the change depends on the layer's own weight. `proportional`: half the strength is half the change in every program.
-    `peft`: what PEFT calls it, where we write such a directory.
+    `paired`: the change is the product of two factors, `down` and `up`: the plain LoRA, which every program reads and others are brought into.
+    `peft`: what PEFT calls it, where we read such a directory. `core_unread`: ComfyUI fails on its form with a core (see `without_core`).
     """
 
     name: str
@@ -105,7 +107,9 @@ class Kind:
     form: str = ""
     algorithm: str = ""
     arguments: Mapping[str, str] = {}
+    paired: bool = False
     peft: str = ""
+    core_unread: bool = False
     trains: str = WEIGHTS
     needs_base: bool = False
     keeps_base: bool = False  # whether training asks for the layer's own weight or bias once
@@ -185,6 +189,18 @@ class Kind:
         """What a user should know of such a module, as the code of a message; empty when nothing."""
         return ""
 
+    def variant(self, p: Parts) -> str:
+        """The name of what these parts are to the programs that read them, of which some read one form of a kind and not another."""
+        return f"{self.name}_outputs" if self.magnifies_outputs(p) else self.name
+
+    def magnifies_outputs(self, p: Parts) -> bool:
+        """Whether it carries DoRA's magnitudes, one for each output."""
+        return MAGNITUDES.name in p and p[MAGNITUDES.name].shape[0] == self.shape(p)[0]
+
+    def peft_config(self, members: Sequence[Parts], alpha: float) -> dict[str, Any] | None:
+        """What PEFT's `adapter_config.json` says of modules of this kind beside ranks and layers; None where we write no such directory."""
+        return None
+
     # ---- its change --------------------------------------------------------------------------------------------------
 
     def delta(
@@ -200,6 +216,18 @@ class Kind:
     def factored(self, p: Parts, most: int) -> tuple[torch.Tensor, torch.Tensor] | None:
         """(up (out, rank), down (rank, in * kernel)) whose product is just the change at scale 1, in `most` numbers at the most; None where it has none."""
         return None
+
+    def kronecker(self, p: Parts) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Two factors whose Kronecker product is just the change at scale 1; None where it has none."""
+        return None
+
+    def core_numbers(self, p: Parts) -> int:
+        """How many numbers the part has that a core between the factors (Tucker) is multiplied into; 0 where there is no core, or no form without."""
+        return 0
+
+    def without_core(self, p: Parts, alpha: float | None) -> tuple[dict[str, torch.Tensor], float | None]:
+        """(parts, alpha) of the same change with the core between the factors multiplied into one of them."""
+        return dict(p), alpha
 
     def degree(self, p: Parts) -> int:
         """How many parts are multiplied together in the change."""
@@ -219,9 +247,59 @@ class Kind:
             out[last] = out[last].float() * math.copysign(root, factor)
         return out
 
+    def at_scale(self, member: Member, scale: float) -> dict[str, torch.Tensor]:
+        """The parts of the same change at this scale."""
+        factor = self.scale(*member) / scale
+        return dict(member[0]) if factor == 1.0 else self.stretched(member[0], factor)
+
     def summed(self, members: list[tuple[Parts, float]]) -> dict[str, torch.Tensor] | None:
         """Parts of one module (scale 1) that is the sum of these (parts, scale); None where only their changes can be added."""
         return None
+
+    # ---- over layers that a model keeps as one -------------------------------------------------------------------------
+
+    def row_parts(self, p: Parts) -> list[str]:
+        """Those of the parts whose rows are the layer's outputs."""
+        over_outputs = MAGNITUDES.name in p and len(p[MAGNITUDES.name]) > 1
+        return [
+            part.name
+            for part in self.parts
+            if part.name in p and (part.rows or part.name == MAGNITUDES.name and over_outputs)
+        ]
+
+    def spans(self, p: Parts) -> dict[str, int]:
+        """The parts that are cut where the layer is cut between its outputs -> how many of what it can be cut in a row of each stands for; {} where it
+        cannot be cut.
+        """
+        return dict.fromkeys(self.row_parts(p), 1) if self.by_rows(p) else {}
+
+    def cut(self, p: Parts, counts: Mapping[str, Sequence[int]]) -> list[dict[str, torch.Tensor] | None]:
+        """The parts of each share of the layer's outputs, at the same scale; None of a share that nothing is changed in. `counts`: of each part in `spans`
+        how many rows each share has.
+        """
+        pieces = {name: torch.split(p[name], list(sizes)) for name, sizes in counts.items()}
+        shares = range(min(map(len, pieces.values()), default=0))
+        return [{**p, **{name: cut[n].clone() for name, cut in pieces.items()}} for n in shares]
+
+    def stacked(
+        self, members: Sequence[Member | None], rows: Sequence[int]
+    ) -> tuple[dict[str, torch.Tensor], float | None] | None:
+        """(parts, alpha) of one module over shares of a layer's outputs; None where it has no exact form. A share of None is not changed.
+
+        `rows`: how many outputs each has; empty where that is not known. Here only what was one module before.
+        """
+        present = [member for member in members if member is not None]
+        first, alpha = present[0]
+        cut = self.spans(first)
+        if not cut or len(present) < len(members) or any(p.keys() != first.keys() for p, _ in present):
+            return None
+        shared = [name for name in first if name not in cut]
+        for p, other_alpha in present:
+            if other_alpha != alpha or any(not torch.equal(p[name], first[name]) for name in shared):
+                return None
+            if any(p[name].shape[1:] != first[name].shape[1:] for name in cut):
+                return None
+        return {**first, **{name: torch.cat([p[name] for p, _ in present]) for name in cut}}, alpha
 
     # ---- training ----------------------------------------------------------------------------------------------------
 
@@ -277,6 +355,19 @@ class Kind:
     def bounded(self, p: Parts, shape: Shape) -> dict[str, torch.Tensor]:
         """Parts that lie outside of what the settings allow, brought back to the border after each step."""
         return {}
+
+
+def stacked_beside(members: Sequence[Member | None], rows: Sequence[int]) -> dict[str, torch.Tensor]:
+    """DoRA's magnitudes of outputs and the changes of biases that shares of a layer have, one after the other; of a bias that is not changed zeros."""
+    out = {}
+    magnitudes = [m[0][MAGNITUDES.name] for m in members if m is not None and MAGNITUDES.name in m[0]]
+    if magnitudes:
+        out[MAGNITUDES.name] = torch.cat(magnitudes)
+    biases = [None if m is None else m[0].get(BIAS_PART.name) for m in members]
+    if any(bias is not None for bias in biases):
+        filled = [torch.zeros(n) if bias is None else bias for bias, n in zip(biases, rows, strict=True)]
+        out[BIAS_PART.name] = torch.cat(filled)
+    return out
 
 
 def kaiming(rng: torch.Generator, *size: int) -> torch.Tensor:

@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Mapping
 
 from . import NAMES
-from .kind import Kind, Parts
+from .kind import BIAS_PART, MAGNITUDES, Kind, Parts
 
 KINDS: Mapping[str, Kind] = {name: importlib.import_module(f".{name}", __package__).KIND for name in NAMES}
 UP_PARAMETERS = frozenset(part.parameter for kind in KINDS.values() for part in kind.parts if part.up)
@@ -23,8 +23,8 @@ def trained_as(parts: Parts) -> Kind | None:
     fitting.sort(
         key=lambda kind: not kind.form
     )  # a kind that training tells apart goes before the one it is written as
-    carried = {name for name in ("dora", "diff_b") if name in parts}
+    carried = {part.name for part in (MAGNITUDES, BIAS_PART) if part.name in parts}
     for kind in fitting[:1]:
-        if carried <= (kind.needed | ({"diff_b"} if kind.trains_bias else set())):
+        if carried <= (kind.needed | ({BIAS_PART.name} if kind.trains_bias else set())):
             return kind
     return None

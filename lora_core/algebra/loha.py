@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 
-from .kind import BIAS_PART, MAGNITUDES, Kind, Part, Parts, Shape, kaiming, unflattened
+from .kind import BIAS_PART, MAGNITUDES, Kind, Member, Part, Parts, Shape, kaiming, stacked_beside, unflattened
 from .products import blocks, total
+from .rows import diagonal
 from .walk import Walk
 
 
@@ -96,6 +99,29 @@ class Loha(Kind):
             return (_matrix({**p, **cut}, 1) * _matrix({**p, **cut}, 2)).square().sum()
 
         return total(part(rows) for rows in blocks(count, math.prod(shape[1:]))) * (scale**2 * shape[0] / count)
+
+    def peft_config(self, members: Sequence[Parts], alpha: float) -> dict[str, Any]:
+        return {
+            "alpha": alpha,
+            "use_effective_conv2d": any("hada_t1" in p for p in members),
+            "module_dropout": 0.0,
+            "rank_dropout": 0.0,
+        }
+
+    def stacked(
+        self, members: Sequence[Member | None], rows: Sequence[int]
+    ) -> tuple[dict[str, torch.Tensor], float | None] | None:
+        """Both w_a on a diagonal, the ranks add up."""
+        present = [member for member in members if member is not None]
+        if not rows or any("hada_t1" in p for p, _ in present):
+            return None
+        scale = self.scale(*present[0])
+        parts = [None if member is None else self.at_scale(member, scale) for member in members]
+        kept = [p for p in parts if p is not None]
+        out = {name: torch.cat([p[name] for p in kept]) for name in ("hada_w1_b", "hada_w2_b")}
+        for name in ("hada_w1_a", "hada_w2_a"):
+            out[name] = diagonal([None if p is None else p[name] for p in parts], rows, kept[0][name].dtype)
+        return {**out, **stacked_beside(members, rows)}, scale * self.rank(out)
 
     def ends(self, p: Parts) -> tuple[tuple[str, ...], ...]:
         return (("hada_w1_b", "hada_w1_a"),)

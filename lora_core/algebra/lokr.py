@@ -18,8 +18,8 @@ class Lokr(Kind):
     In Tucker form lokr_w2_a is (rank, c), lokr_w2_b (rank, d) and lokr_t2 (rank, rank, *kernel). w2 (or w2_b) starts at zero: no effect before step 1.
     """
 
-    name, title, algorithm = "lokr", "LoKr", "lokr"
-    stores_flat = True
+    name, title, algorithm, peft = "lokr", "LoKr", "lokr", "LOKR"
+    stores_flat, core_unread = True, True
     signs = frozenset({"lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"})
     parts = (
         Part("lokr_w1", optional=True, up=True),
@@ -43,6 +43,15 @@ class Lokr(Kind):
     def by_rows(self, p: Parts) -> bool:
         return False
 
+    def spans(self, p: Parts) -> dict[str, int]:
+        """A row of the first factor stands for as many outputs as the second factor has rows."""
+        second = len(p["lokr_w2"]) if "lokr_w2" in p else p["lokr_w2_a"].shape["lokr_t2" in p]
+        return {"lokr_w1" if "lokr_w1" in p else "lokr_w1_a": second, **dict.fromkeys(self.row_parts(p), 1)}
+
+    def variant(self, p: Parts) -> str:
+        plain = MAGNITUDES.name not in p and {"lokr_w1", "lokr_w2"} <= p.keys()
+        return f"{self.name}_full" if plain else super().variant(p)
+
     def settled(self, p: Parts, alpha: float | None) -> tuple[Parts, float | None]:
         return p, alpha if self.rank(p) else None  # every program ignores alpha where both factors are full
 
@@ -64,6 +73,20 @@ class Lokr(Kind):
         else:
             two = squared_norm(p["lokr_w2_a"], p["lokr_w2_b"])
         return one * two * scale**2
+
+    def kronecker(self, p: Parts) -> tuple[torch.Tensor, torch.Tensor]:
+        return kronecker_factors(p)
+
+    def core_numbers(self, p: Parts) -> int:
+        if "lokr_t2" not in p:
+            return 0
+        return math.prod((p["lokr_w2_a"].shape[1], p["lokr_w2_b"].shape[1], *p["lokr_t2"].shape[2:]))
+
+    def without_core(self, p: Parts, alpha: float | None) -> tuple[dict[str, torch.Tensor], float | None]:
+        """The second factor multiplied out, the scale inside, for a LoKr of two full factors has none."""
+        _, two = kronecker_factors({name: value.float() for name, value in p.items()})
+        rest = {name: value for name, value in p.items() if name not in ("lokr_t2", "lokr_w2_a", "lokr_w2_b")}
+        return {**rest, "lokr_w2": two * self.scale(p, alpha)}, None
 
     def ends(self, p: Parts) -> tuple[tuple[str, ...], ...]:
         return (

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from .joint import Joint, joint_conv, joint_linear
-from .kind import BIAS_PART, MAGNITUDES, Acting, Kind, Part, Parts, Shape, kaiming
+from .kind import BIAS_PART, MAGNITUDES, Acting, Kind, Member, Part, Parts, Shape, kaiming, stacked_beside
 from .products import squared_norm, squared_norm_of_core
+from .rows import diagonal, owned_columns
 from .walk import CONVS, Walk
 
 
 class Lora(Kind):
     """down (rank, in) or (rank, in, *kernel); up (out, rank) or (out, rank, 1, ...), zero at the start. mid (rank, rank, *kernel) in Tucker form."""
 
-    name, title, peft = "lora", "LoRA", "LORA"
+    name, title, paired, peft = "lora", "LoRA", True, "LORA"
     signs = frozenset({"down", "up"})
     parts: tuple[Part, ...] = (
         Part("down", "lora_down", "lora_down.weight", rank_axis=0),
@@ -55,6 +58,54 @@ class Lora(Kind):
             return None
         plain = untuckered(p)
         return plain["up"].flatten(1), plain["down"].flatten(1)
+
+    def core_numbers(self, p: Parts) -> int:
+        return p["mid"].shape[0] * math.prod((p["down"].shape[1], *p["mid"].shape[2:])) if "mid" in p else 0
+
+    def without_core(self, p: Parts, alpha: float | None) -> tuple[dict[str, torch.Tensor], float | None]:
+        return dict(untuckered(p)), alpha
+
+    def peft_config(self, members: Sequence[Parts], alpha: float) -> dict[str, Any]:
+        return {
+            "lora_alpha": alpha,
+            "use_rslora": False,
+            "use_dora": any(MAGNITUDES.name in p for p in members),
+            "bias": "none",
+            "fan_in_fan_out": False,
+            "lora_dropout": 0.0,
+        }
+
+    def cut(self, p: Parts, counts: Mapping[str, Sequence[int]]) -> list[dict[str, torch.Tensor] | None]:
+        """Where `up` is block-diagonal each share has the columns of its own, else every share all of `down`."""
+        pieces = [piece for piece in super().cut(p, counts) if piece is not None]
+        columns = owned_columns([piece["up"].flatten(1) for piece in pieces], self.rank(p))
+        # with these a share without weights still says something about its outputs
+        told = MAGNITUDES.name in p or BIAS_PART.name in p
+        if columns is None:
+            every = told or not p["up"].any()
+            return [piece if every or piece["up"].any() else None for piece in pieces]
+        return [_of_columns(piece, chosen, told) for piece, chosen in zip(pieces, columns, strict=True)]
+
+    def stacked(
+        self, members: Sequence[Member | None], rows: Sequence[int]
+    ) -> tuple[dict[str, torch.Tensor], float | None] | None:
+        """Their `up` on a diagonal, the ranks add up; where all have the same `down`, once that."""
+        if not rows:
+            return None
+        present = [member for member in members if member is not None]
+        (first, alpha), scales = present[0], {self.scale(*member) for member in present}
+        beside = stacked_beside(members, rows)
+        if len(scales) == 1 and all(torch.equal(p["down"], first["down"]) for p, _ in present):
+            tail, dtype = first["up"].shape[1:], first["up"].dtype
+            ups = [torch.zeros(n, *tail, dtype=dtype) if m is None else m[0]["up"] for m, n in zip(members, rows)]
+            return {"down": first["down"], "up": torch.cat(ups), **beside}, alpha
+        scale = scales.pop() if len(scales) == 1 else 1.0
+        parts = [None if member is None else self.at_scale(member, scale) for member in members]
+        kept = [p for p in parts if p is not None]
+        dtype = torch.result_type(kept[0]["up"], kept[-1]["up"])
+        up = diagonal([None if p is None else p["up"] for p in parts], rows, dtype)
+        down = torch.cat([p["down"].to(dtype) for p in kept])
+        return {"down": down, "up": up, **beside}, scale * len(down)
 
     def ends(self, p: Parts) -> tuple[tuple[str, ...], ...]:
         return (("down", "up"),)
@@ -102,6 +153,15 @@ class Lora(Kind):
 
 
 KIND = Lora()
+
+
+def _of_columns(piece: Parts, chosen: range, told: bool) -> dict[str, torch.Tensor] | None:
+    """A share with some columns of its `up`; without any None, or where it is `told` all the same, one of zeros."""
+    down, up = piece["down"], piece["up"]
+    if len(chosen):
+        columns = slice(chosen.start, chosen.stop)
+        return {**piece, "down": down[columns].clone(), "up": up[:, columns].clone()}
+    return {**piece, "down": torch.zeros_like(down[:1]), "up": torch.zeros_like(up[:, :1])} if told else None
 
 
 def untuckered(p: Parts) -> Parts:

@@ -57,9 +57,6 @@ class Rotating(Kind):
         norm = float(skew_norm(p["oft_blocks"].float()))
         return ({**p, "oft_blocks": p["oft_blocks"].float() * (limit / norm)} if 0 < limit < norm else p), None
 
-    def remark(self, p: Parts) -> str:
-        return "note.oft" if "rescale" in p and self.name == "oft" else ""
-
     def delta(
         self, p: Parts, scale: float, weight: tuple[int, ...] = (), base: torch.Tensor | None = None
     ) -> torch.Tensor:
@@ -102,6 +99,9 @@ class Oft(Rotating):
 
     def signed(self, p: Parts) -> bool:
         return "oft_blocks" in p and p["oft_blocks"].ndim == 3
+
+    def remark(self, p: Parts) -> str:
+        return "note.oft" if "rescale" in p else ""
 
     def problem(self, p: Parts) -> str:
         return "" if p["oft_blocks"].shape[-1] == p["oft_blocks"].shape[-2] else "problem.oft.not_square"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..data.latents import Encoder
+from ..data.encoder import Encoder
 from .base import Backend, EncodesBeside, EncodesSpread, ShowsControls, ShowsFirstFrames, TakesWired, showing_of
 
 

@@ -114,7 +114,12 @@ class Results:
         self.rows = rows_in(folder)
 
     def has(self, trial: Trial) -> bool:
-        return any(row.get("digest") == trial.digest for row in self.rows)
+        return bool(self._row(trial))
+
+    def _row(self, trial: Trial) -> dict[str, Any]:
+        """What is kept of a trial; empty where it is not finished."""
+        digest = trial.digest
+        return next((row for row in self.rows if row.get("digest") == digest), {})
 
     def borrow(self, trials: Sequence[Trial], ruler: str) -> int:
         """Takes over what comparisons beside this one measured of the same trials by the same ruler; how many that were."""
@@ -149,7 +154,7 @@ class Results:
 
     def drawn(self, trial: Trial) -> Drawn:
         """(prompt, picture) of what a finished trial drew last, as far as the pictures are there."""
-        return drawn_in(self.folder, next((row for row in self.rows if row.get("digest") == trial.digest), {}))
+        return drawn_in(self.folder, self._row(trial))
 
     def of(self, variant: str, digests: Sequence[str]) -> list[dict[str, float]]:
         """The measures of a variant's trials of this comparison."""

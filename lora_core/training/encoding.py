@@ -11,7 +11,8 @@ from ..backends.encoder import encoder_of
 from ..config import TrainConfig
 from ..data.batches import Batches, Feed
 from ..data.dataset import Dataset
-from ..data.latents import Encoder, LatentCache
+from ..data.encoder import Encoder
+from ..data.latents import LatentCache
 from ..data.lengths import WINDOW
 from ..data.shown import Shown
 from ..data.store import Disk, Memory, open_store

@@ -14,7 +14,7 @@ import torch
 
 from ..config.slider import lines_of
 from ..data.batches import Batch
-from ..data.latents import Encoder
+from ..data.encoder import Encoder
 from ..data.shown import Showing
 from ..losses import mean
 from ..objectives import Objective

@@ -43,7 +43,7 @@ def of_start(
     label: str, backend: Backend, start: Start, embeddings: Mapping[str, Mapping[str, torch.Tensor]] | None = None
 ) -> Worn:
     """A LoRA given layer by layer, as `convert.starting_point` gives it, and embeddings: word -> vectors (n, width) by text encoder."""
-    kinds = {kind_of(name, given).name for name, given in start.items()} or {"lora"}
+    kinds = {kind_of(name, given).name for name, given in start.items()}
     if len(kinds) > 1:
         raise LoomError("lora.mixed", label=label, kinds=sorted(kinds), approximate=Setting("approximate"))
     tokens = TokenSet(_token(word, vectors, backend) for word, vectors in (embeddings or {}).items())

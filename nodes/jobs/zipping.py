@@ -57,7 +57,7 @@ def _denoiser(lora: Lora, family: str) -> dict[str, Factors]:
     ).modules.items():
         if name.startswith(("lora_te", "text_encoders.")):
             continue
-        if module.kind != "lora" or {"dora", "diff_b"} & module.parts.keys():
+        if not module.is_plain or "diff_b" in module.parts:
             raise FormatError("zip.not_plain", name=name, kind=module.kind, way=as_lora(module))
         parts = folded(plain(module)).parts
         out[name] = parts["down"].float(), parts["up"].float()

@@ -20,34 +20,38 @@ from ....lora_core.config import ObjectiveConfig
 from ....lora_core.messages.errors import LoomError
 from ....lora_core.objectives import DiscreteLevels, FlowLevels, NoiseLevels, Objective, widest
 
-# Classes of the host's samplings, the most special ones first, and what their networks answer; empty: not to be
-# trained.
+_UNKNOWN = "model.sampling_type"
+# Classes of the host's samplings, the most special ones first, what their networks answer, and where they are not to be
+# trained the code of the sentence that says why. V_PREDICTION_DDPM is CogVideoX's: it is given pictures with noise as
+# they are, on a scale that only VOID_DDIM keeps to.
 _PREDICTIONS = (
-    ("IMG_TO_IMG", ""),
-    ("IMG_TO_IMG_FLOW", ""),
-    ("V_PREDICTION_DDPM", ""),
-    ("X0", "x0"),
-    ("EDM", "v"),
-    ("V_PREDICTION", "v"),
-    ("COSMOS_RFLOW", "flow"),
-    ("CONST", "flow"),
-    ("EPS", "epsilon"),
+    ("IMG_TO_IMG", "", _UNKNOWN),
+    ("IMG_TO_IMG_FLOW", "", _UNKNOWN),
+    ("V_PREDICTION_DDPM", "", "model.void_sampling"),
+    ("X0", "x0", ""),
+    ("EDM", "v", ""),
+    ("V_PREDICTION", "v", ""),
+    ("COSMOS_RFLOW", "flow", ""),
+    ("CONST", "flow", ""),
+    ("EPS", "epsilon", ""),
 )
 
 
 def kind_of(sampling: Any) -> str:
     """epsilon, v, flow or x0. Raises LoomError for models that do not denoise."""
-    for name, kind in _PREDICTIONS:
+    kind, refusal = _row(sampling)
+    if refusal:
+        raise LoomError(refusal, field="model", type=type(sampling).__mro__[1].__name__)
+    return kind
+
+
+def _row(sampling: Any) -> tuple[str, str]:
+    """What the table says of it: (what the network answers, the code of a refusal)."""
+    for name, kind, refusal in _PREDICTIONS:
         base = getattr(ms, name, None)
         if base is not None and isinstance(sampling, base):
-            if kind:
-                return kind
-            if (
-                name == "V_PREDICTION_DDPM"
-            ):  # CogVideoX: it is given pictures with noise as they are, on a scale that only VOID_DDIM keeps to
-                raise LoomError("model.void_sampling", field="model")
-            break
-    raise LoomError("model.sampling_type", field="model", type=type(sampling).__mro__[1].__name__)
+            return kind, refusal
+    return "", _UNKNOWN
 
 
 @dataclasses.dataclass(frozen=True)

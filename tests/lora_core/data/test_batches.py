@@ -4,8 +4,9 @@ import pytest
 import torch
 from lora_loom.lora_core.config import parse
 from lora_loom.lora_core.data.batches import Batches
+from lora_loom.lora_core.data.encoder import Encoder
 from lora_loom.lora_core.data.folder import scan
-from lora_loom.lora_core.data.latents import Encoder, LatentCache
+from lora_loom.lora_core.data.latents import LatentCache
 from lora_loom.lora_core.messages.errors import LoomError
 from PIL import Image
 

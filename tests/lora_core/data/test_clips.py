@@ -12,8 +12,9 @@ from film_files import STEP, av, frame, rising, write_film, write_frames, write_
 from lora_loom.lora_core.config import DataConfig, parse
 from lora_loom.lora_core.data.batches import Batches
 from lora_loom.lora_core.data.clips import clips_of, lengths, mask_on_latent, require_lengths
+from lora_loom.lora_core.data.encoder import Encoder
 from lora_loom.lora_core.data.folder import scan
-from lora_loom.lora_core.data.latents import Encoder, LatentCache
+from lora_loom.lora_core.data.latents import LatentCache
 from lora_loom.lora_core.data.shown import OfFrames, Showing
 from lora_loom.lora_core.data.store import Disk
 from lora_loom.lora_core.messages.errors import LoomError
@@ -234,12 +235,12 @@ def test_one_clip_is_in_memory_at_a_time(tmp_path, monkeypatch):
     """However many clips there are, the pixels of one are alive while another is decoded."""
     import weakref
 
-    from lora_loom.lora_core.data import latents
+    from lora_loom.lora_core.data import clip_latents
 
     for n in range(6):
         write_gif(tmp_path / f"{n}.gif", rising(20 + n))
     alive: list[weakref.ref] = []
-    decode, most = latents.pixels_of, []
+    decode, most = clip_latents.pixels_of, []
 
     def noted(*args):
         most.append(sum(ref() is not None for ref in alive))
@@ -247,7 +248,7 @@ def test_one_clip_is_in_memory_at_a_time(tmp_path, monkeypatch):
         alive.append(weakref.ref(pixels))
         return pixels
 
-    monkeypatch.setattr(latents, "pixels_of", noted)
+    monkeypatch.setattr(clip_latents, "pixels_of", noted)
     cached(scan(settings(tmp_path, "9", clips="all")))
     assert len(most) == 12
     assert max(most) == 0

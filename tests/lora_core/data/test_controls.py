@@ -9,8 +9,9 @@ import torch
 from lora_loom.lora_core.config import DataConfig, TrainConfig, as_dict, from_values
 from lora_loom.lora_core.data.batches import Batches
 from lora_loom.lora_core.data.buckets import fits
+from lora_loom.lora_core.data.encoder import Encoder
 from lora_loom.lora_core.data.folder import open_sets, scan, scans_of
-from lora_loom.lora_core.data.latents import Encoder, LatentCache, View
+from lora_loom.lora_core.data.latents import LatentCache, View
 from lora_loom.lora_core.data.shown import Showing, control_fit
 from lora_loom.lora_core.data.store import Disk, Memory
 from lora_loom.lora_core.messages.errors import LoomError

@@ -226,7 +226,8 @@ opened = []
 sys.addaudithook(lambda event, args: opened.append(os.path.realpath(args[0])) if event == "open" and isinstance(args[0], (str, bytes, os.PathLike)) else None)
 from lora_loom.lora_core.config import DataConfig
 from lora_loom.lora_core.data.folder import scan
-from lora_loom.lora_core.data.latents import Encoder, LatentCache
+from lora_loom.lora_core.data.encoder import Encoder
+from lora_loom.lora_core.data.latents import LatentCache
 folder = sys.argv[1]
 config = DataConfig(folder=folder, resolution=32, bucket_step_px=8, masks="file")
 scan(config)
@@ -285,7 +286,8 @@ import sys
 from lora_loom.lora_core.config import parse
 from lora_loom.lora_core.data.batches import Batches
 from lora_loom.lora_core.data.folder import open_sets
-from lora_loom.lora_core.data.latents import Encoder, LatentCache
+from lora_loom.lora_core.data.encoder import Encoder
+from lora_loom.lora_core.data.latents import LatentCache
 data = {"folder": sys.argv[1], "resolution": 32, "bucket_step_px": 8, "flip": True, "shuffle_tags": True, "tag_dropout": 0.2}
 config = parse({"batch_size": 2, "data": data})
 batches = Batches(LatentCache(open_sets(config), Encoder(lambda p: p.permute(0, 3, 1, 2)), lambda n, of: None), config, "cpu")

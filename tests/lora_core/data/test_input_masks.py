@@ -5,9 +5,10 @@ import pytest
 import torch
 from lora_loom.lora_core.config import DataConfig, TrainConfig
 from lora_loom.lora_core.data.batches import Batches
+from lora_loom.lora_core.data.encoder import Encoder
 from lora_loom.lora_core.data.folder import scan
 from lora_loom.lora_core.data.input_masks import drawn
-from lora_loom.lora_core.data.latents import Encoder, LatentCache, View
+from lora_loom.lora_core.data.latents import LatentCache, View
 from lora_loom.lora_core.data.shown import Showing
 from lora_loom.lora_core.data.store import Memory
 from lora_loom.lora_core.messages.errors import LoomError

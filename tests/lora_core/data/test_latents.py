@@ -8,8 +8,9 @@ import torch
 from lora_loom.lora_core.config import DataConfig, TrainConfig
 from lora_loom.lora_core.data.batches import Batches
 from lora_loom.lora_core.data.dataset import joined
+from lora_loom.lora_core.data.encoder import Encoder
 from lora_loom.lora_core.data.folder import scan
-from lora_loom.lora_core.data.latents import Encoder, LatentCache, View, ahead
+from lora_loom.lora_core.data.latents import LatentCache, View, ahead
 from lora_loom.lora_core.data.store import Disk
 from lora_loom.lora_core.messages.errors import LoomError
 from PIL import Image

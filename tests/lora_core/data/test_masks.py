@@ -3,8 +3,9 @@ import pytest
 import torch
 from lora_loom.lora_core.config import DataConfig
 from lora_loom.lora_core.data.batches import Batch, Batches
+from lora_loom.lora_core.data.encoder import Encoder
 from lora_loom.lora_core.data.folder import scan
-from lora_loom.lora_core.data.latents import Encoder, LatentCache, View
+from lora_loom.lora_core.data.latents import LatentCache, View
 from lora_loom.lora_core.messages.errors import LoomError
 from lora_loom.lora_core.messages.message import Message
 from lora_loom.lora_core.objectives import DiscreteLevels, Objective

@@ -3,8 +3,9 @@ import io
 import pytest
 import torch
 from lora_loom.lora_core.config import DataConfig, parse
+from lora_loom.lora_core.data.encoder import Encoder
 from lora_loom.lora_core.data.folder import scan
-from lora_loom.lora_core.data.latents import Encoder, LatentCache, View
+from lora_loom.lora_core.data.latents import LatentCache, View
 from lora_loom.lora_core.data.sources import brought_in, from_images, from_latents
 from lora_loom.lora_core.messages.errors import LoomError
 from PIL import Image

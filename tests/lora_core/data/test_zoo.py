@@ -8,8 +8,9 @@ import zlib
 import numpy as np
 import pytest
 from lora_loom.lora_core.config import DataConfig
+from lora_loom.lora_core.data.encoder import Encoder
 from lora_loom.lora_core.data.folder import scan
-from lora_loom.lora_core.data.latents import Encoder, LatentCache
+from lora_loom.lora_core.data.latents import LatentCache
 from lora_loom.lora_core.messages.message import Message
 from lora_loom.lora_core.pictures.reading import open_rgb
 from PIL import Image
