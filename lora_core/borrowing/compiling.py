@@ -13,6 +13,7 @@ from torch import nn
 
 from ..compat import compile_errors, compiled, forget_compiled
 from ..messages.blame import first_line
+from ..messages.message import Message
 from .guards import private
 from .layers import Forward
 
@@ -28,7 +29,7 @@ class Compiler:
     """`failure`: why nothing is compiled any more; empty as long as all goes well."""
 
     def __init__(self) -> None:
-        self.failure = ""
+        self.failure: Message | str = ""
 
     def forward(self, block: nn.Module, pure: bool) -> Forward:
         """The block's forward as a graph in training; by itself where nothing is differentiated, and from the first failure on."""
