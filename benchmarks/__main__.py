@@ -139,11 +139,11 @@ def counts(found: dict[str, Any]) -> str:
         "waits": "values waited for",
         "calls": "calls of Python",
     }
-    rows = [
-        [r["model"], title, *(f"{r[way][part]:,}" if part in r[way] else "-" for way in titles if way in r)]
-        for r in found["rows"]
-        for part, title in parts.items()
-    ]
+    rows = []
+    for r in found["rows"]:
+        ways = [r[way] for way in titles if way in r]
+        for part, title in parts.items():
+            rows.append([r["model"], title, *(f"{way[part]:,}" if part in way else "-" for way in ways)])
     return table(["model", "what", *titles.values()], rows)
 
 

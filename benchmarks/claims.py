@@ -299,7 +299,8 @@ def made(found: dict[str, Any]) -> str:
     rows = [measures for variants in found["sweeps"].values() for measures in variants.values()]
     spent = {digest: m[MINUTES][seed] for m in rows for seed, digest in m[DIGEST].items() if seed in m[MINUTES]}
     fewest, most = (of(len(m[DIGEST]) for m in rows) for of in (min, max))
-    seeds = f"{most} {'seed' if most == 1 else 'seeds'}" if fewest == most else f"{fewest} to {most} seeds"
+    count = f"{most}" if fewest == most else f"{fewest} to {most}"
+    seeds = "1 seed" if count == "1" else f"{count} seeds"
     hours = f"{len(spent)} trainings, {sum(spent.values()) / 60:.1f} hours of one thread beside other work"
     where = f"{found['date']}, {found['hardware']}, torch {found['torch']}; {hours}."
     return f"So far {seeds} a variant: the command adds what is missing. {where}{not_trained(found)}"

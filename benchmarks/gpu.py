@@ -258,8 +258,8 @@ def host_model(case: Case, changes: dict[str, Any]) -> Any:
         model = config.get_model({}, "", device=torch.device(case.device))
         for key, p in model.diffusion_model.named_parameters():
             plain = torch.empty(p.shape, dtype=case.torch_dtype, device=p.device)
-            ends = key.endswith(("weight", "scale"))
-            p.copy_(plain.normal_(std=0.02) if p.ndim > 1 else plain.fill_(1.0 if ends else 0.0))  # norms
+            of_norms = 1.0 if key.endswith(("weight", "scale")) else 0.0
+            p.copy_(plain.normal_(std=0.02) if p.ndim > 1 else plain.fill_(of_norms))
         return model
 
 
@@ -470,7 +470,8 @@ def pack(folder: Path, has: list[str], python: str, platform: str) -> None:
     words = [line.partition("#")[0].strip() for line in listed]
     wanted = [*NEEDED, *(w for w in words if w and not w.startswith(PAGES))]
     names = {w: w.partition(">")[0].partition("=")[0].partition("~")[0].strip().lower() for w in wanted}
-    chosen = [w for w in wanted if names[w] not in {one.lower() for one in has}]
+    present = {name.lower() for name in has}
+    chosen = [w for w in wanted if names[w] not in present]
     kind = [*(["--python-version", python] if python else []), *(["--platform", platform] if platform else [])]
     command = [
         sys.executable,

@@ -398,7 +398,10 @@ def parts(stats: pstats.Stats) -> dict[str, float]:
     spent: Counter[str] = Counter()
 
     def part(file: str) -> str:
-        return next(name for name, marks in PARTS if any(mark in file for mark in marks))
+        def has_one_of(marks: tuple[str, ...]) -> bool:
+            return any(mark in file for mark in marks)
+
+        return next(name for name, marks in PARTS if has_one_of(marks))
 
     for (file, _, _), (_, _, own, _, callers) in stats.stats.items():  # type: ignore[attr-defined]
         if file != "~":

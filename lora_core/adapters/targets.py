@@ -97,10 +97,10 @@ def choose_text_targets(
         ) from error
     if KINDS[algorithm].trains == NORMS:
         raise LoomError("text_encoder.norms", field="text_encoder.train", algorithm=algorithm)
-    patterns = [_TEXT_ATTENTION] + [_TEXT_MLP] * (config.targets != "attention")
+    pattern = _TEXT_ATTENTION if config.targets == "attention" else f"{_TEXT_ATTENTION}|{_TEXT_MLP}"
     able = [p for p, layer in layers.items() if carries(layer, KINDS[algorithm])]
     inside = [p for p in able if encoders.search(p.split(".", 1)[0]) and "text_projection" not in p]
-    chosen = [p for p in inside if any(re.search(pattern, p) for pattern in patterns)]
+    chosen = [p for p in inside if re.search(pattern, p)]
     if not chosen:
         names = sorted({p.split(".", 1)[0] for p in layers})
         if not names:

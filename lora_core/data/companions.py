@@ -76,13 +76,17 @@ class Companions:
 
     def astray(self) -> set[Path]:
         """Pictures without a namesake in a folder of conditions, where others of that folder have one."""
-        folders: dict[Path, list[tuple[Path, bool]]] = {}
+        ownerless: dict[Path, list[Path]] = {}
+        used: set[Path] = set()  # folders with a picture that has a namesake
         for path in self._pictures:
             folder = next((f for f in path.parents if self._root in f.parents and _is_for(f, CONDITION_FOLDERS)), None)
-            if folder is not None:
-                folders.setdefault(folder, []).append((path, self._owner(path, CONDITION_FOLDERS) is not None))
-        used = [inside for inside in folders.values() if any(owned for _, owned in inside)]
-        return {path for inside in used for path, owned in inside if not owned}
+            if folder is None:
+                continue
+            if self._owner(path, CONDITION_FOLDERS) is None:
+                ownerless.setdefault(folder, []).append(path)
+            else:
+                used.add(folder)
+        return {path for folder in used for path in ownerless.get(folder, ())}
 
     def _conditioned(self, path: Path) -> Path | None:
         """The picture that `path` is a condition of by its name or folder."""

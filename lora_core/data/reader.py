@@ -214,7 +214,8 @@ class Reader:
         """Codes for what captions hold that is written for other programs."""
         understood = {"data.wildcards_off": self.config.wildcards, "data.placeholder": bool(self.config.trigger)}
         patterns = {code: pattern for code, pattern in SPEECH.items() if not understood.get(code)}
-        return [code for code, pattern in patterns.items() if any(pattern.search(c.text) for c in captions)]
+        texts = [caption.text for caption in captions]
+        return [code for code, pattern in patterns.items() if any(map(pattern.search, texts))]
 
     def _captions(self, path: Path, seen: Seen) -> tuple[Path | None, tuple[Caption, ...]]:
         """(the caption file that is read, captions); None where they come from elsewhere."""

@@ -73,4 +73,8 @@ def _places(values: Any, count: int) -> list[int]:
 
 def _pairs(values: Any, words: list[str]) -> list[list[str]]:
     pairs = values if isinstance(values, list) else []
-    return [list(pair) for pair in pairs if isinstance(pair, list) and len(pair) == 2 and all(w in words for w in pair)]
+    return [list(pair) for pair in pairs if _is_pair(pair, words)]
+
+
+def _is_pair(value: Any, words: list[str]) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(word in words for word in value)

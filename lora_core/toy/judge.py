@@ -167,9 +167,10 @@ def named_rightly(scenes: Sequence[Scene], found: Sequence[Scene], with_change: 
 
 def share_by_change(scenes: Sequence[Scene], right: Sequence[bool]) -> dict[str, float]:
     """Share of pictures that are right, for each kind of change."""
-    kinds = sorted({s.change.split(" ")[0] or "plain" for s in scenes})
-    hits = {k: [r for s, r in zip(scenes, right) if (s.change.split(" ")[0] or "plain") == k] for k in kinds}
-    return {k: float(np.mean(v)) for k, v in hits.items()}
+    hits: dict[str, list[bool]] = {}
+    for scene, is_right in zip(scenes, right):
+        hits.setdefault(scene.change.split(" ")[0] or "plain", []).append(is_right)
+    return {kind: float(np.mean(hits[kind])) for kind in sorted(hits)}
 
 
 # ---- the report ------------------------------------------------------------------------------------------------------

@@ -180,7 +180,8 @@ def require_concepts(config: TrainConfig, dataset: Dataset, tokens: TokenSet) ->
 
 def words_of(pictures: Sequence[Picture], tokens: TokenSet) -> list[str]:
     """The words of the concepts that these pictures show, in their order."""
-    return [word for word in dict.fromkeys(word_of(picture, tokens) for picture in pictures) if word]
+    words = dict.fromkeys(word_of(picture, tokens) for picture in pictures)
+    return [word for word in words if word]
 
 
 def word_of(picture: Picture, tokens: TokenSet) -> str:

@@ -201,7 +201,10 @@ class ForgeBackend(WebUIBackend):
         if self.family == "flux1" and any(text["crossattn"].shape[1] != longest for text in texts):
             return None
         joined = {"crossattn": torch.cat([lengthened(text["crossattn"], longest) for text in texts])}
-        return joined | {name: torch.cat([text[name] for text in texts]) for name in texts[0] if name != "crossattn"}
+        for name in texts[0]:
+            if name != "crossattn":
+                joined[name] = torch.cat([text[name] for text in texts])
+        return joined
 
     def ask(
         self, x_t: torch.Tensor, sigma: torch.Tensor, texts: Encoded, fits: Sequence[Fit], beside: torch.Tensor | None
