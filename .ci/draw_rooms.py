@@ -110,13 +110,13 @@ def ordered(rows: list[list[Spot]], links: Links, pinned: int) -> list[list[Spot
     return best
 
 
-def spread(row: list[Spot], wanted: list[float]) -> list[float]:
+def spread(row: list[Spot], ideal: list[float]) -> list[float]:
     """The centres nearest to those wanted, in least squares, at which no two spots of a row overlap."""
     offsets = [0.0]
     for a, b in pairwise(row):
         offsets.append(offsets[-1] + (a.width_px + b.width_px) / 2 + GAP_PX)
     pools: list[list[float]] = []
-    for want, offset in zip(wanted, offsets):
+    for want, offset in zip(ideal, offsets):
         pools.append([want - offset])
         while len(pools) > 1 and mean(pools[-2]) > mean(pools[-1]):
             pools[-2:] = [pools[-2] + pools[-1]]

@@ -403,11 +403,11 @@ def parts(stats: pstats.Stats) -> dict[str, float]:
 
         return next(name for name, marks in PARTS if has_one_of(marks))
 
-    for (file, _, _), (_, _, own, _, callers) in stats.stats.items():  # type: ignore[attr-defined]
+    for (file, _, _), (_, _, seconds, _, callers) in stats.stats.items():  # type: ignore[attr-defined]
         if file != "~":
-            spent[part(file)] += own
-        for (caller, _, _), (_, _, own_there, _) in callers.items() if file == "~" else ():
-            spent[part(caller)] += own_there
+            spent[part(file)] += seconds
+        for (caller, _, _), (_, _, seconds_there, _) in callers.items() if file == "~" else ():
+            spent[part(caller)] += seconds_there
     whole = sum(spent.values())
     return {name: round(spent[name] / whole, 3) for name, _ in PARTS}
 

@@ -50,11 +50,11 @@ def shared(engine: Any) -> None:
     attentions = [m for m in engine._network.modules() if hasattr(m, "to_q") and hasattr(m, "to_k")]
     trained: list[Any] = []
     for attention in attentions:
-        own = (
+        alike = (
             attention.to_q.in_features == attention.to_k.in_features
             and attention.cross_attention_dim == attention.to_q.in_features
         )
-        groups = [("to_q", "to_k", "to_v")] if own else [("to_q",), ("to_k", "to_v")]
+        groups = [("to_q", "to_k", "to_v")] if alike else [("to_q",), ("to_k", "to_v")]
         for group in groups:
             layers = [getattr(attention, name) for name in group]
             downs = [torch.nn.Parameter(torch.randn(16, layer.in_features) / 16) for layer in layers]
