@@ -99,8 +99,8 @@ def quantised(weight: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> 
     is not rounded anew.
     """
     sizes = weight.abs().flatten(1).amax(1) if scale.numel() > 1 else weight.abs().max()
-    wanted = torch.maximum(scale.float().flatten(), sizes.flatten() / _LARGEST[dtype])
-    new = wanted.reshape(scale.shape).to(scale.dtype)
+    needed = torch.maximum(scale.float().flatten(), sizes.flatten() / _LARGEST[dtype])
+    new = needed.reshape(scale.shape).to(scale.dtype)
     divided = weight / _spread(new.float(), weight)
     return divided.clamp(-_LARGEST[dtype], _LARGEST[dtype]).to(dtype), new
 

@@ -80,7 +80,7 @@ class CheckDataset(io.ComfyNode):
                 job = dataclasses.replace(job_of(backend, config, sets.opened()), listener=live)
                 asked = config.objective
                 described = backend.base_model(asked)
-                base = ["", described.told(), *described.warnings(asked)]
+                base = ["", described.message(), *described.warnings(asked)]
                 _, measured = verdict(config, *dry_run(job), config.steps)
                 live.on_note(measured)  # in place of what it did last
             pictures = job.dataset

@@ -48,12 +48,12 @@ class Layer:
     """One weight of a checkpoint: whose (denoiser component or text encoder), its row in the table, and the key it is stored under."""
 
     owner: str
-    found: Found
+    entry: Found
     key: str
 
     def names(self) -> list[str]:
         """Canonical names of the layer, several for a fused one."""
-        return [f"{self.owner}.{self.found.diffusers(row)}" for row in self.found.rows]
+        return [f"{self.owner}.{self.entry.diffusers(row)}" for row in self.entry.rows]
 
 
 @contextmanager
@@ -289,11 +289,11 @@ def _by_key(lora: Lora, layers: Mapping[str, Layer]) -> dict[str, Module]:
         present = [m for m in parts if m is not None]
         if not present:
             continue
-        row = layer.found.rows[0]
+        row = layer.entry.rows[0]
         if any(m.algebra is None for m in present):
             raise FormatError("bake.unbakeable", layer=layer.names()[0], parts=present[0].parts)
         try:
-            module = fuse.native(row, parts) if layer.found.native else present[0]
+            module = fuse.native(row, parts) if layer.entry.native else present[0]
         except FormatError as error:
             raise FormatError("error.about", about=key, error=error) from error
         if module.changes_weight:
@@ -331,8 +331,8 @@ def extract(
         family = family_of(old_layout)
         if family_of(new_layout) is not family:
             raise FormatError("extract.other_family", family=family.title, other=family_of(new_layout).title)
-        wanted = [family.component, *(e.name for e in family.encoders if text_encoders)]
-        ours, theirs = (_by_name(layers_of(layout, family), wanted) for layout in (old_layout, new_layout))
+        owners = [family.component, *(e.name for e in family.encoders if text_encoders)]
+        ours, theirs = (_by_name(layers_of(layout, family), owners) for layout in (old_layout, new_layout))
         pairs = list(dict.fromkeys((ours[name], theirs[name]) for name in theirs if name in ours))
         require_unscaled(base.name, old_layout, old_plain, (before.key for before, _ in pairs))
         require_unscaled(tuned.name, new_layout, new_plain, (after.key for _, after in pairs))
@@ -409,8 +409,8 @@ def _changes(before: _Side, after: _Side, least: float) -> Iterator[tuple[Found,
     """(what it is, its change) of a pair of layers: as a whole where both are stored alike, else of each layer they share. Parts whose relative change is
     at most `least` are left out, and layers that have no other.
     """
-    if before.layer.names() == after.layer.names() and before.layer.found.native == after.layer.found.native:
-        pairs = [(after.layer.found, before.values, after.values)]
+    if before.layer.names() == after.layer.names() and before.layer.entry.native == after.layer.entry.native:
+        pairs = [(after.layer.entry, before.values, after.values)]
     else:
         first, second = _apart(before), _apart(after)
         pairs = [
@@ -438,7 +438,7 @@ def _difference(key: str, one: torch.Tensor, two: torch.Tensor) -> tuple[torch.T
 
 def _apart(side: _Side) -> dict[str, tuple[Found, dict[str, torch.Tensor]]]:
     """Diffusers path -> (the single layer, its weight and bias), for one layer of a checkpoint."""
-    layer, out = side.layer.found, {}
+    layer, out = side.layer.entry, {}
     for (path, part), row in zip(unfused(layer, Module("full", side.values)), layer.rows, strict=True):
         if part is not None:
             out[path] = Found((row,), layer.numbers, native=False), dict(part.parts)

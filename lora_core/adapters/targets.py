@@ -57,12 +57,12 @@ def choose_targets(layers: Mapping[str, nn.Module], config: AdapterConfig) -> li
         raise LoomError("adapter.include.needed", field="adapter.include")
     include, exclude = _pattern("include", config.include), _pattern("exclude", config.exclude)
     kind = KINDS[config.algorithm]
-    wanted = PRESETS["conv" if kind.trains == NORMS and config.targets != "regex" else config.targets]
+    preset = PRESETS["conv" if kind.trains == NORMS and config.targets != "regex" else config.targets]
     able = {path: layer for path, layer in layers.items() if carries(layer, kind)}
     chosen = []
     for path, layer in able.items():
         if (
-            wanted(path, len(weight_shape(layer)))
+            preset(path, len(weight_shape(layer)))
             and (not include or include.search(path))
             and not (exclude and exclude.search(path))
         ):

@@ -204,7 +204,7 @@ class BaseModel:
     file: str = ""
     sized: bool = False
 
-    def told(self) -> Message:
+    def message(self) -> Message:
         """All of it in one sentence."""
         decided = self.predicts
         facts = [Message.of("base.fact.prediction", kind=decided.prediction, source=decided.source)]
@@ -259,13 +259,13 @@ class BaseModel:
 
 # ---- what is refused by configs and shapes ---------------------------------------------------------------------------
 
-_SD_KINDS = {
+_SD_BY_CHANNELS = {
     9: ("kind_of_model.inpainting_model", "input.mask_and_the_masked_picture"),
     8: ("kind_of_model.instruct_pix2pix_model", "input.picture_to_edit"),
     7: ("kind_of_model.upscaler", "input.small_picture"),
     5: ("kind_of_model.depth_model", "input.depth_map"),
 }
-_FLUX_KINDS = {
+_FLUX_BY_CHANNELS = {
     384: ("kind_of_model.fill_inpainting_model", "input.mask_and_the_masked_picture"),
     128: ("kind_of_model.control_model_such_as_canny_or_depth", "input.control_picture"),
 }
@@ -313,7 +313,7 @@ def require_plain_file(names: Collection[str], shape_of: Callable[[str], Sequenc
 
 def _kind(channels: int) -> FurtherInput:
     """What a model with so many input channels is, and what it needs."""
-    named = {**_SD_KINDS, **_FLUX_KINDS}
+    named = {**_SD_BY_CHANNELS, **_FLUX_BY_CHANNELS}
     if channels in named:
         return FurtherInput(*named[channels])
     return FurtherInput("kind_of_model.channels", "input.for_channels", count=channels)

@@ -55,7 +55,7 @@ class Companions:
         for endings, kind in ((MASK_ENDINGS, Companion.MASK), (CONDITION_ENDINGS, Companion.CONDITION)):
             for ending in endings:
                 if name.endswith(ending) and (
-                    ending in ALWAYS or self._there(path.with_name(path.stem[: -len(ending)]))
+                    ending in ALWAYS or self._has_picture(path.with_name(path.stem[: -len(ending)]))
                 ):
                     return kind
         for folders, kind in ((MASK_FOLDERS, Companion.MASK), (CONDITION_FOLDERS, Companion.CONDITION)):
@@ -119,7 +119,7 @@ class Companions:
             if _is_for(folder, names):
                 inside = path.with_suffix("").relative_to(folder)
                 for place in self._places(folder, inside):
-                    if self._there(place):
+                    if self._has_picture(place):
                         return self._by_stem[_folded(place)]
         return None
 
@@ -140,7 +140,7 @@ class Companions:
         whole = self._by_stem.get(_folded(path.with_name(number[1])))
         return whole is not None and whole in self._captioned
 
-    def _there(self, stem: Path) -> bool:
+    def _has_picture(self, stem: Path) -> bool:
         return _folded(stem) in self._by_stem
 
 

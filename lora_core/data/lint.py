@@ -142,8 +142,8 @@ def look(dataset: Dataset, length: Callable[[str], TextLength] | None, progress:
     general = [*_general(dataset), *about_set(dataset, _constant(dataset), _borders(dataset, seen, notes))]
     if of_person(dataset) and any(sight.faces is None for sight in seen.values()):
         general.append(Message.of("lint.faces_not_looked_for"))
-    for told in notes.values():
-        told.sort(key=lambda note: GRAVITY.index(severity(note)))
+    for messages in notes.values():
+        messages.sort(key=lambda note: GRAVITY.index(severity(note)))
     return Report(dataset, seen, {n: v for n, v in notes.items() if v}, general, dict(buckets))
 
 

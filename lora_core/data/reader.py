@@ -193,12 +193,12 @@ class Reader:
 
     def _film(self, path: Path, header: Header | None, seen: Seen) -> Film | None:
         """What is to be cut into clips; None for a still picture, and for a moving one where pictures alone are trained. Raises PictureError."""
-        wanted = bool(lengths(self.config))
-        if header is None and not wanted:
+        takes_films = bool(lengths(self.config))
+        if header is None and not takes_films:
             raise PictureError("picture.film")
-        if header is not None and header.animated and not wanted:
+        if header is not None and header.animated and not takes_films:
             seen.notes.add("data.animated")
-        if header is not None and not (header.animated and wanted):
+        if header is not None and not (header.animated and takes_films):
             return None
         film = read_film(path)
         if film.sound:
@@ -250,8 +250,8 @@ class Reader:
     def _beside(self, path: Path, suffix: str) -> list[Path]:
         """<name>.png.txt and <name>.txt, in whatever case; the more exact one first."""
         files = []
-        for wanted in (Path(f"{path}{suffix}"), path.with_suffix(suffix)):
-            file = self._by_name.get(str(wanted)) or self._by_name.get(folded(wanted))
+        for place in (Path(f"{path}{suffix}"), path.with_suffix(suffix)):
+            file = self._by_name.get(str(place)) or self._by_name.get(folded(place))
             if file:
                 self.used.add(file)
                 files.append(file)

@@ -155,14 +155,14 @@ def _letters(font: Path) -> frozenset[int]:
         return frozenset()
 
 
-def _table(data: bytes, wanted: bytes) -> bytes:
+def _table(data: bytes, name: bytes) -> bytes:
     """One table of a TrueType or OpenType file, of the first font in a collection. Source: OpenType 1.9, "Organization of an OpenType Font"."""
     start = struct.unpack_from(">I", data, 12)[0] if data[:4] == b"ttcf" else 0
     for n in range(struct.unpack_from(">H", data, start + 4)[0]):
         tag, _, offset, size = struct.unpack_from(">4sIII", data, start + 12 + 16 * n)
-        if tag == wanted:
+        if tag == name:
             return data[offset : offset + size]
-    raise ValueError(f"no table {wanted!r}")
+    raise ValueError(f"no table {name!r}")
 
 
 def _mapped(cmap: bytes) -> Iterator[int]:

@@ -55,8 +55,10 @@ def _concepts(folder: Path) -> dict[str, Any] | None:
 
 def _rows(value: dict[str, Any]) -> list[tuple[int, dict[str, Any]]]:
     rows = value.get("rows")
-    found = [(as_step(row.get("step")), row) for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
-    return [(step, row) for step, row in found if step is not None]
+    numbered = (
+        [(as_step(row.get("step")), row) for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+    )
+    return [(step, row) for step, row in numbered if step is not None]
 
 
 def _numbers(values: Any, count: int) -> list[float]:

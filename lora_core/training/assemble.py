@@ -133,7 +133,7 @@ def base_of(job: Job) -> BaseModel:
     """What the base model is, told before anything is done with it. Raises LoomError for what has to be said of it and is not."""
     asked = job.config.objective
     base = job.backend.base_model(asked)
-    job.listener.on_note(base.told())
+    job.listener.on_note(base.message())
     for warning in base.warnings(asked, job.fixed is not None):
         job.listener.on_warning(warning)
     return base

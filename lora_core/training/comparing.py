@@ -112,12 +112,12 @@ class Results:
 
     def borrow(self, trials: Sequence[Trial], ruler: str) -> int:
         """Takes over what comparisons beside this one measured of the same trials by the same ruler; how many that were."""
-        wanted = {trial.digest: trial for trial in trials if not self.has(trial)}
+        missing = {trial.digest: trial for trial in trials if not self.has(trial)}
         borrowed = 0
         for folder in sorted(self.folder.parent.glob(f"*{FOLDER_END}")):
             for row in rows_in(folder):
-                if row.get("ruler") == ruler and row.get("digest") in wanted:
-                    trial = wanted.pop(row["digest"])
+                if row.get("ruler") == ruler and row.get("digest") in missing:
+                    trial = missing.pop(row["digest"])
                     self._keep(trial, row["measures"], drawn_in(folder, row), str(row.get("run", "")), ruler)
                     borrowed += 1
         return borrowed

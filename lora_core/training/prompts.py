@@ -111,7 +111,7 @@ def require_drawable(config: TrainConfig, backend: Backend) -> list[Message]:
     ):
         return []
     ways, step = backend.samplers(), backend.latent_step_px
-    messages = [Message.of("samples.own_sampler", field="samples.sampler", sampler=ways.own)] if ways.own else []
+    messages = [Message.of("samples.own_sampler", field="samples.sampler", sampler=ways.fixed)] if ways.fixed else []
     for prompt in prompts_in(config.samples.prompt) or [Prompt("", {})]:
         job = job_of(prompt, config)
         _require_named("sampler", job.config.sampler, ways.names, prompt)

@@ -43,7 +43,7 @@ def of_start(
     label: str, backend: Backend, start: Start, embeddings: Mapping[str, Mapping[str, torch.Tensor]] | None = None
 ) -> Worn:
     """A LoRA given layer by layer, as `convert.starting_point` gives it, and embeddings: word -> vectors (n, width) by text encoder."""
-    kinds = {kind_of(name, given).name for name, given in start.items()} or {"lora"}
+    kinds = {kind_of(name, tensors).name for name, tensors in start.items()} or {"lora"}
     if len(kinds) > 1:
         raise LoomError(
             "lora.mixed", label=label, kinds=" and ".join(sorted(kinds)), approximate=Setting("approximate")
@@ -74,8 +74,8 @@ def _token(word: str, vectors: Mapping[str, torch.Tensor], backend: Backend) -> 
     unfit = [encoder for encoder, table in tables.items() if vectors[encoder].shape[1] != table.width]
     if not tables or unfit:
         widths = ", ".join(f"{encoder} of width {v.shape[1]}" for encoder, v in vectors.items())
-        wanted = ", ".join(f"{encoder} of width {t.width}" for encoder, t in backend.token_tables().items()) or "none"
-        raise LoomError("embedding.other_width", word=word, width=widths, wanted=wanted)
+        known = ", ".join(f"{encoder} of width {t.width}" for encoder, t in backend.token_tables().items()) or "none"
+        raise LoomError("embedding.other_width", word=word, width=widths, wanted=known)
     token = TokenVectors(Token(word, len(next(iter(vectors.values())))), tables, 0, backend.text_device)
     with torch.no_grad():
         for encoder, parameter in token.vectors.items():

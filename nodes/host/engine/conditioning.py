@@ -41,8 +41,8 @@ class HostConditioning:
         further = self._model.further
         if further is None:
             return
-        given = batch is None or (len(batch.shown) > 0 and all(shown.latents for shown in batch.shown))
-        if self.shows_further and given and not (batch is None and self._texts.any_wired):
+        all_shown = batch is None or (len(batch.shown) > 0 and all(shown.latents for shown in batch.shown))
+        if self.shows_further and all_shown and not (batch is None and self._texts.any_wired):
             return
         encoded = self._texts.wired_for(batch.captions if batch is not None else ())
         if not encoded or not all(text is not None and further.given_in(text[0][1]) for text in encoded):

@@ -133,8 +133,8 @@ _OWN: set[type] = set()  # classes of layers that are the host's own
 
 def _is_own(kind: type) -> bool:
     """Whether a class of layers is the host's own, made of torch's alone: what a pack puts between may do anything with the weight."""
-    own = {comfy.ops.__name__, "builtins"}
-    if not all(base.__module__ in own or base.__module__.startswith("torch.") for base in kind.__mro__):
+    modules = {comfy.ops.__name__, "builtins"}
+    if not all(base.__module__ in modules or base.__module__.startswith("torch.") for base in kind.__mro__):
         return False
     _OWN.add(kind)
     return True

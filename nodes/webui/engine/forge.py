@@ -31,7 +31,7 @@ from .host import loaded_model, lora_extension, pictures_end_in_noise
 from .joined import FILLED, Joined
 from .tokens import written
 
-KINDS = {"epsilon": "epsilon", "v_prediction": "v", "const": "flow"}
+PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v", "const": "flow"}
 FAMILIES = {"StableDiffusion": "sd1", "StableDiffusion2": "sd2", "StableDiffusionXL": "sdxl", "Flux": "flux1"}
 ACTIVATION_FACTOR = 3  # of a forward and backward over the host's estimate for sampling
 BYTES_PER_VALUE = 4 * 4  # an adapter's value, its gradient and two Adam moments in fp32
@@ -90,7 +90,7 @@ class ForgeBackend(WebUIBackend):
 
     @property
     def prediction(self) -> str:
-        kind = KINDS.get(self._predictor.prediction_type)
+        kind = PREDICTIONS.get(self._predictor.prediction_type)
         if kind is None:
             raise LoomError("model.sampling_type", field="model", type=self._predictor.prediction_type)
         return kind
