@@ -168,10 +168,10 @@ def busy(engine: Any, device: str) -> tuple[float, int]:
     activity, kind = (
         (ProfilerActivity.CUDA, DeviceType.CUDA) if device == "cuda" else (ProfilerActivity.CPU, DeviceType.CPU)
     )
-    with profile(activities=[activity]) as seen:
+    with profile(activities=[activity]) as trace:
         engine.step()
         wait(device)
-    spans = sorted((e.time_range.start, e.time_range.end) for e in seen.events() if e.device_type == kind)
+    spans = sorted((e.time_range.start, e.time_range.end) for e in trace.events() if e.device_type == kind)
     running, until = 0.0, 0.0
     for start, end in spans:
         running += max(0.0, end - max(start, until))
@@ -493,10 +493,10 @@ def pack(folder: Path, has: list[str], python: str, platform: str) -> None:
         if wheel.name.partition("-")[0].lower().replace("_", "-") in {one.lower() for one in has}:
             wheel.unlink()
     if (engines.HOST / "comfy").is_dir():
-        left = shutil.ignore_patterns(
+        ignored = shutil.ignore_patterns(
             "models", "output", "input", "user", ".git", "tests*", "__pycache__", "temp", "custom_nodes"
         )
-        shutil.copytree(engines.HOST, folder / "ComfyUI", ignore=left, dirs_exist_ok=True)
+        shutil.copytree(engines.HOST, folder / "ComfyUI", ignore=ignored, dirs_exist_ok=True)
 
 
 def unpack(folder: Path) -> dict[str, str]:

@@ -361,11 +361,11 @@ def shortest(made: dict[str, Any], steps: int, rounds: int) -> dict[str, float]:
 
 def profiled(engine: Any) -> pstats.Stats:
     """Of one step after two others. Backward passes of a CPU run on the calling thread, so they are in it."""
-    profile, seen = cProfile.Profile(time.process_time), []
+    profile, steps = cProfile.Profile(time.process_time), []
 
     def around(step: Callable[[], Any]) -> None:
-        seen.append(step)
-        if len(seen) == 3:
+        steps.append(step)
+        if len(steps) == 3:
             profile.enable()
             step()
             profile.disable()
