@@ -78,9 +78,9 @@ def unapplied(layout: Layout, plain: Mapping[str, str]) -> dict[str, list[str]]:
     for layer, keys in scaled_layers(layout).items():
         first = bisect.bisect_left(unknown, layer)  # of those below the layer
         some = first < len(unknown) and unknown[first].startswith(layer)
-        left = [key for key in keys if some or not _marks(key)]
-        if left and f"{layer}.weight" not in plain:
-            out[layer] = left
+        unread = [key for key in keys if some or not _marks(key)]
+        if unread and f"{layer}.weight" not in plain:
+            out[layer] = unread
     return out
 
 

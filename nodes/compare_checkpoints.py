@@ -164,8 +164,8 @@ class CompareCheckpoints(io.ComfyNode):
     ) -> io.NodeOutput:
         folder, factors = folder_of(run), strengths_in(strengths)
         compared, config = chosen(all_saves(folder), saves, nth), config_of(folder)
-        asked = prompts_in(prompts or config.samples.prompt or config.data.trigger)
-        lines = [named(prompt.text, config.data.trigger) for prompt in asked]
+        parsed = prompts_in(prompts or config.samples.prompt or config.data.trigger)
+        lines = [named(prompt.text, config.data.trigger) for prompt in parsed]
         if not lines:
             raise LoomError("prompts.missing", field="prompts")
         edited = [] if control is None else [as_picture(pixels[..., :3]) for pixels in control]

@@ -210,7 +210,7 @@ def bake(
                     )
                     raise FormatError("bake.other_shape", key=key, shape=layout[key][1], wanted=shape)
         done = 0
-        lost, asked = 0.0, 0.0  # squared norms: of what rounding to fp8 took from the changes, of the changes
+        lost, total = 0.0, 0.0  # squared norms: of what rounding to fp8 took from the changes, of the changes
         of_scale = {plain[weight]: weight for weight in changed if weight in plain}
 
         def numbers(key: str) -> torch.Tensor:
@@ -228,7 +228,7 @@ def bake(
             return new
 
         def result(key: str) -> torch.Tensor:
-            nonlocal done, lost, asked
+            nonlocal done, lost, total
             if key in of_scale:
                 weight = of_scale[key]
                 return quantised(numbers(weight), tensor(key), layout[weight][0])[1]
@@ -241,9 +241,9 @@ def bake(
                 old = tensor(plain[key])
                 stored, scale = quantised(new, old, layout[key][0])
                 apart = dequantised(stored, scale) - new
-                lost, asked = (
+                lost, total = (
                     lost + float(apart.square().sum()),
-                    asked + float((new - dequantised(tensor(key), old)).square().sum()),
+                    total + float((new - dequantised(tensor(key), old)).square().sum()),
                 )
                 new = stored
             else:
@@ -259,7 +259,7 @@ def bake(
             disk.save_streamed(target, layout, result, metadata)
         else:
             disk.save_folder(source, target, layout, result, where)
-    return Baked(len(changed), len(layout), len(of_scale), (lost / asked) ** 0.5 if asked else 0.0)
+    return Baked(len(changed), len(layout), len(of_scale), (lost / total) ** 0.5 if total else 0.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -282,10 +282,10 @@ def _require_family(family: Family, loras: list[tuple[Lora, float]]) -> None:
 
 def _by_key(lora: Lora, layers: Mapping[str, Layer]) -> dict[str, Module]:
     """Checkpoint key -> module, fused where the checkpoint is, and its bias's key for a change of the bias."""
-    left = dict(lora.modules)
+    modules = dict(lora.modules)
     out = {}
     for key, layer in layers.items():
-        parts = [left.pop(name, None) for name in layer.names()]
+        parts = [modules.pop(name, None) for name in layer.names()]
         present = [m for m in parts if m is not None]
         if not present:
             continue
@@ -300,8 +300,8 @@ def _by_key(lora: Lora, layers: Mapping[str, Layer]) -> dict[str, Module]:
             out[key] = module
         if "diff_b" in module.parts:
             out[_BIAS.sub("bias", key)] = Module("full", {"diff": module.parts["diff_b"]})
-    if left:
-        raise FormatError("bake.layers_missing", count=len(left), layer=next(iter(left)))
+    if modules:
+        raise FormatError("bake.layers_missing", count=len(modules), layer=next(iter(modules)))
     return out
 
 

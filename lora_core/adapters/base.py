@@ -151,8 +151,8 @@ class KindAdapter(Adapter):
                 else:
                     self.register_parameter(part.parameter, nn.Parameter(value))
         self.rank = kind.rank(parts)
-        asked = shape.alpha * math.sqrt(self.rank) if shape.rank_stabilized and self.rank else shape.alpha
-        self.scale = kind.scale(parts, asked)
+        alpha = shape.alpha * math.sqrt(self.rank) if shape.rank_stabilized and self.rank else shape.alpha
+        self.scale = kind.scale(parts, alpha)
         self.alpha = kind.alpha(parts, self.scale)
         self._layer, self._weight = [layer], weight  # in a list, so the layer's own weights are not counted as ours
         self._kept: Parts = {}

@@ -99,8 +99,8 @@ class VisionModel:
             return FLORENCE_TASK
         if not getattr(self._processor, "chat_template", None):
             return ""
-        asked = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": instruction}]}]
-        return str(self._processor.apply_chat_template(asked, add_generation_prompt=True))
+        talk = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": instruction}]}]
+        return str(self._processor.apply_chat_template(talk, add_generation_prompt=True))
 
 
 class _Parts:

@@ -123,11 +123,11 @@ def without_phrases(text: str, dropped: Sequence[str]) -> str:
                 gone.append((words[n].start(), words[n + len(parts) - 1].end()))
     if not gone:
         return text
-    kept, last = [], 0
+    pieces, last = [], 0
     for start, end in sorted(gone):
-        kept.append(text[last : max(start, last)])
+        pieces.append(text[last : max(start, last)])
         last = max(end, last)
-    return _mended("".join([*kept, text[last:]]))
+    return _mended("".join([*pieces, text[last:]]))
 
 
 def _mended(text: str) -> str:

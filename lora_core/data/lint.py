@@ -324,9 +324,8 @@ def _constant(dataset: Dataset) -> list[str]:
     captions = [p.caption for p in dataset.pictures if p.caption]
     if len(captions) < FEWEST_FOR_TAGS or len(set(captions)) < 2:
         return []
-    counts = collections.Counter(
-        tag for caption in captions for tag in _tags(caption) if tag != dataset.trigger.lower()
-    )
+    trigger = {dataset.trigger.lower()}
+    counts = collections.Counter(tag for caption in captions for tag in _tags(caption) - trigger)
     return sorted(tag for tag, n in counts.items() if n >= CONSTANT_SHARE * len(captions))
 
 

@@ -133,13 +133,10 @@ def _system_fonts() -> tuple[Path, ...]:
         "win32": [Path(os.environ.get("WINDIR", "C:/Windows")) / "Fonts"],
         "darwin": [Path("/System/Library/Fonts"), Path("/Library/Fonts"), home / "Library/Fonts"],
     }.get(sys.platform, [Path("/usr/share/fonts"), Path("/usr/local/share/fonts"), home / ".local/share/fonts"])
-    files = (
-        Path(folder, name)
-        for place in places
-        for folder, _, names in os.walk(place)
-        for name in names
-        if name.lower().endswith(_FONT_FILES)
-    )
+    files: list[Path] = []
+    for place in places:
+        for folder, _, names in os.walk(place):
+            files += [Path(folder, name) for name in names if name.lower().endswith(_FONT_FILES)]
     return tuple(sorted(files)[:_MOST_SYSTEM_FONTS])
 
 

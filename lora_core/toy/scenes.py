@@ -128,13 +128,12 @@ class World:
 
     def colored(self) -> list[Scene]:
         """Every thing of one hue in every colour but its own."""
-        return [
-            Scene(t, self.things[t], color=c)
-            for t, hue in self._hues.items()
-            if hue is not None
-            for c, angle in HUES.items()
-            if abs((angle - hue + 180) % 360 - 180) >= HUE_STEP
-        ]
+        scenes: list[Scene] = []
+        for thing, hue in self._hues.items():
+            if hue is not None:
+                others = [c for c, angle in HUES.items() if abs((angle - hue + 180) % 360 - 180) >= HUE_STEP]
+                scenes += [Scene(thing, self.things[thing], color=color) for color in others]
+        return scenes
 
     def toned(self) -> list[Scene]:
         return [

@@ -75,12 +75,12 @@ class _Deciding:
     def __init__(self, job: Job):
         self.job, self.mine = job, kept(job.config)
         self.pictures = len(job.dataset.pictures)
-        asked = job.config.validation
-        self.watched = bool(asked.folder) or self.pictures >= ENOUGH
+        validation = job.config.validation
+        self.watched = bool(validation.folder) or self.pictures >= ENOUGH
         if "validation.every" in self.mine:
-            self.watched = asked.every > 0
+            self.watched = validation.every > 0
         elif self.mine & {"validation.patience", "validation.restore_best"}:
-            self.watched = bool(asked.patience) or asked.restore_best
+            self.watched = bool(validation.patience) or validation.restore_best
         self.choices: list[Message] = []
         if self.mine:
             lines = [
@@ -123,16 +123,16 @@ class _Deciding:
             validation__patience=PATIENCE,
             validation__restore_best=True,
         )
-        asked = self.job.config.validation
-        if asked.folder:
-            self.say(Message.of("auto.watched_folder", every=asked.every))
+        validation = self.job.config.validation
+        if validation.folder:
+            self.say(Message.of("auto.watched_folder", every=validation.every))
         else:
-            held = max(1, round(asked.share * self.pictures))
-            self.say(Message.of("auto.watched", held=held, pictures=self.pictures, every=asked.every))
-        if asked.patience:
-            steps = asked.patience * asked.every
-            self.say(Message.of("auto.turn", patience=asked.patience, steps=steps))
-        if asked.restore_best:
+            held = max(1, round(validation.share * self.pictures))
+            self.say(Message.of("auto.watched", held=held, pictures=self.pictures, every=validation.every))
+        if validation.patience:
+            steps = validation.patience * validation.every
+            self.say(Message.of("auto.turn", patience=validation.patience, steps=steps))
+        if validation.restore_best:
             self.say(Message.of("auto.best"))
 
     def memory(self) -> None:

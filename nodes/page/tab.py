@@ -83,7 +83,7 @@ class Tab:
                 self._first()
                 start = gr.Button(self._label("tab.start"), variant="primary", elem_id="lora_loom_start")
                 said = gr.HTML(elem_id="lora_loom_said")
-        seen = gr.HTML(elem_id="lora_loom_seen")
+        findings = gr.HTML(elem_id="lora_loom_seen")
         self._place("lora_loom_editor")
         self._place("lora_loom_panel")
         with gr.Accordion(self._label("tab.more"), open=False, elem_id="lora_loom_more"):
@@ -98,7 +98,7 @@ class Tab:
         dropped.change(self._received, [dropped], [folder, said], queue=False)
         for path in PLANNED:
             self._inputs[path].change(self._answering(self._planned), self._values, [plan], queue=False)
-        check.click(self._answering(self._checked), self._values, [seen], queue=False)
+        check.click(self._answering(self._checked), self._values, [findings], queue=False)
         start.click(self._answering(self._started), self._values, [said], queue=False)
 
     @property
@@ -197,8 +197,8 @@ class Tab:
         """The button asks for a job of the kind `work`, with what else that asks."""
 
         def answer(values: Mapping[str, Any]) -> str:
-            asked = {name: values[f"more.{name}"] for name in more}
-            return self._added(self.order_of(values, work, asked))
+            options = {name: values[f"more.{name}"] for name in more}
+            return self._added(self.order_of(values, work, options))
 
         paths = [*self._inputs, *(f"more.{name}" for name in more)]
         button.click(self._answering(answer, paths), [*self._values, *more.values()], [said], queue=False)

@@ -100,15 +100,15 @@ class HostConditioning:
         if self._texts.live:
             return self._model_conds(self._texts.encode_live(caption), seen, noise)
         key = (self._model, caption, seen.fit, tuple(noise.shape), seen.shown.identity, seen.frame_rate)
-        kept = self._texts.conds
-        if key in kept:
-            return kept[key]
+        cache = self._texts.conds
+        if key in cache:
+            return cache[key]
         with torch.inference_mode():
             done = self._model_conds(self._texts.text(caption, shown=seen.shown), seen, noise)
         size = sum(_bytes(v.cond) for v in done.values() if torch.is_tensor(getattr(v, "cond", None)))
-        if self._texts.trained or not kept.has_room_for(size):
+        if self._texts.trained or not cache.has_room_for(size):
             return done
-        return kept.put(key, done, size)
+        return cache.put(key, done, size)
 
     def _model_conds(self, text: Encoded, seen: _Seen, noise: torch.Tensor) -> Conds:
         """What the model takes for an encoded text, a size, a crop, control pictures and a frame rate.
