@@ -62,7 +62,10 @@ def reduced(pairs: Iterable[Pair]) -> list[Pair]:
     def below(room: str) -> set[str]:
         return set().union(*({target} | below(target) for target in targets.get(room, ())))
 
-    return sorted((a, b) for a in targets for b in targets[a] if not any(b in below(other) for other in targets[a]))
+    def follows(source: str, target: str) -> bool:
+        return any(target in below(other) for other in targets[source])
+
+    return sorted((a, b) for a in targets for b in targets[a] if not follows(a, b))
 
 
 def rows_of(names: list[str], first: int) -> dict[str, int]:
@@ -97,21 +100,23 @@ def ordered(rows: list[list[Spot]], links: Links, pinned: int) -> list[list[Spot
             beside = rows[n - 1 if down else n + 1]
             place = {spot: (k + 0.5) / len(beside) for k, spot in enumerate(beside)}
             present = {spot: (k + 0.5) / len(rows[n]) for k, spot in enumerate(rows[n])}
-            wanted = {s: mean([place[o] for o in near.get(s, []) if o in place] or [present[s]]) for s in rows[n]}
-            rows[n].sort(key=lambda spot: (wanted[spot], present[spot]))
+            pulled: dict[Spot, float] = {}
+            for spot in rows[n]:
+                pulled[spot] = mean([place[other] for other in near.get(spot, []) if other in place] or [present[spot]])
+            rows[n].sort(key=lambda spot: (pulled[spot], present[spot]))
         crossed = sum(crossings(a, b, links) for a, b in pairwise(rows))
         if crossed < fewest:
             best, fewest = rows, crossed
     return best
 
 
-def spread(row: list[Spot], wanted: list[float]) -> list[float]:
+def spread(row: list[Spot], ideal: list[float]) -> list[float]:
     """The centres nearest to those wanted, in least squares, at which no two spots of a row overlap."""
     offsets = [0.0]
     for a, b in pairwise(row):
         offsets.append(offsets[-1] + (a.width_px + b.width_px) / 2 + GAP_PX)
     pools: list[list[float]] = []
-    for want, offset in zip(wanted, offsets):
+    for want, offset in zip(ideal, offsets):
         pools.append([want - offset])
         while len(pools) > 1 and mean(pools[-2]) > mean(pools[-1]):
             pools[-2:] = [pools[-2] + pools[-1]]
@@ -142,8 +147,11 @@ class Plan:
     """Where every room and every lane stands, in px."""
 
     def __init__(self, pairs: set[Pair]) -> None:
-        joined = [room for room in rooms.LEVEL if any(room in pair for pair in pairs)]
-        self.rooms = {name: [room for room in joined if wing(room) == name] for name in WINGS}
+        joined = {room for pair in pairs for room in pair}
+        self.rooms: dict[str, list[str]] = {name: [] for name in WINGS}
+        for room in rooms.LEVEL:
+            if room in joined:
+                self.rooms[wing(room)].append(room)
         self.row = rows_of(self.rooms["nodes"], 0)
         self.ground = max(self.row.values()) + 1  # the first row below the nodes
         self.row |= rows_of(self.rooms["lora_core"], self.ground) | rows_of(self.rooms["convert"], self.ground)
@@ -184,15 +192,21 @@ class Plan:
         if spot.room:
             return wing(spot.room)
         source, target = (wing(room) for room in spot.arrow)
-        through = target if target != "shared" else source if source != "nodes" else "lora_core"
-        return "nodes" if spot.row < self.ground else through
+        if spot.row < self.ground:
+            return "nodes"
+        if target != "shared":
+            return target
+        return source if source != "nodes" else "lora_core"
 
     def _grid(self, name: str) -> tuple[list[list[Spot]], Links]:
         """Rows of a wing, and the links within it."""
         links = [(a, b) for run in self.runs for a, b in pairwise(run) if self._wing(a) == self._wing(b) == name]
         spots = dict.fromkeys(Spot(self.row[room], room) for room in self.rooms[name])
         spots |= dict.fromkeys(spot for run in self.runs for spot in run if self._wing(spot) == name)
-        return [[spot for spot in spots if spot.row == row] for row in sorted({spot.row for spot in spots})], links
+        rows: dict[int, list[Spot]] = {}
+        for spot in spots:
+            rows.setdefault(spot.row, []).append(spot)
+        return [rows[row] for row in sorted(rows)], links
 
     def _place(self, name: str, left: float) -> float:
         """Places a wing whose frame begins at `left`; returns the frame's right edge."""

@@ -38,14 +38,14 @@ def table(head: list[str], rows: list[list[Any]]) -> str:
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
 
 
-def step(found: dict[str, Any]) -> str:
+def step(record: dict[str, Any]) -> str:
     head = ["base", "threads", "minimal loop, CPU s", "headless", "in ComfyUI"]
     ours = [
         [f"{r[f'{b}_cpu_s']} ({r[f'{b}_cpu_ratio']} x)" if f"{b}_cpu_s" in r else "-" for b in ("headless", "host")]
-        for r in found["speed"]
+        for r in record["speed"]
     ]
-    rows = [[r["dtype"], r["threads"], r["minimal_cpu_s"], *columns] for r, columns in zip(found["speed"], ours)]
-    times = {(r["backend"], r["recomputed"]): r["time_ratio"] for r in found["recompute"]}
+    rows = [[r["dtype"], r["threads"], r["minimal_cpu_s"], *columns] for r, columns in zip(record["speed"], ours)]
+    times = {(r["backend"], r["recomputed"]): r["time_ratio"] for r in record["recompute"]}
     memory = [
         [
             r["dtype"],
@@ -54,7 +54,7 @@ def step(found: dict[str, Any]) -> str:
             r["peak_above_gb"],
             times.get((r["backend"], r["recomputed"]), 1.0) if r["dtype"] == "fp32" else "",
         ]
-        for r in found["memory"]
+        for r in record["memory"]
     ]
     return (
         table(head, rows)
@@ -63,22 +63,22 @@ def step(found: dict[str, Any]) -> str:
     )
 
 
-def webuis(found: dict[str, Any]) -> str:
+def webuis(record: dict[str, Any]) -> str:
     head = ["host", "torch there", "minimal loop, CPU s", "ours, CPU s", "recomputed, CPU s", "GB of the loaded host"]
     head += ["GB above it", "recomputed, GB above it", "load of the machine"]
     rows = []
-    for name, r in found["hosts"].items():
+    for name, r in record["hosts"].items():
         cpu_s, ratio = r["cpu_s"], f" ({r['ratio']} x)" if "ratio" in r else ""
         times = [cpu_s.get("minimal", "-"), f"{cpu_s['ours']}{ratio}", cpu_s["checkpointed"]]
         rows.append([name, r["torch"], *times, r["loaded_gb"], r["peak_above_gb"], r["checkpointed_above_gb"], r["load"]])  # fmt: skip
     return table(head, rows)
 
 
-def scaling(found: dict[str, Any]) -> str:
+def scaling(record: dict[str, Any]) -> str:
     out = []
     for kind in ("rank", "resolution", "targets", "batch"):
         rows = []
-        for r in found[kind]:
+        for r in record[kind]:
             changed = (
                 r["changed"].get("rank")
                 or r["changed"].get("px")
@@ -96,42 +96,42 @@ def scaling(found: dict[str, Any]) -> str:
                 ]
             )
         out.append(table([kind, "adapters", "trained values", "CPU s a step", "time", "GB above the base"], rows))
-    rows = [[f"{r['pictures']:,}", r["first_start_s"], r["batch_us"], r["memory_mb"]] for r in found["pictures"]]
+    rows = [[f"{r['pictures']:,}", r["first_start_s"], r["batch_us"], r["memory_mb"]] for r in record["pictures"]]
     return "\n\n".join(
         [*out, table(["pictures", "s to index and cache them", "microseconds a batch", "MB kept"], rows)]
     )
 
 
-def seed(found: dict[str, Any]) -> str:
+def seed(record: dict[str, Any]) -> str:
     return table(
         ["px", "base", "pictures an update", "s a step", "15,000 steps", "trained values", "file"],
         [
             [
-                found["px"],
-                found["precision"],
-                found["grad_accum"],
-                found["s_per_step"],
-                f"{found['projected_hours']} h",
-                f"{found['trained_values']:,}",
-                f"{found['file_mb']} MB",
+                record["px"],
+                record["precision"],
+                record["grad_accum"],
+                record["s_per_step"],
+                f"{record['projected_hours']} h",
+                f"{record['trained_values']:,}",
+                f"{record['file_mb']} MB",
             ]
         ],
     )
 
 
-def gpu(found: dict[str, Any]) -> str:
+def gpu(record: dict[str, Any]) -> str:
     names = ("pictures_per_s", "peak_gb", "utilisation", "waits", "kernels")
     rows = [
         [r["case"], r["way"], r.get("ms", r.get("failed")), *(r.get(name, "") for name in names)]
-        for r in found["steps"]
+        for r in record["steps"]
     ]
-    rate = found["rate"]
+    rate = record["rate"]
     head = ["case", "way", "ms a step", "pictures/s", "peak GB", "utilisation", "waits", "kernels"]
     products = f"bf16 products: {rate.get('bf16_tflops', '?')} TFLOP/s; a kernel is started in {rate.get('start_us', '?')} microseconds."
-    return f"{products} All of it took {found['seconds']} s.\n\n" + table(head, rows)
+    return f"{products} All of it took {record['seconds']} s.\n\n" + table(head, rows)
 
 
-def counts(found: dict[str, Any]) -> str:
+def counts(record: dict[str, Any]) -> str:
     titles = {"least": "least loop", "headless": "headless", "host": "in ComfyUI", "peft": "diffusers + PEFT"}
     parts = {
         "kernels": "kernels a step",
@@ -139,15 +139,15 @@ def counts(found: dict[str, Any]) -> str:
         "waits": "values waited for",
         "calls": "calls of Python",
     }
-    rows = [
-        [r["model"], title, *(f"{r[way][part]:,}" if part in r[way] else "-" for way in titles if way in r)]
-        for r in found["rows"]
-        for part, title in parts.items()
-    ]
+    rows = []
+    for r in record["rows"]:
+        ways = [r[way] for way in titles if way in r]
+        for part, title in parts.items():
+            rows.append([r["model"], title, *(f"{way[part]:,}" if part in way else "-" for way in ways)])
     return table(["model", "what", *titles.values()], rows)
 
 
-def estimates(found: dict[str, Any]) -> str:
+def estimates(record: dict[str, Any]) -> str:
     head = [
         "model",
         "px",
@@ -164,25 +164,25 @@ def estimates(found: dict[str, Any]) -> str:
         [r["model"], r["px"], r["steps"], r["said_s"], f"{r['took_s']} ({r['took_s'] / r['said_s']:.2f} x)", r["said_gb"],
          f"{r['took_gb']} ({r['took_gb'] / r['said_gb']:.2f} x)", f"{r['worst_left']} x ({r['looks']} looks)", r["cpu_s"],
          f"{r['measured_step_s']}, {r['step_s']}"]
-        for r in found["rows"]
+        for r in record["rows"]
     ]  # fmt: skip
     return table(head, rows)
 
 
-def tricks(found: dict[str, Any]) -> str:
-    rows = [[r["trick"], r["dtype"], r["plain_s"], r["with_s"], f"{r['gain']} x"] for r in found["tricks"]]
+def tricks(record: dict[str, Any]) -> str:
+    rows = [[r["trick"], r["dtype"], r["plain_s"], r["with_s"], f"{r['gain']} x"] for r in record["tricks"]]
     return table(["trick", "base", "plain, CPU s", "with it", "faster by"], rows)
 
 
-def reading(found: dict[str, Any]) -> str:
-    return table(["what", "s"], [[row["what"], row["s"]] for row in found["rows"]])
+def reading(record: dict[str, Any]) -> str:
+    return table(["what", "s"], [[row["what"], row["s"]] for row in record["rows"]])
 
 
 def _ratio(row: dict[str, Any], way: str) -> str:
     return f"{row['ms'][way]} ({row['ratio'][way]} x)" if way in row["ms"] else f"stops: {row['failed'][way]}"
 
 
-def launch(found: dict[str, Any]) -> str:
+def launch(record: dict[str, Any]) -> str:
     titles = {
         "least": "least loop",
         "headless": "headless",
@@ -190,7 +190,7 @@ def launch(found: dict[str, Any]) -> str:
         "peft": "diffusers + PEFT",
         "native": "ComfyUI's trainer",
     }
-    rows, shares = found["rows"], []
+    rows, shares = record["rows"], []
     times = [[r["model"], r["mflop"], *(_ratio(r, way) for way in titles)] for r in rows]
     counts = [[r["model"], *(f"{r['calls'][way]:,}" if way in r["calls"] else "-" for way in titles)] for r in rows]
     for way in ("headless", "host"):
@@ -228,9 +228,9 @@ def with_tables(text: str) -> str:
         if not file.exists():
             parts.append(f"## {title}\n\nNot measured yet: `python benchmarks/{name}.py`.")
             continue
-        found = json.loads(file.read_text())
-        on = ", ".join(str(found[k]) for k in ("date", "hardware", "gpu", "torch") if k in found)
-        parts.append(f"## {title}\n\n{found['what']}. {on}.\n\n{drawn(found)}")
+        record = json.loads(file.read_text())
+        on = ", ".join(str(record[k]) for k in ("date", "hardware", "gpu", "torch") if k in record)
+        parts.append(f"## {title}\n\n{record['what']}. {on}.\n\n{drawn(record)}")
     return text[: text.index(MARK)] + MARK + "\n\n" + "\n\n".join(parts) + "\n"
 
 

@@ -146,10 +146,12 @@ class Blocks:
 
     def inputs(self) -> int:
         """Bytes that checkpointing keeps: each block's own inputs, and what most blocks share once."""
-        seen = collections.Counter(key for given in self.given.values() for key in given)
-        shared = {key for key, count in seen.items() if count > max(2, SHARED * len(self.given))}
-        own = sum(size for given in self.given.values() for key, size in given.items() if key not in shared)
-        return own + sum({key: size for g in self.given.values() for key, size in g.items() if key in shared}.values())
+        counts = collections.Counter(key for sizes in self.given.values() for key in sizes)
+        shared = {key for key, count in counts.items() if count > max(2, SHARED * len(self.given))}
+        own_bytes = sum(size for sizes in self.given.values() for key, size in sizes.items() if key not in shared)
+        return own_bytes + sum(
+            {key: size for g in self.given.values() for key, size in g.items() if key in shared}.values()
+        )
 
 
 def count(name: str) -> dict[str, Any]:
@@ -183,20 +185,20 @@ def count(name: str) -> dict[str, Any]:
         })  # fmt: skip
         borrowing = Borrowing(network, chosen, adapters, LAYERS, Measures(guard=not is_pure(network), place=None))
         x, text = torch.randn(1, *shape), torch.randn(1, tokens, width, dtype=torch.bfloat16)
-        given = {key: torch.ones(1) if value is True else value for key, value in more.items()}
+        inputs = {key: torch.ones(1) if value is True else value for key, value in more.items()}
         if pooled:
-            given["y"] = torch.randn(1, pooled, dtype=torch.bfloat16)
+            inputs["y"] = torch.randn(1, pooled, dtype=torch.bfloat16)
         before = [*network.parameters(), *network.buffers(), *adapters.parameters(), x, text]
         known = {tensor.untyped_storage()._cdata for tensor in before}
         live = counting(known)
-        seen = Blocks(blocks(network), live, known)
+        held = Blocks(blocks(network), live, known)
         adapters.prepare()
         borrowing.inject()
         options = {"optimized_attention_override": torch_attention}
         with live:
-            out = model.apply_model(x, torch.full((1,), 0.5), c_crossattn=text, transformer_options=options, **given)
+            out = model.apply_model(x, torch.full((1,), 0.5), c_crossattn=text, transformer_options=options, **inputs)
             (out.float() ** 2).mean().backward()
-        again = live.peak - sum(seen.kept.values()) + seen.inputs() + max(seen.kept.values())
+        again = live.peak - sum(held.kept.values()) + held.inputs() + max(held.kept.values())
         values = sum(p.numel() for p in network.parameters())
     return {
         "family": row.family, "billions": round(values / 1e9, 2), "kept": round(live.peak / 2**30, 2),

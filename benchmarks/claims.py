@@ -141,19 +141,19 @@ def collected(out: Path) -> dict[str, Any]:
     """Sweep -> variant -> measure -> a value for each seed, as far as trained, here or before; the first seed's pictures go into the gallery."""
     from lora_loom.lora_core.training.comparing import FOLDER_END, rows_in
 
-    found: dict[str, Any] = json.loads(FILE.read_text())["sweeps"] if FILE.is_file() else {}
+    sweeps: dict[str, Any] = json.loads(FILE.read_text())["sweeps"] if FILE.is_file() else {}
     for name in SWEEPS:
         results = out / f"{name}{FOLDER_END}"
         named = {f"{name}_{run['name']}": run["name"] for run in settings_of(name)["runs"]}
         for row in rows_in(results):
-            measures = found.setdefault(name, {}).setdefault(named[row["variant"]], {})
+            measures = sweeps.setdefault(name, {}).setdefault(named[row["variant"]], {})
             for measure, value in row["measures"].items():
                 measures.setdefault(measure, {})[str(row["seed"])] = round(value, 4)
             measures.setdefault(DIGEST, {})[str(row["seed"])] = row["digest"]
-        if name in found:
-            found[name] = {variant: found[name][variant] for variant in named.values() if variant in found[name]}
-            _draw(name, results, found[name])
-    return {name: found[name] for name in SWEEPS if name in found}
+        if name in sweeps:
+            sweeps[name] = {variant: sweeps[name][variant] for variant in named.values() if variant in sweeps[name]}
+            _draw(name, results, sweeps[name])
+    return {name: sweeps[name] for name in SWEEPS if name in sweeps}
 
 
 def _draw(name: str, results: Path, variants: dict[str, Any]) -> None:
@@ -213,10 +213,10 @@ def verdict(values: Sequence[float] | None) -> tuple[str, str]:
     mean, half = interval(values)
     if len(values) < LEAST_SEEDS:
         return "too few seeds yet", f"{mean:+.2f}"
-    told = f"{mean:+.2f} ± {half:.2f}"
+    figure = f"{mean:+.2f} ± {half:.2f}"
     if abs(mean) <= max(half or 0.0, ONE_PICTURE + 1e-9):
-        return "cannot be told apart", told
-    return ("holds" if mean > 0 else "does not hold"), told
+        return "cannot be told apart", figure
+    return ("holds" if mean > 0 else "does not hold"), figure
 
 
 def share(values: dict[str, float]) -> str:
@@ -230,26 +230,26 @@ Rows = list[list[str]]
 
 
 def claims_of(name: str, variants: dict[str, Any]) -> Rows:
-    def told(one: str, measure: str) -> str:
+    def cell(one: str, measure: str) -> str:
         return f"{one}: {share(variants[one][measure])}" if measure in variants.get(one, {}) else one
 
     rows = []
     for claim in SWEEPS[name].claims:
         held, figure = verdict(difference(variants, claim))
-        rows.append([claim.sentence, *(told(one, claim.measure) for one in (claim.better, claim.than)), figure, held])
+        rows.append([claim.sentence, *(cell(one, claim.measure) for one in (claim.better, claim.than)), figure, held])
     return rows
 
 
-def all_claims(found: dict[str, Any]) -> Rows:
+def all_claims(record: dict[str, Any]) -> Rows:
     """Those of every sweep, trained or not."""
-    return [row for name in SWEEPS for row in claims_of(name, found["sweeps"].get(name, {}))]
+    return [row for name in SWEEPS for row in claims_of(name, record["sweeps"].get(name, {}))]
 
 
-def not_trained(found: dict[str, Any]) -> str:
+def not_trained(record: dict[str, Any]) -> str:
     """A sentence of the variants that no seed was trained of; empty where there are none."""
     lacking = []
     for name in SWEEPS:
-        trained = found["sweeps"].get(name, {})
+        trained = record["sweeps"].get(name, {})
         variants = [run["name"] for run in settings_of(name)["runs"] if run["name"] not in trained]
         if variants:
             lacking.append(f"{name} ({', '.join(variants)})")
@@ -294,32 +294,33 @@ def model_told(figures: dict[str, Any]) -> str:
     )
 
 
-def made(found: dict[str, Any]) -> str:
+def made(record: dict[str, Any]) -> str:
     """Where and how long. What several sweeps share was trained once."""
-    rows = [measures for variants in found["sweeps"].values() for measures in variants.values()]
+    rows = [measures for variants in record["sweeps"].values() for measures in variants.values()]
     spent = {digest: m[MINUTES][seed] for m in rows for seed, digest in m[DIGEST].items() if seed in m[MINUTES]}
     fewest, most = (of(len(m[DIGEST]) for m in rows) for of in (min, max))
-    seeds = f"{most} {'seed' if most == 1 else 'seeds'}" if fewest == most else f"{fewest} to {most} seeds"
+    count = f"{most}" if fewest == most else f"{fewest} to {most}"
+    seeds = "1 seed" if count == "1" else f"{count} seeds"
     hours = f"{len(spent)} trainings, {sum(spent.values()) / 60:.1f} hours of one thread beside other work"
-    where = f"{found['date']}, {found['hardware']}, torch {found['torch']}; {hours}."
-    return f"So far {seeds} a variant: the command adds what is missing. {where}{not_trained(found)}"
+    where = f"{record['date']}, {record['hardware']}, torch {record['torch']}; {hours}."
+    return f"So far {seeds} a variant: the command adds what is missing. {where}{not_trained(record)}"
 
 
-def markdown(found: dict[str, Any]) -> str:
+def markdown(record: dict[str, Any]) -> str:
     lines = [
         "# Gallery: what each setting does, seen and measured",
         "",
         ABOUT,
         "",
-        f"Made by `{COMMAND}`. {made(found)}",
+        f"Made by `{COMMAND}`. {made(record)}",
     ]
     lines += [
         "",
         "## Claims",
         "",
-        *_table(CLAIM_HEAD, all_claims(found)),
+        *_table(CLAIM_HEAD, all_claims(record)),
     ]
-    for name, variants in found["sweeps"].items():
+    for name, variants in record["sweeps"].items():
         lines += ["", f"## {SWEEPS[name].title}", "", f"`lora-loom sweep {name} --seeds 3`", ""]
         lines += [*_table(VARIANT_HEAD, variants_of(variants)), "", f"![{SWEEPS[name].title}]({name}.webp)"]
     return "\n".join(lines) + "\n"
@@ -335,15 +336,18 @@ table { border-collapse: collapse; margin: 1rem 0 } th, td { text-align: left; p
 @media (prefers-color-scheme: dark) { body { color: #ddd; background: #16181d } code { background: #2a2d35 } th, td { border-color: #3a3d45 } }"""
 
 
-def page(found: dict[str, Any]) -> str:
-    claims = all_claims(found)
+def page(record: dict[str, Any]) -> str:
+    claims = all_claims(record)
     parts = [
         f"<h1>What each setting does, seen and measured</h1><p>{html.escape(ABOUT)}</p>",
-        f"<p>Made by <code>{COMMAND}</code>. {html.escape(made(found))}</p><h2>Claims</h2>{_grid(CLAIM_HEAD, claims)}",
-        f"<h2>{MODEL_TITLE}</h2><p>{_with_code(model_told(found['model']))}</p>",
-        *(f'<p>{told}:</p><img src="{name}.webp" alt="{told}" loading="lazy">' for name, told in JUDGED_SHEETS.items()),
+        f"<p>Made by <code>{COMMAND}</code>. {html.escape(made(record))}</p><h2>Claims</h2>{_grid(CLAIM_HEAD, claims)}",
+        f"<h2>{MODEL_TITLE}</h2><p>{_with_code(model_told(record['model']))}</p>",
+        *(
+            f'<p>{caption}:</p><img src="{name}.webp" alt="{caption}" loading="lazy">'
+            for name, caption in JUDGED_SHEETS.items()
+        ),
     ]
-    for name, variants in found["sweeps"].items():
+    for name, variants in record["sweeps"].items():
         title = html.escape(SWEEPS[name].title)
         parts.append(
             f"<h2>{title}</h2><p><code>lora-loom sweep {name} --seeds 3</code></p>{_grid(VARIANT_HEAD, variants_of(variants))}"
@@ -364,9 +368,9 @@ def _grid(head: list[str], rows: Rows) -> str:
     return f"<table>{line(head, 'th')}{''.join(line(row, 'td') for row in rows)}</table>"
 
 
-def pages(found: dict[str, Any]) -> dict[str, str]:
+def pages(record: dict[str, Any]) -> dict[str, str]:
     """File name -> content, below docs/gallery."""
-    return {"README.md": markdown(found), "index.html": page(found)}
+    return {"README.md": markdown(record), "index.html": page(record)}
 
 
 def read() -> dict[str, Any]:

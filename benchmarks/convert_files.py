@@ -82,10 +82,10 @@ def bake_job(source: Path, lora: Path, target: Path) -> None:
 
 def measured(job, *args) -> tuple[float, float]:
     """(seconds, peak MB above the imports) of a job in a fresh process."""
-    here, there = multiprocessing.get_context("spawn").Pipe(False)
-    process = multiprocessing.get_context("spawn").Process(target=_child, args=(there, job, args))
+    receiver, sender = multiprocessing.get_context("spawn").Pipe(False)
+    process = multiprocessing.get_context("spawn").Process(target=_child, args=(sender, job, args))
     process.start()
-    out = here.recv()
+    out = receiver.recv()
     process.join()
     return out
 
@@ -115,9 +115,9 @@ def make_checkpoint(path: Path) -> None:
     for name, shape in sdxl_layers().items():
         part, _, rest = name.partition(".")
         if part == "unet":
-            found = FAMILIES["sdxl"].table.find(rest)
-            native = found.rows[0].native
-            for number in found.numbers:
+            entry = FAMILIES["sdxl"].table.find(rest)
+            native = entry.rows[0].native
+            for number in entry.numbers:
                 native = native.replace("*", number, 1)
             layout[f"model.diffusion_model.{native}.weight"] = (torch.float16, shape)
         elif part == "text_encoder":

@@ -143,9 +143,9 @@ def memory(folder: Path, place: Path, counts: list[int]) -> dict[str, float]:
     cached(cached_first, Encoder(light, "light"), place / "warm")  # threads, codecs and allocator have what they keep
     for count in counts:
         data = settings(folder)
-        found = scan(DataConfig(**{**vars(data), "limit": count}))
-        work = lambda found=found, count=count: LatentCache(
-            found, Encoder(light, "light"), lambda n, of: None, Disk(place / str(count), BIG)
+        dataset = scan(DataConfig(**{**vars(data), "limit": count}))
+        work = lambda dataset=dataset, count=count: LatentCache(
+            dataset, Encoder(light, "light"), lambda n, of: None, Disk(place / str(count), BIG)
         )  # noqa: E731
         out[str(count)] = peak_of(work)
     return out
@@ -161,7 +161,7 @@ def restart(folder: Path, place: Path) -> float:
 def decode(folder: Path, rounds: int, each: int) -> dict[str, Any]:
     """The same cut of 512 x 512, mirrored, as float tensors."""
     write(folder, each)
-    found = scan(settings(folder)).pictures
+    pictures = scan(settings(folder)).pictures
 
     def ours() -> None:
         def one(picture: Any) -> np.ndarray:
@@ -169,11 +169,11 @@ def decode(folder: Path, rounds: int, each: int) -> dict[str, Any]:
             how = fits(picture.width_px, picture.height_px, picture.data)[0]
             return np.asarray(apply(opened.rgb, how).transpose(Image.Transpose.FLIP_LEFT_RIGHT))
 
-        for _, pixels in ahead(one, found):
+        for _, pixels in ahead(one, pictures):
             torch.from_numpy(pixels.astype(np.float32) / 255.0)
 
     def pillow() -> None:
-        for picture in found:
+        for picture in pictures:
             with Image.open(picture.path) as image:
                 how = fits(*image.size, picture.data)[0]
                 left, top = how.crop
@@ -189,7 +189,7 @@ def decode(folder: Path, rounds: int, each: int) -> dict[str, Any]:
         from torchvision.transforms.v2 import functional as F
 
         def vision() -> None:
-            for picture in found:
+            for picture in pictures:
                 pixels = decode_jpeg(read_file(str(picture.path)))
                 how = fits(pixels.shape[2], pixels.shape[1], picture.data)[0]
                 pixels = F.resize(pixels, list(how.scaled[::-1]), F.InterpolationMode.BICUBIC, antialias=True)

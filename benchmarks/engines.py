@@ -109,9 +109,10 @@ def randomize(module: Any) -> None:
     rng = torch.Generator(device).manual_seed(0)
     with torch.no_grad():
         for key, p in module.named_parameters():
-            p.normal_(std=0.02, generator=rng) if p.ndim > 1 else p.fill_(
-                1.0 if key.endswith(("weight", "scale")) else 0.0  # of norms
-            )
+            if p.ndim > 1:
+                p.normal_(std=0.02, generator=rng)
+            else:  # of norms
+                p.fill_(1.0 if key.endswith(("weight", "scale")) else 0.0)
 
 
 def network(case: Case) -> Any:

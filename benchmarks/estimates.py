@@ -113,7 +113,7 @@ class Watch(threading.Thread):
         super().__init__(daemon=True)
         self.server, self.node = server, node
         self.peak_bytes = 0
-        self.told: list[tuple[float, int, float]] = []  # time, step, seconds left
+        self.forecasts: list[tuple[float, int, float]] = []  # time, step, seconds left
         self.over = threading.Event()
 
     def run(self) -> None:
@@ -123,7 +123,7 @@ class Watch(threading.Thread):
                 continue
             self.peak_bytes = max(self.peak_bytes, resident(self.server.pid))
             if panel["left_s"] is not None:
-                self.told.append((time.time(), panel["step"], panel["left_s"]))
+                self.forecasts.append((time.time(), panel["step"], panel["left_s"]))
 
 
 def resident(pid: int) -> int:
@@ -171,8 +171,8 @@ def carried(server: Server, prompt: Graph, node: str) -> dict[str, Any]:
     watch.join()
     name = prompt.nodes[node]["inputs"]["name"]
     record = json.loads((server.base / "output" / "lora_loom" / name / "run.json").read_text(encoding="utf-8"))
-    left = [(said, record["ended"] - when) for when, step, said in watch.told if step >= FIRST_STEP_TOLD]
-    off = [max(said / real, real / said) for said, real in left if real > LEAST_LEFT_S and said > 0]
+    forecasts = [(said, record["ended"] - when) for when, step, said in watch.forecasts if step >= FIRST_STEP_TOLD]
+    off = [max(said / real, real / said) for said, real in forecasts if real > LEAST_LEFT_S and said > 0]
     return {
         "s": record["ended"] - record["started"], "cpu_s": cpu_s(server.pid) - before, "bytes": watch.peak_bytes, "off": max(off, default=1.0),
         "told": len(off), "pace": record["pace"],
@@ -211,11 +211,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=list(JOBS), default=list(JOBS))
     parser.add_argument("--px", type=int, default=256)
-    asked = parser.parse_args()
+    args = parser.parse_args()
     file, rows = Path(tempfile.gettempdir()) / "lora_loom_benchmarks" / "full_sd15.safetensors", []
-    for model in asked.models:
+    for model in args.models:
         with tempfile.TemporaryDirectory() as place:
-            rows.append(compared(model, asked.px, file, Path(place) / "base"))
+            rows.append(compared(model, args.px, file, Path(place) / "base"))
     what = "what Train LoRA says before the click beside what the run takes, samples and saves included, after one short run with the same settings"
     engines.written("estimates", what, rows=rows)
 

@@ -165,13 +165,13 @@ def busy(engine: Any, device: str) -> tuple[float, int]:
     from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 
-    wanted, kind = (
+    activity, kind = (
         (ProfilerActivity.CUDA, DeviceType.CUDA) if device == "cuda" else (ProfilerActivity.CPU, DeviceType.CPU)
     )
-    with profile(activities=[wanted]) as seen:
+    with profile(activities=[activity]) as trace:
         engine.step()
         wait(device)
-    spans = sorted((e.time_range.start, e.time_range.end) for e in seen.events() if e.device_type == kind)
+    spans = sorted((e.time_range.start, e.time_range.end) for e in trace.events() if e.device_type == kind)
     running, until = 0.0, 0.0
     for start, end in spans:
         running += max(0.0, end - max(start, until))
@@ -210,11 +210,11 @@ def rows(
     """A row of each way, or why there is none."""
     for way, batch, job in ways:
         case = scale.case(model, batch, job)
-        told = {"case": f"{model}, {case.px} px, batch {batch}", "model": case.model, "way": way}
+        facts = {"case": f"{model}, {case.px} px, batch {batch}", "model": case.model, "way": way}
         try:
-            yield {**told, **row(make(way), case, scale)}
+            yield {**facts, **row(make(way), case, scale)}
         except Exception as error:  # noqa: BLE001 - out of memory is a result, and the next way may run
-            yield {**told, "failed": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
+            yield {**facts, "failed": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
         gc.collect()
 
 
@@ -258,16 +258,16 @@ def host_model(case: Case, changes: dict[str, Any]) -> Any:
         model = config.get_model({}, "", device=torch.device(case.device))
         for key, p in model.diffusion_model.named_parameters():
             plain = torch.empty(p.shape, dtype=case.torch_dtype, device=p.device)
-            ends = key.endswith(("weight", "scale"))
-            p.copy_(plain.normal_(std=0.02) if p.ndim > 1 else plain.fill_(1.0 if ends else 0.0))  # norms
+            of_norms = 1.0 if key.endswith(("weight", "scale")) else 0.0
+            p.copy_(plain.normal_(std=0.02) if p.ndim > 1 else plain.fill_(of_norms))
         return model
 
 
 def _clip(case: Case) -> Any:
     known = engines.text(case)
     scheduled = [[known.hidden, {"pooled_output": known.pooled}]]
-    given = {"layer_idx": None, "tokenize": lambda s, t: t, "encode_from_tokens_scheduled": lambda s, t: scheduled}
-    return type("Text", (), given)()
+    members = {"layer_idx": None, "tokenize": lambda s, t: t, "encode_from_tokens_scheduled": lambda s, t: scheduled}
+    return type("Text", (), members)()
 
 
 class Streamed(InHost):
@@ -321,8 +321,8 @@ def headless(model: str, ways: Ways) -> Callable[[Scale], Iterator[dict[str, Any
 def in_host(model: str) -> Callable[[Scale], Iterator[dict[str, Any]]]:
     def part(scale: Scale) -> Iterator[dict[str, Any]]:
         engines.enter_host([] if scale.device == "cuda" else ["--cpu"])
-        for found in rows(model, IN_HOST[model], lambda way: InHost, scale):
-            yield {**found, "way": f"in ComfyUI, {found['way']}"}
+        for record in rows(model, IN_HOST[model], lambda way: InHost, scale):
+            yield {**record, "way": f"in ComfyUI, {record['way']}"}
 
     return part
 
@@ -334,12 +334,12 @@ def streamed(scale: Scale) -> Iterator[dict[str, Any]]:
     weights_gb = 0.0 if scale.tiny else 6.0  # of the blocks above, bf16
     total_gb = torch.cuda.get_device_properties(0).total_memory / 2**30 if scale.device == "cuda" else 0.0
     room_gb = weights_gb / 3 + 6.0  # and a step's own memory
-    given = ["--enable-dynamic-vram", "--vram-headroom", f"{max(0.0, total_gb - room_gb):.1f}"]
-    engines.enter_host(given if scale.device == "cuda" else ["--cpu"])
+    options = ["--enable-dynamic-vram", "--vram-headroom", f"{max(0.0, total_gb - room_gb):.1f}"]
+    engines.enter_host(options if scale.device == "cuda" else ["--cpu"])
     state = enter_dynamic_vram()
-    for found in rows("Flux.1", ((PLAIN, 1, {}), ("all recomputed", 1, ALL)), lambda way: Streamed, scale):
+    for record in rows("Flux.1", ((PLAIN, 1, {}), ("all recomputed", 1, ALL)), lambda way: Streamed, scale):
         where = f"in ComfyUI, {BLOCKS['depth']} + {BLOCKS['depth_single_blocks']} blocks, dynamic VRAM {state}"
-        yield {**found, "model": "", "way": f"{where}, {found['way']}"}
+        yield {**record, "model": "", "way": f"{where}, {record['way']}"}
 
 
 def rate(scale: Scale) -> Iterator[dict[str, Any]]:
@@ -417,38 +417,42 @@ def run_part(name: str, limit_s: float, tiny: bool) -> list[dict[str, Any]]:
         errors.seek(0)
         lines = [line[4:] for line in out.read().splitlines() if line.startswith("ROW ")]
         words = (errors.read().strip().splitlines() or [""])[-1][:200]
-    found = [json.loads(line) for line in lines]
-    return found + ([{"case": name, "way": "", "failed": f"{ending}: {words}"}] if ending else [])
+    records = [json.loads(line) for line in lines]
+    return records + ([{"case": name, "way": "", "failed": f"{ending}: {words}"}] if ending else [])
 
 
-def with_utilisation(found: dict[str, Any], tflop: dict[str, float], rate: dict[str, Any]) -> dict[str, Any]:
-    known = tflop.get(found.get("model", ""))
-    if "ms" not in found or known is None or not rate.get("bf16_tflops"):
-        return found
-    whole = known * int(found["case"].rpartition(" ")[2])
-    return {**found, "tflop": round(whole, 3), "utilisation": round(whole / found["ms"] * 1e3 / rate["bf16_tflops"], 3)}
+def with_utilisation(record: dict[str, Any], tflop: dict[str, float], rate: dict[str, Any]) -> dict[str, Any]:
+    known = tflop.get(record.get("model", ""))
+    if "ms" not in record or known is None or not rate.get("bf16_tflops"):
+        return record
+    whole = known * int(record["case"].rpartition(" ")[2])
+    return {
+        **record,
+        "tflop": round(whole, 3),
+        "utilisation": round(whole / record["ms"] * 1e3 / rate["bf16_tflops"], 3),
+    }
 
 
 def measure(args: argparse.Namespace) -> None:
     """Every part in turn; the file is written anew after each."""
-    began, found, rate_of = time.perf_counter(), list[dict[str, Any]](), dict[str, Any]()
+    began, records, rate_of = time.perf_counter(), list[dict[str, Any]](), dict[str, Any]()
     tflop = counted(scale_of(args.tiny))
     for name, (limit_s, _) in PARTS.items():
         left_s = args.minutes * 60 - (time.perf_counter() - began)
         if args.only not in name and name != "rate":
             continue
         if left_s < 15:
-            found.append({"case": name, "way": "", "failed": "no time was left"})
+            records.append({"case": name, "way": "", "failed": "no time was left"})
             continue
         part = run_part(name, left_s if args.tiny else min(limit_s, left_s), args.tiny)
         for one in part:
             rate_of |= one.get("rate", {})
             sys.stdout.write(json.dumps(one) + "\n")
             sys.stdout.flush()
-        found += [with_utilisation(one, tflop, rate_of) for one in part if "rate" not in one]
+        records += [with_utilisation(one, tflop, rate_of) for one in part if "rate" not in one]
         what = "one training step, bf16 base, rank 16 on attention, cached latents and text"
         engines.written(
-            "gpu", what, file=args.out, rate=rate_of, seconds=round(time.perf_counter() - began), steps=found
+            "gpu", what, file=args.out, rate=rate_of, seconds=round(time.perf_counter() - began), steps=records
         )
 
 
@@ -468,9 +472,10 @@ def pack(folder: Path, has: list[str], python: str, platform: str) -> None:
     host = engines.HOST / "requirements.txt"
     listed = host.read_text().splitlines() if host.exists() else []
     words = [line.partition("#")[0].strip() for line in listed]
-    wanted = [*NEEDED, *(w for w in words if w and not w.startswith(PAGES))]
-    names = {w: w.partition(">")[0].partition("=")[0].partition("~")[0].strip().lower() for w in wanted}
-    chosen = [w for w in wanted if names[w] not in {one.lower() for one in has}]
+    packages = [*NEEDED, *(w for w in words if w and not w.startswith(PAGES))]
+    names = {w: w.partition(">")[0].partition("=")[0].partition("~")[0].strip().lower() for w in packages}
+    present = {name.lower() for name in has}
+    chosen = [w for w in packages if names[w] not in present]
     kind = [*(["--python-version", python] if python else []), *(["--platform", platform] if platform else [])]
     command = [
         sys.executable,
@@ -488,10 +493,10 @@ def pack(folder: Path, has: list[str], python: str, platform: str) -> None:
         if wheel.name.partition("-")[0].lower().replace("_", "-") in {one.lower() for one in has}:
             wheel.unlink()
     if (engines.HOST / "comfy").is_dir():
-        left = shutil.ignore_patterns(
+        ignored = shutil.ignore_patterns(
             "models", "output", "input", "user", ".git", "tests*", "__pycache__", "temp", "custom_nodes"
         )
-        shutil.copytree(engines.HOST, folder / "ComfyUI", ignore=left, dirs_exist_ok=True)
+        shutil.copytree(engines.HOST, folder / "ComfyUI", ignore=ignored, dirs_exist_ok=True)
 
 
 def unpack(folder: Path) -> dict[str, str]:
@@ -538,8 +543,8 @@ def main() -> None:
     engines.enter_package()
     if args.part:
         with contextlib.redirect_stdout(sys.stderr):  # a host prints as it starts
-            for found in PARTS[args.part][1](scale_of(args.tiny)):
-                sys.__stdout__.write("ROW " + json.dumps(found) + "\n")
+            for record in PARTS[args.part][1](scale_of(args.tiny)):
+                sys.__stdout__.write("ROW " + json.dumps(record) + "\n")
                 sys.__stdout__.flush()
         return
     if args.count:

@@ -361,11 +361,11 @@ def shortest(made: dict[str, Any], steps: int, rounds: int) -> dict[str, float]:
 
 def profiled(engine: Any) -> pstats.Stats:
     """Of one step after two others. Backward passes of a CPU run on the calling thread, so they are in it."""
-    profile, seen = cProfile.Profile(time.process_time), []
+    profile, steps = cProfile.Profile(time.process_time), []
 
     def around(step: Callable[[], Any]) -> None:
-        seen.append(step)
-        if len(seen) == 3:
+        steps.append(step)
+        if len(steps) == 3:
             profile.enable()
             step()
             profile.disable()
@@ -398,13 +398,16 @@ def parts(stats: pstats.Stats) -> dict[str, float]:
     spent: Counter[str] = Counter()
 
     def part(file: str) -> str:
-        return next(name for name, marks in PARTS if any(mark in file for mark in marks))
+        def has_one_of(marks: tuple[str, ...]) -> bool:
+            return any(mark in file for mark in marks)
 
-    for (file, _, _), (_, _, own, _, callers) in stats.stats.items():  # type: ignore[attr-defined]
+        return next(name for name, marks in PARTS if has_one_of(marks))
+
+    for (file, _, _), (_, _, seconds, _, callers) in stats.stats.items():  # type: ignore[attr-defined]
         if file != "~":
-            spent[part(file)] += own
-        for (caller, _, _), (_, _, own_there, _) in callers.items() if file == "~" else ():
-            spent[part(caller)] += own_there
+            spent[part(file)] += seconds
+        for (caller, _, _), (_, _, seconds_there, _) in callers.items() if file == "~" else ():
+            spent[part(caller)] += seconds_there
     whole = sum(spent.values())
     return {name: round(spent[name] / whole, 3) for name, _ in PARTS}
 

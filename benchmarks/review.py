@@ -210,7 +210,11 @@ def circles(source: Source) -> int:
         if not arrow.foreign and arrow.source != arrow.target:
             targets[arrow.source].add(arrow.target)
     reach = {name: set(reached(name, targets)) for name in targets}
-    return len({frozenset(b for b in reach[a] if a in reach[b]) for a in reach if a in reach[a]})
+
+    def circle(name: str) -> frozenset[str]:
+        return frozenset(other for other in reach[name] if name in reach[other])
+
+    return len({circle(name) for name in reach if name in reach[name]})
 
 
 def reached(start: str, targets: dict[str, set[str]]) -> Iterator[str]:

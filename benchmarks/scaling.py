@@ -112,8 +112,8 @@ def main() -> None:
         for name, rows in ROWS.items()
     }
     for rows in tables.values():
-        for found in rows:
-            found["time_ratio"] = round(found["cpu_s"] / rows[0]["cpu_s"], 2)
+        for row in rows:
+            row["time_ratio"] = round(row["cpu_s"] / rows[0]["cpu_s"], 2)
     tables["pictures"] = [one("pictures", str(n)) for n in PICTURES]
     engines.written("scaling", "a training step of full-size random SD1.5, headless, one thread", **tables)
 

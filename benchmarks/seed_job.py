@@ -63,34 +63,34 @@ def main() -> None:
     from safetensors import safe_open
 
     with tempfile.TemporaryDirectory() as place:
-        here = Path(place)
-        model(here / "sd15", args.precision)
-        (here / "pictures").mkdir()
+        folder = Path(place)
+        model(folder / "sd15", args.precision)
+        (folder / "pictures").mkdir()
         for n in range(4):
-            Image.effect_noise((args.px, args.px), 40 + n).convert("RGB").save(here / "pictures" / f"{n}.png")
-            (here / "pictures" / f"{n}.txt").write_text(f"a naruto of the kind {n}")
-        (here / "job.toml").write_text(
-            f'recipe = "captioned_set"\nname = "seed"\nbase = {str(here / "sd15")!r}\nprecision = "{args.precision}"\nsteps = {args.steps}\n'
-            f"[data]\nfolder = {str(here / 'pictures')!r}\nresolution = {args.px}\n[samples]\nevery = 0\n[adapter]\nrank = 4\n"
+            Image.effect_noise((args.px, args.px), 40 + n).convert("RGB").save(folder / "pictures" / f"{n}.png")
+            (folder / "pictures" / f"{n}.txt").write_text(f"a naruto of the kind {n}")
+        (folder / "job.toml").write_text(
+            f'recipe = "captioned_set"\nname = "seed"\nbase = {str(folder / "sd15")!r}\nprecision = "{args.precision}"\nsteps = {args.steps}\n'
+            f"[data]\nfolder = {str(folder / 'pictures')!r}\nresolution = {args.px}\n[samples]\nevery = 0\n[adapter]\nrank = 4\n"
         )
         began = time.perf_counter()
         command = [
             sys.executable,
             str(engines.ROOT / "__main__.py"),
             "train",
-            str(here / "job.toml"),
+            str(folder / "job.toml"),
             "--out",
-            str(here / "runs"),
+            str(folder / "runs"),
         ]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
         whole = time.perf_counter() - began
-        rows = [json.loads(line) for line in (here / "runs" / "seed" / "log.jsonl").read_text().splitlines()]
+        rows = [json.loads(line) for line in (folder / "runs" / "seed" / "log.jsonl").read_text().splitlines()]
         each = statistics.median(b["time"] - a["time"] for a, b in zip(rows, rows[1:]))
-        file = here / "runs" / "seed" / "seed.safetensors"
+        file = folder / "runs" / "seed" / "seed.safetensors"
         with safe_open(file, "pt") as opened:
             values = sum(opened.get_tensor(key).numel() for key in opened.keys() if not key.endswith("alpha"))  # noqa: SIM118
         size = file.stat().st_size
-        accumulation = json.loads((here / "runs" / "seed" / "config.json").read_text())["grad_accum"]
+        accumulation = json.loads((folder / "runs" / "seed" / "config.json").read_text())["grad_accum"]
     engines.written(
         "seed_job",
         "captioned_set as a job file on a full-size random SD1.5, through lora-loom train, on the CPU",

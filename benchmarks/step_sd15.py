@@ -30,10 +30,10 @@ def compare(dtype: str, threads: int, steps: int, rounds: int) -> dict[str, Any]
 
     torch.set_num_threads(threads)
     case = Case(dtype=dtype)
-    here = {name: kind(case) for name, kind in BACKENDS.items() if name != "host" or engines.host_is_there()}
+    engines_here = {name: kind(case) for name, kind in BACKENDS.items() if name != "host" or engines.host_is_there()}
     minimal = Minimal(case)
-    assert {engine.trained for engine in here.values()} == {minimal.trained}
-    median = turns({**here, "minimal": minimal}, steps, rounds)
+    assert {engine.trained for engine in engines_here.values()} == {minimal.trained}
+    median = turns({**engines_here, "minimal": minimal}, steps, rounds)
     return {
         "dtype": dtype,
         "threads": threads,
@@ -45,7 +45,7 @@ def compare(dtype: str, threads: int, steps: int, rounds: int) -> dict[str, Any]
         },
         **{
             f"{name}_{unit}_ratio": round(median[name][n] / median["minimal"][n], 3)
-            for name in here
+            for name in engines_here
             for n, unit in enumerate(("cpu", "wall"))
         },
     }

@@ -50,23 +50,23 @@ def shared(engine: Any) -> None:
     attentions = [m for m in engine._network.modules() if hasattr(m, "to_q") and hasattr(m, "to_k")]
     trained: list[Any] = []
     for attention in attentions:
-        own = (
+        alike = (
             attention.to_q.in_features == attention.to_k.in_features
             and attention.cross_attention_dim == attention.to_q.in_features
         )
-        groups = [("to_q", "to_k", "to_v")] if own else [("to_q",), ("to_k", "to_v")]
+        groups = [("to_q", "to_k", "to_v")] if alike else [("to_q",), ("to_k", "to_v")]
         for group in groups:
             layers = [getattr(attention, name) for name in group]
             downs = [torch.nn.Parameter(torch.randn(16, layer.in_features) / 16) for layer in layers]
             ups = [torch.nn.Parameter(torch.zeros(layer.out_features, 16)) for layer in layers]
             trained += downs + ups
-            seen: dict[str, Any] = {}
+            products: dict[str, Any] = {}
 
-            def forward(x, n=0, layer=None, downs=downs, ups=ups, seen=seen):
+            def forward(x, n=0, layer=None, downs=downs, ups=ups, products=products):
                 if n == 0:
-                    seen["hidden"] = F.linear(x, torch.cat(downs).to(x.dtype)).chunk(len(downs), -1)
+                    products["hidden"] = F.linear(x, torch.cat(downs).to(x.dtype)).chunk(len(downs), -1)
                 plain = F.linear(x, layer.weight, layer.bias)
-                return plain + F.linear(seen["hidden"][n], ups[n].to(x.dtype))
+                return plain + F.linear(products["hidden"][n], ups[n].to(x.dtype))
 
             for n, layer in enumerate(layers):
                 layer.forward = lambda x, n=n, layer=layer, forward=forward: forward(x, n, layer)

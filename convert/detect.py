@@ -107,7 +107,7 @@ def _known(family: Family, forms: Forms) -> Iterator[tuple[Found | None, Module]
     """The layers whose names the family may have, each with what its table says."""
     for form, layers in forms.items():
         if family.table.has(form):
-            yield from ((family.table.found(form, numbers), module) for numbers, module in layers)
+            yield from ((family.table.find_form(form, numbers), module) for numbers, module in layers)
 
 
 def _fit(family: Family, forms: Forms, declared: str) -> _Fit:

@@ -49,7 +49,11 @@ def cell_of(program: str, family: str, form: str) -> Cell | None:
 
 def readers_of(kind: str) -> list[str]:
     """Programs that were seen to read modules of this kind exactly, in files of any family."""
-    return [program for program in measured() if any(_reads(cell, kind) for cell in _cells(program))]
+
+    def reads(program: str) -> bool:
+        return any(_reads(cell, kind) for cell in _cells(program))
+
+    return list(filter(reads, measured()))
 
 
 def reads_most(program: str, family: str) -> bool:

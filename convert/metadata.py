@@ -186,8 +186,9 @@ def _fixed(lora: Mapping[str, Any]) -> dict[str, Any]:
 def tag_frequency(captions: list[str]) -> dict[str, int]:
     """How often each comma-separated tag occurs."""
     counts: dict[str, int] = {}
-    for tag in (t.strip() for caption in captions for t in caption.split(",") if t.strip()):
-        counts[tag] = counts.get(tag, 0) + 1
+    for caption in captions:
+        for tag in filter(None, map(str.strip, caption.split(","))):
+            counts[tag] = counts.get(tag, 0) + 1
     return counts
 
 
@@ -202,13 +203,13 @@ def converted_metadata(
     family = (
         BASES["sd2-v"] if base == "sd2" and version == "sd_v2_v" else BASES.get(base, BaseModel(version or base, base))
     )
-    kept = {
+    entries = {
         k: v
         for k, v in old.items()
         if not k.startswith(_STALE) and (details or (k.startswith(_PUBLIC) and k not in _PRIVATE))
     }
-    kept |= {k: ntpath.basename(kept[k]) for k in _PATHS if k in kept}
-    header = {**kept, **_identity(tensors, name, family), **new}
+    entries |= {k: ntpath.basename(entries[k]) for k in _PATHS if k in entries}
+    header = {**entries, **_identity(tensors, name, family), **new}
     variant = old.get("modelspec.architecture", "")
     if variant.endswith("/lora") and declared_family({"modelspec.architecture": variant}) == base:
         header["modelspec.architecture"] = variant  # flux-1-schnell, stable-diffusion-3-5-large, ...

@@ -82,13 +82,13 @@ class Table:
 
     def find(self, name: str) -> Found | None:
         """The layer called `name` (dotted or flat, in either spelling), or None. A name that both spellings share counts as diffusers."""
-        return self.found(*(split_numbers if len(name) < LONG_NAME else split_numbers.__wrapped__)(name))
+        return self.find_form(*(split_numbers if len(name) < LONG_NAME else split_numbers.__wrapped__)(name))
 
-    def found(self, form: str, digits: tuple[str, ...]) -> Found | None:
+    def find_form(self, form: str, digits: tuple[str, ...]) -> Found | None:
         """As `find`, for a name that `split_numbers` took apart."""
-        for wanted, native, rows in self._index.get(form, ()):
-            if all(w in ("*", d) for w, d in zip(wanted, digits)):
-                return Found(rows, tuple(d for w, d in zip(wanted, digits) if w == "*"), native)
+        for numbers, native, rows in self._index.get(form, ()):
+            if all(w in ("*", d) for w, d in zip(numbers, digits)):
+                return Found(rows, tuple(d for w, d in zip(numbers, digits) if w == "*"), native)
         return None
 
     def has(self, form: str) -> bool:

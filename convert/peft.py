@@ -128,8 +128,11 @@ def config_for(modules: Mapping[str, Module], model_names: Collection[str]) -> d
     dora = {name for name, m in modules.items() if m.magnitudes is not None}
     if dora and len(dora) < len(modules):
         raise FormatError("peft.some_dora", name=min(modules.keys() - dora))
-    # PEFT matches names by their ending
-    namesakes = {n for n in modules if any(other.endswith(f".{n}") for other in model_names)}
+
+    def ends_another(name: str) -> bool:  # PEFT matches names by their ending
+        return any(other.endswith(f".{name}") for other in model_names)
+
+    namesakes = set(filter(ends_another, modules))
     exact = {n: f"^{n}" if n in namesakes else n for n in modules}
     assert kind is not None
     return {

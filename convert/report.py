@@ -160,7 +160,7 @@ def difference(one: Lora, two: Lora) -> dict[str, float]:
         if a is None or b is None or a.shape != b.shape:
             out[name] = 1.0
             continue
-        if not (_told(a) and _told(b)):  # nothing to multiply out: equal or not
+        if not (_follows_from_file(a) and _follows_from_file(b)):  # nothing to multiply out: equal or not
             same = (
                 a.parts.keys() == b.parts.keys()
                 and a.alpha == b.alpha
@@ -179,7 +179,7 @@ def difference(one: Lora, two: Lora) -> dict[str, float]:
     return out
 
 
-def _told(module: Module) -> bool:
+def _follows_from_file(module: Module) -> bool:
     """Whether the change of the weight follows from the file alone."""
     return module.changes_weight and not kind_of(module).needs_base
 

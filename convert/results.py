@@ -103,7 +103,7 @@ def starting_point(lora: Lora, names: Iterable[str], algorithm: str) -> dict[str
 
     For plain LoRA other kinds are brought into its form by SVD, at the rank of the file's largest module or 16.
     """
-    wanted = set(names)
+    known = set(names)
     of_run = KINDS[algorithm] if algorithm else None
     for name, module in lora.modules.items() if of_run and not of_run.paired else ():
         kind = trained_as(plain(module).parts)
@@ -122,9 +122,9 @@ def starting_point(lora: Lora, names: Iterable[str], algorithm: str) -> dict[str
     for form in ("kohya", "comfyui", "diffusers"):
         with contextlib.suppress(FormatError):
             tensors = _by_layer(write(lora, form), form)
-            placed = {n: parts for n, parts in tensors.items() if n in wanted}
+            placed = {n: parts for n, parts in tensors.items() if n in known}
             if len(placed) > len(best):
-                best, missing = placed, sorted(tensors.keys() - wanted)
+                best, missing = placed, sorted(tensors.keys() - known)
     if not best or missing:
         raise FormatError("lora.layer_untrained", layer=(missing or list(lora.modules))[0])
     return best

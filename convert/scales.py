@@ -78,9 +78,9 @@ def unapplied(layout: Layout, plain: Mapping[str, str]) -> dict[str, list[str]]:
     for layer, keys in scaled_layers(layout).items():
         first = bisect.bisect_left(unknown, layer)  # of those below the layer
         some = first < len(unknown) and unknown[first].startswith(layer)
-        left = [key for key in keys if some or not _marks(key)]
-        if left and f"{layer}.weight" not in plain:
-            out[layer] = left
+        unread = [key for key in keys if some or not _marks(key)]
+        if unread and f"{layer}.weight" not in plain:
+            out[layer] = unread
     return out
 
 
@@ -99,8 +99,8 @@ def quantised(weight: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> 
     is not rounded anew.
     """
     sizes = weight.abs().flatten(1).amax(1) if scale.numel() > 1 else weight.abs().max()
-    wanted = torch.maximum(scale.float().flatten(), sizes.flatten() / _LARGEST[dtype])
-    new = wanted.reshape(scale.shape).to(scale.dtype)
+    needed = torch.maximum(scale.float().flatten(), sizes.flatten() / _LARGEST[dtype])
+    new = needed.reshape(scale.shape).to(scale.dtype)
     divided = weight / _spread(new.float(), weight)
     return divided.clamp(-_LARGEST[dtype], _LARGEST[dtype]).to(dtype), new
 

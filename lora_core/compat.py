@@ -102,8 +102,10 @@ def compiled_graphs() -> Any:
     """A `with` block in which one kind of block may be compiled for many shapes."""
     import torch._dynamo.config as config
 
-    names = [next((name for name in pair if hasattr(config, name)), "") for pair in _GRAPHS]
-    limits = {name: limit for name, limit in zip(names, (MAX_GRAPHS, 8 * MAX_GRAPHS)) if name}
+    limits: dict[str, int] = {}
+    for names, limit in zip(_GRAPHS, (MAX_GRAPHS, 8 * MAX_GRAPHS)):
+        known = [name for name in names if hasattr(config, name)]
+        limits |= dict.fromkeys(known[:1], limit)
     return config.patch(limits)  # type: ignore[attr-defined]
 
 

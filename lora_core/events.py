@@ -145,10 +145,10 @@ class Control:
 
     def take_save(self) -> bool:
         """Whether a save was asked for since the last look."""
-        wanted, self._save = self._save, False
-        return wanted
+        is_due, self._save = self._save, False
+        return is_due
 
     def take_sample(self) -> bool:
         """Whether sample pictures were asked for since the last look."""
-        wanted, self._sample = self._sample, False
-        return wanted
+        is_due, self._sample = self._sample, False
+        return is_due

@@ -28,5 +28,5 @@ def require_host() -> None:
         return
     numbers = tuple(int(part) if part.isdigit() else 0 for part in found.split(".")[:3])
     if numbers < OLDEST_HOST:
-        wanted = ".".join(map(str, OLDEST_HOST))
-        raise RuntimeError(f"LoRA Loom needs ComfyUI {wanted} or newer, this is {found}; update ComfyUI.")
+        oldest = ".".join(map(str, OLDEST_HOST))
+        raise RuntimeError(f"LoRA Loom needs ComfyUI {oldest} or newer, this is {found}; update ComfyUI.")

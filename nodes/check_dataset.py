@@ -78,9 +78,9 @@ class CheckDataset(io.ComfyNode):
                 config = TrainConfig(name="trial", base="ComfyUI", adapter=AdapterConfig(), **sets.parts())
                 live = LiveNode(node_id, 1)
                 job = dataclasses.replace(job_of(backend, config, sets.opened()), listener=live)
-                asked = config.objective
-                described = backend.base_model(asked)
-                base = ["", described.told(), *described.warnings(asked)]
+                objective = config.objective
+                described = backend.base_model(objective)
+                base = ["", described.message(), *described.warnings(objective)]
                 _, measured = verdict(config, *dry_run(job), config.steps)
                 live.on_note(measured)  # in place of what it did last
             pictures = job.dataset

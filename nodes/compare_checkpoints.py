@@ -164,14 +164,14 @@ class CompareCheckpoints(io.ComfyNode):
         control: torch.Tensor | None = None,
     ) -> io.NodeOutput:
         folder, factors = folder_of(run), strengths_in(strengths)
-        wanted, config = chosen(all_saves(folder), saves, nth), config_of(folder)
-        given = prompts_in(prompts or config.samples.prompt or config.data.trigger)
-        lines = [named(prompt.text, config.data.trigger) for prompt in given]
+        compared, config = chosen(all_saves(folder), saves, nth), config_of(folder)
+        parsed = prompts_in(prompts or config.samples.prompt or config.data.trigger)
+        lines = [named(prompt.text, config.data.trigger) for prompt in parsed]
         if not lines:
             raise LoomError("prompts.missing", field="prompts")
         edited = [] if control is None else [as_picture(pixels[..., :3]) for pixels in control]
         lines = [lines[n % len(lines)] for n in range(max(len(lines), len(edited)))]
-        total = (1 + len(wanted) * len(factors)) * len(lines)
+        total = (1 + len(compared) * len(factors)) * len(lines)
         if total > MAX_PICTURES:
             raise LoomError("saves.many_pictures", field="saves", count=total, limit=MAX_PICTURES)
         jobs = jobs_for(config, lines, negative, width, height, steps, cfg, seed)
@@ -185,17 +185,17 @@ class CompareCheckpoints(io.ComfyNode):
             backend = HostBackend(model, clip, vae)
             jobs = shown_in_turn(jobs, edited, backend)
             columns = [("control", beside(jobs, edited))] if edited else []
-            columns += drawn(of_saves(folder, wanted, backend), factors, jobs, backend, drew)
+            columns += drawn(of_saves(folder, compared, backend), factors, jobs, backend, drew)
         losses = [
             *([None] if edited else []),
             loss_without(folder),
-            *(save.held_out if factor == 1 else None for save in wanted for factor in factors),
+            *(save.held_out if factor == 1 else None for save in compared for factor in factors),
         ]
         image = sheet(
             columns, lines, [f"validation {figure(loss)}" if loss is not None else "" for loss in losses], cell_px
         )
         pixels = torch.from_numpy(np.asarray(image, np.float32) / 255.0)[None]
-        named_columns = [*([Message.of("compare.control")] if edited else []), *titles_of(wanted, factors)]
+        named_columns = [*([Message.of("compare.control")] if edited else []), *titles_of(saved, factors)]
         titles = [folder.name, *(_column(title, loss) for title, loss in zip(named_columns, losses))]
         return io.NodeOutput(
             pixels, in_english(titles), ui=in_words(titles, **ui.PreviewImage(pixels, cls=cls).as_dict())

@@ -202,15 +202,15 @@ class RunCheckpoints(io.ComfyNode):
         cls, run: str, saves: str, nth: int, strength: float, model: Any = None, clip: Any = None, after: Any = None
     ) -> io.NodeOutput:
         folder = folder_of(run)
-        wanted = chosen(all_saves(folder), saves, nth)
+        saved = chosen(all_saves(folder), saves, nth)
         progress, loaded = layer_progress(cls.hidden.unique_id), []
-        for n, save in enumerate(wanted):
+        for n, save in enumerate(saved):
             lora, embeddings = contents(folder, save, base_family(model.model) if model is not None else "")
             tuned_model, tuned_clip = applied(model, clip, lora, embeddings, strength)
             first = next(iter(embeddings.values()), None)
             loaded.append(Loaded(tuned_model, tuned_clip, lora, save.step, loss_of(save), str(title_of(save)), first))
-            progress(n + 1, len(wanted), save.label)
-        lines = [folder.name, *map(title_of, wanted)]
+            progress(n + 1, len(saved), save.label)
+        lines = [folder.name, *map(title_of, saved)]
         return io.NodeOutput(*Loaded.columns(loaded), ui=in_words(lines))
 
 

@@ -142,8 +142,8 @@ def _for_both(config: TrainConfig, widgets: dict[str, Any], settings: SettingsSo
         raise LoomError("experts.text", field="settings")
     if config.adapter.fixed:
         raise LoomError("experts.fixed", field="adapter.fixed")
-    given = widgets["steps"] or (settings is not None and "steps" in settings.values)
-    steps = config.steps if given else 2 * config.steps
+    has_steps = widgets["steps"] or (settings is not None and "steps" in settings.values)
+    steps = config.steps if has_steps else 2 * config.steps
     return dataclasses.replace(config, steps=steps, switch_every=widgets["switch_every"])
 
 

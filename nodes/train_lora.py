@@ -32,7 +32,7 @@ from .train_node import (
     run_of_lora,
     train_schema,
 )
-from .widgets import given, job, row
+from .widgets import job, paths_set, row
 from .widgets import settings as values_of
 
 INPUTS = (
@@ -190,7 +190,7 @@ def config_from(
     }
     values = values_of(INPUTS, widgets, automatic)
     values["name"] = preset.named(values["name"])
-    values |= measured(widgets["preset"], given(INPUTS, widgets, settings.values if settings else {}))
+    values |= measured(widgets["preset"], paths_set(INPUTS, widgets, settings.values if settings else {}))
     if preset.part and isinstance(base, Loaded):
         values |= left_open(preset.timesteps(base.base_model(ObjectiveConfig())), values)
     if widgets.get("epochs") and widgets["steps"]:

@@ -55,8 +55,8 @@ def base_inputs(clip: str = "The text encoder of the base model.") -> tuple[Any,
 
 def train_schema(table: Sequence[Any], **said: Any) -> io.Schema:
     """The schema of a node that trains with the widgets of `table`; `said`: what it says of itself."""
-    seen = [io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo]
-    return schema(category=CATEGORY, is_output_node=True, hidden=seen, inputs=inputs(table), **said)
+    hidden = [io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo]
+    return schema(category=CATEGORY, is_output_node=True, hidden=hidden, inputs=inputs(table), **said)
 
 
 class TrainNode(io.ComfyNode):

@@ -122,7 +122,7 @@ def settings(
     return values
 
 
-def given(table: Iterable[Any], widgets: Mapping[str, Any], wired: Mapping[str, Any]) -> set[str]:
+def paths_set(table: Iterable[Any], widgets: Mapping[str, Any], wired: Mapping[str, Any]) -> set[str]:
     """Config paths that a person has set: widgets that are not at their default, and everything wired from settings nodes."""
     return {row.path for row in rows(table) if widgets.get(row.name, row.default) != row.default} | {*wired}
 
@@ -135,8 +135,8 @@ def job(*layers: Mapping[str, Any], **fixed: Any) -> TrainConfig:
     usual = as_dict(TrainConfig(base="ComfyUI", **fixed))
     values: Mapping[str, Any] = usual
     for number, layer in enumerate(layers):
-        given = [name for name in BY_MEMORY if name in layer and (number or layer[name] != usual[name])]
-        values = over(values, {**layer, "memory_keeps": ", ".join([values["memory_keeps"], *given]).strip(", ")})
+        names = [name for name in BY_MEMORY if name in layer and (number or layer[name] != usual[name])]
+        values = over(values, {**layer, "memory_keeps": ", ".join([values["memory_keeps"], *names]).strip(", ")})
     return parse(dict(values))
 
 

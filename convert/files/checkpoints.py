@@ -49,12 +49,12 @@ class Layer:
     """One weight of a checkpoint: whose (denoiser component or text encoder), its row in the table, and the key it is stored under."""
 
     owner: str
-    found: Found
+    entry: Found
     key: str
 
     def names(self) -> list[str]:
         """Canonical names of the layer, several for a fused one."""
-        return [f"{self.owner}.{self.found.diffusers(row)}" for row in self.found.rows]
+        return [f"{self.owner}.{self.entry.diffusers(row)}" for row in self.entry.rows]
 
 
 @contextmanager
@@ -211,7 +211,7 @@ def bake(
                     )
                     raise FormatError("bake.other_shape", key=key, shape=layout[key][1], wanted=shape)
         done = 0
-        lost, asked = 0.0, 0.0  # squared norms: of what rounding to fp8 took from the changes, of the changes
+        lost, total = 0.0, 0.0  # squared norms: of what rounding to fp8 took from the changes, of the changes
         of_scale = {plain[weight]: weight for weight in changed if weight in plain}
 
         def numbers(key: str) -> torch.Tensor:
@@ -229,7 +229,7 @@ def bake(
             return new
 
         def result(key: str) -> torch.Tensor:
-            nonlocal done, lost, asked
+            nonlocal done, lost, total
             if key in of_scale:
                 weight = of_scale[key]
                 return quantised(numbers(weight), tensor(key), layout[weight][0])[1]
@@ -242,9 +242,9 @@ def bake(
                 old = tensor(plain[key])
                 stored, scale = quantised(new, old, layout[key][0])
                 apart = dequantised(stored, scale) - new
-                lost, asked = (
+                lost, total = (
                     lost + float(apart.square().sum()),
-                    asked + float((new - dequantised(tensor(key), old)).square().sum()),
+                    total + float((new - dequantised(tensor(key), old)).square().sum()),
                 )
                 new = stored
             else:
@@ -260,7 +260,7 @@ def bake(
             disk.save_streamed(target, layout, result, metadata)
         else:
             disk.save_folder(source, target, layout, result, where)
-    return Baked(len(changed), len(layout), len(of_scale), (lost / asked) ** 0.5 if asked else 0.0)
+    return Baked(len(changed), len(layout), len(of_scale), (lost / total) ** 0.5 if total else 0.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -283,26 +283,26 @@ def _require_family(family: Family, loras: list[tuple[Lora, float]]) -> None:
 
 def _by_key(lora: Lora, layers: Mapping[str, Layer]) -> dict[str, Module]:
     """Checkpoint key -> module, fused where the checkpoint is, and its bias's key for a change of the bias."""
-    left = dict(lora.modules)
+    modules = dict(lora.modules)
     out = {}
     for key, layer in layers.items():
-        parts = [left.pop(name, None) for name in layer.names()]
+        parts = [modules.pop(name, None) for name in layer.names()]
         present = [m for m in parts if m is not None]
         if not present:
             continue
-        row = layer.found.rows[0]
+        row = layer.entry.rows[0]
         if any(m.algebra is None for m in present):
             raise FormatError("bake.unbakeable", layer=layer.names()[0], parts=present[0].parts)
         try:
-            module = fuse.native(row, parts) if layer.found.native else present[0]
+            module = fuse.native(row, parts) if layer.entry.native else present[0]
         except FormatError as error:
             raise FormatError("error.about", about=key, error=error) from error
         if module.changes_weight:
             out[key] = module
         if "diff_b" in module.parts:
             out[_BIAS.sub("bias", key)] = Module(FULL.name, {"diff": module.parts["diff_b"]})
-    if left:
-        raise FormatError("bake.layers_missing", count=len(left), layer=next(iter(left)))
+    if modules:
+        raise FormatError("bake.layers_missing", count=len(modules), layer=next(iter(modules)))
     return out
 
 
@@ -332,8 +332,8 @@ def extract(
         family = family_of(old_layout)
         if family_of(new_layout) is not family:
             raise FormatError("extract.other_family", family=family.title, other=family_of(new_layout).title)
-        wanted = [family.component, *(e.name for e in family.encoders if text_encoders)]
-        ours, theirs = (_by_name(layers_of(layout, family), wanted) for layout in (old_layout, new_layout))
+        owners = [family.component, *(e.name for e in family.encoders if text_encoders)]
+        ours, theirs = (_by_name(layers_of(layout, family), owners) for layout in (old_layout, new_layout))
         pairs = list(dict.fromkeys((ours[name], theirs[name]) for name in theirs if name in ours))
         require_unscaled(base.name, old_layout, old_plain, (before.key for before, _ in pairs))
         require_unscaled(tuned.name, new_layout, new_plain, (after.key for _, after in pairs))
@@ -410,8 +410,8 @@ def _changes(before: _Side, after: _Side, least: float) -> Iterator[tuple[Found,
     """(what it is, its change) of a pair of layers: as a whole where both are stored alike, else of each layer they share. Parts whose relative change is
     at most `least` are left out, and layers that have no other.
     """
-    if before.layer.names() == after.layer.names() and before.layer.found.native == after.layer.found.native:
-        pairs = [(after.layer.found, before.values, after.values)]
+    if before.layer.names() == after.layer.names() and before.layer.entry.native == after.layer.entry.native:
+        pairs = [(after.layer.entry, before.values, after.values)]
     else:
         first, second = _apart(before), _apart(after)
         pairs = [
@@ -439,7 +439,7 @@ def _difference(key: str, one: torch.Tensor, two: torch.Tensor) -> tuple[torch.T
 
 def _apart(side: _Side) -> dict[str, tuple[Found, dict[str, torch.Tensor]]]:
     """Diffusers path -> (the single layer, its weight and bias), for one layer of a checkpoint."""
-    layer, out = side.layer.found, {}
+    layer, out = side.layer.entry, {}
     for (path, part), row in zip(unfused(layer, Module(FULL.name, side.values)), layer.rows, strict=True):
         if part is not None:
             out[path] = Found((row,), layer.numbers, native=False), dict(part.parts)

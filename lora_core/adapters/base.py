@@ -35,7 +35,7 @@ def weight_of(layer: Any) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
     yield layer.weight.detach(), None if layer.bias is None else layer.bias.detach()
 
 
-def told(error: ValueError) -> Message | str:
+def problem_of(error: ValueError) -> Message | str:
     """What a formula says of numbers it cannot take: the code of a message, or a sentence of the libraries below."""
     return Message.of(str(error)) if str(error) in table("en") else str(error)
 
@@ -112,7 +112,7 @@ class KindAdapter(Adapter):
     """One adapter of a kind. Its parts are float32 parameters under the names that checkpoints have.
 
     `alpha` is what files hold: readers divide it by the rank. (Rank-stabilized, Kalajdzievski 2023, arXiv 2312.03732: alpha * sqrt(rank).)
-    `given`: parts to begin with, by the names of the kind's formulas, in place of those that change nothing.
+    `start`: parts to begin with, by the names of the kind's formulas, in place of those that change nothing.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class KindAdapter(Adapter):
         seed: int,
         device: torch.device | str,
         weight: Weight = weight_of,
-        given: Parts | None = None,
+        start: Parts | None = None,
     ):
         super().__init__()
         self.kind, self.shape, self.dropout, self.walk = kind, shape, shape.dropout, walk_of(layer)
@@ -133,12 +133,12 @@ class KindAdapter(Adapter):
         try:
             parts = (
                 kind.start(shape, self.walk, generator(seed, "init", name))
-                if given is None
-                else kind.fitted(given, shape.weight)
+                if start is None
+                else kind.fitted(start, shape.weight)
             )
         except ValueError as error:
             raise LoomError(
-                "adapter.layer_unfit", field="adapter.algorithm", kind=kind.name, layer=name, problem=told(error)
+                "adapter.layer_unfit", field="adapter.algorithm", kind=kind.name, layer=name, problem=problem_of(error)
             ) from error
         self._parameter = {part.name: part.parameter for part in kind.parts if part.name in parts}
         for part in kind.parts:
@@ -151,8 +151,8 @@ class KindAdapter(Adapter):
                 else:
                     self.register_parameter(part.parameter, nn.Parameter(value))
         self.rank = kind.rank(parts)
-        asked = shape.alpha * math.sqrt(self.rank) if shape.rank_stabilized and self.rank else shape.alpha
-        self.scale = kind.scale(parts, asked)
+        alpha = shape.alpha * math.sqrt(self.rank) if shape.rank_stabilized and self.rank else shape.alpha
+        self.scale = kind.scale(parts, alpha)
         self.alpha = kind.alpha(parts, self.scale)
         self._layer, self._weight = [layer], weight  # in a list, so the layer's own weights are not counted as ours
         self._kept: Parts = {}
@@ -201,8 +201,8 @@ class KindAdapter(Adapter):
     def _cast(self, dtype: torch.dtype) -> Factors:
         """The factors, with copies in `dtype` where they have another; the copies last until the weights change."""
         parts = self.parts()
-        here = [parts[name].detach().to(dtype) for name in ("down", "up")]
-        down, up = (parts[name] if parts[name].dtype == dtype else copy for name, copy in zip(("down", "up"), here))
+        copies = [parts[name].detach().to(dtype) for name in ("down", "up")]
+        down, up = (parts[name] if parts[name].dtype == dtype else copy for name, copy in zip(("down", "up"), copies))
         sinks: Any = getattr(parts["down"], "sink", None), getattr(parts["up"], "sink", None)
         self._factors = Factors(parts["down"], parts["up"], down, up, None if None in sinks else sinks)
         return self._factors

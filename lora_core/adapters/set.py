@@ -41,10 +41,10 @@ class AdapterSet:
 
     def only(self, names: Iterable[str]) -> AdapterSet:
         """The adapters of these layers, fixed ones too, without tokens."""
-        wanted = list(names)
+        chosen = list(names)
         return AdapterSet(
-            {name: self._members[name] for name in wanted if name in self._members},
-            fixed={name: self.fixed[name] for name in wanted if name in self.fixed},
+            {name: self._members[name] for name in chosen if name in self._members},
+            fixed={name: self.fixed[name] for name in chosen if name in self.fixed},
         )
 
     def with_fixed(self, fixed: Mapping[str, Adapter]) -> AdapterSet:

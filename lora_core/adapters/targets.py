@@ -58,12 +58,12 @@ def choose_targets(layers: Mapping[str, nn.Module], config: AdapterConfig) -> li
         raise LoomError("adapter.include.needed", field="adapter.include")
     include, exclude = _pattern("include", config.include), _pattern("exclude", config.exclude)
     kind = KINDS[config.algorithm]
-    wanted = PRESETS["conv" if kind.trains == NORMS and config.targets != "regex" else config.targets]
+    preset = PRESETS["conv" if kind.trains == NORMS and config.targets != "regex" else config.targets]
     able = {path: layer for path, layer in layers.items() if carries(layer, kind)}
     chosen = []
     for path, layer in able.items():
         if (
-            wanted(path, len(weight_shape(layer)))
+            preset(path, len(weight_shape(layer)))
             and (not include or include.search(path))
             and not (exclude and exclude.search(path))
         ):
@@ -98,10 +98,10 @@ def choose_text_targets(
         ) from error
     if KINDS[algorithm].trains == NORMS:
         raise LoomError("text_encoder.norms", field="text_encoder.train", algorithm=algorithm)
-    patterns = [_TEXT_ATTENTION] + [_TEXT_MLP] * (config.targets != "attention")
+    pattern = _TEXT_ATTENTION if config.targets == "attention" else f"{_TEXT_ATTENTION}|{_TEXT_MLP}"
     able = [p for p, layer in layers.items() if carries(layer, KINDS[algorithm])]
     inside = [p for p in able if encoders.search(p.split(".", 1)[0]) and "text_projection" not in p]
-    chosen = [p for p in inside if any(re.search(pattern, p) for pattern in patterns)]
+    chosen = [p for p in inside if re.search(pattern, p)]
     if not chosen:
         names = sorted({p.split(".", 1)[0] for p in layers})
         if not names:

@@ -42,11 +42,11 @@ class Boft(Rotating):
         return table
 
 
-def block_size(outputs: int, wanted: int) -> int:
-    """The largest even size up to `wanted` of which a power of two fit into the outputs, else the smallest above; 0 for an odd number of outputs."""
+def block_size(outputs: int, limit: int) -> int:
+    """The largest even size up to `limit` of which a power of two fit into the outputs, else the smallest above; 0 for an odd number of outputs."""
     power = outputs & -outputs
     sizes = [outputs // 2**n for n in range(power.bit_length()) if (outputs // 2**n) % 2 == 0]
-    return max((s for s in sizes if s <= wanted), default=min(sizes, default=0))
+    return max((s for s in sizes if s <= limit), default=min(sizes, default=0))
 
 
 def butterfly(length: int, step: int, device: torch.device) -> torch.Tensor:

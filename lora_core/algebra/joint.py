@@ -151,12 +151,12 @@ class _Conv(torch.autograd.Function):
 
 
 def _both(
-    grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, steps: Any, wanted: tuple[bool, bool]
+    grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, steps: Any, needs: tuple[bool, bool]
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """Gradients (for x, for the weight) of a convolution without a bias; None where one is not wanted."""
     stride, padding, dilation = steps
     zeros = [0] * len(stride)
-    made = _backward(grad, x, weight, None, stride, padding, dilation, False, zeros, 1, [*wanted, False])
+    made = _backward(grad, x, weight, None, stride, padding, dilation, False, zeros, 1, [*needs, False])
     return made[0], made[1]
 
 

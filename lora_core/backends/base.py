@@ -147,14 +147,14 @@ class Remarks(Protocol):
 class Samplers:
     """What a backend draws samples with. `names` and `schedules`: those it follows, by the names of settings.
 
-    `negative`: it reads a negative prompt; `guided`: guidance changes something; `own`: the sampler it has in place of one that can be named.
+    `negative`: it reads a negative prompt; `guided`: guidance changes something; `fixed`: the sampler it has in place of one that can be named.
     """
 
     names: Sequence[str]
     schedules: Sequence[str]
     negative: bool = True
     guided: bool = True
-    own: str = ""
+    fixed: str = ""
 
 
 @runtime_checkable

@@ -55,7 +55,7 @@ class Predicts:
 
 
 def predicts(
-    witnesses: Sequence[Witness], asked: ObjectiveConfig, field: str = "base", able: Sequence[str] = ()
+    witnesses: Sequence[Witness], objective: ObjectiveConfig, field: str = "base", able: Sequence[str] = ()
 ) -> Predicts:
     """Decides what is trained. A setting wins over every source, the weights' own word over configs, the first of two that are equally strong.
 
@@ -65,30 +65,30 @@ def predicts(
     """
     speaking = [w for w in witnesses if w.prediction]
     best = max(speaking, key=lambda w: w.strength)  # of equals the first
-    if asked.prediction != "auto":
+    if objective.prediction != "auto":
         either = EITHER if best.prediction in EITHER else (best.prediction,)
-        decided = _as_asked(best, speaking, asked, able or either)
+        decided = _as_asked(best, speaking, objective, able or either)
     else:
         decided = _as_told(best, speaking, field)
-    _require_possible(asked, decided.prediction)
-    return dataclasses.replace(decided, zero_snr=decided.zero_snr or asked.zero_terminal_snr)
+    _require_possible(objective, decided.prediction)
+    return dataclasses.replace(decided, zero_snr=decided.zero_snr or objective.zero_terminal_snr)
 
 
-def _as_asked(best: Witness, speaking: Sequence[Witness], asked: ObjectiveConfig, able: Sequence[str]) -> Predicts:
-    if asked.prediction not in able:
+def _as_asked(best: Witness, speaking: Sequence[Witness], objective: ObjectiveConfig, able: Sequence[str]) -> Predicts:
+    if objective.prediction not in able:
         raise LoomError(
             "objective.prediction",
             field="objective.prediction",
             kind=best.prediction,
-            asked=asked.prediction,
+            asked=objective.prediction,
             allowed=("auto", *able),
         )
     warnings: tuple[Message, ...] = ()
-    if asked.prediction != best.prediction:
-        values = {"asked": asked.prediction, "kind": best.prediction, "source": best.source}
+    if objective.prediction != best.prediction:
+        values = {"asked": objective.prediction, "kind": best.prediction, "source": best.source}
         warnings = (Message.of("objective.prediction.overrides", field="objective.prediction", **values),)
     return Predicts(
-        asked.prediction, _zero_snr(speaking, asked.prediction), Message.of("base.source.setting"), warnings
+        objective.prediction, _zero_snr(speaking, objective.prediction), Message.of("base.source.setting"), warnings
     )
 
 
@@ -124,9 +124,9 @@ def _zero_snr(speaking: Sequence[Witness], prediction: str) -> bool:
     return bool(agreeing) and bool(max(agreeing, key=lambda w: w.strength).zero_snr)
 
 
-def _require_possible(asked: ObjectiveConfig, prediction: str) -> None:
+def _require_possible(objective: ObjectiveConfig, prediction: str) -> None:
     """Refuses a schedule to pure noise that was asked for and the prediction cannot learn from."""
-    if asked.zero_terminal_snr and prediction in _NO_ZERO_SNR:
+    if objective.zero_terminal_snr and prediction in _NO_ZERO_SNR:
         raise LoomError(_NO_ZERO_SNR[prediction], field="objective.zero_terminal_snr")
 
 
@@ -171,10 +171,10 @@ class Expert:
         low, high = (round(STEPS * s / (shift - (shift - 1) * s)) for s in (self.low, self.high))
         return low, high
 
-    def warnings(self, asked: ObjectiveConfig, shift: float, field: str) -> tuple[Message, ...]:
+    def warnings(self, objective: ObjectiveConfig, shift: float, field: str) -> tuple[Message, ...]:
         """What to say when the job trains it where it is never asked."""
         low, high = self.range_of(shift)
-        if asked.min_timestep >= low - TOLERATED and asked.max_timestep <= high + TOLERATED:
+        if objective.min_timestep >= low - TOLERATED and objective.max_timestep <= high + TOLERATED:
             return ()
         return (Message.of("base.expert", field=field, expert=Message.of(self.name), low=low, high=high),)
 
@@ -204,7 +204,7 @@ class BaseModel:
     file: str = ""
     sized: bool = False
 
-    def told(self) -> Message:
+    def message(self) -> Message:
         """All of it in one sentence."""
         decided = self.predicts
         facts = [Message.of("base.fact.prediction", kind=decided.prediction, source=decided.source)]
@@ -226,11 +226,11 @@ class BaseModel:
         facts.append(Message.of("base.fact.stored", stored=self.stored))
         return Message.of("base.told", field=self.field, family=self.family, facts=facts)
 
-    def warnings(self, asked: ObjectiveConfig, fixed: bool = False) -> tuple[Message, ...]:
+    def warnings(self, objective: ObjectiveConfig, fixed: bool = False) -> tuple[Message, ...]:
         """What the user has to know before the first step of this job. `fixed`: whether a LoRA acts in training alone, as a training adapter does."""
         messages = self.predicts.warnings + self.notes
         if self.expert is not None:
-            messages += self.expert.warnings(asked, self.shift or 1.0, self.field)
+            messages += self.expert.warnings(objective, self.shift or 1.0, self.field)
         if self.distilled is not None and not fixed:
             messages += (Message.of("base.distilled", field=self.field, sign=self.distilled),)
         if self.anime and self.clip_skip == 1:
@@ -259,13 +259,13 @@ class BaseModel:
 
 # ---- what is refused by configs and shapes ---------------------------------------------------------------------------
 
-_SD_KINDS = {
+_SD_BY_CHANNELS = {
     9: ("kind_of_model.inpainting_model", "input.mask_and_the_masked_picture"),
     8: ("kind_of_model.instruct_pix2pix_model", "input.picture_to_edit"),
     7: ("kind_of_model.upscaler", "input.small_picture"),
     5: ("kind_of_model.depth_model", "input.depth_map"),
 }
-_FLUX_KINDS = {
+_FLUX_BY_CHANNELS = {
     384: ("kind_of_model.fill_inpainting_model", "input.mask_and_the_masked_picture"),
     128: ("kind_of_model.control_model_such_as_canny_or_depth", "input.control_picture"),
 }
@@ -313,7 +313,7 @@ def require_plain_file(names: Collection[str], shape_of: Callable[[str], Sequenc
 
 def _kind(channels: int) -> FurtherInput:
     """What a model with so many input channels is, and what it needs."""
-    named = {**_SD_KINDS, **_FLUX_KINDS}
+    named = {**_SD_BY_CHANNELS, **_FLUX_BY_CHANNELS}
     if channels in named:
         return FurtherInput(*named[channels])
     return FurtherInput("kind_of_model.channels", "input.for_channels", count=channels)

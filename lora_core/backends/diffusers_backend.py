@@ -98,9 +98,9 @@ class DiffusersBackend(Sharded):
         from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 
         if pipe is None:
-            wanted = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+            folders = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
             _require_own_kind(folder)
-            require_parts(folder, wanted, "layout.stable_diffusion")
+            require_parts(folder, folders, "layout.stable_diffusion")
             schedule = DDPMScheduler.load_config(folder / "scheduler", **LOCAL)
             require_discrete_scheduler(folder, schedule)
             super().__init__(precision, device, stored_dtype(folder / "unet"))

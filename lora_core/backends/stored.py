@@ -97,9 +97,9 @@ class Streamed:
         back = place == last or place == before - 1  # a step turns around at the last block
         self._at = number
         places = [place + (-n if back else n) for n in range(AHEAD + 1)]
-        wanted = [self._order[p] for p in places if 0 <= p <= last]
-        self._here = {n: held for n, held in self._here.items() if n in wanted}
-        for n in wanted:
+        numbers = [self._order[p] for p in places if 0 <= p <= last]
+        self._here = {n: held for n, held in self._here.items() if n in numbers}
+        for n in numbers:
             if n not in self._here:
                 self._here[n] = self._copied(n)
         copies, ready = self._here[number]

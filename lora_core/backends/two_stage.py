@@ -22,7 +22,7 @@ class TwoStage(Headless):
     channels: int
 
     def samplers(self) -> Samplers:
-        return Samplers(("euler",), ("simple",), own=type(self.parts["scheduler"]).__name__)
+        return Samplers(("euler",), ("simple",), fixed=type(self.parts["scheduler"]).__name__)
 
     def stage(self, prediction: str, config: ObjectiveConfig) -> BaseModel:
         """What a stage is whose network is only ever asked for this prediction. Raises LoomError when the job asks for another."""

@@ -113,9 +113,9 @@ def require_names(kind: Any, folder: Path, file: Path, names: Iterable[str], fie
 
     `folder`: that of the network's config.
     """
-    expected, given = set(_shapes_of_config(kind, folder)), set(names)
-    if len(expected & given) > len(expected) / 2:
-        require_none(expected - given, file, field)
+    expected, present = set(_shapes_of_config(kind, folder)), set(names)
+    if len(expected & present) > len(expected) / 2:
+        require_none(expected - present, file, field)
 
 
 def class_named(folder: Path, part: str) -> Any:
@@ -139,16 +139,16 @@ def _refuse_misfits(kind: Any, place: Path, field: str) -> None:
     """Says what is wrong with a folder's weights that were refused by their library. Raises LoomError where anything is."""
     if "quantization_config" in config_of(place):  # packed weights have shapes of their own
         return
-    given, expected = _shapes_on_disk(place), _shapes_of_config(kind, place)
-    if not given or not expected:
+    stored, expected = _shapes_on_disk(place), _shapes_of_config(kind, place)
+    if not stored or not expected:
         return
     misfit = next(
-        (name for name in sorted(expected) if list(given.get(name, expected[name])) != list(expected[name])), ""
+        (name for name in sorted(expected) if list(stored.get(name, expected[name])) != list(expected[name])), ""
     )
     if misfit:
-        shapes = {"shape": "x".join(map(str, given[misfit])), "wanted": "x".join(map(str, expected[misfit]))}
+        shapes = {"shape": "x".join(map(str, stored[misfit])), "wanted": "x".join(map(str, expected[misfit]))}
         raise LoomError("base.other_shape", field=field, file=short_name(place), key=misfit, **shapes)
-    require_none(set(expected) - set(given), place, field)
+    require_none(set(expected) - set(stored), place, field)
 
 
 def _shapes_of_config(kind: Any, place: Path) -> Shapes:
@@ -178,6 +178,6 @@ def _not_under_old_names(model: nn.Module, place: Path, missing: Iterable[str]) 
         return missing
     weights = {name: tensor for file in place.glob("*.safetensors") for name, tensor in load_file(file).items()}
     full = {name if name.startswith("text_") else f"text_model.{name}": w for name, w in weights.items()}
-    own = model.state_dict()
-    model.load_state_dict({name: w.to(own[name].dtype) for name, w in full.items() if name in own}, strict=False)
+    state = model.state_dict()
+    model.load_state_dict({name: w.to(state[name].dtype) for name, w in full.items() if name in state}, strict=False)
     return [name for name in missing if name not in full]

@@ -25,7 +25,7 @@ def blocks(model: nn.Module) -> list[nn.Module]:
 
 def norms(model: nn.Module) -> list[nn.Module]:
     """Every norm without parts of its own."""
-    return [m for m in model.modules() if "norm" in type(m).__name__.lower() and not any(True for _ in m.children())]
+    return [m for m in model.modules() if "norm" in type(m).__name__.lower() and not list(m.children())]
 
 
 def cloned_input(norm: nn.Module) -> Forward:

@@ -33,13 +33,13 @@ class _Again(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
-        given = _leaves(ctx.saved_tensors[: ctx.inputs])
-        tensors = (*given, *ctx.saved_tensors[ctx.inputs :])
+        inputs = _leaves(ctx.saved_tensors[: ctx.inputs])
+        tensors = (*inputs, *ctx.saved_tensors[ctx.inputs :])
         with torch.enable_grad(), copied_before_writes():
-            pairs = [pair for pair in zip(ctx.run(*given), grads, strict=True) if pair[1] is not None]
-            outs, wanted = [out for out, _ in pairs], [t for t in tensors if t.requires_grad]
-            parts = torch.autograd.grad(outs, wanted, [grad for _, grad in pairs], allow_unused=True) if outs else ()
-        of = dict(zip(map(id, wanted), parts, strict=False))
+            pairs = [pair for pair in zip(ctx.run(*inputs), grads, strict=True) if pair[1] is not None]
+            outs, leaves = [out for out, _ in pairs], [t for t in tensors if t.requires_grad]
+            parts = torch.autograd.grad(outs, leaves, [grad for _, grad in pairs], allow_unused=True) if outs else ()
+        of = dict(zip(map(id, leaves), parts, strict=False))
         return None, None, *(of.get(id(t)) for t in tensors)
 
 
@@ -101,8 +101,8 @@ def recomputed(block: nn.Module, parameters: Sequence[nn.Parameter]) -> Forward:
             private_args, private_kwargs = call.with_copies(tensors)
             return answer.take(original(*private_args, **private_kwargs))
 
-        given = call.tensors()
-        return answer.give(_Again.apply(run, len(given), *given, *parameters))
+        tensors = call.tensors()
+        return answer.give(_Again.apply(run, len(tensors), *tensors, *parameters))
 
     return forward
 

@@ -45,7 +45,7 @@ def captioners(roots: Sequence[Path]) -> dict[str, Path]:
 
 def _below(root: Path) -> list[Path]:
     """Links are followed only while they stay below the folder that `root` lies in; each folder is entered once."""
-    found, queue, seen, models = [], [(root, 0)], set[Path](), root.resolve().parent
+    places, queue, seen, models = [], [(root, 0)], set[Path](), root.resolve().parent
     while queue and len(seen) < MAX_LOOKED_AT:
         folder, depth = queue.pop(0)
         real = folder.resolve()
@@ -53,7 +53,7 @@ def _below(root: Path) -> list[Path]:
             continue
         seen.add(real)
         if looks_like_one(folder):
-            found.append(folder)
+            places.append(folder)
             continue
         with contextlib.suppress(OSError), os.scandir(folder) as entries:
             for entry in sorted(entries, key=lambda entry: entry.name):
@@ -61,8 +61,8 @@ def _below(root: Path) -> list[Path]:
                 if entry.is_dir() and not entry.name.startswith(".") and depth < DEEPEST:
                     queue.append((path, depth + 1))
                 elif entry.is_file() and _is_tagger(path) and path.resolve().is_relative_to(models):
-                    found.append(path)
-    return found
+                    places.append(path)
+    return places
 
 
 def _is_tagger(path: Path) -> bool:

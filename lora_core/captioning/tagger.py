@@ -64,8 +64,8 @@ class Tagger:
             raise LoomError("captioning.table_missing", file=file.name, table=TABLE)
         self._tags, self._bar, self._character = read_table(table), bar, character
         runtime = needed("onnxruntime")
-        wanted = ("CUDAExecutionProvider", "CPUExecutionProvider")
-        providers = [name for name in wanted if name in runtime.get_available_providers()]
+        preferred = ("CUDAExecutionProvider", "CPUExecutionProvider")
+        providers = [name for name in preferred if name in runtime.get_available_providers()]
         options = runtime.SessionOptions()
         options.log_severity_level = 3
         try:

@@ -49,12 +49,12 @@ class VisionModel:
         _require_safe(folder)
         transformers = needed("transformers")
         auto = getattr(transformers, "AutoModelForImageTextToText", None) or transformers.AutoModelForVision2Seq
-        here: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+        options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
         self._kind, self._max_tokens, self._device = str(config.get("model_type", "")), max_tokens, device
         try:
             with preserved_rng(0):
-                self._processor = _processor(transformers, folder, here)
-                model = auto.from_pretrained(str(folder), use_safetensors=True, **here)
+                self._processor = _processor(transformers, folder, options)
+                model = auto.from_pretrained(str(folder), use_safetensors=True, **options)
             self._model: Any = (model.float() if device.type == "cpu" else model).to(device).eval()
         except LoomError:
             raise
@@ -99,8 +99,8 @@ class VisionModel:
             return FLORENCE_TASK
         if not getattr(self._processor, "chat_template", None):
             return ""
-        asked = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": instruction}]}]
-        return str(self._processor.apply_chat_template(asked, add_generation_prompt=True))
+        talk = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": instruction}]}]
+        return str(self._processor.apply_chat_template(talk, add_generation_prompt=True))
 
 
 class _Parts:
@@ -113,13 +113,13 @@ class _Parts:
         return self._pictures(images=images, return_tensors=return_tensors)
 
 
-def _processor(transformers: Any, folder: Path, here: dict[str, Any]) -> Any:
+def _processor(transformers: Any, folder: Path, options: dict[str, Any]) -> Any:
     """What prepares pictures and reads tokens."""
-    processor = transformers.AutoProcessor.from_pretrained(str(folder), **here)
+    processor = transformers.AutoProcessor.from_pretrained(str(folder), **options)
     if hasattr(processor, "tokenizer"):
         return processor
-    pictures = transformers.AutoImageProcessor.from_pretrained(str(folder), **here)
-    return _Parts(pictures, transformers.AutoTokenizer.from_pretrained(str(folder), **here))
+    pictures = transformers.AutoImageProcessor.from_pretrained(str(folder), **options)
+    return _Parts(pictures, transformers.AutoTokenizer.from_pretrained(str(folder), **options))
 
 
 def _require_safe(folder: Path) -> None:

@@ -103,8 +103,12 @@ def sentence(answer: str) -> str:
 
 def without_tags(text: str, dropped: Sequence[str]) -> str:
     """Tags between commas without those that a pattern names; each tag once."""
+
+    def is_dropped(tag: str) -> bool:
+        return any(fnmatch.fnmatchcase(tag.lower(), pattern) for pattern in dropped)
+
     tags = dict.fromkeys(tidy(tag) for tag in text.split(",") if tidy(tag))
-    return ", ".join(tag for tag in tags if not any(fnmatch.fnmatchcase(tag.lower(), pattern) for pattern in dropped))
+    return ", ".join(tag for tag in tags if not is_dropped(tag))
 
 
 def without_phrases(text: str, dropped: Sequence[str]) -> str:
@@ -119,11 +123,11 @@ def without_phrases(text: str, dropped: Sequence[str]) -> str:
                 gone.append((words[n].start(), words[n + len(parts) - 1].end()))
     if not gone:
         return text
-    kept, last = [], 0
+    pieces, last = [], 0
     for start, end in sorted(gone):
-        kept.append(text[last : max(start, last)])
+        pieces.append(text[last : max(start, last)])
         last = max(end, last)
-    return _mended("".join([*kept, text[last:]]))
+    return _mended("".join([*pieces, text[last:]]))
 
 
 def _mended(text: str) -> str:

@@ -238,8 +238,8 @@ class TrainConfig:
         }
         if not self.needs_pictures:
             unfit |= {"epochs": bool(self.epochs), "steps_per_picture": bool(self.steps_per_picture)}
-        for field, given in unfit.items():
-            if given:
+        for field, is_set in unfit.items():
+            if is_set:
                 raise ConfigError("slider.without", field=field)
 
     @property

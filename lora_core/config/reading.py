@@ -52,16 +52,16 @@ def load(path: Path) -> TrainConfig:
 def from_values(values: dict[str, Any], beside: Path) -> TrainConfig:
     """The config of a job as nested dicts; `recipe` names a job file of ours that it starts from. Relative folders are taken from `beside`."""
     values = dict(values)
-    given = [key for key in LENGTHS if values.get(key)]
-    if len(given) > 1:
-        raise ConfigError("length.several", field=given[-1], given=[Setting(key) for key in given])
+    names = [key for key in LENGTHS if values.get(key)]
+    if len(names) > 1:
+        raise ConfigError("length.several", field=names[-1], given=[Setting(key) for key in names])
     name = values.pop("recipe", "")
     if not isinstance(name, str):
         raise ConfigError("recipe.type", field="recipe", value=shown.repr(name))
-    given = [key for key in BY_MEMORY if key in values]
+    names = [key for key in BY_MEMORY if key in values]
     values = merged(recipe(name), values) if name else values
-    if given and (values.get("memory", AS_SET) != AS_SET or values.get("auto")):
-        values["memory_keeps"] = ", ".join(filter(None, [str(values.get("memory_keeps", "")), *given]))
+    if names and (values.get("memory", AS_SET) != AS_SET or values.get("auto")):
+        values["memory_keeps"] = ", ".join(filter(None, [str(values.get("memory_keeps", "")), *names]))
     if mine := [path for path in (*BY_AUTO, *LENGTHS[1:]) if values.get("auto") and _is_given(path, values)]:
         values["auto_keeps"] = ", ".join(filter(None, [str(values.get("auto_keeps", "")), *mine]))
     prior = values.get("prior")

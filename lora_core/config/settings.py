@@ -57,6 +57,6 @@ def check(label: str, value: Any, kind: type, meta: types.MappingProxyType | dic
     if choices and value not in choices:
         raise ConfigError("setting.choice", field=label, value=shown.repr(value), allowed=choices)
     if (low is not None and value < low) or (high is not None and value > high):
-        given = value if isinstance(value, float) else shown.repr(value)
-        raise ConfigError("setting.range", field=label, value=given, low=f"{low:g}", high=f"{high:g}")
+        figure = value if isinstance(value, float) else shown.repr(value)
+        raise ConfigError("setting.range", field=label, value=figure, low=f"{low:g}", high=f"{high:g}")
     return value

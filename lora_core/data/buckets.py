@@ -63,7 +63,7 @@ def fit(
     else:
         sides = [min(high, max(low, resolution // step * step))] * 2
     if not upscale:
-        sides = [min(wanted, side // step * step) for wanted, side in zip(sides, (width, height), strict=True)]
+        sides = [min(length, side // step * step) for length, side in zip(sides, (width, height), strict=True)]
         sides = sides if aspect else [min(sides)] * 2
     longest = max(
         low, resolution * resolution // min(sides) // step * step

@@ -43,17 +43,17 @@ def cuts_of(path: Path, film: Film, config: DataConfig) -> tuple[int, ...]:
 
 def clips_of(film: Film, cuts: Sequence[int], config: DataConfig) -> list[Clip]:
     """The clips of a film that is cut before the frames `cuts`: none lies across a cut. Raises PictureError for a film too short for any."""
-    wanted, frames = lengths(config), film.at_rate(config.frame_rate)
+    allowed, frames = lengths(config), film.at_rate(config.frame_rate)
     edges, out = [0, *cuts, len(film.times_s)], []
     longest_scene = 0
     for start, end in itertools.pairwise(edges):
         scene = [n for n in frames if start <= n < end]
         longest_scene = max(longest_scene, len(scene))
-        fitting = [length for length in wanted if length <= len(scene)]
+        fitting = [length for length in allowed if length <= len(scene)]
         for length in fitting[-1:] if config.clip_lengths == "longest" else fitting:
             out += [tuple(scene[at : at + length]) for at in _starts(len(scene) - length, length, config)]
     if not out:
-        raise PictureError("film.short", frames=longest_scene, needed=wanted[0])
+        raise PictureError("film.short", frames=longest_scene, needed=allowed[0])
     if len(out) > MAX_CLIPS:
         raise PictureError("film.many_clips", clips=len(out), limit=MAX_CLIPS)
     return out

@@ -55,7 +55,7 @@ class Companions:
         for endings, kind in ((MASK_ENDINGS, Companion.MASK), (CONDITION_ENDINGS, Companion.CONDITION)):
             for ending in endings:
                 if name.endswith(ending) and (
-                    ending in ALWAYS or self._there(path.with_name(path.stem[: -len(ending)]))
+                    ending in ALWAYS or self._has_picture(path.with_name(path.stem[: -len(ending)]))
                 ):
                     return kind
         for folders, kind in ((MASK_FOLDERS, Companion.MASK), (CONDITION_FOLDERS, Companion.CONDITION)):
@@ -76,13 +76,17 @@ class Companions:
 
     def astray(self) -> set[Path]:
         """Pictures without a namesake in a folder of conditions, where others of that folder have one."""
-        folders: dict[Path, list[tuple[Path, bool]]] = {}
+        ownerless: dict[Path, list[Path]] = {}
+        used: set[Path] = set()  # folders with a picture that has a namesake
         for path in self._pictures:
             folder = next((f for f in path.parents if self._root in f.parents and _is_for(f, CONDITION_FOLDERS)), None)
-            if folder is not None:
-                folders.setdefault(folder, []).append((path, self._owner(path, CONDITION_FOLDERS) is not None))
-        used = [inside for inside in folders.values() if any(owned for _, owned in inside)]
-        return {path for inside in used for path, owned in inside if not owned}
+            if folder is None:
+                continue
+            if self._owner(path, CONDITION_FOLDERS) is None:
+                ownerless.setdefault(folder, []).append(path)
+            else:
+                used.add(folder)
+        return {path for folder in used for path in ownerless.get(folder, ())}
 
     def _conditioned(self, path: Path) -> Path | None:
         """The picture that `path` is a condition of by its name or folder."""
@@ -115,7 +119,7 @@ class Companions:
             if _is_for(folder, names):
                 inside = path.with_suffix("").relative_to(folder)
                 for place in self._places(folder, inside):
-                    if self._there(place):
+                    if self._has_picture(place):
                         return self._by_stem[_folded(place)]
         return None
 
@@ -136,7 +140,7 @@ class Companions:
         whole = self._by_stem.get(_folded(path.with_name(number[1])))
         return whole is not None and whole in self._captioned
 
-    def _there(self, stem: Path) -> bool:
+    def _has_picture(self, stem: Path) -> bool:
         return _folded(stem) in self._by_stem
 
 

@@ -83,7 +83,8 @@ class Controls:
 
     def unused(self, conditions: Iterable[str]) -> list[str]:
         """Names of control pictures that belong to no picture of the folder; `conditions`: those known by their own names."""
-        used = {control for path in self._by_name.values() if path not in self._apart for control in self.of(path)}
+        targets = [path for path in self._by_name.values() if path not in self._apart]
+        used = {control for path in targets for control in self.of(path)}
         every = {
             *self._apart,
             *(p for folder in self._folders for p in folder.files),

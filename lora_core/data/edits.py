@@ -271,12 +271,12 @@ def _is_base64(text: str | None) -> bool:
 
 def _write_own(folder: Path, excluded: Sequence[str], history: Sequence[Mapping[str, Any]]) -> None:
     """The newest edits are kept, as many as MAX_HISTORY and MAX_HISTORY_BYTES allow, the last one always."""
-    kept: list[Mapping[str, Any]] = []
+    newest: list[Mapping[str, Any]] = []
     size = 0
     for entry in reversed(history[-MAX_HISTORY:]):
         size += len(json.dumps(entry))
-        if kept and size > MAX_HISTORY_BYTES:
+        if newest and size > MAX_HISTORY_BYTES:
             break
-        kept.insert(0, entry)
+        newest.insert(0, entry)
     about = "LoRA Loom's dataset editor: pictures left out of training, and edits that can be undone"
-    files.write_json(folder / OWN_LIST, {"about": about, "excluded": list(excluded), "history": kept})
+    files.write_json(folder / OWN_LIST, {"about": about, "excluded": list(excluded), "history": newest})

@@ -109,10 +109,11 @@ def no_pictures(config: TrainConfig) -> Dataset:
 
 def scans_of(config: TrainConfig, known: Sequence[Scan] = ()) -> list[Scan]:
     """A scan of each folder of a job, a known one where it serves. Raises LoomError when a folder is missing."""
-    return [
-        next((scan for scan in known if scan.serves(data)), None) or look_through(data, field)
-        for data, field in _named_sets(config)
-    ]
+    out = []
+    for data, field in _named_sets(config):
+        serving = next((scan for scan in known if scan.serves(data)), None)
+        out.append(serving or look_through(data, field))
+    return out
 
 
 def dataset_of(config: TrainConfig, scans: Sequence[Scan]) -> Dataset:

@@ -142,8 +142,8 @@ def look(dataset: Dataset, length: Callable[[str], TextLength] | None, progress:
     general = [*_general(dataset), *about_set(dataset, _constant(dataset), _borders(dataset, seen, notes))]
     if of_person(dataset) and any(sight.faces is None for sight in seen.values()):
         general.append(Message.of("lint.faces_not_looked_for"))
-    for told in notes.values():
-        told.sort(key=lambda note: GRAVITY.index(severity(note)))
+    for messages in notes.values():
+        messages.sort(key=lambda note: GRAVITY.index(severity(note)))
     return Report(dataset, seen, {n: v for n, v in notes.items() if v}, general, dict(buckets))
 
 
@@ -152,7 +152,7 @@ def _beside_others(
 ) -> Iterator[tuple[str, Message]]:
     """(picture, note) for what is only seen beside the others: grey among coloured, unlike all, faces in a set of people."""
     subject = {p.name: seen[p.name] for p in dataset.pictures if p.name in seen}
-    plain = {name for name, told in notes.items() if any(n.code in ("lint.black", "lint.flat") for n in told)}
+    plain = {name for name, messages in notes.items() if _says(messages, "lint.black", "lint.flat")}
     for name in grey_ones({name: sight.tone for name, sight in subject.items()}):
         yield name, Message.of("lint.grey")
     for name in odd_ones({name: sight.tiny for name, sight in subject.items() if name not in plain}):
@@ -181,8 +181,12 @@ def _borders(
 ) -> dict[str, np.ndarray]:
     """The borders of the subject's pictures; of near-duplicates, which are told, one would do."""
     names = [picture.name for picture in dataset.pictures if picture.name in seen]
-    duplicates = {name for name in names if any(note.code.startswith("lint.duplicate") for note in notes[name])}
+    duplicates = {name for name in names if _says(notes[name], "lint.duplicate", "lint.duplicate_of_many")}
     return {name: border(seen[name].tiny) for name in names if name not in duplicates}
+
+
+def _says(messages: Sequence[Message], *codes: str) -> bool:
+    return any(message.code in codes for message in messages)
 
 
 def _seen(picture: Picture) -> Seen | Message:
@@ -308,7 +312,8 @@ def _general(dataset: Dataset) -> list[Message]:
             out.append(Message.of("lint.same_captions", count=count, all=len(captions), caption=repr(repeated[:40])))
     if 0 < len(dataset.pictures) < 5:
         out.append(Message.of("lint.few", count=len(dataset.pictures)))
-    doubled = [name for name, n in collections.Counter(_stem(p) for p in dataset.pictures).items() if n > 1]
+    stems = collections.Counter(map(_stem, dataset.pictures))
+    doubled = [name for name, count in stems.items() if count > 1]
     if doubled:
         out.append(Message.of("lint.shared_names", count=len(doubled), name=f"{doubled[0]}.*"))
     return out
@@ -319,9 +324,8 @@ def _constant(dataset: Dataset) -> list[str]:
     captions = [p.caption for p in dataset.pictures if p.caption]
     if len(captions) < FEWEST_FOR_TAGS or len(set(captions)) < 2:
         return []
-    counts = collections.Counter(
-        tag for caption in captions for tag in _tags(caption) if tag != dataset.trigger.lower()
-    )
+    trigger = {dataset.trigger.lower()}
+    counts = collections.Counter(tag for caption in captions for tag in _tags(caption) - trigger)
     return sorted(tag for tag, n in counts.items() if n >= CONSTANT_SHARE * len(captions))
 
 

@@ -29,7 +29,7 @@ SLIGHT = frozenset(
         "lint.faces_not_looked_for",
     }
 )
-KINDS = {  # of notes about pictures, as an editor filters by them
+NOTE_FILTERS = {  # of notes about pictures, as an editor filters by them
     "lint.duplicate": "duplicate", "lint.duplicate_of_many": "duplicate", "lint.small": "small",
     "lint.scaled_up": "small", "lint.black": "dark", "lint.dark": "dark", "lint.flat": "flat", "lint.grey": "grey",
     "lint.blurred": "blurred", "lint.odd": "odd", "lint.face_small": "faces", "lint.faces_several": "faces",
@@ -68,7 +68,7 @@ def severity(note: Message) -> str:
 
 def kind(note: Message) -> str:
     """The name an editor filters notes of its kind by; "" for notes that have none."""
-    return KINDS.get(note.code, "")
+    return NOTE_FILTERS.get(note.code, "")
 
 
 def tone(image: Image.Image) -> Tone:
@@ -160,9 +160,9 @@ def about_faces(sides: Mapping[str, list[float]], of_person: bool) -> dict[str, 
     if not sides or not (of_person or with_face > MOSTLY_FACES * len(sides)):
         return {}
     out = {}
-    for name, found in sides.items():
-        if len(found) > 1 and found[1] > SMALL_FACE:
-            out[name] = Message.of("lint.faces_several", count=sum(side > SMALL_FACE for side in found))
-        elif found and found[0] < SMALL_FACE:
-            out[name] = Message.of("lint.face_small", share=percent(found[0]))
+    for name, faces in sides.items():
+        if len(faces) > 1 and faces[1] > SMALL_FACE:
+            out[name] = Message.of("lint.faces_several", count=sum(side > SMALL_FACE for side in faces))
+        elif faces and faces[0] < SMALL_FACE:
+            out[name] = Message.of("lint.face_small", share=percent(faces[0]))
     return out

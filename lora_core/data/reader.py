@@ -193,12 +193,12 @@ class Reader:
 
     def _film(self, path: Path, header: Header | None, seen: Seen) -> Film | None:
         """What is to be cut into clips; None for a still picture, and for a moving one where pictures alone are trained. Raises PictureError."""
-        wanted = bool(lengths(self.config))
-        if header is None and not wanted:
+        takes_films = bool(lengths(self.config))
+        if header is None and not takes_films:
             raise PictureError("picture.film")
-        if header is not None and header.animated and not wanted:
+        if header is not None and header.animated and not takes_films:
             seen.notes.add("data.animated")
-        if header is not None and not (header.animated and wanted):
+        if header is not None and not (header.animated and takes_films):
             return None
         film = read_film(path)
         if film.sound:
@@ -214,7 +214,8 @@ class Reader:
         """Codes for what captions hold that is written for other programs."""
         understood = {"data.wildcards_off": self.config.wildcards, "data.placeholder": bool(self.config.trigger)}
         patterns = {code: pattern for code, pattern in SPEECH.items() if not understood.get(code)}
-        return [code for code, pattern in patterns.items() if any(pattern.search(c.text) for c in captions)]
+        texts = [caption.text for caption in captions]
+        return [code for code, pattern in patterns.items() if any(map(pattern.search, texts))]
 
     def _captions(self, path: Path, seen: Seen) -> tuple[Path | None, tuple[Caption, ...]]:
         """(the caption file that is read, captions); None where they come from elsewhere."""
@@ -249,8 +250,8 @@ class Reader:
     def _beside(self, path: Path, suffix: str) -> list[Path]:
         """<name>.png.txt and <name>.txt, in whatever case; the more exact one first."""
         files = []
-        for wanted in (Path(f"{path}{suffix}"), path.with_suffix(suffix)):
-            file = self._by_name.get(str(wanted)) or self._by_name.get(folded(wanted))
+        for place in (Path(f"{path}{suffix}"), path.with_suffix(suffix)):
+            file = self._by_name.get(str(place)) or self._by_name.get(folded(place))
             if file:
                 self.used.add(file)
                 files.append(file)

@@ -53,10 +53,10 @@ class Showing:
         """Of how many of its passes a clip is shown its first frame."""
         if not self.of_film:
             return 0.0
-        asked = config.first_frame
-        if asked == AUTO:
-            asked = ALWAYS if self.needed or self.usual else NEVER
-        return {NEVER: 0.0, HALF: 0.5, ALWAYS: 1.0}[asked]
+        choice = config.first_frame
+        if choice == AUTO:
+            choice = ALWAYS if self.needed or self.usual else NEVER
+        return {NEVER: 0.0, HALF: 0.5, ALWAYS: 1.0}[choice]
 
 
 @dataclasses.dataclass(frozen=True)

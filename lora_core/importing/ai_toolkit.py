@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from .result import Given
+from .result import Configuration
 from .rows import (
     Paths,
     Row,
@@ -56,73 +56,73 @@ SCHEDULES = {
 STRUCTURE = ("sd_trainer", "diffusion_trainer", "ui_trainer")
 
 
-def task(value: Value, given: Settings) -> Paths:
+def task(value: Value, settings: Settings) -> Paths:
     if str(value) not in ("extension", "train"):
         raise Unmapped("import.why.adapters_only")
     return {}
 
 
-def kind(value: Value, given: Settings) -> Paths:
+def kind(value: Value, settings: Settings) -> Paths:
     if str(value) not in STRUCTURE:
         raise Unmapped("import.why.adapters_only")
     return {}
 
 
-def network(value: Value, given: Settings) -> Paths:
+def network(value: Value, settings: Settings) -> Paths:
     names = {"lora": "lora", "locon": "lora", "lokr": "lokr", "dora": "dora"}
     return {"adapter.algorithm": meaning(names, str(value).lower())}
 
 
-def full_lokr(value: Value, given: Settings) -> Paths:
+def full_lokr(value: Value, settings: Settings) -> Paths:
     """LoKr of full matrices: a rank above the layers' sides."""
-    return {"adapter.rank": 1024} if str(given.get("network.type")).lower() == "lokr" and truth(value) else {}
+    return {"adapter.rank": 1024} if str(settings.get("network.type")).lower() == "lokr" and truth(value) else {}
 
 
-def rank(value: Value, given: Settings) -> Paths:
-    full = str(given.get("network.type")).lower() == "lokr" and given.get("network.lokr_full_rank", True)
+def rank(value: Value, settings: Settings) -> Paths:
+    full = str(settings.get("network.type")).lower() == "lokr" and settings.get("network.lokr_full_rank", True)
     return {} if full else {"adapter.rank": whole(value)}
 
 
-def convolutions(value: Value, given: Settings) -> Paths:
+def convolutions(value: Value, settings: Settings) -> Paths:
     return {"adapter.conv_rank": whole(value), "adapter.targets": "conv"} if whole(value) else {}
 
 
 def layer_names(key: str) -> Row:
-    def convert(value: Value, given: Settings) -> Paths:
+    def convert(value: Value, settings: Settings) -> Paths:
         return {key: "|".join(re.escape(str(part)) for part in as_list(value))}
 
     return otherwise(key, "import.why.layer_names", convert)
 
 
-def average(value: Value, given: Settings) -> Paths:
-    return {"ema_decay": number(given.get("train.ema_config.ema_decay", 0.999))} if truth(value) else {}
+def average(value: Value, settings: Settings) -> Paths:
+    return {"ema_decay": number(settings.get("train.ema_config.ema_decay", 0.999))} if truth(value) else {}
 
 
-def noise(value: Value, given: Settings) -> Paths:
+def noise(value: Value, settings: Settings) -> Paths:
     """How noise levels of flow models are drawn: sigmoid is logit-normal."""
     names = {"sigmoid": "logit_normal", "linear": "uniform"}
     return {"objective.timesteps": meaning(names, str(value))}
 
 
-def gamma(value: Value, given: Settings) -> Paths:
+def gamma(value: Value, settings: Settings) -> Paths:
     return {"objective.weighting": "min_snr", "objective.min_snr_gamma": number(value)} if number(value) else {}
 
 
-def accumulation(value: Value, given: Settings) -> Paths:
+def accumulation(value: Value, settings: Settings) -> Paths:
     """Two settings for one thing, of which at most one is above 1."""
     if whole(value) < 1:
         raise Unmapped("import.why.value")
-    both = (given.get(f"train.{name}", 1) for name in ("gradient_accumulation", "gradient_accumulation_steps"))
+    both = (settings.get(f"train.{name}", 1) for name in ("gradient_accumulation", "gradient_accumulation_steps"))
     return {"grad_accum": max(map(whole, both))}
 
 
-def prompts(value: Value, given: Settings) -> Paths:
+def prompts(value: Value, settings: Settings) -> Paths:
     """A list of prompts."""
     texts = [str(one) for one in value] if isinstance(value, Sequence) and not isinstance(value, str) else [str(value)]
     return {"samples.prompt": "\n".join(" ".join(text.split()) for text in texts)}
 
 
-def samples(value: Value, given: Settings) -> Paths:
+def samples(value: Value, settings: Settings) -> Paths:
     """A list of prompts with sizes of their own."""
     lines = []
     for one in value if isinstance(value, Sequence) and not isinstance(value, str) else []:
@@ -135,15 +135,15 @@ def samples(value: Value, given: Settings) -> Paths:
     return {"samples.prompt": "\n".join(lines)}
 
 
-def sampling(value: Value, given: Settings) -> Paths:
+def sampling(value: Value, settings: Settings) -> Paths:
     return {"samples.every": 0} if truth(value) else {}
 
 
-def quantized(value: Value, given: Settings) -> Paths:
+def quantized(value: Value, settings: Settings) -> Paths:
     return {"storage": "fp8"} if truth(value) else {}
 
 
-def sizes(value: Value, given: Settings) -> Paths:
+def sizes(value: Value, settings: Settings) -> Paths:
     numbers = [whole(part) for part in as_list(value)]
     if not numbers:
         raise Unmapped("import.why.value")
@@ -151,14 +151,14 @@ def sizes(value: Value, given: Settings) -> Paths:
     return {"resolution": numbers[0], **more}
 
 
-def extension(value: Value, given: Settings) -> Paths:
+def extension(value: Value, settings: Settings) -> Paths:
     word = f".{str(value).lstrip('.')}"
     if word not in (".txt", ".caption", ".json"):
         raise Unmapped("import.why.extension")
     return {"captions": "auto" if word == ".json" else word}
 
 
-def replaced(value: Value, given: Settings) -> Paths:
+def replaced(value: Value, settings: Settings) -> Paths:
     """old|new pairs as rules of ours."""
     rules = [str(one).partition("|") for one in (value if isinstance(value, list) else [value])]
     return {"replace": "\n".join(f"{old} => {new}" for old, sign, new in rules if sign)}
@@ -168,7 +168,7 @@ def token(key: str) -> Row:
     return otherwise(
         key,
         "import.why.tokens",
-        lambda value, given: {key: value, "method": "embedding" if not given.get("network.type") else "pivotal"},
+        lambda value, settings: {key: value, "method": "embedding" if not settings.get("network.type") else "pivotal"},
     )
 
 
@@ -190,7 +190,7 @@ TRAIN_DETAIL = (
 )  # fmt: skip
 
 ROWS: dict[str, Row] = {
-    "name": otherwise("name", "import.why.name", lambda value, given: {"name": name_of(value)}),
+    "name": otherwise("name", "import.why.name", lambda value, settings: {"name": name_of(value)}),
     "process*": nothing("import.why.adapters_only"),
     "job": otherwise("", "import.why.understood", task),
     "type": otherwise("", "import.why.understood", kind),
@@ -201,7 +201,7 @@ ROWS: dict[str, Row] = {
     "network.alpha": same("adapter.alpha"),
     "network.linear_alpha": same("adapter.alpha", default=1.0),
     "targets": otherwise(
-        "adapter.targets", "import.why.layers", lambda value, given: {"adapter.targets": "linear"}, "linear"
+        "adapter.targets", "import.why.layers", lambda value, settings: {"adapter.targets": "linear"}, "linear"
     ),
     "network.conv": otherwise("adapter.conv_rank adapter.targets", "import.why.convolutions", convolutions),
     "network.conv_alpha": same("adapter.conv_alpha"),
@@ -231,10 +231,10 @@ ROWS: dict[str, Row] = {
     "train.text_encoder_lr": otherwise(
         "text_encoder.lr",
         "import.why.if_trained",
-        lambda value, given: {"text_encoder.lr": number(value)} if on(given, "train.train_text_encoder") else {},
+        lambda value, settings: {"text_encoder.lr": number(value)} if on(settings, "train.train_text_encoder") else {},
     ),
     "train.embedding_lr": same("embedding.lr"),
-    "train.train_unet": otherwise("", "import.why.network_always", lambda value, given: {}),
+    "train.train_unet": otherwise("", "import.why.network_always", lambda value, settings: {}),
     "train.train_text_encoder": same("text_encoder.train"),
     "train.gradient_checkpointing": same("checkpointing", default=True),
     "train.optimizer": choice("optimizer.name", OPTIMIZERS),
@@ -243,7 +243,7 @@ ROWS: dict[str, Row] = {
     "train.optimizer_params.betas": otherwise(
         "optimizer.beta1 optimizer.beta2",
         "import.why.written",
-        lambda value, given: dict(zip(("optimizer.beta1", "optimizer.beta2"), as_list(value), strict=False)),
+        lambda value, settings: dict(zip(("optimizer.beta1", "optimizer.beta2"), as_list(value), strict=False)),
     ),
     "train.optimizer_params.d_coef": same("optimizer.prodigy_d_coef"),
     "train.optimizer_params.decouple": flag("optimizer.prodigy_decouple"),
@@ -264,7 +264,7 @@ ROWS: dict[str, Row] = {
     "train.snr_gamma": otherwise("objective.weighting objective.min_snr_gamma", "import.why.written", gamma),
     "train.noise_offset": same("objective.noise_offset"),
     "train.timestep_type": otherwise("objective.timesteps", "import.why.timesteps", noise),
-    "train.noise_scheduler": otherwise("", "import.why.base_tells", lambda value, given: {}),
+    "train.noise_scheduler": otherwise("", "import.why.base_tells", lambda value, settings: {}),
     "train.loss_type": choice("loss", {"mse": "mse", "mae": "l1"}),
     "train.reg_weight": same("prior.weight"),
     "train.skip_first_sample": nothing("import.why.sample_first"),
@@ -278,7 +278,7 @@ ROWS: dict[str, Row] = {
     "model.is_v_pred": otherwise(
         "objective.prediction",
         "import.why.prediction",
-        lambda value, given: {"objective.prediction": "v"} if truth(value) else {},
+        lambda value, settings: {"objective.prediction": "v"} if truth(value) else {},
     ),
     "model.compile": same("compile"),
     "model.assistant_lora_path": otherwise("adapter.fixed", "import.why.fixed"),
@@ -311,7 +311,7 @@ ROWS: dict[str, Row] = {
     "sample.neg": otherwise(
         "samples.negative",
         "import.why.written",
-        lambda value, given: {"samples.negative": value} if isinstance(value, str) else {},
+        lambda value, settings: {"samples.negative": value} if isinstance(value, str) else {},
     ),
     "sample.seed": same("samples.seed"),
     "sample.guidance_scale": same("samples.cfg"),
@@ -331,9 +331,9 @@ ROWS: dict[str, Row] = {
 }
 
 
-def clip_rate(value: Value, given: Settings) -> Paths:
+def clip_rate(value: Value, settings: Settings) -> Paths:
     """At which films are read; of pictures there is none."""
-    return {"frame_rate": number(value)} if whole(given.get("num_frames", 1)) > 1 else {}
+    return {"frame_rate": number(value)} if whole(settings.get("num_frames", 1)) > 1 else {}
 
 
 SET_ROWS: dict[str, Row] = {
@@ -356,15 +356,15 @@ SET_ROWS: dict[str, Row] = {
     "flip_x": flag("flip"),
     "is_reg": flag("regularization"),
     "random_crop": otherwise(
-        "crop", "import.why.random_crop", lambda value, given: {"crop": "random" if truth(value) else "centre"}
+        "crop", "import.why.random_crop", lambda value, settings: {"crop": "random" if truth(value) else "centre"}
     ),
     "buckets": flag("aspect_buckets"),
     "square_crop": flag("aspect_buckets", opposite=True),
     "bucket_tolerance": same("bucket_step_px"),
     "alpha_mask": otherwise(
-        "masks", "import.why.written", lambda value, given: {"masks": "alpha"} if truth(value) else {}
+        "masks", "import.why.written", lambda value, settings: {"masks": "alpha"} if truth(value) else {}
     ),
-    "mask_path": otherwise("masks", "import.why.mask_folder", lambda value, given: {"masks": "file"}),
+    "mask_path": otherwise("masks", "import.why.mask_folder", lambda value, settings: {"masks": "file"}),
     "mask_min_value": same("mask_floor"),
     "loss_multiplier": same("loss_weight"),
     "network_weight": nothing("import.why.set_detail"),
@@ -392,7 +392,7 @@ SET_ROWS: dict[str, Row] = {
 ALL_ROWS = ROWS
 
 
-def given_of(config: Settings) -> Given:
+def configuration_of(config: Settings) -> Configuration:
     """The first process of a job."""
     inside = config.get("config")
     job = inside if isinstance(inside, Mapping) else config
@@ -406,4 +406,4 @@ def given_of(config: Settings) -> Given:
         settings |= flat({"meta": config["meta"]})
     for n, more in enumerate(listed[1:], 1):
         settings[f"process[{n}]"] = str(more.get("type", ""))
-    return Given(settings, [(f"datasets[{n}].", one) for n, one in enumerate(tables(datasets))])
+    return Configuration(settings, [(f"datasets[{n}].", one) for n, one in enumerate(tables(datasets))])

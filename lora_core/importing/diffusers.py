@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from .result import Given
+from .result import Configuration
 from .rows import (
     SCHEDULES,
     Paths,
@@ -60,7 +60,7 @@ class Defaults:
     resolution: int = 512
 
 
-KINDS: Mapping[str, Defaults] = {  # by how a script's name begins; the first that fits
+SCRIPT_DEFAULTS: Mapping[str, Defaults] = {  # by how a script's name begins; the first that fits
     "textual_inversion": Defaults(16, 100, 1e-2),
     "train_text_to_image_lora_decoder": Defaults(1, 100, 0.0),
     "train_text_to_image_lora_prior": Defaults(1, 100, 0.0),
@@ -75,82 +75,82 @@ KINDS: Mapping[str, Defaults] = {  # by how a script's name begins; the first th
 }
 
 
-def warmup(value: Value, given: Settings) -> Paths:
+def warmup(value: Value, settings: Settings) -> Paths:
     """The plain constant schedule takes no notice of a warm-up."""
-    plain = str(given.get("lr_scheduler", "constant")) == "constant"
+    plain = str(settings.get("lr_scheduler", "constant")) == "constant"
     return {} if plain else {"schedule.warmup_steps": whole(value)}
 
 
-def epochs(value: Value, given: Settings) -> Paths:
+def epochs(value: Value, settings: Settings) -> Paths:
     """Of no effect where steps are given."""
-    return {} if given.get("max_train_steps") else {"epochs": whole(value)}
+    return {} if settings.get("max_train_steps") else {"epochs": whole(value)}
 
 
-def tokens(given: Settings) -> bool:
-    return on(given, "train_text_encoder_ti")
+def tokens(settings: Settings) -> bool:
+    return on(settings, "train_text_encoder_ti")
 
 
-def text_rate(value: Value, given: Settings) -> Paths:
+def text_rate(value: Value, settings: Settings) -> Paths:
     """The rate of the new tokens or of the text encoders' LoRA, whichever is trained."""
-    if tokens(given):
+    if tokens(settings):
         return {"embedding.lr": number(value)}
-    return {"text_encoder.lr": number(value)} if on(given, "train_text_encoder") else {}
+    return {"text_encoder.lr": number(value)} if on(settings, "train_text_encoder") else {}
 
 
-def text_decay(value: Value, given: Settings) -> Paths:
-    if tokens(given):
+def text_decay(value: Value, settings: Settings) -> Paths:
+    if tokens(settings):
         return {"embedding.weight_decay": number(value)}
-    return {"text_encoder.weight_decay": number(value)} if on(given, "train_text_encoder") else {}
+    return {"text_encoder.weight_decay": number(value)} if on(settings, "train_text_encoder") else {}
 
 
-def pivotal(value: Value, given: Settings) -> Paths:
+def pivotal(value: Value, settings: Settings) -> Paths:
     if not truth(value):
         return {}
-    word = str(given.get("token_abstraction") or "TOK")
+    word = str(settings.get("token_abstraction") or "TOK")
     names = [part.strip() for part in word.split(",") if part.strip()]
-    count = given.get("num_new_tokens_per_abstraction") or 2
+    count = settings.get("num_new_tokens_per_abstraction") or 2
     return {"method": "pivotal", "embedding.tokens": "\n".join(names), "embedding.vectors": count}
 
 
-def vectors(value: Value, given: Settings) -> Paths:
-    return {"embedding.vectors": whole(value)} if tokens(given) else {}
+def vectors(value: Value, settings: Settings) -> Paths:
+    return {"embedding.vectors": whole(value)} if tokens(settings) else {}
 
 
-def pivot(value: Value, given: Settings) -> Paths:
-    return {"embedding.stop": number(value)} if tokens(given) else {}
+def pivot(value: Value, settings: Settings) -> Paths:
+    return {"embedding.stop": number(value)} if tokens(settings) else {}
 
 
-def text_stop(value: Value, given: Settings) -> Paths:
-    return {"text_encoder.stop": number(value)} if on(given, "train_text_encoder") else {}
+def text_stop(value: Value, settings: Settings) -> Paths:
+    return {"text_encoder.stop": number(value)} if on(settings, "train_text_encoder") else {}
 
 
-def token_init(value: Value, given: Settings) -> Paths:
-    return {"embedding.init": str(value)} if tokens(given) else {}
+def token_init(value: Value, settings: Settings) -> Paths:
+    return {"embedding.init": str(value)} if tokens(settings) else {}
 
 
 def prodigy(path: str, convert: type = bool) -> Row:
     """A setting of Prodigy, which other optimizers take no notice of."""
 
-    def converted(value: Value, given: Settings) -> Paths:
-        if str(given.get("optimizer", "")).lower() != "prodigy" or str(value) == "None":
+    def converted(value: Value, settings: Settings) -> Paths:
+        if str(settings.get("optimizer", "")).lower() != "prodigy" or str(value) == "None":
             return {}
         return {path: truth(value) if convert is bool else number(value)}
 
     return otherwise(path, "import.why.prodigy", converted)
 
 
-def minimum(value: Value, given: Settings) -> Paths:
+def minimum(value: Value, settings: Settings) -> Paths:
     return {"objective.weighting": "min_snr", "objective.min_snr_gamma": number(value)} if str(value) != "None" else {}
 
 
-def instance(value: Value, given: Settings) -> Paths:
+def instance(value: Value, settings: Settings) -> Paths:
     """The prompt of all pictures, where they have no captions of their own."""
-    if given.get("caption_column") or given.get("dataset_name"):
+    if settings.get("caption_column") or settings.get("dataset_name"):
         raise Unmapped("import.why.instance_with_captions")
     return {"data.trigger": str(value), "data.captions": "none"}
 
 
-def hub(value: Value, given: Settings) -> Paths:
+def hub(value: Value, settings: Settings) -> Paths:
     """A dataset of the Hub, or a folder."""
     name = str(value)
     plain = re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None and not name.startswith(".")
@@ -161,39 +161,39 @@ def prior(path: str, kind: str = "text") -> Row:
     """A setting of prior preservation, where it is on."""
     readers: dict[str, Callable[[Value], Any]] = {"text": str, "number": number, "whole": whole}
 
-    def converted(value: Value, given: Settings) -> Paths:
-        if not on(given, "with_prior_preservation"):
+    def converted(value: Value, settings: Settings) -> Paths:
+        if not on(settings, "with_prior_preservation"):
             return {}
         return {path: readers[kind](value)}
 
     return otherwise(path, "import.why.prior", converted)
 
 
-def crop(value: Value, given: Settings) -> Paths:
+def crop(value: Value, settings: Settings) -> Paths:
     return {"data.crop": "centre" if truth(value) else "random"}
 
 
-def buckets(value: Value, given: Settings) -> Paths:
+def buckets(value: Value, settings: Settings) -> Paths:
     return {"data.aspect_buckets": bool(value) and str(value).lower() != "false"}
 
 
-def density(value: Value, given: Settings) -> Paths:
+def density(value: Value, settings: Settings) -> Paths:
     """How the flow scripts draw noise levels."""
     names = {"none": "uniform", "logit_normal": "logit_normal"}
     return {"objective.timesteps": meaning(names, str(value))}
 
 
-def layers(value: Value, given: Settings) -> Paths:
+def layers(value: Value, settings: Settings) -> Paths:
     """A list of names of layers, as the end of their paths."""
     names = [re.escape(part.strip()) for part in str(value).split(",") if part.strip()]
     return {"adapter.targets": "regex", "adapter.include": rf"(^|\.)({'|'.join(names)})$"}
 
 
-def named_tokens(value: Value, given: Settings) -> Paths:
+def named_tokens(value: Value, settings: Settings) -> Paths:
     return {"method": "embedding", "embedding.tokens": str(value)}
 
 
-def known_script(value: Value, given: Settings) -> Paths:
+def known_script(value: Value, settings: Settings) -> Paths:
     """A script that trains what is trained here."""
     if FULL.fullmatch(str(value)) or NOT_LORA.search(str(value)):
         raise Unmapped("import.why.adapters_only")
@@ -203,15 +203,15 @@ def known_script(value: Value, given: Settings) -> Paths:
 def stage(option: str) -> Row:
     """One of the two models of Kandinsky and Würstchen: the one that its script trains is the base, the other one its companion."""
 
-    def convert(value: Value, given: Settings) -> Paths:
-        trained = "prior" if "prior" in str(given.get("script", "")) else "decoder"
+    def convert(value: Value, settings: Settings) -> Paths:
+        trained = "prior" if "prior" in str(settings.get("script", "")) else "decoder"
         return {"base" if trained == option else "companion": str(value)}
 
     return otherwise("base companion", "import.why.base", convert)
 
 
 ROWS: dict[str, Row] = {
-    "output_dir": otherwise("name", "import.why.name", lambda value, given: {"name": name_of(value)}),
+    "output_dir": otherwise("name", "import.why.name", lambda value, settings: {"name": name_of(value)}),
     "pretrained_model_name_or_path": otherwise("base", "import.why.base"),
     "pretrained_vae_model_name_or_path": otherwise("base_vae", "import.why.vae"),
     "pretrained_decoder_model_name_or_path": stage("decoder"),
@@ -222,30 +222,30 @@ ROWS: dict[str, Row] = {
     "caption_column": otherwise(
         "data.caption_column data.captions",
         "import.why.written",
-        lambda value, given: {"data.caption_column": str(value), "data.captions": "metadata"},
+        lambda value, settings: {"data.caption_column": str(value), "data.captions": "metadata"},
     ),
     "cond_image_column": otherwise(
-        "data.controls", "import.why.control", lambda value, given: {"data.controls": "auto"}
+        "data.controls", "import.why.control", lambda value, settings: {"data.controls": "auto"}
     ),
     "image_column": otherwise(
         "data.image_column",
         "import.why.written",
-        lambda value, given: {"data.image_column": str(value)} if given.get("dataset_name") else {},
+        lambda value, settings: {"data.image_column": str(value)} if settings.get("dataset_name") else {},
     ),
     "max_train_samples": same("data.limit"),
     "instance_prompt": otherwise("data.trigger data.captions", "import.why.instance", instance),
     "caption_dropout": same("data.caption_dropout"),
     "resolution": otherwise(
-        "data.resolution", "import.why.area", lambda value, given: {"data.resolution": side(value)}, 512
+        "data.resolution", "import.why.area", lambda value, settings: {"data.resolution": side(value)}, 512
     ),
-    "scaling": otherwise("data.upscale", "import.why.scaled_up", lambda value, given: {"data.upscale": True}, "up"),
+    "scaling": otherwise("data.upscale", "import.why.scaled_up", lambda value, settings: {"data.upscale": True}, "up"),
     "center_crop": otherwise("data.crop", "import.why.random_crop", crop, False),
     "random_flip": flag("data.flip"),
     "use_aspect_ratio_buckets": otherwise("data.aspect_buckets", "import.why.squares", buckets, False),
     "aspect_ratio_buckets": otherwise("data.aspect_buckets", "import.why.squares", buckets),
     "repeats": same("data.repeats"),
     "with_prior_preservation": otherwise(
-        "prior.required", "import.why.prior", lambda value, given: {"prior.required": True} if truth(value) else {}
+        "prior.required", "import.why.prior", lambda value, settings: {"prior.required": True} if truth(value) else {}
     ),
     "class_data_dir": prior("prior.folder"),
     "class_prompt": prior("prior.prompt"),
@@ -260,13 +260,13 @@ ROWS: dict[str, Row] = {
     "init": otherwise(
         "adapter.init adapter.targets",
         "import.why.layers",
-        lambda value, given: {"adapter.init": "gaussian", "adapter.targets": "attention"},
+        lambda value, settings: {"adapter.init": "gaussian", "adapter.targets": "attention"},
         "gaussian",
     ),
     "use_dora": otherwise(
         "adapter.algorithm",
         "import.why.written",
-        lambda value, given: {"adapter.algorithm": "dora"} if truth(value) else {},
+        lambda value, settings: {"adapter.algorithm": "dora"} if truth(value) else {},
     ),
     "lora_layers": otherwise("adapter.targets adapter.include", "import.why.layer_names", layers),
     "lora_unet_blocks": nothing("import.why.layer_names"),
@@ -277,7 +277,7 @@ ROWS: dict[str, Row] = {
     "train_transformer_frac": nothing("import.why.stop_after"),
     "train_text_encoder_ti": otherwise("method embedding.tokens embedding.vectors", "import.why.tokens", pivotal),
     "token_abstraction": otherwise(
-        "embedding.tokens", "import.why.if_tokens", lambda value, given: pivotal(tokens(given), given)
+        "embedding.tokens", "import.why.if_tokens", lambda value, settings: pivotal(tokens(settings), settings)
     ),
     "num_new_tokens_per_abstraction": otherwise("embedding.vectors", "import.why.if_tokens", vectors),
     "train_text_encoder_ti_frac": otherwise("embedding.stop", "import.why.if_tokens", pivot),
@@ -285,14 +285,14 @@ ROWS: dict[str, Row] = {
     "enable_t5_ti": nothing("import.why.more_embeddings"),
     "learning_rate": same("optimizer.lr"),
     "text_encoder_lr": otherwise("text_encoder.lr embedding.lr", "import.why.if_trained", text_rate),
-    "scale_lr": otherwise("", "import.why.scale_lr", lambda value, given: {}),
+    "scale_lr": otherwise("", "import.why.scale_lr", lambda value, settings: {}),
     "optimizer": choice("optimizer.name", {"adamw": "adamw", "prodigy": "prodigy"}),
     "use_8bit_adam": otherwise(
         "optimizer.name",
         "import.why.written",
-        lambda value, given: (
+        lambda value, settings: (
             {"optimizer.name": "adamw8bit"}
-            if truth(value) and str(given.get("optimizer", "adamw")).lower() == "adamw"
+            if truth(value) and str(settings.get("optimizer", "adamw")).lower() == "adamw"
             else {}
         ),
     ),
@@ -330,12 +330,14 @@ ROWS: dict[str, Row] = {
     "do_edm_style_training": nothing("import.why.edm"),
     "precondition_outputs": nothing("import.why.edm"),
     "validation_prompt": otherwise(
-        "samples.prompt", "import.why.one_picture", lambda value, given: {"samples.prompt": str(value)}
+        "samples.prompt", "import.why.one_picture", lambda value, settings: {"samples.prompt": str(value)}
     ),
     "validation_prompts": otherwise(
         "samples.prompt",
         "import.why.one_picture",
-        lambda value, given: {"samples.prompt": "\n".join(map(str, value)) if isinstance(value, list) else str(value)},
+        lambda value, settings: {
+            "samples.prompt": "\n".join(map(str, value)) if isinstance(value, list) else str(value)
+        },
     ),
     "num_validation_images": nothing("import.why.one_picture"),
     "validation_epochs": nothing("import.why.every_epochs"),
@@ -350,7 +352,7 @@ ROWS: dict[str, Row] = {
     "report_to": otherwise(
         "trackers",
         "import.why.trackers",
-        lambda value, given: {"trackers": {"all": "tensorboard, wandb", "none": ""}.get(str(value), str(value))},
+        lambda value, settings: {"trackers": {"all": "tensorboard, wandb", "none": ""}.get(str(value), str(value))},
     ),
     "placeholder_token": otherwise("method embedding.tokens", "import.why.tokens", named_tokens),
     "initializer_token": same("embedding.init"),
@@ -361,7 +363,7 @@ ROWS: dict[str, Row] = {
     "vae_encode_mode": otherwise(
         "data.latents",
         "import.why.written",
-        lambda value, given: {"data.latents": "sampled" if value == "sample" else "mean"},
+        lambda value, settings: {"data.latents": "sampled" if value == "sample" else "mean"},
     ),
     "accelerate.mixed_precision": choice("precision", {"no": "auto", "fp16": "fp16", "bf16": "bf16"}),
     "accelerate.*": nothing("import.why.accelerate"),
@@ -404,9 +406,11 @@ SET_ROWS: dict[str, Row] = {}
 ALL_ROWS = ROWS
 
 
-def given_of(settings: Settings, script: str) -> Given:
+def configuration_of(settings: Settings, script: str) -> Configuration:
     """What a command line says, with what the script takes where it says nothing."""
-    script_defaults = next((values for start, values in KINDS.items() if script.startswith(start)), Defaults())
+    script_defaults = next(
+        (values for start, values in SCRIPT_DEFAULTS.items() if script.startswith(start)), Defaults()
+    )
     defaults: dict[str, Value] = {
         "learning_rate": script_defaults.rate,
         "adam_weight_decay": script_defaults.weight_decay,
@@ -433,4 +437,4 @@ def given_of(settings: Settings, script: str) -> Given:
     plain["script"] = script
     if "max_train_steps" in defaults and not plain.get("max_train_steps"):
         plain["max_train_steps"] = defaults["max_train_steps"]
-    return Given(plain, (), defaults)
+    return Configuration(plain, (), defaults)

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from . import kohya_values as values
-from .result import Given
+from .result import Configuration
 from .rows import (
     SCHEDULES,
     Row,
@@ -54,14 +54,14 @@ SHARED_SETS: dict[str, Row] = {
     "keep_tokens": same("keep_tokens", default=0),
     "keep_tokens_separator": otherwise("", "import.why.understood", values.separator),
     "secondary_separator": otherwise(
-        "", "import.why.understood", lambda value, given: values.separator("" if value == ";;;" else value, given)
+        "", "import.why.understood", lambda value, settings: values.separator("" if value == ";;;" else value, settings)
     ),
     "caption_separator": otherwise(
-        "", "import.why.understood", lambda value, given: values.separator("" if value == "," else value, given)
+        "", "import.why.understood", lambda value, settings: values.separator("" if value == "," else value, settings)
     ),
     "enable_wildcard": otherwise("wildcards caption_lines", "import.why.lines", values.lines, False),
-    "caption_prefix": otherwise("prefix", "import.why.written", lambda value, given: {"prefix": f"{value} "}),
-    "caption_suffix": otherwise("suffix", "import.why.written", lambda value, given: {"suffix": f" {value}"}),
+    "caption_prefix": otherwise("prefix", "import.why.written", lambda value, settings: {"prefix": f"{value} "}),
+    "caption_suffix": otherwise("suffix", "import.why.written", lambda value, settings: {"suffix": f" {value}"}),
     "caption_dropout_rate": same("caption_dropout"),
     "caption_tag_dropout_rate": same("tag_dropout"),
     "caption_dropout_every_n_epochs": nothing("import.why.captions"),
@@ -71,15 +71,15 @@ SHARED_SETS: dict[str, Row] = {
     "face_crop_aug_range": nothing("import.why.augment"),
     "flip_aug": flag("flip"),
     "random_crop": otherwise(
-        "crop", "import.why.random_crop", lambda value, given: {"crop": "random" if truth(value) else "centre"}
+        "crop", "import.why.random_crop", lambda value, settings: {"crop": "random" if truth(value) else "centre"}
     ),
     "caption_extension": otherwise("captions", "import.why.extension", values.extension, ".caption"),
     "caption_extention": otherwise("captions", "import.why.extension", values.extension),
     "class_tokens": otherwise("trigger", "import.why.class_tokens"),
     "alpha_mask": otherwise("masks", "import.why.written", values.masked),
-    "metadata_file": otherwise("captions", "import.why.written", lambda value, given: {"captions": "metadata"}),
-    "in_json": otherwise("captions", "import.why.written", lambda value, given: {"captions": "metadata"}),
-    "conditioning_data_dir": otherwise("masks", "import.why.loss_masks", lambda value, given: {"masks": "file"}),
+    "metadata_file": otherwise("captions", "import.why.written", lambda value, settings: {"captions": "metadata"}),
+    "in_json": otherwise("captions", "import.why.written", lambda value, settings: {"captions": "metadata"}),
+    "conditioning_data_dir": otherwise("masks", "import.why.loss_masks", lambda value, settings: {"masks": "file"}),
     "is_reg": otherwise("regularization", "import.why.written", values.images),
     "resize_interpolation": nothing("import.why.lanczos"),
     "network_multiplier": nothing("import.why.set_detail"),
@@ -95,7 +95,7 @@ SHARED_SETS: dict[str, Row] = {
 SET_ROWS: dict[str, Row] = {"image_dir": same("folder"), "train_data_dir": same("folder"), **SHARED_SETS}
 
 ROWS: dict[str, Row] = {
-    "output_name": otherwise("name", "import.why.name", lambda value, given: {"name": name_of(value)}),
+    "output_name": otherwise("name", "import.why.name", lambda value, settings: {"name": name_of(value)}),
     "script": nothing("import.why.adapters_only"),
     "pretrained_model_name_or_path": otherwise("base", "import.why.base"),
     "vae": otherwise("base_vae", "import.why.vae"),
@@ -108,7 +108,7 @@ ROWS: dict[str, Row] = {
     "network_args.preset": otherwise(
         "adapter.targets",
         "import.why.layers",
-        lambda value, given: {
+        lambda value, settings: {
             "adapter.targets": {"attn-only": "attention", "unet-transformer-only": "linear"}.get(str(value), "conv")
         },
     ),
@@ -151,7 +151,7 @@ ROWS: dict[str, Row] = {
     "optimizer_args.beta3": otherwise(
         "optimizer.prodigy_beta3",
         "import.why.off",
-        lambda value, given: {} if str(value) == "None" else {"optimizer.prodigy_beta3": value},
+        lambda value, settings: {} if str(value) == "None" else {"optimizer.prodigy_beta3": value},
     ),
     "optimizer_args.decouple": flag("optimizer.prodigy_decouple"),
     "optimizer_args.use_bias_correction": flag("optimizer.prodigy_use_bias_correction"),
@@ -160,10 +160,12 @@ ROWS: dict[str, Row] = {
     "use_8bit_adam": otherwise(
         "optimizer.name",
         "import.why.written",
-        lambda value, given: {"optimizer.name": "adamw8bit"} if truth(value) else {},
+        lambda value, settings: {"optimizer.name": "adamw8bit"} if truth(value) else {},
     ),
     "use_lion_optimizer": otherwise(
-        "optimizer.name", "import.why.written", lambda value, given: {"optimizer.name": "lion"} if truth(value) else {}
+        "optimizer.name",
+        "import.why.written",
+        lambda value, settings: {"optimizer.name": "lion"} if truth(value) else {},
     ),
     "max_grad_norm": same("optimizer.max_grad_norm"),
     "lr_scheduler": choice("schedule.name", SCHEDULES, why="import.why.schedule"),
@@ -187,9 +189,11 @@ ROWS: dict[str, Row] = {
     "full_fp16": nothing("import.why.adapters_fp32"),
     "full_bf16": nothing("import.why.adapters_fp32"),
     "fp16_master_weights_and_gradients": nothing("import.why.adapters_fp32"),
-    "fp8_base": otherwise("storage", "import.why.fp8", lambda value, given: {"storage": "fp8"} if truth(value) else {}),
+    "fp8_base": otherwise(
+        "storage", "import.why.fp8", lambda value, settings: {"storage": "fp8"} if truth(value) else {}
+    ),
     "fp8_base_unet": otherwise(
-        "storage", "import.why.fp8", lambda value, given: {"storage": "fp8"} if truth(value) else {}
+        "storage", "import.why.fp8", lambda value, settings: {"storage": "fp8"} if truth(value) else {}
     ),
     "fp8_scaled": nothing("import.why.memory"),
     "fp8_vl": nothing("import.why.memory"),
@@ -206,7 +210,7 @@ ROWS: dict[str, Row] = {
     "debiased_estimation_loss": otherwise(
         "objective.weighting",
         "import.why.written",
-        lambda value, given: {"objective.weighting": "debiased"} if truth(value) else {},
+        lambda value, settings: {"objective.weighting": "debiased"} if truth(value) else {},
     ),
     "scale_v_pred_loss_like_noise_pred": nothing("import.why.loss"),
     "v_pred_like_loss": nothing("import.why.loss"),
@@ -220,25 +224,25 @@ ROWS: dict[str, Row] = {
     "v_parameterization": otherwise(
         "objective.prediction",
         "import.why.prediction",
-        lambda value, given: {"objective.prediction": "v"} if truth(value) else {},
+        lambda value, settings: {"objective.prediction": "v"} if truth(value) else {},
     ),
     "v2": nothing("import.why.base_tells"),
     "model_type": nothing("import.why.base_tells"),
     "timestep_sampling": otherwise("objective.timesteps objective.shift", "import.why.timesteps", values.noise_levels),
     "sigmoid_scale": otherwise(
-        "objective.logit_std", "import.why.timesteps", lambda value, given: {"objective.logit_std": value}
+        "objective.logit_std", "import.why.timesteps", lambda value, settings: {"objective.logit_std": value}
     ),
     "discrete_flow_shift": otherwise(
         "objective.shift",
         "import.why.timesteps",
-        lambda value, given: {"objective.shift": value} if given.get("timestep_sampling") == "shift" else {},
+        lambda value, settings: {"objective.shift": value} if settings.get("timestep_sampling") == "shift" else {},
     ),
     "training_shift": same("objective.shift"),
     "weighting_scheme": otherwise("objective.timesteps", "import.why.timesteps", values.scheme),
     "logit_mean": same("objective.logit_mean"),
     "logit_std": same("objective.logit_std"),
     "mode_scale": nothing("import.why.noise"),
-    "model_prediction_type": otherwise("", "import.why.base_tells", lambda value, given: {}),
+    "model_prediction_type": otherwise("", "import.why.base_tells", lambda value, settings: {}),
     "guidance_scale": nothing("import.why.guidance"),
     "prior_loss_weight": same("prior.weight"),
     "save_every_n_steps": same("save.every"),
@@ -258,7 +262,7 @@ ROWS: dict[str, Row] = {
     "log_with": otherwise(
         "trackers",
         "import.why.trackers",
-        lambda value, given: {"trackers": {"all": "tensorboard, wandb"}.get(str(value), str(value))},
+        lambda value, settings: {"trackers": {"all": "tensorboard, wandb"}.get(str(value), str(value))},
     ),
     "initial_epoch": nothing("import.why.resume"),
     "initial_step": nothing("import.why.resume"),
@@ -267,11 +271,11 @@ ROWS: dict[str, Row] = {
     "token_string": otherwise(
         "embedding.tokens method",
         "import.why.tokens",
-        lambda value, given: {"embedding.tokens": str(value), "method": "embedding"},
+        lambda value, settings: {"embedding.tokens": str(value), "method": "embedding"},
     ),
     "init_word": same("embedding.init"),
     "num_vectors_per_token": same("embedding.vectors"),
-    "weights": otherwise("", "import.why.start_embedding", lambda value, given: {}),
+    "weights": otherwise("", "import.why.start_embedding", lambda value, settings: {}),
     "use_object_template": nothing("import.why.templates"),
     "use_style_template": nothing("import.why.templates"),
     "torch_compile": same("compile"),
@@ -340,7 +344,7 @@ ROWS: dict[str, Row] = {
 ALL_ROWS = ROWS
 
 
-def given_of(settings: Settings, datasets: Settings | None, script: str) -> Given:
+def configuration_of(settings: Settings, datasets: Settings | None, script: str) -> Configuration:
     """What a command or a config says; `datasets`: the dataset config that goes with it."""
     plain = {key: value for key, value in settings.items() if key not in SET_ROWS or key in ROWS}
     shared = {key: value for key, value in settings.items() if key in SET_ROWS and key not in ROWS}
@@ -362,7 +366,7 @@ def given_of(settings: Settings, datasets: Settings | None, script: str) -> Give
     if regular is not None:
         common = {key: value for key, value in shared.items() if key != "train_data_dir"}
         sets.append(("reg_data_dir: ", {**common, "image_dir": regular, "is_reg": True}))
-    return Given(plain, sets, {"timestep_sampling": "sigma"} if script == "flux_train_network.py" else {})
+    return Configuration(plain, sets, {"timestep_sampling": "sigma"} if script == "flux_train_network.py" else {})
 
 
 def sets_of(datasets: Settings) -> list[tuple[str, Settings]]:
@@ -380,8 +384,8 @@ def sets_of(datasets: Settings) -> list[tuple[str, Settings]]:
     return out
 
 
-def with_prompts(given: Given, text: str | None) -> Given:
+def with_prompts(configuration: Configuration, text: str | None) -> Configuration:
     """With the prompts of the file that `sample_prompts` names, where it was read."""
     if text is None:
-        return given
-    return dataclasses.replace(given, settings={**given.settings, "sample_prompts": text})
+        return configuration
+    return dataclasses.replace(configuration, settings={**configuration.settings, "sample_prompts": text})

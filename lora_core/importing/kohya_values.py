@@ -42,46 +42,46 @@ OPTIMIZERS: Mapping[str, tuple[str, Paths]] = {
 }
 
 
-def optimizer(value: Value, given: Settings) -> Paths:
+def optimizer(value: Value, settings: Settings) -> Paths:
     """The optimizer of a name, which may be that of a class in a package, with its library's own values."""
     name = str(value).rpartition(".")[2].lower()
     if not name:
         switches = {"use_8bit_adam": "adamw8bit", "use_lion_optimizer": "lion"}
-        name = next((chosen for switch, chosen in switches.items() if on(given, switch)), "adamw")
+        name = next((chosen for switch, chosen in switches.items() if on(settings, switch)), "adamw")
     if name not in OPTIMIZERS:
         raise Unmapped("import.why.value")
     ours, values = OPTIMIZERS[name]
     return {"optimizer.name": ours, **values}
 
 
-def betas(value: Value, given: Settings) -> Paths:
+def betas(value: Value, settings: Settings) -> Paths:
     """0.9,0.99 or (0.9, 0.99)."""
     figures = [number(part) for part in as_list(str(value).strip("()[]"))]
     return {"optimizer.beta1": figures[0], "optimizer.beta2": figures[1]} if len(figures) > 1 else {}
 
 
-def algorithm(value: Value, given: Settings) -> Paths:
+def algorithm(value: Value, settings: Settings) -> Paths:
     """LyCORIS's kind of adapter."""
     return {"adapter.algorithm": meaning(LYCORIS, str(value).lower())}
 
 
-def dora(value: Value, given: Settings) -> Paths:
+def dora(value: Value, settings: Settings) -> Paths:
     return {"adapter.algorithm": "dora"} if truth(value) else {}
 
 
-def convolutions(value: Value, given: Settings) -> Paths:
+def convolutions(value: Value, settings: Settings) -> Paths:
     """A rank for convolutions larger than 1x1 means that they are trained."""
     return {"adapter.conv_rank": value, "adapter.targets": "conv"} if number(value) else {}
 
 
-def unless_false(value: Value, given: Settings) -> Paths:
+def unless_false(value: Value, settings: Settings) -> Paths:
     """Nothing to carry over where a switch is off."""
     if str(value).lower() in ("false", "none", "0", "0.0"):
         return {}
     raise Unmapped("import.why.value")
 
 
-def module(value: Value, given: Settings) -> Paths:
+def module(value: Value, settings: Settings) -> Paths:
     """networks.lora and its kin; LyCORIS says in its arguments what it is."""
     name = str(value).rpartition("networks.")[2] or str(value)
     if name in ("lora", "lora_flux", "lora_sd3", "lora_lumina", "lora_anima", "lora_hunyuan_image", "lora_qwen_image"):
@@ -95,97 +95,97 @@ def module(value: Value, given: Settings) -> Paths:
     raise Unmapped("import.why.value")
 
 
-def warmup(value: Value, given: Settings) -> Paths:
+def warmup(value: Value, settings: Settings) -> Paths:
     """Steps, or a share of all steps where it is below 1; none with the plain constant schedule, which takes no notice of them."""
     figure = number(value)
-    if str(given.get("lr_scheduler", "constant")).strip("\"'") == "constant":
+    if str(settings.get("lr_scheduler", "constant")).strip("\"'") == "constant":
         return {}
     if 0 < figure < 1:
-        if given.get("max_train_epochs") or given.get("num_train_epochs"):
+        if settings.get("max_train_epochs") or settings.get("num_train_epochs"):
             raise Unmapped("import.why.share_of_epochs")
-        figure *= number(given.get("max_train_steps") or 1600)
+        figure *= number(settings.get("max_train_steps") or 1600)
     return {"schedule.warmup_steps": round(figure)}
 
 
-def steps(value: Value, given: Settings) -> Paths:
+def steps(value: Value, settings: Settings) -> Paths:
     """Of no effect where epochs are given."""
-    return {} if given.get("max_train_epochs") else {"steps": value}
+    return {} if settings.get("max_train_epochs") else {"steps": value}
 
 
-def rate(value: Value, given: Settings) -> Paths:
+def rate(value: Value, settings: Settings) -> Paths:
     """That of the UNET where it has one of its own."""
-    return {} if given.get("unet_lr") else {"optimizer.lr": value}
+    return {} if settings.get("unet_lr") else {"optimizer.lr": value}
 
 
-def text_rate(value: Value, given: Settings) -> Paths:
+def text_rate(value: Value, settings: Settings) -> Paths:
     """One rate for all text encoders; the first of several. 0 trains none."""
-    if given.get("network_train_unet_only") is not None and on(given, "network_train_unet_only"):
+    if settings.get("network_train_unet_only") is not None and on(settings, "network_train_unet_only"):
         return {}
     rates = [number(part) for part in as_list(value)]
     return {"text_encoder.train": False} if not any(rates) else {"text_encoder.lr": next(r for r in rates if r)}
 
 
-def text_encoders(value: Value, given: Settings) -> Paths:
-    return {} if given.get("token_string") else {"text_encoder.train": not truth(value)}
+def text_encoders(value: Value, settings: Settings) -> Paths:
+    return {} if settings.get("token_string") else {"text_encoder.train": not truth(value)}
 
 
-def noise_levels(value: Value, given: Settings) -> Paths:
+def noise_levels(value: Value, settings: Settings) -> Paths:
     """How the flow scripts draw noise levels, in our words."""
     name = str(value)
     spread: Paths = {"objective.timesteps": "logit_normal", "objective.logit_mean": 0.0}
-    spread["objective.logit_std"] = given.get("sigmoid_scale", 1.0)
+    spread["objective.logit_std"] = settings.get("sigmoid_scale", 1.0)
     if name == "uniform":
         return {"objective.timesteps": "uniform", "objective.shift": 1.0}
     if name == "sigmoid":
         return {**spread, "objective.shift": 1.0}
     if name == "shift":
-        return {**spread, "objective.shift": given.get("discrete_flow_shift", 3.0)}
+        return {**spread, "objective.shift": settings.get("discrete_flow_shift", 3.0)}
     if name == "flux_shift":
         return spread
     if name == "sigma":
-        kind = "logit_normal" if given.get("weighting_scheme") == "logit_normal" else "uniform"
-        return {"objective.timesteps": kind, "objective.shift": given.get("discrete_flow_shift", 3.0)}
+        kind = "logit_normal" if settings.get("weighting_scheme") == "logit_normal" else "uniform"
+        return {"objective.timesteps": kind, "objective.shift": settings.get("discrete_flow_shift", 3.0)}
     raise Unmapped("import.why.value")
 
 
-def scheme(value: Value, given: Settings) -> Paths:
+def scheme(value: Value, settings: Settings) -> Paths:
     """How noise levels are drawn where `timestep_sampling` leaves it open."""
     if str(value) not in ("logit_normal", "uniform", "none"):
         raise Unmapped("import.why.value")
     kind = "logit_normal" if value == "logit_normal" else "uniform"
-    return {"objective.timesteps": kind} if given.get("timestep_sampling", "sigma") == "sigma" else {}
+    return {"objective.timesteps": kind} if settings.get("timestep_sampling", "sigma") == "sigma" else {}
 
 
-def weighting(value: Value, given: Settings) -> Paths:
+def weighting(value: Value, settings: Settings) -> Paths:
     return {"objective.weighting": "min_snr", "objective.min_snr_gamma": value} if number(value) else {}
 
 
-def separator(value: Value, given: Settings) -> Paths:
+def separator(value: Value, settings: Settings) -> Paths:
     if value in ("|||", ""):
         return {}
     raise Unmapped("import.why.separator")
 
 
-def lines(value: Value, given: Settings) -> Paths:
+def lines(value: Value, settings: Settings) -> Paths:
     """With wildcards the lines of a caption file are alternatives; without, the first one counts."""
     return {"wildcards": truth(value), "caption_lines": "alternatives" if truth(value) else "first"}
 
 
-def several(value: Value, given: Settings) -> Paths:
+def several(value: Value, settings: Settings) -> Paths:
     """--resolution 512,768 has as many pixels as the square of this side."""
     return {"resolution": side(value)}
 
 
-def images(value: Value, given: Settings) -> Paths:
+def images(value: Value, settings: Settings) -> Paths:
     return {"regularization": truth(value)}
 
 
-def extension(value: Value, given: Settings) -> Paths:
+def extension(value: Value, settings: Settings) -> Paths:
     word = f".{str(value).lstrip('.')}"
     if word not in (".txt", ".caption"):
         raise Unmapped("import.why.extension")
     return {"captions": word}
 
 
-def masked(value: Value, given: Settings) -> Paths:
+def masked(value: Value, settings: Settings) -> Paths:
     return {"masks": "alpha"} if truth(value) else {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from . import onetrainer_values as values
-from .result import Given
+from .result import Configuration
 from .rows import (
     Row,
     Settings,
@@ -43,25 +43,25 @@ SCHEDULES = {
     "cosine_with_restarts": "cosine_with_restarts",
     "cosine_with_hard_restarts": "cosine_with_restarts",
 }
-KINDS = {"lora": "lora", "loha": "loha", "lokr": "lokr", "oft_2": "oft"}
+ALGORITHMS = {"lora": "lora", "loha": "loha", "lokr": "lokr", "oft_2": "oft"}
 LAYERS = {"full": "conv", "attn-mlp": "linear", "attn-only": "attention"}
 
 ROWS: dict[str, Row] = {
     "training_method": otherwise("method", "import.why.method", values.method),
-    "output_model_destination": otherwise("name", "import.why.name", lambda value, given: {"name": name_of(value)}),
+    "output_model_destination": otherwise("name", "import.why.name", lambda value, settings: {"name": name_of(value)}),
     "base_model_name": otherwise("base", "import.why.base"),
     "vae.model_name": otherwise(
-        "base_vae", "import.why.vae", lambda value, given: {"base_vae": str(value)} if value else {}
+        "base_vae", "import.why.vae", lambda value, settings: {"base_vae": str(value)} if value else {}
     ),
     "model_type": nothing("import.why.base_tells"),
     "frames": otherwise("data.frames", "import.why.films", values.frames),
-    "peft_type": choice("adapter.algorithm", KINDS),
+    "peft_type": choice("adapter.algorithm", ALGORITHMS),
     "lora_rank": same("adapter.rank"),
     "lora_alpha": same("adapter.alpha", default=1.0),
     "lora_decompose": otherwise(
         "adapter.algorithm",
         "import.why.written",
-        lambda value, given: {"adapter.algorithm": "dora"} if truth(value) else {},
+        lambda value, settings: {"adapter.algorithm": "dora"} if truth(value) else {},
     ),
     "lora_decompose_output_axis": otherwise(
         "adapter.dora_axis",
@@ -71,7 +71,7 @@ ROWS: dict[str, Row] = {
     "lora_model_name": otherwise(
         "adapter.start_from",
         "import.why.start",
-        lambda value, given: {"adapter.start_from": str(value)} if value else {},
+        lambda value, settings: {"adapter.start_from": str(value)} if value else {},
     ),
     "lokr_decompose_factor": lokr_factor(),
     "layer_filter_preset": choice("adapter.targets", LAYERS, default="full", why="import.why.layers"),
@@ -88,25 +88,25 @@ ROWS: dict[str, Row] = {
     "optimizer.decouple": otherwise(
         "optimizer.prodigy_decouple",
         "import.why.prodigy",
-        lambda value, given: (
-            {"optimizer.prodigy_decouple": truth(value)} if given.get("optimizer.optimizer") == "PRODIGY" else {}
+        lambda value, settings: (
+            {"optimizer.prodigy_decouple": truth(value)} if settings.get("optimizer.optimizer") == "PRODIGY" else {}
         ),
     ),
     "optimizer.use_bias_correction": otherwise(
         "optimizer.prodigy_use_bias_correction",
         "import.why.prodigy",
-        lambda value, given: (
+        lambda value, settings: (
             {"optimizer.prodigy_use_bias_correction": truth(value)}
-            if given.get("optimizer.optimizer") == "PRODIGY"
+            if settings.get("optimizer.optimizer") == "PRODIGY"
             else {}
         ),
     ),
     "optimizer.safeguard_warmup": otherwise(
         "optimizer.prodigy_safeguard_warmup",
         "import.why.prodigy",
-        lambda value, given: (
+        lambda value, settings: (
             {"optimizer.prodigy_safeguard_warmup": truth(value)}
-            if given.get("optimizer.optimizer") == "PRODIGY"
+            if settings.get("optimizer.optimizer") == "PRODIGY"
             else {}
         ),
     ),
@@ -120,7 +120,7 @@ ROWS: dict[str, Row] = {
     "learning_rate_scheduler": choice("schedule.name", SCHEDULES),
     "learning_rate_warmup_steps": otherwise("schedule.warmup_steps", "import.why.warmup", values.warmup, 200),
     "learning_rate_cycles": otherwise(
-        "schedule.cycles", "import.why.written", lambda value, given: {"schedule.cycles": whole(value)}
+        "schedule.cycles", "import.why.written", lambda value, settings: {"schedule.cycles": whole(value)}
     ),
     "learning_rate_min_factor": nothing("import.why.schedule_detail"),
     "learning_rate_scaler": nothing("import.why.scale_lr"),
@@ -131,7 +131,7 @@ ROWS: dict[str, Row] = {
     "gradient_checkpointing": otherwise(
         "checkpointing",
         "import.why.written",
-        lambda value, given: {"checkpointing": str(value) not in ("OFF", "False", "false")},
+        lambda value, settings: {"checkpointing": str(value) not in ("OFF", "False", "false")},
         "ON",
     ),
     "ema": otherwise("ema_decay", "import.why.written", values.average),
@@ -141,38 +141,40 @@ ROWS: dict[str, Row] = {
         "precision", {"float_16": "fp16", "bfloat_16": "bf16", "float_32": "fp32", "tfloat_32": "fp32"}
     ),
     "resolution": otherwise("data.resolution data.also_resolutions", "import.why.written", values.sizes),
-    "scaling": otherwise("data.upscale", "import.why.scaled_up", lambda value, given: {"data.upscale": True}, "up"),
+    "scaling": otherwise("data.upscale", "import.why.scaled_up", lambda value, settings: {"data.upscale": True}, "up"),
     "aspect_ratio_bucketing": flag("data.aspect_buckets"),
     "masked_training": otherwise(
-        "data.masks", "import.why.written", lambda value, given: {"data.masks": "file"} if truth(value) else {}
+        "data.masks", "import.why.written", lambda value, settings: {"data.masks": "file"} if truth(value) else {}
     ),
     "unmasked_weight": otherwise(
         "data.mask_floor",
         "import.why.written",
-        lambda value, given: {"data.mask_floor": value} if on(given, "masked_training") else {},
+        lambda value, settings: {"data.mask_floor": value} if on(settings, "masked_training") else {},
     ),
     "unmasked_probability": nothing("import.why.masks_detail"),
     "normalize_masked_area_loss": nothing("import.why.masks_detail"),
     "masked_prior_preservation_weight": nothing("import.why.masks_detail"),
     "custom_conditioning_image": nothing("import.why.conditioning"),
-    "unet.train": otherwise("", "import.why.network_always", lambda value, given: {}),
-    "transformer.train": otherwise("", "import.why.network_always", lambda value, given: {}),
-    "prior.train": otherwise("", "import.why.network_always", lambda value, given: {}),
+    "unet.train": otherwise("", "import.why.network_always", lambda value, settings: {}),
+    "transformer.train": otherwise("", "import.why.network_always", lambda value, settings: {}),
+    "prior.train": otherwise("", "import.why.network_always", lambda value, settings: {}),
     "unet.learning_rate": same("optimizer.lr"),
     "transformer.learning_rate": same("optimizer.lr"),
     "prior.learning_rate": same("optimizer.lr"),
     "text_encoder.train": otherwise(
         "text_encoder.train",
         "import.why.text_by_default",
-        lambda value, given: {"text_encoder.train": truth(value)} if given.get("training_method") == "LORA" else {},
+        lambda value, settings: (
+            {"text_encoder.train": truth(value)} if settings.get("training_method") == "LORA" else {}
+        ),
         True,
     ),
     "text_encoder.learning_rate": values.if_text("text_encoder.lr", "text_encoder"),
     "text_encoder_2.train": otherwise(
         "text_encoder.train",
         "import.why.text_rates",
-        lambda value, given: (
-            {"text_encoder.train": True} if truth(value) and given.get("training_method") == "LORA" else {}
+        lambda value, settings: (
+            {"text_encoder.train": True} if truth(value) and settings.get("training_method") == "LORA" else {}
         ),
     ),
     "text_encoder_2.learning_rate": nothing("import.why.text_rates"),
@@ -183,12 +185,12 @@ ROWS: dict[str, Row] = {
     "force_v_prediction": otherwise(
         "objective.prediction",
         "import.why.prediction",
-        lambda value, given: {"objective.prediction": "v"} if truth(value) else {},
+        lambda value, settings: {"objective.prediction": "v"} if truth(value) else {},
     ),
     "force_epsilon_prediction": otherwise(
         "objective.prediction",
         "import.why.prediction",
-        lambda value, given: {"objective.prediction": "epsilon"} if truth(value) else {},
+        lambda value, settings: {"objective.prediction": "epsilon"} if truth(value) else {},
     ),
     "min_noising_strength": values.level("objective.min_timestep"),
     "max_noising_strength": values.level("objective.max_timestep"),
@@ -198,13 +200,13 @@ ROWS: dict[str, Row] = {
     "noising_weight": nothing("import.why.with_other"),
     "noising_bias": nothing("import.why.with_other"),
     "timestep_shift": otherwise("objective.shift", "import.why.timesteps", values.shift),
-    "dynamic_timestep_shifting": otherwise("", "import.why.timesteps", lambda value, given: {}),
+    "dynamic_timestep_shifting": otherwise("", "import.why.timesteps", lambda value, settings: {}),
     "mse_strength": values.loss("mse"),
     "mae_strength": values.loss("l1"),
     "huber_strength": values.loss("huber"),
     "huber_delta": same("huber_delta"),
     "log_cosh_strength": otherwise(
-        "", "import.why.loss", lambda value, given: {} if not number(value) else no_counterpart()
+        "", "import.why.loss", lambda value, settings: {} if not number(value) else no_counterpart()
     ),
     "vb_loss_strength": nothing("import.why.loss"),
     "loss_weight_fn": otherwise("objective.weighting", "import.why.written", values.weighting),
@@ -218,7 +220,7 @@ ROWS: dict[str, Row] = {
     "validation": nothing("import.why.validation_of_set"),
     "rolling_backup_count": kept(),
     "tensorboard": otherwise(
-        "trackers", "import.why.trackers", lambda value, given: {"trackers": "tensorboard"} if truth(value) else {}
+        "trackers", "import.why.trackers", lambda value, settings: {"trackers": "tensorboard"} if truth(value) else {}
     ),
     "embedding.placeholder": otherwise("embedding.tokens", "import.why.if_tokens", values.tokens),
     "embedding.token_count": values.if_embedding("embedding.vectors"),
@@ -285,9 +287,9 @@ SET_ROWS: dict[str, Row] = {
     "balancing": otherwise(
         "repeats",
         "import.why.balancing",
-        lambda value, given: (
+        lambda value, settings: (
             {"repeats": max(1, round(number(value)))}
-            if given.get("balancing_strategy", "REPEATS") == "REPEATS"
+            if settings.get("balancing_strategy", "REPEATS") == "REPEATS"
             else no_counterpart()
         ),
     ),
@@ -299,23 +301,27 @@ SET_ROWS: dict[str, Row] = {
     "text.enable_tag_shuffling": flag("shuffle_tags"),
     "text.keep_tags_count": same("keep_tokens"),
     "text.tag_delimiter": otherwise(
-        "", "import.why.understood", lambda value, given: {} if value == "," else no_counterpart()
+        "", "import.why.understood", lambda value, settings: {} if value == "," else no_counterpart()
     ),
     "text.tag_dropout_enable": otherwise(
         "tag_dropout",
         "import.why.with_other",
-        lambda value, given: {"tag_dropout": given.get("text.tag_dropout_probability", 0.0)} if truth(value) else {},
+        lambda value, settings: (
+            {"tag_dropout": settings.get("text.tag_dropout_probability", 0.0)} if truth(value) else {}
+        ),
     ),
     "text.tag_dropout_*": nothing("import.why.captions"),
     "text.caps_*": nothing("import.why.captions"),
     "image.enable_random_flip": flag("flip"),
     "image.enable_crop_jitter": otherwise(
-        "crop", "import.why.random_crop", lambda value, given: {"crop": "random" if truth(value) else "centre"}, True
+        "crop", "import.why.random_crop", lambda value, settings: {"crop": "random" if truth(value) else "centre"}, True
     ),
     "image.enable_resolution_override": otherwise(
         "resolution",
         "import.why.with_other",
-        lambda value, given: {"resolution": side(given.get("image.resolution_override", 512))} if truth(value) else {},
+        lambda value, settings: (
+            {"resolution": side(settings.get("image.resolution_override", 512))} if truth(value) else {}
+        ),
     ),
     "image.resolution_override": nothing("import.why.with_other"),
     "image.*": nothing("import.why.augment"),
@@ -327,16 +333,15 @@ SET_ROWS: dict[str, Row] = {
 ALL_ROWS = ROWS
 
 
-def given_of(config: Settings, concepts: Value = None, samples: Value = None) -> Given:
+def configuration_of(config: Settings, concepts: Value = None, samples: Value = None) -> Configuration:
     """What a configuration says; `concepts` and `samples`: those of their own files."""
     lists = {"concepts", "samples", "embeddings", "additional_embeddings"}
-    settings = flat({key: value for key, value in config.items() if key not in lists})
-    given = dict(settings)
+    settings: dict[str, Value] = flat({key: value for key, value in config.items() if key not in lists})
     if samples or config.get("samples"):
-        given["samples"] = samples or config["samples"]
+        settings["samples"] = samples or config["samples"]
     if config.get("additional_embeddings"):
-        given["additional_embeddings"] = config["additional_embeddings"]
+        settings["additional_embeddings"] = config["additional_embeddings"]
     listed = concepts if concepts is not None else config.get("concepts")
     entries = tables(listed)
     sets = [(f"concepts[{n}].", flat(one)) for n, one in enumerate(entries) if one.get("enabled", True)]
-    return dataclasses.replace(Given(given), sets=sets)
+    return dataclasses.replace(Configuration(settings), sets=sets)

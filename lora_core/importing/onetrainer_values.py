@@ -24,26 +24,26 @@ from .rows import (
 NARROW = ("FLOAT_8", "INT_8", "NFLOAT_4")
 
 
-def frames(value: Value, given: Settings) -> Paths:
+def frames(value: Value, settings: Settings) -> Paths:
     """Every configuration has them; they count for models of films alone."""
-    if not str(given.get("model_type", "")).upper().startswith("HUNYUAN_VIDEO"):
+    if not str(settings.get("model_type", "")).upper().startswith("HUNYUAN_VIDEO"):
         return {}
     return {"data.frames": str(number(value)).removesuffix(".0")}
 
 
-def dora_axis(value: Value, given: Settings) -> Paths:
+def dora_axis(value: Value, settings: Settings) -> Paths:
     """Along which axis the magnitudes of DoRA lie; nothing where there are none."""
-    if not on(given, "lora_decompose"):
+    if not on(settings, "lora_decompose"):
         return {}
     return {"adapter.dora_axis": "output" if truth(value) else "input"}
 
 
-def method(value: Value, given: Settings) -> Paths:
+def method(value: Value, settings: Settings) -> Paths:
     names = {"LORA": "lora", "EMBEDDING": "embedding"}
     return {"method": meaning(names, str(value), "import.why.adapters_only")}
 
 
-def sizes(value: Value, given: Settings) -> Paths:
+def sizes(value: Value, settings: Settings) -> Paths:
     """512, "512,768" for several, "512x768" for a shape."""
     several = [side(part) for part in str(value).split(",") if part.strip()]
     if not several:
@@ -52,7 +52,7 @@ def sizes(value: Value, given: Settings) -> Paths:
     return {"data.resolution": several[0], **more}
 
 
-def warmup(value: Value, given: Settings) -> Paths:
+def warmup(value: Value, settings: Settings) -> Paths:
     """Steps, or a share of all steps up to 1."""
     figure = number(value)
     if 0 < figure <= 1:
@@ -60,17 +60,17 @@ def warmup(value: Value, given: Settings) -> Paths:
     return {"schedule.warmup_steps": round(figure)}
 
 
-def average(value: Value, given: Settings) -> Paths:
-    return {"ema_decay": given.get("ema_decay", 0.999)} if str(value) != "OFF" else {}
+def average(value: Value, settings: Settings) -> Paths:
+    return {"ema_decay": settings.get("ema_decay", 0.999)} if str(value) != "OFF" else {}
 
 
 def loss(name: str) -> Row:
     """The strength of one loss; ours is one of them at full strength."""
-    return otherwise("loss", "import.why.one_loss", lambda value, given: {"loss": name} if number(value) else {})
+    return otherwise("loss", "import.why.one_loss", lambda value, settings: {"loss": name} if number(value) else {})
 
 
-def weighting(value: Value, given: Settings) -> Paths:
-    strength = given.get("loss_weight_strength", 5.0)
+def weighting(value: Value, settings: Settings) -> Paths:
+    strength = settings.get("loss_weight_strength", 5.0)
     ways: Mapping[str, Paths] = {
         "CONSTANT": {"objective.weighting": "none"},
         "MIN_SNR_GAMMA": {"objective.weighting": "min_snr", "objective.min_snr_gamma": strength},
@@ -82,29 +82,29 @@ def weighting(value: Value, given: Settings) -> Paths:
 
 def level(path: str) -> Row:
     """A share of the noise levels as a timestep of 1000."""
-    return otherwise(path, "import.why.written", lambda value, given: {path: round(1000 * number(value))})
+    return otherwise(path, "import.why.written", lambda value, settings: {path: round(1000 * number(value))})
 
 
-def distribution(value: Value, given: Settings) -> Paths:
+def distribution(value: Value, settings: Settings) -> Paths:
     names = {"UNIFORM": "uniform", "LOGIT_NORMAL": "logit_normal"}
     if str(value) not in names:
         raise Unmapped("import.why.value")
     out: Paths = {"objective.timesteps": names[str(value)]}
     if names[str(value)] == "logit_normal":
-        weight = number(given.get("noising_weight", 0.0))
-        out |= {"objective.logit_mean": number(given.get("noising_bias", 0.0)), "objective.logit_std": weight + 1.0}
+        weight = number(settings.get("noising_weight", 0.0))
+        out |= {"objective.logit_mean": number(settings.get("noising_bias", 0.0)), "objective.logit_std": weight + 1.0}
     return out
 
 
-def shift(value: Value, given: Settings) -> Paths:
-    return {} if on(given, "dynamic_timestep_shifting") else {"objective.shift": number(value)}
+def shift(value: Value, settings: Settings) -> Paths:
+    return {} if on(settings, "dynamic_timestep_shifting") else {"objective.shift": number(value)}
 
 
 def every(path: str) -> Row:
     """How often something is done, where it is counted in steps."""
 
-    def convert(value: Value, given: Settings) -> Paths:
-        unit = str(given.get(f"{path}_unit", UNITS[path]))
+    def convert(value: Value, settings: Settings) -> Paths:
+        unit = str(settings.get(f"{path}_unit", UNITS[path]))
         if unit == "NEVER":
             return {}
         if unit != "STEP":
@@ -130,24 +130,24 @@ EVERY = {
 }
 
 
-def layers(value: Value, given: Settings) -> Paths:
+def layers(value: Value, settings: Settings) -> Paths:
     """Parts of the names of layers, separated by commas, or a regular expression."""
     text = str(value)
     names = (
         text
-        if on(given, "layer_filter_regex")
+        if on(settings, "layer_filter_regex")
         else "|".join(re.escape(part.strip()) for part in text.split(",") if part.strip())
     )
     return {"adapter.include": names}
 
 
-def storage(value: Value, given: Settings) -> Paths:
+def storage(value: Value, settings: Settings) -> Paths:
     if str(value) in NARROW:
         return {"storage": "fp8"}
     return {}
 
 
-def pictures(value: Value, given: Settings) -> Paths:
+def pictures(value: Value, settings: Settings) -> Paths:
     """Sample prompts with their sizes behind them."""
     lines = []
     for sample in value if isinstance(value, Sequence) and not isinstance(value, str) else []:
@@ -167,31 +167,31 @@ def pictures(value: Value, given: Settings) -> Paths:
     return {"samples.prompt": "\n".join(lines)}
 
 
-def tokens(value: Value, given: Settings) -> Paths:
-    return {"embedding.tokens": str(value)} if given.get("training_method") == "EMBEDDING" else {}
+def tokens(value: Value, settings: Settings) -> Paths:
+    return {"embedding.tokens": str(value)} if settings.get("training_method") == "EMBEDDING" else {}
 
 
 def if_embedding(path: str) -> Row:
     return otherwise(
         path,
         "import.why.if_tokens",
-        lambda value, given: {path: value} if given.get("training_method") == "EMBEDDING" else {},
+        lambda value, settings: {path: value} if settings.get("training_method") == "EMBEDDING" else {},
     )
 
 
 def if_text(path: str, key: str) -> Row:
     """A setting of a text encoder's LoRA, where it is trained."""
     return otherwise(
-        path, "import.why.if_trained", lambda value, given: {path: value} if on(given, f"{key}.train") else {}
+        path, "import.why.if_trained", lambda value, settings: {path: value} if on(settings, f"{key}.train") else {}
     )
 
 
-def unless_unset(value: Value, given: Settings) -> Paths:
+def unless_unset(value: Value, settings: Settings) -> Paths:
     """Nothing to carry over where it is off or zero. Raises Unmapped."""
     return {} if str(value).lower() in ("false", "0", "0.0") else no_counterpart()
 
 
-def captions(value: Value, given: Settings) -> Paths:
+def captions(value: Value, settings: Settings) -> Paths:
     """Text files whose lines are alternatives, the file's name, or one text for all."""
     names: Mapping[str, Paths] = {
         "sample": {"captions": ".txt", "caption_lines": "alternatives"},
@@ -201,6 +201,6 @@ def captions(value: Value, given: Settings) -> Paths:
     return meaning(names, str(value))
 
 
-def kind(value: Value, given: Settings) -> Paths:
+def kind(value: Value, settings: Settings) -> Paths:
     names: Mapping[str, Paths] = {"STANDARD": {}, "PRIOR_PREDICTION": {"regularization": True}}
     return meaning(names, str(value), "import.why.validation_concept")

@@ -10,7 +10,7 @@ from pathlib import PurePosixPath, PureWindowsPath
 from ..messages.errors import LoomError
 from ..messages.message import Message
 from . import ai_toolkit, diffusers, kohya, onetrainer, simpletuner
-from .result import Given, Imported, carried
+from .result import Configuration, Imported, carried
 from .rows import Row, Settings, Value
 from .texts import as_json, as_toml, as_yaml, options_of, require_bounded, words_of
 
@@ -61,13 +61,13 @@ def imported(texts: Sequence[Text], read: Reader = lambda path: None) -> Importe
     beside = [source for source in sources if source is not main]
     others = {source.part: source.value for source in beside if source.part}
     unused = [source.name for source in beside if not source.part]
-    given = READ[main.program](main, others, read)
-    notes = [*given.notes, *(Message.of("import.unused", file=name) for name in unused)]
+    configuration = READ[main.program](main, others, read)
+    notes = [*configuration.notes, *(Message.of("import.unused", file=name) for name in unused)]
     program = PROGRAMS[main.program]
     rows = (
         {name: dataclasses.replace(row, default=None) for name, row in program.rows.items()} if alone else program.rows
     )
-    return carried(program.title, rows, program.set_rows, dataclasses.replace(given, notes=notes))
+    return carried(program.title, rows, program.set_rows, dataclasses.replace(configuration, notes=notes))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,7 +209,7 @@ PARTS = {
 Others = Mapping[str, Value]
 
 
-def _kohya(main: Source, others: Others, read: Reader) -> Given:
+def _kohya(main: Source, others: Others, read: Reader) -> Configuration:
     settings = main.value if isinstance(main.value, Mapping) else {}
     notes = []
     config = _named(settings, "config_file", read)
@@ -229,23 +229,24 @@ def _kohya(main: Source, others: Others, read: Reader) -> Given:
     if datasets is None and "datasets" in settings:
         datasets = {key: settings[key] for key in ("general", "datasets") if key in settings}
         settings = {key: value for key, value in settings.items() if key not in ("general", "datasets")}
-    given = kohya.given_of(settings, datasets if isinstance(datasets, Mapping) else None, main.script)
+    configuration = kohya.configuration_of(settings, datasets if isinstance(datasets, Mapping) else None, main.script)
     prompts = _named(settings, "sample_prompts", read)
     if prompts is not None and prompts.name.endswith(".txt"):
-        given = kohya.with_prompts(given, prompts.text)
+        configuration = kohya.with_prompts(configuration, prompts.text)
     elif settings.get("sample_prompts"):
         notes.append(Message.of("import.file_missing", key="sample_prompts", file=str(settings["sample_prompts"])))
-        given = dataclasses.replace(
-            given, settings={key: value for key, value in given.settings.items() if key != "sample_prompts"}
+        configuration = dataclasses.replace(
+            configuration,
+            settings={key: value for key, value in configuration.settings.items() if key != "sample_prompts"},
         )
-    return dataclasses.replace(given, notes=notes)
+    return dataclasses.replace(configuration, notes=notes)
 
 
-def _diffusers(main: Source, others: Others, read: Reader) -> Given:
-    return diffusers.given_of(main.value if isinstance(main.value, Mapping) else {}, main.script)
+def _diffusers(main: Source, others: Others, read: Reader) -> Configuration:
+    return diffusers.configuration_of(main.value if isinstance(main.value, Mapping) else {}, main.script)
 
 
-def _onetrainer(main: Source, others: Others, read: Reader) -> Given:
+def _onetrainer(main: Source, others: Others, read: Reader) -> Configuration:
     config = main.value if isinstance(main.value, Mapping) else {}
     notes = []
     lists: dict[str, Value] = {}
@@ -255,14 +256,14 @@ def _onetrainer(main: Source, others: Others, read: Reader) -> Given:
             lists[part] = as_json(named.text, named.name)
         elif lists[part] is None and config.get(key) and not config.get(part):
             notes.append(Message.of("import.file_missing", key=key, file=str(config[key])))
-    return dataclasses.replace(onetrainer.given_of(config, lists["concepts"], lists["samples"]), notes=notes)
+    return dataclasses.replace(onetrainer.configuration_of(config, lists["concepts"], lists["samples"]), notes=notes)
 
 
-def _ai_toolkit(main: Source, others: Others, read: Reader) -> Given:
-    return ai_toolkit.given_of(main.value if isinstance(main.value, Mapping) else {})
+def _ai_toolkit(main: Source, others: Others, read: Reader) -> Configuration:
+    return ai_toolkit.configuration_of(main.value if isinstance(main.value, Mapping) else {})
 
 
-def _simpletuner(main: Source, others: Others, read: Reader) -> Given:
+def _simpletuner(main: Source, others: Others, read: Reader) -> Configuration:
     config = main.value if isinstance(main.value, Mapping) else {}
     notes = []
     lists: dict[str, Value] = {}
@@ -272,10 +273,10 @@ def _simpletuner(main: Source, others: Others, read: Reader) -> Given:
             lists[part] = as_json(named.text, named.name)
         elif lists[part] is None and config.get(key):
             notes.append(Message.of("import.file_missing", key=key, file=str(config[key])))
-    return dataclasses.replace(simpletuner.given_of(config, lists["backends"], lists["lycoris"]), notes=notes)
+    return dataclasses.replace(simpletuner.configuration_of(config, lists["backends"], lists["lycoris"]), notes=notes)
 
 
-READ: Mapping[str, Callable[[Source, Others, Reader], Given]] = {
+READ: Mapping[str, Callable[[Source, Others, Reader], Configuration]] = {
     "diffusers": _diffusers,
     "kohya": _kohya,
     "onetrainer": _onetrainer,

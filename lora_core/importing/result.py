@@ -45,7 +45,7 @@ class Line:
 
 
 @dataclasses.dataclass(frozen=True)
-class Given:
+class Configuration:
     """What a configuration of another program says. `sets`: its folders of pictures, each under the label its keys have.
 
     `defaults`: values the program takes for this very job where it says nothing, over those of its rows. `notes`: what was noticed on reading.
@@ -93,15 +93,17 @@ class Imported:
         return out
 
 
-def carried(program: str, rows: Mapping[str, Row], set_rows: Mapping[str, Row], given: Given) -> Imported:
-    """The job that `given` describes by the tables of its program."""
-    paths, lines = _applied(given.settings, rows, given.defaults, "", TrainConfig)
+def carried(
+    program: str, rows: Mapping[str, Row], set_rows: Mapping[str, Row], configuration: Configuration
+) -> Imported:
+    """The job that `configuration` describes by the tables of its program."""
+    paths, lines = _applied(configuration.settings, rows, configuration.defaults, "", TrainConfig)
     values: dict[str, typing.Any] = {}
     for path, value in paths.items():
         section, _, name = path.rpartition(".")
         (values.setdefault(section, {}) if section else values)[name] = value
     sets = []
-    for label, settings in given.sets:
+    for label, settings in configuration.sets:
         one, more = _applied(settings, set_rows, {}, label, DataConfig)
         sets.append(one)
         lines += more
@@ -109,7 +111,7 @@ def carried(program: str, rows: Mapping[str, Row], set_rows: Mapping[str, Row], 
         values["data"] = {**values.get("data", {}), **sets[0]}
     elif sets:
         values["sets"] = sets
-    return Imported(program, in_order(values), lines, given.notes)
+    return Imported(program, in_order(values), lines, configuration.notes)
 
 
 def _applied(
@@ -242,4 +244,4 @@ def require_job(imported: Imported, beside: typing.Any) -> TrainConfig:
         raise LoomError("import.no_job", program=imported.program, reason=error.message) from error
 
 
-__all__ = ["Given", "Imported", "Line", "Unmapped", "as_toml", "carried", "require_job"]
+__all__ = ["Configuration", "Imported", "Line", "Unmapped", "as_toml", "carried", "require_job"]

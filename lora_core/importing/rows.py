@@ -69,13 +69,13 @@ class Row:
 
 def same(path: str, default: Value = None) -> Row:
     """The value as it is."""
-    return Row((path,), "", lambda value, given: {path: value}, default)
+    return Row((path,), "", lambda value, settings: {path: value}, default)
 
 
 def otherwise(paths: str, why: str, convert: Convert | None = None, default: Value = None) -> Row:
     """Another value, or several, or the same one with something to know; `paths` with spaces between them."""
     places = tuple(paths.split())
-    return Row(places, why, convert or (lambda value, given: {places[0]: value}), default)
+    return Row(places, why, convert or (lambda value, settings: {places[0]: value}), default)
 
 
 def nothing(why: str) -> Row:
@@ -95,7 +95,7 @@ def each(names: str, row: Row) -> dict[str, Row]:
 def choice(path: str, names: Mapping[str, Value], default: Value = None, why: str = "") -> Row:
     """A word that has another name here; one that is not among `names` has no counterpart."""
 
-    def convert(value: Value, given: Settings) -> Paths:
+    def convert(value: Value, settings: Settings) -> Paths:
         return {path: meaning(names, str(value).strip().lower())}
 
     return Row((path,), why, convert, default, quiet=True)
@@ -110,18 +110,20 @@ def meaning(names: Mapping[str, T], word: str, why: str = "import.why.value") ->
 
 def kept(default: Value = None) -> Row:
     """How many checkpoints are kept: here at least two."""
-    return otherwise("save.keep", "import.why.keep", lambda value, given: {"save.keep": max(2, whole(value))}, default)
+    return otherwise(
+        "save.keep", "import.why.keep", lambda value, settings: {"save.keep": max(2, whole(value))}, default
+    )
 
 
 def lokr_factor() -> Row:
     """LoKr's factor; below 0 there means what 0 means here."""
     path = "adapter.lokr_factor"
-    return otherwise(path, "import.why.factor", lambda value, given: {path: max(0, whole(value))})
+    return otherwise(path, "import.why.factor", lambda value, settings: {path: max(0, whole(value))})
 
 
 def flag(path: str, default: Value = None, opposite: bool = False, why: str = "") -> Row:
     """A switch, or its opposite."""
-    return Row((path,), why, lambda value, given: {path: truth(value) != opposite}, default)
+    return Row((path,), why, lambda value, settings: {path: truth(value) != opposite}, default)
 
 
 def truth(value: Value) -> bool:
@@ -134,10 +136,10 @@ def truth(value: Value) -> bool:
     return word in TRUE
 
 
-def on(given: Settings, key: str) -> bool:
+def on(settings: Settings, key: str) -> bool:
     """Whether a switch is given and on."""
     try:
-        return truth(given.get(key))
+        return truth(settings.get(key))
     except Unmapped:
         return False
 
@@ -161,7 +163,7 @@ def whole(value: Value) -> int:
     return int(result)
 
 
-def layer_skip(value: Value, given: Settings) -> Paths:
+def layer_skip(value: Value, settings: Settings) -> Paths:
     """CLIP layers left out at the end, which diffusers and OneTrainer count from 0 and we, as WebUIs, from 1."""
     return {"text_encoder.clip_skip": whole(value) + 1}
 
@@ -212,10 +214,10 @@ def flat(value: Settings, prefix: str = "") -> dict[str, Value]:
     return out
 
 
-def control_folders(value: Value, given: Settings) -> Paths:
+def control_folders(value: Value, settings: Settings) -> Paths:
     """The folders of control pictures, one a line: of one key, or of several with numbers behind them."""
-    keys = sorted((key for key in given if key.startswith("control_path")), key=lambda key: (len(key), key))
-    folders = [folder for key in keys for folder in _folders(given[key])] or _folders(value)
+    keys = sorted((key for key in settings if key.startswith("control_path")), key=lambda key: (len(key), key))
+    folders = [folder for key in keys for folder in _folders(settings[key])] or _folders(value)
     return {"control_path": "\n".join(folders)}
 
 
@@ -224,21 +226,21 @@ def _folders(value: Value) -> list[str]:
     return [str(folder) for folder in listed if folder]
 
 
-def clip_length(value: Value, given: Settings) -> Paths:
+def clip_length(value: Value, settings: Settings) -> Paths:
     """The frames of a clip; one alone is a picture."""
     frames = whole(value)
     return {"frames": str(frames)} if frames > 1 else {}
 
 
-def system_prompt(value: Value, given: Settings) -> Paths:
+def system_prompt(value: Value, settings: Settings) -> Paths:
     """What stands before every caption, as Lumina 2 was trained; those programs join the two by its mark."""
     text = str(value).strip()
     return {"data.prefix": f"{text} {PROMPT_START} "} if text else {}
 
 
-def first_frames(value: Value, given: Settings) -> Paths:
+def first_frames(value: Value, settings: Settings) -> Paths:
     """Whether clips are trained as what follows their first frame; nothing for a set of pictures."""
-    lengths = (given.get("num_frames"), given.get("video.num_frames"))
+    lengths = (settings.get("num_frames"), settings.get("video.num_frames"))
     if not any(whole(length) > 1 for length in lengths if length is not None):
         return {}
     return {"first_frame": "always" if truth(value) else "auto"}  # a model that needs it has it in any case

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from .result import Given
+from .result import Configuration
 from .rows import (
     LYCORIS,
     SCHEDULES,
@@ -73,46 +73,50 @@ def of_variables(variables: Mapping[str, str]) -> dict[str, Value]:
     return out
 
 
-def model(value: Value, given: Settings) -> Paths:
+def model(value: Value, settings: Settings) -> Paths:
     if str(value) != "lora":
         raise Unmapped("import.why.adapters_only")
     return {"method": "lora"}
 
 
-def kind(value: Value, given: Settings) -> Paths:
+def kind(value: Value, settings: Settings) -> Paths:
     """lycoris has a file of its own, in which its kind stands."""
     names = {"standard": "lora", "lycoris": "lokr"}
     return {"adapter.algorithm": meaning(names, str(value))}
 
 
-def algorithm(value: Value, given: Settings) -> Paths:
+def algorithm(value: Value, settings: Settings) -> Paths:
     return {"adapter.algorithm": meaning(LYCORIS, str(value))}
 
 
-def full_rank(value: Value, given: Settings) -> Paths:
+def full_rank(value: Value, settings: Settings) -> Paths:
     """A dimension above every layer's sides means full matrices."""
     return {"adapter.rank": min(1024, whole(value))}
 
 
-def epochs(value: Value, given: Settings) -> Paths:
+def epochs(value: Value, settings: Settings) -> Paths:
     count = whole(value)
-    return {"epochs": count} if count and not (given.get("max_train_steps") and whole(given["max_train_steps"])) else {}
+    return (
+        {"epochs": count}
+        if count and not (settings.get("max_train_steps") and whole(settings["max_train_steps"]))
+        else {}
+    )
 
 
-def steps(value: Value, given: Settings) -> Paths:
+def steps(value: Value, settings: Settings) -> Paths:
     return {"steps": whole(value)} if whole(value) else {}
 
 
-def warmup(value: Value, given: Settings) -> Paths:
-    plain = str(given.get("lr_scheduler", "")) == "constant"
+def warmup(value: Value, settings: Settings) -> Paths:
+    plain = str(settings.get("lr_scheduler", "")) == "constant"
     return {} if plain else {"schedule.warmup_steps": whole(value)}
 
 
-def average(value: Value, given: Settings) -> Paths:
-    return {"ema_decay": number(given.get("ema_decay", 0.995))} if truth(value) else {}
+def average(value: Value, settings: Settings) -> Paths:
+    return {"ema_decay": number(settings.get("ema_decay", 0.995))} if truth(value) else {}
 
 
-def precision(value: Value, given: Settings) -> Paths:
+def precision(value: Value, settings: Settings) -> Paths:
     """Bases held in 8 or 4 bits."""
     word = str(value)
     if word == "no_change":
@@ -122,7 +126,7 @@ def precision(value: Value, given: Settings) -> Paths:
     return {"storage": "fp8"}
 
 
-def size(value: Value, given: Settings) -> Paths:
+def size(value: Value, settings: Settings) -> Paths:
     """1024x1024; the first of several."""
     first = str(value).split(",")[0].lower()
     parts = [part for part in first.split("x") if part]
@@ -134,21 +138,21 @@ def size(value: Value, given: Settings) -> Paths:
 def resolution(path: str) -> Row:
     """In px, or in millions of them."""
 
-    def convert(value: Value, given: Settings) -> Paths:
+    def convert(value: Value, settings: Settings) -> Paths:
         figure = number(value)
         if figure <= 0:
             return no_counterpart()
-        area = str(given.get("resolution_type", "")) == "area" or figure < 16
+        area = str(settings.get("resolution_type", "")) == "area" or figure < 16
         return {path: round((figure * 1_000_000) ** 0.5) if area else side(value)}
 
     return otherwise(path, "import.why.area", convert)
 
 
-def gamma(value: Value, given: Settings) -> Paths:
+def gamma(value: Value, settings: Settings) -> Paths:
     return {"objective.weighting": "min_snr", "objective.min_snr_gamma": number(value)} if number(value) else {}
 
 
-def trackers(value: Value, given: Settings) -> Paths:
+def trackers(value: Value, settings: Settings) -> Paths:
     names = {"all": "tensorboard, wandb", "none": ""}
     return {"trackers": names.get(str(value), str(value))}
 
@@ -216,7 +220,7 @@ IGNORED: Mapping[str, str] = {  # why -> settings
 }
 
 ROWS: dict[str, Row] = {
-    "output_dir": otherwise("name", "import.why.name", lambda value, given: {"name": name_of(value)}),
+    "output_dir": otherwise("name", "import.why.name", lambda value, settings: {"name": name_of(value)}),
     "model_type": otherwise("method", "import.why.method", model),
     "pretrained_model_name_or_path": otherwise("base", "import.why.base"),
     "pretrained_vae_model_name_or_path": otherwise("base_vae", "import.why.vae"),
@@ -228,14 +232,14 @@ ROWS: dict[str, Row] = {
     "use_dora": otherwise(
         "adapter.algorithm",
         "import.why.written",
-        lambda value, given: {"adapter.algorithm": "dora"} if truth(value) else {},
+        lambda value, settings: {"adapter.algorithm": "dora"} if truth(value) else {},
     ),
     "init_lora": otherwise("adapter.start_from", "import.why.start"),
     "lycoris_config": nothing("import.why.lycoris_file"),
     "lycoris.algo": otherwise("adapter.algorithm", "import.why.lycoris", algorithm),
     "lycoris.linear_dim": otherwise("adapter.rank", "import.why.lokr_full", full_rank),
     "lycoris.linear_alpha": otherwise(
-        "adapter.alpha", "import.why.lokr_full", lambda value, given: {"adapter.alpha": min(1024, number(value))}
+        "adapter.alpha", "import.why.lokr_full", lambda value, settings: {"adapter.alpha": min(1024, number(value))}
     ),
     "lycoris.factor": lokr_factor(),
     "lycoris.*": nothing("import.why.adapter_detail"),
@@ -243,7 +247,7 @@ ROWS: dict[str, Row] = {
     "text_encoder_lr": otherwise(
         "text_encoder.lr",
         "import.why.if_trained",
-        lambda value, given: {"text_encoder.lr": number(value)} if on(given, "train_text_encoder") else {},
+        lambda value, settings: {"text_encoder.lr": number(value)} if on(settings, "train_text_encoder") else {},
     ),
     "optimizer": choice("optimizer.name", OPTIMIZERS, why="import.why.adapters_fp32"),
     "learning_rate": same("optimizer.lr"),
@@ -278,26 +282,26 @@ ROWS: dict[str, Row] = {
     "huber_c": same("huber_delta"),
     "huber_schedule": same("huber_schedule"),
     "flow_schedule_shift": otherwise(
-        "objective.shift", "import.why.timesteps", lambda value, given: {"objective.shift": number(value)}
+        "objective.shift", "import.why.timesteps", lambda value, settings: {"objective.shift": number(value)}
     ),
     "flow_sigmoid_scale": otherwise(
-        "objective.logit_std", "import.why.timesteps", lambda value, given: {"objective.logit_std": number(value)}
+        "objective.logit_std", "import.why.timesteps", lambda value, settings: {"objective.logit_std": number(value)}
     ),
     "flow_use_uniform_schedule": otherwise(
         "objective.timesteps",
         "import.why.timesteps",
-        lambda value, given: {"objective.timesteps": "uniform"} if truth(value) else {},
+        lambda value, settings: {"objective.timesteps": "uniform"} if truth(value) else {},
     ),
     "framerate": otherwise("data.frame_rate", "import.why.films"),
     "resolution": resolution("data.resolution"),
-    "scaling": otherwise("data.upscale", "import.why.scaled_up", lambda value, given: {"data.upscale": True}, "up"),
+    "scaling": otherwise("data.upscale", "import.why.scaled_up", lambda value, settings: {"data.upscale": True}, "up"),
     "caption_dropout_probability": same("data.caption_dropout"),
     "checkpoint_step_interval": same("save.every"),
     "checkpointing_steps": same("save.every"),
     "checkpoint_epoch_interval": nothing("import.why.every_epochs"),
     "checkpoints_total_limit": kept(),
     "validation_prompt": otherwise(
-        "samples.prompt", "import.why.one_picture", lambda value, given: {"samples.prompt": str(value)}
+        "samples.prompt", "import.why.one_picture", lambda value, settings: {"samples.prompt": str(value)}
     ),
     "validation_negative_prompt": same("samples.negative"),
     "validation_steps": same("samples.every"),
@@ -312,7 +316,7 @@ ROWS: dict[str, Row] = {
 }
 
 
-def captions(value: Value, given: Settings) -> Paths:
+def captions(value: Value, settings: Settings) -> Paths:
     names: Mapping[str, Paths] = {
         "textfile": {"captions": ".txt"},
         "filename": {"captions": "file name"},
@@ -324,21 +328,21 @@ def captions(value: Value, given: Settings) -> Paths:
     return meaning(names, str(value))
 
 
-def prompt(value: Value, given: Settings) -> Paths:
+def prompt(value: Value, settings: Settings) -> Paths:
     """The one caption of all pictures, or words in front of each."""
-    if on(given, "only_instance_prompt") or given.get("caption_strategy") == "instanceprompt":
+    if on(settings, "only_instance_prompt") or settings.get("caption_strategy") == "instanceprompt":
         return {"trigger": str(value), "captions": "none"}
-    return {"prefix": f"{value} "} if on(given, "prepend_instance_prompt") else {}
+    return {"prefix": f"{value} "} if on(settings, "prepend_instance_prompt") else {}
 
 
-def repeats(value: Value, given: Settings) -> Paths:
+def repeats(value: Value, settings: Settings) -> Paths:
     """Here repeats are further ones: 0 shows a picture once."""
     return {"repeats": whole(value) + 1}
 
 
-def crop(value: Value, given: Settings) -> Paths:
+def crop(value: Value, settings: Settings) -> Paths:
     names = {"center": "centre", "centre": "centre", "random": "random"}
-    if not on(given, "crop"):
+    if not on(settings, "crop"):
         return {}
     return {"crop": meaning(names, str(value))}
 
@@ -347,8 +351,8 @@ class Folders(tuple[str, ...]):
     """Where the pictures of data backends lie that are named by another one."""
 
 
-def references(value: Value, given: Settings) -> Paths:
-    """The folders of control pictures, which `given_of` has put in the place of the data backends they are in."""
+def references(value: Value, settings: Settings) -> Paths:
+    """The folders of control pictures, which `configuration_of` has put in the place of the data backends they are in."""
     if not isinstance(value, Folders):
         raise Unmapped("import.why.conditioning")
     return {"control_path": "\n".join(value)}
@@ -356,14 +360,14 @@ def references(value: Value, given: Settings) -> Paths:
 
 SET_ROWS: dict[str, Row] = {
     "instance_data_dir": same("folder"),
-    "dataset_name": otherwise("folder", "import.why.written", lambda value, given: {"folder": f"hf:{value}"}),
+    "dataset_name": otherwise("folder", "import.why.written", lambda value, settings: {"folder": f"hf:{value}"}),
     "huggingface.split": same("split"),
     "split": same("split"),
     "caption_column": same("caption_column"),
     "image_column": otherwise(
         "image_column",
         "import.why.written",
-        lambda value, given: {"image_column": str(value)} if given.get("dataset_name") else {},
+        lambda value, settings: {"image_column": str(value)} if settings.get("dataset_name") else {},
     ),
     "caption_strategy": otherwise("captions", "import.why.written", captions),
     "instance_prompt": otherwise("trigger captions prefix", "import.why.instance", prompt),
@@ -371,12 +375,12 @@ SET_ROWS: dict[str, Row] = {
     "only_instance_prompt": nothing("import.why.with_other"),
     "resolution": resolution("resolution"),
     "repeats": otherwise("repeats", "import.why.further_repeats", repeats),
-    "crop": otherwise("crop", "import.why.buckets_crop", lambda value, given: {}),
+    "crop": otherwise("crop", "import.why.buckets_crop", lambda value, settings: {}),
     "crop_style": otherwise("crop", "import.why.buckets_crop", crop),
     "crop_aspect": otherwise(
         "aspect_buckets",
         "import.why.squares",
-        lambda value, given: {"aspect_buckets": not (on(given, "crop") and value == "square")},
+        lambda value, settings: {"aspect_buckets": not (on(settings, "crop") and value == "square")},
     ),
     "conditioning_data": otherwise("control_path", "import.why.control", references),
     "video.num_frames": otherwise("frames", "import.why.films", clip_length),
@@ -385,7 +389,7 @@ SET_ROWS: dict[str, Row] = {
     "is_regularisation_data": flag("regularization"),
     "is_regularization_data": flag("regularization"),
     "probability": otherwise(
-        "loss_weight", "import.why.probability", lambda value, given: {} if number(value) == 1 else no_counterpart()
+        "loss_weight", "import.why.probability", lambda value, settings: {} if number(value) == 1 else no_counterpart()
     ),
     **each(
         "conditioning conditioning.* audio.* conditioning_type conditioning_* audio captions",
@@ -412,7 +416,7 @@ def _is_shown(backend: Settings) -> bool:
     return backend.get("dataset_type") == "conditioning" and backend.get("conditioning_type") in REFERENCES
 
 
-def given_of(config: Settings, backends: Value = None, lycoris: Value = None) -> Given:
+def configuration_of(config: Settings, backends: Value = None, lycoris: Value = None) -> Configuration:
     """What a config says, with the list of its data backends and the settings of LyCORIS."""
     settings = {key.lstrip("-"): value for key, value in config.items()}
     if isinstance(lycoris, Mapping):
@@ -431,7 +435,7 @@ def given_of(config: Settings, backends: Value = None, lycoris: Value = None) ->
             sets.append((f"backends[{n}].", plain))
         else:
             settings[f"backends[{n}] ({one.get('dataset_type', 'disabled')})"] = one.get("id") or str(n)
-    return Given(settings, sets)
+    return Configuration(settings, sets)
 
 
 ROWS["backends*_embeds)"] = nothing("import.why.cache")

@@ -88,7 +88,7 @@ class Pattern:
         """Whether the pattern is found anywhere in `text`."""
         if self._plain is not None and self._is_cheap(len(text)):
             return self._plain.search(text) is not None
-        with self._told():
+        with self._costly_errors():
             return self._states().search(text)
 
     def sub(self, template: str, text: str) -> str:
@@ -96,7 +96,7 @@ class Pattern:
         if self._plain is not None and self._is_cheap(len(text)):
             return self._plain.sub(template, text)
         pieces = _pieces(template, self._parsed.state)
-        with self._told():
+        with self._costly_errors():
             program, out, end = self._states(), [], 0
             if not program.search(text):
                 return text
@@ -128,7 +128,7 @@ class Pattern:
         return self._program
 
     @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
+    def _costly_errors(self) -> Iterator[None]:
         try:
             yield
         except PatternError as error:

@@ -114,13 +114,13 @@ def _plain(value: Any) -> Value:
 
 def _shortened(members: tuple[Value, ...], count: int) -> tuple[Value, ...]:
     """The first members of a list that has `count`: messages all, texts as many as a sentence has room for, at least one."""
-    room, kept = MOST_CHARACTERS, 0
+    room, fitting = MOST_CHARACTERS, 0
     for member in members:
         room -= len(member) if isinstance(member, str) else 0
-        if room < 0 and kept:
+        if room < 0 and fitting:
             break
-        kept += 1
-    return members if kept == count else (*members[:kept], ELLIPSIS)
+        fitting += 1
+    return members if fitting == count else (*members[:fitting], ELLIPSIS)
 
 
 def _cut(text: str) -> str:

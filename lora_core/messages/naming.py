@@ -9,9 +9,9 @@ Rows = Mapping[str, list[list[str]]]
 
 def shown(rows: Rows, name: str, owner: str = "") -> str:
     """The label of a setting as its `owner` shows it, else with the title of where it is set behind it. What has no row keeps its name."""
-    own = [label for who, _, label in rows.get(name, []) if owner and who == owner and label]
-    if own:
-        return own[0]
+    labels = [label for who, _, label in rows.get(name, []) if owner and who == owner and label]
+    if labels:
+        return labels[0]
     return next((_elsewhere(title, label) for _, title, label in rows.get(name, [])), name)
 
 

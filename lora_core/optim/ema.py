@@ -37,10 +37,10 @@ class Ema:
 
     def settle(self, parameters: list[torch.nn.Parameter]) -> None:
         """Makes the average the weight itself, for parameters that are frozen from now on."""
-        wanted = {id(p) for p in parameters}
+        identities = {id(p) for p in parameters}
         with torch.no_grad():
             for name, p in self._adapters.named_parameters():
-                if id(p) in wanted:
+                if id(p) in identities:
                     p.copy_(self._shadow[name])
 
     @contextlib.contextmanager

@@ -113,4 +113,4 @@ def first_match(rules: Sequence[tuple[Pattern, float]], name: str, default: floa
 
 def unused(rules: Sequence[tuple[Pattern, float]], names: Sequence[str]) -> list[str]:
     """The patterns that match none of the names."""
-    return [pattern.pattern for pattern, _ in rules if not any(pattern.search(name) for name in names)]
+    return [pattern.pattern for pattern, _ in rules if not any(map(pattern.search, names))]

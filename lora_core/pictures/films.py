@@ -141,7 +141,7 @@ def _scenes(path: Path, size: int, changed_ns: int, change: float) -> tuple[int,
     padded = [0.0, *differences, 0.0]
     around = [max(padded[n], padded[n + 2]) for n in range(len(differences))]
     pairs = enumerate(zip(differences, around, strict=True))
-    return tuple(n for n, (here, beside) in pairs if here > change and here > SCENE_RATIO * beside)
+    return tuple(n for n, (change_here, beside) in pairs if change_here > change and change_here > SCENE_RATIO * beside)
 
 
 @functools.lru_cache(maxsize=256)
@@ -230,18 +230,18 @@ def _film(path: Path) -> Film:
 
 def _of_film(path: Path, film: Film, numbers: Sequence[int]) -> Iterator[Image.Image]:
     """The frame shown at each time. A seek that ends too late is done again from the beginning."""
-    wanted = [film.times_s[n] for n in numbers]
-    for seeks in (True, False) if film.first_stamp is not None and wanted[0] > 0 else (False,):
-        given = 0
+    times_s = [film.times_s[n] for n in numbers]
+    for seeks in (True, False) if film.first_stamp is not None and times_s[0] > 0 else (False,):
+        count = 0
         with _Opened(path) as (container, stream):
-            for frame in _shown(_timed(container, stream, film, wanted[0] if seeks else 0.0), wanted):
-                given += 1
+            for frame in _shown(_timed(container, stream, film, times_s[0] if seeks else 0.0), times_s):
+                count += 1
                 yield frame
-        if given == len(wanted):
+        if count == len(times_s):
             return
-        if given:
+        if count:
             break
-    raise PictureError("film.broken_off", frame=numbers[given] + 1, frames=len(film.times_s))
+    raise PictureError("film.broken_off", frame=numbers[count] + 1, frames=len(film.times_s))
 
 
 def _timed(container: Any, stream: Any, film: Film, from_s: float) -> Iterator[tuple[float, Any]]:
@@ -256,20 +256,20 @@ def _timed(container: Any, stream: Any, film: Film, from_s: float) -> Iterator[t
             yield film.times_s[n], frame
 
 
-def _shown(frames: Iterator[tuple[float, Any]], wanted: Sequence[float]) -> Iterator[Image.Image]:
+def _shown(frames: Iterator[tuple[float, Any]], times_s: Sequence[float]) -> Iterator[Image.Image]:
     """The frame that is shown at each time; nothing where the frames begin after the first time that is wanted."""
     shown, shown_s, image, at = None, 0.0, None, 0
     for time_s, frame in frames:
-        if shown is None and time_s > wanted[0] + _CLOSE_S:
+        if shown is None and time_s > times_s[0] + _CLOSE_S:
             return
-        while at < len(wanted) and time_s > wanted[at] + _CLOSE_S:
+        while at < len(times_s) and time_s > times_s[at] + _CLOSE_S:
             image = image or _upright(shown)
             yield image
             at += 1
-        if at == len(wanted):
+        if at == len(times_s):
             return
         shown, shown_s, image = frame, time_s, None
-    while shown is not None and at < len(wanted) and wanted[at] < shown_s + _CLOSE_S:
+    while shown is not None and at < len(times_s) and times_s[at] < shown_s + _CLOSE_S:
         image = image or _upright(shown)
         yield image
         at += 1

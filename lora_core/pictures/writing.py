@@ -133,13 +133,10 @@ def _system_fonts() -> tuple[Path, ...]:
         "win32": [Path(os.environ.get("WINDIR", "C:/Windows")) / "Fonts"],
         "darwin": [Path("/System/Library/Fonts"), Path("/Library/Fonts"), home / "Library/Fonts"],
     }.get(sys.platform, [Path("/usr/share/fonts"), Path("/usr/local/share/fonts"), home / ".local/share/fonts"])
-    files = (
-        Path(folder, name)
-        for place in places
-        for folder, _, names in os.walk(place)
-        for name in names
-        if name.lower().endswith(_FONT_FILES)
-    )
+    files: list[Path] = []
+    for place in places:
+        for folder, _, names in os.walk(place):
+            files += [Path(folder, name) for name in names if name.lower().endswith(_FONT_FILES)]
     return tuple(sorted(files)[:_MOST_SYSTEM_FONTS])
 
 
@@ -155,14 +152,14 @@ def _letters(font: Path) -> frozenset[int]:
         return frozenset()
 
 
-def _table(data: bytes, wanted: bytes) -> bytes:
+def _table(data: bytes, name: bytes) -> bytes:
     """One table of a TrueType or OpenType file, of the first font in a collection. Source: OpenType 1.9, "Organization of an OpenType Font"."""
     start = struct.unpack_from(">I", data, 12)[0] if data[:4] == b"ttcf" else 0
     for n in range(struct.unpack_from(">H", data, start + 4)[0]):
         tag, _, offset, size = struct.unpack_from(">4sIII", data, start + 12 + 16 * n)
-        if tag == wanted:
+        if tag == name:
             return data[offset : offset + size]
-    raise ValueError(f"no table {wanted!r}")
+    raise ValueError(f"no table {name!r}")
 
 
 def _mapped(cmap: bytes) -> Iterator[int]:

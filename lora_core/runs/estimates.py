@@ -41,18 +41,18 @@ def estimate(root: Path, config: TrainConfig, family: str, file: str = "") -> Es
 
     One on the same model `file` comes first: another of the family may lie in other numbers.
     """
-    wanted, other = deciding(as_dict(config)), None
+    settings, other = deciding(as_dict(config)), None
     newest = sorted(run_ids(root), key=lambda run: -_changed(root / run))[:MOST_RUNS]
     for run in newest:
         state, job = read_json(root / run / FILE), read_json(root / run / CONFIG)
         if not isinstance(state, dict) or not isinstance(job, dict) or _of_base(state, "family") != family:
             continue
-        if deciding(job) == wanted and (measured := _measured(state)):
+        if deciding(job) == settings and (measured := _measured(state)):
             encoded = job.get("data") == as_dict(config)["data"]
-            found = Estimate(*measured, run, _works(state), _sampler_steps(job), encoded)
+            candidate = Estimate(*measured, run, _works(state), _sampler_steps(job), encoded)
             if not file or _of_base(state, "file") == file:
-                return found
-            other = other or found
+                return candidate
+            other = other or candidate
     return other
 
 

@@ -55,8 +55,10 @@ def _concepts(folder: Path) -> dict[str, Any] | None:
 
 def _rows(value: dict[str, Any]) -> list[tuple[int, dict[str, Any]]]:
     rows = value.get("rows")
-    found = [(as_step(row.get("step")), row) for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
-    return [(step, row) for step, row in found if step is not None]
+    numbered = (
+        [(as_step(row.get("step")), row) for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+    )
+    return [(step, row) for step, row in numbered if step is not None]
 
 
 def _numbers(values: Any, count: int) -> list[float]:
@@ -73,4 +75,8 @@ def _places(values: Any, count: int) -> list[int]:
 
 def _pairs(values: Any, words: list[str]) -> list[list[str]]:
     pairs = values if isinstance(values, list) else []
-    return [list(pair) for pair in pairs if isinstance(pair, list) and len(pair) == 2 and all(w in words for w in pair)]
+    return [list(pair) for pair in pairs if _is_pair(pair, words)]
+
+
+def _is_pair(value: Any, words: list[str]) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(word in words for word in value)

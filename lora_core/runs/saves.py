@@ -154,19 +154,19 @@ def _alpha_of_0_1(config: TrainConfig, name: str, parts: Mapping[str, torch.Tens
     if rank is None:  # LoKr with two full factors: readers ignore alpha
         return None
     a, t = config.adapter, config.text_encoder
-    general, given = (a.rank, a.alpha), {a.rank}
+    general, ranks = (a.rank, a.alpha), {a.rank}
     if name.startswith(("lora_te", "text_encoder")):
         general = (t.rank or a.rank, t.alpha or (0.0 if t.rank else a.alpha))
-        given = {general[0]}
+        ranks = {general[0]}
     elif a.conv_rank and "lora_down" in parts:
         if max(parts["lora_down"].shape[2:], default=1) > 1:
-            general, given = (a.conv_rank, a.conv_alpha), {a.conv_rank}
+            general, ranks = (a.conv_rank, a.conv_alpha), {a.conv_rank}
     elif a.conv_rank:  # LoHa and LoKr do not keep the kernel's shape; the rank tells the two apart, where it can
         if a.conv_rank == a.rank and (a.conv_alpha or a.conv_rank) != (a.alpha or a.rank):
             raise LoomError("save.unknown_alpha", name=name)
         general = (a.conv_rank, a.conv_alpha) if rank == a.conv_rank else general
-        given = {a.conv_rank, a.rank}
+        ranks = {a.conv_rank, a.rank}
     ruled = first_match(rules, name, -1.0)
-    if rank not in ({int(ruled)} if ruled >= 0 else given):
+    if rank not in ({int(ruled)} if ruled >= 0 else ranks):
         raise LoomError("save.other_rank", name=name, rank=rank)
     return (general[1] or general[0]) / general[0] * rank * (rank**0.5 if a.rank_stabilized else 1.0)

@@ -160,16 +160,17 @@ class Ruler:
         return [self.scenes[int(n)] for n in which]
 
 
-def named_rightly(scenes: Sequence[Scene], found: Sequence[Scene], with_change: bool) -> list[bool]:
+def named_rightly(scenes: Sequence[Scene], nearest: Sequence[Scene], with_change: bool) -> list[bool]:
     """Whether each picture shows its thing; `with_change`, whether also the colour, tone, accessory or companion asked for."""
-    return [f.thing == s.thing and (not with_change or f.change == s.change) for s, f in zip(scenes, found)]
+    return [f.thing == s.thing and (not with_change or f.change == s.change) for s, f in zip(scenes, nearest)]
 
 
 def share_by_change(scenes: Sequence[Scene], right: Sequence[bool]) -> dict[str, float]:
     """Share of pictures that are right, for each kind of change."""
-    kinds = sorted({s.change.split(" ")[0] or "plain" for s in scenes})
-    hits = {k: [r for s, r in zip(scenes, right) if (s.change.split(" ")[0] or "plain") == k] for k in kinds}
-    return {k: float(np.mean(v)) for k, v in hits.items()}
+    hits: dict[str, list[bool]] = {}
+    for scene, is_right in zip(scenes, right):
+        hits.setdefault(scene.change.split(" ")[0] or "plain", []).append(is_right)
+    return {kind: float(np.mean(hits[kind])) for kind in sorted(hits)}
 
 
 # ---- the report ------------------------------------------------------------------------------------------------------
@@ -186,8 +187,8 @@ def report(world: World, emoji: Sequence[Emoji], model: Path, folder: Path) -> d
     ruler = Ruler(world, [s for lesson in taught for s in lesson.scenes] + kept_back(world))
     for name, scenes, with_change in (("retrieval", known, False), ("composition", unseen, True)):
         drawn = parts.draw_all([plain_caption(s) for s in scenes], seed=len(name))
-        found = ruler.nearest(drawn)
-        right, others = (named_rightly(s, found, with_change) for s in (scenes, [*scenes[1:], scenes[0]]))
+        nearest = ruler.nearest(drawn)
+        right, others = (named_rightly(s, nearest, with_change) for s in (scenes, [*scenes[1:], scenes[0]]))
         figures[name] = {
             "captions": len(scenes),
             "right": float(np.mean(right)),

@@ -95,8 +95,8 @@ def train_unet(
     parts = {name: part.to(device()) for name, part in new_text_networks(tokenizer).items()}
     schedule = networks.new_schedule()
     weights = noise_weights(schedule)
-    kept = torch.load(state / "latents.pt", weights_only=True)
-    latents = kept["latents"] * kept["scale"]
+    stored = torch.load(state / "latents.pt", weights_only=True)
+    latents = stored["latents"] * stored["scale"]
     taught = lessons(world)
     first = [sum(len(lesson.scenes) for lesson in taught[:n]) for n in range(len(taught))]
 

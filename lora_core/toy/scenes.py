@@ -54,8 +54,8 @@ WEARS_ALREADY = (
     "upside-down",
 )
 FACE_BELOW = (64.0, 80.0, 94.0)
-PAIR_KINDS = ("heart", "animal face", "food", "sky", "thing")
-PAIR_EVERY = 3  # of the things of those kinds, one in three is drawn in pairs
+PAIR_GROUPS = ("heart", "animal face", "food", "sky", "thing")
+PAIR_EVERY = 3  # of the things of those groups, one in three is drawn in pairs
 KEPT_BACK = 8  # one combination in eight is never trained
 
 
@@ -128,13 +128,12 @@ class World:
 
     def colored(self) -> list[Scene]:
         """Every thing of one hue in every colour but its own."""
-        return [
-            Scene(t, self.things[t], color=c)
-            for t, hue in self._hues.items()
-            if hue is not None
-            for c, wanted in HUES.items()
-            if abs((wanted - hue + 180) % 360 - 180) >= HUE_STEP
-        ]
+        scenes: list[Scene] = []
+        for thing, hue in self._hues.items():
+            if hue is not None:
+                others = [c for c, angle in HUES.items() if abs((angle - hue + 180) % 360 - 180) >= HUE_STEP]
+                scenes += [Scene(thing, self.things[thing], color=color) for color in others]
+        return scenes
 
     def toned(self) -> list[Scene]:
         return [
@@ -151,7 +150,7 @@ class World:
 
     def paired(self) -> list[Scene]:
         """Every two of a few things, in both orders."""
-        few = [t for t, k in self.things.items() if k in PAIR_KINDS][::PAIR_EVERY]
+        few = [t for t, k in self.things.items() if k in PAIR_GROUPS][::PAIR_EVERY]
         return [Scene(a, self.things[a], beside=b) for a in few for b in few if a != b]
 
     def draw(self, scene: Scene) -> np.ndarray:
@@ -163,8 +162,8 @@ class World:
             image = pictures.turned(image, HUES[scene.color] - (hue or 0.0))
         if scene.accessory:
             pictures.lay(picture, image, *FACE_BELOW)
-            worn = self.sprite(ACCESSORY_EMOJI.get(scene.accessory, scene.accessory))
-            pictures.lay(picture, worn, *ACCESSORIES[scene.accessory])
+            accessory = self.sprite(ACCESSORY_EMOJI.get(scene.accessory, scene.accessory))
+            pictures.lay(picture, accessory, *ACCESSORIES[scene.accessory])
         elif scene.beside:
             pictures.lay(picture, image, middle / 2, middle, middle)
             pictures.lay(picture, self.sprite(scene.beside), middle * 1.5, middle, middle)
@@ -185,13 +184,13 @@ class Lesson:
 def lessons(world: World, most: int = 1200) -> list[Lesson]:
     """What is trained. Of a kind with very many scenes `most` are kept, always the same; combinations kept back are left out."""
     shares = {"plain": 0.42, "grounded": 0.16, "colored": 0.18, "toned": 0.06, "dressed": 0.09, "paired": 0.09}
-    found = []
+    out = []
     for name, share in shares.items():
         scenes = [s for s in getattr(world, name)() if not s.unseen]
         random.Random(name).shuffle(scenes)
         if scenes:
-            found.append(Lesson(name, share, scenes[:most]))
-    return found
+            out.append(Lesson(name, share, scenes[:most]))
+    return out
 
 
 def kept_back(world: World) -> list[Scene]:

@@ -43,13 +43,13 @@ def read_emoji(package: Path) -> list[Emoji]:
     table = package / "emoji.json"
     if not table.is_file():
         raise LoomError("folder.missing", field="--package", folder=repr(str(table)))
-    found: list[Emoji] = []
+    emoji: list[Emoji] = []
     for row in sorted(json.loads(table.read_text(encoding="utf-8")), key=lambda row: row["sort_order"]):
         if row["category"] in NOT_FREE or not row["has_img_google"]:
             continue
         plain = Emoji(row["name"].lower().replace("’", "'"), row["category"], row["subcategory"], row["image"])
-        found.append(plain)
+        emoji.append(plain)
         for code, variation in row.get("skin_variations", {}).items():
             if code in TONES and variation["has_img_google"]:
-                found.append(dataclasses.replace(plain, picture=variation["image"], tone=TONES[code]))
-    return found
+                emoji.append(dataclasses.replace(plain, picture=variation["image"], tone=TONES[code]))
+    return emoji

@@ -133,10 +133,10 @@ def adapters_of(job: Job) -> tuple[dict[str, nn.Module], AdapterSet]:
 
 def base_of(job: Job) -> BaseModel:
     """What the base model is, told before anything is done with it. Raises LoomError for what has to be said of it and is not."""
-    asked = job.config.objective
-    base = job.backend.base_model(asked)
-    job.listener.on_note(base.told())
-    for warning in base.warnings(asked, job.fixed is not None):
+    objective = job.config.objective
+    base = job.backend.base_model(objective)
+    job.listener.on_note(base.message())
+    for warning in base.warnings(objective, job.fixed is not None):
         job.listener.on_warning(warning)
     return base
 
@@ -281,8 +281,8 @@ def of_missing_controls(pictures: Sequence[Picture], showing: Showing | None) ->
 
 def of_open_frames(pictures: Sequence[Picture], showing: Showing | None) -> list[Message]:
     """What becomes of the clips of sets that leave it open, on a model that films from text as well as from a picture."""
-    left = any(picture.moves and picture.data.first_frame == AUTO for picture in pictures)
-    if not left or showing is None or not showing.of_film or showing.needed:
+    any_open = any(picture.moves and picture.data.first_frame == AUTO for picture in pictures)
+    if not any_open or showing is None or not showing.of_film or showing.needed:
         return []
     code = "data.first_frame.by_name" if showing.usual else "data.first_frame.from_text"
     return [Message.of(code, field="data.first_frame")]
@@ -335,9 +335,9 @@ def _fitted(material: Material, listener: Listener) -> Material:
 
 
 def _check_masks(dataset: Dataset, cache: LatentCache, listener: Listener) -> None:
-    asked = next((p.data.masks for p in dataset.pictures if p.data.masks != "none"), None)
-    if asked and not cache.masked:
-        raise LoomError("data.masks.none_found", field="data.masks", masks=asked, count=cache.unmasked)
+    masks = next((p.data.masks for p in dataset.pictures if p.data.masks != "none"), None)
+    if masks and not cache.masked:
+        raise LoomError("data.masks.none_found", field="data.masks", masks=masks, count=cache.unmasked)
     if cache.unmasked:
         listener.on_warning(Message.of("data.masks.white", count=cache.unmasked))
 

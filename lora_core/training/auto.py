@@ -75,20 +75,20 @@ class _Deciding:
     def __init__(self, job: Job):
         self.job, self.mine = job, kept(job.config)
         self.pictures = len(job.dataset.pictures)
-        asked = job.config.validation
-        self.watched = bool(asked.folder) or self.pictures >= ENOUGH
+        validation = job.config.validation
+        self.watched = bool(validation.folder) or self.pictures >= ENOUGH
         if "validation.every" in self.mine:
-            self.watched = asked.every > 0
+            self.watched = validation.every > 0
         elif self.mine & {"validation.patience", "validation.restore_best"}:
-            self.watched = bool(asked.patience) or asked.restore_best
+            self.watched = bool(validation.patience) or validation.restore_best
         self.choices: list[Message] = []
         if self.mine:
-            given = [
+            lines = [
                 Message.of("auto.given", setting=Setting(name), value=_text(_value(job.config, name)))
                 for name in (*BY_AUTO, *LENGTHS[1:])
                 if name in self.mine
             ]
-            self.say(Message.of("auto.yours", given=given))
+            self.say(Message.of("auto.yours", given=lines))
 
     def say(self, message: Message) -> None:
         self.choices.append(message)
@@ -123,16 +123,16 @@ class _Deciding:
             validation__patience=PATIENCE,
             validation__restore_best=True,
         )
-        asked = self.job.config.validation
-        if asked.folder:
-            self.say(Message.of("auto.watched_folder", every=asked.every))
+        validation = self.job.config.validation
+        if validation.folder:
+            self.say(Message.of("auto.watched_folder", every=validation.every))
         else:
-            held = max(1, round(asked.share * self.pictures))
-            self.say(Message.of("auto.watched", held=held, pictures=self.pictures, every=asked.every))
-        if asked.patience:
-            steps = asked.patience * asked.every
-            self.say(Message.of("auto.turn", patience=asked.patience, steps=steps))
-        if asked.restore_best:
+            held = max(1, round(validation.share * self.pictures))
+            self.say(Message.of("auto.watched", held=held, pictures=self.pictures, every=validation.every))
+        if validation.patience:
+            steps = validation.patience * validation.every
+            self.say(Message.of("auto.turn", patience=validation.patience, steps=steps))
+        if validation.restore_best:
             self.say(Message.of("auto.best"))
 
     def memory(self) -> None:
@@ -152,18 +152,18 @@ class _Deciding:
         if OPTIMIZERS[optimizer.name].one_lr:
             self.say(Message.of("auto.own_rate", name=optimizer.name))
             return
-        found = self._tested()
+        test = self._tested()
         if self.job.control.stopping:
             raise LoomError("run.stopped_first")
-        if found is None or min(loss for _, loss in found.points) > (1 - FALL) * found.points[0][1]:
+        if test is None or min(loss for _, loss in test.points) > (1 - FALL) * test.points[0][1]:
             usual = filled(self.job.config).optimizer.lr
             self.say(Message.of("auto.no_rate", rate=figure(usual), low=figure(RATES.low), high=figure(RATES.high)))
             return
-        rate = float(f"{found.suggested:.2g}")
+        rate = float(f"{test.suggested:.2g}")
         self.set(optimizer__lr=rate)
-        losses = [loss for _, loss in found.points]
+        losses = [loss for _, loss in test.points]
         facts = {"rate": f"{rate:.1e}", "first": figure(losses[0]), "lowest": figure(min(losses))}
-        low, high = found.points[0][0], found.points[-1][0]
+        low, high = test.points[0][0], test.points[-1][0]
         self.say(Message.of("auto.rate", steps=RATES.steps, low=f"{low:.1e}", high=f"{high:.1e}", **facts))
 
     def _tested(self) -> LrRange | None:

@@ -50,12 +50,14 @@ def make_adapters(
         for part, names in ((MODEL, denoiser), (TEXT_ENCODER, texts)):
             device = backend.text_device if part == TEXT_ENCODER and names else backend.device
             for name, layer in names.items():
-                given = (start or {}).get(name)
+                tensors = (start or {}).get(name)
                 shape = (
-                    _shape(config, part, name, layer, rules) if given is None else _given_shape(config, layer, given)
+                    _shape(config, part, name, layer, rules)
+                    if tensors is None
+                    else _given_shape(config, layer, tensors)
                 )
-                if shape.rank or given is not None:
-                    parts = None if given is None else _given_parts(kind, name, shape, given)
+                if shape.rank or tensors is not None:
+                    parts = None if tensors is None else _given_parts(kind, name, shape, tensors)
                     layers[name] = layer
                     members[name] = KindAdapter(kind, name, layer, shape, config.seed, device, backend.weight, parts)
                     members[name].part = part
@@ -74,9 +76,9 @@ def with_fixed(
     """(layers, what is trained above what is fixed, names of the text encoders' layers of the LoRA, which are left out). Raises LoomError."""
     offered, members = backend.layers(), {}
     named = {backend.file_name(path): layer for path, layer in offered.items()}
-    for name, given in fixed.parts.items():
+    for name, tensors in fixed.parts.items():
         if name in named:
-            members[name] = _fixed_adapter(name, named[name], given, backend, fixed.strength)
+            members[name] = _fixed_adapter(name, named[name], tensors, backend, fixed.strength)
     if not members:
         raise LoomError("fixed.no_layers", field="adapter.fixed", file=fixed.name)
     carried = {**layers, **{name: named[name] for name in members}}
@@ -84,12 +86,12 @@ def with_fixed(
 
 
 def _fixed_adapter(
-    name: str, layer: nn.Module, given: Mapping[str, torch.Tensor], backend: Backend, strength: float
+    name: str, layer: nn.Module, tensors: Mapping[str, torch.Tensor], backend: Backend, strength: float
 ) -> KindAdapter:
     try:
-        kind = kind_of(name, given)
-        shape = Shape(weight_shape(layer), 0, float(given["alpha"]) if "alpha" in given else 0.0)
-        parts = _given_parts(kind, name, shape, given)
+        kind = kind_of(name, tensors)
+        shape = Shape(weight_shape(layer), 0, float(tensors["alpha"]) if "alpha" in tensors else 0.0)
+        parts = _given_parts(kind, name, shape, tensors)
         adapter = KindAdapter(kind, name, layer, shape, 0, backend.device, backend.weight, parts)
     except LoomError as error:
         raise LoomError(error.message.about("adapter.fixed")) from error
@@ -138,35 +140,35 @@ def _kind(config: TrainConfig) -> Kind:
     return kind
 
 
-def _given_shape(config: TrainConfig, layer: nn.Module, given: Mapping[str, torch.Tensor]) -> Shape:
+def _given_shape(config: TrainConfig, layer: nn.Module, tensors: Mapping[str, torch.Tensor]) -> Shape:
     """The size of an adapter to start from: its tensors say the rank, its file the alpha."""
-    alpha = float(given["alpha"]) if "alpha" in given else 0.0
+    alpha = float(tensors["alpha"]) if "alpha" in tensors else 0.0
     return Shape(weight_shape(layer), 0, alpha, config.adapter.dropout, False, vars(config.adapter))
 
 
-def kind_of(name: str, given: Mapping[str, torch.Tensor]) -> Kind:
+def kind_of(name: str, tensors: Mapping[str, torch.Tensor]) -> Kind:
     """The kind that a run must train to go on from these parts of layer `name`. Raises LoomError when there is none."""
-    kind = trained_as(_by_formula(given))
+    kind = trained_as(_by_formula(tensors))
     if kind is None:
-        raise LoomError("lora.untrainable_kind", field="lora", name=name, parts=sorted(given))
+        raise LoomError("lora.untrainable_kind", field="lora", name=name, parts=sorted(tensors))
     return kind
 
 
-def _by_formula(given: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _by_formula(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Parts by the names that the kinds' formulas have for them, without alpha."""
     names = {part.parameter: part.name for kind in KINDS.values() for part in kind.parts}
-    return {names.get(key, key): value for key, value in given.items() if key != "alpha"}
+    return {names.get(key, key): value for key, value in tensors.items() if key != "alpha"}
 
 
-def _given_parts(kind: Kind, name: str, shape: Shape, given: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _given_parts(kind: Kind, name: str, shape: Shape, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """What an adapter of this kind begins with, by the names of its formulas. Raises LoomError where that is of another kind or for another layer."""
-    parts, other = _by_formula(given), kind_of(name, given)
+    parts, other = _by_formula(tensors), kind_of(name, tensors)
     if other is not kind:
         held = Message.of("held.kind", title=other.title, algorithm=other.name)
         raise LoomError("lora.other_algorithm", field="lora", name=name, parts=held, wanted=kind.name)
     if not kind.problem(parts) and kind.fits(parts, shape.weight):
         return parts
-    sizes = ", ".join(f"{key} {tuple(value.shape)}" for key, value in given.items() if key != "alpha")
+    sizes = ", ".join(f"{key} {tuple(value.shape)}" for key, value in tensors.items() if key != "alpha")
     raise LoomError("lora.other_sizes", field="lora", name=name, sizes=sizes, weight=shape.weight)
 
 

@@ -123,12 +123,12 @@ class Results:
 
     def borrow(self, trials: Sequence[Trial], ruler: str) -> int:
         """Takes over what comparisons beside this one measured of the same trials by the same ruler; how many that were."""
-        wanted = {trial.digest: trial for trial in trials if not self.has(trial)}
+        missing = {trial.digest: trial for trial in trials if not self.has(trial)}
         borrowed = 0
         for folder in sorted(self.folder.parent.glob(f"*{FOLDER_END}")):
             for row in rows_in(folder):
-                if row.get("ruler") == ruler and row.get("digest") in wanted:
-                    trial = wanted.pop(row["digest"])
+                if row.get("ruler") == ruler and row.get("digest") in missing:
+                    trial = missing.pop(row["digest"])
                     self._keep(trial, row["measures"], drawn_in(folder, row), str(row.get("run", "")), ruler)
                     borrowed += 1
         return borrowed
@@ -191,8 +191,12 @@ def interval(values: Sequence[float]) -> tuple[float, float | None]:
 def differences(jobs: Sequence[TrainConfig]) -> dict[str, dict[str, Any]]:
     """Variant -> the settings that are not alike in all variants, by their path."""
     flat = {job.name: _flat(as_dict(job)) for job in jobs}
-    paths = [p for p in next(iter(flat.values())) if len({repr(values.get(p)) for values in flat.values()}) > 1]
-    return {name: {p: values.get(p) for p in paths if p not in APART} for name, values in flat.items()}
+
+    def differs(path: str) -> bool:
+        return len({repr(values.get(path)) for values in flat.values()}) > 1
+
+    paths = [path for path in next(iter(flat.values())) if path not in APART and differs(path)]
+    return {name: {path: values.get(path) for path in paths} for name, values in flat.items()}
 
 
 def _flat(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:
@@ -210,7 +214,7 @@ def table(jobs: Sequence[TrainConfig], results: Results, digests: Sequence[str])
     variant, seeds = (str(Message.of(code)) for code in ("sweep.variant", "sweep.seeds"))
     lines = [[variant, *paths, seeds, *map(_head, measures)]]
     for variant, row in rows.items():
-        cells = [_cell([one[name] for one in row if name in one]) for name in measures]
+        cells = [_cell(row, name) for name in measures]
         lines.append([variant, *(_setting(settings[variant][p]) for p in paths), str(len(row)), *cells])
     lines.insert(1, ["---"] * len(lines[0]))
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
@@ -220,7 +224,8 @@ def _head(measure: str) -> str:
     return str(Message.of(HEADS[measure])) if measure in HEADS else measure
 
 
-def _cell(values: Sequence[float]) -> str:
+def _cell(seeds: Sequence[Mapping[str, float]], measure: str) -> str:
+    values = [seed[measure] for seed in seeds if measure in seed]
     if not values:
         return ""
     mean, half = interval(values)

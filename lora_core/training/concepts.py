@@ -36,16 +36,16 @@ PAIRS_NAMED = 6
 
 @dataclasses.dataclass(frozen=True)
 class Bleed:
-    """Pictures of the concept `own` are predicted by the word `other` (nearly) as well as by its own."""
+    """Pictures of `concept` are predicted by the word `other` (nearly) as well as by its own."""
 
-    own: str
+    concept: str
     other: str
     loss: float  # under `other`
     own_loss: float
 
     def message(self) -> Message:
         facts = {"loss": figure(self.loss), "own_loss": figure(self.own_loss)}
-        return Message.of("concepts.pair", own=self.own, other=self.other, **facts)
+        return Message.of("concepts.pair", own=self.concept, other=self.other, **facts)
 
 
 @dataclasses.dataclass
@@ -71,9 +71,9 @@ class Matrix:
         half (CALLED) of what the own word does beside none. What both concepts have in common lowers the loss under no word too, and so does not count
         as called. All differences are of the same picture, level and noise; chance is their standard error.
         """
-        found = []
+        bleeds = []
         first, now = self.rows[0][1], self.rows[row][1]
-        for n, own in enumerate(self.words):
+        for n, word in enumerate(self.words):
             gained = _Excess.of(first[n][n], now[n][n])
             if not gained.sure or gained.mean < LEARNT:
                 continue
@@ -83,8 +83,8 @@ class Matrix:
                 all_there = not costs.sure or costs.mean < (1 - KEPT) * gained.mean
                 called = does.sure and costs.mean <= (1 - CALLED) * does.mean
                 if m != n and (all_there or called):
-                    found.append(Bleed(own, other, _mean(now[n][m]), _mean(now[n][n])))
-        return found
+                    bleeds.append(Bleed(word, other, _mean(now[n][m]), _mean(now[n][n])))
+        return bleeds
 
     def messages(self) -> list[Message]:
         """The sentence to say at the end of a run, if any."""
@@ -104,7 +104,7 @@ class Matrix:
 
     def as_table(self) -> dict[str, Any]:
         """For the run folder: means alone, and the pairs that bled at each step."""
-        bled = [[[one.own, one.other] for one in self.bleeding(n)] for n in range(len(self.rows))]
+        bled = [[[one.concept, one.other] for one in self.bleeding(n)] for n in range(len(self.rows))]
         rows = [{"step": step, "losses": table, "bleeds": pairs} for (step, table), pairs in zip(self.means(), bled)]
         return {"words": list(self.words), "held_out": list(self.held_out), "rows": rows}
 
@@ -153,7 +153,7 @@ class ConceptProbes:
         held, asked = [], []
         for word in words:
             groups = (_entries(cache, word, tokens) for cache in (held_out, trained))
-            cache, entries = next((cache, found) for cache, found in zip((held_out, trained), groups) if found)
+            cache, entries = next((cache, entries) for cache, entries in zip((held_out, trained), groups) if entries)
             python_rng(config.seed, "concept", word).shuffle(entries)
             held.append(cache is held_out)
             asked.append([_under(cache, entries[:most], word, other) for other in (*words, NONE)])
@@ -180,7 +180,8 @@ def require_concepts(config: TrainConfig, dataset: Dataset, tokens: TokenSet) ->
 
 def words_of(pictures: Sequence[Picture], tokens: TokenSet) -> list[str]:
     """The words of the concepts that these pictures show, in their order."""
-    return [word for word in dict.fromkeys(word_of(picture, tokens) for picture in pictures) if word]
+    words = dict.fromkeys(word_of(picture, tokens) for picture in pictures)
+    return [word for word in words if word]
 
 
 def word_of(picture: Picture, tokens: TokenSet) -> str:
@@ -188,8 +189,8 @@ def word_of(picture: Picture, tokens: TokenSet) -> str:
     if picture.data.trigger and has_word(picture.caption, picture.data.trigger):
         return picture.data.trigger
     placeholders = [token.token.placeholder for token in tokens]
-    found = [word for word in placeholders if has_word(picture.caption, word)]
-    return found[0] if len(found) == 1 else NONE
+    words = [word for word in placeholders if has_word(picture.caption, word)]
+    return words[0] if len(words) == 1 else NONE
 
 
 def _entries(cache: LatentCache, word: str, tokens: TokenSet) -> list[int]:

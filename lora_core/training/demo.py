@@ -52,6 +52,6 @@ def score(backend: Backend, name: str, pictures: int = 20, seed: int = 1000) -> 
     Without it each plain prompt is drawn once, as far as there are so many.
     """
     taught = TAUGHT[name]
-    asked = [taught.prompt(n) for n in range(pictures)], [plain(n) for n in range(min(pictures, PLAIN_PROMPTS))]
-    with_trigger, without = (share_shown(backend, prompts, taught.shows, SIDE_PX, seed) for prompts in asked)
+    both = [taught.prompt(n) for n in range(pictures)], [plain(n) for n in range(min(pictures, PLAIN_PROMPTS))]
+    with_trigger, without = (share_shown(backend, prompts, taught.shows, SIDE_PX, seed) for prompts in both)
     return with_trigger, without

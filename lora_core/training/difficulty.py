@@ -63,8 +63,8 @@ class Course:
         usually = [statistics.median(of_picture) for of_picture in zip(*later, strict=True)]
         scatter = statistics.median(map(abs, usually))
         outlying = (n for n, value in enumerate(usually) if 0.6745 * value > OUTLYING * scatter)
-        found = [n for n in outlying if min(usually[n], later[-1][n]) > math.log(HARD)]
-        return sorted(found, key=lambda n: -self.rows[-1][1][n])
+        numbers = [n for n in outlying if min(usually[n], later[-1][n]) > math.log(HARD)]
+        return sorted(numbers, key=lambda n: -self.rows[-1][1][n])
 
     def _centred(self, values: Sequence[float]) -> list[float]:
         """The logarithm of each value, less the middle one of its kind."""

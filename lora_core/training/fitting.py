@@ -53,9 +53,9 @@ def as_chosen(config: TrainConfig, chosen: TrainConfig) -> TrainConfig:
     return dataclasses.replace(config, **{name: getattr(chosen, name) for name in names})
 
 
-def verdict(asked: TrainConfig, chosen: TrainConfig, measured: Measured, steps: int) -> tuple[bool, Message]:
+def verdict(config: TrainConfig, chosen: TrainConfig, measured: Measured, steps: int) -> tuple[bool, Message]:
     """(whether the job fits as it was asked for, what to say about it)."""
-    fits = asked.memory != AS_SET or as_chosen(asked, chosen) == asked  # a choice of memory leaves these open
+    fits = config.memory != AS_SET or as_chosen(config, chosen) == config  # a choice of memory leaves these open
     message = measured.message(steps)
     return fits, message if fits else Message.of("fit.other_settings", measured=message)
 

@@ -35,7 +35,7 @@ def planned(config: TrainConfig, dataset: Dataset, processes: int = 1) -> TrainC
     return dataclasses.replace(config, steps=max(1, math.ceil(config.epochs * batches / config.grad_accum)))
 
 
-def told(config: TrainConfig, dataset: Dataset) -> Message | None:
+def epochs_message(config: TrainConfig, dataset: Dataset) -> Message | None:
     """What the epochs of a planned job come to; None for one that counts steps."""
     if not config.epochs:
         return None

@@ -90,12 +90,12 @@ def chosen(config: TrainConfig, family: str, weights: Weights) -> dict[str, Any]
         return {}
     row, budget = counted(family, weights.values), budget_gib(config.memory)
     if config.memory == MEASURE or row is None:
-        found: dict[str, Any] = {"auto_fit": True}
+        values: dict[str, Any] = {"auto_fit": True}
         if row is None and budget is not None:
-            found["checkpointing"] = True
+            values["checkpointing"] = True
     else:
-        found = _fitting(config, row, weights.bytes / GIB, budget or 0.0)
-    return {name: value for name, value in found.items() if name not in kept(config)}
+        values = _fitting(config, row, weights.bytes / GIB, budget or 0.0)
+    return {name: value for name, value in values.items() if name not in kept(config)}
 
 
 def decided(config: TrainConfig, family: str, weights: Weights) -> tuple[TrainConfig, Message | None]:
@@ -103,7 +103,7 @@ def decided(config: TrainConfig, family: str, weights: Weights) -> tuple[TrainCo
     values = chosen(config, family, weights)
     if config.memory == AS_SET:
         return config, None
-    return dataclasses.replace(config, **values), told(config, values, family, weights)
+    return dataclasses.replace(config, **values), decision_message(config, values, family, weights)
 
 
 def narrowed(config: TrainConfig, family: str, weights: Weights) -> TrainConfig:
@@ -151,7 +151,7 @@ def _split(config: TrainConfig, size: int) -> dict[str, int]:
     return {"batch_size": size, "grad_accum": config.grad_accum * (config.batch_size // size)}
 
 
-def told(config: TrainConfig, values: dict[str, Any], family: str, weights: Weights) -> Message:
+def decision_message(config: TrainConfig, values: dict[str, Any], family: str, weights: Weights) -> Message:
     """The choice in words: what it set, what for, and what it leaves."""
     row = counted(family, weights.values)
     settings = ", ".join(f"{name} = {str(value).lower()}" for name, value in values.items())

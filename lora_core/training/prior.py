@@ -74,13 +74,13 @@ def class_dataset(job: Job, subject: Dataset, tokens: TokenSet) -> Dataset | Non
     real = tuple(
         p if p.caption or not prior.prompt else dataclasses.replace(p, captions=(Caption(prior.prompt),)) for p in real
     )
-    made = _made(wanted(config, subject, tokens, len(real)), job, cache)
+    made = _made(pictures_to_make(config, subject, tokens, len(real)), job, cache)
     if not real and not made:
         raise LoomError("prior.count.none", field="prior.count")
     return Dataset(cache, (*real, *made), (), ())
 
 
-def wanted(config: TrainConfig, subject: Dataset, tokens: TokenSet, have: int) -> list[Wanted]:
+def pictures_to_make(config: TrainConfig, subject: Dataset, tokens: TokenSet, have: int) -> list[Wanted]:
     """The pictures to make: `count` less those there are, from the class prompt or from the training captions with the class word for the trigger."""
     prior, missing = config.prior, max(0, config.prior.count - have)
     if prior.without_pictures or not prior.prompt and not prior.class_word:

@@ -111,7 +111,7 @@ def require_drawable(config: TrainConfig, backend: Backend) -> list[Message]:
     ):
         return []
     ways, step = backend.samplers(), backend.latent_step_px
-    messages = [Message.of("samples.own_sampler", field="samples.sampler", sampler=ways.own)] if ways.own else []
+    messages = [Message.of("samples.own_sampler", field="samples.sampler", sampler=ways.fixed)] if ways.fixed else []
     for prompt in prompts_in(config.samples.prompt) or [Prompt("", {})]:
         job = job_of(prompt, config)
         _require_named("sampler", job.config.sampler, ways.names, prompt)
@@ -126,8 +126,8 @@ def require_drawable(config: TrainConfig, backend: Backend) -> list[Message]:
             messages.append(Message.of("samples.frames", field="samples.frames", asked=job.frames, drawn=drawn_frames))
         sides = (job.width_px, job.height_px)
         if config.samples.every and any(side % step for side in sides):
-            asked, drawn = (" x ".join(map(str, pair)) for pair in (sides, [side // step * step for side in sides]))
-            messages.append(Message.of("samples.size", field="samples.width_px", asked=asked, drawn=drawn, step=step))
+            size, drawn = (" x ".join(map(str, pair)) for pair in (sides, [side // step * step for side in sides]))
+            messages.append(Message.of("samples.size", field="samples.width_px", asked=size, drawn=drawn, step=step))
     return [message for n, message in enumerate(messages) if message not in messages[:n]]
 
 

@@ -265,9 +265,9 @@ class Run:
     ) -> tuple[float, float, float]:
         """(loss, class loss, gradient norm) as floats. Raises NonFiniteError naming step and pictures; an fp16 gradient overflow is allowed a few times."""
         names, largest = self._looked_for
-        asked = torch.cat([losses, *(value.to(losses).view(1) for value in (grad_norm, *largest))])
-        loss, class_loss, norm_value, *found = asked.tolist()
-        self.untouched -= {name for name, value in zip(names, found, strict=True) if value != 0}
+        figures = torch.cat([losses, *(value.to(losses).view(1) for value in (grad_norm, *largest))])
+        loss, class_loss, norm_value, *peaks = figures.tolist()
+        self.untouched -= {name for name, value in zip(names, peaks, strict=True) if value != 0}
         loss_value = loss + class_loss
         finite = math.isfinite(norm_value) and math.isfinite(loss_value)
         overflow = self.scaler.is_enabled() and math.isfinite(loss_value) and not finite

@@ -152,8 +152,8 @@ def _usual_prompts(config: TrainConfig, batches: Feed, pairs: Sequence[Pair]) ->
 
 def pairs_of(cache: LatentCache) -> list[Pair]:
     """The pictures of a set that have control pictures, and clips, the first MAX_PAIRS of them."""
-    asked = [e.picture.controls or e.picture.film or e.picture.data.input_mask != "none" for e in cache.entries]
-    shown = [n for n, one in enumerate(asked) if one]
+    has_more = [e.picture.controls or e.picture.film or e.picture.data.input_mask != "none" for e in cache.entries]
+    shown = [n for n, one in enumerate(has_more) if one]
     views = [View(n) for n in shown[:MAX_PAIRS]]
     pairs = [(cache.entries[v.entry].picture.caption, cache.fit(v).bucket, cache.shown(v)) for v in views]
     return [Pair(*pair) for pair in pairs if pair[2].identity]

@@ -43,7 +43,7 @@ def of_start(
     label: str, backend: Backend, start: Start, embeddings: Mapping[str, Mapping[str, torch.Tensor]] | None = None
 ) -> Worn:
     """A LoRA given layer by layer, as `convert.starting_point` gives it, and embeddings: word -> vectors (n, width) by text encoder."""
-    kinds = {kind_of(name, given).name for name, given in start.items()}
+    kinds = {kind_of(name, tensors).name for name, tensors in start.items()}
     if len(kinds) > 1:
         raise LoomError("lora.mixed", label=label, kinds=sorted(kinds), approximate=Setting("approximate"))
     tokens = TokenSet(_token(word, vectors, backend) for word, vectors in (embeddings or {}).items())
@@ -72,9 +72,9 @@ def _token(word: str, vectors: Mapping[str, torch.Tensor], backend: Backend) -> 
     unfit = [encoder for encoder, table in tables.items() if vectors[encoder].shape[1] != table.width]
     if not tables or unfit:
         widths = [_width(encoder, vector.shape[1]) for encoder, vector in vectors.items()]
-        wanted = [_width(encoder, table.width) for encoder, table in backend.token_tables().items()]
+        known = [_width(encoder, table.width) for encoder, table in backend.token_tables().items()]
         none = [Message.of("embedding.no_encoder")]
-        raise LoomError("embedding.other_width", word=word, width=widths, wanted=wanted or none)
+        raise LoomError("embedding.other_width", word=word, width=widths, wanted=known or none)
     token = TokenVectors(Token(word, len(next(iter(vectors.values())))), tables, 0, backend.text_device)
     with torch.no_grad():
         for encoder, parameter in token.vectors.items():

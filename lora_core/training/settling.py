@@ -11,7 +11,7 @@ from ..messages.errors import LoomError
 from ..messages.message import Message
 from ..optim.optimizers import check_installed, filled
 from .job import Job
-from .length import planned, told
+from .length import epochs_message, planned
 from .memory import Weights, decided
 from .prior import require_class_pictures
 from .prompts import require_drawable, unknown_options
@@ -21,7 +21,7 @@ def settled(job: Job) -> TrainConfig:
     """The settings with what they leave open filled in. Raises LoomError for what this model or these processes cannot do."""
     ways = job.backend.recomputes
     config = filled(planned(_for_memory(job), job.dataset, job.processes.size))
-    if (length := told(config, job.dataset)) is not None:
+    if (length := epochs_message(config, job.dataset)) is not None:
         job.listener.on_note(length)
     if (options := unknown_options(config)) is not None:
         job.listener.on_warning(options)
@@ -50,7 +50,7 @@ def settled(job: Job) -> TrainConfig:
 
 
 def _for_memory(job: Job) -> TrainConfig:
-    """The job with what its choice of memory decides on this model, which is told."""
+    """The job with what its choice of memory decides on this model, which is epochs_message."""
     network = job.backend.network if isinstance(job.backend, HasNetwork) else None
     config, message = decided(job.config, job.backend.family, Weights.of(network))
     if message is not None and message.code == "memory.exceeded":

@@ -44,8 +44,8 @@ class Watched:
 
     def messages(self) -> list[Message]:
         """What to say at the end of a run."""
-        found = (self._matrix, self._course)
-        return [message for part in found if part is not None for message in part.messages()]
+        parts = (self._matrix, self._course)
+        return [message for part in parts if part is not None for message in part.messages()]
 
     def as_json(self) -> dict[str, Any]:
         """For a checkpoint."""

@@ -58,9 +58,9 @@ class ZipAdapter(Adapter):
 
     def around(self, base: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
         out = base(x)
-        for n, wanted in enumerate((FIRST, SECOND)):
+        for n, mode in enumerate((FIRST, SECOND)):
             factors = self._factors[n]
-            if factors is None or self.mode not in (MERGED, wanted):
+            if factors is None or self.mode not in (MERGED, mode):
                 continue
             down, up = (f.to(x.dtype) for f in factors)
             learned = self.mode == MERGED and self.coefficients

@@ -13,7 +13,7 @@ from ...lora_core.runs.pace import WORKS
 
 RECENT_STEPS = 60
 UNSTEADY_STEPS = 1  # the first ones, which also warm up what comes after
-KINDS = {code: kind for code, kind in WORKS.items() if kind in ("samples", "saves", "validations")}
+TIMED_WORKS = {code: kind for code, kind in WORKS.items() if kind in ("samples", "saves", "validations")}
 FORWARDS_OF_A_STEP = 3  # a step's forward and backward, in forwards
 FORWARDS_OF_A_SAMPLER_STEP = 2  # with the prompt and without it
 
@@ -69,7 +69,7 @@ class Plan:
 
     def costs(self, known: Estimate) -> dict[str, float]:
         """Seconds of each kind of work as an earlier run had them."""
-        costs = {kind: known.works[kind] for kind in KINDS.values() if kind in known.works}
+        costs = {kind: known.works[kind] for kind in TIMED_WORKS.values() if kind in known.works}
         if "samples" in costs:
             costs["samples"] *= self.pictures * self.sampler_steps / known.sampler_steps
         return costs
@@ -82,7 +82,7 @@ def forecast(plan: Plan, known: Estimate, pictures: int) -> float:
     total = plan.steps * known.seconds_per_step + works.get("preparing", 0.0) + works.get("writing", 0.0)
     if not known.encoded:
         total += pictures * works.get("pictures", 0.0)
-    for kind in KINDS.values():
+    for kind in TIMED_WORKS.values():
         first = (
             kind != "saves" and plan.every(kind) > 0
         )  # samples without the adapter, a measurement before the first step
@@ -100,12 +100,12 @@ class Countdown:
         self._steps: collections.deque[float] = collections.deque(maxlen=RECENT_STEPS)
         self._unsteady = UNSTEADY_STEPS
         self._kind, self._began = "", 0.0  # of the work that goes on beside the steps
-        self._done = {*KINDS.values()}  # kinds of work done since the last step
+        self._done = {*TIMED_WORKS.values()}  # kinds of work done since the last step
         self._costs: dict[str, collections.deque[float]] = collections.defaultdict(lambda: collections.deque(maxlen=8))
 
     def begins(self, code: str) -> None:
         """Work beside the steps goes on, told by the code of its message."""
-        kind = KINDS.get(code, "")
+        kind = TIMED_WORKS.get(code, "")
         if kind and kind != self._kind:
             self.ends()
             self._kind, self._began = kind, self._clock()
@@ -141,7 +141,7 @@ class Countdown:
         if self.step_s is None:
             return None
         total = max(0, self._plan.steps - step) * self.step_s
-        for kind in KINDS.values():
+        for kind in TIMED_WORKS.values():
             waits = kind != self._kind and kind not in self._done and self._plan.is_due(kind, step)
             times = self._plan.left(kind, step) + waits
             if kind == "samples" and (times or kind == self._kind) and not self._costs.get(kind):

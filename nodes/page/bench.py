@@ -28,12 +28,12 @@ class Outcome:
     files: Sequence[Path] = ()
 
 
-def told_in(tool: Tool, values: Mapping[str, Any]) -> dict[str, Any]:
+def options_in(tool: Tool, values: Mapping[str, Any]) -> dict[str, Any]:
     """The options of a tool as a page or a program gives them; what is left out has its default. Raises LoomError."""
-    return {option.name: _told(option, values.get(option.name)) for option in tool.options}
+    return {option.name: _value_of(option, values.get(option.name)) for option in tool.options}
 
 
-def _told(option: Option, value: Any) -> Any:
+def _value_of(option: Option, value: Any) -> Any:
     if value is None or (value == "" and option.kind is not str):
         return option.starts if option.required else option.default
     if option.many:
@@ -52,18 +52,18 @@ def _told(option: Option, value: Any) -> Any:
 def worked(desk: Desk, name: str, values: Mapping[str, Any]) -> Outcome:
     """Carries a tool out on what `values` names, and has the host read its lists anew. Raises LoomError and FormatError."""
     tool, library = TOOLS[name], Library(desk.host)
-    told = told_in(tool, values)
-    if "embed" in told:
-        told["embed"] = [str(library.file(each, field="embed")) for each in told["embed"]]
+    options = options_in(tool, values)
+    if "embed" in options:
+        options["embed"] = [str(library.file(each, field="embed")) for each in options["embed"]]
     chosen = [_chosen(library, files, values.get(files.name)) for files in tool.files]
     if name == "inspect":
-        return _inspected([file for group in chosen for file, _ in group], told["family"])
+        return _inspected([file for group in chosen for file, _ in group], options["family"])
     everything = [file for group in chosen for file in group]
     groups = [[file] for file in everything] if tool.each else [everything]
     written = []
     for group in groups:
-        place = _place(desk.host.shelf(), name, group, told)
-        written += ACTS[name](group, place, told, quiet)
+        place = _place(desk.host.shelf(), name, group, options)
+        written += ACTS[name](group, place, options, quiet)
     desk.refresh_lists()
     lines = [line for one in written for line in (Message.of("tool.written", file=one.path), *one.notes)]
     return Outcome(lines, [one.path for one in written])
@@ -92,10 +92,10 @@ def _inspected(files: Sequence[Path], family: str) -> Outcome:
     return Outcome([line for file in files for line in (file.name, *looked_at(file, family)[0])])
 
 
-def _place(shelf: Shelf, name: str, files: Sequence[Weighted], told: Mapping[str, Any]) -> Place:
+def _place(shelf: Shelf, name: str, files: Sequence[Weighted], options: Mapping[str, Any]) -> Place:
     """Where a tool's result goes: among the host's LoRAs and embeddings, a checkpoint beside its own."""
     words = {"convert": "{to}", "resize": "rank{rank}"}
-    word = words.get(name, name).format_map(told)
+    word = words.get(name, name).format_map(options)
     source = files[1][0] if name == "extract" else files[0][0]
     stem = f"{source.name if source.is_dir() else source.stem}_{word}"
 

@@ -23,20 +23,20 @@ def captioner_places(host: Host) -> dict[str, Path]:
 
 def caption_order(desk: Desk, order: Order) -> tuple[str, CaptionOrder]:
     """(session of the editor, what is asked for). Raises LoomError, Refused."""
-    wanted = order_in(order.more)
-    if wanted.captioner not in (places := captioner_places(desk.host)):
+    captioning = order_in(order.more)
+    if captioning.captioner not in (places := captioner_places(desk.host)):
         known = list(places)[:20]
-        raise LoomError("captioning.unknown", field="captioner", captioner=repr(wanted.captioner), known=known)
+        raise LoomError("captioning.unknown", field="captioner", captioner=repr(captioning.captioner), known=known)
     session = order.more.get("session")
     desk.editors.listed(session)  # which says what is not open or not the reader's to change
-    return str(session), wanted
+    return str(session), captioning
 
 
 def caption(desk: Desk, order: Order, loan: None, panel: Panel, control: Control) -> str:
     """Writes the captions an order asks for; ends after a picture when the job is to stop."""
-    session, wanted = caption_order(desk, order)
+    session, captioning = caption_order(desk, order)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    character = wanted.wording.subject != "character"
+    character = captioning.wording.subject != "character"
 
     def show(done: int, total: int, name: str) -> None:
         panel.changed(doing=Message.of("progress.captioning", done=done, total=total).as_json())
@@ -47,8 +47,8 @@ def caption(desk: Desk, order: Order, loan: None, panel: Panel, control: Control
     now = captioned(
         desk.editors,
         session,
-        wanted,
-        lambda: opened(wanted.captioner, places, device, wanted.max_tokens, wanted.bar, character),
+        captioning,
+        lambda: opened(captioning.captioner, places, device, captioning.max_tokens, captioning.bar, character),
         show,
     )
     panel.changed(result={**panel.result, "lines": [line.as_json() for line in now.messages()]})

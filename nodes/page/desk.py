@@ -179,9 +179,9 @@ class Desk:
         else:
             sets = picture_sets(order.settings, self.runs_root())
             config, dataset = job_config(self._base_named(order), order.settings, order.preset, sets, known)
-        told = plan(config, dataset, known, {}, self.runs_root())
-        steps = next(row["value"] for row in told["rows"] if row["path"] == "steps")
-        return {"steps": steps, "seconds": told["cost"] and told["cost"]["seconds"]}
+        overview = plan(config, dataset, known, {}, self.runs_root())
+        steps = next(row["value"] for row in overview["rows"] if row["path"] == "steps")
+        return {"steps": steps, "seconds": overview["cost"] and overview["cost"]["seconds"]}
 
     def _base_named(self, order: Order) -> str:
         return str(self._base_of(order).get("base", "")) or self.host.base

@@ -65,7 +65,7 @@ class FilesTab:
 
     def _tool(self, tool: Tool) -> None:
         """Made of the table the terminal's options are made of."""
-        gr.HTML(self._words.told(Message.of(tool.about)))
+        gr.HTML(self._words.sentence(Message.of(tool.about)))
         inputs = {
             files.name: self._file_input(files, f"lora_loom_{tool.name}_{files.name}", files.many and not tool.each)
             for files in tool.files
@@ -94,7 +94,7 @@ class FilesTab:
     def _zip(self) -> None:
         """ZipLoRA, which learns on the model of a run: its pictures are those of the first tab and of a second folder."""
         label = self._words.label
-        gr.HTML(self._words.told(Message.of("tab.zip_about")))
+        gr.HTML(self._words.sentence(Message.of("tab.zip_about")))
         first, second = (self._file_input(files, f"lora_loom_zip_{files.name}") for files in ZIPPED)
         folder = gr.Textbox(
             label=label("tab.zip_folder"),

@@ -21,7 +21,7 @@ def answering(words: Words, answer: Answer, paths: Collection[str]) -> Callable[
         try:
             return answer(dict(zip(paths, values, strict=True)))
         except (Problem, OSError, ValueError) as error:
-            return words.told(message_of(error), "error")
+            return words.sentence(message_of(error), "error")
 
     return called
 

@@ -37,7 +37,7 @@ def stored(files: Sequence[tuple[str, bytes]], data_root: Path) -> Path:
         for name, data in files:
             if name.lower().endswith(".zip"):
                 _unzip(name, data, folder, used)
-            elif _wanted(name):
+            elif _is_taken(name):
                 write_bytes(_free(folder / _plain(PurePosixPath(name.replace("\\", "/")).name), used), data)
         if not folder.is_dir():
             raise LoomError("upload.no_pictures", field="data.folder", allowed=" ".join(sorted(EXTENSIONS | FILMS)))
@@ -47,7 +47,7 @@ def stored(files: Sequence[tuple[str, bytes]], data_root: Path) -> Path:
     return folder
 
 
-def _wanted(name: str) -> bool:
+def _is_taken(name: str) -> bool:
     place = PurePosixPath(name.replace("\\", "/"))
     hidden = any(part.startswith((".", "__MACOSX")) and part not in (".", "..") for part in place.parts)
     suffix = place.suffix.lower()
@@ -74,7 +74,7 @@ def _unzip(name: str, data: bytes, folder: Path, used: Numbers) -> None:
     """What of a ZIP file is a picture or a caption, with its folders (12_name counts). Nothing is written outside of `folder`."""
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            members = [m for m in archive.infolist() if not m.is_dir() and _wanted(m.filename)]
+            members = [m for m in archive.infolist() if not m.is_dir() and _is_taken(m.filename)]
             unpacked = sum(m.file_size for m in members)
             if len(members) > MAX_FILES or unpacked > min(MAX_BYTES, ROOM_BYTES + PACKED * len(data)):
                 raise LoomError("upload.zip_large", field="data.folder", name=name, files=MAX_FILES, packed=PACKED)

@@ -37,7 +37,7 @@ ASKED: dict[str, Callable[[Control], None]] = {
     "stop": Control.stop_and_keep, "save": Control.save_now, "sample": Control.sample_now, "pause": Control.pause,
 }  # fmt: skip
 JPEG_HEADERS = {"X-Content-Type-Options": "nosniff", "Cache-Control": "private, max-age=3600"}
-KINDS = {str: "string", int: "integer", float: "number", bool: "boolean"}
+JSON_TYPES = {str: "string", int: "integer", float: "number", bool: "boolean"}
 Schemas = Mapping[str, Mapping[str, Any]]  # JSON schemas by name
 TEXT, NUMBER, OBJECT = ({"type": kind} for kind in ("string", "integer", "object"))
 
@@ -188,7 +188,7 @@ class Routes:
 
     def _runs(self, request: Request) -> dict[str, Any]:
         root = self._desk.runs_root()
-        return {**answers.listed(root, _told, str(root)), "local": False}
+        return {**answers.listed(root, _details, str(root)), "local": False}
 
     def _curve(self, request: Request) -> Any:
         return listing.curve(answers.run_named(self._desk.runs_root(), _text(request, "id")))
@@ -347,13 +347,13 @@ def _schema(tool: Tool) -> dict[str, dict[str, Any]]:
     for files in tool.files:
         out[files.name] = {**(names if files.many else TEXT), "description": str(Message.of(files.about))}
     for option in tool.options:
-        kind = names if option.many else {"type": KINDS[option.kind], "default": option.starts or option.default}
+        kind = names if option.many else {"type": JSON_TYPES[option.kind], "default": option.starts or option.default}
         choices = {"enum": list(option.choices)} if option.choices else {}
         out[option.name] = {**kind, **choices, "description": str(Message.of(option.about))}
     return out
 
 
-def _told(run: listing.RunInfo) -> dict[str, str]:
+def _details(run: listing.RunInfo) -> dict[str, str]:
     return told_of(run, embedding="")
 
 

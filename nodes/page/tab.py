@@ -83,7 +83,7 @@ class Tab:
                 self._first()
                 start = gr.Button(self._label("tab.start"), variant="primary", elem_id="lora_loom_start")
                 said = gr.HTML(elem_id="lora_loom_said")
-        seen = gr.HTML(elem_id="lora_loom_seen")
+        findings = gr.HTML(elem_id="lora_loom_seen")
         self._place("lora_loom_editor")
         self._place("lora_loom_panel")
         with gr.Accordion(self._label("tab.more"), open=False, elem_id="lora_loom_more"):
@@ -98,7 +98,7 @@ class Tab:
         dropped.change(self._received, [dropped], [folder, said], queue=False)
         for path in PLANNED:
             self._inputs[path].change(self._answering(self._planned), self._values, [plan], queue=False)
-        check.click(self._answering(self._checked), self._values, [seen], queue=False)
+        check.click(self._answering(self._checked), self._values, [findings], queue=False)
         start.click(self._answering(self._started), self._values, [said], queue=False)
 
     @property
@@ -197,8 +197,8 @@ class Tab:
         """The button asks for a job of the kind `work`, with what else that asks."""
 
         def answer(values: Mapping[str, Any]) -> str:
-            asked = {name: values[f"more.{name}"] for name in more}
-            return self._added(self.order_of(values, work, asked))
+            options = {name: values[f"more.{name}"] for name in more}
+            return self._added(self.order_of(values, work, options))
 
         paths = [*self._inputs, *(f"more.{name}" for name in more)]
         button.click(self._answering(answer, paths), [*self._values, *more.values()], [said], queue=False)
@@ -229,7 +229,7 @@ class Tab:
     def _added(self, order: Order) -> str:
         """Starts the job or queues it, and says which. Raises LoomError."""
         before = self.desk.add(order)
-        return self.words.told(Message.of("tab.queued", count=before) if before else Message.of("tab.started"))
+        return self.words.sentence(Message.of("tab.queued", count=before) if before else Message.of("tab.started"))
 
     def _planned(self, values: Mapping[str, Any]) -> str:
         """What will happen, before anything does: pictures, steps, rank, learning rate. Raises LoomError."""
@@ -240,11 +240,11 @@ class Tab:
         pictures = sets.opened(needed=order.needs_pictures).pictures
         chosen = {**automatic(order.preset, len(pictures), order.settings), **order.settings}
         rate = f"{chosen['optimizer.lr']:g}" if chosen["optimizer.lr"] else "auto"
-        told = {"steps": chosen["steps"], "rank": chosen["adapter.rank"], "lr": rate}
+        figures = {"steps": chosen["steps"], "rank": chosen["adapter.rank"], "lr": rate}
         if not pictures:
-            return self.words.told(Message.of("tab.plan_prompts", **told))
+            return self.words.sentence(Message.of("tab.plan_prompts", **figures))
         captioned = sum(any(caption.text.strip() for caption in picture.captions) for picture in pictures)
-        return self.words.told(Message.of("tab.plan", pictures=len(pictures), captioned=captioned, **told))
+        return self.words.sentence(Message.of("tab.plan", pictures=len(pictures), captioned=captioned, **figures))
 
     def _checked(self, values: Mapping[str, Any]) -> str:
         """What a good trainer would notice in the pictures, on one sheet and in words. Raises LoomError."""
@@ -268,7 +268,7 @@ class Tab:
             read = [(Path(name).name, Path(name).read_bytes()) for name in names]
             folder = stored(read, self.desk.host.data_root())
         except (Problem, OSError) as error:
-            return gr.update(), self.words.told(message_of(error), "error")
+            return gr.update(), self.words.sentence(message_of(error), "error")
         return str(folder), ""
 
     # ---- settings of other trainers ----------------------------------------------------------------------------------
@@ -296,7 +296,7 @@ class Tab:
             result = imported(texts, lambda name: None)
             require_job(result, Path())
         except (Problem, OSError) as error:
-            return [self.words.told(message_of(error), "error"), *(gr.update() for _ in self._inputs)]
+            return [self.words.sentence(message_of(error), "error"), *(gr.update() for _ in self._inputs)]
         values, lines = result.paths(), result.messages()
         beside = [path for path in values if path not in self._inputs]
         if beside:
@@ -306,10 +306,10 @@ class Tab:
     def _settings_taken(self, text: str) -> list[Any]:
         """The fields with what a try has found out, as js/ hands it over; the others as they are."""
         try:
-            found = json.loads(text or "{}")
+            result = json.loads(text or "{}")
         except ValueError:
-            found = {}
-        values = found if isinstance(found, dict) else {}
+            result = {}
+        values = result if isinstance(result, dict) else {}
         return [self._update(path, values) if path in values else gr.update() for path in self._inputs]
 
     def _update(self, path: str, values: Mapping[str, Any]) -> Any:

@@ -28,7 +28,7 @@ class Words:
         """A name or sentence of a setting, which nodes and the page share."""
         return translated(self.language).get(text, text) if self.language != LANGUAGES[0] else text
 
-    def told(self, message: Message, kind: str = "info") -> str:
+    def sentence(self, message: Message, kind: str = "info") -> str:
         """A sentence below a button; `kind`: info or error."""
         return f'<p class="lora_loom_{kind}">{html.escape(message.text(self.language, as_shown))}</p>'
 

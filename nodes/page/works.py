@@ -118,7 +118,7 @@ def measure(desk: Desk, order: Order, loan: Loan, panel: Panel, control: Control
     chosen, measured = dry_run(job)
     fits, message = verdict(job.config, chosen, measured, planned(job.config, job.dataset).steps)
     keep = {name: getattr(chosen, name) for name in ("batch_size", "grad_accum", "checkpointing")}
-    lines = [message, base.told(), *base.warnings(job.config.objective, job.fixed is not None)]
+    lines = [message, base.message(), *base.warnings(job.config.objective, job.fixed is not None)]
     _show(panel, lines, settings={} if fits else keep)
     return "finished"
 

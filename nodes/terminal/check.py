@@ -18,7 +18,7 @@ def run(args: argparse.Namespace) -> int:
     from ...lora_core.data.sheet import sheet
     from ...lora_core.training.assemble import dry_run
     from ...lora_core.training.fitting import verdict
-    from ...lora_core.training.length import planned, told
+    from ...lora_core.training.length import epochs_message, planned
     from ..jobs.headless import prepared
     from .settings import job_of
 
@@ -31,11 +31,11 @@ def run(args: argparse.Namespace) -> int:
     sys.stdout.write(f"{report.text()}\n\n")
     put(Message.of("terminal.at_a_glance", picture=picture))
     base = job.backend.base_model(job.config.objective)
-    for message in (base.told(), *base.warnings(job.config.objective, job.fixed is not None)):
+    for message in (base.message(), *base.warnings(job.config.objective, job.fixed is not None)):
         sys.stdout.write(f"{message}\n")
     chosen, measured = dry_run(job)
     length = planned(job.config, job.dataset)
-    if (epochs := told(length, job.dataset)) is not None:
+    if (epochs := epochs_message(length, job.dataset)) is not None:
         sys.stdout.write(f"{epochs}\n")
     fits, message = verdict(job.config, chosen, measured, length.steps)
     sys.stdout.write(f"{message}\n")

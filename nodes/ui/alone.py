@@ -28,7 +28,7 @@ LAYOUT = "model_index.json"  # of a folder in diffusers layout
 def bases_below(folder: Path) -> list[str]:
     """The models in a folder and those in it: files and folders in diffusers layout, whose own files are none."""
     layouts = [file.parent for file in sorted(folder.rglob(LAYOUT))]
-    files = [file for file in sorted(folder.rglob("*.safetensors")) if not any(p in layouts for p in file.parents)]
+    files = [file for file in sorted(folder.rglob("*.safetensors")) if set(layouts).isdisjoint(file.parents)]
     return [str(path) for path in (*layouts, *files)]
 
 

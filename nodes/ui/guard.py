@@ -64,44 +64,44 @@ class Guard:
         cookie = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
         if cookie is not None and secrets.compare_digest(cookie.value.encode(), self._session.encode()):
             return True
-        kind, _, given = headers.get("authorization", "").partition(" ")
+        kind, _, password = headers.get("authorization", "").partition(" ")
         if kind.lower() == "bearer":
-            return self._is_password(given)
+            return self._is_password(password)
         if kind.lower() != "basic":
             return False
         try:
-            return self._is_password(base64.b64decode(given).decode().partition(":")[2])
+            return self._is_password(base64.b64decode(password).decode().partition(":")[2])
         except (binascii.Error, UnicodeDecodeError):
             return False
 
-    def _is_password(self, given: str) -> bool:
-        return secrets.compare_digest(given.encode(), self._password.encode())
+    def _is_password(self, text: str) -> bool:
+        return secrets.compare_digest(text.encode(), self._password.encode())
 
     async def _asked(self, scope: Scope, headers: MutableMapping[str, str], receive: Receive, send: Send) -> None:
         """A stranger's request: the password by form or link opens a session, everything else gets the form."""
         link = parse_qs(scope.get("query_string", b"").decode("latin-1")).get(TOKEN, [""])[0]
         posted = scope["path"] == LOGIN and scope["method"] == "POST"
-        given = link or (await _password_in(receive) if posted else "")
-        if given and self._is_password(given):
+        password = link or (await _password_in(receive) if posted else "")
+        if password and self._is_password(password):
             await self._let_in(headers, send)
             return
-        if given:
+        if password:
             await asyncio.sleep(WRONG_WAIT_S)
-        await self._refuse(scope, send, 401, self._form("ui.wrong_password" if given else ""))
+        await self._refuse(scope, send, 401, self._form("ui.wrong_password" if password else ""))
 
     async def _let_in(self, headers: MutableMapping[str, str], send: Send) -> None:
         secure = headers.get("x-forwarded-proto", "").startswith("https")
         kind = "SameSite=None; Secure; Partitioned" if secure else "SameSite=Lax"  # a Space shows the page in a frame
         cookie = f"{COOKIE}={self._session}; Path=/; HttpOnly; {kind}".encode()
-        found = [(b"location", b"/"), (b"set-cookie", cookie), (b"content-length", b"0")]
-        await send({"type": "http.response.start", "status": 303, "headers": found})
+        answer = [(b"location", b"/"), (b"set-cookie", cookie), (b"content-length", b"0")]
+        await send({"type": "http.response.start", "status": 303, "headers": answer})
         await send({"type": "http.response.body", "body": b""})
 
     def _form(self, said: str) -> str:
         texts = table(self._language)
-        told = f"<p>{html.escape(texts[said])}</p>" if said else ""
+        notice = f"<p>{html.escape(texts[said])}</p>" if said else ""
         label, enter = html.escape(texts["ui.password"]), html.escape(texts["ui.enter"])
-        return PAGE.format(language=self._language, login=LOGIN, label=label, enter=enter, said=told)
+        return PAGE.format(language=self._language, login=LOGIN, label=label, enter=enter, said=notice)
 
     async def _refuse(self, scope: Scope, send: Send, status: int, text: str) -> None:
         if scope["type"] == "websocket":

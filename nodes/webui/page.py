@@ -88,8 +88,8 @@ class WebuiHost:
 
         def known(request: Request, credentials: HTTPBasicCredentials | None = GIVEN) -> None:
             password = accepted.get(credentials.username) if credentials is not None else None
-            given = credentials.password if credentials is not None else ""
-            if password is not None and secrets.compare_digest(given.encode(), password.encode()):
+            typed = credentials.password if credentials is not None else ""
+            if password is not None and secrets.compare_digest(typed.encode(), password.encode()):
                 return
             if login and _logged_in(request):
                 return

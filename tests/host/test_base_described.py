@@ -35,7 +35,7 @@ def opened(name: str, file: str = "", **changes) -> HostBackend:
     ],
 )  # fmt: skip
 def test_a_model_is_told_in_one_sentence(name, sentence):
-    assert str(opened(name).base_model(ObjectiveConfig()).told()) == f"model: {sentence}"
+    assert str(opened(name).base_model(ObjectiveConfig()).message()) == f"model: {sentence}"
 
 
 def test_every_model_that_is_trained_is_told():
@@ -43,7 +43,7 @@ def test_every_model_that_is_trained_is_told():
         described = opened(name).base_model(ObjectiveConfig())
         assert described.as_json()["latent_channels"] == architectures.row_of(name)[2][0], name
         assert described.further is None, name
-        assert described.told().text("ja"), name
+        assert described.message().text("ja"), name
 
 
 def test_a_wish_for_v_is_trained_and_sampled_as_v_on_the_models_own_noise_levels():

@@ -32,5 +32,5 @@ def test_it_is_told_and_tells_texts_in_the_store_apart(toy):
     (one, _), (two, _) = backend_at(toy, None), backend_at(toy, -2)
     assert (one.clip_skip, two.clip_skip) == (1, 2)
     assert one.text_fingerprint() != two.text_fingerprint()
-    assert "captions read at clip skip 2" in str(two.base_model(ObjectiveConfig()).told())
+    assert "captions read at clip skip 2" in str(two.base_model(ObjectiveConfig()).message())
     assert two.base_model(ObjectiveConfig()).as_json()["clip_skip"] == 2

@@ -54,7 +54,7 @@ class Widget:
     listed: bool = False
 
 
-KINDS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
+WIDGET_TYPES = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 
 
 def widgets_of(node: Any) -> list[Widget]:
@@ -64,7 +64,7 @@ def widgets_of(node: Any) -> list[Widget]:
     out = []
     for entry in described.inputs:
         kind = entry.get_io_type()
-        if kind not in KINDS or getattr(entry, "force_input", None):
+        if kind not in WIDGET_TYPES or getattr(entry, "force_input", None):
             continue
         low, high = getattr(entry, "min", None), getattr(entry, "max", None)
         out.append(

@@ -23,7 +23,7 @@ def require_matched(tensors: Mapping[str, torch.Tensor], model: Any, clip: Any =
     for loaded in comfy.lora.load_lora(state, keys, log_missing=False).values():
         used |= getattr(loaded, "loaded_keys", set())
         differences |= {id(tensor) for tensor in loaded[1]} if isinstance(loaded, tuple) else set()
-    left = [key for key, tensor in state.items() if key not in used and id(tensor) not in differences]
-    if left:
-        raise LoomError("host.keys_unread", count=len(left), key=left[0])
+    unread = [key for key, tensor in state.items() if key not in used and id(tensor) not in differences]
+    if unread:
+        raise LoomError("host.keys_unread", count=len(unread), key=unread[0])
     return sum(key.endswith((".lora_up.weight", ".lora_B.weight")) for key in used)

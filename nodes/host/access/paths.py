@@ -158,11 +158,11 @@ def captioner_places() -> dict[str, Path]:
     other packs put theirs."""
     models = Path(folder_paths.models_dir)
     try:
-        own = [Path(folder) for folder in folder_paths.get_folder_paths(FOLDER)]
+        folders = [Path(folder) for folder in folder_paths.get_folder_paths(FOLDER)]
     except KeyError:  # nobody has named the kind yet
         folder_paths.add_model_folder_path(FOLDER, str(models / FOLDER))
-        own = [models / FOLDER]
-    roots = dict.fromkeys([*(folder for folder in own if is_folder(folder)), *known_roots([models])])
+        folders = [models / FOLDER]
+    roots = dict.fromkeys([*(folder for folder in folders if is_folder(folder)), *known_roots([models])])
     return captioners(list(roots))
 
 
@@ -207,17 +207,17 @@ def model_file(kind: str, choice: str) -> Path:
     return Path(path)
 
 
-_CHECKPOINT_KINDS = ("checkpoints", "diffusion_models")
+_CHECKPOINT_FOLDERS = ("checkpoints", "diffusion_models")
 
 
 def checkpoint_names() -> list[str]:
     """Every model file as `<kind>/<name>`."""
-    return [f"{kind}/{name}" for kind in _CHECKPOINT_KINDS for name in file_names_in(kind)]
+    return [f"{kind}/{name}" for kind in _CHECKPOINT_FOLDERS for name in file_names_in(kind)]
 
 
 def checkpoint_file(choice: str) -> Path:
     """The file behind a choice of `checkpoint_names`."""
     kind, _, name = choice.partition("/")
-    if kind not in _CHECKPOINT_KINDS:
+    if kind not in _CHECKPOINT_FOLDERS:
         raise LoomError("checkpoint.unlisted", field="checkpoint", checkpoint=repr(choice))
     return model_file(kind, name)

@@ -37,9 +37,9 @@ def table(language: str) -> Rows:
 
 
 def _row(node: str, widget: str, texts: Mapping[str, Any], english: Mapping[str, Any]) -> list[str]:
-    own = {**english.get(node, {}), **texts.get(node, {})}
-    label = own.get("inputs", {}).get(widget, {}).get("name", widget)
-    return [node, own.get("display_name", node), label]
+    node_texts = {**english.get(node, {}), **texts.get(node, {})}
+    label = node_texts.get("inputs", {}).get(widget, {}).get("name", widget)
+    return [node, node_texts.get("display_name", node), label]
 
 
 def _texts(language: str) -> Mapping[str, Any]:

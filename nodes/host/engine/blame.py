@@ -19,11 +19,11 @@ def misfit_width(error: BaseException, network: nn.Module, texts: Any) -> tuple[
     modules = set(map(id, network.modules()))
     for local in _innermost_first(error.__traceback__):
         layer = local.get("self", local.get("layer"))
-        wanted = getattr(layer, "in_features", None) or next(iter(getattr(layer, "normalized_shape", ())), None)
-        if id(layer) not in modules or wanted is None:
+        expected = getattr(layer, "in_features", None) or next(iter(getattr(layer, "normalized_shape", ())), None)
+        if id(layer) not in modules or expected is None:
             continue
-        given = [value.shape[-1] for value in local.values() if torch.is_tensor(value) and value.ndim > 1]
-        return next(((width, wanted) for width in given if width in widths and width != wanted), None)
+        sizes = [value.shape[-1] for value in local.values() if torch.is_tensor(value) and value.ndim > 1]
+        return next(((width, expected) for width in sizes if width in widths and width != expected), None)
     return None
 
 

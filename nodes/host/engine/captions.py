@@ -189,9 +189,9 @@ class HostTexts:
             self.forget()
         stored = self._stored(caption, shown) if keep and self._identity and not self._trained.changes_text else None
         encoded = stored or self._encode(caption, shown)
-        width, wanted = encoded[0][0].shape[-1], self._width
-        if wanted is not None and width != wanted:
-            raise LoomError("clip.width", field="clip", width=width, wanted=wanted)
+        width, expected = encoded[0][0].shape[-1], self._width
+        if expected is not None and width != expected:
+            raise LoomError("clip.width", field="clip", width=width, wanted=expected)
         size = 0 if stored else encoded[0][0].nbytes  # what is in the store is mapped from there
         return self._encoded.put(key, encoded, size)
 

@@ -41,8 +41,8 @@ class HostConditioning:
         further = self._model.further
         if further is None:
             return
-        given = batch is None or (len(batch.shown) > 0 and all(shown.latents for shown in batch.shown))
-        if self.shows_further and given and not (batch is None and self._texts.any_wired):
+        all_shown = batch is None or (len(batch.shown) > 0 and all(shown.latents for shown in batch.shown))
+        if self.shows_further and all_shown and not (batch is None and self._texts.any_wired):
             return
         encoded = self._texts.wired_for(batch.captions if batch is not None else ())
         if not encoded or not all(text is not None and further.given_in(text[0][1]) for text in encoded):
@@ -100,15 +100,15 @@ class HostConditioning:
         if self._texts.live:
             return self._model_conds(self._texts.encode_live(caption), seen, noise)
         key = (self._model, caption, seen.fit, tuple(noise.shape), seen.shown.identity, seen.frame_rate)
-        kept = self._texts.conds
-        if key in kept:
-            return kept[key]
+        cache = self._texts.conds
+        if key in cache:
+            return cache[key]
         with torch.inference_mode():
             done = self._model_conds(self._texts.text(caption, shown=seen.shown), seen, noise)
         size = sum(_bytes(v.cond) for v in done.values() if torch.is_tensor(getattr(v, "cond", None)))
-        if self._texts.trained or not kept.has_room_for(size):
+        if self._texts.trained or not cache.has_room_for(size):
             return done
-        return kept.put(key, done, size)
+        return cache.put(key, done, size)
 
     def _model_conds(self, text: Encoded, seen: _Seen, noise: torch.Tensor) -> Conds:
         """What the model takes for an encoded text, a size, a crop, control pictures and a frame rate.

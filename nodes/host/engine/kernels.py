@@ -89,9 +89,8 @@ def _eager_kernels() -> list[tuple[Any, str, Any]]:
     except ImportError:  # hosts before comfy_kitchen
         return []
     sources = [(rope, ("apply_rope", "rms_rope")), (adaln, ("adaln", "rms_adaln"))]
-    return [
-        (comfy_kitchen, name, getattr(source, name))
-        for source, prefixes in sources
-        for name in vars(source)
-        if name.startswith(prefixes) and hasattr(comfy_kitchen, name)
-    ]
+    kernels = []
+    for source, prefixes in sources:
+        names = [name for name in vars(source) if name.startswith(prefixes) and hasattr(comfy_kitchen, name)]
+        kernels += [(comfy_kitchen, name, getattr(source, name)) for name in names]
+    return kernels

@@ -49,9 +49,10 @@ def _is_one_of(model: nn.Module, places: Collection[str]) -> bool:
 
 def is_pure(model: nn.Module) -> bool:
     """Whether a diffusion model needs no guards against in-place updates: its class is known, and no pack has given one of its blocks another forward."""
-    return _is_one_of(model, PURE) and not any(
-        "forward" in vars(module) for module in model.modules() if any(True for _ in module.children())
-    )
+    if not _is_one_of(model, PURE):
+        return False
+    blocks = [module for module in model.modules() if list(module.children())]
+    return not any("forward" in vars(block) for block in blocks)
 
 
 def is_unet(model: nn.Module) -> bool:
@@ -111,7 +112,7 @@ def is_linear(layer: nn.Module) -> bool:
 
 def foreign_layers(model: nn.Module) -> list[nn.Module]:
     """Linear layers of packs (bitsandbytes, Nunchaku) whose packed weights neither the host nor the layer hands out: no gradient can be led through them."""
-    leaves = [m for m in model.modules() if not any(True for _ in m.children())]
+    leaves = [m for m in model.modules() if not list(m.children())]
     return [m for m in leaves if _looks_linear(m) and not _hands_out_weight(m)]
 
 
@@ -132,8 +133,8 @@ _OWN: set[type] = set()  # classes of layers that are the host's own
 
 def _is_own(kind: type) -> bool:
     """Whether a class of layers is the host's own, made of torch's alone: what a pack puts between may do anything with the weight."""
-    own = {comfy.ops.__name__, "builtins"}
-    if not all(base.__module__ in own or base.__module__.startswith("torch.") for base in kind.__mro__):
+    modules = {comfy.ops.__name__, "builtins"}
+    if not all(base.__module__ in modules or base.__module__.startswith("torch.") for base in kind.__mro__):
         return False
     _OWN.add(kind)
     return True

@@ -57,14 +57,14 @@ _NATIVE_TEXT = ("text_encoders.",)
 def text_file_names(clip: Any, family: str) -> dict[str, str]:
     """Path below the host's text model -> name in the file, for the text encoders that can be trained: Kohya for the SD family, native elsewhere."""
     keys, suffix, names = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, {}), ".weight", {}
-    wanted = _KOHYA_TEXT.get(family, _NATIVE_TEXT)
+    prefixes = _KOHYA_TEXT.get(family, _NATIVE_TEXT)
     for name, key in keys.items():
-        if not isinstance(key, str) or not key.endswith(suffix) or not name.startswith(wanted):
+        if not isinstance(key, str) or not key.endswith(suffix) or not name.startswith(prefixes):
             continue
         path = key[: -len(suffix)]
         if path.split(".", 1)[0] not in TEXT_ENCODERS and not _LANGUAGE_MODEL.fullmatch(path):
             continue
-        if wanted != _NATIVE_TEXT or name == f"text_encoders.{path}":
+        if prefixes != _NATIVE_TEXT or name == f"text_encoders.{path}":
             names[path] = name
     return names
 

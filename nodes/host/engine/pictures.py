@@ -23,9 +23,9 @@ class HostPictures:
 
     def __init__(self, patcher: Any, vae: Any):
         self._patcher, self._model, self._vae = patcher, patcher.model, vae
-        channels, wanted = getattr(vae, "latent_channels", self.channels), self.channels
-        if channels != wanted:
-            raise LoomError("vae.channels", field="vae", channels=channels, wanted=wanted)
+        channels, expected = getattr(vae, "latent_channels", self.channels), self.channels
+        if channels != expected:
+            raise LoomError("vae.channels", field="vae", channels=channels, wanted=expected)
 
     @property
     def channels(self) -> int:
@@ -67,9 +67,9 @@ class HostPictures:
         """(1 or frames, H, W, 3) float32 in [0, 1] -> latents (1, C, [T,] h, w) in the model's units. Raises LoomError."""
         with blamed("vae.failed", "vae"), torch.inference_mode():
             latent = self._model.process_latent_in(self._vae.encode(pixels))
-            wanted = self.channels
-            if latent.shape[1] != wanted:
-                raise LoomError("vae.channels_made", field="vae", channels=latent.shape[1], wanted=wanted)
+            expected = self.channels
+            if latent.shape[1] != expected:
+                raise LoomError("vae.channels_made", field="vae", channels=latent.shape[1], wanted=expected)
             if self._model.latent_format.latent_dimensions == 3 and latent.ndim == 4:
                 latent = latent.unsqueeze(2)
         return latent.clone()
@@ -106,9 +106,9 @@ class HostPictures:
     def encode_wired(self, samples: torch.Tensor) -> torch.Tensor:
         """Latents as they travel between nodes -> the model's units. Raises LoomError."""
         with torch.inference_mode():
-            wanted = self.channels
-            if samples.shape[1] != wanted:
-                raise LoomError("dataset.latent_channels", field="dataset", channels=samples.shape[1], wanted=wanted)
+            expected = self.channels
+            if samples.shape[1] != expected:
+                raise LoomError("dataset.latent_channels", field="dataset", channels=samples.shape[1], wanted=expected)
             return self._model.process_latent_in(samples).clone()
 
     def decode(self, latents: torch.Tensor) -> list[Image.Image]:

@@ -59,10 +59,10 @@ class LiveNode(Listener):
         now = time.monotonic()
         if now - self._shown >= MIN_INTERVAL_S or report.step == self._steps:
             speed = (report.step - self._first) / max(1e-6, now - self._began)
-            left = (self._steps - report.step) / max(1e-6, speed)
+            left_s = (self._steps - report.step) / max(1e-6, speed)
             pace = f"{speed:.1f} steps/s" if speed >= 1 else f"{1 / speed:.1f} s/step"
             self._text(
-                f"step {report.step}/{self._steps} · loss {figure(self._loss)} · {pace} · {_clock(left)} left",
+                f"step {report.step}/{self._steps} · loss {figure(self._loss)} · {pace} · {_clock(left_s)} left",
                 force=True,
             )
             preview = ("JPEG", self._preview, PREVIEW_PX) if self._preview else None

@@ -37,7 +37,7 @@ def telling(node: Any) -> Any:
     execute = node.execute.__func__
 
     @functools.wraps(execute)
-    def told(cls: Any, *args: Any, **kwargs: Any) -> Any:
+    def executed(cls: Any, *args: Any, **kwargs: Any) -> Any:
         try:
             return execute(cls, *args, **kwargs)
         except Problem as error:
@@ -46,7 +46,7 @@ def telling(node: Any) -> Any:
             _tell(error.message.as_json(names))
             raise
 
-    node.execute = classmethod(told)
+    node.execute = classmethod(executed)
     return node
 
 

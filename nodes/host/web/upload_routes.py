@@ -58,8 +58,8 @@ def add_upload_routes() -> None:
     @guarded
     async def begin(request: web.Request) -> web.Response:
         body = await body_of(request, MAX_LIST)
-        plan, wanted = planned(body.get("name"), body.get("files"))
-        return web.json_response({**await in_thread(UPLOADS.begin, plan), "wanted": wanted})
+        plan, missing = planned(body.get("name"), body.get("files"))
+        return web.json_response({**await in_thread(UPLOADS.begin, plan), "wanted": missing})
 
     @host.routes.post(f"{PREFIX}/upload/claim")
     @guarded

@@ -72,8 +72,8 @@ class A1111Backend(WebUIBackend):
         return float(self._abar[-1]) < NEARLY_ZERO
 
     def objective_of(self, config: ObjectiveConfig) -> Objective:
-        wanted = config.zero_terminal_snr and not self.ends_in_noise
-        abar = rescale_zero_terminal_snr(self._abar) if wanted else self._abar
+        rescales = config.zero_terminal_snr and not self.ends_in_noise
+        abar = rescale_zero_terminal_snr(self._abar) if rescales else self._abar
         return Objective(self.prediction, DiscreteLevels(discrete_sigmas(abar)), config)
 
     # ---- pictures and texts ------------------------------------------------------------------------------------------

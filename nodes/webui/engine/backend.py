@@ -338,8 +338,8 @@ class WebUIBackend(abc.ABC):
         together = self.join(texts)
         if together is not None:
             return self.ask(x_t, sigma, together, batch.fits, beside)
-        asked = [(x_t[n : n + 1], sigma[n : n + 1], text, [batch.fits[n]]) for n, text in enumerate(texts)]
-        return torch.cat([self.ask(*one, None) for one in asked])  # texts that cannot be joined are Flux.1's
+        questions = [(x_t[n : n + 1], sigma[n : n + 1], text, [batch.fits[n]]) for n, text in enumerate(texts)]
+        return torch.cat([self.ask(*one, None) for one in questions])  # texts that cannot be joined are Flux.1's
 
     def sample(self, job: SampleJob) -> list[Image.Image]:
         self.require_at_hand()

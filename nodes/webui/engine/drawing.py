@@ -37,8 +37,8 @@ def state_kept() -> Iterator[None]:
 
 def scheduler_for(config: SampleConfig, flow: bool) -> str:
     """What a job asks for; where it asks for nothing, the sampler's usual one, which flow models have not."""
-    asked = config.scheduler != SampleConfig().scheduler
-    return scheduler_named(config.scheduler) if asked or flow else USUAL_SCHEDULER
+    is_set = config.scheduler != SampleConfig().scheduler
+    return scheduler_named(config.scheduler) if is_set or flow else USUAL_SCHEDULER
 
 
 def sampler_named(name: str) -> str:

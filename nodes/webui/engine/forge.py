@@ -31,7 +31,7 @@ from .host import loaded_model, lora_extension, pictures_end_in_noise
 from .joined import FILLED, Joined
 from .tokens import written
 
-KINDS = {"epsilon": "epsilon", "v_prediction": "v", "const": "flow"}
+PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v", "const": "flow"}
 FAMILIES = {"StableDiffusion": "sd1", "StableDiffusion2": "sd2", "StableDiffusionXL": "sdxl", "Flux": "flux1"}
 ACTIVATION_FACTOR = 3  # of a forward and backward over the host's estimate for sampling
 BYTES_PER_VALUE = 4 * 4  # an adapter's value, its gradient and two Adam moments in fp32
@@ -90,7 +90,7 @@ class ForgeBackend(WebUIBackend):
 
     @property
     def prediction(self) -> str:
-        kind = KINDS.get(self._predictor.prediction_type)
+        kind = PREDICTIONS.get(self._predictor.prediction_type)
         if kind is None:
             raise LoomError("model.sampling_type", field="model", type=self._predictor.prediction_type)
         return kind
@@ -201,7 +201,10 @@ class ForgeBackend(WebUIBackend):
         if self.family == "flux1" and any(text["crossattn"].shape[1] != longest for text in texts):
             return None
         joined = {"crossattn": torch.cat([lengthened(text["crossattn"], longest) for text in texts])}
-        return joined | {name: torch.cat([text[name] for text in texts]) for name in texts[0] if name != "crossattn"}
+        for name in texts[0]:
+            if name != "crossattn":
+                joined[name] = torch.cat([text[name] for text in texts])
+        return joined
 
     def ask(
         self, x_t: torch.Tensor, sigma: torch.Tensor, texts: Encoded, fits: Sequence[Fit], beside: torch.Tensor | None

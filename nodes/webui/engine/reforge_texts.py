@@ -49,10 +49,10 @@ class Transformer:
         return numbered
 
     def __call__(self, tokens: torch.Tensor, attention_mask: Any = None, intermediate_output: Any = None) -> Answers:
-        wanted = intermediate_output is not None
+        all_states = intermediate_output is not None
         with self._vectors_beside(self.get_input_embeddings()):
-            made = self._network(input_ids=tokens, attention_mask=attention_mask, output_hidden_states=wanted)
-        hidden = made.hidden_states[intermediate_output] if wanted else None
+            made = self._network(input_ids=tokens, attention_mask=attention_mask, output_hidden_states=all_states)
+        hidden = made.hidden_states[intermediate_output] if all_states else None
         if hidden is not None and self._encoder.layer_norm_hidden_state:
             hidden = self._network.text_model.final_layer_norm(hidden)
         pooled = made.pooler_output

@@ -1091,9 +1091,9 @@ def many_layers(count: int) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
 
 def test_a_layer_is_looked_up_in_the_tables_that_may_have_it_and_not_in_those_of_all_families(monkeypatch):
     taken_apart, asked = [], []
-    split, found = patterns.split_numbers.__wrapped__, patterns.Table.found
+    split, found = patterns.split_numbers.__wrapped__, patterns.Table.find_form
     monkeypatch.setattr(detect, "split_numbers", lambda name: taken_apart.append(name) or split(name))
-    monkeypatch.setattr(patterns.Table, "found", lambda *args: asked.append(args) or found(*args))
+    monkeypatch.setattr(patterns.Table, "find_form", lambda *args: asked.append(args) or found(*args))
     for layout in (
         many_layers(300),
         {f"model.diffusion_model.odd.{n}.mixer.weight": (torch.float16, (2, 2)) for n in range(300)},

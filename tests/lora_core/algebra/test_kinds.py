@@ -70,7 +70,7 @@ def build(kind, layer, given=None, **options):
     shape = Shape(
         tuple(layer.weight.shape), 6 if "oft" in kind else 2, 3.0, options={**OPTIONS.get(kind, {}), **options}
     )
-    return KindAdapter(KINDS[kind.split()[0]], "layer", layer, shape, 0, "cpu", given=given)
+    return KindAdapter(KINDS[kind.split()[0]], "layer", layer, shape, 0, "cpu", start=given)
 
 
 def fill(adapter, seed=1, size=0.2):

@@ -41,8 +41,8 @@ def test_what_is_drawn_kept_and_told_follows_it(models):
     job = SampleJob(TEXT, 16, 16, SampleConfig(steps=2))
     assert one.sample(job)[0].tobytes() != two.sample(job)[0].tobytes()
     assert one.text_fingerprint() != two.text_fingerprint()
-    assert "captions read at clip skip 2" in str(two.base_model(ObjectiveConfig()).told())
-    assert "clip skip" not in str(one.base_model(ObjectiveConfig()).told())
+    assert "captions read at clip skip 2" in str(two.base_model(ObjectiveConfig()).message())
+    assert "clip skip" not in str(one.base_model(ObjectiveConfig()).message())
     assert two.base_model(ObjectiveConfig()).as_json()["clip_skip"] == 2
 
 

@@ -181,7 +181,7 @@ def test_a_v_predicting_file_beside_eps_configs_is_trained_as_v_and_drawn_as_v(t
     objective = toy_backend.objective(ObjectiveConfig())
     assert (objective.kind, toy_backend._prediction) == ("v", "v")
     assert objective.levels.sigmas[-1] == pytest.approx(ZERO_SNR_SIGMA, rel=1e-4)
-    told = str(toy_backend.base_model(ObjectiveConfig()).told())
+    told = str(toy_backend.base_model(ObjectiveConfig()).message())
     assert told.startswith(
         "base: read as sd1: it predicts v (as model.safetensors by its tensors v_pred, ztsnr says); its last noise level"
     )
@@ -243,7 +243,7 @@ def test_a_flux_without_guidance_is_told_as_distilled_and_its_guidance_is_none(t
         match="^objective.prediction: this model predicts flow and cannot be trained as v; allowed are auto, flow",
     ):
         backend.base_model(ObjectiveConfig(prediction="v"))
-    assert f"time shift {described.shift:.3g}" in str(described.told())
+    assert f"time shift {described.shift:.3g}" in str(described.message())
     assert bool(described.warnings(asked_for)) != embeds
 
 

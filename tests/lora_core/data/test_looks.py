@@ -147,7 +147,7 @@ def test_every_note_has_a_gravity_and_only_what_stops_is_red(tmp_path):
     for code in table("en"):
         if code.startswith("lint."):
             assert looks.severity(Message(code)) in COLOURS
-    assert {*looks.GRAVE, *looks.SLIGHT, *looks.KINDS} <= table("en").keys()
+    assert {*looks.GRAVE, *looks.SLIGHT, *looks.NOTE_FILTERS} <= table("en").keys()
     scene(1).resize((80, 80)).save(tmp_path / "small.png")
     scene(2).save(tmp_path / "good.png")
 

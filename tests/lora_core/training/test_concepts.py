@@ -181,7 +181,7 @@ def matrix(own, other, none, jitter=0.02):
 ])  # fmt: skip
 def test_concepts_bleed_where_another_word_does_what_the_own_one_does(own, other, none, bleeds):
     found = matrix(own, other, none, 0.002 if other == 0.51 else 0.02)
-    assert [(one.own, one.other) for one in found.bleeding()] == ([("zog", "dax")] if bleeds else [])
+    assert [(one.concept, one.other) for one in found.bleeding()] == ([("zog", "dax")] if bleeds else [])
     assert found.bleeding(0) == []
     said = found.messages()
     assert len(said) == bleeds

@@ -5,7 +5,7 @@ import pytest
 from lora_loom.lora_core.config import ConfigError, DataConfig, TrainConfig, ValidationConfig, from_values
 from lora_loom.lora_core.data.dataset import Dataset, Picture
 from lora_loom.lora_core.recipes import merged
-from lora_loom.lora_core.training.length import planned, told
+from lora_loom.lora_core.training.length import epochs_message, planned
 
 DATA = DataConfig(resolution=128, bucket_step_px=64)
 
@@ -55,10 +55,10 @@ def test_an_epoch_is_as_many_batches_as_the_run_draws(toy_config, run_toy, tmp_p
 
 def test_what_epochs_come_to_is_told_and_steps_need_no_words():
     pictures = dataset(*SQUARES)
-    assert str(told(planned(TrainConfig(epochs=2), pictures), pictures)) == (
+    assert str(epochs_message(planned(TrainConfig(epochs=2), pictures), pictures)) == (
         "2 epochs of 5 pictures (with repeats), 1 x 1 at a time, are 10 steps"
     )
-    assert told(TrainConfig(), pictures) is None
+    assert epochs_message(TrainConfig(), pictures) is None
 
 
 def test_two_lengths_in_one_job_are_refused_by_name(tmp_path):

@@ -13,7 +13,7 @@ from lora_loom.lora_core.messages.errors import LoomError
 from lora_loom.lora_core.runs import checkpoints
 from lora_loom.lora_core.training import assemble
 from lora_loom.lora_core.training.job import Job
-from lora_loom.lora_core.training.prior import matched_captions, require_class_pictures, wanted
+from lora_loom.lora_core.training.prior import matched_captions, pictures_to_make, require_class_pictures
 from lora_loom.lora_core.training.step import losses_of
 from PIL import Image
 
@@ -45,15 +45,15 @@ def test_matched_captions_have_the_class_word_where_the_trigger_or_a_token_was()
 
 def test_each_caption_has_the_same_seed_in_every_run_and_repeats_have_others():
     config = parse({"prior": {"class_word": "dog", "count": 5}})
-    jobs = wanted(config, subject("a zog", "my zog"), TokenSet(), 0)
+    jobs = pictures_to_make(config, subject("a zog", "my zog"), TokenSet(), 0)
     assert [j.caption for j in jobs] == ["a dog", "my dog", "a dog", "my dog", "a dog"]
     assert len({j.seed for j in jobs}) == 5
-    assert jobs == wanted(config, subject("a zog", "my zog"), TokenSet(), 0)
-    assert wanted(config, subject("a zog", "my zog"), TokenSet(), 3) == jobs[:2]
+    assert jobs == pictures_to_make(config, subject("a zog", "my zog"), TokenSet(), 0)
+    assert pictures_to_make(config, subject("a zog", "my zog"), TokenSet(), 3) == jobs[:2]
 
 
 def test_a_token_in_the_class_prompt_is_made_from_its_words_and_trained_as_the_token():
-    (job,) = wanted(parse({"prior": {"prompt": "a TOK here", "count": 1}}), subject("a TOK"), tokens(), 0)
+    (job,) = pictures_to_make(parse({"prior": {"prompt": "a TOK here", "count": 1}}), subject("a TOK"), tokens(), 0)
     assert (job.caption, job.prompt) == ("a TOK here", "a ring here")
 
 

@@ -7,7 +7,7 @@ import pytest
 from lora_loom.lora_core.messages.message import LANGUAGES, table
 from lora_loom.nodes.jobs.options import TOOLS
 from lora_loom.nodes.jobs.tools import ACTS
-from lora_loom.nodes.page.bench import told_in
+from lora_loom.nodes.page.bench import options_in
 from lora_loom.nodes.terminal import COMMANDS
 
 
@@ -41,7 +41,7 @@ def test_a_page_that_says_nothing_gives_what_the_terminal_gives(name):
     ]
     out = ["--out", "x"] if name in ("merge", "extract", "bake") else []
     terminal = vars(parser(name).parse_args([*needed, *required, *out]))
-    page = told_in(TOOLS[name], {})
+    page = options_in(TOOLS[name], {})
     assert {key: list(v) if isinstance(v, tuple) else v for key, v in page.items()} == {
         key: terminal[key] for key in page
     }

@@ -55,5 +55,5 @@ def clip_skip(skip):
             header = file.metadata()
         base = lent.backend.base_model(config.objective)
         return {
-            "family": lent.backend.family, "told": base.clip_skip, "facts": base.told().text(), "header": header.get("ss_clip_skip"), "warnings": warnings,
+            "family": lent.backend.family, "told": base.clip_skip, "facts": base.message().text(), "header": header.get("ss_clip_skip"), "warnings": warnings,
         }  # fmt: skip
