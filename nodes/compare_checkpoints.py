@@ -195,7 +195,7 @@ class CompareCheckpoints(io.ComfyNode):
             columns, lines, [f"validation {figure(loss)}" if loss is not None else "" for loss in losses], cell_px
         )
         pixels = torch.from_numpy(np.asarray(image, np.float32) / 255.0)[None]
-        named_columns = [*([Message.of("compare.control")] if edited else []), *titles_of(saved, factors)]
+        named_columns = [*([Message.of("compare.control")] if edited else []), *titles_of(compared, factors)]
         titles = [folder.name, *(_column(title, loss) for title, loss in zip(named_columns, losses))]
         return io.NodeOutput(
             pixels, in_english(titles), ui=in_words(titles, **ui.PreviewImage(pixels, cls=cls).as_dict())
