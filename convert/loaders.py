@@ -70,8 +70,8 @@ def verdicts(family: str, form: str, kind: str) -> dict[str, set[str]]:
     for program in measured():
         cell = cell_of(program, family, form)
         if cell and cell["layers"][0]:
-            told = cell.get("kinds", {}).get(kind, ())
-            for word in [told] if isinstance(told, str) else dict(told).values():
+            verdicts = cell.get("kinds", {}).get(kind, ())
+            for word in [verdicts] if isinstance(verdicts, str) else dict(verdicts).values():
                 out.setdefault(word, set()).add(program)
     return out
 
@@ -90,10 +90,10 @@ def loaders(lora: Lora) -> dict[str, Message]:
     if lora.family not in FAMILIES or lora.source not in FORMS:
         return {}
     ranks = _ranks_as_spelled(lora)
-    return {program: _told(program, lora, len(ranks) > 1) for program in PROGRAMS} if ranks is not None else {}
+    return {program: _remark(program, lora, len(ranks) > 1) for program in PROGRAMS} if ranks is not None else {}
 
 
-def _told(program: str, lora: Lora, ranks_differ: bool) -> Message:
+def _remark(program: str, lora: Lora, ranks_differ: bool) -> Message:
     if lora.source == "peft" and program == "PEFT":
         return ALL  # tests/convert/test_effect_peft.py
     cell = cell_of(program, lora.family, lora.source)

@@ -411,7 +411,8 @@ def _size_of(kernel: tuple[int, ...]) -> str:
 
 
 def _dora_notes(modules: Mapping[str, Module]) -> list[Message]:
-    axes = {"output" if m.shape[0] > 1 else "input" for m in (m.magnitudes for m in modules.values()) if m is not None}
+    magnitudes = [module.magnitudes for module in modules.values()]
+    axes = {"output" if sizes.shape[0] > 1 else "input" for sizes in magnitudes if sizes is not None}
     notes = []
     if "output" in axes:
         notes.append(Message.of("note.dora_outputs"))

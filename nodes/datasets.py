@@ -168,10 +168,10 @@ class DatasetFromImages(io.ComfyNode):
         return shown(cls, PictureSets.of(dataclasses.replace(data, folder=str(folder))))
 
 
-def _require_one_each(code: str, field: str, given: Sequence[Any], pictures: Sequence[Any]) -> None:
+def _require_one_each(code: str, field: str, items: Sequence[Any], pictures: Sequence[Any]) -> None:
     """Raises LoomError with this code where anything is wired to `field`, and not just one for each picture."""
-    if given and len(given) != len(pictures):
-        raise LoomError(code, field=field, **{field: len(given)}, pictures=len(pictures))
+    if items and len(items) != len(pictures):
+        raise LoomError(code, field=field, **{field: len(items)}, pictures=len(pictures))
 
 
 class DatasetFromLatents(io.ComfyNode):

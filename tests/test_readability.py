@@ -11,7 +11,6 @@ FOLDERS = ("lora_core", "convert", "nodes", "scripts", "benchmarks", ".ci")
 COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 RIDDLES = {"found", "told", "own", "there", "worn", "given", "wanted", "here"}  # whatever was: name what it holds
-RIDDLES_LEFT = ("nodes/jobs/", "nodes/terminal/", "convert/loaders.py")  # where old ones still stand
 
 
 @pytest.fixture(scope="module")
@@ -62,8 +61,7 @@ def test_no_ternary_is_inside_another(trees):
 
 
 def test_names_say_what_they_hold(trees):
-    checked = {file: tree for file, tree in trees.items() if not file.startswith(RIDDLES_LEFT)}
-    assert [f"{file}:{line} {name}" for file, tree in checked.items() for line, name in riddles(tree)] == []
+    assert [f"{file}:{line} {name}" for file, tree in trees.items() for line, name in riddles(tree)] == []
 
 
 def test_kinds_are_those_of_adapters(trees):

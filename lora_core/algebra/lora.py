@@ -80,11 +80,11 @@ class Lora(Kind):
         pieces = [piece for piece in super().cut(p, counts) if piece is not None]
         columns = owned_columns([piece["up"].flatten(1) for piece in pieces], self.rank(p))
         # with these a share without weights still says something about its outputs
-        told = MAGNITUDES.name in p or BIAS_PART.name in p
+        even_zero = MAGNITUDES.name in p or BIAS_PART.name in p
         if columns is None:
-            every = told or not p["up"].any()
+            every = even_zero or not p["up"].any()
             return [piece if every or piece["up"].any() else None for piece in pieces]
-        return [_of_columns(piece, chosen, told) for piece, chosen in zip(pieces, columns, strict=True)]
+        return [_of_columns(piece, chosen, even_zero) for piece, chosen in zip(pieces, columns, strict=True)]
 
     def stacked(
         self, members: Sequence[Member | None], rows: Sequence[int]
@@ -155,13 +155,13 @@ class Lora(Kind):
 KIND = Lora()
 
 
-def _of_columns(piece: Parts, chosen: range, told: bool) -> dict[str, torch.Tensor] | None:
-    """A share with some columns of its `up`; without any None, or where it is `told` all the same, one of zeros."""
+def _of_columns(piece: Parts, chosen: range, even_zero: bool) -> dict[str, torch.Tensor] | None:
+    """A share with some columns of its `up`; without any None, or where it is written all the same (`even_zero`), one of zeros."""
     down, up = piece["down"], piece["up"]
     if len(chosen):
         columns = slice(chosen.start, chosen.stop)
         return {**piece, "down": down[columns].clone(), "up": up[:, columns].clone()}
-    return {**piece, "down": torch.zeros_like(down[:1]), "up": torch.zeros_like(up[:, :1])} if told else None
+    return {**piece, "down": torch.zeros_like(down[:1]), "up": torch.zeros_like(up[:, :1])} if even_zero else None
 
 
 def untuckered(p: Parts) -> Parts:

@@ -140,7 +140,7 @@ class Borrowing:
 
     def _compiles(self, block: nn.Module) -> bool:
         """Whether nothing in this block has to be fetched: a graph is made of operators alone."""
-        weighted = (module for module in block.modules() if any(True for _ in module.parameters(recurse=False)))
+        weighted = (module for module in block.modules() if list(module.parameters(recurse=False)))
         return self._measures.compiled and all(map(self._lies_ready, filter(self._host.fetches, weighted)))
 
     def _install_branches(self, undo: contextlib.ExitStack, compiled: Collection[int]) -> set[int]:

@@ -70,8 +70,8 @@ def _value(name: str, field: str, text: str) -> str | int | float:
     except ValueError:
         value = math.nan
     if not low <= value <= high:
-        given = {"option": f"--{name}", "value": repr(text), "low": f"{low:g}", "high": f"{high:g}"}
-        raise LoomError("samples.option", field="samples.prompt", **given)
+        values = {"option": f"--{name}", "value": repr(text), "low": f"{low:g}", "high": f"{high:g}"}
+        raise LoomError("samples.option", field="samples.prompt", **values)
     return value
 
 

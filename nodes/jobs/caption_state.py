@@ -35,7 +35,7 @@ class Captioning:
     def messages(self) -> list[Message]:
         """What came of it."""
         said = "captioning.stopped" if self.status == "stopped" else "captioning.done"
-        told = [Message.of(said, written=self.written, total=self.total), *self.notes[:MOST_TOLD]]
+        messages = [Message.of(said, written=self.written, total=self.total), *self.notes[:MOST_TOLD]]
         if len(self.notes) > MOST_TOLD:
-            told.append(Message.of("lint.more", count=len(self.notes) - MOST_TOLD))
-        return told
+            messages.append(Message.of("lint.more", count=len(self.notes) - MOST_TOLD))
+        return messages

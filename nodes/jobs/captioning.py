@@ -80,7 +80,7 @@ def captioned(
     writer = _Writer(editors, key, now)
     try:
         now.status = "running"
-        work = [(data, item) for data, item in editors.listed(key) if _wanted(item, order, now)]
+        work = [(data, item) for data, item in editors.listed(key) if _is_due(item, order, now)]
         now.total = len(work)
         if work:
             _caption_each(work, order, opened(), now, writer, show)
@@ -128,7 +128,7 @@ def _caption_each(
     show(now.done, now.total, "")
 
 
-def _wanted(item: Editable, order: CaptionOrder, now: Captioning) -> bool:
+def _is_due(item: Editable, order: CaptionOrder, now: Captioning) -> bool:
     """Whether a picture gets a caption: not one that is left out, and only an empty one unless all were asked for."""
     if item.excluded or (item.caption and order.which != ALL):
         return False

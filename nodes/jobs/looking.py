@@ -63,9 +63,9 @@ class Looking:
 
         report = look(dataset, None, show)
         for name, notes in report.notes.items():
-            told = [noted(note) for note in notes if note.code not in OF_CAPTIONS]
-            if told:
-                self._notes[identity(dataset.folder, name)] = told
+            notes_shown = [noted(note) for note in notes if note.code not in OF_CAPTIONS]
+            if notes_shown:
+                self._notes[identity(dataset.folder, name)] = notes_shown
         self._general += [noted(note) for note in report.general]
 
 

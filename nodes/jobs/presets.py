@@ -39,8 +39,8 @@ class Preset:
 
 def _of_expert(part: str) -> Callable[[BaseModel], tuple[int, int]]:
     def timesteps(base: BaseModel) -> tuple[int, int]:
-        told, usual = base.expert, WAN_I2V_BOUNDARY if base.further else WAN_BOUNDARY
-        border = usual if told is None else told.low or told.high
+        expert, usual = base.expert, WAN_I2V_BOUNDARY if base.further else WAN_BOUNDARY
+        border = usual if expert is None else expert.low or expert.high
         low, high = (border, 1.0) if part == "high_noise" else (0.0, border)
         return Expert(f"expert.{part}", low, high).range_of(base.shift or 1.0)
 

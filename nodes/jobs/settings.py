@@ -61,11 +61,11 @@ def automatic(preset: str, pictures: int, values: Mapping[str, Any]) -> dict[str
     return filled if values.get("optimizer.name", "adamw") == "adamw" else {**filled, "optimizer.lr": 0.0}
 
 
-def measured(preset: str, given: Iterable[str]) -> dict[str, Any]:
+def measured(preset: str, settings: Iterable[str]) -> dict[str, Any]:
     """What the preset auto sets, by config path, where these settings are given; nothing of other presets."""
     if preset != AUTO:
         return {}
-    names = {*given}
+    names = {*settings}
     return {"auto": True, "auto_keeps": ", ".join(name for name in (*BY_AUTO, *LENGTHS[1:]) if name in names)}
 
 

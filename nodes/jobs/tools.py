@@ -22,26 +22,26 @@ Act = Callable[[Sequence[Weighted], Place, Told, Progress], list[Written]]
 LORA, EMBEDDING, FOLDER = "lora", "embedding", "folder"
 
 
-def options_of(told: Told) -> jobs.Options:
+def options_of(options: Told) -> jobs.Options:
     """How the results are written."""
     names = {field.name for field in dataclasses.fields(jobs.Options)}
-    return jobs.Options(target=told["to"], **{name: value for name, value in told.items() if name in names})
+    return jobs.Options(target=options["to"], **{name: value for name, value in options.items() if name in names})
 
 
-def _size(told: Told) -> jobs.Size:
-    return jobs.Size(told["rank"], told["conv_rank"], told["energy"])
+def _size(options: Told) -> jobs.Size:
+    return jobs.Size(options["rank"], options["conv_rank"], options["energy"])
 
 
-def convert(files: Sequence[Weighted], place: Place, told: Told, progress: Progress) -> list[Written]:
+def convert(files: Sequence[Weighted], place: Place, options: Told, progress: Progress) -> list[Written]:
     """A LoRA or an embedding in another program's form."""
     ((file, _),) = files
-    content = jobs.open_file(file, told["family"], told["drop_unknown"])
+    content = jobs.open_file(file, options["family"], options["drop_unknown"])
     if isinstance(content, Embedding):
-        form, overwrite = embedding_form(told["to"]), told.get("overwrite", False)
-        return [jobs.write_embedding_file(content, place(EMBEDDING), form, overwrite, told["dtype"])]
-    target = place(FOLDER if told["to"] == "peft" else LORA)
-    scaled = weighted(content, told["scale"], blocks_in(told["block"]))
-    return jobs.convert(scaled, target, options_of(told), embed=[Path(name) for name in told["embed"]])
+        form, overwrite = embedding_form(options["to"]), options.get("overwrite", False)
+        return [jobs.write_embedding_file(content, place(EMBEDDING), form, overwrite, options["dtype"])]
+    target = place(FOLDER if options["to"] == "peft" else LORA)
+    scaled = weighted(content, options["scale"], blocks_in(options["block"]))
+    return jobs.convert(scaled, target, options_of(options), embed=[Path(name) for name in options["embed"]])
 
 
 def blocks_in(texts: Sequence[str]) -> dict[str, float]:
@@ -56,29 +56,29 @@ def blocks_in(texts: Sequence[str]) -> dict[str, float]:
     return out
 
 
-def merge(files: Sequence[Weighted], place: Place, told: Told, progress: Progress) -> list[Written]:
+def merge(files: Sequence[Weighted], place: Place, options: Told, progress: Progress) -> list[Written]:
     """The weighted sum of LoRAs."""
-    return [jobs.merge_files(files, place(LORA), options_of(told), told["rank"], told["family"], progress)]
+    return [jobs.merge_files(files, place(LORA), options_of(options), options["rank"], options["family"], progress)]
 
 
-def resize(files: Sequence[Weighted], place: Place, told: Told, progress: Progress) -> list[Written]:
+def resize(files: Sequence[Weighted], place: Place, options: Told, progress: Progress) -> list[Written]:
     """A LoRA with smaller ranks."""
     ((file, _),) = files
-    return [jobs.resize_file(file, place(LORA), options_of(told), _size(told), told["family"], progress)]
+    return [jobs.resize_file(file, place(LORA), options_of(options), _size(options), options["family"], progress)]
 
 
-def extract(files: Sequence[Weighted], place: Place, told: Told, progress: Progress) -> list[Written]:
+def extract(files: Sequence[Weighted], place: Place, options: Told, progress: Progress) -> list[Written]:
     """A LoRA for the difference of two checkpoints, the base and the tuned one."""
     (base, _), (tuned, _) = files
-    taken = jobs.Taken(not told["no_text_encoders"], told["norms_biases"])
-    return [jobs.extract_file((base, tuned), place(LORA), options_of(told), _size(told), taken, progress)]
+    taken = jobs.Taken(not options["no_text_encoders"], options["norms_biases"])
+    return [jobs.extract_file((base, tuned), place(LORA), options_of(options), _size(options), taken, progress)]
 
 
-def bake(files: Sequence[Weighted], place: Place, told: Told, progress: Progress) -> list[Written]:
+def bake(files: Sequence[Weighted], place: Place, options: Told, progress: Progress) -> list[Written]:
     """A checkpoint with LoRAs added for good."""
     (checkpoint, _), *loras = files
     target = place(FOLDER if checkpoint.is_dir() else LORA)
-    return [jobs.bake_file(checkpoint, loras, target, told.get("overwrite", False), progress)]
+    return [jobs.bake_file(checkpoint, loras, target, options.get("overwrite", False), progress)]
 
 
 ACTS: dict[str, Act] = {"convert": convert, "merge": merge, "resize": resize, "extract": extract, "bake": bake}

@@ -74,7 +74,7 @@ def planned(name: Any, files: Any) -> tuple[Plan, list[int]]:
         raise Refused(400, "upload.request")
     if len(files) > MAX_FILES:
         raise Refused(413, "upload.many", count=len(files), limit=MAX_FILES)
-    wanted: list[int] = []
+    chosen: list[int] = []
     others: list[str] = []
     for n, (text, _) in enumerate(files):
         path = inside(text)
@@ -83,15 +83,15 @@ def planned(name: Any, files: Any) -> tuple[Plan, list[int]]:
         if is_ignored(path):
             continue
         if is_taken(path) or is_archive(path):
-            wanted.append(n)
+            chosen.append(n)
         else:
             others.append(path.as_posix())
-    if not wanted:
+    if not chosen:
         raise Refused(400, "upload.nothing", names=others[:NAMED])
-    plan = Plan(folder_name(name), tuple((files[n][0], files[n][1]) for n in wanted), tuple(others))
+    plan = Plan(folder_name(name), tuple((files[n][0], files[n][1]) for n in chosen), tuple(others))
     if plan.total_bytes > MAX_BYTES:
         raise Refused(413, "upload.request")
-    return plan, wanted
+    return plan, chosen
 
 
 def _is_file(value: Any) -> bool:
@@ -117,12 +117,14 @@ class Uploads:
         with self._locks[plan.id]:
             make_folders(place / FILES)
             write_json(place / PLAN, dataclasses.asdict(plan))
-            here = self._staged(place, plan)
-            require_room(root, plan.total_bytes - sum(here))
-            sizes = {size for n, (_, size) in enumerate(plan.files) if here[n] < size}
+            present = self._staged(place, plan)
+            require_room(root, plan.total_bytes - sum(present))
+            sizes = {size for n, (_, size) in enumerate(plan.files) if present[n] < size}
             candidates = self._candidates[plan.id] = _by_size(root, sizes)
         have = [
-            [n, here[n] or size] for n, (_, size) in enumerate(plan.files) if here[n] or (size and candidates.get(size))
+            [n, present[n] or size]
+            for n, (_, size) in enumerate(plan.files)
+            if present[n] or (size and candidates.get(size))
         ]
         return {"id": plan.id, "have": have}
 
@@ -240,13 +242,13 @@ class Uploads:
     @staticmethod
     def _staged(place: Path, plan: Plan) -> list[int]:
         """How many bytes of each file an earlier, interrupted upload of the same files has left here."""
-        here = []
+        sizes_here = []
         for n, (_, size) in enumerate(plan.files):
             file = place / FILES / str(n)
             if _size(file) > size:
                 file.unlink()
-            here.append(_size(file))
-        return here
+            sizes_here.append(_size(file))
+        return sizes_here
 
     def _sweep(self) -> None:
         """Removes what pages left behind long ago."""
@@ -275,8 +277,8 @@ class _Notes:
             "upload.damaged": self.damaged,
             "upload.renamed": self.names.renamed,
         }
-        told = [Message.of(code, count=len(names), names=names[:NAMED]) for code, names in lists.items() if names]
-        return [message.as_json() for message in (*self._messages, *told)]
+        remarks = [Message.of(code, count=len(names), names=names[:NAMED]) for code, names in lists.items() if names]
+        return [message.as_json() for message in (*self._messages, *remarks)]
 
 
 def _about(dataset: Dataset) -> list[dict[str, Any]]:
@@ -374,8 +376,8 @@ def _size(file: Path) -> int:
 
 def _by_size(root: Path, sizes: Iterable[int]) -> dict[int, list[Path]]:
     """Files of these sizes below the training folders. Links are not followed."""
-    wanted, out, count = set(sizes) - {0}, collections.defaultdict(list), 0
-    if not wanted:
+    lengths, out, count = set(sizes) - {0}, collections.defaultdict(list), 0
+    if not lengths:
         return {}
     for branch, folders, names in os.walk(root):
         folders[:] = [folder for folder in folders if not folder.startswith(".")]
@@ -384,7 +386,7 @@ def _by_size(root: Path, sizes: Iterable[int]) -> dict[int, list[Path]]:
             path = Path(branch, name)
             with contextlib.suppress(OSError):
                 facts = path.lstat()
-                if facts.st_size in wanted and not path.is_symlink():
+                if facts.st_size in lengths and not path.is_symlink():
                     out[facts.st_size].append(path)
         if count > MAX_LOOKED_AT:
             break

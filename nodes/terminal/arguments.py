@@ -52,23 +52,28 @@ def add_tool(parser: argparse.ArgumentParser, name: str) -> None:
         several = {"nargs": "+"} if files.many else {"type": Path}
         usual = None if files.many else files.name
         mark = "LORA[=WEIGHT]" if files.weighted else usual
-        told = "" if files.weighted else _text(files.about)
-        parser.add_argument(files.name, metavar=mark, help=told or None, **several)  # type: ignore[arg-type]
+        sentence = "" if files.weighted else _text(files.about)
+        parser.add_argument(files.name, metavar=mark, help=sentence or None, **several)  # type: ignore[arg-type]
     for option in tool.options:
         add_option(parser, option)
 
 
 def add_option(parser: argparse.ArgumentParser, option: Option) -> None:
-    flag, told = f"--{option.name.replace('_', '-')}", _text(option.about)
+    flag, sentence = f"--{option.name.replace('_', '-')}", _text(option.about)
     if option.kind is bool:
-        parser.add_argument(flag, action="store_true", help=told)
+        parser.add_argument(flag, action="store_true", help=sentence)
     elif option.many:
-        parser.add_argument(flag, action="append", default=[], metavar=option.metavar, help=told)
+        parser.add_argument(flag, action="append", default=[], metavar=option.metavar, help=sentence)
     elif option.choices:
-        parser.add_argument(flag, default=option.default, choices=tuple(option.choices), help=told)
+        parser.add_argument(flag, default=option.default, choices=tuple(option.choices), help=sentence)
     else:
         parser.add_argument(
-            flag, type=option.kind, default=option.default, required=option.required, metavar=option.metavar, help=told
+            flag,
+            type=option.kind,
+            default=option.default,
+            required=option.required,
+            metavar=option.metavar,
+            help=sentence,
         )
 
 

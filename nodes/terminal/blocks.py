@@ -41,19 +41,19 @@ def run(args: argparse.Namespace) -> int:
         raise FormatError("file.exists", file=args.to.name)
     use_threads(args.threads)
     job, file = finished_job(args.run)
-    found = measured(job, file, args.bound / 100, ProgressBar())
-    _show(found)
+    usefulness = measured(job, file, args.bound / 100, ProgressBar())
+    _show(usefulness)
     if args.picture:
         try:
-            chart(found).save(args.picture)
+            chart(usefulness).save(args.picture)
         except (OSError, ValueError, KeyError) as error:
             raise FormatError("picture.unwritten", file=args.picture, reason=error) from error
-    if args.to and found.idle:
-        before, after = smaller(file, job.backend.family, found.idle, args.to)
+    if args.to and usefulness.idle:
+        before, after = smaller(file, job.backend.family, usefulness.idle, args.to)
         sizes = {"size": figure(after / 1e6), "whole": figure(before / 1e6)}
         put(Message.of("terminal.smaller", file=args.to, **sizes))
     return DONE
 
 
-def _show(found: Usefulness) -> None:
-    sys.stdout.write("".join(f"{in_words(line)}\n" for line in found.messages()))
+def _show(usefulness: Usefulness) -> None:
+    sys.stdout.write("".join(f"{in_words(line)}\n" for line in usefulness.messages()))

@@ -64,8 +64,8 @@ def _show(file: Path, args: argparse.Namespace) -> Report | None:
     """Writes what a file is; returns the report on a LoRA, None for an embedding."""
     from ..jobs.tools import looked_at
 
-    found, report = looked_at(file, args.family)
-    lines = [in_words(line) for line in found]
+    lines_of_file, report = looked_at(file, args.family)
+    lines = [in_words(line) for line in lines_of_file]
     if not args.json:
         sys.stdout.write("\n".join([file.name, *lines]) + "\n")
     elif report is None:

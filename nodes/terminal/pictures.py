@@ -42,8 +42,8 @@ def known_way(environment: Mapping[str, str], is_terminal: bool) -> str:
     if not is_terminal or any(environment.get(name) for name in HIDDEN_BY):
         return ""
     for name, value, way in TELLS:
-        told = environment.get(name, "")
-        if told and value in ("", told):
+        marker = environment.get(name, "")
+        if marker and value in ("", marker):
             return way
     return ""
 
@@ -136,6 +136,6 @@ class Shown(Listener):
         self._way = way
 
     def on_sample(self, step: int, images: list[Image.Image], path: Path) -> None:
-        told = str(Message.of("terminal.samples", step=step, path=path))
+        line = str(Message.of("terminal.samples", step=step, path=path))
         picture = f"\n{WAYS[self._way](in_a_row(images))}" if self._way and images else ""
-        tqdm.write(told + picture, file=sys.stderr)
+        tqdm.write(line + picture, file=sys.stderr)

@@ -51,8 +51,8 @@ def run_job(
     job = with_start(job)
     folder = run_folder(args.out, job.config.name, resume, processes)
     with stopping_on_signal(job.control) as received, ProgressBar() as bar:
-        told = Listeners([bar, Shown(chosen_way(args.pictures))])
-        drawn = Guarded(told, "terminal", Extras(lambda message: None))  # one that is gone hears nothing
+        everyone = Listeners([bar, Shown(chosen_way(args.pictures))])
+        drawn = Guarded(everyone, "terminal", Extras(lambda message: None))  # one that is gone hears nothing
         job = dataclasses.replace(job, listener=Listeners([drawn, *([listener] if listener else [])]))
         try:
             result = Session(job, folder, exporter(job.config.name, job.backend.family), resume).run()

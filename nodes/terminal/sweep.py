@@ -66,9 +66,9 @@ def run(args: argparse.Namespace) -> int:
             failed = FAILED
         if code != DONE:
             break
-    told = comparing.table(jobs, results, [trial.digest for trial in trials])
-    files.write_bytes(results.folder / comparing.TABLE, told.encode())
-    sys.stdout.write(told)
+    text = comparing.table(jobs, results, [trial.digest for trial in trials])
+    files.write_bytes(results.folder / comparing.TABLE, text.encode())
+    sys.stdout.write(text)
     _compare([trial for trial in trials if trial.seed == 0], results, args.out / f"{name}-comparison.png")
     return code or failed
 

@@ -82,6 +82,6 @@ def language_here() -> str:
 
 def _link(address: str, port: int, token: str) -> str:
     """What to open in a browser on this machine."""
-    here = "127.0.0.1" if address in ("0.0.0.0", "::") else address
-    host = f"[{here}]" if ":" in here else here
+    shown = "127.0.0.1" if address in ("0.0.0.0", "::") else address
+    host = f"[{shown}]" if ":" in shown else shown
     return f"http://{host}:{port}/" + (f"?token={token}" if token else "")
