@@ -29,6 +29,7 @@ ORDER = [
     "convert/writers",
     "convert/readers convert/metadata",
     "convert/detect convert/embedding convert/fuse convert/merge convert/peft convert/serialize",
+    "convert/name_patterns",
     "convert/families convert/lora",
     "convert/forms convert/keys convert/origin convert/patterns convert/scales",
     "lora_core/training",

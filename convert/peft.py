@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import math
 import re
@@ -11,64 +10,41 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from ..lora_core.algebra.kinds import KINDS
-from ..lora_core.matching.regex import Pattern
-from ..lora_core.messages.message import Message
 from .lora import APPROXIMATE, FormatError, Module, as_lora, multiplied
+from .name_patterns import FILE, NamePatterns
 
 _UNSUPPORTED = ("modules_to_save", "trainable_token_indices", "layer_replication")
-_REPEAT, _REPEATED_GROUP = (
-    re.compile(r"[*+{]"),
-    re.compile(r"\)[*+{]"),
-)  # a file must not be able to choose how long a search takes
-MAX_PATTERN = 400
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq")
 _KINDS = frozenset(kind.peft for kind in KINDS.values() if kind.peft)
 HEADER = "lora_adapter_metadata"
 
 
-def scaled(name: str, module: Module, config: Mapping[str, Any]) -> Module:
-    """The module with the alpha its config gives it: `alpha_pattern` before `lora_alpha`, times sqrt(rank) for rsLoRA (Kalajdzievski 2023)."""
-    if module.alpha is not None or not config:
-        return module
-    alpha = _by_pattern(name, config.get("alpha_pattern") or {}, config.get("lora_alpha", config.get("alpha")))
-    if alpha is None:
-        return module
-    if not isinstance(alpha, (int, float)) or abs(alpha) > 1e9 or not math.isfinite(alpha):
-        raise FormatError("peft.alpha", field="adapter_config.json", alpha=str(alpha)[:40])
-    if not module.rank:  # a LoKr of two full matrices; PEFT scales it all the same
-        rank = _by_pattern(name, config.get("rank_pattern") or {}, config.get("r"))
-        known = module.algebra is not None and module.algebra.peft and isinstance(rank, int) and rank > 0
-        return multiplied(module, alpha / rank) if known else module
-    if alpha == 0:
-        return multiplied(module, 0.0)
-    return Module(
-        module.kind, module.parts, float(alpha) * math.sqrt(module.rank) if config.get("use_rslora") else float(alpha)
-    )
+class Scales:
+    """The scale rules of one `adapter_config.json`. Raises FormatError where it holds what are no patterns."""
 
+    def __init__(self, config: Mapping[str, Any]):
+        self._config = config
+        self._alphas = NamePatterns(config.get("alpha_pattern") or {})
+        self._ranks = NamePatterns(config.get("rank_pattern") or {})
 
-def _by_pattern(name: str, patterns: Mapping[str, Any], default: Any) -> Any:
-    """As `peft.utils.other.get_pattern_key`: the first pattern that matches the whole name or its end after a dot."""
-    if not isinstance(patterns, Mapping):
-        raise FormatError("peft.patterns", field="adapter_config.json", type=type(patterns).__name__)
-    for pattern, value in patterns.items():
-        if len(pattern) > MAX_PATTERN or _REPEATED_GROUP.search(pattern) or len(_REPEAT.findall(pattern)) > 2:
-            raise FormatError("peft.pattern", field="adapter_config.json", pattern=repr(pattern[:80]))
-        if _name_pattern(pattern).search(name):
-            return value
-    return default
-
-
-@functools.lru_cache(maxsize=1024)
-def _name_pattern(pattern: str) -> Pattern:
-    def costly(why: Message) -> FormatError:
-        return FormatError("pattern.costly", field="adapter_config.json", pattern=repr(pattern[:80]), reason=why)
-
-    try:
-        return Pattern(rf"\A(.*\.)?({pattern})$", costly)
-    except re.error as error:
-        raise FormatError(
-            "peft.expression", field="adapter_config.json", pattern=repr(pattern[:80]), reason=error
-        ) from error
+    def scaled(self, name: str, module: Module) -> Module:
+        """The module with the alpha its config gives it: `alpha_pattern` before `lora_alpha`, times sqrt(rank) for rsLoRA (Kalajdzievski 2023)."""
+        config = self._config
+        if module.alpha is not None or not config:
+            return module
+        alpha = self._alphas.value(name, config.get("lora_alpha", config.get("alpha")))
+        if alpha is None:
+            return module
+        if not isinstance(alpha, (int, float)) or abs(alpha) > 1e9 or not math.isfinite(alpha):
+            raise FormatError("peft.alpha", field=FILE, alpha=str(alpha)[:40])
+        if not module.rank:  # a LoKr of two full matrices; PEFT scales it all the same
+            rank = self._ranks.value(name, config.get("r"))
+            known = module.algebra is not None and module.algebra.peft and isinstance(rank, int) and rank > 0
+            return multiplied(module, alpha / rank) if known else module
+        if alpha == 0:
+            return multiplied(module, 0.0)
+        alpha = float(alpha) * math.sqrt(module.rank) if config.get("use_rslora") else float(alpha)
+        return Module(module.kind, module.parts, alpha)
 
 
 def header_configs(metadata: Mapping[str, str]) -> dict[str, dict[str, Any]]:
@@ -92,20 +68,20 @@ def header_configs(metadata: Mapping[str, str]) -> dict[str, dict[str, Any]]:
 def _require_whole_base(config: Mapping[str, Any]) -> None:
     start = str(config.get("init_lora_weights", "")).lower()
     if start.startswith(_CHANGES_BASE):
-        raise FormatError("peft.init", field="adapter_config.json", init=start[:40])
+        raise FormatError("peft.init", field=FILE, init=start[:40])
 
 
 def require_supported(config: Mapping[str, Any]) -> None:
     """Raises FormatError for parts of PEFT that no other LoRA format can hold."""
     kind = str(config.get("peft_type", "LORA")).rpartition(".")[2].upper()
     if kind not in _KINDS:
-        raise FormatError("peft.type", field="adapter_config.json", type=kind)
+        raise FormatError("peft.type", field=FILE, type=kind)
     _require_whole_base(config)
     for field in _UNSUPPORTED:
         if config.get(field):
-            raise FormatError("peft.option", field="adapter_config.json", option=field)
+            raise FormatError("peft.option", field=FILE, option=field)
     if config.get("fan_in_fan_out"):
-        raise FormatError("peft.fan_in", field="adapter_config.json")
+        raise FormatError("peft.fan_in", field=FILE)
 
 
 def config_for(modules: Mapping[str, Module], model_names: Collection[str]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ from .patterns import Found, Row
 
 MAX_RANK = 65536
 MAX_LAYERS = 5000  # of one file; the largest models have a third of that
-MAX_SEARCH_S = 1.5
+MAX_SEARCH_S = 1.5  # of this thread, for patterns that are no names
 MAX_WEIGHT, MAX_SIDE = 1 << 30, 1 << 18  # values and rows of one layer; the largest in use have a third of that
 
 
@@ -51,11 +51,9 @@ def read(
     raw, foreign = _modules(state)
     _require_finite(raw)
     if config:
-        raw = _scaled(raw, lambda name, m: (name, m, config))
-    elif (adapters := peft.header_configs(metadata)).keys() == {""}:
-        raw = _scaled(raw, lambda name, m: (name, m, adapters[""]))
-    elif adapters:
-        raw = _scaled(raw, lambda name, m: _in_component(name, m, adapters))
+        raw = _scaled(raw, {"": config})
+    else:
+        raw = _scaled(raw, peft.header_configs(metadata))
     raw = {name: _settled_bias(name, module) for name, module in raw.items()}
     chosen, doubt = (family, None) if family else detect(raw, metadata)
     notes = [doubt] if doubt else []
@@ -279,24 +277,17 @@ def _require_finite(modules: Mapping[str, Module]) -> None:
                 raise FormatError("module.not_finite", name=name, part=part)
 
 
-def _scaled(
-    raw: Mapping[str, Module], place: Callable[[str, Module], tuple[str, Module, Mapping[str, Any]]]
-) -> dict[str, Module]:
-    """Every module with the alpha of its config."""
-    began, out = time.monotonic(), {}
+def _scaled(raw: Mapping[str, Module], configs: Mapping[str, Mapping[str, Any]]) -> dict[str, Module]:
+    """Every module with the alpha of its component's config; "" -> that of a file of one component, whose keys do not name it."""
+    scales = {component: peft.Scales(config) for component, config in configs.items()}
+    began, out = time.thread_time(), {}
     for name, module in raw.items():
-        out[name] = peft.scaled(*place(name, module))
-        if time.monotonic() - began > MAX_SEARCH_S:
+        component = next((component for component in scales if component and name.startswith(f"{component}.")), "")
+        inner = name[len(component) + 1 :] if component else name
+        out[name] = scales[component].scaled(inner, module) if component in scales else module
+        if time.thread_time() - began > MAX_SEARCH_S:
             raise FormatError("peft.patterns_slow", field="adapter_config.json")
     return out
-
-
-def _in_component(
-    name: str, module: Module, adapters: Mapping[str, Mapping[str, Any]]
-) -> tuple[str, Module, Mapping[str, Any]]:
-    """(name within its component, module, the component's config), as a PEFT config's patterns want them."""
-    prefix = next((p for p in adapters if name.startswith(f"{p}.")), "")
-    return (name[len(prefix) + 1 :], module, adapters[prefix]) if prefix else (name, module, {})
 
 
 def _canonical(raw: Mapping[str, Module], family: Family) -> tuple[dict[str, Module], list[str], list[str]]:

@@ -4,12 +4,13 @@ import json
 
 import pytest
 import torch
-from lora_loom.convert import FormatError, Lora, Module, peft, read, write
+from lora_loom.convert import FormatError, Lora, Module, read, write
 from lora_loom.convert.detect import detect
 from lora_loom.convert.families import UNKNOWN
 from lora_loom.convert.fuse import split
 from lora_loom.convert.lora import delta
 from lora_loom.convert.metadata import converted_metadata
+from lora_loom.convert.name_patterns import NamePatterns
 from lora_loom.convert.report import inspect
 from lora_loom.convert.writers import approximated
 
@@ -192,7 +193,11 @@ def test_captions_of_other_trainers_stay_out_of_a_converted_header():
     assert not old.keys() & new.keys()
 
 
+def value_of(name, patterns, default):
+    return NamePatterns(patterns).value(name, default)
+
+
 def test_a_pattern_in_an_adapter_config_over_a_very_long_name_is_answered_at_once():
-    assert peft._by_pattern("a" * 20_000, {"a*b*": 1, "a*a*b": 2}, 3) == 1
-    assert peft._by_pattern("a" * 20_000 + ".d", {"a*b*": 1, "a*a*c": 2}, 3) == 3
-    assert peft._by_pattern("blocks.12.attn.to_q", {r"blocks\.\d+\.attn": 1, "to_q": 2}, 3) == 2
+    assert value_of("a" * 20_000, {"a*b*": 1, "a*a*b": 2}, 3) == 1
+    assert value_of("a" * 20_000 + ".d", {"a*b*": 1, "a*a*c": 2}, 3) == 3
+    assert value_of("blocks.12.attn.to_q", {r"blocks\.\d+\.attn": 1, "to_q": 2}, 3) == 2
