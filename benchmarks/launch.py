@@ -1,6 +1,6 @@
 """Processor time of a step besides its arithmetic: models of the real depth and module count, but so narrow that the products are next to nothing.
 
-    python benchmarks/launch.py [--models sd15 sdxl flux zimage wan] [--steps 2] [--rounds 6]
+    python benchmarks/launch.py [--models sd15 sdxl flux zimage wan] [--ways least host compiled] [--steps 2] [--rounds 6]
 
 With --models the rows of the others stay as they were measured.
 
@@ -182,6 +182,15 @@ class InHost(Loom):
         return HostBackend(host_model(case), _clip(case), vae)
 
 
+class InHostCompiled(InHost):
+    """The same with the host's blocks compiled, which needs a C++ compiler and some minutes."""
+
+    def backend(self, case: Case) -> Any:
+        backend = super().backend(case)
+        backend.compile_blocks()
+        return backend
+
+
 def host_model(case: Case, inference: bool = True, **_: Any) -> Any:
     """A MODEL of the host with random weights; as tensors of inference mode, as the host loads them into a workflow."""
     import comfy.model_patcher
@@ -327,6 +336,7 @@ WAYS: dict[str, Callable[[Case], Any]] = {
     "peft": Peft,
     "native": Native,
 }
+AT_WISH: dict[str, Callable[[Case], Any]] = {"compiled": InHostCompiled}  # in no table
 
 
 # ---- measuring -----------------------------------------------------------------------------------------------------------
@@ -439,7 +449,7 @@ def measured(model: str, ways: list[str], steps: int, rounds: int) -> dict[str, 
 
     torch.set_num_threads(1)
     case = Narrow(model=model, px=64, rank=4)
-    made = {way: WAYS[way](case) for way in ways}
+    made = {way: (WAYS | AT_WISH)[way](case) for way in ways}
     failed = _failed(made)
     layers = {
         way: len(engine._params) // 2 if way in ("least", "peft") else getattr(engine, "adapters", None)
@@ -462,7 +472,7 @@ def measured(model: str, ways: list[str], steps: int, rounds: int) -> dict[str, 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=list(FAMILIES), choices=list(FAMILIES))
-    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
+    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=[*WAYS, *AT_WISH])
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--one", help=argparse.SUPPRESS)
