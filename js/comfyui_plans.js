@@ -5,6 +5,8 @@ import { RequestError, route } from "./api.js";
 import { allNodes, executionIds, upstream } from "./graph.js";
 import { figure } from "./plan.js";
 import { WIDGET_NAMES } from "./widget_names.js";
+import { t } from "./words.js";
+import { ZEROS } from "./zeros.js";
 
 /** @typedef {import("./plan.js").Plan} Plan */
 /** @typedef {Record<string, { inputs: Record<string, unknown> } | undefined>} Prompt */
@@ -35,20 +37,25 @@ export function partOf(prompt, id) {
 }
 
 /**
- * Writes what "auto" means into the labels of the widgets that are left at it.
+ * Writes behind the names of widgets what they will be: where they leave it open the plan's value, else what 0 is.
  * @param {ComfyNode} node
  * @param {?Plan} plan
  */
 export function label(node, plan) {
-  for (const { path, value, source } of plan?.rows ?? []) {
-    const names = WIDGET_NAMES[path] ?? [path.split(".").at(-1) ?? path];
-    const widget = node.widgets?.find(({ name }) => names.includes(name));
-    if (!widget) continue;
+  const names = (/** @type {string} */ path) => WIDGET_NAMES[path] ?? [path.split(".").at(-1) ?? path];
+  const left = (plan?.rows ?? []).filter(({ source }) => source !== "you");
+  const planned = new Map(left.flatMap(({ path, value }) => names(path).map((name) => [name, value])));
+  let changed = false;
+  for (const widget of node.widgets ?? []) {
+    const known = planned.get(widget.name) ?? null, word = ZEROS[node.comfyClass ?? ""]?.[widget.name];
+    if (known === null && !word && widget.loomLabel === undefined) continue;
     widget.loomLabel ??= widget.label ?? widget.name;
-    const own = source === "you" ? widget.loomLabel : `${widget.loomLabel} (${figure(value)})`;
-    if (widget.label !== own) widget.label = own;
+    const meaning = known !== null ? figure(known) : word && widget.value === 0 ? t(`zero.${word}`) : "";
+    const text = meaning ? `${widget.loomLabel} (${meaning})` : widget.loomLabel;
+    changed ||= widget.label !== text;
+    widget.label = text;
   }
-  node.setDirtyCanvas?.(true, true);
+  if (changed) node.setDirtyCanvas?.(true, true);
 }
 
 /**
@@ -58,9 +65,13 @@ export function label(node, plan) {
 export function watchPlans() {
   /** @type {WeakMap<ComfyNode, string>} */
   const asked = new WeakMap();
+  /** @type {WeakMap<ComfyNode, ?Plan>} */
+  const plans = new WeakMap();
   let busy = false;
   const refresh = async () => {
-    for (const node of allNodes(rootGraph())) {
+    const nodes = allNodes(rootGraph());
+    for (const node of nodes) if ((node.comfyClass ?? "") in ZEROS) label(node, plans.get(node) ?? null);
+    for (const node of nodes) {
       const panel = node.loomPanel;
       if (!panel || panel.active()) continue;
       const now = `${panel.state?.session} ${panel.state?.status} ${signature(node)}`; // a run that ended was measured
@@ -69,6 +80,7 @@ export function watchPlans() {
       try {
         const plan = await planOf(node);
         panel.setPlan(plan);
+        plans.set(node, plan);
         label(node, plan);
       } catch (error) {
         if (!(error instanceof RequestError && error.status)) asked.delete(node); // a graph that is being built, or a

@@ -74,6 +74,7 @@ class CompareCheckpoints(io.ComfyNode):
                     max=8192,
                     step=8,
                     advanced=True,
+                    zero="samples",
                     tooltip="Of a picture, in px; 0: as the run's samples.",
                 ),
                 make_input(
@@ -84,6 +85,7 @@ class CompareCheckpoints(io.ComfyNode):
                     max=8192,
                     step=8,
                     advanced=True,
+                    zero="samples",
                     tooltip="Of a picture, in px; 0: as the run's samples.",
                 ),
                 make_input(
@@ -93,6 +95,7 @@ class CompareCheckpoints(io.ComfyNode):
                     min=0,
                     max=200,
                     advanced=True,
+                    zero="samples",
                     tooltip="Sampler steps; 0: as the run's samples.",
                 ),
                 make_input(
@@ -103,6 +106,7 @@ class CompareCheckpoints(io.ComfyNode):
                     max=100.0,
                     step=0.1,
                     advanced=True,
+                    zero="samples",
                     tooltip="Guidance; 0: as the run's samples.",
                 ),
                 make_input(

@@ -62,6 +62,7 @@ def approximate_input() -> Any:
         default=0,
         min=0,
         max=1024,
+        zero="off",
         advanced=True,
         tooltip="Turns LoHa, LoKr and full differences into a LoRA of this rank, for programs that know nothing else. 0: no.",
     )

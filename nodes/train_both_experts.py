@@ -32,6 +32,7 @@ _STEPS = row(
     automatic=True,
     default=0,
     min=0,
+    zero="auto",
     tooltip="Weight updates of both together, half of them each; 0 takes twice the preset's.",
 )
 _NOT_OF_BOTH = {"memory", "auto_fit", "epochs", "settings", "lora", "preset", "clip_vision"}
@@ -64,7 +65,7 @@ INPUTS = (
         tooltip="Steps after which the other expert has its turn. Each switch loads a model: more spares time, fewer keep both alike.",
     ),
     make_input(
-        io.Float, "boundary", default=0.0, min=0.0, max=0.999, step=0.005, advanced=True,
+        io.Float, "boundary", default=0.0, min=0.0, zero="auto", max=0.999, step=0.005, advanced=True,
         tooltip="Noise level (sigma) at which the one passes to the other; 0: 0.875 for text-to-video, 0.9 for image-to-video.",
     ),
     *(entry for entry in _SHARED if _is_optional(entry)),  # the host lays widgets that may be absent behind the others

@@ -33,7 +33,7 @@ INPUTS = (
     row("name", default="my_emb", tooltip="Name of the file, and the word: embedding:name here, just the name in A1111 and Forge."),
     row("embedding.init", "init_text", default="", tooltip="What the word starts from, such as person or painting; empty: random."),
     row("embedding.vectors", default=4),
-    row("steps", automatic=True, default=0, min=0, tooltip="Weight updates; 0 takes 100 for each picture, 500 to 3000."),
+    row("steps", automatic=True, default=0, min=0, zero="auto", tooltip="Weight updates; 0 takes 100 for each picture, 500 to 3000."),
     row("optimizer.lr", "learning_rate", automatic=True, default=0.0, step=0.0001, round=0.0000001, tooltip="Learning rate; 0 takes 5e-3, or the optimizer's."),
     RESOLUTION,
     row("samples.prompt", "sample_prompt", multiline=True),

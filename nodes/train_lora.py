@@ -44,8 +44,8 @@ INPUTS = (
         tooltip="What you train; fills in what you leave at 0 or auto. character: a person or figure. style: a look. concept: a thing, animal or anything "
         "else. quick test: 100 steps, to see that all works. Wan 2.2, SDXL refiner: that part of the model. auto: asks nothing, measures.",
     ),
-    row("steps", automatic=True, default=0, min=0, tooltip="Weight updates; 0 takes the preset's."),
-    row("adapter.rank", automatic=True, default=0, min=0, tooltip="Size of the LoRA; 0 takes the preset's."),
+    row("steps", automatic=True, default=0, min=0, zero="auto", tooltip="Weight updates; 0 takes the preset's."),
+    row("adapter.rank", automatic=True, default=0, min=0, zero="auto", tooltip="Size of the LoRA; 0 takes the preset's."),
     row("optimizer.lr", "learning_rate", automatic=True, default=0.0, step=0.00001, round=0.0000001, tooltip="Learning rate; 0 takes the preset's."),
     RESOLUTION,
     row("samples.prompt", "sample_prompt", multiline=True),

@@ -33,7 +33,7 @@ RESUME = make_input(
     tooltip="continue last continues where the latest run of this name was saved, exactly as if it had never stopped.",
 )  # fmt: skip
 RESOLUTION = row(
-    "data.resolution", automatic=True, default=0, min=0, step=8, tooltip="Training resolution in px; 0 takes what the model was made for."
+    "data.resolution", automatic=True, default=0, min=0, zero="auto", step=8, tooltip="Training resolution in px; 0 takes what the model was made for."
 )  # fmt: skip
 CONTINUED = make_input(
     io.LoraModel, "lora", optional=True, tooltip="A LoRA to continue from instead of starting at zero. Its ranks are kept."

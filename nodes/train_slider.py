@@ -31,8 +31,8 @@ INPUTS = (
     row("slider.positive", "positive", multiline=True),
     row("slider.negative", "negative", multiline=True),
     row("slider.preserve", "preserve", multiline=True),
-    row("steps", automatic=True, default=0, min=0, tooltip="Weight updates; 0 takes 500."),
-    row("adapter.rank", automatic=True, default=0, min=0, tooltip="Size of the LoRA; 0 takes 8."),
+    row("steps", automatic=True, default=0, min=0, zero="auto", tooltip="Weight updates; 0 takes 500."),
+    row("adapter.rank", automatic=True, default=0, min=0, zero="auto", tooltip="Size of the LoRA; 0 takes 8."),
     row(
         "optimizer.lr", "learning_rate", automatic=True, default=0.0, step=0.00001, round=0.0000001,
         tooltip="Learning rate; 0 takes 2e-4, or the optimizer's.",

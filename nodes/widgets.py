@@ -46,6 +46,7 @@ class Row:
             "default": field.default,
             "tooltip": field.metadata["help"],
             "advanced": self.advanced or self.moved,
+            "zero": field.metadata["zero"],
         }
         if self.moved:
             keywords["extra_dict"] = {"hidden": True}

@@ -85,6 +85,7 @@ class ZipLoras(io.ComfyNode):
                     "data.resolution",
                     default=0,
                     min=0,
+                    zero="auto",
                     step=8,
                     tooltip="Resolution in px; 0 takes what the model was made for.",
                 ),

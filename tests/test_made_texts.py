@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import sys
 
 import pytest
@@ -48,6 +49,22 @@ def test_the_page_knows_the_widget_of_every_field_by_the_nodes_tables(scripts):
     script = scripts["make_widget_names"]
     assert script.PLACE.read_text(encoding="utf-8") == script.text(), AGAIN
     assert '"optimizer.lr": ["learning_rate"]' in script.text()
+
+
+def test_every_zero_that_is_no_amount_says_in_the_graph_what_it_stands_for(scripts, schemas, root):
+    """Where the sentence of a widget explains 0, its label does."""
+    script = scripts["make_widget_names"]
+    assert script.ZEROS.read_text(encoding="utf-8") == script.zeros(schemas), AGAIN
+    words = importlib.import_module("lora_loom.lora_core.config.settings").ZEROS
+    texts = [json.loads(file.read_text(encoding="utf-8")) for file in (root / "js" / "locales").glob("*.json")]
+    for node, schema in schemas.items():
+        for entry in schema.inputs:
+            if entry.kind in ("INT", "FLOAT") and not entry.force_input:
+                explained = re.search(r"(?<!Above )(?<!below )(?<![\d.])\b0\b(?![\d.]+\d)", entry.tooltip or "") is not None
+                assert explained == bool(entry.zero), (node, entry.id, entry.tooltip)
+                assert not entry.zero or entry.zero in words
+    assert len(texts) == 4
+    assert all(f"zero.{word}" in text for word in words for text in texts)
 
 
 def test_help_pages_name_every_input_and_output(scripts, schemas):

@@ -30,9 +30,14 @@ class DataConfig:
         "How often each picture counts per epoch; 0 takes the number in front of a Kohya folder name, else 1.",
         low=0,
         high=1000,
+        zero="auto",
     )
     limit: int = setting(
-        0, "Use only so many of the pictures, always the same ones; 0 takes all.", low=0, high=1_000_000
+        0,
+        "Use only so many of the pictures, always the same ones; 0 takes all.",
+        low=0,
+        high=1_000_000,
+        zero="all",
     )
     resolution: int = setting(
         512,
@@ -85,8 +90,10 @@ class DataConfig:
         "", "More resolutions to train every picture at, separated by commas, such as 768, 1024."
     )
     aspect_buckets: bool = setting(True, "Keep the shape of pictures, in batches of one shape; off: squares.")
-    min_side_px: int = setting(0, "Smallest side of a bucket; 0: one step.", low=0, high=8192)
-    max_side_px: int = setting(0, "Largest side of a bucket; 0: no limit but the area.", low=0, high=8192)
+    min_side_px: int = setting(0, "Smallest side of a bucket; 0: one step.", low=0, high=8192, zero="auto")
+    max_side_px: int = setting(
+        0, "Largest side of a bucket; 0: no limit but the area.", low=0, high=8192, zero="no_limit"
+    )
     upscale: bool = setting(False, "Scale pictures up that are smaller than the resolution.")
     crop: str = setting(
         "centre",
@@ -124,6 +131,7 @@ class DataConfig:
         "Control pictures are scaled to about this many pixels squared; 0: as large as their target.",
         low=0,
         high=4096,
+        zero="target",
     )
     frames: str = setting(
         "",
@@ -139,6 +147,7 @@ class DataConfig:
         "Frames a second that films are read at, such as 16 for Wan and 24 for HunyuanVideo; 0: all frames of each.",
         low=0.0,
         high=240.0,
+        zero="all",
     )
     clips: str = setting(
         "head",
@@ -147,11 +156,16 @@ class DataConfig:
     )
     clip_count: int = setting(4, "How many clips spread takes of a film.", low=1, high=1000)
     clip_stride: int = setting(
-        0, "Frames from the beginning of one sliding clip to that of the next; 0: half a clip.", low=0, high=10_000
+        0,
+        "Frames from the beginning of one sliding clip to that of the next; 0: half a clip.",
+        low=0,
+        high=10_000,
+        zero="half",
     )
     scene_change: float = setting(
         0.15,
         "Films longer than 10 seconds are cut where two frames differ by more than this (0 to 1, on average); 0: never.",
+        zero="off",
         low=0.0,
         high=1.0,
     )

@@ -69,13 +69,18 @@ class TrainConfig:
     )
     steps: int = setting(1000, "Weight updates.", low=1, high=10_000_000)
     steps_per_picture: int = setting(
-        0, "Weight updates for each picture instead of steps; 0 takes steps.", low=0, high=100_000
+        0,
+        "Weight updates for each picture instead of steps; 0 takes steps.",
+        low=0,
+        high=100_000,
+        zero="steps",
     )
     epochs: int = setting(
         0,
         "How often every picture is shown (times its repeats), instead of steps; 0 takes steps. The number of steps is told before the first.",
         low=0,
         high=100_000,
+        zero="steps",
     )
     batch_size: int = setting(1, "Pictures per forward pass.", low=1, high=1024)
     grad_accum: int = setting(
@@ -127,6 +132,7 @@ class TrainConfig:
         "Keep a moving average of what is trained and save that; 0.99 to 0.9999, 0 turns it off.",
         low=0.0,
         high=0.99999,
+        zero="off",
     )
     loss: str = setting(
         "mse",

@@ -10,7 +10,11 @@ from .settings import path_setting, setting
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ValidationConfig:
     every: int = setting(
-        0, "Steps between validations on pictures that are not trained; 0 turns it off.", low=0, high=1_000_000
+        0,
+        "Steps between validations on pictures that are not trained; 0 turns it off.",
+        low=0,
+        high=1_000_000,
+        zero="off",
     )
     share: float = setting(0.1, "Share of the pictures set aside for it, at least one.", low=0.01, high=0.5)
     folder: str = path_setting("", "Folder of pictures to validate on instead; then no others are set aside.")
@@ -19,7 +23,11 @@ class ValidationConfig:
     )
     levels: int = setting(4, "Noise levels each picture is measured at.", low=1, high=100)
     patience: int = setting(
-        0, "End the run after so many validations without a new best one; 0 never does.", low=0, high=10_000
+        0,
+        "End the run after so many validations without a new best one; 0 never does.",
+        low=0,
+        high=10_000,
+        zero="off",
     )
     restore_best: bool = setting(False, "Write the best step's weights as the result instead of the last step's.")
     calibrate: bool = setting(
@@ -60,17 +68,18 @@ class SampleConfig:
         "", "Prompt of the sample pictures; several separated by new lines. Empty: the trigger or the first caption."
     )
     negative: str = setting("", "Negative prompt of the sample pictures.")
-    every: int = setting(250, "Steps between sample pictures; 0 generates none.", low=0, high=1_000_000)
+    every: int = setting(250, "Steps between sample pictures; 0 generates none.", low=0, high=1_000_000, zero="off")
     steps: int = setting(20, "Sampler steps.", low=1, high=200)
     cfg: float = setting(7.0, "Guidance scale.", low=0.0, high=100.0)
     sampler: str = setting("euler", "Sampler, by the host's name.")
     scheduler: str = setting("simple", "Noise schedule, by the host's name.")
-    width_px: int = setting(0, "Width; 0 takes the training resolution.", low=0, high=8192)
-    height_px: int = setting(0, "Height; 0 takes the training resolution.", low=0, high=8192)
+    width_px: int = setting(0, "Width; 0 takes the training resolution.", low=0, high=8192, zero="training")
+    height_px: int = setting(0, "Height; 0 takes the training resolution.", low=0, high=8192, zero="training")
     seed: int = setting(1, "Seed of the sample noise, the same every time.", low=0, high=2**63 - 1)
     frames: int = setting(
         0,
         "Frames of a sample of a video model, which then plays; 0: as many as the longest clip that is trained, 1 for pictures.",
         low=0,
         high=1024,
+        zero="auto",
     )

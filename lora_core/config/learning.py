@@ -19,6 +19,7 @@ class OptimizerConfig:
         "Learning rate at full strength; 0 takes the optimizer's usual one (adamw 1e-4, prodigy 1).",
         low=0.0,
         high=10.0,
+        zero="auto",
     )
     beta1: float = setting(0.9, "Decay of the gradient average.", low=0.0, high=0.9999)
     beta2: float = setting(
@@ -26,6 +27,7 @@ class OptimizerConfig:
         "Decay of the squared-gradient average; 0 takes the optimizer's usual one (adamw 0.999, prodigy 0.99).",
         low=0.0,
         high=0.999999,
+        zero="auto",
     )
     weight_decay: float = setting(0.01, "Decoupled weight decay.", low=0.0, high=1.0)
     eps: float = setting(1e-8, "Added to the denominator.", low=1e-16, high=1e-2)
@@ -37,7 +39,11 @@ class OptimizerConfig:
     )
     prodigy_d_coef: float = setting(1.0, "Factor on the rate Prodigy finds.", low=0.01, high=100.0)
     prodigy_beta3: float = setting(
-        0.0, "Decay of Prodigy's estimate; 0 takes the square root of beta2.", low=0.0, high=0.999999
+        0.0,
+        "Decay of Prodigy's estimate; 0 takes the square root of beta2.",
+        low=0.0,
+        high=0.999999,
+        zero="auto",
     )
     prodigy_use_bias_correction: bool = setting(
         True,
@@ -50,7 +56,7 @@ class OptimizerConfig:
         True, "Prodigy's weight decay acts on the weights (as AdamW's); off: on the gradients (as Adam's)."
     )
     max_grad_norm: float = setting(
-        1.0, "Gradients are scaled down to this norm; 0 turns clipping off.", low=0.0, high=1e6
+        1.0, "Gradients are scaled down to this norm; 0 turns clipping off.", zero="off", low=0.0, high=1e6
     )
 
 
@@ -81,7 +87,7 @@ class ObjectiveConfig:
     )
     logit_mean: float = setting(0.0, "Mean of logit_normal.", low=-5.0, high=5.0)
     logit_std: float = setting(1.0, "Standard deviation of logit_normal.", low=0.05, high=5.0)
-    shift: float = setting(0.0, "Time shift of flow models; 0 takes the model's own.", low=0.0, high=100.0)
+    shift: float = setting(0.0, "Time shift of flow models; 0 takes the model's own.", low=0.0, high=100.0, zero="auto")
     min_timestep: int = setting(0, "Smallest timestep trained, of 1000.", low=0, high=999)
     max_timestep: int = setting(1000, "One past the largest timestep trained, of 1000.", low=1, high=1000)
     weighting: str = setting(
@@ -97,7 +103,11 @@ class ObjectiveConfig:
         0.0, "Noise added to whole channels, which lets a model learn darker and brighter pictures.", low=0.0, high=1.0
     )
     multires_iterations: int = setting(
-        0, "Coarser layers added to the noise (pyramid noise); 0 turns it off.", low=0, high=16
+        0,
+        "Coarser layers added to the noise (pyramid noise); 0 turns it off.",
+        low=0,
+        high=16,
+        zero="off",
     )
     multires_discount: float = setting(
         0.3, "Strength of each coarser layer relative to the one before.", low=0.0, high=1.0
@@ -132,7 +142,7 @@ class PriorConfig:
         high=10_000,
     )
     weight: float = setting(
-        1.0, "Weight of the class pictures' loss; 0 turns prior preservation off.", low=0.0, high=10.0
+        1.0, "Weight of the class pictures' loss; 0 turns prior preservation off.", zero="off", low=0.0, high=10.0
     )
     steps: int = setting(25, "Sampler steps of class pictures that are made.", low=1, high=200)
     cfg: float = setting(7.0, "Guidance of class pictures that are made.", low=0.0, high=100.0)

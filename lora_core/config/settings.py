@@ -23,16 +23,43 @@ class ConfigError(LoomError):
     """A setting is unknown, of the wrong type or out of bounds."""
 
 
+# What 0 may stand for; pages say it behind a widget's name ("zero.<word>" in js/locales).
+ZEROS = (
+    "auto",
+    "off",
+    "all",
+    "no_limit",
+    "half",
+    "rank",
+    "conv_rank",
+    "learning_rate",
+    "steps",
+    "target",
+    "samples",
+    "training",
+    "exact",
+)
+
+
 def setting(
-    default: Any, help: str, *, low: float | None = None, high: float | None = None, choices: tuple[str, ...] = ()
+    default: Any,
+    help: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    choices: tuple[str, ...] = (),
+    zero: str = "",
 ) -> Any:
-    """A dataclass field that carries its own documentation and bounds (`low` and `high` are allowed values)."""
-    return _field(default, {"help": help, "low": low, "high": high, "choices": choices})
+    """A dataclass field that carries its own documentation and bounds (`low` and `high` are allowed values).
+
+    `zero`: what 0 stands for where it is no amount, a word of ZEROS.
+    """
+    return _field(default, {"help": help, "low": low, "high": high, "choices": choices, "zero": zero})
 
 
 def path_setting(default: str, help: str) -> Any:
     """The same of a file or folder, whose name may have bytes that are no text."""
-    return _field(default, {"help": help, "low": None, "high": None, "choices": (), "half": HALF_IN_PATH})
+    return _field(default, {"help": help, "low": None, "high": None, "choices": (), "zero": "", "half": HALF_IN_PATH})
 
 
 def _field(default: Any, meta: dict[str, Any]) -> Any:

@@ -41,6 +41,7 @@ class SliderConfig:
         "How far strength 1 goes, in differences between positive and negative, or of pairs; 0 takes 3, and 1 to erase and for pairs.",
         low=0.0,
         high=20.0,
+        zero="auto",
     )
     both_ways: bool = setting(
         True, "Train strength -1 beside 1, so the slider works in both directions; erase trains 1 alone."
@@ -56,6 +57,7 @@ class SliderConfig:
         "Guidance they are drawn with; 0 takes 3, or 1 for models that were distilled to do without.",
         low=0.0,
         high=30.0,
+        zero="auto",
     )
     unchanged: float = setting(
         0.1,

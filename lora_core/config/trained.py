@@ -22,11 +22,19 @@ class AdapterConfig:
         high=1024,
     )
     alpha: float = setting(
-        0.0, "The update is scaled by alpha / rank; 0 means alpha = rank, a scale of 1.", low=0.0, high=4096.0
+        0.0,
+        "The update is scaled by alpha / rank; 0 means alpha = rank, a scale of 1.",
+        low=0.0,
+        high=4096.0,
+        zero="rank",
     )
-    conv_rank: int = setting(0, "Rank in convolutions larger than 1x1; 0 takes rank.", low=0, high=1024)
+    conv_rank: int = setting(0, "Rank in convolutions larger than 1x1; 0 takes rank.", low=0, high=1024, zero="rank")
     conv_alpha: float = setting(
-        0.0, "Alpha in those convolutions, where conv_rank is given; 0 means alpha = conv_rank.", low=0.0, high=4096.0
+        0.0,
+        "Alpha in those convolutions, where conv_rank is given; 0 means alpha = conv_rank.",
+        low=0.0,
+        high=4096.0,
+        zero="conv_rank",
     )
     rank_stabilized: bool = setting(
         False, "Scale by alpha / sqrt(rank) instead of alpha / rank (rsLoRA), which keeps large ranks learning."
@@ -37,13 +45,18 @@ class AdapterConfig:
         choices=("input", "output"),
     )
     lokr_factor: int = setting(
-        0, "How LoKr splits a layer: the larger, the smaller the file; 0 splits near the root.", low=0, high=256
+        0,
+        "How LoKr splits a layer: the larger, the smaller the file; 0 splits near the root.",
+        low=0,
+        high=256,
+        zero="auto",
     )
     oft_constraint: float = setting(
         0.0,
         "How far OFT and BOFT may rotate: largest norm of a layer's rotation, divided by its outputs; 0 is no limit.",
         low=0.0,
         high=100.0,
+        zero="no_limit",
     )
     ia3_axis: str = setting(
         "output",
@@ -64,6 +77,7 @@ class AdapterConfig:
         "Largest norm of an update; a larger one is scaled down after each step. 1 is common, 0 is off.",
         low=0.0,
         high=1000.0,
+        zero="off",
     )
     start_from: str = path_setting(
         "", "LoRA file to go on from instead of starting at zero, for headless runs. Its ranks are kept."
@@ -92,13 +106,16 @@ class TextEncoderConfig:
     targets: str = setting(
         "attention", "Which of their layers get an adapter.", choices=("attention", "attention and mlp")
     )
-    rank: int = setting(0, "Size of the update; 0 takes adapter.rank.", low=0, high=1024)
-    alpha: float = setting(0.0, "The update is scaled by alpha / rank; 0 means alpha = rank.", low=0.0, high=4096.0)
+    rank: int = setting(0, "Size of the update; 0 takes adapter.rank.", low=0, high=1024, zero="rank")
+    alpha: float = setting(
+        0.0, "The update is scaled by alpha / rank; 0 means alpha = rank.", low=0.0, high=4096.0, zero="rank"
+    )
     lr: float = setting(
         0.0,
         "Learning rate of the text encoders; 0 takes optimizer.lr. Half of it or less is common.",
         low=0.0,
         high=10.0,
+        zero="learning_rate",
     )
     weight_decay: float = setting(
         -1.0, "Weight decay of the text encoders; -1 takes optimizer.weight_decay.", low=-1.0, high=1.0
@@ -128,6 +145,7 @@ class EmbeddingConfig:
         "Learning rate of the vectors; 0 takes optimizer.lr. 1e-3 to 5e-3 alone, 3e-4 beside a LoRA.",
         low=0.0,
         high=10.0,
+        zero="learning_rate",
     )
     weight_decay: float = setting(0.0, "Weight decay of the vectors.", low=0.0, high=1.0)
     stop: float = setting(

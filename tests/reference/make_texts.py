@@ -1,6 +1,6 @@
 """Writes everything that is made from the schemas of our nodes: locales/, the tables of the help pages, example_workflows/,
 
-js/widget_names.js, nodes/host/access/places.json, docs/templates.md, docs/switching.md, docs/families.md and docs/glossary.md. Needs no ComfyUI.
+js/widget_names.js, js/zeros.js, nodes/host/access/places.json, docs/templates.md, docs/switching.md, docs/families.md and docs/glossary.md. Needs no ComfyUI.
 
 Run it when a node, an input or a setting changes: python tests/reference/make_texts.py
 """

@@ -14,11 +14,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from schemas import ROOT, load_package, without_host  # noqa: E402
 
 PLACE = ROOT / "js" / "widget_names.js"
+ZEROS = ROOT / "js" / "zeros.js"
 PLACES = ROOT / "nodes" / "host" / "access" / "places.json"
 HEAD = """// @ts-check
 // Widgets of config fields that are not called like the field. Made from the nodes by tests/reference/make_texts.py.
 
 /** @type {Record<string, string[]>} */
+"""
+HEAD_OF_ZEROS = """// @ts-check
+// What 0 stands for in a widget where it is no amount. Made from the nodes by tests/reference/make_texts.py.
+
+/** By node, by widget: a word of zero.* in js/locales. @type {Record<string, Record<string, string>>} */
 """
 KINDS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 TRAIN = (
@@ -89,6 +95,17 @@ def places(schemas: Mapping[str, Any]) -> str:
     return f"{{\n{rows}\n}}\n"
 
 
+def zeros(schemas: Mapping[str, Any]) -> str:
+    """zeros.js as it should be."""
+    rows = ""
+    for node, schema in schemas.items():
+        words = {row.id: row.zero for row in schema.inputs if row.kind in ("INT", "FLOAT") and row.zero}
+        if words:
+            inner = "".join(f"    {json.dumps(name)}: {json.dumps(word)},\n" for name, word in words.items())
+            rows += f"  {json.dumps(node)}: {{\n{inner}  }},\n"
+    return f"{HEAD_OF_ZEROS}export const ZEROS = {{\n{rows}}};\n"
+
+
 def settings_and_imported() -> tuple[set[str], set[str]]:
     """(every path of a job, those that Import Settings passes on)."""
     config = importlib.import_module("lora_loom.lora_core.config")
@@ -106,4 +123,5 @@ def _paths(values: Mapping[str, Any], above: str = "") -> list[str]:
 
 def write(schemas: Mapping[str, Any]) -> None:
     PLACE.write_text(text(), encoding="utf-8")
+    ZEROS.write_text(zeros(schemas), encoding="utf-8")
     PLACES.write_text(places(schemas), encoding="utf-8")
