@@ -11,6 +11,10 @@ from live_server import ROOT, running
 from test_browser_drop import photos
 
 DRIVER = Path(__file__).parent / "browser" / "graphs.mjs"
+AMOUNTS = {  # where 0 is as much as it says
+    "caption_dropout", "dropout", "input_perturbation", "logit_mean", "min_timestep", "noise_offset", "seed", "tag_dropout", "timestep_bias",
+    "warmup_steps", "weight_decay",
+}  # fmt: skip
 RENDERERS = ("classic", "nodes2")
 OLD = sorted((ROOT / "tests" / "data" / "0.1.0" / "workflows").glob("*.json"))
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not() or "-")
@@ -37,6 +41,7 @@ def test_few_widgets_are_in_sight_at_first(server, renderer):
     assert len(seen["LoraLoomTrainEmbedding"]) <= 10
     assert 2 <= len(seen["LoraLoomLoadFolder"]) <= 4
     assert {"loss", "noise_offset", "min_snr_gamma", "timesteps"} <= set(seen["LoraLoomLossNoiseSettings"])
+    assert {zero.partition(".")[2] for zero in seen["zeros"]} <= AMOUNTS
 
 
 @pytest.mark.parametrize("renderer", RENDERERS)

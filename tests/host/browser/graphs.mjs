@@ -16,6 +16,19 @@ const inSight = (type) => page.evaluate((kind) => {
   return shown.map((w) => w.name).filter((name) => !name.startsWith("loom_"));
 }, type);
 
+/** "<kind>.<widget>" of every widget at 0 whose label says nothing but its name, on a new node of each of our kinds. */
+async function bareZeros() {
+  await page.evaluate(() => {
+    const { graph } = window.app;
+    for (const kind of Object.keys(window.LiteGraph.registered_node_types).filter((one) => one.startsWith("LoraLoom"))) {
+      if (!graph._nodes.some((node) => node.type === kind)) graph.add(window.LiteGraph.createNode(kind));
+    }
+  });
+  await page.waitForTimeout(3000); // labels are looked at every second
+  return page.evaluate(() => window.app.graph._nodes.flatMap((node) =>
+    (node.widgets ?? []).filter((w) => w.value === 0 && !/\(.+\)$/.test(w.label ?? "")).map((w) => `${node.type}.${w.name}`)));
+}
+
 /** Opens a saved workflow: what it would queue, by node. */
 async function open(file) {
   await page.evaluate(async (workflow) => window.app.loadGraphData(workflow), JSON.parse(fs.readFileSync(file, "utf8")));
@@ -35,6 +48,7 @@ const scenarios = {
       seen[kind] = await inSight(kind);
     }
     await shot("sight");
+    seen.zeros = await bareZeros();
   },
   async old() { // workflows of an older version: what they queue, and which moved widgets they show
     for (const file of files) {
