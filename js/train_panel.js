@@ -78,7 +78,7 @@ const RATE_SEARCH = ["LoraLoomFindLearningRate", "find-lr"]; // has a rising lea
 const MOST_ROWS = 30000;
 const SILENCE_MS = 2500, BETWEEN_ASKS_MS = 400; // of the server
 const LONG_TOAST_MS = 15000;
-const IDLE_HEIGHT = 34, PLAN_HEIGHT = 190, FOLDED_HEIGHT = 20, EMPTY_HEIGHT = 130; // px
+const IDLE_HEIGHT = 54, PLAN_HEIGHT = 190, FOLDED_HEIGHT = 20, EMPTY_HEIGHT = 130; // px
 const HEIGHT = 300, GAP = 6; // px, without samples
 /** What an event tells too; a snapshot that was made before the newest event is older in these. */
 const HEART = /** @type {const} */ (["status", "doing", "step", "steps", "speed", "left_s", "memory", "run"]);
