@@ -62,7 +62,12 @@ def test_compiled_blocks_give_the_gradients_of_the_model_as_it_is(graphs, name, 
     expected, _, none = gradients(architectures.build(name), name, batch, recompute, compiles=False)
     patcher = architectures.build(name)
     modules = [(type(module), "forward" in vars(module)) for module in patcher.model.modules()]
+    weights = {key: value.detach().clone() for key, value in patcher.model.state_dict().items()}
+    random, limit = torch.get_rng_state(), dynamo.config.recompile_limit
     compiled, codes, count = gradients(patcher, name, batch, recompute)
+    assert torch.equal(torch.get_rng_state(), random)
+    assert dynamo.config.recompile_limit == limit
+    assert {key for key, value in patcher.model.state_dict().items() if not torch.equal(value, weights[key])} == set()
     assert none == 0
     assert codes == []
     assert count == len(blocks(patcher.model.diffusion_model))
