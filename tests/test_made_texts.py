@@ -60,7 +60,9 @@ def test_every_zero_that_is_no_amount_says_in_the_graph_what_it_stands_for(scrip
     for node, schema in schemas.items():
         for entry in schema.inputs:
             if entry.kind in ("INT", "FLOAT") and not entry.force_input:
-                explained = re.search(r"(?<!Above )(?<!below )(?<![\d.])\b0\b(?![\d.]+\d)", entry.tooltip or "") is not None
+                explained = (
+                    re.search(r"(?<!Above )(?<!below )(?<![\d.])\b0\b(?![\d.]+\d)", entry.tooltip or "") is not None
+                )
                 assert explained == bool(entry.zero), (node, entry.id, entry.tooltip)
                 assert not entry.zero or entry.zero in words
     assert len(texts) == 4

@@ -22,7 +22,7 @@ from lora_loom.nodes.page import names as page
 OF_JOB_FILES = {"cli.set"}
 # Fields that only a job file or a command line has: no node and no page asks for them.
 OF_THE_TERMINAL = {"--package", 
-    "--listen", "--out", "--password", "--port", "--repo", "--set", "--space", "accelerate", "adapter_config.json", "base_config", "compile",
+    "--listen", "--out", "--password", "--port", "--repo", "--set", "--space", "accelerate", "adapter_config.json", "base_config",
     "header", "offload", "recipe", "sample", "score", "sets", "storage", "string_to_param", "text_encoder.clip_skip", "trackers",
 }  # fmt: skip
 # Fields of the page's own forms and requests.

@@ -128,7 +128,8 @@ def test_a_run_starts_from_its_file_and_other_kinds_refuse_it_by_name(kind, made
     assert all(torch.equal(begun[key].float(), state[key].float().reshape(begun[key].shape)) for key in state)
     other = "loha" if kind != "loha" else "lokr"
     with pytest.raises(
-        FormatError, match=f"of algorithm {kind}, and this run trains {other}; choose the algorithm of the file"
+        FormatError,
+        match=rf"adapter.algorithm = {kind}\), and this run trains {other}; choose the algorithm of the file",
     ):
         starting_point(lora, names, other)
     if KINDS[kind].trains == WEIGHTS:
