@@ -31,7 +31,7 @@ MAX_CAPTIONS = 10_000  # to choose from, of one picture
 _NO_TEXT = re.compile("[\x00-\x1f\x7f-\x9f\ufeff\ud800-\udfff]")  # controls, byte-order marks, halves of characters
 KEEP, TOGETHER = "|||", ";;;"  # around the parts that may be shuffled; between parts that stay side by side
 PLACEHOLDER = re.compile(r"\[(?:trigger|name)\]", re.IGNORECASE)  # ai-toolkit's word for the trigger
-_WILDCARD = re.compile(r"\{([^{}]*)\}")
+_BRACE = re.compile(r"([{}])")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -276,8 +276,14 @@ def chosen(captions: Sequence[Caption], u: float) -> Caption:
 
 
 def expanded(text: str, rng: random.Random) -> str:
-    """`a {red|2::blue} cat` -> one of the choices, as often as its weight says; innermost braces first."""
-    while match := _WILDCARD.search(text):
-        choices = [weighted(part) for part in match[1].split("|")]
-        text = text[: match.start()] + chosen(choices, rng.random()).text + text[match.end() :]
-    return tidy(text)
+    """`a {red|2::blue} cat` -> one of the choices, as often as its weight says; innermost braces first, from left to right."""
+    levels: list[list[str]] = [[]]  # what stands outside of all braces, then inside each that is open
+    for piece in _BRACE.split(text):
+        if piece == "{":
+            levels.append([])
+        elif piece == "}" and len(levels) > 1:
+            choices = [weighted(part) for part in "".join(levels.pop()).split("|")]
+            levels[-1].append(chosen(choices, rng.random()).text)
+        else:
+            levels[-1].append(piece)
+    return tidy("{".join(map("".join, levels)))
