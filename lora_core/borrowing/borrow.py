@@ -193,8 +193,6 @@ class Borrowing:
                 undo.enter_context(override_forward(norm, fetched_norm(norm, self._host)))
             if measures.guard:
                 undo.enter_context(override_forward(norm, cloned_input(norm)))
-        if self._compiled:
-            undo.callback(self.compiler.forget)
         for block in self._compiled:
             undo.enter_context(override_forward(block, self.compiler.forward(block, pure=not measures.guard)))
         for block in blocks(self._model) if measures.checkpointing else ():

@@ -33,9 +33,8 @@ def cloned_input(norm: nn.Module) -> Forward:
     original = norm.forward
 
     def forward(x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        if (
-            torch.is_grad_enabled() and x.requires_grad
-        ):  # nothing else is asked: in a compiled block this is part of the graph
+        # nothing else is asked: in a compiled block this is part of the graph
+        if torch.is_grad_enabled() and x.requires_grad:
             x = x.clone()
         return original(x, *args, **kwargs)
 

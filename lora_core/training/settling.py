@@ -50,7 +50,7 @@ def settled(job: Job) -> TrainConfig:
 
 
 def _for_memory(job: Job) -> TrainConfig:
-    """The job with what its choice of memory decides on this model, which is epochs_message."""
+    """The job with what its choice of memory decides on this model, which is told."""
     network = job.backend.network if isinstance(job.backend, HasNetwork) else None
     config, message = decided(job.config, job.backend.family, Weights.of(network))
     if message is not None and message.code == "memory.exceeded":

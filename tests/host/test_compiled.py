@@ -86,6 +86,24 @@ def test_blocks_that_are_alike_share_a_graph_and_a_second_size_makes_it_one_for_
     assert graphs() <= 8  # of kinds of inputs, not of blocks: 6 blocks, two texts, the trial's size and the batch's
 
 
+def test_graphs_outlive_the_hosts_taking_us_off_and_are_gone_after_the_run(graphs):
+    """As around each sample and each load of another model."""
+    name, batch = "Wan", make_batch("Wan")
+    with torch.inference_mode(False):
+        backend = opened(name, architectures.build(name))
+        backend.compile_blocks()
+        layers, adapters = make_adapters(backend)
+        with backend.training(layers, adapters, Recompute.NONE, tuple(batch.latents.shape)):
+            loss_and_gradients(backend, adapters, batch)
+            before = graphs()
+            with backend.given_back():
+                pass
+            loss_and_gradients(backend, adapters, batch)
+            assert len(backend.lending.borrowing.compiled) == len(blocks(backend.model.network))
+            assert graphs() == before
+    assert dynamo.eval_frame._debug_get_cache_entry_list(compiling.run_block) == []
+
+
 def test_samples_and_validation_run_as_ever(graphs):
     """Where nothing is differentiated no graph is made, for sizes and batches of its own."""
     name, batch = "Wan", make_batch("Wan")

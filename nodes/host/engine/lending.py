@@ -14,6 +14,7 @@ from torch import nn
 from ....lora_core.adapters import AdapterSet
 from ....lora_core.borrowing.borrow import Borrowing, Measures
 from ....lora_core.borrowing.comparison import writing
+from ....lora_core.borrowing.compiling import Compiler
 from ....lora_core.borrowing.frozen import place_of
 from ....lora_core.compat import OutOfMemoryError, compiled_graphs
 from ....lora_core.config import Recompute
@@ -125,6 +126,10 @@ class HostLending:
         self._texts.take_back()
         if self.borrowing is not None:
             self.borrowing.eject()
+        if (
+            self.compiles
+        ):  # not whenever the host takes us off for a moment: graphs would be made again after each sample
+            Compiler.forget()
         self._model.patcher.remove_injections(KEY)
         self.borrowing = None
 
