@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
         keep_pages()
 
     try:
-        return command.run(args)
+        return command.execute(args)
     except Problem as error:
         sys.stderr.write(f"lora-loom: {in_words(error.message)}\n")
         return FAILED

@@ -246,11 +246,11 @@ def shown_in_turn(jobs: list[SampleJob], pictures: list[Image.Image], backend: H
             raise LoomError("compare.control_missing" if takes else "compare.cannot_show", field="control")
         return jobs
     step = backend.latent_step_px
-    shown = [
+    controls = [
         shown_picture(picture, (jobs[0].width_px, jobs[0].height_px), step, showing, backend.encode_shown)
         for picture in pictures
     ]
-    return [dataclasses.replace(job, shown=shown[n % len(shown)]) for n, job in enumerate(jobs)]
+    return [dataclasses.replace(job, shown=controls[n % len(controls)]) for n, job in enumerate(jobs)]
 
 
 def jobs_for(

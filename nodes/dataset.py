@@ -24,7 +24,7 @@ from .sockets import CATEGORY, count_output, dataset_output, in_english, in_word
 from .widgets import widget
 
 CLIPS = ("clips", "clip_count", "clip_stride", "clip_lengths", "scene_change")
-SHOWN = 24
+PREVIEWED = 24
 THUMB_PX = 192
 
 
@@ -37,11 +37,11 @@ def outputs() -> list:
     ]
 
 
-def shown(cls: type[io.ComfyNode], socket: PictureSets) -> io.NodeOutput:
+def with_pictures(cls: type[io.ComfyNode], socket: PictureSets) -> io.NodeOutput:
     """What every node that makes a dataset gives: the dataset, a grid of its first pictures, the report, how many there are."""
     socket, dataset = socket.read()
     images, labels, broken = [], [], []
-    for picture in dataset.pictures[:SHOWN]:
+    for picture in dataset.pictures[:PREVIEWED]:
         if picture.is_latent:
             continue
         try:
@@ -162,7 +162,7 @@ class LoadFolder(io.ComfyNode):
 
     @classmethod
     def execute(cls, folder: str, trigger: str, **options: Any) -> io.NodeOutput:
-        return shown(cls, cls.sets(folder, trigger, **options))
+        return with_pictures(cls, cls.sets(folder, trigger, **options))
 
 
 class LoadHubDataset(io.ComfyNode):
@@ -195,4 +195,4 @@ class LoadHubDataset(io.ComfyNode):
         if not is_hub_name(name.strip()):
             raise LoomError("dataset.no_hub_name", field="name", name=repr(name))
         config = DataConfig(folder=f"{HUB}{name.strip()}", trigger=trigger.strip(), **options)
-        return shown(cls, PictureSets.of(as_folder(config, runs_root())))
+        return with_pictures(cls, PictureSets.of(as_folder(config, runs_root())))

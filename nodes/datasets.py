@@ -17,7 +17,7 @@ from ..lora_core.data.sources import from_images, from_latents
 from ..lora_core.messages.errors import LoomError
 from ..lora_core.pictures.previews import as_picture
 from ..lora_core.pictures.reading import PictureError
-from .dataset import outputs, shown
+from .dataset import outputs, with_pictures
 from .host.access.api import io, make_input, make_output, schema
 from .host.access.paths import runs_root
 from .host.engine.texts import literal, split
@@ -102,7 +102,7 @@ class CombineDatasets(io.ComfyNode):
     @classmethod
     def execute(cls, **datasets: PictureSets | None) -> io.NodeOutput:
         inputs = [datasets.get(f"dataset_{n}") for n in range(1, MOST_SETS + 1)]
-        return shown(cls, cls.joined([dataset for dataset in inputs if dataset is not None]))
+        return with_pictures(cls, cls.joined([dataset for dataset in inputs if dataset is not None]))
 
 
 class DatasetFromImages(io.ComfyNode):
@@ -165,7 +165,7 @@ class DatasetFromImages(io.ComfyNode):
         white = [as_picture(mask[..., None]) for mask in whites]
         folder = from_images(pictures, [str(t) for t in texts], white, runs_root(), beside)
         data = dataclasses.replace(data, masks="file" if white else "none", controls="auto" if beside else "none")
-        return shown(cls, PictureSets.of(dataclasses.replace(data, folder=str(folder))))
+        return with_pictures(cls, PictureSets.of(dataclasses.replace(data, folder=str(folder))))
 
 
 def _require_one_each(code: str, field: str, items: Sequence[Any], pictures: Sequence[Any]) -> None:

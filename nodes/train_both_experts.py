@@ -17,14 +17,14 @@ from .host.access.api import io, make_input, make_output
 from .host.access.check import require_matched
 from .host.access.loras import with_lora
 from .host.engine.experts import HostExperts
-from .host.web.panel import shown
+from .host.web.panel import on_panel
 from .jobs.datasets import Base, PictureSets
 from .settings import Settings, SettingsSocket
 from .sockets import LoraWeights, dataset_input, loss_output, plain_errors
 from .train_lora import INPUTS as OF_ONE
 from .train_lora import config_from as config_of_one
 from .train_node import LAST, TrainNode, empty_lora, train_schema
-from .training import job_of, run
+from .training import job_of, train
 from .widgets import Row, row
 
 _STEPS = row(
@@ -96,7 +96,7 @@ class TrainBothExperts(TrainNode):
         )
 
     @classmethod
-    @shown
+    @on_panel
     @plain_errors("lora")
     def execute(
         cls,
@@ -118,7 +118,7 @@ class TrainBothExperts(TrainNode):
             config, pictures = config_from({**widgets, "switch_every": switch_every}, dataset, backend, settings)
             for expert, state in by_expert(empty_lora(backend, config)).items():
                 require_matched(trained(state, backend.family), models[expert])
-            result, paths = run(cls.hidden, job_of(backend, config, pictures), resume == LAST)
+            result, paths = train(cls.hidden, job_of(backend, config, pictures), resume == LAST)
         written = {stem: tensors for stem, (tensors, _) in result.products.items()}
         loras, files = _by_expert(written), _by_expert({path.stem: path for path in paths})
         tuned = []

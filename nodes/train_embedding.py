@@ -14,12 +14,12 @@ from ..lora_core.names import check_name
 from .host.access.api import io, make_input, make_output
 from .host.engine.backend import HostBackend
 from .host.engine.tokens import with_embeddings
-from .host.web.panel import shown
+from .host.web.panel import on_panel
 from .jobs.datasets import Base, PictureSets
 from .settings import Settings, SettingsSocket, optimizer_of
 from .sockets import Dataset, Embedding, in_words, loss_output, path_output, plain_errors
 from .train_node import LAST, RESOLUTION, RESUME, TrainNode, base_inputs, embeddings_of, train_schema
-from .training import job_of, run
+from .training import job_of, train
 from .widgets import job, row
 from .widgets import settings as values_of
 
@@ -77,7 +77,7 @@ class TrainEmbedding(TrainNode):
         )
 
     @classmethod
-    @shown
+    @on_panel
     @plain_errors("embedding")
     def execute(
         cls,
@@ -95,7 +95,7 @@ class TrainEmbedding(TrainNode):
             config, pictures = config_from(w, dataset, backend, settings)
             if config.trains_lora:
                 raise LoomError("settings.pivotal_elsewhere", field="settings")
-            result, paths = run(cls.hidden, job_of(backend, config, pictures), resume == LAST)
+            result, paths = train(cls.hidden, job_of(backend, config, pictures), resume == LAST)
         embeddings = embeddings_of(result, paths)
         clip_with_tokens = with_embeddings(clip, {name: e.embedding.vectors.get for name, e in embeddings.items()})
         words = ", ".join(f"embedding:{name}" for name in embeddings)

@@ -15,7 +15,7 @@ from .host.access.api import io, make_input, make_output
 from .host.access.loras import with_lora
 from .host.engine.backend import HostBackend
 from .host.engine.tokens import with_embeddings
-from .host.web.panel import shown
+from .host.web.panel import on_panel
 from .jobs.datasets import Base, Loaded, PictureSets
 from .jobs.presets import PRESETS
 from .jobs.settings import left_open, measured
@@ -134,7 +134,7 @@ class TrainLora(TrainNode):
         )
 
     @classmethod
-    @shown
+    @on_panel
     @plain_errors("lora")
     def execute(
         cls,

@@ -24,7 +24,7 @@ from .host.access.api import io, make_input, schema
 from .host.access.check import require_matched
 from .host.engine.backend import HostBackend
 from .sockets import CATEGORY, EmbeddingSocket
-from .training import job_of, run, started_from
+from .training import job_of, started_from, train
 from .widgets import inputs, row
 
 NEW, LAST = "new run", "continue last"
@@ -81,7 +81,7 @@ def run_of_lora(
     config, pictures = job
     start = started_from(lora, backend, config)
     require_matched(trained(empty_lora(backend, config), backend.family), *base)
-    result, paths = run(hidden, job_of(backend, config, pictures, start), resume == LAST)
+    result, paths = train(hidden, job_of(backend, config, pictures, start), resume == LAST)
     require_matched(result.tensors, *base)
     return result, paths
 

@@ -14,7 +14,7 @@ from ..lora_core.names import check_name
 from .host.access.api import io, make_input, make_output
 from .host.access.loras import with_lora
 from .host.engine.backend import HostBackend
-from .host.web.panel import shown
+from .host.web.panel import on_panel
 from .jobs.datasets import Base, PictureSets
 from .jobs.settings import SLIDER
 from .settings import Settings, SettingsSocket, optimizer_of
@@ -107,7 +107,7 @@ class TrainSlider(TrainNode):
         )
 
     @classmethod
-    @shown
+    @on_panel
     @plain_errors("lora")
     def execute(
         cls,

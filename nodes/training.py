@@ -44,7 +44,7 @@ def shelf() -> Shelf:
     return Shelf(runs_root().parent / "loras", next(iter(embedding_folders().values())))
 
 
-def run(hidden: Any, job: Job, resume: bool) -> tuple[Result, list[Path]]:
+def train(hidden: Any, job: Job, resume: bool) -> tuple[Result, list[Path]]:
     """Trains below a run folder of the job's name, or goes on with the latest. Returns (result, its files where the host lists them).
 
     Cancel publishes what there is and passes on; what a run leaves that failed stays in its folder.
@@ -85,7 +85,7 @@ def run(hidden: Any, job: Job, resume: bool) -> tuple[Result, list[Path]]:
     )
     try:
         with registered(node_id, job.control):
-            result = session.run()
+            result = session.train()
     except Cancelled:
         raise
     except Exception:

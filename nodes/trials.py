@@ -17,7 +17,7 @@ from ..lora_core.training.lr_range import Trial, lr_range
 from .host.access.api import io, make_input, make_output, schema, ui
 from .host.engine.backend import HostBackend
 from .host.web.live import LiveNode, registered
-from .host.web.panel import panel_of, shown
+from .host.web.panel import on_panel, panel_of
 from .jobs.datasets import PictureSets
 from .jobs.panel import PanelListener
 from .settings import Settings, SettingsSocket
@@ -157,7 +157,7 @@ class FindLearningRate(io.ComfyNode):
         )
 
     @classmethod
-    @shown
+    @on_panel
     def execute(
         cls,
         model: Any,

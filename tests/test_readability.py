@@ -73,6 +73,20 @@ def test_kinds_are_those_of_adapters(trees):
     assert files == ["lora_core/algebra/kinds.py"]
 
 
+def test_words_of_the_engine_have_one_meaning(trees):
+    """A run is a training run, a fit is how a picture lies in its bucket, what is shown is what the network sees beside the noise."""
+    answers = {"run": "no function", "fit": "Fit", "shown": "Shown"}
+    functions = [
+        (f"{file}:{node.lineno} {node.name}", answers[node.name], ast.unparse(node.returns) if node.returns else "None")
+        for file, tree in trees.items()
+        if file.startswith(("lora_core/", "convert/", "nodes/"))
+        for node in ast.walk(tree)
+        if isinstance(node, FUNCTIONS) and node.name in answers
+    ]
+    assert len(functions) >= 4
+    assert [place for place, meaning, answer in functions if answer != meaning] == []
+
+
 @pytest.mark.parametrize(
     ("code", "count"),
     [

@@ -15,19 +15,19 @@ from .aliases import as_normal
 from .layers import Forward
 from .saved import copied_before_writes
 
-Run = Callable[..., list[torch.Tensor]]  # a block as a function of tensors alone
+Block = Callable[..., list[torch.Tensor]]  # a block as a function of tensors alone
 
 
 class _Again(torch.autograd.Function):
-    """`run` of the first `inputs` of `tensors`; the others are parameters it reads."""
+    """`block` of the first `inputs` of `tensors`; the others are parameters it reads."""
 
     @staticmethod
-    def forward(ctx: Any, run: Run, inputs: int, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        ctx.run, ctx.inputs = run, inputs
+    def forward(ctx: Any, block: Block, inputs: int, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        ctx.block, ctx.inputs = block, inputs
         ctx.save_for_backward(*tensors)
         ctx.set_materialize_grads(False)
         with torch.enable_grad():  # as in the backward pass: dropout asks for it
-            made = run(*_leaves(tensors[:inputs]))
+            made = block(*_leaves(tensors[:inputs]))
         ctx.mark_non_differentiable(*(out for out in made if not out.requires_grad))
         return tuple(out.detach() if out.requires_grad else out for out in made)
 
@@ -36,7 +36,7 @@ class _Again(torch.autograd.Function):
         inputs = _leaves(ctx.saved_tensors[: ctx.inputs])
         tensors = (*inputs, *ctx.saved_tensors[ctx.inputs :])
         with torch.enable_grad(), copied_before_writes():
-            pairs = [pair for pair in zip(ctx.run(*inputs), grads, strict=True) if pair[1] is not None]
+            pairs = [pair for pair in zip(ctx.block(*inputs), grads, strict=True) if pair[1] is not None]
             outs, leaves = [out for out, _ in pairs], [t for t in tensors if t.requires_grad]
             parts = torch.autograd.grad(outs, leaves, [grad for _, grad in pairs], allow_unused=True) if outs else ()
         of = dict(zip(map(id, leaves), parts, strict=False))
@@ -97,12 +97,12 @@ def recomputed(block: nn.Module, parameters: Sequence[nn.Parameter]) -> Forward:
             return original(*args, **kwargs)
         call, answer = _Call.of(args, kwargs), _Answer()
 
-        def run(*tensors: torch.Tensor) -> list[torch.Tensor]:
+        def of_tensors(*tensors: torch.Tensor) -> list[torch.Tensor]:
             private_args, private_kwargs = call.with_copies(tensors)
             return answer.take(original(*private_args, **private_kwargs))
 
         tensors = call.tensors()
-        return answer.give(_Again.apply(run, len(tensors), *tensors, *parameters))
+        return answer.give(_Again.apply(of_tensors, len(tensors), *tensors, *parameters))
 
     return forward
 

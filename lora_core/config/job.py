@@ -221,7 +221,7 @@ class TrainConfig:
     def _check_slider(self) -> None:
         """What prompts a slider needs, and what of a run with pictures it cannot have. Raises ConfigError."""
         slider = self.slider
-        slider.shown()
+        slider.previewed()
         if slider.erases and not lines_of(slider.target):
             raise ConfigError("slider.target.missing", field="slider.target")
         if slider.of_pairs:

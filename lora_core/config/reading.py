@@ -12,7 +12,7 @@ from ..messages.message import Setting
 from ..recipes import LENGTHS, merged, read_toml, recipe
 from .data import DataConfig
 from .job import AS_SET, BY_AUTO, BY_MEMORY, TrainConfig
-from .settings import ConfigError, check, shown
+from .settings import ConfigError, check, short
 
 
 def parse(values: dict[str, Any], cls: type = TrainConfig, where: str = "") -> Any:
@@ -27,12 +27,12 @@ def parse(values: dict[str, Any], cls: type = TrainConfig, where: str = "") -> A
         kind = hints[key]
         if dataclasses.is_dataclass(kind):
             if not isinstance(value, dict):
-                raise ConfigError("setting.no_section", field=f"{where}{key}", value=shown.repr(value))
+                raise ConfigError("setting.no_section", field=f"{where}{key}", value=short.repr(value))
             checked[key] = parse(value, typing.cast(type, kind), f"{where}{key}.")
         elif typing.get_origin(kind) is tuple:
             if not isinstance(value, list | tuple) or not all(isinstance(v, dict) for v in value):
                 raise ConfigError(
-                    "setting.no_sections", field=f"{where}{key}", section=f"{where}{key}", value=shown.repr(value)
+                    "setting.no_sections", field=f"{where}{key}", section=f"{where}{key}", value=short.repr(value)
                 )
             checked[key] = tuple(parse(v, typing.get_args(kind)[0], f"{where}{key}[{n}].") for n, v in enumerate(value))
         else:
@@ -57,7 +57,7 @@ def from_values(values: dict[str, Any], beside: Path) -> TrainConfig:
         raise ConfigError("length.several", field=names[-1], given=[Setting(key) for key in names])
     name = values.pop("recipe", "")
     if not isinstance(name, str):
-        raise ConfigError("recipe.type", field="recipe", value=shown.repr(name))
+        raise ConfigError("recipe.type", field="recipe", value=short.repr(name))
     names = [key for key in BY_MEMORY if key in values]
     values = merged(recipe(name), values) if name else values
     if names and (values.get("memory", AS_SET) != AS_SET or values.get("auto")):

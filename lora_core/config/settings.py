@@ -14,9 +14,9 @@ from ..messages.errors import LoomError
 MAX_TEXT = 20_000  # characters of a setting
 HALF = re.compile("[\ud800-\udfff]")  # of a character that is written as a pair; no tokenizer takes one alone
 HALF_IN_PATH = re.compile("[\ud800-\udc7f\udd00-\udfff]")  # U+DC80 to U+DCFF stand for bytes of a file's name (PEP 383)
-shown = reprlib.Repr()  # of a value in a sentence
-shown.maxstring = shown.maxother = 200
-shown.maxlong = 40
+short = reprlib.Repr()  # of a value in a sentence
+short.maxstring = short.maxother = 200
+short.maxlong = 40
 
 
 class ConfigError(LoomError):
@@ -73,7 +73,7 @@ def check(label: str, value: Any, kind: type, meta: types.MappingProxyType | dic
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value) if abs(value) < 1e300 else math.inf
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise ConfigError("setting.type", field=label, kind=kind.__name__, value=shown.repr(value))
+        raise ConfigError("setting.type", field=label, kind=kind.__name__, value=short.repr(value))
     if isinstance(value, str) and len(value) > MAX_TEXT:
         raise ConfigError("setting.long", field=label, length=len(value), limit=MAX_TEXT)
     if isinstance(value, str) and (half := meta.get("half", HALF).search(value)):
@@ -82,8 +82,8 @@ def check(label: str, value: Any, kind: type, meta: types.MappingProxyType | dic
         raise ConfigError("setting.not_finite", field=label, value=value)
     low, high, choices = meta["low"], meta["high"], meta["choices"]
     if choices and value not in choices:
-        raise ConfigError("setting.choice", field=label, value=shown.repr(value), allowed=choices)
+        raise ConfigError("setting.choice", field=label, value=short.repr(value), allowed=choices)
     if (low is not None and value < low) or (high is not None and value > high):
-        figure = value if isinstance(value, float) else shown.repr(value)
+        figure = value if isinstance(value, float) else short.repr(value)
         raise ConfigError("setting.range", field=label, value=figure, low=f"{low:g}", high=f"{high:g}")
     return value

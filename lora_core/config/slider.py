@@ -67,7 +67,7 @@ class SliderConfig:
     )
     strengths: str = setting("-2, -1, 0, 1, 2", "Strengths of the sample pictures, separated by commas.")
 
-    def shown(self) -> tuple[float, ...]:
+    def previewed(self) -> tuple[float, ...]:
         """The strengths of the sample pictures. Raises ConfigError."""
         parts = [part.strip() for part in self.strengths.split(",") if part.strip()]
         values = [_number(part) for part in parts]

@@ -50,7 +50,7 @@ MAX_SIDECAR_BYTES = 4_000_000
 class Table:
     """The rows of one metadata file, by picture: path relative to the file's folder with forward slashes, or that path without its suffix.
 
-    `beside`: folded paths of pictures that rows name beside their own, such as control pictures. `shown`: by picture, the names of its control pictures.
+    `beside`: folded paths of pictures that rows name beside their own, such as control pictures. `by_picture`: the names of its control pictures.
     """
 
     path: Path
@@ -58,7 +58,7 @@ class Table:
     column: str
     used: set[str] = dataclasses.field(default_factory=set)
     beside: frozenset[str] = frozenset()
-    shown: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    by_picture: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
     def names(self, picture: Path) -> bool:
         """Whether a row is for the picture at `picture`."""
@@ -75,7 +75,7 @@ class Table:
     def controls(self, picture: Path) -> tuple[str, ...]:
         """The control pictures that the row of the picture at `picture` names, as it names them, with forward slashes."""
         key = self._key(picture)
-        return () if key is None else self.shown.get(key, ())
+        return () if key is None else self.by_picture.get(key, ())
 
     def _key(self, picture: Path) -> str | None:
         inside = PurePosixPath(picture.relative_to(self.path.parent).as_posix())
@@ -107,9 +107,11 @@ def read_table(path: Path, column: str = "") -> Table:
             "metadata.no_column", field="data.caption_column", file=path.name, column=repr(column), columns=first
         )
     captions = {_folded(normal(key, path.parent)): as_captions(row.get(name), name) for key, row in rows}
-    shown = {_folded(normal(key, path.parent)): tuple(_controls(row)) for key, row in rows}
+    by_picture = {_folded(normal(key, path.parent)): tuple(_controls(row)) for key, row in rows}
     beside = frozenset(_beside(rows, path.parent))
-    return Table(path, captions, name, beside=beside, shown={key: names for key, names in shown.items() if names})
+    return Table(
+        path, captions, name, beside=beside, by_picture={key: names for key, names in by_picture.items() if names}
+    )
 
 
 def _beside(rows: Iterable[tuple[str, Mapping[str, Any]]], folder: Path) -> Iterable[str]:

@@ -169,9 +169,9 @@ class Reader:
         moves = path.suffix.lower() in FILMS or path.is_dir()
         header = None if moves else read_header(path)
         film = self._film(path, header, seen)
-        shown = film or header
-        assert shown is not None
-        seen.size_px = shown.width_px, shown.height_px
+        measured = film or header
+        assert measured is not None
+        seen.size_px = measured.width_px, measured.height_px
         file, captions = self._captions(path, seen)
         captions = captions or ((Caption(concept),) if concept else ())
         _require_short(captions)

@@ -128,8 +128,8 @@ def from_hub(name: str, split: str, image_column: str, caption_column: str, plac
             file = f"{n:06}{_suffix(data)}"
             yield file, data
             line = {"file_name": file, "text": row.get(caption, "") if caption else ""}
-            shown = [bytes_ for column in controls if (bytes_ := _bytes_of(row[column], inside)) is not None]
-            for m, data in enumerate(shown):
+            controls_bytes = [bytes_ for column in controls if (bytes_ := _bytes_of(row[column], inside)) is not None]
+            for m, data in enumerate(controls_bytes):
                 control = f"{n:06}.control_{m}{_suffix(data)}"
                 yield control, data
                 line[f"control_path_{m}"] = control
@@ -147,9 +147,9 @@ def from_images(
     controls: Sequence[Image.Image] = (),
 ) -> Path:
     """The folder that pictures of other nodes were written to, as PNG without loss, with their captions, masks and control pictures where there are some."""
-    written, white, shown = ([as_png(image, 1) for image in of] for of in (images, masks, controls))
+    written, white, control_files = ([as_png(image, 1) for image in of] for of in (images, masks, controls))
     digest = hashlib.sha256("\x1f".join(captions).encode("utf-8", "replace"))
-    for data in (*written, *white, *([b"controls"] if shown else []), *shown):
+    for data in (*written, *white, *([b"controls"] if control_files else []), *control_files):
         digest.update(hashlib.sha256(data).digest())
 
     def parts() -> Parts:
@@ -159,8 +159,8 @@ def from_images(
                 yield f"{n:04}.txt", captions[n].encode("utf-8", "replace")
             if n < len(white):
                 yield f"{n:04}.mask.png", white[n]
-            if n < len(shown):
-                yield f"{n:04}{CONDITION_ENDINGS[0]}.png", shown[n]
+            if n < len(control_files):
+                yield f"{n:04}{CONDITION_ENDINGS[0]}.png", control_files[n]
 
     return brought(place / IMPORTED / digest.hexdigest()[:24], parts)
 

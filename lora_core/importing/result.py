@@ -137,7 +137,7 @@ def _applied(
             if unsaid:
                 lines.append(
                     dataclasses.replace(
-                        line, fate=Fate.DEFAULT, to={path: shown(word) for path, word in unsaid.items()}
+                        line, fate=Fate.DEFAULT, to={path: written(word) for path, word in unsaid.items()}
                     )
                 )
                 paths |= unsaid
@@ -153,7 +153,7 @@ def name_in(rows: Mapping[str, Row], key: str) -> str:
 
 def _line(key: str, value: Value, row: Row | None, settings: Settings, root: type) -> tuple[Line, Paths]:
     """(what became of a setting, the values it stands for)."""
-    word = shown(value)
+    word = written(value)
     if row is None:
         return Line(key, word, Fate.UNKNOWN), {}
     if row.convert is None:
@@ -166,7 +166,7 @@ def _line(key: str, value: Value, row: Row | None, settings: Settings, root: typ
         fate = Fate.OTHERWISE if row.why == UNDERSTOOD else Fate.NOTHING
         off = not row.why or word.lower() in (*FALSE, "0", "0.0")
         return Line(key, word, fate, why=Message.of("import.why.off" if off and row.why != UNDERSTOOD else row.why)), {}
-    to = {path: shown(one) for path, one in new.items()}
+    to = {path: written(one) for path, one in new.items()}
     if row.quiet and list(to.values()) == [word.lower()]:
         return Line(key, word, Fate.SAME, to), new
     why = Message.of(row.why) if row.why else None
@@ -187,7 +187,7 @@ def checked(path: str, value: Value, root: type = TrainConfig) -> Value:
 def _typed(value: Value, kind: type) -> Value:
     """A text of a command line as the type of a field, where it can be read as one."""
     if kind is str:
-        return value if isinstance(value, str) else shown(value)
+        return value if isinstance(value, str) else written(value)
     word = str(value).strip().lower()
     if kind is bool and isinstance(value, str) and word in (*TRUE, *FALSE):
         return word in TRUE
@@ -204,7 +204,7 @@ def _typed(value: Value, kind: type) -> Value:
     return value
 
 
-def shown(value: Value) -> str:
+def written(value: Value) -> str:
     """A value in a line: as JSON has it, cut where it is long."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
     text = " ".join(text.split())

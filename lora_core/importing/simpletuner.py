@@ -422,12 +422,12 @@ def configuration_of(config: Settings, backends: Value = None, lycoris: Value = 
     if isinstance(lycoris, Mapping):
         settings |= {f"lycoris.{key}": value for key, value in flat(lycoris).items()}
     listed = tables(backends)
-    shown = {str(one.get("id")): one.get("instance_data_dir") for one in listed if _is_shown(one)}
+    reference_folders = {str(one.get("id")): one.get("instance_data_dir") for one in listed if _is_shown(one)}
     sets = []
     for n, one in enumerate(listed):
         plain = flat(one)
         if "conditioning_data" in plain:
-            folders = [shown.get(str(name)) for name in as_list(plain["conditioning_data"])]
+            folders = [reference_folders.get(str(name)) for name in as_list(plain["conditioning_data"])]
             if all(folders):
                 plain["conditioning_data"] = Folders(map(str, folders))
         if str(one.get("dataset_type", "image")) in BACKENDS and not one.get("disabled"):

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 Rows = Mapping[str, list[list[str]]]
 
 
-def shown(rows: Rows, name: str, owner: str = "") -> str:
+def display_name(rows: Rows, name: str, owner: str = "") -> str:
     """The label of a setting as its `owner` shows it, else with the title of where it is set behind it. What has no row keeps its name."""
     labels = [label for who, _, label in rows.get(name, []) if owner and who == owner and label]
     if labels:

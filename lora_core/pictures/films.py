@@ -50,8 +50,8 @@ class Film:
     @property
     def rate(self) -> float:
         """Frames a second; 0 where it is unknown."""
-        shown_s = self.times_s[-1] - self.times_s[0]
-        return (len(self.times_s) - 1) / shown_s if self.paced and shown_s > 0 else 0.0
+        before_s = self.times_s[-1] - self.times_s[0]
+        return (len(self.times_s) - 1) / before_s if self.paced and before_s > 0 else 0.0
 
     @property
     def seconds(self) -> float:
@@ -258,19 +258,19 @@ def _timed(container: Any, stream: Any, film: Film, from_s: float) -> Iterator[t
 
 def _shown(frames: Iterator[tuple[float, Any]], times_s: Sequence[float]) -> Iterator[Image.Image]:
     """The frame that is shown at each time; nothing where the frames begin after the first time that is wanted."""
-    shown, shown_s, image, at = None, 0.0, None, 0
+    frame_before, before_s, image, at = None, 0.0, None, 0
     for time_s, frame in frames:
-        if shown is None and time_s > times_s[0] + _CLOSE_S:
+        if frame_before is None and time_s > times_s[0] + _CLOSE_S:
             return
         while at < len(times_s) and time_s > times_s[at] + _CLOSE_S:
-            image = image or _upright(shown)
+            image = image or _upright(frame_before)
             yield image
             at += 1
         if at == len(times_s):
             return
-        shown, shown_s, image = frame, time_s, None
-    while shown is not None and at < len(times_s) and times_s[at] < shown_s + _CLOSE_S:
-        image = image or _upright(shown)
+        frame_before, before_s, image = frame, time_s, None
+    while frame_before is not None and at < len(times_s) and times_s[at] < before_s + _CLOSE_S:
+        image = image or _upright(frame_before)
         yield image
         at += 1
 

@@ -116,4 +116,4 @@ def train_unet(
         errors = (answer.float() - noise.to(device())).square().mean((1, 2, 3))
         return (errors * weights[levels].to(device())).mean()
 
-    Stage(state / "unet.state", parts, RATE, steps, pause, begun).run(loss_of)
+    Stage(state / "unet.state", parts, RATE, steps, pause, begun).learn(loss_of)

@@ -85,7 +85,7 @@ def train_whole(
         )
         return distance(y.float(), x) + toward_color + 1e-3 * posterior.kl().float().mean() / x[0].numel()
 
-    Stage(state / "vae.state", {"vae": vae}, RATE, steps, pause, begun).run(loss_of)
+    Stage(state / "vae.state", {"vae": vae}, RATE, steps, pause, begun).learn(loss_of)
 
 
 def decoding(vae: Any) -> dict[str, torch.nn.Module]:
@@ -122,7 +122,7 @@ def train_decoder(
         measure = decibels if step >= steps * (1 - POLISH_SHARE) else distance
         return measure(y.float(), x)
 
-    Stage(state / "decoder.state", parts, DECODER_RATE, steps, pause, begun).run(loss_of)
+    Stage(state / "decoder.state", parts, DECODER_RATE, steps, pause, begun).learn(loss_of)
 
 
 def read_vae(state: Path, decoder: bool = True) -> Any:

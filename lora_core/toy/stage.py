@@ -98,7 +98,7 @@ class Stage:
         torch.save(state, unfinished)
         unfinished.replace(self.path)
 
-    def run(self, loss_of: Callable[[int], torch.Tensor], report_every: int = 50) -> None:
+    def learn(self, loss_of: Callable[[int], torch.Tensor], report_every: int = 50) -> None:
         """Takes the steps that are left; `loss_of(step)` draws what it needs from the step alone. Ends with the averaged weights in the modules."""
         began, seen, saved = time.time(), 0.0, time.time()
         while self.step < self.steps:

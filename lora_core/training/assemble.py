@@ -38,7 +38,7 @@ from ..rng import derive, preserved_rng
 from .build import make_adapters, with_fixed
 from .concepts import ConceptProbes, require_concepts
 from .encoding import Encoding
-from .fitting import Measured, as_chosen, fit
+from .fitting import Measured, as_chosen, first_fitting
 from .job import Job
 from .pairs import Pairs
 from .prior import Held, class_dataset
@@ -87,7 +87,7 @@ def dry_run(job: Job) -> tuple[TrainConfig, Measured]:
     config = job.config
     bare = dataclasses.replace(config, prior=dataclasses.replace(config.prior, weight=0.0))
     with preserved_rng(config.seed):
-        chosen, measured = fit(gathered(dataclasses.replace(job, config=bare, start=None)))
+        chosen, measured = first_fitting(gathered(dataclasses.replace(job, config=bare, start=None)))
     return as_chosen(config, chosen), measured
 
 
@@ -329,7 +329,7 @@ def _fitted(material: Material, listener: Listener) -> Material:
     if material.processes.size > 1:
         raise LoomError("auto_fit.several_processes", field="auto_fit")
     listener.on_progress("progress.fitting", 0, 1)
-    config, measured = fit(material)
+    config, measured = first_fitting(material)
     listener.on_note(Message.of("fit.dry_run", measured=measured.message(config.steps)))
     return material.with_config(config)
 

@@ -31,10 +31,10 @@ from .demo import score
 ROWS, LOCK = "results.json", "results.lock"
 FOLDER_END = "-results"  # of the folder of a comparison
 TABLE = "results.md"
-SHOWN, LEAKED = "shown with the trigger", "shown without it"  # measures, by the names that files of rows have
+SUBJECT, LEAKED = "shown with the trigger", "shown without it"  # measures, by the names that files of rows have
 LOWEST, MINUTES = "lowest loss on validation pictures", "minutes"
 HEADS = {
-    SHOWN: "sweep.shown", LEAKED: "sweep.leaked", LOWEST: "sweep.lowest_loss", MINUTES: "sweep.minutes",
+    SUBJECT: "sweep.shown", LEAKED: "sweep.leaked", LOWEST: "sweep.lowest_loss", MINUTES: "sweep.minutes",
 }  # fmt: skip
 MAX_BYTES = 16 << 20
 MAX_SEEDS = 20
@@ -99,8 +99,8 @@ class Judged(Listener):
 
     def on_end(self, outcome: str, step: int) -> None:
         if self._ruler:
-            shown, leaked = score(self._backend, self._ruler)
-            self.measures = {SHOWN: shown, LEAKED: leaked}
+            subject, leaked = score(self._backend, self._ruler)
+            self.measures = {SUBJECT: subject, LEAKED: leaked}
 
 
 # ---- what is kept ----------------------------------------------------------------------------------------------------
@@ -144,12 +144,12 @@ class Results:
         for name, (_, image) in zip(pictures, drawn):
             files.write_bytes(self.folder / name, as_png(image))
         row = {"variant": trial.variant, "seed": trial.config.seed, "run": run, "digest": trial.digest, "ruler": ruler}
-        shown = {"prompts": [prompt for prompt, _ in drawn], "pictures": pictures}
+        sheet = {"prompts": [prompt for prompt, _ in drawn], "pictures": pictures}
         with open(self.folder / LOCK, "ab") as writer:
             locks.hold(writer)  # two comparisons may write here
             known = {row.get("digest") for row in self.rows}
             self.rows += [row for row in rows_in(self.folder) if row.get("digest") not in known]
-            self.rows.append({**row, **shown, "measures": measures})
+            self.rows.append({**row, **sheet, "measures": measures})
             files.write_json(self.folder / ROWS, self.rows)
 
     def drawn(self, trial: Trial) -> Drawn:

@@ -83,7 +83,7 @@ def candidates(
     return out
 
 
-def fit(material: Material) -> tuple[TrainConfig, Measured]:
+def first_fitting(material: Material) -> tuple[TrainConfig, Measured]:
     """The first of `candidates` that runs, and what it took. Raises LoomError when none does."""
     for choice in candidates(material.config, material.backend.recomputes):
         try:

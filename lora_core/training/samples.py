@@ -72,7 +72,7 @@ class Samples:
 
     def _strengths(self, step: int) -> None:
         """One sheet: a row for each prompt, from the lowest strength of the slider to the highest."""
-        jobs, strengths = sample_jobs(self._run.config, self._run.batches), sorted(self._run.config.slider.shown())
+        jobs, strengths = sample_jobs(self._run.config, self._run.batches), sorted(self._run.config.slider.previewed())
         images: list[Image.Image] = []
         for job in jobs:
             for strength in strengths:
@@ -153,8 +153,8 @@ def _usual_prompts(config: TrainConfig, batches: Feed, pairs: Sequence[Pair]) ->
 def pairs_of(cache: LatentCache) -> list[Pair]:
     """The pictures of a set that have control pictures, and clips, the first MAX_PAIRS of them."""
     has_more = [e.picture.controls or e.picture.film or e.picture.data.input_mask != "none" for e in cache.entries]
-    shown = [n for n, one in enumerate(has_more) if one]
-    views = [View(n) for n in shown[:MAX_PAIRS]]
+    with_controls = [n for n, one in enumerate(has_more) if one]
+    views = [View(n) for n in with_controls[:MAX_PAIRS]]
     pairs = [(cache.entries[v.entry].picture.caption, cache.fit(v).bucket, cache.shown(v)) for v in views]
     return [Pair(*pair) for pair in pairs if pair[2].identity]
 
@@ -174,4 +174,4 @@ def sample_prompts(config: TrainConfig, captions: Sequence[str]) -> list[str]:
 
 def at_strengths(config: TrainConfig, prompt: str) -> list[str]:
     """What stands under the pictures of a prompt on a slider's sheet."""
-    return [f"{strength:+g}: {prompt}" for strength in sorted(config.slider.shown())]
+    return [f"{strength:+g}: {prompt}" for strength in sorted(config.slider.previewed())]

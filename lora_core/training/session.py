@@ -53,7 +53,7 @@ class Session:
     cancels: tuple[type[BaseException], ...] = ()
     deliver: Callable[[Sequence[Path], bool], None] | None = None
 
-    def run(self) -> Result:
+    def train(self) -> Result:
         """Trains, or goes on, as the owner of the folder. However it ends, what was trained is kept; a new run that trained nothing leaves no folder.
 
         Raises LoomError for a folder that another writer owns.

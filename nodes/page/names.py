@@ -6,7 +6,7 @@ import functools
 
 from ...lora_core.messages.message import LANGUAGES
 from ...lora_core.messages.message import table as sentences
-from ...lora_core.messages.naming import Rows, shown
+from ...lora_core.messages.naming import Rows, display_name
 from ..jobs.options import TOOLS
 from .fields import BASE, FIRST, Field, fields, section_of, translated
 
@@ -30,7 +30,7 @@ ASKED = {
 
 def as_shown(name: str, language: str) -> str:
     """The field of a setting as the page shows it; what has no field keeps its name."""
-    return shown(table(language), name)
+    return display_name(table(language), name)
 
 
 @functools.cache

@@ -35,8 +35,8 @@ class Words:
     def report(self, lines: Sequence[Message | str], picture: Image.Image | None = None) -> str:
         """Several lines, as they stand, below a picture where there is one."""
         texts = [line if isinstance(line, str) else line.text(self.language, as_shown) for line in lines]
-        shown = f'<pre class="lora_loom_report">{html.escape(chr(10).join(texts))}</pre>'
-        return f"{_inline(picture)}{shown}" if picture is not None else shown
+        report = f'<pre class="lora_loom_report">{html.escape(chr(10).join(texts))}</pre>'
+        return f"{_inline(picture)}{report}" if picture is not None else report
 
     def place(self, element: str) -> str:
         """Where js/ puts a part."""

@@ -78,7 +78,7 @@ def _trained(desk: Desk, order: Order, loan: Loan, control: Control, more: Seque
 
     export, warnings = exporter(folder.name, loan.backend.family), [*dataset.warnings, *loan.warnings]
     session = Session(job, folder, export, bool(order.resume), warnings, desk.host.version(), deliver=deliver)
-    return session.run()
+    return session.train()
 
 
 def train(desk: Desk, order: Order, loan: Loan, panel: Panel, control: Control) -> str:

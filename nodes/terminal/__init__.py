@@ -1,6 +1,6 @@
 """The commands of the terminal: a file each, with what it takes and what it does. Looking at one costs nothing: what is heavy is imported when it runs.
 
-A command's module has `add_arguments(parser)` and `run(args)`, which returns an exit code: 0 done, 1 the input needs a change.
+A command's module has `add_arguments(parser)` and `execute(args)`, which returns an exit code: 0 done, 1 the input needs a change.
 """
 
 from __future__ import annotations

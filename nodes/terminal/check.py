@@ -9,10 +9,10 @@ from ...lora_core.messages.message import Message
 from . import DONE, FAILED, put
 from .arguments import add_job as add_arguments
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["add_arguments", "execute"]
 
 
-def run(args: argparse.Namespace) -> int:
+def execute(args: argparse.Namespace) -> int:
     from ...lora_core.backends.threads import use_threads
     from ...lora_core.data.lint import look
     from ...lora_core.data.sheet import sheet

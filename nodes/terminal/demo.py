@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_place(parser)
 
 
-def run(args: argparse.Namespace) -> int:
+def execute(args: argparse.Namespace) -> int:
     from ...lora_core.config import parse
     from ...lora_core.messages.errors import LoomError
     from ...lora_core.toy.taught import TAUGHT

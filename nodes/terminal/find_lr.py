@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=60, help="steps of the test (default: 60)")
 
 
-def run(args: argparse.Namespace) -> int:
+def execute(args: argparse.Namespace) -> int:
     from ...lora_core.backends.threads import use_threads
     from ...lora_core.runs.reports import ProgressBar
     from ...lora_core.training.lr_range import Trial, lr_range

@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, help="job file to write (default: the job goes to the terminal)")
 
 
-def run(args: argparse.Namespace) -> int:
+def execute(args: argparse.Namespace) -> int:
     from ...lora_core.disk.files import write_bytes
     from ...lora_core.importing.programs import Text, imported
     from ...lora_core.importing.result import require_job

@@ -62,10 +62,10 @@ def in_a_row(images: Sequence[Image.Image]) -> Image.Image:
         times = HEIGHT_PX // image.height
         sharp = Image.Resampling.NEAREST if times > 1 else Image.Resampling.LANCZOS
         height = image.height * times if times else HEIGHT_PX
-        shown = image.convert("RGB").resize((max(1, round(image.width * height / image.height)), height), sharp)
-        if row and sum(one.width + 4 for one in row) + shown.width > WIDEST_PX:
+        small = image.convert("RGB").resize((max(1, round(image.width * height / image.height)), height), sharp)
+        if row and sum(one.width + 4 for one in row) + small.width > WIDEST_PX:
             break
-        row.append(shown)
+        row.append(small)
     strip = Image.new("RGB", (sum(one.width + 4 for one in row) - 4, max(one.height for one in row)), "white")
     left = 0
     for one in row:
@@ -90,7 +90,7 @@ def as_kitty(image: Image.Image) -> str:
 
 
 def as_iterm(image: Image.Image) -> str:
-    """https://iterm2.com/documentation-images.html: a file shown inline at its own size."""
+    """https://iterm2.com/documentation-images.html: a file small inline at its own size."""
     data = _png(image)
     text = base64.b64encode(data).decode()
     return f"\x1b]1337;File=inline=1;size={len(data)};width={image.width}px;height={image.height}px:{text}\x07"

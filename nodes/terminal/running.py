@@ -55,7 +55,7 @@ def run_job(
         drawn = Guarded(everyone, "terminal", Extras(lambda message: None))  # one that is gone hears nothing
         job = dataclasses.replace(job, listener=Listeners([drawn, *([listener] if listener else [])]))
         try:
-            result = Session(job, folder, exporter(job.config.name, job.backend.family), resume).run()
+            result = Session(job, folder, exporter(job.config.name, job.backend.family), resume).train()
         except BaseException:
             if received:
                 with contextlib.suppress(OSError):  # the terminal may be gone

@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_threads(parser)
 
 
-def run(args: argparse.Namespace) -> int:
+def execute(args: argparse.Namespace) -> int:
     from ...lora_core.backends.base import SampleJob
     from ...lora_core.backends.threads import use_threads
     from ...lora_core.config import SampleConfig, TrainConfig, check

@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_place(parser)
 
 
-def run(args: argparse.Namespace) -> int:
+def execute(args: argparse.Namespace) -> int:
     from ...lora_core.backends.threads import use_threads
     from ...lora_core.disk import files
     from ...lora_core.messages.errors import LoomError

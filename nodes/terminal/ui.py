@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_threads(parser)
 
 
-def run(args: argparse.Namespace) -> int:
+def execute(args: argparse.Namespace) -> int:
     from ...lora_core.backends.threads import use_threads
     from ...lora_core.events import Control
     from ..jobs.publishing import Shelf
@@ -82,6 +82,6 @@ def language_here() -> str:
 
 def _link(address: str, port: int, token: str) -> str:
     """What to open in a browser on this machine."""
-    shown = "127.0.0.1" if address in ("0.0.0.0", "::") else address
-    host = f"[{shown}]" if ":" in shown else shown
+    reached = "127.0.0.1" if address in ("0.0.0.0", "::") else address
+    host = f"[{reached}]" if ":" in reached else reached
     return f"http://{host}:{port}/" + (f"?token={token}" if token else "")

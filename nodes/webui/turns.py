@@ -30,7 +30,7 @@ def turn(task: str) -> Iterator[None]:
         shared.state.begin(job=task)
         progress.start_task(task)
         try:
-            with GATE.run():
+            with GATE.held():
                 yield
         finally:
             progress.finish_task(task)
@@ -70,7 +70,7 @@ class PageGate:
         return not self._open.is_set()
 
     @contextlib.contextmanager
-    def run(self) -> Iterator[None]:
+    def held(self) -> Iterator[None]:
         """Around a run, for which `shut_now` waits."""
         self._stands.clear()
         try:

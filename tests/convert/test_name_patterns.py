@@ -9,6 +9,7 @@ import pytest
 from lora_loom.convert import name_patterns
 from lora_loom.convert.name_patterns import NamePatterns
 from lora_loom.lora_core.messages.errors import Problem
+from since import since
 
 
 def peft_answer(name, patterns, default):
@@ -33,6 +34,7 @@ def test_the_value_is_that_of_pefts_own_search(seed):
         assert NamePatterns(patterns).value(name, "none") == peft_answer(name, patterns, "none"), (name, patterns)
 
 
+@since("peft", "0.14", "get_pattern_key")
 def test_peft_itself_answers_alike():
     peft = pytest.importorskip("peft.utils.other")
     patterns = {"down_blocks.0.to_q": 8, r"to_q": 4, r"blocks\.\d+\.ff": 2}

@@ -204,7 +204,7 @@ def test_a_folder_that_a_node_loaded_is_not_read_again_when_it_is_trained(nodes,
     monkeypatch.setattr(dataset, "training_folder", lambda name: folder)
     monkeypatch.setattr(dataset, "ui", SimpleNamespace(PreviewImage=lambda sheet, cls: SimpleNamespace(as_dict=dict)))
     monkeypatch.setattr(dataset, "io", SimpleNamespace(NodeOutput=lambda *outputs, ui: outputs))
-    loaded, *_ = dataset.shown(dataset.LoadFolder, dataset.LoadFolder.sets("set", "zog"))
+    loaded, *_ = dataset.with_pictures(dataset.LoadFolder, dataset.LoadFolder.sets("set", "zog"))
     defaults = {row.name: row.default for row in nodes("widgets").rows(train.INPUTS)}
     widgets = {**defaults, "preset": "style", "name": "zog"}
     (config, pictures), files, _ = counted(lambda: train.config_from(widgets, loaded, planning._TOY))

@@ -270,7 +270,7 @@ def train_vae(out: Path, steps: int) -> None:
         y = vae.decode(posterior.sample()).sample.float()
         return F.l1_loss(y, x) + F.mse_loss(y, x) + 2e-5 * posterior.kl().mean() / x[0].numel() * 100
 
-    Stage(out / "vae.state", {"vae": vae}, 2e-3, steps).run(loss_of)
+    Stage(out / "vae.state", {"vae": vae}, 2e-3, steps).learn(loss_of)
     rng = random.Random(10**6)
     with torch.no_grad():
         x = to_tensor([world.draw(world.random_scene(rng)) for _ in range(256)])
@@ -321,7 +321,7 @@ def train_unet(out: Path, steps: int, batch: int, pictures: int) -> None:
         pred = unet(schedule.add_noise(x0, noise, t), t, text(ids).last_hidden_state).sample
         return F.mse_loss(pred.float(), noise)
 
-    Stage(out / "unet.state", {"unet": unet, "text_encoder": text}, 1.5e-3, steps).run(loss_of)
+    Stage(out / "unet.state", {"unet": unet, "text_encoder": text}, 1.5e-3, steps).learn(loss_of)
     unet.half().save_pretrained(out / "unet")
     text.half().save_pretrained(out / "text_encoder")
     schedule.save_pretrained(out / "scheduler")

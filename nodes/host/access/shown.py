@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ....lora_core.messages.message import LANGUAGES, Names
-from ....lora_core.messages.naming import Rows, shown
+from ....lora_core.messages.naming import Rows, display_name
 
 _PLACES = Path(__file__).with_name("places.json")
 _LOCALES = Path(__file__).resolve().parents[3] / "locales"
@@ -20,7 +20,7 @@ _LOCALES = Path(__file__).resolve().parents[3] / "locales"
 
 def as_shown(name: str, language: str, node: str = "") -> str:
     """The widget of a setting as `node` (a node's id) shows it; one of another node with the title of that node behind it."""
-    return shown(table(language), name, node)
+    return display_name(table(language), name, node)
 
 
 def on(node: str) -> Names:

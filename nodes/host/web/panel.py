@@ -66,7 +66,7 @@ def begin(hidden: Any) -> Panel:
     return PANELS.begin(node, str((workflow_of(hidden) or {}).get("id") or ""), mine.get("class_type", ""), inputs)
 
 
-def shown(execute: Callable[..., Any]) -> Callable[..., Any]:
+def on_panel(execute: Callable[..., Any]) -> Callable[..., Any]:
     """Shows in the node's panel what its `execute` does, and how it ends."""
 
     @functools.wraps(execute)

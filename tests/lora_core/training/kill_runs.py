@@ -65,7 +65,7 @@ def train(root: Path, config, backend, dataset, tries: int) -> int:
             resume = begun is not None and bool(checkpoints.all_steps(begun / "checkpoints"))
             folder = begun or root / NAME
             folder.mkdir(exist_ok=True)
-            Session(Job(config, backend, dataset, root, Watch(root)), folder, product, resume).run()
+            Session(Job(config, backend, dataset, root, Watch(root)), folder, product, resume).train()
             return 0
         except LoomError as error:
             if error.message.code not in ("run.owned", "run.owned_by_somebody", "name.run_exists", "run.no_folder"):

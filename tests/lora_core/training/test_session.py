@@ -36,7 +36,7 @@ def session(toy_config, toy_backend, tmp_path):
 
 def test_a_run_leaves_its_log_and_goes_on_in_the_same_folder(session):
     first = session(warnings=[Message.of("note.hash")], steps=3)
-    assert first.run().files[0].name == "made.safetensors"
+    assert first.train().files[0].name == "made.safetensors"
     text = (first.folder / LOG).read_text()
     assert (
         text.index("The hash in the header") < text.index("training steps 1 to 3") < text.index("finished after step 3")
@@ -44,21 +44,21 @@ def test_a_run_leaves_its_log_and_goes_on_in_the_same_folder(session):
     assert ending(first.folder).outcome == "finished"
     again = session(resume=True, steps=5)
     assert again.folder == first.folder
-    assert again.run().step == 5
+    assert again.train().step == 5
     assert session(steps=3).folder != first.folder
 
 
 def test_a_run_that_trained_nothing_leaves_no_folder(session):
     refused = session(adapter={"rank": 1000})
     with pytest.raises(LoomError, match=r"adapter\.rank: 1000"):
-        refused.run()
+        refused.train()
     assert not refused.folder.exists()
 
 
 def test_a_cancelled_run_keeps_what_it_trained(session):
     cancelled = session(CancelAt(2))
     with pytest.raises(KeyboardInterrupt):
-        cancelled.run()
+        cancelled.train()
     assert (cancelled.folder / "made.safetensors").is_file()
     assert "ended by KeyboardInterrupt" in (cancelled.folder / LOG).read_text()
 
@@ -67,7 +67,7 @@ def test_a_failed_continuation_never_removes_the_folder(session):
     empty = session(steps=3)
     (empty.folder / "checkpoints").mkdir()
     with pytest.raises(LoomError, match="holds no complete save"):
-        session(resume=True, steps=3).run()
+        session(resume=True, steps=3).train()
     assert empty.folder.is_dir()
 
 
@@ -90,7 +90,7 @@ def test_what_a_backend_says_of_how_it_trains_reaches_the_user_before_the_first_
     remark = Message.of("model.slow_way", field="model", network="Toy")
     monkeypatch.setattr(type(toy_backend), "remarks", lambda self: (remark,), raising=False)
     run = session(steps=1)
-    run.run()
+    run.train()
     text = (run.folder / LOG).read_text()
     assert text.index(str(remark)) < text.index("finished after step 1")
 

@@ -56,7 +56,7 @@ def train(toy_config, toy_backend):
         config = toy_config(**{**SMALL, **changes})
         job = Job(config, toy_backend, open_sets(config), root, listener or Listener())
         folder = folder or run_folder(root, config.name, resume, ALONE)
-        return Session(job, folder, product, resume, deliver=deliver).run()
+        return Session(job, folder, product, resume, deliver=deliver).train()
 
     return run
 
@@ -83,7 +83,7 @@ def recorded(tmp_path_factory, toy_config, toy_backend):
     with Recorder(root) as record:
         job = Job(config, toy_backend, open_sets(config), root, Promise())
         folder = run_folder(root, config.name, False, ALONE)
-        Session(job, folder, product).run()
+        Session(job, folder, product).train()
     return record, weights(folder)
 
 

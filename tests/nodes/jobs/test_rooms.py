@@ -68,7 +68,7 @@ def test_every_file_of_a_command_is_in_the_table_and_the_other_way_round(root):
     files = {
         p.stem.rstrip("_")
         for p in (root / "nodes" / "terminal").glob("*.py")
-        if "\ndef run(args: argparse.Namespace) -> int:" in p.read_text(encoding="utf-8")
+        if "\ndef execute(args: argparse.Namespace) -> int:" in p.read_text(encoding="utf-8")
     }
     assert files == {name.replace("-", "_") for name in COMMANDS}
     assert set(STEPPING) <= COMMANDS.keys()

@@ -122,7 +122,7 @@ def test_a_sample_that_cannot_be_drawn_costs_the_sample_and_not_the_run(job, mon
 def test_what_nobody_foresaw_ends_with_a_sentence_below_its_traceback(monkeypatch, capsys, tmp_path):
     from lora_loom.nodes.terminal import recipes
 
-    monkeypatch.setattr(recipes, "run", failing(ZeroDivisionError("division by zero")))
+    monkeypatch.setattr(recipes, "execute", failing(ZeroDivisionError("division by zero")))
     assert main(["recipes"]) == 1
     *lines, sentence = capsys.readouterr().err.splitlines()
     assert "Traceback" in lines[0]

@@ -12,7 +12,7 @@ def test_the_page_is_made_anew_only_while_the_run_stands_and_the_run_goes_on_whe
     at_work, page_done = threading.Event(), threading.Event()
 
     def run():
-        with gate.run():
+        with gate.held():
             at_work.set()
             while not gate.shut:
                 page_done.wait(0.01)

@@ -151,7 +151,7 @@ def losses_of(backend, config, folder=None, control=None, listener=None, resume=
 
     members = [Losses(), *([listener] if listener else [])]
     a_job = job.Job(config, backend, dataset, root, events.Listeners(members), control or events.Control())
-    result = session.Session(a_job, place, formats.exporter(place.name, backend.family), resume).run()
+    result = session.Session(a_job, place, formats.exporter(place.name, backend.family), resume).train()
     return result, losses
 
 
