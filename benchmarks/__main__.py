@@ -64,14 +64,21 @@ def step(record: dict[str, Any]) -> str:
 
 
 def webuis(record: dict[str, Any]) -> str:
-    head = ["host", "torch there", "minimal loop, CPU s", "ours, CPU s", "recomputed, CPU s", "GB of the loaded host"]
-    head += ["GB above it", "recomputed, GB above it", "load of the machine"]
-    rows = []
-    for name, r in record["hosts"].items():
-        cpu_s, ratio = r["cpu_s"], f" ({r['ratio']} x)" if "ratio" in r else ""
-        times = [cpu_s.get("minimal", "-"), f"{cpu_s['ours']}{ratio}", cpu_s["checkpointed"]]
-        rows.append([name, r["torch"], *times, r["loaded_gb"], r["peak_above_gb"], r["checkpointed_above_gb"], r["load"]])  # fmt: skip
-    return table(head, rows)
+    def beside(values: dict[str, float], way: str = "ours") -> str:
+        least = values.get("minimal")
+        return f"{values[way]} ({values[way] / least:.2f} x)" if least else f"{values[way]}"
+
+    full, narrow = [], []
+    for name, sizes in record["hosts"].items():
+        if r := sizes.get("full"):
+            times = [r["cpu_s"].get("minimal", "-"), beside(r["cpu_s"]), r["cpu_s"]["checkpointed"]]
+            full.append([name, r["torch"], *times, r["loaded_gb"], r["peak_above_gb"], r["checkpointed_above_gb"], r["load"]])  # fmt: skip
+        if r := sizes.get("narrow"):
+            narrow.append([name, r["torch"], r["shortest_ms"].get("minimal", "-"), beside(r["shortest_ms"]), r["load"]])
+    head = ["full size, 256 px, rank 16 attention", "torch", "minimal loop, CPU s", "ours, CPU s", "recomputed, CPU s"]
+    head += ["GB of the loaded host", "GB above it", "recomputed, GB above it", "load of the machine"]
+    small = ["narrow, 64 px, rank 4: besides arithmetic", "torch", "minimal loop, CPU ms", "ours, CPU ms", "load of the machine"]  # fmt: skip
+    return "\n\n".join(table(titles, rows) for titles, rows in ((head, full), (small, narrow)) if rows)
 
 
 def scaling(record: dict[str, Any]) -> str:
@@ -179,7 +186,11 @@ def reading(record: dict[str, Any]) -> str:
 
 
 def _ratio(row: dict[str, Any], way: str) -> str:
-    return f"{row['ms'][way]} ({row['ratio'][way]} x)" if way in row["ms"] else f"stops: {row['failed'][way]}"
+    return (
+        f"{row['ms'][way]} ({row['ratio'][way]} x)"
+        if way in row["ms"]
+        else f"stops: {row['failed'].get(way, 'not measured')}"
+    )
 
 
 def launch(record: dict[str, Any]) -> str:
@@ -188,6 +199,7 @@ def launch(record: dict[str, Any]) -> str:
         "headless": "headless",
         "host": "in ComfyUI",
         "peft": "diffusers + PEFT",
+        "sd-scripts": "layers of sd-scripts",
         "native": "ComfyUI's trainer",
     }
     rows, shares = record["rows"], []

@@ -7,7 +7,8 @@ With --models the rows of the others stay as they were measured.
 8 x 8 latents, batch 1, one thread, float32, rank 4 on attention. What a GPU waits for at small sizes is this time, and it can be measured without one.
 All take turns in one process; the shortest step of each counts, since other load on the machine only ever adds. Calls of Python functions are counted
 beside it: they do not depend on the machine. ComfyUI's own trainer has no choice of layers: it trains every weight, norm and bias.
-Needs a ComfyUI checkout ($COMFYUI_DIR, else ~/comfy/ComfyUI) and its Python environment with diffusers and peft.
+Needs a ComfyUI checkout ($COMFYUI_DIR, else ~/comfy/ComfyUI) and its Python environment with diffusers and peft; for the layers of sd-scripts its checkout
+(in $LOOM_PROGRAMS, else ~/programs) and what that imports (opencv, imagesize, toml, voluptuous).
 """
 
 from __future__ import annotations
@@ -300,6 +301,25 @@ class Peft(Least):
         return [p for p in self._network.parameters() if p.requires_grad]
 
 
+class SdScripts(Least):
+    """The same loop with the layers of sd-scripts, hung where the others hang theirs. Raises ImportError where its sources or what they import are absent."""
+
+    def hang(self, case: Case) -> list[Any]:
+        import torch
+
+        sys.path.append(str(engines.PROGRAMS / "sd-scripts"))
+        from networks.lora import LoRAModule
+
+        self._hung = [
+            LoRAModule(name.replace(".", "_"), layer, 1.0, case.rank, case.rank)
+            for name, layer in self._network.named_modules()
+            if isinstance(layer, torch.nn.Linear) and engines._targeted(name)
+        ]
+        for layer in self._hung:
+            layer.apply_to()
+        return [p for layer in self._hung for p in layer.parameters()]
+
+
 class Native:
     """The host's own node. It cannot stop between two steps, so a turn is a call of it, of which each step is timed inside."""
 
@@ -334,8 +354,10 @@ WAYS: dict[str, Callable[[Case], Any]] = {
     "headless": Headless,
     "host": InHost,
     "peft": Peft,
+    "sd-scripts": SdScripts,
     "native": Native,
 }
+OTHERS = ("peft", "sd-scripts", "native")  # programs that may be absent, or may not train a model
 AT_WISH: dict[str, Callable[[Case], Any]] = {"compiled": InHostCompiled}  # in no table
 
 
@@ -432,16 +454,20 @@ def arithmetic(case: Case) -> float:
     return round(counted.get_total_flops() / 1e6, 1)
 
 
-def _failed(made: dict[str, Any]) -> dict[str, str]:
-    """Takes out those of other programs that cannot train the model, and says why."""
-    failed = {}
-    for way in ("peft", "native"):
+def engines_of(case: Case, ways: list[str]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Those that train the model, and why the others, of other programs, do not."""
+    made, failed = {}, {}
+    for way in ways:
         try:
-            each(made[way], 1, lambda step: step()) if way in made else None
-        except RuntimeError as error:
+            made[way] = (WAYS | AT_WISH)[way](case)
+            if way in OTHERS:
+                each(made[way], 1, lambda step: step())
+        except (RuntimeError, ImportError) as error:
+            if way not in OTHERS:
+                raise
             failed[way] = str(error).partition(":")[0][:160]
-            del made[way]
-    return failed
+            made.pop(way, None)
+    return made, failed
 
 
 def measured(model: str, ways: list[str], steps: int, rounds: int) -> dict[str, Any]:
@@ -449,10 +475,9 @@ def measured(model: str, ways: list[str], steps: int, rounds: int) -> dict[str, 
 
     torch.set_num_threads(1)
     case = Narrow(model=model, px=64, rank=4)
-    made = {way: (WAYS | AT_WISH)[way](case) for way in ways}
-    failed = _failed(made)
+    made, failed = engines_of(case, ways)
     layers = {
-        way: len(engine._params) // 2 if way in ("least", "peft") else getattr(engine, "adapters", None)
+        way: len(engine._params) // 2 if isinstance(engine, Least) else getattr(engine, "adapters", None)
         for way, engine in made.items()
     }
     best = shortest(made, steps, rounds)

@@ -1,9 +1,10 @@
 """Writes example_workflows/*.jpg: what a template makes, or where its weights cannot be had a drawing of its graph that can be read.
 
-    python tests/reference/make_thumbnails.py [RUN]
+    python tests/reference/make_thumbnails.py                    draws those of graphs anew, and leaves what was made by running a template
+    COMFYUI_DIR=… ~/comfy/venv/bin/python tests/reference/make_thumbnails.py --run OUT [NUMBER …]    runs templates of the toy in a real ComfyUI first
 
-RUN is the folder of a finished run of "20 Try it", whose before-after.png stands on the templates of the toy; without it the one of the help pages is
-taken, which is of such a run too. Own pictures cannot be shown before they are there: those templates show the course of the graph.
+Own pictures cannot be shown before they are there: those templates show the course of the graph. The other templates of the toy show the samples of the
+help pages, which are of a run of "20 Try it".
 """
 
 from __future__ import annotations
@@ -18,6 +19,10 @@ ROOT = Path(__file__).resolve().parents[2]
 PLACE = ROOT / "example_workflows"
 WIDTH, HEIGHT, MARGIN = 640, 480, 24  # px
 GROUND, NODE, INK, FAINT = "#20242c", "#39404d", "#f2f2f2", "#8a93a3"
+RUN_FIRST = {  # number -> where its sheet is, below the host's output
+    "21": "lora_loom/*/before-after.png", "23": "lora_loom/*/before-after.png", "24": "lora_loom_compared*.png",
+    "26": "lora_loom/*/before-after.png",
+}  # fmt: skip
 NOT_DRAWN = ("MarkdownNote", "CLIPTextEncode", "EmptyLatentImage", "VAEDecode")
 SHORT = {
     "CheckpointLoaderSimple": "Checkpoint", "UNETLoader": "Model", "CLIPLoader": "Text encoder", "DualCLIPLoader": "Text encoders", "VAELoader": "VAE",
@@ -89,19 +94,41 @@ def before_and_after(name: str, sheet: Path) -> Image.Image:
     return picture
 
 
+def sheets_of_runs(out: Path, numbers: list[str]) -> dict[str, Path]:
+    """Runs the templates as they are, in their order since later ones look at the runs of earlier ones. Number -> what each made."""
+    sys.path.insert(0, str(ROOT / "tests" / "host"))
+    from live_server import running
+
+    sheets = {}
+    with running(out / "base") as server:
+        for number in numbers:
+            (path,) = PLACE.glob(f"{number} *.json")
+            entry = server.execute(server.api_prompt(json.loads(path.read_text(encoding="utf-8"))), 3600)
+            if entry["status"]["status_str"] != "success":
+                raise SystemExit(f"{path.stem}: {entry['status']}")
+            files = (out / "base" / "output").glob(RUN_FIRST[number])
+            sheets[number] = max(files, key=lambda file: file.stat().st_mtime)
+            sys.stdout.write(f"{number}: {sheets[number]}\n")
+    return sheets
+
+
 def main() -> None:
-    runs = [Path(argument) for argument in sys.argv[1:]]
-    sheet = runs[0] / "before-after.png" if runs else ROOT / "js" / "docs" / "img" / "before-after.jpg"
+    run, out, *numbers = (sys.argv[1:] + [""] * 2)[:2] + sys.argv[3:]
+    sheets = sheets_of_runs(Path(out).resolve(), numbers or list(RUN_FIRST)) if run == "--run" else {}
+    help_sheet = ROOT / "js" / "docs" / "img" / "before-after.jpg"
     names = sorted(path.stem for path in PLACE.glob("*.json"))
     for old in PLACE.glob("*.jpg"):
         if old.stem not in names:
             old.unlink()
     for name in names:
+        number, file = name.partition(" ")[0], PLACE / f"{name}.jpg"
+        if number in RUN_FIRST and number not in sheets and file.exists():
+            continue
         workflow = json.loads((PLACE / f"{name}.json").read_text(encoding="utf-8"))
         kinds = {node["type"] for node in workflow["nodes"]}
         real = "LoraLoomLoadToyModel" in kinds and "LoraLoomTrainLora" in kinds
-        made = before_and_after(name, sheet) if real else drawn(name, workflow)
-        made.save(PLACE / f"{name}.jpg", quality=88)
+        sheet = sheets.get(number) or (help_sheet if real else None)
+        (drawn(name, workflow) if sheet is None else before_and_after(name, sheet)).save(file, quality=88)
 
 
 if __name__ == "__main__":
