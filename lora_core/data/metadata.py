@@ -31,6 +31,7 @@ TABLES = (
     "dataset.jsonl",
     "data.jsonl",
 )
+ROWS = ".jsonl"  # of any other name too, as musubi-tuner's and diffusion-pipe's users call theirs, where a folder has only one
 COLUMNS = ("text", "caption", "captions", "prompt", "tags", "tag_string", "description", "edit_prompt", "instruction")
 FILE_COLUMNS = (
     "file_name", "file", "image", "path", "filename", "image_path", "edited_image_file_name", "edited_image",
@@ -83,6 +84,19 @@ class Table:
 
     def unused(self) -> list[str]:
         return [key for key in self.rows if key not in self.used]
+
+
+def tables_among(files: Iterable[Path]) -> dict[Path, Path]:
+    """Folder -> its metadata file: the first kind in TABLES where it has several, else its only file of rows."""
+    files = list(files)
+    named: dict[Path, Path] = {}
+    rows: dict[Path, list[Path]] = {}
+    for file in sorted((f for f in files if f.name in TABLES), key=lambda f: TABLES.index(f.name)):
+        named.setdefault(file.parent, file)
+    for file in files:
+        if file.suffix.lower() == ROWS and file.parent not in named:
+            rows.setdefault(file.parent, []).append(file)
+    return named | {folder: several[0] for folder, several in rows.items() if len(several) == 1}
 
 
 def read_table(path: Path, column: str = "") -> Table:
@@ -212,7 +226,7 @@ def _records(path: Path) -> Iterable[tuple[str, Mapping[str, Any]]]:
         text, _ = decoded(path.read_bytes())
         if path.suffix == ".csv":
             rows = list(csv.DictReader(io.StringIO(text, newline="")))
-        elif path.suffix == ".jsonl":
+        elif path.suffix.lower() == ROWS:
             rows = [_row(line, n) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
         else:
             rows = json.loads(text)

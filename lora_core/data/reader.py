@@ -28,7 +28,7 @@ from .clips import clips_of, cuts_of, lengths
 from .companions import Companion, Companions
 from .controls import Controls
 from .dataset import LATENT, Picture
-from .metadata import TABLES, Table, read_sidecar, read_table
+from .metadata import TABLES, Table, read_sidecar, read_table, tables_among
 from .walk import MAX_REPEATS, folded, kohya
 
 TEXTS = (".txt", ".caption")
@@ -79,11 +79,7 @@ class Reader:
         self.conditions: list[str] = []
 
     def _tables(self) -> dict[Path, Table]:
-        """Folder -> its metadata file; the first kind in TABLES where it has several."""
-        files: dict[Path, Path] = {}
-        for file in sorted((f for f in self.files if f.name in TABLES), key=lambda f: TABLES.index(f.name)):
-            files.setdefault(file.parent, file)
-        tables = {folder: self._table(file) for folder, file in files.items()}
+        tables = {folder: self._table(file) for folder, file in tables_among(self.files).items()}
         return {folder: table for folder, table in tables.items() if table}
 
     def _table(self, file: Path) -> Table | None:

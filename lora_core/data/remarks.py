@@ -117,4 +117,4 @@ def _inside(file: Path, reader: Reader) -> str:
 def _is_known(file: Path, reader: Reader) -> bool:
     if is_picture(file) or file.suffix.lower() in {*TEXTS, *UNREADABLE}:
         return True
-    return file.name in TABLES or file in reader.used
+    return file.name in TABLES or file in reader.used or any(file == table.path for table in reader.tables.values())

@@ -55,6 +55,21 @@ def test_a_table_gives_the_captions_of_its_folder(name, tmp_path):
     assert captions(tmp_path, captions="none") == {"a.png": [""], "sub/b.png": [""]}
 
 
+def test_rows_in_a_file_of_any_name_are_read_where_the_folder_has_one_such_file(tmp_path):
+    picture(tmp_path / "a.png")
+    picture(tmp_path / "sub" / "b.png")
+    (tmp_path / "my pictures.JSONL").write_bytes(jsonl(ROWS))
+    assert captions(tmp_path) == {"a.png": ["a Café"], "sub/b.png": ["b"]}
+    notes = scan(DataConfig(folder=str(tmp_path), resolution=32, bucket_step_px=8)).warnings
+    codes = [note.code for note in notes]
+    assert "data.captions_from" in codes
+    assert "data.other_files" not in codes
+    (tmp_path / "other.jsonl").write_bytes(jsonl([{"file_name": "a.png", "text": "which?"}]))
+    assert captions(tmp_path) == {"a.png": [""], "sub/b.png": [""]}  # neither is guessed
+    (tmp_path / "metadata.jsonl").write_bytes(jsonl([{"file_name": "a.png", "text": "named"}]))
+    assert captions(tmp_path)["a.png"] == ["named"]
+
+
 def test_a_caption_file_beside_the_picture_goes_before_the_table(tmp_path):
     picture(tmp_path / "a.png")
     (tmp_path / "metadata.jsonl").write_bytes(jsonl([{"file_name": "a.png", "text": "table"}]))
