@@ -40,6 +40,7 @@ load("slow_rows", ROOT / "tests" / "slow_rows.py")
 load("film_files", ROOT / "tests" / "film_files.py")
 load("shapes", ROOT / "tests" / "shapes" / "__init__.py", submodule_search_locations=[str(ROOT / "tests" / "shapes")])
 load("power_cut", ROOT / "tests" / "power_cut.py")
+load("full_disk", ROOT / "tests" / "full_disk.py")
 load("mutation_rows", ROOT / "tests" / "mutation_rows.py")
 load("mutations", ROOT / "tests" / "mutations.py")
 sys.path[:] = [p for p in sys.path if p and Path(p).resolve() != ROOT]  # our nodes/ must not shadow the host's nodes.py

@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from full_disk import NoRoomFor
 from lora_loom.convert.metadata import recommended_strength
 from lora_loom.lora_core.config import BY_AUTO, as_dict, parse
 from lora_loom.lora_core.config.reading import from_values
@@ -321,3 +322,15 @@ def test_pictures_that_no_step_makes_better_judge_nothing(
     assert {"auto.unjudged", "result.none_better"} & {*heard.warnings} == {code}
     assert ("advice.never_better" in heard.warnings) is (code == "result.none_better")
     assert result.facts["calibration"] is None  # such pictures cannot tell a strength either
+
+
+@pytest.mark.parametrize(
+    "name", ["choices.json", *(pytest.param(f"strength.{end}", marks=pytest.mark.slow) for end in ("json", "png"))]
+)
+def test_a_full_disk_for_what_auto_found_is_told_and_the_run_goes_on(name, asked, quick, run_toy, tmp_path):
+    heard = Heard()
+    with NoRoomFor(name):
+        result = run_toy(asked(), tmp_path, heard)
+    assert result.outcome == "finished"
+    assert not (result.folder / name).exists()
+    assert heard.warnings.count("extra.failed") == 1

@@ -5,6 +5,7 @@ import random
 
 import pytest
 import torch
+from full_disk import NoRoomFor
 from lora_loom.lora_core.data.captions import with_word
 from lora_loom.lora_core.events import Control, Listener
 from lora_loom.lora_core.messages.errors import LoomError
@@ -197,3 +198,16 @@ def test_a_matrix_of_one_row_says_nothing():
 def test_a_matrix_comes_back_from_a_checkpoint_as_it_was():
     found = matrix(0.5, 0.6, 0.7)
     assert Matrix.from_json(json.loads(json.dumps(found.as_json()))) == found
+
+
+def test_a_full_disk_for_the_table_is_told_and_the_run_goes_on(of_two, run_toy, tmp_path):
+    class Heard(Listener):
+        def on_warning(self, message):
+            warnings.append(message)
+
+    warnings = []
+    with NoRoomFor("concepts.json"):
+        result = run_toy(of_two(steps=2), tmp_path, Heard())
+    assert result.outcome == "finished"
+    assert not (tmp_path / "concepts.json").exists()
+    assert [m.values["name"] for m in warnings if m.code == "extra.failed"] == ["concepts.json"]

@@ -1,6 +1,5 @@
 """What is not the checkpoint cannot cost the run, and what was saved is there after a power cut, a full disk, a second writer."""
 
-import errno
 import json
 import os
 import random
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from full_disk import NoRoomFor
 from lora_loom.lora_core.data.folder import open_sets
 from lora_loom.lora_core.disk import files, writers
 from lora_loom.lora_core.events import Listener
@@ -133,45 +133,6 @@ def test_from_whatever_a_power_cut_leaves_the_run_goes_on_to_the_same_end(
 
 # ---- a full disk -----------------------------------------------------------------------------------------------------
 
-_full: list[
-    str
-] = []  # the name of the file that gets no room, while a test asks for it; a hook cannot be taken away again
-WRITING = os.O_WRONLY | os.O_RDWR
-
-
-def refuse(event, arguments):
-    """Refuses to open a file for writing, or to give it its name, as a full disk does."""
-    if not _full:
-        return
-    if event == "open" and isinstance(arguments[0], str | os.PathLike) and arguments[2] & WRITING:
-        name = str(arguments[0])
-    elif event == "os.rename":
-        name = str(arguments[1])
-    elif event == "os.mkdir":
-        name = str(arguments[0])
-    else:
-        return
-    if name.endswith(f"/{_full[0]}"):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-@pytest.fixture(scope="module")
-def no_room_for():
-    sys.addaudithook(refuse)
-
-    class Full:
-        def __init__(self, name):
-            self.name = name
-
-        def __enter__(self):
-            _full.append(self.name)
-
-        def __exit__(self, *error):
-            _full.clear()
-
-    return Full
-
-
 NEEDED = {"config.json", "toy_test.safetensors", "owner.lock", "step-00000002", "step-00000004", "step-00000005"}
 MADE = {
     "run.log", "run.json", "log.jsonl", "loss.png", "learning-rate.png", "validation.png", "before-after.png", "samples", "samples/before.png",
@@ -201,11 +162,9 @@ def some_by_default(names, default):
 
 
 @pytest.mark.parametrize("name", some_by_default(MADE, ("run.log", "samples/step-3.png")))
-def test_a_full_disk_for_what_is_not_the_checkpoint_is_told_and_the_run_goes_on(
-    name, train, no_room_for, recorded, tmp_path
-):
+def test_a_full_disk_for_what_is_not_the_checkpoint_is_told_and_the_run_goes_on(name, train, recorded, tmp_path):
     told = Told()
-    with no_room_for(name):
+    with NoRoomFor(name):
         result = train(tmp_path, told)
     assert weights(result.folder) == recorded[1]
     assert result.outcome == "finished"
@@ -217,11 +176,9 @@ def test_a_full_disk_for_what_is_not_the_checkpoint_is_told_and_the_run_goes_on(
 
 
 @pytest.mark.parametrize("name", some_by_default(NEEDED, ("toy_test.safetensors",)))
-def test_a_full_disk_for_what_the_run_needs_ends_it_in_a_sentence_and_it_can_go_on(
-    name, train, no_room_for, recorded, tmp_path
-):
+def test_a_full_disk_for_what_the_run_needs_ends_it_in_a_sentence_and_it_can_go_on(name, train, recorded, tmp_path):
     told = Told()
-    with no_room_for(name), pytest.raises(LoomError, match="No space left on device"):
+    with NoRoomFor(name), pytest.raises(LoomError, match="No space left on device"):
         train(tmp_path, told)
     assert not list(tmp_path.rglob(f"{files.TEMP_PREFIX}*"))
     again = train(tmp_path, resume=bool(told.saved))
