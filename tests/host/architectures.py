@@ -147,6 +147,20 @@ def _byt5(rng: torch.Generator, tokens: int) -> dict[str, Any]:
     return {"conditioning_byt5small": torch.randn(1, 4, 1472, generator=rng)}
 
 
+_HIDREAM_O1 = {
+    "image_model": "hidream_o1",
+    "text_config_overrides": {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
+                              "head_dim": 32, "rope_dims": [8, 4, 4]},
+    "vision_config_overrides": {"hidden_size": 32, "num_heads": 2, "intermediate_size": 64, "depth": 1, "num_position_embeddings": 16},
+}  # fmt: skip
+
+
+def _tokens(rng: torch.Generator, tokens: int) -> dict[str, Any]:
+    """As its text encoder gives them: words, and last what begins a picture and what stands for the noise level."""
+    words = torch.randint(100, 1000, (tokens - 2,), generator=rng).tolist()
+    return {"text_input_ids": torch.tensor([[*words, 151669, 151673]])}
+
+
 def _lyrics(rng: torch.Generator, tokens: int) -> dict[str, Any]:
     return {"conditioning_lyrics": torch.randn(1, 5, 48, generator=rng)}
 
@@ -219,6 +233,9 @@ MORE: dict[str, tuple[str, dict[str, Any], tuple[int, ...], int, dict[str, Any]]
                  "extra_per_block_abs_pos_emb_type": "learnable", "crossattn_emb_channels": 48}, (16, 1, 8, 8), 48, {}),
     "Anima": ("Anima", {**_COSMOS2, "image_model": "anima", "crossattn_emb_channels": 1024}, (16, 1, 8, 8), 1024,
               {"more": lambda rng, tokens: {"t5xxl_ids": torch.randint(1, 32000, (tokens,), generator=rng), "t5xxl_weights": torch.ones(tokens)}}),
+    "HiDream O1": ("HiDreamO1", _HIDREAM_O1, (3, 64, 64), 1, {"more": _tokens}),
+    "Z-Image in pixels": ("ZImagePixelSpace", {**MODELS["ZImage"][1], "image_model": "zimage_pixel", "patch_size": 16, "in_channels": 3,
+                          "decoder_hidden_size": 32, "decoder_num_res_blocks": 1, "decoder_max_freqs": 2, "decoder_in_channels": 768}, (3, 64, 64), 48, {}),
     "Z-Image Omni": ("ZImage", {**MODELS["ZImage"][1], "siglip_feat_dim": 32}, (16, 8, 8), 48, {"mask": True}),
     "NewBie": ("Lumina2", {**MODELS["Lumina2"][1], "clip_text_dim": 24}, (16, 8, 8), 48, {"pooled": 24, "mask": True}),
     "OmniGen2": ("Omnigen2", {"image_model": "omnigen2", "axes_dim_rope": [16, 8, 8], "axes_lens": [1024, 1664, 1664], "ffn_dim_multiplier": None,

@@ -26,7 +26,7 @@ REACHED = {
     "LTXAV": 0.2,
     "ACE-Step 1.5": 0.6,
 }  # share of the adapters; pictures have no sound, latents alone no lyrics to encode
-WRITES_IN_INFERENCE_MODE = ("ACE-Step 1.5",)
+WRITES_IN_INFERENCE_MODE = ("ACE-Step 1.5", "HiDream O1")
 REFUSED = ("MiniMax H3",)  # by tests/host/test_verify.py
 CAPTIONS = ["a red cat", "two words and three more"]  # different lengths: each sample keeps its own text
 

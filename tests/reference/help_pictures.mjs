@@ -74,6 +74,23 @@ const training = (values, settings = {}) => [
 ];
 const shotOf = async (selector, picture) => page.locator(selector).first().screenshot({ path: file(picture) });
 
+/** All nodes of the graph as they stand, without what the page has around them. */
+const whole = async (picture) => {
+  const box = await page.evaluate(async () => {
+    const canvas = window.app.canvas, room = canvas.canvas.getBoundingClientRect();
+    const boxes = window.app.graph._nodes.map((n) => [n.pos[0], n.pos[1] - 40, n.pos[0] + n.size[0], n.pos[1] + n.size[1]]);
+    const [left, top] = [0, 1].map((i) => Math.min(...boxes.map((b) => b[i])));
+    const [right, bottom] = [2, 3].map((i) => Math.max(...boxes.map((b) => b[i])));
+    const scale = Math.min((room.width - 120) / (right - left), (room.height - 160) / (bottom - top), 1);
+    canvas.ds.scale = scale;
+    canvas.ds.offset = [-left + 90 / scale, -top + 70 / scale];
+    canvas.setDirty(true, true);
+    await new Promise((done) => setTimeout(done, 1500));
+    return { x: room.left + 78, y: room.top + 58, width: (right - left) * scale + 24, height: (bottom - top) * scale + 24 };
+  });
+  await page.screenshot({ path: file(picture), clip: box });
+};
+
 const steps = {
   async training() { // train-panel, result-card, viewer
     await graph(...training({}));
@@ -81,6 +98,8 @@ const steps = {
     await panel("p.state?.step >= 255 && p.state.samples.length >= 5", 900);
     await look("train", 420, -250);
     await panel("p.samples.newest.complete && p.samples.newest.naturalWidth > 0", 60);
+    await whole("graph.png");
+    await look("train", 420, -250);
     await shotOf(".loom-panel", "train-panel.png");
     await panel("p.state?.status === 'finished' && p.state.result?.files", 600);
     await page.waitForTimeout(2500);

@@ -27,7 +27,6 @@ WITHOUT = {
     "RT_DETR_v4": FINDS, "SAM3": FINDS, "SAM31": FINDS, "DepthAnything3": FINDS,
     "StableAudio": "sound; not tried", "StableAudio3": "sound; not tried", "ACEStep": "sound; not tried", "MiniMaxMusic3": "sound; not tried",
     "TripoSplat": "makes 3D; not tried", "Trellis2": "makes 3D; not tried", "Hunyuan3Dv2_1": "makes 3D; not tried",
-    "ZImagePixelSpace": "not tried: no tiny model of it here", "HiDreamO1": "not tried: no tiny model of it here",
 }  # fmt: skip
 HEAD = """# Model families
 

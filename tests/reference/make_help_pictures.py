@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tests" / "host")]
 PLACE = ROOT / "js" / "docs" / "img"
 JPEG_SIDE_PX = 1200
-AS_JPEG = ("viewer", "compare-runs", "dataset-editor", "run-checkpoints", "compare-checkpoints", "result-card")
+AS_JPEG = ("graph", "viewer", "compare-runs", "dataset-editor", "run-checkpoints", "compare-checkpoints", "result-card")
 
 
 def take(out: Path, parts: list[str]) -> None:

@@ -168,9 +168,10 @@ def training_guidance(model: Any) -> float | None:
     return TRAINING_GUIDANCE if embeds else None
 
 
-# Of a diffusion model: what the host runs before it, when it encodes a text, outside of what is trained.
+# Of a diffusion model: what the host runs before it, when it encodes a text, or only where it is shown a picture that we do not show it.
 _RUN_WITH_THE_TEXT = {
     "Anima": ("llm_adapter",),
+    "HiDreamO1": ("visual",),
     "LTXAV": ("video_embeddings_connector", "audio_embeddings_connector"),
     "MiniMaxH3": ("condition_proj", "token_refiner"),
 }

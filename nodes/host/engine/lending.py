@@ -97,10 +97,12 @@ class HostLending:
     @contextlib.contextmanager
     def sampling(self) -> Iterator[None]:
         """Inside, the host draws by itself; the next step loads the model again, also after a sample that failed."""
+        self._model.forget()
         with self._kernels.paused():
             try:
                 yield
             finally:
+                self._model.forget()
                 self._reload = self.borrowing is not None
 
     @contextlib.contextmanager

@@ -164,10 +164,20 @@ class HostModel:
         order = torch.tensor([i for indices, _ in groups for i in indices])
         return torch.cat(parts)[sent(order.argsort(), x_t.device)]
 
+    def forget(self) -> None:
+        """Drops what the network keeps from one call to the next, which is of the weights it was made with: HiDream-O1 the prompt's keys and values."""
+        clear = getattr(self.network, "clear_kv_cache", None)
+        if clear is not None:
+            clear()
+
     def _apply(self, x_t: torch.Tensor, sigma: torch.Tensor, conds: Conds) -> torch.Tensor:
         options = dict(self.patcher.model_options.get("transformer_options", {}))
         options |= {"optimized_attention_override": torch_attention, "cond_or_uncond": [0], "sigmas": sigma}
         if self.one_level_a_pass:
             options["sample_sigmas"] = sigma[:1].repeat(2)  # the next level is this one: the velocity at a point
-        with raw_output(self.base.model_sampling):
-            return self.base.apply_model(x_t, sigma, transformer_options=options, **conds)
+        self.forget()
+        try:
+            with raw_output(self.base.model_sampling):
+                return self.base.apply_model(x_t, sigma, transformer_options=options, **conds)
+        finally:
+            self.forget()
