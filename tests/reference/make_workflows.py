@@ -512,34 +512,39 @@ def family_templates(schemas: Mapping[str, Any]) -> None:
         graph.write(family.title)
 
 
+BOTH_EXPERTS = FamilyTemplate(
+    "17 Wan 2.2, both experts from pictures (24 GB with fp8)", "my_wan", "wan2.2_t2v_{}_noise_14B_fp8_scaled.safetensors",
+    ("umt5_xxl_fp8_e4m3fn_scaled.safetensors",), "wan", "wan_2.1_vae.safetensors", "24 GB or more",
+    {"rank": 32, "learning_rate": 2e-4, "steps": 4000, "resolution": 640, "switch_every": 10, "checkpointing": True}, {},
+    f"rank 32, rate 2e-4, the border at 0.875: {MUSUBI.format('wan')}; a switch every 10 steps, 2000 steps for each expert: {AI_TOOLKIT.format('wan22_14b_24gb')}",
+)  # fmt: skip
+
+
 def both_experts(schemas: Mapping[str, Any]) -> None:
     """The loaders of the host's own template of Wan 2.2 A14B, text to video."""
-    graph, wires = Graph(schemas), {}
-    files = {f"model_{kind}": f"wan2.2_t2v_{kind}_noise_14B_fp8_scaled.safetensors" for kind in ("high", "low")}
+    graph, wires, family = Graph(schemas), {}, BOTH_EXPERTS
+    files = {f"model_{kind}": family.unet.format(kind) for kind in ("high", "low")}
     for number, (name, file) in enumerate(files.items()):
         widgets = {"unet_name": file, "weight_dtype": "default"}
         loader = graph.add("UNETLoader", (MODEL_X, TOP + number * ROW), (380, 90), {}, [("MODEL", "MODEL")], widgets)
         wires[name] = (loader, "MODEL", "MODEL")
-    text, vae_file = "umt5_xxl_fp8_e4m3fn_scaled.safetensors", "wan_2.1_vae.safetensors"
-    widgets = {"clip_name": text, "type": "wan", "device": "default"}
+    (text,), vae_file = family.clips, family.vae
+    widgets = {"clip_name": text, "type": family.clip_type, "device": "default"}
     clip = graph.add("CLIPLoader", (MODEL_X, TOP + 2 * ROW), (380, 130), {}, [("CLIP", "CLIP")], widgets)
     vae = graph.add("VAELoader", (MODEL_X, TOP + 3 * ROW + 30), (380, 70), {}, [("VAE", "VAE")], {"vae_name": vae_file})
     wires |= {"clip": (clip, "CLIP", "CLIP"), "vae": (vae, "VAE", "VAE")}
     inputs = wires | pictures(graph, TOP + 4 * ROW + 80, folder=PICTURES)
-    settings = {
-        "name": "my_wan", "rank": 16, "learning_rate": 2e-4, "steps": 4000, "resolution": 640, "switch_every": 10, "checkpointing": True,
-    }  # fmt: skip
-    train = trained(graph, inputs, settings, kind="LoraLoomTrainBothExperts")
+    train = trained(graph, inputs, {"name": family.name, **family.train}, kind="LoraLoomTrainBothExperts")
     graph.step("1 Model", [source for source, *_ in wires.values()], BLUE)
     graph.step("2 Pictures", [inputs["dataset"][0]], GREEN)
     graph.step("3 Train", [train], VIOLET)
     names = "\n".join(f"- `{file}`" for file in (*files.values(), text, vae_file))
     graph.note(
         f"### 1 The files\n{names}\n\n### 2 Your pictures\nDrop 10 to 30 on the page; write a **trigger** word.\n\n### 3 Press Run\nThe two experts take turns, one on the "
-        "GPU at a time; `my_wan_high_noise` and `my_wan_low_noise` go each on its own expert.\n\n### Where the figures come from\nrank 16, rate 2e-4, the border at 0.875: "
-        f"{MUSUBI.format('wan')}; a switch every 10 steps: {AI_TOOLKIT.format('wan22_14b_24gb')}."
+        "GPU at a time; `my_wan_high_noise` and `my_wan_low_noise` go each on its own expert.\n\n### Where the figures come from\n"
+        f"{family.source}."
     )  # fmt: skip
-    graph.write("17 Wan 2.2, both experts from pictures (24 GB with fp8)")
+    graph.write(family.title)
 
 
 def first_toy(schemas: Mapping[str, Any]) -> None:
@@ -735,13 +740,17 @@ and model to say. Made by `tests/reference/make_workflows.py`.
 | --- | --- | --- | --- | --- | --- | --- | --- |
 """
     rows = []
-    for family in FAMILIES:
+    for family in sorted(
+        (*FAMILIES, FILMS, *EDITS, BOTH_EXPERTS), key=lambda family: int(family.title.partition(" ")[0])
+    ):
         levels = ", ".join(f"{name} {value}" for name, value in family.settings.items()) or "by the model"
         of = family.train
         steps_of = of.get("steps") or "100 a picture"
         cells = (
             family.title,
-            f"`{family.unet}`",
+            f"`{family.unet.format('high')}`, `{family.unet.format('low')}`"
+            if "{}" in family.unet
+            else f"`{family.unet}`",
             family.memory,
             of["rank"],
             f"{of['learning_rate']:g}",
