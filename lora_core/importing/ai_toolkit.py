@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 
 from .result import Configuration
 from .rows import (
+    Convert,
     Paths,
     Row,
     Settings,
@@ -24,6 +26,7 @@ from .rows import (
     lokr_factor,
     meaning,
     name_of,
+    no_counterpart,
     nothing,
     number,
     on,
@@ -54,6 +57,8 @@ SCHEDULES = {
     "constant_with_warmup": "constant",
 }
 STRUCTURE = ("sd_trainer", "diffusion_trainer", "ui_trainer")
+SLIDER, OLDER_SLIDER = "concept_slider", "slider"
+PRESERVED = "train.diff_output_preservation"
 
 
 def task(value: Value, settings: Settings) -> Paths:
@@ -63,9 +68,87 @@ def task(value: Value, settings: Settings) -> Paths:
 
 
 def kind(value: Value, settings: Settings) -> Paths:
+    if str(value) == SLIDER:
+        if not one_line(settings.get("slider.positive_prompt")):
+            raise Unmapped("import.why.slider_prompts")
+        return {"method": "slider"}
     if str(value) not in STRUCTURE:
-        raise Unmapped("import.why.adapters_only")
+        raise Unmapped("import.why.slider_older" if str(value) == OLDER_SLIDER else "import.why.adapters_only")
     return {}
+
+
+def one_line(value: Value) -> str:
+    """A prompt without line breaks, which would make several of it here."""
+    return " ".join(str(value or "").split())
+
+
+def of_slider(path: str, convert: Convert, why: str = "", default: Value = None) -> Row:
+    """A setting of a slider; of any other job it has no effect."""
+
+    def only_there(value: Value, settings: Settings) -> Paths:
+        if str(settings.get("type")) != SLIDER:
+            raise Unmapped("import.why.off")
+        return convert(value, settings)
+
+    return Row((path,), why, only_there, default)
+
+
+def unless_slider(row: Row) -> Row:
+    """A setting that a slider is trained without."""
+
+    def convert(value: Value, settings: Settings) -> Paths:
+        if str(settings.get("type")) == SLIDER:
+            raise Unmapped("import.why.slider_without")
+        return row.convert(value, settings) if row.convert else {}
+
+    return dataclasses.replace(row, convert=convert)
+
+
+def opposite(value: Value, settings: Settings) -> Paths:
+    """The prompt of strengths below 0. An empty one is asked there, and stands here for the target."""
+    if not one_line(value) and one_line(settings.get("slider.target_class")):
+        raise Unmapped("import.why.slider_negative")
+    return {"slider.negative": one_line(value)}
+
+
+def reach(value: Value, settings: Settings) -> Paths:
+    return {"slider.guidance": number(value)} if number(value) else no_counterpart()
+
+
+def anchor(value: Value, settings: Settings) -> Paths:
+    """A prompt that stays what it is; there it may be an empty one."""
+    if not one_line(value):
+        raise Unmapped("import.why.slider_anchor")
+    return {"slider.preserve": one_line(value)}
+
+
+def anchor_weight(value: Value, settings: Settings) -> Paths:
+    """Beside it the slider's own loss counts there twice."""
+    if not one_line(settings.get("slider.anchor_class")):
+        raise Unmapped("import.why.off")
+    return {"slider.preserve_weight": number(value) / 2}
+
+
+def held(value: Value, settings: Settings) -> Paths:
+    """What the frozen model says of the training pictures by captions with the class for the trigger."""
+    if truth(value) and not settings.get(f"{PRESERVED}_class"):
+        raise Unmapped("import.why.held_class")
+    return {"prior.held_by": "predictions"} if truth(value) else {}
+
+
+def if_held(path: str) -> Row:
+    def convert(value: Value, settings: Settings) -> Paths:
+        if not on(settings, PRESERVED) or not value:
+            raise Unmapped("import.why.off")
+        return {path: value}
+
+    return Row((path,), "", convert)
+
+
+def weight_of_class(value: Value, settings: Settings) -> Paths:
+    if on(settings, PRESERVED):
+        raise Unmapped("import.why.held_weight")
+    return {"prior.weight": number(value)}
 
 
 def network(value: Value, settings: Settings) -> Paths:
@@ -180,7 +263,7 @@ TRAIN_DETAIL = (
     "img_multiplier", "noisy_latent_multiplier", "latent_multiplier", "negative_prompt", "max_negative_prompts",
     "num_train_timesteps", "adaptive_scaling_factor", "prompt_dropout_prob", "match_noise_norm",
     "short_and_long_captions*", "single_item_batching", "match_adapter*", "loss_target", "inverted_mask_prior*",
-    "diff_output_preservation*", "blank_prompt_preservation*", "standardize_*", "dynamic_noise_offset", "cfg_scale",
+    "standardize_*", "dynamic_noise_offset", "cfg_scale",
     "max_cfg_scale", "cfg_rescale", "correct_pred_norm*", "t0_*", "pred_scaler", "prompt_saturation_chance",
     "target_norm_std*", "next_sample_timesteps", "linear_timesteps*", "paramiter_swapping_factor",
     "bypass_guidance_embedding", "latent_feature*", "diffusion_feature*", "optimal_noise_pairing_samples",
@@ -193,7 +276,15 @@ ROWS: dict[str, Row] = {
     "name": otherwise("name", "import.why.name", lambda value, settings: {"name": name_of(value)}),
     "process*": nothing("import.why.adapters_only"),
     "job": otherwise("", "import.why.understood", task),
-    "type": otherwise("", "import.why.understood", kind),
+    "type": otherwise("method", "import.why.process", kind),
+    "slider.target_class": of_slider("slider.target", lambda value, settings: {"slider.target": one_line(value)}),
+    "slider.positive_prompt": of_slider(
+        "slider.positive", lambda value, settings: {"slider.positive": one_line(value)}
+    ),
+    "slider.negative_prompt": of_slider("slider.negative", opposite),
+    "slider.guidance_strength": of_slider("slider.guidance", reach, "import.why.slider_reach"),
+    "slider.anchor_class": of_slider("slider.preserve", anchor),
+    "slider.anchor_strength": of_slider("slider.preserve_weight", anchor_weight, "import.why.slider_weight", 1.0),
     "trigger_word": same("data.trigger"),
     "network.type": otherwise("adapter.algorithm", "import.why.layers", network, "lora"),
     "network.rank": otherwise("adapter.rank", "import.why.lokr_full", rank),
@@ -235,7 +326,7 @@ ROWS: dict[str, Row] = {
     ),
     "train.embedding_lr": same("embedding.lr"),
     "train.train_unet": otherwise("", "import.why.network_always", lambda value, settings: {}),
-    "train.train_text_encoder": same("text_encoder.train"),
+    "train.train_text_encoder": unless_slider(same("text_encoder.train")),
     "train.gradient_checkpointing": same("checkpointing", default=True),
     "train.optimizer": choice("optimizer.name", OPTIMIZERS),
     "train.optimizer_params.weight_decay": same("optimizer.weight_decay"),
@@ -260,17 +351,25 @@ ROWS: dict[str, Row] = {
         "precision",
         {"fp32": "fp32", "float32": "fp32", "bf16": "bf16", "bfloat16": "bf16", "fp16": "fp16", "float16": "fp16"},
     ),
-    "train.min_snr_gamma": otherwise("objective.weighting objective.min_snr_gamma", "import.why.written", gamma),
-    "train.snr_gamma": otherwise("objective.weighting objective.min_snr_gamma", "import.why.written", gamma),
+    "train.min_snr_gamma": unless_slider(
+        otherwise("objective.weighting objective.min_snr_gamma", "import.why.written", gamma)
+    ),
+    "train.snr_gamma": unless_slider(
+        otherwise("objective.weighting objective.min_snr_gamma", "import.why.written", gamma)
+    ),
     "train.noise_offset": same("objective.noise_offset"),
     "train.timestep_type": otherwise("objective.timesteps", "import.why.timesteps", noise),
     "train.noise_scheduler": otherwise("", "import.why.base_tells", lambda value, settings: {}),
-    "train.loss_type": choice("loss", {"mse": "mse", "mae": "l1"}),
-    "train.reg_weight": same("prior.weight"),
+    "train.loss_type": unless_slider(choice("loss", {"mse": "mse", "mae": "l1"})),
+    "train.reg_weight": unless_slider(Row(("prior.weight",), "", weight_of_class)),
+    PRESERVED: unless_slider(otherwise("prior.held_by", "import.why.held", held)),
+    f"{PRESERVED}_class": unless_slider(if_held("prior.class_word")),
+    f"{PRESERVED}_multiplier": unless_slider(if_held("prior.weight")),
+    "train.blank_prompt_preservation*": nothing("import.why.blank_prompt"),
     "train.skip_first_sample": nothing("import.why.sample_first"),
     "train.force_first_sample": nothing("import.why.sample_first"),
     "train.disable_sampling": otherwise("samples.every", "import.why.written", sampling),
-    "train.validation_config.validate_every_n_steps": same("validation.every"),
+    "train.validation_config.validate_every_n_steps": unless_slider(same("validation.every")),
     "train.validation_config.*": nothing("import.why.validation_of_set"),
     "model.name_or_path": otherwise("base", "import.why.base"),
     "model.vae_path": otherwise("base_vae", "import.why.vae"),
@@ -318,7 +417,8 @@ ROWS: dict[str, Row] = {
     "sample.sample_steps": same("samples.steps"),
     "sample.*": nothing("import.why.sampling"),
     **dict.fromkeys((f"train.{name}" for name in TRAIN_DETAIL), nothing("import.why.train_detail")),
-    **each("adapter.* decorator.* slider.* guidance.*", nothing("import.why.adapters_only")),
+    "slider.*": nothing("import.why.slider_older"),
+    **each("adapter.* decorator.* guidance.*", nothing("import.why.adapters_only")),
     **each(
         "training_folder save.dtype save.save_format meta.* metadata.* training_seed",
         nothing("import.why.files"),
@@ -334,6 +434,16 @@ ROWS: dict[str, Row] = {
 def clip_rate(value: Value, settings: Settings) -> Paths:
     """At which films are read; of pictures there is none."""
     return {"frame_rate": number(value)} if whole(settings.get("num_frames", 1)) > 1 else {}
+
+
+def filled(value: Value, settings: Settings) -> Paths:
+    """What an inpainting model is asked to fill: transparent parts, of the pictures themselves or of others with their names."""
+    if not value:
+        raise Unmapped("import.why.off")
+    if settings.get("mask_path"):
+        raise Unmapped("import.why.one_mask")
+    pictures = [str(settings[key]).rstrip("/") for key in ("folder_path", "dataset_path") if settings.get(key)]
+    return {"input_mask": "alpha" if str(value).rstrip("/") in pictures else "file"}
 
 
 SET_ROWS: dict[str, Row] = {
@@ -366,6 +476,7 @@ SET_ROWS: dict[str, Row] = {
     ),
     "mask_path": otherwise("masks", "import.why.mask_folder", lambda value, settings: {"masks": "file"}),
     "mask_min_value": same("mask_floor"),
+    "inpaint_path": otherwise("input_mask", "import.why.input_mask", filled),
     "loss_multiplier": same("loss_weight"),
     "network_weight": nothing("import.why.set_detail"),
     "replacements": otherwise("replace", "import.why.written", replaced),
@@ -376,7 +487,7 @@ SET_ROWS: dict[str, Row] = {
     "load_image_when_caching_latents": nothing("import.why.cache"),
     **each("num_workers prefetch_factor", nothing("import.why.memory")),
     **each(
-        "control_* controls inpaint_path unconditional_path clip_image_* full_size_control_images num_controls_*",
+        "control_* controls unconditional_path clip_image_* full_size_control_images num_controls_*",
         nothing("import.why.conditioning"),
     ),
     **each(
@@ -385,9 +496,10 @@ SET_ROWS: dict[str, Row] = {
     ),
     **each(
         "type batch_size random_triggers* prior_reg invert_mask poi use_short_captions caption_type guidance_type "
-        "extra_values diff_output_preservation* auto_frame_count trim_auto_frame_count_tail",
+        "extra_values auto_frame_count trim_auto_frame_count_tail",
         nothing("import.why.set_detail"),
     ),
+    "diff_output_preservation*": nothing("import.why.with_other"),
 }
 ALL_ROWS = ROWS
 
@@ -404,6 +516,8 @@ def configuration_of(config: Settings) -> Configuration:
     settings |= flat(process)
     if isinstance(config.get("meta"), Mapping):
         settings |= flat({"meta": config["meta"]})
+    if settings.get("type") == SLIDER:
+        settings.setdefault("slider.negative_prompt", "")
     for n, more in enumerate(listed[1:], 1):
         settings[f"process[{n}]"] = str(more.get("type", ""))
     return Configuration(settings, [(f"datasets[{n}].", one) for n, one in enumerate(tables(datasets))])

@@ -21,7 +21,7 @@ PLAIN = {
     Fate.UNKNOWN: "import.line.unknown",
 }
 REASONED = {**PLAIN, Fate.OTHERWISE: "import.line.otherwise.why", Fate.DEFAULT: "import.line.default.why"}
-UNDERSTOOD = "import.why.understood"
+UNDERSTOOD = ("import.why.understood", "import.why.process")  # reasons of what needs no setting
 MAX_SHOWN = 80  # characters of a value in a line
 
 
@@ -163,9 +163,11 @@ def _line(key: str, value: Value, row: Row | None, settings: Settings, root: typ
     except LoomError as error:
         return Line(key, word, Fate.NOTHING, why=error.message), {}
     if not new:
-        fate = Fate.OTHERWISE if row.why == UNDERSTOOD else Fate.NOTHING
+        fate = Fate.OTHERWISE if row.why in UNDERSTOOD else Fate.NOTHING
         off = not row.why or word.lower() in (*FALSE, "0", "0.0")
-        return Line(key, word, fate, why=Message.of("import.why.off" if off and row.why != UNDERSTOOD else row.why)), {}
+        return Line(
+            key, word, fate, why=Message.of("import.why.off" if off and row.why not in UNDERSTOOD else row.why)
+        ), {}
     to = {path: written(one) for path, one in new.items()}
     if row.quiet and list(to.values()) == [word.lower()]:
         return Line(key, word, Fate.SAME, to), new

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from .result import Configuration
@@ -45,6 +46,17 @@ OPTIMIZERS = {
     "prodigy": "prodigy", "adamw_schedulefree": "schedule_free", "adamw_schedulefree+no_kahan": "schedule_free",
     "adafactor": "adafactor", "muon": "muon",
 }  # fmt: skip
+UNET_LAYERS = (  # that its sliders change: its own attention, and what leads in and out
+    "attn1.to_q attn1.to_k attn1.to_v attn1.to_out.0 attn1.to_qkv to_qkv proj_in proj_out conv_in conv_out "
+    "time_embedding.linear_1 time_embedding.linear_2"
+)
+SLIDER_LAYERS = {  # models of which it changes others -> those; without the projections of the text
+    "auraflow boogu_image chroma ernie flux hidream sd3 wan z_image": "to_q to_k to_v to_out.0 to_qkv",
+    "flux2": "attn.to_q attn.to_k attn.to_v attn.to_out.0 attn.to_qkv_mlp_proj",
+    "kandinsky5-image kandinsky5-video": (
+        "attn1.to_query attn1.to_key attn1.to_value conv_in conv_out time_embedding.linear_1 time_embedding.linear_2"
+    ),
+}
 VARIABLES = {  # of its env files, where they are called otherwise than the setting
     "model_name": "pretrained_model_name_or_path", "dataloader_config": "data_backend_config", "training_seed": "seed",
     "max_num_steps": "max_train_steps", "num_epochs": "num_train_epochs",
@@ -157,6 +169,15 @@ def trackers(value: Value, settings: Settings) -> Paths:
     return {"trackers": names.get(str(value), str(value))}
 
 
+def slider_layers(value: Value, settings: Settings) -> Paths:
+    """The layers of the picture's own attention, and what leads into and out of a UNet."""
+    if not truth(value) or str(settings.get("lora_type", "standard")) != "standard":
+        return {}
+    family = str(settings.get("model_family", "")).lower()
+    names = next((layers for families, layers in SLIDER_LAYERS.items() if family in families.split()), UNET_LAYERS)
+    return {"adapter.targets": "regex", "adapter.include": rf"(^|\.)({'|'.join(map(re.escape, names.split()))})$"}
+
+
 IGNORED: Mapping[str, str] = {  # why -> settings
     "import.why.base_tells": (
         "model_family model_flavour flux_lora_target prediction_type flow_schedule_auto_shift ideogram_* hidream_* "
@@ -202,7 +223,7 @@ IGNORED: Mapping[str, str] = {  # why -> settings
         "selection_ratio balance twinflow_* real_score_guidance_scale cotrain_forward train_time_embedder "
         "train_delta_embedder use_shared_modules schedule_shift hidream_use_* layer_freeze_strategy "
         "unet_attention_slice refiner_training* loss_weight_type ema_warmup_steps overlap spatial_region "
-        "temporal_boundary acestep_* lora_initialisation_style init_lokr_norm slider_*"
+        "temporal_boundary acestep_* lora_initialisation_style init_lokr_norm"
     ),
     "import.why.optimizer": "optimizer_* prodigy_steps adam_bfloat16 lr_scale* adam_* optimizer_cpu_offload_method",
     "import.why.adapters_only": "controlnet* control peft_lora_mode singlora_* lora_init_type",
@@ -234,6 +255,7 @@ ROWS: dict[str, Row] = {
         "import.why.written",
         lambda value, settings: {"adapter.algorithm": "dora"} if truth(value) else {},
     ),
+    "slider_lora_target": otherwise("adapter.targets adapter.include", "import.why.layer_names", slider_layers),
     "init_lora": otherwise("adapter.start_from", "import.why.start"),
     "lycoris_config": nothing("import.why.lycoris_file"),
     "lycoris.algo": otherwise("adapter.algorithm", "import.why.lycoris", algorithm),
@@ -358,6 +380,11 @@ def references(value: Value, settings: Settings) -> Paths:
     return {"control_path": "\n".join(value)}
 
 
+def strength(value: Value, settings: Settings) -> Paths:
+    """Of the LoRA while a set is trained on, which is always 1 here."""
+    raise Unmapped("import.why.off" if number(value) == 1 else "import.why.slider_sets")
+
+
 SET_ROWS: dict[str, Row] = {
     "instance_data_dir": same("folder"),
     "dataset_name": otherwise("folder", "import.why.written", lambda value, settings: {"folder": f"hf:{value}"}),
@@ -386,6 +413,8 @@ SET_ROWS: dict[str, Row] = {
     "video.num_frames": otherwise("frames", "import.why.films", clip_length),
     "video.is_i2v": otherwise("first_frame", "import.why.first_frame", first_frames),
     **each("video video.*", nothing("import.why.films")),
+    "max_num_samples": same("limit"),
+    "slider_strength": otherwise("", "import.why.slider_sets", strength),
     "is_regularisation_data": flag("regularization"),
     "is_regularization_data": flag("regularization"),
     "probability": otherwise(
@@ -404,7 +433,7 @@ SET_ROWS: dict[str, Row] = {
         "id type dataset_type disabled minimum_image_size maximum_image_size minimum_aspect_ratio "
         "maximum_aspect_ratio target_downsample_size resolution_type aws_* ignore_epochs default bucket_strategy "
         "auto_split file_extension instance_data_root disable_validation start_epoch start_step end_epoch end_step "
-        "caption_filter_list slider_strength aspect_bucket_alignment sampling mask_*",
+        "caption_filter_list crop_aspect_buckets aspect_bucket_alignment sampling mask_*",
         nothing("import.why.set_detail"),
     ),
 }

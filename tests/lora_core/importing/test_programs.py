@@ -1,6 +1,7 @@
 """One configuration of our own for each program: what it becomes, and that every key in it is in the report."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -387,6 +388,10 @@ def test_first_frames_of_simpletuner_are_taken_over(first, wanted):
     assert first_set(simpletuner(films))["first_frame"] == wanted
 
 
+def test_a_limit_of_pictures_is_taken_over_from_simpletuner():
+    assert first_set(simpletuner({"id": "a", "instance_data_dir": "a", "max_num_samples": 50}))["limit"] == 50
+
+
 def test_a_system_prompt_goes_before_every_caption():
     command = 'python lumina_train_network.py --train_data_dir a --system_prompt "You are an assistant."'
     result = imported([Text("train.sh", command)])
@@ -419,6 +424,144 @@ def test_frames_of_onetrainer_count_for_models_of_films_alone(model, expected):
     config |= {"concepts": [{"name": "a", "path": "films"}], "epochs": 1}
     result = imported([Text("x.json", json.dumps(config))])
     assert value(result, "data.frames") == expected
+
+
+def ai_toolkit(process, *sets, **train):
+    more = {"network": {"linear": 8}, "model": {"name_or_path": "m"}, "train": {"steps": 10, **train}, "datasets": sets}
+    config = {"job": "extension", "config": {"name": "a", "process": [{"type": "sd_trainer", **more, **process}]}}
+    return imported([Text("x.json", json.dumps(config))])
+
+
+def whys(result):
+    return {line.key: line.why and line.why.code for line in result.lines}
+
+
+AGED = {"positive_prompt": "old\nperson", "negative_prompt": "young person", "target_class": "person"}
+
+
+def test_a_concept_slider_of_ai_toolkit_is_a_slider_here(tmp_path):
+    """There strength s leads to e(target) + s * guidance * (e(positive) - e(negative)) on the latents of pictures, both ways, and the anchor is held."""
+    given = {**AGED, "guidance_strength": 2.5, "anchor_class": "dog", "anchor_strength": 0.8}
+    off = {"loss_type": "mae", "min_snr_gamma": 5, "train_text_encoder": True, "reg_weight": 2, PRESERVED: True}
+    result = ai_toolkit({"type": "concept_slider", "slider": given}, {"folder_path": "people"}, **off)
+    says(
+        result, method="slider", slider__positive="old person", slider__negative="young person", slider__target="person", slider__guidance=2.5,
+        slider__preserve="dog", slider__preserve_weight=0.4, data__folder="people", prior=None, text_encoder=None, loss=None, objective=None,
+    )  # fmt: skip
+    assert {whys(result)[f"train.{key}"] for key in off} == {"import.why.slider_without"}
+    config = require_job(result, tmp_path)
+    assert config.slider.both_ways
+    assert config.slider.mode == "slide"
+
+
+@pytest.mark.parametrize(
+    ("changes", "key", "why"),
+    [
+        ({"positive_prompt": " "}, "type", "slider_prompts"),
+        ({"negative_prompt": None}, "slider.negative_prompt", "slider_negative"),
+        ({"anchor_class": ""}, "slider.anchor_class", "slider_anchor"),
+        ({"guidance_strength": 0}, "slider.guidance_strength", "value"),
+        ({"anchor_strength": 2}, "slider.anchor_strength", "off"),
+    ],
+)
+def test_what_a_concept_slider_cannot_be_here_is_told(changes, key, why):
+    given = {name: value for name, value in {**AGED, **changes}.items() if value is not None}
+    result = ai_toolkit({"type": "concept_slider", "slider": given}, {"folder_path": "people"})
+    assert fates(result)[key] is Fate.NOTHING
+    assert whys(result)[key] == f"import.why.{why}"
+
+
+def test_a_slider_without_target_and_negative_prompt_says_the_same_here_as_there():
+    given = {"positive_prompt": "high detail", "guidance_strength": 3}
+    result = ai_toolkit({"type": "concept_slider", "slider": given}, {"folder_path": "people"})
+    says(result, method="slider", slider__negative="", slider__target=None, slider__preserve_weight=None)
+    assert fates(result)["slider.negative_prompt"] is Fate.SAME
+
+
+def test_sliders_of_other_jobs_of_ai_toolkit_are_not_taken_for_ours():
+    older = ai_toolkit({"type": "slider", "slider": {"targets": [{"target_class": "person"}]}})
+    assert (whys(older)["type"], whys(older)["slider.targets"]) == ("import.why.slider_older",) * 2
+    plain = ai_toolkit({"slider": AGED}, {"folder_path": "people"})
+    says(plain, method=None, slider=None)
+    assert whys(plain)["slider.positive_prompt"] == "import.why.off"
+
+
+PRESERVED = "diff_output_preservation"
+
+
+def test_output_preservation_of_ai_toolkit_holds_the_class_by_predictions(tmp_path):
+    """There a term beside the loss: the network with the LoRA, asked with the class for the trigger, keeps to its answer without, for the same latents."""
+    given = {PRESERVED: True, f"{PRESERVED}_class": "cat", f"{PRESERVED}_multiplier": 0.5, "reg_weight": 3.0}
+    result = ai_toolkit({"trigger_word": "zog"}, {"folder_path": "cats"}, **given)
+    says(
+        result,
+        prior__held_by="predictions",
+        prior__class_word="cat",
+        prior__weight=0.5,
+        data__trigger="zog",
+    )
+    assert whys(result)["train.reg_weight"] == "import.why.held_weight"
+    assert require_job(result, tmp_path).prior.without_pictures
+
+
+@pytest.mark.parametrize(
+    ("train", "key", "why"),
+    [
+        ({PRESERVED: True}, PRESERVED, "held_class"),
+        ({f"{PRESERVED}_class": "cat"}, f"{PRESERVED}_class", "off"),
+        ({PRESERVED: False, f"{PRESERVED}_multiplier": 2.0}, f"{PRESERVED}_multiplier", "off"),
+        ({"blank_prompt_preservation": True}, "blank_prompt_preservation", "blank_prompt"),
+    ],
+)
+def test_preservation_that_has_no_counterpart_is_told(train, key, why):
+    result = ai_toolkit({"trigger_word": "zog"}, {"folder_path": "cats"}, **train)
+    says(result, prior=None)
+    assert whys(result)[f"train.{key}"] == f"import.why.{why}"
+
+
+def test_without_preservation_the_weight_of_class_pictures_is_taken_over():
+    says(ai_toolkit({}, {"folder_path": "cats"}, reg_weight=3.0), prior__weight=3.0)
+
+
+@pytest.mark.parametrize(
+    ("given", "mask", "why"),
+    [
+        ({"inpaint_path": "cats/"}, "alpha", "input_mask"),
+        ({"inpaint_path": "holes"}, "file", "input_mask"),
+        ({"inpaint_path": "holes", "mask_path": "masks"}, None, "one_mask"),
+    ],
+)
+def test_what_ai_toolkit_fills_is_an_input_mask(given, mask, why):
+    """There it is transparent in a picture of the same name, which may be the picture itself."""
+    result = ai_toolkit({}, {"folder_path": "cats", **given})
+    assert first_set(result).get("input_mask") == mask
+    assert whys(result)["datasets[0].inpaint_path"] == f"import.why.{why}"
+
+
+@pytest.mark.parametrize(
+    ("config", "layer", "other"),
+    [
+        ({"model_family": "sdxl"}, "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q", "mid_block.attn2.to_q"),
+        ({"model_family": "flux"}, "transformer_blocks.0.attn.to_out.0", "transformer_blocks.0.attn.to_add_out"),
+        ({"model_family": "flux2"}, "single_transformer_blocks.0.attn.to_qkv_mlp_proj", "x_embedder"),
+        ({"model_family": "kandinsky5-image"}, "visual_transformer_blocks.0.attn1.to_key", "a.attn2.to_key"),
+    ],
+)  # fmt: skip
+def test_the_layers_of_simpletuners_sliders_are_a_pattern(config, layer, other):
+    result = simpletuner({"id": "a", "instance_data_dir": "a"}, slider_lora_target=True, **config)
+    assert value(result, "adapter.targets") == "regex"
+    assert re.search(value(result, "adapter.include"), layer)
+    assert not re.search(value(result, "adapter.include"), other)
+    lycoris = simpletuner({"id": "a", "instance_data_dir": "a"}, slider_lora_target=True, lora_type="lycoris", **config)
+    assert value(lycoris, "adapter.include") is None
+
+
+@pytest.mark.parametrize(("strength", "why"), [(1, "off"), (-0.5, "slider_sets"), (0, "slider_sets")])
+def test_sets_at_strengths_of_their_own_have_no_counterpart(strength, why):
+    """There the plain loss of each set's pictures, with the LoRA at the set's strength; here a slider learns what differs in pairs."""
+    result = simpletuner({"id": "a", "instance_data_dir": "a", "slider_strength": strength})
+    assert value(result, "method") in (None, "lora")
+    assert whys(result)["backends[0].slider_strength"] == f"import.why.{why}"
 
 
 ODD = [
