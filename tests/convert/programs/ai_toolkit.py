@@ -28,7 +28,6 @@ FLAGS = {
 FAMILIES = tuple(FLAGS)
 KINDS_ON = ()  # its user says with many settings which kind of module stands over which layer
 NOT_RUN = {
-    "Stable Diffusion 1.x, 2.x and XL": "they are not measured yet",
     "kinds beside plain LoRA": "its user says with many settings which kind stands over which layer",
     "Chroma, Flux.2, Wan, LTX-2, HiDream, Anima, OmniGen2, Krea 2, Ideogram 4, ERNIE-Image": "models of its own code",
 }

@@ -463,7 +463,11 @@ class Survey:
         return shortened(missed, names)
 
     def alone(self, form: str, names: Iterable[str]) -> list[str]:
-        """The patterns whose first layer is not read of a file of four layers, or alone where such a file raises."""
+        """The patterns whose first layer is not read of a file of four layers, or alone where such a file raises.
+
+        Nor, for text encoders, of a file that holds one whole, as some programs want it, or layers of the denoiser
+        beside it, by which some know the form.
+        """
         first = {stars: members[0] for stars, members in by_pattern(names).items()}
         read: set[str] = set()
         for some in batches(list(first.values()), 4):
@@ -473,6 +477,13 @@ class Survey:
                 read |= {name for name, seen in zip(some, alone) if seen is not None and seen.read()}
             else:
                 read |= what.read()
+        denoiser = FAMILIES[self.tree.family].component
+        beside = [name for name in first.values() if name in read and component(name) == denoiser][:4]
+        for part, members in parts_of(names).items():
+            for more in ([], beside):
+                if part != denoiser and not read & {*members}:
+                    encoder = self.of([*members, *more], form)
+                    read |= set() if encoder is None else encoder.read()
         return [stars for stars, name in first.items() if name not in read]
 
     def tolerance(self, form: str, most: int = 40) -> int | None:

@@ -124,8 +124,8 @@ def load(tree: Tree, path: Path) -> dict[str, torch.Tensor]:
     return change
 
 
-def filtered(part: torch.nn.Module, prefix: str, state: dict, groups: list | None) -> list[str]:
-    """The layer filter that chooses the layers of the file: the denoiser's setting of this program."""
+def filtered(part: torch.nn.Module, prefix: str, state: dict, groups: list | None) -> list[str] | None:
+    """The layer filter that chooses the layers of the file: the denoiser's setting of this program. None, for all layers, where it knows none of them."""
     layers = {key.removeprefix(f"{prefix}.") for key in state if key.startswith(f"{prefix}.")}
     layers = {
         re.sub(r"\.(lora_down\.weight|lora_up\.weight|alpha|dora_scale|(hada|lokr|oft)_.*)$", "", layer)
@@ -135,7 +135,7 @@ def filtered(part: torch.nn.Module, prefix: str, state: dict, groups: list | Non
         for layer in [layer for layer in layers if layer.endswith(f".{fused}")]:
             layers |= {f"{layer.removesuffix(fused)}{leaf}" for leaf in leaves}
     known = [re.escape(name) for name, _ in part.named_modules() if name in layers]
-    return [f"^({'|'.join(known)})$"]
+    return [f"^({'|'.join(known)})$"] if known else None
 
 
 def wrapped(tree: Tree, prefix: str, part: torch.nn.Module, config: TrainConfig, state: dict) -> LoRAModuleWrapper:
@@ -227,7 +227,9 @@ def changes_of(tree: Tree, prefix: str, part: torch.nn.Module, wrapper: LoRAModu
                 label = f"{base}.{name}"
                 if label not in tree.weights or layer.weight.ndim == 1:
                     continue
-                if layer.weight.ndim == 2:
+                if isinstance(
+                    layer, torch.nn.Linear
+                ):  # the gate of HiDream's experts is none, and gets no adapter there
                     answer = layer.forward(torch.eye(layer.in_features))
                     out[label] = (answer if layer.bias is None else answer - layer.bias).T - layer.weight
                 elif name in convolutions:
