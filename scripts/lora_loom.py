@@ -1,4 +1,4 @@
-"""The door for A1111, Forge and reForge: their script loader runs this file by path. It loads the folder it lies in as the package lora_loom."""
+"""The door for A1111, Forge, reForge and Forge classic: their script loader runs this file by path. It loads the folder it lies in as the package lora_loom."""
 
 import importlib.util
 import sys

@@ -1,4 +1,7 @@
-"""Tests inside real WebUIs: A1111, Forge and reForge at $WEBUI_DIR, $FORGE_DIR, $REFORGE_DIR, else below ~/webui. Only when asked for: pytest tests/webui."""
+"""Tests inside real WebUIs: A1111, Forge, reForge and Forge classic at $WEBUI_DIR, $FORGE_DIR, $REFORGE_DIR, $FORGE_CLASSIC_DIR, else below ~/webui.
+
+Only when asked for: pytest tests/webui.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from live_webui import KINDS, running  # noqa: E402
 
 
 def pytest_ignore_collect(collection_path, config):
-    """Everything here, unless an argument names this folder or something in it: starting three hosts is nothing for the default tests."""
+    """Everything here, unless an argument names this folder or something in it: starting four hosts is nothing for the default tests."""
     if not collection_path.is_relative_to(HERE):
         return None
     paths = [Path(str(a).partition("::")[0]) for a in config.invocation_params.args if not str(a).startswith("-")]

@@ -79,7 +79,14 @@ REFORGE = Kind(
     _CPU_FORGE,
     {"sd1": "tiny_sd15", "sdxl": "tiny_sdxl_vae", "full": "full_sd15"},
 )
-KINDS = {kind.name: kind for kind in (A1111, FORGE, REFORGE)}
+CLASSIC = Kind(
+    "Classic",
+    "FORGE_CLASSIC_DIR",
+    "classic",
+    _CPU_FORGE,
+    {"sd1": "tiny_sd15", "sdxl": "tiny_sdxl_vae", "full": "full_sd15"},
+)
+KINDS = {kind.name: kind for kind in (A1111, FORGE, REFORGE, CLASSIC)}
 
 
 def models_folder() -> Path:

@@ -93,6 +93,8 @@ LEFT = ["clip_skip", "emphasis", "token_merging", "embedding", "hypernetwork", "
 def test_what_a_picture_leaves_changes_nothing_that_is_trained(server, untouched, left):
     if (server.kind.name, left) == ("reForge", "another_vae"):
         pytest.skip("its own option does not put back the VAE it had: the weights have another hash afterwards")
+    if (server.kind.name, left) == ("Classic", "hypernetwork"):
+        pytest.skip("it has no hypernetworks")
     found = server.inside("after_a_picture", file=FILE, left=left)
     assert found["losses"] == untouched["losses"]
     assert found["tensors"] == untouched["tensors"]

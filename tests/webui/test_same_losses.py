@@ -1,4 +1,4 @@
-"""One job on one checkpoint file of Stable Diffusion 1 through five doors: A1111, Forge, reForge, ComfyUI and the terminal.
+"""One job on one checkpoint file of Stable Diffusion 1 through six doors: A1111, Forge, reForge, Forge classic, ComfyUI and the terminal.
 
 Measured on 2026-11-29 (AMD EPYC, CPU, fp32; torch 2.1.2, 2.3.1, 2.5.1, 2.13.0, 2.13.0): steps 1 to 6 of the first job are
 1.029688 1.014619 0.977479 1.036114 1.178696 0.967227 in Forge, reForge, ComfyUI and the terminal alike. A1111 gives the same where the sides of

@@ -3,7 +3,7 @@
 import pytest
 
 FILE = "shown.py"
-TRAINED = {"tiny_inpaint": ("A1111", "Forge", "reForge"), "tiny_pix2pix": ("A1111", "reForge")}
+TRAINED = {"tiny_inpaint": ("A1111", "Forge", "reForge", "Classic"), "tiny_pix2pix": ("A1111", "reForge")}
 CHANNELS = {"tiny_inpaint": 5, "tiny_pix2pix": 4}
 
 
@@ -12,7 +12,7 @@ def shown(server, request):
     """The host with a model that is shown pictures; whether it fills masks, and how many channels it reads of them."""
     name = request.param
     if server.kind.name not in TRAINED[name]:
-        pytest.skip("Forge refuses it, see test_refusals.py")
+        pytest.skip("Forge refuses it, see test_refusals.py; Forge classic does not load it")
     with server.changed_to(name):
         yield server, name == "tiny_inpaint", CHANNELS[name]
 

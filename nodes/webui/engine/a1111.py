@@ -20,9 +20,9 @@ from ....lora_core.messages.errors import LoomError
 from ....lora_core.messages.message import Message
 from ....lora_core.objectives import DiscreteLevels, Objective, discrete_sigmas, rescale_zero_terminal_snr
 from ....lora_core.transfer import sent
-from .a1111_texts import A1111Texts
+from .a1111_texts import A1111Texts, size_values
 from .backend import WebUIBackend
-from .captions import Encoded, lengthened
+from .captions import Encoded
 from .drawing import drawn, scheduler_for
 from .host import loaded_model, lora_extension, wanted_model
 from .joined import EDITED, FILLED, Joined
@@ -123,13 +123,6 @@ class A1111Backend(WebUIBackend):
     def load(self) -> None:
         """Hooks of the host bring the model where it runs in each forward."""
 
-    def join(self, texts: Sequence[Encoded]) -> Encoded:
-        longest = max(text["crossattn"].shape[1] for text in texts)
-        joined = {"crossattn": torch.cat([lengthened(text["crossattn"], longest) for text in texts])}
-        if "pooled" in texts[0]:
-            joined["pooled"] = torch.cat([text["pooled"] for text in texts])
-        return joined
-
     def ask(
         self, x_t: torch.Tensor, sigma: torch.Tensor, texts: Encoded, fits: Sequence[Fit], beside: torch.Tensor | None
     ) -> torch.Tensor:
@@ -139,7 +132,7 @@ class A1111Backend(WebUIBackend):
         scaled = x_t / (1 + wide.square()).sqrt().view(-1, 1, 1, 1).to(x_t.dtype)
         text = sent(texts["crossattn"], x_t.device)
         if self.family == "sdxl":
-            sizes = torch.cat([self._sizes(fit) for fit in fits])
+            sizes = torch.cat([self._texts.sizes(size_values(fit)) for fit in fits])
             cond: Any = {"crossattn": text, "vector": torch.cat([texts["pooled"].to(sizes), sizes], 1)}
         else:
             cond = {"c_crossattn": [text]}
@@ -147,12 +140,6 @@ class A1111Backend(WebUIBackend):
             cond["c_concat"] = [beside.to(self.dtype)]
         with devices.without_autocast() if devices.unet_needs_upcast else devices.autocast():
             return self.model.apply_model(scaled.to(self.dtype), t, cond).float()
-
-    def _sizes(self, fit: Fit) -> torch.Tensor:
-        (width, height), (left, top), (to_width, to_height) = fit.original, fit.crop, fit.bucket
-        values = ((height, width), (top, left), (to_height, to_width))
-        names = ("original_size_as_tuple", "crop_coords_top_left", "target_size_as_tuple")
-        return self._texts.sizes(dict(zip(names, values, strict=True)))
 
     def draw(self, job: SampleJob, adapters: AdapterSet) -> list[Image.Image]:
         with torch.no_grad(), self._texts.known(adapters.tokens), self._texts.attention_in_parts(adapters):

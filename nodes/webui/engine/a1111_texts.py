@@ -16,6 +16,7 @@ from ....lora_core.adapters.attach import override_forward
 from ....lora_core.adapters.tokens import TokenSet, TokenTable, TokenVectors
 from ....lora_core.backends.base import weights_checksum
 from ....lora_core.borrowing.aliases import replaced
+from ....lora_core.data.buckets import Fit
 from ....lora_core.data.lengths import TextLength
 from .captions import Encoded
 from .openclip import projections, through
@@ -33,8 +34,16 @@ _KOHYA = {
 _OPENCLIP = {"mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2"}
 
 
+def size_values(fit: Fit) -> dict[str, tuple[int, int]]:
+    """What SDXL's size embedders read of a picture, by their inputs."""
+    (width, height), (left, top), (to_width, to_height) = fit.original, fit.crop, fit.bucket
+    return dict(zip(SIZES, ((height, width), (top, left), (to_height, to_width)), strict=True))
+
+
 class A1111Texts:
     """Of `model` (shared.sd_model), whose text encoders have the names clip_l, clip_g, clip_h here, as everywhere."""
+
+    host = "A1111"
 
     def __init__(self, model: Any, family: str):
         self._model, self._family = model, family.removesuffix("-v")
@@ -129,7 +138,7 @@ class A1111Texts:
     def fingerprint(self) -> str:
         options = [str(self._options.get(name, getattr(shared.opts, name, None))) for name in OPTIONS]
         weights = [weights_checksum(encoder.wrapped) for encoder in self.encoders.values()]
-        return " ".join(["A1111", *weights, *options])
+        return " ".join([self.host, *weights, *options])
 
     # ---- what can be trained -----------------------------------------------------------------------------------------
 
@@ -171,7 +180,7 @@ class A1111Texts:
         """OpenCLIP's attention through its projections, as long as adapters may hang on them."""
         with contextlib.ExitStack() as undo:
             for name, encoder in self.encoders.items() if adapters.changes_text and len(adapters) else ():
-                for block in self._blocks(name) if hasattr(encoder.wrapped, "model") else ():
+                for block in () if hasattr(encoder.wrapped, "transformer") else self._blocks(name):
                     undo.enter_context(override_forward(block.attn, through(block.attn, self._projections(block.attn))))
             yield
 

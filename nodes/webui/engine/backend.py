@@ -1,10 +1,11 @@
-"""What the backends of A1111 and Forge have in common: the loaded model lent in place, settled first, given back for each picture the host draws."""
+"""What the backends of A1111, Forge and Forge classic have in common: a model lent in place, settled first, given back for each picture the host draws."""
 
 from __future__ import annotations
 
 import abc
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,13 +41,15 @@ from ....lora_core.messages.errors import LoomError
 from ....lora_core.messages.message import Message
 from ....lora_core.objectives import NoiseLevels, Objective
 from . import drawing
-from .captions import Captions, Encoded, TextEncoders
+from .captions import Captions, Encoded, TextEncoders, lengthened
 from .check import require_exact
 from .host import loaded_model, model_file
 from .joined import Joined
 from .lending import Lending
 
 PROBE_PX = 64  # of the latent on which a lent model is tried out
+ACTIVATION_FACTOR = 3  # of a forward and backward over a host's estimate for sampling
+BYTES_PER_VALUE = 4 * 4  # an adapter's value, its gradient and two Adam moments in fp32
 
 
 class WebUIBackend(abc.ABC):
@@ -139,13 +142,20 @@ class WebUIBackend(abc.ABC):
     ) -> torch.Tensor:
         """The network's raw output for x_t (B, ...) at sigma (B,), with what it reads `beside` the noise (B, ...)."""
 
-    @abc.abstractmethod
     def join(self, texts: Sequence[Encoded]) -> Encoded | None:
         """The texts of a batch as one; None for texts that cannot be."""
+        parts = {name: [text[name] for text in texts] for name in texts[0]}
+        longest = max(part.shape[1] for part in parts["crossattn"])
+        parts["crossattn"] = [lengthened(part, longest) for part in parts["crossattn"]]
+        return {name: torch.cat(of_texts) for name, of_texts in parts.items()}
 
     @abc.abstractmethod
     def draw(self, job: SampleJob, adapters: AdapterSet) -> list[Image.Image]:
         """Pictures by the host's own sampler."""
+
+    def differentiable(self) -> AbstractContextManager[None]:
+        """A block in which the host computes by code that has gradients, where they are wanted."""
+        return contextlib.nullcontext()
 
     @property
     def clip_skip(self) -> int | None:
@@ -276,7 +286,7 @@ class WebUIBackend(abc.ABC):
         self.settled += self.settle()
         self._identity = self.fingerprint()
         self._adapters, self._largest = adapters, largest
-        self._lending = Lending(borrowings, modules)
+        self._lending = Lending(borrowings, modules, self.differentiable)
         try:
             with torch.inference_mode(False), torch.enable_grad():
                 self.captions.lend(adapters)
@@ -308,6 +318,21 @@ class WebUIBackend(abc.ABC):
                 raise LoomError("webui.model_changed")
             self.load()
             lending.on()
+
+    @contextlib.contextmanager
+    def _taken_off(self) -> Iterator[None]:
+        """Inside, nothing of the run is on the host's model, which may be moved."""
+        lending = self._lending if self._lending is not None and self._lending.installed else None
+        if lending is not None:
+            lending.off()
+        yield
+        if lending is not None:
+            lending.on()
+
+    def _bytes_beside(self, for_sampling: Callable[[tuple[int, ...]], float]) -> float:
+        """What a run needs beside the model, by the host's estimate for sampling latents of a shape."""
+        shape = self._largest if len(self._largest) == 4 else (1, self._channels(), 64, 64)
+        return BYTES_PER_VALUE * self._adapters.count() + ACTIVATION_FACTOR * for_sampling(shape)
 
     def require_at_hand(self) -> None:
         """Raises LoomError when the host has unloaded the model or taken another one."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ STATE = (
     "stopping_generation", "processing_has_refined_job_count",
 )  # fmt: skip
 DEFAULT_SAMPLER, USUAL_SCHEDULER = "Euler", "Automatic"
+OF_ALL_PICTURES = "k_sched_type"  # the option of older hosts
 
 
 @contextlib.contextmanager
@@ -51,18 +53,46 @@ def sampler_named(name: str) -> str:
 
 def scheduler_named(name: str) -> str:
     """The host's noise schedule for a name of ours (`karras`, `sgm_uniform`) or its own; the sampler's usual one for one it does not have."""
-    from modules import sd_schedulers
+    schedules = _schedules()
+    return schedules.get(name) or schedules.get(name.lower()) or USUAL_SCHEDULER
 
-    scheduler = sd_schedulers.schedulers_map.get(name) or sd_schedulers.schedulers_map.get(name.lower())
-    return getattr(scheduler, "label", "") or USUAL_SCHEDULER
+
+def _schedules() -> Mapping[str, str]:
+    """The host's word for each name of a noise schedule."""
+    try:
+        from modules import sd_schedulers
+    except ImportError:  # an older host, which has some of them as an option for all of its pictures
+        from modules import sd_samplers_kdiffusion
+
+        return {name.lower(): name for name in sd_samplers_kdiffusion.k_diffusion_scheduler}
+    return {name: scheduler.label for name, scheduler in sd_schedulers.schedulers_map.items()}
 
 
 def samplers() -> Samplers:
     """The samplers and schedules that `sampler_named` and `scheduler_named` find."""
-    from modules import sd_samplers, sd_schedulers
+    from modules import sd_samplers
 
     names = dict.fromkeys(name.removeprefix("k_") for name in sd_samplers.samplers_map)
-    return Samplers(tuple(names), (SampleConfig().scheduler, *sd_schedulers.schedulers_map))
+    return Samplers(tuple(names), (SampleConfig().scheduler, *_schedules()))
+
+
+@contextlib.contextmanager
+def _scheduled(scheduler: str) -> Iterator[dict[str, str]]:
+    """What a request has to say for its pictures to be drawn with this noise schedule; inside, an older host is told by its option instead."""
+    from modules import processing, shared
+
+    if "scheduler" in {field.name for field in dataclasses.fields(processing.StableDiffusionProcessing)}:
+        yield {"scheduler": scheduler}
+        return
+    data = shared.opts.data
+    before = {OF_ALL_PICTURES: data[OF_ALL_PICTURES]} if OF_ALL_PICTURES in data else {}
+    if scheduler != USUAL_SCHEDULER:
+        data[OF_ALL_PICTURES] = scheduler
+    try:
+        yield {}
+    finally:
+        data.pop(OF_ALL_PICTURES, None)
+        data.update(before)
 
 
 def drawn(
@@ -72,25 +102,29 @@ def drawn(
     from modules import processing
 
     config = job.config
-    request = processing.StableDiffusionProcessingTxt2Img(
-        sd_model=model,
-        prompt=prompt,
-        negative_prompt=config.negative,
-        seed=config.seed,
-        steps=config.steps,
-        cfg_scale=config.cfg,
-        width=job.width_px,
-        height=job.height_px,
-        sampler_name=sampler_named(config.sampler),
-        scheduler=scheduler,
-        do_not_save_samples=True,
-        do_not_save_grid=True,
-        do_not_reload_embeddings=True,
-    )
-    request.scripts = None
-    request.disable_extra_networks = True  # a LoRA in the prompt would be merged into the weights that are trained
-    request.cached_c, request.cached_uc = [None, None], [None, None]  # else texts of this moment meet later pictures
-    if beside is not None:
-        request.txt2img_image_conditioning = lambda x, *size, **sizes: beside.to(x)
-    with state_kept(), contextlib.closing(request):
-        return [image.convert("RGB") for image in processing.process_images(request).images[:1]]
+    with _scheduled(scheduler) as schedule, state_kept():
+        request = processing.StableDiffusionProcessingTxt2Img(
+            sd_model=model,
+            prompt=prompt,
+            negative_prompt=config.negative,
+            seed=config.seed,
+            steps=config.steps,
+            cfg_scale=config.cfg,
+            width=job.width_px,
+            height=job.height_px,
+            sampler_name=sampler_named(config.sampler),
+            **schedule,
+            do_not_save_samples=True,
+            do_not_save_grid=True,
+            do_not_reload_embeddings=True,
+        )
+        request.scripts = None
+        request.disable_extra_networks = True  # a LoRA in the prompt would be merged into the weights that are trained
+        request.cached_c, request.cached_uc = (
+            [None, None],
+            [None, None],
+        )  # else texts of this moment meet later pictures
+        if beside is not None:
+            request.txt2img_image_conditioning = lambda x, *size, **sizes: beside.to(x)
+        with contextlib.closing(request):
+            return [image.convert("RGB") for image in processing.process_images(request).images[:1]]

@@ -23,7 +23,7 @@ from ....lora_core.messages.message import Message
 from ....lora_core.objectives import DiscreteLevels, FlowLevels, NoiseLevels, Objective
 from ....lora_core.transfer import sent
 from .backend import WebUIBackend
-from .captions import Encoded, lengthened
+from .captions import Encoded
 from .drawing import drawn, scheduler_for
 from .forge_layers import ForgeLayers, are_loaded, load_all
 from .forge_texts import ForgeTexts
@@ -33,8 +33,6 @@ from .tokens import written
 
 PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v", "const": "flow"}
 FAMILIES = {"StableDiffusion": "sd1", "StableDiffusion2": "sd2", "StableDiffusionXL": "sdxl", "Flux": "flux1"}
-ACTIVATION_FACTOR = 3  # of a forward and backward over the host's estimate for sampling
-BYTES_PER_VALUE = 4 * 4  # an adapter's value, its gradient and two Adam moments in fp32
 
 
 class ForgeBackend(WebUIBackend):
@@ -178,33 +176,17 @@ class ForgeBackend(WebUIBackend):
         patchers = [self._patcher]
         if self._adapters.trains_text:
             patchers.append(self.model.forge_objects_original.clip.patcher)
-        if are_loaded(patchers):
-            return
-        lending = self._lending if self._lending is not None and self._lending.installed else None
-        if lending is not None:
-            lending.off()
-        load_all(patchers, self._needed_bytes)
-        if lending is not None:
-            lending.on()
-
-    @property
-    def _needed_bytes(self) -> float:
-        shape = self._largest if len(self._largest) == 4 else (1, self._channels(), 64, 64)
-        activations = ACTIVATION_FACTOR * self._kmodel.memory_required(shape)
-        return BYTES_PER_VALUE * self._adapters.count() + activations
+        if not are_loaded(patchers):
+            with self._taken_off():
+                load_all(patchers, self._bytes_beside(self._kmodel.memory_required))
 
     def _channels(self) -> int:
         return self.model.forge_objects.vae.latent_channels
 
     def join(self, texts: Sequence[Encoded]) -> Encoded | None:
-        longest = max(text["crossattn"].shape[1] for text in texts)
-        if self.family == "flux1" and any(text["crossattn"].shape[1] != longest for text in texts):
+        if self.family == "flux1" and len({text["crossattn"].shape[1] for text in texts}) > 1:
             return None
-        joined = {"crossattn": torch.cat([lengthened(text["crossattn"], longest) for text in texts])}
-        for name in texts[0]:
-            if name != "crossattn":
-                joined[name] = torch.cat([text[name] for text in texts])
-        return joined
+        return super().join(texts)
 
     def ask(
         self, x_t: torch.Tensor, sigma: torch.Tensor, texts: Encoded, fits: Sequence[Fit], beside: torch.Tensor | None

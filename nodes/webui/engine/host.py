@@ -18,14 +18,20 @@ class WebUI(enum.Enum):
     A1111 = "AUTOMATIC1111"
     FORGE = "Forge"
     REFORGE = "reForge"
+    CLASSIC = "Forge classic"
 
 
 def webui_here() -> WebUI:
-    """By its own packages, not by its name: Forge brings `backend`, reForge ComfyUI's modules as `ldm_patched`. Raises LoomError for others."""
+    """By its own packages, not by its name: Forge brings `backend`, the others ComfyUI's modules as `ldm_patched`, of which older ones lack injections.
+
+    Raises LoomError for others.
+    """
     if _has("backend.diffusion_engine") and _has("modules_forge"):
         return WebUI.FORGE
-    if _has("ldm_patched.modules"):
+    if _has("ldm_patched.modules.patcher_extension"):
         return WebUI.REFORGE
+    if _has("ldm_patched.modules.model_patcher"):
+        return WebUI.CLASSIC
     if _has("modules.sd_hijack") and _has("modules.sd_models"):
         return WebUI.A1111
     raise LoomError("webui.unknown")

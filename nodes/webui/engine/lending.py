@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 
 from torch import nn
 
@@ -11,10 +12,18 @@ from ....lora_core.borrowing.borrow import Borrowing
 
 
 class Lending:
-    """Borrowings of one run, and base weights that want no gradient. `on` and `off` may be called any number of times, in turn."""
+    """Borrowings of one run, and base weights that want no gradient. `on` and `off` may be called any number of times, in turn.
 
-    def __init__(self, borrowings: Sequence[Borrowing], modules: Sequence[nn.Module]):
-        self._borrowings, self._modules = borrowings, modules
+    `kernels`: a block in which the host computes by code that has gradients.
+    """
+
+    def __init__(
+        self,
+        borrowings: Sequence[Borrowing],
+        modules: Sequence[nn.Module],
+        kernels: Callable[[], AbstractContextManager[None]],
+    ):
+        self._borrowings, self._modules, self._kernels = borrowings, modules, kernels
         self._undo: contextlib.ExitStack | None = None
 
     @property
@@ -25,6 +34,7 @@ class Lending:
         self.off()
         with contextlib.ExitStack() as undo:
             undo.enter_context(without_gradients(self._modules))
+            undo.enter_context(self._kernels())
             for borrowing in self._borrowings:
                 undo.callback(borrowing.eject)
                 borrowing.inject()

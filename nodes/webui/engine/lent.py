@@ -44,6 +44,8 @@ def _backend_of(host: WebUI) -> WebUIBackend:
     with _parts_of_a_known_host():
         if host is WebUI.FORGE:
             from .forge import ForgeBackend as HostsBackend
+        elif host is WebUI.CLASSIC:
+            from .classic import ClassicBackend as HostsBackend  # type: ignore[assignment]
         else:
             from .a1111 import A1111Backend as HostsBackend  # type: ignore[assignment]
     return HostsBackend()

@@ -21,6 +21,7 @@ from modules import shared
 
 from ....lora_core.messages.errors import LoomError
 from ....lora_core.messages.message import Message
+from .first_forge import untiled
 from .host import loaded_model, model_file, pictures_end_in_noise, wanted_model
 from .reforge_texts import readable
 
@@ -94,7 +95,7 @@ def _to_pure_noise(unet: Any) -> Any:
     return drawn
 
 
-with comfy_names():  # which an older ComfyUI, such as that of Forge classic, cannot serve
+with comfy_names():
     from ...host.engine.backend import HostBackend
 
 
@@ -124,12 +125,7 @@ class Loan:
 
     def settle(self) -> list[Message]:
         """Tiling alone: LoRAs are patches of clones, which the host takes off when it loads ours."""
-        if not getattr(self._model, "tiling_enabled", False):
-            return []
-        from modules_forge.forge_util import apply_circular_forge
-
-        apply_circular_forge(self._model, False)
-        return [Message.of("webui.settled_tiling")]
+        return untiled(self._model)
 
     @contextlib.contextmanager
     def given_back(self) -> Iterator[None]:

@@ -9,6 +9,7 @@ from lora_loom.convert.results import kohya_name_of_native
 from lora_loom.lora_core.adapters.tokens import Token, TokenSet, TokenTable, TokenVectors
 from lora_loom.lora_core.data.shown import NOTHING, Shown
 from lora_loom.lora_core.messages.errors import LoomError
+from lora_loom.nodes.webui.engine import host as host_module
 from lora_loom.nodes.webui.engine import lent, tokens
 from lora_loom.nodes.webui.engine.captions import lengthened
 from lora_loom.nodes.webui.engine.host import WebUI
@@ -82,6 +83,20 @@ def test_weights_ask_for_gradients_again_after_the_loan():
     with without_gradients([layer]):
         assert not layer.weight.requires_grad
     assert (layer.weight.requires_grad, layer.bias.requires_grad) == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("parts", "host"),
+    [
+        (("modules.sd_hijack", "modules.sd_models"), WebUI.A1111),
+        (("modules.sd_hijack", "modules.sd_models", "modules_forge", "backend.diffusion_engine"), WebUI.FORGE),
+        (("modules.sd_models", "ldm_patched.modules.model_patcher", "ldm_patched.modules.patcher_extension"), WebUI.REFORGE),
+        (("modules.sd_hijack", "modules.sd_models", "ldm_patched.modules.model_patcher"), WebUI.CLASSIC),
+    ],
+)  # fmt: skip
+def test_a_host_is_known_by_what_it_is_made_of(monkeypatch, parts, host):
+    monkeypatch.setattr(host_module, "_has", parts.__contains__)
+    assert host_module.webui_here() is host
 
 
 @pytest.mark.parametrize("host", WebUI)

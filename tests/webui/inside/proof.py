@@ -289,7 +289,29 @@ def _attention(name):
         finally:
             unet.attention_function = before
         return
+    if host() == "CLASSIC":
+        from ldm_patched.ldm.modules import attention
+
+        before = attention.optimized_attention
+        attention.optimized_attention = getattr(attention, "attention_basic" if name == "plain" else name)
+        is_absent = not hasattr(attention, "sageattn")
+        if is_absent:
+            attention.sageattn = _without_gradients
+        try:
+            yield
+        finally:
+            attention.optimized_attention = before
+            if is_absent:
+                del attention.sageattn
+        return
     yield
+
+
+def _without_gradients(q, k, v, tensor_layout, **more):
+    """What SageAttention is to autograd, on any device."""
+    assert tensor_layout == "NHD"
+    q, k, v = (x.detach().transpose(1, 2) for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
 
 
 def file_against_live(**config):
@@ -498,7 +520,7 @@ def size_matters():
         def answer(original, crop):
             fit = buckets.Fit(original, (64, 64), crop, (64, 64))
             with torch.no_grad():
-                return backend.ask(x_t, sigma, texts, [fit]).clone()
+                return backend.ask(x_t, sigma, texts, [fit], None).clone()
 
         plain = answer((64, 64), (0, 0))
         others = [

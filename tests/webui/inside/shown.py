@@ -61,7 +61,7 @@ def without_chance():
     """The VAE of the host gives the mean of its distribution; the host's img2img draws from it."""
     with contextlib.ExitStack() as undo:
         if proof.host() != "FORGE":
-            place = "ldm_patched.ldm" if proof.host() == "REFORGE" else "ldm"
+            place = "ldm_patched.ldm" if proof.host() in ("REFORGE", "CLASSIC") else "ldm"
             distributions = importlib.import_module(f"{place}.modules.distributions.distributions")
             spread = distributions.DiagonalGaussianDistribution
             undo.callback(setattr, spread, "sample", spread.sample)

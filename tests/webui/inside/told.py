@@ -12,7 +12,7 @@ from methods import option  # noqa: E402
 
 def samplers():
     """The host's samplers and schedules, what a setting of each of our names is drawn with, and which names are refused."""
-    from modules import sd_samplers, sd_schedulers
+    from modules import sd_samplers
 
     drawing, prompts = proof.package("nodes.webui.engine.drawing"), proof.package("lora_core.training.prompts")
     with proof.locked():
@@ -30,11 +30,21 @@ def samplers():
                     )
         drawn = {name: drawing.sampler_named(name) for name in names.names}
         schedules = {name: drawing.scheduler_named(name) for name in names.schedules}
-        known = {scheduler.label for scheduler in sd_schedulers.schedulers}
+        known = _schedules_of_host()
         return {
             "host": [sampler.name for sampler in sd_samplers.all_samplers], "drawn": drawn, "refused": refused,
             "host_schedules": sorted(known), "schedules": schedules, "our_default": drawing.scheduler_named("simple"),
         }  # fmt: skip
+
+
+def _schedules_of_host():
+    if proof.host() == "CLASSIC":
+        from modules.sd_samplers_kdiffusion import k_diffusion_scheduler
+
+        return set(k_diffusion_scheduler)
+    from modules import sd_schedulers
+
+    return {scheduler.label for scheduler in sd_schedulers.schedulers}
 
 
 def clip_skip(skip):

@@ -1,9 +1,12 @@
-"""A neighbour for tests: narrow models become known to the hosts. Forge and reForge know models by their widths, A1111 asks OpenCLIP for its encoders.
+"""A neighbour for tests: narrow models become known to the hosts. Forge and its forks know models by their widths, A1111 asks OpenCLIP for its encoders.
 
 $LOOM_MODELS: where the models lie.
 """
 
+import inspect
+import json
 import os
+import tempfile
 from pathlib import Path
 
 try:
@@ -43,13 +46,18 @@ def of_forge():
     narrow("Flux", huggingface_repo=str(MODELS / "tiny_flux"), unet_extra_config=FLUX)
 
 
-def of_reforge():
-    """Which has the widths of text encoders in its classes."""
+def of_its_forks():
+    """Which have the widths of text encoders in their classes."""
     import ldm_patched.modules.sdxl_clip as of_sdxl
-    import ldm_patched.modules.text_encoders.sd2_clip as of_sd2
+
+    try:
+        import ldm_patched.modules.text_encoders.sd2_clip as of_sd2
+    except ImportError:  # Forge classic
+        import ldm_patched.modules.sd2_clip as of_sd2
 
     narrow("SD15")
-    narrow("SD15_instructpix2pix")
+    if hasattr(known, "SD15_instructpix2pix"):
+        narrow("SD15_instructpix2pix")
     narrow("SDXL", **HEADS)
     narrow("SD20", **HEADS)
     of_sdxl.SDXLClipG = encoder(False, hidden_size=512, intermediate_size=2048, num_attention_heads=8, num_hidden_layers=12)  # fmt: skip
@@ -60,15 +68,26 @@ def encoder(layer_norm, **widths):
     """A text encoder whose last layer but one is read."""
     from ldm_patched.modules.sd1_clip import SDClipModel
 
+    config = {**TEXT, **widths, "projection_dim": widths["hidden_size"]}
+    has_options = "model_options" in inspect.signature(SDClipModel.__init__).parameters
+
     class Narrow(SDClipModel):
         def __init__(self, device="cpu", dtype=None, model_options=None, **_):
             ids = {"start": 49406, "end": 49407, "pad": 0}
+            more = {"model_options": model_options or {}} if has_options else {}
             super().__init__(
-                device=device, layer="hidden", layer_idx=-2, textmodel_json_config={**TEXT, **widths, "projection_dim": widths["hidden_size"]},
-                dtype=dtype, special_tokens=ids, layer_norm_hidden_state=layer_norm, model_options=model_options or {},
+                device=device, layer="hidden", layer_idx=-2, textmodel_json_config=config if has_options else in_a_file(config),
+                dtype=dtype, special_tokens=ids, layer_norm_hidden_state=layer_norm, **more,
             )  # fmt: skip
 
     return Narrow
+
+
+def in_a_file(config):
+    """As an older host reads it."""
+    file = Path(tempfile.mkdtemp(prefix="loom_narrow_")) / "config.json"
+    file.write_text(json.dumps(config))
+    return str(file)
 
 
 if known is None:  # A1111
@@ -76,4 +95,4 @@ if known is None:  # A1111
 
     open_clip.add_model_config(Path(__file__).resolve().parents[1] / "loom-narrow.json")
 elif not any(getattr(model, "narrow", False) for model in known.models):
-    of_forge() if hasattr(known.SD15, "huggingface_repo") else of_reforge()
+    of_forge() if hasattr(known.SD15, "huggingface_repo") else of_its_forks()
