@@ -30,7 +30,7 @@ from .classic_layers import ClassicLayers, differentiable_attention
 from .classic_texts import ClassicTexts
 from .drawing import drawn, scheduler_for
 from .first_forge import settled_clones, untiled
-from .host import loaded_model, wanted_model
+from .host import WebUI, loaded_model, wanted_model
 from .joined import FILLED, Joined
 from .tokens import written
 
@@ -48,7 +48,7 @@ class ClassicBackend(WebUIBackend):
         self.model = wanted_model()
         objects = getattr(self.model, "forge_objects_original", None)
         if objects is None:
-            raise LoomError("webui.no_model", host="Forge classic")
+            raise LoomError("webui.no_model", host=WebUI.CLASSIC.value)
         self._patcher, self._clip, self._vae = objects.unet, objects.clip.patcher, objects.vae
         self._kmodel = self._patcher.model
         self._encoder_names = tuple(sorted(name for name, _ in self._clip.model.named_children()))
