@@ -20,8 +20,8 @@ PLACE = ROOT / "example_workflows"
 WIDTH, HEIGHT, MARGIN = 640, 480, 24  # px
 GROUND, NODE, INK, FAINT = "#20242c", "#39404d", "#f2f2f2", "#8a93a3"
 RUN_FIRST = {  # number -> where its sheet is, below the host's output
-    "21": "lora_loom/*/before-after.png", "23": "lora_loom/*/before-after.png", "24": "lora_loom_compared*.png",
-    "26": "lora_loom/*/before-after.png",
+    "21": "lora_loom/*/before-after.png", "24": "lora_loom_compared*.png",  # of the run before
+    "23": "lora_loom/*/before-after.png", "26": "lora_loom/*/before-after.png",
 }  # fmt: skip
 NOT_DRAWN = ("MarkdownNote", "CLIPTextEncode", "EmptyLatentImage", "VAEDecode")
 SHORT = {

@@ -1,7 +1,7 @@
 """What the engine does beside plain training is done on a WebUI's model too, and what pictures leave in it changes nothing of it."""
 
 import pytest
-from lora_loom.convert.loaders import readers_of
+from lora_loom.convert.loaders import PROGRAMS, readers_of
 
 FILE = "methods.py"
 OTHER_SAMPLER = (
@@ -17,9 +17,10 @@ def test_every_kind_of_adapter_is_trained_and_its_file_is_read_where_it_is_said_
     every = {"adapter": {"algorithm": algorithm, "targets": "conv"}}
     found = server.inside("file_against_live", **(linear if algorithm == "ia3" else every))
     assert found["live_vs_plain"]["max"] > 3, found
-    reads = server.kind.name in readers_of(algorithm)
-    assert (found["file_vs_live"]["max"] <= 2) == reads, found
     assert found["changed"] == 0, found
+    if server.kind.name in PROGRAMS:  # nothing is said of what Forge classic reads
+        reads = server.kind.name in readers_of(algorithm)
+        assert (found["file_vs_live"]["max"] <= 2) == reads, found
 
 
 def test_samples_are_drawn_by_the_hosts_own_sampler(server):
