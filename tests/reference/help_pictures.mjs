@@ -81,12 +81,12 @@ const whole = async (picture) => {
     const boxes = window.app.graph._nodes.map((n) => [n.pos[0], n.pos[1] - 40, n.pos[0] + n.size[0], n.pos[1] + n.size[1]]);
     const [left, top] = [0, 1].map((i) => Math.min(...boxes.map((b) => b[i])));
     const [right, bottom] = [2, 3].map((i) => Math.max(...boxes.map((b) => b[i])));
-    const scale = Math.min((room.width - 120) / (right - left), (room.height - 160) / (bottom - top), 1);
+    const scale = Math.min((room.width - 120) / (right - left), (room.height - 200) / (bottom - top), 1);
     canvas.ds.scale = scale;
-    canvas.ds.offset = [-left + 90 / scale, -top + 70 / scale];
+    canvas.ds.offset = [-left + 90 / scale, -top + 110 / scale];
     canvas.setDirty(true, true);
     await new Promise((done) => setTimeout(done, 1500));
-    return { x: room.left + 78, y: room.top + 58, width: (right - left) * scale + 24, height: (bottom - top) * scale + 24 };
+    return { x: room.left + 78, y: room.top + 98, width: (right - left) * scale + 24, height: (bottom - top) * scale + 24 };
   });
   await page.screenshot({ path: file(picture), clip: box });
 };
