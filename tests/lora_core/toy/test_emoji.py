@@ -182,7 +182,7 @@ def _stage(path: Path, stop_at: int | None = None, taken: list[int] | None = Non
         x = torch.randn(8, 3, generator=torch.Generator().manual_seed(step))
         return (module(x) - x[:, :2]).square().mean()
 
-    stage.Stage(path, {"module": module}, 0.05, 12).run(loss_of)
+    stage.Stage(path, {"module": module}, 0.05, 12).learn(loss_of)
     return module
 
 
@@ -212,7 +212,7 @@ def test_a_stage_without_a_save_goes_on_from_kept_weights_and_one_with_a_save_fr
     assert one.step == 9
     assert torch.equal(one.modules["module"].weight, kept.weight.half().float())
     taken: list[int] = []
-    one.run(lambda step: (taken.append(step), one.modules["module"].weight.square().sum())[1])
+    one.learn(lambda step: (taken.append(step), one.modules["module"].weight.square().sum())[1])
     assert taken == [9, 10, 11]
     assert begun(tmp_path / "one.state", tmp_path / "begun").step == 12
     assert begun(tmp_path / "two.state", None).step == 0
